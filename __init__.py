@@ -1,0 +1,1 @@
+"""Graphwright: compiler-style graph rewriting for transformer models."""

@@ -1,0 +1,444 @@
+"""``FxView``: the graph of a ``torch.export`` program seen through the vocabulary."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
+from torch.fx import Graph
+from torch.fx.node import Node as FxNode
+from torch.fx.node import map_arg
+
+from .errors import BadInput, InvalidGraph, Refusal
+from .fx_table import BUILDERS, READERS
+from .types import UNKNOWN, Type
+from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
+from .vocab import complete_attrs, spec
+from .weights import MemoryWeight, Weight
+
+_GETITEM = operator.getitem
+_SEVERAL = frozenset({"split", "topk"})
+"""Ops with several results: their types are needed at once, to make the ``getitem`` nodes."""
+_WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
+
+
+class FxView(View):
+    """A functional FX graph whose weights are placeholders bound to lazy handles.
+
+    Build one with ``from_program``. ``weight_names`` maps each weight placeholder to its qualified
+    name, ``program`` is the export that the graph came from (for its calling convention).
+    """
+
+    kind: ClassVar[Literal["fx", "onnx"]] = "fx"
+
+    def __init__(
+        self,
+        graph: Graph,
+        program: ExportedProgram,
+        weights: dict[str, Weight],
+        names: tuple[tuple[str, ...], tuple[str, ...]],
+        source: Source,
+        symbols: Mapping[str, str],
+    ) -> None:
+        self.graph = graph
+        self.program = program
+        self.source = source
+        self.origin: Origin | None = None
+        self.symbols = dict(symbols)
+        self._weights = weights
+        self._names = names
+        self._metadata: dict[str, str] = {}
+        self._placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        self._output = next(n for n in reversed(graph.nodes) if n.op == "output")
+        self._by_key: dict[Any, FxNode] = {}
+        self._dim_text: dict[Any, str] = {}
+
+    @classmethod
+    def from_program(
+        cls,
+        program: ExportedProgram,
+        *,
+        weights: Mapping[str, Weight] | None = None,
+        source: Source | None = None,
+        dim_names: Mapping[str, str] | None = None,
+    ) -> FxView:
+        """View a program that ``run_decompositions({})`` has made functional.
+
+        ``weights`` gives handles by qualified name for parameters whose tensors in the program are
+        fake; ``dim_names`` maps the exporter's symbols (``s43``) to names (``batch``). Raises
+        ``BadInput`` where the graph mutates its inputs or holds in-place ops.
+        """
+        _refuse_mutation(program)
+        graph = Graph()
+        mapping: dict[FxNode, FxNode] = {}
+        outputs = graph.graph_copy(program.graph, mapping)
+        graph.output(outputs)
+        handles: dict[str, Weight] = {}
+        specs = {s.arg.name: s for s in program.graph_signature.input_specs}
+        for node in graph.nodes:
+            if node.op != "placeholder":
+                continue
+            spec_ = specs[node.name]
+            if spec_.kind not in _WEIGHT_KINDS:
+                continue
+            target = str(spec_.target)
+            node.meta["weight"] = target
+            handles[target] = (weights or {}).get(target) or _program_weight(program, target)
+        names = _input_names(program), _output_names(program)
+        return cls(graph, program, handles, names, source or Source(), dim_names or {})
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Node]:
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node.target is not _GETITEM:
+                yield node
+
+    def op(self, node: Node) -> str:
+        entry = READERS.get(node.target)
+        if entry is None:
+            return _own_op(node.target)
+        name, reader, partial = entry
+        return NATIVE if partial and reader(node) is None else name
+
+    def native_op(self, node: Node) -> str:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload):
+            return str(target)
+        return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+
+    def operands(self, node: Node) -> tuple[Operand, ...]:
+        reading = self._reading(node)
+        if reading is not None:
+            return reading[0]
+        return tuple(node.all_input_nodes)
+
+    def attrs(self, node: Node) -> Mapping[str, Attr]:
+        reading = self._reading(node)
+        if reading is not None:
+            return reading[1]
+        plain = {f"arg{i}": a for i, a in enumerate(node.args) if _is_plain(a)}
+        return plain | {k: v for k, v in node.kwargs.items() if _is_plain(v)}
+
+    def _reading(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        entry = READERS.get(node.target)
+        if entry is not None:
+            return entry[1](node)
+        name = _own_op(node.target)
+        if name == NATIVE:
+            return None
+        operands = list(node.args)
+        while operands and operands[-1] is None:
+            operands.pop()
+        return tuple(operands), {**spec(name).attrs, **node.kwargs}
+
+    def results(self, node: Node) -> tuple[Value, ...]:
+        if not isinstance(node.meta.get("val"), tuple | list):
+            return (node,)
+        items = [u for u in node.users if u.target is _GETITEM]
+        return tuple(sorted(items, key=lambda u: u.args[1]))
+
+    def producer(self, value: Value) -> Node | None:
+        if value.op != "call_function":
+            return None
+        return value.args[0] if value.target is _GETITEM else value
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        return tuple(u for u in value.users if u.op != "output")
+
+    def is_output(self, value: Value) -> bool:
+        return self._output in value.users
+
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(n for n in self._placeholders if "weight" not in n.meta)
+
+    def outputs(self) -> tuple[Value, ...]:
+        return tuple(self._output.args[0])  # type: ignore[arg-type]
+
+    def input_names(self) -> tuple[str, ...]:
+        return self._names[0]
+
+    def output_names(self) -> tuple[str, ...]:
+        return self._names[1]
+
+    def type(self, value: Value) -> Type:
+        val = value.meta.get("val")
+        if val is None and value.op == "call_function":
+            val = self._refresh(value)
+        if isinstance(val, torch.Tensor):
+            return Type(val.dtype, tuple(self._dim(d) for d in val.shape))
+        if isinstance(val, int | torch.SymInt):
+            return Type(torch.int64, ())
+        return UNKNOWN
+
+    def _dim(self, dim: int | torch.SymInt) -> int | str:
+        if isinstance(dim, int):
+            return dim
+        expr = dim.node.expr
+        text = self._dim_text.get(expr)
+        if text is None:
+            text = re.sub(r"[a-z]+\d+", lambda m: self.symbols.get(m[0], m[0]), str(expr))
+            self._dim_text[expr] = text
+        return int(text) if text.isdigit() else text
+
+    def _refresh(self, node: FxNode) -> Any:
+        """Compute the fake value of a node whose type an edit left open, its operands first."""
+        pending = [node]
+        while pending:
+            current = pending[-1]
+            open_ = [n for n in current.all_input_nodes if n.meta.get("val") is None]
+            if open_:
+                pending.extend(open_)
+                continue
+            args, kwargs = map_arg((current.args, current.kwargs), lambda n: n.meta["val"])
+            try:
+                with self._fake_mode():
+                    current.meta["val"] = current.target(*args, **kwargs)  # type: ignore[operator]
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise Refusal(
+                    f"{self.native_op(current)} does not fit its operands: {error}", current
+                ) from None
+            pending.pop()
+        return node.meta["val"]
+
+    def _fake_mode(self) -> Any:
+        for node in self._placeholders:
+            mode = getattr(node.meta.get("val"), "fake_mode", None)
+            if mode is not None:
+                return mode
+        raise InvalidGraph("the graph has no typed input")
+
+    def name(self, item: Node | Value) -> str:
+        weight = item.meta.get("weight")
+        return str(weight) if weight is not None else str(item.name)
+
+    def scope(self, node: Node) -> str:
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path = str(list(stack.values())[-1][0])
+        return re.sub(r"^L(?:__self___?|\['self'\])\.?", "", path)
+
+    def weight(self, value: Operand) -> Weight | None:
+        if not isinstance(value, FxNode):
+            return None
+        name = value.meta.get("weight") if value.op == "placeholder" else None
+        return None if name is None else self._weights[name]
+
+    def weights(self) -> Mapping[str, Weight]:
+        return self._weights
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+    # --- editing -----------------------------------------------------------------------------
+
+    def build(
+        self,
+        op: str,
+        operands: Sequence[Operand],
+        attrs: Mapping[str, Attr] | None = None,
+        *,
+        before: Node,
+        name: str | None = None,
+        like: Value | None = None,
+    ) -> Value:
+        full = complete_attrs(op, attrs)
+        least, most = spec(op).arity
+        if len(operands) < least or (most is not None and len(operands) > most):
+            raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
+        with self.graph.inserting_before(before):
+            first = before.prev
+            node = _builder(op)(self.graph, operands, full)
+            if name is not None:
+                node._rename(name)
+            made = node
+            while made is not first:
+                self._adopt(made, before)
+                made = made.prev
+            if like is not None and like.meta.get("val") is not None:
+                node.meta["val"] = like.meta["val"]
+            elif op in _SEVERAL and isinstance(self._refresh(node), tuple | list):
+                items = [
+                    self.graph.call_function(_GETITEM, (node, i))
+                    for i in range(len(node.meta["val"]))
+                ]
+                for item in items:
+                    self._adopt(item, before)
+                return items[0]
+        return node
+
+    def retype(self, value: Value, like: Value) -> None:
+        if value.meta.get("val") is None:
+            value.meta["val"] = like.meta.get("val")
+
+    def _adopt(self, node: FxNode, near: FxNode) -> None:
+        stack = near.meta.get("nn_module_stack")
+        if stack is not None:
+            node.meta.setdefault("nn_module_stack", stack)
+        if self.origin is not None:
+            node.meta["graphwright"] = self.origin
+
+    def add_weight(self, name: str, weight: Weight) -> Value:
+        shared = self._by_key.get(weight.key)
+        if shared is not None and shared.meta.get("weight") in self._weights:
+            return shared
+        unique = name
+        count = 1
+        while unique in self._weights:
+            unique = f"{name}_{count}"
+            count += 1
+        first_input = next(n for n in self._placeholders if "weight" not in n.meta)
+        with self.graph.inserting_before(first_input):
+            node = self.graph.placeholder(re.sub(r"\W", "_", f"w_{unique}"))
+        with self._fake_mode():
+            node.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype)
+        node.meta["weight"] = unique
+        self._weights[unique] = weight
+        self._by_key[weight.key] = node
+        self._placeholders.insert(self._placeholders.index(first_input), node)
+        return node
+
+    def replace(self, old: Value, new: Value) -> None:
+        maker = self.producer(new)
+        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not maker)
+
+    def set_operand(self, node: Node, index: int, operand: Operand) -> None:
+        current = self.operands(node)[index]
+        if isinstance(current, FxNode) and isinstance(operand, FxNode):
+            same = [i for i, o in enumerate(self.operands(node)) if o is current]
+            if len(same) == 1:
+                node.replace_input_with(current, operand)
+                return
+        args = list(node.args)
+        args[index] = operand
+        node.args = tuple(args)
+
+    def erase(self, node: Node) -> None:
+        for item in [u for u in node.users if u.target is _GETITEM and not u.users]:
+            self.graph.erase_node(item)
+        if node.users:
+            users = ", ".join(u.name for u in node.users)
+            raise InvalidGraph(f"{node.name} is still used by {users}")
+        self.graph.erase_node(node)
+
+    def set_weight(self, value: Value, weight: Weight) -> None:
+        old = self._weights[value.meta["weight"]]
+        if (old.shape, old.dtype) != (weight.shape, weight.dtype):
+            raise InvalidGraph(f"{self.name(value)}: {weight} cannot stand for {old}")
+        self._weights[value.meta["weight"]] = weight
+
+    def drop_unused_weights(self) -> int:
+        dead = [n for n in self._placeholders if "weight" in n.meta and not n.users]
+        for node in dead:
+            del self._weights[node.meta["weight"]]
+            self.graph.erase_node(node)
+        gone = set(dead)
+        self._placeholders = [n for n in self._placeholders if n not in gone]
+        self._by_key = {k: n for k, n in self._by_key.items() if n not in gone}
+        return len(dead)
+
+    def copy(self) -> FxView:
+        graph = Graph()
+        mapping: dict[FxNode, FxNode] = {}
+        graph.output(graph.graph_copy(self.graph, mapping))
+        view = FxView(
+            graph, self.program, dict(self._weights), self._names, self.source, self.symbols
+        )
+        view._metadata = dict(self._metadata)
+        view.origin = self.origin
+        view._by_key = {key: mapping[node] for key, node in self._by_key.items()}
+        return view
+
+    def arguments(self, node: Node) -> tuple[Value, ...]:
+        return tuple(node.all_input_nodes)
+
+    def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
+        env = dict(zip(node.all_input_nodes, args, strict=True))
+        call_args, call_kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
+        value = node.target(*call_args, **call_kwargs)
+        if isinstance(node.meta.get("val"), tuple | list):
+            return tuple(value[item.args[1]] for item in self.results(node))
+        return (value,)
+
+
+def _builder(op: str) -> Callable[..., FxNode]:
+    found = BUILDERS.get(op)
+    return _build_own(op) if found is None else found
+
+
+def _build_own(op: str) -> Callable[..., FxNode]:
+    from .ops import torch_op
+
+    count = len(spec(op).operands)
+    target = torch_op(op)
+
+    def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> FxNode:
+        padded = (*operands, *[None] * (count - len(operands)))
+        return graph.call_function(target, padded, dict(attrs))
+
+    return build
+
+
+def _own_op(target: Any) -> str:
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "graphwright":
+        return target._opname
+    return NATIVE
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(isinstance(v, int | float) for v in value)
+    return isinstance(value, int | float | bool | str | torch.dtype | None)
+
+
+def _program_weight(program: ExportedProgram, target: str) -> Weight:
+    tensor = program.state_dict.get(target)
+    if tensor is None:
+        tensor = program.constants[target]
+    if isinstance(tensor, torch._subclasses.FakeTensor) or tensor.device.type == "meta":
+        raise BadInput(f"the weight {target} has no data: give its handle in `weights`")
+    return MemoryWeight(tensor)
+
+
+def _refuse_mutation(program: ExportedProgram) -> None:
+    for spec_ in program.graph_signature.output_specs:
+        if spec_.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            raise BadInput(
+                f"the model writes to {spec_.target!r} while it runs; only functional graphs are "
+                "rewritten. Return the new value as an output instead"
+            )
+    for node in program.graph.nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+            raise BadInput(
+                f"{node.name}: {target} works in place; only functional graphs are rewritten. "
+                "Call run_decompositions({}) on the exported program first"
+            )
+
+
+def _input_names(program: ExportedProgram) -> tuple[str, ...]:
+    names = []
+    for spec_ in program.graph_signature.input_specs:
+        if spec_.kind != InputKind.USER_INPUT:
+            continue
+        if isinstance(spec_.arg, ConstantArgument | SymIntArgument):
+            raise BadInput(f"the input {spec_.arg.name} is no tensor: bind it before tracing")
+        names.append(spec_.arg.name)
+    return tuple(names)
+
+
+def _output_names(program: ExportedProgram) -> tuple[str, ...]:
+    specs = program.graph_signature.output_specs
+    out_spec = program.module_call_graph[0].signature.out_spec  # type: ignore[union-attr]
+    keys = out_spec.context if out_spec.type in (dict,) else None
+    if isinstance(keys, list) and len(keys) == len(specs):
+        return tuple(str(k) for k in keys)
+    if len(specs) == 1:
+        return ("output",)
+    return tuple(f"output_{i}" for i in range(len(specs)))

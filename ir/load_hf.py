@@ -1,0 +1,144 @@
+"""Hugging Face model folders: the graph from ``config.json``, the weights as handles on disk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from .checkpoint import converts, match, read_checkpoint
+from .errors import BadInput
+from .fx import FxView
+from .hf_model import build, read_config
+from .trace import trace
+from .view import Source
+from .weights import AbsentWeight, Weight
+
+
+def load_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    allow_missing_weights: bool = False,
+) -> FxView:
+    """The graph of a model folder. No weight is read, not even for tracing.
+
+    Text models take ``input_ids`` and ``attention_mask`` (``[batch, seq]``, i64), vision models
+    ``pixel_values`` (``[batch, channels, height, width]``); outputs have the model's own names,
+    without a KV cache. ``dtype`` overrides the config's. Raises ``BadInput`` for a model that is
+    not understood and for weights that do not fit it, ``Missing`` for absent files; with
+    ``allow_missing_weights`` absent weights become handles that cannot be read.
+    """
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    handles = read_checkpoint(folder, allow_missing=allow_missing_weights)
+    model = build(folder, config, handles, trust_remote_code=trust_remote_code, dtype=dtype)
+    inputs, shapes = _example_inputs(model)
+    _give_forward(model, inputs)
+    weights = bind_weights(model, handles, folder)
+    return trace(
+        model,
+        kwargs=inputs,
+        dynamic_shapes=shapes,
+        weights=weights,
+        source=Source(
+            kind="hf",
+            name=name or str(folder),
+            folder=str(folder),
+            files=source_files(folder),
+            source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
+            task=_task(model),
+        ),
+    )
+
+
+def source_files(folder: Path) -> tuple[Path, ...]:
+    """The files that decide the graph and its numbers: config and safetensors, sorted."""
+    return tuple(sorted([folder / "config.json", *folder.glob("*.safetensors")]))
+
+
+# --- inputs and outputs -------------------------------------------------------------------------
+
+
+def _example_inputs(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    config = getattr(model.config, "vision_config", None) or model.config
+    batch = Dim("batch")
+    if "input_ids" not in inspect.signature(model.forward).parameters:
+        size = config.image_size
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        pixels = torch.zeros(2, getattr(config, "num_channels", 3), height, width)
+        pixels = pixels.to(next(model.parameters()).dtype)
+        return {"pixel_values": pixels}, {"pixel_values": {0: batch}}
+    config = getattr(model.config, "text_config", None) or model.config
+    longest = getattr(config, "max_position_embeddings", None)
+    length = min(8, longest or 8)
+    tokens = torch.ones(2, length, dtype=torch.int64)
+    shape = {0: batch, 1: Dim("seq", max=longest)}
+    inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
+    return inputs, dict.fromkeys(inputs, shape)
+
+
+def _give_forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+    """Let the model take these inputs by name and return its tensors by name.
+
+    A wrapping module would prefix every weight's name; the names in the graph are those of the
+    checkpoint.
+    """
+    original = type(model).forward
+    fixed: dict[str, Any] = {"return_dict": True, "use_cache": False}
+    accepted = inspect.signature(original).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        fixed = {name: value for name, value in fixed.items() if name in accepted}
+
+    def tensors(self: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        output = original(self, **given, **fixed)
+        return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
+
+    def text(
+        self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return tensors(self, {"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def vision(self: Any, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return tensors(self, {"pixel_values": pixel_values})
+
+    model.forward = MethodType(vision if "pixel_values" in inputs else text, model)
+
+
+def _task(model: Any) -> str:
+    name = type(model).__name__
+    if "pixel_values" in inspect.signature(type(model).forward).parameters:
+        return "vision"
+    return "causal-lm" if "CausalLM" in name or "LMHead" in name else ""
+
+
+def bind_weights(
+    model: torch.nn.Module, handles: Mapping[str, Weight] | None, folder: Path
+) -> dict[str, Weight]:
+    """A handle for every parameter, and for every buffer that the checkpoint holds."""
+    if handles is None:
+        return {
+            name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
+            for name, p in model.named_parameters(remove_duplicate=False)
+        }
+    weights, absent = match(model, handles)
+    if absent:
+        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        advice = 'Check "architectures" in config.json against the checkpoint'
+        if converts(model):
+            advice = (
+                "transformers stacks or splits tensors of this family's checkpoints (experts, for "
+                "one), which is not supported; load the model there and trace it with "
+                "package.module:factory"
+            )
+        raise BadInput(
+            f"{folder}: {len(absent)} of the model's weights are not in the checkpoint: {listed}. "
+            f"{advice}"
+        )
+    return weights

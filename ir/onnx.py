@@ -1,0 +1,478 @@
+"""``OnnxView``: an ``onnx_ir.Model`` seen through the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import onnx_ir
+import torch
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
+
+from .errors import InvalidGraph, Refusal
+from .onnx_table import BUILDERS, DOMAIN, READERS
+from .tensors import has_weight, tensor_of, weight_of
+from .types import UNKNOWN, UNKNOWN_DIM, Type, unify
+from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
+from .vocab import complete_attrs, spec
+from .weights import Weight
+
+RULE_KEY = "graphwright.rule"
+STEP_KEY = "graphwright.pass"
+_SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "graphwright.scope")
+
+
+class OnnxView(View):
+    """An ONNX graph. Constant nodes become initializers; functions and subgraphs stay as they are.
+
+    ``model`` is owned by the view and edited in place; ``copy`` gives an independent one.
+    """
+
+    kind: ClassVar[Literal["fx", "onnx"]] = "onnx"
+
+    def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
+        self.model = model
+        self.source = source or Source()
+        self.origin: Origin | None = None
+        self._before: onnx_ir.Node | None = None
+        self._constants: dict[Any, onnx_ir.Value] = {}
+        self._handles: dict[onnx_ir.Value, tuple[Any, Weight]] = {}
+        self._by_key: dict[Any, onnx_ir.Value] = {}
+        self._count = 0
+        self._names: set[str] = set()
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        self._name_everything()
+
+    def _name_everything(self) -> None:
+        graph = self.model.graph
+        self._names = {v.name for v in graph.inputs if v.name} | set(graph.initializers)
+        self._names |= {v.name for n in graph.all_nodes() for v in n.outputs if v.name}
+        node_names: set[str] = set()
+        for node in graph:
+            if not node.name or node.name in node_names:
+                node.name = self._fresh(f"{node.op_type}", node_names)
+            node_names.add(node.name)
+        self._node_names = node_names
+
+    def _fresh(self, base: str, taken: set[str]) -> str:
+        if base not in taken:
+            return base
+        while True:
+            self._count += 1
+            name = f"{base}_{self._count}"
+            if name not in taken:
+                return name
+
+    # --- reading -----------------------------------------------------------------------------
+
+    def nodes(self) -> Iterator[Node]:
+        return iter(self.model.graph)
+
+    def op(self, node: Node) -> str:
+        if node.domain == DOMAIN:
+            return str(node.op_type)
+        for name, reader, partial in READERS.get((node.domain, node.op_type), ()):
+            if not partial or reader(node) is not None:
+                return name
+        return NATIVE
+
+    def native_op(self, node: Node) -> str:
+        return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
+
+    def _reading(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if node.domain == DOMAIN:
+            inputs = list(node.inputs)
+            while inputs and inputs[-1] is None:
+                inputs.pop()
+            return tuple(inputs), _decode(node)
+        for _, reader, _ in READERS.get((node.domain, node.op_type), ()):
+            reading = reader(node)
+            if reading is not None:
+                return reading
+        return None
+
+    def operands(self, node: Node) -> tuple[Operand, ...]:
+        reading = self._reading(node)
+        return tuple(v for v in node.inputs if v is not None) if reading is None else reading[0]
+
+    def attrs(self, node: Node) -> Mapping[str, Attr]:
+        reading = self._reading(node)
+        if reading is not None:
+            return reading[1]
+        plain = (onnx_ir.AttributeType.INT, onnx_ir.AttributeType.FLOAT,
+                 onnx_ir.AttributeType.STRING, onnx_ir.AttributeType.INTS,
+                 onnx_ir.AttributeType.FLOATS)  # fmt: skip
+        return {k: a.value for k, a in node.attributes.items() if a.type in plain}
+
+    def results(self, node: Node) -> tuple[Value, ...]:
+        return tuple(node.outputs)
+
+    def producer(self, value: Value) -> Node | None:
+        node: Node | None = value.producer()
+        return node
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        return tuple(value.consumers())
+
+    def is_output(self, value: Value) -> bool:
+        return bool(value.is_graph_output())
+
+    def inputs(self) -> tuple[Value, ...]:
+        initializers = self.model.graph.initializers
+        return tuple(v for v in self.model.graph.inputs if v.name not in initializers)
+
+    def outputs(self) -> tuple[Value, ...]:
+        return tuple(self.model.graph.outputs)
+
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(str(v.name) for v in self.inputs())
+
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(str(v.name) for v in self.outputs())
+
+    def type(self, value: Value) -> Type:
+        const = value.const_value
+        shape = value.shape if value.shape is not None else getattr(const, "shape", None)
+        dtype = value.dtype if value.dtype is not None else getattr(const, "dtype", None)
+        if shape is None and dtype is None:
+            return UNKNOWN
+        try:
+            torch_dtype = None if dtype is None else to_torch_dtype(dtype)
+        except TypeError:
+            torch_dtype = None
+        return Type(torch_dtype, None if shape is None else tuple(_dim(d) for d in shape))
+
+    def name(self, item: Node | Value) -> str:
+        return str(item.name)
+
+    def scope(self, node: Node) -> str:
+        for key in _SCOPE_KEYS:
+            text = node.metadata_props.get(key)
+            if text:
+                return _innermost_scope(text)
+        return ""
+
+    def weight(self, value: Operand) -> Weight | None:
+        if not isinstance(value, onnx_ir.Value) or value.const_value is None:
+            return None
+        tensor = value.const_value
+        cached = self._handles.get(value)
+        if cached is not None and cached[0] is tensor:
+            return cached[1]
+        if not has_weight(tensor):
+            return None
+        weight = weight_of(tensor)
+        self._handles[value] = (tensor, weight)
+        return weight
+
+    def weights(self) -> Mapping[str, Weight]:
+        found = {n: self.weight(v) for n, v in self.model.graph.initializers.items()}
+        return {name: weight for name, weight in found.items() if weight is not None}
+
+    def metadata(self) -> dict[str, str]:
+        return self.model.metadata_props
+
+    # --- editing -----------------------------------------------------------------------------
+
+    def build(
+        self,
+        op: str,
+        operands: Sequence[Operand],
+        attrs: Mapping[str, Attr] | None = None,
+        *,
+        before: Node,
+        name: str | None = None,
+        like: Value | None = None,
+    ) -> Value:
+        full = complete_attrs(op, attrs)
+        least, most = spec(op).arity
+        if len(operands) < least or (most is not None and len(operands) > most):
+            raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
+        types = self._infer(op, operands, full, before) if like is None else (self.type(like),)
+        self._before = before
+        builder = BUILDERS.get(op)
+        if builder is None or not self._spells(op):
+            outputs = len(types)
+            node = self.emit(op, self._as_values(operands), full, domain=DOMAIN, outputs=outputs)
+        else:
+            node = builder(self, operands, full)
+        if name is not None:
+            self._rename(node, name)
+        for value, type_ in zip(node.outputs, types, strict=True):
+            self._set_type(value, type_)
+        return node.outputs[0]
+
+    def retype(self, value: Value, like: Value) -> None:
+        known = self.type(value)
+        try:
+            self._set_type(value, unify(self.type(like), known))
+        except ValueError as error:
+            raise Refusal(f"the replacement has another type: {error}", value.producer()) from None
+
+    def _spells(self, op: str) -> bool:
+        return op != "gelu" or self.model.graph.opset_imports.get("", 0) >= 20
+
+    def _as_values(self, operands: Sequence[Operand]) -> list[onnx_ir.Value | None]:
+        like = next((o for o in operands if isinstance(o, onnx_ir.Value)), None)
+        return [
+            o if o is None or isinstance(o, onnx_ir.Value) else self.scalar(o, like)
+            for o in operands
+        ]
+
+    def _infer(
+        self, op: str, operands: Sequence[Operand], attrs: Mapping[str, Attr], before: Node
+    ) -> tuple[Type, ...]:
+        types = [self.type(o) if isinstance(o, onnx_ir.Value) else o for o in operands]
+        try:
+            return spec(op).infer(types, attrs)
+        except (ValueError, IndexError) as error:
+            raise Refusal(f"{op} does not fit its operands: {error}", before) from None
+
+    def _rename(self, node: Node, name: str) -> None:
+        self._node_names.discard(node.name)
+        node.name = self._fresh(name, self._node_names)
+        self._node_names.add(node.name)
+
+    def _set_type(self, value: onnx_ir.Value, type_: Type) -> None:
+        if type_.dtype is not None:
+            value.dtype = from_torch_dtype(type_.dtype)
+        if type_.shape is not None:
+            dims = [None if d == UNKNOWN_DIM else d for d in type_.shape]
+            value.shape = onnx_ir.Shape(dims)
+
+    def emit(
+        self,
+        op_type: str,
+        inputs: Sequence[Any],
+        attrs: Mapping[str, Any] | None = None,
+        *,
+        domain: str = "",
+        outputs: int = 1,
+    ) -> onnx_ir.Node:
+        """Insert one native node before the place that ``build`` or ``at`` has set."""
+        node = onnx_ir.Node(
+            domain,
+            op_type,
+            list(inputs),
+            _encode(attrs or {}),
+            num_outputs=outputs,
+        )
+        self._place(node)
+        return node
+
+    def _place(self, node: onnx_ir.Node) -> None:
+        base = self._before.name if self._before is not None else None
+        label = f"{base}/{node.op_type}" if base else str(node.op_type)
+        node.name = self._fresh(label, self._node_names)
+        self._node_names.add(str(node.name))
+        for value in node.outputs:
+            value.name = self._fresh(f"{node.name}:{value.index()}", self._names)
+            self._names.add(value.name)
+        if self.origin is not None:
+            node.metadata_props[RULE_KEY] = self.origin.rule
+            node.metadata_props[STEP_KEY] = str(self.origin.step)
+        if self._before is None:
+            self.model.graph.append(node)
+        else:
+            for key in _SCOPE_KEYS:
+                if key in self._before.metadata_props:
+                    node.metadata_props[key] = self._before.metadata_props[key]
+            self.model.graph.insert_before(self._before, node)
+        if node.domain:
+            self.model.graph.opset_imports.setdefault(node.domain, 1)
+
+    def splice(self, nodes: Sequence[onnx_ir.Node], *, before: Node) -> None:
+        """Insert recorded native nodes, named and marked as if they were built here.
+
+        ``Constant`` nodes among them become initializers; equal ones are shared.
+        """
+        self._before = before
+        for node in nodes:
+            if node.op_type == "Constant" and node.domain == "":
+                value = self._constant(node.attributes["value"].value.numpy())
+                node.outputs[0].replace_all_uses_with(value)
+                continue
+            self._place(node)
+
+    def at(self, before: Node) -> None:
+        """Let ``emit`` insert before this node (``build`` sets the place itself)."""
+        self._before = before
+
+    def integers(self, values: Sequence[int]) -> onnx_ir.Value:
+        return self._constant(np.asarray(list(values), dtype=np.int64))
+
+    def scalar(self, number: Any, like: onnx_ir.Value | None) -> onnx_ir.Value:
+        if isinstance(number, torch.Tensor):
+            return self._constant(number.numpy())
+        dtype = like.dtype.numpy() if like is not None and like.dtype is not None else None
+        if dtype is None:
+            dtype = np.dtype(np.float32 if isinstance(number, float) else np.int64)
+        return self._constant(np.asarray(number, dtype=dtype))
+
+    def _constant(self, array: np.ndarray[Any, Any]) -> onnx_ir.Value:
+        key = (str(array.dtype), array.shape, array.tobytes())
+        found = self._constants.get(key)
+        if found is not None and found.name in self.model.graph.initializers:
+            return found
+        value = self._register("const", onnx_ir.Tensor(array))
+        self._constants[key] = value
+        return value
+
+    def _register(self, base: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
+        name = self._fresh(base, self._names)
+        self._names.add(name)
+        value = onnx_ir.Value(
+            name=name,
+            shape=onnx_ir.Shape(tensor.shape),
+            type=onnx_ir.TensorType(tensor.dtype),
+            const_value=tensor,
+        )
+        self.model.graph.register_initializer(value)
+        return value
+
+    def add_weight(self, name: str, weight: Weight) -> Value:
+        shared = self._by_key.get(weight.key)
+        if shared is not None and shared.name in self.model.graph.initializers:
+            return shared
+        value = self._register(name, tensor_of(weight, name))
+        assert value.const_value is not None
+        value.const_value.name = value.name
+        self._by_key[weight.key] = value
+        return value
+
+    def replace(self, old: Value, new: Value) -> None:
+        maker = new.producer()
+        for node, index in list(old.uses()):
+            if node is not maker:
+                node.replace_input_with(index, new)
+        outputs = self.model.graph.outputs
+        for i, output in enumerate(outputs):
+            if output is old:
+                self._take_output(i, old, new)
+
+    def _take_output(self, index: int, old: Value, new: Value) -> None:
+        """The graph's outputs keep their names whichever value they are made by."""
+        if new.is_graph_output() or new.producer() is None:
+            self._before = None
+            passed = self.emit("Identity", [new]).outputs[0]
+            self._set_type(passed, self.type(new))
+            new = passed
+        public = old.name
+        self.model.graph.outputs[index] = new
+        old.name = self._fresh(f"{public}/replaced", self._names)
+        self._names.add(str(old.name))
+        new.name = public
+
+    def set_operand(self, node: Node, index: int, operand: Operand) -> None:
+        if not isinstance(operand, onnx_ir.Value):
+            operand = self.scalar(operand, node.inputs[index])
+        node.replace_input_with(index, operand)
+
+    def erase(self, node: Node) -> None:
+        for value in node.outputs:
+            if value.is_graph_output() or value.uses():
+                users = ", ".join(str(u.name) for u in value.consumers()) or "the graph's output"
+                raise InvalidGraph(f"{node.name} is still used by {users}")
+        self._node_names.discard(str(node.name))
+        self.model.graph.remove(node, safe=True)
+
+    def set_weight(self, value: Value, weight: Weight) -> None:
+        old = self.weight(value)
+        if old is None or (old.shape, old.dtype) != (weight.shape, weight.dtype):
+            raise InvalidGraph(f"{value.name}: {weight} cannot stand for {old}")
+        value.const_value = tensor_of(weight, str(value.name))
+
+    def drop_unused_weights(self) -> int:
+        graph = self.model.graph
+        dead = [
+            name
+            for name, value in graph.initializers.items()
+            if not value.uses() and not value.is_graph_output() and not value.is_graph_input()
+        ]
+        for name in dead:
+            self._handles.pop(graph.initializers[name], None)
+            del graph.initializers[name]
+        return len(dead)
+
+    def copy(self) -> OnnxView:
+        view = OnnxView(self.model.clone(), source=self.source)
+        view.origin = self.origin
+        return view
+
+    def arguments(self, node: Node) -> tuple[Value, ...]:
+        captured = [v for v in _captured(node)] if _has_subgraph(node) else []
+        inputs = [v for v in node.inputs if v is not None]
+        return tuple(dict.fromkeys([*inputs, *captured]))
+
+    def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
+        from .onnx_execute import execute
+
+        return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
+
+
+def _dim(dim: Any) -> int | str:
+    if isinstance(dim, int):
+        return dim
+    value = getattr(dim, "value", dim)
+    return UNKNOWN_DIM if value is None else (value if isinstance(value, int) else str(value))
+
+
+def _innermost_scope(text: str) -> str:
+    """The module path out of the exporter's list of scopes: its last entry is the op itself."""
+    if not text.startswith("["):
+        return text
+    names = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
+    return names[-2] if len(names) > 1 else ""
+
+
+def _has_subgraph(node: onnx_ir.Node) -> bool:
+    kinds = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
+    return any(a.type in kinds for a in node.attributes.values())
+
+
+def _captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """Values of the outer graph that a node's subgraphs read."""
+    for attr in node.attributes.values():
+        graphs = [attr.value] if attr.type == onnx_ir.AttributeType.GRAPH else []
+        graphs = list(attr.value) if attr.type == onnx_ir.AttributeType.GRAPHS else graphs
+        for graph in graphs:
+            inner = {v for v in graph.inputs} | set(graph.initializers.values())
+            nodes = list(graph.all_nodes())
+            inner |= {v for n in nodes for v in n.outputs}
+            used = [v for n in nodes for v in n.inputs if v is not None] + list(graph.outputs)
+            yield from (v for v in used if v not in inner and v.graph is not graph)
+
+
+def _encode(attrs: Mapping[str, Any]) -> list[onnx_ir.Attr]:
+    encoded = []
+    for name, value in attrs.items():
+        if value is None:
+            continue
+        if isinstance(value, torch.dtype):
+            value = int(from_torch_dtype(value))
+        if isinstance(value, bool):
+            value = int(value)
+        if isinstance(value, tuple | list) and not value:
+            encoded.append(onnx_ir.AttrInt64s(name, []))
+            continue
+        encoded.append(onnx_ir.convenience.convert_attribute(name, value))
+    return encoded
+
+
+def _decode(node: onnx_ir.Node) -> dict[str, Any]:
+    """Attributes of a node of our own domain, in the types that the vocabulary declares."""
+    declared = spec(node.op_type).attrs
+    decoded = dict(declared)
+    for name, attr in node.attributes.items():
+        value = attr.value
+        default = declared.get(name)
+        if isinstance(default, bool):
+            value = bool(value)
+        elif name == "dtype":
+            value = to_torch_dtype(onnx_ir.DataType(value))
+        elif isinstance(value, list):
+            value = tuple(value)
+        decoded[name] = value
+    return decoded

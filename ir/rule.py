@@ -1,0 +1,98 @@
+"""A rewrite rule: ``pattern`` / ``where`` / ``replace``, without state."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from .errors import Refusal
+from .pattern import Match, Matcher, Op, PatternBuilder, Var
+from .view import Attr, Node, Operand, Value, View
+
+
+class Rule:
+    """Base of a rule; the first line of its docstring is its equation, ``a => b``.
+
+    The parameters of ``pattern`` after ``p`` name the variables; ``replace`` gets them by name.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = True
+
+    def pattern(self, p: PatternBuilder, *variables: Any) -> Op:
+        """The pattern, built from ``p`` and the variables."""
+        raise TypeError(f"{type(self).__name__} declares no pattern")
+
+    def where(self, match: Match) -> None:
+        """Refuse a match (``match.refuse``) that the pattern alone cannot tell apart."""
+
+    def replace(self, build: Build, **bindings: Operand) -> Value | Sequence[Value]:
+        """Build what stands for the root's result (or results)."""
+        raise TypeError(f"{type(self).__name__} declares no replacement")
+
+    def matcher(self) -> Matcher:
+        """A fresh matcher of the rule's pattern."""
+        names = list(inspect.signature(self.pattern).parameters)[1:]
+        return Matcher(self.pattern(PatternBuilder(), *(Var(name) for name in names)))
+
+
+class Build:
+    """``build.add(x, y, name=value)`` inserts an op of the vocabulary before the matched root."""
+
+    def __init__(self, view: View, match: Match) -> None:
+        self.view = view
+        self.match = match
+        self.made: list[Value] = []
+
+    def __getattr__(self, op: str) -> Callable[..., Value]:
+        if op.startswith("__"):
+            raise AttributeError(op)
+
+        def make(*operands: Operand, **attrs: Attr) -> Value:
+            value = self.view.build(op, operands, attrs, before=self.match.root)
+            self.made.append(value)
+            return value
+
+        return make
+
+    def undo(self) -> None:
+        """Erase what was built, the last first."""
+        for value in reversed(self.made):
+            node = self.view.producer(value)
+            if node is not None:
+                self.view.erase(node)
+        self.made.clear()
+
+
+def apply(view: View, rule: Rule, match: Match) -> tuple[list[Value], list[Node]]:
+    """Replace a match; the values that were built and the nodes that went.
+
+    Raises ``Refusal`` where ``where`` refuses or the replacement does not fit; the graph is then
+    as it was.
+    """
+    rule.where(match)
+    build = Build(view, match)
+    try:
+        replaced = rule.replace(build, **match.bindings)
+        new = list(replaced) if isinstance(replaced, tuple | list) else [replaced]
+        old = list(view.results(match.root))
+        if len(old) != len(new):
+            raise Refusal(f"{rule.name} gives {len(new)} values for {len(old)}", match.root)
+        _settle_types(view, build.made, old, new)
+    except Refusal:
+        build.undo()
+        raise
+    for before, after in zip(old, new, strict=True):
+        view.replace(before, after)
+    return build.made, view.erase_dead(match.root)
+
+
+def _settle_types(view: View, made: list[Value], old: list[Value], new: list[Value]) -> None:
+    results = {id(v) for v in new}
+    for before, after in zip(old, new, strict=True):
+        if any(after is v for v in made):
+            view.retype(after, before)
+    for value in made:
+        if id(value) not in results:
+            view.type(value)

@@ -1,0 +1,162 @@
+"""Weights as ONNX tensors and back, without reading a byte until someone asks for it."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import warnings
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
+
+from .errors import BadInput, Missing
+from .weights import ComputedWeight, FileWeight, MemoryWeight, Weight, tensor_bytes
+
+_KEY = "graphwright.key"
+_keys = itertools.count()
+
+_UNPACKED: dict[onnx_ir.DataType, torch.dtype] = {
+    onnx_ir.DataType.INT4: torch.int8,
+    onnx_ir.DataType.UINT4: torch.uint8,
+    onnx_ir.DataType.INT2: torch.int8,
+    onnx_ir.DataType.UINT2: torch.uint8,
+}
+"""Integers narrower than a byte are read one to a byte: torch computes with nothing smaller."""
+
+
+class WeightTensor(onnx_ir.TensorProtocol):
+    """An ONNX tensor whose numbers come from a ``Weight`` each time they are asked for."""
+
+    def __init__(self, weight: Weight, name: str) -> None:
+        self._weight = weight
+        self.name = name
+        self.dtype = from_torch_dtype(weight.dtype)
+        self.shape = onnx_ir.Shape(weight.shape, frozen=True)
+        self.doc_string = None
+        self.metadata_props = {}
+        self.meta = {}
+
+    @property
+    def raw(self) -> Weight:
+        """The handle itself."""
+        return self._weight
+
+    @property
+    def size(self) -> int:
+        return self._weight.numel
+
+    @property
+    def nbytes(self) -> int:
+        return self._weight.nbytes
+
+    def numpy(self) -> np.ndarray[Any, Any]:
+        """The numbers, freshly read; bf16 and fp8 in the types of ``ml_dtypes``."""
+        flat = np.frombuffer(tensor_bytes(self._weight.read()), dtype=self.dtype.numpy())
+        return flat.reshape(self._weight.shape)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray[Any, Any]:
+        array = self.numpy()
+        return array if dtype is None else array.astype(dtype)
+
+    def __dlpack__(self, *, stream: Any = None) -> Any:
+        return self._weight.read().__dlpack__(stream=stream)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        return (1, 0)
+
+    def tobytes(self) -> bytes:
+        return tensor_bytes(self._weight.read()).tobytes()
+
+    def tofile(self, file: BinaryIO) -> None:
+        """Write the raw little-endian bytes; the tensor is in memory during this call only."""
+        file.write(tensor_bytes(self._weight.read()))
+
+    def __repr__(self) -> str:
+        return f"WeightTensor({self._weight!r}, name={self.name!r})"
+
+
+def tensor_of(weight: Weight, name: str) -> onnx_ir.TensorProtocol:
+    """The ONNX tensor of a weight. Raises ``BadInput`` where ONNX has no such dtype."""
+    try:
+        return WeightTensor(weight, name)
+    except TypeError:
+        raise BadInput(f"weight {name!r}: ONNX has no tensor type for {weight.dtype}") from None
+
+
+def has_weight(tensor: onnx_ir.TensorProtocol) -> bool:
+    """Whether ``weight_of`` can give a handle: false for strings and 4- and 6-bit floats."""
+    if tensor.dtype in _UNPACKED:
+        return True
+    try:
+        to_torch_dtype(tensor.dtype)
+    except TypeError:
+        return False
+    return True
+
+
+def weight_of(tensor: onnx_ir.TensorProtocol) -> Weight:
+    """The handle of an ONNX tensor; the inverse of ``tensor_of``. Nothing is read.
+
+    4- and 2-bit integers come unpacked, one to a byte. Raises ``BadInput`` for a dtype that torch
+    has not and for external data outside the model's folder or of the wrong length, and
+    ``Missing`` where the file of the external data is not there.
+    """
+    if isinstance(tensor, WeightTensor):
+        return tensor.raw
+    if not has_weight(tensor):
+        raise BadInput(f"tensor {tensor.name!r}: torch has no dtype for {tensor.dtype.name}")
+    shape = tuple(int(d) for d in tensor.shape.numpy())
+    packed = _UNPACKED.get(tensor.dtype)
+    dtype = to_torch_dtype(tensor.dtype) if packed is None else packed
+    if isinstance(tensor, onnx_ir.ExternalTensor):
+        path = _checked_path(tensor)
+        if packed is None:
+            return FileWeight(path, tensor.offset or 0, shape, dtype)
+    if isinstance(tensor.raw, torch.Tensor):
+        return MemoryWeight(tensor.raw)
+    if isinstance(tensor, onnx_ir.Tensor) and packed is None:
+        return MemoryWeight(_from_numpy(tensor.numpy(), dtype))
+    # A tensor inside a loaded proto copies its bytes at every access: no handle may hold them.
+    key = tensor.meta.setdefault(_KEY, next(_keys))
+    return ComputedWeight(
+        lambda: _from_numpy(tensor.numpy(), dtype).clone(), shape, dtype, ("onnx", key)
+    )
+
+
+def _from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+    with warnings.catch_warnings():
+        # torch warns of read-only memory; a weight's readers must not write to it anyway.
+        warnings.filterwarnings("ignore", message=".*not writable.*", category=UserWarning)
+        flat = torch.from_numpy(raw)
+    return flat.view(dtype).reshape(array.shape)
+
+
+def _checked_path(tensor: onnx_ir.ExternalTensor) -> Path:
+    """The data file of an external tensor, known to exist, in the model's folder, long enough."""
+    path = Path(tensor.path)
+    base = os.fspath(tensor.base_dir)
+    if base and not path.resolve().is_relative_to(Path(base).resolve()):
+        raise BadInput(
+            f"tensor {tensor.name!r}: its external data {os.fspath(tensor.location)!r} lies "
+            f"outside the model's folder {base}; such a file is not read"
+        )
+    if not path.is_file():
+        raise Missing(
+            f"tensor {tensor.name!r}: its external data file {path} is not there; "
+            "put it next to the .onnx file"
+        )
+    if tensor.length not in (None, tensor.nbytes):
+        raise BadInput(
+            f"{path}: tensor {tensor.name!r} declares {tensor.length} bytes of external data, "
+            f"its type needs {tensor.nbytes}"
+        )
+    end = (tensor.offset or 0) + tensor.nbytes
+    size = path.stat().st_size
+    if end > size:
+        raise BadInput(f"{path}: truncated: tensor {tensor.name!r} ends at byte {end} of {size}")
+    return path
