@@ -355,6 +355,15 @@ class FxView(View):
         view._by_key = {key: mapping[node] for key, node in self._by_key.items()}
         return view
 
+    def after(self, node: Node) -> Node:
+        return node.next
+
+    def to_program(self) -> ExportedProgram:
+        """The graph as an exported program whose weights are fake; see ``fx_program``."""
+        from .fx_program import to_program
+
+        return to_program(self)
+
     def arguments(self, node: Node) -> tuple[Value, ...]:
         return tuple(node.all_input_nodes)
 

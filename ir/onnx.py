@@ -279,7 +279,7 @@ class OnnxView(View):
             for key in _SCOPE_KEYS:
                 if key in self._before.metadata_props:
                     node.metadata_props[key] = self._before.metadata_props[key]
-            self.model.graph.insert_before(self._before, node)
+            _insert(node, self._before)
         if node.domain:
             self.model.graph.opset_imports.setdefault(node.domain, 1)
 
@@ -401,6 +401,9 @@ class OnnxView(View):
         view.origin = self.origin
         return view
 
+    def after(self, node: Node) -> Node:
+        return _After(node)
+
     def arguments(self, node: Node) -> tuple[Value, ...]:
         captured = [v for v in _captured(node)] if _has_subgraph(node) else []
         inputs = [v for v in node.inputs if v is not None]
@@ -410,6 +413,23 @@ class OnnxView(View):
         from .onnx_execute import execute
 
         return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
+
+
+class _After:
+    """The place right behind a node: what is inserted there follows in the order of insertion."""
+
+    def __init__(self, node: onnx_ir.Node) -> None:
+        self.last = node
+        self.name = node.name
+        self.metadata_props = node.metadata_props
+
+
+def _insert(node: onnx_ir.Node, place: onnx_ir.Node | _After) -> None:
+    if isinstance(place, _After):
+        place.last.append(node)
+        place.last = node
+    else:
+        place.prepend(node)
 
 
 def _dim(dim: Any) -> int | str:

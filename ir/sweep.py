@@ -14,8 +14,8 @@ import torch
 from .errors import BadInput
 from .view import Node, Value, View
 
-Observer = Callable[[Node, tuple[Any, ...]], None]
-"""Called after each node with its results, while they are alive."""
+Observer = Callable[[Node, list[Any], tuple[Any, ...]], None]
+"""Called after each node with its arguments (as ``view.arguments`` orders them) and its results."""
 
 
 def sweep(
@@ -32,9 +32,11 @@ def sweep(
     with torch.no_grad():
         for position, node in enumerate(order):
             arguments = view.arguments(node)
-            results = view.execute(node, [_value(view, env, a) for a in arguments])
+            given = [_value(view, env, a) for a in arguments]
+            results = view.execute(node, given)
             if observe is not None:
-                observe(node, results)
+                observe(node, given, results)
+            del given
             for value, result in zip(view.results(node), results, strict=True):
                 if value in last or value in keep:
                     env[value] = result

@@ -208,6 +208,10 @@ class View(ABC):
         """An independent copy of the graph. Weights are handles: none of their bytes is copied."""
 
     @abstractmethod
+    def after(self, node: Node) -> Node:
+        """The place right behind a node, as ``build(before=...)`` takes it."""
+
+    @abstractmethod
     def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
         """Run one node on real tensors with reference semantics.
 

@@ -77,7 +77,7 @@ def print_passes(console: Console, manifest: Manifest) -> None:
     for order, step in enumerate(manifest["passes"], 1):
         kind, error = "exact" if step["exact"] else "lossy", step.get("error")
         changed = [f"{len(step['sites'])} sites"] if step["sites"] else []
-        changed += [f"{rule} x{times}" for rule, times in step.get("rewrites", {}).items()]
+        changed += [f"{step['edits']} rewrites"] if step.get("edits") else []
         facts = [", ".join(changed) or "nothing changed"]
         if step["bytes_before"] != step["bytes_after"]:
             facts.append(f"{size(step['bytes_before'])} -> {size(step['bytes_after'])}")
@@ -242,7 +242,8 @@ class Steps:
         with self._lock:
             self._closed = True
             self._timer.cancel()
-            self._bar.stop()
+            if self._bar.live.is_started:
+                self._bar.stop()
 
     def __call__(self, label: str, done: int, total: int | None = None) -> None:
         """``done`` of ``total`` steps of ``label`` are over; ``total`` is ``None`` if unknown."""

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..errors import InvalidGraph
 from ..types import Type
 from .base import OwnOp, Sample
+from .emit import cast, constant
 from .pack import block_of, check_format, dequantize, n_blocks, n_groups, pack, pack_zeros
 from .pack import zero_bytes as row_zero_bytes
 
@@ -112,16 +113,6 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
 def _same(what: str, got: Any, want: Any) -> None:
     if got is not None and got != want:
         raise ValueError(f"linear_nbit: {what} is {got}, expected {want}")
-
-
-def constant(tape: Tape, array: Any, dtype: Any = np.int64) -> ir.Value:
-    """A small constant as a ``Constant`` node: it needs no name in the graph."""
-    return tape.op("Constant", [], {"value": ir.tensor(np.asarray(array, dtype))})
-
-
-def cast(tape: Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
-    """``value`` in another dtype; no node where it has that dtype."""
-    return value if value.dtype == dtype else tape.op("Cast", [value], {"to": dtype})
 
 
 def _onnx(

@@ -18,7 +18,7 @@ entries here), so that a matrix has at most two sums per power of two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InvalidGraph
 from ..types import Type
 from .base import OwnOp, Sample
-from .linear_nbit import cast, constant
+from .emit import cast, constant, derived
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
@@ -163,22 +163,6 @@ def _spread(tape: Tape, value: ir.Value | None, name: str, buckets: _Buckets) ->
         return ir.tensor(buckets.spread(source.numpy()), dtype=source.dtype)
 
     return derived(tape, f"{value.name or name}.by_row_length", make, source.dtype, [buckets.slots])
-
-
-def derived(
-    tape: Tape,
-    name: str,
-    make: Callable[[], ir.TensorProtocol],
-    dtype: ir.DataType,
-    shape: Sequence[int],
-) -> ir.Value:
-    """An initializer computed from others when it is written; one of that name is shared."""
-    graph = tape.graph_like
-    known = graph.initializers.get(name) if isinstance(graph, ir.Graph) else None
-    known = known or next((v for v in tape.initializers if v.name == name), None)
-    if known is not None:
-        return known
-    return tape.initializer(ir.LazyTensor(make, dtype, ir.Shape(shape), name=name))
 
 
 def _samples() -> list[Sample]:

@@ -71,7 +71,9 @@ def tree(layers: int, linear: str, adds: int) -> dict[str, Any]:
     narrow = node("output", dense("dense", (HIDDEN, INTERMEDIATE)), norm, ops={"add": 1})
     blocks = [node(str(i), *copy.deepcopy([attention, wide, narrow])) for i in range(layers)]
     embeddings = leaf("embeddings", {"embedding": 3, "add": 2}, 4 * HIDDEN * (VOCAB + POSITIONS))
-    return node("", embeddings, node("encoder", node("layer", *blocks)), ops={"mean": 1, "div": 2})
+    pooler = node("pooler", dense("dense", square), ops={"tanh": 1})
+    encoder = node("encoder", node("layer", *blocks))
+    return node("", embeddings, encoder, pooler, ops={"mean": 1, "div": 2})
 
 
 def minilm(*steps: str, layers: int = 6) -> dict[str, Any]:
@@ -88,13 +90,13 @@ def minilm(*steps: str, layers: int = 6) -> dict[str, Any]:
         exact = {"rel_l2": 0.0, "cosine": 1.0, "max_abs": 0.0}
         passes.append(
             {
-                **STEPS[step],
+                **copy.deepcopy(STEPS[step]),
                 "order": order,
                 "sites": sites,
                 "refused": []
                 if step == "clean"
                 else [{"site": "embeddings.word_embeddings", "reason": "not a linear: embedding"}],
-                "rewrites": {"remove-identity": 3} if step == "clean" else {},
+                "edits": 3 if step == "clean" else 0,
                 "notes": [],
                 "bytes_before": before,
                 "bytes_after": weights,

@@ -93,7 +93,7 @@ def test_validate_names_the_field(
 )
 def test_load_refuses(tmp_path: Any, content: bytes, message: str) -> None:
     (tmp_path / mf.FILE_NAME).write_bytes(content)
-    with pytest.raises(BadInput, match="graphwright.json") as caught:
+    with pytest.raises(BadInput, match=r"graphwright\.json") as caught:
         mf.load(tmp_path)
     assert message in str(caught.value)
 

@@ -1,0 +1,157 @@
+"""What a pass is: a frozen dataclass whose fields are its options, and the context it runs in."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+from ..ir.errors import BadInput, near_misses
+from ..ir.structure import Linear, Structure, recognize
+from ..ir.view import View
+from ..ir.weights import Spool
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What must be there before a pass runs; the manager refuses early where it is not."""
+
+    calibration: bool = False
+    packages: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Site:
+    """What a pass did, or would do, at one place."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float | None = None
+    rel_l2: float | None = None
+    """Relative Frobenius error of the weight; ``None`` where it was not changed or not yet known."""
+
+
+@dataclass
+class PassResult:
+    """What a pass did: its sites, the refusals with reasons, remarks for the report."""
+
+    sites: list[Site] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    edits: int = 0
+    """Rewrites that have no site of their own (cleaning, folding)."""
+
+    @property
+    def changed(self) -> bool:
+        return bool(self.sites or self.edits)
+
+
+class Context:
+    """The graph a pass edits, its structure, and where new weights go."""
+
+    def __init__(
+        self, view: View, *, step: int = 0, spool: Spool | None = None,
+        progress: Callable[[str, int, int], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.view = view
+        self.step = step
+        self.spool = spool or Spool()
+        self._progress = progress
+        self._structure: Structure | None = None
+
+    @property
+    def structure(self) -> Structure:
+        """What is recognised in the graph as it now is; computed once until ``edited``."""
+        if self._structure is None:
+            self._structure = recognize(self.view)
+        return self._structure
+
+    def edited(self) -> None:
+        """Forget the structure: the graph has changed."""
+        self._structure = None
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """Tell the person how far a long loop has come."""
+        if self._progress is not None:
+            self._progress(what, done, total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass(ABC):
+    """Base of a pass. Subclasses add options as fields and say what they are in class variables.
+
+    ``optional`` lets the pass match nothing; ``max_error`` bounds the relative L2 that it may move
+    any output by, against the graph before the pass.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool]
+    needs: ClassVar[Needs] = Needs()
+    conflicts: ClassVar[tuple[str, ...]] = ()
+    """Passes that cannot work on the same sites; the recipe is refused where both would."""
+    optional: bool = False
+    max_error: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_error is not None and not self.max_error > 0:
+            raise BadInput(f"{self.name}: max_error={self.max_error} must be above 0")
+
+    @abstractmethod
+    def run(self, context: Context) -> PassResult:
+        """Edit ``context.view`` in place and say what was done."""
+
+    @abstractmethod
+    def plan(self, context: Context) -> PassResult:
+        """What ``run`` would do, from shapes alone: no weight is read, nothing is changed."""
+
+    def seconds(self, planned: PassResult) -> float:
+        """A rough forecast of the time that ``run`` takes for what was planned."""
+        return 0.0
+
+    def peak_bytes(self, planned: PassResult) -> int:
+        """Working memory that ``run`` needs beyond the graph itself."""
+        return 0
+
+    def selects(self) -> tuple[Any, ...]:
+        """The options that choose sites; equal tuples choose the same sites."""
+        return tuple(getattr(self, f.name) for f in fields(self) if f.name in _SELECTORS)
+
+
+_SELECTORS = ("include", "exclude", "kinds", "min_size")
+
+
+def select_linears(
+    linears: Sequence[Linear],
+    *,
+    include: tuple[str, ...] = (),
+    exclude: tuple[str, ...] = (),
+    kinds: tuple[str, ...] = (),
+    min_size: int = 0,
+) -> list[Linear]:
+    """The linears whose name matches a glob of ``include`` (all, if empty) and none of ``exclude``.
+
+    ``kinds`` are roles (``q``, ``up``, ``head``, ...); ``min_size`` is the least number of weights.
+    Raises ``BadInput`` where a glob or kind matches no linear at all: it is a typing error.
+    """
+    names = [site.name for site in linears]
+    for option, globs in (("include", include), ("exclude", exclude)):
+        for glob in globs:
+            if not any(fnmatchcase(name, glob) for name in names):
+                raise BadInput(f"{option}={glob} matches no site; {near_misses(glob, names)}")
+    roles = {site.role for site in linears if site.role}
+    for kind in kinds:
+        if kind not in roles:
+            raise BadInput(f"kinds={kind} matches no site; {near_misses(kind, roles)}")
+    return [
+        site
+        for site in linears
+        if (not include or any(fnmatchcase(site.name, g) for g in include))
+        and not any(fnmatchcase(site.name, g) for g in exclude)
+        and (not kinds or site.role in kinds)
+        and site.in_features * site.out_features >= min_size
+    ]

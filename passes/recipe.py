@@ -1,0 +1,243 @@
+"""A recipe: passes in order, as text that parses and prints the same.
+
+``quantize{bits=4 group=32},easyquant{bits=4 include=[encoder.* pooler]}``: a name, then options in
+braces, separated by spaces. A list stands in square brackets; a value with spaces, commas or
+brackets stands in double quotes.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import types
+import typing
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from ..ir.errors import BadInput, near_misses
+from .base import Pass
+from .registry import pass_class
+
+_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\]=,"]+|[{}\[\]=,]')
+FOLDER = Path(__file__).with_name("recipes")
+"""The built-in recipes, one TOML file each."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass of a recipe, with its options as they were written."""
+
+    made: Pass
+    options: tuple[tuple[str, Any], ...]
+
+    def __str__(self) -> str:
+        if not self.options:
+            return self.made.name
+        body = " ".join(f"{name}={_print(value)}" for name, value in self.options)
+        return f"{self.made.name}{{{body}}}"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Passes in order. ``str`` gives the text that ``parse`` takes."""
+
+    steps: tuple[Step, ...]
+    name: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> Recipe:
+        """Raises ``BadInput`` on bad syntax, an unknown pass or option, a value out of range."""
+        return checked(cls(tuple(_parse(text))))
+
+    @classmethod
+    def of(cls, *passes: Pass) -> Recipe:
+        """A recipe out of passes made in Python; options at their defaults are left out."""
+        steps = []
+        for made in passes:
+            given = tuple(
+                (f.name, getattr(made, f.name))
+                for f in fields(made)
+                if f.default is MISSING or getattr(made, f.name) != f.default
+            )
+            steps.append(Step(made, given))
+        return checked(cls(tuple(steps)))
+
+    @classmethod
+    def load(cls, name: str) -> Recipe:
+        """A built-in recipe by name, or a TOML file by path."""
+        path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+        if not path.is_file():
+            hint = near_misses(name, recipe_names())
+            raise BadInput(f"there is no recipe {name!r}; {hint} (or give a .toml file)")
+        return _from_toml(path)
+
+    @property
+    def passes(self) -> tuple[Pass, ...]:
+        return tuple(step.made for step in self.steps)
+
+    def __str__(self) -> str:
+        return ",".join(str(step) for step in self.steps)
+
+
+def recipe_names() -> list[str]:
+    """The built-in recipes."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def recipe_summary(name: str) -> str:
+    """The one sentence that a recipe file says of itself."""
+    with (FOLDER / f"{name}.toml").open("rb") as file:
+        return str(tomllib.load(file).get("summary", ""))
+
+
+def _from_toml(path: Path) -> Recipe:
+    try:
+        with path.open("rb") as file:
+            data = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: not a TOML file: {error}") from None
+    entries = data.get("passes")
+    if not isinstance(entries, list) or not entries:
+        raise BadInput(f"{path}: a recipe holds [[passes]] tables, each with a name")
+    steps = []
+    for entry in entries:
+        if not isinstance(entry, dict) or "name" not in entry:
+            raise BadInput(f"{path}: each of [[passes]] needs a name")
+        options = [(k, tuple(v) if isinstance(v, list) else v) for k, v in entry.items()]
+        steps.append(make_step(entry["name"], [(k, v) for k, v in options if k != "name"]))
+    return checked(Recipe(tuple(steps), path.stem))
+
+
+def checked(recipe: Recipe) -> Recipe:
+    """The recipe itself. Raises ``BadInput`` where two of its passes exclude each other."""
+    if not recipe.steps:
+        raise BadInput("the recipe is empty: name at least one pass")
+    passes = recipe.passes
+    for i, first in enumerate(passes):
+        for second in passes[i + 1 :]:
+            clash = second.name in first.conflicts or first.name in second.conflicts
+            if clash and first.selects() == second.selects():
+                raise BadInput(
+                    f"{first.name} and {second.name} would both store the same sites anew: a "
+                    "weight is quantized once. Choose sites with include= and exclude=, or drop one"
+                )
+    return recipe
+
+
+def _parse(text: str) -> Iterator[Step]:
+    tokens = _tokens(text)
+    position = 0
+    while True:
+        name, position = _word(tokens, position, "the name of a pass", text)
+        options: list[tuple[str, Any]] = []
+        if position < len(tokens) and tokens[position] == "{":
+            options, position = _options(tokens, position + 1, text)
+        yield make_step(name, options)
+        if position == len(tokens):
+            return
+        if tokens[position] != ",":
+            raise BadInput(f"recipe {text!r}: expected ',' before {tokens[position]!r}")
+        position += 1
+
+
+def _tokens(text: str) -> list[str]:
+    tokens = _TOKEN.findall(text)
+    if "".join(tokens) != re.sub(r"\s+", "", text) and '"' not in text:
+        raise BadInput(f"recipe {text!r}: cannot be read")
+    if text.count('"') % 2 and '\\"' not in text:
+        raise BadInput(f"recipe {text!r}: a quote is not closed")
+    return tokens
+
+
+def _word(tokens: Sequence[str], position: int, what: str, text: str) -> tuple[str, int]:
+    if position >= len(tokens) or tokens[position] in "{}[]=,":
+        found = tokens[position] if position < len(tokens) else "the end"
+        raise BadInput(f"recipe {text!r}: expected {what}, got {found!r}")
+    word = tokens[position]
+    if word.startswith('"'):
+        word = re.sub(r"\\(.)", r"\1", word[1:-1])
+    return word, position + 1
+
+
+def _options(
+    tokens: Sequence[str], position: int, text: str
+) -> tuple[list[tuple[str, Any]], int]:
+    options: list[tuple[str, Any]] = []
+    while position < len(tokens) and tokens[position] != "}":
+        name, position = _word(tokens, position, "an option or '}'", text)
+        if position >= len(tokens) or tokens[position] != "=":
+            raise BadInput(f"recipe {text!r}: the option {name} needs '=' and a value")
+        position += 1
+        value: Any
+        if position < len(tokens) and tokens[position] == "[":
+            items = []
+            position += 1
+            while position < len(tokens) and tokens[position] != "]":
+                item, position = _word(tokens, position, "a value or ']'", text)
+                items.append(item)
+            value, position = tuple(items), position + 1
+        else:
+            value, position = _word(tokens, position, f"a value for {name}", text)
+        options.append((name, value))
+    if position >= len(tokens):
+        raise BadInput(f"recipe {text!r}: '}}' is missing")
+    return options, position + 1
+
+
+def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
+    """A pass from option texts or values. Raises ``BadInput`` naming the pass and the option."""
+    made = pass_class(name)
+    hints = typing.get_type_hints(made)
+    known = [f.name for f in fields(made)]
+    values: dict[str, Any] = {}
+    for option, raw in options:
+        if option not in known:
+            raise BadInput(f"{name} has no option {option!r}; {near_misses(option, known)}")
+        if option in values:
+            raise BadInput(f"{name}: the option {option} is given twice")
+        values[option] = _convert(name, option, raw, hints[option])
+    return Step(made(**values), tuple(values.items()))
+
+
+def _convert(name: str, option: str, raw: Any, hint: Any) -> Any:
+    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            return tuple(str(i) for i in raw) if isinstance(raw, tuple) else (str(raw),)
+        converted = _scalar(raw, kind)
+        if converted is not None:
+            return converted
+    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds if k is not type(None))
+    if typing.get_origin(hint) is typing.Literal:
+        wanted = "one of " + ", ".join(str(a) for a in typing.get_args(hint))
+    raise BadInput(f"{name}: {option}={_print(raw)} is wrong: expected {wanted}")
+
+
+def _scalar(raw: Any, kind: Any) -> Any:
+    """The value of an option, or ``None`` where the text is no such value."""
+    text = str(raw)
+    if typing.get_origin(kind) is typing.Literal:
+        return next((a for a in typing.get_args(kind) if str(a) == text), None)
+    if isinstance(raw, tuple):
+        return None
+    if kind is bool:
+        return {"true": True, "false": False}.get(text.lower())
+    if kind is str:
+        return text
+    try:
+        return kind(text) if kind in (int, float) and not isinstance(raw, bool) else None
+    except ValueError:
+        return None
+
+
+def _print(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "[" + " ".join(_print(v) for v in value) + "]"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = str(value)
+    if text and not re.search(r'[\s{}\[\]=,"\\]', text):
+        return text
+    return '"' + re.sub(r'(["\\])', r"\\\1", text) + '"'

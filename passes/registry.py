@@ -1,0 +1,43 @@
+"""Passes by name: the built-in ones, and those that other packages add by entry point."""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import EntryPoint, entry_points
+
+from ..ir.errors import BadInput, near_misses
+from .base import Pass
+
+GROUP = "graphwright.passes"
+"""The entry point group of third-party passes: ``my-pass = "package.module:MyPass"``."""
+
+_BUILT_IN = {
+    "clean": "clean:Clean",
+    "fold-constants": "fold_constants:FoldConstants",
+    "quantize": "quantize:Quantize",
+    "easyquant": "easyquant:EasyQuant",
+    "hqq": "hqq:HQQ",
+}
+
+
+def pass_names() -> list[str]:
+    """Every pass that a recipe may name."""
+    return sorted({*_BUILT_IN, *_third_party()})
+
+
+def _third_party() -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def pass_class(name: str) -> type[Pass]:
+    """The class of a pass. Raises ``BadInput`` with near misses where there is none."""
+    if name in _BUILT_IN:
+        module, _, attribute = _BUILT_IN[name].partition(":")
+        found = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+    elif name in _third_party():
+        found = _third_party()[name].load()
+    else:
+        raise BadInput(f"there is no pass {name!r}; {near_misses(name, pass_names())}")
+    if not (isinstance(found, type) and issubclass(found, Pass)):
+        raise BadInput(f"the entry point {name!r} is no graphwright pass: {found!r}")
+    return found

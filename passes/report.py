@@ -1,0 +1,121 @@
+"""What a run did, pass by pass: the core of the manifest."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ..ir.verify import Difference
+from .base import Pass, PassResult
+
+MANIFEST_SCHEMA = 1
+
+
+@dataclass
+class PassReport:
+    """One pass of a run."""
+
+    made: Pass
+    text: str
+    result: PassResult
+    bytes_before: int = 0
+    bytes_after: int = 0
+    macs_before: int | None = None
+    macs_after: int | None = None
+    errors: dict[str, Difference] = field(default_factory=dict)
+    seconds: float = 0.0
+    peak_rss_bytes: int = 0
+
+    @property
+    def error(self) -> Difference | None:
+        """The worst output's error against the graph before the pass."""
+        return max(self.errors.values(), key=lambda d: d.rel_l2, default=None)
+
+    def to_dict(self, order: int) -> dict[str, Any]:
+        error = self.error
+        return {
+            "order": order,
+            "name": self.made.name,
+            "text": self.text,
+            "options": _options(self.made),
+            "exact": self.made.exact,
+            "sites": [{**asdict(s), "shape": list(s.shape)} for s in self.result.sites],
+            "refused": [{"site": s, "reason": r} for s, r in self.result.refused],
+            "notes": list(self.result.notes),
+            "bytes_before": self.bytes_before,
+            "bytes_after": self.bytes_after,
+            "macs_before": self.macs_before,
+            "macs_after": self.macs_after,
+            "error": None if error is None else error.to_dict(),
+            "seconds": round(self.seconds, 3),
+            "peak_rss_bytes": self.peak_rss_bytes,
+        }
+
+
+@dataclass
+class RunReport:
+    """A whole run. ``to_dict`` gives the manifest, as far as it is known without an artifact."""
+
+    source: Mapping[str, Any]
+    recipe: str
+    passes: list[PassReport] = field(default_factory=list)
+    errors: dict[str, Difference] = field(default_factory=dict)
+    """The rewritten graph against the source graph, by output."""
+    samples: int = 0
+    data: str = ""
+    max_error: float | None = None
+    structure: Mapping[str, int] = field(default_factory=dict)
+    source_bytes: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        outputs = [{"name": name, **d.to_dict()} for name, d in self.errors.items()]
+        return {
+            "schema": MANIFEST_SCHEMA,
+            "source": dict(self.source),
+            "recipe": self.recipe,
+            "versions": versions(),
+            "structure": dict(self.structure),
+            "passes": [p.to_dict(i) for i, p in enumerate(self.passes, 1)],
+            "verification": {
+                "samples": self.samples,
+                "data": self.data,
+                "max_error": self.max_error,
+                "outputs": outputs,
+                "runtime": {"optimized": None, "unoptimized": None},
+            },
+            "sizes": {"source_bytes": self.source_bytes, "artifact_bytes": 0},
+        }
+
+    def __str__(self) -> str:
+        lines = [f"{'pass':<40} {'sites':>5} {'MB before':>10} {'MB after':>9} {'rel. L2':>9} {'s':>6}"]
+        for p in self.passes:
+            error = "exact" if p.error is None else f"{p.error.rel_l2:.2e}"
+            before, after = p.bytes_before / 1e6, p.bytes_after / 1e6
+            lines.append(
+                f"{p.text:<40} {len(p.result.sites):>5} {before:>10.2f} {after:>9.2f} {error:>9} "
+                f"{p.seconds:>6.1f}"
+            )
+        for name, d in self.errors.items():
+            lines.append(f"{name}: cosine {d.cosine:.6f}, relative L2 {d.rel_l2:.2e} to the source")
+        return "\n".join(lines)
+
+
+def _options(made: Pass) -> dict[str, Any]:
+    values = {f.name: getattr(made, f.name) for f in fields(made)}
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+
+
+def versions() -> dict[str, str]:
+    """Versions of graphwright, Python and the libraries that take part, as installed."""
+    found = {"python": platform.python_version(), "graphwright": "0+source"}
+    names = ("graphwright", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu",
+             "onnxruntime", "triton", "transformers", "numpy", "safetensors")  # fmt: skip
+    for name in names:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,238 @@
+"""What all passes that store weights in few bits share: choosing sites, swapping, reporting."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Hashable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+
+from ..ir.errors import BadInput, Refusal
+from ..ir.moves import graft, swap
+from ..ir.ops.linear_nbit import operand_types
+from ..ir.ops.pack import BITS, GROUPS, dequantize, pack, pack_zeros
+from ..ir.ops.sparse_linear import index_dtype
+from ..ir.structure import Linear
+from ..ir.types import Type
+from ..ir.weights import Weight
+from .base import Context, Pass, PassResult, Site, select_linears
+from .quantizers import Quantized
+
+ScaleName = Literal["float32", "float16"]
+_SCALES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+
+
+@dataclass
+class _Stored:
+    """One quantized matrix, as its linear holds it."""
+
+    weights: list[tuple[str, Weight] | None]
+    outliers: list[tuple[str, Weight]]
+    bytes_after: int
+    rel_l2: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightPass(Pass):
+    """Base of the passes that swap linears for ``linear_nbit``.
+
+    ``bits`` is 2, 3, 4 or 8; ``group`` is 16 to 256 (a power of two) input features that share a
+    scale, or 0 for one scale per output row. Where a group does not divide the input features, the
+    last one is padded with codes that multiply nothing. ``scales`` is the dtype in which scales are
+    stored. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
+    ``up``; ``min_size`` is the least number of weights of a matrix. ``accuracy_level=4`` lets ONNX
+    Runtime round activations to 8 bits: faster, and less exact.
+    """
+
+    exact: ClassVar[bool] = False
+    bits: int = 4
+    group: int = 32
+    scales: ScaleName = "float32"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    kinds: tuple[str, ...] = ()
+    min_size: int = 0
+    accuracy_level: Literal[0, 4] = 0
+    weights_per_second: ClassVar[float] = 2e7
+    """Matrix entries quantized a second on one core of the reference CPU: forecasts use it."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.bits not in BITS:
+            raise BadInput(f"{self.name}: bits={self.bits} must be one of {_list(BITS)}")
+        if self.group not in GROUPS:
+            raise BadInput(
+                f"{self.name}: group={self.group} must be one of {_list(GROUPS[1:])}, or 0 for one "
+                "scale per row (ONNX Runtime stores blocks of these sizes)"
+            )
+        if self.min_size < 0:
+            raise BadInput(f"{self.name}: min_size={self.min_size} must not be negative")
+
+    @abstractmethod
+    def quantize(self, weight: torch.Tensor) -> Quantized:
+        """Codes, scales and the rest of one matrix [out, in] in float32."""
+
+    @abstractmethod
+    def zero_points(self) -> Literal["none", "integer", "real"]:
+        """What kind of zero points the pass stores."""
+
+    def outlier_rate(self) -> float:
+        """Share of weights that the pass keeps exactly, as a forecast."""
+        return 0.0
+
+    # --- the pass ----------------------------------------------------------------------------
+
+    def run(self, context: Context) -> PassResult:
+        result = PassResult()
+        chosen = self._choose(context, result)
+        stored: dict[Hashable, _Stored] = {}
+        for done, linear in enumerate(chosen):
+            context.progress(f"{self.name}: {linear.name}", done, len(chosen))
+            weight = context.view.weight(linear.weight)
+            assert weight is not None
+            if weight.key not in stored:
+                stored[weight.key] = self._store(context, linear, weight)
+            self._replace(context, linear, weight, stored[weight.key], result)
+        context.progress(self.name, len(chosen), len(chosen))
+        context.edited()
+        return result
+
+    def plan(self, context: Context) -> PassResult:
+        result = PassResult()
+        for linear in self._choose(context, result):
+            weight = context.view.weight(linear.weight)
+            assert weight is not None
+            size = self.predicted_bytes(linear.in_features, linear.out_features)
+            result.sites.append(self._site(linear, weight, size, None))
+        return result
+
+    def seconds(self, planned: PassResult) -> float:
+        return sum(s.shape[0] * s.shape[1] for s in planned.sites) / self.weights_per_second
+
+    def peak_bytes(self, planned: PassResult) -> int:
+        largest = max((s.shape[0] * s.shape[1] for s in planned.sites), default=0)
+        return largest * 4 * 6
+
+    def predicted_bytes(self, in_features: int, out_features: int) -> int:
+        """Bytes of codes, scales, zero points and the forecast outliers of one matrix."""
+        types = operand_types(
+            in_features, out_features, bits=self.bits, group=self.group,
+            zeros=self.zero_points(), scale_dtype=_SCALES[self.scales],
+        )  # fmt: skip
+        total = sum(_bytes(t) for t in types if t is not None)
+        outliers = int(self.outlier_rate() * in_features * out_features)
+        width = index_dtype(in_features).itemsize + index_dtype(out_features).itemsize
+        return total + outliers * (width + 4)
+
+    def _choose(self, context: Context, result: PassResult) -> list[Linear]:
+        chosen = select_linears(
+            context.structure.linears,
+            include=self.include, exclude=self.exclude, kinds=self.kinds, min_size=self.min_size,
+        )  # fmt: skip
+        fit = []
+        for linear in chosen:
+            reason = self._reason_against(context, linear)
+            if reason is None:
+                fit.append(linear)
+            else:
+                result.refused.append((linear.name, reason))
+        return fit
+
+    def _reason_against(self, context: Context, linear: Linear) -> str | None:
+        if context.view.op(linear.node) != "linear":
+            return "its weight is quantized already"
+        weight = context.view.weight(linear.weight)
+        if weight is None or not weight.dtype.is_floating_point:
+            return "its weight is no floating-point constant"
+        others = [u for u in context.view.users(linear.weight) if context.view.op(u) != "linear"]
+        if others:
+            return "its weight is tied to an embedding, which keeps it: storing it twice saves nothing"
+        return None
+
+    def _store(self, context: Context, linear: Linear, weight: Weight) -> _Stored:
+        dense = weight.read().float()
+        try:
+            made = self.quantize(dense)
+        except BadInput as error:
+            raise BadInput(f"{linear.name}: {error}") from None
+        scale_dtype = _SCALES[self.scales]
+        scales = made.scales.to(scale_dtype)
+        zeros = made.zeros
+        if zeros is not None:
+            zeros = zeros.to(scale_dtype) if zeros.is_floating_point() else pack_zeros(zeros, self.bits)
+        codes = pack(made.codes[:, : linear.in_features].contiguous(), self.bits, self.group)
+        approx = dequantize(
+            codes, scales, zeros, bits=self.bits, group=self.group, in_features=linear.in_features
+        )
+        tensors = [("codes", codes), ("scales", scales)]
+        weights: list[tuple[str, Weight] | None] = [
+            (name, context.spool.store(tensor)) for name, tensor in tensors
+        ]
+        weights.append(None if zeros is None else ("zeros", context.spool.store(zeros)))
+        outliers = self._outliers(context, made, dense, approx)
+        size = sum(pair[1].nbytes for pair in [*weights, *outliers] if pair is not None)
+        error = float(torch.linalg.norm(approx - dense) / torch.linalg.norm(dense).clamp_min(1e-30))
+        return _Stored(weights, outliers, size, error)
+
+    def _outliers(
+        self, context: Context, made: Quantized, dense: torch.Tensor, approx: torch.Tensor
+    ) -> list[tuple[str, Weight]]:
+        """The side path that makes the kept entries exact; ``approx`` is completed in place."""
+        if made.outliers is None or not bool(made.outliers.any()):
+            return []
+        rows, cols = made.outliers.nonzero(as_tuple=True)
+        values = dense[rows, cols] - approx[rows, cols]
+        approx[rows, cols] += values
+        parts = {
+            "outliers.rows": rows.to(index_dtype(dense.shape[0])),
+            "outliers.cols": cols.to(index_dtype(dense.shape[1])),
+            "outliers.values": values,
+        }
+        return [(name, context.spool.store(tensor)) for name, tensor in parts.items()]
+
+    def _replace(
+        self, context: Context, linear: Linear, weight: Weight, stored: _Stored, result: PassResult
+    ) -> None:
+        attrs = {
+            "bits": self.bits, "group": self.group, "in_features": linear.in_features,
+            "out_features": linear.out_features, "accuracy_level": self.accuracy_level,
+        }  # fmt: skip
+        try:
+            swapped = swap(
+                context.view, linear, "linear_nbit", stored.weights, attrs,
+                rule=self.name, step=context.step,
+            )  # fmt: skip
+        except Refusal as refusal:
+            result.refused.append((linear.name, str(refusal)))
+            return
+        if stored.outliers:
+            named = [(f"{linear.name}.{name}", handle) for name, handle in stored.outliers]
+            graft(
+                context.view, swapped.out, swapped.x, "sparse_linear", named,
+                {"out_features": linear.out_features}, rule=self.name, step=context.step,
+            )  # fmt: skip
+        result.sites.append(self._site(linear, weight, stored.bytes_after, stored.rel_l2))
+
+    def _site(self, linear: Linear, weight: Weight, size: int, error: float | None) -> Site:
+        return Site(
+            name=linear.name,
+            kind=linear.role or "linear",
+            shape=(linear.out_features, linear.in_features),
+            bytes_before=weight.nbytes,
+            bytes_after=size,
+            bits_per_weight=8 * size / weight.numel,
+            rel_l2=error,
+        )
+
+
+def _bytes(type_: Type) -> int:
+    assert type_.dtype is not None
+    return (type_.numel or 0) * type_.dtype.itemsize
+
+
+def _list(numbers: tuple[int, ...]) -> str:
+    return ", ".join(map(str, numbers))
+
+

@@ -1,0 +1,163 @@
+"""Small transformer models with random weights, each with inputs and the shapes that vary."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+VOCAB = 97
+WIDTH = 32
+
+
+@dataclass(frozen=True)
+class Small:
+    """A module called by keyword, one example of its inputs, and its dynamic shapes."""
+
+    module: torch.nn.Module
+    inputs: dict[str, torch.Tensor]
+    dynamic_shapes: dict[str, Any]
+
+
+class _Adapted(torch.nn.Module):
+    """Calls a transformers model by keyword and returns one tensor or a dict of tensors."""
+
+    def __init__(self, model: torch.nn.Module, pick: Callable[[Any], Any]) -> None:
+        super().__init__()
+        self.model = model
+        self.pick = pick
+
+
+class _Text(_Adapted):
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        return self.pick(self.model(input_ids=input_ids, attention_mask=attention_mask))
+
+
+class _Image(_Adapted):
+    def forward(self, pixel_values: torch.Tensor) -> Any:
+        return self.pick(self.model(pixel_values=pixel_values))
+
+
+def _text(model: torch.nn.Module, pick: Callable[[Any], Any]) -> Small:
+    ids = torch.randint(0, VOCAB, (2, 7), generator=torch.Generator().manual_seed(1))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0
+    dims = {0: Dim("batch"), 1: Dim("seq", max=64)}
+    module = _Text(_random(model), pick).eval()
+    return Small(
+        module,
+        {"input_ids": ids, "attention_mask": mask},
+        {"input_ids": dims, "attention_mask": dims},
+    )
+
+
+def _image(model: torch.nn.Module, pick: Callable[[Any], Any]) -> Small:
+    pixels = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    module = _Image(_random(model), pick).eval()
+    return Small(module, {"pixel_values": pixels}, {"pixel_values": {0: Dim("batch")}})
+
+
+def _random(model: torch.nn.Module) -> torch.nn.Module:
+    """Every parameter random, biases and norm weights among them: a lost one must show."""
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.randn(parameter.shape, generator=rng) * 0.1
+            center = 1.0 if parameter.dim() == 1 and name.endswith("weight") else 0.0
+            parameter.copy_(noise + center)
+    return model
+
+
+def llama(layers: int = 2, **changes: Any) -> Small:
+    """Grouped-query attention, rotary positions, RMS norms, gated MLP, untied head."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(**_causal(layers), **changes)
+    return _text(LlamaForCausalLM(config), lambda o: {"logits": o.logits})
+
+
+def qwen2(layers: int = 2, **changes: Any) -> Small:
+    """As Llama, with biases on q, k, v and the head tied to the embedding."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    config = Qwen2Config(**_causal(layers), tie_word_embeddings=True, **changes)
+    return _text(Qwen2ForCausalLM(config), lambda o: o.logits)
+
+
+def _causal(layers: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers, "hidden_size": WIDTH, "intermediate_size": 56,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "vocab_size": VOCAB,
+        "max_position_embeddings": 64, "use_cache": False,
+    }  # fmt: skip
+
+
+def gpt2(layers: int = 2, **changes: Any) -> Small:
+    """One joined q, k, v projection stored [in, out], learned positions, head tied."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    config = GPT2Config(
+        n_layer=layers, n_embd=WIDTH, n_head=4, vocab_size=VOCAB, n_positions=64, use_cache=False,
+        **changes,
+    )  # fmt: skip
+    return _text(GPT2LMHeadModel(config), lambda o: o.logits)
+
+
+def bert(layers: int = 2, **changes: Any) -> Small:
+    """Norms after the additions, erf gelu, a pooler."""
+    from transformers import BertConfig, BertModel
+
+    config = BertConfig(
+        num_hidden_layers=layers, hidden_size=WIDTH, num_attention_heads=4, intermediate_size=56,
+        vocab_size=VOCAB, max_position_embeddings=64, **changes,
+    )  # fmt: skip
+    return _text(
+        BertModel(config),
+        lambda o: {"last_hidden_state": o.last_hidden_state, "pooled": o.pooler_output},
+    )
+
+
+def t5_encoder(layers: int = 2, **changes: Any) -> Small:
+    """Relative position bias added to unscaled logits, RMS norms, an inner width of its own."""
+    from transformers import T5Config, T5EncoderModel
+
+    config = T5Config(
+        num_layers=layers, d_model=WIDTH, d_kv=12, d_ff=56, num_heads=4, vocab_size=VOCAB,
+        use_cache=False, **changes,
+    )  # fmt: skip
+    return _text(T5EncoderModel(config), lambda o: o.last_hidden_state)
+
+
+def _vision(layers: int) -> dict[str, Any]:
+    return {
+        "num_hidden_layers": layers, "hidden_size": WIDTH, "num_attention_heads": 4,
+        "intermediate_size": 56, "image_size": 16, "patch_size": 4,
+    }  # fmt: skip
+
+
+def clip_vision(layers: int = 2, **changes: Any) -> Small:
+    """A convolution over patches, a class token, the quick form of gelu, a projection."""
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    config = CLIPVisionConfig(**_vision(layers), projection_dim=24, **changes)
+    return _image(CLIPVisionModelWithProjection(config), lambda o: o.image_embeds)
+
+
+def vit(layers: int = 2, **changes: Any) -> Small:
+    """A convolution over patches, a class token, erf gelu, a pooler."""
+    from transformers import ViTConfig, ViTModel
+
+    config = ViTConfig(**_vision(layers), **changes)
+    return _image(
+        ViTModel(config),
+        lambda o: {"last_hidden_state": o.last_hidden_state, "pooled": o.pooler_output},
+    )
+
+
+BUILDERS: Mapping[str, Callable[..., Small]] = {
+    "llama": llama, "qwen2": qwen2, "gpt2": gpt2, "bert": bert, "clip_vision": clip_vision,
+    "vit": vit, "t5_encoder": t5_encoder,
+}  # fmt: skip

@@ -1,0 +1,279 @@
+"""``optimize-model``: the command line. Results go to standard output, everything else to standard error."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+
+from ..ir.errors import BadInput, GraphwrightError, Missing, near_misses
+
+app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+
+COMMANDS = ("run", "passes", "recipes", "inspect", "bench", "diff", "explain", "replay")
+MODEL_HELP = (
+    "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
+)
+DEFAULT_RECIPE = "w8"
+"""The recipe where none is given: the smallest error that still cuts the size to about a quarter."""
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a hub model run its code.")]
+
+
+@app.callback()
+def root() -> None:
+    """Rewrite transformer models as graphs: smaller, faster, checked after every pass.
+
+    `optimize-model MODEL -p 'quantize{bits=8 group=64}' -o OUT` is short for `optimize-model run`.
+    """
+
+
+@app.command()
+def run(
+    model: Model,
+    recipe: Annotated[str, typer.Option("-r", "--recipe", help="A recipe's name or TOML.")] = "",
+    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Artifact folder.")] = None,
+    backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    max_error: Annotated[
+        float | None, typer.Option(help="Bound on relative L2 of any output.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a folder not made by us.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Optimize MODEL and write the artifact to OUT."""
+    from . import pipeline, terminal
+
+    console = Console(stderr=True)
+    chosen = _choose_recipe(recipe, passes, console, quiet=as_json)
+    _check_choice("backend", backend, ("onnxruntime",))
+    _check_choice("device", device, ("cpu", "cuda"))
+    if max_error is not None and not max_error > 0:
+        raise BadInput(f"--max-error {max_error} must be above 0")
+    request = pipeline.Request(
+        model, chosen, out, max_error=max_error, device=device, force=force,
+        trust_remote_code=trust_remote_code,
+    )  # fmt: skip
+    with terminal.Steps(console, silent=as_json) as steps:
+        done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
+    if as_json:
+        _print_json(done)
+    elif dry_run:
+        terminal.print_plan(Console(), done)
+    else:
+        terminal.print_result(Console(), done, str(out) if out is not None else "")
+
+
+@app.command()
+def passes(name: Annotated[str, typer.Argument(metavar="[NAME]")] = "") -> None:
+    """List the passes, or describe one with its options."""
+    from . import listing
+
+    console = Console()
+    if name:
+        listing.print_pass(console, name)
+    else:
+        listing.print_passes(console)
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes."""
+    from . import listing
+
+    listing.print_recipes(Console())
+
+
+@app.command()
+def inspect(
+    model: Model,
+    text: Annotated[bool, typer.Option("--text", help="Print the graph as text.")] = False,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what is recognised in MODEL: blocks, linears, attention sites."""
+    from . import listing
+
+    listing.print_structure(Console(), model, text=text, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+def explain(
+    model: Model,
+    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    recipe: Annotated[str, typer.Option("-r", "--recipe")] = "",
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what the passes would do to MODEL, at which sites, and why not at the others."""
+    from . import pipeline, terminal
+
+    console = Console(stderr=True)
+    chosen = _choose_recipe(recipe, passes, console, quiet=False)
+    request = pipeline.Request(model, chosen, None, trust_remote_code=trust_remote_code)
+    done = pipeline.dry_run(request)
+    terminal.print_plan(Console(), done)
+    terminal.print_refused(Console(), done)
+
+
+@app.command()
+def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Compare two artifacts: recipe, sizes, errors, site by site."""
+    from . import manifest, terminal
+
+    rows = manifest.diff(manifest.load(a), manifest.load(b))
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+    else:
+        terminal.print_diff(Console(), rows, str(a), str(b))
+
+
+@app.command()
+def replay(
+    artifact: Path,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write it.")] = None,
+    force: Annotated[bool, typer.Option("--force")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Repeat the run that made ARTIFACT and say whether the weights come out byte-identical."""
+    from . import replaying, terminal
+
+    console = Console(stderr=True)
+    with terminal.Steps(console, silent=as_json) as steps:
+        done = replaying.replay(artifact, out, steps, force=force)
+    if as_json:
+        _print_json(done)
+    else:
+        Console().print(done["summary"], markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path] | None, typer.Argument(metavar="OUT...")] = None,
+    rewriting: Annotated[bool, typer.Option("--rewriting", help="Bench the engine.")] = False,
+    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,32",
+    length: Annotated[int, typer.Option(help="Sequence length.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 7,
+    verbose: Verbose = False,
+) -> None:
+    """Time artifacts side by side with their source model; ratios, in one run."""
+    if rewriting:
+        from . import bench_rewrite
+
+        bench_rewrite.main()
+        return
+    from . import bench_artifacts
+
+    if not artifacts:
+        raise BadInput("name at least one artifact folder, or --rewriting")
+    sizes = _integers("--batches", batches)
+    bench_artifacts.main(artifacts, sizes, length, device=device, repeats=repeats)
+
+
+def _choose_recipe(name: str, text: str, console: Console, *, quiet: bool) -> Any:
+    from ..passes.recipe import Recipe, recipe_summary
+
+    if name and text:
+        raise BadInput("give either -r or -p, not both")
+    if text:
+        return Recipe.parse(text)
+    if name:
+        return Recipe.load(name)
+    chosen = Recipe.load(DEFAULT_RECIPE)
+    if not quiet:
+        summary = recipe_summary(DEFAULT_RECIPE)
+        console.print(f"No recipe given: using {DEFAULT_RECIPE} ({chosen}). {summary}",
+                      markup=False, highlight=False)  # fmt: skip
+    return chosen
+
+
+def _check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BadInput(f"--{option} {value} is unknown; {near_misses(value, known)}")
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{option} {text!r} must be numbers separated by commas") from None
+    if min(numbers) < 1:
+        raise BadInput(f"{option} {text!r} must be above 0")
+    return numbers
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: runs a command and exits with the contract's code (0, 1, 2, 3 or 130)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+        arguments.insert(0, "run")
+    sys.exit(_guarded(arguments))
+
+
+def _guarded(arguments: list[str]) -> int:
+    from . import terminal
+
+    console = Console(stderr=True)
+    verbose = "-v" in arguments or "--verbose" in arguments
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app(arguments, standalone_mode=False)
+        return 0
+    except click.exceptions.Exit as leave:
+        return int(leave.exit_code)
+    except click.ClickException as error:
+        terminal.print_error(console, error.format_message())
+        return 2
+    except (KeyboardInterrupt, click.Abort):
+        terminal.print_error(console, "interrupted; nothing was published")
+        return 130
+    except GraphwrightError as error:
+        if verbose:
+            traceback.print_exc()
+        terminal.print_error(console, error)
+        return error.exit_code
+    except ImportError as error:
+        if verbose:
+            traceback.print_exc()
+        package = (error.name or "").partition(".")[0]
+        terminal.print_error(console, Missing(f"{error}: pip install {package}"))
+        return 3
+    except OSError as error:
+        if verbose:
+            traceback.print_exc()
+        terminal.print_error(console, f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
+        return 2
+    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback without -v
+        if verbose:
+            traceback.print_exc()
+        kind = type(error).__name__
+        terminal.print_error(console, f"internal error: {kind}: {error}", "run again with -v for the traceback")
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,217 @@
+"""What ``optimize-model MODEL`` does: load, rewrite, export, verify in the runtime, publish."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..backends import artifact
+from ..backends.lowering import lowered
+from ..ir.errors import BoundExceeded
+from ..ir.load import fingerprint, load
+from ..ir.onnx import OnnxView
+from ..ir.raising import raise_graph
+from ..ir.sweep import sweep
+from ..ir.verify import Difference, compare, sample_inputs
+from ..ir.view import View
+from ..passes.manager import Plan, optimize, peak_rss_bytes, plan
+from ..passes.recipe import Recipe
+from ..passes.report import MANIFEST_SCHEMA, versions
+from . import manifest, report
+
+RUNTIME_REL_L2 = 1e-4
+"""Relative L2 between the artifact in ONNX Runtime and the reference interpreter that passes: float
+sums in another order over a few hundred layers stay below 1e-5. With ``accuracy_level=4`` the
+runtime rounds activations to 8 bits, and ``RUNTIME_REL_L2_INT8`` holds."""
+RUNTIME_REL_L2_INT8 = 1e-1
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of ``optimize-model``."""
+
+    model: str
+    recipe: Recipe
+    out: Path | None
+    max_error: float | None = None
+    device: str = "cpu"
+    force: bool = False
+    trust_remote_code: bool = False
+    verify_samples: int = 256
+
+
+def dry_run(request: Request) -> dict[str, Any]:
+    """The forecast of a run as a manifest; weights may be absent."""
+    view = load(
+        request.model, trust_remote_code=request.trust_remote_code, allow_missing_weights=True
+    )
+    forecast = plan(view, request.recipe)
+    return _forecast_manifest(view, request.recipe, forecast)
+
+
+def run(request: Request, progress: Progress) -> dict[str, Any]:
+    """Make the artifact; the manifest. Nothing is published where a check fails."""
+    if request.out is not None:
+        artifact.check_target(request.out, force=request.force)
+    progress(f"loading {request.model}", 0, 1)
+    view = load(request.model, trust_remote_code=request.trust_remote_code)
+    view.source.sha256 = fingerprint(view.source)
+    result = optimize(view, request.recipe, max_error=request.max_error, progress=progress)
+    done = result.report.to_dict()
+    done["machine"] = _machine(request.device)
+    raised = view.copy()
+    raise_graph(raised)
+    done["graph_before"] = manifest.graph_tree(raised)
+    done["graph_after"] = manifest.graph_tree(result.graph)
+    if request.out is None:
+        return done
+    progress("exporting to ONNX", 0, 1)
+    onnx = lowered(result.graph)
+    with artifact.publish(request.out, force=request.force) as folder:
+        _write_metadata(onnx, done)
+        artifact.write_model(onnx.model, folder, progress)
+        artifact.copy_side_files(view.source.folder, folder)
+        _verify(request, view, result.graph, folder, done, progress)
+        done["sizes"]["artifact_bytes"] = artifact.model_bytes(folder)
+        done["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        manifest.write(folder, done)
+        report.write(folder, done)
+    return done
+
+
+def _verify(
+    request: Request, source: View, rewritten: View, folder: Path, done: dict[str, Any],
+    progress: Progress,
+) -> None:  # fmt: skip
+    """The artifact in ONNX Runtime against the rewritten graph, and against the source."""
+    from ..backends import compile as compile_model
+
+    batches = source.source.samples or [sample_inputs(source)]
+    relaxed = any(p["options"].get("accuracy_level") for p in done["passes"])
+    bound = RUNTIME_REL_L2_INT8 if relaxed else RUNTIME_REL_L2
+    expected = [sweep(rewritten, batch) for batch in batches[:1]]
+    for mode, optimized in (("optimized", True), ("unoptimized", False)):
+        progress(f"running the artifact, graph optimisation {'on' if optimized else 'off'}", 0, 1)
+        executable = compile_model(
+            folder / artifact.MODEL_FILE, backend="onnxruntime", device=request.device,
+            optimize=optimized,
+        )  # fmt: skip
+        found = worst(joined_errors(expected, [executable(**b) for b in batches[:1]]))
+        done["verification"]["runtime"][mode] = found.to_dict()
+        if not found.rel_l2 <= bound:
+            raise BoundExceeded(
+                f"ONNX Runtime (graph optimisation {'on' if optimized else 'off'}) is "
+                f"{found.rel_l2:.3g} (relative L2) from the reference, more than {bound:g}: the "
+                "artifact is not published. Update onnxruntime, or report the model"
+            )
+        if optimized:
+            _compare_with_source(source, executable, batches, done, progress)
+
+
+def _compare_with_source(
+    source: View, executable: Any, batches: Sequence[Mapping[str, torch.Tensor]],
+    done: dict[str, Any], progress: Progress,
+) -> None:  # fmt: skip
+    """The artifact against the untouched source graph, on every sample there is."""
+    expected, actual = [], []
+    for i, batch in enumerate(batches):
+        progress("comparing with the source", i, len(batches))
+        expected.append(sweep(source, batch))
+        actual.append(executable(**batch))
+    errors = joined_errors(expected, actual)
+    checks = done["verification"]
+    checks["outputs"] = [{"name": n, **d.to_dict()} for n, d in errors.items()]
+    checks["samples"] = sum(int(next(iter(b.values())).shape[0]) for b in batches)
+
+
+def joined_errors(
+    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]]
+) -> dict[str, Difference]:
+    """The error of each output over all batches together."""
+
+    def flat(batches: Sequence[Mapping[str, torch.Tensor]], name: str) -> torch.Tensor:
+        return torch.cat([b[name].reshape(-1) for b in batches])
+
+    names = list(expected[0])
+    return compare({n: flat(expected, n) for n in names}, {n: flat(actual, n) for n in names})
+
+
+def worst(errors: Mapping[str, Difference]) -> Difference:
+    """The error of the output that is furthest off."""
+    return max(errors.values(), key=lambda d: d.rel_l2)
+
+
+def _write_metadata(onnx: OnnxView, done: Mapping[str, Any]) -> None:
+    onnx.model.producer_name = "graphwright"
+    onnx.model.producer_version = versions()["graphwright"]
+    onnx.metadata()["graphwright.recipe"] = done["recipe"]
+    onnx.metadata()["graphwright.source"] = f"{done['source']['kind']}:{done['source']['sha256']}"
+    for step in done["passes"]:
+        error = step["error"] or {}
+        onnx.metadata()[f"graphwright.pass.{step['order']}"] = (
+            f"{step['text']} sites={len(step['sites'])} bytes={step['bytes_after']} "
+            f"rel_l2={error.get('rel_l2', 0.0):.4g}"
+        )
+
+
+def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> dict[str, Any]:
+    passes = []
+    for order, ((text, result), made) in enumerate(
+        zip(forecast.passes, recipe.passes, strict=True), 1
+    ):
+        before = sum(site.bytes_before for site in result.sites)
+        after = sum(site.bytes_after for site in result.sites)
+        passes.append({
+            "order": order, "name": made.name, "text": text, "options": {}, "exact": made.exact,
+            "sites": [
+                {"name": s.name, "kind": s.kind, "shape": list(s.shape),
+                 "bytes_before": s.bytes_before, "bytes_after": s.bytes_after,
+                 "bits_per_weight": s.bits_per_weight}
+                for s in result.sites
+            ],
+            "refused": [{"site": s, "reason": r} for s, r in result.refused],
+            "bytes_before": before, "bytes_after": after, "macs_before": None, "macs_after": None,
+            "error": None, "seconds": None, "peak_rss_bytes": None,
+        })  # fmt: skip
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "source": {"kind": view.source.kind, "name": view.source.name, "sha256": ""},
+        "recipe": str(recipe),
+        "versions": versions(),
+        "passes": passes,
+        "verification": {"outputs": [], "runtime": {"optimized": None, "unoptimized": None}},
+        "sizes": {"source_bytes": forecast.source_bytes, "artifact_bytes": 0},
+        "predicted": {
+            "artifact_bytes": forecast.artifact_bytes,
+            "peak_rss_bytes": max(forecast.peak_rss_bytes, peak_rss_bytes()),
+            "seconds": round(forecast.seconds, 1),
+        },
+    }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        "memory_bytes": pages * size,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    lines = path.read_text(errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
