@@ -358,6 +358,24 @@ class FxView(View):
     def after(self, node: Node) -> Node:
         return node.next
 
+    def to_module(self) -> torch.nn.Module:
+        """A module that runs the graph, all weights read into memory; inputs are positional.
+
+        It returns a tuple of the outputs.
+        """
+        root = torch.nn.Module()
+        graph = Graph()
+        mapping: dict[FxNode, FxNode] = {}
+        for index, (node, name) in enumerate(
+            (n, n.meta["weight"]) for n in self._placeholders if "weight" in n.meta
+        ):
+            root.register_buffer(f"w{index}", self._weights[name].read())
+            mapping[node] = graph.get_attr(f"w{index}")
+        for node in self.inputs():
+            mapping[node] = graph.placeholder(node.name)
+        graph.output(graph.graph_copy(self.graph, mapping))
+        return torch.fx.GraphModule(root, graph)
+
     def to_program(self) -> ExportedProgram:
         """The graph as an exported program whose weights are fake; see ``fx_program``."""
         from .fx_program import to_program

@@ -41,7 +41,7 @@ class WeightPass(Pass):
     ``bits`` is 2, 3, 4 or 8; ``group`` is 16 to 256 (a power of two) input features that share a
     scale, or 0 for one scale per output row. Where a group does not divide the input features, the
     last one is padded with codes that multiply nothing. ``scales`` is the dtype in which scales are
-    stored. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
+    stored; a matrix with a scale below float16's normal range keeps float32. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
     ``up``; ``min_size`` is the least number of weights of a matrix. ``accuracy_level=4`` lets ONNX
     Runtime round activations to 8 bits: faster, and less exact.
     """
@@ -49,7 +49,7 @@ class WeightPass(Pass):
     exact: ClassVar[bool] = False
     bits: int = 4
     group: int = 32
-    scales: ScaleName = "float32"
+    scales: ScaleName = "float16"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
@@ -155,9 +155,11 @@ class WeightPass(Pass):
         dense = weight.read().float()
         try:
             made = self.quantize(dense)
-        except BadInput as error:
-            raise BadInput(f"{linear.name}: {error}") from None
+        except BadInput as fault:
+            raise BadInput(f"{linear.name}: {fault}") from None
         scale_dtype = _SCALES[self.scales]
+        if not _fits(made.scales, scale_dtype) or not _fits(made.zeros, scale_dtype):
+            scale_dtype = torch.float32
         scales = made.scales.to(scale_dtype)
         zeros = made.zeros
         if zeros is not None:
@@ -225,6 +227,15 @@ class WeightPass(Pass):
             bits_per_weight=8 * size / weight.numel,
             rel_l2=error,
         )
+
+
+def _fits(numbers: torch.Tensor | None, dtype: torch.dtype) -> bool:
+    """Whether a dtype holds the numbers in its normal range, zero aside."""
+    if numbers is None or not numbers.is_floating_point():
+        return True
+    size = numbers.abs()
+    info = torch.finfo(dtype)
+    return bool(((size == 0) | ((size >= info.tiny) & (size <= info.max))).all())
 
 
 def _bytes(type_: Type) -> int:

@@ -59,9 +59,7 @@ class OwnOp:
 
     Leading dimensions may be symbolic. Raises ``ValueError`` where operands contradict each other.
     """
-    onnx: Callable[
-        [Tape, Sequence[onnx_ir.Value | None], Mapping[str, Any]], onnx_ir.Value
-    ]
+    onnx: Callable[[Tape, Sequence[onnx_ir.Value | None], Mapping[str, Any]], onnx_ir.Value]
     """Records on a tape the nodes that a stock ONNX Runtime runs; returns their result.
 
     Opset 18 and up. New initializers are lazy. Raises ``InvalidGraph`` where an operand that must
@@ -110,7 +108,8 @@ class OwnOp:
     def overload(self) -> torch._ops.OpOverload:
         """The torch custom op, registered when it is first asked for."""
         # Attributes are constants of the graph: a symbolic size in their place is a mistake.
-        schema = torch.library.infer_schema(self.reference, mutates_args=()).replace("SymInt", "int")
+        schema = torch.library.infer_schema(self.reference, mutates_args=())
+        schema = schema.replace("SymInt", "int")
         _library().define(self.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library().impl(self.name, partial(_dispatch, self), "CompositeExplicitAutograd")
         qualified = f"{NAMESPACE}::{self.name}"
@@ -130,7 +129,7 @@ def _library() -> torch.library.Library:
 
 
 def register_kernel(op: str, device_type: str, kernel: Kernel | None) -> Kernel | None:
-    """Let ``kernel`` run ``op`` on tensors of a device type (``"cuda"``); ``None`` empties the slot.
+    """Let ``kernel`` run ``op`` on tensors of a device type such as ``cuda``; None empties the slot.
 
     A kernel takes what the reference takes. Returns the kernel that held the slot before.
     """

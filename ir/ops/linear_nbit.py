@@ -115,9 +115,7 @@ def _same(what: str, got: Any, want: Any) -> None:
         raise ValueError(f"linear_nbit: {what} is {got}, expected {want}")
 
 
-def _onnx(
-    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
-) -> ir.Value:
+def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
     x, codes, scales, zeros, bias = (*operands, None, None)[:5]
     if x is None or codes is None or scales is None or x.dtype is None:
         raise InvalidGraph("linear_nbit needs x with a known dtype, codes and scales")
@@ -170,9 +168,7 @@ class _Form:
         tape = self.tape
         low = codes if self.bits == 2 else self._bytes(codes, 0, self.block // 4)
         pairs = self._shifted(low, [0, 4])
-        nibbles = tape.op(
-            "BitwiseOr", [self._field(pairs, 0b11, 0), self._field(pairs, 0b1100, 2)]
-        )
+        nibbles = tape.op("BitwiseOr", [self._field(pairs, 0b11, 0), self._field(pairs, 0b1100, 2)])
         nibbles = self._joined(nibbles)
         if self.bits == 2:
             return nibbles

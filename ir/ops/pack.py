@@ -22,7 +22,7 @@ from ..errors import BadInput
 
 BITS = (2, 3, 4, 8)
 GROUPS = (0, 16, 32, 64, 128, 256)
-"""Columns that share a scale; 0 means the whole row. ONNX Runtime 1.31 takes blocks of 16 to 256."""
+"""Columns that share a scale; 0 is the whole row. ONNX Runtime 1.31 takes blocks of 16 to 256."""
 
 
 def check_format(bits: int, group: int) -> None:

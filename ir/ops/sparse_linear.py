@@ -48,8 +48,9 @@ def sparse_linear(
     """
     flat = x.reshape(-1, x.shape[-1]).float()
     index = torch.stack((rows.to(torch.int64), cols.to(torch.int64)))
+    size = (out_features, x.shape[-1])
     matrix = torch.sparse_coo_tensor(
-        index, values.float(), (out_features, x.shape[-1]), is_coalesced=True, check_invariants=False
+        index, values.float(), size, is_coalesced=True, check_invariants=False
     )
     y = torch.sparse.mm(matrix, flat.t()).t().contiguous()
     return y.reshape(*x.shape[:-1], out_features).to(x.dtype)
@@ -64,7 +65,8 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
     x, rows, cols, values = operands
     if not (rows.shape == cols.shape == values.shape) or rows.rank not in (None, 1):
         raise ValueError(
-            f"sparse_linear: rows {rows}, cols {cols} and values {values} must be vectors of one length"
+            f"sparse_linear: rows {rows}, cols {cols} and values {values} must be vectors "
+            "of one length"
         )
     if x.shape is None:
         return (x,)
@@ -106,9 +108,7 @@ class _Buckets:
         return out
 
 
-def _onnx(
-    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
-) -> ir.Value:
+def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
     x, rows, cols, values = operands
     if x is None or x.dtype is None:
         raise InvalidGraph("sparse_linear needs x with a known dtype")

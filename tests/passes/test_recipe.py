@@ -1,0 +1,94 @@
+"""The text of recipes: it round-trips, and each mistake is told by name."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphwright.ir.errors import BadInput
+from graphwright.passes import Recipe, pass_names
+from graphwright.passes.quantize import Quantize
+from graphwright.passes.recipe import recipe_names, recipe_summary
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "clean",
+        "quantize{bits=4 group=32}",
+        "quantize{group=32 bits=4}",
+        "clean{optional=true},quantize{bits=8 group=64 symmetric=false}",
+        "quantize{include=[encoder.* pooler*] exclude=[*.query] bits=4}",
+        'quantize{include=["a b" "c,d"]}',
+        "easyquant{bits=4 max_error=0.01}",
+        "hqq{bits=4 include=a},quantize{bits=8 exclude=a}",
+    ],
+)
+def test_text_round_trips(text: str) -> None:
+    recipe = Recipe.parse(text)
+    assert Recipe.parse(str(recipe)).passes == recipe.passes
+    if "include=a}" not in text and "exclude=a" not in text:
+        assert str(recipe) == text
+
+
+globs = st.lists(st.text("ab.*[]{}=, \"\\", min_size=1, max_size=6), min_size=1, max_size=3)
+
+
+@given(bits=st.sampled_from([2, 3, 4, 8]), group=st.sampled_from([0, 16, 32, 128]), include=globs)
+def test_any_pass_made_in_python_prints_and_parses(bits: int, group: int, include: list[str]) -> None:
+    made = Quantize(bits=bits, group=group, include=tuple(include))
+    assert Recipe.parse(str(Recipe.of(made))).passes == (made,)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "expected the name of a pass"),
+        ("quantise{bits=4}", "did you mean quantize"),
+        ("quantize{bit=4}", "did you mean bits"),
+        ("quantize{bits=four}", "expected int"),
+        ("quantize{bits=5}", "bits=5 must be one of 2, 3, 4, 8"),
+        ("quantize{bits=4 group=48}", "group=48 must be one of 16, 32"),
+        ("quantize{bits=4 bits=8}", "given twice"),
+        ("quantize{bits=4", "'}' is missing"),
+        ("quantize{bits}", "needs '='"),
+        ("quantize{symmetric=perhaps}", "expected bool"),
+        ("quantize{bits=4} hqq", "expected ','"),
+        ("quantize,", "expected the name of a pass"),
+        ("quantize{max_error=-1}", "must be above 0"),
+        ("quantize{scales=float8}", "one of float32, float16"),
+        ("quantize{bits=4},hqq{bits=4}", "would both store the same sites"),
+        ('quantize{include="a}', "a quote is not closed"),
+    ],
+)
+def test_mistakes_are_named(text: str, message: str) -> None:
+    with pytest.raises(BadInput, match=message.replace("(", r"\(")):
+        Recipe.parse(text)
+
+
+def test_built_in_recipes_load_and_say_what_they_are_for() -> None:
+    assert {"w8", "w4"} <= set(recipe_names())
+    for name in recipe_names():
+        assert Recipe.parse(str(Recipe.load(name))).passes == Recipe.load(name).passes
+        assert recipe_summary(name).endswith(".")
+
+
+def test_a_toml_recipe_is_read_and_its_mistakes_told(tmp_path: object) -> None:
+    from pathlib import Path
+
+    path = Path(str(tmp_path)) / "mine.toml"
+    path.write_text('[[passes]]\nname = "quantize"\nbits = 8\ninclude = ["a", "b*"]\n')
+    assert str(Recipe.load(str(path))) == "quantize{bits=8 include=[a b*]}"
+    path.write_text("passes = 3\n")
+    with pytest.raises(BadInput, match="holds \\[\\[passes\\]\\] tables"):
+        Recipe.load(str(path))
+    path.write_text("[[passes\n")
+    with pytest.raises(BadInput, match="not a TOML file"):
+        Recipe.load(str(path))
+    with pytest.raises(BadInput, match="did you mean w4"):
+        Recipe.load("w44")
+
+
+def test_every_pass_is_listed() -> None:
+    assert {"clean", "fold-constants", "quantize", "easyquant", "hqq"} <= set(pass_names())

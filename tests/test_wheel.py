@@ -1,0 +1,35 @@
+"""The wheel holds exactly the package: each source file, each data file, nothing of the root."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+FLOORS = ("ir", "kernels", "passes", "backends", "tools")
+DATA = {".py", ".toml", ".j2", ".json", ".typed"}
+
+
+def test_wheel_content(tmp_path: Path) -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    ).stdout.split()  # fmt: skip
+    copy = tmp_path / "source"
+    for name in tracked:
+        if (ROOT / name).is_file():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((ROOT / name).read_bytes())
+    build = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", str(tmp_path), str(copy)]
+    subprocess.run(build, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("graphwright-*.whl")
+    inside = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    expected = {
+        f"graphwright/{name}"
+        for name in tracked
+        if name in ("__init__.py", "py.typed")
+        or (name.split("/")[0] in FLOORS and Path(name).suffix in DATA and (ROOT / name).is_file())
+    }
+    assert inside == expected
