@@ -61,20 +61,21 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         raise BadInput(f"{path}: not valid JSON: {error}") from None
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: not a JSON object")
-    if "auto_map" in raw and not trust_remote_code:
-        raise BadInput(
-            f"{path}: the model brings its own code (auto_map), which is not run unless you ask "
-            "for it: read that code, then pass --trust-remote-code"
-        )
     if raw.get("quantization_config"):
         raise BadInput(
             f"{path}: the checkpoint is already quantized (quantization_config); give the "
             "original one"
         )
     try:
-        from transformers import AutoConfig
+        from transformers import CONFIG_MAPPING, AutoConfig
     except ImportError:
         raise _needs_transformers() from None
+    if "auto_map" in raw and not trust_remote_code and raw.get("model_type") not in CONFIG_MAPPING:
+        # Models that transformers has learnt since run without the code that came with them.
+        raise BadInput(
+            f"{path}: the model brings its own code (auto_map), which is not run unless you ask "
+            "for it: read that code, then pass --trust-remote-code"
+        )
     with quiet():
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
@@ -122,7 +123,7 @@ def build(
     """The model with parameters on the meta device and computed buffers in memory."""
     cls = _model_class(folder, config, trust_remote_code)
     dtype = dtype or config.dtype or _checkpoint_dtype(handles)
-    model = _construct(folder, cls, config, dtype)
+    model: torch.nn.Module = _construct(folder, cls, config, dtype)
     absent = [] if handles is None else match(model, handles)[1]
     poolers = absent and all("pooler" in key for key in absent)
     if poolers and "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
@@ -134,7 +135,7 @@ def build(
                 owner._parameters[key] = torch.nn.Parameter(
                     parameter.to("meta"), requires_grad=False
                 )
-    model.tie_weights()
+    model.tie_weights()  # type: ignore[operator]
     return model
 
 

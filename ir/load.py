@@ -48,6 +48,8 @@ def load(
         raise BadInput(
             f"{text}: dtype is for zoo and Hugging Face models; a {path.suffix} file keeps its own"
         )
+    if not text:
+        raise BadInput(f"the model has an empty name; a model is {FORMS}")
     if path.is_dir() and not (path / "graphwright.json").is_file():
         return _folder(path, text, trust_remote_code, dtype, allow_missing_weights)
     if path.is_dir() or path.suffix == ".onnx":

@@ -43,7 +43,7 @@ def load_onnx(path: Path) -> OnnxView:
 
 
 def _read(path: Path) -> onnx_ir.Model:
-    from google.protobuf.message import DecodeError
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():
         raise Missing(f"{path}: no such file")

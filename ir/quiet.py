@@ -32,7 +32,7 @@ def quiet() -> Iterator[None]:
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stderr(_Muted(sys.stderr)):  # type: ignore[type-var]
+        with warnings.catch_warnings(), contextlib.redirect_stderr(_Muted(sys.stderr)):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from .errors import BadInput
+from .fake import Inputs, fake_meta
 from .fx import FxView
 from .quiet import quiet
 from .view import Source
@@ -42,17 +43,17 @@ def trace(
     Raises ``BadInput`` where the inputs do not fit ``forward``, where the module cannot be traced
     (naming the submodule and the line), and where it draws random numbers in evaluation mode.
     """
-    args = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    kwargs = dict(kwargs or {})
-    bound = _bind(module, args, kwargs)
+    given = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    inputs: Inputs = _distinct((given, dict(kwargs or {})))
+    bound = _bind(module, *inputs)
     auto = dynamic_shapes is None
     if auto:
-        args, kwargs = pytree.tree_map(_widen, (args, kwargs))
-        bound = _bind(module, args, kwargs)
+        inputs = pytree.tree_map(_widen, inputs)
+        bound = _bind(module, *inputs)
         dynamic_shapes = _auto_shapes(bound)
     with _evaluation(module), quiet(), torch.no_grad():
-        args, kwargs = _fake_meta(module, args, kwargs)
-        program = _export(module, args, kwargs, dynamic_shapes, bound if auto else None)
+        inputs = fake_meta(module, inputs)
+        program = _export(module, inputs, dynamic_shapes, bound if auto else None)
     refuse_randomness(program)
     names = dim_names(program, dynamic_shapes)
     if source is None:
@@ -69,6 +70,19 @@ def _bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
         raise BadInput(
             f"the inputs do not fit {type(module).__name__}.forward{signature}: {error}"
         ) from None
+
+
+def _distinct(inputs: Any) -> Any:
+    """The inputs, none of them twice: the exporter merges inputs that are one tensor."""
+    seen: set[int] = set()
+
+    def once(leaf: torch.Tensor) -> torch.Tensor:
+        if id(leaf) in seen:
+            return leaf.clone()
+        seen.add(id(leaf))
+        return leaf
+
+    return pytree.tree_map_only(torch.Tensor, once, inputs)
 
 
 # --- dynamic dimensions -------------------------------------------------------------------------
@@ -122,7 +136,8 @@ def dim_names(program: ExportedProgram, dynamic_shapes: Any = None) -> dict[str,
         if not isinstance(value, torch.Tensor):
             continue
         usual = _dynamic_dims(value)
-        for index, size in enumerate(value.shape):
+        sizes: Sequence[int | torch.SymInt] = value.shape
+        for index, size in enumerate(sizes):
             symbol = str(size)
             if isinstance(size, int) or not symbol.isidentifier() or symbol in names:
                 continue
@@ -155,8 +170,7 @@ _EXPORTER = (
 
 def _export(
     module: torch.nn.Module,
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    inputs: Inputs,
     dynamic_shapes: Any,
     bound: Mapping[str, Any] | None,
 ) -> ExportedProgram:
@@ -165,7 +179,7 @@ def _export(
     while True:
         try:
             program = torch.export.export(
-                module, args, kwargs, dynamic_shapes=dynamic_shapes or None, strict=False
+                module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False
             )
             return _on_cpu(program.run_decompositions({}))
         except Exception as error:
@@ -206,7 +220,8 @@ def _explain(module: torch.nn.Module, error: BaseException) -> str:
         details = [s[2:] for s in lines if s.startswith("- ")]
         fixes = [s for s in lines if re.fullmatch(r"\w+ = .*", s)]
         advice = f"Try dynamic_shapes= with: {'; '.join(fixes) or 'that dimension static'}"
-        return f"tracing failed: {details[0] if details else reason}\n{advice}"
+        reason = details[0].split(". If")[0] if details else reason
+        return f"tracing failed: {reason}\n{advice}"
     return f"tracing failed {where}{line}: {reason}\n{_advice(error)}"
 
 
@@ -265,40 +280,3 @@ def _evaluation(module: torch.nn.Module) -> Iterator[None]:
     finally:
         for m, training in before:
             m.training = training
-
-
-def _fake_meta(
-    module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Let meta parameters pass for CPU ones: the graph gets no ``device=meta`` from them.
-
-    Tensors that hold numbers (rotary frequencies, position ids) are left as they are.
-    """
-    from torch._subclasses.fake_tensor import FakeTensorMode
-    from torch.fx.experimental.symbolic_shapes import ShapeEnv
-
-    tensors = (*module.parameters(), *module.buffers())
-    if all(t.device.type != "meta" for t in tensors):
-        return args, kwargs
-    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
-    fakes: dict[int, torch.Tensor] = {}
-
-    def fake(tensor: torch.Tensor) -> torch.Tensor:
-        with mode:
-            new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
-        if isinstance(tensor, torch.nn.Parameter):
-            return torch.nn.Parameter(new, requires_grad=False)
-        return new
-
-    for owner in module.modules():
-        for table in (owner._parameters, owner._buffers):
-            for name, tensor in table.items():
-                if tensor is None or tensor.device.type != "meta":
-                    continue
-                if id(tensor) not in fakes:
-                    fakes[id(tensor)] = fake(tensor)
-                table[name] = fakes[id(tensor)]  # type: ignore[assignment]
-    faked: tuple[tuple[Any, ...], dict[str, Any]] = pytree.tree_map_only(
-        torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), (args, kwargs)
-    )
-    return faked

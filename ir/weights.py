@@ -240,7 +240,8 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     if tensor.numel() == 0:
         return memoryview(b"")
     flat = tensor.detach().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()).cast("B")
+    raw: memoryview = flat.view(torch.uint8).numpy().data
+    return raw.cast("B")
 
 
 def sha256_of_weight(weight: Weight) -> str:

@@ -55,7 +55,7 @@ def minilm(dtype: torch.dtype | None = None) -> FxView:
     shape = {0: Dim("batch"), 1: Dim("seq", max=config.max_position_embeddings)}
     return trace(
         model,
-        kwargs={"input_ids": tokens, "attention_mask": tokens},
+        kwargs={"input_ids": tokens, "attention_mask": tokens.clone()},
         dynamic_shapes={"input_ids": shape, "attention_mask": shape},
         weights=weights,
         source=Source(

@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 
 from ..ir.errors import BadInput
-from .quantizers import Quantized, easyquant
+from .quantized import Quantized
+from .quantizers import easyquant
 from .weight_pass import WeightPass
 
 
@@ -36,10 +37,11 @@ class EasyQuant(WeightPass):
         if not self.nsig > 0:
             raise BadInput(f"easyquant: nsig={self.nsig} must be above 0")
 
-    def quantize(self, weight: torch.Tensor) -> Quantized:
+    def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
         return easyquant(
-            weight, self.bits, self.group, self.nsig, per_row_stats=self.per_row, solver=self.solver
-        )
+            weight, self.bits, self.group, self.nsig, self.per_row, self.solver,
+            scale_dtype=self.scale_dtype, name=name,
+        )  # fmt: skip
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none"

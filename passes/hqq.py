@@ -8,7 +8,8 @@ from typing import ClassVar, Literal
 import torch
 
 from ..ir.errors import BadInput
-from .quantizers import Quantized, hqq
+from .quantized import Quantized
+from .quantizers import hqq
 from .weight_pass import WeightPass
 
 
@@ -39,10 +40,10 @@ class HQQ(WeightPass):
                 f"p={self.p} in (0, 1]"
             )
 
-    def quantize(self, weight: torch.Tensor) -> Quantized:
+    def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
         return hqq(
             weight, self.bits, self.group, iters=self.iters, beta=self.beta, p=self.p,
-            round_zero=self.round_zero,
+            round_zero=self.round_zero, scale_dtype=self.scale_dtype, name=name,
         )  # fmt: skip
 
     def zero_points(self) -> Literal["none", "integer", "real"]:

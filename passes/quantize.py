@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 
 import torch
 
-from .quantizers import Quantized, rtn
+from .quantized import Quantized
+from .quantizers import rtn
 from .weight_pass import WeightPass
 
 
@@ -26,8 +27,11 @@ class Quantize(WeightPass):
     symmetric: bool = True
     mse: bool = False
 
-    def quantize(self, weight: torch.Tensor) -> Quantized:
-        return rtn(weight, self.bits, self.group, self.symmetric, mse_search=self.mse)
+    def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
+        return rtn(
+            weight, self.bits, self.group, self.symmetric, self.mse,
+            scale_dtype=self.scale_dtype, name=name,
+        )  # fmt: skip
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"

@@ -12,16 +12,16 @@ import torch
 from ..ir.errors import BadInput, Refusal
 from ..ir.moves import graft, swap
 from ..ir.ops.linear_nbit import operand_types
-from ..ir.ops.pack import BITS, GROUPS, dequantize, pack, pack_zeros
+from ..ir.ops.pack import BITS, GROUPS
 from ..ir.ops.sparse_linear import index_dtype
 from ..ir.structure import Linear
 from ..ir.types import Type
 from ..ir.weights import Weight
 from .base import Context, Pass, PassResult, Site, select_linears
-from .quantizers import Quantized
+from .quantized import Quantized
 
 ScaleName = Literal["float32", "float16"]
-_SCALES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
+SCALE_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
 
 @dataclass
@@ -41,7 +41,7 @@ class WeightPass(Pass):
     ``bits`` is 2, 3, 4 or 8; ``group`` is 16 to 256 (a power of two) input features that share a
     scale, or 0 for one scale per output row. Where a group does not divide the input features, the
     last one is padded with codes that multiply nothing. ``scales`` is the dtype in which scales are
-    stored; a matrix with a scale below float16's normal range keeps float32. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
+    stored; a matrix whose scales would suffer from float16's range keeps float32. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
     ``up``; ``min_size`` is the least number of weights of a matrix. ``accuracy_level=4`` lets ONNX
     Runtime round activations to 8 bits: faster, and less exact.
     """
@@ -71,12 +71,16 @@ class WeightPass(Pass):
             raise BadInput(f"{self.name}: min_size={self.min_size} must not be negative")
 
     @abstractmethod
-    def quantize(self, weight: torch.Tensor) -> Quantized:
-        """Codes, scales and the rest of one matrix [out, in] in float32."""
+    def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
+        """Codes, scales and the rest of one matrix [out, in]; ``name`` is for errors."""
 
     @abstractmethod
     def zero_points(self) -> Literal["none", "integer", "real"]:
         """What kind of zero points the pass stores."""
+
+    @property
+    def scale_dtype(self) -> torch.dtype:
+        return SCALE_DTYPES[self.scales]
 
     def outlier_rate(self) -> float:
         """Share of weights that the pass keeps exactly, as a forecast."""
@@ -119,7 +123,7 @@ class WeightPass(Pass):
         """Bytes of codes, scales, zero points and the forecast outliers of one matrix."""
         types = operand_types(
             in_features, out_features, bits=self.bits, group=self.group,
-            zeros=self.zero_points(), scale_dtype=_SCALES[self.scales],
+            zeros=self.zero_points(), scale_dtype=self.scale_dtype,
         )  # fmt: skip
         total = sum(_bytes(t) for t in types if t is not None)
         outliers = int(self.outlier_rate() * in_features * out_features)
@@ -152,47 +156,15 @@ class WeightPass(Pass):
         return None
 
     def _store(self, context: Context, linear: Linear, weight: Weight) -> _Stored:
-        dense = weight.read().float()
-        try:
-            made = self.quantize(dense)
-        except BadInput as fault:
-            raise BadInput(f"{linear.name}: {fault}") from None
-        scale_dtype = _SCALES[self.scales]
-        if not _fits(made.scales, scale_dtype) or not _fits(made.zeros, scale_dtype):
-            scale_dtype = torch.float32
-        scales = made.scales.to(scale_dtype)
-        zeros = made.zeros
-        if zeros is not None:
-            zeros = zeros.to(scale_dtype) if zeros.is_floating_point() else pack_zeros(zeros, self.bits)
-        codes = pack(made.codes[:, : linear.in_features].contiguous(), self.bits, self.group)
-        approx = dequantize(
-            codes, scales, zeros, bits=self.bits, group=self.group, in_features=linear.in_features
-        )
-        tensors = [("codes", codes), ("scales", scales)]
+        dense = weight.read()
+        made = self.quantize(dense, linear.name)
         weights: list[tuple[str, Weight] | None] = [
-            (name, context.spool.store(tensor)) for name, tensor in tensors
+            None if tensor is None else (name, context.spool.store(tensor))
+            for name, tensor in zip(("codes", "scales", "zeros"), made.operands(), strict=True)
         ]
-        weights.append(None if zeros is None else ("zeros", context.spool.store(zeros)))
-        outliers = self._outliers(context, made, dense, approx)
-        size = sum(pair[1].nbytes for pair in [*weights, *outliers] if pair is not None)
-        error = float(torch.linalg.norm(approx - dense) / torch.linalg.norm(dense).clamp_min(1e-30))
-        return _Stored(weights, outliers, size, error)
-
-    def _outliers(
-        self, context: Context, made: Quantized, dense: torch.Tensor, approx: torch.Tensor
-    ) -> list[tuple[str, Weight]]:
-        """The side path that makes the kept entries exact; ``approx`` is completed in place."""
-        if made.outliers is None or not bool(made.outliers.any()):
-            return []
-        rows, cols = made.outliers.nonzero(as_tuple=True)
-        values = dense[rows, cols] - approx[rows, cols]
-        approx[rows, cols] += values
-        parts = {
-            "outliers.rows": rows.to(index_dtype(dense.shape[0])),
-            "outliers.cols": cols.to(index_dtype(dense.shape[1])),
-            "outliers.values": values,
-        }
-        return [(name, context.spool.store(tensor)) for name, tensor in parts.items()]
+        gap = torch.linalg.norm(made.dequantized() - dense.float())
+        error = float(gap / torch.linalg.norm(dense.float()).clamp_min(1e-30))
+        return _Stored(weights, _outlier_weights(context, made), made.nbytes, error)
 
     def _replace(
         self, context: Context, linear: Linear, weight: Weight, stored: _Stored, result: PassResult
@@ -229,13 +201,13 @@ class WeightPass(Pass):
         )
 
 
-def _fits(numbers: torch.Tensor | None, dtype: torch.dtype) -> bool:
-    """Whether a dtype holds the numbers in its normal range, zero aside."""
-    if numbers is None or not numbers.is_floating_point():
-        return True
-    size = numbers.abs()
-    info = torch.finfo(dtype)
-    return bool(((size == 0) | ((size >= info.tiny) & (size <= info.max))).all())
+def _outlier_weights(context: Context, made: Quantized) -> list[tuple[str, Weight]]:
+    """The side path that makes the kept entries exact."""
+    kept = made.outliers
+    if kept is None or not kept.values.numel():
+        return []
+    parts = {"rows": kept.rows, "cols": kept.cols, "values": kept.values}
+    return [(f"outliers.{name}", context.spool.store(part)) for name, part in parts.items()]
 
 
 def _bytes(type_: Type) -> int:

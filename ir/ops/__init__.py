@@ -14,7 +14,7 @@ OWN_OPS: dict[str, OwnOp] = {op.name: op for op in (LINEAR_NBIT, SPARSE_LINEAR, 
 
 
 def torch_op(name: str) -> torch._ops.OpOverload:
-    """The torch custom op ``graphwright::NAME``, registered on first use. ``KeyError`` if unknown."""
+    """The torch op ``graphwright::NAME``, registered on first use; ``KeyError`` if unknown."""
     if name not in OWN_OPS:
         raise KeyError(f"no op of ours is called {name!r}; {near_misses(name, OWN_OPS)}")
     return OWN_OPS[name].overload

@@ -129,7 +129,7 @@ def _library() -> torch.library.Library:
 
 
 def register_kernel(op: str, device_type: str, kernel: Kernel | None) -> Kernel | None:
-    """Let ``kernel`` run ``op`` on tensors of a device type such as ``cuda``; None empties the slot.
+    """Let ``kernel`` run ``op`` on a device type such as ``cuda``; ``None`` empties the slot.
 
     A kernel takes what the reference takes. Returns the kernel that held the slot before.
     """

@@ -276,6 +276,7 @@ def _sample(
     groups = n_groups(group, fan_in)
     codes = torch.randint(0, 1 << bits, (fan_out, fan_in), generator=rng, dtype=torch.uint8)
     scales = (torch.rand(fan_out, groups, generator=rng) * 0.05 + 0.01).to(scale_dtype)
+    scales *= torch.randint(0, 2, scales.shape, generator=rng) * 2 - 1
     zeros = None
     if kind == "integer":
         drawn = torch.randint(0, 1 << bits, (fan_out, groups), generator=rng, dtype=torch.uint8)

@@ -1,0 +1,141 @@
+"""The artifact folder: written beside its final name, renamed when whole."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import onnx_ir
+
+from ..ir.errors import BadInput, GraphwrightError
+from ..ir.view import View
+from .lowering import lowered
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+MODEL_FILES = (MODEL_FILE, DATA_FILE)
+MANIFEST_FILE = "graphwright.json"
+"""The file by which a folder is known to be ours."""
+INLINE_BYTES = 1024
+"""Tensors below this size stay inside ``model.onnx``."""
+SIDE_FILES = (
+    "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
+    "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
+    "merges.txt", "preprocessor_config.json", "processor_config.json", "chat_template.jinja",
+    "modules.json", "sentence_bert_config.json", "config_sentence_transformers.json",
+    "1_Pooling/config.json",
+)  # fmt: skip
+"""Files of a source folder that other tools need to use the model."""
+
+
+class DiskFull(GraphwrightError):
+    """The disk ran full while the artifact was written (exit code 3)."""
+
+    exit_code = 3
+
+
+def check_target(out: Path, *, force: bool) -> None:
+    """Refuse an output folder early: one that is not ours, or that cannot be written.
+
+    Raises ``BadInput``.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise BadInput(f"{out} exists and is no folder")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file() and not force:
+        raise BadInput(f"{out} exists and is no graphwright artifact; --force replaces it")
+    parent = out.absolute().parent
+    while not parent.exists():
+        parent = parent.parent
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
+        raise BadInput(f"{parent} is not writable: choose another --out")
+
+
+@contextlib.contextmanager
+def publish(out: Path, *, force: bool = False) -> Iterator[Path]:
+    """A temporary folder beside ``out`` that takes its place when the block ends well.
+
+    What was there before stays whole until then, and for good where anything fails. Raises
+    ``BadInput`` as ``check_target``, and ``DiskFull`` where the disk ran full.
+    """
+    check_target(out, force=force)
+    out = out.absolute()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    except OSError as error:
+        raise BadInput(f"{out}: {error.strerror}: choose another --out") from None
+    made = scratch / "new"
+    try:
+        made.mkdir()
+        yield made
+        if out.exists():
+            out.rename(scratch / "old")
+        try:
+            made.rename(out)
+        except OSError:
+            if (scratch / "old").exists():
+                (scratch / "old").rename(out)
+            raise
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(
+                f"the disk of {out.parent} ran full; nothing was changed there. Free some space or "
+                "choose another --out"
+            ) from None
+        raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def write_model(
+    model: onnx_ir.Model, folder: Path, progress: Callable[[str, int, int], None] | None = None
+) -> None:
+    """Write ``model.onnx`` and ``model.onnx.data``; each tensor is read, written and freed in turn.
+
+    The bytes depend on the model alone.
+    """
+
+    def report(tensor: onnx_ir.TensorProtocol, info: onnx_ir.external_data.CallbackInfo) -> None:
+        if progress is not None:
+            progress("writing weights", info.index, info.total)
+
+    onnx_ir.save(
+        model,
+        folder / MODEL_FILE,
+        external_data=DATA_FILE,
+        size_threshold_bytes=INLINE_BYTES,
+        callback=report,
+    )
+
+
+def model_bytes(folder: Path) -> int:
+    """Size of the model's files."""
+    files = [folder / name for name in MODEL_FILES]
+    return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def copy_side_files(source: str | None, folder: Path) -> None:
+    """Copy tokenizer and configuration files of the source's folder, if it has one."""
+    for name in SIDE_FILES if source is not None else ():
+        path = Path(str(source)) / name
+        if path.is_file():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, folder / name)
+
+
+def export(graph: View, out: str | Path, *, force: bool = False) -> Path:
+    """Write a graph as a folder that a stock ONNX Runtime loads; the folder's path.
+
+    The folder has the model and the side files of its source; ``optimize-model`` adds the manifest
+    and the report. Raises as ``publish``, and ``BadInput`` where an op has no ONNX form.
+    """
+    model = lowered(graph).model
+    with publish(Path(out), force=force) as folder:
+        write_model(model, folder)
+        copy_side_files(graph.source.folder, folder)
+    return Path(out)

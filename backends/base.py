@@ -1,0 +1,77 @@
+"""What a backend gives, and how one is found."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from ..ir.errors import BadInput, near_misses
+from ..ir.view import View
+
+_BACKENDS = {"eager": ".eager", "onnxruntime": ".onnxruntime"}
+
+
+class Executable(Protocol):
+    """A compiled graph. Calling it runs it."""
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, in the order in which positional arguments are taken."""
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs."""
+
+    def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Outputs by name. Raises ``BadInput`` where the inputs do not fit the graph."""
+
+
+def backend_names() -> list[str]:
+    """The backends that ``compile`` knows."""
+    return sorted(_BACKENDS)
+
+
+def compile(  # noqa: A001 - the public name
+    graph: View | str | Path, *, backend: str = "onnxruntime", device: str = "cpu", **options: Any
+) -> Executable:
+    """An executable of a graph, or of an artifact's folder or ``model.onnx``.
+
+    ``device`` is ``cpu`` or ``cuda``. Options of ``onnxruntime``: ``optimize`` (the runtime's graph
+    optimisation, on by default) and ``threads``. Raises ``BadInput`` for an unknown backend, device
+    or option and ``Missing`` where the device or a package is not there.
+    """
+    if backend not in _BACKENDS:
+        raise BadInput(f"there is no backend {backend!r}; {near_misses(backend, _BACKENDS)}")
+    if device not in ("cpu", "cuda"):
+        raise BadInput(f"device {device!r} is unknown: cpu or cuda")
+    module = importlib.import_module(_BACKENDS[backend], __package__)
+    try:
+        made: Executable = module.build(graph, device=device, **options)
+    except TypeError as error:
+        if "unexpected keyword" not in str(error):
+            raise
+        raise BadInput(f"{backend}: {str(error).partition(' got ')[2]}") from None
+    return made
+
+
+def bind(
+    names: tuple[str, ...], args: tuple[torch.Tensor, ...], inputs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Positional and named inputs as one mapping. Raises ``BadInput`` where they do not fit."""
+    if len(args) > len(names):
+        raise BadInput(f"{len(args)} inputs given, the graph takes {len(names)}: {', '.join(names)}")
+    bound = dict(zip(names, args, strict=False))
+    twice = sorted(set(bound) & set(inputs))
+    if twice:
+        raise BadInput(f"given twice: {', '.join(twice)}")
+    bound |= inputs
+    missing, unknown = sorted(set(names) - set(bound)), sorted(set(bound) - set(names))
+    if missing or unknown:
+        parts = [f"missing {', '.join(missing)}"] if missing else []
+        parts += [f"unknown {', '.join(unknown)}"] if unknown else []
+        raise BadInput(f"inputs: {'; '.join(parts)} (the graph takes {', '.join(names)})")
+    return bound

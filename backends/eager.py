@@ -1,0 +1,42 @@
+"""The graph as it is, node by node with reference ops: the oracle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ..ir.errors import BadInput
+from ..ir.sweep import sweep
+from ..ir.view import View
+from .base import bind
+
+
+class EagerExecutable:
+    """Runs a view by ``ir.sweep``; weights are read at each use."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self._view.input_names()
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return self._view.output_names()
+
+    def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        return sweep(self._view, bind(self.input_names, args, inputs))
+
+
+def build(graph: View | str | Path, *, device: str = "cpu") -> EagerExecutable:
+    """See ``base.compile``. An artifact is loaded as a graph first."""
+    if device != "cpu":
+        raise BadInput("the eager backend runs on the CPU; use --backend onnxruntime for a GPU")
+    if isinstance(graph, View):
+        return EagerExecutable(graph)
+    from ..ir.load import load
+
+    path = Path(graph)
+    return EagerExecutable(load(path / "model.onnx" if path.is_dir() else path))

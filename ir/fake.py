@@ -1,0 +1,45 @@
+"""Fake tensors in the place of parameters without data."""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils import _pytree as pytree
+
+Inputs: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
+"""Positional and keyword arguments of a call."""
+
+
+def fake_meta(module: torch.nn.Module, inputs: Inputs) -> Inputs:
+    """Let meta parameters pass for CPU ones: the graph gets no ``device=meta`` from them.
+
+    Tensors that hold numbers (rotary frequencies, position ids) are left as they are.
+    """
+    tensors = (*module.parameters(), *module.buffers())
+    if all(t.device.type != "meta" for t in tensors):
+        return inputs
+    mode = FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True)
+    fakes: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        with mode:
+            new = torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype)
+        if isinstance(tensor, torch.nn.Parameter):
+            return torch.nn.Parameter(new, requires_grad=False)
+        return new
+
+    for owner in module.modules():
+        for table in (owner._parameters, owner._buffers):
+            for name, tensor in table.items():
+                if tensor is None or tensor.device.type != "meta":
+                    continue
+                if id(tensor) not in fakes:
+                    fakes[id(tensor)] = fake(tensor)
+                table[name] = fakes[id(tensor)]  # type: ignore[assignment]
+    faked: Inputs = pytree.tree_map_only(
+        torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), inputs
+    )
+    return faked
