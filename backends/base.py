@@ -35,7 +35,7 @@ def backend_names() -> list[str]:
     return sorted(_BACKENDS)
 
 
-def compile(  # noqa: A001 - the public name
+def compile(
     graph: View | str | Path, *, backend: str = "onnxruntime", device: str = "cpu", **options: Any
 ) -> Executable:
     """An executable of a graph, or of an artifact's folder or ``model.onnx``.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import onnx
@@ -11,11 +12,10 @@ import onnx_ir
 import torch
 from onnx_ir.passes import common
 from torch.export import ExportedProgram
-from torch.export.graph_signature import InputKind
 
 from ..ir.errors import BadInput
 from ..ir.quiet import quiet
-from ..ir.tensors import has_weight, tensor_of
+from ..ir.tensors import tensor_of
 from ..ir.weights import ComputedWeight, Weight
 
 OPSET = 21
@@ -63,14 +63,15 @@ def to_onnx(
 
 def _translate(program: ExportedProgram) -> onnx_ir.Model:
     table: dict[Callable[..., Any], Callable[..., Any]] = {
-        torch.ops.aten.scaled_dot_product_attention.default: _sdpa
+        torch.ops.aten.scaled_dot_product_attention.default: _sdpa,
+        _RESHAPE: _reshape,
     }
     for node in program.graph.nodes:
         target = node.target
         if isinstance(target, torch._ops.OpOverload) and target.namespace == DOMAIN:
             table[target] = _own_op(target)
     try:
-        with quiet():
+        with quiet(), _without_views(program.graph):
             exported = torch.onnx.export(
                 program,
                 dynamo=True,
@@ -83,6 +84,31 @@ def _translate(program: ExportedProgram) -> onnx_ir.Model:
         raise BadInput(_explain(program, error)) from error
     assert exported is not None
     return exported.model
+
+
+_RESHAPE = torch.ops.aten._reshape_copy.default
+_VIEWS = (
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.reshape.default,
+)
+
+
+@contextlib.contextmanager
+def _without_views(graph: torch.fx.Graph) -> Iterator[None]:
+    """Let every reshape be one that does not depend on strides, for as long as the block runs.
+
+    The exporter takes reshape for view by the strides of one fake run, and its next fake run, where
+    attention gives other strides, fails on that view (torch 2.13, T5).
+    """
+    changed = [(node, node.target) for node in graph.nodes if node.target in _VIEWS]
+    for node, _ in changed:
+        node.target = _RESHAPE
+    try:
+        yield
+    finally:
+        for node, target in changed:
+            node.target = target
 
 
 # --- translations of our own ---------------------------------------------------------------------
@@ -102,12 +128,13 @@ def _sdpa(
 
     The exporter's own form gives such a query (a left-padded prompt has them) the mean of v.
     """
+    if dropout_p:
+        raise ValueError(f"attention with dropout {dropout_p}: trace the model in eval mode")
     op = _opset()
-    width = query.shape[-1]
+    rank, width = len(query.shape), query.shape[-1]
     zero, lowest = (_scalar(number, query.dtype) for number in (0.0, float("-inf")))
     if enable_gqa:
         key, value = (_repeat_heads(t, query.shape[1] // t.shape[1]) for t in (key, value))
-    rank = len(key.shape)
     swapped = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
     factor = width**-0.5 if scale is None else scale
     scores = op.MatMul(op.Mul(query, _scalar(factor, query.dtype)), swapped)
@@ -122,6 +149,21 @@ def _sdpa(
     if boolean and not is_causal:
         weights = op.Where(op.IsNaN(weights), zero, weights)
     return op.MatMul(weights, value)
+
+
+def _reshape(x: Any, shape: Sequence[Any]) -> Any:
+    """reshape(x, shape) => Reshape(x, shape)"""
+    op = _opset()
+    one = onnx_ir.tensor([-1])
+    sizes = [
+        op.Constant(value=onnx_ir.tensor([size]))
+        if isinstance(size, int)
+        else op.Reshape(size, op.Constant(value=one))
+        for size in shape
+    ]
+    empty = onnx_ir.tensor([], dtype=onnx_ir.DataType.INT64)
+    target = op.Concat(*sizes, axis=0) if sizes else op.Constant(value=empty)
+    return op.Reshape(x, target, allowzero=0 if -1 in shape else 1)
 
 
 def _opset() -> Any:
@@ -310,23 +352,19 @@ def _explain(program: ExportedProgram, error: BaseException) -> str:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(e) for e in chain)
-    found = re.search(r"translating node %?(\w+)", text)
-    node = next((n for n in program.graph.nodes if found and n.name == found[1]), None)
+    found = re.search(r"translating node %?_*(\w+)", text)
+    # The exporter decomposes further (linalg_eigh => _linalg_eigh): names differ by underscores.
+    node = next((n for n in program.graph.nodes if found and n.name.lstrip("_") == found[1]), None)
     target = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
     if target is not None:
         what = f"the op {target[1].replace('.', '::')} has no ONNX form"
-        node = node or _first_of(program, target[1])
     else:
-        what = str(chain[-1]).strip().splitlines()[0]
+        what = str(chain[-1]).strip().partition("\n")[0]
     where = "" if node is None else f" (node {node.name}{_module_of(node)})"
     return (
         f"the model cannot be written as ONNX: {what}{where}. Write that part of the model with "
         "other ops, or keep the graph in torch with backend='eager'"
     )
-
-
-def _first_of(program: ExportedProgram, target: str) -> torch.fx.Node | None:
-    return next((n for n in program.graph.nodes if target in str(n.target)), None)
 
 
 def _module_of(node: torch.fx.Node) -> str:

@@ -9,17 +9,19 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from torch.export import ExportedProgram
-from torch.export.graph_signature import ConstantArgument, InputKind, OutputKind, SymIntArgument
+from torch.export.graph_signature import InputKind
 from torch.fx import Graph
 from torch.fx.node import Node as FxNode
 from torch.fx.node import map_arg
 
-from .errors import BadInput, InvalidGraph, Refusal
-from .fx_table import BUILDERS, READERS
+from .errors import InvalidGraph, Refusal
+from .fx_program import input_names, output_names, program_weight, refuse_mutation
+from .fx_table import BUILDERS, READERS, call
+from .infer import agree
 from .types import UNKNOWN, Type
 from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
 from .vocab import complete_attrs, spec
-from .weights import MemoryWeight, Weight
+from .weights import Weight
 
 _GETITEM = operator.getitem
 _SEVERAL = frozenset({"split", "topk"})
@@ -31,7 +33,8 @@ class FxView(View):
     """A functional FX graph whose weights are placeholders bound to lazy handles.
 
     Build one with ``from_program``. ``weight_names`` maps each weight placeholder to its qualified
-    name, ``program`` is the export that the graph came from (for its calling convention).
+    name, ``program`` is the export that the graph came from (for its calling convention; ``None``
+    for a graph that was parsed or built, which can be rewritten and run but not exported).
     """
 
     kind: ClassVar[Literal["fx", "onnx"]] = "fx"
@@ -39,7 +42,7 @@ class FxView(View):
     def __init__(
         self,
         graph: Graph,
-        program: ExportedProgram,
+        program: ExportedProgram | None,
         weights: dict[str, Weight],
         names: tuple[tuple[str, ...], tuple[str, ...]],
         source: Source,
@@ -73,23 +76,23 @@ class FxView(View):
         fake; ``dim_names`` maps the exporter's symbols (``s43``) to names (``batch``). Raises
         ``BadInput`` where the graph mutates its inputs or holds in-place ops.
         """
-        _refuse_mutation(program)
+        refuse_mutation(program)
         graph = Graph()
         mapping: dict[FxNode, FxNode] = {}
         outputs = graph.graph_copy(program.graph, mapping)
         graph.output(outputs)
         handles: dict[str, Weight] = {}
         specs = {s.arg.name: s for s in program.graph_signature.input_specs}
-        for node in graph.nodes:
+        for original, node in mapping.items():
             if node.op != "placeholder":
                 continue
-            spec_ = specs[node.name]
+            spec_ = specs[original.name]
             if spec_.kind not in _WEIGHT_KINDS:
                 continue
             target = str(spec_.target)
             node.meta["weight"] = target
-            handles[target] = (weights or {}).get(target) or _program_weight(program, target)
-        names = _input_names(program), _output_names(program)
+            handles[target] = (weights or {}).get(target) or program_weight(program, target)
+        names = input_names(program), output_names(program)
         return cls(graph, program, handles, names, source or Source(), dim_names or {})
 
     # --- reading -----------------------------------------------------------------------------
@@ -113,32 +116,31 @@ class FxView(View):
         return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
 
     def operands(self, node: Node) -> tuple[Operand, ...]:
-        reading = self._reading(node)
-        if reading is not None:
-            return reading[0]
-        return tuple(node.all_input_nodes)
+        reading = self.read(node)
+        return tuple(node.all_input_nodes) if reading is None else reading[1]
 
     def attrs(self, node: Node) -> Mapping[str, Attr]:
-        reading = self._reading(node)
+        reading = self.read(node)
         if reading is not None:
-            return reading[1]
+            return reading[2]
         plain = {f"arg{i}": a for i, a in enumerate(node.args) if _is_plain(a)}
         return plain | {k: v for k, v in node.kwargs.items() if _is_plain(v)}
 
-    def _reading(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
         entry = READERS.get(node.target)
         if entry is not None:
-            return entry[1](node)
+            reading = entry[1](node)
+            return None if reading is None else (entry[0], *reading)
         name = _own_op(node.target)
         if name == NATIVE:
             return None
         operands = list(node.args)
         while operands and operands[-1] is None:
             operands.pop()
-        return tuple(operands), {**spec(name).attrs, **node.kwargs}
+        return name, tuple(operands), {**spec(name).attrs, **node.kwargs}
 
     def results(self, node: Node) -> tuple[Value, ...]:
-        if not isinstance(node.meta.get("val"), tuple | list):
+        if not isinstance(node.meta.get("val"), (tuple, list)):
             return (node,)
         items = [u for u in node.users if u.target is _GETITEM]
         return tuple(sorted(items, key=lambda u: u.args[1]))
@@ -252,37 +254,57 @@ class FxView(View):
         least, most = spec(op).arity
         if len(operands) < least or (most is not None and len(operands) > most):
             raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
+        first = before.prev
         with self.graph.inserting_before(before):
-            first = before.prev
             node = _builder(op)(self.graph, operands, full)
             if name is not None:
                 node._rename(name)
-            made = node
-            while made is not first:
+            made = first.next
+            while made is not before:
                 self._adopt(made, before)
-                made = made.prev
+                if self.journal is not None:
+                    self.journal.append(made)
+                made = made.next
             if like is not None and like.meta.get("val") is not None:
                 node.meta["val"] = like.meta["val"]
-            elif op in _SEVERAL and isinstance(self._refresh(node), tuple | list):
-                items = [
-                    self.graph.call_function(_GETITEM, (node, i))
-                    for i in range(len(node.meta["val"]))
-                ]
+            elif op in _SEVERAL and isinstance(self._refresh(node), (tuple, list)):
+                items = [call(self.graph, _GETITEM, (node, i)) for i in range(len(node.meta["val"]))]
                 for item in items:
                     self._adopt(item, before)
                 return items[0]
         return node
 
     def retype(self, value: Value, like: Value) -> None:
-        if value.meta.get("val") is None:
-            value.meta["val"] = like.meta.get("val")
+        if value.meta.get("val") is not None:
+            return
+        declared = like.meta.get("val")
+        if isinstance(declared, torch.Tensor):
+            self._check_fit(value, self.type(like))
+        value.meta["val"] = declared
+
+    def _check_fit(self, node: FxNode, declared: Type) -> None:
+        """Refuse a node whose operands, as far as they are typed, contradict its declared type."""
+        reading = self.read(node)
+        if reading is None or any(
+            isinstance(o, FxNode) and o.meta.get("val") is None for o in reading[1]
+        ):
+            return
+        op, operands, attrs = reading
+        types = [self.type(o) if isinstance(o, FxNode) else o for o in operands]
+        try:
+            found = spec(op).infer(types, attrs)[0]
+        except (ValueError, IndexError) as error:
+            raise Refusal(f"{op} does not fit its operands: {error}", node) from None
+        if not agree(found, declared):
+            raise Refusal(f"the replacement is {found}, {declared} is needed", node)
 
     def _adopt(self, node: FxNode, near: FxNode) -> None:
         stack = near.meta.get("nn_module_stack")
+        meta = node.meta
         if stack is not None:
-            node.meta.setdefault("nn_module_stack", stack)
+            meta.setdefault("nn_module_stack", stack)
         if self.origin is not None:
-            node.meta["graphwright"] = self.origin
+            meta["graphwright"] = self.origin
 
     def add_weight(self, name: str, weight: Weight) -> Value:
         shared = self._by_key.get(weight.key)
@@ -306,7 +328,9 @@ class FxView(View):
 
     def replace(self, old: Value, new: Value) -> None:
         maker = self.producer(new)
-        old.replace_all_uses_with(new, delete_user_cb=lambda user: user is not maker)
+        for user in tuple(old.users):
+            if user is not maker:
+                user.replace_input_with(old, new)
 
     def set_operand(self, node: Node, index: int, operand: Operand) -> None:
         current = self.operands(node)[index]
@@ -326,6 +350,25 @@ class FxView(View):
             users = ", ".join(u.name for u in node.users)
             raise InvalidGraph(f"{node.name} is still used by {users}")
         self.graph.erase_node(node)
+
+    def erase_dead(self, node: Node) -> list[Node]:
+        erased: list[Node] = []
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            items = [u for u in current.users if u.target is _GETITEM and not u.users]
+            if len(items) < len(current.users):
+                continue
+            producers = current.all_input_nodes
+            for item in items:
+                self.graph.erase_node(item)
+            self.graph.erase_node(current)
+            erased.append(current)
+            for value in producers:
+                maker = None if value.users else self.producer(value)
+                if maker is not None and maker not in stack:
+                    stack.append(maker)
+        return erased
 
     def set_weight(self, value: Value, weight: Weight) -> None:
         old = self._weights[value.meta["weight"]]
@@ -407,7 +450,7 @@ def _build_own(op: str) -> Callable[..., FxNode]:
 
     def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> FxNode:
         padded = (*operands, *[None] * (count - len(operands)))
-        return graph.call_function(target, padded, dict(attrs))
+        return call(graph, target, padded, dict(attrs))
 
     return build
 
@@ -422,50 +465,3 @@ def _is_plain(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(isinstance(v, int | float) for v in value)
     return isinstance(value, int | float | bool | str | torch.dtype | None)
-
-
-def _program_weight(program: ExportedProgram, target: str) -> Weight:
-    tensor = program.state_dict.get(target)
-    if tensor is None:
-        tensor = program.constants[target]
-    if isinstance(tensor, torch._subclasses.FakeTensor) or tensor.device.type == "meta":
-        raise BadInput(f"the weight {target} has no data: give its handle in `weights`")
-    return MemoryWeight(tensor)
-
-
-def _refuse_mutation(program: ExportedProgram) -> None:
-    for spec_ in program.graph_signature.output_specs:
-        if spec_.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
-            raise BadInput(
-                f"the model writes to {spec_.target!r} while it runs; only functional graphs are "
-                "rewritten. Return the new value as an output instead"
-            )
-    for node in program.graph.nodes:
-        target = node.target
-        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
-            raise BadInput(
-                f"{node.name}: {target} works in place; only functional graphs are rewritten. "
-                "Call run_decompositions({}) on the exported program first"
-            )
-
-
-def _input_names(program: ExportedProgram) -> tuple[str, ...]:
-    names = []
-    for spec_ in program.graph_signature.input_specs:
-        if spec_.kind != InputKind.USER_INPUT:
-            continue
-        if isinstance(spec_.arg, ConstantArgument | SymIntArgument):
-            raise BadInput(f"the input {spec_.arg.name} is no tensor: bind it before tracing")
-        names.append(spec_.arg.name)
-    return tuple(names)
-
-
-def _output_names(program: ExportedProgram) -> tuple[str, ...]:
-    specs = program.graph_signature.output_specs
-    out_spec = program.module_call_graph[0].signature.out_spec  # type: ignore[union-attr]
-    keys = out_spec.context if out_spec.type in (dict,) else None
-    if isinstance(keys, list) and len(keys) == len(specs):
-        return tuple(str(k) for k in keys)
-    if len(specs) == 1:
-        return ("output",)
-    return tuple(f"output_{i}" for i in range(len(specs)))

@@ -1,4 +1,4 @@
-"""From an edited FX graph back to a ``torch.export`` program."""
+"""Between a ``torch.export`` program and an FX graph: what a view takes over, and the way back."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import (
+    ConstantArgument,
     ExportGraphSignature,
     InputKind,
     InputSpec,
     OutputKind,
     OutputSpec,
+    SymIntArgument,
     TensorArgument,
 )
 from torch.fx import Graph, GraphModule
 from torch.fx.node import Node as FxNode
 
-from .errors import InvalidGraph
+from .errors import BadInput, InvalidGraph
 from .types import UNKNOWN
+from .weights import MemoryWeight, Weight
 
 if TYPE_CHECKING:
     from .fx import FxView
@@ -77,3 +80,54 @@ def to_program(view: FxView) -> ExportedProgram:
         example_inputs=original.example_inputs,
         constants=constants,
     )
+
+
+def program_weight(program: ExportedProgram, target: str) -> Weight:
+    """The handle of a parameter that the program holds; ``BadInput`` where it holds no numbers."""
+    tensor = program.state_dict.get(target)
+    if tensor is None:
+        tensor = program.constants[target]
+    if isinstance(tensor, torch._subclasses.FakeTensor) or tensor.device.type == "meta":
+        raise BadInput(f"the weight {target} has no data: give its handle in `weights`")
+    return MemoryWeight(tensor)
+
+
+def refuse_mutation(program: ExportedProgram) -> None:
+    """Raise ``BadInput`` where the program writes to its inputs, its buffers or in place."""
+    for spec_ in program.graph_signature.output_specs:
+        if spec_.kind in (OutputKind.BUFFER_MUTATION, OutputKind.USER_INPUT_MUTATION):
+            raise BadInput(
+                f"the model writes to {spec_.target!r} while it runs; only functional graphs are "
+                "rewritten. Return the new value as an output instead"
+            )
+    for node in program.graph.nodes:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload) and target._schema.is_mutable:
+            raise BadInput(
+                f"{node.name}: {target} works in place; only functional graphs are rewritten. "
+                "Call run_decompositions({}) on the exported program first"
+            )
+
+
+def input_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Names of the inputs. Raises ``BadInput`` where one is a plain number."""
+    names = []
+    for spec_ in program.graph_signature.input_specs:
+        if spec_.kind != InputKind.USER_INPUT:
+            continue
+        if isinstance(spec_.arg, ConstantArgument | SymIntArgument):
+            raise BadInput(f"the input {spec_.arg.name} is no tensor: bind it before tracing")
+        names.append(spec_.arg.name)
+    return tuple(names)
+
+
+def output_names(program: ExportedProgram) -> tuple[str, ...]:
+    """Keys of a dictionary that the model returns, else ``output`` or ``output_0`` and so on."""
+    specs = program.graph_signature.output_specs
+    out_spec = program.module_call_graph[0].signature.out_spec  # type: ignore[union-attr]
+    keys = out_spec.context if out_spec.type in (dict,) else None
+    if isinstance(keys, list) and len(keys) == len(specs):
+        return tuple(str(k) for k in keys)
+    if len(specs) == 1:
+        return ("output",)
+    return tuple(f"output_{i}" for i in range(len(specs)))

@@ -301,15 +301,30 @@ def _fill() -> None:
 _fill()
 
 
+def call(
+    graph: Graph, target: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None
+) -> Node:
+    """Insert a call node, named after its op.
+
+    Its arguments are set after it is made: FX walks those that it is made with through pytree, in
+    search of raw symbolic numbers, and that takes more time than all the rest of the node.
+    """
+    node = graph.call_function(target, name=getattr(target, "_opname", target.__name__))
+    node.args = args
+    if kwargs:
+        node.kwargs = dict(kwargs)
+    return node
+
+
 def _tensor_or_scalar(op: str) -> Builder:
     overloads = getattr(aten, op)
 
     def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
         a, b = operands
         if not isinstance(a, Node):
-            a, b = graph.call_function(aten.full_like.default, (b, a)), b
+            a, b = call(graph, aten.full_like.default, (b, a)), b
         target = overloads.Tensor if isinstance(b, Node) else overloads.Scalar
-        return graph.call_function(target, (a, b))
+        return call(graph, target, (a, b))
 
     return build
 
@@ -319,7 +334,7 @@ def _pow(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Nod
     name = "Scalar" if not isinstance(a, Node) else "Tensor_" + (
         "Tensor" if isinstance(b, Node) else "Scalar"
     )
-    return graph.call_function(getattr(aten.pow, name), (a, b))
+    return call(graph, getattr(aten.pow, name), (a, b))
 
 
 def _call(target: Any, *order: str) -> Builder:
@@ -327,18 +342,18 @@ def _call(target: Any, *order: str) -> Builder:
 
     def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
         rest = [list(v) if isinstance(v, tuple) else v for v in (attrs[name] for name in order)]
-        return graph.call_function(target, (*operands, *rest))
+        return call(graph, target, (*operands, *rest))
 
     return build
 
 
 def _build_gelu(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     kwargs = {} if attrs["approximate"] == "none" else {"approximate": attrs["approximate"]}
-    return graph.call_function(aten.gelu.default, tuple(operands), kwargs)
+    return call(graph, aten.gelu.default, tuple(operands), kwargs)
 
 
 def _build_cast(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
-    return graph.call_function(aten._to_copy.default, tuple(operands), {"dtype": attrs["dtype"]})
+    return call(graph, aten._to_copy.default, tuple(operands), {"dtype": attrs["dtype"]})
 
 
 def _trailing_shape(x: Node, dims: int) -> list[int]:
@@ -348,13 +363,13 @@ def _trailing_shape(x: Node, dims: int) -> list[int]:
 def _build_layer_norm(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     x, weight, bias = (*operands, None, None)[:3]
     shape = _trailing_shape(x, attrs["dims"])
-    return graph.call_function(aten.layer_norm.default, (x, shape, weight, bias, attrs["eps"]))
+    return call(graph, aten.layer_norm.default, (x, shape, weight, bias, attrs["eps"]))
 
 
 def _build_rms_norm(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     x, weight = (*operands, None)[:2]
     shape = _trailing_shape(x, 1)
-    return graph.call_function(aten.rms_norm.default, (x, shape, weight, attrs["eps"]))
+    return call(graph, aten.rms_norm.default, (x, shape, weight, attrs["eps"]))
 
 
 def _build_sdpa(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
@@ -365,12 +380,12 @@ def _build_sdpa(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any])
     if attrs["gqa"]:
         kwargs["enable_gqa"] = True
     args = (q, k, v, mask, 0.0, attrs["causal"])
-    return graph.call_function(aten.scaled_dot_product_attention.default, args, kwargs)
+    return call(graph, aten.scaled_dot_product_attention.default, args, kwargs)
 
 
 def _build_shaped(target: Any) -> Builder:
     def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
-        return graph.call_function(target, (operands[0], list(operands[1:])))
+        return call(graph, target, (operands[0], list(operands[1:])))
 
     return build
 
@@ -378,29 +393,29 @@ def _build_shaped(target: Any) -> Builder:
 def _build_unsqueeze(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     node = operands[0]
     for dim in sorted(attrs["dims"]):
-        node = graph.call_function(aten.unsqueeze.default, (node, dim))
+        node = call(graph, aten.unsqueeze.default, (node, dim))
     return node  # type: ignore[no-any-return]
 
 
 def _build_concat(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
-    return graph.call_function(aten.cat.default, (list(operands), attrs["dim"]))
+    return call(graph, aten.cat.default, (list(operands), attrs["dim"]))
 
 
 def _build_slice(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     x, start, end = operands
-    return graph.call_function(aten.slice.Tensor, (x, attrs["dim"], start, end, attrs["step"]))
+    return call(graph, aten.slice.Tensor, (x, attrs["dim"], start, end, attrs["step"]))
 
 
 def _build_indexed(target: Any) -> Builder:
     def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
-        return graph.call_function(target, (operands[0], attrs["dim"], operands[1]))
+        return call(graph, target, (operands[0], attrs["dim"], operands[1]))
 
     return build
 
 
 def _build_arange(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     kwargs = {"dtype": attrs["dtype"], "device": torch.device("cpu"), "pin_memory": False}
-    return graph.call_function(aten.arange.start_step, tuple(operands), kwargs)
+    return call(graph, aten.arange.start_step, tuple(operands), kwargs)
 
 
 def _build_conv(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
@@ -408,7 +423,7 @@ def _build_conv(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any])
     zeros = [0] * len(attrs["stride"])
     window = (list(attrs["stride"]), list(attrs["padding"]), list(attrs["dilation"]))
     args = (x, weight, bias, *window, False, zeros, attrs["groups"])
-    return graph.call_function(aten.convolution.default, args)
+    return call(graph, aten.convolution.default, args)
 
 
 def _builders() -> dict[str, Builder]:

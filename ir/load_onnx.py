@@ -50,7 +50,8 @@ def _read(path: Path) -> onnx_ir.Model:
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
     try:
-        model = onnx_ir.load(path, format="protobuf")
+        with quiet():
+            model = onnx_ir.load(path, format="protobuf")
     except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
         # onnx-ir raises the last four for protos that parse and still make no sense.
         reason = next(iter(str(error).splitlines()), type(error).__name__)

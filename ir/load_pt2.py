@@ -4,7 +4,7 @@
 expressions and guards as Python, imports modules that its tree specs name, and loads shared
 libraries. So the archive is read first: every string in it must be a plain name, an operator, a
 dimension expression of known functions, or a tree spec of plain containers, and no tensor may be
-pickled. What is left for ``torch.export.load`` is data.
+pickled. What is left for torch is data.
 """
 
 from __future__ import annotations
@@ -84,13 +84,16 @@ def load_pt2(path: Path) -> FxView:
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:
+    # torch.export.load would go on to read the layout of torch 2.7, which nothing has inspected.
+    from torch.export.pt2_archive._package import load_pt2 as read_archive
+
     # The second lock: with this set, torch.load refuses code even where it is told to take it.
     name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
     before = os.environ.get(name)
     os.environ[name] = "1"
     try:
         with quiet():
-            return torch.export.load(path)
+            return read_archive(str(path)).exported_programs["model"]
     except Exception as error:
         # torch's reader raises errors of every kind for what it does not understand.
         reason = next(iter(str(error).splitlines()), type(error).__name__)

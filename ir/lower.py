@@ -181,5 +181,6 @@ def _own(emit: _Emit, op: str) -> Value:
     tape = Tape()
     padded = [*emit.operands, *[None] * (len(declared.operands) - len(emit.operands))]
     result = declared.onnx(tape, padded, emit.attrs)
+    emit.view.adopt(tape.initializers)
     emit.view.splice(tape.nodes, before=emit.node)
     return result

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import onnx_ir
 import torch
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
-from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
+from onnx_ir.tensor_adapters import from_torch_dtype
 
 from .errors import InvalidGraph, Refusal
+from .infer import agree
+from .onnx_parts import (
+    After,
+    captured,
+    decode,
+    dim_of,
+    encode,
+    has_subgraph,
+    innermost_scope,
+    insert,
+)
 from .onnx_table import BUILDERS, DOMAIN, READERS
 from .tensors import has_weight, tensor_of, weight_of
-from .types import UNKNOWN, UNKNOWN_DIM, Type, unify
+from .types import DTYPE_NAMES, UNKNOWN, UNKNOWN_DIM, Type, unify
 from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
 from .vocab import complete_attrs, spec
 from .weights import Weight
@@ -22,6 +33,11 @@ from .weights import Weight
 RULE_KEY = "graphwright.rule"
 STEP_KEY = "graphwright.pass"
 _SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "graphwright.scope")
+
+
+_TORCH_DTYPES: dict[onnx_ir.DataType, torch.dtype] = {
+    from_torch_dtype(dtype): dtype for dtype in DTYPE_NAMES
+}
 
 
 class OnnxView(View):
@@ -40,6 +56,7 @@ class OnnxView(View):
         self._constants: dict[Any, onnx_ir.Value] = {}
         self._handles: dict[onnx_ir.Value, tuple[Any, Weight]] = {}
         self._by_key: dict[Any, onnx_ir.Value] = {}
+        self._emitted: list[onnx_ir.Node] = []
         self._count = 0
         self._names: set[str] = set()
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
@@ -81,26 +98,26 @@ class OnnxView(View):
     def native_op(self, node: Node) -> str:
         return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
 
-    def _reading(self, node: Node) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
         if node.domain == DOMAIN:
             inputs = list(node.inputs)
             while inputs and inputs[-1] is None:
                 inputs.pop()
-            return tuple(inputs), _decode(node)
-        for _, reader, _ in READERS.get((node.domain, node.op_type), ()):
+            return str(node.op_type), tuple(inputs), decode(node)
+        for name, reader, _ in READERS.get((node.domain, node.op_type), ()):
             reading = reader(node)
             if reading is not None:
-                return reading
+                return name, *reading
         return None
 
     def operands(self, node: Node) -> tuple[Operand, ...]:
-        reading = self._reading(node)
-        return tuple(v for v in node.inputs if v is not None) if reading is None else reading[0]
+        reading = self.read(node)
+        return tuple(v for v in node.inputs if v is not None) if reading is None else reading[1]
 
     def attrs(self, node: Node) -> Mapping[str, Attr]:
-        reading = self._reading(node)
+        reading = self.read(node)
         if reading is not None:
-            return reading[1]
+            return reading[2]
         plain = (onnx_ir.AttributeType.INT, onnx_ir.AttributeType.FLOAT,
                  onnx_ir.AttributeType.STRING, onnx_ir.AttributeType.INTS,
                  onnx_ir.AttributeType.FLOATS)  # fmt: skip
@@ -133,16 +150,17 @@ class OnnxView(View):
         return tuple(str(v.name) for v in self.outputs())
 
     def type(self, value: Value) -> Type:
-        const = value.const_value
-        shape = value.shape if value.shape is not None else getattr(const, "shape", None)
-        dtype = value.dtype if value.dtype is not None else getattr(const, "dtype", None)
-        if shape is None and dtype is None:
-            return UNKNOWN
-        try:
-            torch_dtype = None if dtype is None else to_torch_dtype(dtype)
-        except TypeError:
-            torch_dtype = None
-        return Type(torch_dtype, None if shape is None else tuple(_dim(d) for d in shape))
+        shape, dtype = value.shape, value.dtype
+        if shape is None or dtype is None:
+            const = value.const_value
+            shape = getattr(const, "shape", None) if shape is None else shape
+            dtype = getattr(const, "dtype", None) if dtype is None else dtype
+            if shape is None and dtype is None:
+                return UNKNOWN
+        return Type(
+            None if dtype is None else _TORCH_DTYPES.get(dtype),
+            None if shape is None else tuple([dim_of(d) for d in shape.dims]),
+        )
 
     def name(self, item: Node | Value) -> str:
         return str(item.name)
@@ -151,7 +169,7 @@ class OnnxView(View):
         for key in _SCOPE_KEYS:
             text = node.metadata_props.get(key)
             if text:
-                return _innermost_scope(text)
+                return innermost_scope(text)
         return ""
 
     def weight(self, value: Operand) -> Weight | None:
@@ -192,6 +210,7 @@ class OnnxView(View):
             raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
         types = self._infer(op, operands, full, before) if like is None else (self.type(like),)
         self._before = before
+        self._emitted.clear()
         builder = BUILDERS.get(op)
         if builder is None or not self._spells(op):
             outputs = len(types)
@@ -202,14 +221,29 @@ class OnnxView(View):
             self._rename(node, name)
         for value, type_ in zip(node.outputs, types, strict=True):
             self._set_type(value, type_)
+        for part in self._emitted:
+            if part is not node:
+                self._type_part(part)
         return node.outputs[0]
 
+    def _type_part(self, node: onnx_ir.Node) -> None:
+        """Type a node that is only a part of how an op is spelled."""
+        reading = self.read(node)
+        if reading is None:
+            return
+        op, operands, attrs = reading
+        for value, type_ in zip(
+            node.outputs, self._infer(op, operands, attrs, node), strict=False
+        ):
+            self._set_type(value, type_)
+
     def retype(self, value: Value, like: Value) -> None:
-        known = self.type(value)
-        try:
-            self._set_type(value, unify(self.type(like), known))
-        except ValueError as error:
-            raise Refusal(f"the replacement has another type: {error}", value.producer()) from None
+        if value.dtype == like.dtype and value.shape is not None and value.shape == like.shape:
+            return
+        known, wanted = self.type(value), self.type(like)
+        if not agree(known, wanted):
+            raise Refusal(f"the replacement is {known}, {wanted} is needed", value.producer())
+        self._set_type(value, unify(wanted, known))
 
     def _spells(self, op: str) -> bool:
         return op != "gelu" or self.model.graph.opset_imports.get("", 0) >= 20
@@ -256,7 +290,7 @@ class OnnxView(View):
             domain,
             op_type,
             list(inputs),
-            _encode(attrs or {}),
+            encode(attrs or {}),
             num_outputs=outputs,
         )
         self._place(node)
@@ -279,9 +313,19 @@ class OnnxView(View):
             for key in _SCOPE_KEYS:
                 if key in self._before.metadata_props:
                     node.metadata_props[key] = self._before.metadata_props[key]
-            _insert(node, self._before)
+            insert(node, self._before)
         if node.domain:
             self.model.graph.opset_imports.setdefault(node.domain, 1)
+        self._emitted.append(node)
+        if self.journal is not None:
+            self.journal.append(node)
+
+    def adopt(self, initializers: Iterable[onnx_ir.Value]) -> None:
+        """Take recorded initializers into the graph, under names of their own."""
+        for value in initializers:
+            value.name = self._fresh(str(value.name), self._names)
+            self._names.add(value.name)
+            self.model.graph.register_initializer(value)
 
     def splice(self, nodes: Sequence[onnx_ir.Node], *, before: Node) -> None:
         """Insert recorded native nodes, named and marked as if they were built here.
@@ -371,12 +415,33 @@ class OnnxView(View):
         node.replace_input_with(index, operand)
 
     def erase(self, node: Node) -> None:
-        for value in node.outputs:
-            if value.is_graph_output() or value.uses():
-                users = ", ".join(str(u.name) for u in value.consumers()) or "the graph's output"
-                raise InvalidGraph(f"{node.name} is still used by {users}")
+        if _is_used(node):
+            users = [str(u.name) for v in node.outputs for u in v.consumers()]
+            used = ", ".join(users) or "the graph's output"
+            raise InvalidGraph(f"{node.name} is still used by {used}")
+        self._remove(node)
+
+    def _remove(self, node: onnx_ir.Node) -> None:
+        for index in range(len(node.inputs)):
+            node.replace_input_with(index, None)
         self._node_names.discard(str(node.name))
-        self.model.graph.remove(node, safe=True)
+        self.model.graph.remove(node)
+
+    def erase_dead(self, node: Node) -> list[Node]:
+        erased: list[Node] = []
+        stack = [node]
+        while stack:
+            current = stack.pop()
+            if _is_used(current):
+                continue
+            values = self.arguments(current)
+            self._remove(current)
+            erased.append(current)
+            for value in values:
+                maker = value.producer()
+                if maker is not None and maker not in stack and not value.uses():
+                    stack.append(maker)
+        return erased
 
     def set_weight(self, value: Value, weight: Weight) -> None:
         old = self.weight(value)
@@ -402,12 +467,13 @@ class OnnxView(View):
         return view
 
     def after(self, node: Node) -> Node:
-        return _After(node)
+        return After(node)
 
     def arguments(self, node: Node) -> tuple[Value, ...]:
-        captured = [v for v in _captured(node)] if _has_subgraph(node) else []
-        inputs = [v for v in node.inputs if v is not None]
-        return tuple(dict.fromkeys([*inputs, *captured]))
+        values = dict.fromkeys(v for v in node.inputs if v is not None)
+        if has_subgraph(node):
+            values.update(dict.fromkeys(captured(node)))
+        return tuple(values)
 
     def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
         from .onnx_execute import execute
@@ -415,84 +481,5 @@ class OnnxView(View):
         return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
 
 
-class _After:
-    """The place right behind a node: what is inserted there follows in the order of insertion."""
-
-    def __init__(self, node: onnx_ir.Node) -> None:
-        self.last = node
-        self.name = node.name
-        self.metadata_props = node.metadata_props
-
-
-def _insert(node: onnx_ir.Node, place: onnx_ir.Node | _After) -> None:
-    if isinstance(place, _After):
-        place.last.append(node)
-        place.last = node
-    else:
-        place.prepend(node)
-
-
-def _dim(dim: Any) -> int | str:
-    if isinstance(dim, int):
-        return dim
-    value = getattr(dim, "value", dim)
-    return UNKNOWN_DIM if value is None else (value if isinstance(value, int) else str(value))
-
-
-def _innermost_scope(text: str) -> str:
-    """The module path out of the exporter's list of scopes: its last entry is the op itself."""
-    if not text.startswith("["):
-        return text
-    names = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
-    return names[-2] if len(names) > 1 else ""
-
-
-def _has_subgraph(node: onnx_ir.Node) -> bool:
-    kinds = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
-    return any(a.type in kinds for a in node.attributes.values())
-
-
-def _captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
-    """Values of the outer graph that a node's subgraphs read."""
-    for attr in node.attributes.values():
-        graphs = [attr.value] if attr.type == onnx_ir.AttributeType.GRAPH else []
-        graphs = list(attr.value) if attr.type == onnx_ir.AttributeType.GRAPHS else graphs
-        for graph in graphs:
-            inner = {v for v in graph.inputs} | set(graph.initializers.values())
-            nodes = list(graph.all_nodes())
-            inner |= {v for n in nodes for v in n.outputs}
-            used = [v for n in nodes for v in n.inputs if v is not None] + list(graph.outputs)
-            yield from (v for v in used if v not in inner and v.graph is not graph)
-
-
-def _encode(attrs: Mapping[str, Any]) -> list[onnx_ir.Attr]:
-    encoded = []
-    for name, value in attrs.items():
-        if value is None:
-            continue
-        if isinstance(value, torch.dtype):
-            value = int(from_torch_dtype(value))
-        if isinstance(value, bool):
-            value = int(value)
-        if isinstance(value, tuple | list) and not value:
-            encoded.append(onnx_ir.AttrInt64s(name, []))
-            continue
-        encoded.append(onnx_ir.convenience.convert_attribute(name, value))
-    return encoded
-
-
-def _decode(node: onnx_ir.Node) -> dict[str, Any]:
-    """Attributes of a node of our own domain, in the types that the vocabulary declares."""
-    declared = spec(node.op_type).attrs
-    decoded = dict(declared)
-    for name, attr in node.attributes.items():
-        value = attr.value
-        default = declared.get(name)
-        if isinstance(default, bool):
-            value = bool(value)
-        elif name == "dtype":
-            value = to_torch_dtype(onnx_ir.DataType(value))
-        elif isinstance(value, list):
-            value = tuple(value)
-        decoded[name] = value
-    return decoded
+def _is_used(node: onnx_ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs)

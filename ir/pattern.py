@@ -8,9 +8,9 @@ both orders. A number in a pattern matches a Python number or a constant of one 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from .errors import Refusal
 from .types import Type
@@ -82,6 +82,20 @@ def pattern_depth(pattern: Any) -> int:
     return 0
 
 
+def inner_ops(pattern: Op) -> frozenset[str]:
+    """The ops below the root of a pattern."""
+    found: set[str] = set()
+    stack = list(pattern.operands)
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Op):
+            found.add(part.op)
+            stack.extend(part.operands)
+        elif isinstance(part, OneOf):
+            stack.extend(part.choices)
+    return frozenset(found)
+
+
 class Match:
     """What a pattern bound at a root node, with the questions that ``where`` asks of it."""
 
@@ -145,9 +159,6 @@ class Match:
 
     # --- matching ----------------------------------------------------------------------------
 
-    def mark(self) -> int:
-        return len(self._trail)
-
     def undo(self, mark: int) -> None:
         while len(self._trail) > mark:
             table, key = self._trail.pop()
@@ -158,56 +169,82 @@ class Match:
         self._trail.append((table, key))
 
 
+_LEAK_DEPTH = 1 << 30
+"""Deeper than any pattern: the whole of it fits, and yet the match is refused."""
+
+_Todo: TypeAlias = "tuple[Any, Operand, int, Node, _Todo] | None"
+"""What is still to be matched: pattern, operand, depth, the node that uses it, and the rest."""
+
+
 class Matcher:
     """Matches one pattern and remembers why it failed at the deepest point it reached."""
 
     def __init__(self, pattern: Op) -> None:
         self.pattern = pattern
-        self.deepest: tuple[int, str, Any, Any] | None = None
+        self.reached = 0
+        """How deep the last match that failed had come."""
+        self.leak: Node | None = None
+        """The node whose use of an intermediate was the only fault of the last match."""
+        self._why: Callable[[View], Refusal] | None = None
 
     def match(self, view: View, root: Node) -> Match | None:
         """The match with ``root`` as the pattern's root, or ``None``; see ``refusal``."""
-        self.deepest = None
+        self.reached, self._why, self.leak = -1, None, None
         found = Match(view, root)
-        if not self._node(found, self.pattern, root, 0):
+        todo = self._enter(found, self.pattern, root, 0, None)
+        if todo is False or not self._run(found, todo):
             return None
-        leak = _leak(found)
-        if leak is not None:
-            self.deepest = (1 << 30, leak, None, root)
-            return None
-        return found
+        return None if self._leaks(found) else found
 
     def refusal(self, view: View) -> Refusal:
         """Why the last ``match`` failed."""
-        if self.deepest is None:
-            return Refusal("the pattern does not fit")
-        depth, expected, got, node = self.deepest
-        if got is None:
-            return Refusal(expected, node, depth)
-        return Refusal(f"expected {expected}, got {_describe(view, got)} at depth {depth}", node, depth)
+        return Refusal("the pattern does not fit") if self._why is None else self._why(view)
 
-    def _fail(self, depth: int, expected: str, got: Any, node: Any) -> bool:
-        if self.deepest is None or depth > self.deepest[0]:
-            self.deepest = (depth, expected, got, node)
+    def _fail(self, depth: int, expected: str, got: Any, node: Node) -> Literal[False]:
+        if depth > self.reached:
+            self.reached = depth
+            self._why = lambda view: Refusal(
+                f"expected {expected}, got {_describe(view, got)} at depth {depth}", node, depth
+            )
         return False
 
-    def _operand(self, m: Match, pattern: Any, operand: Operand, depth: int, user: Node) -> bool:
-        if isinstance(pattern, Var):
-            return self._variable(m, pattern, operand, depth, user)
-        if isinstance(pattern, Op):
-            return self._produced(m, pattern, operand, depth, user)
-        if isinstance(pattern, OneOf):
-            return self._choice(m, pattern, operand, depth, user)
-        if pattern is None:
-            return operand is None or self._fail(depth, "no operand", operand, user)
-        return self._literal(m, pattern, operand, depth, user)
+    def _run(self, m: Match, todo: _Todo) -> bool:
+        """Match all that is to do. Only a choice recurs: it tries the rest with each way."""
+        while todo is not None:
+            pattern, operand, depth, user, todo = todo
+            kind = type(pattern)
+            if kind is Var:
+                if not self._variable(m, pattern, operand, depth, user):
+                    return False
+            elif kind is Op:
+                step = self._produced(m, pattern, operand, depth, user, todo)
+                if step is False:
+                    return False
+                todo = step
+            elif kind is OneOf:
+                ways = [(choice, operand, depth, user, todo) for choice in pattern.choices]
+                return self._any(m, ways)
+            elif pattern is None:
+                if operand is not None:
+                    return self._fail(depth, "no operand", operand, user)
+            elif not self._literal(m, pattern, operand, depth, user):
+                return False
+        return True
+
+    def _any(self, m: Match, ways: Sequence[_Todo]) -> bool:
+        for way in ways:
+            mark = len(m._trail)
+            if self._run(m, way):
+                return True
+            m.undo(mark)
+        return False
 
     def _variable(self, m: Match, pattern: Var, operand: Operand, depth: int, user: Node) -> bool:
         bound = m.bindings.get(pattern.name, m)
         if bound is m:
             m.bind(m.bindings, pattern.name, operand)
             return True
-        if bound is operand or (isinstance(bound, int | float) and bound == operand):
+        if bound is operand or (isinstance(bound, (int, float)) and bound == operand):
             return True
         return self._fail(depth, f"the same {pattern.name} as before", operand, user)
 
@@ -217,60 +254,67 @@ class Matcher:
             return True
         return self._fail(depth, f"the number {number:g}", operand, user)
 
-    def _choice(self, m: Match, pattern: OneOf, operand: Operand, depth: int, user: Node) -> bool:
-        for choice in pattern.choices:
-            mark = m.mark()
-            if self._operand(m, choice, operand, depth, user):
-                return True
-            m.undo(mark)
-        return False
-
-    def _produced(self, m: Match, pattern: Op, operand: Operand, depth: int, user: Node) -> bool:
-        if operand is None or isinstance(operand, int | float):
+    def _produced(
+        self, m: Match, pattern: Op, operand: Operand, depth: int, user: Node, rest: _Todo
+    ) -> _Todo | Literal[False]:
+        if operand is None or isinstance(operand, (int, float)):
             return self._fail(depth, f"`{pattern.op}`", operand, user)
         node = m.view.producer(operand)
         if node is None:
             return self._fail(depth, f"`{pattern.op}`", operand, user)
-        if m.view.results(node)[0] is not operand:
+        if node is not operand and m.view.results(node)[0] is not operand:
             return self._fail(depth, f"the first result of `{pattern.op}`", operand, user)
-        return self._node(m, pattern, node, depth)
+        return self._enter(m, pattern, node, depth, rest)
 
-    def _node(self, m: Match, pattern: Op, node: Node, depth: int) -> bool:
-        view = m.view
+    def _enter(
+        self, m: Match, pattern: Op, node: Node, depth: int, rest: _Todo
+    ) -> _Todo | Literal[False]:
+        """Match one node; what is then to do, ``False`` where it does not fit."""
         bound = m._nodes.get(pattern)
         if bound is not None:
-            return bound is node or self._fail(depth, "the same node as before", node, node)
-        op = view.op(node)
-        if pattern.native:
-            if op != NATIVE or view.native_op(node) != pattern.op:
-                return self._fail(depth, f"`{pattern.op}`", node, node)
-        elif op != pattern.op:
-            return self._fail(depth, f"`{pattern.op}`", node, node)
-        operands = view.operands(node)
-        if len(operands) < len(pattern.operands) or (
-            len(operands) > len(pattern.operands) and not pattern.rest
-        ):
-            expected = f"`{pattern.op}` of {len(pattern.operands)} operands"
-            return self._fail(depth, expected, node, node)
-        if pattern.attrs and not self._attrs(view, pattern, node, operands, depth):
+            return rest if bound is node else self._fail(depth, "the same node", node, node)
+        operands = self._operands(m.view, pattern, node, depth)
+        if operands is None:
             return False
         m.bind(m._nodes, pattern, node)
-        mark = m.mark()
-        if self._all(m, pattern.operands, operands, depth, node):
-            return True
-        if not pattern.commutative:
-            return False
-        m.undo(mark)
-        return self._all(m, pattern.operands, operands[1::-1], depth, node)
+        parts, below = pattern.operands, depth + 1
+        if pattern.commutative:
+            (p, q), (a, b) = parts, operands
+            mark = len(m._trail)
+            if self._run(m, (p, a, below, node, (q, b, below, node, rest))):
+                return None
+            m.undo(mark)
+            return (p, b, below, node, (q, a, below, node, rest))
+        for part, operand in zip(reversed(parts), reversed(operands[: len(parts)]), strict=True):
+            rest = (part, operand, below, node, rest)
+        return rest
 
-    def _all(self, m: Match, patterns: Any, operands: Any, depth: int, node: Node) -> bool:
-        for pattern, operand in zip(patterns, operands, strict=False):
-            if not self._operand(m, pattern, operand, depth + 1, node):
-                return False
-        return True
+    def _operands(
+        self, view: View, pattern: Op, node: Node, depth: int
+    ) -> tuple[Operand, ...] | None:
+        """The node's operands, if its op, their number and its attributes fit."""
+        if pattern.native:
+            if view.op(node) != NATIVE or view.native_op(node) != pattern.op:
+                self._fail(depth, f"`{pattern.op}`", node, node)
+                return None
+            operands, attrs = view.operands(node), view.attrs(node) if pattern.attrs else {}
+        else:
+            reading = view.read(node)
+            if reading is None or reading[0] != pattern.op:
+                self._fail(depth, f"`{pattern.op}`", node, node)
+                return None
+            operands, attrs = reading[1], reading[2]
+        wanted = len(pattern.operands)
+        if len(operands) != wanted and not (pattern.rest and len(operands) > wanted):
+            self._fail(depth, f"`{pattern.op}` of {wanted} operands", node, node)
+            return None
+        if pattern.attrs and not self._attrs(view, pattern, node, operands, attrs, depth):
+            return None
+        return operands
 
-    def _attrs(self, view: View, pattern: Op, node: Node, operands: Any, depth: int) -> bool:
-        found = view.attrs(node)
+    def _attrs(
+        self, view: View, pattern: Op, node: Node, operands: Any, found: Any, depth: int
+    ) -> bool:
         for name, wanted in pattern.attrs.items():
             value = found.get(name)
             if callable(wanted):
@@ -279,8 +323,40 @@ class Matcher:
                 fits = value == _from_the_left(view, wanted, operands)
             if not fits:
                 shown = getattr(wanted, "__name__", wanted)
-                return self._fail(depth, f"`{pattern.op}` with {name}={shown}, not {value}", None, node)
+                return self._fail(depth, f"`{pattern.op}` with {name}={shown}", _Text(value), node)
         return True
+
+    def _leaks(self, m: Match) -> bool:
+        """Whether something outside the match uses an intermediate, which therefore cannot go."""
+        view, root, nodes = m.view, m.root, m._nodes.values()
+        for node in nodes:
+            if node is root:
+                continue
+            for value in view.results(node):
+                for user in view.users(value):
+                    if user not in nodes:
+                        self.leak = user
+                        return self._refuse_leak(root, value, user)
+                if view.is_output(value):
+                    return self._refuse_leak(root, value, None)
+        return False
+
+    def _refuse_leak(self, root: Node, value: Value, user: Node | None) -> Literal[True]:
+        def why(view: View) -> Refusal:
+            name = view.name(value)
+            if user is None:
+                return Refusal(f"the intermediate {name} is an output of the graph", root)
+            return Refusal(f"the intermediate {name} is also used by {view.name(user)}", root)
+
+        self.reached, self._why = _LEAK_DEPTH, why
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class _Text:
+    """Something that describes itself in a refusal."""
+
+    value: Any
 
 
 def _from_the_left(view: View, wanted: Any, operands: Any) -> Any:
@@ -298,38 +374,20 @@ def _from_the_left(view: View, wanted: Any, operands: Any) -> Any:
     return tuple(d % rank for d in wanted)
 
 
-def _leak(m: Match) -> str | None:
-    """Why an intermediate value cannot go: something outside the match uses it."""
-    nodes = set(m._nodes.values())
-    view = m.view
-    for node in nodes:
-        if node is m.root:
-            continue
-        for value in view.results(node):
-            if view.is_output(value):
-                return f"the intermediate {view.name(value)} is an output of the graph"
-            for user in view.users(value):
-                if user not in nodes:
-                    return f"the intermediate {view.name(value)} is also used by {view.name(user)}"
-    return None
-
-
 def _describe(view: View, got: Any) -> str:
     if got is None:
         return "nothing"
+    if isinstance(got, _Text):
+        return str(got.value)
     if isinstance(got, int | float):
         return f"the number {got:g}"
-    weight = view.weight(got) if not _is_node(view, got) else None
-    if weight is not None:
+    if view.kind == "onnx" and hasattr(got, "op_type"):
+        node = got
+    elif view.weight(got) is not None:
         return f"the constant {view.name(got)}"
-    node = got if _is_node(view, got) else view.producer(got)
+    else:
+        node = view.producer(got)
     if node is None:
         return f"the input {view.name(got)}"
     op = view.op(node)
     return f"`{view.native_op(node) if op == NATIVE else op}`"
-
-
-def _is_node(view: View, item: Any) -> bool:
-    if view.kind == "onnx":
-        return hasattr(item, "op_type")
-    return bool(getattr(item, "op", None) == "call_function")

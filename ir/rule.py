@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from .errors import Refusal
@@ -56,43 +57,52 @@ class Build:
 
         return make
 
-    def undo(self) -> None:
-        """Erase what was built, the last first."""
-        for value in reversed(self.made):
-            node = self.view.producer(value)
-            if node is not None:
-                self.view.erase(node)
-        self.made.clear()
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a rewrite changed: nodes made, nodes whose operands are now others, nodes gone."""
+
+    made: list[Node]
+    users: list[Node]
+    gone: list[Node]
 
 
-def apply(view: View, rule: Rule, match: Match) -> tuple[list[Value], list[Node]]:
-    """Replace a match; the values that were built and the nodes that went.
+def apply(view: View, rule: Rule, match: Match) -> Applied:
+    """Replace a match.
 
     Raises ``Refusal`` where ``where`` refuses or the replacement does not fit; the graph is then
     as it was.
     """
     rule.where(match)
     build = Build(view, match)
+    old = view.results(match.root)
+    made: list[Node] = []
+    view.journal = made
     try:
         replaced = rule.replace(build, **match.bindings)
-        new = list(replaced) if isinstance(replaced, tuple | list) else [replaced]
-        old = list(view.results(match.root))
+        new = tuple(replaced) if isinstance(replaced, (tuple, list)) else (replaced,)
         if len(old) != len(new):
             raise Refusal(f"{rule.name} gives {len(new)} values for {len(old)}", match.root)
         _settle_types(view, build.made, old, new)
     except Refusal:
-        build.undo()
+        for node in reversed(made):
+            view.erase(node)
         raise
+    finally:
+        view.journal = None
+    users: list[Node] = []
     for before, after in zip(old, new, strict=True):
+        users += view.users(before)
         view.replace(before, after)
-    return build.made, view.erase_dead(match.root)
+    return Applied(made, users, view.erase_dead(match.root))
 
 
-def _settle_types(view: View, made: list[Value], old: list[Value], new: list[Value]) -> None:
-    results = {id(v) for v in new}
-    for before, after in zip(old, new, strict=True):
-        if any(after is v for v in made):
-            view.retype(after, before)
+def _settle_types(
+    view: View, made: list[Value], old: Sequence[Value], new: Sequence[Value]
+) -> None:
     for value in made:
-        if id(value) not in results:
+        if not any(value is result for result in new):
             view.type(value)
+    for before, after in zip(old, new, strict=True):
+        if any(after is value for value in made):
+            view.retype(after, before)

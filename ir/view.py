@@ -72,6 +72,8 @@ class View(ABC):
     source: Source
     origin: Origin | None = None
     """Provenance given to each node that is built while it is set."""
+    journal: list[Node] | None = None
+    """Where each native node is noted that is inserted while it is set."""
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -98,6 +100,10 @@ class View(ABC):
     @abstractmethod
     def attrs(self, node: Node) -> Mapping[str, Attr]:
         """Attributes under the vocabulary's names, normalised (dims of known ranks are >= 0)."""
+
+    @abstractmethod
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+        """``op``, ``operands`` and ``attrs`` at once; ``None`` for a native node."""
 
     @abstractmethod
     def results(self, node: Node) -> tuple[Value, ...]:
@@ -196,6 +202,10 @@ class View(ABC):
         """Remove a node that nothing uses. Raises ``InvalidGraph`` where something does."""
 
     @abstractmethod
+    def erase_dead(self, node: Node) -> list[Node]:
+        """Erase a node and then its producers, as long as nothing uses them; the nodes erased."""
+
+    @abstractmethod
     def set_weight(self, value: Value, weight: Weight) -> None:
         """Give a weight value another handle of the same shape and dtype."""
 
@@ -241,17 +251,3 @@ class View(ABC):
         if len(results) != 1:
             raise Refusal(f"{self.name(node)} has {len(results)} results, one is needed", node)
         return results[0]
-
-    def erase_dead(self, node: Node) -> list[Node]:
-        """Erase a node and then its producers, as long as nothing uses them; the nodes erased."""
-        erased: list[Node] = []
-        stack = [node]
-        while stack:
-            current = stack.pop()
-            if any(self.users(r) or self.is_output(r) for r in self.results(current)):
-                continue
-            producers = {self.producer(v) for v in self.arguments(current)} - {None, current}
-            self.erase(current)
-            erased.append(current)
-            stack.extend(p for p in producers if p not in stack)
-        return erased

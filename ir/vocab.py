@@ -7,7 +7,7 @@ that may be absent, ``*`` one that repeats. What is not here stays a ``native`` 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from . import infer, reference
@@ -29,13 +29,13 @@ class OpSpec:
     commutative: bool = False
     own: bool = False
     """An op of ours with an entry in ``ops.OWN_OPS``."""
+    arity: tuple[int, int | None] = field(init=False)
+    """Least and greatest number of operands; the greatest is ``None`` where one repeats."""
 
-    @property
-    def arity(self) -> tuple[int, int | None]:
-        """Least and greatest number of operands; the greatest is ``None`` where one repeats."""
+    def __post_init__(self) -> None:
         least = sum(1 for o in self.operands if not o.endswith("?") and not o.startswith("*"))
         repeats = any(o.startswith("*") for o in self.operands)
-        return least, None if repeats else len(self.operands)
+        object.__setattr__(self, "arity", (least, None if repeats else len(self.operands)))
 
 
 class _Required:
@@ -141,6 +141,8 @@ def _own_spec(name: str) -> OpSpec:
 def complete_attrs(name: str, attrs: Mapping[str, Any] | None) -> dict[str, Any]:
     """The attributes with defaults filled in; ``TypeError`` on an unknown or missing one."""
     declared = spec(name).attrs
+    if not attrs and not declared:
+        return {}
     given = dict(attrs or {})
     unknown = sorted(set(given) - set(declared))
     if unknown:

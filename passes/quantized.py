@@ -88,9 +88,9 @@ def bits_per_weight(
 ) -> float:
     """Stored bits per weight of a matrix [N, K] in a format, by formula.
 
-    Where ``group`` divides K this is ``bits + (16 + z) / group + rho (b + i)``: z is 0, the width of
-    an integer zero point (4 bits up to a width of 4, 8 for 8) or 16; rho the share of outliers, b
-    their width, i the 32 bits (64 for matrices beyond 65536) of their place.
+    Where ``group`` divides K this is ``bits + (16 + z) / group + rho (b + i)``: z is 0, the width
+    of an integer zero point (4 bits for codes of up to 4, else 8) or 16; rho the share of outliers,
+    b their width, i the 32 bits (64 for matrices beyond 65536) of their place.
     Raises ``BadInput`` where the format has no storage form.
     """
     form: list[Type | None] = [

@@ -202,8 +202,11 @@ def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
 
 
 def _convert(name: str, option: str, raw: Any, hint: Any) -> Any:
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    kinds = typing.get_args(hint) if union else (hint,)
     for kind in kinds:
+        if kind is type(None):
+            continue
         if typing.get_origin(kind) is tuple:
             return tuple(str(i) for i in raw) if isinstance(raw, tuple) else (str(raw),)
         converted = _scalar(raw, kind)

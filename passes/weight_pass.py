@@ -42,8 +42,10 @@ class WeightPass(Pass):
     scale, or 0 for one scale per output row. Where a group does not divide the input features, the
     last one is padded with codes that multiply nothing. ``scales`` is the dtype in which scales are
     stored; a matrix whose scales would suffer from float16's range keeps float32. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
-    ``up``; ``min_size`` is the least number of weights of a matrix. ``accuracy_level=4`` lets ONNX
-    Runtime round activations to 8 bits: faster, and less exact.
+    ``up``; ``min_size`` is the least number of weights of a matrix. ``accuracy_level=4`` rounds
+    activations to 8 bits in each group and computes in integers, 0 computes in floats. Unless it is
+    given, 8 bits take 4 (on the reference CPU 0 is slower than the dense matrix, 4 up to twice as
+    fast) and fewer bits take 0 (which rounds nothing and is as fast).
     """
 
     exact: ClassVar[bool] = False
@@ -54,7 +56,7 @@ class WeightPass(Pass):
     exclude: tuple[str, ...] = ()
     kinds: tuple[str, ...] = ()
     min_size: int = 0
-    accuracy_level: Literal[0, 4] = 0
+    accuracy_level: Literal[0, 4] | None = None
     weights_per_second: ClassVar[float] = 2e7
     """Matrix entries quantized a second on one core of the reference CPU: forecasts use it."""
 
@@ -66,6 +68,11 @@ class WeightPass(Pass):
             raise BadInput(
                 f"{self.name}: group={self.group} must be one of {_list(GROUPS[1:])}, or 0 for one "
                 "scale per row (ONNX Runtime stores blocks of these sizes)"
+            )
+        if self.accuracy_level == 4 and self.bits not in (4, 8):
+            raise BadInput(
+                f"{self.name}: accuracy_level=4 needs bits=4 or 8, not {self.bits}: narrower codes "
+                "are widened when the model runs"
             )
         if self.min_size < 0:
             raise BadInput(f"{self.name}: min_size={self.min_size} must not be negative")
@@ -81,6 +88,13 @@ class WeightPass(Pass):
     @property
     def scale_dtype(self) -> torch.dtype:
         return SCALE_DTYPES[self.scales]
+
+    @property
+    def level(self) -> int:
+        """The accuracy level that is stored."""
+        if self.accuracy_level is None:
+            return 4 if self.bits == 8 else 0
+        return self.accuracy_level
 
     def outlier_rate(self) -> float:
         """Share of weights that the pass keeps exactly, as a forecast."""
@@ -171,7 +185,7 @@ class WeightPass(Pass):
     ) -> None:
         attrs = {
             "bits": self.bits, "group": self.group, "in_features": linear.in_features,
-            "out_features": linear.out_features, "accuracy_level": self.accuracy_level,
+            "out_features": linear.out_features, "accuracy_level": self.level,
         }  # fmt: skip
         try:
             swapped = swap(

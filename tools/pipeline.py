@@ -28,9 +28,11 @@ from . import manifest, report
 
 RUNTIME_REL_L2 = 1e-4
 """Relative L2 between the artifact in ONNX Runtime and the reference interpreter that passes: float
-sums in another order over a few hundred layers stay below 1e-5. With ``accuracy_level=4`` the
-runtime rounds activations to 8 bits, and ``RUNTIME_REL_L2_INT8`` holds."""
-RUNTIME_REL_L2_INT8 = 1e-1
+sums in another order over a few hundred layers stay below 1e-5."""
+RUNTIME_SLACK_INT8 = 1.5
+"""With ``accuracy_level=4`` activations are rounded to 8 bits, and a sum in another order turns a
+rounding here and there, which the layers after it amplify until the two runs' roundings have little
+in common. There the artifact may be this much farther from the source than the reference is."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -96,9 +98,12 @@ def _verify(
     from ..backends import compile as compile_model
 
     batches = source.source.samples or [sample_inputs(source)]
-    relaxed = any(p["options"].get("accuracy_level") for p in done["passes"])
-    bound = RUNTIME_REL_L2_INT8 if relaxed else RUNTIME_REL_L2
+    relaxed = any(_rounds_activations(node, rewritten) for node in rewritten.nodes())
     expected = [sweep(rewritten, batch) for batch in batches[:1]]
+    bound = RUNTIME_REL_L2
+    if relaxed:
+        untouched = [sweep(source, batch) for batch in batches[:1]]
+        bound += RUNTIME_SLACK_INT8 * worst(joined_errors(untouched, expected)).rel_l2
     for mode, optimized in (("optimized", True), ("unoptimized", False)):
         progress(f"running the artifact, graph optimisation {'on' if optimized else 'off'}", 0, 1)
         executable = compile_model(
@@ -115,6 +120,10 @@ def _verify(
             )
         if optimized:
             _compare_with_source(source, executable, batches, done, progress)
+
+
+def _rounds_activations(node: Any, view: View) -> bool:
+    return view.op(node) == "linear_nbit" and view.attrs(node)["accuracy_level"] == 4
 
 
 def _compare_with_source(

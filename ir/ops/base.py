@@ -110,10 +110,11 @@ class OwnOp:
         # Attributes are constants of the graph: a symbolic size in their place is a mistake.
         schema = torch.library.infer_schema(self.reference, mutates_args=())
         schema = schema.replace("SymInt", "int")
-        _library().define(self.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library().impl(self.name, partial(_dispatch, self), "CompositeExplicitAutograd")
+        library: Any = _library()  # torch leaves these methods untyped
+        library.define(self.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        library.impl(self.name, partial(_dispatch, self), "CompositeExplicitAutograd")
         qualified = f"{NAMESPACE}::{self.name}"
-        torch.library.register_fake(qualified, partial(_fake, self), lib=_library())
+        torch.library.register_fake(qualified, partial(_fake, self), lib=library)
         overload: torch._ops.OpOverload = getattr(torch.ops.graphwright, self.name).default
         return overload
 
@@ -124,7 +125,8 @@ _LIBRARIES: list[torch.library.Library] = []
 
 def _library() -> torch.library.Library:
     if not _LIBRARIES:
-        _LIBRARIES.append(torch.library.Library(NAMESPACE, "FRAGMENT"))
+        make: Any = torch.library.Library
+        _LIBRARIES.append(make(NAMESPACE, "FRAGMENT"))
     return _LIBRARIES[0]
 
 

@@ -9,9 +9,9 @@ on one AVX-512 core, N x K = 1536 x 384 and 384 x 1536 alike, group 32, in ms fo
   time. With the default zero point and the correction ``groupsum(x) @ C``, C = (mid - zero) * scale
   in [groups, N]: 0.051 / 0.27 / 1.50. So real zero points take the correction.
 * 8 bits: 0.80 / 1.0 / 2.5. ``accuracy_level=4``: 0.018 / 0.14 / 1.1, and 0.018 / 0.16 / 1.2 for 4
-  bits; but it rounds the activations to 8 bits and moves the result by 5.4e-3 (relative L2). The
-  default, 0, agrees with the reference to 1e-6.
-* 2 bits: MatMulNBits of 2 bits takes 1.08 / 1.27 / 6.5 and its CUDA kernel is not to be relied on;
+  bits; it rounds the activations to 8 bits and moves the result by 5.4e-3 (relative L2), which the
+  reference follows to 3e-7. Scales and zero points must then be initializers: see ``written``.
+* 2 bits: MatMulNBits of 2 bits takes 1.08 / 1.27 / 2.5 to 6.5, and it has no 3 bits. So codes of
   2 and 3 bits stay packed in the file and are widened to nibbles in the graph, with bitwise ops,
   which the runtime folds when it loads: then 0.048 / 0.26 / 1.41, at 4 bits of memory a weight.
   With optimisation off the widening runs at each call (3.4 ms).
@@ -30,7 +30,7 @@ from torch import Tensor
 from ..errors import InvalidGraph
 from ..types import Type
 from .base import OwnOp, Sample
-from .emit import cast, constant
+from .emit import cast, constant, derived
 from .pack import block_of, check_format, dequantize, n_blocks, n_groups, pack, pack_zeros
 from .pack import zero_bytes as row_zero_bytes
 
@@ -57,12 +57,34 @@ def linear_nbit(
 
     x [..., K]; codes uint8 [N, blocks, bytes]; scales float [N, groups]; zeros absent (all are
     2^(bits-1)), uint8 [N, zero bytes] or float [N, groups]; bias [N]. ``accuracy_level`` is
-    MatMulNBits' attribute: 0 computes in the dtype of ``x``, 4 lets the runtime round activations
-    to 8 bits; the reference always computes the former.
+    MatMulNBits' attribute: 0 computes in the dtype of ``x``; 4 rounds ``x`` to 8 bits in each
+    stored block first (``rounded``), but for what real zero points add.
     """
-    weight = dequantize(codes, scales, zeros, bits=bits, group=group, in_features=in_features)
+    form = {"bits": bits, "group": group, "in_features": in_features}
+    weight = dequantize(codes, scales, zeros, **form)
     wide_bias = None if bias is None else bias.float()
-    return torch.nn.functional.linear(x.float(), weight, wide_bias).to(x.dtype)
+    wide = x.float()
+    if accuracy_level != 4:
+        return torch.nn.functional.linear(wide, weight, wide_bias).to(x.dtype)
+    whole = zeros if zeros is None or not zeros.is_floating_point() else None
+    coded = dequantize(codes, scales, whole, **form)
+    y = torch.nn.functional.linear(rounded(wide, block_of(group, in_features)), coded, wide_bias)
+    if zeros is not whole:
+        y = y + torch.nn.functional.linear(wide, weight - coded)
+    return y.to(x.dtype)
+
+
+def rounded(x: Tensor, block: int) -> Tensor:
+    """``x`` [..., K] as signed 8-bit codes times ``max |x| / 127`` of each block of columns.
+
+    ONNX Runtime 1.31 does the same on the CPU: with it ``accuracy_level=4`` agrees to 3e-7.
+    """
+    columns = x.shape[-1]
+    padded = torch.nn.functional.pad(x, (0, -columns % block))
+    blocks = padded.reshape(*x.shape[:-1], -1, block)
+    scale = blocks.abs().amax(-1, keepdim=True) / 127
+    codes = torch.round(blocks / torch.where(scale > 0, scale, 1.0))
+    return (codes * scale).reshape(padded.shape)[..., :columns]
 
 
 def operand_types(
@@ -123,18 +145,22 @@ def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, A
     # The CPU provider has no bfloat16 kernels, so those graphs compute in float32.
     work = x.dtype if x.dtype == ir.DataType.FLOAT16 else ir.DataType.FLOAT
     inner = cast(tape, x, work)
-    scales = cast(tape, scales, work)
+    wide = cast(tape, scales, work)
     real = zeros if zeros is not None and zeros.dtype != ir.DataType.UINT8 else None
     integer = None if real is not None else zeros
     y = tape.op(
         "MatMulNBits",
-        _trimmed([inner, form.codes(codes), form.scales(scales), form.zeros(integer)]),
+        _trimmed([
+            inner, form.codes(codes),
+            form.written(scales, work, form.blocks) if form.level else form.scales(wide),
+            form.zeros(integer),
+        ]),
         form.attributes(),
         domain=MICROSOFT,
         version=1,
     )
     if real is not None:
-        y = tape.op("Add", [y, form.correction(inner, scales, cast(tape, real, work))])
+        y = tape.op("Add", [y, form.correction(inner, wide, cast(tape, real, work))])
     if bias is not None:
         y = tape.op("Add", [y, cast(tape, bias, work)])
     return cast(tape, y, x.dtype) if work != x.dtype else y
@@ -198,6 +224,25 @@ class _Form:
         """One scale a block: a row's own scale is repeated in the graph, not in the file."""
         return self._expanded(scales, self.blocks) if self.replicated else scales
 
+    def written(self, data: ir.Value, dtype: ir.DataType, columns: int) -> ir.Value:
+        """``data`` [N, 1 or columns] in its final form, as an initializer of the artifact.
+
+        With ``accuracy_level=4`` ONNX Runtime 1.31 packs scales and zero points when it loads; where
+        a node computes them (a Cast, with optimisation off) its results are wrong without a word.
+        """
+        source, name = data.const_value, data.name
+        if source is None:
+            raise InvalidGraph("linear_nbit: with accuracy_level=4 the scales must be constants")
+        shape = [self.fan_out, columns]
+        if source.dtype == dtype and list(source.shape.numpy()) == shape:
+            return data
+
+        def make() -> ir.TensorProtocol:
+            wide = source.numpy().astype(dtype.numpy())
+            return ir.tensor(np.ascontiguousarray(np.broadcast_to(wide, shape)), dtype=dtype)
+
+        return derived(self.tape, f"{name}.written", make, dtype, shape)
+
     def _expanded(self, data: ir.Value, columns: int) -> ir.Value:
         return self.tape.op("Expand", [data, constant(self.tape, [self.fan_out, columns])])
 
@@ -213,11 +258,26 @@ class _Form:
             )
         if not self.replicated:
             return zeros
+        if self.level:
+            return self._written_zeros(zeros, columns)
         if self.bits < 8:
             four = constant(self.tape, 4, np.uint8)
             high = self.tape.op("BitShift", [zeros, four], {"direction": "LEFT"})
             zeros = self.tape.op("BitwiseOr", [zeros, high])
         return self._expanded(zeros, columns)
+
+    def _written_zeros(self, zeros: ir.Value, columns: int) -> ir.Value:
+        source, narrow = zeros.const_value, self.bits < 8
+        if source is None:
+            raise InvalidGraph("linear_nbit: with accuracy_level=4 the zeros must be constants")
+        shape = [self.fan_out, columns]
+
+        def make() -> ir.TensorProtocol:
+            one = source.numpy()
+            one = one | (one << 4) if narrow else one
+            return ir.tensor(np.ascontiguousarray(np.broadcast_to(one, shape)))
+
+        return derived(self.tape, f"{zeros.name}.written", make, ir.DataType.UINT8, shape)
 
     def correction(self, x: ir.Value, scales: ir.Value, zeros: ir.Value) -> ir.Value:
         """``groupsum(x) @ ((mid - zeros) * scales).T`` [..., N]."""
@@ -244,7 +304,7 @@ class _Form:
 
 def _samples() -> list[Sample]:
     cases: list[tuple[Any, ...]] = [
-        # bits, group, K, N, zeros, scale dtype, x dtype, leading shape, bias
+        # bits, group, K, N, zeros, scale dtype, x dtype, leading shape, bias, accuracy level
         (4, 32, 64, 24, "none", torch.float32, torch.float32, (5,), False),
         (4, 16, 45, 7, "integer", torch.float16, torch.float32, (2, 3), True),
         (4, 32, 123, 5, "real", torch.float16, torch.float32, (1, 5), True),
@@ -264,13 +324,20 @@ def _samples() -> list[Sample]:
         (3, 0, 45, 3, "real", torch.float16, torch.float32, (5,), False),
         (4, 32, 64, 16, "integer", torch.float16, torch.float16, (5,), True),
         (4, 32, 45, 16, "real", torch.float32, torch.bfloat16, (5,), True),
+        (4, 32, 123, 24, "none", torch.float16, torch.float32, (2, 5), True, 4),
+        (4, 16, 64, 24, "real", torch.float16, torch.float32, (5,), True, 4),
+        (4, 0, 123, 24, "integer", torch.float32, torch.float32, (5,), False, 4),
+        (8, 64, 128, 24, "none", torch.float16, torch.float32, (1, 5), True, 4),
+        (8, 32, 45, 7, "integer", torch.float32, torch.float32, (5,), False, 4),
+        (4, 0, 384, 3, "integer", torch.float16, torch.float32, (1, 1), False, 4),
+        (8, 0, 96, 4, "integer", torch.float32, torch.float32, (5,), False, 4),
     ]
     return [_sample(seed, *case) for seed, case in enumerate(cases)]
 
 
 def _sample(
     seed: int, bits: int, group: int, fan_in: int, fan_out: int, kind: str,
-    scale_dtype: torch.dtype, dtype: torch.dtype, lead: tuple[int, ...], bias: bool,
+    scale_dtype: torch.dtype, dtype: torch.dtype, lead: tuple[int, ...], bias: bool, level: int = 0,
 ) -> Sample:  # fmt: skip
     rng = torch.Generator().manual_seed(seed)
     groups = n_groups(group, fan_in)
@@ -291,8 +358,11 @@ def _sample(
             zeros,
             torch.randn(fan_out, generator=rng).to(dtype) if bias else None,
         ),
-        {"bits": bits, "group": group, "in_features": fan_in, "out_features": fan_out},
-        f"{bits}bit-g{group}-{fan_out}x{fan_in}-{kind}-{str(dtype).removeprefix('torch.')}",
+        {
+            "bits": bits, "group": group, "in_features": fan_in, "out_features": fan_out,
+            "accuracy_level": level,
+        },
+        f"{bits}bit-g{group}-{fan_out}x{fan_in}-{kind}-{str(dtype).removeprefix('torch.')}-l{level}",
     )
 
 

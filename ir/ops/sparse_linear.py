@@ -7,10 +7,10 @@ output row. Measured with ONNX Runtime 1.31 on one AVX-512 core, 0.5 % of 1536 x
 * a dense matrix made at load by ScatterND, then MatMul: 0.036 / 0.17 / 1.33 / 45 for both shapes,
   and the float matrix in memory that quantization had removed.
 * gather, then ScatterND with ``reduction=add``: 0.046 / 0.09 / 0.31 / 22, but wrong: its threads
-  race where a row has several entries (5 of 60 runs gave other sums with 8 and 64 tokens, 16
+  race where a row has several entries (5 of 230 runs gave other sums with 8 and 64 tokens, 16
   threads, two long rows). ScatterElements is serial: 0.045 / 0.34 / 2.6 / 255.
 * gather, rows with equally many entries summed by one ReduceSum: 0.18 / 0.23 / 0.42 / 31 and
-  0.11 / 0.15 / 0.39 / 25. Taken: right with any number of threads, on every provider.
+  0.11 / 0.15 / 0.39 / 25. Taken: right with any number of threads. Not tried on CUDA.
 
 Entry counts are rounded up to 1, 2, 3, 4, 6, 8, 12, ... with entries of value 0 (2 % and 13 % more
 entries here), so that a matrix has at most two sums per power of two.
@@ -52,7 +52,7 @@ def sparse_linear(
     matrix = torch.sparse_coo_tensor(
         index, values.float(), size, is_coalesced=True, check_invariants=False
     )
-    y = torch.sparse.mm(matrix, flat.t()).t().contiguous()
+    y: Tensor = torch.sparse.mm(matrix, flat.t()).t().contiguous()
     return y.reshape(*x.shape[:-1], out_features).to(x.dtype)
 
 

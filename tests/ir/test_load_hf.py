@@ -170,9 +170,9 @@ def test_dtypes(bert: Path, tmp_path: Path) -> None:
 
 def test_shards(bert: Path, tmp_path: Path) -> None:
     model = transformers.BertForMaskedLM.from_pretrained(bert)
-    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
     shards = sorted(p.name for p in tmp_path.glob("*.safetensors"))
-    assert len(shards) > 2
+    assert len(shards) >= 2
     given = inputs_for(("input_ids", "attention_mask"))
     view = load(tmp_path)
     assert torch.equal(sweep(view, given)["logits"], sweep(load(bert), given)["logits"])

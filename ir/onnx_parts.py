@@ -1,0 +1,102 @@
+"""Parts of native ONNX nodes: attributes in and out, captured values, dimensions, places."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import onnx_ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
+
+from .types import UNKNOWN_DIM
+from .vocab import spec
+
+
+class After:
+    """The place right behind a node: what is inserted there follows in the order of insertion."""
+
+    def __init__(self, node: onnx_ir.Node) -> None:
+        self.last = node
+        self.name = node.name
+        self.metadata_props = node.metadata_props
+
+
+def insert(node: onnx_ir.Node, place: onnx_ir.Node | After) -> None:
+    """Put a node before another, or at a place."""
+    if isinstance(place, After):
+        place.last.append(node)
+        place.last = node
+    else:
+        place.prepend(node)
+
+
+def dim_of(dim: Any) -> int | str:
+    """A native dimension in our words."""
+    if isinstance(dim, int):
+        return dim
+    value = getattr(dim, "value", dim)
+    return UNKNOWN_DIM if value is None else (value if isinstance(value, int) else str(value))
+
+
+def innermost_scope(text: str) -> str:
+    """The module path out of the exporter's list of scopes: its last entry is the op itself."""
+    if not text.startswith("["):
+        return text
+    names = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
+    return names[-2] if len(names) > 1 else ""
+
+
+def has_subgraph(node: onnx_ir.Node) -> bool:
+    """Whether an attribute of the node is a graph (``If``, ``Loop``, ``Scan``)."""
+    if not node.attributes:
+        return False
+    kinds = (onnx_ir.AttributeType.GRAPH, onnx_ir.AttributeType.GRAPHS)
+    return any(a.type in kinds for a in node.attributes.values())
+
+
+def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
+    """Values of the outer graph that a node's subgraphs read."""
+    for attr in node.attributes.values():
+        graphs = [attr.value] if attr.type == onnx_ir.AttributeType.GRAPH else []
+        graphs = list(attr.value) if attr.type == onnx_ir.AttributeType.GRAPHS else graphs
+        for graph in graphs:
+            inner = set(graph.inputs) | set(graph.initializers.values())
+            nodes = list(graph.all_nodes())
+            inner |= {v for n in nodes for v in n.outputs}
+            used = [v for n in nodes for v in n.inputs if v is not None] + list(graph.outputs)
+            yield from (v for v in used if v not in inner and v.graph is not graph)
+
+
+def encode(attrs: Mapping[str, Any]) -> list[onnx_ir.Attr]:
+    """Attributes of the vocabulary as native ones; ``None`` is left out."""
+    encoded = []
+    for name, value in attrs.items():
+        if value is None:
+            continue
+        if isinstance(value, torch.dtype):
+            value = int(from_torch_dtype(value))
+        if isinstance(value, bool):
+            value = int(value)
+        if isinstance(value, tuple | list) and not value:
+            encoded.append(onnx_ir.AttrInt64s(name, []))
+            continue
+        encoded.append(onnx_ir.convenience.convert_attribute(name, value))
+    return encoded
+
+
+def decode(node: onnx_ir.Node) -> dict[str, Any]:
+    """Attributes of a node of our own domain, in the types that the vocabulary declares."""
+    declared = spec(node.op_type).attrs
+    decoded = dict(declared)
+    for name, attr in node.attributes.items():
+        value = attr.value
+        default = declared.get(name)
+        if isinstance(default, bool):
+            value = bool(value)
+        elif name == "dtype":
+            value = to_torch_dtype(onnx_ir.DataType(value))
+        elif isinstance(value, list):
+            value = tuple(value)
+        decoded[name] = value
+    return decoded
