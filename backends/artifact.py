@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import onnx_ir
 
+from ..ir.costs import weight_bytes
 from ..ir.errors import BadInput, GraphwrightError
 from ..ir.view import View
 from .lowering import lowered
@@ -22,7 +26,10 @@ MODEL_FILES = (MODEL_FILE, DATA_FILE)
 MANIFEST_FILE = "graphwright.json"
 """The file by which a folder is known to be ours."""
 INLINE_BYTES = 1024
-"""Tensors below this size stay inside ``model.onnx``."""
+"""Tensors up to this size stay inside ``model.onnx``."""
+PAGE_BYTES = 4096
+PAGE_ALIGNED_BYTES = 1 << 16
+"""Tensors above this size start on a page of the data file, so that they can be mapped in place."""
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -31,6 +38,9 @@ SIDE_FILES = (
     "1_Pooling/config.json",
 )  # fmt: skip
 """Files of a source folder that other tools need to use the model."""
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(GraphwrightError):
@@ -46,6 +56,11 @@ def check_target(out: Path, *, force: bool) -> None:
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise BadInput(f"{out} exists and is no folder")
+    here = out.resolve()
+    if any(here == place or here in place.parents for place in (Path.cwd(), Path.home())):
+        raise BadInput(
+            f"{out} holds the working or the home folder: an artifact replaces its folder"
+        )
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file() and not force:
         raise BadInput(f"{out} exists and is no graphwright artifact; --force replaces it")
     parent = out.absolute().parent
@@ -69,27 +84,36 @@ def publish(out: Path, *, force: bool = False) -> Iterator[Path]:
         scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     except OSError as error:
         raise BadInput(f"{out}: {error.strerror}: choose another --out") from None
-    made = scratch / "new"
+    made, old = scratch / "new", scratch / "old"
     try:
         made.mkdir()
         yield made
-        if out.exists():
-            out.rename(scratch / "old")
-        try:
-            made.rename(out)
-        except OSError:
-            if (scratch / "old").exists():
-                (scratch / "old").rename(out)
-            raise
+        _put_in_place(made, out, old)
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in _FULL:
             raise DiskFull(
                 f"the disk of {out.parent} ran full; nothing was changed there. Free some space or "
                 "choose another --out"
             ) from None
         raise
     finally:
+        if old.exists() and not out.exists():
+            old.rename(out)
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _put_in_place(made: Path, out: Path, old: Path) -> None:
+    try:
+        if out.exists():
+            out.rename(old)
+        made.rename(out)
+    except OSError as error:
+        if error.errno in _FULL:
+            raise
+        # A mount point cannot be renamed, for one.
+        raise BadInput(
+            f"{out} cannot be replaced: {error.strerror}; give a folder inside it as --out"
+        ) from None
 
 
 def write_model(
@@ -97,7 +121,8 @@ def write_model(
 ) -> None:
     """Write ``model.onnx`` and ``model.onnx.data``; each tensor is read, written and freed in turn.
 
-    The bytes depend on the model alone.
+    The bytes depend on the model alone. ``progress`` is called before each tensor with what is
+    done, the tensor's index and their number.
     """
 
     def report(tensor: onnx_ir.TensorProtocol, info: onnx_ir.external_data.CallbackInfo) -> None:
@@ -109,6 +134,8 @@ def write_model(
         folder / MODEL_FILE,
         external_data=DATA_FILE,
         size_threshold_bytes=INLINE_BYTES,
+        alignment=PAGE_BYTES,
+        align_threshold=PAGE_ALIGNED_BYTES,
         callback=report,
     )
 
@@ -128,14 +155,32 @@ def copy_side_files(source: str | None, folder: Path) -> None:
             shutil.copyfile(path, folder / name)
 
 
-def export(graph: View, out: str | Path, *, force: bool = False) -> Path:
+def export(graph: View, out: str | Path, *, report: Any = None, force: bool = False) -> Path:
     """Write a graph as a folder that a stock ONNX Runtime loads; the folder's path.
 
-    The folder has the model and the side files of its source; ``optimize-model`` adds the manifest
-    and the report. Raises as ``publish``, and ``BadInput`` where an op has no ONNX form.
+    ``report`` is that of ``optimize`` and makes the manifest; without it the manifest only says
+    where the graph came from. ``optimize-model`` also runs the artifact and adds a page to look at.
+    Raises as ``publish``, and ``BadInput`` where an op has no ONNX form.
     """
+    check_target(Path(out), force=force)
     model = lowered(graph).model
     with publish(Path(out), force=force) as folder:
         write_model(model, folder)
         copy_side_files(graph.source.folder, folder)
+        manifest = report.to_dict() if report is not None else _bare_manifest(graph)
+        manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
+        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return Path(out)
+
+
+def _bare_manifest(graph: View) -> dict[str, Any]:
+    source = graph.source
+    return {
+        "schema": 1,
+        "source": {"kind": source.kind, "name": source.name, "sha256": source.sha256},
+        "recipe": "",
+        "versions": {"graphwright": importlib.metadata.version("graphwright")},
+        "passes": [],
+        "verification": {"outputs": [], "runtime": {"optimized": None, "unoptimized": None}},
+        "sizes": {"source_bytes": source.source_bytes or weight_bytes(graph), "artifact_bytes": 0},
+    }

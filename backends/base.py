@@ -63,7 +63,9 @@ def bind(
 ) -> dict[str, torch.Tensor]:
     """Positional and named inputs as one mapping. Raises ``BadInput`` where they do not fit."""
     if len(args) > len(names):
-        raise BadInput(f"{len(args)} inputs given, the graph takes {len(names)}: {', '.join(names)}")
+        raise BadInput(
+            f"{len(args)} inputs given, the graph takes {len(names)}: {', '.join(names)}"
+        )
     bound = dict(zip(names, args, strict=False))
     twice = sorted(set(bound) & set(inputs))
     if twice:

@@ -32,7 +32,5 @@ def translated(view: FxView) -> OnnxView:
     view = view.copy()
     clean(view)
     program = view.to_program()
-    model = to_onnx(
-        program, view.weights(), view.input_names(), view.output_names(), view.symbols
-    )
+    model = to_onnx(program, view.weights(), view.input_names(), view.output_names(), view.symbols)
     return OnnxView(model, source=view.source)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
@@ -17,13 +16,28 @@ from .base import bind
 
 MODEL_FILE = "model.onnx"
 
+_RUNTIME_NAMES = {
+    torch.float32: "float", torch.float64: "double", torch.float16: "float16",
+    torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "float8e4m3fn",
+    torch.float8_e5m2: "float8e5m2", torch.int64: "int64", torch.int32: "int32",
+    torch.int16: "int16", torch.int8: "int8", torch.uint64: "uint64", torch.uint32: "uint32",
+    torch.uint16: "uint16", torch.uint8: "uint8", torch.bool: "bool",
+}  # fmt: skip
+
 
 class OnnxRuntimeExecutable:
-    """A session. Inputs are bound where they lie; outputs stay on the session's device."""
+    """A session. Inputs are bound where they lie; outputs are views of the session's own memory.
+
+    ``optimize`` switches the runtime's graph optimisation, ``threads`` the number of threads within
+    one op (``None``: all cores). Raises ``BadInput`` where the runtime cannot load the file, and
+    ``Missing`` where it cannot use the device.
+    """
 
     def __init__(self, path: Path, *, device: str, optimize: bool, threads: int | None) -> None:
         import onnxruntime as ort
 
+        if threads is not None and threads < 1:
+            raise BadInput(f"threads={threads}: give 1 or more")
         options = ort.SessionOptions()
         options.log_severity_level = 3
         level = ort.GraphOptimizationLevel
@@ -33,13 +47,14 @@ class OnnxRuntimeExecutable:
         if threads is not None:
             options.intra_op_num_threads = threads
         self._device = device
+        providers = _providers(ort, device)
         try:
-            self._session = ort.InferenceSession(path, options, providers=_providers(ort, device))
+            self._session = ort.InferenceSession(path, options, providers=providers)
         except Exception as error:
-            # The runtime's exceptions share no base class of their own below Exception.
-            if not type(error).__module__.startswith("onnxruntime"):
+            if not _is_the_runtimes(error):
                 raise
-            raise BadInput(f"{path}: ONNX Runtime does not load it: {_first_line(error)}") from error
+            raise BadInput(f"{path}: ONNX Runtime does not load it: {_line(error)}") from error
+        _refuse_fallback(providers, self._session.get_providers())
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._outputs = tuple(o.name for o in self._session.get_outputs())
 
@@ -52,72 +67,104 @@ class OnnxRuntimeExecutable:
         return self._outputs
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """See ``Executable``. Inputs are moved to the device where they are not there yet."""
         bound = bind(self.input_names, args, inputs)
+        self._check(bound)
         binding = self._session.io_binding()
-        kept = []
-        for name, tensor in bound.items():
-            self._check(name, tensor)
-            tensor = tensor.detach().to(self._device).contiguous()
-            kept.append(tensor)
+        ready = {n: t.detach().to(self._device).contiguous() for n, t in bound.items()}
+        for name, tensor in ready.items():
             element = int(from_torch_dtype(tensor.dtype))
-            binding.bind_input(
-                name, self._device, 0, element, tuple(tensor.shape), tensor.data_ptr()
-            )
+            shape = tuple(tensor.shape)
+            binding.bind_input(name, self._device, 0, element, shape, tensor.data_ptr())
         for name in self._outputs:
             binding.bind_output(name, self._device, 0)
-        self._session.run_with_iobinding(binding)
-        results = [_tensor(value) for value in binding.get_outputs()]
-        return dict(zip(self._outputs, results, strict=True))
+        if self._device == "cuda":
+            # The session has a stream of its own, which does not wait for torch's.
+            torch.cuda.current_stream().synchronize()
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:
+            if not _is_the_runtimes(error):
+                raise
+            raise BadInput(f"ONNX Runtime fails on these inputs: {_line(error)}") from error
+        binding.synchronize_outputs()
+        values = binding.get_outputs()
+        return {name: _tensor(v) for name, v in zip(self._outputs, values, strict=True)}
 
-    def _check(self, name: str, tensor: torch.Tensor) -> None:
-        declared = self._inputs[name]
-        wanted = declared.type.removeprefix("tensor(").removesuffix(")")
-        given = _RUNTIME_NAMES.get(tensor.dtype, str(tensor.dtype))
-        if wanted != given:
-            raise BadInput(f"input {name}: expected {wanted}, got {given}")
-        shape = declared.shape
-        fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
-        if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
-            raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
-
-
-_RUNTIME_NAMES = {
-    torch.float32: "float", torch.float64: "double", torch.float16: "float16",
-    torch.bfloat16: "bfloat16", torch.int64: "int64", torch.int32: "int32", torch.int16: "int16",
-    torch.int8: "int8", torch.uint8: "uint8", torch.bool: "bool",
-}  # fmt: skip
+    def _check(self, inputs: dict[str, torch.Tensor]) -> None:
+        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another."""
+        sizes: dict[str, tuple[int, str]] = {}
+        for name, tensor in inputs.items():
+            declared = self._inputs[name]
+            wanted = declared.type.removeprefix("tensor(").removesuffix(")")
+            given = _RUNTIME_NAMES.get(tensor.dtype, str(tensor.dtype))
+            if wanted != given:
+                raise BadInput(f"input {name}: expected {wanted}, got {given}")
+            shape = declared.shape
+            fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
+            if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
+                raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
+            for dim, size in zip(shape, tensor.shape, strict=True):
+                known, first = sizes.setdefault(dim, (size, name)) if dim else (size, name)
+                if isinstance(dim, str) and known != size:
+                    raise BadInput(f"{dim} is {known} in input {first} and {size} in input {name}")
 
 
 def _tensor(value: Any) -> torch.Tensor:
-    if value.device_name() == "cpu" and value.element_type() != onnx_ir.DataType.BFLOAT16:
-        return torch.from_numpy(value.numpy())
-    capsule = value._ortvalue.to_dlpack()
-    return torch.utils.dlpack.from_dlpack(capsule)
+    """The output without a copy; it keeps the memory that it lies in alive."""
+    tensor = torch.utils.dlpack.from_dlpack(value)
+    # DLPack has no name for booleans that the runtime would use: they come as bytes.
+    return tensor.view(torch.bool) if value.data_type() == "tensor(bool)" else tensor
 
 
-def _providers(ort: Any, device: str) -> list[Any]:
+def _providers(ort: Any, device: str) -> list[str]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
-    if "CUDAExecutionProvider" not in ort.get_available_providers() or not torch.cuda.is_available():
+    if not torch.cuda.is_available():
         raise Missing(
-            "no CUDA device that ONNX Runtime can use: run with --device cpu, or on a machine with "
-            "an NVIDIA driver and pip install onnxruntime-gpu"
+            "torch sees no CUDA device: run with --device cpu, or on a machine with an NVIDIA "
+            "driver and a CUDA build of torch"
+        )
+    if "CUDAExecutionProvider" not in ort.get_available_providers():
+        raise Missing(
+            "this ONNX Runtime has no CUDA provider: pip uninstall onnxruntime && "
+            "pip install onnxruntime-gpu, or run with --device cpu"
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _refuse_fallback(wanted: Sequence[str], got: Sequence[str]) -> None:
+    """The runtime falls back to the CPU in silence where a provider's libraries do not load."""
+    lost = [name for name in wanted if name not in got]
+    if lost:
+        raise Missing(
+            f"ONNX Runtime could not start its {lost[0]} (its CUDA or cuDNN libraries do not fit "
+            "this machine): pip install 'onnxruntime-gpu[cuda,cudnn]', or run with --device cpu"
+        )
+
+
+def _is_the_runtimes(error: Exception) -> bool:
+    """Whether ONNX Runtime raised it: its exceptions share no base class below ``Exception``."""
+    return type(error).__module__.startswith("onnxruntime")
+
+
+def _line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 def build(
-    graph: View | str | Path | Mapping[str, Any],
+    graph: View | str | Path,
     *,
     device: str = "cpu",
     optimize: bool = True,
     threads: int | None = None,
 ) -> OnnxRuntimeExecutable:
-    """See ``base.compile``. A graph goes through a temporary folder, which the session outlives."""
+    """See ``base.compile``. A graph goes through a temporary folder, which the session outlives.
+
+    Measured on 24 weights of 16 MB (CPU, 1 thread): 0.3 to 0.9 s to write, 0.4 s to load, and a
+    peak of 1.06 times the weights. Handing them over as ``OrtValue`` takes the same memory; through
+    a serialized proto it takes three times that.
+    """
     if isinstance(graph, str | Path):
         path = Path(graph)
         path = path / MODEL_FILE if path.is_dir() else path
@@ -127,7 +174,6 @@ def build(
     from .artifact import write_model
     from .lowering import lowered
 
-    assert isinstance(graph, View)
     with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
         write_model(lowered(graph).model, Path(folder))
         path = Path(folder) / MODEL_FILE

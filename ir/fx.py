@@ -26,6 +26,7 @@ from .weights import Weight
 _GETITEM = operator.getitem
 _SEVERAL = frozenset({"split", "topk"})
 """Ops with several results: their types are needed at once, to make the ``getitem`` nodes."""
+_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
 _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -84,6 +85,9 @@ class FxView(View):
         handles: dict[str, Weight] = {}
         specs = {s.arg.name: s for s in program.graph_signature.input_specs}
         for original, node in mapping.items():
+            if node.target in _VIEWS:
+                # A view is legal by the clone before it, which `clean` drops; a reshape always is.
+                node.target = torch.ops.aten.reshape.default
             if node.op != "placeholder":
                 continue
             spec_ = specs[original.name]
@@ -254,9 +258,15 @@ class FxView(View):
         least, most = spec(op).arity
         if len(operands) < least or (most is not None and len(operands) > most):
             raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
+        for operand in operands:
+            # Readers and builders look at the ranks of operands.
+            if isinstance(operand, FxNode) and operand.meta.get("val") is None:
+                self._refresh(operand)
         first = before.prev
         with self.graph.inserting_before(before):
             node = _builder(op)(self.graph, operands, full)
+            if node.prev is not first:
+                self._refresh(node.prev)
             if name is not None:
                 node._rename(name)
             made = first.next

@@ -48,6 +48,22 @@ def _binary(node: Node) -> Reading | None:
     return node.args, {}
 
 
+def _integral(operand: Any) -> bool:
+    if not isinstance(operand, Node):
+        return isinstance(operand, int)
+    val = operand.meta.get("val")
+    return isinstance(val, torch.Tensor) and not val.is_floating_point() and not val.is_complex()
+
+
+def _div(node: Node) -> Reading | None:
+    """ATen divides integers into floats where the vocabulary truncates, as ONNX does."""
+    if len(node.args) != 2:
+        return None
+    if all(_integral(o) for o in node.args) != (node.kwargs.get("rounding_mode") == "trunc"):
+        return None
+    return node.args, {}
+
+
 def _boolean(node: Node) -> Reading | None:
     val = node.meta.get("val")
     if not isinstance(val, torch.Tensor) or val.dtype != torch.bool:
@@ -237,7 +253,7 @@ def _conv(node: Node) -> Reading | None:
     return _strip((x, weight, bias)), attrs
 
 
-_PARTIAL = frozenset({_binary, _boolean, _dropout, _reduce, _one_dim, _clamp, _to_copy, _rms_norm,
+_PARTIAL = frozenset({_binary, _div, _boolean, _dropout, _reduce, _one_dim, _clamp, _to_copy, _rms_norm,
                       _sdpa, _transpose, _unsqueeze, _split, _topk, _conv})  # fmt: skip
 
 READERS: dict[Any, tuple[str, Reader, bool]] = {}
@@ -251,7 +267,9 @@ def _register(reader: Reader, **names: Sequence[Any]) -> None:
 
 
 def _fill() -> None:
-    for op in ("add", "sub", "mul", "div"):
+    _register(_div, div=[aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode,
+                         aten.div.Scalar_mode])  # fmt: skip
+    for op in ("add", "sub", "mul"):
         _register(_binary, **{op: [getattr(aten, op).Tensor, getattr(aten, op).Scalar]})
     for op in ("eq", "ne", "lt", "le", "gt", "ge"):
         _register(_binary, **{op: [getattr(aten, op).Tensor, getattr(aten, op).Scalar]})
@@ -329,6 +347,16 @@ def _tensor_or_scalar(op: str) -> Builder:
     return build
 
 
+def _build_div(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
+    if not all(_integral(o) for o in operands):
+        return _tensor_or_scalar("div")(graph, operands, attrs)
+    a, b = operands
+    if not isinstance(a, Node):
+        a = call(graph, aten.full_like.default, (b, a))
+    target = aten.div.Tensor_mode if isinstance(b, Node) else aten.div.Scalar_mode
+    return call(graph, target, (a, b), {"rounding_mode": "trunc"})
+
+
 def _pow(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     a, b = operands
     name = "Scalar" if not isinstance(a, Node) else "Tensor_" + (
@@ -390,6 +418,14 @@ def _build_shaped(target: Any) -> Builder:
     return build
 
 
+def _build_expand(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
+    x, *sizes = operands
+    rank = rank_of(x)
+    new = 0 if rank is None else len(sizes) - rank
+    kept = [-1 if i >= new and isinstance(s, int) and s == 1 else s for i, s in enumerate(sizes)]
+    return call(graph, aten.expand.default, (x, kept))
+
+
 def _build_unsqueeze(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     node = operands[0]
     for dim in sorted(attrs["dims"]):
@@ -429,7 +465,7 @@ def _build_conv(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any])
 def _builders() -> dict[str, Builder]:
     table: dict[str, Builder] = {
         op: _tensor_or_scalar(op)
-        for op in ("add", "sub", "mul", "div", "eq", "ne", "lt", "le", "gt", "ge")
+        for op in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge")
     }
     for op in ("neg", "abs", "sqrt", "rsqrt", "reciprocal", "exp", "log", "erf", "tanh", "sigmoid",
                "sin", "cos", "floor", "relu", "silu", "isnan", "maximum", "minimum", "matmul",
@@ -440,6 +476,7 @@ def _builders() -> dict[str, Builder]:
     table |= {
         "identity": _call(aten.alias.default),
         "pow": _pow,
+        "div": _build_div,
         "gelu": _build_gelu,
         "clamp": _call(aten.clamp.default, "min", "max"),
         "cast": _build_cast,
@@ -453,7 +490,7 @@ def _builders() -> dict[str, Builder]:
         "rms_norm": _build_rms_norm,
         "sdpa": _build_sdpa,
         "reshape": _build_shaped(aten.reshape.default),
-        "expand": _build_shaped(aten.expand.default),
+        "expand": _build_expand,
         "transpose": _call(aten.permute.default, "perm"),
         "unsqueeze": _build_unsqueeze,
         "squeeze": _call(aten.squeeze.dims, "dims"),

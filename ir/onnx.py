@@ -351,6 +351,8 @@ class OnnxView(View):
         if isinstance(number, torch.Tensor):
             return self._constant(number.numpy())
         dtype = like.dtype.numpy() if like is not None and like.dtype is not None else None
+        if isinstance(number, float) and dtype is not None and dtype.kind in "iub":
+            raise Refusal(f"the number {number:g} meets a tensor of {dtype}: cast it first")
         if dtype is None:
             dtype = np.dtype(np.float32 if isinstance(number, float) else np.int64)
         return self._constant(np.asarray(number, dtype=dtype))

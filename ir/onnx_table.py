@@ -228,11 +228,23 @@ def _embedding(node: onnx_ir.Node) -> Reading | None:
 
 
 def _split(node: onnx_ir.Node) -> Reading | None:
+    axis = _wrap((attribute(node, "axis", 0),), rank_of(node.inputs[0]))[0]
     sizes = integers_of(_input(node, 1))
+    if _input(node, 1) is None:
+        sizes = _even_sizes(node, axis)
     if sizes is None:
         return None
-    axis = _wrap((attribute(node, "axis", 0),), rank_of(node.inputs[0]))[0]
     return tuple(node.inputs[:1]), {"sizes": sizes, "dim": axis}
+
+
+def _even_sizes(node: onnx_ir.Node, axis: int) -> tuple[int, ...] | None:
+    """Sizes of a Split without any: equal parts, the last one smaller."""
+    shape, parts = node.inputs[0].shape, len(node.outputs)  # type: ignore[union-attr]
+    total = None if shape is None else shape[axis]
+    if not isinstance(total, int):
+        return None
+    size = -(-total // parts)
+    return tuple(min(size, total - size * i) for i in range(parts))
 
 
 def _topk(node: onnx_ir.Node) -> Reading | None:
@@ -368,6 +380,8 @@ def _build_layer_norm(
 def _build_shaped(op_type: str) -> Builder:
     def build(b: Emitter, operands: Sequence[Any], attrs: Mapping[str, Any]) -> onnx_ir.Node:
         x, *shape = operands
+        if op_type == "Expand":
+            shape = [1 if isinstance(s, int) and s == -1 else s for s in shape]
         if len(shape) == 1 and isinstance(shape[0], onnx_ir.Value) and rank_of(shape[0]) == 1:
             return b.emit(op_type, [x, shape[0]])
         return b.emit(op_type, [x, _vector(b, shape)])

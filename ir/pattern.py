@@ -154,7 +154,8 @@ class Match:
     def same_last_dim(self, a: str, b: str) -> None:
         if self.last_dim(a) != self.last_dim(b):
             raise Refusal(
-                f"{a} and {b} end in dimensions {self.last_dim(a)} and {self.last_dim(b)}", self.root
+                f"{a} and {b} end in dimensions {self.last_dim(a)} and {self.last_dim(b)}",
+                self.root,
             )
 
     # --- matching ----------------------------------------------------------------------------

@@ -22,6 +22,10 @@ logical_not, logical_and, logical_or = torch.logical_not, torch.logical_and, tor
 matmul, where = torch.matmul, torch.where
 
 
+def _is_float(operand: Any) -> bool:
+    return operand.is_floating_point() if isinstance(operand, Tensor) else type(operand) is float
+
+
 def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     if not isinstance(a, Tensor):
         a = torch.as_tensor(a, dtype=b.dtype)
@@ -32,8 +36,8 @@ def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
 
 def div(a: Any, b: Any) -> Tensor:
     """Quotient; of integers it is truncated towards zero, as ONNX has it."""
-    integral = all(not torch.is_floating_point(t) for t in _pair(a, b))
-    return torch.div(a, b, rounding_mode="trunc" if integral else None)
+    exact = _is_float(a) or _is_float(b)
+    return torch.div(a, b, rounding_mode=None if exact else "trunc")
 
 
 def maximum(a: Any, b: Any) -> Tensor:

@@ -28,8 +28,8 @@ class Rule:
     def where(self, match: Match) -> None:
         """Refuse a match (``match.refuse``) that the pattern alone cannot tell apart."""
 
-    def replace(self, build: Build, **bindings: Operand) -> Value | Sequence[Value]:
-        """Build what stands for the root's result (or results)."""
+    def replace(self, build: Build, *_: Any, **bindings: Any) -> Value | Sequence[Value]:
+        """Build what stands for the root's result (or results); the bindings come by name."""
         raise TypeError(f"{type(self).__name__} declares no replacement")
 
     def matcher(self) -> Matcher:

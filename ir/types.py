@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 Dim = int | str
-"""A dimension: a number, or the text of a symbolic expression such as ``"seq"`` or ``"seq + 1"``."""
+"""A dimension: a number, or the text of an expression such as ``"seq"`` or ``"seq + 1"``."""
 
 UNKNOWN_DIM = "?"
 """The dimension of which nothing is known; it equals no other dimension, itself included."""
@@ -133,5 +133,17 @@ def parse_type(text: str) -> Type:
     body = tail[:-1].strip()
     if body == "*":
         return Type(dtype, None)
-    dims = [d.strip() for d in body.split(",")] if body else []
+    dims = [d.strip() for d in _split(body)] if body else []
     return Type(dtype, tuple(int(d) if d.lstrip("-").isdigit() else d for d in dims))
+
+
+def _split(body: str) -> list[str]:
+    """The parts between commas; those within ``Max(a, b)`` do not count."""
+    parts, depth = [""], 0
+    for sign in body:
+        depth += {"(": 1, ")": -1}.get(sign, 0)
+        if sign == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += sign
+    return parts

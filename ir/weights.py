@@ -72,6 +72,15 @@ class Weight(ABC):
         """The matrix transposed; transposing twice gives back the same handle."""
         return TransposedWeight(self)
 
+    def reshaped(self, shape: tuple[int, ...]) -> Weight:
+        """The same numbers in another shape of as many elements."""
+        if math.prod(shape) != self.numel:
+            raise ValueError(f"{list(self.shape)} cannot be seen as {list(shape)}")
+        base = self
+        return ComputedWeight(
+            lambda: base.read().reshape(shape), shape, self.dtype, ("reshaped", shape, base.key)
+        )
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({DTYPE_NAMES.get(self.dtype)}{list(self.shape)})"
 

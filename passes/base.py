@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar
+
+import torch
 
 from ..ir.errors import BadInput, near_misses
 from ..ir.structure import Linear, Structure, recognize
@@ -57,8 +59,10 @@ class Context:
     def __init__(
         self, view: View, *, step: int = 0, spool: Spool | None = None,
         progress: Callable[[str, int, int], None] | None = None,
+        calibration: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> None:  # fmt: skip
         self.view = view
+        self.calibration = calibration
         self.step = step
         self.spool = spool or Spool()
         self._progress = progress

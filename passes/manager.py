@@ -28,6 +28,11 @@ Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many steps are done and how many there are."""
 
 
+SWEEP_BYTES_PER_SECOND = 5e8
+"""Weights that a checking sweep reads and multiplies on the reference CPU; forecasts use it. A run
+sweeps once for each pass, once before, and about three times for the artifact."""
+
+
 @dataclass
 class Result:
     """The rewritten graph and the report of how it came about."""
@@ -52,13 +57,15 @@ def optimize(
     recipe: str | Recipe | Pass | Sequence[Pass],
     *,
     samples: Samples | None = None,
+    calibration: Samples | None = None,
     max_error: float | None = None,
     progress: Progress | None = None,
 ) -> Result:
     """Apply a recipe to a copy of ``graph``; each pass is checked before the next one runs.
 
     ``samples`` are batches of inputs by name, on which every pass is measured: the graph's own
-    (``graph.source``) or random ones where absent. ``max_error`` bounds the relative L2 of any
+    (``graph.source``) or random ones where absent; ``calibration`` is what passes that need data
+    learn from. ``max_error`` bounds the relative L2 of any
     output against the source graph.
 
     Raises ``BadInput`` for a recipe that does not fit, ``Missing`` for a need that is not met, and
@@ -67,6 +74,7 @@ def optimize(
     """
     recipe = as_recipe(recipe)
     _check_needs(recipe)
+    _check_calibration(recipe, calibration)
     batches, data = _choose_samples(graph, samples)
     view = graph.copy()
     raise_graph(view)
@@ -82,7 +90,10 @@ def optimize(
         done = PassReport(entry.made, str(entry), PassResult(), bytes_before=size, macs_before=macs)
         started = time.perf_counter()
         try:
-            done.result = entry.made.run(Context(view, step=step, spool=spool, progress=progress))
+            context = Context(
+                view, step=step, spool=spool, progress=progress, calibration=calibration or ()
+            )
+            done.result = entry.made.run(context)
             _require_change(entry.made, done.result)
             view.drop_unused_weights()
             check_structure(view)
@@ -118,6 +129,7 @@ def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
         size += sum(site.bytes_after - site.bytes_before for site in result.sites)
         seconds += entry.made.seconds(result)
         working = max(working, entry.made.peak_bytes(result))
+    seconds += (len(recipe.steps) + 4) * source / SWEEP_BYTES_PER_SECOND
     spooled = min(size, 1 << 30)
     return Plan(planned, source, size, peak_rss_bytes() + working + spooled, seconds)
 
@@ -144,6 +156,12 @@ def _check_needs(recipe: Recipe) -> None:
                 raise Missing(
                     f"{made.name} needs the package {package}: pip install {package}"
                 )
+
+
+def _check_calibration(recipe: Recipe, calibration: Samples | None) -> None:
+    hungry = [made.name for made in recipe.passes if made.needs.calibration]
+    if hungry and not calibration:
+        raise BadInput(f"{', '.join(hungry)} needs calibration data: give calibration=[...]")
 
 
 def _new_report(

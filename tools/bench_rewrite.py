@@ -33,7 +33,9 @@ aten = torch.ops.aten
 SIZES = (1_000, 10_000, 100_000)
 REPEATS = 3
 LIMIT_S = 60.0
-"""A contender whose time at a size, extrapolated from the two before it, is above this is skipped."""
+"""A contender is skipped where its time, extrapolated from the two sizes before, is above this."""
+ONCE_S = 10.0
+"""A contender that takes longer than this is not repeated."""
 _UNIT = 12
 _MATCHES_PER_UNIT = 2
 
@@ -198,8 +200,10 @@ def measure(
         estimates = {c: _extrapolate(timings, c, sizes, size) for c in CONTENDERS}
         running = [c for c in CONTENDERS if (estimates[c] or 0.0) <= limit_s]
         best: dict[Contender, float] = {}
-        for _ in range(repeats):
+        for turn in range(repeats):
             for contender in running:
+                if turn and best[contender] > ONCE_S:
+                    continue
                 seconds = _time(contender, size)
                 best[contender] = min(seconds, best.get(contender, seconds))
         for contender in CONTENDERS:
@@ -212,9 +216,9 @@ def measure(
 def _time(contender: Contender, nodes: int) -> float:
     run = contender.prepare(nodes)
     gc.collect()
-    start = time.perf_counter()
+    start = time.process_time()
     count = run()
-    seconds = time.perf_counter() - start
+    seconds = time.process_time() - start
     expected = nodes // _UNIT * _MATCHES_PER_UNIT
     if count != expected:
         raise RuntimeError(f"{contender.name} made {count} rewrites of {expected}")
@@ -278,7 +282,7 @@ def _growth(before: float | None, after: float | None) -> str:
 
 def _cell(timing: Timing, best: float | None) -> str:
     if timing.seconds is None:
-        return f"skipped: about {timing.estimate:,.0f} s"
+        return f"skipped (~{timing.estimate:,.0f} s)"
     ratio = "" if best is None else f" ({timing.seconds / best:.2f})"
     return f"{timing.seconds:.4f}{ratio}"
 

@@ -53,7 +53,9 @@ def test_commutative_operands_match_in_both_orders(draft: Drafts, swapped: bool)
 
 @pytest.mark.parametrize("outer", [False, True])
 @pytest.mark.parametrize("inner", [False, True])
-def test_every_order_of_nested_commutative_operands(draft: Drafts, outer: bool, inner: bool) -> None:
+def test_every_order_of_nested_commutative_operands(
+    draft: Drafts, outer: bool, inner: bool
+) -> None:
     d = draft(x=(3, 5), y=(3, 5), z=(3, 5))
     pair = (d.y, d.op("neg", d.z))
     a = d.op("add", *(reversed(pair) if inner else pair))
@@ -130,7 +132,7 @@ def test_depth_and_inner_ops_of_a_pattern() -> None:
 
 def test_an_unknown_op_is_named_when_the_pattern_is_written() -> None:
     with pytest.raises(AttributeError, match="no op 'sigmod'"):
-        PatternBuilder().sigmod
+        _ = PatternBuilder().sigmod
 
 
 # --- numbers and attributes ----------------------------------------------------------------------
@@ -186,9 +188,7 @@ def test_negative_dimensions_count_from_the_last_of_the_operand(draft: Drafts) -
         return p.mean(x, dims=(-1,), keepdim=True)
 
     match(view, mean, last)
-    assert refusal(view, mean, first) == (
-        "expected `mean` with dims=(-1,), got (0,) at depth 0"
-    )
+    assert refusal(view, mean, first) == ("expected `mean` with dims=(-1,), got (0,) at depth 0")
     match(view, lambda p, x: p.softmax(x, dim=-1), weights)
     assert "with dim=-2, got 2" in refusal(view, lambda p, x: p.softmax(x, dim=-2), weights)
 

@@ -194,10 +194,8 @@ def test_a_rewrite_enables_the_next(draft: Drafts) -> None:
     assert_same_numbers(view, before)
 
 
-def test_a_rewrite_reaches_roots_far_below_it(draft: Drafts) -> None:
-    """The root was refused before its deepest part had the form that it needs."""
-    d = draft(x=(3, 5), y=(3, 5))
-    root = d.op("mul", d.y, d.op("mul", d.op("neg", d.op("reciprocal", d.op("sqrt", d.x))), d.y))
+def test_a_late_rewrite_reaches_roots_far_below_it(draft: Drafts) -> None:
+    """``maximum`` holds ``sqrt`` until the deep root was refused, which must be seen again."""
 
     class Deep(Rule):
         """mul(y, mul(neg(rsqrt(x)), y)) => mul(neg(rsqrt(x)), mul(y, y))"""
@@ -210,9 +208,25 @@ def test_a_rewrite_reaches_roots_far_below_it(draft: Drafts) -> None:
         def replace(self, build: Build, x: Any, y: Any) -> Any:
             return build.mul(build.neg(build.rsqrt(x)), build.mul(y, y))
 
-    view = d.finish(root)
-    assert rewrite(view, [Deep(), FuseRsqrt()]).applied == {"deep": 1, "fuse-rsqrt": 1}
-    assert sorted(ops(view)) == ["mul", "mul", "neg", "rsqrt"]
+    d = draft(outputs=2)
+    root = d.op("sqrt", d.op("exp", d.x))
+    deep = d.op("mul", d.y, d.op("mul", d.op("neg", d.op("reciprocal", root)), d.y))
+    view = d.finish(deep, d.op("neg", d.op("maximum", d.op("tanh", d.y), root)))
+    report = rewrite(view, [Deep(), FuseRsqrt(), TakeFirst()])
+    assert report.applied == {"deep": 1, "fuse-rsqrt": 1, "take-first": 1}
+    assert sorted(ops(view)) == ["exp", "mul", "mul", "neg", "neg", "rsqrt", "tanh"]
+    check_structure(view)
+
+
+def test_a_late_rewrite_to_an_old_value_reaches_its_new_users(draft: Drafts) -> None:
+    d = draft(outputs=2)
+    once = d.op("neg", d.op("sigmoid", d.x))
+    gated = d.op("mul", d.x, d.op("neg", once))
+    view = d.finish(gated, d.op("exp", d.op("maximum", d.op("tanh", d.y), once)))
+    report = rewrite(view, [FuseSilu(), DropDoubleNeg(), TakeFirst()])
+    assert report.applied == {"fuse-silu": 1, "drop-double-neg": 1, "take-first": 1}
+    assert sorted(ops(view)) == ["exp", "silu", "tanh"]
+    check_structure(view)
 
 
 def test_the_earlier_rule_wins(draft: Drafts) -> None:

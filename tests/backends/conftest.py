@@ -1,0 +1,77 @@
+"""A small encoder with what exports go wrong on: equal-looking biases, a bool mask, two outputs."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+from graphwright.ir.fx import FxView
+from graphwright.ir.trace import trace
+
+VOCAB, WIDTH, HEADS = 53, 24, 3
+
+
+class Encoder(torch.nn.Module):
+    """ids ``[batch, seq]`` and mask ``[batch, seq]`` to states ``[batch, seq, 24]`` and ``kept``."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = torch.nn.Embedding(VOCAB, WIDTH)
+        self.norm = torch.nn.LayerNorm(WIDTH)
+        self.qkv = torch.nn.Linear(WIDTH, 3 * WIDTH)
+        self.out = torch.nn.Linear(WIDTH, WIDTH)
+        torch.nn.init.zeros_(self.out.bias)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        x = self.norm(self.embed(ids))
+        batch, seq, _ = x.shape
+        heads = self.qkv(x).view(batch, seq, 3, HEADS, WIDTH // HEADS).permute(2, 0, 3, 1, 4)
+        kept = mask > 0
+        y = torch.nn.functional.scaled_dot_product_attention(
+            *heads.unbind(0), attn_mask=kept[:, None, None, :]
+        )
+        states = x + self.out(y.transpose(1, 2).reshape(batch, seq, WIDTH))
+        return {"states": states, "kept": kept}
+
+
+def batch_of(batch: int, seq: int, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random ids; the mask of the last row keeps nothing where there is more than one row."""
+    rng = torch.Generator().manual_seed(seed)
+    mask = torch.ones(batch, seq, dtype=torch.int64)
+    mask[:, seq - seq // 3 :] = 0
+    mask[1:][-1:] = 0
+    return {"ids": torch.randint(0, VOCAB, (batch, seq), generator=rng), "mask": mask}
+
+
+@pytest.fixture
+def encoder() -> Encoder:
+    torch.manual_seed(0)
+    return Encoder().eval()
+
+
+@pytest.fixture
+def view(encoder: Encoder) -> FxView:
+    return trace(encoder, (), batch_of(2, 7))
+
+
+@pytest.fixture(scope="session")
+def inputs_of() -> Callable[..., dict[str, torch.Tensor]]:
+    """``inputs_of(batch, seq, seed=0)`` for the encoder."""
+    return batch_of
+
+
+@pytest.fixture(scope="session")
+def models() -> ModuleType:
+    """The small transformers models that all test folders share."""
+    path = Path(__file__).parents[1] / "models.py"
+    spec = importlib.util.spec_from_file_location("graphwright_test_models", path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,321 @@
+"""The artifact: streamed, published whole or not at all, and runnable with next to nothing."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from graphwright.backends import artifact, export
+from graphwright.backends.artifact import DiskFull, publish, write_model
+from graphwright.ir.errors import BadInput
+from graphwright.ir.fx import FxView
+from graphwright.ir.tensors import tensor_of, weight_of
+from graphwright.ir.weights import ComputedWeight, FileWeight, MemoryWeight, Weight
+
+MEGABYTE = 1 << 20
+
+
+def model_of(weights: dict[str, Weight]) -> onnx_ir.Model:
+    """A model with one Identity for each weight."""
+    values = [
+        onnx_ir.Value(
+            name=name,
+            type=onnx_ir.TensorType(tensor_of(w, name).dtype),
+            shape=onnx_ir.Shape(w.shape),
+            const_value=tensor_of(w, name),
+        )
+        for name, w in weights.items()
+    ]
+    nodes = [onnx_ir.node("Identity", [v], name=f"n{i}") for i, v in enumerate(values)]
+    outputs = [node.outputs[0] for node in nodes]
+    for i, (value, out) in enumerate(zip(values, outputs, strict=True)):
+        out.name, out.type, out.shape = f"y{i}", value.type, value.shape
+    graph = onnx_ir.Graph(
+        [], outputs, nodes=nodes, initializers=values, opset_imports={"": 21}, name="g"
+    )
+    return onnx_ir.Model(graph, ir_version=10)
+
+
+def loaded(folder: Path) -> dict[str, onnx_ir.TensorProtocol]:
+    graph = onnx_ir.load(folder / "model.onnx").graph
+    tensors = {name: v.const_value for name, v in graph.initializers.items()}
+    return {name: t for name, t in tensors.items() if t is not None}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> Path:
+    """An artifact of ours that is already there."""
+    out = tmp_path / "out"
+    with publish(out) as folder:
+        (folder / "graphwright.json").write_text("{}")
+        (folder / "model.onnx").write_bytes(b"old")
+    return out
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool,
+     torch.uint8, torch.int64],
+)  # fmt: skip
+@pytest.mark.parametrize("shape", [(), (3,), (123, 41), (0, 4)])
+def test_bytes_of_every_dtype_come_back(
+    tmp_path: Path, dtype: torch.dtype, shape: tuple[int, ...]
+) -> None:
+    tensor = (torch.randn(shape, generator=torch.Generator().manual_seed(0)) * 4).to(dtype)
+    write_model(model_of({"w": MemoryWeight(tensor)}), tmp_path)
+    back = weight_of(loaded(tmp_path)["w"])
+    assert (back.shape, back.dtype) == (shape, dtype)
+    assert torch.equal(back.read().view(torch.uint8), tensor.view(torch.uint8)) or not shape
+    assert torch.equal(back.read().float(), tensor.float())
+
+
+def test_small_tensors_inside_large_ones_on_pages(tmp_path: Path) -> None:
+    weights: dict[str, Weight] = {
+        "small": MemoryWeight(torch.ones(256)),
+        "odd": MemoryWeight(torch.ones(1025, dtype=torch.uint8)),
+        "large": MemoryWeight(torch.randn(300, 300)),
+    }
+    write_model(model_of(weights), tmp_path)
+    tensors = loaded(tmp_path)
+    assert not isinstance(tensors["small"], onnx_ir.ExternalTensor)
+    for name in ("odd", "large"):
+        assert isinstance(weight_of(tensors[name]), FileWeight)
+    large = tensors["large"]
+    assert isinstance(large, onnx_ir.ExternalTensor)
+    assert large.offset is not None and large.offset % 4096 == 0 and large.offset > 0
+    assert torch.equal(weight_of(large).read(), weights["large"].read())
+
+
+def test_each_tensor_is_read_once_the_model_stays_and_bytes_repeat(tmp_path: Path) -> None:
+    reads: list[int] = []
+
+    def weight(i: int) -> Weight:
+        def make() -> torch.Tensor:
+            reads.append(i)
+            return torch.full((64, 64), float(i))
+
+        return ComputedWeight(make, (64, 64), torch.float32, ("full", i))
+
+    model = model_of({f"w{i}": weight(i) for i in range(5)})
+    seen: list[tuple[str, int, int]] = []
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write_model(model, tmp_path / name, lambda *step: seen.append(step))
+    assert sorted(reads) == sorted([*range(5), *range(5)])
+    assert seen[:5] == [("writing weights", i, 5) for i in range(5)]
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+    kept = model.graph.initializers["w3"].const_value
+    assert kept is not None and weight_of(kept).key == ("computed", ("full", 3))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is read from /proc")
+def test_streaming_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
+    def weight(i: int) -> Weight:
+        shape = (1024, 3 * 1024)
+        return ComputedWeight(lambda: torch.full(shape, float(i)), shape, torch.float32, i)
+
+    model = model_of({f"w{i}": weight(i) for i in range(25)})
+    Path("/proc/self/clear_refs").write_text("5")
+    before = _status("VmRSS")
+    write_model(model, tmp_path)
+    assert (tmp_path / "model.onnx.data").stat().st_size >= 300 * MEGABYTE
+    assert (tmp_path / "model.onnx").stat().st_size < MEGABYTE
+    assert _status("VmHWM") - before < 40 * MEGABYTE
+
+
+def _status(field: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
+
+
+# --- publishing ---------------------------------------------------------------------------------
+
+
+def test_an_artifact_replaces_an_older_one_whole(published: Path) -> None:
+    with publish(published) as folder:
+        (folder / "model.onnx").write_bytes(b"new")
+        assert (published / "model.onnx").read_bytes() == b"old"
+    assert contents(published) == {"model.onnx": b"new"}
+    assert list(published.parent.iterdir()) == [published]
+
+
+@pytest.mark.parametrize(
+    ("failure", "seen"),
+    [
+        (RuntimeError("broken"), RuntimeError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+        (BadInput("no"), BadInput),
+        (OSError(errno.ENOSPC, "No space left on device"), DiskFull),
+    ],
+)
+def test_a_failure_leaves_the_older_artifact_and_nothing_else(
+    published: Path, failure: BaseException, seen: type[BaseException]
+) -> None:
+    before = contents(published)
+    with pytest.raises(seen), publish(published) as folder:
+        (folder / "model.onnx").write_bytes(b"half")
+        raise failure
+    assert contents(published) == before
+    assert list(published.parent.iterdir()) == [published]
+
+
+def test_a_failure_between_the_two_renames_puts_the_older_artifact_back(
+    published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(published)
+    rename = Path.rename
+
+    def interrupted(self: Path, target: Path) -> Path:
+        if self.name == "new":
+            raise KeyboardInterrupt
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), publish(published):
+        pass
+    assert contents(published) == before
+    assert list(published.parent.iterdir()) == [published]
+
+
+@pytest.fixture
+def small_disk() -> Iterator[None]:
+    """Files may not grow beyond a megabyte: writing more fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (MEGABYTE, hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_disk_that_runs_full_while_weights_are_written(published: Path, small_disk: None) -> None:
+    before = contents(published)
+    weights: dict[str, Weight] = {
+        f"w{i}": MemoryWeight(torch.full((256, 512), float(i))) for i in range(5)
+    }
+    with pytest.raises(DiskFull, match="ran full; nothing was changed") as caught:
+        with publish(published) as folder:
+            write_model(model_of(weights), folder)
+    assert caught.value.exit_code == 3
+    assert contents(published) == before
+    assert list(published.parent.iterdir()) == [published]
+
+
+def test_a_folder_that_is_not_ours_is_kept_unless_forced(tmp_path: Path) -> None:
+    out = tmp_path / "thesis"
+    out.mkdir()
+    (out / "chapter.txt").write_text("years of work")
+    with pytest.raises(BadInput, match="no graphwright artifact; --force"), publish(out):
+        pass
+    assert contents(out) == {"chapter.txt": b"years of work"}
+    with publish(out, force=True) as folder:
+        (folder / "model.onnx").write_bytes(b"new")
+    assert contents(out) == {"model.onnx": b"new"}
+
+
+def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with publish(tmp_path / "out") as folder:
+        (folder / "model.onnx").write_bytes(b"new")
+    assert contents(tmp_path / "out") == {"model.onnx": b"new"}
+
+
+def test_targets_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("x")
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "elsewhere")
+    monkeypatch.chdir(tmp_path)
+    for out, reason in [
+        (file, "exists and is no folder"),
+        (link, "exists and is no folder"),
+        (file / "out", "is not writable"),
+        (Path(), "holds the working or the home folder"),
+        (tmp_path.parent, "holds the working or the home folder"),
+        (Path("/proc/out"), "/proc"),
+    ]:
+        with pytest.raises(BadInput, match=reason), publish(out, force=True):
+            raise AssertionError("published")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "link"]
+
+
+# --- the whole folder ---------------------------------------------------------------------------
+
+_STOCK = """
+import sys
+class Only:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {"torch", "graphwright", "onnx", "onnx_ir", "onnxscript",
+                                      "transformers", "triton", "safetensors", "ml_dtypes"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Only())
+import numpy, onnxruntime
+folder, inputs, outputs = sys.argv[1:]
+session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+names = [o.name for o in session.get_outputs()]
+results = session.run(names, dict(numpy.load(inputs)))
+numpy.savez(outputs, **dict(zip(names, results)))
+assert "torch" not in sys.modules
+"""
+
+
+def test_the_artifact_runs_where_only_onnxruntime_and_numpy_are(
+    encoder: torch.nn.Module, view: FxView, inputs_of: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = export(view, tmp_path / "out")
+    inputs = inputs_of(3, 5)
+    np.savez(tmp_path / "in.npz", **{n: t.numpy() for n, t in inputs.items()})
+    arguments = [str(out), str(tmp_path / "in.npz"), str(tmp_path / "out.npz")]
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", _STOCK, *arguments], capture_output=True, text=True,
+        env={"PATH": os.environ["PATH"]}, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = encoder(**inputs)["states"]
+    actual = torch.from_numpy(np.load(tmp_path / "out.npz")["states"])
+    torch.testing.assert_close(actual, expected, rtol=2e-5, atol=2e-5)
+
+
+def test_export_copies_side_files_and_writes_a_manifest(view: FxView, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    (source / "1_Pooling").mkdir(parents=True)
+    for name in ("tokenizer.json", "1_Pooling/config.json", "model.safetensors", "secret.key"):
+        (source / name).write_text(name)
+    view.source.folder = str(source)
+    out = export(view, tmp_path / "deep" / "out")
+    assert sorted(contents(out)) == [
+        "1_Pooling/config.json", "graphwright.json", "model.onnx", "model.onnx.data",
+        "tokenizer.json",
+    ]  # fmt: skip
+    sizes = json.loads((out / "graphwright.json").read_text())["sizes"]
+    assert sizes["artifact_bytes"] == artifact.model_bytes(out) > 0
+    again = export(view, out)
+    assert again == out
+
+
+def test_metadata_of_the_graph_is_in_the_file(view: FxView, tmp_path: Path) -> None:
+    model = onnx_ir.from_proto(onnx_ir.to_proto(model_of({"w": MemoryWeight(torch.ones(3))})))
+    model.metadata_props["graphwright.recipe"] = "quantize{bits=4}"
+    write_model(model, tmp_path)
+    session = onnxruntime.InferenceSession(
+        tmp_path / "model.onnx", providers=["CPUExecutionProvider"]
+    )
+    recipe = session.get_modelmeta().custom_metadata_map["graphwright.recipe"]
+    assert recipe == "quantize{bits=4}"
