@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import json
 import os
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 
 import onnx_ir
 
+from .. import __version__
 from ..ir.costs import weight_bytes
 from ..ir.errors import BadInput, GraphwrightError
 from ..ir.view import View
@@ -179,7 +179,7 @@ def _bare_manifest(graph: View) -> dict[str, Any]:
         "schema": 1,
         "source": {"kind": source.kind, "name": source.name, "sha256": source.sha256},
         "recipe": "",
-        "versions": {"graphwright": importlib.metadata.version("graphwright")},
+        "versions": {"graphwright": __version__},
         "passes": [],
         "verification": {"outputs": [], "runtime": {"optimized": None, "unoptimized": None}},
         "sizes": {"source_bytes": source.source_bytes or weight_bytes(graph), "artifact_bytes": 0},

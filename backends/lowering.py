@@ -27,7 +27,7 @@ def lowered(view: View) -> OnnxView:
 
 def translated(view: FxView) -> OnnxView:
     """The FX graph as an ONNX graph, our own ops still in their own domain."""
-    from .export import to_onnx
+    from .fx_to_onnx import to_onnx
 
     view = view.copy()
     clean(view)

@@ -145,7 +145,7 @@ def _refuse_fallback(wanted: Sequence[str], got: Sequence[str]) -> None:
 
 def _is_the_runtimes(error: Exception) -> bool:
     """Whether ONNX Runtime raised it: its exceptions share no base class below ``Exception``."""
-    return type(error).__module__.startswith("onnxruntime")
+    return type(error) is RuntimeError or type(error).__module__.startswith("onnxruntime")
 
 
 def _line(error: Exception) -> str:

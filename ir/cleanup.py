@@ -231,7 +231,9 @@ def fold_constants(view: View, max_bytes: int = 1 << 20) -> RewriteReport:
                 report.applied[what] += 1
     finally:
         view.origin = previous
-    _erase_dead(view)
+    dead = _erase_dead(view)
+    if dead:
+        report.applied["dead code"] += dead
     view.drop_unused_weights()
     return report
 

@@ -15,8 +15,9 @@ from torch.fx.node import Node as FxNode
 from torch.fx.node import map_arg
 
 from .errors import InvalidGraph, Refusal
+from .fx_build import BUILDERS, call
 from .fx_program import input_names, output_names, program_weight, refuse_mutation
-from .fx_table import BUILDERS, READERS, call
+from .fx_table import READERS, is_plain, own_op
 from .infer import agree
 from .types import UNKNOWN, Type
 from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
@@ -109,7 +110,7 @@ class FxView(View):
     def op(self, node: Node) -> str:
         entry = READERS.get(node.target)
         if entry is None:
-            return _own_op(node.target)
+            return own_op(node.target)
         name, reader, partial = entry
         return NATIVE if partial and reader(node) is None else name
 
@@ -127,15 +128,15 @@ class FxView(View):
         reading = self.read(node)
         if reading is not None:
             return reading[2]
-        plain = {f"arg{i}": a for i, a in enumerate(node.args) if _is_plain(a)}
-        return plain | {k: v for k, v in node.kwargs.items() if _is_plain(v)}
+        plain = {f"arg{i}": a for i, a in enumerate(node.args) if is_plain(a)}
+        return plain | {k: v for k, v in node.kwargs.items() if is_plain(v)}
 
     def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
         entry = READERS.get(node.target)
         if entry is not None:
             reading = entry[1](node)
             return None if reading is None else (entry[0], *reading)
-        name = _own_op(node.target)
+        name = own_op(node.target)
         if name == NATIVE:
             return None
         operands = list(node.args)
@@ -265,24 +266,43 @@ class FxView(View):
         first = before.prev
         with self.graph.inserting_before(before):
             node = _builder(op)(self.graph, operands, full)
-            if node.prev is not first:
-                self._refresh(node.prev)
             if name is not None:
                 node._rename(name)
             made = first.next
             while made is not before:
                 self._adopt(made, before)
-                if self.journal is not None:
-                    self.journal.append(made)
                 made = made.next
-            if like is not None and like.meta.get("val") is not None:
-                node.meta["val"] = like.meta["val"]
-            elif op in _SEVERAL and isinstance(self._refresh(node), (tuple, list)):
-                items = [call(self.graph, _GETITEM, (node, i)) for i in range(len(node.meta["val"]))]
-                for item in items:
-                    self._adopt(item, before)
-                return items[0]
-        return node
+            try:
+                return self._typed(op, node, like, before)
+            except Refusal:
+                while before.prev is not first:
+                    self.graph.erase_node(before.prev)
+                raise
+            finally:
+                self._note(first, before)
+
+    def _typed(self, op: str, node: FxNode, like: Value | None, before: FxNode) -> FxNode:
+        """Type what must be typed at once: parts of a spelling, and several results."""
+        if node.prev in node.all_input_nodes and node.prev.meta.get("val") is None:
+            self._refresh(node.prev)
+        if like is not None and like.meta.get("val") is not None:
+            node.meta["val"] = like.meta["val"]
+            return node
+        if op not in _SEVERAL or not isinstance(self._refresh(node), (tuple, list)):
+            return node
+        items = [call(self.graph, _GETITEM, (node, i)) for i in range(len(node.meta["val"]))]
+        for item in items:
+            self._adopt(item, before)
+        return items[0]
+
+    def _note(self, first: FxNode, before: FxNode) -> None:
+        if self.journal is None:
+            return
+        made = first.next
+        while made is not before:
+            if made.target is not _GETITEM:
+                self.journal.append(made)
+            made = made.next
 
     def retype(self, value: Value, like: Value) -> None:
         if value.meta.get("val") is not None:
@@ -338,20 +358,43 @@ class FxView(View):
 
     def replace(self, old: Value, new: Value) -> None:
         maker = self.producer(new)
-        for user in tuple(old.users):
-            if user is not maker:
-                user.replace_input_with(old, new)
+        users = [user for user in old.users if user is not maker]
+        for user in users:
+            user.replace_input_with(old, new)
+        if not self._same_type(old, new):
+            self.refresh_types(u for u in users if u.op == "call_function")
+
+    def _same_type(self, old: FxNode, new: FxNode) -> bool:
+        before = old.meta.get("val")
+        if before is None or before is new.meta.get("val"):
+            return True
+        return agree(self.type(old), self.type(new))
+
+    def refresh_type(self, node: Node) -> bool:
+        before = [self.type(value) for value in self.results(node)]
+        items = [u for u in node.users if u.target is _GETITEM]
+        for stale in (node, *items):
+            stale.meta["val"] = None
+            self._refresh(stale)
+        after = [self.type(value) for value in self.results(node)]
+        return not all(agree(a, b) for a, b in zip(before, after, strict=True))
 
     def set_operand(self, node: Node, index: int, operand: Operand) -> None:
-        current = self.operands(node)[index]
-        if isinstance(current, FxNode) and isinstance(operand, FxNode):
-            same = [i for i, o in enumerate(self.operands(node)) if o is current]
-            if len(same) == 1:
-                node.replace_input_with(current, operand)
-                return
-        args = list(node.args)
-        args[index] = operand
-        node.args = tuple(args)
+        reading = self.read(node)
+        if reading is None:
+            node.replace_input_with(node.all_input_nodes[index], operand)
+            old = None
+        else:
+            op, operands, attrs = reading
+            old = operands[index]
+            changed = [operand if i == index else o for i, o in enumerate(operands)]
+            with self.graph.inserting_before(node):
+                spelled = _builder(op)(self.graph, changed, attrs)
+            node.target, node.args, node.kwargs = spelled.target, spelled.args, spelled.kwargs
+            self.graph.erase_node(spelled)
+        values = isinstance(old, FxNode) and isinstance(operand, FxNode)
+        if not values or not self._same_type(old, operand):
+            self.refresh_types([node])
 
     def erase(self, node: Node) -> None:
         for item in [u for u in node.users if u.target is _GETITEM and not u.users]:
@@ -416,18 +459,9 @@ class FxView(View):
 
         It returns a tuple of the outputs.
         """
-        root = torch.nn.Module()
-        graph = Graph()
-        mapping: dict[FxNode, FxNode] = {}
-        for index, (node, name) in enumerate(
-            (n, n.meta["weight"]) for n in self._placeholders if "weight" in n.meta
-        ):
-            root.register_buffer(f"w{index}", self._weights[name].read())
-            mapping[node] = graph.get_attr(f"w{index}")
-        for node in self.inputs():
-            mapping[node] = graph.placeholder(node.name)
-        graph.output(graph.graph_copy(self.graph, mapping))
-        return torch.fx.GraphModule(root, graph)
+        from .fx_program import to_module
+
+        return to_module(self)
 
     def to_program(self) -> ExportedProgram:
         """The graph as an exported program whose weights are fake; see ``fx_program``."""
@@ -463,15 +497,3 @@ def _build_own(op: str) -> Callable[..., FxNode]:
         return call(graph, target, padded, dict(attrs))
 
     return build
-
-
-def _own_op(target: Any) -> str:
-    if isinstance(target, torch._ops.OpOverload) and target.namespace == "graphwright":
-        return target._opname
-    return NATIVE
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, list | tuple):
-        return all(isinstance(v, int | float) for v in value)
-    return isinstance(value, int | float | bool | str | torch.dtype | None)

@@ -82,6 +82,22 @@ def to_program(view: FxView) -> ExportedProgram:
     )
 
 
+def to_module(view: FxView) -> torch.nn.Module:
+    """A module that runs the graph; see ``FxView.to_module``."""
+    root = torch.nn.Module()
+    graph = Graph()
+    mapping: dict[FxNode, FxNode] = {}
+    for index, (node, name) in enumerate(
+        (n, n.meta["weight"]) for n in view.graph.nodes if "weight" in n.meta
+    ):
+        root.register_buffer(f"w{index}", view.weights()[name].read())
+        mapping[node] = graph.get_attr(f"w{index}")
+    for node in view.inputs():
+        mapping[node] = graph.placeholder(node.name)
+    graph.output(graph.graph_copy(view.graph, mapping))
+    return GraphModule(root, graph)
+
+
 def program_weight(program: ExportedProgram, target: str) -> Weight:
     """The handle of a parameter that the program holds; ``BadInput`` where it holds no numbers."""
     tensor = program.state_dict.get(target)

@@ -14,6 +14,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from .errors import InvalidGraph, Refusal
 from .infer import agree
 from .onnx_parts import (
+    PLAIN,
     After,
     captured,
     decode,
@@ -22,6 +23,9 @@ from .onnx_parts import (
     has_subgraph,
     innermost_scope,
     insert,
+    is_used,
+    name_everything,
+    subgraphs,
 )
 from .onnx_table import BUILDERS, DOMAIN, READERS
 from .tensors import has_weight, tensor_of, weight_of
@@ -57,30 +61,10 @@ class OnnxView(View):
         self._handles: dict[onnx_ir.Value, tuple[Any, Weight]] = {}
         self._by_key: dict[Any, onnx_ir.Value] = {}
         self._emitted: list[onnx_ir.Node] = []
-        self._count = 0
-        self._names: set[str] = set()
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-        self._name_everything()
-
-    def _name_everything(self) -> None:
-        graph = self.model.graph
-        self._names = {v.name for v in graph.inputs if v.name} | set(graph.initializers)
-        self._names |= {v.name for n in graph.all_nodes() for v in n.outputs if v.name}
-        node_names: set[str] = set()
-        for node in graph:
-            if not node.name or node.name in node_names:
-                node.name = self._fresh(f"{node.op_type}", node_names)
-            node_names.add(node.name)
-        self._node_names = node_names
-
-    def _fresh(self, base: str, taken: set[str]) -> str:
-        if base not in taken:
-            return base
-        while True:
-            self._count += 1
-            name = f"{base}_{self._count}"
-            if name not in taken:
-                return name
+        self.value_names, self._node_names = name_everything(model.graph)
+        # Nodes inside a subgraph stand for the node of the graph that holds it.
+        self._owners = {g: node for node in model.graph for g in subgraphs(node)}
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -118,10 +102,7 @@ class OnnxView(View):
         reading = self.read(node)
         if reading is not None:
             return reading[2]
-        plain = (onnx_ir.AttributeType.INT, onnx_ir.AttributeType.FLOAT,
-                 onnx_ir.AttributeType.STRING, onnx_ir.AttributeType.INTS,
-                 onnx_ir.AttributeType.FLOATS)  # fmt: skip
-        return {k: a.value for k, a in node.attributes.items() if a.type in plain}
+        return {k: a.value for k, a in node.attributes.items() if a.type in PLAIN}
 
     def results(self, node: Node) -> tuple[Value, ...]:
         return tuple(node.outputs)
@@ -131,7 +112,10 @@ class OnnxView(View):
         return node
 
     def users(self, value: Value) -> tuple[Node, ...]:
-        return tuple(value.consumers())
+        nodes = value.consumers()
+        if not self._owners:
+            return tuple(nodes)
+        return tuple(dict.fromkeys(self._owners.get(node.graph, node) for node in nodes))
 
     def is_output(self, value: Value) -> bool:
         return bool(value.is_graph_output())
@@ -211,12 +195,29 @@ class OnnxView(View):
         types = self._infer(op, operands, full, before) if like is None else (self.type(like),)
         self._before = before
         self._emitted.clear()
+        try:
+            return self._spell(op, operands, full, types, name)
+        except Refusal:
+            for node in reversed(self._emitted):
+                self._remove(node)
+                if self.journal is not None:
+                    self.journal.remove(node)
+            raise
+
+    def _spell(
+        self,
+        op: str,
+        operands: Sequence[Operand],
+        attrs: Mapping[str, Attr],
+        types: tuple[Type, ...],
+        name: str | None,
+    ) -> Value:
         builder = BUILDERS.get(op)
         if builder is None or not self._spells(op):
             outputs = len(types)
-            node = self.emit(op, self._as_values(operands), full, domain=DOMAIN, outputs=outputs)
+            node = self.emit(op, self._as_values(operands), attrs, domain=DOMAIN, outputs=outputs)
         else:
-            node = builder(self, operands, full)
+            node = builder(self, operands, attrs)
         if name is not None:
             self._rename(node, name)
         for value, type_ in zip(node.outputs, types, strict=True):
@@ -265,9 +266,8 @@ class OnnxView(View):
             raise Refusal(f"{op} does not fit its operands: {error}", before) from None
 
     def _rename(self, node: Node, name: str) -> None:
-        self._node_names.discard(node.name)
-        node.name = self._fresh(name, self._node_names)
-        self._node_names.add(node.name)
+        self._node_names.free(node.name)
+        node.name = self._node_names.take(name)
 
     def _set_type(self, value: onnx_ir.Value, type_: Type) -> None:
         if type_.dtype is not None:
@@ -299,11 +299,9 @@ class OnnxView(View):
     def _place(self, node: onnx_ir.Node) -> None:
         base = self._before.name if self._before is not None else None
         label = f"{base}/{node.op_type}" if base else str(node.op_type)
-        node.name = self._fresh(label, self._node_names)
-        self._node_names.add(str(node.name))
+        node.name = self._node_names.take(label)
         for value in node.outputs:
-            value.name = self._fresh(f"{node.name}:{value.index()}", self._names)
-            self._names.add(value.name)
+            value.name = self.value_names.take(f"{node.name}:{value.index()}")
         if self.origin is not None:
             node.metadata_props[RULE_KEY] = self.origin.rule
             node.metadata_props[STEP_KEY] = str(self.origin.step)
@@ -323,8 +321,7 @@ class OnnxView(View):
     def adopt(self, initializers: Iterable[onnx_ir.Value]) -> None:
         """Take recorded initializers into the graph, under names of their own."""
         for value in initializers:
-            value.name = self._fresh(str(value.name), self._names)
-            self._names.add(value.name)
+            value.name = self.value_names.take(str(value.name))
             self.model.graph.register_initializer(value)
 
     def splice(self, nodes: Sequence[onnx_ir.Node], *, before: Node) -> None:
@@ -367,8 +364,7 @@ class OnnxView(View):
         return value
 
     def _register(self, base: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
-        name = self._fresh(base, self._names)
-        self._names.add(name)
+        name = self.value_names.take(base)
         value = onnx_ir.Value(
             name=name,
             shape=onnx_ir.Shape(tensor.shape),
@@ -390,13 +386,32 @@ class OnnxView(View):
 
     def replace(self, old: Value, new: Value) -> None:
         maker = new.producer()
-        for node, index in list(old.uses()):
-            if node is not maker:
-                node.replace_input_with(index, new)
-        outputs = self.model.graph.outputs
-        for i, output in enumerate(outputs):
-            if output is old:
+        uses = [(node, index) for node, index in old.uses() if node is not maker]
+        for node, index in uses:
+            node.replace_input_with(index, new)
+        if uses and not self._same_type(old, new):
+            self.refresh_types(self._owners.get(node.graph, node) for node, _ in uses)
+        if old.is_graph_output():
+            outputs = self.model.graph.outputs
+            for i in [i for i, output in enumerate(outputs) if output is old]:
                 self._take_output(i, old, new)
+
+    def _same_type(self, old: onnx_ir.Value, new: onnx_ir.Value) -> bool:
+        if old.dtype == new.dtype and old.shape is not None and old.shape == new.shape:
+            return True
+        return agree(self.type(old), self.type(new))
+
+    def refresh_type(self, node: Node) -> bool:
+        before = [self.type(value) for value in node.outputs]
+        reading = self.read(node)
+        if reading is None:
+            after = [t.with_shape(t.shape and [UNKNOWN_DIM] * len(t.shape)) for t in before]
+        else:
+            op, operands, attrs = reading
+            after = list(self._infer(op, operands, attrs, node))
+        for value, type_ in zip(node.outputs, after, strict=False):
+            self._set_type(value, type_)
+        return before != after
 
     def _take_output(self, index: int, old: Value, new: Value) -> None:
         """The graph's outputs keep their names whichever value they are made by."""
@@ -407,17 +422,23 @@ class OnnxView(View):
             new = passed
         public = old.name
         self.model.graph.outputs[index] = new
-        old.name = self._fresh(f"{public}/replaced", self._names)
-        self._names.add(str(old.name))
+        old.name = self.value_names.take(f"{public}/replaced")
         new.name = public
 
     def set_operand(self, node: Node, index: int, operand: Operand) -> None:
+        current = self.operands(node)[index]
+        if not isinstance(current, onnx_ir.Value):
+            raise Refusal(f"operand {index} of {node.name} is spelled as a number", node)
         if not isinstance(operand, onnx_ir.Value):
-            operand = self.scalar(operand, node.inputs[index])
-        node.replace_input_with(index, operand)
+            operand = self.scalar(operand, current)
+        places = [i for i, value in enumerate(node.inputs) if value is current]
+        before = [o is current for o in self.operands(node)[:index]].count(True)
+        node.replace_input_with(places[before], operand)
+        if not self._same_type(current, operand):
+            self.refresh_types([node])
 
     def erase(self, node: Node) -> None:
-        if _is_used(node):
+        if is_used(node):
             users = [str(u.name) for v in node.outputs for u in v.consumers()]
             used = ", ".join(users) or "the graph's output"
             raise InvalidGraph(f"{node.name} is still used by {used}")
@@ -426,7 +447,7 @@ class OnnxView(View):
     def _remove(self, node: onnx_ir.Node) -> None:
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
-        self._node_names.discard(str(node.name))
+        self._node_names.free(node.name)
         self.model.graph.remove(node)
 
     def erase_dead(self, node: Node) -> list[Node]:
@@ -434,7 +455,7 @@ class OnnxView(View):
         stack = [node]
         while stack:
             current = stack.pop()
-            if _is_used(current):
+            if is_used(current):
                 continue
             values = self.arguments(current)
             self._remove(current)
@@ -481,7 +502,3 @@ class OnnxView(View):
         from .onnx_execute import execute
 
         return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
-
-
-def _is_used(node: onnx_ir.Node) -> bool:
-    return any(value.uses() or value.is_graph_output() for value in node.outputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import onnx_ir
@@ -11,6 +11,46 @@ from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
 from .types import UNKNOWN_DIM
 from .vocab import spec
+
+PLAIN = frozenset({
+    onnx_ir.AttributeType.INT, onnx_ir.AttributeType.INTS, onnx_ir.AttributeType.FLOAT,
+    onnx_ir.AttributeType.FLOATS, onnx_ir.AttributeType.STRING,
+})  # fmt: skip
+"""Attributes that are numbers or text."""
+
+
+class Names:
+    """The names in use; every new one is unlike the others."""
+
+    def __init__(self, taken: Iterable[str | None] = ()) -> None:
+        self._taken = {name for name in taken if name}
+        self._count = 0
+
+    def take(self, base: str) -> str:
+        """``base`` itself where it is free, else with a number."""
+        name = base
+        while name in self._taken:
+            self._count += 1
+            name = f"{base}_{self._count}"
+        self._taken.add(name)
+        return name
+
+    def reserve(self, names: Iterable[str]) -> None:
+        """Count names as taken before anything bears them."""
+        self._taken.update(names)
+
+    def free(self, name: str | None) -> None:
+        self._taken.discard(str(name))
+
+
+def name_everything(graph: onnx_ir.Graph) -> tuple[Names, Names]:
+    """Give each node a name of its own; the names of the values and of the nodes."""
+    values = [v.name for v in graph.inputs] + list(graph.initializers)
+    values += [v.name for n in graph.all_nodes() for v in n.outputs]
+    nodes = Names()
+    for node in graph:
+        node.name = nodes.take(node.name or str(node.op_type))
+    return Names(values), nodes
 
 
 class After:
@@ -47,6 +87,10 @@ def innermost_scope(text: str) -> str:
     return names[-2] if len(names) > 1 else ""
 
 
+def is_used(node: onnx_ir.Node) -> bool:
+    return any(value.uses() or value.is_graph_output() for value in node.outputs)
+
+
 def has_subgraph(node: onnx_ir.Node) -> bool:
     """Whether an attribute of the node is a graph (``If``, ``Loop``, ``Scan``)."""
     if not node.attributes:
@@ -55,17 +99,34 @@ def has_subgraph(node: onnx_ir.Node) -> bool:
     return any(a.type in kinds for a in node.attributes.values())
 
 
+def _own_graphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
+    for attr in node.attributes.values():
+        if attr.type == onnx_ir.AttributeType.GRAPH:
+            yield attr.value
+        elif attr.type == onnx_ir.AttributeType.GRAPHS:
+            yield from attr.value
+
+
+def subgraphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
+    """The graphs in a node's attributes, and those in the nodes of these."""
+    if not has_subgraph(node):
+        return
+    for graph in _own_graphs(node):
+        yield graph
+        for inner in graph:
+            yield from subgraphs(inner)
+
+
 def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
     """Values of the outer graph that a node's subgraphs read."""
-    for attr in node.attributes.values():
-        graphs = [attr.value] if attr.type == onnx_ir.AttributeType.GRAPH else []
-        graphs = list(attr.value) if attr.type == onnx_ir.AttributeType.GRAPHS else graphs
-        for graph in graphs:
-            inner = set(graph.inputs) | set(graph.initializers.values())
-            nodes = list(graph.all_nodes())
-            inner |= {v for n in nodes for v in n.outputs}
-            used = [v for n in nodes for v in n.inputs if v is not None] + list(graph.outputs)
-            yield from (v for v in used if v not in inner and v.graph is not graph)
+    for graph in _own_graphs(node):
+        nodes = list(graph.all_nodes())
+        inner = set(graph.inputs) | set(graph.initializers.values())
+        inner |= {v for n in nodes for v in n.outputs}
+        for deeper in (g for n in nodes for g in subgraphs(n)):
+            inner |= set(deeper.inputs) | set(deeper.initializers.values())
+        used = [v for n in nodes for v in n.inputs if v is not None] + list(graph.outputs)
+        yield from (v for v in used if v not in inner)
 
 
 def encode(attrs: Mapping[str, Any]) -> list[onnx_ir.Attr]:

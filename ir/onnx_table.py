@@ -247,6 +247,16 @@ def _even_sizes(node: onnx_ir.Node, axis: int) -> tuple[int, ...] | None:
     return tuple(min(size, total - size * i) for i in range(parts))
 
 
+def _equal_parts(node: onnx_ir.Node) -> tuple[int, ...] | None:
+    """Sizes of a Split that is told only how many parts to make; the last one may be smaller."""
+    shape = node.inputs[0].shape if node.inputs[0] is not None else None
+    size = None if shape is None else shape[attribute(node, "axis", 0)]
+    if not isinstance(size, int):
+        return None
+    part = -(-size // len(node.outputs))
+    return tuple(min(part, size - at) for at in range(0, size, part))
+
+
 def _topk(node: onnx_ir.Node) -> Reading | None:
     k = integers_of(_input(node, 1))
     if k is None:
@@ -324,7 +334,8 @@ _REDUCE = {"mean": "ReduceMean", "sum": "ReduceSum", "amax": "ReduceMax", "amin"
 
 def _same(op_type: str) -> Builder:
     def build(b: Emitter, operands: Sequence[Any], attrs: Mapping[str, Any]) -> onnx_ir.Node:
-        like = next((o for o in operands if isinstance(o, onnx_ir.Value)), None)
+        alike = operands[1:] if op_type == "Where" else operands
+        like = next((o for o in alike if isinstance(o, onnx_ir.Value)), None)
         inputs = [o if isinstance(o, onnx_ir.Value) else b.scalar(o, like) for o in operands]
         return b.emit(op_type, inputs)
 

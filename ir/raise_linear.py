@@ -1,171 +1,196 @@
-"""Every spelling of a linear becomes ``linear(x, weight [out, in], bias)``."""
+"""All spellings of a linear become ``linear(x, w, b)``, w [out, in].
+
+matmul(x, wᵀ)                     => linear(x, w)
+matmul(x, w)                      => linear(x, wᵀ)     the handle is transposed, no byte moves
+addmm(b, x, w)                    => linear(x, wᵀ, b)
+Gemm(x, w, b)                     => linear(x, w or wᵀ, b)
+add(linear(x, w), b)              => linear(x, w, b)
+conv 1x1 (x, w, b)                => transpose(linear(transpose(x), w, b))
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .pattern import Match, Op, PatternBuilder
+from .pattern import Match
 from .rule import Build, Rule
-from .view import Operand, Value
+from .view import Operand, Value, View
+from .weights import ComputedWeight, Weight
 
 
-def transposed_weight(build: Build, weight: Operand) -> Value:
-    """The weight value that holds a constant [in, out] matrix as [out, in]; nothing is read."""
-    view = build.view
-    handle = view.weight(weight)
+def transposed_weight(view: View, value: Value) -> Value:
+    """The weight value of the transposed handle, named so that twice gives the first name back."""
+    name = view.name(value)
+    handle = view.weight(value)
     assert handle is not None
-    name = view.name(weight)
-    return view.add_weight(name[:-2] if name.endswith(".T") else f"{name}.T", handle.transposed())
+    flipped = name[:-2] if name.endswith(".T") else f"{name}.T"
+    return view.add_weight(flipped, handle.transposed())
 
 
-def _matrix(match: Match, name: str) -> None:
+def _need_matrix(match: Match, name: str) -> None:
     if len(match.weight(name).shape) != 2:
-        match.refuse(f"{name} is no matrix but {list(match.weight(name).shape)}")
+        match.refuse(f"{name} is no matrix: {list(match.weight(name).shape)}")
 
 
-class RaiseTransposedMatMul(Rule):
+def _need_bias(match: Match, bias: Operand, width: int) -> None:
+    handle = match.view.weight(bias)
+    if handle is None:
+        match.refuse("b is not a constant")
+    elif handle.shape != (width,):
+        match.refuse(f"b {list(handle.shape)} is no bias of {width} outputs")
+
+
+class RaiseMatmulTransposed(Rule):
     """matmul(x, transpose(w)) => linear(x, w)"""
 
-    name = "raise-transposed-matmul"
+    name = "raise-matmul-transposed"
 
-    def pattern(self, p: PatternBuilder, x: Any, w: Any) -> Op:  # type: ignore[override]
+    def pattern(self, p: Any, x: Any, w: Any) -> Any:
         return p.matmul(x, p.transpose(w, perm=(1, 0)))
 
     def where(self, match: Match) -> None:
-        _matrix(match, "w")
+        _need_matrix(match, "w")
 
-    def replace(self, build: Build, x: Operand, w: Operand) -> Value:  # type: ignore[override]
-        return build.linear(x, w)
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        return build.linear(bound["x"], bound["w"])
 
 
-class RaiseMatMul(Rule):
-    """matmul(x, w) => linear(x, wᵀ), w a constant matrix"""
+class RaiseMatmul(Rule):
+    """matmul(x, w) => linear(x, wᵀ)"""
 
     name = "raise-matmul"
 
-    def pattern(self, p: PatternBuilder, x: Any, w: Any) -> Op:  # type: ignore[override]
+    def pattern(self, p: Any, x: Any, w: Any) -> Any:
         return p.matmul(x, w)
 
     def where(self, match: Match) -> None:
-        _matrix(match, "w")
+        _need_matrix(match, "w")
         if match.view.weight(match["x"]) is not None:
-            match.refuse("both operands are constants")
+            match.refuse("x is a constant: nothing flows through this product")
 
-    def replace(self, build: Build, x: Operand, w: Operand) -> Value:  # type: ignore[override]
-        return build.linear(x, transposed_weight(build, w))
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        return build.linear(bound["x"], transposed_weight(build.view, bound["w"]))
 
 
 class RaiseBias(Rule):
-    """add(linear(x, w), b) => linear(x, w, b), b a constant vector"""
+    """add(linear(x, w), b) => linear(x, w, b)"""
 
     name = "raise-bias"
 
-    def pattern(self, p: PatternBuilder, x: Any, w: Any, b: Any) -> Op:  # type: ignore[override]
+    def pattern(self, p: Any, x: Any, w: Any, b: Any) -> Any:
         return p.add(p.linear(x, w), b)
 
     def where(self, match: Match) -> None:
-        rows = match.type("w").shape
-        shape = match.weight("b").shape
-        if rows is None or shape != (rows[0],):
-            match.refuse(f"b is no bias of {rows} but {list(shape)}")
+        _need_bias(match, match["b"], match.weight("w").shape[0])
 
-    def replace(  # type: ignore[override]
-        self, build: Build, x: Operand, w: Operand, b: Operand
-    ) -> Value:
-        return build.linear(x, w, b)
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        return build.linear(bound["x"], bound["w"], bound["b"])
 
 
 class RaiseAddmm(Rule):
-    """aten.addmm(b, x, w) => linear(x, wᵀ, b)"""
+    """addmm(b, x, w) => linear(x, wᵀ, b)"""
 
     name = "raise-addmm"
 
-    def pattern(self, p: PatternBuilder, b: Any, x: Any, w: Any) -> Op:  # type: ignore[override]
+    def pattern(self, p: Any, b: Any, x: Any, w: Any) -> Any:
         return p.native("aten.addmm.default", b, x, w)
 
     def where(self, match: Match) -> None:
         attrs = match.view.attrs(match.root)
-        if attrs.get("alpha", 1) != 1 or attrs.get("beta", 1) != 1:
-            match.refuse("alpha or beta is not 1")
-        if _constant_matrix(match) is None:
-            match.refuse("w is neither a constant matrix nor one transposed")
-        if len(match.weight("b").shape) != 1:
-            match.refuse("b is no vector")
+        for factor in ("alpha", "beta"):
+            if attrs.get(factor, 1) != 1:
+                match.refuse(f"{factor} is {attrs[factor]}, not 1")
+        weight = _matrix_behind(match)
+        _need_bias(match, match["b"], weight.shape[1])
 
-    def replace(  # type: ignore[override]
-        self, build: Build, b: Operand, x: Operand, w: Operand
-    ) -> Value:
-        turned = _untransposed(build.match)
-        return build.linear(x, transposed_weight(build, w) if turned is None else turned, b)
-
-
-def _untransposed(match: Match) -> Value | None:
-    """The constant behind ``w = transpose(constant)``."""
-    node = match.view.producer(match["w"])
-    if node is None or match.view.op(node) != "transpose":
-        return None
-    inner = match.view.operands(node)[0]
-    return inner if match.view.weight(inner) is not None else None
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        w = bound["w"]
+        view = build.view
+        if view.weight(w) is not None:
+            return build.linear(bound["x"], transposed_weight(view, w), bound["b"])
+        return build.linear(bound["x"], view.operands(view.producer(w))[0], bound["b"])
 
 
-def _constant_matrix(match: Match) -> Value | None:
-    if match.view.weight(match["w"]) is not None:
-        return match["w"]
-    return _untransposed(match)
+def _matrix_behind(match: Match) -> Weight:
+    """The weight [in, out] that ``w`` is, or is the transposition of."""
+    view, w = match.view, match["w"]
+    maker = view.producer(w)
+    if maker is not None and view.op(maker) == "transpose":
+        handle = view.weight(view.operands(maker)[0])
+        if handle is not None and len(handle.shape) == 2:
+            return handle.transposed()
+    _need_matrix(match, "w")
+    return match.weight("w")
 
 
 class RaiseGemm(Rule):
-    """Gemm(x, w, b) => linear(x, w or wᵀ, b)"""
+    """Gemm(x, w, b) => linear(x, w, b) if transB, else linear(x, wᵀ, b)"""
 
     name = "raise-gemm"
 
-    def pattern(self, p: PatternBuilder, x: Any, w: Any) -> Op:  # type: ignore[override]
+    def pattern(self, p: Any, x: Any, w: Any) -> Any:
         return p.native("Gemm", x, w, rest=True)
 
     def where(self, match: Match) -> None:
-        _matrix(match, "w")
         attrs = match.view.attrs(match.root)
         if attrs.get("transA", 0):
-            match.refuse("Gemm transposes x")
+            match.refuse("Gemm with transA takes its input transposed")
         if attrs.get("alpha", 1.0) != 1.0:
-            match.refuse(f"Gemm scales by alpha={attrs['alpha']}")
+            match.refuse(f"Gemm with alpha={attrs['alpha']} scales the weight")
+        _need_matrix(match, "w")
         bias = match.view.operands(match.root)[2:]
-        if bias and attrs.get("beta", 1.0) != 1.0:
-            match.refuse(f"Gemm scales its bias by beta={attrs['beta']}")
-        if bias and len(match.view.type(bias[0]).shape or ()) != 1:
-            match.refuse("the bias of Gemm is no vector")
+        if not bias:
+            return
+        if attrs.get("beta", 1.0) != 1.0:
+            match.refuse(f"Gemm with beta={attrs['beta']} scales the bias")
+        shape = match.weight("w").shape
+        _need_bias(match, bias[0], shape[0] if attrs.get("transB", 0) else shape[1])
 
-    def replace(self, build: Build, x: Operand, w: Operand) -> Value:  # type: ignore[override]
+    def replace(self, build: Build, **bound: Operand) -> Value:
         view, root = build.view, build.match.root
-        bias = view.operands(root)[2:3]
-        weight = w if view.attrs(root).get("transB", 0) else transposed_weight(build, w)
-        return build.linear(x, weight, *bias)
+        w = bound["w"]
+        if not view.attrs(root).get("transB", 0):
+            w = transposed_weight(view, w)
+        return build.linear(bound["x"], w, *view.operands(root)[2:])
 
 
 class RaisePointwiseConv(Rule):
-    """conv(x, w [out, in, 1, ...]) => transpose(linear(transpose(x), w), back)"""
+    """conv(x, w, b) of kernel 1 => transpose(linear(transpose(x), w, b))"""
 
     name = "raise-pointwise-conv"
 
-    def pattern(self, p: PatternBuilder, x: Any, w: Any) -> Op:  # type: ignore[override]
+    def pattern(self, p: Any, x: Any, w: Any) -> Any:
         return p.conv(x, w, rest=True)
 
     def where(self, match: Match) -> None:
         shape, attrs = match.weight("w").shape, match.view.attrs(match.root)
-        if any(size != 1 for size in shape[2:]):
-            match.refuse(f"the kernel covers {list(shape[2:])} points")
-        if attrs["groups"] != 1 or any(attrs["padding"]) or any(s != 1 for s in attrs["stride"]):
-            match.refuse("the convolution has groups, a stride or padding")
+        if any(k != 1 for k in shape[2:]):
+            match.refuse(f"the kernel is {'x'.join(map(str, shape[2:]))}, not 1")
+        if any(s != 1 for s in attrs["stride"]):
+            match.refuse(f"the stride is {attrs['stride']}, not 1")
+        if any(attrs["padding"]):
+            match.refuse(f"the padding is {attrs['padding']}, not 0")
+        if attrs["groups"] != 1:
+            match.refuse(f"the convolution has {attrs['groups']} groups")
 
-    def replace(self, build: Build, x: Operand, w: Operand) -> Value:  # type: ignore[override]
-        view, rank = build.view, len(build.match.weight("w").shape)
-        bias = view.operands(build.match.root)[2:3]
-        handle = build.match.weight("w")
-        matrix = view.add_weight(f"{view.name(w)}.matrix", handle.reshaped(handle.shape[:2]))
-        last = build.transpose(x, perm=(0, *range(2, rank), 1))
-        return build.transpose(build.linear(last, matrix, *bias), perm=(0, rank - 1, *range(1, rank - 1)))
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        view = build.view
+        handle = view.weight(bound["w"])
+        assert handle is not None
+        rank = len(handle.shape)
+        matrix = view.add_weight(view.name(bound["w"]), _as_matrix(handle))
+        last = build.transpose(bound["x"], perm=(0, *range(2, rank), 1))
+        product = build.linear(last, matrix, *view.operands(build.match.root)[2:])
+        return build.transpose(product, perm=(0, rank - 1, *range(1, rank - 1)))
+
+
+def _as_matrix(handle: Weight) -> Weight:
+    shape = handle.shape[:2]
+    return ComputedWeight(
+        lambda: handle.read().reshape(shape), shape, handle.dtype, ("matrix", handle.key)
+    )
 
 
 RULES: tuple[type[Rule], ...] = (
-    RaiseTransposedMatMul, RaiseMatMul, RaiseBias, RaiseAddmm, RaiseGemm, RaisePointwiseConv,
+    RaiseMatmulTransposed, RaiseMatmul, RaiseBias, RaiseAddmm, RaiseGemm, RaisePointwiseConv,
 )  # fmt: skip

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-add, sub, mul, pow = torch.add, torch.sub, torch.mul, torch.pow  # noqa: A001
-neg, abs, sqrt, rsqrt = torch.neg, torch.abs, torch.sqrt, torch.rsqrt  # noqa: A001
+add, sub, mul, pow = torch.add, torch.sub, torch.mul, torch.pow
+neg, abs, sqrt, rsqrt = torch.neg, torch.abs, torch.sqrt, torch.rsqrt
 reciprocal, exp, log, erf = torch.reciprocal, torch.exp, torch.log, torch.erf
 tanh, sigmoid, sin, cos, floor = torch.tanh, torch.sigmoid, torch.sin, torch.cos, torch.floor
 relu, silu, isnan = torch.relu, torch.nn.functional.silu, torch.isnan
@@ -56,7 +56,7 @@ def gelu(x: Tensor, approximate: str = "none") -> Tensor:
     return torch.nn.functional.gelu(x, approximate=approximate)
 
 
-def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:  # noqa: A002
+def clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
     return torch.clamp(x, min, max)
 
 
@@ -68,7 +68,7 @@ def mean(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     return x.mean(list(dims), keepdim=keepdim)
 
 
-def sum(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:  # noqa: A001
+def sum(x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     return x.sum(list(dims), keepdim=keepdim, dtype=x.dtype)
 
 
@@ -212,7 +212,7 @@ def concat(*xs: Tensor, dim: int) -> Tensor:
     return torch.cat(xs, dim)
 
 
-def slice(x: Tensor, start: Any, end: Any, *, dim: int, step: int = 1) -> Tensor:  # noqa: A001
+def slice(x: Tensor, start: Any, end: Any, *, dim: int, step: int = 1) -> Tensor:
     size = x.shape[dim]
     start, end, step = int(start), int(end), int(step)
     index = range(size)[start:end:step] if step > 0 else range(size)[start : _down(end, size) : step]
@@ -232,7 +232,7 @@ def index_select(x: Tensor, index: Tensor, dim: int) -> Tensor:
     dim = dim % x.dim()
     index = torch.where(index < 0, index + x.shape[dim], index)
     flat = x.index_select(dim, index.reshape(-1))
-    return flat.reshape(*x.shape[:dim], *index.shape, *x.shape[dim + 1 :])
+    return flat.reshape((*x.shape[:dim], *index.shape, *x.shape[dim + 1 :]))
 
 
 def split(x: Tensor, sizes: Sequence[int], dim: int) -> tuple[Tensor, ...]:
@@ -244,7 +244,7 @@ def topk(
     k: int,
     dim: int = -1,
     largest: bool = True,
-    sorted: bool = True,  # noqa: A002
+    sorted: bool = True,
 ) -> tuple[Tensor, Tensor]:
     values, indices = torch.topk(x, k, dim, largest, sorted)
     return values, indices

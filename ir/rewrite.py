@@ -96,7 +96,9 @@ def _try_rules(
             changed = apply(view, entry.rule, match)
         except Refusal as refusal:
             refusal.depth = 1 << 30
-            report.refusals.setdefault(entry.rule.name, refusal)
+            known = report.refusals.get(entry.rule.name)
+            if known is None or known.depth < refusal.depth:
+                report.refusals[entry.rule.name] = refusal
             continue
         report.applied[entry.rule.name] += 1
         return changed

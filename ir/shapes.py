@@ -20,7 +20,8 @@ def infer_types(view: View) -> bool:
     """
     if not isinstance(view, OnnxView):
         return False
-    if all(o.shape is not None and o.dtype is not None for n in view.nodes() for o in n.outputs):
+    types = [view.type(o) for n in view.nodes() for o in n.outputs]
+    if not any(t.dtype is None or t.shape is None or UNKNOWN_DIM in t.shape for t in types):
         return False
     from onnx_ir.passes.common import ShapeInferencePass
 

@@ -1,75 +1,115 @@
-"""The residual spine: the additions that every path from the embedding to the output passes."""
+"""The residual spine: the additions through which every path from the first value must go.
+
+The graph's values are taken as a flow from where tokens or patches enter. What dominates the output
+in it is a chain; the chain's additions of two values of the flow are the sub-block boundaries.
+"""
 
 from __future__ import annotations
 
-import networkx as nx
+from collections.abc import Iterable
+from dataclasses import dataclass
 
-from .view import Node, Value, View
+import networkx
 
-_ROOT, _EXIT = "root", "exit"
+from .view import NATIVE, Node, Value, View
+
+_MEASURES = frozenset({"size", "Shape", "aten.sym_size.int"})
+"""Ops that take the size of a value and nothing of what it holds."""
 
 
-def root_value(view: View) -> Value | None:
-    """Where the residual stream begins: the widest embedding, or else the first convolution."""
-    best: tuple[int, Value] | None = None
-    for node in view.nodes():
-        if view.op(node) != "embedding":
+@dataclass(frozen=True)
+class Spine:
+    """The chain of nodes that dominate the output, and where every other node branches off."""
+
+    start: Value | Node | None
+    additions: tuple[Node, ...]
+    position: dict[Node, int]
+    """For each node of the flow, how many additions of the spine dominate it, itself among them."""
+    chain: frozenset[Node]
+    entry: int
+    """Place in graph order of the value that the first addition's branch starts from."""
+
+
+NO_SPINE = Spine(None, (), {}, frozenset(), 0)
+
+
+def find_spine(view: View) -> Spine:
+    """The longest residual spine that starts at an embedding or a floating input."""
+    graph, order = _flow(view)
+    best = NO_SPINE
+    for start in _starts(view, order):
+        found = _spine_from(view, graph, order, start)
+        if len(found.additions) > len(best.additions):
+            best = found
+    return best
+
+
+def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
+    """Nodes and inputs, an edge for each use; sizes carry nothing."""
+    graph = networkx.MultiDiGraph()
+    order: dict[Node, int] = {}
+    for place, node in enumerate(view.nodes()):
+        order[node] = place
+        graph.add_node(node)
+        op = view.op(node)
+        if (view.native_op(node) if op == NATIVE else op) in _MEASURES:
             continue
-        table = view.weight(view.operands(node)[0])
-        if table is not None and (best is None or table.numel > best[0]):
-            best = (table.numel, view.results(node)[0])
-    convolution = next((n for n in view.nodes() if view.op(n) == "conv"), None)
-    if convolution is not None:
-        return view.results(convolution)[0]
-    return None if best is None else best[1]
+        for value in view.arguments(node):
+            if view.weight(value) is None:
+                graph.add_edge(view.producer(value) or value, node)
+    return graph, order
 
 
-def spine(view: View) -> list[Node]:
-    """The residual additions in order; empty where there is no embedding or patch convolution.
+def _starts(view: View, order: dict[Node, int]) -> Iterable[Value | Node]:
+    for value in view.inputs():
+        dtype = view.type(value).dtype
+        if dtype is not None and dtype.is_floating_point:
+            yield value
+    for node in order:
+        if view.op(node) == "embedding":
+            yield node
 
-    An addition belongs to it when every path from the root to the outputs passes it (it is on the
-    chain of dominators) and both its operands depend on the root: a bias or position is no branch.
-    """
-    root = root_value(view)
-    start = None if root is None else view.producer(root)
-    if start is None:
-        return []
-    graph = _reached_from(view, start)
-    if _EXIT not in graph:
-        return []
-    dominators = nx.immediate_dominators(graph, start)
+
+def _spine_from(
+    view: View, graph: networkx.MultiDiGraph, order: dict[Node, int], start: Value | Node
+) -> Spine:
+    if start not in graph:
+        return NO_SPINE
+    above = networkx.immediate_dominators(graph, start)
+    longest: list[Node] = []
+    for value in view.outputs():
+        chain = _chain(above, view.producer(value), start)
+        if len(_additions(view, chain, above)) > len(_additions(view, longest, above)):
+            longest = chain
+    additions = _additions(view, longest, above)
+    if not additions:
+        return NO_SPINE
+    boundaries = set(additions)
+    counts: dict[Node, int] = {start: 0}
+    # A node comes after its dominator in graph order; the start may be an input without a place.
+    for node in sorted((n for n in above if n in order and n != start), key=order.__getitem__):
+        counts[node] = counts.get(above[node], 0) + (node in boundaries)
+    entry = order.get(above[additions[0]], -1)
+    return Spine(start, tuple(additions), counts, frozenset(longest), entry)
+
+
+def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> list[Node]:
+    """The dominators of ``end``, from ``start`` on; empty where the flow does not reach it."""
     chain: list[Node] = []
-    current = _EXIT
-    while current != start:
-        current = dominators[current]
-        chain.append(current)
-    return [n for n in reversed(chain) if _is_residual(view, n, graph)]
+    while end is not None and end in above and end != start:
+        chain.append(end)
+        end = above[end]
+    return chain[::-1] if chain and end is not None else []
 
 
-def _reached_from(view: View, start: Node) -> nx.MultiDiGraph:
-    """The nodes that depend on ``start``; ``_EXIT`` follows whatever makes an output."""
-    graph = nx.MultiDiGraph()
-    graph.add_node(start)
-    stack, seen = [start], {start}
-    while stack:
-        node = stack.pop()
-        for value in view.results(node):
-            if view.is_output(value):
-                graph.add_edge(node, _EXIT)
-            for user in view.users(value):
-                graph.add_edge(node, user)
-                if user not in seen:
-                    seen.add(user)
-                    stack.append(user)
-    return graph
-
-
-def _is_residual(view: View, node: Node, graph: nx.MultiDiGraph) -> bool:
-    if view.op(node) != "add":
-        return False
-    return all(
-        operand is not None
-        and not isinstance(operand, int | float)
-        and view.producer(operand) in graph
-        for operand in view.operands(node)
-    )
+def _additions(view: View, chain: list[Node], above: dict[Node, Node]) -> list[Node]:
+    """The nodes of a chain that add two values of the flow."""
+    found = []
+    for node in chain:
+        if view.op(node) != "add":
+            continue
+        makers = [o if isinstance(o, int | float) else view.producer(o) for o in view.operands(node)]
+        flowing = [m in above for m in makers if m is not None and not isinstance(m, int | float)]
+        if len(flowing) == 2 and all(flowing):
+            found.append(node)
+    return found

@@ -90,9 +90,10 @@ class _Printer:
 
     def _line(self, node: Node) -> str:
         op, operands, attrs = self.form.spelling(self.view, node)
-        for value in self.view.arguments(node):
-            self._ref(value)
-        defaults = spec(op).attrs if is_known(op) else {}
+        known = is_known(op)
+        for value in () if known else self.view.arguments(node):
+            self._ref(value)  # a subgraph may read a weight that the line does not show
+        defaults = spec(op).attrs if known else {}
         try:
             inside = ", ".join(write_literal(o, self._ref) for o in operands)
             shown = [

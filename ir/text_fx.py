@@ -81,7 +81,8 @@ def canonical(view: FxView, value: FxNode) -> FxNode:
     if value.target is not operator.getitem or value.op != "call_function":
         return value
     maker, index = value.args
-    return next(i for i in view.results(maker) if i.args[1] == index)
+    first: FxNode = next(i for i in view.results(maker) if i.args[1] == index)
+    return first
 
 
 def spelling(view: FxView, node: FxNode) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
@@ -89,11 +90,19 @@ def spelling(view: FxView, node: FxNode) -> tuple[str, Sequence[Any], Mapping[st
     reading = view.read(node)
     if reading is not None:
         op, operands, attrs = reading
-        return op, operands, attrs
+        return op, _kept(view, operands) if op == "expand" else operands, attrs
     name = view.native_op(node)
     if not isinstance(node.target, torch._ops.OpOverload) and name not in _PYTHON:
         raise BadInput(f"{node.name}: the function {name} has no text form")
     return name, _plain(node.args), {k: _plain(v) for k, v in node.kwargs.items()}
+
+
+def _kept(view: FxView, operands: Sequence[Any]) -> list[Any]:
+    """The sizes of ``expand`` with -1 for a dimension that stays 1, as the vocabulary builds it."""
+    x, *sizes = operands
+    new = len(sizes) - (view.type(x).rank or 0)
+    return [x, *[-1 if i >= new and isinstance(s, int) and s == 1 else s
+                 for i, s in enumerate(sizes)]]  # fmt: skip
 
 
 def _plain(value: Any) -> Any:
@@ -165,8 +174,8 @@ class Maker:
             with self.graph.inserting_before(end):
                 node = call(self.graph, _target(op), tuple(operands), attrs)
         else:
-            value = view.build(op, operands, attrs, before=end)
-            node = view.producer(value)
+            built: Any = view.producer(view.build(op, operands, attrs, before=end))
+            node = built
         for unused in list(node.users):
             self.graph.erase_node(unused)
         if not several:
@@ -225,8 +234,9 @@ class Maker:
             return None
         if type_.dtype is None or type_.shape is None:
             raise ValueError(f"{text}: a value of an fx graph has a dtype and a shape")
+        sizes = [self._dims.size(d) for d in type_.shape]
         with self._dims.mode:
-            return torch.empty([self._dims.size(d) for d in type_.shape], dtype=type_.dtype)
+            return torch.empty(sizes, dtype=type_.dtype)
 
 
 _ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
@@ -262,7 +272,7 @@ class _Dims:
     def _fresh(self, text: str) -> Any:
         # Distinct odd hints of no small common factor: no two sizes look equal by accident.
         hint = 101 + 6 * len(self.names)
-        context = StatelessSymbolicContext(
+        context: Any = StatelessSymbolicContext(
             dynamic_sizes=[DimDynamic.DYNAMIC], constraint_sizes=[None]
         )
         fake = self.mode.from_tensor(

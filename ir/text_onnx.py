@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import onnx_ir
-from google.protobuf.message import DecodeError
 from onnx_ir import serde
 from onnx_ir.tensor_adapters import from_torch_dtype
 
@@ -137,7 +136,7 @@ class Maker:
 
     def reserve(self, names: set[str]) -> None:
         """Keep the constants that ``build`` makes from taking these names."""
-        self.view._names |= names
+        self.view.value_names.reserve(names)
 
     def input(self, name: str, text: str) -> Value:
         value = onnx_ir.Value(name=name)
@@ -147,7 +146,7 @@ class Maker:
         return value
 
     def weight(self, name: str, weight: Weight) -> Value:
-        self.view._names.discard(name)
+        self.view.value_names.free(name)
         value = self.view.add_weight(name, weight)
         self._values[name] = value
         return value
@@ -223,6 +222,8 @@ def onnx_ir_proto(name: str) -> Any:
 def _parsed(message: Any, literal: Any) -> Any:
     if not isinstance(literal, Proto):
         raise ValueError('expected proto("...")')
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
     try:
         return message.FromString(literal.data)
     except DecodeError:

@@ -8,7 +8,7 @@ object per access would cost the rewriting engine a third of its speed and add n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 
 import torch
 
-from .errors import Refusal
+from .errors import InvalidGraph, Refusal
 from .types import Type
 from .weights import Weight
 
@@ -191,11 +191,19 @@ class View(ABC):
 
     @abstractmethod
     def replace(self, old: Value, new: Value) -> None:
-        """Let every user of ``old``, and the graph's output, use ``new``."""
+        """Let every user of ``old``, and the graph's output, use ``new``.
+
+        Where the two differ in type, types are inferred anew from there on. Raises
+        ``InvalidGraph`` where a node does not take the new type.
+        """
 
     @abstractmethod
     def set_operand(self, node: Node, index: int, operand: Operand) -> None:
-        """Replace one operand (index as in ``operands``) of one node."""
+        """Replace one operand (index as in ``operands``) of one node; types follow as there."""
+
+    @abstractmethod
+    def refresh_type(self, node: Node) -> bool:
+        """Infer the types of a node's results anew; whether one contradicts what was declared."""
 
     @abstractmethod
     def erase(self, node: Node) -> None:
@@ -251,3 +259,19 @@ class View(ABC):
         if len(results) != 1:
             raise Refusal(f"{self.name(node)} has {len(results)} results, one is needed", node)
         return results[0]
+
+    def refresh_types(self, nodes: Iterable[Node]) -> None:
+        """Infer types anew at nodes whose operands changed, and from there on while they change.
+
+        Raises ``InvalidGraph`` where a node does not take its operands.
+        """
+        stale = set(nodes)
+        for node in self.nodes() if stale else ():
+            if node not in stale:
+                continue
+            try:
+                changed = self.refresh_type(node)
+            except Refusal as refusal:
+                raise InvalidGraph(f"{self.name(node)}: {refusal.reason}") from None
+            if changed:
+                stale.update(user for r in self.results(node) for user in self.users(r))

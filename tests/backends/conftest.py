@@ -17,7 +17,7 @@ VOCAB, WIDTH, HEADS = 53, 24, 3
 
 
 class Encoder(torch.nn.Module):
-    """ids ``[batch, seq]`` and mask ``[batch, seq]`` to states ``[batch, seq, 24]`` and ``kept``."""
+    """ids and mask ``[batch, seq]`` to states ``[batch, seq, 24]`` and kept ``[batch, seq]``."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -11,7 +11,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-from graphwright.backends.export import OPSET, to_onnx
+from graphwright.backends.fx_to_onnx import OPSET, to_onnx
 from graphwright.backends.lowering import lowered, translated
 from graphwright.ir.errors import BadInput
 from graphwright.ir.fx import FxView
