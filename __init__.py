@@ -8,7 +8,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from . import passes
-    from .backends import compile, export  # noqa: A004
+    from .backends import compile, export
     from .ir.load import load
     from .ir.trace import trace
     from .passes.manager import Result, optimize, plan

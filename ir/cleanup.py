@@ -128,7 +128,8 @@ def _transpose(view: View, operands: Any, attrs: Any, result: Value) -> Value | 
 
 
 def _shaped(view: View, operands: Any, attrs: Any, result: Value) -> Value | None:
-    return operands[0] if same_shape(view.type(operands[0]).shape, view.type(result).shape) else None
+    x = operands[0]
+    return x if same_shape(view.type(x).shape, view.type(result).shape) else None
 
 
 def _neutral(number: int, integers_only: bool, commutes: bool) -> Any:

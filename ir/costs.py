@@ -10,7 +10,7 @@ import torch
 
 from .view import Node, View
 
-MAC_CONVENTION = "multiply-accumulates of linears, matmuls, attention and convolutions; 1 MAC = 2 FLOP"
+MAC_CONVENTION = "MACs of linears, matmuls, attention and convolutions; 1 MAC = 2 FLOP"
 
 
 def node_macs(view: View, node: Node, given: list[Any], results: tuple[Any, ...]) -> int:
@@ -29,16 +29,13 @@ def _is_value(operand: Any) -> bool:
 
 
 def _linear(operands: list[Any], out: torch.Tensor) -> int:
-    return out.numel() * int(operands[0].shape[-1])
-
-
-def _matmul(operands: list[Any], out: torch.Tensor) -> int:
-    return out.numel() * int(operands[0].shape[-1])
+    rows: int = out.numel()
+    return rows * int(operands[0].shape[-1])
 
 
 def _sdpa(operands: list[Any], out: torch.Tensor) -> int:
     q, k = operands[0], operands[1]
-    logits = q.numel() // int(q.shape[-1]) * int(k.shape[-2])
+    logits: int = q.numel() // int(q.shape[-1]) * int(k.shape[-2])
     return logits * (int(q.shape[-1]) + int(out.shape[-1]))
 
 
@@ -48,13 +45,14 @@ def _conv(operands: list[Any], out: torch.Tensor) -> int:
 
 def _sparse(operands: list[Any], out: torch.Tensor) -> int:
     x, rows = operands[0], operands[1]
-    return x.numel() // int(x.shape[-1]) * rows.numel()
+    entries: int = rows.numel()
+    return int(x.numel()) // int(x.shape[-1]) * entries
 
 
 _COUNTED = {
     "linear": _linear,
     "linear_nbit": _linear,
-    "matmul": _matmul,
+    "matmul": _linear,
     "sdpa": _sdpa,
     "conv": _conv,
     "sparse_linear": _sparse,

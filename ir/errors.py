@@ -1,4 +1,4 @@
-"""What can go wrong, as a person is told it: each error carries the exit code of the command line."""
+"""What can go wrong, as a person is told it; each error carries the command's exit code."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class GraphwrightError(Exception):
-    """Base of every error meant for a person; ``exit_code`` is what ``optimize-model`` ends with."""
+    """Base of every error meant for a person; ``exit_code`` is what the command ends with."""
 
     exit_code = 2
 
@@ -34,8 +34,8 @@ class InvalidGraph(GraphwrightError):
     exit_code = 1
 
 
-class Refusal(Exception):  # noqa: N818 - a refusal is an answer, not a failure
-    """Why a rewrite does not apply, and at which node. ``depth`` tells how far the match had come."""
+class Refusal(Exception):
+    """Why a rewrite does not apply, and at which node. ``depth`` is how far the match came."""
 
     def __init__(self, reason: str, node: object = None, depth: int = 0) -> None:
         super().__init__(reason)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -15,7 +15,7 @@ from torch.fx.node import Node as FxNode
 from torch.fx.node import map_arg
 
 from .errors import InvalidGraph, Refusal
-from .fx_build import BUILDERS, call
+from .fx_build import builder_of, call
 from .fx_program import input_names, output_names, program_weight, refuse_mutation
 from .fx_table import READERS, is_plain, own_op
 from .infer import agree
@@ -165,7 +165,7 @@ class FxView(View):
         return tuple(n for n in self._placeholders if "weight" not in n.meta)
 
     def outputs(self) -> tuple[Value, ...]:
-        return tuple(self._output.args[0])  # type: ignore[arg-type]
+        return tuple(self._output.args[0])
 
     def input_names(self) -> tuple[str, ...]:
         return self._names[0]
@@ -265,13 +265,11 @@ class FxView(View):
                 self._refresh(operand)
         first = before.prev
         with self.graph.inserting_before(before):
-            node = _builder(op)(self.graph, operands, full)
+            node = builder_of(op)(self.graph, operands, full)
             if name is not None:
                 node._rename(name)
-            made = first.next
-            while made is not before:
+            for made in _between(first, before):
                 self._adopt(made, before)
-                made = made.next
             try:
                 return self._typed(op, node, like, before)
             except Refusal:
@@ -279,7 +277,9 @@ class FxView(View):
                     self.graph.erase_node(before.prev)
                 raise
             finally:
-                self._note(first, before)
+                if self.journal is not None:
+                    inserted = _between(first, before)
+                    self.journal.extend(n for n in inserted if n.target is not _GETITEM)
 
     def _typed(self, op: str, node: FxNode, like: Value | None, before: FxNode) -> FxNode:
         """Type what must be typed at once: parts of a spelling, and several results."""
@@ -294,15 +294,6 @@ class FxView(View):
         for item in items:
             self._adopt(item, before)
         return items[0]
-
-    def _note(self, first: FxNode, before: FxNode) -> None:
-        if self.journal is None:
-            return
-        made = first.next
-        while made is not before:
-            if made.target is not _GETITEM:
-                self.journal.append(made)
-            made = made.next
 
     def retype(self, value: Value, like: Value) -> None:
         if value.meta.get("val") is not None:
@@ -338,22 +329,27 @@ class FxView(View):
 
     def add_weight(self, name: str, weight: Weight) -> Value:
         shared = self._by_key.get(weight.key)
-        if shared is not None and shared.meta.get("weight") in self._weights:
+        # A key may be an address, and what was stored there may be gone by now.
+        if shared is not None and self._weights[shared.meta["weight"]].key == weight.key:
             return shared
         unique = name
         count = 1
         while unique in self._weights:
             unique = f"{name}_{count}"
             count += 1
-        first_input = next(n for n in self._placeholders if "weight" not in n.meta)
-        with self.graph.inserting_before(first_input):
+        inputs = (i for i, n in enumerate(self._placeholders) if "weight" not in n.meta)
+        place = next(inputs, len(self._placeholders))
+        following = next(iter(self.graph.nodes))
+        if place:
+            following = self._placeholders[place - 1].next
+        with self.graph.inserting_before(following):
             node = self.graph.placeholder(re.sub(r"\W", "_", f"w_{unique}"))
         with self._fake_mode():
             node.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype)
         node.meta["weight"] = unique
         self._weights[unique] = weight
         self._by_key[weight.key] = node
-        self._placeholders.insert(self._placeholders.index(first_input), node)
+        self._placeholders.insert(place, node)
         return node
 
     def replace(self, old: Value, new: Value) -> None:
@@ -389,11 +385,11 @@ class FxView(View):
             old = operands[index]
             changed = [operand if i == index else o for i, o in enumerate(operands)]
             with self.graph.inserting_before(node):
-                spelled = _builder(op)(self.graph, changed, attrs)
+                spelled = builder_of(op)(self.graph, changed, attrs)
             node.target, node.args, node.kwargs = spelled.target, spelled.args, spelled.kwargs
             self.graph.erase_node(spelled)
-        values = isinstance(old, FxNode) and isinstance(operand, FxNode)
-        if not values or not self._same_type(old, operand):
+        values = (v for v in (old, operand) if isinstance(v, FxNode))
+        if len(pair := tuple(values)) < 2 or not self._same_type(*pair):
             self.refresh_types([node])
 
     def erase(self, node: Node) -> None:
@@ -481,19 +477,8 @@ class FxView(View):
         return (value,)
 
 
-def _builder(op: str) -> Callable[..., FxNode]:
-    found = BUILDERS.get(op)
-    return _build_own(op) if found is None else found
-
-
-def _build_own(op: str) -> Callable[..., FxNode]:
-    from .ops import torch_op
-
-    count = len(spec(op).operands)
-    target = torch_op(op)
-
-    def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> FxNode:
-        padded = (*operands, *[None] * (count - len(operands)))
-        return call(graph, target, padded, dict(attrs))
-
-    return build
+def _between(first: FxNode, last: FxNode) -> Iterator[FxNode]:
+    node = first.next
+    while node is not last:
+        yield node
+        node = node.next

@@ -9,6 +9,7 @@ import torch
 from torch.fx import Graph, Node
 
 from .fx_table import is_integral, rank_of
+from .vocab import spec
 
 aten = torch.ops.aten
 
@@ -203,3 +204,22 @@ def _builders() -> dict[str, Builder]:
 
 
 BUILDERS: dict[str, Builder] = _builders()
+
+
+def builder_of(op: str) -> Builder:
+    """The builder of an op of the vocabulary, our own ops included."""
+    found = BUILDERS.get(op)
+    return _build_own(op) if found is None else found
+
+
+def _build_own(op: str) -> Builder:
+    from .ops import torch_op
+
+    count = len(spec(op).operands)
+    target = torch_op(op)
+
+    def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
+        padded = (*operands, *[None] * (count - len(operands)))
+        return call(graph, target, padded, dict(attrs))
+
+    return build

@@ -68,7 +68,7 @@ def to_program(view: FxView) -> ExportedProgram:
     results = next(n for n in reversed(graph.nodes) if n.op == "output").args[0]
     outputs = [
         OutputSpec(OutputKind.USER_OUTPUT, TensorArgument(value.name), None)
-        for value in results  # type: ignore[union-attr]
+        for value in results
     ]
     return ExportedProgram(
         root=GraphModule({}, graph),
@@ -140,7 +140,7 @@ def input_names(program: ExportedProgram) -> tuple[str, ...]:
 def output_names(program: ExportedProgram) -> tuple[str, ...]:
     """Keys of a dictionary that the model returns, else ``output`` or ``output_0`` and so on."""
     specs = program.graph_signature.output_specs
-    out_spec = program.module_call_graph[0].signature.out_spec  # type: ignore[union-attr]
+    out_spec = program.module_call_graph[0].signature.out_spec
     keys = out_spec.context if out_spec.type in (dict,) else None
     if isinstance(keys, list) and len(keys) == len(specs):
         return tuple(str(k) for k in keys)

@@ -261,8 +261,10 @@ def _conv(node: Node) -> Reading | None:
     return _strip((x, weight, bias)), attrs
 
 
-_PARTIAL = frozenset({_binary, _div, _boolean, _dropout, _reduce, _one_dim, _clamp, _to_copy, _rms_norm,
-                      _sdpa, _transpose, _unsqueeze, _split, _topk, _conv})  # fmt: skip
+_PARTIAL = frozenset({
+    _binary, _div, _boolean, _dropout, _reduce, _one_dim, _clamp, _to_copy, _rms_norm, _sdpa,
+    _transpose, _unsqueeze, _split, _topk, _conv,
+})  # fmt: skip
 
 READERS: dict[Any, tuple[str, Reader, bool]] = {}
 """Native target to vocabulary op, reader, and whether that reader may answer ``None``."""
@@ -307,8 +309,8 @@ def _fill() -> None:
     _register(_layer_norm, layer_norm=[aten.layer_norm.default])
     _register(_rms_norm, rms_norm=[aten.rms_norm.default])
     _register(_sdpa, sdpa=[aten.scaled_dot_product_attention.default])
-    _register(_shape_operands, expand=[aten.expand.default],
-              reshape=[aten.view.default, aten.reshape.default, aten._unsafe_view.default])  # fmt: skip
+    views = [aten.view.default, aten.reshape.default, aten._unsafe_view.default]
+    _register(_shape_operands, expand=[aten.expand.default], reshape=views)
     _register(_transpose, transpose=[aten.t.default, aten.transpose.int, aten.permute.default,
                                      aten.numpy_T.default])  # fmt: skip
     _register(_unsqueeze, unsqueeze=[aten.unsqueeze.default])

@@ -7,6 +7,7 @@ answers as much as it knows: a dimension that it cannot name is ``UNKNOWN_DIM``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -87,9 +88,9 @@ def matmul(operands: Sequence[Any], attrs: Attrs) -> Types:
     return (Type(dtype, (*batch, *tail)),)
 
 
-def _same_inner(a: Dim, b: Dim, op: str) -> None:
+def _same_inner(a: Dim, b: Dim, op: str, which: str = "inner") -> None:
     if isinstance(a, int) and isinstance(b, int) and a != b:
-        raise ValueError(f"{op}: inner dimensions {a} and {b} differ")
+        raise ValueError(f"{op}: {which} dimensions {a} and {b} differ")
 
 
 def linear(operands: Sequence[Any], attrs: Attrs) -> Types:
@@ -104,6 +105,8 @@ def conv(operands: Sequence[Any], attrs: Attrs) -> Types:
     x, weight = operands[:2]
     if x.shape is None or weight.shape is None:
         return (Type(x.dtype, None),)
+    if isinstance(x.shape[1], int):
+        _same_inner(x.shape[1] // attrs["groups"], weight.shape[1], "conv", "channel")
     out: list[Dim] = [x.shape[0], weight.shape[0]]
     for i, size in enumerate(x.shape[2:]):
         if not isinstance(size, int):
@@ -122,9 +125,11 @@ def embedding(operands: Sequence[Any], attrs: Attrs) -> Types:
 
 
 def sdpa(operands: Sequence[Any], attrs: Attrs) -> Types:
-    q, _, v = operands[:3]
-    if q.shape is None or v.shape is None:
+    q, k, v = operands[:3]
+    if q.shape is None or k.shape is None or v.shape is None:
         return (q,)
+    _same_inner(q.shape[-1], k.shape[-1], "sdpa")
+    _same_inner(k.shape[-2], v.shape[-2], "sdpa", "token")
     return (q.with_shape((*q.shape[:-1], v.shape[-1])),)
 
 
@@ -135,12 +140,12 @@ def reshape(operands: Sequence[Any], attrs: Attrs) -> Types:
         shape = [d if isinstance(d, int) and d > 0 else UNKNOWN_DIM for d in dims]
         return (x.with_shape(shape if known else None),)
     total = x.numel
-    if -1 not in dims or total is None:
+    if total is None:
         return (x.with_shape([UNKNOWN_DIM if d == -1 else d for d in dims]),)
-    rest = 1
-    for d in dims:
-        rest *= d if d != -1 else 1
-    return (x.with_shape([total // rest if d == -1 else d for d in dims]),)
+    rest = math.prod(d for d in dims if d != -1)
+    if total % max(rest, 1) if -1 in dims else rest != total:
+        raise ValueError(f"reshape: {x} has not the elements of {dims}")
+    return (x.with_shape([total // max(rest, 1) if d == -1 else d for d in dims]),)
 
 
 def expand(operands: Sequence[Any], attrs: Attrs) -> Types:
@@ -181,6 +186,10 @@ def concat(operands: Sequence[Any], attrs: Attrs) -> Types:
     if None in shapes:
         return (operands[0].with_shape(None),)
     dim = attrs["dim"] % len(shapes[0])
+    for shape in shapes[1:]:
+        rest = [(a, b) for i, (a, b) in enumerate(zip(shapes[0], shape, strict=True)) if i != dim]
+        for a, b in rest:
+            _same_inner(a, b, "concat", "the other")
     sizes = [s[dim] for s in shapes]
     total: Dim = sum(sizes) if all(isinstance(s, int) for s in sizes) else UNKNOWN_DIM
     out = list(shapes[0])
@@ -219,6 +228,9 @@ def split(operands: Sequence[Any], attrs: Attrs) -> Types:
     if x.shape is None:
         return (x,) * len(attrs["sizes"])
     dim = attrs["dim"] % len(x.shape)
+    size = x.shape[dim]
+    if isinstance(size, int) and sum(attrs["sizes"]) != size:
+        raise ValueError(f"split: {attrs['sizes']} do not add up to {size}")
     return tuple(x.with_shape((*x.shape[:dim], s, *x.shape[dim + 1 :])) for s in attrs["sizes"])
 
 
@@ -227,6 +239,9 @@ def topk(operands: Sequence[Any], attrs: Attrs) -> Types:
     if x.shape is None:
         return x, Type(torch.int64, None)
     out = list(x.shape)
+    size = out[attrs["dim"] % len(out)]
+    if isinstance(size, int) and attrs["k"] > size:
+        raise ValueError(f"topk: k={attrs['k']} of {size}")
     out[attrs["dim"] % len(out)] = attrs["k"]
     return x.with_shape(out), Type(torch.int64, tuple(out))
 

@@ -64,7 +64,9 @@ def _sdpa(e: _Emit) -> Value:
             raise InvalidGraph(f"{e.view.name(e.node)}: the head dimension of sdpa is not known")
         scale = 1 / math.sqrt(head_dim)
     if rank is None or e.attrs["gqa"] or e.attrs["causal"]:
-        raise InvalidGraph(f"{e.view.name(e.node)}: sdpa with causal or gqa has no ONNX spelling yet")
+        raise InvalidGraph(
+            f"{e.view.name(e.node)}: sdpa that is causal or repeats heads has no ONNX spelling"
+        )
     perm = (*range(rank - 2), rank - 1, rank - 2)
     logits = e.matmul(e.mul(q, float(scale)), e.transpose(k, perm=perm))
     if not mask or mask[0] is None:
@@ -102,7 +104,8 @@ def _layer_norm(e: _Emit) -> Value:
         raise InvalidGraph(f"{e.view.name(e.node)}: layer_norm over dimensions of unknown size")
     sizes = tuple(int(d) for d in shape)
     dtype = type_.dtype
-    ones = ComputedWeight(lambda: torch.ones(sizes, dtype=dtype), sizes, dtype, ("ones", sizes, dtype))
+    key = ("ones", sizes, dtype)
+    ones = ComputedWeight(lambda: torch.ones(sizes, dtype=dtype), sizes, dtype, key)
     weight = e.view.add_weight("ones", ones)
     return e.layer_norm(x, weight, *e.operands[2:], dims=dims, eps=e.attrs["eps"])
 

@@ -15,6 +15,7 @@ from .errors import InvalidGraph, Refusal
 from .infer import agree
 from .onnx_parts import (
     PLAIN,
+    SCOPE_KEYS,
     After,
     captured,
     decode,
@@ -25,6 +26,7 @@ from .onnx_parts import (
     insert,
     is_used,
     name_everything,
+    set_type,
     subgraphs,
 )
 from .onnx_table import BUILDERS, DOMAIN, READERS
@@ -36,7 +38,6 @@ from .weights import Weight
 
 RULE_KEY = "graphwright.rule"
 STEP_KEY = "graphwright.pass"
-_SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "graphwright.scope")
 
 
 _TORCH_DTYPES: dict[onnx_ir.DataType, torch.dtype] = {
@@ -150,7 +151,7 @@ class OnnxView(View):
         return str(item.name)
 
     def scope(self, node: Node) -> str:
-        for key in _SCOPE_KEYS:
+        for key in SCOPE_KEYS:
             text = node.metadata_props.get(key)
             if text:
                 return innermost_scope(text)
@@ -221,7 +222,7 @@ class OnnxView(View):
         if name is not None:
             self._rename(node, name)
         for value, type_ in zip(node.outputs, types, strict=True):
-            self._set_type(value, type_)
+            set_type(value, type_)
         for part in self._emitted:
             if part is not node:
                 self._type_part(part)
@@ -236,7 +237,7 @@ class OnnxView(View):
         for value, type_ in zip(
             node.outputs, self._infer(op, operands, attrs, node), strict=False
         ):
-            self._set_type(value, type_)
+            set_type(value, type_)
 
     def retype(self, value: Value, like: Value) -> None:
         if value.dtype == like.dtype and value.shape is not None and value.shape == like.shape:
@@ -244,7 +245,7 @@ class OnnxView(View):
         known, wanted = self.type(value), self.type(like)
         if not agree(known, wanted):
             raise Refusal(f"the replacement is {known}, {wanted} is needed", value.producer())
-        self._set_type(value, unify(wanted, known))
+        set_type(value, unify(wanted, known))
 
     def _spells(self, op: str) -> bool:
         return op != "gelu" or self.model.graph.opset_imports.get("", 0) >= 20
@@ -268,13 +269,6 @@ class OnnxView(View):
     def _rename(self, node: Node, name: str) -> None:
         self._node_names.free(node.name)
         node.name = self._node_names.take(name)
-
-    def _set_type(self, value: onnx_ir.Value, type_: Type) -> None:
-        if type_.dtype is not None:
-            value.dtype = from_torch_dtype(type_.dtype)
-        if type_.shape is not None:
-            dims = [None if d == UNKNOWN_DIM else d for d in type_.shape]
-            value.shape = onnx_ir.Shape(dims)
 
     def emit(
         self,
@@ -308,7 +302,7 @@ class OnnxView(View):
         if self._before is None:
             self.model.graph.append(node)
         else:
-            for key in _SCOPE_KEYS:
+            for key in SCOPE_KEYS:
                 if key in self._before.metadata_props:
                     node.metadata_props[key] = self._before.metadata_props[key]
             insert(node, self._before)
@@ -367,7 +361,7 @@ class OnnxView(View):
         name = self.value_names.take(base)
         value = onnx_ir.Value(
             name=name,
-            shape=onnx_ir.Shape(tensor.shape),
+            shape=onnx_ir.Shape(tensor.shape.numpy()),
             type=onnx_ir.TensorType(tensor.dtype),
             const_value=tensor,
         )
@@ -376,8 +370,11 @@ class OnnxView(View):
 
     def add_weight(self, name: str, weight: Weight) -> Value:
         shared = self._by_key.get(weight.key)
+        # A key may be an address, and what was stored there may be gone by now.
         if shared is not None and shared.name in self.model.graph.initializers:
-            return shared
+            held = self.weight(shared)
+            if held is not None and held.key == weight.key:
+                return shared
         value = self._register(name, tensor_of(weight, name))
         assert value.const_value is not None
         value.const_value.name = value.name
@@ -410,7 +407,7 @@ class OnnxView(View):
             op, operands, attrs = reading
             after = list(self._infer(op, operands, attrs, node))
         for value, type_ in zip(node.outputs, after, strict=False):
-            self._set_type(value, type_)
+            set_type(value, type_)
         return before != after
 
     def _take_output(self, index: int, old: Value, new: Value) -> None:
@@ -418,7 +415,7 @@ class OnnxView(View):
         if new.is_graph_output() or new.producer() is None:
             self._before = None
             passed = self.emit("Identity", [new]).outputs[0]
-            self._set_type(passed, self.type(new))
+            set_type(passed, self.type(new))
             new = passed
         public = old.name
         self.model.graph.outputs[index] = new

@@ -9,7 +9,7 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
-from .types import UNKNOWN_DIM
+from .types import UNKNOWN_DIM, Type
 from .vocab import spec
 
 PLAIN = frozenset({
@@ -43,6 +43,10 @@ class Names:
         self._taken.discard(str(name))
 
 
+SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "graphwright.scope")
+"""Metadata of a node that holds its module path, or the list of scopes that it stands in."""
+
+
 def name_everything(graph: onnx_ir.Graph) -> tuple[Names, Names]:
     """Give each node a name of its own; the names of the values and of the nodes."""
     values = [v.name for v in graph.inputs] + list(graph.initializers)
@@ -50,7 +54,15 @@ def name_everything(graph: onnx_ir.Graph) -> tuple[Names, Names]:
     nodes = Names()
     for node in graph:
         node.name = nodes.take(node.name or str(node.op_type))
+        _keep_scope(node)
     return Names(values), nodes
+
+
+def _keep_scope(node: onnx_ir.Node) -> None:
+    """Note the module path that TorchScript puts into names: ``/encoder/dense/MatMul``."""
+    path, slash, _ = str(node.name).rpartition("/")
+    if slash and path.startswith("/") and not any(key in node.metadata_props for key in SCOPE_KEYS):
+        node.metadata_props["graphwright.scope"] = path[1:].replace("/", ".")
 
 
 class After:
@@ -85,6 +97,15 @@ def innermost_scope(text: str) -> str:
         return text
     names = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
     return names[-2] if len(names) > 1 else ""
+
+
+def set_type(value: onnx_ir.Value, type_: Type) -> None:
+    """Declare as much of a type as is known."""
+    if type_.dtype is not None:
+        value.dtype = from_torch_dtype(type_.dtype)
+    if type_.shape is not None:
+        dims = [None if d == UNKNOWN_DIM else d for d in type_.shape]
+        value.shape = onnx_ir.Shape(dims)
 
 
 def is_used(node: onnx_ir.Node) -> bool:

@@ -162,7 +162,7 @@ def _layer_norm(node: onnx_ir.Node) -> Reading | None:
     axis = attribute(node, "axis", -1)
     if len(node.outputs) > 1 or (axis >= 0 and rank is None):
         return None
-    dims = -axis if axis < 0 else rank - axis  # type: ignore[operator]
+    dims = -axis if axis < 0 else rank - axis
     return tuple(node.inputs), {"dims": dims, "eps": float(attribute(node, "epsilon", 1e-5))}
 
 
@@ -199,7 +199,8 @@ def _axes(node: onnx_ir.Node) -> Reading | None:
 
 
 def _concat(node: onnx_ir.Node) -> Reading | None:
-    return tuple(node.inputs), {"dim": _wrap((attribute(node, "axis"),), rank_of(node.inputs[0]))[0]}
+    axis = _wrap((attribute(node, "axis"),), rank_of(node.inputs[0]))[0]
+    return tuple(node.inputs), {"dim": axis}
 
 
 def _slice(node: onnx_ir.Node) -> Reading | None:
@@ -405,8 +406,10 @@ def _vector(b: Emitter, items: Sequence[Any]) -> onnx_ir.Value:
     if all(isinstance(i, int) for i in items):
         return b.integers(items)
     parts = [
-        b.integers([i]) if isinstance(i, int) else b.emit("Reshape", [i, b.integers([1])]).outputs[0]
-        for i in items
+        b.integers([item])
+        if isinstance(item, int)
+        else b.emit("Reshape", [item, b.integers([1])]).outputs[0]
+        for item in items
     ]
     return b.emit("Concat", parts, {"axis": 0}).outputs[0]
 

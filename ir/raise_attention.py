@@ -178,7 +178,7 @@ def _round_scale(view: View, found: _Logits) -> float:
 
 
 def _last_two_swapped(build: Build, value: Value) -> Value:
-    """``value`` with its last two dimensions swapped, taken off a transposition where there is one."""
+    """``value`` with its last two dimensions swapped; a transposition before it is joined."""
     view = build.view
     rank = view.type(value).rank
     assert rank is not None

@@ -105,7 +105,7 @@ class RaiseWideRMSNorm(Rule):
 
 
 class RaiseLayerNorm(Rule):
-    """add(mul(div(d, sqrt(add(mean(pow(d, 2)), eps))), w), b) => layer_norm(x, w, b), d = x - mean(x)"""
+    """add(mul(div(d, sqrt(add(mean(pow(d, 2)), eps))), w), b) => layer_norm(x, w, b)"""
 
     name = "raise-layer-norm"
 

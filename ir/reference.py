@@ -215,7 +215,8 @@ def concat(*xs: Tensor, dim: int) -> Tensor:
 def slice(x: Tensor, start: Any, end: Any, *, dim: int, step: int = 1) -> Tensor:
     size = x.shape[dim]
     start, end, step = int(start), int(end), int(step)
-    index = range(size)[start:end:step] if step > 0 else range(size)[start : _down(end, size) : step]
+    end = end if step > 0 else _down(end, size)
+    index = range(size)[start:end:step]
     return x.index_select(dim, torch.tensor(list(index), dtype=torch.int64, device=x.device))
 
 

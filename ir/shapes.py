@@ -1,4 +1,4 @@
-"""What is known of sizes: types inferred where a graph leaves them out, and the numbers in a shape."""
+"""What is known of sizes: types that a graph leaves out, and the numbers in a shape."""
 
 from __future__ import annotations
 

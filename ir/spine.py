@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import networkx
 
-from .view import NATIVE, Node, Value, View
+from .view import NATIVE, Node, Operand, Value, View
 
 _MEASURES = frozenset({"size", "Shape", "aten.sym_size.int"})
 """Ops that take the size of a value and nothing of what it holds."""
@@ -75,7 +75,7 @@ def _spine_from(
 ) -> Spine:
     if start not in graph:
         return NO_SPINE
-    above = networkx.immediate_dominators(graph, start)
+    above = networkx.immediate_dominators(graph, start) | {start: start}
     longest: list[Node] = []
     for value in view.outputs():
         chain = _chain(above, view.producer(value), start)
@@ -87,7 +87,7 @@ def _spine_from(
     boundaries = set(additions)
     counts: dict[Node, int] = {start: 0}
     # A node comes after its dominator in graph order; the start may be an input without a place.
-    for node in sorted((n for n in above if n in order and n != start), key=order.__getitem__):
+    for node in sorted((n for n in above if n in order and n is not start), key=order.__getitem__):
         counts[node] = counts.get(above[node], 0) + (node in boundaries)
     entry = order.get(above[additions[0]], -1)
     return Spine(start, tuple(additions), counts, frozenset(longest), entry)
@@ -96,20 +96,39 @@ def _spine_from(
 def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> list[Node]:
     """The dominators of ``end``, from ``start`` on; empty where the flow does not reach it."""
     chain: list[Node] = []
-    while end is not None and end in above and end != start:
+    while end is not None and end in above and end is not start:
         chain.append(end)
         end = above[end]
     return chain[::-1] if chain and end is not None else []
 
 
 def _additions(view: View, chain: list[Node], above: dict[Node, Node]) -> list[Node]:
-    """The nodes of a chain that add two values of the flow."""
+    """The nodes of a chain that add two values of the flow, one of them by way of no other op."""
     found = []
     for node in chain:
         if view.op(node) != "add":
             continue
-        makers = [o if isinstance(o, int | float) else view.producer(o) for o in view.operands(node)]
-        flowing = [m in above for m in makers if m is not None and not isinstance(m, int | float)]
-        if len(flowing) == 2 and all(flowing):
+        makers = [_maker(view, o) for o in view.operands(node)]
+        if all(m in above for m in makers) and _passes(view, node, above[node]):
             found.append(node)
     return found
+
+
+def _maker(view: View, operand: Operand) -> Node | Value | None:
+    if operand is None or isinstance(operand, int | float):
+        return None
+    return view.producer(operand) or operand
+
+
+def _passes(view: View, node: Node, source: Node | Value) -> bool:
+    """Whether ``source`` reaches ``node`` through additions and casts alone."""
+    stack = [node]
+    while stack:
+        for operand in view.operands(stack.pop()):
+            maker = _maker(view, operand)
+            if maker is source:
+                return True
+            made = maker is not None and maker is not operand
+            if made and view.op(maker) in ("add", "cast", "identity"):
+                stack.append(maker)
+    return False

@@ -72,7 +72,8 @@ def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     if unknown or missing:
         parts = [f"missing {', '.join(missing)}"] if missing else []
         parts += [f"unknown {', '.join(unknown)}"] if unknown else []
-        raise BadInput(f"inputs do not fit: {'; '.join(parts)} (the graph takes {', '.join(names)})")
+        takes = f"the graph takes {', '.join(names)}"
+        raise BadInput(f"inputs do not fit: {'; '.join(parts)} ({takes})")
     for name, value in zip(names, view.inputs(), strict=True):
         declared, given = view.type(value), inputs[name]
         if declared.dtype not in (None, given.dtype):

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch._dynamo.source import ConstantSource
 from torch._subclasses import FakeTensorMode
 from torch.fx import Graph
 from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext
@@ -18,7 +17,7 @@ from torch.fx.node import Node as FxNode
 
 from .errors import BadInput, Refusal
 from .fx import FxView
-from .fx_table import call
+from .fx_build import call
 from .text_syntax import Reader
 from .types import UNKNOWN, UNKNOWN_DIM, Dim, parse_type
 from .view import Source, Value
@@ -277,7 +276,6 @@ class _Dims:
         )
         fake = self.mode.from_tensor(
             torch.empty(hint),
-            source=ConstantSource(f"d{len(self.names)}"),
             symbolic_context=context,
         )
         size = fake.shape[0]

@@ -166,6 +166,9 @@ class Maker:
         if len(outputs) != len(results):
             raise ValueError(f"the op has {len(outputs)} results, not {len(results)}")
         made: list[Value | None] = []
+        maker = outputs[0].producer()
+        assert maker is not None
+        maker.name = next((result[0] for result in results if result is not None), maker.name)
         for value, result in zip(outputs, results, strict=True):
             value.name = "" if result is None else result[0]
             made.append(None if result is None else value)

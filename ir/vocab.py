@@ -23,7 +23,7 @@ class OpSpec:
     attrs: Mapping[str, Any]
     """Attribute names with their defaults; ``REQUIRED`` where there is none."""
     infer: Callable[[Sequence[Any], Mapping[str, Any]], tuple[Type, ...]]
-    """Types of operands (numbers as they are, ``None`` for absent) and attributes to result types."""
+    """From operand types (numbers as they are, ``None`` for absent) and attributes to results."""
     reference: Callable[..., Any]
     """The op on torch tensors: ``reference(*operands, **attrs)``."""
     commutative: bool = False

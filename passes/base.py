@@ -35,7 +35,7 @@ class Site:
     bytes_after: int
     bits_per_weight: float | None = None
     rel_l2: float | None = None
-    """Relative Frobenius error of the weight; ``None`` where it was not changed or not yet known."""
+    """Relative Frobenius error of the weight; ``None`` where it is unchanged or not known."""
 
 
 @dataclass

@@ -11,7 +11,7 @@ from .base import Context, Pass, PassResult
 
 @dataclass(frozen=True, kw_only=True)
 class Clean(Pass):
-    """Remove identities, checks, dead code and repeated computations; results stay bit-identical."""
+    """Remove identities, checks, dead and repeated code; results stay bit-identical."""
 
     name: ClassVar[str] = "clean"
     exact: ClassVar[bool] = True

@@ -16,9 +16,9 @@ from .weight_pass import WeightPass
 class Quantize(WeightPass):
     """Store the weights of linears in few bits by rounding to nearest, without data.
 
-    ``w ≈ (code - zero) * scale`` in groups of ``group`` inputs. ``symmetric`` fixes the zero point at
-    the middle code; otherwise it is an integer for each group. ``mse`` searches, for each group, the
-    shrinkage of its range with the least ``sum |error|^2.4`` (the search of GPTQ's quantizer,
+    ``w ≈ (code - zero) * scale`` in groups of ``group`` inputs. ``symmetric`` fixes the zero point
+    at the middle code; otherwise it is an integer for each group. ``mse`` searches, for each group,
+    the shrinkage of its range with the least ``sum |error|^2.4`` (the search of GPTQ's quantizer,
     arXiv 2210.17323). Weights that are not finite are refused.
     """
 

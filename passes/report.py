@@ -90,7 +90,9 @@ class RunReport:
         }
 
     def __str__(self) -> str:
-        lines = [f"{'pass':<40} {'sites':>5} {'MB before':>10} {'MB after':>9} {'rel. L2':>9} {'s':>6}"]
+        lines = [
+            f"{'pass':<40} {'sites':>5} {'MB before':>10} {'MB after':>9} {'rel. L2':>9} {'s':>6}"
+        ]
         for p in self.passes:
             error = "exact" if p.error is None else f"{p.error.rel_l2:.2e}"
             before, after = p.bytes_before / 1e6, p.bytes_after / 1e6

@@ -41,11 +41,12 @@ class WeightPass(Pass):
     ``bits`` is 2, 3, 4 or 8; ``group`` is 16 to 256 (a power of two) input features that share a
     scale, or 0 for one scale per output row. Where a group does not divide the input features, the
     last one is padded with codes that multiply nothing. ``scales`` is the dtype in which scales are
-    stored; a matrix whose scales would suffer from float16's range keeps float32. ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or
-    ``up``; ``min_size`` is the least number of weights of a matrix. ``accuracy_level=4`` rounds
-    activations to 8 bits in each group and computes in integers, 0 computes in floats. Unless it is
-    given, 8 bits take 4 (on the reference CPU 0 is slower than the dense matrix, 4 up to twice as
-    fast) and fewer bits take 0 (which rounds nothing and is as fast).
+    stored; a matrix whose scales would suffer from float16's range keeps float32. ``include`` and
+    ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or ``up``; ``min_size`` is
+    the least number of weights of a matrix. ``accuracy_level=4`` rounds activations to 8 bits in
+    each group and computes in integers, 0 computes in floats. Unless it is given, 8 bits take 4 (on
+    the reference CPU 0 is slower than the dense matrix, 4 up to twice as fast) and fewer bits take
+    0 (which rounds nothing and is as fast).
     """
 
     exact: ClassVar[bool] = False
@@ -166,7 +167,7 @@ class WeightPass(Pass):
             return "its weight is no floating-point constant"
         others = [u for u in context.view.users(linear.weight) if context.view.op(u) != "linear"]
         if others:
-            return "its weight is tied to an embedding, which keeps it: storing it twice saves nothing"
+            return "its weight is tied to an embedding, which keeps it: nothing would be saved"
         return None
 
     def _store(self, context: Context, linear: Linear, weight: Weight) -> _Stored:

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..backends import artifact
+from ..backends import Executable, artifact
 from ..backends import compile as compile_model
 from ..ir.errors import BadInput
 from ..ir.fx import FxView
@@ -47,16 +47,18 @@ def main(
 def _runners(view: View, folders: Sequence[Path], device: str) -> dict[str, Runner]:
     found: dict[str, Runner] = {}
     reference = compile_model(view, backend="onnxruntime", device=device)
-    found["ONNX Runtime fp32"] = lambda batch: reference(**batch)
+    found["ONNX Runtime fp32"] = _named(reference)
     if isinstance(view, FxView):
         found["torch fp32"] = _torch_runner(view, torch.float32)
         found["torch bf16"] = _torch_runner(view, torch.bfloat16)
     for folder in folders:
         compiled = compile_model(folder / artifact.MODEL_FILE, backend="onnxruntime", device=device)
-        found[f"{folder.name} ({manifest.load(folder)['recipe']})"] = (
-            lambda batch, run=compiled: run(**batch)
-        )
+        found[f"{folder.name} ({manifest.load(folder)['recipe']})"] = _named(compiled)
     return found
+
+
+def _named(executable: Executable) -> Runner:
+    return lambda batch: executable(**batch)
 
 
 def _torch_runner(view: FxView, dtype: torch.dtype) -> Runner:

@@ -1,4 +1,4 @@
-"""``optimize-model``: the command line. Results go to standard output, everything else to standard error."""
+"""``optimize-model``: the command line. Results go to stdout, everything else to stderr."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL_HELP = (
     "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
 )
 DEFAULT_RECIPE = "w8"
-"""The recipe where none is given: the smallest error that still cuts the size to about a quarter."""
+"""The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
@@ -53,7 +53,7 @@ def run(
         float | None, typer.Option(help="Bound on relative L2 of any output.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace a folder not made by us.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,
     as_json: Json = False,
     verbose: Verbose = False,
     trust_remote_code: Trust = False,
@@ -265,13 +265,15 @@ def _guarded(arguments: list[str]) -> int:
     except OSError as error:
         if verbose:
             traceback.print_exc()
-        terminal.print_error(console, f"{error.filename or ''}: {error.strerror or error}".lstrip(": "))
+        where = f"{error.filename}: " if error.filename else ""
+        terminal.print_error(console, f"{where}{error.strerror or error}")
         return 2
-    except Exception as error:  # noqa: BLE001 - the last line of defence: no traceback without -v
+    except Exception as error:
         if verbose:
             traceback.print_exc()
         kind = type(error).__name__
-        terminal.print_error(console, f"internal error: {kind}: {error}", "run again with -v for the traceback")
+        hint = "run again with -v for the traceback"
+        terminal.print_error(console, f"internal error: {kind}: {error}", hint)
         return 1
 
 

@@ -30,8 +30,7 @@ def _table(*columns: str) -> Table:
 
 def first_line(item: Any) -> str:
     """The first sentence of a docstring, on one line."""
-    text = " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
-    return text
+    return " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
 
 
 def print_passes(console: Console) -> None:
@@ -104,10 +103,11 @@ def print_structure(
     groups: dict[tuple[str, str, tuple[int, int]], list[str]] = {}
     for linear in structure.linears:
         shape = (linear.out_features, linear.in_features)
-        groups.setdefault((group_name(linear.name), linear.role or "", shape), []).append(linear.name)
+        key = (group_name(linear.name), linear.role or "", shape)
+        groups.setdefault(key, []).append(linear.name)
     table = _table("linears", "role", "count", "out x in")
-    for (group, role, shape), names in groups.items():
-        table.add_row(Text(group), role, str(len(names)), f"{shape[0]} x {shape[1]}")
+    for (group, role, shape), members in groups.items():
+        table.add_row(Text(group), role, str(len(members)), f"{shape[0]} x {shape[1]}")
     console.print(table)
     natives = Counter(view.native_op(n) for n in view.nodes() if view.op(n) == "native")
     if natives:

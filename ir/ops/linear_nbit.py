@@ -227,8 +227,8 @@ class _Form:
     def written(self, data: ir.Value, dtype: ir.DataType, columns: int) -> ir.Value:
         """``data`` [N, 1 or columns] in its final form, as an initializer of the artifact.
 
-        With ``accuracy_level=4`` ONNX Runtime 1.31 packs scales and zero points when it loads; where
-        a node computes them (a Cast, with optimisation off) its results are wrong without a word.
+        With ``accuracy_level=4`` ONNX Runtime 1.31 packs scales and zero points when it loads;
+        where a node computes them (a Cast, with optimisation off) it gives wrong results silently.
         """
         source, name = data.const_value, data.name
         if source is None:

@@ -371,3 +371,29 @@ def test_a_true_division_of_integers_is_native_in_fx() -> None:
     node = view.graph.call_function(torch.ops.aten.div.Tensor, (x, y))
     assert view.op(node) == "native"
     assert view.native_op(node) == "aten.div.Tensor"
+
+
+def _f32(*shape: int) -> Type:
+    return Type(torch.float32, shape)
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "reason"),
+    [
+        ("add", (_f32(3, 5), _f32(3, 4)), {}, "do not broadcast"),
+        ("matmul", (_f32(3, 5), _f32(4, 7)), {}, "inner dimensions 5 and 4 differ"),
+        ("linear", (_f32(3, 5), _f32(7, 4)), {}, "inner dimensions 5 and 4 differ"),
+        ("split", (_f32(3, 5),), {"sizes": (2, 2), "dim": 1}, r"\(2, 2\) do not add up to 5"),
+        ("concat", (_f32(3, 5), _f32(4, 5)), {"dim": 1}, "the other dimensions 3 and 4 differ"),
+        ("reshape", (_f32(3, 5), 4, 4), {}, "has not the elements of"),
+        ("reshape", (_f32(3, 5), -1, 4), {}, "has not the elements of"),
+        ("topk", (_f32(3, 5),), {"k": 6}, "k=6 of 5"),
+        ("sdpa", (_f32(1, 3, 8), _f32(1, 5, 4), _f32(1, 5, 4)), {}, "inner dimensions 8 and 4"),
+        ("sdpa", (_f32(1, 3, 8), _f32(1, 5, 8), _f32(1, 4, 8)), {}, "token dimensions 5 and 4"),
+    ],
+)
+def test_contradicting_operands_have_no_type(
+    op: str, operands: tuple[Any, ...], attrs: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        spec(op).infer(operands, complete_attrs(op, attrs))

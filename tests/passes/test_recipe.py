@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-
 from graphwright.ir.errors import BadInput
 from graphwright.passes import Recipe, pass_names
 from graphwright.passes.quantize import Quantize
 from graphwright.passes.recipe import recipe_names, recipe_summary
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 @pytest.mark.parametrize(
@@ -36,7 +35,7 @@ globs = st.lists(st.text("ab.*[]{}=, \"\\", min_size=1, max_size=6), min_size=1,
 
 
 @given(bits=st.sampled_from([2, 3, 4, 8]), group=st.sampled_from([0, 16, 32, 128]), include=globs)
-def test_any_pass_made_in_python_prints_and_parses(bits: int, group: int, include: list[str]) -> None:
+def test_passes_made_in_python_print_and_parse(bits: int, group: int, include: list[str]) -> None:
     made = Quantize(bits=bits, group=group, include=tuple(include))
     assert Recipe.parse(str(Recipe.of(made))).passes == (made,)
 
