@@ -72,6 +72,15 @@ def _call(target: Any, *order: str) -> Builder:
     return build
 
 
+def _build_where(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
+    _, a, b = operands
+    if isinstance(a, Node):
+        target = aten.where.self if isinstance(b, Node) else aten.where.ScalarOther
+    else:
+        target = aten.where.ScalarSelf if isinstance(b, Node) else aten.where.Scalar
+    return call(graph, target, tuple(operands))
+
+
 def _build_gelu(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
     kwargs = {} if attrs["approximate"] == "none" else {"approximate": attrs["approximate"]}
     return call(graph, aten.gelu.default, tuple(operands), kwargs)
@@ -177,7 +186,7 @@ def _builders() -> dict[str, Builder]:
         "gelu": _build_gelu,
         "clamp": _call(aten.clamp.default, "min", "max"),
         "cast": _build_cast,
-        "where": _call(aten.where.self),
+        "where": _build_where,
         "mean": _call(aten.mean.dim, "dims", "keepdim"),
         "sum": _call(aten.sum.dim_IntList, "dims", "keepdim"),
         "softmax": _call(aten.softmax.int, "dim"),

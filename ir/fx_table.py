@@ -276,6 +276,9 @@ def _register(reader: Reader, **names: Sequence[Any]) -> None:
             READERS[target] = (op, reader, reader in _PARTIAL)
 
 
+_WHERE = [getattr(aten.where, name) for name in ("self", "ScalarOther", "ScalarSelf", "Scalar")]
+
+
 def _fill() -> None:
     _register(_div, div=[aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode,
                          aten.div.Scalar_mode])  # fmt: skip
@@ -300,7 +303,7 @@ def _fill() -> None:
     _register(_clamp, clamp=[aten.clamp.default, aten.clamp_min.default])
     _register(_to_copy, cast=[aten._to_copy.default])
     _register(_to_dtype, cast=[aten.to.dtype])
-    _register(_plain, where=[aten.where.self], linear=[aten.linear.default],
+    _register(_plain, where=_WHERE, linear=[aten.linear.default],
               matmul=[aten.matmul.default, aten.mm.default, aten.bmm.default])  # fmt: skip
     _register(_reduce, mean=[aten.mean.dim, aten.mean.default], amax=[aten.amax.default],
               sum=[aten.sum.dim_IntList, aten.sum.default], amin=[aten.amin.default])  # fmt: skip

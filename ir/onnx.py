@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -54,6 +55,8 @@ class OnnxView(View):
     kind: ClassVar[Literal["fx", "onnx"]] = "onnx"
 
     def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
+        # Values of torch's exporter build nodes when compared; copies are plain.
+        model = model if _is_plain_model(model) else model.clone()
         self.model = model
         self.source = source or Source()
         self.origin: Origin | None = None
@@ -499,3 +502,11 @@ class OnnxView(View):
         from .onnx_execute import execute
 
         return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
+
+
+def _is_plain_model(model: onnx_ir.Model) -> bool:
+    """Whether all values of the main graph are ``onnx_ir.Value`` itself, compared by identity."""
+    graph = model.graph
+    made = (v for node in graph for v in node.outputs)
+    values = itertools.chain(graph.inputs, graph.initializers.values(), made)
+    return all(type(v) is onnx_ir.Value for v in values)

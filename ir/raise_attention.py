@@ -192,6 +192,27 @@ def _last_two_swapped(build: Build, value: Value) -> Value:
     return source if joined == tuple(range(rank)) else build.transpose(source, perm=joined)
 
 
+class RaiseWideSoftmax(Rule):
+    """softmax(x, dim, dtype) => softmax(cast(x, dtype), dim)"""
+
+    name = "raise-wide-softmax"
+
+    def pattern(self, p: Any, x: Any) -> Any:
+        return p.native("aten.softmax.int", x)
+
+    def where(self, match: Match) -> None:
+        attrs = match.view.attrs(match.root)
+        if not isinstance(attrs.get("arg2", attrs.get("dtype")), torch.dtype):
+            match.refuse("the softmax names no dtype")
+
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        attrs = build.view.attrs(build.match.root)
+        wide = build.cast(bound["x"], dtype=attrs.get("arg2", attrs.get("dtype")))
+        dim, rank = attrs["arg1"], build.match.type("x").rank
+        assert isinstance(dim, int) and rank is not None
+        return build.softmax(wide, dim=dim % rank)
+
+
 class RaiseRope(Rule):
     """add(mul(x, cos), mul(concat(neg(x₂), x₁), sin)) => rope(x, cos, sin)"""
 
@@ -277,6 +298,6 @@ def _split_width(view: View, maker: Node) -> int | None:
 
 
 RULES: tuple[type[Rule], ...] = (
-    RaiseShapedTranspose, RaiseSequenceAt, RaiseRope,
+    RaiseShapedTranspose, RaiseSequenceAt, RaiseWideSoftmax, RaiseRope,
     RaiseGuardedAttention, RaiseWideAttention, RaiseAttention,
 )  # fmt: skip

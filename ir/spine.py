@@ -128,7 +128,7 @@ def _passes(view: View, node: Node, source: Node | Value) -> bool:
             maker = _maker(view, operand)
             if maker is source:
                 return True
-            made = maker is not None and maker is not operand
+            made = maker is not None and view.producer(operand) is not None
             if made and view.op(maker) in ("add", "cast", "identity"):
                 stack.append(maker)
     return False

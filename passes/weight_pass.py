@@ -42,7 +42,7 @@ class WeightPass(Pass):
     scale, or 0 for one scale per output row. Where a group does not divide the input features, the
     last one is padded with codes that multiply nothing. ``scales`` is the dtype in which scales are
     stored; a matrix whose scales would suffer from float16's range keeps float32. ``include`` and
-    ``exclude`` are globs on site names, ``kinds`` are roles such as ``q`` or ``up``; ``min_size`` is
+    ``exclude`` are globs on site names, ``kinds`` are roles (``q``, ``up``); ``min_size`` is
     the least number of weights of a matrix. ``accuracy_level=4`` rounds activations to 8 bits in
     each group and computes in integers, 0 computes in floats. Unless it is given, 8 bits take 4 (on
     the reference CPU 0 is slower than the dense matrix, 4 up to twice as fast) and fewer bits take
