@@ -29,8 +29,8 @@ def _is_value(operand: Any) -> bool:
 
 
 def _linear(operands: list[Any], out: torch.Tensor) -> int:
-    rows: int = out.numel()
-    return rows * int(operands[0].shape[-1])
+    entries: int = out.numel()
+    return entries * int(operands[0].shape[-1])
 
 
 def _sdpa(operands: list[Any], out: torch.Tensor) -> int:
@@ -40,7 +40,8 @@ def _sdpa(operands: list[Any], out: torch.Tensor) -> int:
 
 
 def _conv(operands: list[Any], out: torch.Tensor) -> int:
-    return out.numel() * math.prod(operands[1].shape[1:])
+    kernel: int = math.prod(operands[1].shape[1:])
+    return int(out.numel()) * kernel
 
 
 def _sparse(operands: list[Any], out: torch.Tensor) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
@@ -10,13 +9,13 @@ import numpy as np
 import onnx_ir
 import torch
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
-from onnx_ir.tensor_adapters import from_torch_dtype
 
 from .errors import InvalidGraph, Refusal
 from .infer import agree
 from .onnx_parts import (
     PLAIN,
     SCOPE_KEYS,
+    TORCH_DTYPES,
     After,
     captured,
     decode,
@@ -25,6 +24,7 @@ from .onnx_parts import (
     has_subgraph,
     innermost_scope,
     insert,
+    is_plain_model,
     is_used,
     name_everything,
     set_type,
@@ -32,7 +32,7 @@ from .onnx_parts import (
 )
 from .onnx_table import BUILDERS, DOMAIN, READERS
 from .tensors import has_weight, tensor_of, weight_of
-from .types import DTYPE_NAMES, UNKNOWN, UNKNOWN_DIM, Type, unify
+from .types import UNKNOWN, UNKNOWN_DIM, Type, unify
 from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
 from .vocab import complete_attrs, spec
 from .weights import Weight
@@ -41,22 +41,18 @@ RULE_KEY = "graphwright.rule"
 STEP_KEY = "graphwright.pass"
 
 
-_TORCH_DTYPES: dict[onnx_ir.DataType, torch.dtype] = {
-    from_torch_dtype(dtype): dtype for dtype in DTYPE_NAMES
-}
-
-
 class OnnxView(View):
     """An ONNX graph. Constant nodes become initializers; functions and subgraphs stay as they are.
 
-    ``model`` is owned by the view and edited in place; ``copy`` gives an independent one.
+    ``model`` is owned by the view and edited in place (a copy of it, where torch's exporter has
+    just made it); ``copy`` gives an independent one.
     """
 
     kind: ClassVar[Literal["fx", "onnx"]] = "onnx"
 
     def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
         # Values of torch's exporter build nodes when compared; copies are plain.
-        model = model if _is_plain_model(model) else model.clone()
+        model = model if is_plain_model(model) else model.clone()
         self.model = model
         self.source = source or Source()
         self.origin: Origin | None = None
@@ -146,7 +142,7 @@ class OnnxView(View):
             if shape is None and dtype is None:
                 return UNKNOWN
         return Type(
-            None if dtype is None else _TORCH_DTYPES.get(dtype),
+            None if dtype is None else TORCH_DTYPES.get(dtype),
             None if shape is None else tuple([dim_of(d) for d in shape.dims]),
         )
 
@@ -502,11 +498,3 @@ class OnnxView(View):
         from .onnx_execute import execute
 
         return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
-
-
-def _is_plain_model(model: onnx_ir.Model) -> bool:
-    """Whether all values of the main graph are ``onnx_ir.Value`` itself, compared by identity."""
-    graph = model.graph
-    made = (v for node in graph for v in node.outputs)
-    values = itertools.chain(graph.inputs, graph.initializers.values(), made)
-    return all(type(v) is onnx_ir.Value for v in values)

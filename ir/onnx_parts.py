@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
-from .types import UNKNOWN_DIM, Type
+from .types import DTYPE_NAMES, UNKNOWN_DIM, Type
 from .vocab import spec
 
 PLAIN = frozenset({
@@ -17,6 +18,12 @@ PLAIN = frozenset({
     onnx_ir.AttributeType.FLOATS, onnx_ir.AttributeType.STRING,
 })  # fmt: skip
 """Attributes that are numbers or text."""
+
+
+TORCH_DTYPES: dict[onnx_ir.DataType, torch.dtype] = {
+    from_torch_dtype(dtype): dtype for dtype in DTYPE_NAMES
+}
+"""The native dtypes that torch computes with."""
 
 
 class Names:
@@ -106,6 +113,14 @@ def set_type(value: onnx_ir.Value, type_: Type) -> None:
     if type_.shape is not None:
         dims = [None if d == UNKNOWN_DIM else d for d in type_.shape]
         value.shape = onnx_ir.Shape(dims)
+
+
+def is_plain_model(model: onnx_ir.Model) -> bool:
+    """Whether all values of the main graph are ``onnx_ir.Value`` itself, compared by identity."""
+    graph = model.graph
+    made = (v for node in graph for v in node.outputs)
+    values = itertools.chain(graph.inputs, graph.initializers.values(), made)
+    return all(type(v) is onnx_ir.Value for v in values)
 
 
 def is_used(node: onnx_ir.Node) -> bool:

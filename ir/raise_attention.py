@@ -2,7 +2,6 @@
 
 matmul(softmax(q kᵀ · scale + mask), v)           => sdpa(q, k, v, mask, scale)
 x · cos + concat(-x₂, x₁) · sin                   => rope(x, cos, sin)
-reshape(transpose(reshape(x)))                    => transpose(x), the last two dimensions swapped
 
 The scale may stand on q, on kᵀ, on both (its root each) or on the logits. Repeating key and value
 heads stays outside.
@@ -19,7 +18,6 @@ import torch
 from .errors import Refusal
 from .pattern import Match
 from .rule import Build, Rule
-from .shapes import same_shape
 from .view import Node, Operand, Value, View
 
 _NEVER = -1e30
@@ -31,7 +29,7 @@ class _Logits:
     q: Value
     kt: Value
     scale: float
-    mask: Value | None
+    masks: tuple[Value, ...]
     where: tuple[Value, float] | None
     """Condition and fill, where masked logits are replaced instead of added to."""
 
@@ -80,13 +78,14 @@ class RaiseWideAttention(RaiseAttention):
 
 def read_logits(view: View, value: Value, root: Node) -> _Logits:
     """Take logits apart into q, kᵀ, scale and mask. Raises ``Refusal`` where they are none."""
-    mask: Value | None = None
+    masks: list[Value] = []
     replaced: tuple[Value, float] | None = None
     node = _only_for_this(view, value, root)
-    op = view.op(node)
-    if op == "add":
+    while view.op(node) == "add":
         value, mask = _scores_and_mask(view, node)
-    elif op == "where":
+        masks.append(mask)
+        node = _only_for_this(view, value, root)
+    if view.op(node) == "where" and not masks:
         condition, a, b = view.operands(node)
         number = view.number(b)
         if number is None:
@@ -99,7 +98,7 @@ def read_logits(view: View, value: Value, root: Node) -> _Logits:
     left, right = view.operands(node)
     q, on_q = _unscaled(view, left)
     kt, on_k = _unscaled(view, right)
-    return _Logits(q, kt, scale * on_q * on_k, mask, replaced)
+    return _Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced)
 
 
 def _only_for_this(view: View, value: Value, root: Node) -> Node:
@@ -116,9 +115,18 @@ def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
     for scores, mask in ((a, b), (b, a)):
         inner, _ = _unscaled(view, scores)
         maker = None if isinstance(inner, int | float | None) else view.producer(inner)
-        if maker is not None and view.op(maker) == "matmul" and view.number(mask) is None:
+        if maker is None or view.number(mask) is not None:
+            continue
+        if view.op(maker) == "matmul" or (view.op(maker) == "add" and _holds_product(view, maker)):
             return scores, mask
     raise Refusal("neither operand of the added mask is a product of matrices", node)
+
+
+def _holds_product(view: View, node: Node) -> bool:
+    """Whether one of two summands is a product of matrices: the scores, with a mask added."""
+    makers = [_unscaled(view, operand)[0] for operand in view.operands(node)]
+    products = [None if isinstance(m, int | float | None) else view.producer(m) for m in makers]
+    return any(p is not None and view.op(p) == "matmul" for p in products)
 
 
 def _unscaled(view: View, value: Operand) -> tuple[Value, float]:
@@ -162,12 +170,17 @@ def _mask(build: Build, found: _Logits) -> Value | None:
     if found.where is not None:
         condition, fill = found.where
         return condition if fill == -math.inf else build.where(condition, 0.0, fill)
-    maker = None if found.mask is None else view.producer(found.mask)
-    if maker is None or view.op(maker) != "where":
-        return found.mask
+    if not found.masks:
+        return None
+    first, *rest = found.masks
+    for mask in rest:
+        first = build.add(mask, first)
+    maker = view.producer(first)
+    if rest or maker is None or view.op(maker) != "where":
+        return first
     condition, kept, fill_ = view.operands(maker)
     boolean = view.number(kept) == 0 and view.number(fill_) == -math.inf
-    return condition if boolean else found.mask
+    return condition if boolean else first
 
 
 def _round_scale(view: View, found: _Logits) -> float:
@@ -192,27 +205,6 @@ def _last_two_swapped(build: Build, value: Value) -> Value:
     return source if joined == tuple(range(rank)) else build.transpose(source, perm=joined)
 
 
-class RaiseWideSoftmax(Rule):
-    """softmax(x, dim, dtype) => softmax(cast(x, dtype), dim)"""
-
-    name = "raise-wide-softmax"
-
-    def pattern(self, p: Any, x: Any) -> Any:
-        return p.native("aten.softmax.int", x)
-
-    def where(self, match: Match) -> None:
-        attrs = match.view.attrs(match.root)
-        if not isinstance(attrs.get("arg2", attrs.get("dtype")), torch.dtype):
-            match.refuse("the softmax names no dtype")
-
-    def replace(self, build: Build, **bound: Operand) -> Value:
-        attrs = build.view.attrs(build.match.root)
-        wide = build.cast(bound["x"], dtype=attrs.get("arg2", attrs.get("dtype")))
-        dim, rank = attrs["arg1"], build.match.type("x").rank
-        assert isinstance(dim, int) and rank is not None
-        return build.softmax(wide, dim=dim % rank)
-
-
 class RaiseRope(Rule):
     """add(mul(x, cos), mul(concat(neg(x₂), x₁), sin)) => rope(x, cos, sin)"""
 
@@ -234,70 +226,6 @@ class RaiseRope(Rule):
         return build.rope(bound["x"], bound["cos"], bound["sin"])
 
 
-class RaiseShapedTranspose(Rule):
-    """reshape(transpose(reshape(x, [-1, a, b]), [0, 2, 1]), [..., b, a]) => transpose(x)"""
-
-    name = "raise-shaped-transpose"
-
-    def pattern(self, p: Any, x: Any) -> Any:
-        return p.reshape(p.transpose(p.reshape(x, rest=True), perm=(0, 2, 1)), rest=True)
-
-    def where(self, match: Match) -> None:
-        view = match.view
-        swapped = view.operands(match.root)[0]
-        before, result = match.type("x").shape, view.type(view.result(match.root)).shape
-        middle = view.type(swapped).shape
-        if before is None or len(before) < 3:
-            match.refuse(f"x {match.type('x')} is of fewer than three known dimensions")
-        assert before is not None
-        wanted = (*before[:-2], before[-1], before[-2])
-        if not same_shape(result, wanted) or not same_shape((middle or ())[-2:], wanted[-2:]):
-            match.refuse(f"the result {result} is not known to be x {before} transposed")
-
-    def replace(self, build: Build, **bound: Operand) -> Value:
-        rank = build.match.type("x").rank
-        assert rank is not None
-        return build.transpose(bound["x"], perm=(*range(rank - 2), rank - 1, rank - 2))
-
-
-class RaiseSequenceAt(Rule):
-    """SequenceAt(SplitToSequence(x, n), i) => slice(x, i n, (i + 1) n)"""
-
-    name = "raise-sequence-at"
-
-    def pattern(self, p: Any, parts: Any, index: Any) -> Any:
-        return p.native("SequenceAt", parts, index)
-
-    def where(self, match: Match) -> None:
-        view = match.view
-        maker = view.producer(match.value("parts"))
-        if maker is None or view.native_op(maker) != "SplitToSequence":
-            match.refuse("the sequence is not made by SplitToSequence")
-        operands = view.operands(maker)
-        size = view.number(operands[1]) if len(operands) == 2 else None
-        if size is None or not view.attrs(maker).get("keepdims", 1):
-            match.refuse("the parts of SplitToSequence are not all of one known size")
-        index = match.scalar("index")
-        width = _split_width(view, maker)
-        if index < 0 or width is None or (index + 1) * float(size or 0) > width:
-            match.refuse(f"part {index:g} is not known to be whole")
-
-    def replace(self, build: Build, **bound: Operand) -> Value:
-        view = build.view
-        maker = view.producer(bound["parts"])
-        x, number = view.operands(maker)
-        size, index = int(view.number(number) or 0), int(build.match.scalar("index"))
-        dim = view.attrs(maker).get("axis", 0) % (view.type(x).rank or 1)
-        return build.slice(x, index * size, (index + 1) * size, dim=dim, step=1)
-
-
-def _split_width(view: View, maker: Node) -> int | None:
-    shape = view.type(view.operands(maker)[0]).shape
-    width = None if shape is None else shape[view.attrs(maker).get("axis", 0)]
-    return width if isinstance(width, int) else None
-
-
 RULES: tuple[type[Rule], ...] = (
-    RaiseShapedTranspose, RaiseSequenceAt, RaiseWideSoftmax, RaiseRope,
-    RaiseGuardedAttention, RaiseWideAttention, RaiseAttention,
+    RaiseRope, RaiseGuardedAttention, RaiseWideAttention, RaiseAttention,
 )  # fmt: skip

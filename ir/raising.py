@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import raise_activation, raise_attention, raise_linear, raise_norm
+from . import raise_activation, raise_attention, raise_linear, raise_norm, raise_shape
 from .cleanup import clean, fold_constants
 from .rewrite import RewriteReport, rewrite
 from .rule import Rule
@@ -12,6 +12,7 @@ RULES: tuple[type[Rule], ...] = (
     *raise_norm.RULES,
     *raise_activation.RULES,
     *raise_linear.RULES,
+    *raise_shape.RULES,
     *raise_attention.RULES,
 )
 """Every raising rule, in the order in which they are tried at a node."""

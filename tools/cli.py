@@ -11,7 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import click
 import typer
 from rich.console import Console
 
@@ -19,6 +18,9 @@ from ..ir.errors import BadInput, GraphwrightError, Missing, near_misses
 
 app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""``ClickException``, of click or of the copy of click that newer releases of typer carry."""
 
 COMMANDS = ("run", "passes", "recipes", "inspect", "bench", "diff", "explain", "replay")
 MODEL_HELP = (
@@ -243,12 +245,12 @@ def _guarded(arguments: list[str]) -> int:
     try:
         app(arguments, standalone_mode=False)
         return 0
-    except click.exceptions.Exit as leave:
+    except typer.Exit as leave:
         return int(leave.exit_code)
-    except click.ClickException as error:
+    except _USAGE_ERROR as error:
         terminal.print_error(console, error.format_message())
         return 2
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         terminal.print_error(console, "interrupted; nothing was published")
         return 130
     except GraphwrightError as error:

@@ -113,6 +113,18 @@ def test_masks_keep_their_meaning(draft: Any, fill: float, replaced: bool) -> No
     torch.testing.assert_close(*sweep(view, inputs).values(), expected, rtol=1e-5, atol=1e-5)
 
 
+def test_two_masks_are_added(draft: Any) -> None:
+    """T5's: a position bias and a mask, one after the other."""
+    g = draft(q=QKV, k=QKV, v=QKV, b=(1, 3, 5, 5), m=(5, 5))
+    scores = g.op("add", g.op("matmul", g.q, swapped(g, g.k)), g.b)
+    view = g.finish(attend(g, g.op("add", g.m, scores)))
+    inputs = {n: tensor(*QKV) for n in "qkv"} | {"b": tensor(1, 3, 5, 5), "m": tensor(5, 5)}
+    (expected,) = sweep(view, inputs).values()
+    raise_graph(view)
+    assert ops(view) == Counter({"sdpa": 1, "add": 1})
+    torch.testing.assert_close(*sweep(view, inputs).values(), expected, rtol=1e-5, atol=1e-5)
+
+
 def soft_fill(g: Any) -> Any:
     scores = g.op("matmul", g.q, swapped(g, g.k))
     return attend(g, g.op("where", g.op("gt", g.q, 0.0), scores, -1e4))

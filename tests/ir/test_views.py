@@ -529,6 +529,22 @@ def test_a_local_function_is_kept_and_runs() -> None:
         torch.testing.assert_close(run(graph, x=x)[0], 2 * torch.nn.functional.silu(x))
 
 
+def test_values_with_operators_are_taken_over_as_plain_ones() -> None:
+    class Overloaded(onnx_ir.Value):
+        def __ne__(self, other: object) -> bool:
+            raise AssertionError("a comparison inserted a node")
+
+    x = Overloaded(
+        name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape([3])
+    )
+    node = onnx_ir.Node("", "Neg", [x], name="neg")
+    node.outputs[0].name = "y"
+    graph = onnx_ir.Graph([x], node.outputs, nodes=[node], opset_imports={"": 20}, name="g")
+    view = OnnxView(onnx_ir.Model(graph, ir_version=10))
+    assert type(view.inputs()[0]) is onnx_ir.Value
+    assert torch.equal(run(view, x=torch.ones(3))[0], -torch.ones(3))
+
+
 def test_constant_nodes_become_weights() -> None:
     nodes = [
         helper.make_node("Constant", [], ["k"], value_floats=[1.0, 2.0, 4.0]),
