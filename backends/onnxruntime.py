@@ -117,6 +117,13 @@ def _tensor(value: Any) -> torch.Tensor:
     return tensor.view(torch.bool) if value.data_type() == "tensor(bool)" else tensor
 
 
+def check_device(device: str) -> None:
+    """Raise ``Missing`` where ONNX Runtime cannot use the device."""
+    import onnxruntime as ort
+
+    _providers(ort, device)
+
+
 def _providers(ort: Any, device: str) -> list[str]:
     if device == "cpu":
         return ["CPUExecutionProvider"]

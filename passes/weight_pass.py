@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Hashable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -188,9 +188,11 @@ class WeightPass(Pass):
             "bits": self.bits, "group": self.group, "in_features": linear.in_features,
             "out_features": linear.out_features, "accuracy_level": self.level,
         }  # fmt: skip
+        # A linear that feeds this one directly may have been swapped since the sites were chosen.
+        current = replace(linear, x=context.view.operands(linear.node)[0])
         try:
             swapped = swap(
-                context.view, linear, "linear_nbit", stored.weights, attrs,
+                context.view, current, "linear_nbit", stored.weights, attrs,
                 rule=self.name, step=context.step,
             )  # fmt: skip
         except Refusal as refusal:

@@ -16,7 +16,7 @@ from rich.console import Console
 
 from ..ir.errors import BadInput, GraphwrightError, Missing, near_misses
 
-app = typer.Typer(add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
 
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
@@ -229,8 +229,8 @@ def _print_json(data: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and exits with the contract's code (0, 1, 2, 3 or 130)."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in COMMANDS:
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments.insert(0, "run")
     sys.exit(_guarded(arguments))
 
@@ -243,8 +243,11 @@ def _guarded(arguments: list[str]) -> int:
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app(arguments, standalone_mode=False)
-        return 0
+        # Newer releases of typer give back 130 where a command was interrupted, older ones raise.
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == 130:
+            raise KeyboardInterrupt
+        return code
     except typer.Exit as leave:
         return int(leave.exit_code)
     except _USAGE_ERROR as error:

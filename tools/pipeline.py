@@ -14,6 +14,7 @@ import torch
 
 from ..backends import artifact
 from ..backends.lowering import lowered
+from ..backends.onnxruntime import check_device
 from ..ir.errors import BoundExceeded
 from ..ir.load import fingerprint, load
 from ..ir.onnx import OnnxView
@@ -64,6 +65,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     """Make the artifact; the manifest. Nothing is published where a check fails."""
     if request.out is not None:
         artifact.check_target(request.out, force=request.force)
+    check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
     view = load(request.model, trust_remote_code=request.trust_remote_code)
     view.source.sha256 = fingerprint(view.source)
