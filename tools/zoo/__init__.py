@@ -1,0 +1,1 @@
+"""Trainers of the models that ship as ``zoo:tiny-*``."""
