@@ -186,9 +186,11 @@ def _refuse_decoder(folder: Path, cls: Any, config: Any) -> Any:
             f"{folder}: {cls.__name__} is an encoder-decoder, which is not traced yet. For its "
             f'encoder alone set "architectures": ["{encoder}"] in config.json'
         )
-    if {"input_ids", "pixel_values"} <= names:
+    both = {"input_ids", "pixel_values"} <= names
+    if both and config.model_type != "llava":
         raise BadInput(
-            f"{folder}: {cls.__name__} takes text and images together, which is not traced yet. "
+            f"{folder}: {cls.__name__} takes text and images together, which is traced for LLaVA "
+            "models only. "
             'Name one tower under "architectures" in config.json, as "CLIPVisionModel"'
         )
     if not names & {"input_ids", "pixel_values"}:

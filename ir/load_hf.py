@@ -14,6 +14,7 @@ from torch.export import Dim
 from .checkpoint import converts, match, read_checkpoint
 from .errors import BadInput
 from .fx import FxView
+from .hf_llava import llava_forward
 from .hf_model import build, read_config
 from .trace import trace
 from .view import Source
@@ -31,8 +32,8 @@ def load_folder(
     """The graph of a model folder. No weight is read, not even for tracing.
 
     Text models take ``input_ids`` and ``attention_mask`` (``[batch, seq]``, i64), vision models
-    ``pixel_values`` (``[batch, channels, height, width]``); outputs have the model's own names,
-    without a KV cache. ``dtype`` overrides the config's. Raises ``BadInput`` for a model that is
+    ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three and give
+    ``logits``; other outputs have the model's own names, without a KV cache. ``dtype`` overrides the config's. Raises ``BadInput`` for a model that is
     not understood and for weights that do not fit it, ``Missing`` for absent files; with
     ``allow_missing_weights`` absent weights become handles that cannot be read.
     """
@@ -67,21 +68,28 @@ def source_files(folder: Path) -> tuple[Path, ...]:
 
 
 def _example_inputs(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    config = getattr(model.config, "vision_config", None) or model.config
+    accepted = inspect.signature(model.forward).parameters
     batch = Dim("batch")
-    if "input_ids" not in inspect.signature(model.forward).parameters:
+    inputs: dict[str, torch.Tensor] = {}
+    shapes: dict[str, Any] = {}
+    prompt: list[int] = []
+    if "pixel_values" in accepted:
+        config = getattr(model.config, "vision_config", None) or model.config
         size = config.image_size
         height, width = size if isinstance(size, tuple | list) else (size, size)
         pixels = torch.zeros(2, getattr(config, "num_channels", 3), height, width)
-        pixels = pixels.to(next(model.parameters()).dtype)
-        return {"pixel_values": pixels}, {"pixel_values": {0: batch}}
+        inputs["pixel_values"] = pixels.to(next(model.parameters()).dtype)
+        shapes["pixel_values"] = {0: batch}
+        if "input_ids" not in accepted:
+            return inputs, shapes
+        # One image a prompt; the model's own number of features.
+        prompt = [model.config.image_token_id] * model.config.image_seq_length
     config = getattr(model.config, "text_config", None) or model.config
     longest = getattr(config, "max_position_embeddings", None)
-    length = min(8, longest or 8)
-    tokens = torch.ones(2, length, dtype=torch.int64)
+    ids = torch.tensor([prompt + [1] * min(8, longest or 8)] * 2)
     shape = {0: batch, 1: Dim("seq", max=longest)}
-    inputs = {"input_ids": tokens, "attention_mask": tokens.clone()}
-    return inputs, dict.fromkeys(inputs, shape)
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return text | inputs, dict.fromkeys(text, shape) | shapes
 
 
 def _give_forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
@@ -108,14 +116,19 @@ def _give_forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
     def vision(self: Any, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         return tensors(self, {"pixel_values": pixel_values})
 
-    model.forward = MethodType(vision if "pixel_values" in inputs else text, model)
+    forwards: dict[int, Any] = {1: vision, 2: text, 3: llava_forward}
+    model.forward = MethodType(forwards[len(inputs)], model)
 
 
 def _task(model: Any) -> str:
+    """The task in the words of the hub, where the class says it."""
     name = type(model).__name__
-    if "pixel_values" in inspect.signature(type(model).forward).parameters:
-        return "vision"
-    return "causal-lm" if "CausalLM" in name or "LMHead" in name else ""
+    accepted = inspect.signature(type(model).forward).parameters
+    if "pixel_values" in accepted and "input_ids" in accepted:
+        return "image-text-to-text"
+    if "pixel_values" in accepted:
+        return "image-classification" if "ImageClassification" in name else ""
+    return "text-generation" if "CausalLM" in name or "LMHead" in name else ""
 
 
 def bind_weights(

@@ -53,7 +53,8 @@ class Source:
     """Folder whose tokenizer and config files go into the artifact."""
     source_bytes: int = 0
     task: str = ""
-    """``text-embedding``, ``causal-lm``, ``vision``, or empty where unknown."""
+    """``text-generation``, ``image-text-to-text``, ``image-classification``, ``text-embedding``, or
+    empty where unknown."""
     files: tuple[Path, ...] = ()
     """The files that ``sha256`` is taken over: see ``load.fingerprint``."""
     sampler: Callable[[], list[dict[str, torch.Tensor]]] | None = None

@@ -9,8 +9,15 @@ import torch
 from ..errors import BadInput, near_misses
 from ..fx import FxView
 from .minilm import load_minilm
+from .tiny_llama import load_tiny_llama
+from .tiny_vision import load_tiny_llava, load_tiny_vit
 
-ZOO: dict[str, Callable[[torch.dtype | None], FxView]] = {"minilm": load_minilm}
+ZOO: dict[str, Callable[[torch.dtype | None], FxView]] = {
+    "minilm": load_minilm,
+    "tiny-llama": load_tiny_llama,
+    "tiny-llava": load_tiny_llava,
+    "tiny-vit": load_tiny_vit,
+}
 
 
 def load_zoo(name: str, *, dtype: torch.dtype | None = None) -> FxView:

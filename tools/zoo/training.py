@@ -111,7 +111,9 @@ class _State:
     def note(
         self, model: torch.nn.Module, evaluate: Callable[[], Mapping[str, float]] | None
     ) -> None:
-        point = {"step": self.step, "seconds": round(self.seconds, 1), "loss": round(self.smooth, 4)}
+        point = {
+            "step": self.step, "seconds": round(self.seconds, 1), "loss": round(self.smooth, 4),
+        }  # fmt: skip
         if evaluate is not None:
             model.eval()
             with torch.no_grad():

@@ -1,0 +1,57 @@
+"""LLaVA models: one forward that ``torch.export`` can follow, in place of the library's.
+
+The library's forward makes a list of one tensor an image, which fixes the batch size, and scatters
+the features with ``masked_scatter``, which no other runtime has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def llava_forward(
+    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    """``logits`` ``[batch, seq, words]`` of prompts with one image each.
+
+    ``input_ids``, ``attention_mask`` ``[batch, seq]`` i64, with as many placeholders
+    (``config.image_token_id``) in each row as the image has features; ``pixel_values``
+    ``[batch, 3, height, width]``, or ``[batch, crops, 3, height, width]`` where an image comes as
+    several crops, whose features follow each other.
+    """
+    inner = self.model
+    pixels = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
+    features = inner.multi_modal_projector(_selected(self, pixels))
+    words = inner.get_input_embeddings()(input_ids)
+    features = features.reshape(input_ids.shape[0], -1, words.shape[-1])
+    merged = merge_features(words, input_ids == self.config.image_token_id, features)
+    states = inner.language_model(
+        inputs_embeds=merged, attention_mask=attention_mask, use_cache=False
+    ).last_hidden_state
+    return {"logits": self.lm_head(states)}
+
+
+def _selected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The tower's features as the config selects them, ``[images, tokens, width]``."""
+    config = model.config
+    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
+    layers = config.vision_feature_layer
+    chosen = [hidden[i] for i in ([layers] if isinstance(layers, int) else layers)]
+    if config.vision_feature_select_strategy == "default":
+        chosen = [state[:, 1:] for state in chosen]
+    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, -1)
+
+
+def merge_features(
+    words: torch.Tensor, placeholders: torch.Tensor, features: torch.Tensor
+) -> torch.Tensor:
+    """``words`` with the features in the places of the placeholders, in order.
+
+    ``words`` ``[batch, seq, width]``, ``placeholders`` ``[batch, seq]`` bool, ``features``
+    ``[batch, tokens, width]``; a row's n-th placeholder takes the row's n-th feature.
+    """
+    turn = placeholders.long().cumsum(1) - 1
+    place = turn.clamp(0, features.shape[1] - 1).unsqueeze(-1).expand(-1, -1, words.shape[-1])
+    return torch.where(placeholders.unsqueeze(-1), features.gather(1, place), words)

@@ -1,0 +1,291 @@
+"""Scenes of real handwritten digits on a noisy canvas, with questions about them.
+
+The digits are scikit-learn's copy of the UCI set "Optical Recognition of Handwritten Digits"
+(E. Alpaydin, C. Kaynak; CC BY 4.0): 1797 images of 8 x 8 pixels, kept here in ``digits.npz``. Each
+digit belongs to one split by the hash of its pixels; a scene of a split holds digits of that split
+only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+Split = Literal["train", "calibration", "validation", "test"]
+SHARES: dict[Split, float] = {"calibration": 0.05, "validation": 0.05, "test": 0.2}
+IMAGE, PATCH, CELL = 96, 8, 32
+CELLS = (
+    "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom",
+    "bottom right",
+)  # fmt: skip
+TYPES = ("where", "count", "largest", "contains")
+VIT_IMAGE = 48
+MEAN, STD = 0.5, 0.25
+"""Of pixels in 0 to 1: what a model sees is ``(pixel - MEAN) / STD``."""
+
+Pixels = NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Digit:
+    """One digit in a scene; ``box`` is (top, left, size) in pixels."""
+
+    value: int
+    cell: int
+    box: tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class Scene:
+    """``image`` is ``[3, height, width]`` f32 in 0 to 1."""
+
+    image: Pixels
+    digits: tuple[Digit, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a scene, and the one word that answers it."""
+
+    scene: Scene
+    type: str
+    text: str
+    answer: str
+
+
+@cache
+def digits(split: Split) -> tuple[Pixels, NDArray[np.int64]]:
+    """Images ``[n, 8, 8]`` f32 in 0 to 1, and labels ``[n]``, of one split."""
+    with np.load(Path(__file__).parent / "digits.npz") as file:
+        images, labels = file["images"], file["labels"].astype(np.int64)
+    chosen = np.array([_split_of(image) == split for image in images])
+    return images[chosen].astype(np.float32) / 16, labels[chosen]
+
+
+def _split_of(image: NDArray[np.uint8]) -> Split:
+    digest = hashlib.sha256(image.tobytes()).digest()
+    point = int.from_bytes(digest[:8], "big") / 2**64
+    for split, share in SHARES.items():
+        if point < share:
+            return split
+        point -= share
+    return "train"
+
+
+# --- drawing ------------------------------------------------------------------------------------
+
+
+def draw_scene(split: Split, rng: np.random.Generator, size: int = IMAGE) -> Scene:
+    """One to four digits in cells of their own, among strokes that are no digits.
+
+    A canvas of ``size`` pixels has 3 x 3 named cells; the digits are 16 to 24 pixels high, for
+    ``size`` 192 a little more.
+    """
+    canvas = _background(rng, size)
+    cell_size = size // 3
+    cells = rng.permutation(len(CELLS))
+    count = int(rng.integers(1, 5))
+    for cell in cells[count : count + int(rng.integers(2, 6))]:
+        _stroke(canvas, rng, *_corner(int(cell), cell_size), cell_size)
+    images, labels = digits(split)
+    placed = []
+    for cell in cells[:count]:
+        index = int(rng.integers(len(labels)))
+        high = int(rng.integers(16, 25)) if size == IMAGE else int(rng.integers(20, 33))
+        top, left = (int(c + rng.integers(0, cell_size - high + 1))
+                     for c in _corner(int(cell), cell_size))  # fmt: skip
+        _paste(canvas, rng, _warped(images[index], high, rng), top, left)
+        placed.append(Digit(int(labels[index]), int(cell), (top, left, high)))
+    return Scene(_noisy(canvas, rng), tuple(placed))
+
+
+def _noisy(canvas: Pixels, rng: np.random.Generator) -> Pixels:
+    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
+    return np.clip(canvas + 0.04 * noise, 0, 1)
+
+
+def _corner(cell: int, size: int) -> tuple[int, int]:
+    return cell // 3 * size, cell % 3 * size
+
+
+def _background(rng: np.random.Generator, size: int) -> Pixels:
+    """A smooth field: nine random colours, interpolated."""
+    coarse = rng.uniform(0.0, 0.35, (3, 3, 3))
+    spread = _interpolation(3, size)
+    return np.asarray(spread @ coarse @ spread.T, dtype=np.float32)
+
+
+@cache
+def _interpolation(source: int, target: int) -> NDArray[np.float64]:
+    """``[target, source]``: rows that mix two neighbours of the source linearly."""
+    at = np.linspace(0, source - 1, target)
+    low = np.minimum(at.astype(int), source - 2)
+    matrix = np.zeros((target, source))
+    matrix[np.arange(target), low] = 1 - (at - low)
+    matrix[np.arange(target), low + 1] = at - low
+    return matrix
+
+
+def _warped(image: Pixels, high: int, rng: np.random.Generator) -> Pixels:
+    """The digit at ``high`` pixels, turned by up to 10 degrees, sheared and scaled a little."""
+    angle, shear = rng.uniform(-0.17, 0.17), rng.uniform(-0.15, 0.15)
+    zoom_y, zoom_x = rng.uniform(0.88, 1.1, 2)
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    form = turn @ np.array([[1.0, 0.0], [shear, 1.0]]) / np.array([[zoom_y], [zoom_x]])
+    axis = (np.arange(high) + 0.5) / high * 8 - 4
+    places = form @ np.stack(np.meshgrid(axis, axis, indexing="ij")).reshape(2, -1)
+    places = places + 4.5  # the 8 x 8 image lies inside a rim of zeros
+    rim = np.pad(image, 1)
+    y, x = np.clip(places, 0, 8.999)
+    y0, x0 = y.astype(int), x.astype(int)
+    y0, x0 = np.minimum(y0, 8), np.minimum(x0, 8)
+    fy, fx = y - y0, x - x0
+    mixed = (rim[y0, x0] * (1 - fy) * (1 - fx) + rim[y0 + 1, x0] * fy * (1 - fx)
+             + rim[y0, x0 + 1] * (1 - fy) * fx + rim[y0 + 1, x0 + 1] * fy * fx)  # fmt: skip
+    return np.asarray(mixed.reshape(high, high), dtype=np.float32)
+
+
+def _paste(canvas: Pixels, rng: np.random.Generator, ink: Pixels, top: int, left: int) -> None:
+    colour = rng.uniform(0.65, 1.0, 3).astype(np.float32)[:, None, None]
+    height, width = ink.shape
+    window = canvas[:, top : top + height, left : left + width]
+    window += ink * (colour - window)
+
+
+def _stroke(canvas: Pixels, rng: np.random.Generator, top: int, left: int, size: int) -> None:
+    """A straight stroke, or two that cross: no digit, but as bright as one."""
+    for _ in range(int(rng.integers(1, 3))):
+        start, end = rng.uniform(0.15, 0.85, (2, 2)) * size
+        end = start + (end - start) * min(1.0, 0.4 * size / max(1.0, np.hypot(*(end - start))))
+        ink = np.zeros((size, size), dtype=np.float32)
+        along = start + (end - start) * np.linspace(0, 1, 24)[:, None]
+        y, x = np.clip(along, 0, size - 2).astype(int).T
+        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
+            ink[y + down, x + right] = 0.9
+        _paste(canvas, rng, ink, top, left)
+
+
+# --- questions ----------------------------------------------------------------------------------
+
+
+def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
+    """A question of one of ``TYPES`` about the scene."""
+    values = [digit.value for digit in scene.digits]
+    if kind == "where":
+        cell = int(rng.integers(len(CELLS)))
+        if rng.random() < 0.75:
+            cell = scene.digits[int(rng.integers(len(values)))].cell
+        there = [str(d.value) for d in scene.digits if d.cell == cell]
+        return Question(scene, kind, f"which digit is at the {CELLS[cell]} ?", (*there, "none")[0])
+    if kind == "count":
+        return Question(scene, kind, "how many digits are there ?", str(len(values)))
+    if kind == "largest":
+        return Question(scene, kind, "which digit is the largest ?", str(max(values)))
+    if kind != "contains":
+        raise ValueError(f"{kind} is not one of {TYPES}")
+    present = rng.random() < 0.5
+    wanted = [v for v in range(10) if (v in values) == present]
+    value = wanted[int(rng.integers(len(wanted)))]
+    return Question(scene, kind, f"is there a {value} ?", "yes" if present else "no")
+
+
+def questions(split: Split, count: int, seed: int = 0, size: int = IMAGE) -> list[Question]:
+    """``count`` questions, the four types in turn, each about a scene of its own.
+
+    The same for the same arguments: question ``i`` does not depend on ``count``.
+    """
+    made = []
+    for i in range(count):
+        rng = np.random.default_rng([seed, i, len(split), size])
+        made.append(ask(draw_scene(split, rng, size), TYPES[i % len(TYPES)], rng))
+    return made
+
+
+def normalized(images: Sequence[Pixels]) -> torch.Tensor:
+    """``pixel_values`` ``[n, 3, height, width]`` f32 of images in 0 to 1."""
+    return (torch.from_numpy(np.stack(images)) - MEAN) / STD
+
+
+def digit_patches(scene: Scene, least: float = 0.25) -> torch.Tensor:
+    """Which patches a digit's box covers by ``least`` of their area: ``[patches]`` bool, row by
+    row."""
+    side = scene.image.shape[-1]
+    covered = np.zeros((side, side), dtype=np.float32)
+    for digit in scene.digits:
+        top, left, high = digit.box
+        covered[top : top + high, left : left + high] = 1
+    grid = side // PATCH
+    share = covered.reshape(grid, PATCH, grid, PATCH).mean((1, 3))
+    return torch.from_numpy(share.reshape(-1) >= least)
+
+
+# --- one digit an image -------------------------------------------------------------------------
+
+
+def draw_digit(
+    split: Split, rng: np.random.Generator, index: int | None = None
+) -> tuple[Pixels, int]:
+    """One digit of 24 to 36 pixels on a canvas of 48, with strokes, and its label."""
+    images, labels = digits(split)
+    chosen = int(rng.integers(len(labels))) if index is None else index
+    canvas = _background(rng, VIT_IMAGE)
+    for _ in range(int(rng.integers(0, 3))):
+        corner = rng.integers(0, VIT_IMAGE - 16, 2)
+        _stroke(canvas, rng, int(corner[0]), int(corner[1]), 16)
+    high = int(rng.integers(24, 37))
+    top, left = (int(p) for p in rng.integers(0, VIT_IMAGE - high + 1, 2))
+    _paste(canvas, rng, _warped(images[chosen], high, rng), top, left)
+    return _noisy(canvas, rng), int(labels[chosen])
+
+
+def classified(
+    split: Split, count: int, seed: int = 0, batch: int = 64
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Batches of ``pixel_values`` ``[n, 3, 48, 48]`` and labels ``[n]``; every digit of the split
+    in turn."""
+    total = len(digits(split)[1])
+    for start in range(0, count, batch):
+        drawn = [
+            draw_digit(split, np.random.default_rng([seed, i, len(split)]), i % total)
+            for i in range(start, min(count, start + batch))
+        ]
+        yield normalized([image for image, _ in drawn]), torch.tensor([label for _, label in drawn])
+
+
+# --- prompts ------------------------------------------------------------------------------------
+
+
+def prompt_batches(
+    asked: Sequence[Question], tokenizer: Any, *, batch: int = 16
+) -> list[dict[str, torch.Tensor]]:
+    """Questions as inputs of a LLaVA model: ``input_ids``, ``attention_mask`` ``[n, seq]`` i64,
+    padded on the left, and ``pixel_values`` ``[n, 3, 96, 96]`` f32.
+
+    A prompt is ``<s>``, a placeholder for each patch, the question; the next token is the answer.
+    """
+    image, pad = tokenizer.token_to_id("<image>"), tokenizer.token_to_id("<pad>")
+    made = []
+    for start in range(0, len(asked), batch):
+        part = asked[start : start + batch]
+        encoded = [tokenizer.encode(question.text).ids for question in part]
+        tokens = (part[0].scene.image.shape[-1] // PATCH) ** 2
+        rows = [[ids[0], *[image] * tokens, *ids[1:]] for ids in encoded]
+        longest = max(map(len, rows))
+        made.append(
+            {
+                "input_ids": torch.tensor([[pad] * (longest - len(r)) + r for r in rows]),
+                "attention_mask": torch.tensor(
+                    [[0] * (longest - len(r)) + [1] * len(r) for r in rows]
+                ),
+                "pixel_values": normalized([question.scene.image for question in part]),
+            }
+        )
+    return made

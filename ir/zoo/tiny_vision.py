@@ -1,0 +1,55 @@
+"""``zoo:tiny-vit`` and ``zoo:tiny-llava``: small models of digits, trained by ``tools/zoo``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..fx import FxView
+from ..load_hf import load_folder
+from .scenes import classified, prompt_batches, questions
+from .text import read_tokenizer
+
+VIT, LLAVA = (Path(__file__).parent / name for name in ("tiny-vit", "tiny-llava"))
+SAMPLE_COUNT = 32
+SAMPLE_BATCH = 8
+
+
+def load_tiny_vit(dtype: torch.dtype | None = None) -> FxView:
+    """A vision transformer of 6 layers that names a digit, in f32 unless ``dtype`` says otherwise.
+
+    Input ``pixel_values`` ``[batch, 3, 48, 48]``, output ``logits`` ``[batch, 10]``. ``samples``
+    are 32 pictures of digits of the calibration split.
+    """
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        batches = classified("calibration", SAMPLE_COUNT, batch=SAMPLE_BATCH)
+        return [{"pixel_values": pixels} for pixels, _ in batches]
+
+    return _load(VIT, dtype, samples)
+
+
+def load_tiny_llava(dtype: torch.dtype | None = None) -> FxView:
+    """A LLaVA that answers questions about scenes of digits, in f32 unless ``dtype`` says otherwise.
+
+    Inputs ``input_ids`` and ``attention_mask`` ``[batch, seq]`` i64, ``pixel_values``
+    ``[batch, 3, 96, 96]``; a prompt holds 144 placeholders. Output ``logits`` ``[batch, seq, 36]``.
+    ``samples`` are 32 questions of the calibration split.
+    """
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        asked = questions("calibration", SAMPLE_COUNT)
+        return prompt_batches(asked, read_tokenizer(LLAVA), batch=SAMPLE_BATCH)
+
+    return _load(LLAVA, dtype, samples)
+
+
+def _load(
+    folder: Path, dtype: torch.dtype | None, sampler: Callable[[], list[dict[str, torch.Tensor]]]
+) -> FxView:
+    view = load_folder(folder, name=f"zoo:{folder.name}", dtype=dtype or torch.float32)
+    view.source = dataclasses.replace(view.source, kind="zoo", sampler=sampler)
+    return view
