@@ -33,7 +33,8 @@ def load_folder(
 
     Text models take ``input_ids`` and ``attention_mask`` (``[batch, seq]``, i64), vision models
     ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three and give
-    ``logits``; other outputs have the model's own names, without a KV cache. ``dtype`` overrides the config's. Raises ``BadInput`` for a model that is
+    ``logits``; other outputs have the model's own names, without a KV cache. ``dtype`` overrides
+    the config's. Raises ``BadInput`` for a model that is
     not understood and for weights that do not fit it, ``Missing`` for absent files; with
     ``allow_missing_weights`` absent weights become handles that cannot be read.
     """

@@ -143,10 +143,11 @@ def tail_roles(view: View, tail: list[Node]) -> dict[Node, str]:
 
 
 def _is_returned(view: View, node: Node) -> bool:
+    """Whether a linear's result goes to an output, with no more than a side path added to it."""
     queue = [view.results(node)[0]]
     for value in queue:
         if view.is_output(value):
             return True
-        shaping = (u for u in view.users(value) if view.op(u) in _SHAPING)
-        queue.extend(r for user in shaping for r in view.results(user))
+        passing = (u for u in view.users(value) if view.op(u) in _SHAPING or view.op(u) == "add")
+        queue.extend(r for user in passing for r in view.results(user))
     return False

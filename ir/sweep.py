@@ -1,12 +1,13 @@
 """One forward sweep over a graph: topological order, values freed after their last use.
 
 Weights are read when a node needs them and dropped at once, so that peak memory is one node's
-weights plus the live activations, whatever the model's size.
+weights plus the live activations, whatever the model's size. Several batches go through each node
+together, so that every weight is read once for all of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,10 @@ from .view import Node, Value, View
 
 Observer = Callable[[Node, list[Any], tuple[Any, ...]], None]
 """Called after each node with its arguments (as ``view.arguments`` orders them) and its results."""
+Results = tuple[Any, ...]
+Visit = Callable[[Node, list[list[Any]], list[Results]], list[Results] | None]
+"""Called after a node with its arguments and results, batch by batch. What it gives back stands in
+for the results from there on: what follows sees them."""
 
 
 def sweep(
@@ -25,28 +30,67 @@ def sweep(
 
     Raises ``BadInput`` where an input is missing, unknown, or of another dtype or rank.
     """
-    env: dict[Value, Any] = dict(zip(view.inputs(), _bind(view, inputs), strict=True))
+
+    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+        assert observe is not None
+        observe(node, given[0], results[0])
+
+    return sweep_together(view, [inputs], None if observe is None else visit)[0]
+
+
+def sweep_together(
+    view: View,
+    batches: Sequence[Mapping[str, torch.Tensor]],
+    visit: Visit | None = None,
+    nodes: frozenset[Node] | None = None,
+) -> list[dict[str, torch.Tensor]]:
+    """Run the graph on all batches, node by node; the outputs of each.
+
+    ``visit`` is called at ``nodes`` (all, where not given). It must not edit the graph. Raises as
+    ``sweep``.
+    """
+    values = [_bind(view, inputs) for inputs in batches]
+    env: dict[Value, list[Any]] = {
+        value: [given[i] for given in values] for i, value in enumerate(view.inputs())
+    }
     order = list(view.nodes())
     last = _last_uses(view, order)
     keep = set(view.outputs())
     with torch.no_grad():
         for position, node in enumerate(order):
             arguments = view.arguments(node)
-            given = [_value(view, env, a) for a in arguments]
-            results = view.execute(node, given)
-            if observe is not None:
-                observe(node, given, results)
+            given = _given(view, env, arguments, len(batches))
+            results = [view.execute(node, row) for row in given]
+            if visit is not None and (nodes is None or node in nodes):
+                results = visit(node, given, results) or results
             del given
-            for value, result in zip(view.results(node), results, strict=True):
+            for i, value in enumerate(view.results(node)):
                 if value in last or value in keep:
-                    env[value] = result
+                    env[value] = [row[i] for row in results]
             for value in arguments:
                 if last[value] == position and value not in keep:
                     env.pop(value, None)
-        return {
-            name: _value(view, env, value)
-            for name, value in zip(view.output_names(), view.outputs(), strict=True)
-        }
+        found = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
+    names = view.output_names()
+    return [
+        {name: column[row][0] for name, column in zip(names, found, strict=True)}
+        for row in range(len(batches))
+    ]
+
+
+def _given(
+    view: View, env: Mapping[Value, list[Any]], arguments: Sequence[Value], count: int
+) -> list[list[Any]]:
+    """The arguments of each batch; a weight is read once."""
+    columns = [env[a] if a in env else [_weight(view, a)] * count for a in arguments]
+    return [[column[row] for column in columns] for row in range(count)]
+
+
+def _weight(view: View, value: Value) -> torch.Tensor:
+    weight = view.weight(value)
+    if weight is None:
+        raise BadInput(f"the value {view.name(value)} is used before it is computed")
+    return weight.read()
 
 
 def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
@@ -55,15 +99,6 @@ def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
         for value in view.arguments(node):
             last[value] = position
     return last
-
-
-def _value(view: View, env: Mapping[Value, Any], value: Value) -> Any:
-    if value in env:
-        return env[value]
-    weight = view.weight(value)
-    if weight is None:
-        raise BadInput(f"the value {view.name(value)} is used before it is computed")
-    return weight.read()
 
 
 def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:

@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ class Needs:
     """What must be there before a pass runs; the manager refuses early where it is not."""
 
     calibration: bool = False
+    """Batches of inputs to learn from."""
     packages: tuple[str, ...] = ()
 
 
@@ -59,10 +61,14 @@ class Context:
     def __init__(
         self, view: View, *, step: int = 0, spool: Spool | None = None,
         progress: Callable[[str, int, int], None] | None = None,
-        calibration: Sequence[Mapping[str, torch.Tensor]] = (),
+        calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
+        self.original = original
+        """The raised source graph, as it was before the first pass; ``None`` is ``view`` itself."""
+        self.planned: dict[str, Site] = {}
+        """In a forecast: the sites that earlier passes would have changed, by name."""
         self.step = step
         self.spool = spool or Spool()
         self._progress = progress
@@ -74,6 +80,12 @@ class Context:
         if self._structure is None:
             self._structure = recognize(self.view)
         return self._structure
+
+    @cached_property
+    def original_linears(self) -> Mapping[str, Linear]:
+        """The linears of the source graph by name."""
+        found = recognize(self.original) if self.original is not None else self.structure
+        return {linear.name: linear for linear in found.linears}
 
     def edited(self) -> None:
         """Forget the structure: the graph has changed."""

@@ -79,6 +79,7 @@ def optimize(
     view = graph.copy()
     raise_graph(view)
     check_structure(view)
+    original = view.copy()
     report = _new_report(view, graph, recipe, max_error)
     report.samples, report.data = _count(batches), data
     spool = Spool()
@@ -91,8 +92,9 @@ def optimize(
         started = time.perf_counter()
         try:
             context = Context(
-                view, step=step, spool=spool, progress=progress, calibration=calibration or ()
-            )
+                view, step=step, spool=spool, progress=progress, calibration=calibration or (),
+                original=original,
+            )  # fmt: skip
             done.result = entry.made.run(context)
             _require_change(entry.made, done.result)
             view.drop_unused_weights()
@@ -125,6 +127,7 @@ def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
     for entry in recipe.steps:
         result = entry.made.plan(context)
         _require_change(entry.made, result)
+        context.planned.update({site.name: site for site in result.sites})
         planned.append((str(entry), result))
         size += sum(site.bytes_after - site.bytes_before for site in result.sites)
         seconds += entry.made.seconds(result)

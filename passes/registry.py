@@ -17,6 +17,8 @@ _BUILT_IN = {
     "quantize": "quantize:Quantize",
     "easyquant": "easyquant:EasyQuant",
     "hqq": "hqq:HQQ",
+    "eora": "eora:EoRA",
+    "svd-compensate": "svd_compensate:SvdCompensate",
 }
 
 

@@ -27,6 +27,8 @@ CELLS = (
     "bottom right",
 )  # fmt: skip
 TYPES = ("where", "count", "largest", "contains")
+MOST = 4
+"""Digits in a scene that questions are asked about."""
 VIT_IMAGE = 48
 MEAN, STD = 0.5, 0.25
 """Of pixels in 0 to 1: what a model sees is ``(pixel - MEAN) / STD``."""
@@ -83,8 +85,10 @@ def _split_of(image: NDArray[np.uint8]) -> Split:
 # --- drawing ------------------------------------------------------------------------------------
 
 
-def draw_scene(split: Split, rng: np.random.Generator, size: int = IMAGE) -> Scene:
-    """One to four digits in cells of their own, among strokes that are no digits.
+def draw_scene(
+    split: Split, rng: np.random.Generator, size: int = IMAGE, most: int = MOST
+) -> Scene:
+    """One to ``most`` digits in cells of their own, among strokes that are no digits.
 
     A canvas of ``size`` pixels has 3 x 3 named cells; the digits are 16 to 24 pixels high, for
     ``size`` 192 a little more.
@@ -92,7 +96,7 @@ def draw_scene(split: Split, rng: np.random.Generator, size: int = IMAGE) -> Sce
     canvas = _background(rng, size)
     cell_size = size // 3
     cells = rng.permutation(len(CELLS))
-    count = int(rng.integers(1, 5))
+    count = int(rng.integers(1, most + 1))
     for cell in cells[count : count + int(rng.integers(2, 6))]:
         _stroke(canvas, rng, *_corner(int(cell), cell_size), cell_size)
     images, labels = digits(split)

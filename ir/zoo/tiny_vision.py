@@ -33,7 +33,7 @@ def load_tiny_vit(dtype: torch.dtype | None = None) -> FxView:
 
 
 def load_tiny_llava(dtype: torch.dtype | None = None) -> FxView:
-    """A LLaVA that answers questions about scenes of digits, in f32 unless ``dtype`` says otherwise.
+    """A LLaVA that answers questions about scenes of digits, in f32 unless ``dtype`` is given.
 
     Inputs ``input_ids`` and ``attention_mask`` ``[batch, seq]`` i64, ``pixel_values``
     ``[batch, 3, 96, 96]``; a prompt holds 144 placeholders. Output ``logits`` ``[batch, seq, 36]``.

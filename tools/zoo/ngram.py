@@ -50,7 +50,8 @@ def _interpolated(
     grams: Tokens, counts: Tokens, wanted: Tokens, lower: NDArray[np.float64], vocabulary: int
 ) -> NDArray[np.float64]:
     contexts, kinds = np.unique(grams // vocabulary, return_counts=True)
-    totals = np.bincount(np.searchsorted(contexts, grams // vocabulary), weights=counts)
+    places = np.searchsorted(contexts, grams // vocabulary)
+    totals: NDArray[np.float64] = np.bincount(places, weights=counts).astype(np.float64)
     count = _lookup(grams, counts.astype(np.float64), wanted)
     total = _lookup(contexts, totals, wanted // vocabulary)
     kind = _lookup(contexts, kinds.astype(np.float64), wanted // vocabulary)

@@ -195,12 +195,14 @@ def mean_loss(model: Any, tokens: torch.Tensor) -> float:
 
 
 def measure(
-    model: Any, tokens: Mapping[str, torch.Tensor], texts: Mapping[str, Sequence[str]]
+    model: Any,
+    tokens: Mapping[corpus.Split, torch.Tensor],
+    texts: Mapping[corpus.Split, Sequence[str]],
 ) -> dict[str, float]:
     """Perplexities on the test text, of this model in bf16 and of models that only count."""
     rounded = model.to(torch.bfloat16).float()
     loss = mean_loss(rounded, tokens["test"])
-    train_ids, test_ids = (tokens[s].numpy().astype(np.int64) for s in ("train", "test"))
+    train_ids, test_ids = tokens["train"].numpy(), tokens["test"].numpy()
     characters = sum(map(len, texts["test"]))
     return {
         "parameters": sum(p.numel() for p in model.parameters()),

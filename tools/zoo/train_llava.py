@@ -193,15 +193,15 @@ class Learner(nn.Module):
         for scene in drawn:
             kinds = rng.permutation(scenes.TYPES)
             asked = [scenes.ask(scene, str(kind), rng) for kind in kinds]
-            ids = self.tokenizer.encode(" ".join(f"{q.text} {q.answer}" for q in asked)).ids
-            rows.append(ids)
+            text = " ".join(f"{q.text} {q.answer}" for q in asked)
+            rows.append(self.tokenizer.encode(text).ids)
             ends = np.cumsum([len(q.text.split()) + 1 for q in asked])
             marks.append([int(end) for end in ends])
         longest = max(map(len, rows))
         ids = torch.tensor([row + [0] * (longest - len(row)) for row in rows])
         labels = torch.full_like(ids, -100)
-        for row, ends in enumerate(marks):
-            labels[row, ends] = ids[row, ends]
+        for row, places in enumerate(marks):
+            labels[row, places] = ids[row, places]
         with torch.autocast("cpu", torch.bfloat16):
             hidden = self.teacher.hidden(scenes.normalized([s.image for s in drawn]))
             logits = self._logits(hidden[-2][:, 1:], ids)

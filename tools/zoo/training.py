@@ -149,7 +149,8 @@ class _State:
 
 
 def _optimizers(model: torch.nn.Module, schedule: Schedule) -> list[torch.optim.Optimizer]:
-    matrices, others = [], []
+    matrices: list[torch.nn.Parameter] = []
+    others: list[torch.nn.Parameter] = []
     tables = {
         id(module.weight) for module in model.modules() if isinstance(module, torch.nn.Embedding)
     }
