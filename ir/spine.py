@@ -28,6 +28,8 @@ class Spine:
     chain: frozenset[Node]
     entry: int
     """Place in graph order of the value that the first addition's branch starts from."""
+    forks: tuple[Value, ...] = ()
+    """For each addition, the value that its branch and the stream around it both start from."""
 
 
 NO_SPINE = Spine(None, (), {}, frozenset(), 0)
@@ -90,7 +92,9 @@ def _spine_from(
     for node in sorted((n for n in above if n in order and n is not start), key=order.__getitem__):
         counts[node] = counts.get(above[node], 0) + (node in boundaries)
     entry = order.get(above[additions[0]], -1)
-    return Spine(start, tuple(additions), counts, frozenset(longest), entry)
+    forks = tuple(above[a] if above[a] not in order else view.results(above[a])[0]
+                  for a in additions)  # fmt: skip
+    return Spine(start, tuple(additions), counts, frozenset(longest), entry, forks)
 
 
 def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> list[Node]:

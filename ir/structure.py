@@ -74,6 +74,10 @@ class SubBlock:
     linears: tuple[str, ...]
     attentions: tuple[int, ...]
     """Indices into ``Structure.attentions``."""
+    entry: Value
+    """The residual stream that the branch reads."""
+    exit: Value
+    """The residual stream behind it: the sum, or its norm where norms come after the sums."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,18 @@ class Block:
     sub_blocks: tuple[SubBlock, ...]
     linears: tuple[str, ...]
     attentions: tuple[int, ...]
+    tower: int = 0
+    """Which run of blocks it belongs to: within a tower, a block starts where the last one ends."""
+
+    @property
+    def entry(self) -> Value:
+        """The residual stream before the block."""
+        return self.sub_blocks[0].entry
+
+    @property
+    def exit(self) -> Value:
+        """The residual stream behind the block."""
+        return self.sub_blocks[-1].exit
 
 
 @dataclass(frozen=True)
@@ -115,7 +131,7 @@ def recognize(view: View) -> Structure:
     places = {n: _sub_block_of(spine, order, n) for n in (*names, *nodes["sdpa"])}
     roles = _roles(view, linears, traced, places, spine)
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
-    subs = _sub_blocks(spine, linears, nodes["sdpa"], places)
+    subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places)
     blocks = _blocks(subs)
     block_of = {sub.index: block.index for block in blocks for sub in block.sub_blocks}
     linears = [replace(site, block=_at(block_of, places[site.node])) for site in linears]
@@ -213,8 +229,9 @@ def _roles(
 
 
 def _sub_blocks(
-    spine: Spine, linears: list[Linear], sdpas: list[Node], places: dict[Node, int | None]
-) -> tuple[SubBlock, ...]:
+    view: View, spine: Spine, linears: list[Linear], sdpas: list[Node],
+    places: dict[Node, int | None],
+) -> tuple[SubBlock, ...]:  # fmt: skip
     inside: dict[int, list[str]] = {}
     attending: dict[int, list[int]] = {}
     for linear in linears:
@@ -225,10 +242,35 @@ def _sub_blocks(
         place = places[node]
         if place is not None:
             attending.setdefault(place, []).append(index)
+    exits = _exits(view, spine)
     return tuple(
-        SubBlock(i, addition, tuple(inside.get(i, ())), tuple(attending.get(i, ())))
+        SubBlock(i, addition, tuple(inside.get(i, ())), tuple(attending.get(i, ())),
+                 spine.forks[i], exits[i])
         for i, addition in enumerate(spine.additions)
-    )
+    )  # fmt: skip
+
+
+def _exits(view: View, spine: Spine) -> list[Value]:
+    """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
+    come after the sums (as in BERT), and the last sum's norm belongs to it likewise."""
+    sums = [view.results(addition)[0] for addition in spine.additions]
+    found = []
+    for i, value in enumerate(sums):
+        normed = _normed(view, value)
+        if i + 1 < len(sums):
+            norm_follows = normed is spine.forks[i + 1]
+        else:
+            norm_follows = bool(found) and found[-1] is not sums[i - 1]
+        found.append(normed if norm_follows and normed is not None else value)
+    return found
+
+
+def _normed(view: View, value: Value) -> Value | None:
+    """The norm of a value, where that is its only use."""
+    users = view.users(value)
+    if len(users) != 1 or view.op(users[0]) not in ("layer_norm", "rms_norm"):
+        return None
+    return view.results(users[0])[0]
 
 
 def _blocks(subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
@@ -239,13 +281,11 @@ def _blocks(subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
         if not runs or sub.attentions or not attends:
             runs.append([])
         runs[-1].append(sub)
-    return tuple(
-        Block(
-            i,
-            tuple(run),
-            tuple(name for sub in run for name in sub.linears),
-            tuple(a for sub in run for a in sub.attentions),
-        )
-        for i, run in enumerate(runs)
-    )
+    blocks: list[Block] = []
+    for i, run in enumerate(runs):
+        names = tuple(name for sub in run for name in sub.linears)
+        sites = tuple(a for sub in run for a in sub.attentions)
+        tower = 0 if not blocks else blocks[-1].tower + (blocks[-1].exit is not run[0].entry)
+        blocks.append(Block(i, tuple(run), names, sites, tower))
+    return tuple(blocks)
 

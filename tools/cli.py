@@ -22,10 +22,8 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """``ClickException``, of click or of the copy of click that newer releases of typer carry."""
 
-COMMANDS = ("run", "passes", "recipes", "inspect", "bench", "diff", "explain", "replay")
-MODEL_HELP = (
-    "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
-)
+COMMANDS = ("run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay")
+MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
 DEFAULT_RECIPE = "w8"
 """The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
 
@@ -54,6 +52,9 @@ def run(
     max_error: Annotated[
         float | None, typer.Option(help="Bound on relative L2 of any output.")
     ] = None,
+    tasks: Annotated[
+        str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
+    ] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,
     as_json: Json = False,
@@ -71,7 +72,7 @@ def run(
         raise BadInput(f"--max-error {max_error} must be above 0")
     request = pipeline.Request(
         model, chosen, out, max_error=max_error, device=device, force=force,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks),
     )  # fmt: skip
     with terminal.Steps(console, silent=as_json) as steps:
         done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
@@ -189,6 +190,73 @@ def bench(
         raise BadInput("name at least one artifact folder, or --rewriting")
     sizes = _integers("--batches", batches)
     bench_artifacts.main(artifacts, sizes, length, device=device, repeats=repeats)
+
+
+@app.command("eval")
+def evaluate(
+    subjects: Annotated[list[str] | None, typer.Argument(metavar="OUT|MODEL...")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks: a,b. Default: by the model's kind.")] = "",
+    reference: Annotated[str, typer.Option(help="The original; default: the first one.")] = "",
+    samples: Annotated[int | None, typer.Option(help="Samples, in each task's unit.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Text, or JSON lines with `text`.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
+    window: Annotated[int | None, typer.Option(help="Tokens in a window of text.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch of latency and memory.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Length of latency and memory.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of latency.")] = 15,
+    interval: Annotated[
+        float | None, typer.Option(help="Widest half-width of a 95 % interval that will do.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples and intervals.")] = 0,
+    backend: Annotated[str, typer.Option(help="Where all of them run.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    plot: Annotated[Path | None, typer.Option(help="SVG of the Pareto plots.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data only, on stdout.")] = False,
+    verbose: Verbose = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Judge artifacts and models side by side: quality, latency, memory, with 95 % intervals.
+
+    With several, a Pareto plot is written (eval.svg; with --json only where --plot asks for it),
+    and the comparison into the report of each artifact.
+    """
+    from ..backends.base import backend_names
+    from . import terminal
+    from .evaluate import Setting, command, too_wide
+
+    _check_choice("backend", backend, backend_names())
+    _check_choice("device", device, ("cpu", "cuda"))
+    if interval is not None and not interval > 0:
+        raise BadInput(f"--interval {interval} must be above 0")
+    with terminal.Steps(Console(stderr=True), silent=as_json) as steps:
+        setting = Setting(
+            samples=samples, data=data, window=window, stride=stride, batch=batch, length=length,
+            rounds=rounds, seed=seed, progress=steps,
+        )  # fmt: skip
+        judged, found, original = command.judge(
+            subjects or [], tasks, reference, setting, tokenizer=tokenizer, backend=backend,
+            device=device, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    rows = command.rows_of(judged, found)
+    target = plot if plot is not None or as_json else command.DEFAULT_PLOT
+    written, failed = command.publish(rows, original.name, target)
+    if as_json:
+        _print_json(command.to_json(rows, original.name, setting))
+    else:
+        terminal.print_eval(Console(), rows, original.name)
+        terminal.print_written(Console(stderr=True), written, failed)
+    wide = [] if interval is None else too_wide(judged, found, interval)
+    if wide:
+        raise BadInput("\n".join(wide))
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    from .evaluate import task_names
+
+    return tuple(task_names(text))
 
 
 def _choose_recipe(name: str, text: str, console: Console, *, quiet: bool) -> Any:

@@ -50,6 +50,9 @@ _REQUIRED_OF_SIZES = {"source_bytes": int, "artifact_bytes": int}
 VOLATILE = frozenset({"created", "machine", "seconds", "peak_rss_bytes"})
 """Fields that differ between two runs of the same recipe on the same input."""
 
+MEASURED = frozenset({"latency", "memory"})
+"""Tasks of evaluation whose figures differ from run to run."""
+
 Manifest = dict[str, Any]
 
 
@@ -192,6 +195,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[tuple[str, str], Any]]:
             yield ("passes", f"{label}: {name}"), value
         yield ("passes", f"{label}: sites"), len(step["sites"])
         yield ("passes", f"{label}: refused"), len(step["refused"])
+    for task, sides in (manifest.get("eval") or {}).items():
+        for name, value in sides["after"]["figures"].items() if task not in MEASURED else ():
+            yield ("eval", f"{task}: {name}"), value
     for group in site_groups(merged_sites(manifest)):
         for name in ("count", "bytes_after", "bits_per_weight", "rel_l2"):
             yield (f"sites {group['name']}", name), group[name]

@@ -15,7 +15,7 @@ import torch
 from ..backends import artifact
 from ..backends.lowering import lowered
 from ..backends.onnxruntime import check_device
-from ..ir.errors import BoundExceeded
+from ..ir.errors import BadInput, BoundExceeded
 from ..ir.load import fingerprint, load
 from ..ir.onnx import OnnxView
 from ..ir.raising import raise_graph
@@ -50,6 +50,8 @@ class Request:
     force: bool = False
     trust_remote_code: bool = False
     verify_samples: int = 256
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks that judge the source and the artifact, both in ONNX Runtime."""
 
 
 def dry_run(request: Request) -> dict[str, Any]:
@@ -68,6 +70,7 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
     view = load(request.model, trust_remote_code=request.trust_remote_code)
+    _check_eval(request, view)
     view.source.sha256 = fingerprint(view.source)
     result = optimize(view, request.recipe, max_error=request.max_error, progress=progress)
     done = result.report.to_dict()
@@ -86,6 +89,9 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
         artifact.copy_side_files(view.source.folder, folder)
         _verify(request, view, result.graph, folder, done, progress)
         done["sizes"]["artifact_bytes"] = artifact.model_bytes(folder)
+        if request.eval_tasks:
+            manifest.write(folder, done)
+            done["eval"] = _evaluated(request, view, folder, progress)
         done["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest.write(folder, done)
         report.write(folder, done)
@@ -122,6 +128,41 @@ def _verify(
             )
         if optimized:
             _compare_with_source(source, executable, batches, done, progress)
+
+
+def _check_eval(request: Request, view: View) -> None:
+    """Refuse tasks that cannot be done before any work is. Raises ``BadInput`` and ``Missing``."""
+    if not request.eval_tasks:
+        return
+    if request.out is None:
+        raise BadInput("--eval judges the artifact: give its folder with -o")
+    from . import evaluate
+
+    source = evaluate.Subject.of(view)
+    evaluate.check_tasks([source], request.eval_tasks, source, evaluate.Setting())
+
+
+def _evaluated(
+    request: Request, view: View, folder: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """What the tasks say of the source and of the artifact, in turns in ONNX Runtime."""
+    from . import evaluate
+
+    source = evaluate.Subject.of(view, backend="onnxruntime", device=request.device)
+    made = evaluate.Subject.of(
+        folder, name="the artifact", device=request.device, kind=source.kind,
+        tokenizer=source.folder if _has_tokenizer(source.folder) else None,
+    )  # fmt: skip
+    setting = evaluate.Setting(progress=progress)
+    found = evaluate.evaluate_all([source, made], request.eval_tasks, source, setting)
+    return {
+        task: {"before": before.to_dict(), "after": after.to_dict()}
+        for task, (before, after) in found.items()
+    }
+
+
+def _has_tokenizer(folder: Path | None) -> bool:
+    return folder is not None and (folder / "tokenizer.json").is_file()
 
 
 def _rounds_activations(node: Any, view: View) -> bool:

@@ -31,6 +31,7 @@ from .summary import (
     split_name,
     worst,
 )
+from .terminal import evaluated_text
 
 FILE_NAME = "report.html"
 BAR_ROWS = 40
@@ -64,6 +65,8 @@ def render(manifest: Manifest) -> str:
         refusals=_refusals(manifest),
         pass_plot=plots.error_by_pass(_pass_errors(manifest)),
         site_plot=plots.error_by_site(sites),
+        evaluated=_evaluated(manifest),
+        pareto=_pareto(manifest),
         tree=_tree(manifest),
         machine=_machine(manifest.get("machine") or {}),
         command=_command(manifest),
@@ -192,6 +195,38 @@ def _machine(machine: dict[str, Any]) -> str:
 def _command(manifest: Manifest) -> str:
     model = manifest["source"].get("name") or "MODEL"
     return f"optimize-model {shlex.quote(model)} -p {shlex.quote(manifest['recipe'])} -o OUT"
+
+
+def _evaluated(manifest: Manifest) -> list[dict[str, Any]]:
+    """A row for each figure of each task, with its text before and after."""
+    return [
+        {"task": task, "name": name, "samples": f"{sides['after']['samples']} "
+         f"{sides['after']['unit']}",
+         **{side: evaluated_text(sides[side], name).split("\n") for side in ("before", "after")}}
+        for task, sides in (manifest.get("eval") or {}).items()
+        for name in sides["after"]["figures"]
+    ]  # fmt: skip
+
+
+def _pareto(manifest: Manifest) -> dict[str, Any] | None:
+    """The last comparison that the artifact took part in, as table and plot."""
+    found = manifest.get("comparison")
+    if not found:
+        return None
+    from .evaluate import TASKS
+    from .evaluate.plot import comparison
+
+    rows = found["rows"]
+    columns = [(t, n) for t in rows[0]["results"] if t in TASKS for n in TASKS[t].headlines]
+    return {
+        **found, "plot": comparison(rows) if len(rows) > 1 else None,
+        "columns": [n if n == t else f"{t}: {n}" for t, n in columns],
+        "lines": [
+            {"name": row["name"], "bytes": row["bytes"],
+             "cells": [evaluated_text(row["results"][t], n).split("\n") for t, n in columns]}
+            for row in rows
+        ],
+    }  # fmt: skip
 
 
 # --- the two graphs as one tree ------------------------------------------------------------------

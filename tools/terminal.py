@@ -40,6 +40,7 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_passes(console, manifest)
     print_refused(console, manifest)
     print_verification(console, manifest)
+    print_before_after(console, manifest)
     before, after = manifest["sizes"]["source_bytes"], manifest["sizes"]["artifact_bytes"]
     line = f"size: {size(before)} -> {size(after)}"
     if before > 0 and after > 0:
@@ -114,6 +115,83 @@ def print_verification(console: Console, manifest: Manifest) -> None:
         found = checks["runtime"].get(mode)
         if found is not None:
             _say(console, f"ONNX Runtime, optimisation {word}: {_error_line(found)}", "green")
+
+
+def print_before_after(console: Console, manifest: Manifest) -> None:
+    """What ``--eval`` found: a row a figure, the source and the artifact beside each other."""
+    found = manifest.get("eval")
+    if not found:
+        return
+    table = _table("evaluation", "samples", "before", "after", "change")
+    for task, sides in found.items():
+        before, after = sides["before"], sides["after"]
+        for i, name in enumerate(after["figures"]):
+            label = f"{task}: {name}" if name != task else task
+            count = f"{after['samples']} {after['unit']}" if i == 0 else ""
+            old, new = (evaluated_text(side, name) for side in (before, after))
+            table.add_row(Text(label), count, old, new, _change(before, after, name))
+    console.print(table)
+    _say(console, "below a figure: its 95 % interval; before and after both in ONNX Runtime")
+    notes = [n for sides in found.values() for side in sides.values() for n in side["notes"]]
+    for note in dict.fromkeys(notes):
+        _say(console, f"note: {note}", "yellow")
+
+
+def evaluated_text(result: Mapping[str, Any], name: str) -> str:
+    """A figure and, on a line of its own, the ends of its interval; a dash where there is none."""
+    value, ends = result["figures"].get(name), result["interval"].get(name)
+    if value is None:
+        return "-"
+    if name.endswith("_bytes"):
+        return size(int(value))
+    text = f"{value:.4g}"
+    return text if ends is None else f"{text}\n{_end(ends[0])}..{_end(ends[1])}"
+
+
+def _end(value: float) -> str:
+    return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> str:
+    old, new = before["figures"].get(name), after["figures"][name]
+    return f"{100 * (new / old - 1):+.1f} %" if old else "-"
+
+
+_FIGURE_WIDTH = 18
+"""A column of figures: two numbers of up to seven signs, and what lies between columns."""
+
+
+def print_eval(console: Console, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
+    """One row for each judged subject, one column for each headline figure; as many tables as
+    the width asks for."""
+    from .evaluate import TASKS
+
+    columns = [(task, name) for task in rows[0]["results"] for name in TASKS[task].headlines]
+    room = console.width - 10 - min(30, max(len(row["name"]) for row in rows))
+    fitting = max(1, room // _FIGURE_WIDTH)
+    for start in range(0, len(columns), fitting):
+        part = columns[start : start + fitting]
+        heads = [name if name == task else f"{task}\n{name}" for task, name in part]
+        table = _table("", "size", *heads)
+        for row in rows:
+            cells = [evaluated_text(row["results"][task], name) for task, name in part]
+            style = "bold" if row["name"] == reference else ""
+            table.add_row(Text(row["name"]), size(row["bytes"]), *cells, style=style)
+        console.print(table)
+    sizes = {t: f"{r['samples']} {r['unit']}" for t, r in rows[0]["results"].items()}
+    listed = ", ".join(f"{task} on {count}" for task, count in sizes.items())
+    _say(console, f"{listed}; below a figure its 95 % interval; the original is {reference}")
+    notes = [note for row in rows for r in row["results"].values() for note in r["notes"]]
+    for note in dict.fromkeys(notes):
+        _say(console, f"note: {note}", "yellow")
+
+
+def print_written(console: Console, written: Sequence[str], failed: Sequence[str]) -> None:
+    """Files that were written, and what was not."""
+    if written:
+        _say(console, f"written: {', '.join(written)}")
+    for line in failed:
+        _say(console, line, "yellow")
 
 
 def print_plan(console: Console, plan: Manifest) -> None:

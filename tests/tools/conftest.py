@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 HIDDEN, INTERMEDIATE, VOCAB, POSITIONS = 384, 1536, 30522, 512
 LINEARS = {
@@ -143,3 +146,31 @@ def minilm(*steps: str, layers: int = 6) -> dict[str, Any]:
 def make_manifest() -> Callable[..., dict[str, Any]]:
     """``make_manifest("quantize", layers=6)``: a manifest of MiniLM after the named passes."""
     return minilm
+
+
+@pytest.fixture(scope="session")
+def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Hugging Face folder: a random Llama of two layers, and a byte-level BPE made on English."""
+    from graphwright.ir.zoo.text import english_sentences
+
+    transformers: Any = importlib.import_module("transformers")
+    tokenizers: Any = importlib.import_module("tokenizers")
+    folder = tmp_path_factory.mktemp("language-model")
+    tokenizer = tokenizers.ByteLevelBPETokenizer()
+    tokenizer.train_from_iterator(
+        english_sentences(400), vocab_size=700, min_frequency=2, show_progress=False
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(
+        transformers.LlamaConfig(
+            num_hidden_layers=2, hidden_size=32, intermediate_size=64, num_attention_heads=4,
+            num_key_value_heads=2, vocab_size=700, max_position_embeddings=96,
+            tie_word_embeddings=False,
+        )
+    )  # fmt: skip
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.15 * torch.randn(parameter.shape))
+    model.save_pretrained(folder)
+    return folder

@@ -142,7 +142,11 @@ def test_hostile_strings_stay_text(make_manifest: Make, tmp_path: Path) -> None:
     manifest["graph_before"]["ops"] = {HOSTILE: 1}
     manifest["versions"][HOSTILE] = HOSTILE
     manifest["machine"]["cpu"] = HOSTILE
-    manifest["eval"] = {HOSTILE: HOSTILE}
+    side = {"figures": {HOSTILE: 1.0}, "interval": {HOSTILE: [0.5, 1.5]}, "samples": 3,
+            "unit": HOSTILE, "detail": {}, "notes": [HOSTILE], "seconds": 1.0}  # fmt: skip
+    manifest["eval"] = {HOSTILE: {"before": side, "after": side}}
+    row = {"name": HOSTILE, "kind": "", "backend": HOSTILE, "bytes": 5, "results": {}}
+    manifest["comparison"] = {"reference": HOSTILE, "this": HOSTILE, "rows": [row]}
     html = report.render(manifest)
     dom, messages = shown(html, tmp_path)
     assert messages == []

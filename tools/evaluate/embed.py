@@ -1,0 +1,118 @@
+"""``embed``: whether sentence vectors and what they retrieve stay the original's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+
+from ...ir.errors import BadInput
+from ...ir.zoo.text import english_sentences
+from .documents import documents
+from .stats import bootstrap, wilson
+from .subject import EMBEDDING, Subject
+from .task import EvalResult, Finite, Setting, Task, limited
+
+SENTENCES = 256
+BATCH = 32
+TOKENS = 128
+
+
+class Embed(Task):
+    """Sentence vectors against the original's.
+
+    ``cosine``: mean cosine of a sentence's vector with the original's. ``retrieval``: share of
+    sentences whose nearest other sentence, by cosine, is the one that the original finds. A sample
+    is a sentence (256 of Python's language reference, or the documents of ``data``), cut to 128
+    tokens. Intervals: bootstrap over sentences for ``cosine``, Wilson for ``retrieval``.
+    """
+
+    name = "embed"
+    kinds = (EMBEDDING,)
+    needs_reference = True
+    headlines: ClassVar = {"cosine": "higher", "retrieval": "higher"}
+    proportions = ("cosine", "retrieval")
+
+    def check(self, subject: Subject, setting: Setting) -> None:
+        super().check(subject, setting)
+        subject.tokenizer_file()
+        if len(_sentences(setting)) < 3:
+            raise BadInput("embed: retrieval among fewer than 3 sentences says nothing")
+
+    def run(
+        self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
+    ) -> list[EvalResult]:
+        assert reference is not None
+        available = _sentences(setting)
+        count, notes = limited(len(available), setting, SENTENCES, "sentences")
+        sentences = available[:count]
+        if count < 3:
+            raise BadInput("embed: retrieval among fewer than 3 sentences says nothing")
+        original = self._vectors(reference, sentences, setting)
+        nearest = _nearest(original)
+        results = []
+        for subject in subjects:
+            same = subject is reference
+            vectors = original if same else self._vectors(subject, sentences, setting)
+            if vectors.shape != original.shape:
+                raise BadInput(
+                    f"{subject.name} gives vectors of {vectors.shape[1]}, the original of "
+                    f"{original.shape[1]}: they are not versions of one model"
+                )
+            cosines = (vectors * original).sum(1).clamp(-1.0, 1.0).tolist()
+            hits = int((_nearest(vectors) == nearest).sum())
+            interval = {"retrieval": wilson(hits, count)}
+            ends = bootstrap([cosines], lambda s: s[0] / count, setting.seed)
+            interval |= {} if ends is None else {"cosine": ends}
+            figures = {"cosine": sum(cosines) / count, "retrieval": hits / count}
+            detail = {"lowest_cosine": min(cosines)}
+            results.append(
+                EvalResult(self.name, figures, interval, count, "sentences", detail, tuple(notes))
+            )
+        return results
+
+    def _vectors(
+        self, subject: Subject, sentences: Sequence[str], setting: Setting
+    ) -> torch.Tensor:
+        """Unit vectors ``[sentences, width]`` f64."""
+        tokenizer = subject.tokenizer()
+        tokenizer.enable_truncation(min(TOKENS, subject.max_tokens))
+        tokenizer.enable_padding()
+        found = []
+        for start in range(0, len(sentences), BATCH):
+            setting.progress(f"{self.name} of {subject.name}", start, len(sentences))
+            encoded = tokenizer.encode_batch(list(sentences[start : start + BATCH]))
+            mask = torch.tensor([e.attention_mask for e in encoded])
+            outputs = subject.run(
+                {"input_ids": torch.tensor([e.ids for e in encoded]), "attention_mask": mask,
+                 "token_type_ids": torch.zeros_like(mask)}
+            )  # fmt: skip
+            found.append(_pooled(outputs, mask))
+        vectors = torch.cat(found)
+        finite = Finite(self.name, subject, "sentences")
+        for vector in vectors:
+            finite(vector)
+        finite.settle()
+        return torch.nn.functional.normalize(vectors, dim=1)
+
+
+def _sentences(setting: Setting) -> list[str]:
+    if setting.data is not None:
+        return documents(setting)
+    return english_sentences(max(SENTENCES, setting.samples or 0))
+
+
+def _pooled(outputs: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
+    """The sentence vectors, or the mean of the tokens under the mask where there are none."""
+    if "sentence_embedding" in outputs:
+        return outputs["sentence_embedding"].double()
+    tokens, kept = outputs["last_hidden_state"].double(), mask[:, :, None].double()
+    return (tokens * kept).sum(1) / kept.sum(1).clamp(min=1.0)
+
+
+def _nearest(vectors: torch.Tensor) -> torch.Tensor:
+    """The other sentence that is nearest to each, ``[sentences]``."""
+    similarity = vectors @ vectors.T
+    similarity.fill_diagonal_(-2.0)
+    return similarity.argmax(1)

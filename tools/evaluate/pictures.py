@@ -1,0 +1,110 @@
+"""Images and questions about them for the tasks of vision models, from ``ir.zoo.scenes``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.errors import BadInput, Missing
+from ...ir.zoo import scenes
+from .subject import IMAGE, IMAGE_TEXT, Subject
+from .task import Setting
+
+IMAGES, QUESTIONS = 1000, 500
+BATCH = 32
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Images in batches, and the right class of each."""
+
+    batches: list[dict[str, torch.Tensor]]
+    labels: list[torch.Tensor]
+    count: int
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Questions in batches of equal length, so that no padding is needed; the right token and the
+    type of each."""
+
+    batches: list[dict[str, torch.Tensor]]
+    answers: list[list[tuple[str, int]]]
+    count: int
+
+
+def check_pictures(subject: Subject, setting: Setting) -> None:
+    """Raise where the shipped images do not fit the model, which is then another's.
+
+    ``BadInput`` for ``data``, which these tasks do not read; ``Missing`` where the model's images
+    have another size.
+    """
+    if setting.data is not None:
+        raise BadInput(
+            "--data is text; images and questions are drawn by ir.zoo.scenes: leave it out"
+        )
+    if subject.kind == IMAGE_TEXT:
+        _check_words(subject)
+    wanted = 3, *([scenes.VIT_IMAGE] * 2 if subject.kind == IMAGE else [scenes.IMAGE] * 2)
+    if subject.view is None:
+        return
+    for name, value in zip(subject.view.input_names(), subject.view.inputs(), strict=True):
+        shape = subject.view.type(value).shape
+        if name != "pixel_values" or shape is None:
+            continue
+        fixed = zip(shape[1:], wanted, strict=False)
+        if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in fixed):
+            raise Missing(
+                f"{subject.name} takes images {list(shape)[1:]}: the images that come with this "
+                f"package are {list(wanted)}, for zoo:tiny-vit and zoo:tiny-llava. Judge other "
+                "models on your own data by subject.run in Python, or by latency and memory here"
+            )
+
+
+def shown(subject: Subject, setting: Setting) -> Shown:
+    """Test images for a classifier."""
+    pairs = list(scenes.classified("test", setting.samples or IMAGES, setting.seed, BATCH))
+    return Shown(
+        [{"pixel_values": pixels} for pixels, _ in pairs], [labels for _, labels in pairs],
+        sum(len(labels) for _, labels in pairs),
+    )  # fmt: skip
+
+
+def asked(subject: Subject, setting: Setting) -> Asked:
+    """Test questions for a model of images and text."""
+    made = scenes.questions("test", setting.samples or QUESTIONS, setting.seed)
+    return _batched(subject, made)
+
+
+def example_batch(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
+    """Inputs of ``batch`` questions of one length, for timing."""
+    made = scenes.questions("test", 1) * batch
+    return scenes.prompt_batches(made, subject.tokenizer(), batch=batch)[0]
+
+
+def _batched(subject: Subject, questions: Sequence[scenes.Question]) -> Asked:
+    tokenizer = subject.tokenizer()
+    batches: list[dict[str, torch.Tensor]] = []
+    answers: list[list[tuple[str, int]]] = []
+    lengths = [len(tokenizer.encode(question.text).ids) for question in questions]
+    for length in sorted(set(lengths)):
+        part = [q for q, n in zip(questions, lengths, strict=True) if n == length]
+        batches += scenes.prompt_batches(part, tokenizer, batch=BATCH)
+        right = [(q.type, tokenizer.token_to_id(q.answer)) for q in part]
+        answers += [right[start : start + BATCH] for start in range(0, len(part), BATCH)]
+    return Asked(batches, answers, len(questions))
+
+
+def _check_words(subject: Subject) -> None:
+    """The questions are written in the words of ``zoo:tiny-llava``'s tokenizer."""
+    tokenizer = subject.tokenizer()
+    needed = ("<image>", "<pad>", "yes", "no", "none", *map(str, range(10)))
+    lacking = [word for word in needed if tokenizer.token_to_id(word) is None]
+    if lacking:
+        raise Missing(
+            f"{subject.name}: its tokenizer lacks {', '.join(lacking)}: the questions that come "
+            "with this package are for zoo:tiny-llava. Judge other models on your own questions by "
+            "subject.run in Python, or by latency and memory here"
+        )

@@ -1,0 +1,81 @@
+"""Inputs on which two models of one kind are compared, and the places where they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.errors import BadInput
+from . import pictures
+from .documents import batched, chosen_windows, text_logits, units
+from .subject import IMAGE, IMAGE_TEXT, TEXT, Subject
+from .task import Setting
+
+
+@dataclass(frozen=True)
+class Place:
+    """Positions ``start`` to ``stop`` of one row's logits; they belong to the drawn ``unit``."""
+
+    unit: int
+    row: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A batch of inputs and the places in its logits that count."""
+
+    inputs: dict[str, torch.Tensor]
+    places: tuple[Place, ...]
+
+
+def probes(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, str, list[str]]:
+    """The batches, the number of samples, what a sample is, what the bootstrap draws, and notes."""
+    if subject.kind == TEXT:
+        return _text(subject, setting)
+    if subject.kind == IMAGE_TEXT:
+        asked = pictures.asked(subject, setting)
+        return list(_numbered(asked.batches, -1)), asked.count, "questions", "questions", []
+    shown = pictures.shown(subject, setting)
+    return list(_numbered(shown.batches, 0)), shown.count, "images", "images", []
+
+
+def _text(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, str, list[str]]:
+    windows, _, notes = chosen_windows(subject, setting)
+    drawn, of = units(windows)
+    made = []
+    for rows, inputs in batched([w.ids for w in windows]):
+        ends = [len(windows[i].ids) - 1 for i in rows]
+        places = tuple(
+            Place(of[i], row, end - windows[i].scored, end)
+            for row, (i, end) in enumerate(zip(rows, ends, strict=True))
+        )
+        made.append(Probe(inputs, places))
+    return made, len(windows), "windows", drawn, notes
+
+
+def _numbered(batches: Sequence[dict[str, torch.Tensor]], position: int) -> Iterator[Probe]:
+    """One place a row: position 0 of its logits, or the last one (-1)."""
+    count = 0
+    for inputs in batches:
+        rows = next(iter(inputs.values())).shape[0]
+        yield Probe(inputs, tuple(Place(count + r, r, position, position + 1) for r in range(rows)))
+        count += rows
+
+
+def logits(subject: Subject, probe: Probe) -> list[torch.Tensor]:
+    """Logits ``[positions, classes]`` f32 at each place of a probe."""
+    if subject.kind == TEXT:
+        found = text_logits(subject, probe.inputs)
+        return [found[p.row, p.start : p.stop] for p in probe.places]
+    found = subject.run(probe.inputs)["logits"]
+    if subject.kind == IMAGE:
+        found = found[:, None]
+    if found.dim() != 3 or found.shape[0] != len(probe.places):
+        raise BadInput(
+            f"{subject.name} gives logits {list(found.shape)} for {len(probe.places)} samples"
+        )
+    return [found[p.row, p.start :][:1] for p in probe.places]
