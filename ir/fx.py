@@ -319,6 +319,28 @@ class FxView(View):
         if not agree(found, declared):
             raise Refusal(f"the replacement is {found}, {declared} is needed", node)
 
+    def rewire(self, node: Node, old: Value, new: Value) -> None:
+        node.replace_input_with(old, new)
+        if not self._same_type(old, new):
+            self.refresh_types([node])
+
+    def clone(
+        self, node: Node, values: Mapping[Value, Value], *, before: Node
+    ) -> tuple[Value, ...]:
+        mapping: dict[FxNode, FxNode] = {}
+        with self.graph.inserting_before(before):
+            for old in dict.fromkeys((node, *self.results(node))):
+                new = self.graph.node_copy(
+                    old, lambda n: mapping.get(n) or values.get(n) or n
+                )
+                new.meta = dict(old.meta)
+                if self.origin is not None:
+                    new.meta["graphwright"] = self.origin
+                mapping[old] = new
+        if self.journal is not None:
+            self.journal.append(mapping[node])
+        return tuple(mapping[value] for value in self.results(node))
+
     def _adopt(self, node: FxNode, near: FxNode) -> None:
         stack = near.meta.get("nn_module_stack")
         meta = node.meta
@@ -448,7 +470,10 @@ class FxView(View):
         return view
 
     def after(self, node: Node) -> Node:
-        return node.next
+        place = node.next
+        while place.target is _GETITEM and place.args[0] is node:
+            place = place.next
+        return place
 
     def to_module(self) -> torch.nn.Module:
         """A module that runs the graph, all weights read into memory; inputs are positional.

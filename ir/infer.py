@@ -206,8 +206,11 @@ def slice_(operands: Sequence[Any], attrs: Attrs) -> Types:
     size = x.shape[dim]
     if isinstance(size, int) and isinstance(start, int) and isinstance(end, int):
         out[dim] = len(range(*slice(start, end, attrs["step"]).indices(size)))
-    elif not (start == 0 and isinstance(end, int) and end >= 1 << 31 and attrs["step"] == 1):
+    elif not (isinstance(end, int) and end >= 1 << 31 and attrs["step"] == 1):
         out[dim] = UNKNOWN_DIM
+    elif start != 0:
+        named = isinstance(start, int) and start > 0 and size != UNKNOWN_DIM
+        out[dim] = f"{size} - {start}" if named else UNKNOWN_DIM
     return (x.with_shape(out),)
 
 

@@ -311,6 +311,32 @@ class OnnxView(View):
         if self.journal is not None:
             self.journal.append(node)
 
+    def rewire(self, node: Node, old: Value, new: Value) -> None:
+        for index, value in enumerate(node.inputs):
+            if value is old:
+                node.replace_input_with(index, new)
+        if not self._same_type(old, new):
+            self.refresh_types([node])
+
+    def clone(
+        self, node: Node, values: Mapping[Value, Value], *, before: Node
+    ) -> tuple[Value, ...]:
+        if has_subgraph(node):
+            raise Refusal("a node that holds a subgraph is not copied", node)
+        inputs = [None if v is None else values.get(v, v) for v in node.inputs]
+        copied = onnx_ir.Node(
+            node.domain, node.op_type, inputs, list(node.attributes.values()),
+            overload=node.overload, num_outputs=len(node.outputs),
+        )  # fmt: skip
+        self._before = before
+        self._place(copied)
+        for key in SCOPE_KEYS:
+            if key in node.metadata_props:
+                copied.metadata_props[key] = node.metadata_props[key]
+        for old, new in zip(node.outputs, copied.outputs, strict=True):
+            set_type(new, self.type(old))
+        return tuple(copied.outputs)
+
     def adopt(self, initializers: Iterable[onnx_ir.Value]) -> None:
         """Take recorded initializers into the graph, under names of their own."""
         for value in initializers:

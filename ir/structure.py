@@ -254,7 +254,7 @@ def _exits(view: View, spine: Spine) -> list[Value]:
     """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
     come after the sums (as in BERT), and the last sum's norm belongs to it likewise."""
     sums = [view.results(addition)[0] for addition in spine.additions]
-    found = []
+    found: list[Value] = []
     for i, value in enumerate(sums):
         normed = _normed(view, value)
         if i + 1 < len(sums):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -75,6 +76,8 @@ class View(ABC):
     """Provenance given to each node that is built while it is set."""
     journal: list[Node] | None = None
     """Where each native node is noted that is inserted while it is set."""
+    _stale: set[Node] | None = None
+    """Nodes whose types are to be inferred at the end of ``one_edit``."""
 
     # --- reading -----------------------------------------------------------------------------
 
@@ -183,6 +186,20 @@ class View(ABC):
         """
 
     @abstractmethod
+    def rewire(self, node: Node, old: Value, new: Value) -> None:
+        """Let one node, native or not, read ``new`` wherever it reads ``old``; types follow."""
+
+    @abstractmethod
+    def clone(
+        self, node: Node, values: Mapping[Value, Value], *, before: Node
+    ) -> tuple[Value, ...]:
+        """Insert a copy of a node, native or not, before ``before``; its results.
+
+        The copy reads ``values[v]`` where the node reads ``v``, and shares all other operands.
+        Raises ``Refusal`` for a node that holds a subgraph.
+        """
+
+    @abstractmethod
     def retype(self, value: Value, like: Value) -> None:
         """Give a value the type of another where that one says more."""
 
@@ -261,12 +278,25 @@ class View(ABC):
             raise Refusal(f"{self.name(node)} has {len(results)} results, one is needed", node)
         return results[0]
 
+    @contextmanager
+    def one_edit(self) -> Iterator[None]:
+        """Within it types may contradict each other: they are inferred anew once, at its end."""
+        self._stale = set()
+        try:
+            yield
+        finally:
+            stale, self._stale = self._stale, None
+        self.refresh_types(stale)
+
     def refresh_types(self, nodes: Iterable[Node]) -> None:
         """Infer types anew at nodes whose operands changed, and from there on while they change.
 
         Raises ``InvalidGraph`` where a node does not take its operands.
         """
         stale = set(nodes)
+        if self._stale is not None:
+            self._stale |= stale
+            return
         for node in self.nodes() if stale else ():
             if node not in stale:
                 continue

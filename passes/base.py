@@ -117,6 +117,10 @@ class Pass(ABC):
         if self.max_error is not None and not self.max_error > 0:
             raise BadInput(f"{self.name}: max_error={self.max_error} must be above 0")
 
+    def requires(self) -> Needs:
+        """What this pass needs with the options that it has."""
+        return self.needs
+
     @abstractmethod
     def run(self, context: Context) -> PassResult:
         """Edit ``context.view`` in place and say what was done."""

@@ -154,7 +154,7 @@ def peak_rss_bytes() -> int:
 
 def _check_needs(recipe: Recipe) -> None:
     for made in recipe.passes:
-        for package in made.needs.packages:
+        for package in made.requires().packages:
             if importlib.util.find_spec(package) is None:
                 raise Missing(
                     f"{made.name} needs the package {package}: pip install {package}"
@@ -162,7 +162,7 @@ def _check_needs(recipe: Recipe) -> None:
 
 
 def _check_calibration(recipe: Recipe, calibration: Samples | None) -> None:
-    hungry = [made.name for made in recipe.passes if made.needs.calibration]
+    hungry = [made.name for made in recipe.passes if made.requires().calibration]
     if hungry and not calibration:
         raise BadInput(f"{', '.join(hungry)} needs calibration data: give calibration=[...]")
 

@@ -1,8 +1,8 @@
 """A recipe: passes in order, as text that parses and prints the same.
 
 ``quantize{bits=4 group=32},easyquant{bits=4 include=[encoder.* pooler]}``: a name, then options in
-braces, separated by spaces. A list stands in square brackets; a value with spaces, commas or
-brackets stands in double quotes.
+braces, separated by spaces. A list stands in square brackets; a value with spaces or brackets
+stands in double quotes. ``path{blocks=0-3,3,5-11}``: a value may go on after a comma.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Step:
     def __str__(self) -> str:
         if not self.options:
             return self.made.name
-        body = " ".join(f"{name}={_print(value)}" for name, value in self.options)
+        body = " ".join(f"{name}={_print_option(value)}" for name, value in self.options)
         return f"{self.made.name}{{{body}}}"
 
 
@@ -180,6 +180,9 @@ def _options(
             value, position = tuple(items), position + 1
         else:
             value, position = _word(tokens, position, f"a value for {name}", text)
+            while position < len(tokens) and tokens[position] == ",":
+                more, position = _word(tokens, position + 1, f"a value for {name}", text)
+                value = f"{value},{more}"
         options.append((name, value))
     if position >= len(tokens):
         raise BadInput(f"recipe {text!r}: '}}' is missing")
@@ -233,6 +236,12 @@ def _scalar(raw: Any, kind: Any) -> Any:
         return kind(text) if kind in (int, float) and not isinstance(raw, bool) else None
     except ValueError:
         return None
+
+
+def _print_option(value: Any) -> str:
+    """As ``_print``; outside of a list, a comma between plain words needs no quotes."""
+    plain = isinstance(value, str) and re.fullmatch(r"[\w.%-]+(,[\w.%-]+)+", value)
+    return value if plain else _print(value)
 
 
 def _print(value: Any) -> str:

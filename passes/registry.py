@@ -18,6 +18,8 @@ _BUILT_IN = {
     "easyquant": "easyquant:EasyQuant",
     "hqq": "hqq:HQQ",
     "eora": "eora:EoRA",
+    "drop-blocks": "drop_blocks:DropBlocks",
+    "path": "path:FollowPath",
     "svd-compensate": "svd_compensate:SvdCompensate",
 }
 

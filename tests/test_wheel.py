@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 FLOORS = ("ir", "kernels", "passes", "backends", "tools")
-DATA = {".py", ".toml", ".j2", ".json", ".typed"}
+DATA = {".py", ".toml", ".j2", ".json", ".typed", ".npz", ".gz", ".safetensors", ".md"}
 
 
 def test_wheel_content(tmp_path: Path) -> None:

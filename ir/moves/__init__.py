@@ -1,6 +1,10 @@
-"""The graph surgeries that every method is made of: ``swap`` a linear, ``graft`` a side path."""
+"""The graph surgeries that every method is made of.
 
+``swap`` a linear, ``graft`` a side path, ``bypass`` a block or ``follow`` a path through blocks.
+"""
+
+from .bypass import Path, bypass, follow
 from .graft import graft, graft_low_rank
 from .swap import swap
 
-__all__ = ["graft", "graft_low_rank", "swap"]
+__all__ = ["Path", "bypass", "follow", "graft", "graft_low_rank", "swap"]

@@ -27,8 +27,8 @@ CELLS = (
     "bottom right",
 )  # fmt: skip
 TYPES = ("where", "count", "largest", "contains")
-MOST = 4
-"""Digits in a scene that questions are asked about."""
+COUNTS = (1, 4)
+"""The fewest and the most digits in a scene that questions are asked about."""
 VIT_IMAGE = 48
 MEAN, STD = 0.5, 0.25
 """Of pixels in 0 to 1: what a model sees is ``(pixel - MEAN) / STD``."""
@@ -86,25 +86,29 @@ def _split_of(image: NDArray[np.uint8]) -> Split:
 
 
 def draw_scene(
-    split: Split, rng: np.random.Generator, size: int = IMAGE, most: int = MOST
+    split: Split,
+    rng: np.random.Generator,
+    size: int = IMAGE,
+    counts: tuple[int, int] = COUNTS,
 ) -> Scene:
-    """One to ``most`` digits in cells of their own, among strokes that are no digits.
+    """Digits in cells of their own, among strokes that are no digits.
 
-    A canvas of ``size`` pixels has 3 x 3 named cells; the digits are 16 to 24 pixels high, for
-    ``size`` 192 a little more.
+    A canvas of ``size`` pixels, 96 or 192, has 3 x 3 named cells. The digits, ``counts[0]`` to
+    ``counts[1]`` of them, are 16 to 24 pixels high on both; on the larger one none crosses the
+    edge between two of its ``crops``.
     """
     canvas = _background(rng, size)
     cell_size = size // 3
     cells = rng.permutation(len(CELLS))
-    count = int(rng.integers(1, most + 1))
+    count = int(rng.integers(counts[0], counts[1] + 1))
     for cell in cells[count : count + int(rng.integers(2, 6))]:
-        _stroke(canvas, rng, *_corner(int(cell), cell_size), cell_size)
+        _stroke(canvas, rng, *_corner(int(cell), cell_size), CELL)
     images, labels = digits(split)
     placed = []
     for cell in cells[:count]:
         index = int(rng.integers(len(labels)))
-        high = int(rng.integers(16, 25)) if size == IMAGE else int(rng.integers(20, 33))
-        top, left = (int(c + rng.integers(0, cell_size - high + 1))
+        high = int(rng.integers(16, 25))
+        top, left = (_uncut(int(c + rng.integers(0, cell_size - high + 1)), high)
                      for c in _corner(int(cell), cell_size))  # fmt: skip
         _paste(canvas, rng, _warped(images[index], high, rng), top, left)
         placed.append(Digit(int(labels[index]), int(cell), (top, left, high)))
@@ -114,6 +118,13 @@ def draw_scene(
 def _noisy(canvas: Pixels, rng: np.random.Generator) -> Pixels:
     noise = rng.standard_normal(canvas.shape, dtype=np.float32)
     return np.clip(canvas + 0.04 * noise, 0, 1)
+
+
+def _uncut(start: int, length: int) -> int:
+    """The start nearest to this one at which a digit lies on one side of the crops' edge."""
+    if not start < IMAGE < start + length:
+        return start
+    return IMAGE - length if start + length / 2 < IMAGE else IMAGE
 
 
 def _corner(cell: int, size: int) -> tuple[int, int]:
@@ -214,20 +225,31 @@ def questions(split: Split, count: int, seed: int = 0, size: int = IMAGE) -> lis
 
 
 def normalized(images: Sequence[Pixels]) -> torch.Tensor:
-    """``pixel_values`` ``[n, 3, height, width]`` f32 of images in 0 to 1."""
+    """``pixel_values`` ``[n, ..., 3, height, width]`` f32 of images in 0 to 1."""
     return (torch.from_numpy(np.stack(images)) - MEAN) / STD
+
+
+def crops(image: Pixels) -> Pixels:
+    """An image of 192 pixels as a model of 96 sees it, ``[5, 3, 96, 96]``: the whole at half the
+    resolution, then its four quarters, row by row."""
+    small = image.reshape(3, IMAGE, 2, IMAGE, 2).mean((2, 4))
+    quarters = [image[:, y : y + IMAGE, x : x + IMAGE] for y in (0, IMAGE) for x in (0, IMAGE)]
+    return np.stack([small, *quarters])
 
 
 def digit_patches(scene: Scene, least: float = 0.25) -> torch.Tensor:
     """Which patches a digit's box covers by ``least`` of their area: ``[patches]`` bool, row by
     row."""
-    side = scene.image.shape[-1]
-    covered = np.zeros((side, side), dtype=np.float32)
-    for digit in scene.digits:
+    grid = scene.image.shape[-1] // PATCH
+    edges = np.arange(grid) * PATCH
+    share = np.zeros((grid, grid))
+    for digit in scene.digits:  # in cells of their own, so that boxes never overlap
         top, left, high = digit.box
-        covered[top : top + high, left : left + high] = 1
-    grid = side // PATCH
-    share = covered.reshape(grid, PATCH, grid, PATCH).mean((1, 3))
+        rows, columns = (
+            np.clip(np.minimum(start + high, edges + PATCH) - np.maximum(start, edges), 0, None)
+            for start in (top, left)
+        )
+        share += np.outer(rows, columns) / PATCH**2
     return torch.from_numpy(share.reshape(-1) >= least)
 
 
@@ -271,7 +293,8 @@ def prompt_batches(
     asked: Sequence[Question], tokenizer: Any, *, batch: int = 16
 ) -> list[dict[str, torch.Tensor]]:
     """Questions as inputs of a LLaVA model: ``input_ids``, ``attention_mask`` ``[n, seq]`` i64,
-    padded on the left, and ``pixel_values`` ``[n, 3, 96, 96]`` f32.
+    padded on the left, and ``pixel_values`` ``[n, 3, 96, 96]`` f32, or ``[n, 5, 3, 96, 96]``, the
+    ``crops``, of scenes of 192 pixels.
 
     A prompt is ``<s>``, a placeholder for each patch, the question; the next token is the answer.
     """
@@ -280,7 +303,10 @@ def prompt_batches(
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         encoded = [tokenizer.encode(question.text).ids for question in part]
-        tokens = (part[0].scene.image.shape[-1] // PATCH) ** 2
+        images = [question.scene.image for question in part]
+        if images[0].shape[-1] > IMAGE:
+            images = [crops(image) for image in images]
+        tokens = images[0].size // (3 * PATCH**2)
         rows = [[ids[0], *[image] * tokens, *ids[1:]] for ids in encoded]
         longest = max(map(len, rows))
         made.append(
@@ -289,7 +315,7 @@ def prompt_batches(
                 "attention_mask": torch.tensor(
                     [[0] * (longest - len(r)) + [1] * len(r) for r in rows]
                 ),
-                "pixel_values": normalized([question.scene.image for question in part]),
+                "pixel_values": normalized(images),
             }
         )
     return made

@@ -1,4 +1,4 @@
-"""Scenes: real digits in named cells, questions whose answers follow from them, no leak of splits."""
+"""Scenes: real digits in named cells, answers that follow from them, no leak between splits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_every_digit_falls_to_one_split() -> None:
     for split in SPLITS:
         images, labels = scenes.digits(split)
         assert set(labels.tolist()) == set(range(10))
-        assert images.shape[1:] == (8, 8) and 0 <= images.min() and images.max() == 1
+        assert images.shape[1:] == (8, 8) and images.min() >= 0 and images.max() == 1
 
 
 def right_answer(asked: Question) -> str:
@@ -55,13 +55,15 @@ def test_digits_lie_in_cells_of_their_own(size: int) -> None:
     for i in range(30):
         scene = scenes.draw_scene("test", np.random.default_rng(i), size)
         assert scene.image.shape == (3, size, size) and scene.image.dtype == np.float32
-        assert 0 <= scene.image.min() and scene.image.max() <= 1
+        assert scene.image.min() >= 0 and scene.image.max() <= 1
         assert 1 <= len(scene.digits) <= 4
         assert len({digit.cell for digit in scene.digits}) == len(scene.digits)
         for digit in scene.digits:
             top, left, high = digit.box
             assert cell * (digit.cell // 3) <= top and top + high <= cell * (digit.cell // 3 + 1)
             assert cell * (digit.cell % 3) <= left and left + high <= cell * (digit.cell % 3 + 1)
+            for start in (top, left):
+                assert not start < 96 < start + high, "no digit is cut by the edge of a crop"
             window = scene.image[:, top : top + high, left : left + high]
             assert window.max() > 0.5, "the ink is brighter than any background"
 
@@ -141,6 +143,18 @@ def test_prompts(batch: int) -> None:
         assert mask.tolist() == sorted(mask.tolist()), "padded on the left"
         restored = pixels * scenes.STD + scenes.MEAN
         torch.testing.assert_close(restored, torch.from_numpy(question.scene.image))
+
+
+def test_prompts_of_crops() -> None:
+    asked = scenes.questions("test", 3, size=192)
+    (made,) = scenes.prompt_batches(asked, Words())
+    assert (made["input_ids"] == 100).sum(1).tolist() == [5 * 144] * 3
+    assert made["pixel_values"].shape == (3, 5, 3, 96, 96)
+    image = (torch.from_numpy(asked[1].scene.image) - scenes.MEAN) / scenes.STD
+    thumbnail, *quarters = made["pixel_values"][1]
+    halves = [torch.cat(quarters[i : i + 2], 2) for i in (0, 2)]
+    torch.testing.assert_close(torch.cat(halves, 1), image)
+    torch.testing.assert_close(thumbnail, torch.nn.functional.avg_pool2d(image, 2))
 
 
 def test_classified_shows_every_digit_of_the_split() -> None:

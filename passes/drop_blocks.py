@@ -1,0 +1,94 @@
+"""``drop-blocks``: leave out the blocks that do least."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from ..ir.errors import BadInput, Refusal
+from ..ir.moves import Path, follow
+from ..ir.structure import Block
+from .base import Context, Needs, Pass, PassResult
+from .depth import angular_distances, block_influence, block_site, decoder_blocks
+
+
+@dataclass(frozen=True, kw_only=True)
+class DropBlocks(Pass):
+    """Bypass ``count`` blocks of the (language) model.
+
+    ``score=influence`` drops those that turn the residual stream least, one by one (ShortGPT, Men
+    et al. 2024, arXiv 2403.03853); ``score=angular`` the run of ``count`` blocks over which the
+    last token turns least, never the last block (Gromov et al. 2024, arXiv 2403.17887);
+    ``score=random`` is the baseline, with ``seed``. The first two need calibration data. All scores
+    are in the report.
+    """
+
+    name: ClassVar[str] = "drop-blocks"
+    exact: ClassVar[bool] = False
+    count: int = 1
+    score: Literal["influence", "angular", "random"] = "influence"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.count < 1:
+            raise BadInput(f"drop-blocks: count={self.count} must be at least 1")
+
+    def requires(self) -> Needs:
+        return Needs(calibration=self.score != "random")
+
+    def run(self, context: Context) -> PassResult:
+        blocks = self._blocks(context)
+        result = PassResult()
+        dropped = self._choose(context, blocks, result)
+        result.sites += [block_site(context.view, i, blocks[i], 0) for i in dropped]
+        kept = Path(tuple(i for i in range(len(blocks)) if i not in dropped))
+        try:
+            follow(context.view, blocks, kept, rule=self.name, step=context.step)
+        except Refusal as refusal:
+            raise BadInput(f"drop-blocks: {refusal}") from None
+        result.notes.append(f"path of the blocks that stay: {kept}")
+        context.edited()
+        return result
+
+    def plan(self, context: Context) -> PassResult:
+        """Which blocks go is decided by data: the forecast takes the last but one and those before
+        it."""
+        blocks = self._blocks(context)
+        result = PassResult()
+        if self.score == "random":
+            chosen = self._random(len(blocks))
+        else:
+            chosen = list(range(len(blocks)))[-1 - self.count : -1]
+            result.notes.append("which blocks go is decided by the calibration data")
+        result.sites += [block_site(context.view, i, blocks[i], 0) for i in chosen]
+        return result
+
+    def _blocks(self, context: Context) -> list[Block]:
+        blocks = decoder_blocks(context)
+        if self.count >= len(blocks):
+            raise BadInput(
+                f"drop-blocks: count={self.count} of {len(blocks)} blocks; at least one must stay"
+            )
+        return blocks
+
+    def _choose(self, context: Context, blocks: list[Block], result: PassResult) -> list[int]:
+        if self.score == "random":
+            return self._random(len(blocks))
+        if self.score == "angular":
+            turned = angular_distances(context.view, blocks, context.calibration, self.count)
+            result.notes.append("angular distance by first block: " + _listed(turned))
+            start = min(range(len(turned)), key=lambda i: (turned[i], i))
+            return list(range(start, start + self.count))
+        influence = block_influence(context.view, blocks, context.calibration)
+        result.notes.append("block influence: " + _listed(influence))
+        weakest = sorted(range(len(blocks)), key=lambda i: (influence[i], i))
+        return sorted(weakest[: self.count])
+
+    def _random(self, total: int) -> list[int]:
+        return sorted(random.Random(self.seed).sample(range(total), self.count))
+
+
+def _listed(scores: list[float]) -> str:
+    return " ".join(f"{i}:{score:.4g}" for i, score in enumerate(scores))
