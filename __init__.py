@@ -13,25 +13,27 @@ if TYPE_CHECKING:
     from .ir.trace import trace
     from .passes.manager import Result, optimize, plan
     from .passes.recipe import Recipe
+    from .tools.generating import generate
 
 _HOMES = {
-    "trace": ".ir.trace",
-    "load": ".ir.load",
-    "optimize": ".passes.manager",
+    "trace": ".ir.trace", "load": ".ir.load", "optimize": ".passes.manager",
     "plan": ".passes.manager",
     "Result": ".passes.manager",
     "Recipe": ".passes.recipe",
     "compile": ".backends",
     "export": ".backends",
-}
-__all__ = ["trace", "load", "optimize", "plan", "Result", "Recipe", "compile", "export", "passes"]
+    "generate": ".tools.generating",
+}  # fmt: skip
+__all__ = [
+    "trace", "load", "optimize", "plan", "Result", "Recipe", "compile", "export", "generate",
+    "passes",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     import importlib
 
-    if name == "passes":
-        return importlib.import_module(".passes", __name__)
-    if name in _HOMES:
-        return getattr(importlib.import_module(_HOMES[name], __name__), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    home = importlib.import_module(_HOMES.get(name, ".passes"), __name__)
+    return getattr(home, name, home)

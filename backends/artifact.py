@@ -18,6 +18,7 @@ from .. import __version__
 from ..ir.costs import weight_bytes
 from ..ir.errors import BadInput, GraphwrightError
 from ..ir.view import View
+from . import data_file
 from .lowering import lowered
 
 MODEL_FILE = "model.onnx"
@@ -25,11 +26,6 @@ DATA_FILE = "model.onnx.data"
 MODEL_FILES = (MODEL_FILE, DATA_FILE)
 MANIFEST_FILE = "graphwright.json"
 """The file by which a folder is known to be ours."""
-INLINE_BYTES = 1024
-"""Tensors up to this size stay inside ``model.onnx``."""
-PAGE_BYTES = 4096
-PAGE_ALIGNED_BYTES = 1 << 16
-"""Tensors above this size start on a page of the data file, so that they can be mapped in place."""
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -40,7 +36,7 @@ SIDE_FILES = (
 """Files of a source folder that other tools need to use the model."""
 
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class DiskFull(GraphwrightError):
@@ -90,7 +86,7 @@ def publish(out: Path, *, force: bool = False) -> Iterator[Path]:
         yield made
         _put_in_place(made, out, old)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise DiskFull(
                 f"the disk of {out.parent} ran full; nothing was changed there. Free some space or "
                 "choose another --out"
@@ -108,7 +104,7 @@ def _put_in_place(made: Path, out: Path, old: Path) -> None:
             out.rename(old)
         made.rename(out)
     except OSError as error:
-        if error.errno in _FULL:
+        if error.errno in FULL:
             raise
         # A mount point cannot be renamed, for one.
         raise BadInput(
@@ -129,15 +125,7 @@ def write_model(
         if progress is not None:
             progress("writing weights", info.index, info.total)
 
-    onnx_ir.save(
-        model,
-        folder / MODEL_FILE,
-        external_data=DATA_FILE,
-        size_threshold_bytes=INLINE_BYTES,
-        alignment=PAGE_BYTES,
-        align_threshold=PAGE_ALIGNED_BYTES,
-        callback=report,
-    )
+    data_file.save(model, folder / MODEL_FILE, DATA_FILE, report)
 
 
 def model_bytes(folder: Path) -> int:

@@ -9,10 +9,12 @@ from typing import Any, Protocol
 
 import torch
 
+from ..ir.cache_slots import empty_past
 from ..ir.errors import BadInput, near_misses
+from ..ir.types import Type
 from ..ir.view import View
 
-_BACKENDS = {"eager": ".eager", "onnxruntime": ".onnxruntime"}
+_BACKENDS = {"eager": ".eager", "onnxruntime": ".onnxruntime", "triton": ".triton"}
 
 
 class Executable(Protocol):
@@ -21,6 +23,10 @@ class Executable(Protocol):
     @property
     def input_names(self) -> tuple[str, ...]:
         """Names of the inputs, in the order in which positional arguments are taken."""
+
+    @property
+    def input_types(self) -> Mapping[str, Type]:
+        """dtype and shape of each input by name, in that order."""
 
     @property
     def output_names(self) -> tuple[str, ...]:
@@ -41,8 +47,8 @@ def compile(
     """An executable of a graph, or of an artifact's folder or ``model.onnx``.
 
     ``device`` is ``cpu`` or ``cuda``. Options of ``onnxruntime``: ``optimize`` (the runtime's graph
-    optimisation, on by default) and ``threads``. Raises ``BadInput`` for an unknown backend, device
-    or option and ``Missing`` where the device or a package is not there.
+    optimisation, on by default) and ``threads``; of ``triton``: ``strict``. Raises ``BadInput`` for
+    an unknown backend, device or option and ``Missing`` where the device or a package is not there.
     """
     if backend not in _BACKENDS:
         raise BadInput(f"there is no backend {backend!r}; {near_misses(backend, _BACKENDS)}")
@@ -59,9 +65,13 @@ def compile(
 
 
 def bind(
-    names: tuple[str, ...], args: tuple[torch.Tensor, ...], inputs: Mapping[str, torch.Tensor]
+    types: Mapping[str, Type], args: tuple[torch.Tensor, ...], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Positional and named inputs as one mapping. Raises ``BadInput`` where they do not fit."""
+    """Positional and named inputs as one mapping; a key-value cache that is left out is empty.
+
+    ``types`` are the inputs' types in order. Raises ``BadInput`` where names do not fit.
+    """
+    names = tuple(types)
     if len(args) > len(names):
         raise BadInput(
             f"{len(args)} inputs given, the graph takes {len(names)}: {', '.join(names)}"
@@ -71,6 +81,7 @@ def bind(
     if twice:
         raise BadInput(f"given twice: {', '.join(twice)}")
     bound |= inputs
+    bound |= empty_past(types, bound)
     missing, unknown = sorted(set(names) - set(bound)), sorted(set(bound) - set(names))
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] if missing else []

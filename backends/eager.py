@@ -8,6 +8,7 @@ import torch
 
 from ..ir.errors import BadInput
 from ..ir.sweep import sweep
+from ..ir.types import Type
 from ..ir.view import View
 from .base import bind
 
@@ -23,11 +24,17 @@ class EagerExecutable:
         return self._view.input_names()
 
     @property
+    def input_types(self) -> dict[str, Type]:
+        """dtype and shape of each input by name."""
+        types = map(self._view.type, self._view.inputs())
+        return dict(zip(self.input_names, types, strict=True))
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         return self._view.output_names()
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        return sweep(self._view, bind(self.input_names, args, inputs))
+        return sweep(self._view, bind(self.input_types, args, inputs))
 
 
 def build(graph: View | str | Path, *, device: str = "cpu") -> EagerExecutable:

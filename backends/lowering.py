@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from ..ir.any_size import forget_types
 from ..ir.cleanup import clean
+from ..ir.errors import BadInput
 from ..ir.fx import FxView
 from ..ir.lower import lower
 from ..ir.onnx import OnnxView
 from ..ir.raising import raise_graph
 from ..ir.verify import check_structure
 from ..ir.view import View
+from ..ir.vision import SIZED_BY_EXAMPLE
 
 
 def lowered(view: View) -> OnnxView:
@@ -22,15 +25,28 @@ def lowered(view: View) -> OnnxView:
     clean(onnx)
     lower(onnx)
     check_structure(onnx)
+    forget_types(onnx.model)
     return onnx
 
 
 def translated(view: FxView) -> OnnxView:
-    """The FX graph as an ONNX graph, our own ops still in their own domain."""
+    """The FX graph as an ONNX graph, our own ops still in their own domain.
+
+    Raises ``BadInput`` where an op has no ONNX form, and for a graph with a cache that has lost
+    tokens: prune those as ONNX graphs.
+    """
     from .fx_to_onnx import to_onnx
 
+    if SIZED_BY_EXAMPLE in view.metadata():
+        raise BadInput(
+            f"{view.metadata()[SIZED_BY_EXAMPLE]} pruned tokens in an FX graph with a key-value "
+            "cache, which has no ONNX form then: apply the recipe to the ONNX graph instead "
+            "(graphwright.backends.lowering.translated(graph), or optimize-model --cache)"
+        )
     view = view.copy()
     clean(view)
     program = view.to_program()
     model = to_onnx(program, view.weights(), view.input_names(), view.output_names(), view.symbols)
-    return OnnxView(model, source=view.source)
+    onnx = OnnxView(model, source=view.source)
+    onnx.metadata().update(view.metadata())
+    return onnx

@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
+from ..ir.cache_slots import PAST_AXIS, past_slot
 from ..ir.errors import BadInput, Missing
+from ..ir.types import UNKNOWN_DIM, Type
 from ..ir.view import View
 from .base import bind
 
@@ -56,6 +58,8 @@ class OnnxRuntimeExecutable:
             raise BadInput(f"{path}: ONNX Runtime does not load it: {_line(error)}") from error
         _refuse_fallback(providers, self._session.get_providers())
         self._inputs = {i.name: i for i in self._session.get_inputs()}
+        self._caches = frozenset(name for name in self._inputs if past_slot(name) is not None)
+        self._types = {name: _type(declared) for name, declared in self._inputs.items()}
         self._outputs = tuple(o.name for o in self._session.get_outputs())
 
     @property
@@ -63,12 +67,17 @@ class OnnxRuntimeExecutable:
         return tuple(self._inputs)
 
     @property
+    def input_types(self) -> dict[str, Type]:
+        """dtype and shape of each input by name."""
+        return self._types
+
+    @property
     def output_names(self) -> tuple[str, ...]:
         return self._outputs
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``Executable``. Inputs are moved to the device where they are not there yet."""
-        bound = bind(self.input_names, args, inputs)
+        bound = bind(self.input_types, args, inputs)
         self._check(bound)
         binding = self._session.io_binding()
         ready = {n: t.detach().to(self._device).contiguous() for n, t in bound.items()}
@@ -104,10 +113,18 @@ class OnnxRuntimeExecutable:
             fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
             if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
                 raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
-            for dim, size in zip(shape, tensor.shape, strict=True):
+            for axis, (dim, size) in enumerate(zip(shape, tensor.shape, strict=True)):
+                if axis == PAST_AXIS and name in self._caches:
+                    continue  # where tokens were dropped between blocks, caches differ in length
                 known, first = sizes.setdefault(dim, (size, name)) if dim else (size, name)
                 if isinstance(dim, str) and known != size:
                     raise BadInput(f"{dim} is {known} in input {first} and {size} in input {name}")
+
+
+def _type(declared: Any) -> Type:
+    dtypes = {name: dtype for dtype, name in _RUNTIME_NAMES.items()}
+    dtype = dtypes.get(declared.type.removeprefix("tensor(").removesuffix(")"))
+    return Type(dtype, tuple(UNKNOWN_DIM if d is None else d for d in declared.shape))
 
 
 def _tensor(value: Any) -> torch.Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from .any_size import place_of
 from .errors import BadInput, Missing, Refusal
 from .fx import FxView
 from .rewrite import RewriteReport
@@ -271,6 +272,8 @@ def _constant_result(
     handles = [view.weight(a) for a in arguments]
     if any(h is None for h in handles) or not _is_pure(view, node, op):
         return None
+    if any(place_of(view.name(a)) is not None for a in arguments):
+        return None  # blocks stay apart, so that a file can be cut behind each of them
     if op == "transpose" or (op == NATIVE and not arguments):
         return None
     known = view.type(result)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -89,6 +89,7 @@ class FxView(View):
             if node.target in _VIEWS:
                 # A view is legal by the clone before it, which `clean` drops; a reshape always is.
                 node.target = torch.ops.aten.reshape.default
+                _write_out_size(node)
             if node.op != "placeholder":
                 continue
             spec_ = specs[original.name]
@@ -397,6 +398,34 @@ class FxView(View):
         after = [self.type(value) for value in self.results(node)]
         return not all(agree(a, b) for a, b in zip(before, after, strict=True))
 
+    def name_dim(self, value: Value, axis: int, name: str) -> None:
+        """A dimension that is a symbol has a name; one that the example made a number becomes a
+        symbol of its own."""
+        # Here, as they load half of the compiler.
+        from torch._dynamo.source import ConstantSource
+        from torch.fx.experimental.symbolic_shapes import DimDynamic
+
+        known = value.meta["val"] if value.meta.get("val") is not None else self._refresh(value)
+        if not isinstance(known.shape[axis], int):
+            return
+        mode = self._fake_mode()
+        source = ConstantSource(f"dim_{len(self.symbols)}_{value.name}")
+        symbol = mode.shape_env.create_symbol(
+            known.shape[axis], source, DimDynamic.DYNAMIC, None, do_not_specialize_zero_one=True
+        )
+        size = mode.shape_env.create_symintnode(symbol, hint=known.shape[axis], source=source)
+        self.symbols[str(symbol)] = name
+        shape = [size if i == axis else d for i, d in enumerate(known.shape)]
+        with mode:
+            value.meta["val"] = torch.empty(shape, dtype=known.dtype)
+
+    def renew_types(self, nodes: Iterable[Node], old: str, new: str) -> None:
+        for node in nodes:
+            try:
+                self.refresh_type(node)
+            except Refusal as refusal:
+                raise InvalidGraph(f"{node.name}: {refusal.reason}") from None
+
     def set_operand(self, node: Node, index: int, operand: Operand) -> None:
         reading = self.read(node)
         if reading is None:
@@ -457,6 +486,32 @@ class FxView(View):
         self._by_key = {k: n for k, n in self._by_key.items() if n not in gone}
         return len(dead)
 
+    def add_input(self, name: str, like: Value) -> Value:
+        with self.graph.inserting_after(self._placeholders[-1]):
+            node = self.graph.placeholder(re.sub(r"\W", "_", name))
+        node.meta["val"] = like.meta.get("val")
+        self._placeholders.append(node)
+        self._names = ((*self._names[0], name), self._names[1])
+        return node
+
+    def set_inputs(self, named: Mapping[str, Value]) -> None:
+        kept = list(named.values())
+        gone = set(self.inputs()) - set(kept)
+        for node in gone:
+            if node.users:
+                raise InvalidGraph(f"the input {node.name} is still used")
+        for node in gone:
+            self.graph.erase_node(node)
+        weights = [n for n in self._placeholders if "weight" in n.meta]
+        self._placeholders = [*weights, *kept]
+        for before, node in zip(self._placeholders, self._placeholders[1:], strict=False):
+            before.append(node)
+        self._names = (tuple(named), self._names[1])
+
+    def set_outputs(self, named: Mapping[str, Value]) -> None:
+        self._output.args = (tuple(named.values()),)
+        self._names = (self._names[0], tuple(named))
+
     def copy(self) -> FxView:
         graph = Graph()
         mapping: dict[FxNode, FxNode] = {}
@@ -500,6 +555,13 @@ class FxView(View):
         if isinstance(node.meta.get("val"), tuple | list):
             return tuple(value[item.args[1]] for item in self.results(node))
         return (value,)
+
+
+def _write_out_size(node: FxNode) -> None:
+    """Replace the size -1 by the number that it stands for: of an empty tensor it may be any."""
+    sizes = zip(node.args[1], node.meta["val"].shape, strict=True)  # type: ignore[arg-type]
+    found = [size if given == -1 and isinstance(size, int) else given for given, size in sizes]
+    node.args = (node.args[0], found)
 
 
 def _between(first: FxNode, last: FxNode) -> Iterator[FxNode]:

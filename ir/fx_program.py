@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.export import ExportedProgram
+from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ConstantArgument,
     ExportGraphSignature,
@@ -18,6 +18,7 @@ from torch.export.graph_signature import (
 )
 from torch.fx import Graph, GraphModule
 from torch.fx.node import Node as FxNode
+from torch.utils import _pytree as pytree
 
 from .errors import BadInput, InvalidGraph
 from .types import UNKNOWN
@@ -44,7 +45,6 @@ def to_program(view: FxView) -> ExportedProgram:
     if original is None:
         raise InvalidGraph("a graph that was parsed from text has no calling convention to export")
     known = {s.target: s for s in original.graph_signature.input_specs if s.target is not None}
-    user = iter(s for s in original.graph_signature.input_specs if s.kind == InputKind.USER_INPUT)
     inputs: list[InputSpec] = []
     state: dict[str, Any] = {}
     constants: dict[str, Any] = {}
@@ -53,8 +53,7 @@ def to_program(view: FxView) -> ExportedProgram:
             continue
         name = node.meta.get("weight")
         if name is None:
-            spec = next(user)
-            inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), spec.target))
+            inputs.append(InputSpec(InputKind.USER_INPUT, TensorArgument(node.name), None))
             continue
         old = known.get(name)
         kind = InputKind.BUFFER if old is None else old.kind
@@ -76,10 +75,25 @@ def to_program(view: FxView) -> ExportedProgram:
         graph_signature=ExportGraphSignature(inputs, outputs),
         state_dict=state,
         range_constraints=dict(original.range_constraints),
-        module_call_graph=list(original.module_call_graph),
-        example_inputs=original.example_inputs,
+        module_call_graph=_calls(original, len(view.inputs()), view.output_names()),
+        example_inputs=None,
         constants=constants,
     )
+
+
+def _calls(
+    original: ExportedProgram, inputs: int, outputs: tuple[str, ...]
+) -> list[ModuleCallEntry]:
+    """The original's calling convention; where inputs or outputs have left or come, a plain one."""
+    calls = list(original.module_call_graph)
+    signature = calls[0].signature
+    given = (signature.in_spec.num_leaves, signature.out_spec.num_leaves)
+    if given == (inputs, len(outputs)):
+        return calls
+    in_spec = pytree.tree_structure(((0,) * inputs, {}))
+    out_spec = pytree.tree_structure(dict.fromkeys(outputs, 0))
+    plain = ModuleCallSignature([], [], in_spec, out_spec)
+    return [ModuleCallEntry("", plain)]
 
 
 def to_module(view: FxView) -> torch.nn.Module:

@@ -22,8 +22,7 @@ def llava_forward(
     several crops, whose features follow each other.
     """
     inner = self.model
-    pixels = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
-    features = inner.multi_modal_projector(_selected(self, pixels))
+    features = image_features(self, pixel_values)
     words = inner.get_input_embeddings()(input_ids)
     features = features.reshape(input_ids.shape[0], -1, words.shape[-1])
     merged = merge_features(words, input_ids == self.config.image_token_id, features)
@@ -31,6 +30,13 @@ def llava_forward(
         inputs_embeds=merged, attention_mask=attention_mask, use_cache=False
     ).last_hidden_state
     return {"logits": self.lm_head(states)}
+
+
+def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+    """The projector's features, ``[images, tokens, width]``; crops count as images."""
+    pixels = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
+    features: torch.Tensor = model.model.multi_modal_projector(_selected(model, pixels))
+    return features
 
 
 def _selected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -55,3 +61,20 @@ def merge_features(
     turn = placeholders.long().cumsum(1) - 1
     place = turn.clamp(0, features.shape[1] - 1).unsqueeze(-1).expand(-1, -1, words.shape[-1])
     return torch.where(placeholders.unsqueeze(-1), features.gather(1, place), words)
+
+
+def merge_rows(
+    words: torch.Tensor, placeholders: torch.Tensor, features: torch.Tensor
+) -> torch.Tensor:
+    """``merge_features`` for any number of images, none among them.
+
+    ``features`` ``[images, tokens, width]``; the batch's n-th placeholder, row by row, takes the
+    n-th feature of all images together. One behind the last feature stays a word: a model may
+    write it. A row of zeros stands before the features, so that there is one to read where there
+    are none.
+    """
+    rows = features.flatten(0, 1)
+    table = torch.cat([rows.new_zeros(1, rows.shape[-1]), rows])
+    turn = placeholders.flatten().long().cumsum(0).reshape(placeholders.shape)
+    shown = placeholders & (turn <= rows.shape[0])
+    return torch.where(shown.unsqueeze(-1), table[torch.where(shown, turn, 0)], words)

@@ -208,6 +208,8 @@ def slice_(operands: Sequence[Any], attrs: Attrs) -> Types:
         out[dim] = len(range(*slice(start, end, attrs["step"]).indices(size)))
     elif not (isinstance(end, int) and end >= 1 << 31 and attrs["step"] == 1):
         out[dim] = UNKNOWN_DIM
+    elif start == -1:
+        out[dim] = 1  # the last of something: no dimension here is empty
     elif start != 0:
         named = isinstance(start, int) and start > 0 and size != UNKNOWN_DIM
         out[dim] = f"{size} - {start}" if named else UNKNOWN_DIM

@@ -22,6 +22,7 @@ FORMS = (
     "zoo:NAME, a Hugging Face folder or id (organisation/name), FILE.onnx, FILE.pt2, or "
     "package.module:factory"
 )
+_FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -31,19 +32,31 @@ def load(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
+    cache: bool = False,
+    max_bytes: int | None = None,
 ) -> View:
     """The graph of a model: see ``FORMS`` for what ``spec`` may be.
 
     A folder that this tool wrote gives its ``model.onnx``. ``dtype`` overrides the dtype of a zoo
     or Hugging Face model; ``allow_missing_weights`` lets a Hugging Face folder hold its config
-    only. No weight of a Hugging Face or ONNX model is read.
+    only; ``cache`` gives a zoo or Hugging Face model that writes text its key-value cache as
+    inputs and outputs (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by
+    step. ``max_bytes`` loads the artifact of a recipe with ``bitstack`` in the largest size that
+    fits, from the beginning of its data. No weight of a Hugging Face or ONNX model is read.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
     text = str(spec)
+    if max_bytes is not None:
+        return _cut(text, max_bytes)
     if text.startswith("zoo:"):
-        return load_zoo(text.removeprefix("zoo:"), dtype=dtype)
+        return load_zoo(text.removeprefix("zoo:"), dtype=dtype, cache=cache)
     path = Path(spec).expanduser()
+    if cache and _is_graph(text, path):
+        raise BadInput(
+            f"{text}: only zoo and Hugging Face models are given a cache; another graph has one, "
+            "or has none"
+        )
     if dtype is not None and not path.is_dir() and path.suffix in (".onnx", ".pt2"):
         raise BadInput(
             f"{text}: dtype is for zoo and Hugging Face models; a {path.suffix} file keeps its own"
@@ -51,7 +64,7 @@ def load(
     if not text:
         raise BadInput(f"the model has an empty name; a model is {FORMS}")
     if path.is_dir() and not (path / "graphwright.json").is_file():
-        return _folder(path, text, trust_remote_code, dtype, allow_missing_weights)
+        return _folder(path, text, trust_remote_code, dtype, allow_missing_weights, cache)
     if path.is_dir() or path.suffix == ".onnx":
         from .load_onnx import load_onnx
 
@@ -60,29 +73,48 @@ def load(
         from .load_pt2 import load_pt2
 
         return load_pt2(path)
-    if re.fullmatch(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*", text):
+    if re.fullmatch(_FACTORY, text):
         return _factory(text)
     if path.suffix in (*_PICKLES, ".safetensors"):
         raise _unfit_file(path)
     if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
         from .hf_model import download
 
-        return _folder(download(text), text, trust_remote_code, dtype, allow_missing_weights)
+        hub = download(text)
+        return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache)
     raise _unknown(text, path)
 
 
 def _folder(
-    path: Path, name: str, trust_remote_code: bool, dtype: torch.dtype | None, allow: bool
+    path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool
 ) -> View:
     from .load_hf import load_folder
 
     return load_folder(
         path,
         name=name,
-        trust_remote_code=trust_remote_code,
+        trust_remote_code=trust,
         dtype=dtype,
         allow_missing_weights=allow,
+        cache=cache,
     )
+
+
+def _cut(text: str, max_bytes: int) -> View:
+    from .load_onnx import load_onnx
+
+    path = Path(text).expanduser()
+    if path.is_dir() and (path / "graphwright.json").is_file():
+        return load_onnx(path / "model.onnx", max_bytes)
+    if path.suffix == ".onnx":
+        return load_onnx(path, max_bytes)
+    raise BadInput(f"{text}: max_bytes is for artifacts, which a run of optimize-model wrote")
+
+
+def _is_graph(text: str, path: Path) -> bool:
+    """Whether it is a file, an artifact or a factory, whose inputs and outputs are settled."""
+    settled = path.suffix in (".onnx", ".pt2") or (path / "graphwright.json").is_file()
+    return settled or re.fullmatch(_FACTORY, text) is not None
 
 
 def _unfit_file(path: Path) -> GraphwrightError:

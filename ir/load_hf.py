@@ -14,6 +14,7 @@ from torch.export import Dim
 from .checkpoint import converts, match, read_checkpoint
 from .errors import BadInput
 from .fx import FxView
+from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, check_caches, input_names
 from .hf_llava import llava_forward
 from .hf_model import build, read_config
 from .trace import trace
@@ -28,23 +29,31 @@ def load_folder(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
+    cache: bool = False,
 ) -> FxView:
     """The graph of a model folder. No weight is read, not even for tracing.
 
     Text models take ``input_ids`` and ``attention_mask`` (``[batch, seq]``, i64), vision models
     ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three and give
-    ``logits``; other outputs have the model's own names, without a KV cache. ``dtype`` overrides
-    the config's. Raises ``BadInput`` for a model that is
-    not understood and for weights that do not fit it, ``Missing`` for absent files; with
+    ``logits``; other outputs have the model's own names. ``dtype`` overrides the config's. With
+    ``cache`` a model that generates text takes and gives its keys and values too: see ``hf_cache``.
+
+    Raises ``BadInput`` for a model that is not understood, for weights that do not fit it and for
+    ``cache`` of a model that has none, ``Missing`` for absent files; with
     ``allow_missing_weights`` absent weights become handles that cannot be read.
     """
     config = read_config(folder, trust_remote_code=trust_remote_code)
     handles = read_checkpoint(folder, allow_missing=allow_missing_weights)
     model = build(folder, config, handles, trust_remote_code=trust_remote_code, dtype=dtype)
     inputs, shapes = _example_inputs(model)
-    _give_forward(model, inputs)
+    names = list(inputs)
+    if cache:
+        check_caches(folder, model, _task(model))
+        inputs, shapes = cached_inputs(model, inputs)
+        names = input_names(model, list(inputs))
+    _give_forward(model, inputs, cache)
     weights = bind_weights(model, handles, folder)
-    return trace(
+    view = trace(
         model,
         kwargs=inputs,
         dynamic_shapes=shapes,
@@ -58,6 +67,8 @@ def load_folder(
             task=_task(model),
         ),
     )
+    view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
+    return view
 
 
 def source_files(folder: Path) -> tuple[Path, ...]:
@@ -68,7 +79,7 @@ def source_files(folder: Path) -> tuple[Path, ...]:
 # --- inputs and outputs -------------------------------------------------------------------------
 
 
-def _example_inputs(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     accepted = inspect.signature(model.forward).parameters
     batch = Dim("batch")
     inputs: dict[str, torch.Tensor] = {}
@@ -93,7 +104,7 @@ def _example_inputs(model: Any) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     return text | inputs, dict.fromkeys(text, shape) | shapes
 
 
-def _give_forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
+def _give_forward(model: Any, inputs: Mapping[str, Any], cache: bool) -> None:
     """Let the model take these inputs by name and return its tensors by name.
 
     A wrapping module would prefix every weight's name; the names in the graph are those of the
@@ -118,6 +129,8 @@ def _give_forward(model: Any, inputs: Mapping[str, torch.Tensor]) -> None:
         return tensors(self, {"pixel_values": pixel_values})
 
     forwards: dict[int, Any] = {1: vision, 2: text, 3: llava_forward}
+    if cache:
+        forwards = {3: cached_forward, 4: cached_llava_forward}
     model.forward = MethodType(forwards[len(inputs)], model)
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx_ir
 
+from .any_size import cut
 from .errors import BadInput, Missing
 from .onnx import OnnxView
 from .quiet import quiet
@@ -16,16 +17,19 @@ MIN_OPSET = 18
 """The vocabulary reads axes as operands, as they are since opset 18."""
 
 
-def load_onnx(path: Path) -> OnnxView:
+def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     """The graph of an ONNX file. Models older than opset 18 are converted to it.
 
-    External data is checked (there, in the model's folder, long enough), never read. Raises
+    External data is checked (there, in the model's folder, long enough), never read. ``max_bytes``
+    leaves blocks of stacked weights away (``any_size.cut``); their data need not be there. Raises
     ``Missing`` for an absent file, ``BadInput`` for one that is damaged, cut short, reaches outside
-    its folder or cannot be converted.
+    its folder, cannot be converted, or does not get as small as that.
     """
     # Without a folder in front, onnx-ir skips its own check that external data stays inside.
     path = path.absolute()
-    model = _read(path)
+    model = read_model(path)
+    if max_bytes is not None:
+        cut(model, path, max_bytes)
     external = _check_external_data(model)
     _check_inputs(model.graph, path)
     model = _modern(model, path)
@@ -42,7 +46,8 @@ def load_onnx(path: Path) -> OnnxView:
     )
 
 
-def _read(path: Path) -> onnx_ir.Model:
+def read_model(path: Path) -> onnx_ir.Model:
+    """The model as the file says it, external data unseen. Raises as ``load_onnx``."""
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
     if not path.is_file():

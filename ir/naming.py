@@ -8,6 +8,8 @@ from collections.abc import Sequence
 
 from .view import Node, Value, View
 
+STORED_LINEARS = {"linear_nbit": 4, "linear_bitstack": 3}
+"""Forms of a linear whose weight is no plain matrix, and which operand is the bias."""
 _MADE_UP = re.compile(r"(?:val|const|onnx|onnx::\w+|t|_?tensor_constant|lifted_tensor|w)?[_:]*\d*")
 
 
@@ -43,7 +45,7 @@ def _of_weight(view: View, node: Node, weight: Value) -> str:
         return ""
     name = view.name(weight).removesuffix(".T")
     head, dot, last = name.rpartition(".")
-    if view.op(node) == "linear_nbit":
+    if view.op(node) in STORED_LINEARS:
         return head
     if last == "weight" and dot:
         return head

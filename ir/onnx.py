@@ -31,8 +31,8 @@ from .onnx_parts import (
     subgraphs,
 )
 from .onnx_table import BUILDERS, DOMAIN, READERS
-from .tensors import has_weight, tensor_of, weight_of
-from .types import UNKNOWN, UNKNOWN_DIM, Type, unify
+from .tensors import WeightTensor, has_weight, tensor_of, weight_of
+from .types import UNKNOWN, UNKNOWN_DIM, Type, substitute, unify
 from .view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
 from .vocab import complete_attrs, spec
 from .weights import Weight
@@ -338,8 +338,15 @@ class OnnxView(View):
         return tuple(copied.outputs)
 
     def adopt(self, initializers: Iterable[onnx_ir.Value]) -> None:
-        """Take recorded initializers into the graph, under names of their own."""
+        """Take recorded initializers into the graph, under names of their own.
+
+        A handle that the graph has taken in before is shared.
+        """
         for value in initializers:
+            if isinstance(value.const_value, WeightTensor):
+                shared = self.add_weight(str(value.name), value.const_value.raw)
+                value.replace_all_uses_with(shared)
+                continue
             value.name = self.value_names.take(str(value.name))
             self.model.graph.register_initializer(value)
 
@@ -435,6 +442,19 @@ class OnnxView(View):
             set_type(value, type_)
         return before != after
 
+    def name_dim(self, value: Value, axis: int, name: str) -> None:
+        shape = list(self.type(value).shape or ())
+        if shape and shape[axis] == UNKNOWN_DIM:
+            shape[axis] = name
+            set_type(value, self.type(value).with_shape(shape))
+
+    def renew_types(self, nodes: Iterable[Node], old: str, new: str) -> None:
+        for node in nodes:
+            for value in node.outputs:
+                known = self.type(value)
+                shape = [substitute(d, old, new) for d in known.shape or ()]
+                set_type(value, known if known.shape is None else known.with_shape(shape))
+
     def _take_output(self, index: int, old: Value, new: Value) -> None:
         """The graph's outputs keep their names whichever value they are made by."""
         if new.is_graph_output() or new.producer() is None:
@@ -504,7 +524,60 @@ class OnnxView(View):
         for name in dead:
             self._handles.pop(graph.initializers[name], None)
             del graph.initializers[name]
+            self.value_names.free(name)
         return len(dead)
+
+    def add_input(self, name: str, like: Value) -> Value:
+        value = onnx_ir.Value(name=self.value_names.take(name))
+        set_type(value, self.type(like))
+        self.model.graph.inputs.append(value)
+        return value
+
+    def set_inputs(self, named: Mapping[str, Value]) -> None:
+        initializers = self.model.graph.initializers
+        kept, inputs = list(named.values()), self.model.graph.inputs
+        gone = set(self.inputs()) - set(kept)
+        for value in gone:
+            if value.uses() or value.is_graph_output():
+                raise InvalidGraph(f"the input {value.name} is still used")
+        for value in gone:
+            self._set_aside(value)
+        overridable = [v for v in inputs if v.name in initializers]
+        inputs.clear()
+        inputs.extend([*kept, *overridable])
+        self._name_values(named)
+
+    def set_outputs(self, named: Mapping[str, Value]) -> None:
+        kept = set(named.values())
+        for value in set(self.outputs()) - kept:
+            self._set_aside(value)
+        self.model.graph.outputs.clear()
+        given: dict[str, Value] = {}
+        for name, value in named.items():
+            given[name] = value
+            # An output bears its own name, and an input or a second output cannot.
+            if value.producer() is None or value in list(given.values())[:-1]:
+                self._before = None
+                given[name] = self.emit("Identity", [value]).outputs[0]
+                set_type(given[name], self.type(value))
+        self.model.graph.outputs.extend(given.values())
+        self._name_values(given)
+
+    def _set_aside(self, value: onnx_ir.Value) -> None:
+        """Free the name of a value that is no input or output any more."""
+        public = value.name
+        value.name = self.value_names.take(f"{public}/replaced")
+        self.value_names.free(public)
+
+    def _name_values(self, named: Mapping[str, Value]) -> None:
+        """Give values names that others of them, or no others in the graph, may bear now."""
+        for name, value in named.items():
+            if value.name != name:
+                self.value_names.free(value.name)
+                value.name = None
+        for name, value in named.items():
+            if value.name is None:
+                value.name = self.value_names.take(name)
 
     def copy(self) -> OnnxView:
         view = OnnxView(self.model.clone(), source=self.source)

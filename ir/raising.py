@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from . import raise_activation, raise_attention, raise_linear, raise_norm, raise_shape
+from . import (
+    raise_activation,
+    raise_attention,
+    raise_bitstack,
+    raise_linear,
+    raise_norm,
+    raise_shape,
+)
 from .cleanup import clean, fold_constants
 from .rewrite import RewriteReport, rewrite
 from .rule import Rule
@@ -14,6 +21,7 @@ RULES: tuple[type[Rule], ...] = (
     *raise_linear.RULES,
     *raise_shape.RULES,
     *raise_attention.RULES,
+    *raise_bitstack.RULES,
 )
 """Every raising rule, in the order in which they are tried at a node."""
 

@@ -10,11 +10,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import networkx
+import torch
 
+from .cache_slots import is_past
 from .view import NATIVE, Node, Operand, Value, View
 
 _MEASURES = frozenset({"size", "Shape", "aten.sym_size.int"})
 """Ops that take the size of a value and nothing of what it holds."""
+_NO_STREAM = frozenset({torch.int64, torch.bool})
+"""Dtypes of ids, positions and masks: what is chosen by the stream is no part of it."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ def find_spine(view: View) -> Spine:
 
 
 def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
-    """Nodes and inputs, an edge for each use; sizes carry nothing."""
+    """Nodes and inputs, an edge for each use; sizes, positions and masks carry nothing."""
     graph = networkx.MultiDiGraph()
     order: dict[Node, int] = {}
     for place, node in enumerate(view.nodes()):
@@ -57,7 +61,7 @@ def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
         if (view.native_op(node) if op == NATIVE else op) in _MEASURES:
             continue
         for value in view.arguments(node):
-            if view.weight(value) is None:
+            if view.weight(value) is None and view.type(value).dtype not in _NO_STREAM:
                 graph.add_edge(view.producer(value) or value, node)
     return graph, order
 
@@ -65,7 +69,7 @@ def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
 def _starts(view: View, order: dict[Node, int]) -> Iterable[Value | Node]:
     for value in view.inputs():
         dtype = view.type(value).dtype
-        if dtype is not None and dtype.is_floating_point:
+        if dtype is not None and dtype.is_floating_point and not is_past(view, value):
             yield value
     for node in order:
         if view.op(node) == "embedding":

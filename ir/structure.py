@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from .naming import site_names
+from .cache_slots import CacheSlot, find_slot
+from .naming import STORED_LINEARS, site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
 from .spine import NO_SPINE, Spine, find_spine
 from .view import Node, Value, View
 
-LINEAR_OPS = ("linear", "linear_nbit")
+LINEAR_OPS = ("linear", *STORED_LINEARS)
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,8 @@ class Attention:
     """Heads that keys and values have before they are repeated."""
     head_dim: int | None
     block: int | None = None
+    cache: CacheSlot | None = None
+    """The graph's inputs and outputs that hold the site's keys and values, where it has them."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,8 @@ class Block:
     linears: tuple[str, ...]
     attentions: tuple[int, ...]
     tower: int = 0
-    """Which run of blocks it belongs to: within a tower, a block starts where the last one ends."""
+    """Which run of blocks it belongs to: within a tower, a block starts where the last one ends, or
+    at a selection of its tokens."""
 
     @property
     def entry(self) -> Value:
@@ -132,7 +136,7 @@ def recognize(view: View) -> Structure:
     roles = _roles(view, linears, traced, places, spine)
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
     subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places)
-    blocks = _blocks(subs)
+    blocks = _blocks(view, subs)
     block_of = {sub.index: block.index for block in blocks for sub in block.sub_blocks}
     linears = [replace(site, block=_at(block_of, places[site.node])) for site in linears]
     widths = {site.node: site.out_features for site in linears}
@@ -153,9 +157,9 @@ def _linear(view: View, node: Node, name: str) -> Linear:
     operands = view.operands(node)
     x, weight = operands[:2]
     out = view.results(node)[0]
-    if view.op(node) == "linear_nbit":
+    if view.op(node) in STORED_LINEARS:
         attrs = view.attrs(node)
-        bias = operands[4] if len(operands) > 4 else None
+        bias = (*operands, *[None] * 5)[STORED_LINEARS[view.op(node)]]
         return Linear(
             node, x, weight, bias, out, name, int(attrs["in_features"]),
             int(attrs["out_features"]), quantized=True,
@@ -175,7 +179,8 @@ def _attention(
 ) -> Attention:
     q, k, v, o = ("" if n is None else names[n] for n in (site.q, site.k, site.v, site.o))
     heads, kv_heads, head_dim = site.heads(view, widths)
-    return Attention(site.node, q, k, v, o, heads, kv_heads, head_dim, block)
+    slot = find_slot(view, site.node)
+    return Attention(site.node, q, k, v, o, heads, kv_heads, head_dim, block, slot)
 
 
 def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
@@ -273,7 +278,7 @@ def _normed(view: View, value: Value) -> Value | None:
     return view.results(users[0])[0]
 
 
-def _blocks(subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
+def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
     """Sub-blocks in runs: a run starts at attention, or at each one where there is none at all."""
     attends = any(sub.attentions for sub in subs)
     runs: list[list[SubBlock]] = []
@@ -285,7 +290,18 @@ def _blocks(subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
     for i, run in enumerate(runs):
         names = tuple(name for sub in run for name in sub.linears)
         sites = tuple(a for sub in run for a in sub.attentions)
-        tower = 0 if not blocks else blocks[-1].tower + (blocks[-1].exit is not run[0].entry)
+        tower = 0
+        if blocks:
+            goes_on = blocks[-1].exit is _uncut(view, run[0].entry)
+            tower = blocks[-1].tower + (not goes_on)
         blocks.append(Block(i, tuple(run), names, sites, tower))
     return tuple(blocks)
 
+
+def _uncut(view: View, value: Value) -> Value:
+    """The stream before tokens of it were selected."""
+    node = view.producer(value)
+    while node is not None and view.op(node) == "token_select":
+        value = view.operands(node)[0]
+        node = view.producer(value)
+    return value

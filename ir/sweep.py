@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from .cache_slots import empty_past
 from .errors import BadInput
 from .view import Node, Value, View
 
@@ -43,19 +44,24 @@ def sweep_together(
     batches: Sequence[Mapping[str, torch.Tensor]],
     visit: Visit | None = None,
     nodes: frozenset[Node] | None = None,
+    *,
+    outputs: bool = True,
 ) -> list[dict[str, torch.Tensor]]:
     """Run the graph on all batches, node by node; the outputs of each.
 
-    ``visit`` is called at ``nodes`` (all, where not given). It must not edit the graph. Raises as
-    ``sweep``.
+    ``visit`` is called at ``nodes`` (all, where not given). It must not edit the graph. Without
+    ``outputs`` the sweep ends behind the last of ``nodes`` and gives nothing: logits of all
+    calibration data would take more memory than anything else. Raises as ``sweep``.
     """
     values = [_bind(view, inputs) for inputs in batches]
     env: dict[Value, list[Any]] = {
         value: [given[i] for given in values] for i, value in enumerate(view.inputs())
     }
     order = list(view.nodes())
+    if not outputs and nodes is not None:
+        order = order[: max((i for i, n in enumerate(order, 1) if n in nodes), default=0)]
     last = _last_uses(view, order)
-    keep = set(view.outputs())
+    keep = set(view.outputs()) if outputs else set()
     with torch.no_grad():
         for position, node in enumerate(order):
             arguments = view.arguments(node)
@@ -70,6 +76,8 @@ def sweep_together(
             for value in arguments:
                 if last[value] == position and value not in keep:
                     env.pop(value, None)
+        if not outputs:
+            return []
         found = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
     names = view.output_names()
     return [
@@ -103,6 +111,8 @@ def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
 
 def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     names = view.input_names()
+    types = dict(zip(names, map(view.type, view.inputs()), strict=True))
+    inputs = {**inputs, **empty_past(types, inputs)}
     unknown, missing = sorted(set(inputs) - set(names)), sorted(set(names) - set(inputs))
     if unknown or missing:
         parts = [f"missing {', '.join(missing)}"] if missing else []

@@ -141,10 +141,23 @@ def dim_names(program: ExportedProgram, dynamic_shapes: Any = None) -> dict[str,
             symbol = str(size)
             if isinstance(size, int) or not symbol.isidentifier() or symbol in names:
                 continue
-            wanted = _dim_name(given.get(name), index) or usual.get(index, f"{name}_{index}")
+            wanted = _dim_name(_spec_of(given, name), index) or usual.get(index, f"{name}_{index}")
             same = sum(n == wanted or n.startswith(f"{wanted}_") for n in names.values())
             names[symbol] = f"{wanted}_{same}" if same else wanted
     return names
+
+
+def _spec_of(given: Mapping[str, Any], name: str) -> Any:
+    """The shape given for an input; one out of a list of an argument has its places in its name."""
+    if name in given:
+        return given[name]
+    argument, _, places = re.sub(r"((?:_\d+)+)$", r" \1", name).partition(" _")
+    found = given.get(argument)
+    for place in places.split("_"):
+        if not isinstance(found, list | tuple) or int(place) >= len(found):
+            return None
+        found = found[int(place)]
+    return found
 
 
 def _dim_name(spec: Any, index: int) -> str | None:

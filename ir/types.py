@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,6 +69,20 @@ class Type:
 
 
 UNKNOWN = Type(None, None)
+
+
+def mentions(dim: Dim, symbol: str) -> bool:
+    """Whether a dimension is a symbol, or an expression with it."""
+    return isinstance(dim, str) and re.search(rf"(?<!\w){re.escape(symbol)}(?!\w)", dim) is not None
+
+
+def substitute(dim: Dim, symbol: str, by: str) -> Dim:
+    """The dimension with a symbol replaced by an expression."""
+    if not mentions(dim, symbol):
+        return dim
+    if dim == symbol:
+        return by
+    return re.sub(rf"(?<!\w){re.escape(symbol)}(?!\w)", f"({by})", str(dim))
 
 
 def same_dim(a: Dim, b: Dim) -> bool:

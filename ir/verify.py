@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 
+from .cache_slots import PAST_AXIS, past_slot
+from .dims import dim_value
 from .errors import BadInput, InvalidGraph
 from .infer import agree
-from .types import Type
+from .types import Dim, Type
 from .view import NATIVE, Node, Value, View
 from .vocab import spec
 
@@ -142,23 +145,45 @@ def sample_inputs(
 ) -> dict[str, torch.Tensor]:
     """Random inputs that fit the graph: ids below the vocabulary's size, masks of ones.
 
-    ``sizes`` fixes symbolic dimensions by name. Raises ``BadInput`` where an input's type is not
-    known well enough.
+    ``sizes`` fixes symbolic dimensions by name; sums of them follow. A key-value cache is empty
+    and left out, unless ``sizes`` gives its length. Raises ``BadInput`` where an input's type is
+    not known well enough.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, int] = dict(sizes or {})
     inputs: dict[str, torch.Tensor] = {}
-    for name, value in zip(view.input_names(), view.inputs(), strict=True):
+    named = dict(zip(view.input_names(), view.inputs(), strict=True))
+    lengths = {n: _length(view, v) for n, v in named.items() if past_slot(n) is not None}
+    empty = {length for length in lengths.values() if length not in chosen}
+    chosen |= dict.fromkeys(empty, 0)
+    for name, value in named.items():
+        if lengths.get(name) in empty:
+            continue
         type_ = view.type(value)
         if type_.shape is None or type_.dtype is None:
             raise BadInput(f"input {name} has no type: give samples")
-        shape = []
-        for dim in type_.shape:
-            if isinstance(dim, str) and dim not in chosen:
-                chosen[dim] = _SIZES[len(chosen) % len(_SIZES)]
-            shape.append(dim if isinstance(dim, int) else chosen[dim])
+        shape = [_size(dim, chosen) for dim in type_.shape]
         inputs[name] = _sample(view, value, type_.dtype, shape, generator)
     return inputs
+
+
+def _length(view: View, cache: Value) -> str:
+    """The name of a cache's length."""
+    shape = view.type(cache).shape or ()
+    return str(shape[PAST_AXIS]) if len(shape) > PAST_AXIS else ""
+
+
+def _size(dim: Dim, chosen: dict[str, int]) -> int:
+    """The size of a dimension; names without one get theirs, and sums of names follow from it."""
+    known = dim_value(dim, chosen)
+    if known is not None:
+        return known
+    for name in re.findall(r"\b[A-Za-z_]\w*\b(?!\()", str(dim)):
+        chosen.setdefault(name, _SIZES[len(chosen) % len(_SIZES)])
+    known = dim_value(dim, chosen)
+    if known is not None:
+        return known
+    return chosen.setdefault(str(dim), _SIZES[len(chosen) % len(_SIZES)])
 
 
 def _sample(

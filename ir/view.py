@@ -224,6 +224,17 @@ class View(ABC):
         """Infer the types of a node's results anew; whether one contradicts what was declared."""
 
     @abstractmethod
+    def renew_types(self, nodes: Iterable[Node], old: str, new: str) -> None:
+        """Type the nodes' results anew where the dimension ``old`` has become ``new``; in order.
+
+        Raises ``InvalidGraph`` where a node does not take its operands.
+        """
+
+    @abstractmethod
+    def name_dim(self, value: Value, axis: int, name: str) -> None:
+        """Call a dimension of a value by a name where the graph has none for it."""
+
+    @abstractmethod
     def erase(self, node: Node) -> None:
         """Remove a node that nothing uses. Raises ``InvalidGraph`` where something does."""
 
@@ -238,6 +249,21 @@ class View(ABC):
     @abstractmethod
     def drop_unused_weights(self) -> int:
         """Remove weights that nothing uses; the number removed."""
+
+    @abstractmethod
+    def add_input(self, name: str, like: Value) -> Value:
+        """A new input of the graph, of the type of ``like``, after those that there are."""
+
+    @abstractmethod
+    def set_inputs(self, named: Mapping[str, Value]) -> None:
+        """Let the graph take these of its inputs, in this order and under these names.
+
+        Raises ``InvalidGraph`` where one that is left out is used.
+        """
+
+    @abstractmethod
+    def set_outputs(self, named: Mapping[str, Value]) -> None:
+        """Let the graph return these values, in this order and under these names."""
 
     @abstractmethod
     def copy(self) -> View:

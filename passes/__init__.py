@@ -6,7 +6,7 @@ from typing import Any
 
 from .base import Context, Needs, Pass, PassResult, Site
 from .recipe import Recipe
-from .registry import pass_class, pass_names
+from .registry import class_name, pass_class, pass_names
 
 __all__ = [
     "Context", "Needs", "Pass", "PassResult", "Recipe", "Site", "pass_class", "pass_names",
@@ -16,9 +16,6 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``passes.Quantize`` is the class of the pass ``quantize``, imported when it is asked for."""
     for pass_name in pass_names():
-        if "".join(word.capitalize() for word in pass_name.split("-")) == name:
+        if class_name(pass_name) == name:
             return pass_class(pass_name)
-    by_class = {"EasyQuant": "easyquant", "HQQ": "hqq"}
-    if name in by_class:
-        return pass_class(by_class[name])
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

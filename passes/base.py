@@ -15,6 +15,11 @@ from ..ir.errors import BadInput, near_misses
 from ..ir.structure import Linear, Structure, recognize
 from ..ir.view import View
 from ..ir.weights import Spool
+from .memory import Memory, T, remembered
+
+STORED, COMPENSATED = "stored weights", "compensated linears"
+TOKENS, BLOCKS = "fewer tokens", "other blocks"
+"""What passes leave behind: see ``Pass.provides``."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +43,8 @@ class Site:
     bits_per_weight: float | None = None
     rel_l2: float | None = None
     """Relative Frobenius error of the weight; ``None`` where it is unchanged or not known."""
+    note: str = ""
+    """What a person should know about this site, such as too little data."""
 
 
 @dataclass
@@ -49,6 +56,8 @@ class PassResult:
     notes: list[str] = field(default_factory=list)
     edits: int = 0
     """Rewrites that have no site of their own (cleaning, folding)."""
+    shortened: bool = False
+    """Whether outputs have fewer positions than before: the last ones are then compared."""
 
     @property
     def changed(self) -> bool:
@@ -62,6 +71,7 @@ class Context:
         self, view: View, *, step: int = 0, spool: Spool | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
+        memory: Memory | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
@@ -72,6 +82,7 @@ class Context:
         self.step = step
         self.spool = spool or Spool()
         self._progress = progress
+        self._memory = memory
         self._structure: Structure | None = None
 
     @property
@@ -91,6 +102,14 @@ class Context:
         """Forget the structure: the graph has changed."""
         self._structure = None
 
+    def once(self, what: str, make: Callable[[], T]) -> T:
+        """What ``make`` gives, or gave in an earlier, killed run: wrap what takes long in it.
+
+        The result is made of tensors, numbers, text, ``None``, and lists and dicts of these;
+        ``what`` names it within the pass.
+        """
+        return remembered(self._memory, f"{self.step}: {what}", make)
+
     def progress(self, what: str, done: int, total: int) -> None:
         """Tell the person how far a long loop has come."""
         if self._progress is not None:
@@ -108,8 +127,13 @@ class Pass(ABC):
     name: ClassVar[str]
     exact: ClassVar[bool]
     needs: ClassVar[Needs] = Needs()
-    conflicts: ClassVar[tuple[str, ...]] = ()
-    """Passes that cannot work on the same sites; the recipe is refused where both would."""
+    provides: ClassVar[tuple[str, ...]] = ()
+    """What it leaves behind: ``STORED``, ``COMPENSATED``, ``TOKENS``, ``BLOCKS``, or words of its
+    own. ``rules`` are made of these."""
+    excludes: ClassVar[tuple[str, ...]] = ()
+    """What no earlier pass may have left at all of its sites."""
+    follows: ClassVar[tuple[str, ...]] = ()
+    """What earlier passes must have left at some of its sites."""
     optional: bool = False
     max_error: float | None = None
 

@@ -14,7 +14,7 @@ from ..ir.errors import BadInput
 from ..ir.moves import graft_low_rank
 from ..ir.structure import Linear
 from ..ir.view import Node, Value, View
-from .base import Context, Pass, PassResult, Site, select_linears
+from .base import COMPENSATED, STORED, Context, Pass, PassResult, Site, select_linears
 from .low_rank import Spectrum, allocate, fits_half, stacked
 
 ROWS = 1024
@@ -46,6 +46,9 @@ class Compensate(Pass):
     """
 
     exact: ClassVar[bool] = False
+    provides: ClassVar[tuple[str, ...]] = (COMPENSATED,)
+    excludes: ClassVar[tuple[str, ...]] = (COMPENSATED,)
+    follows: ClassVar[tuple[str, ...]] = (STORED,)
     rank: int | None = None
     budget: float | None = None
     factors: Literal["float16", "float32"] = "float16"
@@ -73,9 +76,15 @@ class Compensate(Pass):
         result = PassResult()
         targets = self._targets(context, result)
         if targets:
-            self.attach(context, targets, *self.fit(context, targets), result)
+            fitted = context.once("fit", lambda: self._fitted(context, targets))
+            found = {name: Spectrum(**fields) for name, fields in fitted["spectra"].items()}
+            self.attach(context, targets, found, fitted["ranks"], result)
         context.edited()
         return result
+
+    def _fitted(self, context: Context, targets: Sequence[Target]) -> dict[str, Any]:
+        found, ranks = self.fit(context, targets)
+        return {"spectra": {n: s.cut(ranks[n]) for n, s in found.items()}, "ranks": ranks}
 
     def plan(self, context: Context) -> PassResult:
         result = PassResult()
@@ -179,6 +188,14 @@ class Compensate(Pass):
         result.notes.append(
             f"mean relative error of the linears' outputs: {before:.4g}, compensated {after:.4g}"
         )
+        short = [t.linear for t in targets if found[t.linear.name].short]
+        if short:
+            result.notes.append(
+                f"too little calibration data for {len(short)} sites: "
+                f"{found[short[0].name].tokens} tokens, and up to "
+                f"{max(linear.in_features for linear in short)} inputs. The inverse is truncated "
+                "to what the tokens span there; these sites are marked"
+            )
 
     def _attach_group(
         self, context: Context, x: Value, members: Sequence[Target], found: dict[str, Spectrum],
@@ -203,17 +220,24 @@ class Compensate(Pass):
             error = float(torch.linalg.norm(left) / torch.linalg.norm(target.source))
             extra = (up.numel() + a.numel()) * up.element_size()
             size = _stored_bytes(context.view, target.linear)
-            result.sites.append(_site(target.linear, size, size + extra, error))
+            note = _SHORT if found[target.linear.name].short else ""
+            result.sites.append(_site(target.linear, size, size + extra, error, note))
 
 
 _UNTOUCHED = "its weight is the source's own: there is nothing to compensate"
 
 
-def _site(linear: Linear, before: int, after: int, error: float | None) -> Site:
+_SHORT = "fewer calibration tokens than inputs: truncated inverse"
+
+
+def _site(
+    linear: Linear, before: int, after: int, error: float | None, note: str = ""
+) -> Site:
     shape = (linear.out_features, linear.in_features)
     return Site(
         name=linear.name, kind=linear.role or "linear", shape=shape, bytes_before=before,
         bytes_after=after, bits_per_weight=8 * after / (shape[0] * shape[1]), rel_l2=error,
+        note=note,
     )  # fmt: skip
 
 

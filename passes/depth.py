@@ -128,7 +128,8 @@ def _states(
             if value in wanted:
                 found[value] = keep([row[i] for row in results])
 
-    sweep_together(view, batches, visit, frozenset(m for m in makers if m is not None))
+    stops = frozenset(m for m in makers if m is not None)
+    sweep_together(view, batches, visit, stops, outputs=False)
     return found
 
 

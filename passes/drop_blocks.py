@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..ir.errors import BadInput, Refusal
-from ..ir.moves import Path, follow
+from ..ir.moves.bypass import Path, can_bypass, follow
 from ..ir.structure import Block
-from .base import Context, Needs, Pass, PassResult
+from .base import BLOCKS, Context, Needs, Pass, PassResult
 from .depth import angular_distances, block_influence, block_site, decoder_blocks
 
 
@@ -26,6 +26,7 @@ class DropBlocks(Pass):
 
     name: ClassVar[str] = "drop-blocks"
     exact: ClassVar[bool] = False
+    provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     count: int = 1
     score: Literal["influence", "angular", "random"] = "influence"
     seed: int = 0
@@ -41,7 +42,17 @@ class DropBlocks(Pass):
     def run(self, context: Context) -> PassResult:
         blocks = self._blocks(context)
         result = PassResult()
-        dropped = self._choose(context, blocks, result)
+        for i, block in enumerate(blocks):
+            reason = can_bypass(context.view, block)
+            if reason:
+                result.refused.append((f"block {i}", reason))
+        fixed = {int(site.split()[1]) for site, _ in result.refused}
+        if self.count > len(blocks) - len(fixed):
+            raise BadInput(
+                f"drop-blocks: count={self.count}, but of {len(blocks)} blocks only "
+                f"{len(blocks) - len(fixed)} can be left out ({result.refused[0][1]})"
+            )
+        dropped = self._choose(context, blocks, fixed, result)
         result.sites += [block_site(context.view, i, blocks[i], 0) for i in dropped]
         kept = Path(tuple(i for i in range(len(blocks)) if i not in dropped))
         try:
@@ -58,7 +69,7 @@ class DropBlocks(Pass):
         blocks = self._blocks(context)
         result = PassResult()
         if self.score == "random":
-            chosen = self._random(len(blocks))
+            chosen = self._random(list(range(len(blocks))))
         else:
             chosen = list(range(len(blocks)))[-1 - self.count : -1]
             result.notes.append("which blocks go is decided by the calibration data")
@@ -73,21 +84,41 @@ class DropBlocks(Pass):
             )
         return blocks
 
-    def _choose(self, context: Context, blocks: list[Block], result: PassResult) -> list[int]:
+    def _choose(
+        self, context: Context, blocks: list[Block], fixed: set[int], result: PassResult
+    ) -> list[int]:
+        """Which blocks go; those in ``fixed`` stay."""
         if self.score == "random":
-            return self._random(len(blocks))
+            return self._random([i for i in range(len(blocks)) if i not in fixed])
         if self.score == "angular":
-            turned = angular_distances(context.view, blocks, context.calibration, self.count)
-            result.notes.append("angular distance by first block: " + _listed(turned))
-            start = min(range(len(turned)), key=lambda i: (turned[i], i))
-            return list(range(start, start + self.count))
-        influence = block_influence(context.view, blocks, context.calibration)
+            return self._run_of_blocks(context, blocks, fixed, result)
+        influence = context.once(
+            "influence", lambda: block_influence(context.view, blocks, context.calibration)
+        )
         result.notes.append("block influence: " + _listed(influence))
-        weakest = sorted(range(len(blocks)), key=lambda i: (influence[i], i))
-        return sorted(weakest[: self.count])
+        free = [i for i in range(len(blocks)) if i not in fixed]
+        return sorted(sorted(free, key=lambda i: (influence[i], i))[: self.count])
 
-    def _random(self, total: int) -> list[int]:
-        return sorted(random.Random(self.seed).sample(range(total), self.count))
+    def _run_of_blocks(
+        self, context: Context, blocks: list[Block], fixed: set[int], result: PassResult
+    ) -> list[int]:
+        turned = context.once(
+            "angles",
+            lambda: angular_distances(context.view, blocks, context.calibration, self.count),
+        )
+        result.notes.append("angular distance by first block: " + _listed(turned))
+        runs = [range(i, i + self.count) for i in range(len(turned))]
+        free = [run for run in runs if not fixed.intersection(run)]
+        if not free:
+            raise BadInput(
+                f"drop-blocks: no run of {self.count} blocks can be left out as a whole; use "
+                "score=influence"
+            )
+        best = min(free, key=lambda run: (turned[run.start], run.start))
+        return list(best)
+
+    def _random(self, free: list[int]) -> list[int]:
+        return sorted(random.Random(self.seed).sample(free, self.count))
 
 
 def _listed(scores: list[float]) -> str:

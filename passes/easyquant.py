@@ -25,7 +25,6 @@ class EasyQuant(WeightPass):
     """
 
     name: ClassVar[str] = "easyquant"
-    conflicts: ClassVar[tuple[str, ...]] = ("quantize", "easyquant", "hqq")
     weights_per_second: ClassVar[float] = 2e6
     group: int = 0
     nsig: float = 3.0

@@ -64,11 +64,20 @@ class EoRA(Compensate):
             x = view.operands(node)[0]
             index = view.arguments(node).index(x)
             inputs = [row[index] for row in given]
-            if x not in shared:
-                shared.clear()
-                shared[x] = moments(inputs, masks, ("gram",))
-            found[name] = spectrum(target.source, target.gap, shared[x].gram)
-            rank = min(ranks.get(name, 0), len(found[name].sigma))
+
+            def fit() -> Spectrum:
+                if x not in shared:
+                    shared.clear()
+                    shared[x] = moments(inputs, masks, ("gram",))
+                seen = shared[x]
+                return spectrum(target.source, target.gap, seen.gram, seen.count)
+
+            if not ranks:  # the rank that will be used is not known, and whole spectra are large
+                found[name] = fit()
+                return None
+            fields = context.once(f"site {name}", lambda: fit().cut(ranks[name]))
+            found[name] = Spectrum(**fields)
+            rank = min(ranks[name], len(found[name].sigma))
             if not rank:
                 return None
             down, up = found[name].factors(rank)
@@ -78,5 +87,5 @@ class EoRA(Compensate):
             ]
 
         with torch.no_grad():
-            sweep_together(view, context.calibration, visit, frozenset(by_node))
+            sweep_together(view, context.calibration, visit, frozenset(by_node), outputs=False)
         return found

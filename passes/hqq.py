@@ -24,7 +24,6 @@ class HQQ(WeightPass):
     """
 
     name: ClassVar[str] = "hqq"
-    conflicts: ClassVar[tuple[str, ...]] = ("quantize", "easyquant", "hqq")
     weights_per_second: ClassVar[float] = 3e6
     group: int = 64
     iters: int = 20

@@ -6,6 +6,7 @@ import heapq
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -28,6 +29,14 @@ class Spectrum:
     sigma: Tensor
     energy: float
     """``||W P||_F^2``: what the error is compared with."""
+    tokens: int | None = None
+    """Calibration tokens that the weighting is made of; ``None`` without a weighting."""
+
+    @property
+    def short(self) -> bool:
+        """Whether fewer tokens were seen than the inputs have features: directions that none of
+        them has are not corrected."""
+        return self.tokens is not None and self.tokens < self.right.shape[1]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
         """``A [rank, n]`` and ``B [m, rank]`` f32, the singular values shared between them."""
@@ -36,18 +45,25 @@ class Spectrum:
         up = self.left[:, :rank] * root
         return _balanced(down.float(), up.float())
 
+    def cut(self, rank: int) -> dict[str, Any]:
+        """Its fields with the first ``rank`` vectors alone: what factors of that rank need."""
+        return {**vars(self), "left": self.left[:, :rank], "right": self.right[:rank]}
+
     def relative_error(self, rank: int) -> float:
         """``||(D - B A) P||_F / ||W P||_F``."""
         rest = float(self.sigma[rank:].square().sum())
         return math.sqrt(rest / max(self.energy, 1e-300))
 
 
-def spectrum(weight: Tensor, gap: Tensor, gram: Tensor | None) -> Spectrum:
+def spectrum(
+    weight: Tensor, gap: Tensor, gram: Tensor | None, tokens: int | None = None
+) -> Spectrum:
     """The spectrum of ``gap`` ``[m, n]`` for inputs whose Gram matrix is ``gram`` ``[n, n]``.
 
     ``gram = Q L Q^T``, ``P = Q L^(1/2)``: any such factor gives the same ``B A``, and
     ``||D P||_F = ||D X||_F``. Eigenvalues below ``max(L) n eps`` (float32's) hold noise only and
     are left out, with a pseudo-inverse for what remains. Without ``gram``, ``P`` is the identity.
+    ``tokens`` is how many inputs ``gram`` is the sum of.
     """
     if gram is None:
         left, sigma, right = torch.linalg.svd(gap.float(), full_matrices=False)
@@ -58,7 +74,7 @@ def spectrum(weight: Tensor, gap: Tensor, gram: Tensor | None) -> Spectrum:
     forward = vectors * root
     left, sigma, right = torch.linalg.svd(gap.double() @ forward, full_matrices=False)
     energy = float((weight.double() @ forward).square().sum())
-    return Spectrum(left, (right / root) @ vectors.T, sigma, energy)
+    return Spectrum(left, (right / root) @ vectors.T, sigma, energy, tokens)
 
 
 def allocate(

@@ -12,16 +12,21 @@ from typing import Any
 
 import torch
 
-from ..ir.costs import node_macs, weight_bytes
+from ..ir.batches import check_batches, count_samples
+from ..ir.cache_slots import answers
+from ..ir.costs import Costs, graph_costs, sample_sizes, weight_bytes
 from ..ir.errors import BadInput, BoundExceeded, GraphwrightError, InvalidGraph, Missing
 from ..ir.raising import raise_graph
+from ..ir.structure import Structure, recognize
 from ..ir.sweep import sweep
 from ..ir.verify import check_structure, compare, exact_tolerance, sample_inputs
 from ..ir.view import View
 from ..ir.weights import Spool
 from .base import Context, Pass, PassResult
+from .memory import Memory, remembered
 from .recipe import Recipe
 from .report import PassReport, RunReport
+from .rules import check_order, remarks
 
 Samples = Sequence[Mapping[str, torch.Tensor]]
 Progress = Callable[[str, int, int], None]
@@ -60,13 +65,15 @@ def optimize(
     calibration: Samples | None = None,
     max_error: float | None = None,
     progress: Progress | None = None,
+    memory: Memory | None = None,
 ) -> Result:
     """Apply a recipe to a copy of ``graph``; each pass is checked before the next one runs.
 
     ``samples`` are batches of inputs by name, on which every pass is measured: the graph's own
     (``graph.source``) or random ones where absent; ``calibration`` is what passes that need data
     learn from. ``max_error`` bounds the relative L2 of any
-    output against the source graph.
+    output against the source graph. ``memory`` keeps what takes long, and gives it back to a run
+    of the same recipe on the same graph and data.
 
     Raises ``BadInput`` for a recipe that does not fit, ``Missing`` for a need that is not met, and
     ``BoundExceeded`` where an exact pass changed numbers or a bound was passed: the error's
@@ -79,38 +86,54 @@ def optimize(
     view = graph.copy()
     raise_graph(view)
     check_structure(view)
+    if calibration is not None:
+        check_batches(view, calibration)
     original = view.copy()
-    report = _new_report(view, graph, recipe, max_error)
-    report.samples, report.data = _count(batches), data
+    structure = recognize(view)
+    check_order(recipe.passes, structure)
+    notes = remarks(recipe.passes)
+    report = _new_report(graph, structure, recipe, max_error)
+    report.samples, report.data = count_samples(batches), data
+    report.sizes = sample_sizes(view, batches[0])
     spool = Spool()
-    first, macs = _measure(view, batches)
-    before = first
+    first = _outputs(view, batches, memory, 0)
+    costs = _costs(view, batches)
+    report.add_costs("source", costs)
+    before, shortened = first, False
     for step, entry in enumerate(recipe.steps, 1):
         snapshot = view.copy()
-        size = weight_bytes(view)
-        done = PassReport(entry.made, str(entry), PassResult(), bytes_before=size, macs_before=macs)
+        done = PassReport(
+            entry.made, str(entry), PassResult(), bytes_before=costs.weight_bytes,
+            macs_before=costs.macs,
+        )  # fmt: skip
         started = time.perf_counter()
         try:
             context = Context(
                 view, step=step, spool=spool, progress=progress, calibration=calibration or (),
-                original=original,
+                original=original, memory=memory,
             )  # fmt: skip
             done.result = entry.made.run(context)
             _require_change(entry.made, done.result)
+            done.result.notes += notes[step - 1]
             view.drop_unused_weights()
             check_structure(view)
-            after, macs = _measure(view, batches)
-            done.errors = _worst_of(before, after)
-            _check_bounds(entry.made, done, _worst_of(first, after), max_error)
+            after = _outputs(view, batches, memory, step)
+            shortened |= done.result.shortened
+            done.errors = worst_of(before, after, shortened=done.result.shortened)
+            total = worst_of(first, after, shortened=shortened)
+            _check_bounds(entry.made, done, total, max_error)
         except GraphwrightError as error:
             error.graph = snapshot  # type: ignore[attr-defined]
             raise
         done.seconds = time.perf_counter() - started
-        done.bytes_after, done.macs_after = weight_bytes(view), macs
+        costs = _costs(view, batches)
+        report.add_costs(f"{step} {entry.made.name}", costs)
+        done.bytes_after, done.macs_after = costs.weight_bytes, costs.macs
         done.peak_rss_bytes = peak_rss_bytes()
         report.passes.append(done)
         before = after
-    report.errors = _worst_of(first, before)
+    report.errors = worst_of(first, before, shortened=shortened)
+    report.shortened = shortened
     return Result(view, report)
 
 
@@ -122,11 +145,13 @@ def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
     raise_graph(view)
     size = source = weight_bytes(view)
     context = Context(view)
+    check_order(recipe.passes, context.structure)
     planned: list[tuple[str, PassResult]] = []
     seconds, working = 0.0, 0
-    for entry in recipe.steps:
+    for entry, notes in zip(recipe.steps, remarks(recipe.passes), strict=True):
         result = entry.made.plan(context)
         _require_change(entry.made, result)
+        result.notes += notes
         context.planned.update({site.name: site for site in result.sites})
         planned.append((str(entry), result))
         size += sum(site.bytes_after - site.bytes_before for site in result.sites)
@@ -164,13 +189,15 @@ def _check_needs(recipe: Recipe) -> None:
 def _check_calibration(recipe: Recipe, calibration: Samples | None) -> None:
     hungry = [made.name for made in recipe.passes if made.requires().calibration]
     if hungry and not calibration:
-        raise BadInput(f"{', '.join(hungry)} needs calibration data: give calibration=[...]")
+        raise BadInput(
+            f"{', '.join(hungry)} needs calibration data: give --calib DATA (calibration=[...] in "
+            "Python)"
+        )
 
 
 def _new_report(
-    view: View, graph: View, recipe: Recipe, max_error: float | None
+    graph: View, structure: Structure, recipe: Recipe, max_error: float | None
 ) -> RunReport:
-    structure = Context(view).structure
     return RunReport(
         source={
             "kind": graph.source.kind,
@@ -200,28 +227,32 @@ def _choose_samples(graph: View, samples: Samples | None) -> tuple[Samples, str]
     return [sample_inputs(graph)], "random inputs"
 
 
-def _count(samples: Samples) -> int:
-    firsts = [next(iter(batch.values())) for batch in samples]
-    return sum(int(t.shape[0]) if t.dim() else 1 for t in firsts)
+def _outputs(
+    view: View, samples: Samples, memory: Memory | None, step: int
+) -> list[dict[str, torch.Tensor]]:
+    def run() -> list[dict[str, torch.Tensor]]:
+        return [answers(sweep(view, batch)) for batch in samples]
+
+    return remembered(memory, f"{step}: outputs", run)
 
 
-def _measure(view: View, samples: Samples) -> tuple[list[dict[str, torch.Tensor]], int]:
-    """Outputs on every batch, and the multiply-accumulates of the first."""
-    macs = 0
-
-    def count(node: Any, given: list[Any], results: tuple[Any, ...]) -> None:
-        nonlocal macs
-        macs += node_macs(view, node, given, results)
-
-    outputs = [sweep(view, samples[0], observe=count)]
-    outputs += [sweep(view, batch) for batch in samples[1:]]
-    return outputs, macs
+def _costs(view: View, samples: Samples) -> Costs:
+    """Of one sample, as the first batch has it."""
+    return graph_costs(view, sample_sizes(view, samples[0]))
 
 
-def _worst_of(
-    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]]
+def worst_of(
+    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]],
+    *, shortened: bool = False,
 ) -> dict[str, Any]:
-    """The error of each output over all batches together."""
+    """The error of each output over all batches together.
+
+    Where tokens were dropped (``shortened``), an output with fewer positions is compared at its
+    last one.
+    """  # fmt: skip
+    if shortened:
+        pairs = [_last_positions(a, b) for a, b in zip(expected, actual, strict=True)]
+        expected, actual = [a for a, _ in pairs], [b for _, b in pairs]
     joined = [
         {
             name: torch.cat([batch[name].double().reshape(-1) for batch in side])
@@ -238,6 +269,22 @@ def _worst_of(
                 f"{list(actual[0][name].shape)}"
             )
     return compare(joined[0], joined[1])
+
+
+Outputs = Mapping[str, torch.Tensor]
+
+
+def _last_positions(expected: Outputs, actual: Outputs) -> tuple[Outputs, Outputs]:
+    def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        a, b = expected[name].shape, actual[name].shape
+        shorter = len(a) == len(b) >= 2 and a[1] > b[1] and (a[0], *a[2:]) == (b[0], *b[2:])
+        return tensor[:, -1:] if shorter else tensor
+
+    common = [name for name in expected if name in actual]
+    return (
+        {**expected, **{name: cut(name, expected[name]) for name in common}},
+        {**actual, **{name: cut(name, actual[name]) for name in common}},
+    )
 
 
 def _require_change(made: Pass, result: PassResult) -> None:

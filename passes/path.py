@@ -7,7 +7,7 @@ from typing import ClassVar
 
 from ..ir.errors import BadInput, Refusal
 from ..ir.moves import Path, follow
-from .base import Context, Pass, PassResult
+from .base import BLOCKS, Context, Pass, PassResult
 from .depth import block_site, decoder_blocks
 
 
@@ -22,6 +22,7 @@ class FollowPath(Pass):
 
     name: ClassVar[str] = "path"
     exact: ClassVar[bool] = False
+    provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     blocks: str
 
     def __post_init__(self) -> None:

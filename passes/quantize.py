@@ -23,7 +23,6 @@ class Quantize(WeightPass):
     """
 
     name: ClassVar[str] = "quantize"
-    conflicts: ClassVar[tuple[str, ...]] = ("quantize", "easyquant", "hqq")
     symmetric: bool = True
     mse: bool = False
 

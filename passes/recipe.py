@@ -19,6 +19,7 @@ from typing import Any
 from ..ir.errors import BadInput, near_misses
 from .base import Pass
 from .registry import pass_class
+from .rules import check_order
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\]=,"]+|[{}\[\]=,]')
 FOLDER = Path(__file__).with_name("recipes")
@@ -111,18 +112,10 @@ def _from_toml(path: Path) -> Recipe:
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """The recipe itself. Raises ``BadInput`` where two of its passes exclude each other."""
+    """The recipe itself. Raises ``BadInput`` where its passes do not go together: see ``rules``."""
     if not recipe.steps:
         raise BadInput("the recipe is empty: name at least one pass")
-    passes = recipe.passes
-    for i, first in enumerate(passes):
-        for second in passes[i + 1 :]:
-            clash = second.name in first.conflicts or first.name in second.conflicts
-            if clash and first.selects() == second.selects():
-                raise BadInput(
-                    f"{first.name} and {second.name} would both store the same sites anew: a "
-                    "weight is quantized once. Choose sites with include= and exclude=, or drop one"
-                )
+    check_order(recipe.passes)
     return recipe
 
 

@@ -17,7 +17,12 @@ _BUILT_IN = {
     "quantize": "quantize:Quantize",
     "easyquant": "easyquant:EasyQuant",
     "hqq": "hqq:HQQ",
+    "fastervlm": "fastervlm:FasterVLM",
+    "fastv": "fastv:FastV",
+    "random-tokens": "random_tokens:RandomTokens",
+    "uniform-tokens": "uniform_tokens:UniformTokens",
     "eora": "eora:EoRA",
+    "bitstack": "bitstack:BitStack",
     "drop-blocks": "drop_blocks:DropBlocks",
     "path": "path:FollowPath",
     "svd-compensate": "svd_compensate:SvdCompensate",
@@ -31,6 +36,12 @@ def pass_names() -> list[str]:
 
 def _third_party() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=GROUP)}
+
+
+def class_name(name: str) -> str:
+    """What the class of a pass is called, without importing it."""
+    place = _BUILT_IN.get(name) or _third_party()[name].value
+    return place.partition(":")[2]
 
 
 def pass_class(name: str) -> type[Pass]:

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..ir.costs import MAC_CONVENTION, Costs
 from ..ir.verify import Difference
-from .base import Pass, PassResult
+from .base import Pass, PassResult, Site
 
 MANIFEST_SCHEMA = 1
 
@@ -42,7 +43,7 @@ class PassReport:
             "text": self.text,
             "options": _options(self.made),
             "exact": self.made.exact,
-            "sites": [{**asdict(s), "shape": list(s.shape)} for s in self.result.sites],
+            "sites": [_site(s) for s in self.result.sites],
             "refused": [{"site": s, "reason": r} for s, r in self.result.refused],
             "notes": list(self.result.notes),
             "bytes_before": self.bytes_before,
@@ -69,6 +70,15 @@ class RunReport:
     max_error: float | None = None
     structure: Mapping[str, int] = field(default_factory=dict)
     source_bytes: int = 0
+    shortened: bool = False
+    """Whether outputs have fewer positions than the source's: the last ones were compared."""
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Of the symbolic dimensions, that ``costs`` are for: one sample."""
+    costs: list[dict[str, Any]] = field(default_factory=list)
+    """Of the source and behind each pass: ``Costs.to_dict`` with a ``name``."""
+
+    def add_costs(self, name: str, costs: Costs) -> None:
+        self.costs.append({"name": name, **costs.to_dict()})
 
     def to_dict(self) -> dict[str, Any]:
         outputs = [{"name": name, **d.to_dict()} for name, d in self.errors.items()]
@@ -78,6 +88,9 @@ class RunReport:
             "recipe": self.recipe,
             "versions": versions(),
             "structure": dict(self.structure),
+            "costs": {
+                "convention": MAC_CONVENTION, "sizes": dict(self.sizes), "rows": list(self.costs),
+            },
             "passes": [p.to_dict(i) for i, p in enumerate(self.passes, 1)],
             "verification": {
                 "samples": self.samples,
@@ -103,6 +116,11 @@ class RunReport:
         for name, d in self.errors.items():
             lines.append(f"{name}: cosine {d.cosine:.6f}, relative L2 {d.rel_l2:.2e} to the source")
         return "\n".join(lines)
+
+
+def _site(site: Site) -> dict[str, Any]:
+    facts = {**asdict(site), "shape": list(site.shape)}
+    return facts if site.note else {k: v for k, v in facts.items() if k != "note"}
 
 
 def _options(made: Pass) -> dict[str, Any]:

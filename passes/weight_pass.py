@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -16,8 +16,9 @@ from ..ir.ops.pack import BITS, GROUPS
 from ..ir.ops.sparse_linear import index_dtype
 from ..ir.structure import Linear
 from ..ir.types import Type
+from ..ir.view import View
 from ..ir.weights import Weight
-from .base import Context, Pass, PassResult, Site, select_linears
+from .base import STORED, Context, Pass, PassResult, Site, select_linears
 from .quantized import Quantized
 
 ScaleName = Literal["float32", "float16"]
@@ -50,6 +51,8 @@ class WeightPass(Pass):
     """
 
     exact: ClassVar[bool] = False
+    provides: ClassVar[tuple[str, ...]] = (STORED,)
+    excludes: ClassVar[tuple[str, ...]] = (STORED,)
     bits: int = 4
     group: int = 32
     scales: ScaleName = "float16"
@@ -152,34 +155,39 @@ class WeightPass(Pass):
         )  # fmt: skip
         fit = []
         for linear in chosen:
-            reason = self._reason_against(context, linear)
+            reason = reason_against(context.view, linear)
             if reason is None:
                 fit.append(linear)
             else:
                 result.refused.append((linear.name, reason))
         return fit
 
-    def _reason_against(self, context: Context, linear: Linear) -> str | None:
-        if context.view.op(linear.node) != "linear":
-            return "its weight is quantized already"
-        weight = context.view.weight(linear.weight)
-        if weight is None or not weight.dtype.is_floating_point:
-            return "its weight is no floating-point constant"
-        others = [u for u in context.view.users(linear.weight) if context.view.op(u) != "linear"]
-        if others:
-            return "its weight is tied to an embedding, which keeps it: nothing would be saved"
-        return None
-
     def _store(self, context: Context, linear: Linear, weight: Weight) -> _Stored:
-        dense = weight.read()
-        made = self.quantize(dense, linear.name)
+        made = context.once(f"site {linear.name}", lambda: self._quantized(weight, linear.name))
         weights: list[tuple[str, Weight] | None] = [
             None if tensor is None else (name, context.spool.store(tensor))
-            for name, tensor in zip(("codes", "scales", "zeros"), made.operands(), strict=True)
+            for name, tensor in zip(("codes", "scales", "zeros"), made["operands"], strict=True)
         ]
+        outliers = [
+            (f"outliers.{name}", context.spool.store(part))
+            for name, part in zip(("rows", "cols", "values"), made["outliers"], strict=False)
+        ]
+        return _Stored(weights, outliers, made["bytes"], made["rel_l2"])
+
+    def _quantized(self, weight: Weight, name: str) -> dict[str, Any]:
+        """What is stored of one matrix, and its error."""
+        dense = weight.read()
+        made = self.quantize(dense, name)
         gap = torch.linalg.norm(made.dequantized() - dense.float())
         error = float(gap / torch.linalg.norm(dense.float()).clamp_min(1e-30))
-        return _Stored(weights, _outlier_weights(context, made), made.nbytes, error)
+        kept = made.outliers
+        side = [] if kept is None or not kept.values.numel() else [
+            kept.rows, kept.cols, kept.values
+        ]  # fmt: skip
+        return {
+            "operands": list(made.operands()), "outliers": side, "bytes": made.nbytes,
+            "rel_l2": error,
+        }  # fmt: skip
 
     def _replace(
         self, context: Context, linear: Linear, weight: Weight, stored: _Stored, result: PassResult
@@ -218,13 +226,16 @@ class WeightPass(Pass):
         )
 
 
-def _outlier_weights(context: Context, made: Quantized) -> list[tuple[str, Weight]]:
-    """The side path that makes the kept entries exact."""
-    kept = made.outliers
-    if kept is None or not kept.values.numel():
-        return []
-    parts = {"rows": kept.rows, "cols": kept.cols, "values": kept.values}
-    return [(f"outliers.{name}", context.spool.store(part)) for name, part in parts.items()]
+def reason_against(view: View, linear: Linear) -> str | None:
+    """Why a linear's weight cannot be stored in another form; ``None`` where it can."""
+    if view.op(linear.node) != "linear":
+        return "its weight is quantized already"
+    weight = view.weight(linear.weight)
+    if weight is None or not weight.dtype.is_floating_point:
+        return "its weight is no floating-point constant"
+    if any(view.op(user) != "linear" for user in view.users(linear.weight)):
+        return "its weight is tied to an embedding, which keeps it: nothing would be saved"
+    return None
 
 
 def _bytes(type_: Type) -> int:

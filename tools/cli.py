@@ -22,7 +22,10 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
 _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 """``ClickException``, of click or of the copy of click that newer releases of typer carry."""
 
-COMMANDS = ("run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay")
+COMMANDS = (
+    "run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay", "resize",
+    "generate",
+)  # fmt: skip
 MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
 DEFAULT_RECIPE = "w8"
 """The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
@@ -52,9 +55,18 @@ def run(
     max_error: Annotated[
         float | None, typer.Option(help="Bound on relative L2 of any output.")
     ] = None,
+    calib: Annotated[
+        str, typer.Option(metavar="DATA", help="Data for passes that learn: a file or zoo:NAME.")
+    ] = "",
+    calib_samples: Annotated[int | None, typer.Option(help="Most samples; 128.")] = None,
+    calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
+    cache: Annotated[
+        bool, typer.Option("--cache", help="Give a text model its key-value cache.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,
     as_json: Json = False,
@@ -66,13 +78,15 @@ def run(
 
     console = Console(stderr=True)
     chosen = _choose_recipe(recipe, passes, console, quiet=as_json)
-    _check_choice("backend", backend, ("onnxruntime",))
+    _check_choice("backend", backend, ("onnxruntime", "triton"))
     _check_choice("device", device, ("cpu", "cuda"))
     if max_error is not None and not max_error > 0:
         raise BadInput(f"--max-error {max_error} must be above 0")
     request = pipeline.Request(
         model, chosen, out, max_error=max_error, device=device, force=force,
-        trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks),
+        trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
+        calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
+        backend=backend, resume=resume,
     )  # fmt: skip
     with terminal.Steps(console, silent=as_json) as steps:
         done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
@@ -166,6 +180,67 @@ def replay(
         _print_json(done)
     else:
         Console().print(done["summary"], markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def resize(
+    artifact: Path,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", help="Of model.onnx and its data.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write it.")],
+    force: Annotated[bool, typer.Option("--force")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the largest size of ARTIFACT that fits; it was made by a recipe with bitstack."""
+    from . import resizing, terminal
+
+    console = Console(stderr=True)
+    with terminal.Steps(console, silent=as_json) as steps:
+        done = resizing.resize(artifact, max_bytes, out, steps, force=force)
+    if as_json:
+        _print_json(done)
+    else:
+        sizes = done["sizes"]
+        said = f"{out}: {sizes['artifact_bytes']} bytes of {sizes['whole_bytes']}"
+        Console().print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="An artifact, or a model.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    image: Annotated[Path | None, typer.Option(help="An image that the prompt is about.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token, always.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest, of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    verbose: Verbose = False,
+) -> None:
+    """Continue PROMPT, word by word on stdout."""
+    from ..backends.decode import Sampling
+    from . import generating, terminal
+
+    _check_choice("device", device, ("cpu", "cuda"))
+    sampling = Sampling(temperature, top_p, seed)
+    console = Console(stderr=True)
+    with terminal.Steps(console) as steps:
+        steps(f"loading {model}", 0, 1)
+        writer = generating.Writer(model, tokenizer=tokenizer or None, device=device)
+    if writer.note:
+        console.print(f"note: {writer.note}", markup=False, highlight=False)
+    (made,) = writer.write(
+        [prompt], [image], sampling, max_new_tokens=max_new_tokens, stream=_write_out
+    )
+    sys.stdout.write("\n")
+    said = f"{made.prompt_tokens} tokens read, {len(made.ids)} written, ended by {made.ended}"
+    console.print(said, markup=False, highlight=False)
+
+
+def _write_out(_: int, text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
 
 
 @app.command()
@@ -322,7 +397,8 @@ def _guarded(arguments: list[str]) -> int:
         terminal.print_error(console, error.format_message())
         return 2
     except (KeyboardInterrupt, typer.Abort):
-        terminal.print_error(console, "interrupted; nothing was published")
+        hint = "with --resume the same command goes on from here" if arguments[0] == "run" else ""
+        terminal.print_error(console, "interrupted; nothing was published", hint)
         return 130
     except GraphwrightError as error:
         if verbose:

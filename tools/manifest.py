@@ -182,6 +182,9 @@ def _facts(manifest: Manifest) -> Iterator[tuple[tuple[str, str], Any]]:
     for section in ("source", "calibration", "sizes", "structure", "versions"):
         for name, value in (manifest.get(section) or {}).items():
             yield (section, name), value
+    for row in (manifest.get("costs") or {}).get("rows", []):
+        for name in ("macs", "weight_bytes", "kv_bytes"):
+            yield ("costs", f"{row['name']}: {name}"), row[name]
     checks = manifest["verification"]
     for output in checks.get("outputs", []):
         for name, value in output.items():

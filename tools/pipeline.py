@@ -12,20 +12,25 @@ from typing import Any
 
 import torch
 
-from ..backends import artifact
-from ..backends.lowering import lowered
+from ..backends import artifact, triton
+from ..backends.lowering import lowered, translated
 from ..backends.onnxruntime import check_device
+from ..ir.cache_slots import answers, next_step
 from ..ir.errors import BadInput, BoundExceeded
+from ..ir.fx import FxView
 from ..ir.load import fingerprint, load
 from ..ir.onnx import OnnxView
 from ..ir.raising import raise_graph
 from ..ir.sweep import sweep
-from ..ir.verify import Difference, compare, sample_inputs
+from ..ir.verify import Difference, sample_inputs
 from ..ir.view import View
-from ..passes.manager import Plan, optimize, peak_rss_bytes, plan
+from ..passes.manager import Plan, Result, optimize, peak_rss_bytes, plan, worst_of
 from ..passes.recipe import Recipe
 from ..passes.report import MANIFEST_SCHEMA, versions
 from . import manifest, report
+from .calibration import Calibration
+from .calibration import read as read_calibration
+from .resuming import remembering
 
 RUNTIME_REL_L2 = 1e-4
 """Relative L2 between the artifact in ONNX Runtime and the reference interpreter that passes: float
@@ -50,6 +55,18 @@ class Request:
     force: bool = False
     trust_remote_code: bool = False
     verify_samples: int = 256
+    calibration: str = ""
+    """Data for the passes that learn from some: see ``calibration.FORMS``."""
+    calibration_samples: int | None = None
+    calibration_length: int | None = None
+    resume: bool = False
+    """Whether to go on with a run that was killed: see ``resuming``."""
+    calibration_sha256: str = ""
+    """Where given, data of any other hash is refused."""
+    backend: str = "onnxruntime"
+    """``triton`` also runs the rewritten graph there; the artifact is ONNX Runtime's either way."""
+    cache: bool = False
+    """Whether a text model gets its key-value cache as inputs and outputs."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
 
@@ -57,8 +74,9 @@ class Request:
 def dry_run(request: Request) -> dict[str, Any]:
     """The forecast of a run as a manifest; weights may be absent."""
     view = load(
-        request.model, trust_remote_code=request.trust_remote_code, allow_missing_weights=True
-    )
+        request.model, trust_remote_code=request.trust_remote_code, allow_missing_weights=True,
+        cache=request.cache,
+    )  # fmt: skip
     forecast = plan(view, request.recipe)
     return _forecast_manifest(view, request.recipe, forecast)
 
@@ -68,12 +86,46 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     if request.out is not None:
         artifact.check_target(request.out, force=request.force)
     check_device(request.device)
+    if request.backend == "triton":
+        triton.check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
-    view = load(request.model, trust_remote_code=request.trust_remote_code)
+    view = load(
+        request.model, trust_remote_code=request.trust_remote_code, cache=request.cache
+    )
+    if request.cache and isinstance(view, FxView):
+        view = translated(view)  # token passes need it: see ``vision.SIZED_BY_EXAMPLE``
     _check_eval(request, view)
     view.source.sha256 = fingerprint(view.source)
-    result = optimize(view, request.recipe, max_error=request.max_error, progress=progress)
+    data = _calibration(request, view, progress)
+    marks = _marks(request, view, data)
+    with remembering(request.out, marks, resume=request.resume) as memory:
+        result = optimize(
+            view, request.recipe, calibration=None if data is None else data.batches,
+            max_error=request.max_error, progress=progress, memory=memory,
+        )  # fmt: skip
+        return _published(request, view, result, data, progress)
+
+
+def _marks(request: Request, view: View, data: Calibration | None) -> dict[str, str]:
+    """What decides a run's results: a run that was killed goes on with the same alone."""
+    known = versions()
+    used = ("graphwright", "python", "torch", "transformers")
+    return {
+        "model": view.source.sha256 + (" with its cache" if request.cache else ""),
+        "recipe": str(request.recipe),
+        "calibration data": "" if data is None else data.sha256,
+        "version": ", ".join(f"{name} {known[name]}" for name in used if name in known),
+    }
+
+
+def _published(
+    request: Request, view: View, result: Result, data: Calibration | None, progress: Progress
+) -> dict[str, Any]:
+    """The manifest; with ``request.out``, the artifact is there and checked."""
     done = result.report.to_dict()
+    if request.cache:
+        done["source"]["cache"] = True
+    done["calibration"] = None if data is None else data.to_dict()
     done["machine"] = _machine(request.device)
     raised = view.copy()
     raise_graph(raised)
@@ -98,6 +150,25 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     return done
 
 
+def _calibration(request: Request, view: View, progress: Progress) -> Calibration | None:
+    """The data that was asked for. Raises as ``calibration.read``, and ``BadInput`` where it is not
+    the data that it should be."""
+    if not request.calibration:
+        return None
+    progress(f"reading {request.calibration}", 0, 1)
+    data = read_calibration(
+        request.calibration, view, samples=request.calibration_samples,
+        length=request.calibration_length,
+    )  # fmt: skip
+    wanted = request.calibration_sha256
+    if wanted not in ("", data.sha256):
+        raise BadInput(
+            f"{request.calibration} has changed: the batches that it gives had the hash "
+            f"{wanted[:12]}…, they have {data.sha256[:12]}…"
+        )
+    return data
+
+
 def _verify(
     request: Request, source: View, rewritten: View, folder: Path, done: dict[str, Any],
     progress: Progress,
@@ -107,27 +178,47 @@ def _verify(
 
     batches = source.source.samples or [sample_inputs(source)]
     relaxed = any(_rounds_activations(node, rewritten) for node in rewritten.nodes())
-    expected = [sweep(rewritten, batch) for batch in batches[:1]]
+    checked = list(batches[:1])
+    expected = [sweep(rewritten, batch) for batch in checked]
     bound = RUNTIME_REL_L2
     if relaxed:
-        untouched = [sweep(source, batch) for batch in batches[:1]]
-        bound += RUNTIME_SLACK_INT8 * worst(joined_errors(untouched, expected)).rel_l2
+        untouched = [answers(sweep(source, batch)) for batch in checked]
+        found = joined_errors(untouched, [answers(e) for e in expected], shortened=True)
+        bound += RUNTIME_SLACK_INT8 * worst(found).rel_l2
+    step = next_step(checked[0], expected[0])
+    if step is not None:
+        checked.append(step)
+        expected.append(sweep(rewritten, step))
     for mode, optimized in (("optimized", True), ("unoptimized", False)):
         progress(f"running the artifact, graph optimisation {'on' if optimized else 'off'}", 0, 1)
         executable = compile_model(
             folder / artifact.MODEL_FILE, backend="onnxruntime", device=request.device,
             optimize=optimized,
         )  # fmt: skip
-        found = worst(joined_errors(expected, [executable(**b) for b in batches[:1]]))
-        done["verification"]["runtime"][mode] = found.to_dict()
-        if not found.rel_l2 <= bound:
+        error = worst(joined_errors(expected, [executable(**b) for b in checked]))
+        done["verification"]["runtime"][mode] = error.to_dict()
+        if not error.rel_l2 <= bound:
             raise BoundExceeded(
                 f"ONNX Runtime (graph optimisation {'on' if optimized else 'off'}) is "
-                f"{found.rel_l2:.3g} (relative L2) from the reference, more than {bound:g}: the "
+                f"{error.rel_l2:.3g} (relative L2) from the reference, more than {bound:g}: the "
                 "artifact is not published. Update onnxruntime, or report the model"
             )
         if optimized:
             _compare_with_source(source, executable, batches, done, progress)
+    if request.backend == "triton":
+        progress("running the graph in Triton", 0, 1)
+        executable = compile_model(rewritten, backend="triton", device=request.device)
+        error = worst(joined_errors(expected, [_on_cpu(executable(**b)) for b in checked]))
+        done["verification"]["runtime"]["triton"] = error.to_dict()
+        if not error.rel_l2 <= bound:
+            raise BoundExceeded(
+                f"Triton is {error.rel_l2:.3g} (relative L2) from the reference, more than "
+                f"{bound:g}: the artifact is not published. Use --backend onnxruntime"
+            )
+
+
+def _on_cpu(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in outputs.items()}
 
 
 def _check_eval(request: Request, view: View) -> None:
@@ -177,24 +268,20 @@ def _compare_with_source(
     expected, actual = [], []
     for i, batch in enumerate(batches):
         progress("comparing with the source", i, len(batches))
-        expected.append(sweep(source, batch))
-        actual.append(executable(**batch))
-    errors = joined_errors(expected, actual)
+        expected.append(answers(sweep(source, batch)))
+        actual.append(answers(executable(**batch)))
+    errors = joined_errors(expected, actual, shortened=True)
     checks = done["verification"]
     checks["outputs"] = [{"name": n, **d.to_dict()} for n, d in errors.items()]
     checks["samples"] = sum(int(next(iter(b.values())).shape[0]) for b in batches)
 
 
 def joined_errors(
-    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]]
+    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]],
+    *, shortened: bool = False,
 ) -> dict[str, Difference]:
-    """The error of each output over all batches together."""
-
-    def flat(batches: Sequence[Mapping[str, torch.Tensor]], name: str) -> torch.Tensor:
-        return torch.cat([b[name].reshape(-1) for b in batches])
-
-    names = list(expected[0])
-    return compare({n: flat(expected, n) for n in names}, {n: flat(actual, n) for n in names})
+    """The error of each output over all batches together: see ``manager.worst_of``."""  # fmt: skip
+    return worst_of(expected, actual, shortened=shortened)
 
 
 def worst(errors: Mapping[str, Difference]) -> Difference:

@@ -18,7 +18,8 @@ def replay(
 ) -> dict[str, Any]:
     """Run the recipe of ``folder`` on its source again, into ``out`` or a temporary folder.
 
-    Returns a summary. Raises ``BadInput`` where the source has changed since, and
+    Returns a summary. Raises ``BadInput`` where the source or the calibration data has changed
+    since, and
     ``BoundExceeded`` where the weights come out different.
     """
     known = manifest.load(folder)
@@ -30,9 +31,13 @@ def replay(
         )
     with tempfile.TemporaryDirectory(prefix="graphwright-replay-") as scratch:
         target = out if out is not None else Path(scratch) / "artifact"
+        data = known.get("calibration") or {}
         request = pipeline.Request(
             source["name"], Recipe.parse(known["recipe"]), target,
             max_error=known["verification"].get("max_error"), force=force,
+            cache=source.get("cache", False),
+            calibration=data.get("name", ""), calibration_samples=data.get("samples"),
+            calibration_length=data.get("length"), calibration_sha256=data.get("sha256", ""),
         )  # fmt: skip
         made = pipeline.run(request, progress)
         if made["source"]["sha256"] != source["sha256"]:

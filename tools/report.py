@@ -29,6 +29,7 @@ from .summary import (
     site_groups,
     size,
     split_name,
+    tokens_text,
     worst,
 )
 from .terminal import evaluated_text
@@ -97,6 +98,7 @@ def _environment() -> jinja2.Environment:
         "ratio": ratio,
         "cosine": partial(number, digits=6),
         "pass_text": pass_text,
+        "tokens": tokens_text,
     }
     return environment
 
@@ -194,7 +196,9 @@ def _machine(machine: dict[str, Any]) -> str:
 
 def _command(manifest: Manifest) -> str:
     model = manifest["source"].get("name") or "MODEL"
-    return f"optimize-model {shlex.quote(model)} -p {shlex.quote(manifest['recipe'])} -o OUT"
+    data = manifest.get("calibration")
+    text = f"optimize-model {shlex.quote(model)} -p {shlex.quote(manifest['recipe'])} -o OUT"
+    return f"{text} --calib {shlex.quote(data['name'])}" if data else text
 
 
 def _evaluated(manifest: Manifest) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from collections.abc import Callable
@@ -145,6 +146,17 @@ def magnitude(value: int | None) -> str:
         if value >= scale:
             return f"{value / scale:.3g} {unit}"
     return str(value)
+
+
+def tokens_text(tokens: list[int | None]) -> str:
+    """Tokens that enter each block, runs of equal ones joined.
+
+    >>> tokens_text([145, 145, 152]), tokens_text([])
+    ('145 x2, 152', '-')
+    """
+    runs = [(count, len(list(run))) for count, run in itertools.groupby(tokens)]
+    parts = [("?" if n is None else str(n)) + (f" x{k}" if k > 1 else "") for n, k in runs]
+    return ", ".join(parts) or "-"
 
 
 def ratio(before: float, after: float) -> str:

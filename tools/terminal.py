@@ -22,12 +22,14 @@ from .manifest import Manifest, Row
 from .summary import (
     duration,
     error_text,
+    magnitude,
     merged_sites,
     number,
     pass_text,
     site_groups,
     size,
     split_name,
+    tokens_text,
     worst,
 )
 
@@ -39,6 +41,7 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
         console.print(site_table(manifest))
     print_passes(console, manifest)
     print_refused(console, manifest)
+    print_costs(console, manifest)
     print_verification(console, manifest)
     print_before_after(console, manifest)
     before, after = manifest["sizes"]["source_bytes"], manifest["sizes"]["artifact_bytes"]
@@ -89,6 +92,24 @@ def print_passes(console: Console, manifest: Manifest) -> None:
         _say(console, f"{order}. {pass_text(step)} ({kind})", "cyan")
         for line in ["; ".join(facts), *step.get("notes", [])]:
             _say(console, f"   {line}")
+
+
+def print_costs(console: Console, manifest: Manifest) -> None:
+    """What one sample costs, of the source and behind each pass; what calibrated the passes."""
+    data, costs = manifest.get("calibration"), manifest.get("costs")
+    if data:
+        tokens = "" if data["tokens"] is None else f", {data['tokens']:,} tokens"
+        _say(console, f"calibrated on {data['name']}: {data['samples']} samples{tokens}")
+    if not costs:
+        return
+    table = _table("costs of one sample", "MACs", "weights", "KV cache", "tokens by block")
+    for row in costs["rows"]:
+        cache = "-" if row["kv_bytes"] == 0 else size(row["kv_bytes"])
+        cells = magnitude(row["macs"]), size(row["weight_bytes"]), cache
+        table.add_row(Text(row["name"]), *cells, tokens_text(row["tokens"]))
+    console.print(table)
+    sizes = ", ".join(f"{name}={count}" for name, count in costs["sizes"].items())
+    _say(console, f"with {sizes}; {costs['convention']}" if sizes else costs["convention"])
 
 
 def print_refused(console: Console, manifest: Manifest, *, names: int = 3) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from ..errors import BadInput, Refusal
 from ..structure import Block, SubBlock
 from ..view import Node, Origin, Value, View
+from .slots import Slots
 
 
 @dataclass(frozen=True)
@@ -41,18 +43,33 @@ class Path:
         return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
+def can_bypass(view: View, block: Block | SubBlock) -> str:
+    """Why a block cannot be left out; empty where it can."""
+    try:
+        body, slots = _body(view, block, _order(view)), Slots(view)
+        _check_closed(view, block, body, slots)
+        slots.stand_ins(slots.within(body), body)
+    except Refusal as refusal:
+        return refusal.reason
+    return ""
+
+
 def bypass(view: View, block: Block | SubBlock, *, rule: str, step: int = 0) -> None:
     """Connect the residual stream around a block or sub-block, whose nodes and weights leave.
 
-    Raises ``Refusal`` where the stream changes its type within it, or where something outside
-    reads a value from inside.
+    So do its slots of the key-value cache; the others are numbered anew. Raises ``Refusal`` where
+    the stream changes its type within it, or where something outside reads a value from inside.
     """
-    body = _body(view, block, _order(view))
-    _check_closed(view, block, body)
+    body, slots = _body(view, block, _order(view)), Slots(view)
+    _check_closed(view, block, body, slots)
+    leaving = slots.within(body)
+    stand_ins = slots.stand_ins(leaving, body)
     previous, view.origin = view.origin, Origin(rule, step)
     try:
+        slots.release(leaving, stand_ins, body)
         view.replace(block.exit, block.entry)
         view.erase_dead(body[-1])
+        slots.renumber()
     finally:
         view.origin = previous
     view.drop_unused_weights()
@@ -63,21 +80,39 @@ def follow(
 ) -> tuple[int, ...]:
     """Let the stream run through ``blocks`` as ``path`` says; how often each is run through.
 
-    ``blocks`` are consecutive: each starts where the last one ends. A repeated block is copied, its
-    weights stay shared. The path of every block once, in order, changes nothing. Raises ``Refusal``
-    as ``bypass`` and where blocks come first in another order than the graph's, ``BadInput`` for a
-    block that is not there.
+    ``blocks`` are consecutive: each starts where the last one ends, or at a selection of tokens. A
+    repeated block is copied with slots of its own in the key-value cache; its weights stay shared.
+    The path of every block once, in order, changes nothing. Raises ``Refusal`` as ``bypass`` and
+    where blocks come first in another order than the graph's, ``BadInput`` for a block that is not
+    there.
     """
     counts = _counts(path, len(blocks))
     if counts == (1,) * len(blocks):
         return counts
-    order = _order(view)
+    order, slots = _order(view), Slots(view)
     bodies = [_body(view, block, order) for block in blocks]
-    for block, body in zip(blocks, bodies, strict=True):
-        _check_closed(view, block, body)
+    for block, body, count in zip(blocks, bodies, counts, strict=True):
+        if count != 1:
+            _check_closed(view, block, body, slots)
+    if max(counts) == 1:
+        for block, count in reversed(list(zip(blocks, counts, strict=True))):
+            if not count:
+                bypass(view, block, rule=rule, step=step)
+        return counts
+    for before, block in itertools.pairwise(blocks):
+        if block.entry is not before.exit:
+            raise Refusal(
+                f"path {path}: tokens are selected between block {before.index} and the next; "
+                "blocks can be left out there, not repeated"
+            )
+    gone = [node for body, count in zip(bodies, counts, strict=True) for node in body if not count]
+    leaving = slots.within(set(gone))
+    stand_ins = slots.stand_ins(leaving, set(gone))
     previous, view.origin = view.origin, Origin(rule, step)
     try:
-        _rewire(view, blocks, bodies, path)
+        slots.release(leaving, stand_ins, set(gone))
+        _rewire(view, blocks, bodies, path, slots)
+        slots.renumber()
     finally:
         view.origin = previous
     view.drop_unused_weights()
@@ -100,7 +135,7 @@ def _counts(path: Path, total: int) -> tuple[int, ...]:
 
 
 def _rewire(
-    view: View, blocks: Sequence[Block], bodies: Sequence[list[Node]], path: Path
+    view: View, blocks: Sequence[Block], bodies: Sequence[list[Node]], path: Path, slots: Slots
 ) -> None:
     last = blocks[-1].exit
     # What is behind the blocks reads a stand-in, so that copies may read the last block's result.
@@ -111,7 +146,7 @@ def _rewire(
     for index in path.blocks:
         block, body = blocks[index], bodies[index]
         if index in entries:
-            stream = _copy(view, body, {entries[index]: stream}, block.exit)
+            stream = _copy(view, body, {entries[index]: stream}, block.exit, slots)
             continue
         entries[index] = stream
         _redirect(view, body, block.entry, stream)
@@ -132,13 +167,19 @@ def _redirect(view: View, body: Sequence[Node], old: Value, new: Value) -> None:
             view.rewire(node, old, new)
 
 
-def _copy(view: View, body: Sequence[Node], values: dict[Value, Value], last: Value) -> Value:
+def _copy(
+    view: View, body: Sequence[Node], values: dict[Value, Value], last: Value, slots: Slots
+) -> Value:
     """The body once more, reading ``values[v]`` where it reads ``v``; what ``last`` becomes."""
     place = view.after(view.producer(next(iter(values.values()))))
-    for node in body:
+    own = slots.within(body)
+    values |= slots.copies(own)
+    for node in [*body, *slots.exports(own, body)]:
         copies = view.clone(node, values, before=place)
         values.update(zip(view.results(node), copies, strict=True))
         place = view.after(view.producer(copies[-1]))
+    if own:
+        slots.grow([values[value] for slot in own for value in slot.present])
     return values[last]
 
 
@@ -175,13 +216,17 @@ def _body(view: View, block: Block | SubBlock, order: Mapping[Node, int]) -> lis
     return inside
 
 
-def _check_closed(view: View, block: Block | SubBlock, inside: Sequence[Node]) -> None:
+def _check_closed(
+    view: View, block: Block | SubBlock, inside: Sequence[Node], slots: Slots
+) -> None:
     name = f"block {block.index}"
     entry, leaving = view.type(block.entry), view.type(block.exit)
     if (entry.dtype, entry.shape) != (leaving.dtype, leaving.shape):
         raise Refusal(f"{name} changes the stream from {entry} to {leaving}")
-    members = set(inside)
-    for node in inside:
+    own = slots.within(inside)
+    members = {*inside, *slots.exports(own, inside)}
+    presents = {value for slot in own for value in slot.present}
+    for node in members:
         for value in view.results(node):
             if value is block.exit:
                 continue
@@ -190,5 +235,5 @@ def _check_closed(view: View, block: Block | SubBlock, inside: Sequence[Node]) -
                 raise Refusal(
                     f"{view.name(strangers[0])} reads a value from inside {name}", strangers[0]
                 )
-            if view.is_output(value):
+            if view.is_output(value) and value not in presents:
                 raise Refusal(f"the graph returns {view.name(value)} from inside {name}", node)

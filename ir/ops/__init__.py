@@ -6,11 +6,16 @@ import torch
 
 from ..errors import near_misses
 from .base import OwnOp, Sample, kernel_for, register_kernel
+from .linear_bitstack import LINEAR_BITSTACK
 from .linear_nbit import LINEAR_NBIT
 from .rope import ROPE
 from .sparse_linear import SPARSE_LINEAR
+from .token_select import TOKEN_SELECT
 
-OWN_OPS: dict[str, OwnOp] = {op.name: op for op in (LINEAR_NBIT, SPARSE_LINEAR, ROPE)}
+OWN_OPS: dict[str, OwnOp] = {
+    op.name: op
+    for op in (LINEAR_NBIT, LINEAR_BITSTACK, SPARSE_LINEAR, ROPE, TOKEN_SELECT)
+}
 
 
 def torch_op(name: str) -> torch._ops.OpOverload:

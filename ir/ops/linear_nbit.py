@@ -285,11 +285,12 @@ class _Form:
         work = scales.dtype or ir.DataType.FLOAT
         middle = constant(tape, 1 << (self.bits - 1), work.numpy())
         offset = tape.op("Mul", [tape.op("Sub", [middle, zeros]), scales])
-        last = constant(tape, [-1])
-        if self.replicated:
-            sums = tape.op("ReduceSum", [x, last], {"keepdims": 1})
-        else:
-            sums = tape.op("ReduceSum", [self._grouped(x), last], {"keepdims": 0})
+        # By MatMul: ONNX Runtime 1.31's ReduceSum keeps the shape of a tensor without elements.
+        x = x if self.replicated else self._grouped(x)
+        width = self.fan_in if self.replicated else self.block
+        sums = tape.op("MatMul", [x, constant(tape, [[1]] * width, work.numpy())])
+        if not self.replicated:
+            sums = tape.op("Squeeze", [sums, constant(tape, [-1])])
         return tape.op("MatMul", [sums, tape.op("Transpose", [offset], {"perm": [1, 0]})])
 
     def _grouped(self, x: ir.Value) -> ir.Value:

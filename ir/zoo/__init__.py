@@ -12,7 +12,7 @@ from .minilm import load_minilm
 from .tiny_llama import load_tiny_llama
 from .tiny_vision import load_tiny_llava, load_tiny_vit
 
-ZOO: dict[str, Callable[[torch.dtype | None], FxView]] = {
+ZOO: dict[str, Callable[..., FxView]] = {
     "minilm": load_minilm,
     "tiny-llama": load_tiny_llama,
     "tiny-llava": load_tiny_llava,
@@ -20,8 +20,20 @@ ZOO: dict[str, Callable[[torch.dtype | None], FxView]] = {
 }
 
 
-def load_zoo(name: str, *, dtype: torch.dtype | None = None) -> FxView:
-    """The model ``zoo:name``. ``BadInput`` for an unknown name, ``Missing`` without its package."""
+WITH_CACHE = ("tiny-llama", "tiny-llava")
+"""Models that write text: their loaders also take ``cache``."""
+
+
+def load_zoo(name: str, *, dtype: torch.dtype | None = None, cache: bool = False) -> FxView:
+    """The model ``zoo:name``, with its key-value cache where ``cache`` asks for it.
+
+    Raises ``BadInput`` for an unknown name and for a cache of a model that writes no text,
+    ``Missing`` without the model's package.
+    """
     if name not in ZOO:
         raise BadInput(f"unknown model zoo:{name}; {near_misses(name, ZOO)}")
-    return ZOO[name](dtype)
+    if not cache:
+        return ZOO[name](dtype)
+    if name not in WITH_CACHE:
+        raise BadInput(f"zoo:{name} does not generate text, so it has no cache to export")
+    return ZOO[name](dtype, cache=True)

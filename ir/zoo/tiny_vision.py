@@ -32,7 +32,7 @@ def load_tiny_vit(dtype: torch.dtype | None = None) -> FxView:
     return _load(VIT, dtype, samples)
 
 
-def load_tiny_llava(dtype: torch.dtype | None = None) -> FxView:
+def load_tiny_llava(dtype: torch.dtype | None = None, *, cache: bool = False) -> FxView:
     """A LLaVA that answers questions about scenes of digits, in f32 unless ``dtype`` is given.
 
     Inputs ``input_ids`` and ``attention_mask`` ``[batch, seq]`` i64, ``pixel_values``
@@ -44,12 +44,14 @@ def load_tiny_llava(dtype: torch.dtype | None = None) -> FxView:
         asked = questions("calibration", SAMPLE_COUNT)
         return prompt_batches(asked, read_tokenizer(LLAVA), batch=SAMPLE_BATCH)
 
-    return _load(LLAVA, dtype, samples)
+    return _load(LLAVA, dtype, samples, cache)
 
 
 def _load(
-    folder: Path, dtype: torch.dtype | None, sampler: Callable[[], list[dict[str, torch.Tensor]]]
-) -> FxView:
-    view = load_folder(folder, name=f"zoo:{folder.name}", dtype=dtype or torch.float32)
+    folder: Path, dtype: torch.dtype | None, sampler: Callable[[], list[dict[str, torch.Tensor]]],
+    cache: bool = False,
+) -> FxView:  # fmt: skip
+    name = f"zoo:{folder.name}"
+    view = load_folder(folder, name=name, dtype=dtype or torch.float32, cache=cache)
     view.source = dataclasses.replace(view.source, kind="zoo", sampler=sampler)
     return view

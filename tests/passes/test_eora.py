@@ -204,17 +204,19 @@ def test_the_sites_keep_their_names_and_roles(toy_graph: Graphs, toy_inputs: Inp
 
 
 def test_nothing_to_compensate(graph: View, toy_inputs: Inputs) -> None:
-    with pytest.raises(BadInput, match="source's own: there is nothing to compensate"):
+    with pytest.raises(BadInput, match="none before it changes weights: put one in front"):
         optimize(graph, "eora{rank=4}", toy_inputs)
     some = f"{QUANTIZE[:-1]} include=up}},eora{{rank=4}}"
     step = optimize(graph, some, toy_inputs).report.passes[1].result
     assert [s.name for s in step.sites] == ["up"]
     assert {name for name, _ in step.refused} == {"gate", "down", "head"}
+    assert "source's own: there is nothing to compensate" in step.refused[0][1]
 
 
 def test_compensating_twice(graph: View, toy_inputs: Inputs) -> None:
-    with pytest.raises(BadInput, match="a low-rank path compensates it already"):
-        optimize(graph, f"{QUANTIZE},eora{{rank=2}},svd-compensate{{rank=2}}", toy_inputs)
+    twice = f"{QUANTIZE},eora{{rank=2 include=up}},svd-compensate{{rank=2}}"
+    (refused,) = optimize(graph, twice, toy_inputs).report.passes[2].result.refused
+    assert refused == ("up", "a low-rank path compensates it already")
 
 
 def test_calibration_is_asked_for_early(graph: View, toy_inputs: Inputs) -> None:

@@ -315,6 +315,11 @@ def test_the_public_names(toy_graph: Graphs, toy_inputs: Inputs, tmp_path: Path)
         gw.optimise  # noqa: B018
 
 
+def test_every_pass_is_an_attribute_of_the_package() -> None:
+    for name in registry.pass_names():
+        assert getattr(gw.passes, registry.class_name(name)).name == name
+
+
 def test_importing_loads_no_runtime() -> None:
     code = (
         "import sys, graphwright as gw; gw.Recipe.parse('quantize,clean'); gw.plan; gw.passes.HQQ; "

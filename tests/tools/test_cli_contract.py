@@ -145,8 +145,18 @@ def test_a_run_that_ends_midway(
     monkeypatch.setattr(artifact_files, "copy_side_files", failure)
     found, out, err = command(MODEL, "-p", "hqq", "-o", "out")
     assert (found, out) == (code, "") and message in err
-    assert state(workplace) == before
+    assert state(workplace / "out") == {name.removeprefix("out/"): h for name, h in before.items()}
+    left = ["out", "out.partial"] if code == 130 else ["out"]
+    assert sorted(path.name for path in workplace.iterdir()) == left
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace.parent / "modules"))
+    assert command(MODEL, "-p", "hqq", "-o", "out", "--resume")[0] == 0
     assert [path.name for path in workplace.iterdir()] == ["out"]
+
+
+def test_resume_without_an_artifact(command: Any) -> None:
+    assert "give its -o" in command(MODEL, "-p", "hqq", "--resume")[2]
 
 
 def test_a_bound_leaves_the_older_artifact(workplace: Path, command: Any) -> None:

@@ -105,7 +105,7 @@ def child() -> None:
     before = _status("VmRSS")
     source: Any = Path(target) if backend == "onnxruntime" else load(target)
     executable = compile_model(source, backend=backend)
-    executable(**{name: inputs[name] for name in executable.input_names})
+    executable(**{name: inputs[name] for name in executable.input_names if name in inputs})
     peak = _status("VmHWM")
     print(json.dumps({"peak_bytes": peak, "model_bytes": max(0, peak - before)}))
 

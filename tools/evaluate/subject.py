@@ -14,6 +14,7 @@ import torch
 from ...backends import Executable, artifact
 from ...backends import compile as compile_model
 from ...backends.lowering import lowered
+from ...ir.cache_slots import past_slot
 from ...ir.costs import weight_bytes
 from ...ir.errors import BadInput, Missing
 from ...ir.load import load
@@ -83,13 +84,17 @@ class Subject:
     def run(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name. Inputs that the graph does not take are left out; floats, and masks of
         another integer type, are cast to what it declares. Raises ``BadInput`` where one lacks."""
-        lacking = [n for n in self.input_names if n not in batch]
+        absent = [n for n in self.input_names if n not in batch]
+        lacking = [n for n in absent if past_slot(n) is None]
         if lacking:
             raise BadInput(
                 f"{self.name} needs the inputs {', '.join(lacking)}, which evaluation does not "
                 f"give; it gives {', '.join(batch)}"
             )
-        given = {n: batch[n].to(self._dtypes.get(n, batch[n].dtype)) for n in self.input_names}
+        given = {
+            n: batch[n].to(self._dtypes.get(n, batch[n].dtype))
+            for n in self.input_names if n not in absent
+        }  # fmt: skip
         found = self._executable(**given)
         return {n: v.float().cpu() if v.is_floating_point() else v for n, v in found.items()}
 
@@ -98,9 +103,9 @@ class Subject:
         inputs' types are not known."""
         if self.view is not None:
             sizes: dict[str, int] = {}
-            for value in self.view.inputs():
+            for name, value in zip(self.input_names, self.view.inputs(), strict=True):
                 for position, dim in enumerate(self.view.type(value).shape or ()):
-                    if isinstance(dim, str):
+                    if isinstance(dim, str) and dim.isidentifier() and past_slot(name) is None:
                         sizes.setdefault(dim, batch if position == 0 else length)
             return sample_inputs(self.view, sizes=sizes)
         tokens = {"input_ids", "attention_mask"}

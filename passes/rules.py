@@ -1,0 +1,121 @@
+"""Which passes go together, in which order, and why: checked on a recipe before any work is done.
+
+A pass says in class variables what it ``provides``, what it ``excludes`` and what it ``follows``;
+the rules below hold for every pass, those of other packages among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..ir.errors import BadInput
+from ..ir.structure import Structure
+from .base import BLOCKS, COMPENSATED, STORED, TOKENS, Pass, select_linears
+
+Sites = frozenset[str] | None
+"""Names of the linears that a pass may touch; ``None`` where that is not known beforehand."""
+
+_CLASH = {
+    STORED: "would both store the same sites anew: a weight is quantized once",
+    COMPENSATED: "would both correct the same sites: a linear has one low-rank path",
+}
+_LACK = {
+    STORED: "corrects what an earlier pass did to weights, and none before it changes weights",
+}
+_RESHAPE = {TOKENS: "drops tokens", BLOCKS: "changes which blocks there are"}
+
+
+def check_order(passes: Sequence[Pass], structure: Structure | None = None) -> None:
+    """Whether the passes can run one after another.
+
+    Without a ``structure`` passes are taken to meet where they choose sites by equal options; with
+    that of the source, by the sites themselves. Optional passes may find nothing to do and are left
+    alone. Raises ``BadInput``, with the reason and what would work.
+    """
+    sites = _all_sites(passes, structure)
+    for place, made in enumerate(passes):
+        if made.optional:
+            continue
+        _check_excludes(passes, place, sites)
+        _check_follows(passes, place, sites)
+
+
+def remarks(passes: Sequence[Pass]) -> list[list[str]]:
+    """For each pass, what a person should know about its place in the recipe."""
+    found: list[list[str]] = [[] for _ in passes]
+    for place, made in enumerate(passes):
+        reshaping = [tag for tag in made.provides if tag in _RESHAPE]
+        learned = [earlier for earlier in passes[:place] if earlier.requires().calibration]
+        for earlier in learned if reshaping else ():
+            found[place].append(
+                f"{earlier.name} learned from the graph as it was before {made.name}, which "
+                f"{_RESHAPE[reshaping[0]]}: put {made.name} in front of it, so that its statistics "
+                "are those of the final graph"
+            )
+    return found
+
+
+def _check_excludes(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -> None:
+    made, mine = passes[place], sites[place]
+    for tag in made.excludes:
+        earlier = [i for i in range(place) if tag in passes[i].provides]
+        if mine is None:
+            clash = [i for i in earlier if passes[i].selects() == made.selects()]
+        else:
+            # Where some of the sites are left, the pass says of the others why it refuses them.
+            taken = frozenset().union(*(sites[i] or () for i in earlier))
+            clash = earlier[-1:] if mine and mine <= taken else []
+        if clash:
+            why = _CLASH.get(tag, f"both leave {tag} at the same sites")
+            raise BadInput(
+                f"{passes[clash[-1]].name} and {made.name} {why}. Choose sites with include= and "
+                "exclude=, or drop one"
+            )
+
+
+def _check_follows(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -> None:
+    made, mine = passes[place], sites[place]
+    for tag in made.follows:
+        earlier = [i for i in range(place) if _may_provide(passes[i], tag)]
+        why = _LACK.get(tag, f"needs {tag}, which no pass before it provides")
+        if not earlier:
+            later = [p.name for p in passes[place + 1 :] if _may_provide(p, tag)]
+            advice = f"put it behind {later[0]}" if later else "put one in front of it, such as hqq"
+            raise BadInput(f"{made.name} {why}: {advice}")
+        known = [sites[i] for i in earlier]
+        if mine is None or None in known or mine & frozenset().union(*(s or () for s in known)):
+            continue
+        raise BadInput(
+            f"{made.name} {why} at its sites ({_listed(mine)}): "
+            f"{', '.join(passes[i].name for i in earlier)} takes others. Give them the same "
+            "include=, exclude= and kinds="
+        )
+
+
+def _may_provide(made: Pass, tag: str) -> bool:
+    """A lossy pass that says nothing of itself may have changed anything."""
+    return tag in made.provides or not (made.provides or made.exact)
+
+
+def _all_sites(passes: Sequence[Pass], structure: Structure | None) -> list[Sites]:
+    found: list[Sites] = []
+    for made in passes:
+        chosen = None if structure is None else _sites(made, structure)
+        found.append(chosen)
+        if BLOCKS in made.provides:
+            structure = None  # linears leave, or come twice under new names
+    return found
+
+
+def _sites(made: Pass, structure: Structure) -> Sites:
+    options = {name: getattr(made, name, None) for name in ("include", "exclude", "kinds")}
+    if None in options.values():
+        return None
+    least = getattr(made, "min_size", 0)
+    chosen = select_linears(structure.linears, min_size=least, **options)  # type: ignore[arg-type]
+    return frozenset(linear.name for linear in chosen)
+
+
+def _listed(names: frozenset[str], most: int = 3) -> str:
+    first = sorted(names)[:most]
+    return ", ".join(first) + (f" and {len(names) - most} more" if len(names) > most else "")

@@ -1,0 +1,85 @@
+"""Every kernel compiled for GPUs that are not there: nothing spills, shared memory suffices."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graphwright.ir.errors import Missing
+from graphwright.tools import bench_kernels
+
+ARCHS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What ``bench_kernels --offline --json`` says; a process of its own, with an empty cache."""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+    environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
+    command = [sys.executable, "-m", "graphwright.tools.bench_kernels", "--offline", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
+
+
+def test_all_kernels_are_compiled_for_all_kinds_of_devices(rows: list[dict[str, Any]]) -> None:
+    kernels = {"gemv_kernel", "gemm_kernel", "join_kernel", "token_select_kernel", "rope_kernel"}
+    for arch in ARCHS:
+        found = [row for row in rows if row["arch"] == arch]
+        assert {row["kernel"] for row in found} == kernels
+        cases = {row["case"] for row in found if row["kernel"] in ("gemv_kernel", "gemm_kernel")}
+        assert cases == {str(case) for case in bench_kernels.CASES}
+    assert {row["arch"] for row in rows} == set(ARCHS)
+
+
+def test_nothing_spills(rows: list[dict[str, Any]]) -> None:
+    assert [row for row in rows if row["spilled"]] == []
+    assert all(16 <= row["registers"] <= 255 for row in rows)
+
+
+def test_shared_memory_is_within_the_device(rows: list[dict[str, Any]]) -> None:
+    for row in rows:
+        assert row["shared_limit"] == ARCHS[row["arch"]]
+        assert row["shared"] <= row["shared_limit"], row
+    tiles = [row["shared"] for row in rows if row["kernel"] == "gemm_kernel"]
+    assert min(tiles) > 16 * 1024  # or loads are not prefetched
+
+
+def test_a_spill_is_seen() -> None:
+    """A kernel held to 32 registers spills, and the figures say so."""
+    from dataclasses import replace
+
+    from graphwright.kernels.offline import compile_for
+
+    launch = next(one for _, one in bench_kernels._launches() if "gemv" in one.kernel.__name__)
+    assert compile_for(replace(launch, registers=32), 90).spilled > 0
+
+
+def test_without_ptxas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    from graphwright.kernels.offline import compile_for
+    from triton import knobs
+
+    for tool in ("ptxas", "ptxas_blackwell"):
+        monkeypatch.setattr(vars(type(knobs.nvidia))[tool], "default_path", str(tmp_path / "none"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    _, launch = next(iter(bench_kernels._launches()))
+    with pytest.raises(Missing, match="Cannot find ptxas"):
+        compile_for(launch, 90)
+
+
+def test_without_a_device(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert bench_kernels.main([]) == 3
+    assert "no CUDA device: the kernels cannot be timed. --offline" in capsys.readouterr().err
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert bench_kernels.main(["--offline"]) == 3
+    assert "unset it" in capsys.readouterr().err
