@@ -232,6 +232,7 @@ class _Point:
 
     def __init__(self, name: str, loaded: object) -> None:
         self.name, self.loaded = name, loaded
+        self.value = f"somewhere.else:{getattr(loaded, '__name__', name)}"
 
     def load(self) -> object:
         return self.loaded
@@ -249,6 +250,7 @@ def test_passes_of_other_packages(
     assert recipe.passes == (LossyScale(site="down", factor=2.0),)
     assert gw.optimize(graph, recipe, samples=[toy_inputs]).report.passes[0].result.edits == 1
     assert gw.Recipe.parse("quantize").passes[0] == gw.passes.Quantize()
+    assert gw.passes.LossyScale is LossyScale
     with pytest.raises(BadInput, match="'broken' is no graphwright pass"):
         gw.Recipe.parse("broken")
     with pytest.raises(BadInput, match="no pass 'lossy-scal'; did you mean lossy-scale"):
