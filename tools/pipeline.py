@@ -97,6 +97,9 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     _check_eval(request, view)
     view.source.sha256 = fingerprint(view.source)
     data = _calibration(request, view, progress)
+    if data is not None and not view.source.samples:
+        # Better than random inputs, which hold no image where a prompt needs one.
+        view.source.samples = list(data.batches[:2])
     marks = _marks(request, view, data)
     with remembering(request.out, marks, resume=request.resume) as memory:
         result = optimize(
