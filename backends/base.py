@@ -36,6 +36,27 @@ class Executable(Protocol):
         """Outputs by name. Raises ``BadInput`` where the inputs do not fit the graph."""
 
 
+class ViewExecutable:
+    """Base of executables that run a view: its names and types are theirs."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        return self._view.input_names()
+
+    @property
+    def input_types(self) -> dict[str, Type]:
+        """dtype and shape of each input by name."""
+        types = map(self._view.type, self._view.inputs())
+        return dict(zip(self.input_names, types, strict=True))
+
+    @property
+    def output_names(self) -> tuple[str, ...]:
+        return self._view.output_names()
+
+
 def backend_names() -> list[str]:
     """The backends that ``compile`` knows."""
     return sorted(_BACKENDS)

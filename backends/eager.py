@@ -8,30 +8,12 @@ import torch
 
 from ..ir.errors import BadInput
 from ..ir.sweep import sweep
-from ..ir.types import Type
 from ..ir.view import View
-from .base import bind
+from .base import ViewExecutable, bind
 
 
-class EagerExecutable:
+class EagerExecutable(ViewExecutable):
     """Runs a view by ``ir.sweep``; weights are read at each use."""
-
-    def __init__(self, view: View) -> None:
-        self._view = view
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self._view.input_names()
-
-    @property
-    def input_types(self) -> dict[str, Type]:
-        """dtype and shape of each input by name."""
-        types = map(self._view.type, self._view.inputs())
-        return dict(zip(self.input_names, types, strict=True))
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        return self._view.output_names()
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         return sweep(self._view, bind(self.input_types, args, inputs))

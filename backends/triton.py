@@ -21,7 +21,7 @@ from ..ir.fx import FxView
 from ..ir.types import Type
 from ..ir.view import Node, Value, View
 from ..ir.weights import CastWeight
-from .base import bind
+from .base import ViewExecutable, bind
 from .triton_kernels import NEEDED_COMPUTE, Binding, Bound, Fallback, bind_kernels
 
 logger = logging.getLogger(__name__)
@@ -30,31 +30,17 @@ Run = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 """The inputs in order to the outputs in order, all on the device."""
 
 
-class TritonExecutable:
+class TritonExecutable(ViewExecutable):
     """Runs a graph on one device; its weights lie there. Outputs stay on the device."""
 
     def __init__(self, view: View, run: Run, device: torch.device, binding: Binding) -> None:
-        self._view = view
+        super().__init__(view)
         self._run = run
         self._device = device
         self.fallbacks: tuple[Fallback, ...] = binding.fallbacks
         """Nodes of our ops that run by their reference, each with the reason."""
         self.kernels: Counter[str] = Counter(b.kernel.__name__ for b in binding.bound.values())
         """How many calls of each kernel one run makes."""
-
-    @property
-    def input_names(self) -> tuple[str, ...]:
-        return self._view.input_names()
-
-    @property
-    def input_types(self) -> dict[str, Type]:
-        """dtype and shape of each input by name."""
-        types = map(self._view.type, self._view.inputs())
-        return dict(zip(self.input_names, types, strict=True))
-
-    @property
-    def output_names(self) -> tuple[str, ...]:
-        return self._view.output_names()
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``Executable``. Inputs are moved to the device where they are not there yet."""

@@ -224,15 +224,11 @@ def fold_constants(view: View, max_bytes: int = 1 << 20) -> RewriteReport:
     if infer_types(view):
         report.applied["inferred types"] += 1
     sizes = Sizes(view)
-    previous = view.origin
-    view.origin = Origin("fold-constants")
-    try:
+    with view.made_by("fold-constants"):
         for node in list(view.nodes()):
             what = _fold_node(view, node, sizes, max_bytes)
             if what is not None:
                 report.applied[what] += 1
-    finally:
-        view.origin = previous
     dead = _erase_dead(view)
     if dead:
         report.applied["dead code"] += dead

@@ -13,6 +13,7 @@ import torch
 from torch.fx import Node
 
 from .view import NATIVE
+from .vocab import END
 
 aten = torch.ops.aten
 
@@ -195,7 +196,7 @@ def _slice(node: Node) -> Reading | None:
     dim = _dims(node, _argument(node, 1, "dim", 0))[0]
     start, end = _argument(node, 2, "start"), _argument(node, 3, "end")
     start = 0 if start is None else start
-    end = (1 << 63) - 1 if end is None else end
+    end = END if end is None else end
     return (node.args[0], start, end), {"dim": dim, "step": _argument(node, 4, "step", 1)}
 
 

@@ -15,9 +15,8 @@ from .errors import Refusal
 from .types import same_dim
 from .view import Node, Value, View
 from .vision import ImageTokens
+from .vocab import END
 from .weights import MemoryWeight
-
-END = (1 << 63) - 1
 
 
 def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Value:

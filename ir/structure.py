@@ -292,16 +292,18 @@ def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
         sites = tuple(a for sub in run for a in sub.attentions)
         tower = 0
         if blocks:
-            goes_on = blocks[-1].exit is _uncut(view, run[0].entry)
+            goes_on = blocks[-1].exit is uncut(view, run[0].entry)[0]
             tower = blocks[-1].tower + (not goes_on)
         blocks.append(Block(i, tuple(run), names, sites, tower))
     return tuple(blocks)
 
 
-def _uncut(view: View, value: Value) -> Value:
-    """The stream before tokens of it were selected."""
+def uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:
+    """The stream before tokens of it were selected, and the positions kept each time, in order."""
+    kept: list[Value] = []
     node = view.producer(value)
     while node is not None and view.op(node) == "token_select":
-        value = view.operands(node)[0]
+        value, index = view.operands(node)
+        kept.insert(0, index)
         node = view.producer(value)
-    return value
+    return value, tuple(kept)

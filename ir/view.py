@@ -305,6 +305,15 @@ class View(ABC):
         return results[0]
 
     @contextmanager
+    def made_by(self, rule: str, step: int = 0) -> Iterator[None]:
+        """Within it nodes that are built bear this provenance."""
+        previous, self.origin = self.origin, Origin(rule, step)
+        try:
+            yield
+        finally:
+            self.origin = previous
+
+    @contextmanager
     def one_edit(self) -> Iterator[None]:
         """Within it types may contradict each other: they are inferred anew once, at its end."""
         self._stale = set()

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .errors import Refusal
-from .structure import Attention, Block, Linear, Structure
+from .structure import Attention, Block, Linear, Structure, uncut
 from .view import Node, Value, View
 
 _PICKING = frozenset({"gather", "index_select", "embedding", "token_select"})
@@ -70,9 +70,9 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     towers = [b for b in structure.blocks if b.tower == last - 1]
     if not towers:
         raise Refusal("the model has no vision tower: it takes no images")
-    merged, kept = _uncut(view, language[0].entry)
+    merged, kept = uncut(view, language[0].entry)
     for block in language[1 : layer + 1]:
-        kept += _uncut(view, block.entry)[1]
+        kept += uncut(view, block.entry)[1]
     where = view.producer(merged)
     if where is None or view.op(where) != "where":
         raise Refusal("no place is recognised at which image features replace words' embeddings")
@@ -108,17 +108,6 @@ def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:
             raise Refusal("tokens were selected here before, by something else than a token pass")
         tokens = counts[view.name(value)]
     return tokens
-
-
-def _uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:
-    """The stream before its tokens were selected, and the positions kept each time."""
-    kept: list[Value] = []
-    node = view.producer(value)
-    while node is not None and view.op(node) == "token_select":
-        value, index = view.operands(node)
-        kept.insert(0, index)
-        node = view.producer(value)
-    return value, tuple(kept)
 
 
 def _unspread(view: View, value: Value) -> Value:

@@ -38,6 +38,10 @@ class OpSpec:
         object.__setattr__(self, "arity", (least, None if repeats else len(self.operands)))
 
 
+END = (1 << 63) - 1
+"""As the end of a ``slice``: to the end, whatever the size."""
+
+
 class _Required:
     def __repr__(self) -> str:
         return "REQUIRED"

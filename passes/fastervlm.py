@@ -9,10 +9,11 @@ import torch
 
 from ..ir.errors import Refusal
 from ..ir.moves.shrink import Positions
-from ..ir.selection import END, attention_row, best
+from ..ir.selection import attention_row, best
 from ..ir.structure import Structure
 from ..ir.view import Value, View
 from ..ir.vision import ImageTokens
+from ..ir.vocab import END
 from .tokens import TokenPass
 
 

@@ -7,10 +7,11 @@ from typing import ClassVar
 
 from ..ir.errors import BadInput, Refusal
 from ..ir.moves.shrink import Positions
-from ..ir.selection import END, attention_row, best, image_scores
+from ..ir.selection import attention_row, best, image_scores
 from ..ir.structure import Structure
 from ..ir.view import Value, View
 from ..ir.vision import ImageTokens
+from ..ir.vocab import END
 from .tokens import TokenPass
 
 

@@ -12,7 +12,7 @@ from ..ir.errors import BadInput, Refusal
 from ..ir.moves.shrink import Positions, shrink
 from ..ir.selection import kept_positions
 from ..ir.structure import Structure
-from ..ir.view import Node, Origin, Value, View
+from ..ir.view import Node, Value, View
 from ..ir.vision import SIZED_BY_EXAMPLE, ImageTokens, find_image_tokens, note_count
 from ..ir.weights import MemoryWeight
 from .base import TOKENS, Context, Pass, PassResult, Site
@@ -56,16 +56,14 @@ class TokenPass(Pass):
         if left == images.count:
             result.notes.append(f"all {left} image tokens are kept: the graph stays as it is")
             return result
-        previous, view.origin = view.origin, Origin(self.name, context.step)
+        value = images.language[self.block].entry
         try:
-            chosen = self.choose(view, context.structure, images, left)
-            kept = self._kept(view, images, chosen, left)
-            value = images.language[self.block].entry
+            with view.made_by(self.name, context.step):
+                chosen = self.choose(view, context.structure, images, left)
+                kept = self._kept(view, images, chosen, left)
             shrink(view, value, kept, positions=self.positions, rule=self.name, step=context.step)
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
-        finally:
-            view.origin = previous
         note_count(view, kept, left)
         if view.kind == "fx" and any(site.cache for site in context.structure.attentions):
             view.metadata()[SIZED_BY_EXAMPLE] = self.name

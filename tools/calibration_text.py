@@ -88,7 +88,7 @@ def read_texts(path: Path) -> list[str]:
     if path.suffix == ".jsonl":
         found = [str(line["text"]) for line in read_lines(path, ("text",))]
     else:
-        found = [_content(path)]
+        found = [read_content(path)]
     if not any(text.strip() for text in found):
         raise BadInput(f"{path}: empty: it holds no text")
     return [text for text in found if text.strip()]
@@ -97,7 +97,7 @@ def read_texts(path: Path) -> list[str]:
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; each must hold these keys as strings."""
     found = []
-    for number, line in enumerate(_content(path).splitlines(), 1):
+    for number, line in enumerate(read_content(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -112,7 +112,8 @@ def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     return found
 
 
-def _content(path: Path) -> str:
+def read_content(path: Path) -> str:
+    """The text of a file. Raises ``BadInput`` where it is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:

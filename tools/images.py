@@ -115,7 +115,7 @@ class Placeholders:
         return [*ids[:start], *[self.token] * self.count, *ids[start + len(places) :]]
 
 
-def read_json(folder: str | None, name: str) -> dict[str, Any]:
+def read_json(folder: str | Path | None, name: str) -> dict[str, Any]:
     """A JSON object of the model's folder; empty where there is no such file."""
     path = Path(folder) / name if folder else None
     if path is None or not path.is_file():

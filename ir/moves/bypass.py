@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ..errors import BadInput, Refusal
 from ..structure import Block, SubBlock
-from ..view import Node, Origin, Value, View
+from ..view import Node, Value, View
 from .slots import Slots
 
 
@@ -64,14 +64,11 @@ def bypass(view: View, block: Block | SubBlock, *, rule: str, step: int = 0) -> 
     _check_closed(view, block, body, slots)
     leaving = slots.within(body)
     stand_ins = slots.stand_ins(leaving, body)
-    previous, view.origin = view.origin, Origin(rule, step)
-    try:
+    with view.made_by(rule, step):
         slots.release(leaving, stand_ins, body)
         view.replace(block.exit, block.entry)
         view.erase_dead(body[-1])
         slots.renumber()
-    finally:
-        view.origin = previous
     view.drop_unused_weights()
 
 
@@ -108,13 +105,10 @@ def follow(
     gone = [node for body, count in zip(bodies, counts, strict=True) for node in body if not count]
     leaving = slots.within(set(gone))
     stand_ins = slots.stand_ins(leaving, set(gone))
-    previous, view.origin = view.origin, Origin(rule, step)
-    try:
+    with view.made_by(rule, step):
         slots.release(leaving, stand_ins, set(gone))
         _rewire(view, blocks, bodies, path, slots)
         slots.renumber()
-    finally:
-        view.origin = previous
     view.drop_unused_weights()
     return counts
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import Refusal
-from ..view import Node, Origin, Value, View
+from ..view import Node, Value, View
 from ..weights import Weight
 
 
@@ -27,14 +27,11 @@ def graft(
     where the path's result does not have the type of ``onto``.
     """
     place = view.producer(onto)
-    previous, view.origin = view.origin, Origin(rule, step)
-    try:
+    with view.made_by(rule, step):
         constants = [view.add_weight(name, weight) for name, weight in weights]
         after = view.after(place)
         side = view.build(op, [x, *constants], attrs, before=after, like=onto)
         total = view.build("add", [onto, side], before=after, like=onto)
-    finally:
-        view.origin = previous
     view.replace(onto, total)
     return total
 
@@ -61,8 +58,7 @@ def graft_low_rank(
         raise Refusal(f"ranks {ranks} do not add up to {down[1].shape[0]}, the rows of A")
     first = view.producer(members[0][0])
     dtype = view.type(x).dtype
-    previous, view.origin = view.origin, Origin(rule, step)
-    try:
+    with view.made_by(rule, step):
         narrow = view.build("linear", [x, _factor(view, *down, dtype, first)], before=first)
         sums, start = [], 0
         for (onto, name, weight), rank in zip(members, ranks, strict=True):
@@ -77,8 +73,6 @@ def graft_low_rank(
             view.replace(onto, total)
             sums.append(total)
             start += rank
-    finally:
-        view.origin = previous
     return sums
 
 

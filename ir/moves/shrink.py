@@ -13,10 +13,10 @@ from typing import Literal
 from ..cache_slots import is_past
 from ..errors import Refusal
 from ..types import UNKNOWN_DIM, mentions
-from ..view import NATIVE, Node, Origin, Value, View
+from ..view import NATIVE, Node, Value, View
+from ..vocab import END
 
 Positions = Literal["kept", "renumbered"]
-_END = (1 << 63) - 1
 _HEAVY = frozenset({"linear", "linear_nbit", "sparse_linear", "sdpa", "conv", "embedding"})
 
 
@@ -39,14 +39,11 @@ def shrink(
     Raises ``Refusal`` where the dimension is not symbolic or a value cannot follow.
     """
     cut = _Cut(view, value, kept, positions)
-    previous, view.origin = view.origin, Origin(rule, step)
-    try:
+    with view.made_by(rule, step):
         with view.one_edit():
             new = cut.apply()
         cut.renew_types(new)
         return new
-    finally:
-        view.origin = previous
 
 
 @dataclass
@@ -183,7 +180,7 @@ class _Cut:
             raise Refusal(f"the input {view.name(mask)}: {view.type(mask)} cannot follow")
         long, short = (view.build("size", [v], {"dim": 2}, before=before) for v in self.slots)
         head = view.build("slice", [mask, 0, short], {"dim": 1}, before=before)
-        new = view.build("slice", [mask, long, _END], {"dim": 1}, before=before)
+        new = view.build("slice", [mask, long, END], {"dim": 1}, before=before)
         new = view.build("token_select", [new, self.kept], before=before)
         return view.build("concat", [head, new], {"dim": 1}, before=before)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from ..errors import Refusal
-from ..view import Origin, Value, View
+from ..view import Value, View
 from ..weights import Weight
 
 if TYPE_CHECKING:
@@ -31,8 +31,7 @@ def swap(
     nothing else (an embedding tied to it, say) uses it. Raises ``Refusal`` where the result would
     have another type; the graph is then as it was.
     """
-    previous, view.origin = view.origin, Origin(rule, step)
-    try:
+    with view.made_by(rule, step):
         constants: list[Value | None] = [
             None if pair is None else view.add_weight(f"{linear.name}.{pair[0]}", pair[1])
             for pair in weights
@@ -41,8 +40,6 @@ def swap(
         while operands[-1] is None:
             operands.pop()
         out = view.build(op, operands, attrs, before=linear.node, like=linear.out)
-    finally:
-        view.origin = previous
     if view.type(out).shape != view.type(linear.out).shape:
         view.erase_dead(view.producer(out))
         raise Refusal(f"{op} would change the type of {linear.name}", linear.node)

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 import torch
@@ -17,18 +13,10 @@ from graphwright.ir.raising import raise_graph
 from graphwright.ir.trace import trace
 from graphwright.ir.view import View
 
+from .test_structure import small_models
+
 VOCAB = 97
 Batch = dict[str, torch.Tensor]
-
-
-def small_models() -> ModuleType:
-    path = Path(__file__).parents[1] / "models.py"
-    spec = importlib.util.spec_from_file_location("graphwright_small_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache

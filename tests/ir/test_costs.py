@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from functools import cache
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import graphwright as gw
@@ -25,19 +21,11 @@ from graphwright.tools import cost_tables
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from .test_structure import small_models
+
 KINDS = ("fx", "onnx")
 MODELS = ("llama", "bert", "clip_vision", "llava")
 Inputs = dict[str, torch.Tensor]
-
-
-def small_models() -> ModuleType:
-    path = Path(__file__).parents[1] / "models.py"
-    spec = importlib.util.spec_from_file_location("graphwright_small_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @cache

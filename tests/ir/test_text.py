@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import onnx
@@ -24,21 +20,13 @@ from graphwright.ir.weights import AbsentWeight, MemoryWeight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from .test_structure import small_models
+
 KINDS = ("fx", "onnx")
 
 
 def head(kind: str) -> str:
     return "fx graph\n" if kind == "fx" else 'onnx graph\nir_version 10\nopset "" 20\n'
-
-
-def small_models() -> ModuleType:
-    path = Path(__file__).parents[1] / "models.py"
-    spec = importlib.util.spec_from_file_location("graphwright_small_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @functools.cache

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...ir.errors import BadInput, Missing
+from ..calibration_text import read_content, read_lines
 from .subject import Subject
 from .task import Setting, limited
 
@@ -44,31 +43,14 @@ def documents(setting: Setting) -> list[str]:
     path = setting.data
     if not path.is_file():
         raise Missing(f"{path}: no such file: --data takes plain text, or JSON lines with `text`")
-    try:
-        content = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
-    lines = content.splitlines()
-    found = _json_lines(path, lines) if path.suffix in (".jsonl", ".json") else [content]
+    if path.suffix in (".jsonl", ".json"):
+        found = [entry["text"] for entry in read_lines(path, ("text",))]
+    else:
+        found = [read_content(path)]
     found = [text for text in found if text.strip()]
     if not found:
         raise BadInput(f"{path}: holds no text")
     return found
-
-
-def _json_lines(path: Path, lines: Sequence[str]) -> list[str]:
-    texts = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise BadInput(f"{path}, line {number}: not JSON: {error}") from None
-        if not isinstance(entry, dict) or not isinstance(entry.get("text"), str):
-            raise BadInput(f"{path}, line {number}: has no string `text`")
-        texts.append(entry["text"])
-    return texts
 
 
 def check_text(subject: Subject, setting: Setting) -> None:

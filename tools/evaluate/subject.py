@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
@@ -22,6 +21,7 @@ from ...ir.verify import sample_inputs
 from ...ir.view import View
 from ...ir.zoo.text import read_tokenizer
 from .. import manifest
+from ..images import read_json
 
 TEXT, IMAGE_TEXT = "text-generation", "image-text-to-text"
 IMAGE, EMBEDDING = "image-classification", "text-embedding"
@@ -138,7 +138,7 @@ class Subject:
     @property
     def max_tokens(self) -> int:
         """The longest input in tokens that the model's config allows; 512 where it is silent."""
-        config = _json(self.folder / "config.json" if self.folder else None)
+        config = read_json(self.folder, "config.json")
         inner = config.get("text_config") or config
         for key in ("max_position_embeddings", "n_positions"):
             if isinstance(inner.get(key), int):
@@ -223,7 +223,7 @@ def _dtypes(view: View | None) -> dict[str, torch.dtype]:
 def _kind(word: str, folder: Path | None, subject: Subject) -> str:
     """The kind by the config's architecture, else by the names of inputs and outputs."""
     inputs, outputs = set(subject.input_names), set(subject.output_names)
-    config = _json(folder / "config.json" if folder else None)
+    config = read_json(folder, "config.json")
     classes = "".join(config.get("architectures") or ())
     texts = word == "causal-lm" or not classes or "CausalLM" in classes or "LMHead" in classes
     if {"input_ids", "pixel_values"} <= inputs:
@@ -235,13 +235,3 @@ def _kind(word: str, folder: Path | None, subject: Subject) -> str:
     if "logits" in outputs:
         return TEXT if texts else ""
     return EMBEDDING if outputs & {"sentence_embedding", "last_hidden_state"} else ""
-
-
-def _json(path: Path | None) -> dict[str, Any]:
-    if path is None or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path}: not valid JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
