@@ -23,7 +23,7 @@ class Agreement(Task):
 
     ``top1``: share of predictions whose most likely entry is the original's. ``kl``: mean of
     KL(original || model) in nats, in float64. A sample is a window of text (as ``perplexity``
-    takes), a question or an image. Intervals: bootstrap over documents, questions or images.
+    takes), a question or an image. Intervals: bootstrap over the samples.
     """
 
     name = "agreement"
@@ -43,7 +43,7 @@ class Agreement(Task):
         self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
     ) -> list[EvalResult]:
         assert reference is not None
-        made, samples, unit, drawn, notes = probes(reference, setting)
+        made, samples, unit, notes = probes(reference, setting)
         count = 1 + max(place.unit for probe in made for place in probe.places)
         sums = [np.zeros((3, count)) for _ in subjects]
         finite = [Finite(self.name, s, unit) for s in subjects]
@@ -59,11 +59,11 @@ class Agreement(Task):
                         sums[number][:, place.unit] += _compared(subject, e, a)
         for counter in (original, *finite):
             counter.settle()
-        return [self._result(s, samples, unit, drawn, notes, setting) for s in sums]
+        return [self._result(s, samples, unit, notes, setting) for s in sums]
 
     def _result(
         self, sums: NDArray[np.float64], samples: int, unit: str,
-        drawn: str, notes: Sequence[str], setting: Setting,
+        notes: Sequence[str], setting: Setting,
     ) -> EvalResult:  # fmt: skip
         total = sums.sum(axis=1)
         ends = {
@@ -73,7 +73,7 @@ class Agreement(Task):
         return EvalResult(
             self.name, {"top1": float(total[0] / total[2]), "kl": float(total[1] / total[2])},
             {n: e for n, e in ends.items() if e is not None}, samples, unit,
-            detail={"predictions": int(total[2]), "interval_over": drawn}, notes=tuple(notes),
+            detail={"predictions": int(total[2])}, notes=tuple(notes),
         )  # fmt: skip
 
 

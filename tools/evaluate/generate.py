@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
 
 from ...ir.errors import BadInput
-from .documents import batched, check_text, chosen_windows, text_logits
+from .documents import batched, check_text, shuffled, text_logits
 from .stats import bootstrap, wilson
 from .subject import TEXT, Subject
 from .task import EvalResult, Finite, Setting, Task, limited
@@ -91,16 +90,20 @@ class Generate(Task):
 
 
 def _prompts(reference: Subject, setting: Setting) -> tuple[list[tuple[int, ...]], list[str]]:
-    """The first tokens of windows that are long enough, and a note where they are too few."""
+    """The first tokens of documents that are long enough, and a note where they are too few."""
     wanted = setting.samples or PROMPTS
-    # A quarter of the shipped documents and more are long enough.
-    free = replace(setting, samples=None, window=None, stride=None)
-    windows = chosen_windows(reference, free, default=4 * wanted)[0]
-    heads = list(dict.fromkeys(w.ids[:PROMPT] for w in windows if len(w.ids) >= PROMPT))
+    tokenizer = reference.tokenizer()
+    heads: dict[tuple[int, ...], None] = {}
+    for text in shuffled(setting):
+        ids = tokenizer.encode(text).ids
+        if len(ids) >= PROMPT:
+            heads[tuple(ids[:PROMPT])] = None
+        if len(heads) == wanted:
+            break
     if not heads:
         raise BadInput(f"generate: no document of the text has {PROMPT} tokens")
     count, notes = limited(len(heads), setting, PROMPTS, "prompts")
-    return heads[:count], notes
+    return list(heads)[:count], notes
 
 
 def _equal_prefix(chosen: torch.Tensor, expected: Sequence[int]) -> int:

@@ -9,7 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 
-from .documents import Window, batched, check_text, chosen_windows, text_logits, units
+from .documents import Window, batched, check_text, chosen_windows, text_logits
 from .stats import bootstrap
 from .subject import TEXT, Subject
 from .task import EvalResult, Finite, Setting, Task
@@ -20,10 +20,10 @@ LN2 = math.log(2)
 class Perplexity(Task):
     """``exp`` of the mean negative log-likelihood of a token, over sliding windows.
 
-    A sample is a window (320 of them; ``samples``, ``window``, ``stride`` and ``data`` change
-    that). Logits are float32, log-likelihoods float64 and summed so. ``bits_per_byte`` is the same
-    sum over the UTF-8 bytes of the text: it compares models whose tokenizers differ. Intervals:
-    bootstrap over documents, over windows where there are fewer than eight documents.
+    Documents stand one after another. A sample is a window (160 of them; ``samples``, ``window``,
+    ``stride`` and ``data`` change that). Logits are float32, log-likelihoods float64 and summed so.
+    ``bits_per_byte`` is the same sum over the UTF-8 bytes of the text: it compares models whose
+    tokenizers differ. Intervals: bootstrap over windows.
     """
 
     name = "perplexity"
@@ -40,16 +40,13 @@ class Perplexity(Task):
         return [self._judge(subject, setting) for subject in subjects]
 
     def _judge(self, subject: Subject, setting: Setting) -> EvalResult:
-        windows, _, notes = chosen_windows(subject, setting)
+        windows, notes = chosen_windows(subject, setting)
         losses = self._losses(subject, windows, setting)
         tokenizer = subject.tokenizer()
         sizes = [
             len(tokenizer.decode(list(w.ids[-w.scored :])).encode("utf-8")) for w in windows
         ]  # fmt: skip
-        unit, of = units(windows)
-        sums = np.zeros((3, max(of) + 1))
-        for position, window in enumerate(windows):
-            sums[:, of[position]] += (losses[position], window.scored, sizes[position])
+        sums = np.array([losses, [w.scored for w in windows], sizes], dtype=np.float64)
         total = sums.sum(axis=1)
         figures = {
             "perplexity": math.exp(total[0] / total[1]),
@@ -64,10 +61,9 @@ class Perplexity(Task):
         return EvalResult(
             self.name, figures, {n: ends for n, ends in drawn.items() if ends is not None},
             len(windows), "windows",
-            detail={"tokens": int(total[1]), "interval_over": unit, "units": int(sums.shape[1]),
-                    "window": max(len(w.ids) for w in windows)},
+            detail={"tokens": int(total[1]), "window": max(len(w.ids) for w in windows)},
             notes=tuple(notes),
-        )  # fmt: skip
+        )
 
     def _losses(self, subject: Subject, windows: Sequence[Window], setting: Setting) -> list[float]:
         """Negative log-likelihood in nats of each window's scored tokens, summed."""

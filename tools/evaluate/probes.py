@@ -9,14 +9,14 @@ import torch
 
 from ...ir.errors import BadInput
 from . import pictures
-from .documents import batched, chosen_windows, text_logits, units
+from .documents import batched, chosen_windows, text_logits
 from .subject import IMAGE, IMAGE_TEXT, TEXT, Subject
 from .task import Setting
 
 
 @dataclass(frozen=True)
 class Place:
-    """Positions ``start`` to ``stop`` of one row's logits; they belong to the drawn ``unit``."""
+    """Positions ``start`` to ``stop`` of one row's logits; they belong to sample ``unit``."""
 
     unit: int
     row: int
@@ -32,29 +32,28 @@ class Probe:
     places: tuple[Place, ...]
 
 
-def probes(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, str, list[str]]:
-    """The batches, the number of samples, what a sample is, what the bootstrap draws, and notes."""
+def probes(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, list[str]]:
+    """The batches, the number of samples, what a sample is, and notes."""
     if subject.kind == TEXT:
         return _text(subject, setting)
     if subject.kind == IMAGE_TEXT:
         asked = pictures.asked(subject, setting)
-        return list(_numbered(asked.batches, -1)), asked.count, "questions", "questions", []
+        return list(_numbered(asked.batches, -1)), asked.count, "questions", []
     shown = pictures.shown(subject, setting)
-    return list(_numbered(shown.batches, 0)), shown.count, "images", "images", []
+    return list(_numbered(shown.batches, 0)), shown.count, "images", []
 
 
-def _text(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, str, list[str]]:
-    windows, _, notes = chosen_windows(subject, setting)
-    drawn, of = units(windows)
+def _text(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, list[str]]:
+    windows, notes = chosen_windows(subject, setting)
     made = []
     for rows, inputs in batched([w.ids for w in windows]):
         ends = [len(windows[i].ids) - 1 for i in rows]
         places = tuple(
-            Place(of[i], row, end - windows[i].scored, end)
+            Place(i, row, end - windows[i].scored, end)
             for row, (i, end) in enumerate(zip(rows, ends, strict=True))
         )
         made.append(Probe(inputs, places))
-    return made, len(windows), "windows", drawn, notes
+    return made, len(windows), "windows", notes
 
 
 def _numbered(batches: Sequence[dict[str, torch.Tensor]], position: int) -> Iterator[Probe]:
