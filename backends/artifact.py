@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
 import shutil
@@ -16,7 +15,7 @@ import onnx_ir
 
 from .. import __version__
 from ..ir.costs import weight_bytes
-from ..ir.errors import BadInput, GraphwrightError
+from ..ir.errors import FULL, BadInput, DiskFull
 from ..ir.view import View
 from . import data_file
 from .lowering import lowered
@@ -34,15 +33,6 @@ SIDE_FILES = (
     "1_Pooling/config.json",
 )  # fmt: skip
 """Files of a source folder that other tools need to use the model."""
-
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class DiskFull(GraphwrightError):
-    """The disk ran full while the artifact was written (exit code 3)."""
-
-    exit_code = 3
 
 
 def check_target(out: Path, *, force: bool) -> None:

@@ -113,9 +113,10 @@ class Decoder:
         """The next token of every row, step by step; ``None`` for a row that has ended.
 
         A row ends behind a token of ``eos``, after ``max_new_tokens``, or where the context is
-        full. ``images`` holds each row's pixels ``[3, height, width]``, or ``None`` for a row of
-        text only. Raises ``BadInput`` for an empty prompt, for one longer than the context, and
-        for images that the graph does not take, at the first step.
+        full. ``images`` holds each row's pixels, ``[3, height, width]`` or
+        ``[crops, 3, height, width]`` as the graph takes them, or ``None`` for a row of text only.
+        Raises ``BadInput`` for an empty prompt, for one longer than the context, and for images
+        that the graph does not take, at the first step.
         """
         self._check(prompts, max_new_tokens, images)
         chosen = (sampling or Sampling()).chooser(len(prompts))
@@ -257,7 +258,7 @@ def _image_type(run: Executable) -> Type:
 
 
 def _stacked(run: Executable, images: Sequence[torch.Tensor]) -> torch.Tensor:
-    """``pixel_values`` ``[images, 3, height, width]``, also of no image at all."""
+    """``pixel_values`` of these images, also of none at all."""
     declared = _image_type(run)
     shape = (declared.shape or ())[1:]
     for image in images:

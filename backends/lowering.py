@@ -12,15 +12,18 @@ from ..ir.raising import raise_graph
 from ..ir.verify import check_structure
 from ..ir.view import View
 from ..ir.vision import SIZED_BY_EXAMPLE
+from ..ir.widen import widen
 
 
 def lowered(view: View) -> OnnxView:
     """An ONNX graph that stock ONNX Runtime runs; ``view`` stays as it is.
 
-    Raises ``BadInput`` where an op of an FX graph has no ONNX form.
+    What is bfloat16 becomes float32, inputs and outputs too: see ``widen``. Raises ``BadInput``
+    where an op of an FX graph has no ONNX form.
     """
     onnx = translated(view) if isinstance(view, FxView) else view.copy()
     assert isinstance(onnx, OnnxView)
+    widen(onnx)
     raise_graph(onnx)
     clean(onnx)
     lower(onnx)

@@ -76,8 +76,10 @@ class OnnxRuntimeExecutable:
         return self._outputs
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        """See ``Executable``. Inputs are moved to the device where they are not there yet."""
+        """See ``Executable``. Inputs are moved to the device where they are not there yet, and
+        bfloat16 becomes float32 where the artifact does: see ``ir.widen``."""
         bound = bind(self.input_types, args, inputs)
+        bound = {name: _widened(t, self._types[name]) for name, t in bound.items()}
         self._check(bound)
         binding = self._session.io_binding()
         ready = {n: t.detach().to(self._device).contiguous() for n, t in bound.items()}
@@ -119,6 +121,11 @@ class OnnxRuntimeExecutable:
                 known, first = sizes.setdefault(dim, (size, name)) if dim else (size, name)
                 if isinstance(dim, str) and known != size:
                     raise BadInput(f"{dim} is {known} in input {first} and {size} in input {name}")
+
+
+def _widened(tensor: torch.Tensor, type_: Type) -> torch.Tensor:
+    narrow = tensor.dtype == torch.bfloat16 and type_.dtype == torch.float32
+    return tensor.float() if narrow else tensor
 
 
 def _type(declared: Any) -> Type:

@@ -18,6 +18,7 @@ import torch
 
 from ..ir.errors import BadInput, Missing
 from ..ir.fx import FxView
+from ..ir.raising import raise_graph
 from ..ir.types import Type
 from ..ir.view import Node, Value, View
 from ..ir.weights import CastWeight
@@ -63,6 +64,9 @@ def build(
 ) -> TritonExecutable:
     """See ``base.compile``. An artifact is loaded as a graph first; the graph stays as it is.
 
+    A copy of an ONNX graph is raised, since its stock ops spell out what our kernels take, low-rank
+    paths among it.
+
     With ``strict`` nothing may fall back to a reference: ``Missing`` where the device is too old
     for the kernels, ``BadInput`` where a node's form has none. Raises ``Missing`` without a CUDA
     device or without triton.
@@ -75,6 +79,8 @@ def build(
         graph = load(path / "model.onnx" if path.is_dir() else path)
     compute = torch.cuda.get_device_capability(place) if place.type == "cuda" else None
     view = graph.copy()
+    if not isinstance(view, FxView):
+        raise_graph(view)
     binding = bind_kernels(view, compute)
     if strict:
         _refuse(binding.fallbacks, compute)

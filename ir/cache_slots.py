@@ -50,6 +50,11 @@ def past_slot(name: str) -> int | None:
     return None if found is None else int(found[1])
 
 
+def has_cache(view: View) -> bool:
+    """Whether the graph takes what was computed before as inputs."""
+    return any(past_slot(name) is not None for name in view.input_names())
+
+
 def answers(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A graph's outputs without its cache, which is state: what passes are measured by."""
     return {n: t for n, t in outputs.items() if not re.fullmatch(r"present\.\d+\.\w+", n)}

@@ -17,7 +17,7 @@ from .rewrite import RewriteReport
 from .shapes import Sizes, all_numbers, infer_types, same_shape
 from .types import Dim
 from .view import NATIVE, Node, Operand, Origin, Value, View
-from .weights import MemoryWeight
+from .weights import MemoryWeight, Weight
 
 _CHECKS = ("aten._assert_", "aten.sym_constrain_range")
 _PURE_NATIVES = frozenset({"Shape", "Squeeze", "CastLike"})
@@ -217,8 +217,9 @@ def fold_constants(view: View, max_bytes: int = 1 << 20) -> RewriteReport:
     """Replace nodes that depend on constants alone, or on known sizes, by their results.
 
     A result of more than ``max_bytes`` bytes is left to be computed, and so is the transposition of
-    a weight (it is free on a handle). Where a ``reshape`` or ``expand`` computes its target, the
-    target is put in numbers if its type says them. Missing types are inferred first.
+    a weight (it is free on a handle) and a matrix in a wider dtype (it is stored in fewer bytes).
+    Where a ``reshape`` or ``expand`` computes its target, the target is put in numbers if its type
+    says them. Missing types are inferred first.
     """
     report = RewriteReport()
     if infer_types(view):
@@ -273,6 +274,8 @@ def _constant_result(
     if op == "transpose" or (op == NATIVE and not arguments):
         return None
     known = view.type(result)
+    if op == "cast" and known.rank == 2 and _widens(handles[0], known.dtype):
+        return None
     if known.numel is not None and known.dtype is not None:
         if known.numel * known.dtype.itemsize > max_bytes:
             return None
@@ -285,6 +288,10 @@ def _constant_result(
     found = values[0] if len(values) == 1 else None
     fits = isinstance(found, torch.Tensor) and found.numel() * found.element_size() <= max_bytes
     return found if fits else None
+
+
+def _widens(weight: Weight | None, dtype: torch.dtype | None) -> bool:
+    return weight is not None and dtype is not None and dtype.itemsize > weight.dtype.itemsize > 1
 
 
 def _is_pure(view: View, node: Node, op: str) -> bool:

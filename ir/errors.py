@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import errno
 from collections.abc import Iterable
 
 
@@ -14,6 +15,16 @@ class GraphwrightError(Exception):
 
 class BadInput(GraphwrightError):
     """The input, an option or a file is wrong (exit code 2)."""
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the system's errors by which a disk says that it is full."""
+
+
+class DiskFull(GraphwrightError):
+    """A disk ran full while something was written (exit code 3)."""
+
+    exit_code = 3
 
 
 class Missing(GraphwrightError):

@@ -107,6 +107,8 @@ def _build_rms_norm(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, A
 
 
 def _build_sdpa(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
+    if attrs["softcap"] is not None:  # aten has no such attention
+        return _build_own("sdpa")(graph, operands, attrs)
     q, k, v, mask = (*operands, None)[:4]
     kwargs: dict[str, Any] = {}
     if attrs["scale"] is not None:

@@ -151,6 +151,7 @@ def _sdpa(node: Node) -> Reading | None:
         "scale": node.kwargs.get("scale"),
         "causal": causal,
         "gqa": bool(node.kwargs.get("enable_gqa", False)),
+        "softcap": None,
     }
     return _strip((*node.args[:3], _argument(node, 3, "attn_mask"))), attrs
 

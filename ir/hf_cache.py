@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import Dim
 
 from .cache_slots import PARTS, past_name, present_name
-from .errors import BadInput
 from .hf_llava import image_features, merge_rows
 
 PAST, SEQ = 3, 2
@@ -61,20 +59,18 @@ def input_names(model: Any, names: Sequence[str]) -> list[str]:
     return [n for name in names for n in (slots if name == "past_key_values" else [name])]
 
 
-def check_caches(folder: Path, model: Any, task: str) -> None:
-    """Raise ``BadInput`` for a model whose state is not keys and values of every layer."""
+def why_uncached(model: Any, task: str) -> str:
+    """Why a model has no cache to give; empty where its state is keys and values of every layer."""
     name = type(model).__name__
     if task not in ("text-generation", "image-text-to-text"):
-        raise BadInput(f"{folder}: {name} does not generate text, so it has no cache to export")
+        return f"{name} does not generate text, so it has no cache to export"
     config = model.config.get_text_config(decoder=True)
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
     accepted = inspect.signature(type(model).forward).parameters
-    if strange or "past_key_values" not in accepted:
-        what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
-        raise BadInput(
-            f"{folder}: {name} has {what}, whose state is no cache of keys and values; load it "
-            "without the cache"
-        )
+    if not strange and "past_key_values" in accepted:
+        return ""
+    what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
+    return f"{name} has {what}, whose state is no cache of keys and values; load it without"
 
 
 def cached_forward(
@@ -104,9 +100,9 @@ def cached_llava_forward(
 ) -> dict[str, torch.Tensor]:
     """``cached_forward`` for a LLaVA model.
 
-    ``pixel_values`` ``[images, 3, height, width]``: the images of the whole batch, in the order of
-    their placeholders in ``input_ids``, row by row. A step that reads no placeholder takes none:
-    with ``images = 0`` the tower costs nothing.
+    ``pixel_values`` ``[images, 3, height, width]`` or ``[images, crops, 3, height, width]``: the
+    images of the whole batch, in the order of their placeholders in ``input_ids``, row by row. A
+    step that reads no placeholder takes none: with ``images = 0`` the tower costs nothing.
     """
     inner = self.model
     words = inner.get_input_embeddings()(input_ids)

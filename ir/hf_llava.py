@@ -24,7 +24,6 @@ def llava_forward(
     inner = self.model
     features = image_features(self, pixel_values)
     words = inner.get_input_embeddings()(input_ids)
-    features = features.reshape(input_ids.shape[0], -1, words.shape[-1])
     merged = merge_features(words, input_ids == self.config.image_token_id, features)
     states = inner.language_model(
         inputs_embeds=merged, attention_mask=attention_mask, use_cache=False
@@ -33,10 +32,30 @@ def llava_forward(
 
 
 def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The projector's features, ``[images, tokens, width]``; crops count as images."""
-    pixels = pixel_values.flatten(0, 1) if pixel_values.dim() == 5 else pixel_values
+    """The projector's features, ``[images, tokens, width]``: of an image in crops all of them."""
+    crops = pixel_values.dim() == 5
+    pixels = pixel_values.flatten(0, 1) if crops else pixel_values
     features: torch.Tensor = model.model.multi_modal_projector(_selected(model, pixels))
-    return features
+    if not crops:
+        return features
+    images, count = pixel_values.shape[:2]
+    # In full: of no image at all, nothing could be inferred.
+    return features.reshape(images, count * features.shape[1], features.shape[2])
+
+
+def picture_count(config: Any) -> int:
+    """Crops that an image comes as: 1 unless ``image_seq_length`` is a multiple of what one gives.
+
+    It is how a config of transformers' ``LlavaConfig`` can say it; features follow each other
+    without any token between.
+    """
+    vision = getattr(config, "vision_config", None)
+    size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
+    if not isinstance(size, int) or not isinstance(patch, int):
+        return 1
+    tokens = (size // patch) ** 2 + (config.vision_feature_select_strategy == "full")
+    count, rest = divmod(int(config.image_seq_length), tokens)
+    return 1 if rest else max(1, count)
 
 
 def _selected(model: Any, pixels: torch.Tensor) -> torch.Tensor:

@@ -140,9 +140,11 @@ def build(
 
 
 def _construct(folder: Path, cls: Any, config: Any, dtype: torch.dtype, **options: bool) -> Any:
+    # Attention that sdpa cannot say, as Gemma 2's capped logits, is there in plain ops alone.
+    attention = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
     try:
         with quiet(), torch.no_grad(), _EmptyOnMeta():
-            return cls._from_config(config, dtype=dtype, attn_implementation="sdpa", **options)
+            return cls._from_config(config, dtype=dtype, attn_implementation=attention, **options)
     except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BadInput(f"{folder}: {cls.__name__} cannot be built: {reason}") from error

@@ -32,7 +32,7 @@ def load(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
-    cache: bool = False,
+    cache: bool | None = False,
     max_bytes: int | None = None,
 ) -> View:
     """The graph of a model: see ``FORMS`` for what ``spec`` may be.
@@ -41,8 +41,9 @@ def load(
     or Hugging Face model; ``allow_missing_weights`` lets a Hugging Face folder hold its config
     only; ``cache`` gives a zoo or Hugging Face model that writes text its key-value cache as
     inputs and outputs (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by
-    step. ``max_bytes`` loads the artifact of a recipe with ``bitstack`` in the largest size that
-    fits, from the beginning of its data. No weight of a Hugging Face or ONNX model is read.
+    step, and ``None`` gives it to those that have one. ``max_bytes`` loads the artifact of a recipe
+    with ``bitstack`` in the largest size that fits, from the beginning of its data. No weight of a
+    Hugging Face or ONNX model is read.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
@@ -86,7 +87,7 @@ def load(
 
 
 def _folder(
-    path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool
+    path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool | None
 ) -> View:
     from .load_hf import load_folder
 

@@ -14,8 +14,8 @@ from torch.export import Dim
 from .checkpoint import converts, match, read_checkpoint
 from .errors import BadInput
 from .fx import FxView
-from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, check_caches, input_names
-from .hf_llava import llava_forward
+from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
+from .hf_llava import llava_forward, picture_count
 from .hf_model import build, read_config
 from .trace import trace
 from .view import Source
@@ -29,14 +29,16 @@ def load_folder(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
-    cache: bool = False,
+    cache: bool | None = False,
 ) -> FxView:
     """The graph of a model folder. No weight is read, not even for tracing.
 
     Text models take ``input_ids`` and ``attention_mask`` (``[batch, seq]``, i64), vision models
-    ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three and give
-    ``logits``; other outputs have the model's own names. ``dtype`` overrides the config's. With
-    ``cache`` a model that generates text takes and gives its keys and values too: see ``hf_cache``.
+    ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three, the pixels as
+    ``[batch, crops, channels, height, width]`` where ``image_seq_length`` counts the features of
+    several crops, and give ``logits``; other outputs have the model's own names. ``dtype``
+    overrides the config's. With ``cache`` a model that generates text takes and gives its keys and
+    values too: see ``hf_cache``; ``None`` gives one to the models that have it.
 
     Raises ``BadInput`` for a model that is not understood, for weights that do not fit it and for
     ``cache`` of a model that has none, ``Missing`` for absent files; with
@@ -47,8 +49,11 @@ def load_folder(
     model = build(folder, config, handles, trust_remote_code=trust_remote_code, dtype=dtype)
     inputs, shapes = _example_inputs(model)
     names = list(inputs)
+    lacking = "" if cache is False else why_uncached(model, _task(model))
+    if cache and lacking:
+        raise BadInput(f"{folder}: {lacking}")
+    cache = cache is not False and not lacking
     if cache:
-        check_caches(folder, model, _task(model))
         inputs, shapes = cached_inputs(model, inputs)
         names = input_names(model, list(inputs))
     _give_forward(model, inputs, cache)
@@ -65,6 +70,7 @@ def load_folder(
             files=source_files(folder),
             source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
             task=_task(model),
+            prompt=_image_prompt(model),
         ),
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
@@ -89,19 +95,26 @@ def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         config = getattr(model.config, "vision_config", None) or model.config
         size = config.image_size
         height, width = size if isinstance(size, tuple | list) else (size, size)
-        pixels = torch.zeros(2, getattr(config, "num_channels", 3), height, width)
+        crops = picture_count(model.config) if "input_ids" in accepted else 1
+        shape = getattr(config, "num_channels", 3), height, width
+        pixels = torch.zeros(2, *([crops] if crops > 1 else []), *shape)
         inputs["pixel_values"] = pixels.to(next(model.parameters()).dtype)
         shapes["pixel_values"] = {0: batch}
         if "input_ids" not in accepted:
             return inputs, shapes
-        # One image a prompt; the model's own number of features.
-        prompt = [model.config.image_token_id] * model.config.image_seq_length
+        prompt = list(_image_prompt(model))
     config = getattr(model.config, "text_config", None) or model.config
     longest = getattr(config, "max_position_embeddings", None)
     ids = torch.tensor([prompt + [1] * min(8, longest or 8)] * 2)
-    shape = {0: batch, 1: Dim("seq", max=longest)}
+    text_shape = {0: batch, 1: Dim("seq", max=longest)}
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return text | inputs, dict.fromkeys(text, shape) | shapes
+    return text | inputs, dict.fromkeys(text, text_shape) | shapes
+
+
+def _image_prompt(model: Any) -> tuple[int, ...]:
+    """The placeholders of one image, one for each of the features that the model makes of it."""
+    token = getattr(model.config, "image_token_id", None)
+    return () if token is None else (token,) * getattr(model.config, "image_seq_length", 0)
 
 
 def _give_forward(model: Any, inputs: Mapping[str, Any], cache: bool) -> None:

@@ -10,6 +10,7 @@ from .any_size import cut
 from .errors import BadInput, Missing
 from .onnx import OnnxView
 from .quiet import quiet
+from .raise_nbit import raise_stored
 from .tensors import weight_of
 from .view import Source
 
@@ -18,7 +19,8 @@ MIN_OPSET = 18
 
 
 def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
-    """The graph of an ONNX file. Models older than opset 18 are converted to it.
+    """The graph of an ONNX file. Models older than opset 18 are converted to it, and linears stored
+    in few bits are read as such (``raise_nbit``).
 
     External data is checked (there, in the model's folder, long enough), never read. ``max_bytes``
     leaves blocks of stacked weights away (``any_size.cut``); their data need not be there. Raises
@@ -34,7 +36,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     _check_inputs(model.graph, path)
     model = _modern(model, path)
     files = (path, *sorted(external))
-    return OnnxView(
+    view = OnnxView(
         model,
         source=Source(
             kind="onnx",
@@ -44,6 +46,8 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
             source_bytes=sum(f.stat().st_size for f in files),
         ),
     )
+    raise_stored(view)
+    return view
 
 
 def read_model(path: Path) -> onnx_ir.Model:

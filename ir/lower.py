@@ -53,33 +53,6 @@ def _transposed_name(name: str) -> str:
     return name[:-2] if name.endswith(".T") else f"{name}.T"
 
 
-def _sdpa(e: _Emit) -> Value:
-    """sdpa(q, k, v, mask) => matmul(softmax(q·scale kᵀ + mask), v); a fully masked row gives 0."""
-    q, k, v, *mask = e.operands
-    q_type = e.view.type(q)
-    head_dim, rank = (q_type.shape or (None,))[-1], q_type.rank
-    scale = e.attrs["scale"]
-    if scale is None:
-        if not isinstance(head_dim, int):
-            raise InvalidGraph(f"{e.view.name(e.node)}: the head dimension of sdpa is not known")
-        scale = 1 / math.sqrt(head_dim)
-    if rank is None or e.attrs["gqa"] or e.attrs["causal"]:
-        raise InvalidGraph(
-            f"{e.view.name(e.node)}: sdpa that is causal or repeats heads has no ONNX spelling"
-        )
-    perm = (*range(rank - 2), rank - 1, rank - 2)
-    logits = e.matmul(e.mul(q, float(scale)), e.transpose(k, perm=perm))
-    if not mask or mask[0] is None:
-        return e.matmul(e.softmax(logits, dim=rank - 1), v)
-    bias = mask[0]
-    if e.view.type(bias).dtype == torch.bool:
-        dtype = q_type.dtype or torch.float32
-        zero = e.view.scalar(torch.zeros((), dtype=dtype), None)
-        bias = e.where(bias, zero, e.view.scalar(torch.full((), -math.inf, dtype=dtype), None))
-    weights = e.softmax(e.add(logits, bias), dim=rank - 1)
-    return e.matmul(e.where(e.isnan(weights), 0.0, weights), v)
-
-
 def _rms_norm(e: _Emit) -> Value:
     """rms_norm(x, w) => x · reciprocal(sqrt(mean(x²) + eps)) · w, in float32 for half types."""
     x, *weight = e.operands
@@ -141,7 +114,6 @@ def _size(e: _Emit) -> Value:
 
 _LOWERINGS: dict[str, Lowering] = {
     "linear": _linear,
-    "sdpa": _sdpa,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
     "rsqrt": _rsqrt,

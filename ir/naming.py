@@ -46,7 +46,7 @@ def _of_weight(view: View, node: Node, weight: Value) -> str:
     name = view.name(weight).removesuffix(".T")
     head, dot, last = name.rpartition(".")
     if view.op(node) in STORED_LINEARS:
-        return head
+        return head.removesuffix(".weight")
     if last == "weight" and dot:
         return head
     return "" if not dot or _MADE_UP.fullmatch(last) or _MADE_UP.fullmatch(name) else name

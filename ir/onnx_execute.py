@@ -50,11 +50,11 @@ def _execute_native(
 def _evaluator(
     model: onnx_ir.Model, node: onnx_ir.Node, values: tuple[onnx_ir.Value, ...]
 ) -> tuple[Any, dict[str, onnx_ir.Value]]:
-    cached = node.meta.get("graphwright.evaluator")
-    if cached is None or cached[1] != values:
-        cached = (_make_evaluator(model, node, values), values)
-        node.meta["graphwright.evaluator"] = cached
     names = {str(v.name): v for v in values}
+    cached = node.meta.get("graphwright.evaluator")
+    if cached is None or cached[1] != names:  # an edit may rename what a node reads
+        cached = (_make_evaluator(model, node, values), names)
+        node.meta["graphwright.evaluator"] = cached
     return cached[0], names
 
 

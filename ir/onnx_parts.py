@@ -11,6 +11,7 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
 from .types import DTYPE_NAMES, UNKNOWN_DIM, Type
+from .view import NO_SCOPE
 from .vocab import spec
 
 PLAIN = frozenset({
@@ -52,6 +53,9 @@ class Names:
 
 SCOPE_KEYS = ("pkg.torch.onnx.name_scopes", "graphwright.scope")
 """Metadata of a node that holds its module path, or the list of scopes that it stands in."""
+RULE_KEY = "graphwright.rule"
+STEP_KEY = "graphwright.pass"
+"""Metadata of a node that a rewrite made: the rule's name, and the number of its pass."""
 
 
 def name_everything(graph: onnx_ir.Graph) -> tuple[Names, Names]:
@@ -103,16 +107,22 @@ def innermost_scope(text: str) -> str:
     if not text.startswith("["):
         return text
     names = [part.strip().strip("'\"") for part in text.strip("[]").split(",")]
-    return names[-2] if len(names) > 1 else ""
+    return names[-2].removeprefix(NO_SCOPE) if len(names) > 1 else ""
 
 
 def set_type(value: onnx_ir.Value, type_: Type) -> None:
     """Declare as much of a type as is known."""
     if type_.dtype is not None:
-        value.dtype = from_torch_dtype(type_.dtype)
+        set_dtype(value, from_torch_dtype(type_.dtype))
     if type_.shape is not None:
         dims = [None if d == UNKNOWN_DIM else d for d in type_.shape]
         value.shape = onnx_ir.Shape(dims)
+
+
+def set_dtype(value: onnx_ir.Value, dtype: onnx_ir.DataType) -> None:
+    """Declare a dtype by a type of the value's own: copies of a model share what it had."""
+    if value.dtype != dtype:
+        value.type = onnx_ir.TensorType(dtype)
 
 
 def is_plain_model(model: onnx_ir.Model) -> bool:

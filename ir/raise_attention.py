@@ -1,10 +1,11 @@
 """Softmax attention becomes ``sdpa``, rotary positions become ``rope``.
 
 matmul(softmax(q kᵀ · scale + mask), v)           => sdpa(q, k, v, mask, scale)
+matmul(softmax(c · tanh(q kᵀ · scale / c) + mask), v) => sdpa(q, k, v, mask, scale, softcap c)
 x · cos + concat(-x₂, x₁) · sin                   => rope(x, cos, sin)
 
-The scale may stand on q, on kᵀ, on both (its root each) or on the logits. Repeating key and value
-heads stays outside.
+The cap is that of Gemma 2 (arXiv 2408.00118). The scale may stand on q, on kᵀ, on both (its root
+each) or on the logits. Repeating key and value heads stays outside.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class _Logits:
     masks: tuple[Value, ...]
     where: tuple[Value, float] | None
     """Condition and fill, where masked logits are replaced instead of added to."""
+    softcap: float | None
 
 
 class RaiseAttention(Rule):
@@ -53,7 +55,8 @@ class RaiseAttention(Rule):
         mask = _mask(build, found)
         if mask is not None:
             operands.append(mask)
-        return build.sdpa(*operands, scale=_round_scale(build.view, found), causal=False)
+        scale = _round_scale(build.view, found)
+        return build.sdpa(*operands, scale=scale, causal=False, softcap=found.softcap)
 
 
 class RaiseGuardedAttention(RaiseAttention):
@@ -77,7 +80,7 @@ class RaiseWideAttention(RaiseAttention):
 
 
 def read_logits(view: View, value: Value, root: Node) -> _Logits:
-    """Take logits apart into q, kᵀ, scale and mask. Raises ``Refusal`` where they are none."""
+    """Take logits apart into q, kᵀ, scale, cap and mask. ``Refusal`` where they are none."""
     masks: list[Value] = []
     replaced: tuple[Value, float] | None = None
     node = _only_for_this(view, value, root)
@@ -93,12 +96,21 @@ def read_logits(view: View, value: Value, root: Node) -> _Logits:
         value, replaced = a, (condition, float(number))
     value, scale = _unscaled(view, value)
     node = _only_for_this(view, value, root)
+    cap = None
+    if view.op(node) == "tanh":
+        if scale <= 0:
+            raise Refusal(f"tanh times {scale:g} is no cap of the logits", root)
+        value, cap = view.operands(node)[0], scale
+        value, divided = _unscaled(view, value)
+        value, before = _unscaled(view, value)
+        scale *= divided * before
+        node = _only_for_this(view, value, root)
     if view.op(node) != "matmul":
         raise Refusal(f"the softmax is of `{view.op(node)}`, not of a product of matrices", root)
     left, right = view.operands(node)
     q, on_q = _unscaled(view, left)
     kt, on_k = _unscaled(view, right)
-    return _Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced)
+    return _Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced, cap)
 
 
 def _only_for_this(view: View, value: Value, root: Node) -> Node:
@@ -117,7 +129,7 @@ def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
         maker = None if isinstance(inner, int | float | None) else view.producer(inner)
         if maker is None or view.number(mask) is not None:
             continue
-        if view.op(maker) == "matmul" or (view.op(maker) == "add" and _holds_product(view, maker)):
+        if _is_product(view, maker) or (view.op(maker) == "add" and _holds_product(view, maker)):
             return scores, mask
     raise Refusal("neither operand of the added mask is a product of matrices", node)
 
@@ -126,7 +138,12 @@ def _holds_product(view: View, node: Node) -> bool:
     """Whether one of two summands is a product of matrices: the scores, with a mask added."""
     makers = [_unscaled(view, operand)[0] for operand in view.operands(node)]
     products = [None if isinstance(m, int | float | None) else view.producer(m) for m in makers]
-    return any(p is not None and view.op(p) == "matmul" for p in products)
+    return any(p is not None and _is_product(view, p) for p in products)
+
+
+def _is_product(view: View, node: Node) -> bool:
+    """Whether a node is a product of matrices, or the tanh that caps one."""
+    return view.op(node) in ("matmul", "tanh")
 
 
 def _unscaled(view: View, value: Operand) -> tuple[Value, float]:

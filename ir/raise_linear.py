@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .errors import Refusal
 from .pattern import Match
 from .rule import Build, Rule
 from .view import Operand, Value, View
@@ -32,6 +33,19 @@ def _need_matrix(match: Match, name: str) -> None:
         match.refuse(f"{name} is no matrix: {list(match.weight(name).shape)}")
 
 
+def _stored_matrix(match: Match, name: str) -> Weight:
+    """The constant matrix that an operand is, or is the cast of: a factor that is stored narrow."""
+    view, value = match.view, match.value(name)
+    maker = view.producer(value)
+    cast = maker is not None and view.op(maker) == "cast"
+    handle = view.weight(view.operands(maker)[0] if cast else value)
+    if handle is None:
+        raise Refusal(f"{name} is not a constant", match.root)
+    if len(handle.shape) != 2:
+        match.refuse(f"{name} is no matrix: {list(handle.shape)}")
+    return handle
+
+
 def _need_bias(match: Match, bias: Operand, width: int) -> None:
     handle = match.view.weight(bias)
     if handle is None:
@@ -41,7 +55,7 @@ def _need_bias(match: Match, bias: Operand, width: int) -> None:
 
 
 class RaiseMatmulTransposed(Rule):
-    """matmul(x, transpose(w)) => linear(x, w)"""
+    """matmul(x, transpose(w)) => linear(x, w), w a constant or the cast of one"""
 
     name = "raise-matmul-transposed"
 
@@ -49,7 +63,7 @@ class RaiseMatmulTransposed(Rule):
         return p.matmul(x, p.transpose(w, perm=(1, 0)))
 
     def where(self, match: Match) -> None:
-        _need_matrix(match, "w")
+        _stored_matrix(match, "w")
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         return build.linear(bound["x"], bound["w"])
@@ -137,13 +151,14 @@ class RaiseGemm(Rule):
             match.refuse("Gemm with transA takes its input transposed")
         if attrs.get("alpha", 1.0) != 1.0:
             match.refuse(f"Gemm with alpha={attrs['alpha']} scales the weight")
-        _need_matrix(match, "w")
+        shape = _stored_matrix(match, "w").shape
+        if not attrs.get("transB", 0):
+            _need_matrix(match, "w")
         bias = match.view.operands(match.root)[2:]
         if not bias:
             return
         if attrs.get("beta", 1.0) != 1.0:
             match.refuse(f"Gemm with beta={attrs['beta']} scales the bias")
-        shape = match.weight("w").shape
         _need_bias(match, bias[0], shape[0] if attrs.get("transB", 0) else shape[1])
 
     def replace(self, build: Build, **bound: Operand) -> Value:

@@ -3,6 +3,7 @@
 reshape(transpose(reshape(x, [-1, a, b]), [0, 2, 1]))  => transpose(x), the last two swapped
 SequenceAt(SplitToSequence(x, n), i)                   => slice(x, i n, (i + 1) n)
 softmax(x, dim, dtype)                                 => softmax(cast(x, dtype), dim)
+type_as(x, y)                                          => cast(x, dtype of y)
 """
 
 from __future__ import annotations
@@ -101,4 +102,22 @@ class RaiseWideSoftmax(Rule):
         return build.softmax(wide, dim=dim % rank)
 
 
-RULES: tuple[type[Rule], ...] = (RaiseShapedTranspose, RaiseSequenceAt, RaiseWideSoftmax)
+class RaiseTypeAs(Rule):
+    """type_as(x, y) => cast(x, dtype of y)"""
+
+    name = "raise-type-as"
+
+    def pattern(self, p: Any, x: Any, y: Any) -> Any:
+        return p.native("aten.type_as.default", x, y)
+
+    def where(self, match: Match) -> None:
+        if match.type("y").dtype is None:
+            match.refuse("the dtype of y is not known")
+
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        return build.cast(bound["x"], dtype=build.match.type("y").dtype)
+
+
+RULES: tuple[type[Rule], ...] = (
+    RaiseShapedTranspose, RaiseSequenceAt, RaiseWideSoftmax, RaiseTypeAs,
+)  # fmt: skip

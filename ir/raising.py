@@ -7,6 +7,7 @@ from . import (
     raise_attention,
     raise_bitstack,
     raise_linear,
+    raise_nbit,
     raise_norm,
     raise_shape,
 )
@@ -36,6 +37,7 @@ def raise_graph(view: View, *, step: int = 0) -> RewriteReport:
     The report counts rules, cleaning and folding; its refusals are those of the last round.
     """
     report = RewriteReport()
+    report.applied.update(raise_nbit.raise_stored(view, step=step).applied)
     while True:
         report.applied.update(fold_constants(view, max_bytes=_FOLD_BYTES).applied)
         report.applied.update(clean(view).applied)

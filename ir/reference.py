@@ -144,17 +144,21 @@ def sdpa(
     scale: float | None = None,
     causal: bool = False,
     gqa: bool = False,
+    softcap: float | None = None,
 ) -> Tensor:
     """``softmax(q kᵀ scale + mask) v`` on [..., tokens, head dim]; a fully masked row gives 0.
 
     ``mask`` is boolean (True attends) or added to the logits. ``scale`` None means 1/√(head dim).
-    With ``gqa`` each key/value head serves a run of query heads (arXiv 2305.13245).
+    With ``gqa`` each key/value head serves a run of query heads (arXiv 2305.13245). With
+    ``softcap`` c the logits are ``c tanh(q kᵀ scale / c) + mask`` (Gemma 2, arXiv 2408.00118).
     """
     if gqa:
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
         v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     logits = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
     if causal:
         rows = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device)
         logits = logits.masked_fill(~rows.tril(), -math.inf)

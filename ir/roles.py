@@ -9,6 +9,7 @@ from .view import Node, Value, View
 
 _GATES = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh"})
 _SHAPING = frozenset({"reshape", "transpose", "squeeze", "unsqueeze", "cast", "slice", "identity"})
+_SCALING = frozenset({"mul", "div"})
 _REACH = 400
 """Nodes that are visited at most in search of a linear: an attention site has about ten between."""
 
@@ -143,11 +144,22 @@ def tail_roles(view: View, tail: list[Node]) -> dict[Node, str]:
 
 
 def _is_returned(view: View, node: Node) -> bool:
-    """Whether a linear's result goes to an output, with no more than a side path added to it."""
+    """Whether a linear's result goes to an output, with no more than a side path added to it, or
+    capped: ``c tanh(x / c)``. (A tanh alone is a pooler's.)"""
     queue = [view.results(node)[0]]
     for value in queue:
         if view.is_output(value):
             return True
-        passing = (u for u in view.users(value) if view.op(u) in _SHAPING or view.op(u) == "add")
+        passing = (u for u in view.users(value) if _passes_on(view, u))
         queue.extend(r for user in passing for r in view.results(user))
     return False
+
+
+def _passes_on(view: View, node: Node) -> bool:
+    op = view.op(node)
+    if op == "tanh":
+        maker = view.producer(view.operands(node)[0])
+        return maker is not None and view.op(maker) in _SCALING
+    if op in _SCALING:
+        return any(view.number(operand) is not None for operand in view.operands(node))
+    return op in _SHAPING or op == "add"

@@ -22,8 +22,8 @@ from .weights import MemoryWeight
 def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Value:
     """What one query pays to each key, the mean of the heads: ``[rows, keys]``, behind ``site``.
 
-    A branch beside the ``sdpa`` node, with its scale and mask, over all keys: the attention itself
-    stays fused. Raises ``Refusal`` where the site's form is another.
+    A branch beside the ``sdpa`` node, with its scale, soft cap and mask, over all keys: the
+    attention itself stays fused. Raises ``Refusal`` where the site's form is another.
     """
     q, k, *rest = view.operands(site)
     mask = rest[1] if len(rest) > 1 else None
@@ -39,8 +39,11 @@ def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Valu
         query = view.build("reshape", [query, -1, groups, heads // groups, width], before=place)
     keys = view.build("transpose", [k], {"perm": (0, 1, 3, 2)}, before=place)
     logits = view.build("matmul", [query, keys], before=place)
-    scale = attrs["scale"]
-    logits = view.build("mul", [logits, scale or 1 / math.sqrt(width)], before=place)
+    scale, cap = attrs["scale"] or 1 / math.sqrt(width), attrs["softcap"]
+    logits = view.build("mul", [logits, scale if cap is None else scale / cap], before=place)
+    if cap is not None:
+        logits = view.build("tanh", [logits], before=place)
+        logits = view.build("mul", [logits, cap], before=place)
     if mask is not None:
         logits = _masked(view, logits, mask, start, end, heads == groups, place)
     weights = view.build("softmax", [logits], {"dim": 3}, before=place)
@@ -77,15 +80,14 @@ def kept_positions(
     (a step with a cache), all positions stay then.
     """
     known = view.type(marked).shape
-    owners = view.type(images.features).shape
-    if known is None or owners is None:
-        raise Refusal(f"{view.name(marked)} has no shape, nor have its tokens")
+    if known is None:
+        raise Refusal(f"{view.name(marked)} has no shape")
     rows, seq = known
     dropped: Value | int = images.count - left
     length: Value | int = dropped
     name = str(dropped)
-    if not same_dim(rows, owners[0]):
-        name = f"({dropped}*{owners[0]}//{rows})"
+    if not same_dim(rows, images.images):
+        name = f"({dropped}*{images.images}//{rows})"
         length, dropped = _dropped(view, images.features, images.count - left, name, before)
     short = view.build("slice", [marked, length, END], {"dim": 1}, before=before)
     view.name_dim(short, 1, f"{seq} - {name}")

@@ -247,27 +247,46 @@ def _sub_blocks(
         place = places[node]
         if place is not None:
             attending.setdefault(place, []).append(index)
-    exits = _exits(view, spine)
+    entries = [_unflattened(view, spine, fork) for fork in spine.forks]
+    exits = _exits(view, spine, entries)
     return tuple(
         SubBlock(i, addition, tuple(inside.get(i, ())), tuple(attending.get(i, ())),
-                 spine.forks[i], exits[i])
+                 entries[i], exits[i])
         for i, addition in enumerate(spine.additions)
     )  # fmt: skip
 
 
-def _exits(view: View, spine: Spine) -> list[Value]:
+def _exits(view: View, spine: Spine, entries: Sequence[Value]) -> list[Value]:
     """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
     come after the sums (as in BERT), and the last sum's norm belongs to it likewise."""
-    sums = [view.results(addition)[0] for addition in spine.additions]
+    sums = [_reshaped_back(view, spine, view.results(addition)[0]) for addition in spine.additions]
     found: list[Value] = []
     for i, value in enumerate(sums):
         normed = _normed(view, value)
         if i + 1 < len(sums):
-            norm_follows = normed is spine.forks[i + 1]
+            norm_follows = normed is entries[i + 1]
         else:
             norm_follows = bool(found) and found[-1] is not sums[i - 1]
         found.append(normed if norm_follows and normed is not None else value)
     return found
+
+
+def _unflattened(view: View, spine: Spine, fork: Value) -> Value:
+    """The stream as it is where it starts: OPT's feed-forward reads ``[tokens, width]`` of it."""
+    node, rank = view.producer(fork), view.type(spine.forks[0]).rank
+    if node is None or view.op(node) != "reshape" or view.type(fork).rank == rank:
+        return fork
+    source: Value = view.operands(node)[0]
+    return source if view.type(source).rank == rank else fork
+
+
+def _reshaped_back(view: View, spine: Spine, value: Value) -> Value:
+    """A sum of flattened streams in the form that the stream starts in."""
+    users, rank = view.users(value), view.type(spine.forks[0]).rank
+    if view.type(value).rank == rank or len(users) != 1 or view.op(users[0]) != "reshape":
+        return value
+    result = view.results(users[0])[0]
+    return result if view.type(result).rank == rank else value
 
 
 def _normed(view: View, value: Value) -> Value | None:

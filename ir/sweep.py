@@ -29,7 +29,7 @@ def sweep(
 ) -> dict[str, torch.Tensor]:
     """Run the graph on CPU tensors by reference semantics; outputs by name.
 
-    Raises ``BadInput`` where an input is missing, unknown, or of another dtype or rank.
+    Raises ``BadInput`` where an input is missing, unknown, or of another dtype, rank or fixed size.
     """
 
     def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
@@ -123,6 +123,8 @@ def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         declared, given = view.type(value), inputs[name]
         if declared.dtype not in (None, given.dtype):
             raise BadInput(f"input {name}: expected {declared}, got {given.dtype}")
-        if declared.rank not in (None, given.dim()):
+        pairs = zip(declared.shape or (), given.shape, strict=False)
+        fits = all(dim == size for dim, size in pairs if isinstance(dim, int))
+        if declared.rank not in (None, given.dim()) or not fits:
             raise BadInput(f"input {name}: expected {declared}, got shape {list(given.shape)}")
     return [inputs[name] for name in names]

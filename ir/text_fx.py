@@ -56,7 +56,7 @@ def type_text(view: FxView, value: FxNode) -> str:
     """The type of a value; a symbolic integer is ``int(seq + 1)``."""
     val = value.meta.get("val")
     if isinstance(val, int | torch.SymInt) and not isinstance(val, bool):
-        return f"int({view._dim(val)})"
+        return f"int({view.dims.text(val)})"
     try:
         return str(view.type(value))
     except Refusal:

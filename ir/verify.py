@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -83,6 +83,12 @@ def exact_tolerance(dtype: torch.dtype) -> float:
     return EXACT_REL_L2.get(dtype, 0.0)
 
 
+def tolerance(view: View) -> float:
+    """``exact_tolerance`` of the coarsest float dtype that the graph computes in."""
+    dtypes = {view.type(value).dtype for node in view.nodes() for value in view.results(node)}
+    return max(exact_tolerance(dtype) for dtype in {*dtypes, torch.float32} if dtype is not None)
+
+
 def check_structure(view: View) -> None:
     """Use-def order, unique names, present weights, agreeing types.
 
@@ -143,7 +149,8 @@ _SIZES = (2, 12, 7, 5, 3)
 def sample_inputs(
     view: View, *, seed: int = 0, sizes: Mapping[str, int] | None = None
 ) -> dict[str, torch.Tensor]:
-    """Random inputs that fit the graph: ids below the vocabulary's size, masks of ones.
+    """Random inputs that fit the graph: ids below the vocabulary's size, masks of ones, and one
+    image a row where ``source.prompt`` says what stands for it.
 
     ``sizes`` fixes symbolic dimensions by name; sums of them follow. A key-value cache is empty
     and left out, unless ``sizes`` gives its length. Raises ``BadInput`` where an input's type is
@@ -153,6 +160,8 @@ def sample_inputs(
     chosen: dict[str, int] = dict(sizes or {})
     inputs: dict[str, torch.Tensor] = {}
     named = dict(zip(view.input_names(), view.inputs(), strict=True))
+    if view.source.prompt:
+        _make_room(view, named, chosen)
     lengths = {n: _length(view, v) for n, v in named.items() if past_slot(n) is not None}
     empty = {length for length in lengths.values() if length not in chosen}
     chosen |= dict.fromkeys(empty, 0)
@@ -164,7 +173,25 @@ def sample_inputs(
             raise BadInput(f"input {name} has no type: give samples")
         shape = [_size(dim, chosen) for dim in type_.shape]
         inputs[name] = _sample(view, value, type_.dtype, shape, generator)
+    if view.source.prompt:
+        inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)
     return inputs
+
+
+def _make_room(view: View, named: Mapping[str, Value], chosen: dict[str, int]) -> None:
+    """Sizes by which every row has a prompt of some words, and an image."""
+    rows, seq = view.type(named["input_ids"]).shape or ("", "")
+    images = (view.type(named["pixel_values"]).shape or ("",))[0]
+    batch = chosen.setdefault(str(rows), _SIZES[0])
+    chosen.setdefault(str(seq), len(view.source.prompt) + _SIZES[1])
+    chosen.setdefault(str(images), batch)
+
+
+def _with_image(ids: torch.Tensor, prompt: Sequence[int]) -> torch.Tensor:
+    """``ids`` ``[rows, seq]`` with the image's tokens at the start of each row and nowhere else."""
+    token, prompt = prompt[0], prompt[: ids.shape[1]]
+    words = torch.where(ids == token, (token or 2) - 1, ids)
+    return torch.cat([torch.tensor([prompt] * len(ids)), words[:, len(prompt) :]], 1)
 
 
 def _length(view: View, cache: Value) -> str:

@@ -30,6 +30,8 @@ Operand: TypeAlias = Any
 Attr: TypeAlias = Any
 """int, float, bool, str, ``torch.dtype``, ``None``, or a tuple of numbers."""
 
+NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
+"""What ``torch.export`` gives as the module path of a node that no module made."""
 NATIVE = "native"
 """The op name of a node that the vocabulary does not cover: kept untouched."""
 
@@ -56,6 +58,8 @@ class Source:
     task: str = ""
     """``text-generation``, ``image-text-to-text``, ``image-classification``, ``text-embedding``, or
     empty where unknown."""
+    prompt: tuple[int, ...] = ()
+    """Tokens that every row of ``input_ids`` must hold: one for each feature of its image."""
     files: tuple[Path, ...] = ()
     """The files that ``sha256`` is taken over: see ``load.fingerprint``."""
     sampler: Callable[[], list[dict[str, torch.Tensor]]] | None = None

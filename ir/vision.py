@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from .errors import Refusal
 from .structure import Attention, Block, Linear, Structure, uncut
+from .types import Dim
 from .view import Node, Value, View
 
 _PICKING = frozenset({"gather", "index_select", "embedding", "token_select"})
@@ -37,7 +38,10 @@ class ImageTokens:
     projector: tuple[str, ...]
     """Names of the linears between tower and text."""
     features: Value
-    """The projected features, ``[rows, tokens, width]``, as they enter the text."""
+    """The projected features as they enter the text, ``[images, tokens, width]``, or
+    ``[images x pictures, tokens / pictures, width]``."""
+    images: Dim
+    """How many images there are, as the graph's types say it."""
     merged: Value
     """The stream in which images and words are first together, ``[rows, seq, width]``."""
     placeholders: Value
@@ -48,6 +52,16 @@ class ImageTokens:
     """Positions that earlier cuts of the stream kept, each i64 ``[rows, positions]``, in order."""
     count: int
     """Image tokens a row that are left where the stream was asked about."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a vision tower's stream is made of, in a model of images alone."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches in one picture."""
+    cls_token: bool
+    """Whether the stream has one token more, which is no patch."""
 
 
 COUNT_KEY = "graphwright.image_tokens"
@@ -83,16 +97,32 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         raise Refusal("what enters the text does not come from the tower before it")
     features = _features(view, path, picked)
     cut = next((n for n in path if _cuts_first(view, n)), None)
-    tokens = _static(view, features, 1)
+    tokens, images = _static(view, features, 1), (view.type(features).shape or ("images",))[0]
     patches = _static(view, towers[-1].exit, 1) - (cut is not None)
     site = next((s for s in structure.attentions if s.block == towers[-1].index), None)
     if site is None:
         raise Refusal("the vision tower's last layer has no attention")
+    crops = _crops(view)
+    if crops is not None and tokens <= patches:
+        # Exporters drop the reshape that joins an image's crops where another one follows it.
+        images, tokens = crops[0], tokens * crops[1]
     return ImageTokens(
         tuple(towers), site, cut is not None, _grid(view, structure, patches), patches,
-        max(1, tokens // patches), _names(structure.linears, set(path)), features, merged,
+        max(1, tokens // patches), _names(structure.linears, set(path)), features, images, merged,
         placeholders, language, kept, _count(view, kept, tokens),
     )  # fmt: skip
+
+
+def find_patches(view: View, structure: Structure) -> Patches:
+    """The patches of the first tower. Raises ``Refusal`` where no convolution makes them."""
+    if not structure.blocks:
+        raise Refusal("no block is recognised, so there is no stream of patches")
+    tokens = _static(view, structure.blocks[0].entry, 1)
+    for extra in (0, 1):
+        grid = _grid(view, structure, tokens - extra)
+        if grid is not None:
+            return Patches(grid, bool(extra))
+    raise Refusal(f"no convolution makes the {tokens} tokens of the stream")
 
 
 def note_count(view: View, kept: Value, count: int) -> None:
@@ -150,6 +180,18 @@ def _features(view: View, path: Iterable[Node], picked: Value) -> Value:
     if found is None:
         raise Refusal(f"nothing picks image features by position before {view.name(picked)}")
     return found
+
+
+def _crops(view: View) -> tuple[Dim, int] | None:
+    """Images and crops of each, where an input is ``[images, crops, channels, height, width]``."""
+    for value in view.inputs():
+        kind = view.type(value)
+        if kind.shape is None or kind.rank != 5 or kind.dtype is None:
+            continue
+        images, crops, *_ = kind.shape
+        if kind.dtype.is_floating_point and isinstance(crops, int):
+            return images, crops
+    return None
 
 
 def _cuts_first(view: View, node: Node) -> bool:

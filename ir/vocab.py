@@ -100,7 +100,7 @@ def _table() -> dict[str, OpSpec]:
     op("embedding", "weight ids", infer.embedding)
     op("layer_norm", "x weight? bias?", infer.same, dims=1, eps=1e-5)
     op("rms_norm", "x weight?", infer.same, eps=1e-6)
-    op("sdpa", "q k v mask?", infer.sdpa, scale=None, causal=False, gqa=False)
+    op("sdpa", "q k v mask?", infer.sdpa, scale=None, causal=False, gqa=False, softcap=None)
     op("reshape", "x *shape", infer.reshape)
     op("expand", "x *shape", infer.expand)
     op("transpose", "x", infer.transpose, perm=REQUIRED)

@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from .errors import BadInput, Missing
+from .errors import FULL, BadInput, DiskFull, Missing
 from .types import DTYPE_NAMES, Type
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -247,6 +247,7 @@ class Spool:
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
 
     def store(self, tensor: torch.Tensor) -> Weight:
+        """The tensor as a handle. Raises ``DiskFull`` where there is no room for it."""
         tensor = tensor.detach().contiguous().cpu()
         size = tensor.numel() * tensor.element_size()
         if size <= self._left:
@@ -258,10 +259,17 @@ class Spool:
             self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed with the spool
                 prefix="graphwright-", suffix=".spool"
             )
-        self._file.seek(0, os.SEEK_END)
-        offset = self._file.tell()
-        self._file.write(tensor_bytes(tensor))
-        self._file.flush()
+        offset = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(tensor_bytes(tensor))
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DiskFull(
+                f"the disk of {tempfile.gettempdir()} ran full: new weights lie there until the "
+                "artifact is written. Free some space, or set TMPDIR to a folder on a larger disk"
+            ) from None
         return FileWeight(Path(self._file.name), offset, tuple(tensor.shape), tensor.dtype, self)
 
 

@@ -166,7 +166,7 @@ class BitStack(Pass):
                 before.squares += seen.squares
                 before.count += seen.count
 
-        sweep_together(view, context.calibration, visit, frozenset(keys))
+        sweep_together(view, context.calibration, visit, frozenset(keys), outputs=False)
         return found
 
     def _stack(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -14,6 +14,7 @@ from ..ir.errors import BadInput
 from ..ir.moves import graft_low_rank
 from ..ir.structure import Linear
 from ..ir.view import Node, Value, View
+from ..ir.weights import Weight
 from .base import COMPENSATED, STORED, Context, Pass, PassResult, Site, select_linears
 from .low_rank import Spectrum, allocate, fits_half, stacked
 
@@ -24,13 +25,21 @@ DEFAULT_RANK = 32
 
 @dataclass(frozen=True)
 class Target:
-    """A compressed linear and what it was."""
+    """A compressed linear and what it was. Its matrices are read when they are asked for: those of
+    all targets together would be the whole model, twice, in float32."""
 
     linear: Linear
-    source: Tensor
-    """``[out, in]`` f32: the weight of the source model."""
-    gap: Tensor
-    """``[out, in]`` f32: the source's weight less what the graph now computes."""
+    """Where its inputs are seen: in the graph, or in the source graph."""
+    now: Linear
+    """The linear in the graph."""
+    view: View
+    weight: Weight
+    """Of the source model."""
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """The source model's weight, and that less what the graph computes: ``[out, in]`` f32."""
+        source = self.weight.read().float()
+        return source, source - effective_weight(self.view, self.now)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +88,7 @@ class Compensate(Pass):
             fitted = context.once("fit", lambda: self._fitted(context, targets))
             found = {name: Spectrum(**fields) for name, fields in fitted["spectra"].items()}
             self.attach(context, targets, found, fitted["ranks"], result)
+            _say_break_even(result, {t.linear.name: t.weight.nbytes for t in targets})
         context.edited()
         return result
 
@@ -97,6 +107,8 @@ class Compensate(Pass):
             numbers = self._planned_rank(linear) * (linear.in_features + linear.out_features)
             size = before.bytes_after + numbers * self._width
             result.sites.append(_site(linear, before.bytes_after, size, None))
+        weights = {x.name: context.view.weight(x.weight) for x in chosen}
+        _say_break_even(result, {name: w.nbytes for name, w in weights.items() if w is not None})
         return result
 
     def _planned_rank(self, linear: Linear) -> int:
@@ -133,9 +145,7 @@ class Compensate(Pass):
             original = context.original_linears[linear.name]
             weight = (context.original or context.view).weight(original.weight)
             assert weight is not None
-            source = weight.read().float()
-            now = effective_weight(context.view, linear)
-            found.append(Target(linear, source, source - now))
+            found.append(Target(linear, linear, context.view, weight))
         return found
 
     def _reason_against(self, context: Context, linear: Linear) -> str | None:
@@ -208,6 +218,10 @@ class Compensate(Pass):
         stored = torch.float16 if half else dtype
         down = stacked(downs).to(stored)
         ups = [up.to(stored) for up in ups]
+        errors = [
+            _error(target, up.float() @ a.to(stored).float())
+            for target, (a, _), up in zip(members, pairs, ups, strict=True)
+        ]
         first = members[0].linear.name
         graft_low_rank(
             context.view, x, (f"{first}.{self.name}.down", context.spool.store(down)),
@@ -215,13 +229,29 @@ class Compensate(Pass):
              for t, up in zip(members, ups, strict=True)],
             rule=self.name, step=context.step,
         )  # fmt: skip
-        for target, (a, b), up in zip(members, pairs, ups, strict=True):
-            left = target.gap - b.to(stored).float() @ a.to(stored).float()
-            error = float(torch.linalg.norm(left) / torch.linalg.norm(target.source))
+        for target, (a, _), up, error in zip(members, pairs, ups, errors, strict=True):
             extra = (up.numel() + a.numel()) * up.element_size()
             size = _stored_bytes(context.view, target.linear)
             note = _SHORT if found[target.linear.name].short else ""
             result.sites.append(_site(target.linear, size, size + extra, error, note))
+
+
+def _say_break_even(result: PassResult, sources: Mapping[str, int]) -> None:
+    """Note the sites that take as many bytes as the source's own weights, which have no error."""
+    above = [s for s in result.sites if s.bytes_after >= sources.get(s.name, s.bytes_after + 1)]
+    if above:
+        site = above[0]
+        result.notes.append(
+            f"above break-even at {len(above)} of {len(result.sites)} sites: with its path a site "
+            f"takes no fewer bytes than the source's weight did ({site.name}: {site.bytes_after} "
+            f"to {sources[site.name]}). Choose a lower rank, or leave those sites as they were"
+        )
+
+
+def _error(target: Target, correction: Tensor) -> float:
+    """What is left of the gap, by the source's weight: relative Frobenius norms."""
+    source, gap = target.read()
+    return float(torch.linalg.norm(gap - correction) / torch.linalg.norm(source))
 
 
 _UNTOUCHED = "its weight is the source's own: there is nothing to compensate"

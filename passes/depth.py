@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..ir.errors import BadInput
-from ..ir.moves.bypass import body
+from ..ir.moves.bypass import bodies
 from ..ir.statistics import token_masks
 from ..ir.structure import Block
 from ..ir.sweep import sweep_together
@@ -34,20 +34,23 @@ def decoder_blocks(context: Context) -> list[Block]:
     return [block for block in blocks if block.tower == blocks[-1].tower]
 
 
-def block_site(view: View, index: int, block: Block, copies: int) -> Site:
-    """What becomes of a block that the stream runs through ``copies`` times."""
-    size = block_bytes(view, block)
-    return Site(
-        name=f"block {index}", kind="block", shape=(copies,), bytes_before=size,
-        bytes_after=size if copies else 0,
-    )  # fmt: skip
+def block_sites(view: View, blocks: Sequence[Block], copies: Mapping[int, int]) -> list[Site]:
+    """What becomes of blocks, by their indices, that the stream runs through so many times."""
+    sizes = [_own_bytes(view, body) for body in bodies(view, [blocks[i] for i in copies])]
+    return [
+        Site(
+            name=f"block {index}", kind="block", shape=(count,), bytes_before=size,
+            bytes_after=size if count else 0,
+        )
+        for (index, count), size in zip(copies.items(), sizes, strict=True)
+    ]  # fmt: skip
 
 
-def block_bytes(view: View, block: Block) -> int:
-    """Bytes of the weights that only this block reads."""
-    members = set(body(view, block))
+def _own_bytes(view: View, body: Sequence[Node]) -> int:
+    """Bytes of the weights that only these nodes read."""
+    members = set(body)
     sizes = {}
-    for node in members:
+    for node in body:
         for value in view.arguments(node):
             weight = view.weight(value)
             if weight is not None and members.issuperset(view.users(value)):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ..ir.errors import BadInput, Refusal
-from ..ir.moves.bypass import Path, can_bypass, follow
+from ..ir.moves.bypass import Path, follow, refusals
 from ..ir.structure import Block
 from .base import BLOCKS, Context, Needs, Pass, PassResult
-from .depth import angular_distances, block_influence, block_site, decoder_blocks
+from .depth import angular_distances, block_influence, block_sites, decoder_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,18 +42,16 @@ class DropBlocks(Pass):
     def run(self, context: Context) -> PassResult:
         blocks = self._blocks(context)
         result = PassResult()
-        for i, block in enumerate(blocks):
-            reason = can_bypass(context.view, block)
-            if reason:
-                result.refused.append((f"block {i}", reason))
-        fixed = {int(site.split()[1]) for site, _ in result.refused}
+        reasons = refusals(context.view, blocks)
+        fixed = {i for i, reason in enumerate(reasons) if reason}
+        result.refused += [(f"block {i}", reasons[i]) for i in sorted(fixed)]
         if self.count > len(blocks) - len(fixed):
             raise BadInput(
                 f"drop-blocks: count={self.count}, but of {len(blocks)} blocks only "
                 f"{len(blocks) - len(fixed)} can be left out ({result.refused[0][1]})"
             )
         dropped = self._choose(context, blocks, fixed, result)
-        result.sites += [block_site(context.view, i, blocks[i], 0) for i in dropped]
+        result.sites += block_sites(context.view, blocks, dict.fromkeys(dropped, 0))
         kept = Path(tuple(i for i in range(len(blocks)) if i not in dropped))
         try:
             follow(context.view, blocks, kept, rule=self.name, step=context.step)
@@ -73,7 +71,7 @@ class DropBlocks(Pass):
         else:
             chosen = list(range(len(blocks)))[-1 - self.count : -1]
             result.notes.append("which blocks go is decided by the calibration data")
-        result.sites += [block_site(context.view, i, blocks[i], 0) for i in chosen]
+        result.sites += block_sites(context.view, blocks, dict.fromkeys(chosen, 0))
         return result
 
     def _blocks(self, context: Context) -> list[Block]:

@@ -70,7 +70,7 @@ class EoRA(Compensate):
                     shared.clear()
                     shared[x] = moments(inputs, masks, ("gram",))
                 seen = shared[x]
-                return spectrum(target.source, target.gap, seen.gram, seen.count)
+                return spectrum(*target.read(), seen.gram, seen.count)
 
             if not ranks:  # the rank that will be used is not known, and whole spectra are large
                 found[name] = fit()

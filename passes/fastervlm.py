@@ -48,7 +48,11 @@ class FasterVLM(TokenPass):
         scores = view.build("slice", [row, 1, END], {"dim": 1}, before=place)
         pictures = images.pictures
         if left % pictures:
-            raise Refusal(f"keep={left} is not divisible among the {pictures} pictures of an image")
+            near = left - left % pictures
+            raise Refusal(
+                f"keep={left} is not divisible among the {pictures} pictures of an image: "
+                f"{near or pictures} is"
+            )
         chosen = best(view, scores, left // pictures, place)
         if pictures == 1:
             return chosen

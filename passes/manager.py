@@ -19,7 +19,7 @@ from ..ir.errors import BadInput, BoundExceeded, GraphwrightError, InvalidGraph,
 from ..ir.raising import raise_graph
 from ..ir.structure import Structure, recognize
 from ..ir.sweep import sweep
-from ..ir.verify import check_structure, compare, exact_tolerance, sample_inputs
+from ..ir.verify import check_structure, compare, sample_inputs, tolerance
 from ..ir.view import View
 from ..ir.weights import Spool
 from .base import Context, Pass, PassResult
@@ -121,7 +121,7 @@ def optimize(
             shortened |= done.result.shortened
             done.errors = worst_of(before, after, shortened=done.result.shortened)
             total = worst_of(first, after, shortened=shortened)
-            _check_bounds(entry.made, done, total, max_error)
+            _check_bounds(entry.made, done, total, tolerance(view), max_error)
         except GraphwrightError as error:
             error.graph = snapshot  # type: ignore[attr-defined]
             raise
@@ -299,13 +299,15 @@ def _require_change(made: Pass, result: PassResult) -> None:
 
 
 def _check_bounds(
-    made: Pass, done: PassReport, total: Mapping[str, Any], max_error: float | None
-) -> None:
+    made: Pass, done: PassReport, total: Mapping[str, Any], rounding: float,
+    max_error: float | None,
+) -> None:  # fmt: skip
+    """``rounding`` is what an exact pass may move an output by."""
     site = _worst_site(done.result)
     for name, found in done.errors.items():
         bound = made.max_error
         if made.exact:
-            bound = exact_tolerance(torch.float32)
+            bound = rounding
         if bound is not None and not found.rel_l2 <= bound:
             kind = "is exact but" if made.exact else "passed its bound:"
             raise BoundExceeded(

@@ -8,7 +8,7 @@ from typing import ClassVar
 from ..ir.errors import BadInput, Refusal
 from ..ir.moves import Path, follow
 from .base import BLOCKS, Context, Pass, PassResult
-from .depth import block_site, decoder_blocks
+from .depth import block_sites, decoder_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,9 +44,6 @@ class FollowPath(Pass):
     def plan(self, context: Context) -> PassResult:
         blocks = decoder_blocks(context)
         path = Path.parse(self.blocks)
-        result = PassResult()
-        for index, block in enumerate(blocks):
-            copies = path.blocks.count(index)
-            if copies != 1:
-                result.sites.append(block_site(context.view, index, block, copies))
-        return result
+        counts = {i: path.blocks.count(i) for i in range(len(blocks))}
+        changed = {i: count for i, count in counts.items() if count != 1}
+        return PassResult(sites=block_sites(context.view, blocks, changed))

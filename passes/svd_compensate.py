@@ -9,6 +9,7 @@ from typing import ClassVar
 from .base import Context
 from .compensate import Compensate, Target
 from .low_rank import Spectrum, spectrum
+from .memory import settled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,5 +24,10 @@ class SvdCompensate(Compensate):
     def fit(
         self, context: Context, targets: Sequence[Target]
     ) -> tuple[dict[str, Spectrum], dict[str, int]]:
-        found = {t.linear.name: spectrum(t.source, t.gap, None) for t in targets}
+        found = {}
+        for target in targets:
+            whole = spectrum(*target.read(), None)
+            if self.budget is None:
+                whole = Spectrum(**settled(whole.cut(self.top_rank)))
+            found[target.linear.name] = whole
         return found, self.ranks(targets, found)

@@ -128,7 +128,10 @@ class TokenPass(Pass):
             return 0
         left = round(total * number / 100) if share else int(number)
         if not 0 < left <= total:
-            raise BadInput(f"{self.name}: keep={self.keep} of {total} image tokens")
+            raise BadInput(
+                f"{self.name}: keep={self.keep} of {total} image tokens is {left}; between 1 and "
+                f"{total} can be kept"
+            )
         return left
 
 

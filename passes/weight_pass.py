@@ -229,7 +229,8 @@ class WeightPass(Pass):
 def reason_against(view: View, linear: Linear) -> str | None:
     """Why a linear's weight cannot be stored in another form; ``None`` where it can."""
     if view.op(linear.node) != "linear":
-        return "its weight is quantized already"
+        bits = view.attrs(linear.node).get("bits")
+        return "its weight is quantized already" + (f", to {bits} bits" if bits else "")
     weight = view.weight(linear.weight)
     if weight is None or not weight.dtype.is_floating_point:
         return "its weight is no floating-point constant"

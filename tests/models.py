@@ -87,6 +87,17 @@ def qwen2(layers: int = 2, **changes: Any) -> Small:
     return _text(Qwen2ForCausalLM(config), lambda o: o.logits)
 
 
+def gemma2(layers: int = 2, **changes: Any) -> Small:
+    """Capped logits of attention and head, a window in every other layer, norms on both sides."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    config = Gemma2Config(
+        **_causal(layers), head_dim=8, sliding_window=4, query_pre_attn_scalar=10,
+        attn_logit_softcapping=1.5, final_logit_softcapping=3.0, **changes,
+    )  # fmt: skip
+    return _text(Gemma2ForCausalLM(config), lambda o: o.logits)
+
+
 def _causal(layers: int) -> dict[str, Any]:
     return {
         "num_hidden_layers": layers, "hidden_size": WIDTH, "intermediate_size": 56,
@@ -104,6 +115,18 @@ def gpt2(layers: int = 2, **changes: Any) -> Small:
         **changes,
     )  # fmt: skip
     return _text(GPT2LMHeadModel(config), lambda o: o.logits)
+
+
+def opt(layers: int = 2, **changes: Any) -> Small:
+    """A stream that is flattened to ``[tokens, width]`` around each feed-forward, relu, biases."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    config = OPTConfig(
+        num_hidden_layers=layers, hidden_size=WIDTH, word_embed_proj_dim=WIDTH, ffn_dim=56,
+        num_attention_heads=4, vocab_size=VOCAB, max_position_embeddings=64, use_cache=False,
+        **changes,
+    )  # fmt: skip
+    return _text(OPTForCausalLM(config), lambda o: o.logits)
 
 
 def bert(layers: int = 2, **changes: Any) -> Small:
@@ -158,6 +181,6 @@ def vit(layers: int = 2, **changes: Any) -> Small:
 
 
 BUILDERS: Mapping[str, Callable[..., Small]] = {
-    "llama": llama, "qwen2": qwen2, "gpt2": gpt2, "bert": bert, "clip_vision": clip_vision,
-    "vit": vit, "t5_encoder": t5_encoder,
+    "llama": llama, "qwen2": qwen2, "gemma2": gemma2, "gpt2": gpt2, "opt": opt, "bert": bert,
+    "clip_vision": clip_vision, "vit": vit, "t5_encoder": t5_encoder,
 }  # fmt: skip

@@ -84,7 +84,15 @@ def _inputs(view: View, batch: int, length: int) -> dict[str, torch.Tensor]:
 def _times(
     runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int
 ) -> dict[str, float]:
-    """Median milliseconds of each; the runners take turns, so that noise falls on all alike."""
+    """Median milliseconds of each."""
+    taken = in_turns(runners, inputs, repeats)
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def in_turns(
+    runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each run of each; the runners take turns, so that noise falls on all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
     for _ in range(2):
         for run in runners.values():
@@ -94,6 +102,4 @@ def _times(
             started = time.perf_counter()
             run(inputs)
             seconds[name].append(time.perf_counter() - started)
-    return {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
-
-
+    return seconds

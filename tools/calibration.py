@@ -41,6 +41,8 @@ FORMS = (
 )
 SAMPLES = 128
 """Windows of text, images or questions, unless a person says otherwise."""
+LLAVA_SIZES = {"tiny-llava": scenes.IMAGE, "tiny-llava-next": scenes.LARGE}
+"""Of the scenes that these models are asked about."""
 SEED = 1
 """Of drawn images and questions: those that runs are verified on have the seed 0."""
 
@@ -206,11 +208,11 @@ def _from_zoo(wanted: Wanted) -> tuple[list[Tensors], int | None]:
             raise wanted.refuse("images alone", "give zoo:tiny-llava or zoo:tiny-llama")
         batches = scenes.classified("calibration", wanted.samples, SEED, BATCH)
         return [wanted.fit({"pixel_values": pixels}) for pixels, _ in batches], None
-    if name != "tiny-llava":
+    if name not in LLAVA_SIZES:
         raise BadInput(f"unknown data {wanted.spec}; {near_misses(name, ZOO)}")
     if not (wanted.takes("input_ids") and wanted.takes("pixel_values")):
         raise wanted.refuse("images with questions", "give zoo:tiny-llama or zoo:tiny-vit")
-    asked = scenes.questions("calibration", wanted.samples, SEED)
+    asked = scenes.questions("calibration", wanted.samples, SEED, LLAVA_SIZES[name])
     tokenizer = tokenizer_of(wanted, folder)
     lacking = [word for word in ("<image>", "<pad>") if tokenizer.token_to_id(word) is None]
     if lacking:

@@ -64,8 +64,9 @@ def run(
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
     cache: Annotated[
-        bool, typer.Option("--cache", help="Give a text model its key-value cache.")
-    ] = False,
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Key-value cache; default: if MODEL writes text."),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,

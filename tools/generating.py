@@ -17,11 +17,12 @@ from ..backends.decode import Decoder, Sampling
 from ..ir.errors import BadInput
 from ..ir.load import load
 from ..ir.view import View
+from ..ir.vision import COUNT_KEY
 from ..ir.zoo.text import read_tokenizer
 from .images import Placeholders, Preprocessing, read_json
 
 Image = str | Path | torch.Tensor
-"""A file, or pixels that are preprocessed already, ``[3, height, width]``."""
+"""A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""
 Stream = Callable[[int, str], None]
 """Called with the number of a prompt and the text that was added to its answer."""
 
@@ -112,6 +113,7 @@ class Writer:
         shown = list(images) if images is not None else [None] * len(prompts)
         if len(shown) != len(prompts):
             raise BadInput(f"{len(shown)} images for {len(prompts)} prompts: give one for each")
+        self._check_images(shown)
         pairs = zip(prompts, shown, strict=True)
         asked = [self._tokens(prompt, image is not None) for prompt, image in pairs]
         pixels = [None if image is None else self._pixels(image) for image in shown]
@@ -132,6 +134,22 @@ class Writer:
             Generated(row.text, tuple(row.ids), len(ids), row.ended(max_new_tokens))
             for row, ids in zip(rows, asked, strict=True)
         ]
+
+    def _check_images(self, shown: Sequence[Image | None]) -> None:
+        """Refuse prompts without an image of which a pruned graph would drop text: as many tokens
+        leave every row of a batch, and those of no row where it has a cache and no image at all."""
+        pruned = self._graph is not None and COUNT_KEY in self._graph.metadata()
+        lacking = [number for number, image in enumerate(shown, 1) if image is None]
+        alone = self._decoder.cached and len(lacking) == len(shown)
+        if not pruned or not lacking or alone:
+            return
+        advice = "ask those without an image apart" if self._decoder.cached else (
+            "make the artifact with --cache, which takes prompts of text alone too"
+        )
+        raise BadInput(
+            f"prompt {lacking[0]} has no image, and of this model image tokens were pruned: as "
+            f"many tokens leave every prompt. Give each an image, or {advice}"
+        )
 
     def _tokens(self, prompt: str, has_image: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(prompt).ids

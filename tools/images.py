@@ -7,6 +7,7 @@ placeholders an image takes from its ``config.json``.
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,10 +29,14 @@ BICUBIC = 3
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """``pixel = (resized image / 255 - mean) / std``, ``[3, height, width]`` f32."""
+    """``pixel = (resized image / 255 - mean) / std``, ``[3, height, width]`` f32, cut into crops
+    ``[1 + tiles * tiles, 3, height, width]`` where the model takes them: a thumbnail, then the
+    image's tiles, row by row."""
 
     height: int
     width: int
+    tiles: int
+    """Tiles along each edge; 0 for a model that takes no crops."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: bool
@@ -42,12 +47,12 @@ class Preprocessing:
     @classmethod
     def of(cls, view: View) -> Preprocessing:
         """Of the model's folder. Raises ``BadInput`` for a graph that takes no fixed image size."""
-        height, width = _image_size(view)
+        height, width, tiles = _image_size(view)
         settings = read_json(view.source.folder, "preprocessor_config.json")
         size = settings.get("size")
         shortest = size if isinstance(size, int) else (size or {}).get("shortest_edge")
         return cls(
-            height, width,
+            height, width, tiles,
             tuple(settings.get("image_mean") or CLIP_MEAN),
             tuple(settings.get("image_std") or CLIP_STD),
             crop=shortest is not None and bool(settings.get("do_center_crop", True)),
@@ -71,17 +76,24 @@ class Preprocessing:
         pixels = np.asarray(self._resized(image), dtype=np.float32) / 255
         mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
         scaled = (pixels - mean) / std
-        return torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
+        whole = torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
+        return whole if not self.tiles else self._crops(whole)
 
     def _resized(self, image: Any) -> Any:
         wide, high = image.size
+        width, height = (max(1, self.tiles) * edge for edge in (self.width, self.height))
         if not self.crop:
-            return image.resize((self.width, self.height), self.resample)
-        scale = max(self.width / wide, self.height / high)
-        wide, high = max(self.width, round(wide * scale)), max(self.height, round(high * scale))
-        left, top = (wide - self.width) // 2, (high - self.height) // 2
+            return image.resize((width, height), self.resample)
+        scale = max(width / wide, height / high)
+        wide, high = max(width, round(wide * scale)), max(height, round(high * scale))
+        left, top = (wide - width) // 2, (high - height) // 2
         whole = image.resize((wide, high), self.resample)
-        return whole.crop((left, top, left + self.width, top + self.height))
+        return whole.crop((left, top, left + width, top + height))
+
+    def _crops(self, whole: torch.Tensor) -> torch.Tensor:
+        grid = whole.reshape(-1, self.tiles, self.height, self.tiles, self.width)
+        thumbnail = torch.nn.functional.avg_pool2d(whole, self.tiles)
+        return torch.cat([thumbnail[None], grid.permute(1, 3, 0, 2, 4).flatten(0, 1)])
 
 
 @dataclass(frozen=True)
@@ -136,12 +148,17 @@ def _features(config: dict[str, Any]) -> int | None:
     return int(patches) + (config.get("vision_feature_select_strategy") == "full")
 
 
-def _image_size(view: View) -> tuple[int, int]:
+def _image_size(view: View) -> tuple[int, int, int]:
+    """Height, width, and tiles along an edge, 0 where the model takes no crops."""
     types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
     shape: tuple[Dim, ...] = types["pixel_values"].shape or ()
-    if len(shape) != 4 or not isinstance(shape[2], int) or not isinstance(shape[3], int):
+    crops, *_ = shape[1:-3] or (1,)
+    size = [d for d in shape[-2:] if isinstance(d, int)]
+    tiles = math.isqrt(crops - 1) if isinstance(crops, int) else 0
+    if len(shape) not in (4, 5) or len(size) < 2 or crops != tiles * tiles + 1:
         raise BadInput(
             f"{view.source.name} takes images {types['pixel_values']}: images of files fit "
-            "[batch, 3, height, width]; give other inputs as .npz or .safetensors"
+            "[batch, 3, height, width], or [batch, 5, 3, height, width] for a thumbnail and four "
+            "quarters (10: nine tiles); give other inputs as .npz or .safetensors"
         )
-    return shape[2], shape[3]
+    return size[0], size[1], tiles

@@ -15,7 +15,9 @@ from rich.text import Text
 from ..ir.costs import weight_bytes
 from ..ir.load import load
 from ..ir.raising import raise_graph
-from ..ir.structure import recognize
+from ..ir.structure import Linear, recognize
+from ..ir.types import DTYPE_NAMES
+from ..ir.view import View
 from ..passes.recipe import Recipe, recipe_names, recipe_summary
 from ..passes.registry import pass_class, pass_names
 from .summary import group_name, size
@@ -100,16 +102,27 @@ def print_structure(
         f"{len(structure.blocks)} blocks, {len(structure.attentions)} attention sites, "
         f"{len(structure.linears)} linears"
     ))  # fmt: skip
-    groups: dict[tuple[str, str, tuple[int, int]], list[str]] = {}
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
     for linear in structure.linears:
-        shape = (linear.out_features, linear.in_features)
-        key = (group_name(linear.name), linear.role or "", shape)
+        shape = f"{linear.out_features} x {linear.in_features}"
+        key = (group_name(linear.name), linear.role or "", shape, _stored(view, linear))
         groups.setdefault(key, []).append(linear.name)
-    table = _table("linears", "role", "count", "out x in")
-    for (group, role, shape), members in groups.items():
-        table.add_row(Text(group), role, str(len(members)), f"{shape[0]} x {shape[1]}")
+    table = _table("linears", "role", "count", "out x in", "stored as")
+    for (group, role, shape, form), members in groups.items():
+        table.add_row(Text(group), role, str(len(members)), shape, form)
     console.print(table)
     natives = Counter(view.native_op(n) for n in view.nodes() if view.op(n) == "native")
     if natives:
         listed = ", ".join(f"{name} x{count}" for name, count in natives.most_common())
         console.print(Text(f"kept as they are (outside the vocabulary): {listed}"))
+
+
+def _stored(view: View, linear: Linear) -> str:
+    """The form in which a linear's weight is stored."""
+    attrs = view.attrs(linear.node)
+    if "bits" in attrs:
+        return f"{attrs['bits']} bits, " + (f"group {attrs['group']}" if attrs["group"] else "rows")
+    if linear.quantized:
+        return "blocks of signs"
+    dtype = view.type(linear.weight).dtype
+    return "" if dtype is None else DTYPE_NAMES[dtype]

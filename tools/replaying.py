@@ -18,13 +18,15 @@ def replay(
 ) -> dict[str, Any]:
     """Run the recipe of ``folder`` on its source again, into ``out`` or a temporary folder.
 
-    Returns a summary. Raises ``BadInput`` where the source or the calibration data has changed
-    since, and
-    ``BoundExceeded`` where the weights come out different.
+    Returns a summary. Raises ``BadInput`` where ``out`` is ``folder``, and where the source or the
+    calibration data has changed since, and ``BoundExceeded`` where the weights come out different.
     """
     known = manifest.load(folder)
+    if out is not None and out.resolve() == folder.resolve():
+        raise BadInput(f"{out} is the artifact itself: give another --out")
     source = known["source"]
-    if source["kind"] in ("memory", "pt2") and not Path(source["name"]).exists():
+    gone = source["kind"] == "pt2" and not Path(source["name"]).exists()
+    if source["kind"] == "memory" or gone:
         raise BadInput(
             f"{folder}: made from a {source['kind']} graph ({source['name']}), which cannot be "
             "loaded again: run gw.optimize on it with the recipe " + known["recipe"]

@@ -20,6 +20,7 @@ import jinja2
 from . import plots
 from .manifest import Manifest, check
 from .summary import (
+    counted,
     error_text,
     magnitude,
     merged_sites,
@@ -30,6 +31,7 @@ from .summary import (
     size,
     split_name,
     tokens_text,
+    with_weights,
     worst,
 )
 from .terminal import evaluated_text
@@ -54,12 +56,13 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
 def render(manifest: Manifest) -> str:
     """The report as HTML. Raises ``BadInput`` where the manifest lacks a required field."""
     check(manifest)
-    sites = merged_sites(manifest)
+    changed = merged_sites(manifest)
+    sites = with_weights(changed)
     script_hash = base64.b64encode(hashlib.sha256(COPY_SCRIPT.encode()).digest()).decode()
     template = _environment().get_template("report.html.j2")
     return template.render(
         m=manifest,
-        sentence=_sentence(manifest, sites),
+        sentence=_sentence(manifest, changed),
         headlines=_headlines(manifest),
         sites=sites,
         bars=_bars(sites),
@@ -110,8 +113,7 @@ def _sentence(manifest: Manifest, sites: list[dict[str, Any]]) -> str:
     names = list(dict.fromkeys(step["name"] for step in manifest["passes"]))
     before, after = manifest["sizes"]["source_bytes"], manifest["sizes"]["artifact_bytes"]
     steps = f"{len(manifest['passes'])} pass{'' if len(manifest['passes']) == 1 else 'es'}"
-    places = f"{len(sites)} site{'' if len(sites) == 1 else 's'}"
-    text = f"{steps} ({', '.join(names)}) changed {places}"
+    text = f"{steps} ({', '.join(names)}) changed {counted(len(sites), 'site')}"
     if before > 0 and after > 0:
         text += f"; {size(before)} of weights became an artifact of {size(after)}"
     return text + "."

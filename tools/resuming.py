@@ -18,8 +18,7 @@ from typing import Any
 
 import torch
 
-from ..backends.artifact import FULL, DiskFull
-from ..ir.errors import BadInput, GraphwrightError
+from ..ir.errors import FULL, BadInput, DiskFull, GraphwrightError
 
 MARKS_FILE = "run.json"
 

@@ -37,6 +37,11 @@ def merged_sites(manifest: dict[str, Any]) -> list[dict[str, Any]]:
     return list(merged.values())
 
 
+def with_weights(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The sites that have bytes: where tokens are selected there are none."""
+    return [site for site in sites if site["bytes_before"] or site["bytes_after"]]
+
+
 def group_name(site: str) -> str:
     """The site's name with each index as ``*``: sites of equal role in all blocks share a group.
 
@@ -113,6 +118,11 @@ def worst(errors: list[dict[str, Any]]) -> dict[str, Any] | None:
 # --- numbers as text -----------------------------------------------------------------------------
 
 
+def counted(count: int, noun: str) -> str:
+    """``1 site``, ``2 sites``."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
 def size(amount: int | None) -> str:
     """Bytes in decimal units: ``22.7 MB``; a dash where unknown."""
     return "-" if amount is None else decimal(amount)
@@ -125,7 +135,7 @@ def number(value: float | None, digits: int) -> str:
 
 def error_text(value: float | None) -> str:
     """Three significant digits, ``0`` for no error at all; a dash where there is no number."""
-    return "-" if value is None else f"{value:.3g}"
+    return "-" if value is None else f"{value:#.3g}".removesuffix(".") if value else "0"
 
 
 def duration(seconds: float) -> str:

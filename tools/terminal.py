@@ -20,6 +20,7 @@ from rich.text import Text
 
 from .manifest import Manifest, Row
 from .summary import (
+    counted,
     duration,
     error_text,
     magnitude,
@@ -30,6 +31,7 @@ from .summary import (
     size,
     split_name,
     tokens_text,
+    with_weights,
     worst,
 )
 
@@ -37,7 +39,7 @@ from .summary import (
 def print_result(console: Console, manifest: Manifest, folder: str = "") -> None:
     """The final message: sites, passes, refusals, verification, sizes; ``folder`` is what was
     written, if anything was."""
-    if any(step["sites"] for step in manifest["passes"]):
+    if with_weights(merged_sites(manifest)):
         console.print(site_table(manifest))
     print_passes(console, manifest)
     print_refused(console, manifest)
@@ -52,8 +54,8 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
 
 
 def site_table(manifest: Manifest) -> Table:
-    """One row for all changed sites of equal role, and their sums."""
-    groups = site_groups(merged_sites(manifest))
+    """One row for all changed weights of equal role, and their sums."""
+    groups = site_groups(with_weights(merged_sites(manifest)))
     timed = any(group["seconds"] is not None for group in groups)
     table = _table("site group", "sites", "before", "after", "bits/w", "rel. L2")
     if timed:
@@ -72,7 +74,7 @@ def site_table(manifest: Manifest) -> Table:
     table.add_section()
     sums = (sum(group[key] for group in groups) for key in ("bytes_before", "bytes_after"))
     total = [str(sum(group["count"] for group in groups)), *(size(amount) for amount in sums)]
-    table.add_row("all changed sites", *total, style="bold")
+    table.add_row("all changed weights", *total, style="bold")
     return table
 
 
@@ -80,11 +82,12 @@ def print_passes(console: Console, manifest: Manifest) -> None:
     """Two lines a pass: its text; then what it changed, at what error, in what time."""
     for order, step in enumerate(manifest["passes"], 1):
         kind, error = "exact" if step["exact"] else "lossy", step.get("error")
-        changed = [f"{len(step['sites'])} sites"] if step["sites"] else []
-        changed += [f"{step['edits']} rewrites"] if step.get("edits") else []
+        changed = [counted(len(step["sites"]), "site")] if step["sites"] else []
+        changed += [counted(step["edits"], "rewrite")] if step.get("edits") else []
         facts = [", ".join(changed) or "nothing changed"]
-        if step["bytes_before"] != step["bytes_after"]:
-            facts.append(f"{size(step['bytes_before'])} -> {size(step['bytes_after'])}")
+        sizes = size(step["bytes_before"]), size(step["bytes_after"])
+        if sizes[0] != sizes[1]:
+            facts.append(" -> ".join(sizes))
         if error is not None:
             facts.append(f"rel. L2 {error_text(error.get('rel_l2'))}")
         if step.get("seconds") is not None:
@@ -227,7 +230,8 @@ def print_plan(console: Console, plan: Manifest) -> None:
         for site in step["sites"]:
             block, label = _named_row(table, block, site["name"])
             shape = "x".join(str(dim) for dim in site["shape"])
-            sizes = size(site["bytes_before"]), size(site["bytes_after"])
+            amounts = site["bytes_before"], site["bytes_after"]
+            sizes = [size(amount if any(amounts) else None) for amount in amounts]
             bits = number(site.get("bits_per_weight"), 2)
             table.add_row(label, site["kind"], shape, *sizes, bits)
         console.print(table)

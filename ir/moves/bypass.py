@@ -43,10 +43,17 @@ class Path:
         return ",".join(str(r[0]) if len(r) == 1 else f"{r[0]}-{r[-1]}" for r in runs)
 
 
-def can_bypass(view: View, block: Block | SubBlock) -> str:
-    """Why a block cannot be left out; empty where it can."""
+def refusals(view: View, blocks: Sequence[Block | SubBlock]) -> list[str]:
+    """For each block why it cannot be left out; empty where it can."""
+    order, slots = _order(view), Slots(view)
+    return [_refusal(view, block, order, slots) for block in blocks]
+
+
+def _refusal(
+    view: View, block: Block | SubBlock, order: Mapping[Node, int], slots: Slots
+) -> str:
     try:
-        body, slots = _body(view, block, _order(view)), Slots(view)
+        body = _body(view, block, order)
         _check_closed(view, block, body, slots)
         slots.stand_ins(slots.within(body), body)
     except Refusal as refusal:
@@ -184,12 +191,13 @@ def _order(view: View) -> dict[Node, int]:
     return {node: place for place, node in enumerate(view.nodes())}
 
 
-def body(view: View, block: Block | SubBlock) -> list[Node]:
-    """The nodes between a block's entry and exit, in the order of the graph.
+def bodies(view: View, blocks: Sequence[Block | SubBlock]) -> list[list[Node]]:
+    """The nodes between each block's entry and exit, in the order of the graph.
 
-    Masks, rotary tables and sizes that are made outside of the stream do not belong to it.
+    Masks, rotary tables and sizes that are made outside of the stream do not belong to them.
     """
-    return _body(view, block, _order(view))
+    order = _order(view)
+    return [_body(view, block, order) for block in blocks]
 
 
 def _body(view: View, block: Block | SubBlock, order: Mapping[Node, int]) -> list[Node]:

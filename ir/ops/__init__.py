@@ -9,12 +9,13 @@ from .base import OwnOp, Sample, kernel_for, register_kernel
 from .linear_bitstack import LINEAR_BITSTACK
 from .linear_nbit import LINEAR_NBIT
 from .rope import ROPE
+from .sdpa import SDPA
 from .sparse_linear import SPARSE_LINEAR
 from .token_select import TOKEN_SELECT
 
 OWN_OPS: dict[str, OwnOp] = {
     op.name: op
-    for op in (LINEAR_NBIT, LINEAR_BITSTACK, SPARSE_LINEAR, ROPE, TOKEN_SELECT)
+    for op in (LINEAR_NBIT, LINEAR_BITSTACK, SPARSE_LINEAR, ROPE, SDPA, TOKEN_SELECT)
 }
 
 

@@ -19,7 +19,11 @@ def constant(tape: Tape, array: Any, dtype: Any = np.int64) -> ir.Value:
 
 def cast(tape: Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     """``value`` in another dtype; no node where it has that dtype."""
-    return value if value.dtype == dtype else tape.op("Cast", [value], {"to": dtype})
+    if value.dtype == dtype:
+        return value
+    made = tape.op("Cast", [value], {"to": dtype})
+    made.dtype = dtype
+    return made
 
 
 def derived(

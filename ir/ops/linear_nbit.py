@@ -141,12 +141,12 @@ def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, A
     x, codes, scales, zeros, bias = (*operands, None, None)[:5]
     if x is None or codes is None or scales is None or x.dtype is None:
         raise InvalidGraph("linear_nbit needs x with a known dtype, codes and scales")
-    form = _Form(tape, attrs)
+    form = Form(tape, attrs)
     # The CPU provider has no bfloat16 kernels, so those graphs compute in float32.
     work = x.dtype if x.dtype == ir.DataType.FLOAT16 else ir.DataType.FLOAT
     inner = cast(tape, x, work)
-    wide = cast(tape, scales, work)
     real = zeros if zeros is not None and zeros.dtype != ir.DataType.UINT8 else None
+    wide = scales if form.level and real is None else cast(tape, scales, work)
     integer = None if real is not None else zeros
     y = tape.op(
         "MatMulNBits",
@@ -170,8 +170,8 @@ def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
     return inputs if inputs[-1] is not None else inputs[:-1]
 
 
-class _Form:
-    """The operands of MatMulNBits, made from the stored ones."""
+class Form:
+    """The operands of MatMulNBits, made from the stored ones; ``raise_nbit`` reads them back."""
 
     def __init__(self, tape: Tape, attrs: Mapping[str, Any]) -> None:
         self.tape = tape
@@ -182,6 +182,9 @@ class _Form:
         self.block = block_of(attrs["group"], self.fan_in)
         self.blocks = n_blocks(attrs["group"], self.fan_in)
         self.replicated = n_groups(attrs["group"], self.fan_in) != self.blocks
+
+    def cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
+        return cast(self.tape, value, dtype)
 
     def attributes(self) -> dict[str, int]:
         width = 8 if self.bits == 8 else 4

@@ -108,6 +108,27 @@ class _Buckets:
         return out
 
 
+def entries(
+    place: Ints, shapes: Sequence[tuple[int, int]], cols: npt.NDArray[Any]
+) -> tuple[Ints, Ints]:
+    """The inverse of ``_Buckets``: the row and the slot of each entry, by row, then column.
+
+    ``place`` [N], ``shapes`` and ``cols`` [slots] are as there. Padding is told by its column: 0,
+    where an entry has come before it.
+    """
+    order = np.argsort(place, kind="stable")
+    rows, slots, row, slot = [], [], 0, 0
+    for count, width in shapes:
+        block = cols[slot : slot + count * width].reshape(count, width)
+        kept = np.concatenate((np.ones((count, 1), bool), block[:, 1:] > 0), axis=1)
+        rows.append(np.repeat(order[row : row + count], kept.sum(axis=1)))
+        slots.append(slot + np.flatnonzero(kept))
+        row, slot = row + count, slot + count * width
+    found = np.concatenate(rows)
+    by_row = np.argsort(found, kind="stable")
+    return found[by_row], np.concatenate(slots)[by_row]
+
+
 def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
     x, rows, cols, values = operands
     if x is None or x.dtype is None:

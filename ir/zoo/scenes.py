@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +22,12 @@ from numpy.typing import NDArray
 Split = Literal["train", "calibration", "validation", "test"]
 SHARES: dict[Split, float] = {"calibration": 0.05, "validation": 0.05, "test": 0.2}
 IMAGE, PATCH, CELL = 96, 8, 32
+TOKENS = (IMAGE // PATCH) ** 2
+"""Visual tokens of a picture."""
+LARGE, CROPS = 2 * IMAGE, 5
+"""Size of scenes that a model sees as ``crops``, and how many these are."""
+RIM = 4
+"""Pixels of the frame round a large canvas."""
 CELLS = (
     "top left", "top", "top right", "left", "center", "right", "bottom left", "bottom",
     "bottom right",
@@ -95,7 +101,7 @@ def draw_scene(
 
     A canvas of ``size`` pixels, 96 or 192, has 3 x 3 named cells. The digits, ``counts[0]`` to
     ``counts[1]`` of them, are 16 to 24 pixels high on both; on the larger one none crosses the
-    edge between two of its ``crops``.
+    edge between two of its ``crops``, and a frame round the canvas tells a crop where it was cut.
     """
     canvas = _background(rng, size)
     cell_size = size // 3
@@ -103,13 +109,17 @@ def draw_scene(
     count = int(rng.integers(counts[0], counts[1] + 1))
     for cell in cells[count : count + int(rng.integers(2, 6))]:
         _stroke(canvas, rng, *_corner(int(cell), cell_size), CELL)
+    if size > IMAGE:
+        _frame(canvas, rng)
     images, labels = digits(split)
     placed = []
     for cell in cells[:count]:
         index = int(rng.integers(len(labels)))
         high = int(rng.integers(16, 25))
-        top, left = (_uncut(int(c + rng.integers(0, cell_size - high + 1)), high)
+        top, left = (int(c + rng.integers(0, cell_size - high + 1))
                      for c in _corner(int(cell), cell_size))  # fmt: skip
+        if size > IMAGE:
+            top, left = _uncut(top, high), _uncut(left, high)
         _paste(canvas, rng, _warped(images[index], high, rng), top, left)
         placed.append(Digit(int(labels[index]), int(cell), (top, left, high)))
     return Scene(_noisy(canvas, rng), tuple(placed))
@@ -121,10 +131,18 @@ def _noisy(canvas: Pixels, rng: np.random.Generator) -> Pixels:
 
 
 def _uncut(start: int, length: int) -> int:
-    """The start nearest to this one at which a digit lies on one side of the crops' edge."""
-    if not start < IMAGE < start + length:
-        return start
-    return IMAGE - length if start + length / 2 < IMAGE else IMAGE
+    """The start nearest to this one at which a digit lies inside the frame, on one side of the
+    crops' edge."""
+    if start < IMAGE < start + length:
+        return IMAGE - length if start + length / 2 < IMAGE else IMAGE
+    return min(max(start, RIM), LARGE - RIM - length)
+
+
+def _frame(canvas: Pixels, rng: np.random.Generator) -> None:
+    """A frame of one colour, brighter than the background and less bright than ink."""
+    inside = canvas[:, RIM:-RIM, RIM:-RIM].copy()
+    canvas[:] = rng.uniform(0.42, 0.58, (3, 1, 1))
+    canvas[:, RIM:-RIM, RIM:-RIM] = inside
 
 
 def _corner(cell: int, size: int) -> tuple[int, int]:
@@ -237,6 +255,35 @@ def crops(image: Pixels) -> Pixels:
     return np.stack([small, *quarters])
 
 
+def seen(scene: Scene) -> Pixels:
+    """The image as a model takes it: ``[3, 96, 96]``, or the ``crops`` of a large one."""
+    return crops(scene.image) if scene.image.shape[-1] > IMAGE else scene.image
+
+
+def pictures(scene: Scene) -> list[Scene]:
+    """What a model sees of a scene, as scenes of 96 pixels with the digits in them: the scene, or
+    each of the ``crops`` of a large one. A digit's ``cell`` stays that of the whole scene."""
+    if scene.image.shape[-1] == IMAGE:
+        return [scene]
+    boxes = [(d, d.box) for d in scene.digits]
+    small = [replace(d, box=(top // 2, left // 2, (high + 1) // 2))
+             for d, (top, left, high) in boxes]  # fmt: skip
+    parts = [small]
+    for y in (0, IMAGE):
+        for x in (0, IMAGE):
+            parts.append([
+                replace(d, box=(top - y, left - x, high)) for d, (top, left, high) in boxes
+                if y <= top < y + IMAGE and x <= left < x + IMAGE
+            ])  # fmt: skip
+    return [Scene(i, tuple(part)) for i, part in zip(crops(scene.image), parts, strict=True)]
+
+
+def digit_tokens(scene: Scene) -> torch.Tensor:
+    """Which of a scene's visual tokens stand for ``digit_patches``: ``[tokens]`` bool, picture by
+    picture."""
+    return torch.cat([digit_patches(picture) for picture in pictures(scene)])
+
+
 def digit_patches(scene: Scene, least: float = 0.25) -> torch.Tensor:
     """Which patches a digit's box covers by ``least`` of their area: ``[patches]`` bool, row by
     row."""
@@ -303,10 +350,8 @@ def prompt_batches(
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         encoded = [tokenizer.encode(question.text).ids for question in part]
-        images = [question.scene.image for question in part]
-        if images[0].shape[-1] > IMAGE:
-            images = [crops(image) for image in images]
-        tokens = images[0].size // (3 * PATCH**2)
+        images = [seen(question.scene) for question in part]
+        tokens = images[0].size // (3 * PATCH**2)  # of all crops
         rows = [[ids[0], *[image] * tokens, *ids[1:]] for ids in encoded]
         longest = max(map(len, rows))
         made.append(

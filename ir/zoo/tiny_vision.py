@@ -1,4 +1,4 @@
-"""``zoo:tiny-vit`` and ``zoo:tiny-llava``: small models of digits, trained by ``tools/zoo``."""
+"""``zoo:tiny-vit``, ``zoo:tiny-llava``, ``zoo:tiny-llava-next``: trained by ``tools/zoo``."""
 
 from __future__ import annotations
 
@@ -10,10 +10,12 @@ import torch
 
 from ..fx import FxView
 from ..load_hf import load_folder
-from .scenes import classified, prompt_batches, questions
+from .scenes import IMAGE, LARGE, classified, prompt_batches, questions
 from .text import read_tokenizer
 
-VIT, LLAVA = (Path(__file__).parent / name for name in ("tiny-vit", "tiny-llava"))
+VIT, LLAVA, LLAVA_NEXT = (
+    Path(__file__).parent / name for name in ("tiny-vit", "tiny-llava", "tiny-llava-next")
+)
 SAMPLE_COUNT = 32
 SAMPLE_BATCH = 8
 
@@ -39,19 +41,36 @@ def load_tiny_llava(dtype: torch.dtype | None = None, *, cache: bool = False) ->
     ``[batch, 3, 96, 96]``; a prompt holds 144 placeholders. Output ``logits`` ``[batch, seq, 36]``.
     ``samples`` are 32 questions of the calibration split.
     """
+    return _load(LLAVA, dtype, lambda: _asked(LLAVA, IMAGE), cache)
 
-    def samples() -> list[dict[str, torch.Tensor]]:
-        asked = questions("calibration", SAMPLE_COUNT)
-        return prompt_batches(asked, read_tokenizer(LLAVA), batch=SAMPLE_BATCH)
 
-    return _load(LLAVA, dtype, samples, cache)
+def load_tiny_llava_next(dtype: torch.dtype | None = None, *, cache: bool = False) -> FxView:
+    """``zoo:tiny-llava`` for scenes of twice the width, in f32 unless ``dtype`` is given.
+
+    Inputs as there, with ``pixel_values`` ``[batch, 5, 3, 96, 96]``: a thumbnail and four quarters,
+    of which each takes 144 of the 720 placeholders of a prompt. ``samples`` are 32 questions of the
+    calibration split.
+    """
+    return _load(LLAVA_NEXT, dtype, lambda: _asked(LLAVA_NEXT, LARGE), cache)
+
+
+def _asked(folder: Path, size: int) -> list[dict[str, torch.Tensor]]:
+    asked = questions("calibration", SAMPLE_COUNT, size=size)
+    return prompt_batches(asked, read_tokenizer(folder), batch=SAMPLE_BATCH)
 
 
 def _load(
     folder: Path, dtype: torch.dtype | None, sampler: Callable[[], list[dict[str, torch.Tensor]]],
     cache: bool = False,
 ) -> FxView:  # fmt: skip
-    name = f"zoo:{folder.name}"
-    view = load_folder(folder, name=name, dtype=dtype or torch.float32, cache=cache)
-    view.source = dataclasses.replace(view.source, kind="zoo", sampler=sampler)
+    name, kept = f"zoo:{folder.name}", dtype or torch.float32
+    view = load_folder(folder, name=name, dtype=kept, cache=cache)
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        return [
+            {n: t.to(kept) if t.is_floating_point() else t for n, t in batch.items()}
+            for batch in sampler()
+        ]
+
+    view.source = dataclasses.replace(view.source, kind="zoo", sampler=samples)
     return view

@@ -19,8 +19,8 @@ import onnxruntime
 import pytest
 import torch
 from graphwright.backends import artifact, export
-from graphwright.backends.artifact import DiskFull, publish, write_model
-from graphwright.ir.errors import BadInput
+from graphwright.backends.artifact import publish, write_model
+from graphwright.ir.errors import BadInput, DiskFull
 from graphwright.ir.fx import FxView
 from graphwright.ir.tensors import tensor_of, weight_of
 from graphwright.ir.weights import ComputedWeight, FileWeight, MemoryWeight, Weight, tensor_bytes

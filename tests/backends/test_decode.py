@@ -19,7 +19,7 @@ from graphwright.ir.types import Type
 
 transformers: Any = importlib.import_module("transformers")
 
-TEXTS = ("llama", "qwen2", "gpt2")
+TEXTS = ("llama", "qwen2", "gemma2", "gpt2")
 WORDS, CONTEXT, IMAGE, TOKENS = 97, 64, 96, 9
 STEPS = 18
 LENGTHS = ([5], [7, 1, 4, 7])

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from graphwright.backends import Executable, backend_names, compile, export
 from graphwright.backends import onnxruntime as onnxruntime_backend
 from graphwright.ir.errors import BadInput, Missing
 from graphwright.ir.fx import FxView
+from graphwright.ir.trace import trace
 
 Inputs = Callable[..., dict[str, torch.Tensor]]
 
@@ -106,6 +107,16 @@ def test_inputs_that_do_not_fit(view: FxView, executable: Executable, inputs_of:
         eager(ids)
     with pytest.raises(BadInput, match="ids"):
         eager(ids=ids.float(), mask=mask)
+
+
+@pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
+def test_another_resolution_than_was_traced(backend: str, models: ModuleType) -> None:
+    small = models.clip_vision(layers=1)
+    view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    run = compile(view, backend=backend)
+    told = r"pixel_values: expected .*3, 16, 16\], got (shape )?\[2, 3, 32, 32\]"
+    with pytest.raises(BadInput, match=told):
+        run(pixel_values=torch.zeros(2, 3, 32, 32))
 
 
 def test_a_failure_inside_the_runtime_is_told(executable: Executable, inputs_of: Inputs) -> None:

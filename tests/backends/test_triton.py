@@ -57,6 +57,8 @@ def main() -> None:
             view = traced if kind == "fx" else loaded
             graph = gw.optimize(view, RECIPES[name], calibration=[small.inputs]).graph
             found[f"{kind}: {name}"] = _run(graph, small.inputs)
+        opened = gw.export(graph, Path(folder) / "opened")
+        found["opened again"] = _run(opened, small.inputs)
         one = {n: tensor[:1, :1] for n, tensor in small.inputs.items()}
         found["one token"] = _run(graph, one)
         found["artifact"] = _run(plain, small.inputs)
@@ -159,6 +161,13 @@ def test_a_low_rank_path_goes_into_its_linear(interpreted: Mapping[str, Any]) ->
         found = interpreted[f"{kind}: 4 bits and eora"]
         assert found["kernels"]["linear_nbit_low_rank"] == LINEARS
         assert "linear_nbit" not in found["kernels"]
+
+
+def test_an_artifact_opened_again_runs_as_kernels(interpreted: Mapping[str, Any]) -> None:
+    found = interpreted["opened again"]
+    assert found["kernels"] == interpreted["onnx: 4 bits and eora"]["kernels"]
+    assert found["kernels"]["linear_nbit_low_rank"] == LINEARS
+    assert 0 < found["error"] <= 2e-6
 
 
 def test_a_width_without_kernel_falls_back(interpreted: Mapping[str, Any]) -> None:

@@ -22,7 +22,9 @@ from .test_structure import small_models
 
 OWNERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "llama": (lambda m: m.model.model, "layers"),
+    "gemma2": (lambda m: m.model.model, "layers"),
     "gpt2": (lambda m: m.model.transformer, "h"),
+    "opt": (lambda m: m.model.model.decoder, "layers"),
     "bert": (lambda m: m.model.encoder, "layer"),
     "t5_encoder": (lambda m: m.model.encoder, "block"),
     "clip_vision": (lambda m: m.model.vision_model.encoder, "layers"),
@@ -54,13 +56,18 @@ def layers(small: Any, name: str, path: tuple[int, ...]) -> Iterator[None]:
     own = getattr(owner, attribute)
     configs = {id(c): c for c in (owner.config, small.module.model.config)}.values()
     counts = [(c, n, getattr(c, n)) for c in configs for n in COUNTS if hasattr(c, n)]
+    kinds = getattr(owner.config, "layer_types", None)
     setattr(owner, attribute, torch.nn.ModuleList([own[i] for i in path]))
     for config, count, _ in counts:
         setattr(config, count, len(path))
+    if kinds is not None:  # the model takes a layer's mask by its place
+        owner.config.layer_types = [kinds[i] for i in path]
     try:
         yield
     finally:
         setattr(owner, attribute, own)
+        if kinds is not None:
+            owner.config.layer_types = kinds
         for config, count, number in counts:
             setattr(config, count, number)
 

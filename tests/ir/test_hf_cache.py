@@ -12,6 +12,7 @@ from graphwright.backends.lowering import translated
 from graphwright.ir.cache_slots import (
     answers,
     empty_past,
+    has_cache,
     next_step,
     past_name,
     past_slot,
@@ -32,7 +33,7 @@ from .test_structure import small_models
 transformers: Any = importlib.import_module("transformers")
 
 KINDS = ("fx", "onnx")
-HEADS = {"llama": 2, "gpt2": 4, "llava": 2}
+HEADS = {"llama": 2, "gemma2": 2, "gpt2": 4, "llava": 2}
 TOKENS = 9
 """Features of an image of the small LLaVA."""
 
@@ -106,7 +107,7 @@ def test_names_and_types(name: str, kind: str, models: Any) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2"])
 @pytest.mark.parametrize("lengths", [[5], [7, 3, 1]], ids=str)
 def test_steps_are_the_one_shot_forward(
     lengths: list[int], name: str, kind: str, models: Any
@@ -206,6 +207,14 @@ def test_models_without_a_cache(tmp_path: Path) -> None:
     for name in ("model.onnx", "model.pt2", "package.module:factory"):
         with pytest.raises(BadInput, match="only zoo and Hugging Face models are given a cache"):
             load(name, cache=True)
+
+
+def test_a_cache_where_there_is_one(tmp_path: Path) -> None:
+    small_models().bert(layers=1).module.model.save_pretrained(tmp_path)
+    assert not has_cache(load(tmp_path, cache=None))
+    assert not has_cache(load("zoo:minilm", cache=None))
+    assert has_cache(load("zoo:tiny-llama", cache=None))
+    assert not has_cache(load("zoo:tiny-llama"))
 
 
 def test_layers_whose_state_is_no_cache(tmp_path: Path) -> None:

@@ -8,9 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from graphwright.ir.hf_llava import merge_features
+from graphwright.ir.cache_slots import empty_past
+from graphwright.ir.hf_llava import merge_features, picture_count
 from graphwright.ir.load import load
 from graphwright.ir.sweep import sweep
+from graphwright.ir.verify import sample_inputs
 
 transformers: Any = importlib.import_module("transformers")
 
@@ -39,8 +41,8 @@ def save_llava(folder: Path, **options: Any) -> Any:
     return model
 
 
-def prompts(tokens: int, batch: int) -> dict[str, torch.Tensor]:
-    """Rows of different lengths, padded on the left."""
+def prompts(tokens: int, batch: int, crops: tuple[int, ...] = ()) -> dict[str, torch.Tensor]:
+    """Rows of different lengths, padded on the left; an image each, or ``crops`` of one."""
     generator = torch.Generator().manual_seed(batch)
     rows = []
     for row in range(batch):
@@ -51,7 +53,7 @@ def prompts(tokens: int, batch: int) -> dict[str, torch.Tensor]:
     return {
         "input_ids": ids,
         "attention_mask": (ids != 0).long(),
-        "pixel_values": torch.randn(batch, 3, 24, 24, generator=generator),
+        "pixel_values": torch.randn(batch, *crops, 3, 24, 24, generator=generator),
     }
 
 
@@ -85,6 +87,41 @@ def test_a_llava_folder(options: dict[str, Any], tokens: int, tmp_path: Path) ->
         torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(("strategy", "tokens"), [("default", 9), ("full", 10)])
+def test_an_image_in_crops(strategy: str, tokens: int, tmp_path: Path) -> None:
+    """The library takes the crops as images of their own; ours may lie in a batch of any size."""
+    model = save_llava(
+        tmp_path, image_seq_length=5 * tokens, vision_feature_select_strategy=strategy
+    )
+    view, cached = load(tmp_path), load(tmp_path, cache=True)
+    shapes = [dict(zip(v.input_names(), map(v.type, v.inputs()), strict=True)) for v in
+              (view, cached)]  # fmt: skip
+    assert str(shapes[0]["pixel_values"]) == "f32[batch, 5, 3, 24, 24]"
+    assert str(shapes[1]["pixel_values"]) == "f32[images, 5, 3, 24, 24]"
+    for batch in (1, 5):
+        given = prompts(5 * tokens, batch, (5,))
+        with torch.no_grad():
+            flat = given["pixel_values"].flatten(0, 1)
+            expected = model(**given | {"pixel_values": flat}).logits
+        real = given["attention_mask"].bool()
+        torch.testing.assert_close(
+            sweep(view, given)["logits"][real], expected[real], rtol=1e-4, atol=1e-4
+        )
+        # Padding moves a row's first position there, and no distance between two.
+        got = sweep(cached, given | empty_past(shapes[1], given))["logits"]
+        torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "count"), [(9, 1), (45, 5), (18, 2), (44, 1), (1, 1)],
+)  # fmt: skip
+def test_how_many_crops_a_config_means(tokens: int, count: int) -> None:
+    config = transformers.LlavaConfig(
+        vision_config=VISION, text_config=TEXT, image_token_id=IMAGE, image_seq_length=tokens
+    )
+    assert picture_count(config) == count
+
+
 @pytest.mark.parametrize("tokens", [1, 5])
 def test_features_take_the_places_of_their_rows(tokens: int) -> None:
     generator = torch.Generator().manual_seed(tokens)
@@ -96,3 +133,14 @@ def test_features_take_the_places_of_their_rows(tokens: int) -> None:
     merged = merge_features(words, placeholders, features)
     expected = words.masked_scatter(placeholders.unsqueeze(-1).expand_as(words), features)
     assert torch.equal(merged, expected)
+
+
+@pytest.mark.parametrize("cache", [False, True])
+def test_random_inputs_hold_one_image_a_row(cache: bool, tmp_path: Path) -> None:
+    model = save_llava(tmp_path, image_seq_length=9)
+    view = load(tmp_path, cache=cache)
+    made = sample_inputs(view)
+    images = made["input_ids"] == model.config.image_token_id
+    assert images[:, :9].all() and images.sum() == 9 * len(images) > 0
+    assert made["pixel_values"].shape[0] == len(images)
+    assert sweep(view, made)["logits"].isfinite().all()

@@ -51,7 +51,8 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 def emit(op: OwnOp, sample: Sample, attrs: dict[str, Any] | None = None) -> ir.Model:
     """A model whose only node is the op's ONNX form; floats that are not x are initializers."""
     tape, inputs, initializers, operands = Tape(), [], [], []
-    free = [name.rstrip("?") for name in op.operands] if op.name == "rope" else ["x"]
+    all_free = op.name in ("rope", "sdpa")
+    free = [name.rstrip("?") for name in op.operands] if all_free else ["x"]
     for name, tensor in zip(op.operands, sample.operands, strict=True):
         if tensor is None:
             operands.append(None)

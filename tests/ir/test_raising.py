@@ -70,6 +70,11 @@ def turned(g: Any, x: Any) -> Any:
     return g.op("matmul", x, g.op("transpose", g.weight("w", tensor(4, 6)), perm=(1, 0)))
 
 
+def turned_narrow(g: Any, x: Any) -> Any:
+    wide = g.op("cast", g.weight("w", tensor(4, 6).half()), dtype=torch.float32)
+    return g.op("matmul", x, g.op("transpose", wide, perm=(1, 0)))
+
+
 def attention(g: Any, x: Any, scale: float = 0.5, masked: bool = True) -> Any:
     kt = g.op("transpose", x, perm=(0, 2, 1))
     logits = g.op("mul", g.op("matmul", x, kt), scale)
@@ -87,6 +92,7 @@ CASES: list[tuple[str, Callable[..., Any], str]] = [
     ("rope", rope, "rope"),
     ("linear-with-bias", biased, "linear"),
     ("transposed-weight", turned, "linear"),
+    ("transposed-weight-stored-narrow", turned_narrow, "linear"),
     ("attention-masked", attention, "sdpa"),
     ("attention-plain", lambda g, x: attention(g, x, masked=False), "sdpa"),
 ]

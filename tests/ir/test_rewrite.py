@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from graphwright.ir.errors import InvalidGraph
-from graphwright.ir.onnx import RULE_KEY, STEP_KEY
+from graphwright.ir.onnx_parts import RULE_KEY, STEP_KEY
 from graphwright.ir.rewrite import rewrite
 from graphwright.ir.rule import Build, Rule
 from graphwright.ir.sweep import sweep

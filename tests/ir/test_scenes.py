@@ -157,6 +157,45 @@ def test_prompts_of_crops() -> None:
     torch.testing.assert_close(thumbnail, torch.nn.functional.avg_pool2d(image, 2))
 
 
+def test_a_large_scene_in_pictures() -> None:
+    for asked in scenes.questions("test", 40, size=192):
+        scene = asked.scene
+        thumbnail, *quarters = scenes.pictures(scene)
+        assert np.array_equal(scenes.crops(scene.image)[0], thumbnail.image)
+        assert [d.value for d in thumbnail.digits] == [d.value for d in scene.digits]
+        assert sum(len(quarter.digits) for quarter in quarters) == len(scene.digits)
+        for number, quarter in enumerate(quarters):
+            down, right = number // 2 * 96, number % 2 * 96
+            for digit in quarter.digits:
+                top, left, high = digit.box
+                whole = next(d for d in scene.digits if d.cell == digit.cell)
+                assert whole.box == (top + down, left + right, high)
+                assert min(top, left) >= 0 and max(top, left) + high <= 96
+        assert scenes.digit_tokens(scene).shape == (5 * 144,)
+        assert all(scenes.digit_patches(part).sum() >= len(part.digits) for part in quarters)
+        assert scenes.digit_patches(thumbnail).sum() >= len(scene.digits)
+
+
+def test_a_small_scene_is_its_own_picture() -> None:
+    scene = scenes.questions("test", 1)[0].scene
+    assert scenes.pictures(scene) == [scene]
+    assert torch.equal(scenes.digit_tokens(scene), scenes.digit_patches(scene))
+    assert scenes.seen(scene) is scene.image
+
+
+def test_a_frame_tells_where_a_crop_was_cut() -> None:
+    """It is of one colour between background and ink, and no digit lies on it."""
+    for i in range(20):
+        scene = scenes.draw_scene("test", np.random.default_rng(i), 192)
+        sides = [scene.image[:, :4], scene.image[:, -4:], *np.split(scene.image, [4, 188], 2)[::2]]
+        for side in sides:
+            assert np.abs(side.mean((1, 2)) - sides[0].mean((1, 2))).max() < 0.02
+            assert 0.4 < side.mean() < 0.6
+        for digit in scene.digits:
+            top, left, high = digit.box
+            assert min(top, left) >= 4 and max(top, left) + high <= 188
+
+
 def test_classified_shows_every_digit_of_the_split() -> None:
     total = len(scenes.digits("calibration")[1])
     parts = list(scenes.classified("calibration", total, batch=50))

@@ -12,6 +12,7 @@ import pytest
 import torch
 from graphwright.ir.fx import FxView
 from graphwright.ir.raising import raise_graph
+from graphwright.ir.selection import attention_row
 from graphwright.ir.structure import recognize
 from graphwright.ir.sweep import sweep
 from graphwright.ir.verify import check_structure
@@ -81,6 +82,51 @@ def test_the_scale_may_stand_anywhere(draft: Any, make: Callable[[Any], Any]) ->
     torch.testing.assert_close(*sweep(view, inputs).values(), expected, rtol=1e-5, atol=1e-5)
 
 
+def product(g: Any) -> Any:
+    return g.op("matmul", g.q, swapped(g, g.k))
+
+
+def as_the_library_does(g: Any) -> Any:
+    """Gemma 2's: the scale, then the cap."""
+    scores = g.op("div", g.op("mul", product(g), 0.25), 1.5)
+    return g.op("mul", g.op("tanh", scores), 1.5)
+
+
+def in_one_number(g: Any) -> Any:
+    return g.op("mul", g.op("tanh", g.op("mul", product(g), 0.25 / 1.5)), 1.5)
+
+
+@pytest.mark.parametrize("masked", [False, True], ids=["free", "masked"])
+@pytest.mark.parametrize("make", [as_the_library_does, in_one_number])
+def test_capped_logits(draft: Any, make: Callable[[Any], Any], masked: bool) -> None:
+    g = draft(q=QKV, k=QKV, v=QKV, m=(5, 5))
+    logits = make(g)
+    view = g.finish(attend(g, g.op("add", logits, g.m) if masked else logits))
+    inputs = {n: 3 * tensor(*QKV) for n in "qkv"} | {"m": tensor(5, 5)}
+    (expected,) = sweep(view, inputs).values()
+    raise_graph(view)
+    check_structure(view)
+    assert ops(view) == Counter({"sdpa": 1})
+    attrs = view.attrs(the(view, "sdpa"))
+    assert attrs["scale"] == pytest.approx(0.25, rel=1e-6)
+    assert attrs["softcap"] == pytest.approx(1.5, rel=1e-6)
+    torch.testing.assert_close(*sweep(view, inputs).values(), expected, rtol=1e-5, atol=1e-5)
+    assert raise_graph(view.copy()).total == 0
+
+
+@pytest.mark.parametrize("row", ["first", "last"])
+def test_a_row_of_capped_attention_is_capped(draft: Any, row: Any) -> None:
+    g = draft(outputs=2, q=QKV, k=QKV, v=QKV)
+    made = g.op("sdpa", g.q, g.k, g.v, scale=0.5, softcap=1.5)
+    paid = attention_row(g.view, g.view.producer(made), row)
+    view = g.finish(made, paid)
+    inputs = {n: 3 * tensor(*QKV) for n in "qkv"}
+    logits = 1.5 * torch.tanh(inputs["q"] @ inputs["k"].mT * 0.5 / 1.5)
+    expected = logits.softmax(-1).mean(1)[:, 0 if row == "first" else -1]
+    actual = list(sweep(view, inputs).values())[1]
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-6)
+
+
 def test_the_usual_scale_is_exact(draft: Any) -> None:
     g = draft(q=QKV, k=QKV, v=QKV)
     root = float(torch.tensor(8**-0.25))
@@ -135,6 +181,10 @@ def shared_logits(g: Any) -> Any:
     return g.op("add", attend(g, logits), g.op("mean", logits, dims=(3,), keepdim=True))
 
 
+def turned_over(g: Any) -> Any:
+    return attend(g, g.op("mul", g.op("tanh", product(g)), -2.0))
+
+
 def no_product(g: Any) -> Any:
     return attend(g, g.op("exp", g.q))
 
@@ -144,10 +194,11 @@ def no_product(g: Any) -> Any:
     [
         (soft_fill, "masked logits become -10000, which sdpa cannot express"),
         (shared_logits, "are also used elsewhere"),
+        (turned_over, "tanh times -2 is no cap of the logits"),
         (no_product, "the softmax is of `exp`, not of a product of matrices"),
         (lambda g: attend(g, g.q), "the softmax is of an input or a constant"),
     ],
-    ids=["soft-fill", "shared-logits", "no-product", "input"],
+    ids=["soft-fill", "shared-logits", "turned-over", "no-product", "input"],
 )
 def test_attention_refuses(draft: Any, make: Callable[[Any], Any], reason: str) -> None:
     square = (2, 3, 8, 8)

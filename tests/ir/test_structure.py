@@ -20,19 +20,21 @@ from graphwright.ir.trace import trace
 from graphwright.ir.verify import check_structure, compare
 from graphwright.ir.view import View
 
-MODELS = ("llama", "qwen2", "gpt2", "bert", "clip_vision", "vit", "t5_encoder")
+MODELS = ("llama", "qwen2", "gemma2", "gpt2", "opt", "bert", "clip_vision", "vit", "t5_encoder")
 GATED = ["q", "k", "v", "o", "gate", "up", "down"]
 PLAIN = ["q", "k", "v", "o", "fc1", "fc2"]
 ROLES = {
     "llama": [*GATED, *GATED, "head"],
     "qwen2": [*GATED, *GATED, "head"],
+    "gemma2": [*GATED, *GATED, "head"],
     "gpt2": ["qkv", "o", "fc1", "fc2", "qkv", "o", "fc1", "fc2", "head"],
+    "opt": [*PLAIN, *PLAIN, "head"],
     "bert": [*PLAIN, *PLAIN, ""],
     "clip_vision": [*PLAIN, *PLAIN, "head"],
     "vit": [*PLAIN, *PLAIN, ""],
     "t5_encoder": [*PLAIN, *PLAIN],
 }
-KV_HEADS = {"llama": 2, "qwen2": 2}
+KV_HEADS = {"llama": 2, "qwen2": 2, "gemma2": 2}
 
 
 def small_models() -> ModuleType:
@@ -89,6 +91,7 @@ def test_roles_blocks_and_heads(name: str, views: Any) -> None:
     assert len(structure.blocks) == 2
     assert len(additions(structure)) == 4, "two residual additions a layer"
     assert [len(b.sub_blocks) for b in structure.blocks] == [2, 2]
+    assert [b.tower for b in structure.blocks] == [0, 0]
     assert [a.block for a in structure.attentions] == [0, 1]
     heads = {(a.heads, a.kv_heads) for a in structure.attentions}
     assert heads == {(4, KV_HEADS.get(name, 4))}
@@ -107,7 +110,7 @@ def test_raising_keeps_the_numbers_and_settles(name: str, views: Any) -> None:
         assert raise_graph(view).total == 0, "raising is idempotent"
 
 
-@pytest.mark.parametrize("name", ["llama", "gpt2", "bert"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bert"])
 def test_the_exporters_own_file_gives_the_same_structure(name: str, views: Any) -> None:
     """torch.onnx.export folds weights and spells kᵀ through shapes; names may differ."""
     small, fx, _, before = views[name]

@@ -12,12 +12,13 @@ import torch
 from graphwright.ir.errors import BadInput, InvalidGraph, Refusal
 from graphwright.ir.fx import FxView
 from graphwright.ir.onnx import OnnxView
+from graphwright.ir.onnx_parts import innermost_scope
 from graphwright.ir.rewrite import rewrite
 from graphwright.ir.rule import Build, Rule
 from graphwright.ir.sweep import sweep
 from graphwright.ir.types import Type
 from graphwright.ir.verify import check_structure
-from graphwright.ir.view import NATIVE, Origin, Source, Value, View
+from graphwright.ir.view import NATIVE, NO_SCOPE, Origin, Source, Value, View
 from graphwright.ir.weights import MemoryWeight
 from onnx import TensorProto, helper
 
@@ -275,6 +276,11 @@ def test_weights_are_shared_by_key_and_named_apart(draft: Drafts) -> None:
     assert second is not first and d.view.name(second) == "w_1"
 
 
+def test_a_node_that_no_module_made_has_no_scope() -> None:
+    assert innermost_scope(f"['', 'layers', 'layers.0', '{NO_SCOPE}', 'sym_size']") == ""
+    assert innermost_scope("['', 'layers', 'layers.0', 'add']") == "layers.0"
+
+
 def test_a_replaced_weight_is_shared_no_more(draft: Drafts) -> None:
     d = draft(x=(3, 5))
     old, new = torch.zeros(5), torch.ones(5)
@@ -337,6 +343,17 @@ def test_a_copy_is_independent(draft: Drafts) -> None:
     torch.testing.assert_close(run(view, x=x)[0], torch.nn.functional.silu(x + 3) + 0)
     assert torch.equal(run(twin, x=x)[0], x.exp())
     assert (twin.input_names(), twin.output_names()) == (view.input_names(), view.output_names())
+
+
+def test_a_copy_has_types_of_its_own(draft: Drafts) -> None:
+    d = draft(x=(3, 5))
+    view = d.finish(d.op("neg", d.op("exp", d.x)))
+    twin = view.copy()
+    exp, _ = twin.nodes()
+    half = twin.build("cast", [twin.inputs()[0]], {"dtype": torch.float16}, before=exp)
+    twin.replace(twin.result(exp), half)
+    assert twin.type(twin.outputs()[0]) == Type(torch.float16, (3, 5))
+    assert view.type(view.outputs()[0]) == Type(F32, (3, 5))
 
 
 def test_a_copy_shares_the_weights_themselves(draft: Drafts) -> None:

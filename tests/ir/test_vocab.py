@@ -127,6 +127,7 @@ def _cases() -> list[Case]:
     add("sdpa", q, k, v, _b(2, 1, 1, 5) | torch.tensor([True, False, False, False, False]))
     add("sdpa", k, k, v, causal=True)
     add("sdpa", q, k[:, :2], v[:, :2], gqa=True)
+    add("sdpa", q, k, v, _s(3, 5), scale=0.25, softcap=1.5)
     add("reshape", _s(3, 4, 5), 12, 5)
     add("reshape", _s(3, 4, 5), -1, 2)
     add("expand", _s(3, 1), 2, -1, 5)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gc
 import json
+import resource
 import struct
 from pathlib import Path
 
 import pytest
 import torch
-from graphwright.ir.errors import BadInput, Missing
+from graphwright.ir.errors import BadInput, DiskFull, Missing
 from graphwright.ir.types import DTYPES
 from graphwright.ir.weights import (
     SAFETENSORS_DTYPES,
@@ -175,6 +176,20 @@ def test_spool_goes_to_disk_beyond_its_budget() -> None:
     del more
     gc.collect()
     assert not path.exists()
+
+
+def test_a_disk_that_runs_full_is_named_and_what_was_stored_stays() -> None:
+    spool = Spool(budget_bytes=0)
+    first = spool.store(torch.ones(5))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(DiskFull, match=r"disk of .* ran full: .* set TMPDIR") as caught:
+            spool.store(torch.ones(1 << 19))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.exit_code == 3
+    assert torch.equal(first.read(), torch.ones(5))
 
 
 def test_spool_does_not_keep_what_a_slice_was_cut_from() -> None:

@@ -198,3 +198,99 @@ def test_states_that_are_not_finite(models: Any, tmp_path: Path) -> None:
 def test_a_path_prints_as_it_is_written() -> None:
     for text in ("path{blocks=0-3,3,5-11}", "drop-blocks{count=2 score=angular}"):
         assert str(Recipe.parse(text)) == text
+
+
+# --- every block of a trained model, in steps with its cache --------------------------------------
+
+STEPS = 16
+TINY = 10
+"""Blocks of zoo:tiny-llama."""
+SMALL: list[Batch] = [{"input_ids": torch.ones(1, 3, dtype=torch.int64),
+                       "attention_mask": torch.ones(1, 3, dtype=torch.int64)}]  # fmt: skip
+PROMPT = [1, 523, 77, 1801, 40, 3007, 9]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, dict[str, View]]:
+    """The library's zoo:tiny-llama, and its graphs with the cache by kind."""
+    fx = load("zoo:tiny-llama", cache=True)
+    model = transformers.LlamaForCausalLM.from_pretrained(fx.source.folder, dtype=torch.float32)
+    graphs: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
+    for graph in graphs.values():
+        raise_graph(graph)  # once: every run raises a copy
+    return model.eval(), graphs
+
+
+def without_block(model: Any, dropped: int) -> tuple[list[int], Tensor]:
+    """What the library writes by its cache without one decoder layer, and each step's logits."""
+    own = model.model.layers
+    kept = torch.nn.ModuleList([layer for i, layer in enumerate(own) if i != dropped])
+    ids, cache = torch.tensor([PROMPT]), transformers.DynamicCache()
+    tokens, logits = [], []
+    try:
+        model.model.layers, model.config.num_hidden_layers = kept, len(kept)
+        for place, layer in enumerate(kept):
+            layer.self_attn.layer_idx = place
+        for _ in range(STEPS):
+            with torch.no_grad():
+                logits.append(model(ids, past_key_values=cache, use_cache=True).logits[0, -1])
+            tokens.append(int(logits[-1].argmax()))
+            ids = torch.tensor([tokens[-1:]])
+    finally:
+        model.model.layers, model.config.num_hidden_layers = own, len(own)
+        for place, layer in enumerate(own):
+            layer.self_attn.layer_idx = place
+    return tokens, torch.stack(logits)
+
+
+def in_steps(run: Any) -> tuple[list[int], Tensor]:
+    """What ``run``, from inputs to outputs by name, writes by its cache, and the logits."""
+    tokens, logits = [], []
+    state = {"input_ids": torch.tensor([PROMPT])}
+    for step in range(STEPS):
+        mask = torch.ones(1, len(PROMPT) + step, dtype=torch.int64)
+        found = run({**state, "attention_mask": mask})
+        logits.append(found.pop("logits")[0, -1])
+        tokens.append(int(logits[-1].argmax()))
+        past = {name.replace("present", "past_key_values"): t for name, t in found.items()}
+        state = {"input_ids": torch.tensor([tokens[-1:]]), **past}
+    return tokens, torch.stack(logits)
+
+
+def assert_same_text(run: Any, model: Any, dropped: int) -> None:
+    tokens, logits = in_steps(run)
+    expected_tokens, expected = without_block(model, dropped)
+    assert tokens == expected_tokens
+    assert float((logits - expected).abs().max()) < 1e-4
+
+
+def rest_of(dropped: int) -> str:
+    return f"path{{blocks={','.join(str(i) for i in range(TINY) if i != dropped)}}}"
+
+
+@pytest.mark.parametrize("dropped", range(TINY))
+def test_without_a_block_a_trained_model_writes_what_the_library_does(
+    tiny: Any, dropped: int
+) -> None:
+    model, graphs = tiny
+    found = gw.optimize(graphs["fx"], rest_of(dropped), samples=SMALL).graph
+    assert len(recognize(found).blocks) == TINY - 1
+    assert_same_text(lambda given: sweep(found, given), model, dropped)
+
+
+@pytest.mark.parametrize("dropped", [0, TINY - 1])
+def test_so_it_does_in_onnx_runtime(tiny: Any, dropped: int) -> None:
+    model, graphs = tiny
+    found = gw.optimize(graphs["onnx"], rest_of(dropped), samples=SMALL).graph
+    run = gw.compile(found, backend="onnxruntime")
+    assert_same_text(lambda given: run(**given), model, dropped)
+
+
+def test_the_block_that_a_score_drops_is_gone_in_onnx_runtime(tiny: Any) -> None:
+    model, graphs = tiny
+    done = gw.optimize(graphs["onnx"], "drop-blocks{score=random seed=3}", samples=SMALL)
+    (site,) = done.report.passes[0].result.sites
+    dropped = int(site.name.removeprefix("block "))
+    assert 0 < dropped < TINY - 1, "neither end, which are tried above"
+    run = gw.compile(done.graph, backend="onnxruntime")
+    assert_same_text(lambda given: run(**given), model, dropped)

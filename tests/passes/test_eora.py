@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,7 @@ from graphwright.ir.structure import recognize
 from graphwright.ir.sweep import sweep
 from graphwright.ir.verify import compare
 from graphwright.ir.view import View
+from graphwright.passes.compensate import Target
 from graphwright.passes.low_rank import Spectrum, allocate, spectrum
 
 KINDS = ("fx", "onnx")
@@ -33,6 +35,24 @@ def rel(a: Inputs, b: Inputs) -> float:
 
 def optimize(graph: View, recipe: str, inputs: Inputs) -> Any:
     return gw.optimize(graph, recipe, samples=[inputs], calibration=many())
+
+
+@pytest.mark.parametrize("recipe", ["eora{rank=2}", "svd-compensate{rank=2}"])
+def test_the_gap_of_one_linear_is_in_memory_at_a_time(
+    recipe: str, toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    original = Target.read
+
+    def watched(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not [ref for ref in made if ref() is not None]
+        source, gap = original(target)
+        made.append(weakref.ref(gap))
+        return source, gap
+
+    monkeypatch.setattr(Target, "read", watched)
+    result = optimize(toy_graph("fx"), f"{QUANTIZE},{recipe}", toy_inputs)
+    assert len(made) >= len(result.report.passes[1].result.sites) == 4
 
 
 # --- the formula ----------------------------------------------------------------------------------
@@ -234,3 +254,15 @@ def test_options_out_of_range(
 ) -> None:
     with pytest.raises(BadInput, match=reason):
         optimize(graph, f"{QUANTIZE},eora{{{options}}}", toy_inputs)
+
+
+def test_a_rank_above_break_even_is_said(graph: View, toy_inputs: Inputs) -> None:
+    """Rank 32 in float16 beside 4-bit codes takes more bytes than float32 weights of 32 x 40."""
+    recipe = f"{QUANTIZE},svd-compensate{{rank=32}}"
+    (planned,) = [n for n in gw.plan(graph, recipe).passes[1][1].notes if "break-even" in n]
+    found = optimize(graph, recipe, toy_inputs).report.passes[1].result
+    (note,) = [n for n in found.notes if "break-even" in n]
+    for said in (planned, note):
+        assert said.startswith("above break-even at ") and "Choose a lower rank" in said
+    low = optimize(graph, f"{QUANTIZE},svd-compensate{{rank=3}}", toy_inputs).report.passes[1]
+    assert not any("break-even" in n for n in low.result.notes)

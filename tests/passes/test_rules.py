@@ -150,7 +150,7 @@ def test_sites_behind_a_pass_that_moves_blocks_are_not_known(graph: View) -> Non
 def test_some_sites_left_is_no_clash(graph: View, toy_inputs: Inputs) -> None:
     result = gw.optimize(graph, "hqq{include=up bits=8},quantize{bits=8}", samples=[toy_inputs])
     refused = result.report.passes[1].result.refused
-    assert refused == [("up", "its weight is quantized already")]
+    assert refused == [("up", "its weight is quantized already, to 8 bits")]
 
 
 # --- remarks -------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ def test_a_quantized_linear_is_not_quantized_again(
     once = gw.optimize(toy_graph(kind), "quantize{include=[up]}", samples=[toy_inputs]).graph
     twice = gw.optimize(once, "hqq{group=16}", samples=[toy_inputs])
     assert names(twice) == SITES - {"up"}
-    assert only(twice).refused == [("up", "its weight is quantized already")]
+    assert only(twice).refused == [("up", "its weight is quantized already, to 4 bits")]
     with pytest.raises(BadInput, match=r"nearest: up: its weight is quantized already"):
         gw.optimize(once, "quantize{include=[up]}", samples=[toy_inputs])
 

@@ -29,7 +29,7 @@ TOKENS = 9
 def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An artifact with a cache that computes what the model does."""
     out = tmp_path_factory.mktemp("made") / "cached"
-    arguments = [str(language_model), "-p", "clean{optional=true}", "--cache", "-o", str(out)]
+    arguments = [str(language_model), "-p", "clean{optional=true}", "-o", str(out)]
     with pytest.raises(SystemExit) as leave:
         main([*arguments, "--json"])
     assert leave.value.code == 0
@@ -276,6 +276,24 @@ def test_what_cannot_be_generated(
         assert reason in err
     with pytest.raises(BadInput, match="2 images for 1 prompts"):
         gw.generate(sight, "what", images=[None, None])
+
+
+def test_prompts_without_an_image_of_a_pruned_model(vision_model: Path, picture: Path) -> None:
+    from graphwright.backends.lowering import translated
+
+    question = "what is there"
+    ids = torch.tensor([[1, *[3] * TOKENS, 5, 6]])
+    samples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids),
+                "pixel_values": torch.zeros(1, 3, 24, 24)}]  # fmt: skip
+    cached = translated(gw.load(vision_model, cache=True))
+    for graph, told in ((cached, "apart"), (gw.load(vision_model), "make the artifact with")):
+        pruned = gw.optimize(graph, "fastervlm{keep=4}", samples=samples).graph
+        with pytest.raises(BadInput, match=f"prompt 1 has no image, and .* were pruned.*{told}"):
+            gw.generate(pruned, [question] * 2, images=[None, picture], max_new_tokens=2)
+        if graph is cached:
+            (whole,) = gw.generate(cached, question, max_new_tokens=4)
+            (made,) = gw.generate(pruned, question, max_new_tokens=4)
+            assert made.ids == whole.ids
 
 
 def test_a_model_without_a_tokenizer(artifact: Path, tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ import pytest
 from graphwright.ir.errors import BadInput
 from graphwright.tools import manifest as mf
 from graphwright.tools import plots, report, terminal
-from graphwright.tools.summary import duration, magnitude
+from graphwright.tools.summary import duration, error_text, magnitude
 from rich.console import Console
 
 Make = Callable[..., dict[str, Any]]
@@ -269,7 +269,7 @@ def test_result_fits_eighty_columns(make_manifest: Make) -> None:
         "encoder.layer.*",
         "  output.dense",
         "2. quantize{bits=4 group=32} (lossy)",
-        "37 sites; 90.7 MB -> 53.7 MB; rel. L2 0.016; 2.5 s",
+        "37 sites; 90.7 MB -> 53.7 MB; rel. L2 0.0160; 2.5 s",
         "3 rewrites",
         "left alone by 2. quantize: embeddings.word_embeddings: not a linear: embedding",
         "verified over 256 samples: cosine 0.999561, rel. L2 0.0298",
@@ -277,6 +277,22 @@ def test_result_fits_eighty_columns(make_manifest: Make) -> None:
         "size: 90.7 MB -> 56.5 MB (1.61x smaller), in out4",
     ):
         assert part in text, part
+
+
+def test_a_place_without_weights_has_no_row_of_sizes(make_manifest: Make) -> None:
+    manifest = make_manifest("quantize")
+    place = {"name": "image tokens before block 0", "kind": "tokens", "shape": [144, 72],
+             "bytes_before": 0, "bytes_after": 0}  # fmt: skip
+    manifest["passes"][0]["sites"].append(place)
+    out = console()
+    terminal.print_result(out, manifest, "out4")
+    assert "38 sites" in said(out) and "0 bytes" not in said(out)
+    page = Page(report.render(manifest)).text
+    assert "changed 38 sites" in page and "All 37 sites as a table" in page
+    assert "image tokens" not in page
+    out = console()
+    terminal.print_plan(out, manifest)
+    assert "144x72" in said(out) and "0 bytes" not in said(out)
 
 
 def test_plan_lists_every_site(make_manifest: Make) -> None:
@@ -373,3 +389,6 @@ def test_numbers_as_text() -> None:
         "2 h 05 min",
     ]
     assert [magnitude(v) for v in (None, 999, 1_360_000_000)] == ["-", "999", "1.36 G"]
+    assert [error_text(v) for v in (None, 0.0, 0.1, 123.4, 2.8e-7)] == [
+        "-", "0", "0.100", "123", "2.80e-07",
+    ]  # fmt: skip

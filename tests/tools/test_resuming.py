@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from graphwright.backends.artifact import MODEL_FILES, DiskFull
-from graphwright.ir.errors import BadInput
+from graphwright.backends.artifact import MODEL_FILES
+from graphwright.ir.errors import BadInput, DiskFull
 from graphwright.passes.memory import remembered, settled
 from graphwright.passes.recipe import Recipe
 from graphwright.tools import manifest, pipeline

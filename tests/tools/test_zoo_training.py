@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from graphwright.tools.zoo.training import CHECKPOINT, Schedule, train
+from graphwright.tools.zoo.training import CHECKPOINT, Schedule, train, train_stage
 
 
 def model() -> torch.nn.Module:
@@ -55,6 +55,22 @@ def test_a_killed_run_ends_where_an_unbroken_one_does(
     assert [point["step"] for point in curve] == [20, 40, 60]
     for a, b in zip(whole.parameters(), resumed.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+def test_a_finished_stage_is_taken_over(tmp_path: Path) -> None:
+    def run(net: torch.nn.Module, stop: int | None, resume: bool) -> list[dict[str, float]]:
+        return train_stage(
+            net, loss_of(net, stop), SCHEDULE, tmp_path, title="toy", stage="one", resume=resume,
+            evaluate=lambda: {"found": 1.0},
+        )  # fmt: skip
+
+    first, again = model(), model()
+    curve = run(first, None, False)
+    assert run(again, 0, True) == curve and len(curve) == 3
+    for a, b in zip(first.parameters(), again.parameters(), strict=True):
+        assert torch.equal(a, b)
+    with pytest.raises(KeyboardInterrupt):
+        run(again, 0, False)
 
 
 def test_the_rate_rises_and_falls() -> None:

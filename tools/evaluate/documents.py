@@ -80,7 +80,8 @@ def chosen_windows(subject: Subject, setting: Setting) -> tuple[list[Window], li
     Shuffled documents stand one after another, each with what the tokenizer puts around a text, and
     windows slide over the whole: the convention of the papers. Taken one by one, short documents
     would be judged mostly on words that have little before them, which models are not trained on:
-    tiny-llama's perplexity was 57.9 so, 33 here, and noise in its weights lowered the former.
+    tiny-llama's perplexity was 57.9 so and is 34.7 here, and noise in its weights lowered the
+    former.
     """
     size = window_size(subject, setting)
     stride = setting.stride or max(1, size // 2)

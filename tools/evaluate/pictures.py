@@ -9,6 +9,7 @@ import torch
 
 from ...ir.errors import BadInput, Missing
 from ...ir.zoo import scenes
+from ..images import read_json
 from .subject import IMAGE, IMAGE_TEXT, Subject
 from .task import Setting
 
@@ -17,18 +18,9 @@ BATCH = 32
 
 
 @dataclass(frozen=True)
-class Shown:
-    """Images in batches, and the right class of each."""
-
-    batches: list[dict[str, torch.Tensor]]
-    labels: list[torch.Tensor]
-    count: int
-
-
-@dataclass(frozen=True)
-class Asked:
-    """Questions in batches of equal length, so that no padding is needed; the right token and the
-    type of each."""
+class Exam:
+    """Inputs in batches, questions of equal length so that no padding is needed, and what is right:
+    for each sample of a batch its type and the right class or token."""
 
     batches: list[dict[str, torch.Tensor]]
     answers: list[list[tuple[str, int]]]
@@ -48,6 +40,8 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
     if subject.kind == IMAGE_TEXT:
         _check_words(subject)
     wanted = 3, *([scenes.VIT_IMAGE] * 2 if subject.kind == IMAGE else [scenes.IMAGE] * 2)
+    if subject.kind == IMAGE_TEXT and scene_size(subject) == scenes.LARGE:
+        wanted = scenes.CROPS, *wanted
     if subject.view is None:
         return
     for name, value in zip(subject.view.input_names(), subject.view.inputs(), strict=True):
@@ -55,36 +49,50 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
         if name != "pixel_values" or shape is None:
             continue
         fixed = zip(shape[1:], wanted, strict=False)
-        if len(shape) != 4 or any(isinstance(a, int) and a != b for a, b in fixed):
+        if len(shape) != len(wanted) + 1 or any(isinstance(a, int) and a != b for a, b in fixed):
             raise Missing(
                 f"{subject.name} takes images {list(shape)[1:]}: the images that come with this "
-                f"package are {list(wanted)}, for zoo:tiny-vit and zoo:tiny-llava. Judge other "
-                "models on your own data by subject.run in Python, or by latency and memory here"
+                f"package are {list(wanted)}, for zoo:tiny-vit, zoo:tiny-llava and "
+                "zoo:tiny-llava-next. Judge other models on your own data by subject.run in "
+                "Python, or by latency and memory here"
             )
 
 
-def shown(subject: Subject, setting: Setting) -> Shown:
-    """Test images for a classifier."""
+def shown(subject: Subject, setting: Setting) -> Exam:
+    """Test images for a classifier; the class is the type."""
     pairs = list(scenes.classified("test", setting.samples or IMAGES, setting.seed, BATCH))
-    return Shown(
-        [{"pixel_values": pixels} for pixels, _ in pairs], [labels for _, labels in pairs],
+    return Exam(
+        [{"pixel_values": pixels} for pixels, _ in pairs],
+        [[(str(label), label) for label in labels.tolist()] for _, labels in pairs],
         sum(len(labels) for _, labels in pairs),
-    )  # fmt: skip
+    )
 
 
-def asked(subject: Subject, setting: Setting) -> Asked:
+def asked(subject: Subject, setting: Setting) -> Exam:
     """Test questions for a model of images and text."""
-    made = scenes.questions("test", setting.samples or QUESTIONS, setting.seed)
+    count = setting.samples or QUESTIONS
+    made = scenes.questions("test", count, setting.seed, scene_size(subject))
     return _batched(subject, made)
 
 
 def example_batch(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
     """Inputs of ``batch`` questions of one length, for timing."""
-    made = scenes.questions("test", 1) * batch
+    made = scenes.questions("test", 1, size=scene_size(subject)) * batch
     return scenes.prompt_batches(made, subject.tokenizer(), batch=batch)[0]
 
 
-def _batched(subject: Subject, questions: Sequence[scenes.Question]) -> Asked:
+def scene_size(subject: Subject) -> int:
+    """Pixels along an edge of the scenes that a model of images and text is asked about: large ones
+    where it takes crops."""
+    if subject.view is not None:
+        types = map(subject.view.type, subject.view.inputs())
+        named = dict(zip(subject.view.input_names(), types, strict=True))
+        return scenes.LARGE if named["pixel_values"].rank == 5 else scenes.IMAGE
+    tokens = read_json(subject.folder, "config.json").get("image_seq_length")
+    return scenes.LARGE if tokens == scenes.CROPS * scenes.TOKENS else scenes.IMAGE
+
+
+def _batched(subject: Subject, questions: Sequence[scenes.Question]) -> Exam:
     tokenizer = subject.tokenizer()
     batches: list[dict[str, torch.Tensor]] = []
     answers: list[list[tuple[str, int]]] = []
@@ -94,7 +102,7 @@ def _batched(subject: Subject, questions: Sequence[scenes.Question]) -> Asked:
         batches += scenes.prompt_batches(part, tokenizer, batch=BATCH)
         right = [(q.type, tokenizer.token_to_id(q.answer)) for q in part]
         answers += [right[start : start + BATCH] for start in range(0, len(part), BATCH)]
-    return Asked(batches, answers, len(questions))
+    return Exam(batches, answers, len(questions))
 
 
 def _check_words(subject: Subject) -> None:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import ClassVar
+import torch
 
-from .classify import by_type
-from .pictures import asked, check_pictures
-from .stats import wilson
+from .accuracy import Accuracy
+from .pictures import Exam, asked
 from .subject import IMAGE_TEXT, Subject
-from .task import EvalResult, Finite, Setting, Task
+from .task import Setting
 
 
-class Vqa(Task):
+class Vqa(Accuracy):
     """Share of questions about test images that are answered right, by question type.
 
     A sample is a question (500 of the test split of ``ir.zoo.scenes``). The answer is the most
@@ -21,31 +19,10 @@ class Vqa(Task):
 
     name = "vqa"
     kinds = (IMAGE_TEXT,)
-    headlines: ClassVar = {"accuracy": "higher"}
-    proportions = ("accuracy",)
+    unit = "questions"
 
-    def check(self, subject: Subject, setting: Setting) -> None:
-        super().check(subject, setting)
-        check_pictures(subject, setting)
+    def exam(self, subject: Subject, setting: Setting) -> Exam:
+        return asked(subject, setting)
 
-    def run(
-        self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
-    ) -> list[EvalResult]:
-        return [self._judge(subject, setting) for subject in subjects]
-
-    def _judge(self, subject: Subject, setting: Setting) -> EvalResult:
-        questions = asked(subject, setting)
-        finite = Finite(self.name, subject, "questions")
-        hits: list[tuple[str, bool]] = []
-        for number, batch in enumerate(questions.batches):
-            setting.progress(f"{self.name} of {subject.name}", len(hits), questions.count)
-            logits = subject.run(batch)["logits"][:, -1]
-            for row, (kind, answer) in zip(logits, questions.answers[number], strict=True):
-                finite(row)
-                hits.append((kind, int(row.argmax()) == answer))
-        finite.settle()
-        right = sum(hit for _, hit in hits)
-        return EvalResult(
-            self.name, {"accuracy": right / len(hits)}, {"accuracy": wilson(right, len(hits))},
-            len(hits), "questions", detail=by_type(hits),
-        )  # fmt: skip
+    def scores(self, logits: torch.Tensor) -> torch.Tensor:
+        return logits[:, -1]

@@ -1,4 +1,4 @@
-"""Figures of ``zoo:tiny-llava``: answers by type, whole and with a quarter of the visual tokens."""
+"""Figures of the zoo's LLaVAs: answers by type, whole and with part of the visual tokens."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from ...ir.zoo import scenes
 from ..evaluate.stats import wilson
 
-VISUAL = (scenes.IMAGE // scenes.PATCH) ** 2
 Hits = NDArray[np.bool_]
 
 Rank = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
-"""Of random numbers, of what lies on digits and of the CLS token's attention, each ``[VISUAL]``:
-which visual tokens to keep first."""
+"""Of random numbers, of what lies on digits and of the CLS token's attention, each one a visual
+token: which to keep first. Each picture of an image keeps the same number."""
 RANKS: Mapping[str, Rank] = {
     "random": lambda chance, digits, attention: chance,
     "digits_first": lambda chance, digits, attention: digits + chance,
@@ -26,20 +25,36 @@ RANKS: Mapping[str, Rank] = {
 }
 
 
-def accuracy(model: Any, tokenizer: Any, split: scenes.Split, count: int) -> float:
-    """Share of ``count`` questions of the split that are answered right, all tokens kept."""
-    return float(_judge(model, tokenizer, scenes.questions(split, count), {})["all"].mean())
+ALONE: Mapping[str, slice] = {
+    "thumbnail": slice(0, scenes.TOKENS), "quarters": slice(scenes.TOKENS, None),
+}  # fmt: skip
+"""Pictures of a large scene without the others."""
+PARTS: Mapping[str, int] = {"quarter": 4, "tenth": 10}
+"""Of each picture's tokens one in so many is kept."""
 
 
-def measure(model: Any, tokenizer: Any, count: int = 2000) -> dict[str, Any]:
-    """Test accuracy with 95 % intervals (Wilson), whole and cut to a quarter of the visual tokens.
+def accuracy(
+    model: Any, tokenizer: Any, split: scenes.Split, count: int, size: int = scenes.IMAGE
+) -> float:
+    """Share of ``count`` questions of the split, about scenes of this size, that are answered
+    right, all tokens kept."""
+    asked = scenes.questions(split, count, size=size)
+    return float(_judge(model, tokenizer, asked, parts=False)["all"].mean())
+
+
+def measure(
+    model: Any, tokenizer: Any, count: int = 2000, size: int = scenes.IMAGE
+) -> dict[str, Any]:
+    """Test accuracy with 95 % intervals (Wilson), whole and with part of the visual tokens.
+
+    Parts are those of ``PARTS``, and ``ALONE`` of a large scene.
 
     Beside it: the share of the CLS token's attention (layer -2, mean of heads) that lies on the
     patches of digits, the share of these patches, and how a model would do that knew the most
     frequent answer.
     """
-    asked = scenes.questions("test", count)
-    found = _judge(model, tokenizer, asked, RANKS)
+    asked = scenes.questions("test", count, size=size)
+    found = _judge(model, tokenizer, asked)
     kinds = np.array([q.type for q in asked])
     answers = [q.answer for q in asked]
     return {
@@ -48,15 +63,17 @@ def measure(model: Any, tokenizer: Any, count: int = 2000) -> dict[str, Any]:
         "test_accuracy": _share(found["all"]),
         "test_interval": _interval(found["all"]),
         "test_accuracy_by_type": {k: _share(found["all"][kinds == k]) for k in scenes.TYPES},
-        "quarter_of_tokens": {name: _share(found[name]) for name in RANKS},
-        "quarter_of_tokens_interval": {name: _interval(found[name]) for name in RANKS},
+        **{f"{name}_of_tokens": {r: _share(found[f"{name} {r}"]) for r in RANKS} for name in PARTS},
+        **{f"{name}_of_tokens_interval": {r: _interval(found[f"{name} {r}"]) for r in RANKS}
+           for name in PARTS},
+        **{f"{name}_alone": _share(found[name]) for name in found if name in ALONE},
         "most_frequent_answer": _share(np.array(answers) == _commonest(answers)),
         "most_frequent_answer_by_type": {
             k: _share(np.array(part) == _commonest(part))
             for k in scenes.TYPES
             for part in [[q.answer for q in asked if q.type == k]]
         },
-        **cls_attention(model),
+        **cls_attention(model, size),
     }
 
 
@@ -73,10 +90,10 @@ def _commonest(answers: Sequence[str]) -> str:
 
 
 def _judge(
-    model: Any, tokenizer: Any, asked: Sequence[scenes.Question], ranks: Mapping[str, Rank]
+    model: Any, tokenizer: Any, asked: Sequence[scenes.Question], *, parts: bool = True
 ) -> dict[str, Hits]:
-    """Which answers are right: with ``all`` visual tokens, and with a quarter by each rank."""
-    found: dict[str, list[bool]] = {name: [] for name in ("all", *ranks)}
+    """Which answers are right: with ``all`` visual tokens, and with ``parts`` of them."""
+    found: dict[str, list[bool]] = {}
     inner = model.model
     with torch.no_grad():
         for i, question in enumerate(asked):
@@ -84,39 +101,58 @@ def _judge(
             image = inner.multi_modal_projector(features)
             ids = torch.tensor([tokenizer.encode(question.text).ids])
             words = inner.language_model.embed_tokens(ids)
-            chance = torch.rand(VISUAL, generator=torch.Generator().manual_seed(i))
-            digits = scenes.digit_patches(question.scene).float()
-            kept = {"all": torch.arange(VISUAL)} | {
-                name: rank(chance, digits, attention).topk(VISUAL // 4).indices.sort().values
-                for name, rank in ranks.items()
-            }
+            kept = {"all": torch.arange(image.shape[1])}
+            if parts:
+                kept |= _parts(question.scene, attention, i)
             for name, chosen in kept.items():
                 embedded = torch.cat([words[:, :1], image[:, chosen], words[:, 1:]], 1)
                 states = inner.language_model(inputs_embeds=embedded, use_cache=False)
                 word = int(model.lm_head(states.last_hidden_state[:, -1]).argmax())
-                found[name].append(tokenizer.id_to_token(word) == question.answer)
+                right = tokenizer.id_to_token(word) == question.answer
+                found.setdefault(name, []).append(right)
     return {name: np.array(hits) for name, hits in found.items()}
 
 
+def _parts(scene: scenes.Scene, attention: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+    """Visual tokens that are kept, ascending, by the name of the part."""
+    digits = scenes.digit_tokens(scene).float()
+    chance = torch.rand(len(digits), generator=torch.Generator().manual_seed(seed))
+    every = torch.arange(len(digits))
+    alone = {name: every[part] for name, part in ALONE.items()}
+    return (alone if len(every) > scenes.TOKENS else {}) | {
+        f"{name} {by}": _best(rank(chance, digits, attention), scenes.TOKENS // each)
+        for name, each in PARTS.items() for by, rank in RANKS.items()
+    }  # fmt: skip
+
+
+def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """The ``count`` best tokens of each picture, ascending."""
+    first = torch.arange(0, len(scores), scenes.TOKENS)
+    best = scores.reshape(-1, scenes.TOKENS).topk(count).indices
+    return (best + first[:, None]).flatten().sort().values
+
+
 def _seen(model: Any, scene: scenes.Scene) -> tuple[torch.Tensor, torch.Tensor]:
-    """Features ``[1, VISUAL, width]``, and the CLS token's attention to each in layer -2."""
+    """Features ``[1, tokens, width]``, and the CLS token's attention to each in layer -2."""
     tower = model.model.vision_tower
     before = tower.config._attn_implementation
     tower.set_attn_implementation("eager")
-    output = tower(
-        scenes.normalized([scene.image]), output_hidden_states=True, output_attentions=True
-    )
+    pixels = scenes.normalized([scenes.seen(scene)]).flatten(0, -4)
+    output = tower(pixels, output_hidden_states=True, output_attentions=True)
     tower.set_attn_implementation(before)
-    return output.hidden_states[-2][:, 1:], output.attentions[-2][0, :, 0, 1:].mean(0)
+    row = output.attentions[-2][:, :, 0, 1:].mean(1)
+    return output.hidden_states[-2][:, 1:].flatten(0, 1)[None], row.flatten()
 
 
-def cls_attention(model: Any, count: int = 500) -> dict[str, float]:
+def cls_attention(
+    model: Any, size: int = scenes.IMAGE, count: int = 500
+) -> dict[str, float]:
     """Over ``count`` test scenes: share of CLS attention on digits, share of digits' patches."""
     mass = share = 0.0
     with torch.no_grad():
-        for question in scenes.questions("test", count, seed=1):
+        for question in scenes.questions("test", count, seed=1, size=size):
             row = _seen(model, question.scene)[1]
-            on_digits = scenes.digit_patches(question.scene)
+            on_digits = scenes.digit_tokens(question.scene)
             mass += float(row[on_digits].sum() / row.sum()) / count
             share += float(on_digits.float().mean()) / count
     return {"cls_attention_on_digits": round(mass, 4), "patches_on_digits": round(share, 4)}

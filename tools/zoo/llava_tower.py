@@ -18,6 +18,8 @@ NONE = 10
 BACKGROUND = 0.2
 """Weight of places without a digit, which are most."""
 LAYERS = (-2, -1)
+SMALL = 2 * scenes.PATCH
+"""Below this many pixels a digit's middle may cover no patch: all of the digit counts."""
 
 
 class TowerTeacher(nn.Module):
@@ -55,12 +57,13 @@ class TowerTeacher(nn.Module):
     ) -> torch.Tensor:
         cells = torch.stack([cell_classes(s) for s in drawn])
         present = torch.zeros(len(drawn), NONE + 1).scatter(1, cells, 1.0)[:, :NONE]
-        counts = torch.tensor([len(s.digits) - 1 for s in drawn])
+        counts = torch.tensor([len(s.digits) - 1 for s in drawn])  # -1 in a crop without any
         total = torch.zeros(())
         for i, layer in enumerate(LAYERS):
             token = self.norms[i](hidden[layer][:, 0].float())
             total = total + binary_cross_entropy_with_logits(self.head_presence[i](token), present)
-            total = total + 0.3 * cross_entropy(self.head_count[i](token), counts)
+            counted = cross_entropy(self.head_count[i](token), counts, ignore_index=-1)
+            total = total + 0.3 * counted
             logits = self.head_cells[i](token).unflatten(1, (CELLS, NONE + 1))
             total = total + cross_entropy(logits.flatten(0, 1), cells.flatten(), _weights())
         return total
@@ -105,13 +108,13 @@ def cell_classes(scene: scenes.Scene) -> torch.Tensor:
 def patch_classes(scene: scenes.Scene) -> tuple[torch.Tensor, torch.Tensor]:
     """The digit that a patch stands for and its cell, each ``[patches]`` i64.
 
-    These are the one to four patches under the middle of a digit; others are ``NONE`` and -1.
+    These are one to nine patches under the middle of a digit; others are ``NONE`` and -1.
     """
     values = torch.full(((scene.image.shape[-1] // scenes.PATCH) ** 2,), NONE)
     places = torch.full_like(values, -1)
     for digit in scene.digits:
         top, left, high = digit.box
-        rim = high // 5
+        rim = high // 5 if high >= SMALL else 0
         middle = replace(digit, box=(top + rim, left + rim, high - 2 * rim))
         on = scenes.digit_patches(replace(scene, digits=(middle,)))
         values[on], places[on] = digit.value, digit.cell

@@ -94,6 +94,30 @@ def train(
     return state.curve
 
 
+def train_stage(
+    model: torch.nn.Module,
+    loss: Callable[[int], torch.Tensor],
+    schedule: Schedule,
+    folder: Path,
+    *,
+    title: str,
+    stage: str,
+    evaluate: Callable[[], Mapping[str, float]],
+    resume: bool,
+) -> list[dict[str, float]]:
+    """``train`` as one of several stages: the state at its end stays in ``STAGE.pt``, from where a
+    run that is resumed takes weights and curve over."""
+    done = folder / f"{stage}.pt"
+    if not (resume and done.is_file()):
+        curve = train(model, loss, schedule, folder, title=title, evaluate=evaluate,
+                      resume=resume, stage=stage)  # fmt: skip
+        torch.save({"state": model.state_dict(), "curve": curve}, done)
+    kept = torch.load(done, weights_only=True)
+    model.load_state_dict(kept["state"])
+    before: list[dict[str, float]] = kept["curve"]
+    return before
+
+
 class _State:
     """Where a run stands."""
 

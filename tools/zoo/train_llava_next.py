@@ -1,0 +1,144 @@
+"""Train ``zoo:tiny-llava-next``: ``python -m graphwright.tools.zoo.train_llava_next OUT``.
+
+``zoo:tiny-llava``, taught further to look at scenes of 192 pixels as a thumbnail and four quarters.
+First its vision tower learns to read the thumbnail's digits of 8 to 12 pixels and to tell by the
+frame where in the scene a quarter was cut. Then projector and language model learn to answer from
+the tokens of all five pictures, at most steps from a part of them, the digits' first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...ir.zoo import scenes
+from ...ir.zoo.tiny_vision import LLAVA
+from .llava_figures import accuracy, measure
+from .llava_learner import Learner, make_tokenizer, part_of
+from .llava_tower import TowerTeacher
+from .train_llava import CROWDED, CROWDED_UNTIL, write_model
+from .training import Schedule, train_stage, write_record
+
+TOWER = Schedule(steps=900, lr=2e-3, warmup=0.05, cooldown=0.54, evaluate_every=150)
+ANSWERS = Schedule(steps=750, lr=2e-3, warmup=0.04, cooldown=0.66, evaluate_every=200)
+TOWER_BATCH, QUARTERS = 6, 2
+"""Scenes in a step of the tower, and how many of a scene's quarters stand beside the thumbnail."""
+BATCH, WHOLE_BATCH = 8, 4
+"""Scenes in a step from a part of the tokens, and in one from all of them."""
+LEAST, MOST, WHOLE = 0.06, 0.36, 0.08
+"""The share of visual tokens in a step, and how often all of them stay."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("out", type=Path, help="folder for the model")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--start", type=Path, default=LLAVA, help="a trained zoo:tiny-llava")
+    parser.add_argument("--tower-steps", type=int, default=TOWER.steps)
+    parser.add_argument("--steps", type=int, default=ANSWERS.steps)
+    parser.add_argument("--resume", action="store_true")
+    given = parser.parse_args()
+    run(given.out, given.start, given.seed, given.tower_steps, given.steps, resume=given.resume)
+
+
+def run(
+    out: Path, start: Path, seed: int, tower_steps: int, steps: int, *, resume: bool
+) -> None:  # fmt: skip
+    """Train both stages, measure, write."""
+    out.mkdir(parents=True, exist_ok=True)
+    tokenizer = make_tokenizer()
+    model = start_model(start, seed)
+    model.set_attn_implementation("eager")  # as in train_llava
+    stages = {"tower": replace(TOWER, steps=tower_steps), "answers": replace(ANSWERS, steps=steps)}
+    curves = {
+        "tower": _train_tower(model, stages["tower"], out, seed, resume),
+        "answers": _train_answers(
+            Learner(model, tokenizer), stages["answers"], out, seed, resume
+        ),
+    }
+    model.set_attn_implementation("sdpa")
+    write_model(model, tokenizer, out, scenes.LARGE)
+    figures = measure(model.float(), tokenizer, 1000, scenes.LARGE)
+    write_record(out, seed=seed, schedules=stages, curves=curves, figures=figures)
+    for stage in stages:
+        (out / f"{stage}.pt").unlink()
+    print(json.dumps(figures, indent=1))
+
+
+def start_model(folder: Path, seed: int) -> Any:
+    """The trained model, with a config that says that an image comes as five pictures."""
+    from transformers import LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32)
+    model.config.image_seq_length = scenes.CROPS * scenes.TOKENS
+    return model
+
+
+def _train_tower(
+    model: Any, schedule: Schedule, out: Path, seed: int, resume: bool
+) -> list[dict[str, float]]:
+    teacher = TowerTeacher(model.model.vision_tower, model.config.vision_config.hidden_size)
+    held = [scenes.pictures(q.scene) for q in scenes.questions("validation", 64, size=scenes.LARGE)]
+
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, step, 1])
+        crowded = step < CROWDED_UNTIL * schedule.steps
+        shown: list[scenes.Scene] = []
+        for i in range(TOWER_BATCH):
+            counts = CROWDED if crowded or i % 2 else scenes.COUNTS
+            thumbnail, *quarters = scenes.pictures(
+                scenes.draw_scene("train", rng, scenes.LARGE, counts)
+            )
+            chosen = rng.choice(len(quarters), QUARTERS, replace=False)
+            shown += [thumbnail, *(quarters[q] for q in chosen)]
+        return teacher.loss(shown)
+
+    return train_stage(
+        teacher, loss, schedule, out, title="tiny-llava-next, tower", resume=resume, stage="tower",
+        evaluate=lambda: _legible(teacher, held),
+    )  # fmt: skip
+
+
+def _legible(
+    teacher: TowerTeacher, held: Sequence[Sequence[scenes.Scene]]
+) -> dict[str, float]:
+    """What the tower reads in thumbnails and in quarters."""
+    small = teacher.accuracy([thumbnail for thumbnail, *_ in held])
+    large = teacher.accuracy([quarter for _, *quarters in held for quarter in quarters])
+    return {f"{name}_small": value for name, value in small.items()} | large
+
+
+def _train_answers(
+    learner: Learner, schedule: Schedule, out: Path, seed: int, resume: bool
+) -> list[dict[str, float]]:
+    def loss(step: int) -> torch.Tensor:
+        rng = np.random.default_rng([seed, step, 2])
+        whole = rng.random() < WHOLE
+        drawn = [
+            scenes.draw_scene("train", rng, scenes.LARGE)
+            for _ in range(WHOLE_BATCH if whole else BATCH)
+        ]
+        count = round(scenes.CROPS * scenes.TOKENS * rng.uniform(LEAST, MOST))
+        return learner.loss(drawn, rng, None if whole else part_of(drawn, count, rng))
+
+    return train_stage(
+        learner, loss, schedule, out, title="tiny-llava-next, answers", resume=resume,
+        stage="answers",
+        evaluate=lambda: {
+            "validation": accuracy(
+                learner.model, learner.tokenizer, "validation", 100, scenes.LARGE
+            )
+        },
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
