@@ -14,7 +14,7 @@ from .fx_read import GETITEM, FxReader
 from .infer import agree
 from .types import Type
 from .view import Attr, Node, Operand, Value
-from .vocab import complete_attrs, spec
+from .vocab import check_arity, complete_attrs, spec
 from .weights import Weight
 
 _SEVERAL = frozenset({"split", "topk"})
@@ -35,9 +35,7 @@ class FxEditor(FxReader):
         like: Value | None = None,
     ) -> Value:
         full = complete_attrs(op, attrs)
-        least, most = spec(op).arity
-        if len(operands) < least or (most is not None and len(operands) > most):
-            raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
+        check_arity(op, operands, before)
         for operand in operands:
             # Readers and builders look at the ranks of operands.
             if isinstance(operand, FxNode) and operand.meta.get("val") is None:

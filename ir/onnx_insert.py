@@ -25,7 +25,7 @@ from .onnx_table import BUILDERS, DOMAIN
 from .tensors import WeightTensor, tensor_of
 from .types import Type
 from .view import Attr, Node, Operand, Source, Value
-from .vocab import complete_attrs, spec
+from .vocab import check_arity, complete_attrs, spec
 from .weights import Weight
 
 
@@ -50,9 +50,7 @@ class OnnxInserter(OnnxReader):
         like: Value | None = None,
     ) -> Value:
         full = complete_attrs(op, attrs)
-        least, most = spec(op).arity
-        if len(operands) < least or (most is not None and len(operands) > most):
-            raise Refusal(f"{op} takes {least} to {most} operands, not {len(operands)}", before)
+        check_arity(op, operands, before)
         types = self._infer(op, operands, full, before) if like is None else (self.type(like),)
         self._before = before
         self._emitted.clear()

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from . import infer, reference
+from .errors import Refusal
 from .types import Type
 
 
@@ -140,6 +141,13 @@ def _own_ops() -> Mapping[str, Any]:
 def _own_spec(name: str) -> OpSpec:
     own = _own_ops()[name]
     return OpSpec(name, own.operands, own.attrs, own.infer, own.reference, own=True)
+
+
+def check_arity(name: str, operands: Sequence[Any], where: Any) -> None:
+    """Raise ``Refusal``, with the node ``where``, for more or fewer operands than the op takes."""
+    least, most = spec(name).arity
+    if len(operands) < least or (most is not None and len(operands) > most):
+        raise Refusal(f"{name} takes {least} to {most} operands, not {len(operands)}", where)
 
 
 def complete_attrs(name: str, attrs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from graphwright.backends.lowering import translated
+from graphwright.ir.raising import raise_graph
+from graphwright.ir.trace import trace
+from graphwright.ir.view import View
 from torch.export import Dim
 
 VOCAB = 97
@@ -20,6 +24,15 @@ class Small:
     module: torch.nn.Module
     inputs: dict[str, torch.Tensor]
     dynamic_shapes: dict[str, Any]
+
+
+def raised(small: Small) -> dict[str, View]:
+    """The model's raised graphs: ``fx``, and ``onnx`` translated from it."""
+    fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
+    for view in views.values():
+        raise_graph(view)
+    return views
 
 
 class _Adapted(torch.nn.Module):

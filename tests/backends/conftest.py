@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
 from graphwright.ir.fx import FxView
 from graphwright.ir.trace import trace
+
+from .. import models as small_models
 
 VOCAB, WIDTH, HEADS = 53, 24, 3
 collect_ignore = [] if importlib.util.find_spec("triton") else ["test_triton.py"]
@@ -69,10 +69,4 @@ def inputs_of() -> Callable[..., dict[str, torch.Tensor]]:
 @pytest.fixture(scope="session")
 def models() -> ModuleType:
     """The small transformers models that all test folders share."""
-    path = Path(__file__).parents[1] / "models.py"
-    spec = importlib.util.spec_from_file_location("graphwright_test_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return small_models

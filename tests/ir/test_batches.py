@@ -13,7 +13,7 @@ from graphwright.ir.raising import raise_graph
 from graphwright.ir.trace import trace
 from graphwright.ir.view import View
 
-from .test_structure import small_models
+from .. import models as small_models
 
 VOCAB = 97
 Batch = dict[str, torch.Tensor]
@@ -21,7 +21,7 @@ Batch = dict[str, torch.Tensor]
 
 @cache
 def raised_graph(name: str, kind: str) -> View:
-    small = small_models().BUILDERS[name]()
+    small = small_models.BUILDERS[name]()
     traced = trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
     view = traced if kind == "fx" else translated(traced)
     raise_graph(view)

@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from graphwright.backends.lowering import translated
 from graphwright.ir.errors import BadInput, Refusal
 from graphwright.ir.moves import Path, bypass, follow
 from graphwright.ir.raising import raise_graph
@@ -18,7 +17,7 @@ from graphwright.ir.trace import trace
 from graphwright.ir.verify import check_structure
 from graphwright.ir.view import Origin, View
 
-from .test_structure import small_models
+from .. import models as small_models
 
 OWNERS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "llama": (lambda m: m.model.model, "layers"),
@@ -39,12 +38,8 @@ def models() -> dict[str, Any]:
     """By name: the small model of three layers, and its raised graphs by kind."""
     found: dict[str, Any] = {}
     for name in OWNERS:
-        small = getattr(small_models(), name)(layers=3)
-        fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
-        views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
-        for view in views.values():
-            raise_graph(view)
-        found[name] = small, views
+        small = getattr(small_models, name)(layers=3)
+        found[name] = small, small_models.raised(small)
     return found
 
 

@@ -19,8 +19,8 @@ from graphwright.ir.sweep import sweep
 from graphwright.ir.verify import check_structure
 from graphwright.ir.view import View
 
+from .. import models as small_models
 from .test_bypass import layers
-from .test_structure import small_models
 
 KINDS = ("fx", "onnx")
 MODELS = ("llama", "gemma2", "gpt2")
@@ -33,7 +33,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By name: the small model of three layers, and its raised graphs with a cache by kind."""
     found: dict[str, Any] = {}
     for name in MODELS:
-        small = getattr(small_models(), name)(layers=3)
+        small = getattr(small_models, name)(layers=3)
         folder = tmp_path_factory.mktemp(name)
         small.module.model.save_pretrained(folder)
         fx = load(folder, cache=True)

@@ -21,7 +21,7 @@ from graphwright.tools import cost_tables
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from .test_structure import small_models
+from .. import models as small_models
 
 KINDS = ("fx", "onnx")
 MODELS = ("llama", "bert", "clip_vision", "llava")
@@ -33,7 +33,7 @@ def traced(name: str) -> tuple[View, Inputs]:
     if name == "llava":
         view = load("zoo:tiny-llava")
         return view, {n: t[:1] for n, t in view.source.samples[0].items()}
-    small = small_models().BUILDERS[name]()
+    small = small_models.BUILDERS[name]()
     view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
     return view, {n: t[:1] for n, t in small.inputs.items()}
 
@@ -132,7 +132,7 @@ def test_a_low_rank_path_costs_what_its_factors_do() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "bert", "clip_vision"])
 def test_torch_counts_the_same(name: str) -> None:
-    small = small_models().BUILDERS[name]()
+    small = small_models.BUILDERS[name]()
     inputs = {n: t[:1] for n, t in small.inputs.items()}
     # The counter does not know the fused attention of CPUs.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():

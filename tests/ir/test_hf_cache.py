@@ -27,8 +27,8 @@ from graphwright.ir.sweep import sweep
 from graphwright.ir.verify import check_structure, sample_inputs
 from graphwright.ir.view import View
 
+from .. import models as small_models
 from .test_hf_llava import IMAGE, save_llava
-from .test_structure import small_models
 
 transformers: Any = importlib.import_module("transformers")
 
@@ -47,7 +47,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         if name == "llava":
             model = save_llava(folder, image_seq_length=TOKENS)
         else:
-            model = getattr(small_models(), name)(layers=2).module.model
+            model = getattr(small_models, name)(layers=2).module.model
             model.save_pretrained(folder)
         fx = load(folder, cache=True)
         found[name] = model.eval(), {"fx": fx, "onnx": translated(fx)}
@@ -199,7 +199,7 @@ def test_the_step_after_a_prompt(kind: str, models: Any) -> None:
 
 
 def test_models_without_a_cache(tmp_path: Path) -> None:
-    small_models().bert(layers=1).module.model.save_pretrained(tmp_path)
+    small_models.bert(layers=1).module.model.save_pretrained(tmp_path)
     with pytest.raises(BadInput, match="BertModel does not generate text, so it has no cache"):
         load(tmp_path, cache=True)
     with pytest.raises(BadInput, match="zoo:minilm does not generate text"):
@@ -210,7 +210,7 @@ def test_models_without_a_cache(tmp_path: Path) -> None:
 
 
 def test_a_cache_where_there_is_one(tmp_path: Path) -> None:
-    small_models().bert(layers=1).module.model.save_pretrained(tmp_path)
+    small_models.bert(layers=1).module.model.save_pretrained(tmp_path)
     assert not has_cache(load(tmp_path, cache=None))
     assert not has_cache(load("zoo:minilm", cache=None))
     assert has_cache(load("zoo:tiny-llama", cache=None))

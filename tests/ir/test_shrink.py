@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from graphwright.backends.lowering import translated
 from graphwright.ir.errors import Refusal
 from graphwright.ir.moves import shrink
 from graphwright.ir.moves.shrink import Positions
@@ -18,7 +17,7 @@ from graphwright.ir.verify import check_structure
 from graphwright.ir.view import Node, Value, View
 from graphwright.ir.weights import MemoryWeight
 
-from .test_structure import small_models
+from .. import models as small_models
 
 NAMES = ("llama", "qwen2", "gpt2", "bert")
 
@@ -27,12 +26,8 @@ NAMES = ("llama", "qwen2", "gpt2", "bert")
 def models() -> dict[str, tuple[Any, dict[str, View]]]:
     found = {}
     for name in NAMES:
-        small = getattr(small_models(), name)(layers=3)
-        fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
-        views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
-        for view in views.values():
-            raise_graph(view)
-        found[name] = small, views
+        small = getattr(small_models, name)(layers=3)
+        found[name] = small, small_models.raised(small)
     return found
 
 
@@ -123,7 +118,7 @@ def test_types_say_the_new_length(models: Any, kind: str) -> None:
 
 
 def test_a_fixed_length_is_refused() -> None:
-    small = small_models().llama(layers=2)
+    small = small_models.llama(layers=2)
     rows = {0: small.dynamic_shapes["input_ids"][0]}
     shapes = dict.fromkeys(small.inputs, rows)
     view = trace(small.module, kwargs=small.inputs, dynamic_shapes=shapes)

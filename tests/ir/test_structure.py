@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +15,8 @@ from graphwright.ir.sweep import sweep
 from graphwright.ir.trace import trace
 from graphwright.ir.verify import check_structure, compare
 from graphwright.ir.view import View
+
+from .. import models
 
 MODELS = ("llama", "qwen2", "gemma2", "gpt2", "opt", "bert", "clip_vision", "vit", "t5_encoder")
 GATED = ["q", "k", "v", "o", "gate", "up", "down"]
@@ -37,21 +35,10 @@ ROLES = {
 KV_HEADS = {"llama": 2, "qwen2": 2, "gemma2": 2}
 
 
-def small_models() -> ModuleType:
-    path = Path(__file__).parents[1] / "models.py"
-    spec = importlib.util.spec_from_file_location("graphwright_small_models", path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture(scope="module")
 def views() -> dict[str, tuple[Any, View, View, dict[str, torch.Tensor]]]:
     """By model: the small model, its raised FX graph, its raised ONNX graph, the outputs before."""
     found = {}
-    models = small_models()
     for name in MODELS:
         small = getattr(models, name)()
         fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)

@@ -20,7 +20,7 @@ from graphwright.ir.weights import AbsentWeight, MemoryWeight
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from .test_structure import small_models
+from .. import models as small_models
 
 KINDS = ("fx", "onnx")
 
@@ -31,7 +31,7 @@ def head(kind: str) -> str:
 
 @functools.cache
 def exported(family: str, kind: str) -> tuple[View, dict[str, torch.Tensor]]:
-    small = small_models().BUILDERS[family](1)
+    small = small_models.BUILDERS[family](1)
     program = torch.export.export(
         small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes
     ).run_decompositions({})

@@ -22,24 +22,13 @@ from graphwright.ir.view import View
 from graphwright.ir.weights import MemoryWeight, StackedWeight
 from graphwright.passes.absolute_value import block_bytes
 
+from .calibrated import many, optimize, rel
+
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
 Inputs = dict[str, torch.Tensor]
 FREE = "bitstack{blocks=4 scaling=none}"
 """A recipe that needs no data."""
-
-
-def many(seed: int = 3, count: int = 4) -> list[Inputs]:
-    rng = torch.Generator().manual_seed(seed)
-    return [{"ids": torch.randint(0, 17, (6, 7), generator=rng)} for _ in range(count)]
-
-
-def rel(a: Inputs, b: Inputs) -> float:
-    return max(found.rel_l2 for found in compare(a, b).values())
-
-
-def optimize(graph: View, recipe: str, inputs: Inputs) -> Any:
-    return gw.optimize(graph, recipe, samples=[inputs], calibration=many())
 
 
 # --- on graphs ------------------------------------------------------------------------------------

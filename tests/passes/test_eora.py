@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
-from typing import Any
 
 import graphwright as gw
 import pytest
@@ -13,28 +12,16 @@ from graphwright.ir.errors import BadInput
 from graphwright.ir.raising import raise_graph
 from graphwright.ir.structure import recognize
 from graphwright.ir.sweep import sweep
-from graphwright.ir.verify import compare
 from graphwright.ir.view import View
 from graphwright.passes.compensate import Target
 from graphwright.passes.low_rank import Spectrum, allocate, spectrum
+
+from .calibrated import many, optimize, rel
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
 Inputs = dict[str, torch.Tensor]
 QUANTIZE = "quantize{bits=2 group=16}"
-
-
-def many(seed: int = 3, count: int = 4) -> list[Inputs]:
-    rng = torch.Generator().manual_seed(seed)
-    return [{"ids": torch.randint(0, 17, (6, 7), generator=rng)} for _ in range(count)]
-
-
-def rel(a: Inputs, b: Inputs) -> float:
-    return max(found.rel_l2 for found in compare(a, b).values())
-
-
-def optimize(graph: View, recipe: str, inputs: Inputs) -> Any:
-    return gw.optimize(graph, recipe, samples=[inputs], calibration=many())
 
 
 @pytest.mark.parametrize("recipe", ["eora{rank=2}", "svd-compensate{rank=2}"])

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphwright.tools.cli import main
 
 HIDDEN, INTERMEDIATE, VOCAB, POSITIONS = 384, 1536, 30522, 512
 LINEARS = {
@@ -174,3 +175,16 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(0.15 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs the command; (exit code, stdout, stderr on one line)."""
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as leave:
+            main(list(arguments))
+        out, err = capsys.readouterr()
+        return int(leave.value.code or 0), out, " ".join(err.split())
+
+    return run

@@ -12,19 +12,6 @@ from graphwright.tools import manifest
 from graphwright.tools.cli import main
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; (exit code, stdout, stderr on one line)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leave:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leave.value.code or 0), out, " ".join(err.split())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out4"

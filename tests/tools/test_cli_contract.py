@@ -15,7 +15,6 @@ import pytest
 import torch
 from graphwright.backends import artifact as artifact_files
 from graphwright.tools import manifest
-from graphwright.tools.cli import main
 
 MODEL = "graphwright_toy_factory:make"
 FACTORY = """
@@ -48,19 +47,6 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.chdir(work)
     yield work
     sys.modules.pop("graphwright_toy_factory", None)
-
-
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; (exit code, stdout, stderr on one line)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leave:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leave.value.code or 0), out, " ".join(err.split())
-
-    return run
 
 
 def state(folder: Path) -> dict[str, str]:

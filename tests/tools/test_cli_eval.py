@@ -15,21 +15,11 @@ from graphwright.tools.cli import main
 from rich.console import Console
 
 
-@pytest.fixture
-def command(
-    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Any:
-    """Runs the command in an empty folder; (exit code, stdout, stderr on one line)."""
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty working folder, and a terminal of 80 columns."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "80")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leave:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leave.value.code or 0), out, " ".join(err.split())
-
-    return run
 
 
 @pytest.fixture(scope="module")

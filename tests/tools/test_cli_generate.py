@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -86,16 +87,9 @@ def vision_artifact(vision_model: Path, tmp_path_factory: pytest.TempPathFactory
 
 
 @pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs ``generate``; (exit code, stdout, stderr on one line)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leave:
-            main(["generate", *arguments])
-        out, err = capsys.readouterr()
-        return int(leave.value.code or 0), out, " ".join(err.split())
-
-    return run
+def command(command: Any) -> Any:
+    """Runs ``generate`` as the shared fixture runs the command."""
+    return partial(command, "generate")
 
 
 def greedy(folder: Path, ids: list[int], count: int, **more: Any) -> list[int]:

@@ -26,19 +26,6 @@ class Layers(torch.nn.Module):
         return x + wide
 
 
-@pytest.fixture
-def command(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs the command; (exit code, stdout, stderr on one line)."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as leave:
-            main(list(arguments))
-        out, err = capsys.readouterr()
-        return int(leave.value.code or 0), out, " ".join(err.split())
-
-    return run
-
-
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = gw.trace(Layers().eval(), (torch.randn(4, 48),))

@@ -1,0 +1,25 @@
+"""The toy's calibration data, and how passes that learn from it are run and measured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import graphwright as gw
+import torch
+from graphwright.ir.verify import compare
+from graphwright.ir.view import View
+
+Inputs = dict[str, torch.Tensor]
+
+
+def many(seed: int = 3, count: int = 4) -> list[Inputs]:
+    rng = torch.Generator().manual_seed(seed)
+    return [{"ids": torch.randint(0, 17, (6, 7), generator=rng)} for _ in range(count)]
+
+
+def rel(a: Inputs, b: Inputs) -> float:
+    return max(found.rel_l2 for found in compare(a, b).values())
+
+
+def optimize(graph: View, recipe: str, inputs: Inputs) -> Any:
+    return gw.optimize(graph, recipe, samples=[inputs], calibration=many())
