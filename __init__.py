@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from .ir.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import passes
     from .backends import compile, export
-    from .ir.load import load
-    from .ir.trace import trace
+    from .ir.load.sources import load
+    from .ir.load.trace import trace
     from .passes.manager import Result, optimize, plan
     from .passes.recipe import Recipe
-    from .tools.generating import generate
+    from .tools.run.generating import generate
 
 _HOMES = {
-    "trace": ".ir.trace", "load": ".ir.load", "optimize": ".passes.manager",
+    "trace": ".ir.load.trace", "load": ".ir.load.sources", "optimize": ".passes.manager",
     "plan": ".passes.manager",
     "Result": ".passes.manager",
     "Recipe": ".passes.recipe",
     "compile": ".backends",
     "export": ".backends",
-    "generate": ".tools.generating",
+    "generate": ".tools.run.generating",
 }  # fmt: skip
 __all__ = [
     "trace", "load", "optimize", "plan", "Result", "Recipe", "compile", "export", "generate",

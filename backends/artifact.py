@@ -13,10 +13,10 @@ from typing import Any
 
 import onnx_ir
 
-from .. import __version__
-from ..ir.costs import weight_bytes
-from ..ir.errors import FULL, BadInput, DiskFull
-from ..ir.view import View
+from ..ir.core.errors import FULL, BadInput, DiskFull
+from ..ir.core.version import __version__
+from ..ir.core.view import View
+from ..ir.structure.costs import weight_bytes
 from . import data_file
 from .lowering import lowered
 
@@ -41,14 +41,14 @@ def check_target(out: Path, *, force: bool) -> None:
     Raises ``BadInput``.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise BadInput(f"{out} exists and is no folder")
+        raise BadInput(f"{out} exists and is not a folder")
     here = out.resolve()
     if any(here == place or here in place.parents for place in (Path.cwd(), Path.home())):
         raise BadInput(
             f"{out} holds the working or the home folder: an artifact replaces its folder"
         )
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file() and not force:
-        raise BadInput(f"{out} exists and is no graphwright artifact; --force replaces it")
+        raise BadInput(f"{out} exists and is not a graphwright artifact; --force replaces it")
     parent = out.absolute().parent
     while not parent.exists():
         parent = parent.parent

@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import torch
 
-from ..ir.cache_slots import empty_past
-from ..ir.errors import BadInput, near_misses
-from ..ir.types import Type
-from ..ir.view import View
+from ..ir.core.errors import BadInput, near_misses
+from ..ir.core.types import Type
+from ..ir.core.view import View
+from ..ir.structure.cache_slots import empty_past
 
 _BACKENDS = {"eager": ".eager", "onnxruntime": ".onnxruntime", "triton": ".triton"}
 

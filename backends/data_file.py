@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx_ir
 from onnx_ir import external_data
 
-from ..ir.any_size import in_file_order, place_of
+from ..ir.ops.bitstack_blocks import in_file_order, place_of
 
 INLINE_BYTES = 1024
 """Tensors up to this size stay inside the graph's file, but for blocks of stacked weights."""

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ..ir.cache_slots import PARTS, past_name, past_slot, present_name
-from ..ir.errors import BadInput
-from ..ir.types import Type
+from ..ir.core.errors import BadInput
+from ..ir.core.types import Type
+from ..ir.structure.cache_slots import PARTS, past_name, past_slot, present_name
 from .base import Executable
 
 Prompt = Sequence[int]
@@ -77,7 +77,7 @@ class Decoder:
     step, 0.7 ms of it around the session's own time, against 53 ms without a cache.
 
     ``context`` is the number of tokens that the model can read, where it is known. Raises
-    ``BadInput`` for a graph that is no text model.
+    ``BadInput`` for a graph that is not a text model.
     """
 
     def __init__(self, executable: Executable, context: int | None = None) -> None:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 
-from ..ir.errors import BadInput
-from ..ir.sweep import sweep
-from ..ir.view import View
+from ..ir.core.errors import BadInput
+from ..ir.core.view import View
+from ..ir.run.sweep import sweep
 from .base import ViewExecutable, bind
 
 
@@ -25,7 +25,7 @@ def build(graph: View | str | Path, *, device: str = "cpu") -> EagerExecutable:
         raise BadInput("the eager backend runs on the CPU; use --backend onnxruntime for a GPU")
     if isinstance(graph, View):
         return EagerExecutable(graph)
-    from ..ir.load import load
+    from ..ir.load.sources import load
 
     path = Path(graph)
     return EagerExecutable(load(path / "model.onnx" if path.is_dir() else path))

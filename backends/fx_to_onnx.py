@@ -13,16 +13,16 @@ import torch
 from onnx_ir.passes import common
 from torch.export import ExportedProgram
 
-from ..ir.errors import BadInput
-from ..ir.quiet import quiet
-from ..ir.tensors import tensor_of
-from ..ir.weights import ComputedWeight, Weight
+from ..ir.core.errors import BadInput
+from ..ir.core.quiet import quiet
+from ..ir.core.tensors import tensor_of
+from ..ir.core.weights import ComputedWeight, Weight
 
 OPSET = 21
 """The ONNX opset of an export.
 
 It has ``Gelu`` (20) and block-wise ``DequantizeLinear`` (21). Not 23, whose ``Attention`` reads in
-one node what we spell in six: ONNX Runtime 1.31 refuses masks that broadcast along the queries
+one node what we write in six: ONNX Runtime 1.31 refuses masks that broadcast along the queries
 (``[batch, 1, 1, keys]``), and it is 3 to 8 % faster at most (MiniLM's shape, 1 thread, CPU).
 """
 

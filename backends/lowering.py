@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from ..ir.any_size import forget_types
-from ..ir.cleanup import clean
-from ..ir.errors import BadInput
-from ..ir.fx import FxView
-from ..ir.lower import lower
-from ..ir.onnx import OnnxView
-from ..ir.raising import raise_graph
-from ..ir.verify import check_structure
-from ..ir.view import View
-from ..ir.vision import SIZED_BY_EXAMPLE
-from ..ir.widen import widen
+from ..ir.canonical.families import canonicalize
+from ..ir.core.errors import BadInput
+from ..ir.core.view import View
+from ..ir.fx.view import FxView
+from ..ir.onnx.lower import lower
+from ..ir.onnx.view import OnnxView
+from ..ir.onnx.widen import widen
+from ..ir.ops.bitstack_blocks import forget_types
+from ..ir.rewrite.cleanup import clean
+from ..ir.run.verify import check_structure
+from ..ir.structure.vision import SIZED_BY_EXAMPLE
 
 
 def lowered(view: View) -> OnnxView:
@@ -24,7 +24,7 @@ def lowered(view: View) -> OnnxView:
     onnx = translated(view) if isinstance(view, FxView) else view.copy()
     assert isinstance(onnx, OnnxView)
     widen(onnx)
-    raise_graph(onnx)
+    canonicalize(onnx)
     clean(onnx)
     lower(onnx)
     check_structure(onnx)

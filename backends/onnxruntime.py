@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
-from ..ir.cache_slots import PAST_AXIS, past_slot
-from ..ir.errors import BadInput, Missing
-from ..ir.types import UNKNOWN_DIM, Type
-from ..ir.view import View
+from ..ir.core.errors import BadInput, Missing
+from ..ir.core.types import UNKNOWN_DIM, Type
+from ..ir.core.view import View
+from ..ir.structure.cache_slots import PAST_AXIS, past_slot
 from .base import bind
 
 MODEL_FILE = "model.onnx"

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
-from ..ir.errors import BadInput, Missing
-from ..ir.fx import FxView
-from ..ir.raising import raise_graph
-from ..ir.types import Type
-from ..ir.view import Node, Value, View
-from ..ir.weights import CastWeight
+from ..ir.canonical.families import canonicalize
+from ..ir.core.errors import BadInput, Missing
+from ..ir.core.types import Type
+from ..ir.core.view import Node, Value, View
+from ..ir.core.weights import CastWeight
+from ..ir.fx.view import FxView
 from .base import ViewExecutable, bind
 from .triton_kernels import NEEDED_COMPUTE, Binding, Bound, Fallback, bind_kernels
 
@@ -64,8 +64,8 @@ def build(
 ) -> TritonExecutable:
     """See ``base.compile``. An artifact is loaded as a graph first; the graph stays as it is.
 
-    A copy of an ONNX graph is raised, since its stock ops spell out what our kernels take, low-rank
-    paths among it.
+    A copy of an ONNX graph is canonicalized, since its stock ops expand what our kernels take,
+    low-rank paths among it.
 
     With ``strict`` nothing may fall back to a reference: ``Missing`` where the device is too old
     for the kernels, ``BadInput`` where a node's form has none. Raises ``Missing`` without a CUDA
@@ -73,14 +73,14 @@ def build(
     """
     place = _place(device)
     if not isinstance(graph, View):
-        from ..ir.load import load
+        from ..ir.load.sources import load
 
         path = Path(graph)
         graph = load(path / "model.onnx" if path.is_dir() else path)
     compute = torch.cuda.get_device_capability(place) if place.type == "cuda" else None
     view = graph.copy()
     if not isinstance(view, FxView):
-        raise_graph(view)
+        canonicalize(view)
     binding = bind_kernels(view, compute)
     if strict:
         _refuse(binding.fallbacks, compute)

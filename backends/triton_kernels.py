@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ..ir.types import DTYPE_NAMES
-from ..ir.view import Node, Operand, Value, View
+from ..ir.core.types import DTYPE_NAMES
+from ..ir.core.view import Node, Operand, Value, View
 from ..ir.vocab import is_known, spec
 
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)

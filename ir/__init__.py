@@ -1,1 +1,1 @@
-"""Graphs, views, vocabulary, own ops, structure, moves, sweep, verification: floor 1."""
+"""Graphs, views, vocabulary, own ops, structure, moves, sweep, verification."""

@@ -1,1 +1,1 @@
-"""Device kernels for our own ops: one kernel, one file of the stem of its op. Floor 2."""
+"""Device kernels for our own ops: one kernel, one file of the stem of its op."""

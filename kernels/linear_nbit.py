@@ -13,7 +13,7 @@ import torch
 import triton
 from torch import Tensor
 
-from ..ir.errors import BadInput
+from ..ir.core.errors import BadInput
 from . import linear_nbit_gemm as gemm
 from . import linear_nbit_gemv as gemv
 from .launch import Launch, processors

@@ -34,7 +34,7 @@ def tile_for(rows: int, *, wide: bool) -> Tile:
     """The tile for so many rows of ``x``; ``wide`` for float32.
 
     Chosen so that nothing spills, and that two programs of the narrow tiles and their loads in
-    flight fit the shared memory of one processor of sm_80 (``bench_kernels --offline``); not tuned
+    flight fit the shared memory of one processor of sm_80 (``bench.kernels --offline``); not tuned
     on a device.
     """
     if wide:

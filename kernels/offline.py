@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..ir.errors import Missing
+from ..ir.core.errors import Missing
 from .launch import Launch
 
 SHARED_LIMITS = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..ir.errors import BadInput
+from ..ir.core.errors import BadInput
 from .launch import Launch
 
 BLOCK = 1024

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 
-from ..ir.errors import BadInput, near_misses
-from ..ir.structure import Linear, Structure, recognize
-from ..ir.view import View
-from ..ir.weights import Spool
-from .memory import Memory, T, remembered
+from ..ir.core.errors import BadInput, near_misses
+from ..ir.core.view import View
+from ..ir.core.weights import Spool
+from ..ir.structure.recognize import Linear, Structure, recognize
+from .checkpoint_store import CheckpointStore, T, remembered
 
 STORED, COMPENSATED = "stored weights", "compensated linears"
 TOKENS, BLOCKS = "fewer tokens", "other blocks"
@@ -71,18 +71,18 @@ class Context:
         self, view: View, *, step: int = 0, spool: Spool | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
-        memory: Memory | None = None,
+        checkpoints: CheckpointStore | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
         self.original = original
-        """The raised source graph, as it was before the first pass; ``None`` is ``view`` itself."""
+        """The canonical source graph, as before the first pass; ``None`` is ``view`` itself."""
         self.planned: dict[str, Site] = {}
         """In a forecast: the sites that earlier passes would have changed, by name."""
         self.step = step
         self.spool = spool or Spool()
         self._progress = progress
-        self._memory = memory
+        self._checkpoints = checkpoints
         self._structure: Structure | None = None
 
     @property
@@ -108,7 +108,7 @@ class Context:
         The result is made of tensors, numbers, text, ``None``, and lists and dicts of these;
         ``what`` names it within the pass.
         """
-        return remembered(self._memory, f"{self.step}: {what}", make)
+        return remembered(self._checkpoints, f"{self.step}: {what}", make)
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Tell the person how far a long loop has come."""

@@ -12,18 +12,18 @@ from typing import Any
 
 import torch
 
-from ..ir.batches import check_batches, count_samples
-from ..ir.cache_slots import answers
-from ..ir.costs import Costs, graph_costs, sample_sizes, weight_bytes
-from ..ir.errors import BadInput, BoundExceeded, GraphwrightError, InvalidGraph, Missing
-from ..ir.raising import raise_graph
-from ..ir.structure import Structure, recognize
-from ..ir.sweep import sweep
-from ..ir.verify import check_structure, compare, sample_inputs, tolerance
-from ..ir.view import View
-from ..ir.weights import Spool
+from ..ir.canonical.families import canonicalize
+from ..ir.core.errors import BadInput, BoundExceeded, GraphwrightError, InvalidGraph, Missing
+from ..ir.core.view import View
+from ..ir.core.weights import Spool
+from ..ir.run.batches import check_batches, count_samples
+from ..ir.run.sweep import sweep
+from ..ir.run.verify import check_structure, compare, sample_inputs, tolerance
+from ..ir.structure.cache_slots import answers
+from ..ir.structure.costs import Costs, graph_costs, sample_sizes, weight_bytes
+from ..ir.structure.recognize import Structure, recognize
 from .base import Context, Pass, PassResult
-from .memory import Memory, remembered
+from .checkpoint_store import CheckpointStore, remembered
 from .recipe import Recipe
 from .report import PassReport, RunReport
 from .rules import check_order, remarks
@@ -65,7 +65,7 @@ def optimize(
     calibration: Samples | None = None,
     max_error: float | None = None,
     progress: Progress | None = None,
-    memory: Memory | None = None,
+    checkpoints: CheckpointStore | None = None,
 ) -> Result:
     """Apply a recipe to a copy of ``graph``; each pass is checked before the next one runs.
 
@@ -84,7 +84,7 @@ def optimize(
     _check_calibration(recipe, calibration)
     batches, data = _choose_samples(graph, samples)
     view = graph.copy()
-    raise_graph(view)
+    canonicalize(view)
     check_structure(view)
     if calibration is not None:
         check_batches(view, calibration)
@@ -96,38 +96,38 @@ def optimize(
     report.samples, report.data = count_samples(batches), data
     report.sizes = sample_sizes(view, batches[0])
     spool = Spool()
-    first = _outputs(view, batches, memory, 0)
+    first = _outputs(view, batches, checkpoints, 0)
     costs = _costs(view, batches)
     report.add_costs("source", costs)
     before, shortened = first, False
     for step, entry in enumerate(recipe.steps, 1):
         snapshot = view.copy()
         done = PassReport(
-            entry.made, str(entry), PassResult(), bytes_before=costs.weight_bytes,
+            entry.pass_, str(entry), PassResult(), bytes_before=costs.weight_bytes,
             macs_before=costs.macs,
         )  # fmt: skip
         started = time.perf_counter()
         try:
             context = Context(
                 view, step=step, spool=spool, progress=progress, calibration=calibration or (),
-                original=original, memory=memory,
+                original=original, checkpoints=checkpoints,
             )  # fmt: skip
-            done.result = entry.made.run(context)
-            _require_change(entry.made, done.result)
+            done.result = entry.pass_.run(context)
+            _require_change(entry.pass_, done.result)
             done.result.notes += notes[step - 1]
             view.drop_unused_weights()
             check_structure(view)
-            after = _outputs(view, batches, memory, step)
+            after = _outputs(view, batches, checkpoints, step)
             shortened |= done.result.shortened
             done.errors = worst_of(before, after, shortened=done.result.shortened)
             total = worst_of(first, after, shortened=shortened)
-            _check_bounds(entry.made, done, total, tolerance(view), max_error)
+            _check_bounds(entry.pass_, done, total, tolerance(view), max_error)
         except GraphwrightError as error:
             error.graph = snapshot  # type: ignore[attr-defined]
             raise
         done.seconds = time.perf_counter() - started
         costs = _costs(view, batches)
-        report.add_costs(f"{step} {entry.made.name}", costs)
+        report.add_costs(f"{step} {entry.pass_.name}", costs)
         done.bytes_after, done.macs_after = costs.weight_bytes, costs.macs
         done.peak_rss_bytes = peak_rss_bytes()
         report.passes.append(done)
@@ -142,21 +142,21 @@ def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
     recipe = as_recipe(recipe)
     _check_needs(recipe)
     view = graph.copy()
-    raise_graph(view)
+    canonicalize(view)
     size = source = weight_bytes(view)
     context = Context(view)
     check_order(recipe.passes, context.structure)
     planned: list[tuple[str, PassResult]] = []
     seconds, working = 0.0, 0
     for entry, notes in zip(recipe.steps, remarks(recipe.passes), strict=True):
-        result = entry.made.plan(context)
-        _require_change(entry.made, result)
+        result = entry.pass_.plan(context)
+        _require_change(entry.pass_, result)
         result.notes += notes
         context.planned.update({site.name: site for site in result.sites})
         planned.append((str(entry), result))
         size += sum(site.bytes_after - site.bytes_before for site in result.sites)
-        seconds += entry.made.seconds(result)
-        working = max(working, entry.made.peak_bytes(result))
+        seconds += entry.pass_.seconds(result)
+        working = max(working, entry.pass_.peak_bytes(result))
     seconds += (len(recipe.steps) + 4) * source / SWEEP_BYTES_PER_SECOND
     spooled = min(size, 1 << 30)
     return Plan(planned, source, size, peak_rss_bytes() + working + spooled, seconds)
@@ -178,16 +178,16 @@ def peak_rss_bytes() -> int:
 
 
 def _check_needs(recipe: Recipe) -> None:
-    for made in recipe.passes:
-        for package in made.requires().packages:
+    for pass_ in recipe.passes:
+        for package in pass_.requires().packages:
             if importlib.util.find_spec(package) is None:
                 raise Missing(
-                    f"{made.name} needs the package {package}: pip install {package}"
+                    f"{pass_.name} needs the package {package}: pip install {package}"
                 )
 
 
 def _check_calibration(recipe: Recipe, calibration: Samples | None) -> None:
-    hungry = [made.name for made in recipe.passes if made.requires().calibration]
+    hungry = [pass_.name for pass_ in recipe.passes if pass_.requires().calibration]
     if hungry and not calibration:
         raise BadInput(
             f"{', '.join(hungry)} needs calibration data: give --calib DATA (calibration=[...] in "
@@ -228,12 +228,12 @@ def _choose_samples(graph: View, samples: Samples | None) -> tuple[Samples, str]
 
 
 def _outputs(
-    view: View, samples: Samples, memory: Memory | None, step: int
+    view: View, samples: Samples, checkpoints: CheckpointStore | None, step: int
 ) -> list[dict[str, torch.Tensor]]:
     def run() -> list[dict[str, torch.Tensor]]:
         return [answers(sweep(view, batch)) for batch in samples]
 
-    return remembered(memory, f"{step}: outputs", run)
+    return remembered(checkpoints, f"{step}: outputs", run)
 
 
 def _costs(view: View, samples: Samples) -> Costs:
@@ -287,42 +287,43 @@ def _last_positions(expected: Outputs, actual: Outputs) -> tuple[Outputs, Output
     )
 
 
-def _require_change(made: Pass, result: PassResult) -> None:
-    if result.changed or made.optional:
+def _require_change(pass_: Pass, result: PassResult) -> None:
+    if result.changed or pass_.optional:
         return
     reasons = "; ".join(f"{site}: {reason}" for site, reason in result.refused[:3])
     raise BadInput(
-        f"{made.name} found nothing to do"
+        f"{pass_.name} found nothing to do"
         + (f" (nearest: {reasons})" if reasons else "")
-        + f"; mark it {made.name}{{optional=true}} if that is fine"
+        + f"; mark it {pass_.name}{{optional=true}} if that is fine"
     )
 
 
 def _check_bounds(
-    made: Pass, done: PassReport, total: Mapping[str, Any], rounding: float,
+    pass_: Pass, done: PassReport, total: Mapping[str, Any], rounding: float,
     max_error: float | None,
 ) -> None:  # fmt: skip
     """``rounding`` is what an exact pass may move an output by."""
     site = _worst_site(done.result)
     for name, found in done.errors.items():
-        bound = made.max_error
-        if made.exact:
+        bound = pass_.max_error
+        if pass_.exact:
             bound = rounding
         if bound is not None and not found.rel_l2 <= bound:
-            kind = "is exact but" if made.exact else "passed its bound:"
+            kind = "is exact but" if pass_.exact else "passed its bound:"
             raise BoundExceeded(
-                f"{made.name} {kind} moved the output {name} by {found.rel_l2:.3g} (relative L2; "
-                f"bound {bound:g}). Rolled back.{site} {_advice(made)}"
+                f"{pass_.name} {kind} moved the output {name} by {found.rel_l2:.3g} (relative L2; "
+                f"bound {bound:g}). Rolled back.{site} {_advice(pass_)}"
             )
         if not found.finite:
             raise BoundExceeded(
-                f"{made.name} made the output {name} non-finite. Rolled back.{site} {_advice(made)}"
+                f"{pass_.name} made the output {name} non-finite. "
+                f"Rolled back.{site} {_advice(pass_)}"
             )
     for name, found in total.items():
         if max_error is not None and not found.rel_l2 <= max_error:
             raise BoundExceeded(
-                f"after {made.name} the output {name} is {found.rel_l2:.3g} from the source "
-                f"(relative L2; bound {max_error:g}). Rolled back.{site} {_advice(made)}"
+                f"after {pass_.name} the output {name} is {found.rel_l2:.3g} from the source "
+                f"(relative L2; bound {max_error:g}). Rolled back.{site} {_advice(pass_)}"
             )
 
 
@@ -334,7 +335,7 @@ def _worst_site(result: PassResult) -> str:
     return f" Worst site: {worst.name} (weight error {worst.rel_l2:.3g})."
 
 
-def _advice(made: Pass) -> str:
-    if made.exact:
+def _advice(pass_: Pass) -> str:
+    if pass_.exact:
         return "Please report this as a bug, with the model's structure."
     return "Try more bits, smaller groups, or exclude= that site."

@@ -16,7 +16,7 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from ..ir.errors import BadInput, near_misses
+from ..ir.core.errors import BadInput, near_misses
 from .base import Pass
 from .registry import pass_class
 from .rules import check_order
@@ -30,14 +30,14 @@ FOLDER = Path(__file__).with_name("recipes")
 class Step:
     """One pass of a recipe, with its options as they were written."""
 
-    made: Pass
+    pass_: Pass
     options: tuple[tuple[str, Any], ...]
 
     def __str__(self) -> str:
         if not self.options:
-            return self.made.name
+            return self.pass_.name
         body = " ".join(f"{name}={_print_option(value)}" for name, value in self.options)
-        return f"{self.made.name}{{{body}}}"
+        return f"{self.pass_.name}{{{body}}}"
 
 
 @dataclass(frozen=True)
@@ -56,13 +56,13 @@ class Recipe:
     def of(cls, *passes: Pass) -> Recipe:
         """A recipe out of passes made in Python; options at their defaults are left out."""
         steps = []
-        for made in passes:
+        for pass_ in passes:
             given = tuple(
-                (f.name, getattr(made, f.name))
-                for f in fields(made)
-                if f.default is MISSING or getattr(made, f.name) != f.default
+                (f.name, getattr(pass_, f.name))
+                for f in fields(pass_)
+                if f.default is MISSING or getattr(pass_, f.name) != f.default
             )
-            steps.append(Step(made, given))
+            steps.append(Step(pass_, given))
         return checked(cls(tuple(steps)))
 
     @classmethod
@@ -76,7 +76,7 @@ class Recipe:
 
     @property
     def passes(self) -> tuple[Pass, ...]:
-        return tuple(step.made for step in self.steps)
+        return tuple(step.pass_ for step in self.steps)
 
     def __str__(self) -> str:
         return ",".join(str(step) for step in self.steps)
@@ -184,9 +184,9 @@ def _options(
 
 def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
     """A pass from option texts or values. Raises ``BadInput`` naming the pass and the option."""
-    made = pass_class(name)
-    hints = typing.get_type_hints(made)
-    known = [f.name for f in fields(made)]
+    pass_ = pass_class(name)
+    hints = typing.get_type_hints(pass_)
+    known = [f.name for f in fields(pass_)]
     values: dict[str, Any] = {}
     for option, raw in options:
         if option not in known:
@@ -194,7 +194,7 @@ def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
         if option in values:
             raise BadInput(f"{name}: the option {option} is given twice")
         values[option] = _convert(name, option, raw, hints[option])
-    return Step(made(**values), tuple(values.items()))
+    return Step(pass_(**values), tuple(values.items()))
 
 
 def _convert(name: str, option: str, raw: Any, hint: Any) -> Any:

@@ -5,27 +5,27 @@ from __future__ import annotations
 import importlib
 from importlib.metadata import EntryPoint, entry_points
 
-from ..ir.errors import BadInput, near_misses
+from ..ir.core.errors import BadInput, near_misses
 from .base import Pass
 
 GROUP = "graphwright.passes"
 """The entry point group of third-party passes: ``my-pass = "package.module:MyPass"``."""
 
 _BUILT_IN = {
-    "clean": "clean:Clean",
-    "fold-constants": "fold_constants:FoldConstants",
-    "quantize": "quantize:Quantize",
-    "easyquant": "easyquant:EasyQuant",
-    "hqq": "hqq:HQQ",
-    "fastervlm": "fastervlm:FasterVLM",
-    "fastv": "fastv:FastV",
-    "random-tokens": "random_tokens:RandomTokens",
-    "uniform-tokens": "uniform_tokens:UniformTokens",
-    "eora": "eora:EoRA",
-    "bitstack": "bitstack:BitStack",
-    "drop-blocks": "drop_blocks:DropBlocks",
-    "path": "path:FollowPath",
-    "svd-compensate": "svd_compensate:SvdCompensate",
+    "clean": "exact.clean:Clean",
+    "fold-constants": "exact.fold_constants:FoldConstants",
+    "quantize": "weights.quantize:Quantize",
+    "easyquant": "weights.easyquant:EasyQuant",
+    "hqq": "weights.hqq:HQQ",
+    "fastervlm": "tokens.fastervlm:FasterVLM",
+    "fastv": "tokens.fastv:FastV",
+    "random-tokens": "tokens.random_tokens:RandomTokens",
+    "uniform-tokens": "tokens.uniform_tokens:UniformTokens",
+    "eora": "weights.eora:EoRA",
+    "bitstack": "weights.bitstack:BitStack",
+    "drop-blocks": "depth.drop_blocks:DropBlocks",
+    "path": "depth.path:FollowPath",
+    "svd-compensate": "weights.svd_compensate:SvdCompensate",
 }
 
 
@@ -54,5 +54,5 @@ def pass_class(name: str) -> type[Pass]:
     else:
         raise BadInput(f"there is no pass {name!r}; {near_misses(name, pass_names())}")
     if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise BadInput(f"the entry point {name!r} is no graphwright pass: {found!r}")
+        raise BadInput(f"the entry point {name!r} is not a graphwright pass: {found!r}")
     return found

@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
-from ..ir.costs import MAC_CONVENTION, Costs
-from ..ir.verify import Difference
+from ..ir.run.verify import Difference
+from ..ir.structure.costs import MAC_CONVENTION, Costs
 from .base import Pass, PassResult, Site
 
 MANIFEST_SCHEMA = 1
@@ -19,7 +19,7 @@ MANIFEST_SCHEMA = 1
 class PassReport:
     """One pass of a run."""
 
-    made: Pass
+    pass_: Pass
     text: str
     result: PassResult
     bytes_before: int = 0
@@ -39,10 +39,10 @@ class PassReport:
         error = self.error
         return {
             "order": order,
-            "name": self.made.name,
+            "name": self.pass_.name,
             "text": self.text,
-            "options": _options(self.made),
-            "exact": self.made.exact,
+            "options": _options(self.pass_),
+            "exact": self.pass_.exact,
             "sites": [_site(s) for s in self.result.sites],
             "refused": [{"site": s, "reason": r} for s, r in self.result.refused],
             "notes": list(self.result.notes),
@@ -123,8 +123,8 @@ def _site(site: Site) -> dict[str, Any]:
     return facts if site.note else {k: v for k, v in facts.items() if k != "note"}
 
 
-def _options(made: Pass) -> dict[str, Any]:
-    values = {f.name: getattr(made, f.name) for f in fields(made)}
+def _options(pass_: Pass) -> dict[str, Any]:
+    values = {f.name: getattr(pass_, f.name) for f in fields(pass_)}
     return {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
 
 

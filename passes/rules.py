@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from ..ir.errors import BadInput
-from ..ir.structure import Structure
+from ..ir.core.errors import BadInput
+from ..ir.structure.recognize import Structure
 from .base import BLOCKS, COMPENSATED, STORED, TOKENS, Pass, select_linears
 
 Sites = frozenset[str] | None
@@ -33,8 +33,8 @@ def check_order(passes: Sequence[Pass], structure: Structure | None = None) -> N
     alone. Raises ``BadInput``, with the reason and what would work.
     """
     sites = _all_sites(passes, structure)
-    for place, made in enumerate(passes):
-        if made.optional:
+    for place, pass_ in enumerate(passes):
+        if pass_.optional:
             continue
         _check_excludes(passes, place, sites)
         _check_follows(passes, place, sites)
@@ -43,24 +43,24 @@ def check_order(passes: Sequence[Pass], structure: Structure | None = None) -> N
 def remarks(passes: Sequence[Pass]) -> list[list[str]]:
     """For each pass, what a person should know about its place in the recipe."""
     found: list[list[str]] = [[] for _ in passes]
-    for place, made in enumerate(passes):
-        reshaping = [tag for tag in made.provides if tag in _RESHAPE]
+    for place, pass_ in enumerate(passes):
+        reshaping = [tag for tag in pass_.provides if tag in _RESHAPE]
         learned = [earlier for earlier in passes[:place] if earlier.requires().calibration]
         for earlier in learned if reshaping else ():
             found[place].append(
-                f"{earlier.name} learned from the graph as it was before {made.name}, which "
-                f"{_RESHAPE[reshaping[0]]}: put {made.name} in front of it, so that its statistics "
-                "are those of the final graph"
+                f"{earlier.name} learned from the graph as it was before {pass_.name}, which "
+                f"{_RESHAPE[reshaping[0]]}: put {pass_.name} in front of it, so that its "
+                "statistics are those of the final graph"
             )
     return found
 
 
 def _check_excludes(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -> None:
-    made, mine = passes[place], sites[place]
-    for tag in made.excludes:
+    pass_, mine = passes[place], sites[place]
+    for tag in pass_.excludes:
         earlier = [i for i in range(place) if tag in passes[i].provides]
         if mine is None:
-            clash = [i for i in earlier if passes[i].selects() == made.selects()]
+            clash = [i for i in earlier if passes[i].selects() == pass_.selects()]
         else:
             # Where some of the sites are left, the pass says of the others why it refuses them.
             taken = frozenset().union(*(sites[i] or () for i in earlier))
@@ -68,50 +68,50 @@ def _check_excludes(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) 
         if clash:
             why = _CLASH.get(tag, f"both leave {tag} at the same sites")
             raise BadInput(
-                f"{passes[clash[-1]].name} and {made.name} {why}. Choose sites with include= and "
+                f"{passes[clash[-1]].name} and {pass_.name} {why}. Choose sites with include= and "
                 "exclude=, or drop one"
             )
 
 
 def _check_follows(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -> None:
-    made, mine = passes[place], sites[place]
-    for tag in made.follows:
+    pass_, mine = passes[place], sites[place]
+    for tag in pass_.follows:
         earlier = [i for i in range(place) if _may_provide(passes[i], tag)]
         why = _LACK.get(tag, f"needs {tag}, which no pass before it provides")
         if not earlier:
             later = [p.name for p in passes[place + 1 :] if _may_provide(p, tag)]
             advice = f"put it behind {later[0]}" if later else "put one in front of it, such as hqq"
-            raise BadInput(f"{made.name} {why}: {advice}")
+            raise BadInput(f"{pass_.name} {why}: {advice}")
         known = [sites[i] for i in earlier]
         if mine is None or None in known or mine & frozenset().union(*(s or () for s in known)):
             continue
         raise BadInput(
-            f"{made.name} {why} at its sites ({_listed(mine)}): "
+            f"{pass_.name} {why} at its sites ({_listed(mine)}): "
             f"{', '.join(passes[i].name for i in earlier)} takes others. Give them the same "
             "include=, exclude= and kinds="
         )
 
 
-def _may_provide(made: Pass, tag: str) -> bool:
+def _may_provide(pass_: Pass, tag: str) -> bool:
     """A lossy pass that says nothing of itself may have changed anything."""
-    return tag in made.provides or not (made.provides or made.exact)
+    return tag in pass_.provides or not (pass_.provides or pass_.exact)
 
 
 def _all_sites(passes: Sequence[Pass], structure: Structure | None) -> list[Sites]:
     found: list[Sites] = []
-    for made in passes:
-        chosen = None if structure is None else _sites(made, structure)
+    for pass_ in passes:
+        chosen = None if structure is None else _sites(pass_, structure)
         found.append(chosen)
-        if BLOCKS in made.provides:
+        if BLOCKS in pass_.provides:
             structure = None  # linears leave, or come twice under new names
     return found
 
 
-def _sites(made: Pass, structure: Structure) -> Sites:
-    options = {name: getattr(made, name, None) for name in ("include", "exclude", "kinds")}
+def _sites(pass_: Pass, structure: Structure) -> Sites:
+    options = {name: getattr(pass_, name, None) for name in ("include", "exclude", "kinds")}
     if None in options.values():
         return None
-    least = getattr(made, "min_size", 0)
+    least = getattr(pass_, "min_size", 0)
     chosen = select_linears(structure.linears, min_size=least, **options)  # type: ignore[arg-type]
     return frozenset(linear.name for linear in chosen)
 

@@ -1,8 +1,16 @@
-"""Workers of one test run share the cores: each computes on one."""
+"""Workers of one test run share the cores; commands for developers are tested from the checkout."""
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import graphwright.tools
+
+# The wheel leaves `tools/bench` and `tools/zoo` out.
+_CHECKOUT = str(Path(__file__).resolve().parents[1] / "tools")
+if _CHECKOUT not in graphwright.tools.__path__:
+    graphwright.tools.__path__.append(_CHECKOUT)

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from graphwright.backends.lowering import translated
-from graphwright.ir.raising import raise_graph
-from graphwright.ir.trace import trace
-from graphwright.ir.view import View
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.view import View
+from graphwright.ir.load.trace import trace
 from torch.export import Dim
 
 VOCAB = 97
@@ -31,7 +31,7 @@ def raised(small: Small) -> dict[str, View]:
     fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
     views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
     for view in views.values():
-        raise_graph(view)
+        canonicalize(view)
     return views
 
 

@@ -1,1 +1,1 @@
-"""What people run: the command line, benches, reports. Floor 5."""
+"""What people run: the command line, benches, reports."""

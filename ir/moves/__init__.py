@@ -4,9 +4,9 @@
 ``shrink`` a token axis.
 """
 
-from .bypass import Path, bypass, follow
-from .graft import graft, graft_low_rank
-from .shrink import shrink
-from .swap import swap
+from .bypass_blocks import Path, bypass, follow
+from .graft_path import graft, graft_low_rank
+from .shrink_dim import shrink
+from .swap_linear import swap
 
 __all__ = ["Path", "bypass", "follow", "graft", "graft_low_rank", "shrink", "swap"]

@@ -5,9 +5,17 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterable, Sequence
 
-from ..cache_slots import PARTS, SLOTS_KEY, CacheSlot, find_slot, past_name, past_slot, present_name
-from ..errors import Refusal
-from ..view import Node, Value, View
+from ..core.errors import Refusal
+from ..core.view import Node, Value, View
+from ..structure.cache_slots import (
+    PARTS,
+    SLOTS_KEY,
+    CacheSlot,
+    find_slot,
+    past_name,
+    past_slot,
+    present_name,
+)
 
 
 class Slots:

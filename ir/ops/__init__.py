@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..errors import near_misses
+from ..core.errors import near_misses
 from .base import OwnOp, Sample, kernel_for, register_kernel
 from .linear_bitstack import LINEAR_BITSTACK
 from .linear_nbit import LINEAR_NBIT

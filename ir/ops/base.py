@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..types import Type
+from ..core.types import Type
 from ..vocab import REQUIRED
 
 if TYPE_CHECKING:

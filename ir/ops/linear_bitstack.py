@@ -4,7 +4,8 @@
 block; any number of leading blocks is a weight, a coarser one the fewer they are.
 
 In the ONNX form each block keeps its own initializers, joined by ``Concat``, so that a file can be
-cut after any block (``any_size``). Bytes become signs by a table, magnitudes by a batched MatMul;
+cut after any block (``load.bitstack_size``). Bytes become signs by a table, magnitudes by a batched
+MatMul;
 the runtime folds all of it into one dense matrix when it loads. Measured with ONNX Runtime 1.31 on
 one AVX-512 core, 16 matrices of 512 x 512 in 8 blocks of rank 1, for 1 row: 0.3 ms a call (all 16),
 0.44 s to load. While it folds it holds 19 bytes for each weight and block. With optimisation off
@@ -22,10 +23,10 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..errors import InvalidGraph
-from ..tensors import tensor_of, weight_of
-from ..types import Type
-from ..weights import StackedWeight
+from ..core.errors import InvalidGraph
+from ..core.tensors import tensor_of, weight_of
+from ..core.types import Type
+from ..core.weights import StackedWeight
 from .base import OwnOp, Sample
 from .emit import cast, constant
 

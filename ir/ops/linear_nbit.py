@@ -27,8 +27,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..errors import InvalidGraph
-from ..types import Type
+from ..core.errors import InvalidGraph
+from ..core.types import Type
 from .base import OwnOp, Sample
 from .emit import cast, constant, derived
 from .pack import block_of, check_format, dequantize, n_blocks, n_groups, pack, pack_zeros
@@ -171,7 +171,7 @@ def _trimmed(inputs: list[ir.Value | None]) -> list[ir.Value | None]:
 
 
 class Form:
-    """The operands of MatMulNBits, made from the stored ones; ``raise_nbit`` reads them back."""
+    """The operands of MatMulNBits, from the stored ones; ``canonical.nbit`` reads them back."""
 
     def __init__(self, tape: Tape, attrs: Mapping[str, Any]) -> None:
         self.tape = tape

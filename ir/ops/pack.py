@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..errors import BadInput
+from ..core.errors import BadInput
 
 BITS = (2, 3, 4, 8)
 GROUPS = (0, 16, 32, 64, 128, 256)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import InvalidGraph
-from ..types import Type
+from ..core.errors import InvalidGraph
+from ..core.types import Type
 from .base import OwnOp, Sample
 
 if TYPE_CHECKING:

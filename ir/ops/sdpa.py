@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from .. import infer
-from ..errors import InvalidGraph
-from ..reference import sdpa
+from ..core.errors import InvalidGraph
+from ..vocab import infer
+from ..vocab.reference import sdpa
 from .base import OwnOp, Sample
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def _onnx(
     if q is None or q.dtype is None or q.shape is None or not isinstance(q.shape[-1], int):
         raise InvalidGraph("sdpa: the head dimension is not known")
     if attrs["gqa"] or attrs["causal"]:
-        raise InvalidGraph("sdpa that is causal or repeats heads has no ONNX spelling")
+        raise InvalidGraph("sdpa that is causal or repeats heads has no ONNX form")
     rank, dtype = len(q.shape), q.dtype
 
     def number(value: float) -> ir.Value:

@@ -27,8 +27,8 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..errors import InvalidGraph
-from ..types import Type
+from ..core.errors import InvalidGraph
+from ..core.types import Type
 from .base import OwnOp, Sample
 from .emit import cast, constant, derived
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..types import Type
+from ..core.types import Type
 from .base import OwnOp, Sample
 
 if TYPE_CHECKING:

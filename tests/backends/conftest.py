@@ -8,8 +8,8 @@ from types import ModuleType
 
 import pytest
 import torch
-from graphwright.ir.fx import FxView
-from graphwright.ir.trace import trace
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.load.trace import trace
 
 from .. import models as small_models
 

@@ -20,10 +20,16 @@ import pytest
 import torch
 from graphwright.backends import artifact, export
 from graphwright.backends.artifact import publish, write_model
-from graphwright.ir.errors import BadInput, DiskFull
-from graphwright.ir.fx import FxView
-from graphwright.ir.tensors import tensor_of, weight_of
-from graphwright.ir.weights import ComputedWeight, FileWeight, MemoryWeight, Weight, tensor_bytes
+from graphwright.ir.core.errors import BadInput, DiskFull
+from graphwright.ir.core.tensors import tensor_of, weight_of
+from graphwright.ir.core.weights import (
+    ComputedWeight,
+    FileWeight,
+    MemoryWeight,
+    Weight,
+    tensor_bytes,
+)
+from graphwright.ir.fx.view import FxView
 
 MEGABYTE = 1 << 20
 
@@ -225,7 +231,7 @@ def test_a_folder_that_is_not_ours_is_kept_unless_forced(tmp_path: Path) -> None
     out = tmp_path / "thesis"
     out.mkdir()
     (out / "chapter.txt").write_text("years of work")
-    with pytest.raises(BadInput, match="no graphwright artifact; --force"), publish(out):
+    with pytest.raises(BadInput, match="not a graphwright artifact; --force"), publish(out):
         pass
     assert contents(out) == {"chapter.txt": b"years of work"}
     with publish(out, force=True) as folder:
@@ -247,8 +253,8 @@ def test_targets_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     link.symlink_to(tmp_path / "elsewhere")
     monkeypatch.chdir(tmp_path)
     for out, reason in [
-        (file, "exists and is no folder"),
-        (link, "exists and is no folder"),
+        (file, "exists and is not a folder"),
+        (link, "exists and is not a folder"),
         (file / "out", "is not writable"),
         (Path(), "holds the working or the home folder"),
         (tmp_path.parent, "holds the working or the home folder"),

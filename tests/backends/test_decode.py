@@ -12,10 +12,10 @@ import pytest
 import torch
 from graphwright.backends import Executable, compile
 from graphwright.backends.decode import Decoder, Sampling, nucleus
-from graphwright.ir.cache_slots import PARTS, past_name, present_name
-from graphwright.ir.errors import BadInput
-from graphwright.ir.load import load
-from graphwright.ir.types import Type
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.types import Type
+from graphwright.ir.load.sources import load
+from graphwright.ir.structure.cache_slots import PARTS, past_name, present_name
 
 transformers: Any = importlib.import_module("transformers")
 

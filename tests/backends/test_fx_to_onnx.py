@@ -13,11 +13,11 @@ import pytest
 import torch
 from graphwright.backends.fx_to_onnx import OPSET, to_onnx
 from graphwright.backends.lowering import lowered, translated
-from graphwright.ir.errors import BadInput
-from graphwright.ir.fx import FxView
-from graphwright.ir.tensors import WeightTensor
-from graphwright.ir.trace import trace
-from graphwright.ir.weights import ComputedWeight, MemoryWeight, Weight
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.tensors import WeightTensor
+from graphwright.ir.core.weights import ComputedWeight, MemoryWeight, Weight
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.load.trace import trace
 
 TOLERANCE = 2e-5
 """float32 sums in another order, on values of about 1."""

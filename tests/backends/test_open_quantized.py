@@ -15,14 +15,14 @@ import onnx
 import pytest
 import torch
 from graphwright.backends.triton_kernels import bind_kernels
-from graphwright.ir.costs import graph_costs, sample_sizes, weight_bytes
-from graphwright.ir.errors import BadInput
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
 from graphwright.ir.ops.base import TOLERANCES
-from graphwright.ir.raising import raise_graph
-from graphwright.ir.structure import recognize
-from graphwright.ir.verify import compare
-from graphwright.ir.view import View
-from graphwright.tools.listing import print_structure
+from graphwright.ir.run.verify import compare
+from graphwright.ir.structure.costs import graph_costs, sample_sizes, weight_bytes
+from graphwright.ir.structure.recognize import recognize
+from graphwright.tools.cli.listing import print_structure
 from rich.console import Console
 
 EXACT = TOLERANCES[torch.float32]
@@ -90,7 +90,7 @@ def test_eager_gives_the_numbers_of_the_runtime(name: str, made: Callable[[str],
 def test_what_was_written_is_seen(name: str, made: Callable[[str], Made]) -> None:
     one = made(name)
     opened = gw.load(one.folder / "model.onnx")
-    raise_graph(opened)
+    canonicalize(opened)
     seen, before = recognize(opened), recognize(one.graph)
 
     def sites(structure: Any) -> list[Any]:
@@ -135,7 +135,7 @@ def _codes(model: Any) -> dict[str, bytes]:
 def test_kernels_take_it(name: str, made: Callable[[str], Made]) -> None:
     one = made(name)
     opened = gw.load(one.folder / "model.onnx")
-    raise_graph(opened)
+    canonicalize(opened)
     found, before = bind_kernels(opened, None), bind_kernels(one.graph, None)
 
     def linears(binding: Any) -> Counter[str]:
@@ -204,7 +204,7 @@ def test_what_the_runtimes_own_quantizer_writes(
     opened = gw.load(path)
     held = {t.name: len(t.raw_data) for t in onnx.load(path).graph.initializer}
     assert weight_bytes(opened) == pytest.approx(sum(held.values()), rel=0.05)
-    raise_graph(opened)
+    canonicalize(opened)
     sites, dense = recognize(opened).linears, recognize(_raised(view)).linears
     assert [(s.name, s.role, s.bias is None) for s in sites] == [
         (s.name, s.role, s.bias is None) for s in dense
@@ -218,5 +218,5 @@ def test_what_the_runtimes_own_quantizer_writes(
 
 
 def _raised(view: View) -> View:
-    raise_graph(view)
+    canonicalize(view)
     return view

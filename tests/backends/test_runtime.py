@@ -13,9 +13,9 @@ import pytest
 import torch
 from graphwright.backends import Executable, backend_names, compile, export
 from graphwright.backends import onnxruntime as onnxruntime_backend
-from graphwright.ir.errors import BadInput, Missing
-from graphwright.ir.fx import FxView
-from graphwright.ir.trace import trace
+from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.load.trace import trace
 
 Inputs = Callable[..., dict[str, torch.Tensor]]
 

@@ -24,9 +24,9 @@ import pytest
 import torch
 from graphwright.backends import backend_names, compile, triton
 from graphwright.backends.triton_kernels import CAPABILITIES, Fallback, bind_kernels
-from graphwright.ir.errors import BadInput, Missing
+from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.ops import OWN_OPS
-from graphwright.ir.verify import difference
+from graphwright.ir.run.verify import difference
 
 RECIPES = {
     "4 bits": "quantize{bits=4 group=32}",
@@ -100,12 +100,12 @@ def _wrong_inputs(view: Any, inputs: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _command(model: Path, out: Path) -> dict[str, Any]:
-    from graphwright.tools import cli
+    from graphwright.tools.main import main
 
     arguments = [str(model), "-p", "quantize{bits=4 group=32}", "-o", str(out)]
     with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
-            cli.main([*arguments, "--backend", "triton", "--json"])
+            main.main([*arguments, "--backend", "triton", "--json"])
         except SystemExit as end:
             assert end.code in (0, None)
     runtime: dict[str, Any] = json.loads(output.getvalue())["verification"]["runtime"]

@@ -8,10 +8,10 @@ from typing import Any
 import onnx_ir
 import pytest
 import torch
-from graphwright.ir.fx import FxView
-from graphwright.ir.onnx import OnnxView
-from graphwright.ir.view import Source, Value, View
-from graphwright.ir.weights import MemoryWeight
+from graphwright.ir.core.view import Source, Value, View
+from graphwright.ir.core.weights import MemoryWeight
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.onnx.view import OnnxView
 from torch._subclasses import FakeTensorMode
 
 KINDS = ("fx", "onnx")

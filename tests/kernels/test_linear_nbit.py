@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 import torch
-from graphwright.ir.errors import BadInput
+from graphwright.ir.core.errors import BadInput
 from graphwright.ir.ops import OWN_OPS
 from graphwright.ir.ops.pack import n_groups, pack, pack_zeros
 

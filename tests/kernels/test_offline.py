@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 import torch
-from graphwright.ir.errors import Missing
-from graphwright.tools import bench_kernels
+from graphwright.ir.core.errors import Missing
+from graphwright.tools.bench import kernels
 
 ARCHS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 
@@ -22,7 +22,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What ``bench_kernels --offline --json`` says; a process of its own, with an empty cache."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, "-m", "graphwright.tools.bench_kernels", "--offline", "--json"]
+    command = [sys.executable, "-m", "graphwright.tools.bench.kernels", "--offline", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -35,7 +35,7 @@ def test_all_kernels_are_compiled_for_all_kinds_of_devices(rows: list[dict[str, 
         found = [row for row in rows if row["arch"] == arch]
         assert {row["kernel"] for row in found} == kernels
         cases = {row["case"] for row in found if row["kernel"] in ("gemv_kernel", "gemm_kernel")}
-        assert cases == {str(case) for case in bench_kernels.CASES}
+        assert cases == {str(case) for case in kernels.CASES}
     assert {row["arch"] for row in rows} == set(ARCHS)
 
 
@@ -58,7 +58,7 @@ def test_a_spill_is_seen() -> None:
 
     from graphwright.kernels.offline import compile_for
 
-    launch = next(one for _, one in bench_kernels._launches() if "gemv" in one.kernel.__name__)
+    launch = next(one for _, one in kernels._launches() if "gemv" in one.kernel.__name__)
     assert compile_for(replace(launch, registers=32), 90).spilled > 0
 
 
@@ -69,7 +69,7 @@ def test_without_ptxas(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for tool in ("ptxas", "ptxas_blackwell"):
         monkeypatch.setattr(vars(type(knobs.nvidia))[tool], "default_path", str(tmp_path / "none"))
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    _, launch = next(iter(bench_kernels._launches()))
+    _, launch = next(iter(kernels._launches()))
     with pytest.raises(Missing, match="Cannot find ptxas"):
         compile_for(launch, 90)
 
@@ -78,8 +78,8 @@ def test_without_a_device(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert bench_kernels.main([]) == 3
+    assert kernels.main([]) == 3
     assert "no CUDA device: the kernels cannot be timed. --offline" in capsys.readouterr().err
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    assert bench_kernels.main(["--offline"]) == 3
+    assert kernels.main(["--offline"]) == 3
     assert "unset it" in capsys.readouterr().err

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 import torch
-from graphwright.ir.errors import BadInput
+from graphwright.ir.core.errors import BadInput
 from graphwright.ir.ops import OWN_OPS
 
 OP = OWN_OPS["rope"]

@@ -6,8 +6,8 @@ from typing import Any
 
 import graphwright as gw
 import torch
-from graphwright.ir.verify import compare
-from graphwright.ir.view import View
+from graphwright.ir.core.view import View
+from graphwright.ir.run.verify import compare
 
 Inputs = dict[str, torch.Tensor]
 

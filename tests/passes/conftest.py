@@ -8,9 +8,9 @@ from contextlib import contextmanager
 import pytest
 import torch
 from graphwright.backends.lowering import translated
-from graphwright.ir.trace import trace
-from graphwright.ir.view import View
-from graphwright.ir.weights import Weight
+from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import Weight
+from graphwright.ir.load.trace import trace
 
 WIDTH, INNER, VOCAB = 32, 40, 17
 

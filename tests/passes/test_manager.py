@@ -13,14 +13,14 @@ from typing import Any, ClassVar
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.errors import BadInput, BoundExceeded, InvalidGraph, Missing
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput, BoundExceeded, InvalidGraph, Missing
+from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.moves import graft, swap
-from graphwright.ir.raising import raise_graph
-from graphwright.ir.structure import recognize
-from graphwright.ir.sweep import sweep
-from graphwright.ir.verify import check_structure, compare
-from graphwright.ir.view import View
-from graphwright.ir.weights import MemoryWeight
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.verify import check_structure, compare
+from graphwright.ir.structure.recognize import recognize
 from graphwright.passes import Context, Needs, Pass, PassResult, registry
 
 KINDS = ("fx", "onnx")
@@ -251,7 +251,7 @@ def test_passes_of_other_packages(
     assert gw.optimize(graph, recipe, samples=[toy_inputs]).report.passes[0].result.edits == 1
     assert gw.Recipe.parse("quantize").passes[0] == gw.passes.Quantize()
     assert gw.passes.LossyScale is LossyScale
-    with pytest.raises(BadInput, match="'broken' is no graphwright pass"):
+    with pytest.raises(BadInput, match="'broken' is not a graphwright pass"):
         gw.Recipe.parse("broken")
     with pytest.raises(BadInput, match="no pass 'lossy-scal'; did you mean lossy-scale"):
         gw.Recipe.parse("lossy-scal")
@@ -266,7 +266,7 @@ def test_a_linear_swapped_for_itself_changes_no_bit(
     kind: str, name: str, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     graph = toy_graph(kind)
-    raise_graph(graph)
+    canonicalize(graph)
     before = outputs_of(graph, toy_inputs)
     (linear,) = (x for x in recognize(graph).linears if x.name == name)
     weight = graph.weight(linear.weight)
@@ -282,7 +282,7 @@ def test_a_side_path_without_entries_changes_no_bit(
     kind: str, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     graph = toy_graph(kind)
-    raise_graph(graph)
+    canonicalize(graph)
     before = outputs_of(graph, toy_inputs)
     nothing = torch.zeros(0, dtype=torch.uint8)
     parts = (("rows", nothing), ("cols", nothing), ("values", nothing.float()))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.ir.errors import BadInput
+from graphwright.ir.core.errors import BadInput
 from graphwright.passes import Recipe, pass_names
-from graphwright.passes.quantize import Quantize
 from graphwright.passes.recipe import recipe_names, recipe_summary
+from graphwright.passes.weights.quantize import Quantize
 from hypothesis import given
 from hypothesis import strategies as st
 

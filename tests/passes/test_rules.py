@@ -9,9 +9,9 @@ from typing import ClassVar
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.errors import BadInput
-from graphwright.ir.structure import recognize
-from graphwright.ir.view import View
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.base import STORED, TOKENS, Context, Needs, Pass, PassResult
 from graphwright.passes.manager import plan
 from graphwright.passes.recipe import Recipe
@@ -137,9 +137,9 @@ def test_refused_by_site_before_any_work(
 
 
 def test_sites_behind_a_pass_that_moves_blocks_are_not_known(graph: View) -> None:
-    from graphwright.ir.raising import raise_graph
+    from graphwright.ir.canonical.families import canonicalize
 
-    raise_graph(graph)
+    canonicalize(graph)
     structure = recognize(graph)
     passes = Recipe.parse("hqq{include=up},path{blocks=0},eora{include=[gate new.name]}").passes
     check_order(passes, structure)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphwright.tools.cli import main
+from graphwright.tools.cli.main import main
 
 HIDDEN, INTERMEDIATE, VOCAB, POSITIONS = 384, 1536, 30522, 512
 LINEARS = {
@@ -152,7 +152,7 @@ def make_manifest() -> Callable[..., dict[str, Any]]:
 @pytest.fixture(scope="session")
 def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Hugging Face folder: a random Llama of two layers, and a byte-level BPE made on English."""
-    from graphwright.ir.zoo.text import english_sentences
+    from graphwright.ir.load.zoo.text import english_sentences
 
     transformers: Any = importlib.import_module("transformers")
     tokenizers: Any = importlib.import_module("tokenizers")

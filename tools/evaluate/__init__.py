@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ...backends import Executable
-from ...ir.errors import BadInput, near_misses
-from ...ir.view import View
+from ...ir.core.errors import BadInput, near_misses
+from ...ir.core.view import View
 from .agreement import Agreement
 from .classify import Classify
 from .embed import Embed

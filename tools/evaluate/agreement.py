@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ir.errors import BadInput
+from ...ir.core.errors import BadInput
 from .documents import check_text
 from .pictures import check_pictures
 from .probes import logits, probes

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from ...ir.errors import BadInput, Missing
-from ..calibration_text import read_content, read_lines
+from ...ir.core.errors import BadInput, Missing
+from ..data.text import read_content, read_lines
 from .subject import Subject
 from .task import Setting, limited
 
@@ -34,7 +34,7 @@ def documents(setting: Setting) -> list[str]:
     ``Missing`` for a file that is not there, ``BadInput`` for one that holds no text.
     """
     if setting.data is None:
-        from ...ir.zoo.text import shipped_text
+        from ...ir.load.zoo.text import shipped_text
 
         return list(shipped_text("test"))
     path = setting.data

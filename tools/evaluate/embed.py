@@ -7,8 +7,8 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.errors import BadInput
-from ...ir.zoo.text import english_sentences
+from ...ir.core.errors import BadInput
+from ...ir.load.zoo.text import english_sentences
 from .documents import documents
 from .stats import bootstrap, wilson
 from .subject import EMBEDDING, Subject

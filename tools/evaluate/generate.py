@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.errors import BadInput
+from ...ir.core.errors import BadInput
 from .documents import batched, check_text, shuffled, text_logits
 from .stats import bootstrap, wilson
 from .subject import TEXT, Subject

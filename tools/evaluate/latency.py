@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.errors import BadInput
+from ...ir.core.errors import BadInput
 from .pictures import example_batch
 from .stats import bootstrap_median
 from .subject import IMAGE_TEXT, Subject

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...ir.errors import BadInput, Missing
+from ...ir.core.errors import BadInput, Missing
 from .latency import inputs_of
 from .subject import Subject
 from .task import EvalResult, Setting, Task
@@ -97,7 +97,7 @@ def child() -> None:
     """Load and run once what ``sys.argv`` names; print the bytes as JSON. The child's entry."""
     backend, target, inputs_file = sys.argv[1:]
     from ...backends import compile as compile_model
-    from ...ir.load import load
+    from ...ir.load.sources import load
 
     if backend == "onnxruntime":
         importlib.import_module("onnxruntime")

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir.errors import BadInput, Missing
-from ...ir.zoo import scenes
-from ..images import read_json
+from ...ir.core.errors import BadInput, Missing
+from ...ir.load.zoo import scenes
+from ..data.images import read_json
 from .subject import IMAGE, IMAGE_TEXT, Subject
 from .task import Setting
 

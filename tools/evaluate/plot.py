@@ -12,11 +12,12 @@ from typing import Any
 
 import jinja2
 
-from ..plots import COLOURS, LogAxis, shorten
+from ..report.plots import COLOURS, LogAxis, shorten
 from . import TASKS
 
 PANEL, GAP, LEFT, TOP, HEIGHT = 330, 110, 84, 34, 220
 LEGEND_ROW = 20
+TEMPLATES = Path(__file__).parent
 COSTS = (("bytes", 1e-6, "weights on disk, MB"), ("median_ms", 1.0, "median latency, ms"))
 
 
@@ -129,7 +130,7 @@ def write_svg(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
     if plot is None:
         return False
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parents[1]), autoescape=True,
+        loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True,
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
     module = environment.get_template("pareto.html.j2").module

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ...ir.errors import BadInput
+from ...ir.core.errors import BadInput
 from . import pictures
 from .documents import batched, chosen_windows, text_logits
 from .subject import IMAGE, IMAGE_TEXT, TEXT, Subject

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from ...ir.errors import BadInput
+from ...ir.core.errors import BadInput
 from .documents import batched, text_logits
 from .stats import wilson
 from .subject import TEXT, Subject

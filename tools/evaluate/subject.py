@@ -13,15 +13,15 @@ import torch
 from ...backends import Executable, artifact
 from ...backends import compile as compile_model
 from ...backends.lowering import lowered
-from ...ir.cache_slots import past_slot
-from ...ir.costs import weight_bytes
-from ...ir.errors import BadInput, Missing
-from ...ir.load import load
-from ...ir.verify import sample_inputs
-from ...ir.view import View
-from ...ir.zoo.text import read_tokenizer
-from .. import manifest
-from ..images import read_json
+from ...ir.core.errors import BadInput, Missing
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...ir.load.zoo.text import read_tokenizer
+from ...ir.run.verify import sample_inputs
+from ...ir.structure.cache_slots import past_slot
+from ...ir.structure.costs import weight_bytes
+from ..data.images import read_json
+from ..report import manifest
 
 TEXT, IMAGE_TEXT = "text-generation", "image-text-to-text"
 IMAGE, EMBEDDING = "image-classification", "text-embedding"

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...ir.errors import BadInput, BoundExceeded
+from ...ir.core.errors import BadInput, BoundExceeded
 from .stats import Interval
 from .subject import Subject
 

@@ -20,7 +20,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
 
-from ...ir.errors import Missing
+from ...ir.core.errors import Missing
 
 PACKAGES = (
     "python3.11-doc", "postgresql-doc-15", "sqlite3-doc", "apache2-doc", "python-django-doc",

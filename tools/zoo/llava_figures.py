@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ...ir.zoo import scenes
+from ...ir.load.zoo import scenes
 from ..evaluate.stats import wilson
 
 Hits = NDArray[np.bool_]

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from ...ir.zoo import scenes
+from ...ir.load.zoo import scenes
 
 ASKED = (*scenes.TYPES, "where", "where", "contains", "contains")
 TOLD = 5

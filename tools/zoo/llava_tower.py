@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from ...ir.zoo import scenes
+from ...ir.load.zoo import scenes
 
 CELLS = len(scenes.CELLS)
 NONE = 10

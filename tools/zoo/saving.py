@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ...ir.zoo import scenes
+from ...ir.load.zoo import scenes
 
 
 def save_weights(model: Any, out: Path) -> None:

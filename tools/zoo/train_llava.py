@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ir.zoo import scenes
+from ...ir.load.zoo import scenes
 from .llava_figures import accuracy, measure
 from .llava_learner import BOS, EOS, IMAGE, PAD, UNKNOWN, WORDS, Learner, make_tokenizer, part_of
 from .llava_tower import TowerTeacher

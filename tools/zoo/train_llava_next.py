@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...ir.zoo import scenes
-from ...ir.zoo.tiny_vision import LLAVA
+from ...ir.load.zoo import scenes
+from ...ir.load.zoo.tiny_vision import LLAVA
 from .llava_figures import accuracy, measure
 from .llava_learner import Learner, make_tokenizer, part_of
 from .llava_tower import TowerTeacher

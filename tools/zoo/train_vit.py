@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.nn.functional import cross_entropy
 
-from ...ir.zoo import scenes
+from ...ir.load.zoo import scenes
 from ..evaluate.stats import bootstrap
 from .saving import save_weights, write_preprocessor
 from .training import Schedule, train, write_record

@@ -1,0 +1,1 @@
+"""Native encodings into the vocabulary, one file a family of rules."""

@@ -1,0 +1,248 @@
+"""Softmax attention becomes ``sdpa``, rotary positions become ``rope``.
+
+matmul(softmax(q kᵀ · scale + mask), v)           => sdpa(q, k, v, mask, scale)
+matmul(softmax(c · tanh(q kᵀ · scale / c) + mask), v) => sdpa(q, k, v, mask, scale, softcap c)
+x · cos + concat(-x₂, x₁) · sin                   => rope(x, cos, sin)
+
+The cap is that of Gemma 2 (arXiv 2408.00118). The scale may stand on q, on kᵀ, on both (its root
+each) or on the logits. Repeating key and value heads stays outside.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.errors import Refusal
+from ..core.view import Node, Operand, Value, View
+from ..rewrite.pattern import Match
+from ..rewrite.rule import Build, Rule
+
+_NEVER = -1e30
+"""What is added to masked logits must be below this to be as good as minus infinity."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Logits:
+    q: Value
+    kt: Value
+    scale: float
+    masks: tuple[Value, ...]
+    where: tuple[Value, float] | None
+    """Condition and fill, where masked logits are replaced instead of added to."""
+    softcap: float | None
+
+
+class FuseAttention(Rule):
+    """matmul(softmax(add(mul(matmul(q, kᵀ), scale), mask)), v) => sdpa(q, k, v, mask, scale)"""
+
+    name = "fuse-attention"
+
+    def pattern(self, p: Any, logits: Any, v: Any) -> Any:
+        return p.matmul(p.softmax(logits, dim=-1), v)
+
+    def where(self, match: Match) -> None:
+        found = read_logits(match.view, match.value("logits"), match.root)
+        _check_shapes(match.view, found, match.value("v"), match.root)
+
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        found = read_logits(build.view, bound["logits"], build.match.root)
+        k = _last_two_swapped(build, found.kt)
+        operands = [found.q, k, bound["v"]]
+        mask = _mask(build, found)
+        if mask is not None:
+            operands.append(mask)
+        scale = _round_scale(build.view, found)
+        return build.sdpa(*operands, scale=scale, causal=False, softcap=found.softcap)
+
+
+class FuseGuardedAttention(FuseAttention):
+    """matmul(where(isnan(p), 0, p), v) => sdpa(q, k, v, mask, scale), p the softmax"""
+
+    name = "fuse-guarded-attention"
+
+    def pattern(self, p: Any, logits: Any, v: Any) -> Any:
+        weights = p.softmax(logits, dim=-1)
+        return p.matmul(p.where(p.isnan(weights), 0.0, weights), v)
+
+
+class FuseWideAttention(FuseAttention):
+    """matmul(cast(softmax(cast(logits))), v) => sdpa(q, k, v, mask, scale), as sdpa computes it"""
+
+    name = "fuse-wide-attention"
+
+    def pattern(self, p: Any, logits: Any, v: Any) -> Any:
+        weights = p.softmax(p.cast(logits, dtype=torch.float32), dim=-1)
+        return p.matmul(p.cast(weights), v)
+
+
+def read_logits(view: View, value: Value, root: Node) -> _Logits:
+    """Take logits apart into q, kᵀ, scale, cap and mask. ``Refusal`` where they are none."""
+    masks: list[Value] = []
+    replaced: tuple[Value, float] | None = None
+    node = _only_for_this(view, value, root)
+    while view.op(node) == "add":
+        value, mask = _scores_and_mask(view, node)
+        masks.append(mask)
+        node = _only_for_this(view, value, root)
+    if view.op(node) == "where" and not masks:
+        condition, a, b = view.operands(node)
+        number = view.number(b)
+        if number is None:
+            raise Refusal("where: masked logits are not replaced by a number", root)
+        value, replaced = a, (condition, float(number))
+    value, scale = _unscaled(view, value)
+    node = _only_for_this(view, value, root)
+    cap = None
+    if view.op(node) == "tanh":
+        if scale <= 0:
+            raise Refusal(f"tanh times {scale:g} is not a cap of the logits", root)
+        value, cap = view.operands(node)[0], scale
+        value, divided = _unscaled(view, value)
+        value, before = _unscaled(view, value)
+        scale *= divided * before
+        node = _only_for_this(view, value, root)
+    if view.op(node) != "matmul":
+        raise Refusal(f"the softmax is of `{view.op(node)}`, not of a product of matrices", root)
+    left, right = view.operands(node)
+    q, on_q = _unscaled(view, left)
+    kt, on_k = _unscaled(view, right)
+    return _Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced, cap)
+
+
+def _only_for_this(view: View, value: Value, root: Node) -> Node:
+    node = view.producer(value)
+    if node is None:
+        raise Refusal("the softmax is of an input or a constant, not of a product", root)
+    if len(view.users(value)) > 1 or view.is_output(value):
+        raise Refusal(f"the logits {view.name(value)} are also used elsewhere", root)
+    return node
+
+
+def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
+    a, b = view.operands(node)
+    for scores, mask in ((a, b), (b, a)):
+        inner, _ = _unscaled(view, scores)
+        maker = None if isinstance(inner, int | float | None) else view.producer(inner)
+        if maker is None or view.number(mask) is not None:
+            continue
+        if _is_product(view, maker) or (view.op(maker) == "add" and _holds_product(view, maker)):
+            return scores, mask
+    raise Refusal("neither operand of the added mask is a product of matrices", node)
+
+
+def _holds_product(view: View, node: Node) -> bool:
+    """Whether one of two summands is a product of matrices: the scores, with a mask added."""
+    makers = [_unscaled(view, operand)[0] for operand in view.operands(node)]
+    products = [None if isinstance(m, int | float | None) else view.producer(m) for m in makers]
+    return any(p is not None and _is_product(view, p) for p in products)
+
+
+def _is_product(view: View, node: Node) -> bool:
+    """Whether a node is a product of matrices, or the tanh that caps one."""
+    return view.op(node) in ("matmul", "tanh")
+
+
+def _unscaled(view: View, value: Operand) -> tuple[Value, float]:
+    """A value without the number that it is multiplied or divided by, and that number."""
+    node = None if isinstance(value, int | float | None) else view.producer(value)
+    op = None if node is None else view.op(node)
+    if op not in ("mul", "div"):
+        return value, 1.0
+    a, b = view.operands(node)
+    number = view.number(b)
+    if number is not None and number != 0:
+        return a, float(number) if op == "mul" else 1 / float(number)
+    number = view.number(a) if op == "mul" else None
+    return (value, 1.0) if number is None else (b, float(number))
+
+
+def _check_shapes(view: View, found: _Logits, v: Value, root: Node) -> None:
+    q, kt, values = (view.type(x) for x in (found.q, found.kt, v))
+    if q.rank is None or q.rank != kt.rank or q.rank != values.rank:
+        raise Refusal(f"q {q}, kᵀ {kt} and v {values} differ in rank", root)
+    if q.rank < 3:
+        raise Refusal(f"q {q} has no batch dimension", root)
+    assert q.shape is not None and kt.shape is not None
+    if not isinstance(q.shape[-1], int):
+        raise Refusal(f"the head dimension of q {q} is not known", root)
+    if isinstance(kt.shape[-2], int) and kt.shape[-2] != q.shape[-1]:
+        raise Refusal(f"q {q} and kᵀ {kt} do not fit", root)
+    if q.dtype is None or not q.dtype.is_floating_point:
+        raise Refusal(f"q {q} is not known to hold floats", root)
+    if found.where is not None and found.where[1] > _NEVER:
+        raise Refusal(f"masked logits become {found.where[1]:g}, which sdpa cannot express", root)
+
+
+def _mask(build: Build, found: _Logits) -> Value | None:
+    """The mask of sdpa: boolean for minus infinity, else added as it stands.
+
+    A row that is masked as a whole is uniform under the least finite number and 0 under minus
+    infinity, so the one is not taken for the other.
+    """
+    view = build.view
+    if found.where is not None:
+        condition, fill = found.where
+        return condition if fill == -math.inf else build.where(condition, 0.0, fill)
+    if not found.masks:
+        return None
+    first, *rest = found.masks
+    for mask in rest:
+        first = build.add(mask, first)
+    maker = view.producer(first)
+    if rest or maker is None or view.op(maker) != "where":
+        return first
+    condition, kept, fill_ = view.operands(maker)
+    boolean = view.number(kept) == 0 and view.number(fill_) == -math.inf
+    return condition if boolean else first
+
+
+def _round_scale(view: View, found: _Logits) -> float:
+    """The usual 1/√(head dim) to its last digit, where the graph's roots of it lost some."""
+    width = (view.type(found.q).shape or (1,))[-1]
+    usual = 1 / math.sqrt(width) if isinstance(width, int) else found.scale
+    return usual if math.isclose(usual, found.scale, rel_tol=1e-6) else found.scale
+
+
+def _last_two_swapped(build: Build, value: Value) -> Value:
+    """``value`` with its last two dimensions swapped; a transposition before it is joined."""
+    view = build.view
+    rank = view.type(value).rank
+    assert rank is not None
+    perm = (*range(rank - 2), rank - 1, rank - 2)
+    maker = view.producer(value)
+    if maker is None or view.op(maker) != "transpose":
+        return build.transpose(value, perm=perm)
+    before = view.attrs(maker)["perm"]
+    joined = tuple(before[d] for d in perm)
+    source: Value = view.operands(maker)[0]
+    return source if joined == tuple(range(rank)) else build.transpose(source, perm=joined)
+
+
+class FuseRope(Rule):
+    """add(mul(x, cos), mul(concat(neg(x₂), x₁), sin)) => rope(x, cos, sin)"""
+
+    name = "fuse-rope"
+
+    def pattern(self, p: Any, x: Any, cos: Any, sin: Any, half: Any, end: Any) -> Any:
+        low = p.slice(x, 0, half, dim=-1, step=1)
+        high = p.slice(x, half, end, dim=-1, step=1)
+        return p.add(p.mul(x, cos), p.mul(p.concat(p.neg(high), low, dim=-1), sin))
+
+    def where(self, match: Match) -> None:
+        width = match.last_dim("x")
+        if match.scalar("half") * 2 != width:
+            match.refuse(f"x is cut at {match.scalar('half'):g} of {width}, not in half")
+        if match.scalar("end") < width:
+            match.refuse(f"the second half ends at {match.scalar('end'):g} of {width}")
+
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        return build.rope(bound["x"], bound["cos"], bound["sin"])
+
+
+RULES: tuple[type[Rule], ...] = (
+    FuseRope, FuseGuardedAttention, FuseWideAttention, FuseAttention,
+)  # fmt: skip

@@ -1,0 +1,41 @@
+"""Canonicalization: native encodings become ops of the vocabulary, on either graph, in place."""
+
+from __future__ import annotations
+
+from ..core.view import View
+from ..rewrite.cleanup import clean, fold_constants
+from ..rewrite.driver import RewriteReport, rewrite
+from ..rewrite.rule import Rule
+from . import activation, attention, bitstack, linear, nbit, norm, shape
+
+RULES: tuple[type[Rule], ...] = (
+    *norm.RULES,
+    *activation.RULES,
+    *linear.RULES,
+    *shape.RULES,
+    *attention.RULES,
+    *bitstack.RULES,
+)
+"""Every rule, in the order in which they are tried at a node."""
+
+_FOLD_BYTES = 1 << 16
+"""Enough for shapes, scales and rotary tables; weights are left as they are."""
+
+
+def canonicalize(view: View, *, step: int = 0) -> RewriteReport:
+    """Canonicalize a graph: what hinders a match is cleaned and folded, then the rules apply.
+
+    Outputs agree with those before to the rounding of their dtype. A second time changes nothing.
+    The report counts rules, cleaning and folding; its refusals are those of the last round.
+    """
+    report = RewriteReport()
+    report.applied.update(nbit.canonicalize_stored(view, step=step).applied)
+    while True:
+        report.applied.update(fold_constants(view, max_bytes=_FOLD_BYTES).applied)
+        report.applied.update(clean(view).applied)
+        done = rewrite(view, [rule() for rule in RULES], step=step)
+        report.applied.update(done.applied)
+        report.refusals = done.refusals
+        if not done.total:
+            view.drop_unused_weights()
+            return report

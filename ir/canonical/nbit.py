@@ -1,0 +1,194 @@
+"""Linears of few bits, as ONNX models store them, become ``linear_nbit`` again.
+
+MatMulNBits(x, codes, scales, zeros, bias)           => linear_nbit(x, codes, scales, zeros, bias)
+add(linear_nbit(x, ...), groupsum(x) ((mid - z) s)ᵀ) => linear_nbit(x, ..., z)
+add(linear_nbit(x, ...), b)                          => linear_nbit(x, ..., b)
+
+Codes stay the bytes that they are, behind their handles: they are not read, and what is lowered
+again has them as they were. Casts, repetitions and widenings are undone where they are the ones
+that ``linear_nbit`` itself writes (codes of 2 and 3 bits, scales of float16, one scale a row).
+
+Models of other tools are read in the forms that ``com.microsoft::MatMulNBits`` documents: 4 and 8
+bits, blocks of 16 to 256, zero points packed, of floats or absent, each operand flat or in its
+rows. ``accuracy_level`` 4 is kept; 1 to 3, which let a runtime compute in narrower floats, become
+0. A ``bias`` operand is written as an addition when the graph is lowered.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from onnx_ir.tape import Tape
+
+from ..core.errors import BadInput, Refusal
+from ..core.view import Node, Operand, Value, View
+from ..onnx.forms import same_form, stand_in
+from ..ops.linear_nbit import MICROSOFT, Form, operand_types
+from ..rewrite.driver import RewriteReport, rewrite
+from ..rewrite.pattern import Match
+from ..rewrite.rule import Build, Rule
+from . import nbit_sums, sparse
+from .nbit_sums import OURS, dtype_of, made, source_of
+
+logger = logging.getLogger(__name__)
+
+NODE = "MatMulNBits"
+_OPERANDS = 6
+
+
+def canonicalize_stored(view: View, *, step: int = 0) -> RewriteReport:
+    """Read every ``MatMulNBits`` of an ONNX graph, and its side path of outliers, in place.
+
+    This comes before constants are folded, which would write out what is stored in fewer bytes.
+    Nodes in a form that is not read stay as they are; a warning says why.
+    """
+    native = f"{MICROSOFT}::{NODE}"
+    if view.kind != "onnx" or not any(view.native_op(node) == native for node in view.nodes()):
+        return RewriteReport()
+    rules: tuple[type[Rule], ...] = (
+        FuseMatMulNBits, *nbit_sums.RULES, *sparse.RULES,
+    )  # fmt: skip
+    report = rewrite(view, [rule() for rule in rules], step=step)
+    refusal = report.refusals.get(FuseMatMulNBits.name)
+    left = [view.name(node) for node in view.nodes() if view.native_op(node) == native]
+    if left and refusal is not None:
+        logger.warning("%d %s stay as they are (%s): %s", len(left), NODE, left[0], refusal.reason)
+    return report
+
+
+class FuseMatMulNBits(Rule):
+    """MatMulNBits(x, codes, scales, zeros, bias) => linear_nbit(x, codes, scales, zeros, bias)"""
+
+    name = "fuse-matmul-nbits"
+
+    def pattern(self, p: Any, x: Any, codes: Any, scales: Any) -> Any:
+        return p.native(f"{MICROSOFT}::{NODE}", x, codes, scales, rest=True)
+
+    def where(self, match: Match) -> None:
+        _Reader(match.view, match.root).stored()
+
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        view, root = build.view, build.match.root
+        found = _Reader(view, root).stored()
+        operands = [bound["x"], found.codes, found.scales, found.zeros, found.bias]
+        while operands[-1] is None:
+            operands.pop()
+        return made(build, operands, found.attrs, OURS.sub("", view.name(root)))
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """What a ``MatMulNBits`` multiplies by, as ``linear_nbit`` takes it."""
+
+    codes: Value
+    scales: Value
+    zeros: Value | None
+    bias: Value | None
+    attrs: dict[str, int]
+
+
+class _Reader:
+    """Reads the operands of one node. Every method raises ``Refusal`` where it cannot."""
+
+    def __init__(self, view: View, node: Node) -> None:
+        self.view, self.node = view, node
+        inputs = (*node.inputs, *[None] * _OPERANDS)[:_OPERANDS]
+        self.x, self.codes, self.scales, self.zeros, self.index, self.bias = inputs
+        attrs = view.attrs(node)
+        self.bits, self.block = int(attrs.get("bits", 4)), int(attrs.get("block_size", 0))
+        self.attrs = {
+            "bits": self.bits, "group": self.block, "in_features": int(attrs.get("K", 0)),
+            "out_features": int(attrs.get("N", 0)),
+            "accuracy_level": 4 if attrs.get("accuracy_level") == 4 else 0,
+        }  # fmt: skip
+        self.prepacked = bool(attrs.get("weight_prepacked", 0))
+
+    def refuse(self, reason: str) -> Refusal:
+        return Refusal(reason, self.node)
+
+    def stored(self) -> _Stored:
+        if self.index is not None:
+            raise self.refuse(
+                "g_idx assigns columns to groups in an order of its own; export the model again "
+                "with its columns in the order of their groups (no act-order)"
+            )
+        if self.prepacked:
+            raise self.refuse("its codes are packed for one kind of GPU (weight_prepacked)")
+        if min(self.block, self.attrs["in_features"], self.attrs["out_features"]) < 1:
+            raise self.refuse("K, N and block_size must be given, each 1 or more")
+        if self.bits not in (4, 8):
+            raise self.refuse(f"bits={self.bits}: 4 and 8 are read")
+        bias = self.bias
+        if bias is not None and self.view.weight(bias) is None:
+            raise self.refuse("its bias is not a constant")
+        codes = self._codes()
+        scales = self._scales()
+        return _Stored(codes, scales, self._zeros(), bias, self.attrs)
+
+    def _codes(self) -> Value:
+        if self.view.weight(self.codes) is not None:
+            return self._rows(self.codes, 0, "codes")
+        source = source_of(self.view, self.codes)
+        leaf = stand_in(source)
+        for bits in (2, 3) if self.view.weight(source) is not None else ():
+            self.attrs["bits"] = bits
+            if same_form(self.codes, self._form().codes(leaf), {leaf: source}):
+                return source
+        raise self.refuse("its codes are computed")
+
+    def _scales(self) -> Value:
+        if self.view.weight(self.scales) is not None:
+            return self._rows(self.scales, 1, "scales")
+        source = source_of(self.view, self.scales)
+        leaf, work = stand_in(source), dtype_of(self.view, self.scales) or self.x.dtype
+        for group in (self.block, 0) if self.view.weight(source) is not None and work else ():
+            form = self._form(group)
+            wide = form.cast(leaf, work)
+            if form.block == self.block and same_form(
+                self.scales, form.scales(wide), {leaf: source}
+            ):
+                self.attrs["group"] = group
+                return source
+        raise self.refuse("its scales are computed")
+
+    def _zeros(self) -> Value | None:
+        if self.zeros is None:
+            return None
+        handle = self.view.weight(self.zeros)
+        if handle is not None:
+            real = handle.dtype.is_floating_point
+            return self._rows(self.zeros, 2, "zero points", real=real)
+        source = source_of(self.view, self.zeros)
+        leaf, form = stand_in(source), self._form()
+        if same_form(self.zeros, form.zeros(None), {}):
+            return None
+        if same_form(self.zeros, form.zeros(leaf), {leaf: source}):
+            return source
+        raise self.refuse("its zero points are computed")
+
+    def _form(self, group: int | None = None) -> Form:
+        attrs = self.attrs if group is None else {**self.attrs, "group": group}
+        return Form(Tape(), {**attrs, "accuracy_level": 0})
+
+    def _rows(self, value: Value, index: int, what: str, *, real: bool = False) -> Value:
+        """A constant operand in rows; models of earlier runtimes have them one behind another."""
+        handle = self.view.weight(value)
+        assert handle is not None
+        fan_in, fan_out = self.attrs["in_features"], self.attrs["out_features"]
+        try:
+            types = operand_types(
+                fan_in, fan_out, bits=self.attrs["bits"], group=self.attrs["group"],
+                zeros="real" if real else "integer",
+            )  # fmt: skip
+        except BadInput as error:
+            raise self.refuse(str(error)) from None
+        wanted = types[index]
+        assert wanted is not None and wanted.shape is not None
+        shape = tuple(int(size) for size in wanted.shape)
+        if handle.shape == shape:
+            return value
+        if handle.numel != wanted.numel:
+            raise self.refuse(f"its {what} are {list(handle.shape)}, expected {list(shape)}")
+        return self.view.add_weight(self.view.name(value), handle.reshaped(shape))

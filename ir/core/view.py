@@ -1,0 +1,347 @@
+"""One small interface over both native graphs.
+
+``Node`` and ``Value`` are the native objects themselves (``torch.fx.Node``; ``onnx_ir.Node`` and
+``onnx_ir.Value``), opaque to a pass: it hands them back to the view that gave them. A wrapper
+object per access would cost the rewriting engine a third of its speed and add nothing.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TypeAlias
+
+import torch
+
+from .errors import InvalidGraph, Refusal
+from .types import Type
+from .weights import Weight
+
+Node: TypeAlias = Any
+"""A native node: ``torch.fx.Node`` or ``onnx_ir.Node``."""
+Value: TypeAlias = Any
+"""A native value: ``torch.fx.Node`` (one output, or its ``getitem``) or ``onnx_ir.Value``."""
+Operand: TypeAlias = Any
+"""What a node takes: a ``Value``, a Python number, or ``None`` for an absent optional operand."""
+Attr: TypeAlias = Any
+"""int, float, bool, str, ``torch.dtype``, ``None``, or a tuple of numbers."""
+
+NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
+"""What ``torch.export`` gives as the module path of a node that no module made."""
+NATIVE = "native"
+"""The op name of a node that the vocabulary does not cover: kept untouched."""
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Which rewrite made a node: the rule's name and the number of the pass it ran in."""
+
+    rule: str
+    step: int = 0
+
+
+@dataclass
+class Source:
+    """Where a graph came from: for the manifest, for replay and for copying side files."""
+
+    kind: str = "memory"
+    """``zoo``, ``hf``, ``onnx``, ``pt2``, ``factory`` or ``memory``."""
+    name: str = ""
+    sha256: str = ""
+    folder: str | None = None
+    """Folder whose tokenizer and config files go into the artifact."""
+    source_bytes: int = 0
+    task: str = ""
+    """``text-generation``, ``image-text-to-text``, ``image-classification``, ``text-embedding``, or
+    empty where unknown."""
+    prompt: tuple[int, ...] = ()
+    """Tokens that every row of ``input_ids`` must hold: one for each feature of its image."""
+    files: tuple[Path, ...] = ()
+    """The files that ``sha256`` is taken over: see ``load.fingerprint``."""
+    sampler: Callable[[], list[dict[str, torch.Tensor]]] | None = None
+    """Makes ``samples``."""
+
+    @cached_property
+    def samples(self) -> list[dict[str, torch.Tensor]]:
+        """Batches of real inputs by input name, made at first use; empty if the source has none."""
+        return [] if self.sampler is None else self.sampler()
+
+
+class View(ABC):
+    """Reads and edits one graph in the words of ``vocab``. See ``fx.FxView``, ``onnx.OnnxView``."""
+
+    kind: ClassVar[Literal["fx", "onnx"]]
+    source: Source
+    origin: Origin | None = None
+    """Provenance given to each node that is built while it is set."""
+    journal: list[Node] | None = None
+    """Where each native node is noted that is inserted while it is set."""
+    _stale: set[Node] | None = None
+    """Nodes whose types are to be inferred at the end of ``one_edit``."""
+
+    # --- reading -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def nodes(self) -> Iterator[Node]:
+        """Nodes in topological order, without inputs, weights, ``getitem`` and the output."""
+
+    @abstractmethod
+    def op(self, node: Node) -> str:
+        """The vocabulary's name of the node's op, or ``"native"``."""
+
+    @abstractmethod
+    def native_op(self, node: Node) -> str:
+        """The graph's own name of the op: ``aten.add.Tensor``, ``Add``, ``com.microsoft::Gelu``."""
+
+    @abstractmethod
+    def operands(self, node: Node) -> tuple[Operand, ...]:
+        """Operands in the vocabulary's order; for a native node its tensor inputs in order.
+
+        Trailing absent operands are left out. Numbers appear as Python numbers in FX and may appear
+        as values in ONNX: ``number`` reads both.
+        """
+
+    @abstractmethod
+    def attrs(self, node: Node) -> Mapping[str, Attr]:
+        """Attributes under the vocabulary's names, normalised (dims of known ranks are >= 0)."""
+
+    @abstractmethod
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+        """``op``, ``operands`` and ``attrs`` at once; ``None`` for a native node."""
+
+    @abstractmethod
+    def results(self, node: Node) -> tuple[Value, ...]:
+        """The node's output values."""
+
+    @abstractmethod
+    def producer(self, value: Value) -> Node | None:
+        """The node that makes a value; ``None`` for an input or a weight."""
+
+    @abstractmethod
+    def users(self, value: Value) -> tuple[Node, ...]:
+        """The distinct nodes that use a value, in no fixed order; the graph's output is none."""
+
+    @abstractmethod
+    def is_output(self, value: Value) -> bool:
+        """Whether the graph returns this value."""
+
+    @abstractmethod
+    def inputs(self) -> tuple[Value, ...]:
+        """The graph's inputs, weights not among them."""
+
+    @abstractmethod
+    def outputs(self) -> tuple[Value, ...]:
+        """The values that the graph returns."""
+
+    @abstractmethod
+    def input_names(self) -> tuple[str, ...]:
+        """Names of the inputs, as a caller gives them."""
+
+    @abstractmethod
+    def output_names(self) -> tuple[str, ...]:
+        """Names of the outputs, as a caller gets them."""
+
+    @abstractmethod
+    def type(self, value: Value) -> Type:
+        """dtype and shape of a value; ``UNKNOWN`` where the graph does not say."""
+
+    @abstractmethod
+    def name(self, item: Node | Value) -> str:
+        """The item's own name in the native graph; unique within it."""
+
+    @abstractmethod
+    def scope(self, node: Node) -> str:
+        """Dotted path of the module that made the node (``encoder.layer.0.output``), or empty."""
+
+    @abstractmethod
+    def weight(self, value: Operand) -> Weight | None:
+        """The handle behind a weight or constant; ``None`` for every other value."""
+
+    @abstractmethod
+    def weights(self) -> Mapping[str, Weight]:
+        """All weights and constants of the graph by name."""
+
+    @abstractmethod
+    def metadata(self) -> dict[str, str]:
+        """The graph's own key-value metadata, to read and write."""
+
+    # --- editing -----------------------------------------------------------------------------
+
+    @abstractmethod
+    def build(
+        self,
+        op: str,
+        operands: Sequence[Operand],
+        attrs: Mapping[str, Attr] | None = None,
+        *,
+        before: Node,
+        name: str | None = None,
+        like: Value | None = None,
+    ) -> Value:
+        """Insert a node of the vocabulary before ``before`` and return its (first) result.
+
+        ``like`` gives the result the type of another value; without it the type is inferred, at
+        the latest when it is asked for. Raises ``Refusal`` (here, or from ``type``) where the
+        operands do not fit the op.
+        """
+
+    @abstractmethod
+    def rewire(self, node: Node, old: Value, new: Value) -> None:
+        """Let one node, native or not, read ``new`` wherever it reads ``old``; types follow."""
+
+    @abstractmethod
+    def clone(
+        self, node: Node, values: Mapping[Value, Value], *, before: Node
+    ) -> tuple[Value, ...]:
+        """Insert a copy of a node, native or not, before ``before``; its results.
+
+        The copy reads ``values[v]`` where the node reads ``v``, and shares all other operands.
+        Raises ``Refusal`` for a node that holds a subgraph.
+        """
+
+    @abstractmethod
+    def retype(self, value: Value, like: Value) -> None:
+        """Give a value the type of another where that one says more."""
+
+    @abstractmethod
+    def add_weight(self, name: str, weight: Weight) -> Value:
+        """Add a weight. The name is made unique; a weight with the same key is shared."""
+
+    @abstractmethod
+    def replace(self, old: Value, new: Value) -> None:
+        """Let every user of ``old``, and the graph's output, use ``new``.
+
+        Where the two differ in type, types are inferred anew from there on. Raises
+        ``InvalidGraph`` where a node does not take the new type.
+        """
+
+    @abstractmethod
+    def set_operand(self, node: Node, index: int, operand: Operand) -> None:
+        """Replace one operand (index as in ``operands``) of one node; types follow as there."""
+
+    @abstractmethod
+    def refresh_type(self, node: Node) -> bool:
+        """Infer the types of a node's results anew; whether one contradicts what was declared."""
+
+    @abstractmethod
+    def renew_types(self, nodes: Iterable[Node], old: str, new: str) -> None:
+        """Type the nodes' results anew where the dimension ``old`` has become ``new``; in order.
+
+        Raises ``InvalidGraph`` where a node does not take its operands.
+        """
+
+    @abstractmethod
+    def name_dim(self, value: Value, axis: int, name: str) -> None:
+        """Call a dimension of a value by a name where the graph has none for it."""
+
+    @abstractmethod
+    def erase(self, node: Node) -> None:
+        """Remove a node that nothing uses. Raises ``InvalidGraph`` where something does."""
+
+    @abstractmethod
+    def erase_dead(self, node: Node) -> list[Node]:
+        """Erase a node and then its producers, as long as nothing uses them; the nodes erased."""
+
+    @abstractmethod
+    def set_weight(self, value: Value, weight: Weight) -> None:
+        """Give a weight value another handle of the same shape and dtype."""
+
+    @abstractmethod
+    def drop_unused_weights(self) -> int:
+        """Remove weights that nothing uses; the number removed."""
+
+    @abstractmethod
+    def add_input(self, name: str, like: Value) -> Value:
+        """A new input of the graph, of the type of ``like``, after those that there are."""
+
+    @abstractmethod
+    def set_inputs(self, named: Mapping[str, Value]) -> None:
+        """Let the graph take these of its inputs, in this order and under these names.
+
+        Raises ``InvalidGraph`` where one that is left out is used.
+        """
+
+    @abstractmethod
+    def set_outputs(self, named: Mapping[str, Value]) -> None:
+        """Let the graph return these values, in this order and under these names."""
+
+    @abstractmethod
+    def copy(self) -> View:
+        """An independent copy of the graph. Weights are handles: none of their bytes is copied."""
+
+    @abstractmethod
+    def after(self, node: Node) -> Node:
+        """The place right behind a node, as ``build(before=...)`` takes it."""
+
+    @abstractmethod
+    def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
+        """Run one node on real tensors with reference semantics.
+
+        ``args`` stand for the values of ``arguments(node)`` in that order; returns one item for
+        each of ``results(node)``.
+        """
+
+    @abstractmethod
+    def arguments(self, node: Node) -> tuple[Value, ...]:
+        """Every value that the node's native form reads, in a fixed order, without repetition."""
+
+    # --- conveniences over the above ------------------------------------------------------------
+
+    def number(self, operand: Operand) -> float | int | bool | None:
+        """A Python number behind an operand: itself, or a constant of one element."""
+        if operand is None or isinstance(operand, int | float | bool):
+            return operand
+        weight = self.weight(operand)
+        if weight is None or weight.numel != 1 or weight.dtype.is_complex:
+            return None
+        number: float | int | bool = weight.read().reshape(()).item()
+        return number
+
+    def result(self, node: Node) -> Value:
+        """The only result of a node; ``Refusal`` where it has several."""
+        results = self.results(node)
+        if len(results) != 1:
+            raise Refusal(f"{self.name(node)} has {len(results)} results, one is needed", node)
+        return results[0]
+
+    @contextmanager
+    def made_by(self, rule: str, step: int = 0) -> Iterator[None]:
+        """Within it nodes that are built bear this provenance."""
+        previous, self.origin = self.origin, Origin(rule, step)
+        try:
+            yield
+        finally:
+            self.origin = previous
+
+    @contextmanager
+    def one_edit(self) -> Iterator[None]:
+        """Within it types may contradict each other: they are inferred anew once, at its end."""
+        self._stale = set()
+        try:
+            yield
+        finally:
+            stale, self._stale = self._stale, None
+        self.refresh_types(stale)
+
+    def refresh_types(self, nodes: Iterable[Node]) -> None:
+        """Infer types anew at nodes whose operands changed, and from there on while they change.
+
+        Raises ``InvalidGraph`` where a node does not take its operands.
+        """
+        stale = set(nodes)
+        if self._stale is not None:
+            self._stale |= stale
+            return
+        for node in self.nodes() if stale else ():
+            if node not in stale:
+                continue
+            try:
+                changed = self.refresh_type(node)
+            except Refusal as refusal:
+                raise InvalidGraph(f"{self.name(node)}: {refusal.reason}") from None
+            if changed:
+                stale.update(user for r in self.results(node) for user in self.users(r))

@@ -1,0 +1,330 @@
+"""Parameters as lazy handles: shape and dtype at once, bytes only when read, one at a time.
+
+A handle never caches what it read. Replacing a weight means replacing its handle, so that a model
+larger than memory passes through one tensor at a time, from its files into the artifact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import struct
+import tempfile
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .errors import FULL, BadInput, DiskFull, Missing
+from .types import DTYPE_NAMES, Type
+
+SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "U16": torch.uint16,
+    "U32": torch.uint32,
+    "U64": torch.uint64,
+    "BOOL": torch.bool,
+}
+
+
+class Weight(ABC):
+    """A parameter or constant that is read on demand."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    @abstractmethod
+    def read(self) -> torch.Tensor:
+        """The tensor, freshly read, contiguous, on CPU. The caller must not write to it."""
+
+    @property
+    @abstractmethod
+    def key(self) -> Hashable:
+        """Identity of the stored bytes: weights with equal keys hold the same numbers."""
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.numel * self.dtype.itemsize
+
+    @property
+    def type(self) -> Type:
+        return Type(self.dtype, self.shape)
+
+    def transposed(self) -> Weight:
+        """The matrix transposed; transposing twice gives back the same handle."""
+        return TransposedWeight(self)
+
+    def reshaped(self, shape: tuple[int, ...]) -> Weight:
+        """The same numbers in another shape of as many elements."""
+        if math.prod(shape) != self.numel:
+            raise ValueError(f"{list(self.shape)} cannot be seen as {list(shape)}")
+        base = self
+        return ComputedWeight(
+            lambda: base.read().reshape(shape), shape, self.dtype, ("reshaped", shape, base.key)
+        )
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({DTYPE_NAMES.get(self.dtype)}{list(self.shape)})"
+
+
+class MemoryWeight(Weight):
+    """A tensor held in memory. ``ValueError`` for a meta or fake tensor, which holds no numbers."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
+            raise ValueError(f"a {list(tensor.shape)} tensor without data is no weight in memory")
+        self._tensor = tensor.detach()
+        self.shape = tuple(tensor.shape)
+        self.dtype = tensor.dtype
+
+    def read(self) -> torch.Tensor:
+        return self._tensor.cpu().contiguous()
+
+    @property
+    def key(self) -> Hashable:
+        t = self._tensor
+        # Tensors without elements share the address 0.
+        return ("memory", t.data_ptr() or id(t), self.shape, t.stride(), self.dtype)
+
+
+class FileWeight(Weight):
+    """``nbytes`` raw little-endian bytes at ``offset`` of a safetensors or external data file."""
+
+    def __init__(
+        self,
+        path: Path,
+        offset: int,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        owner: object = None,
+    ) -> None:
+        self.path, self.offset, self.shape, self.dtype = path, offset, shape, dtype
+        self._owner = owner  # a temporary file goes with its owner: the handle keeps it alive
+
+    def read(self) -> torch.Tensor:
+        if self.numel == 0:
+            return torch.empty(self.shape, dtype=self.dtype)
+        raw = bytearray(self.nbytes)
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self.offset)
+                count = file.readinto(raw)
+        except FileNotFoundError:
+            raise Missing(f"{self.path}: the weights were here and are gone") from None
+        if count != self.nbytes:
+            raise BadInput(
+                f"{self.path}: truncated: a tensor of {self.nbytes} bytes at offset "
+                f"{self.offset} reaches past the end of the file"
+            )
+        return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape)
+
+    @property
+    def key(self) -> Hashable:
+        return ("file", str(self.path), self.offset, self.shape, self.dtype)
+
+
+class CastWeight(Weight):
+    """A weight in another dtype; the numbers are converted when they are read."""
+
+    def __init__(self, base: Weight, dtype: torch.dtype) -> None:
+        self.base, self.shape, self.dtype = base, base.shape, dtype
+
+    def read(self) -> torch.Tensor:
+        return self.base.read().to(self.dtype)
+
+    @property
+    def key(self) -> Hashable:
+        return ("cast", self.base.key, self.dtype)
+
+
+class AbsentWeight(Weight):
+    """A weight of known shape and dtype whose file is not there: good for a dry run only."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], dtype: torch.dtype, reason: str) -> None:
+        self.name, self.shape, self.dtype, self.reason = name, shape, dtype, reason
+
+    def read(self) -> torch.Tensor:
+        raise Missing(f"the weight {self.name!r} cannot be read: {self.reason}")
+
+    @property
+    def key(self) -> Hashable:
+        return ("absent", self.name, self.shape, self.dtype)
+
+
+class TransposedWeight(Weight):
+    """A matrix seen transposed, without moving a byte until it is read."""
+
+    def __init__(self, base: Weight) -> None:
+        if len(base.shape) != 2:
+            raise ValueError(f"only matrices are transposed, not {list(base.shape)}")
+        self.base = base
+        self.shape = base.shape[::-1]
+        self.dtype = base.dtype
+
+    def read(self) -> torch.Tensor:
+        return self.base.read().t().contiguous()
+
+    @property
+    def key(self) -> Hashable:
+        return ("transposed", self.base.key)
+
+    def transposed(self) -> Weight:
+        return self.base
+
+
+class ComputedWeight(Weight):
+    """A weight that a function of no arguments makes each time it is read."""
+
+    def __init__(
+        self,
+        make: Callable[[], torch.Tensor],
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        key: Hashable,
+    ) -> None:
+        self._make, self.shape, self.dtype, self._key = make, shape, dtype, key
+
+    def read(self) -> torch.Tensor:
+        tensor = self._make()
+        if tuple(tensor.shape) != self.shape or tensor.dtype != self.dtype:
+            raise ValueError(
+                f"computed {tensor.dtype} {list(tensor.shape)}, declared {self.dtype} {self.shape}"
+            )
+        return tensor.contiguous()
+
+    @property
+    def key(self) -> Hashable:
+        return ("computed", self._key)
+
+
+class StackedWeight(Weight):
+    """Weights ``[1, ...]`` of one shape and dtype, one behind the other along the first dimension.
+
+    ``names`` are what the parts are called where they are stored one by one.
+    """
+
+    def __init__(self, parts: Sequence[Weight], names: Sequence[str]) -> None:
+        first = parts[0]
+        if any((p.shape, p.dtype) != (first.shape, first.dtype) for p in parts):
+            raise ValueError(f"these weights are not alike: {list(parts)}")
+        self.parts, self.names = tuple(parts), tuple(names)
+        self.shape, self.dtype = (len(parts), *first.shape[1:]), first.dtype
+
+    def read(self) -> torch.Tensor:
+        return torch.cat([part.read() for part in self.parts])
+
+    @property
+    def key(self) -> Hashable:
+        return ("stacked", tuple(part.key for part in self.parts))
+
+
+class Spool:
+    """New weights: in memory up to ``budget_bytes`` altogether, on disk beyond that.
+
+    The file lies in the system's temporary folder and goes with the spool.
+    """
+
+    def __init__(self, budget_bytes: int = 1 << 30) -> None:
+        self._left = budget_bytes
+        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+
+    def store(self, tensor: torch.Tensor) -> Weight:
+        """The tensor as a handle. Raises ``DiskFull`` where there is no room for it."""
+        tensor = tensor.detach().contiguous().cpu()
+        size = tensor.numel() * tensor.element_size()
+        if size <= self._left:
+            self._left -= size
+            # A slice would keep the whole tensor that it was cut from alive.
+            whole = tensor.untyped_storage().nbytes() == size
+            return MemoryWeight(tensor if whole else tensor.clone())
+        if self._file is None:
+            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed with the spool
+                prefix="graphwright-", suffix=".spool"
+            )
+        offset = self._file.seek(0, os.SEEK_END)
+        try:
+            self._file.write(tensor_bytes(tensor))
+            self._file.flush()
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DiskFull(
+                f"the disk of {tempfile.gettempdir()} ran full: new weights lie there until the "
+                "artifact is written. Free some space, or set TMPDIR to a folder on a larger disk"
+            ) from None
+        return FileWeight(Path(self._file.name), offset, tuple(tensor.shape), tensor.dtype, self)
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """The little-endian bytes of a contiguous CPU tensor, without a copy."""
+    if tensor.numel() == 0:
+        return memoryview(b"")
+    flat = tensor.detach().contiguous().reshape(-1)
+    raw: memoryview = flat.view(torch.uint8).numpy().data
+    return raw.cast("B")
+
+
+def sha256_of_weight(weight: Weight) -> str:
+    """Hash of a weight's dtype, shape and bytes."""
+    digest = hashlib.sha256(f"{weight.dtype}{list(weight.shape)}".encode())
+    digest.update(tensor_bytes(weight.read()))
+    return digest.hexdigest()
+
+
+def read_safetensors_header(path: Path) -> Iterator[tuple[str, FileWeight]]:
+    """Names and handles of the tensors in a safetensors file; no tensor is read.
+
+    Raises ``BadInput`` where the file is not a safetensors file or cut short, or a tensor's extent
+    contradicts its shape.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        prefix = file.read(8)
+        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
+        if not 2 <= length <= min(size - 8, 100 << 20):
+            raise BadInput(f"{path}: not a safetensors file (its header length makes no sense)")
+        try:
+            header = json.loads(file.read(length))
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+            reason = f"header is not JSON: {error}"
+            raise BadInput(f"{path}: not a safetensors file ({reason})") from None
+    if not isinstance(header, dict):
+        raise BadInput(f"{path}: not a safetensors file (its header is not an object)")
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        yield name, _safetensors_entry(path, name, entry, 8 + length, size)
+
+
+def _safetensors_entry(path: Path, name: str, entry: object, start: int, size: int) -> FileWeight:
+    if not isinstance(entry, dict):
+        raise BadInput(f"{path}: tensor {name!r} has a malformed header entry: {entry}")
+    try:
+        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+        shape = tuple(int(d) for d in entry["shape"])
+        begin, end = (int(x) for x in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError, OverflowError):
+        raise BadInput(f"{path}: tensor {name!r} has a malformed header entry: {entry}") from None
+    if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
+        raise BadInput(f"{path}: tensor {name!r}: {end - begin} bytes do not hold {shape} {dtype}")
+    if start + end > size or begin < 0:
+        raise BadInput(f"{path}: truncated: tensor {name!r} ends at byte {start + end} of {size}")
+    return FileWeight(path, start + begin, shape, dtype)

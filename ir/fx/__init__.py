@@ -1,0 +1,1 @@
+"""The view over ``torch.fx`` graphs."""

@@ -1,0 +1,191 @@
+"""``FxReader``: what a view answers about an FX graph, and the types of its values."""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import Graph
+from torch.fx.node import Node as FxNode
+from torch.fx.node import map_arg
+
+from ..core.errors import InvalidGraph, Refusal
+from ..core.types import UNKNOWN, Type
+from ..core.view import NATIVE, NO_SCOPE, Attr, Node, Operand, Origin, Source, Value, View
+from ..core.weights import Weight
+from ..vocab import spec
+from .dims import FxDims
+from .table import READERS, is_plain, own_op
+
+GETITEM = operator.getitem
+"""Takes one of several results: part of how FX writes a node, and no node of a view's own."""
+
+
+class FxReader(View):
+    """The reading half of ``fx.FxView``, whose state it holds."""
+
+    kind: ClassVar[Literal["fx", "onnx"]] = "fx"
+
+    def __init__(
+        self,
+        graph: Graph,
+        program: ExportedProgram | None,
+        weights: dict[str, Weight],
+        names: tuple[tuple[str, ...], tuple[str, ...]],
+        source: Source,
+        symbols: Mapping[str, str],
+    ) -> None:
+        self.graph = graph
+        self.program = program
+        self.source = source
+        self.origin: Origin | None = None
+        self.dims = FxDims(symbols)
+        self._weights = weights
+        self._names = names
+        self._metadata: dict[str, str] = {}
+        self._placeholders = [n for n in graph.nodes if n.op == "placeholder"]
+        self._output = next(n for n in reversed(graph.nodes) if n.op == "output")
+        self._by_key: dict[Any, FxNode] = {}
+
+    @property
+    def symbols(self) -> dict[str, str]:
+        """Names of the symbolic dimensions by the exporter's symbols."""
+        return self.dims.symbols
+
+    def nodes(self) -> Iterator[Node]:
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node.target is not GETITEM:
+                yield node
+
+    def op(self, node: Node) -> str:
+        entry = READERS.get(node.target)
+        if entry is None:
+            return own_op(node.target)
+        name, reader, partial = entry
+        return NATIVE if partial and reader(node) is None else name
+
+    def native_op(self, node: Node) -> str:
+        target = node.target
+        if isinstance(target, torch._ops.OpOverload):
+            return str(target)
+        return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
+
+    def operands(self, node: Node) -> tuple[Operand, ...]:
+        reading = self.read(node)
+        return tuple(node.all_input_nodes) if reading is None else reading[1]
+
+    def attrs(self, node: Node) -> Mapping[str, Attr]:
+        reading = self.read(node)
+        if reading is not None:
+            return reading[2]
+        plain = {f"arg{i}": a for i, a in enumerate(node.args) if is_plain(a)}
+        return plain | {k: v for k, v in node.kwargs.items() if is_plain(v)}
+
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+        entry = READERS.get(node.target)
+        if entry is not None:
+            reading = entry[1](node)
+            return None if reading is None else (entry[0], *reading)
+        name = own_op(node.target)
+        if name == NATIVE:
+            return None
+        operands = list(node.args)
+        while operands and operands[-1] is None:
+            operands.pop()
+        return name, tuple(operands), {**spec(name).attrs, **node.kwargs}
+
+    def results(self, node: Node) -> tuple[Value, ...]:
+        if not isinstance(node.meta.get("val"), (tuple, list)):
+            return (node,)
+        items = [u for u in node.users if u.target is GETITEM]
+        return tuple(sorted(items, key=lambda u: u.args[1]))
+
+    def producer(self, value: Value) -> Node | None:
+        if value.op != "call_function":
+            return None
+        return value.args[0] if value.target is GETITEM else value
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        return tuple(u for u in value.users if u.op != "output")
+
+    def is_output(self, value: Value) -> bool:
+        return self._output in value.users
+
+    def inputs(self) -> tuple[Value, ...]:
+        return tuple(n for n in self._placeholders if "weight" not in n.meta)
+
+    def outputs(self) -> tuple[Value, ...]:
+        return tuple(self._output.args[0])
+
+    def input_names(self) -> tuple[str, ...]:
+        return self._names[0]
+
+    def output_names(self) -> tuple[str, ...]:
+        return self._names[1]
+
+    def type(self, value: Value) -> Type:
+        val = value.meta.get("val")
+        if val is None and value.op == "call_function":
+            val = self._refresh(value)
+        if isinstance(val, torch.Tensor):
+            return Type(val.dtype, tuple(self.dims.text(d) for d in val.shape))
+        if isinstance(val, int | torch.SymInt):
+            return Type(torch.int64, ())
+        return UNKNOWN
+
+    def _refresh(self, node: FxNode) -> Any:
+        """Compute the fake value of a node whose type an edit left open, its operands first."""
+        pending = [node]
+        while pending:
+            current = pending[-1]
+            open_ = [n for n in current.all_input_nodes if n.meta.get("val") is None]
+            if open_:
+                pending.extend(open_)
+                continue
+            args, kwargs = map_arg((current.args, current.kwargs), lambda n: n.meta["val"])
+            try:
+                with self._fake_mode():
+                    current.meta["val"] = current.target(*args, **kwargs)  # type: ignore[operator]
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
+                raise Refusal(
+                    f"{self.native_op(current)} does not fit its operands: {error}", current
+                ) from None
+            pending.pop()
+        return node.meta["val"]
+
+    def _fake_mode(self) -> Any:
+        for node in self._placeholders:
+            mode = getattr(node.meta.get("val"), "fake_mode", None)
+            if mode is not None:
+                return mode
+        raise InvalidGraph("the graph has no typed input")
+
+    def name(self, item: Node | Value) -> str:
+        weight = item.meta.get("weight")
+        return str(weight) if weight is not None else str(item.name)
+
+    def scope(self, node: Node) -> str:
+        stack = node.meta.get("nn_module_stack")
+        if not stack:
+            return ""
+        path = str(list(stack.values())[-1][0]).removeprefix(NO_SCOPE)
+        return re.sub(r"^L(?:__self___?|\['self'\])\.?", "", path)
+
+    def weight(self, value: Operand) -> Weight | None:
+        if not isinstance(value, FxNode):
+            return None
+        name = value.meta.get("weight") if value.op == "placeholder" else None
+        return None if name is None else self._weights[name]
+
+    def weights(self) -> Mapping[str, Weight]:
+        return self._weights
+
+    def metadata(self) -> dict[str, str]:
+        return self._metadata
+
+    def arguments(self, node: Node) -> tuple[Value, ...]:
+        return tuple(node.all_input_nodes)

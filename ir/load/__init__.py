@@ -1,0 +1,1 @@
+"""Models from where they lie: folders, files, modules, the zoo."""

@@ -1,0 +1,146 @@
+"""Decoders with their key-value cache as inputs and outputs: one graph for prompts and steps."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from ..structure.cache_slots import PARTS, past_name, present_name
+from .hf_llava import image_features, merge_rows
+
+PAST, SEQ = 3, 2
+"""Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
+_ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
+
+Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
+
+
+def cached_inputs(
+    model: Any, inputs: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Example inputs and dynamic shapes of a decoder with its cache, from those without."""
+    config = model.config.get_text_config(decoder=True)
+    longest = getattr(config, "max_position_embeddings", None)
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    dtype = next(model.parameters()).dtype
+    batch, past = Dim("batch"), Dim("past", max=longest)
+    layer = {0: batch, 2: past}
+    layers = range(config.num_hidden_layers)
+    pixels = inputs.get("pixel_values")
+    # Long enough for an image: sizes that depend on it (tokens left out) are told by the example.
+    seq = SEQ if pixels is None else int(inputs["input_ids"].shape[1])
+    made: dict[str, Any] = {
+        "input_ids": torch.ones(2, seq, dtype=torch.int64),
+        "attention_mask": torch.ones(2, PAST + seq, dtype=torch.int64),
+        "past_key_values": [
+            tuple(torch.zeros(2, heads, PAST, width, dtype=dtype) for _ in PARTS) for _ in layers
+        ],
+    }
+    shapes: dict[str, Any] = {
+        "input_ids": {0: batch, 1: Dim("seq", max=longest)},
+        "attention_mask": {0: batch, 1: Dim.AUTO},  # the exporter finds that it is past + seq
+        "past_key_values": [(layer, layer) for _ in layers],
+    }
+    if pixels is not None:
+        made["pixel_values"] = torch.cat([pixels, pixels])[:3]
+        shapes["pixel_values"] = {0: Dim("images")}
+    return made, shapes
+
+
+def input_names(model: Any, names: Sequence[str]) -> list[str]:
+    """The graph's input names, in the order of ``cached_inputs``."""
+    layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
+    slots = [past_name(slot, part) for slot in layers for part in PARTS]
+    return [n for name in names for n in (slots if name == "past_key_values" else [name])]
+
+
+def why_uncached(model: Any, task: str) -> str:
+    """Why a model has no cache to give; empty where its state is keys and values of every layer."""
+    name = type(model).__name__
+    if task not in ("text-generation", "image-text-to-text"):
+        return f"{name} does not generate text, so it has no cache to export"
+    config = model.config.get_text_config(decoder=True)
+    strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
+    accepted = inspect.signature(type(model).forward).parameters
+    if not strange and "past_key_values" in accepted:
+        return ""
+    what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
+    return f"{name} has {what}, whose state is not a cache of keys and values; load it without"
+
+
+def cached_forward(
+    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, past_key_values: Pairs
+) -> dict[str, torch.Tensor]:
+    """``logits`` and the grown cache of a text model.
+
+    ``input_ids`` ``[batch, seq]`` i64; ``attention_mask`` ``[batch, past + seq]`` i64, with zeros
+    for padding on the left; ``past_key_values`` a pair ``[batch, heads, past, head_dim]`` a layer.
+    """
+    forward = type(self).forward
+    cache = _cache(past_key_values)
+    accepted = inspect.signature(forward).parameters
+    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "return_dict": True}
+    if "position_ids" in accepted:
+        options["position_ids"] = _positions(attention_mask, past_key_values)
+    output = forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
+    return {"logits": output.logits} | _presents(cache)
+
+
+def cached_llava_forward(
+    self: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    past_key_values: Pairs,
+    pixel_values: torch.Tensor,
+) -> dict[str, torch.Tensor]:
+    """``cached_forward`` for a LLaVA model.
+
+    ``pixel_values`` ``[images, 3, height, width]`` or ``[images, crops, 3, height, width]``: the
+    images of the whole batch, in the order of their placeholders in ``input_ids``, row by row. A
+    step that reads no placeholder takes none: with ``images = 0`` the tower costs nothing.
+    """
+    inner = self.model
+    words = inner.get_input_embeddings()(input_ids)
+    features = image_features(self, pixel_values)
+    merged = merge_rows(words, input_ids == self.config.image_token_id, features)
+    cache = _cache(past_key_values)
+    states = inner.language_model(
+        inputs_embeds=merged,
+        attention_mask=attention_mask,
+        position_ids=_positions(attention_mask, past_key_values),
+        past_key_values=cache,
+        use_cache=True,
+    ).last_hidden_state
+    return {"logits": self.lm_head(states)} | _presents(cache)
+
+
+def _positions(attention_mask: torch.Tensor, past: Pairs) -> torch.Tensor:
+    """Each token's place among the real ones of its row; padding, which nothing reads, has 0."""
+    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past[0][0].shape[2] :]
+
+
+def _cache(past: Pairs) -> Any:
+    """A library's cache that holds these tensors; every layer keeps all that it has seen."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in past:
+        # Filled by hand: `update` would first join the cache to an empty tensor.
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        layer.dtype, layer.device = keys.dtype, keys.device
+        cache.layers.append(layer)
+    return cache
+
+
+def _presents(cache: Any) -> dict[str, torch.Tensor]:
+    return {
+        present_name(slot, part): tensor
+        for slot, layer in enumerate(cache.layers)
+        for part, tensor in zip(PARTS, (layer.keys, layer.values), strict=True)
+    }

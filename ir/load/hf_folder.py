@@ -1,0 +1,184 @@
+"""Hugging Face model folders: the graph from ``config.json``, the weights as handles on disk."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from ..core.errors import BadInput
+from ..core.view import Source
+from ..core.weights import AbsentWeight, Weight
+from ..fx.view import FxView
+from .checkpoint import converts, match, read_checkpoint
+from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
+from .hf_llava import crop_count, llava_forward
+from .hf_model import build, read_config
+from .trace import trace
+
+
+def load_folder(
+    folder: Path,
+    *,
+    name: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    allow_missing_weights: bool = False,
+    cache: bool | None = False,
+) -> FxView:
+    """The graph of a model folder. No weight is read, not even for tracing.
+
+    Text models take ``input_ids`` and ``attention_mask`` (``[batch, seq]``, i64), vision models
+    ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three, the pixels as
+    ``[batch, crops, channels, height, width]`` where ``image_seq_length`` counts the features of
+    several crops, and give ``logits``; other outputs have the model's own names. ``dtype``
+    overrides the config's. With ``cache`` a model that generates text takes and gives its keys and
+    values too: see ``hf_cache``; ``None`` gives one to the models that have it.
+
+    Raises ``BadInput`` for a model that is not understood, for weights that do not fit it and for
+    ``cache`` of a model that has none, ``Missing`` for absent files; with
+    ``allow_missing_weights`` absent weights become handles that cannot be read.
+    """
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    handles = read_checkpoint(folder, allow_missing=allow_missing_weights)
+    model = build(folder, config, handles, trust_remote_code=trust_remote_code, dtype=dtype)
+    inputs, shapes = _example_inputs(model)
+    names = list(inputs)
+    lacking = "" if cache is False else why_uncached(model, _task(model))
+    if cache and lacking:
+        raise BadInput(f"{folder}: {lacking}")
+    cache = cache is not False and not lacking
+    if cache:
+        inputs, shapes = cached_inputs(model, inputs)
+        names = input_names(model, list(inputs))
+    _give_forward(model, inputs, cache)
+    weights = bind_weights(model, handles, folder)
+    view = trace(
+        model,
+        kwargs=inputs,
+        dynamic_shapes=shapes,
+        weights=weights,
+        source=Source(
+            kind="hf",
+            name=name or str(folder),
+            folder=str(folder),
+            files=source_files(folder),
+            source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
+            task=_task(model),
+            prompt=_image_prompt(model),
+        ),
+    )
+    view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
+    return view
+
+
+def source_files(folder: Path) -> tuple[Path, ...]:
+    """The files that decide the graph and its numbers: config and safetensors, sorted."""
+    return tuple(sorted([folder / "config.json", *folder.glob("*.safetensors")]))
+
+
+# --- inputs and outputs -------------------------------------------------------------------------
+
+
+def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    accepted = inspect.signature(model.forward).parameters
+    batch = Dim("batch")
+    inputs: dict[str, torch.Tensor] = {}
+    shapes: dict[str, Any] = {}
+    prompt: list[int] = []
+    if "pixel_values" in accepted:
+        config = getattr(model.config, "vision_config", None) or model.config
+        size = config.image_size
+        height, width = size if isinstance(size, tuple | list) else (size, size)
+        crops = crop_count(model.config) if "input_ids" in accepted else 1
+        shape = getattr(config, "num_channels", 3), height, width
+        pixels = torch.zeros(2, *([crops] if crops > 1 else []), *shape)
+        inputs["pixel_values"] = pixels.to(next(model.parameters()).dtype)
+        shapes["pixel_values"] = {0: batch}
+        if "input_ids" not in accepted:
+            return inputs, shapes
+        prompt = list(_image_prompt(model))
+    config = getattr(model.config, "text_config", None) or model.config
+    longest = getattr(config, "max_position_embeddings", None)
+    ids = torch.tensor([prompt + [1] * min(8, longest or 8)] * 2)
+    text_shape = {0: batch, 1: Dim("seq", max=longest)}
+    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return text | inputs, dict.fromkeys(text, text_shape) | shapes
+
+
+def _image_prompt(model: Any) -> tuple[int, ...]:
+    """The placeholders of one image, one for each of the features that the model makes of it."""
+    token = getattr(model.config, "image_token_id", None)
+    return () if token is None else (token,) * getattr(model.config, "image_seq_length", 0)
+
+
+def _give_forward(model: Any, inputs: Mapping[str, Any], cache: bool) -> None:
+    """Let the model take these inputs by name and return its tensors by name.
+
+    A wrapping module would prefix every weight's name; the names in the graph are those of the
+    checkpoint.
+    """
+    original = type(model).forward
+    fixed: dict[str, Any] = {"return_dict": True, "use_cache": False}
+    accepted = inspect.signature(original).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        fixed = {name: value for name, value in fixed.items() if name in accepted}
+
+    def tensors(self: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        output = original(self, **given, **fixed)
+        return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
+
+    def text(
+        self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        return tensors(self, {"input_ids": input_ids, "attention_mask": attention_mask})
+
+    def vision(self: Any, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
+        return tensors(self, {"pixel_values": pixel_values})
+
+    forwards: dict[int, Any] = {1: vision, 2: text, 3: llava_forward}
+    if cache:
+        forwards = {3: cached_forward, 4: cached_llava_forward}
+    model.forward = MethodType(forwards[len(inputs)], model)
+
+
+def _task(model: Any) -> str:
+    """The task in the words of the hub, where the class says it."""
+    name = type(model).__name__
+    accepted = inspect.signature(type(model).forward).parameters
+    if "pixel_values" in accepted and "input_ids" in accepted:
+        return "image-text-to-text"
+    if "pixel_values" in accepted:
+        return "image-classification" if "ImageClassification" in name else ""
+    return "text-generation" if "CausalLM" in name or "LMHead" in name else ""
+
+
+def bind_weights(
+    model: torch.nn.Module, handles: Mapping[str, Weight] | None, folder: Path
+) -> dict[str, Weight]:
+    """A handle for every parameter, and for every buffer that the checkpoint holds."""
+    if handles is None:
+        return {
+            name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
+            for name, p in model.named_parameters(remove_duplicate=False)
+        }
+    weights, absent = match(model, handles)
+    if absent:
+        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        advice = 'Check "architectures" in config.json against the checkpoint'
+        if converts(model):
+            advice = (
+                "transformers stacks or splits tensors of this family's checkpoints (experts, for "
+                "one), which is not supported; load the model there and trace it with "
+                "package.module:factory"
+            )
+        raise BadInput(
+            f"{folder}: {len(absent)} of the model's weights are not in the checkpoint: {listed}. "
+            f"{advice}"
+        )
+    return weights

@@ -1,0 +1,222 @@
+"""``.pt2`` archives of ``torch.export.save``, opened only where nothing in them can run code.
+
+``torch.export.load`` unpickles what an archive says is pickled, evaluates its dimension
+expressions and guards as Python, imports modules that its tree specs name, and loads shared
+libraries. So the archive is read first: every string in it must be a plain name, an operator, a
+dimension expression of known functions, or a tree spec of plain containers, and no tensor may be
+pickled. What is left for torch is data.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import BadInput, Missing
+from ..core.quiet import quiet
+from ..core.view import Source
+from ..fx.view import FxView
+from .trace import dim_names, refuse_randomness
+
+_RECORDS = re.compile(
+    r"archive_format|archive_version|byteorder|\.data/\w+|\.format_version|\.storage_alignment"
+    r"|models/model\.json|data/sample_inputs/model\.pt|extra/.*"
+    r"|data/weights/(weight_\d+|model_weights_config\.json)"
+    r"|data/constants/(tensor_\d+|model_constants_config\.json)"
+)
+_NAME = re.compile(r"[\w.]*")
+_OPERATOR = re.compile(
+    r"torch\.ops\.([a-z]\w*)\.(\w+)\.(\w+)|torch\.sym_\w+|math\.(ceil|floor|trunc|sqrt|pow)"
+    r"|_operator\.(getitem|add|sub|mul|mod|floordiv|truediv|neg|pow|eq|ne|lt|le|gt|ge|and_|or_)"
+)
+_FUNCTION = re.compile(
+    r"Symbol|Integer|Float|Rational|Max|Min|Add|Mul|Pow|Mod|Abs|Eq|Ne|Lt|Le|Gt|Ge|And|Or|Not"
+    r"|FloorDiv|ModularIndexing|Where|PythonMod|CleanDiv|CeilToInt|FloorToInt|CeilDiv|LShift"
+    r"|RShift|PowByNatural|FloatPow|FloatTrueDiv|IntTrueDiv|ToFloat|TruncToInt|TruncToFloat"
+    r"|RoundToInt|RoundDecimal|Identity|IsNonOverlappingAndDenseIndicator|floor|ceiling"
+)
+_EXPRESSION = (
+    ast.Expression, ast.Call, ast.Name, ast.Load, ast.keyword, ast.Constant, ast.BinOp,
+    ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop, ast.cmpop,
+)  # fmt: skip
+_CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None)
+_FREE_TEXT = ("metadata", "torch_version", "as_string")
+"""Fields whose strings torch keeps as strings."""
+
+
+def load_pt2(path: Path) -> FxView:
+    """The graph of a ``.pt2`` file, decomposed to a functional one; its weights are in memory.
+
+    Raises ``Missing`` for an absent file, ``BadInput`` for one that is damaged, that was saved by
+    an incompatible torch, or that holds anything that could run code.
+    """
+    if not path.is_file():
+        raise Missing(f"{path}: no such file")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path}: the file is empty")
+    _inspect(path)
+    program = _load(path)
+    # The guards are Python source; the graph does not need them.
+    program._guards_code = []
+    with quiet(), torch.no_grad():
+        try:
+            program = program.run_decompositions({})
+        except RuntimeError as error:
+            reason = next(iter(str(error).splitlines()), "")
+            raise BadInput(f"{path}: torch cannot decompose this program: {reason}") from error
+    refuse_randomness(program)
+    source = Source(
+        kind="pt2",
+        name=str(path),
+        folder=str(path.parent),
+        files=(path,),
+        source_bytes=path.stat().st_size,
+    )
+    return FxView.from_program(program, source=source, dim_names=dim_names(program))
+
+
+def _load(path: Path) -> torch.export.ExportedProgram:
+    # torch.export.load would go on to read the layout of torch 2.7, which nothing has inspected.
+    from torch.export.pt2_archive._package import load_pt2 as read_archive
+
+    # The second lock: with this set, torch.load refuses code even where it is told to take it.
+    name = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        with quiet():
+            return read_archive(str(path)).exported_programs["model"]
+    except Exception as error:
+        # torch's reader raises errors of every kind for what it does not understand.
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInput(f"{path}: torch {torch.__version__} cannot load it: {reason}") from error
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
+
+
+# --- inspection ---------------------------------------------------------------------------------
+
+
+def _inspect(path: Path) -> None:
+    # torch's own reader, so that what is inspected is what is loaded.
+    try:
+        archive = torch._C.PyTorchFileReader(str(path))
+        records: list[str] = archive.get_all_records()
+    except RuntimeError as error:
+        reason = next(iter(str(error).splitlines()), "")
+        raise BadInput(f"{path}: not a .pt2 archive ({reason})") from None
+    strange = [r for r in records if not _RECORDS.fullmatch(r)]
+    if strange or len(set(records)) != len(records):
+        raise _refused(path, f"it holds {strange[0] if strange else 'a file twice'}")
+    needed = (
+        "models/model.json",
+        "data/weights/model_weights_config.json",
+        "data/constants/model_constants_config.json",
+        "data/sample_inputs/model.pt",
+    )
+    absent = [r for r in needed if r not in records]
+    if absent:
+        raise BadInput(f"{path}: not an archive of torch.export.save (no {absent[0]})")
+    for record in needed[:3]:
+        for problem in _problems(_json(path, archive.get_record(record)), ""):
+            raise _refused(path, f"{record}: {problem}")
+    samples = archive.get_record(needed[3])
+    try:
+        if samples:
+            torch.load(io.BytesIO(samples), weights_only=True)
+    except Exception as error:
+        raise _refused(path, f"{needed[3]} is a pickle of more than tensors") from error
+
+
+def _refused(path: Path, what: str) -> BadInput:
+    return BadInput(
+        f"{path}: refused: {what}, and what could run code is never loaded. Save the model again "
+        "with torch.export.save(torch.export.export(module, args), file) and plain tensors"
+    )
+
+
+def _json(path: Path, data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path}: not a .pt2 archive (its description is not JSON)") from None
+
+
+def _problems(item: Any, key: str) -> Iterator[str]:
+    """What in a decoded JSON value could be more than data, in words."""
+    if key in _FREE_TEXT or key == "guards_code":
+        return
+    if isinstance(item, dict):
+        if item.get("use_pickle"):
+            yield f"{item.get('path_name')} is pickled"
+        for name, value in item.items():
+            if not _NAME.fullmatch(name):
+                yield f"{name!r} is not a name"
+            yield from _problems(value, name)
+    elif isinstance(item, list):
+        for value in item:
+            yield from _problems(value, key)
+    elif isinstance(item, str) and not _harmless(item, key):
+        yield f"{item[:80]!r} is not a plain {key or 'text'}"
+
+
+def _harmless(text: str, key: str) -> bool:
+    if key == "target":
+        return _is_operator(text)
+    if key == "expr_str":
+        return _is_expression(text)
+    if key in ("in_spec", "out_spec"):
+        return _is_tree(text)
+    return _NAME.fullmatch(text) is not None
+
+
+def _is_operator(text: str) -> bool:
+    match = _OPERATOR.fullmatch(text)
+    if match is None or match[1] is None:
+        return match is not None
+    packet = getattr(getattr(torch.ops, match[1]), match[2], None)
+    return isinstance(getattr(packet, match[3], None), torch._ops.OpOverload)
+
+
+def _is_expression(text: str) -> bool:
+    try:
+        nodes = list(ast.walk(ast.parse(text, mode="eval")))
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(_is_arithmetic(node) for node in nodes)
+
+
+def _is_arithmetic(node: ast.AST) -> bool:
+    if isinstance(node, ast.Call):
+        return isinstance(node.func, ast.Name) and _FUNCTION.fullmatch(node.func.id) is not None
+    if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+        return re.fullmatch(r"[a-z]+\d+", str(node.value)) is not None
+    return isinstance(node, _EXPRESSION)
+
+
+def _is_tree(text: str) -> bool:
+    try:
+        tree = json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    pending = [tree[1]] if isinstance(tree, list) and len(tree) == 2 else [None]
+    while pending:
+        spec = pending.pop()
+        if not isinstance(spec, dict) or spec.get("type") not in _CONTAINERS:
+            return False
+        context = spec.get("context")
+        if not re.fullmatch(r'null|\[("[\w.\-]*"(, "[\w.\-]*")*)?\]', context or "null"):
+            return False
+        pending.extend(spec.get("children_spec", ()))
+    return True

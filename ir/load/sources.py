@@ -1,0 +1,227 @@
+"""``load``: a model by name, folder, file or factory. ``fingerprint``: what it was made from."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..core.errors import BadInput, GraphwrightError, Missing, near_misses
+from ..core.view import Source, View
+from .trace import trace
+from .zoo import ZOO, load_zoo
+
+FORMS = (
+    "zoo:NAME, a Hugging Face folder or id (organisation/name), FILE.onnx, FILE.pt2, or "
+    "package.module:factory"
+)
+_FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+
+
+def load(
+    spec: str | Path,
+    *,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    allow_missing_weights: bool = False,
+    cache: bool | None = False,
+    max_bytes: int | None = None,
+) -> View:
+    """The graph of a model: see ``FORMS`` for what ``spec`` may be.
+
+    A folder that this tool wrote gives its ``model.onnx``. ``dtype`` overrides the dtype of a zoo
+    or Hugging Face model; ``allow_missing_weights`` lets a Hugging Face folder hold its config
+    only; ``cache`` gives a zoo or Hugging Face model that writes text its key-value cache as
+    inputs and outputs (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by
+    step, and ``None`` gives it to those that have one. ``max_bytes`` loads the artifact of a recipe
+    with ``bitstack`` in the largest size that fits, from the beginning of its data. No weight of a
+    Hugging Face or ONNX model is read.
+
+    Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
+    """
+    text = str(spec)
+    if max_bytes is not None:
+        return _cut(text, max_bytes)
+    if text.startswith("zoo:"):
+        return load_zoo(text.removeprefix("zoo:"), dtype=dtype, cache=cache)
+    path = Path(spec).expanduser()
+    if cache and _is_graph(text, path):
+        raise BadInput(
+            f"{text}: only zoo and Hugging Face models are given a cache; another graph has one, "
+            "or has none"
+        )
+    if dtype is not None and not path.is_dir() and path.suffix in (".onnx", ".pt2"):
+        raise BadInput(
+            f"{text}: dtype is for zoo and Hugging Face models; a {path.suffix} file keeps its own"
+        )
+    if not text:
+        raise BadInput(f"the model has an empty name; a model is {FORMS}")
+    if path.is_dir() and not (path / "graphwright.json").is_file():
+        return _folder(path, text, trust_remote_code, dtype, allow_missing_weights, cache)
+    if path.is_dir() or path.suffix == ".onnx":
+        from .onnx_file import load_onnx
+
+        return load_onnx(path / "model.onnx" if path.is_dir() else path)
+    if path.suffix == ".pt2":
+        from .pt2_file import load_pt2
+
+        return load_pt2(path)
+    if re.fullmatch(_FACTORY, text):
+        return _factory(text)
+    if path.suffix in (*_PICKLES, ".safetensors"):
+        raise _unfit_file(path)
+    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+        from .hf_model import download
+
+        hub = download(text)
+        return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache)
+    raise _unknown(text, path)
+
+
+def _folder(
+    path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool | None
+) -> View:
+    from .hf_folder import load_folder
+
+    return load_folder(
+        path,
+        name=name,
+        trust_remote_code=trust,
+        dtype=dtype,
+        allow_missing_weights=allow,
+        cache=cache,
+    )
+
+
+def _cut(text: str, max_bytes: int) -> View:
+    from .onnx_file import load_onnx
+
+    path = Path(text).expanduser()
+    if path.is_dir() and (path / "graphwright.json").is_file():
+        return load_onnx(path / "model.onnx", max_bytes)
+    if path.suffix == ".onnx":
+        return load_onnx(path, max_bytes)
+    raise BadInput(f"{text}: max_bytes is for artifacts, which a run of optimize-model wrote")
+
+
+def _is_graph(text: str, path: Path) -> bool:
+    """Whether it is a file, an artifact or a factory, whose inputs and outputs are settled."""
+    settled = path.suffix in (".onnx", ".pt2") or (path / "graphwright.json").is_file()
+    return settled or re.fullmatch(_FACTORY, text) is not None
+
+
+def _unfit_file(path: Path) -> GraphwrightError:
+    if not path.is_file():
+        return Missing(f"{path}: no such file")
+    if path.suffix == ".safetensors":
+        return BadInput(
+            f"{path}: holds weights, but no model; give the folder with its config.json"
+        )
+    return BadInput(
+        f"{path}: a pickled checkpoint, and pickles are never opened: they can run any code. Give "
+        "a Hugging Face folder with safetensors, or save the model with "
+        "torch.export.save(torch.export.export(module, args), 'model.pt2')"
+    )
+
+
+def _unknown(text: str, path: Path) -> GraphwrightError:
+    if path.exists():
+        return BadInput(f"{text}: not a kind of file that is read; a model is {FORMS}")
+    if "/" in text:
+        return Missing(f"{text}: no such file or folder; a model is {FORMS}")
+    near = near_misses(text, [f"zoo:{name}" for name in ZOO])
+    siblings = [p.name for p in Path().iterdir() if p.is_dir() or p.suffix in (".onnx", ".pt2")]
+    here = near_misses(text, siblings)
+    hints = [h for h in (near, here) if h.startswith("did you mean")]
+    return BadInput(f"{text}: {' '.join((*hints, f'a model is {FORMS}'))}")
+
+
+# --- factories ----------------------------------------------------------------------------------
+
+
+def _factory(text: str) -> View:
+    """Call ``package.module:factory``, the user's own code, and trace what it returns."""
+    module_name, _, attribute = text.partition(":")
+    made = _call_factory(text, _import(text, module_name), attribute)
+    if isinstance(made, View):
+        return made
+    parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
+    module, args, kwargs, shapes = (*parts, *((), None, None)[len(parts) - 1 :])[:4]
+    if not isinstance(module, torch.nn.Module) or not 1 <= len(parts) <= 4:
+        raise BadInput(
+            f"{text} returned {type(made).__name__}; it must return a module, (module, args), "
+            "(module, args, kwargs), (module, args, kwargs, dynamic_shapes), or a View"
+        )
+    file = inspect.getsourcefile(sys.modules[module_name])
+    source = Source(
+        kind="factory",
+        name=text,
+        files=(Path(file),) if file else (),
+        source_bytes=sum(p.numel() * p.element_size() for p in module.parameters()),
+    )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise BadInput(f"{text}: kwargs must be a mapping of names, not {type(kwargs).__name__}")
+    return trace(module, args, kwargs, dynamic_shapes=shapes, source=source)
+
+
+def _import(text: str, name: str) -> Any:
+    # A console script does not search the working directory. Last, so that it shadows nothing.
+    here = str(Path.cwd())
+    sys.path.append(here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        # Importing runs the user's code, which may raise anything.
+        raise BadInput(
+            f"{text}: importing {name} failed: {type(error).__name__}: {error}"
+        ) from error
+    finally:
+        sys.path.remove(here)
+
+
+def _call_factory(text: str, module: Any, attribute: str) -> Any:
+    found = module
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+            raise BadInput(f"{text}: no {part!r} there; {near_misses(part, public)}".rstrip("; "))
+        found = getattr(found, part)
+    if not callable(found):
+        raise BadInput(f"{text} is {type(found).__name__}, not a function without arguments")
+    try:
+        return found()
+    except GraphwrightError:
+        raise
+    except Exception as error:
+        raise BadInput(f"{text}() failed: {type(error).__name__}: {error}") from error
+
+
+# --- identity -----------------------------------------------------------------------------------
+
+
+def fingerprint(source: Source) -> str:
+    """SHA-256 of the files behind a source, kept in ``source.sha256``; empty for memory.
+
+    Of one file it is the file's own hash; of several, the hash of their names and hashes in order
+    of names. Reads every byte: gigabytes of weights take seconds.
+    """
+    if source.sha256 or not source.files:
+        return source.sha256
+    hashes = []
+    for path in sorted(source.files):
+        if not path.is_file():
+            raise Missing(f"{path}: the model was loaded from this file and it is gone")
+        with path.open("rb") as file:
+            hashes.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    listing = "".join(f"{digest}  {name}\n" for name, digest in hashes)
+    joined = hashlib.sha256(listing.encode()).hexdigest()
+    source.sha256 = hashes[0][1] if len(hashes) == 1 else joined
+    return source.sha256

@@ -1,0 +1,295 @@
+"""``trace``: from an ``nn.Module`` to the functional graph of ``torch.export``."""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from ..core.errors import BadInput
+from ..core.quiet import quiet
+from ..core.view import Source
+from ..core.weights import Weight
+from ..fx.view import FxView
+from .fake import Inputs, fake_meta
+
+
+def trace(
+    module: torch.nn.Module,
+    args: Sequence[Any] | torch.Tensor = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+    source: Source | None = None,
+    weights: Mapping[str, Weight] | None = None,
+) -> FxView:
+    """The graph of ``module`` in evaluation mode, functional, without gradients.
+
+    ``args`` and ``kwargs`` are example inputs, by which the module is called with fake tensors.
+    ``dynamic_shapes`` is what ``torch.export.export`` takes; ``None`` makes dimension 0 of every
+    input dynamic (``batch``), and dimension 1 of 2-D inputs of integers (``seq``), as far as the
+    module allows; ``{}`` keeps every shape as given. Parameters on the meta device stay there:
+    ``weights`` gives their handles by qualified name. The module is left as it was, but for meta
+    parameters, which become fake ones.
+
+    Raises ``BadInput`` where the inputs do not fit ``forward``, where the module cannot be traced
+    (naming the submodule and the line), and where it draws random numbers in evaluation mode.
+    """
+    given = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    inputs: Inputs = _distinct((given, dict(kwargs or {})))
+    bound = _bind(module, *inputs)
+    auto = dynamic_shapes is None
+    if auto:
+        inputs = pytree.tree_map(_widen, inputs)
+        bound = _bind(module, *inputs)
+        dynamic_shapes = _auto_shapes(bound)
+    with _evaluation(module), quiet(), torch.no_grad():
+        inputs = fake_meta(module, inputs)
+        program = _export(module, inputs, dynamic_shapes, bound if auto else None)
+    refuse_randomness(program)
+    names = dim_names(program, dynamic_shapes)
+    if source is None:
+        size = sum(p.numel() * p.element_size() for p in module.parameters())
+        source = Source(kind="memory", name=type(module).__name__, source_bytes=size)
+    return FxView.from_program(program, weights=weights, source=source, dim_names=names)
+
+
+def _bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    signature = inspect.signature(module.forward)
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise BadInput(
+            f"the inputs do not fit {type(module).__name__}.forward{signature}: {error}"
+        ) from None
+
+
+def _distinct(inputs: Any) -> Any:
+    """The inputs, none of them twice: the exporter merges inputs that are one tensor."""
+    seen: set[int] = set()
+
+    def once(leaf: torch.Tensor) -> torch.Tensor:
+        if id(leaf) in seen:
+            return leaf.clone()
+        seen.add(id(leaf))
+        return leaf
+
+    return pytree.tree_map_only(torch.Tensor, once, inputs)
+
+
+# --- dynamic dimensions -------------------------------------------------------------------------
+
+
+def _dynamic_dims(leaf: Any) -> dict[int, str]:
+    if not isinstance(leaf, torch.Tensor) or leaf.dim() == 0:
+        return {}
+    tokens = leaf.dim() == 2 and not (leaf.is_floating_point() or leaf.is_complex())
+    return {0: "batch", 1: "seq"} if tokens else {0: "batch"}
+
+
+def _widen(leaf: Any) -> Any:
+    """The tensor with two of what it has one of: the exporter takes a size of 1 for a constant."""
+    for dim in _dynamic_dims(leaf):
+        if leaf.shape[dim] == 1:
+            leaf = torch.cat([leaf, leaf], dim)
+    return leaf
+
+
+def _auto_shapes(bound: Mapping[str, Any], loose: Iterable[str] = ()) -> dict[str, Any]:
+    """Dynamic shapes for the inputs: equal sizes are one dimension, but for those named ``loose``.
+
+    Of a loose dimension the exporter may make several, or a constant.
+    """
+    sizes: dict[str, int] = {}
+    dims = {"batch": Dim("batch"), "seq": Dim("seq")}
+
+    def spec(leaf: Any) -> dict[int, Any] | None:
+        found: dict[int, Any] = {}
+        for index, name in _dynamic_dims(leaf).items():
+            same = sizes.setdefault(name, leaf.shape[index]) == leaf.shape[index]
+            found[index] = dims[name] if same and name not in loose else Dim.AUTO
+        return found or None
+
+    return {name: pytree.tree_map(spec, value) for name, value in bound.items()}
+
+
+def dim_names(program: ExportedProgram, dynamic_shapes: Any = None) -> dict[str, str]:
+    """Names for the exporter's symbols: ``{"s43": "batch", "s53": "seq"}``.
+
+    A ``torch.export.Dim`` keeps its name; other dimensions are named by their place.
+    """
+    inputs = set(program.graph_signature.user_inputs)
+    values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.name in inputs}
+    given = dynamic_shapes if isinstance(dynamic_shapes, Mapping) else {}
+    if isinstance(dynamic_shapes, list | tuple):
+        given = dict(zip(values, dynamic_shapes, strict=False))
+    names: dict[str, str] = {}
+    for name, value in values.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        usual = _dynamic_dims(value)
+        sizes: Sequence[int | torch.SymInt] = value.shape
+        for index, size in enumerate(sizes):
+            symbol = str(size)
+            if isinstance(size, int) or not symbol.isidentifier() or symbol in names:
+                continue
+            wanted = _dim_name(_spec_of(given, name), index) or usual.get(index, f"{name}_{index}")
+            same = sum(n == wanted or n.startswith(f"{wanted}_") for n in names.values())
+            names[symbol] = f"{wanted}_{same}" if same else wanted
+    return names
+
+
+def _spec_of(given: Mapping[str, Any], name: str) -> Any:
+    """The shape given for an input; one out of a list of an argument has its places in its name."""
+    if name in given:
+        return given[name]
+    argument, _, places = re.sub(r"((?:_\d+)+)$", r" \1", name).partition(" _")
+    found = given.get(argument)
+    for place in places.split("_"):
+        if not isinstance(found, list | tuple) or int(place) >= len(found):
+            return None
+        found = found[int(place)]
+    return found
+
+
+def _dim_name(spec: Any, index: int) -> str | None:
+    if isinstance(spec, Mapping):
+        dim = spec.get(index)
+    else:
+        dim = spec[index] if isinstance(spec, list | tuple) and index < len(spec) else None
+    return dim.__name__ if isinstance(dim, Dim) else None
+
+
+_TORCH = str(Path(torch.__file__).parent)
+_EXPORTER = (
+    __file__,
+    f"{_TORCH}/export",
+    f"{_TORCH}/_export",
+    f"{_TORCH}/nn/modules/module.py",
+)
+"""Files whose lines say nothing about where in a model a trace failed."""
+
+
+# --- exporting ----------------------------------------------------------------------------------
+
+
+def _export(
+    module: torch.nn.Module,
+    inputs: Inputs,
+    dynamic_shapes: Any,
+    bound: Mapping[str, Any] | None,
+) -> ExportedProgram:
+    """Export and decompose; with ``bound``, dimensions that the module fixes are set loose."""
+    loose: set[str] = set()
+    while True:
+        try:
+            program = torch.export.export(
+                module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False
+            )
+            return _on_cpu(program.run_decompositions({}))
+        except Exception as error:
+            named = re.search(r"Constraints violated \(([^)]*)\)", str(error))
+            violated = set(named[1].split(", ")) & {"batch", "seq"} if named else set()
+            if bound is not None and violated - loose:
+                loose |= violated
+                dynamic_shapes = _auto_shapes(bound, loose)
+                continue
+            # Whatever a model's own code raises, the person who named the model must hear of it.
+            raise BadInput(_explain(module, error)) from error
+
+
+def _on_cpu(program: ExportedProgram) -> ExportedProgram:
+    from torch.export.passes import move_to_device_pass
+
+    tensors = [n.meta["val"] for n in program.graph.nodes if n.op == "placeholder"]
+    if all(t.device.type == "cpu" for t in tensors if isinstance(t, torch.Tensor)):
+        return program
+    return move_to_device_pass(program, "cpu")
+
+
+def _explain(module: torch.nn.Module, error: BaseException) -> str:
+    names = {id(m): name for name, m in module.named_modules()}
+    where, line = "", ""
+    for frame, number in traceback.walk_tb(error.__traceback__):
+        first = frame.f_code.co_varnames[0] if frame.f_code.co_argcount else ""
+        owner = frame.f_locals.get(first)
+        file = frame.f_code.co_filename
+        if id(owner) not in names or file.startswith(_EXPORTER):
+            continue
+        name = names[id(owner)]
+        where = f"in {name} ({type(owner).__name__})" if name else f"in {type(owner).__name__}"
+        line = f", {file}:{number}"
+    lines = [s.strip() for s in str(error).splitlines() if s.strip()]
+    reason = lines[0] if lines else type(error).__name__
+    if "Constraints violated" in reason:
+        details = [s[2:] for s in lines if s.startswith("- ")]
+        fixes = [s for s in lines if re.fullmatch(r"\w+ = .*", s)]
+        advice = f"Try dynamic_shapes= with: {'; '.join(fixes) or 'that dimension static'}"
+        reason = details[0].split(". If")[0] if details else reason
+        return f"tracing failed: {reason}\n{advice}"
+    return f"tracing failed {where}{line}: {reason}\n{_advice(error)}"
+
+
+def _advice(error: BaseException) -> str:
+    kind, text = type(error).__name__, str(error)
+    if "DataDependent" in kind or "data-dependent" in text:
+        return (
+            "The control flow depends on the values of a tensor. Try torch.where, or a wrapper "
+            "module that takes the path you need"
+        )
+    return (
+        "Try inputs that module(*args, **kwargs) accepts, a wrapper module without the code at "
+        "that line, or a submodule"
+    )
+
+
+def refuse_randomness(program: ExportedProgram) -> None:
+    """Raise ``BadInput`` where a graph draws random numbers or updates statistics as in training.
+
+    Nothing could be verified on such a graph.
+    """
+    for node in program.graph.nodes:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        arguments = _arguments(node)
+        training = arguments.get("train") or arguments.get("training")
+        random = torch.Tag.nondeterministic_seeded in node.target.tags
+        # dropout(x, p, train=False) and attention with dropout_p=0 carry the tag, yet are exact.
+        exact = "train" in arguments or "dropout_p" in arguments
+        if training or arguments.get("dropout_p") or (random and not exact):
+            stack = list(node.meta.get("nn_module_stack", {}).values())
+            scope = next((path for path, _ in reversed(stack) if path), "the module")
+            raise BadInput(
+                f"{scope}: {node.target} draws random numbers or updates statistics in evaluation "
+                "mode. Try passing training=self.training to functional dropout and batch_norm"
+            )
+
+
+def _arguments(node: torch.fx.Node) -> dict[str, Any]:
+    schema = node.target._schema.arguments  # type: ignore[union-attr]
+    given = {a.name: value for a, value in zip(schema, node.args, strict=False)}
+    return {a.name: a.default_value for a in schema} | given | node.kwargs
+
+
+# --- surroundings -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _evaluation(module: torch.nn.Module) -> Iterator[None]:
+    before = [(m, m.training) for m in module.modules()]
+    # Set directly: the modules that torch.export returns refuse a call of eval().
+    for m, _ in before:
+        m.training = False
+    try:
+        yield
+    finally:
+        for m, training in before:
+            m.training = training

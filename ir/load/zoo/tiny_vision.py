@@ -1,0 +1,76 @@
+"""``zoo:tiny-vit``, ``zoo:tiny-llava``, ``zoo:tiny-llava-next``: trained by ``tools/zoo``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ...fx.view import FxView
+from ..hf_folder import load_folder
+from .scenes import IMAGE, LARGE, classified, prompt_batches, questions
+from .text import read_tokenizer
+
+VIT, LLAVA, LLAVA_NEXT = (
+    Path(__file__).parent / name for name in ("tiny-vit", "tiny-llava", "tiny-llava-next")
+)
+SAMPLE_COUNT = 32
+SAMPLE_BATCH = 8
+
+
+def load_tiny_vit(dtype: torch.dtype | None = None) -> FxView:
+    """A vision transformer of 6 layers that names a digit, in f32 unless ``dtype`` says otherwise.
+
+    Input ``pixel_values`` ``[batch, 3, 48, 48]``, output ``logits`` ``[batch, 10]``. ``samples``
+    are 32 pictures of digits of the calibration split.
+    """
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        batches = classified("calibration", SAMPLE_COUNT, batch=SAMPLE_BATCH)
+        return [{"pixel_values": pixels} for pixels, _ in batches]
+
+    return _load(VIT, dtype, samples)
+
+
+def load_tiny_llava(dtype: torch.dtype | None = None, *, cache: bool = False) -> FxView:
+    """A LLaVA that answers questions about scenes of digits, in f32 unless ``dtype`` is given.
+
+    Inputs ``input_ids`` and ``attention_mask`` ``[batch, seq]`` i64, ``pixel_values``
+    ``[batch, 3, 96, 96]``; a prompt holds 144 placeholders. Output ``logits`` ``[batch, seq, 36]``.
+    ``samples`` are 32 questions of the calibration split.
+    """
+    return _load(LLAVA, dtype, lambda: _asked(LLAVA, IMAGE), cache)
+
+
+def load_tiny_llava_next(dtype: torch.dtype | None = None, *, cache: bool = False) -> FxView:
+    """``zoo:tiny-llava`` for scenes of twice the width, in f32 unless ``dtype`` is given.
+
+    Inputs as there, with ``pixel_values`` ``[batch, 5, 3, 96, 96]``: a thumbnail and four quarters,
+    of which each takes 144 of the 720 placeholders of a prompt. ``samples`` are 32 questions of the
+    calibration split.
+    """
+    return _load(LLAVA_NEXT, dtype, lambda: _asked(LLAVA_NEXT, LARGE), cache)
+
+
+def _asked(folder: Path, size: int) -> list[dict[str, torch.Tensor]]:
+    asked = questions("calibration", SAMPLE_COUNT, size=size)
+    return prompt_batches(asked, read_tokenizer(folder), batch=SAMPLE_BATCH)
+
+
+def _load(
+    folder: Path, dtype: torch.dtype | None, sampler: Callable[[], list[dict[str, torch.Tensor]]],
+    cache: bool = False,
+) -> FxView:  # fmt: skip
+    name, kept = f"zoo:{folder.name}", dtype or torch.float32
+    view = load_folder(folder, name=name, dtype=kept, cache=cache)
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        return [
+            {n: t.to(kept) if t.is_floating_point() else t for n, t in batch.items()}
+            for batch in sampler()
+        ]
+
+    view.source = dataclasses.replace(view.source, kind="zoo", sampler=samples)
+    return view

@@ -1,0 +1,83 @@
+"""The move *graft*: a second path is added to a value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..core.errors import Refusal
+from ..core.view import Node, Value, View
+from ..core.weights import Weight
+
+
+def graft(
+    view: View,
+    onto: Value,
+    x: Value,
+    op: str,
+    weights: Sequence[tuple[str, Weight]],
+    attrs: Mapping[str, Any],
+    *,
+    rule: str,
+    step: int = 0,
+) -> Value:
+    """``onto => add(onto, op(x, *weights, **attrs))``; every user of ``onto`` sees the sum.
+
+    ``weights`` are (name, handle) pairs. ``x`` must be computed before ``onto``. Raises ``Refusal``
+    where the path's result does not have the type of ``onto``.
+    """
+    place = view.producer(onto)
+    with view.made_by(rule, step):
+        constants = [view.add_weight(name, weight) for name, weight in weights]
+        after = view.after(place)
+        side = view.build(op, [x, *constants], attrs, before=after, like=onto)
+        total = view.build("add", [onto, side], before=after, like=onto)
+    view.replace(onto, total)
+    return total
+
+
+def graft_low_rank(
+    view: View,
+    x: Value,
+    down: tuple[str, Weight],
+    members: Sequence[tuple[Value, str, Weight]],
+    *,
+    rule: str,
+    step: int = 0,
+) -> list[Value]:
+    """``onto => add(onto, linear(linear(x, down), up))`` for each member; the sums.
+
+    ``down`` is (name, handle) of A, ``[r, in]``; members are (onto, name, handle of B) with B
+    ``[out, r_i]``, the ``r_i`` adding up to ``r``, in the order of the graph: siblings that share
+    ``x`` share one matmul, whose result is cut. Factors stored in a narrower dtype than ``x`` are
+    cast when the model runs. Raises ``Refusal`` where the ranks do not add up, or a path's result
+    does not have its member's type.
+    """
+    ranks = [weight.shape[1] for _, _, weight in members]
+    if sum(ranks) != down[1].shape[0]:
+        raise Refusal(f"ranks {ranks} do not add up to {down[1].shape[0]}, the rows of A")
+    first = view.producer(members[0][0])
+    dtype = view.type(x).dtype
+    with view.made_by(rule, step):
+        narrow = view.build("linear", [x, _factor(view, *down, dtype, first)], before=first)
+        sums, start = [], 0
+        for (onto, name, weight), rank in zip(members, ranks, strict=True):
+            after = view.after(view.producer(onto))
+            part = narrow
+            if len(members) > 1:
+                cut = {"dim": (view.type(x).rank or 0) - 1}
+                part = view.build("slice", [narrow, start, start + rank], cut, before=after)
+            up = _factor(view, name, weight, dtype, after)
+            side = view.build("linear", [part, up], before=after, like=onto)
+            total = view.build("add", [onto, side], before=after, like=onto)
+            view.replace(onto, total)
+            sums.append(total)
+            start += rank
+    return sums
+
+
+def _factor(view: View, name: str, weight: Weight, dtype: Any, before: Node) -> Value:
+    constant = view.add_weight(name, weight)
+    if weight.dtype == dtype:
+        return constant
+    return view.build("cast", [constant], {"dtype": dtype}, before=before)

@@ -1,0 +1,1 @@
+"""The view over ``onnx_ir`` models."""

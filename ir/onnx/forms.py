@@ -1,0 +1,69 @@
+"""Whether nodes of an ONNX graph are the ones that an op of ours records as its own form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import onnx_ir
+
+Leaves = Mapping[onnx_ir.Value, onnx_ir.Value]
+"""Recorded values to those of the graph that they stand for."""
+
+
+def stand_in(value: onnx_ir.Value) -> onnx_ir.Value:
+    """A value of the same type to record with: the graph's own would count the record as a use."""
+    return onnx_ir.Value(name=value.name, type=value.type, shape=value.shape)
+
+
+def same_form(
+    given: onnx_ir.Value | None, recorded: onnx_ir.Value | None, leaves: Leaves
+) -> bool:
+    """Whether ``given`` is computed node by node as ``recorded`` is.
+
+    Constants are compared by their numbers, and so are initializers that the op derives.
+    """
+    todo = [(given, recorded)]
+    while todo:
+        one, other = todo.pop()
+        if other is None or one is None:
+            if one is not other:
+                return False
+        elif other in leaves:
+            if one is not leaves[other]:
+                return False
+        else:
+            below = _operands(one, other)
+            if below is None:
+                return False
+            todo += below
+    return True
+
+
+_Pairs = list[tuple[onnx_ir.Value | None, onnx_ir.Value | None]]
+
+
+def _operands(given: onnx_ir.Value, recorded: onnx_ir.Value) -> _Pairs | None:
+    """The operands of two nodes of one kind, in pairs; ``None`` where the two differ."""
+    one, other = given.producer(), recorded.producer()
+    if other is None:
+        wanted = recorded.const_value
+        return [] if wanted is not None and _same_numbers(given.const_value, wanted) else None
+    if (other.domain, other.op_type) == ("", "Constant"):
+        wanted = other.attributes["value"].value
+        return [] if _same_numbers(given.const_value, wanted) else None
+    if one is None or (one.domain, one.op_type) != (other.domain, other.op_type):
+        return None
+    if given.index() != recorded.index() or len(one.inputs) != len(other.inputs):
+        return None
+    if {k: a.value for k, a in one.attributes.items()} != {
+        k: a.value for k, a in other.attributes.items()
+    }:
+        return None
+    return list(zip(one.inputs, other.inputs, strict=True))
+
+
+def _same_numbers(given: onnx_ir.TensorProtocol | None, wanted: onnx_ir.TensorProtocol) -> bool:
+    if given is None or given.dtype != wanted.dtype or given.shape != wanted.shape:
+        return False
+    return np.array_equal(given.numpy(), wanted.numpy())

@@ -1,0 +1,160 @@
+"""``OnnxReader``: what a view answers about an ``onnx_ir.Model``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any, ClassVar, Literal
+
+import onnx_ir
+from onnx_ir.passes.common import LiftConstantsToInitializersPass
+
+from ..core.tensors import has_weight, weight_of
+from ..core.types import UNKNOWN, Type
+from ..core.view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
+from ..core.weights import Weight
+from .parts import (
+    PLAIN,
+    SCOPE_KEYS,
+    TORCH_DTYPES,
+    captured,
+    decode,
+    dim_of,
+    has_subgraph,
+    innermost_scope,
+    is_plain_model,
+    name_everything,
+    subgraphs,
+)
+from .table import DOMAIN, READERS
+
+
+class OnnxReader(View):
+    """The reading half of ``onnx.OnnxView``, whose state it holds."""
+
+    kind: ClassVar[Literal["fx", "onnx"]] = "onnx"
+
+    def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
+        # Values of torch's exporter build nodes when compared; copies are plain.
+        model = model if is_plain_model(model) else model.clone()
+        self.model = model
+        self.source = source or Source()
+        self.origin: Origin | None = None
+        self._handles: dict[onnx_ir.Value, tuple[Any, Weight]] = {}
+        LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
+        self.value_names, self._node_names = name_everything(model.graph)
+        # Nodes inside a subgraph stand for the node of the graph that holds it.
+        self._owners = {g: node for node in model.graph for g in subgraphs(node)}
+
+    def nodes(self) -> Iterator[Node]:
+        return iter(self.model.graph)
+
+    def op(self, node: Node) -> str:
+        if node.domain == DOMAIN:
+            return str(node.op_type)
+        for name, reader, partial in READERS.get((node.domain, node.op_type), ()):
+            if not partial or reader(node) is not None:
+                return name
+        return NATIVE
+
+    def native_op(self, node: Node) -> str:
+        return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
+
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+        if node.domain == DOMAIN:
+            inputs = list(node.inputs)
+            while inputs and inputs[-1] is None:
+                inputs.pop()
+            return str(node.op_type), tuple(inputs), decode(node)
+        for name, reader, _ in READERS.get((node.domain, node.op_type), ()):
+            reading = reader(node)
+            if reading is not None:
+                return name, *reading
+        return None
+
+    def operands(self, node: Node) -> tuple[Operand, ...]:
+        reading = self.read(node)
+        return tuple(v for v in node.inputs if v is not None) if reading is None else reading[1]
+
+    def attrs(self, node: Node) -> Mapping[str, Attr]:
+        reading = self.read(node)
+        if reading is not None:
+            return reading[2]
+        return {k: a.value for k, a in node.attributes.items() if a.type in PLAIN}
+
+    def results(self, node: Node) -> tuple[Value, ...]:
+        return tuple(node.outputs)
+
+    def producer(self, value: Value) -> Node | None:
+        node: Node | None = value.producer()
+        return node
+
+    def users(self, value: Value) -> tuple[Node, ...]:
+        nodes = value.consumers()
+        if not self._owners:
+            return tuple(nodes)
+        return tuple(dict.fromkeys(self._owners.get(node.graph, node) for node in nodes))
+
+    def is_output(self, value: Value) -> bool:
+        return bool(value.is_graph_output())
+
+    def inputs(self) -> tuple[Value, ...]:
+        initializers = self.model.graph.initializers
+        return tuple(v for v in self.model.graph.inputs if v.name not in initializers)
+
+    def outputs(self) -> tuple[Value, ...]:
+        return tuple(self.model.graph.outputs)
+
+    def input_names(self) -> tuple[str, ...]:
+        return tuple(str(v.name) for v in self.inputs())
+
+    def output_names(self) -> tuple[str, ...]:
+        return tuple(str(v.name) for v in self.outputs())
+
+    def type(self, value: Value) -> Type:
+        shape, dtype = value.shape, value.dtype
+        if shape is None or dtype is None:
+            const = value.const_value
+            shape = getattr(const, "shape", None) if shape is None else shape
+            dtype = getattr(const, "dtype", None) if dtype is None else dtype
+            if shape is None and dtype is None:
+                return UNKNOWN
+        return Type(
+            None if dtype is None else TORCH_DTYPES.get(dtype),
+            None if shape is None else tuple([dim_of(d) for d in shape.dims]),
+        )
+
+    def name(self, item: Node | Value) -> str:
+        return str(item.name)
+
+    def scope(self, node: Node) -> str:
+        for key in SCOPE_KEYS:
+            text = node.metadata_props.get(key)
+            if text:
+                return innermost_scope(text)
+        return ""
+
+    def weight(self, value: Operand) -> Weight | None:
+        if not isinstance(value, onnx_ir.Value) or value.const_value is None:
+            return None
+        tensor = value.const_value
+        cached = self._handles.get(value)
+        if cached is not None and cached[0] is tensor:
+            return cached[1]
+        if not has_weight(tensor):
+            return None
+        weight = weight_of(tensor)
+        self._handles[value] = (tensor, weight)
+        return weight
+
+    def weights(self) -> Mapping[str, Weight]:
+        found = {n: self.weight(v) for n, v in self.model.graph.initializers.items()}
+        return {name: weight for name, weight in found.items() if weight is not None}
+
+    def metadata(self) -> dict[str, str]:
+        return self.model.metadata_props
+
+    def arguments(self, node: Node) -> tuple[Value, ...]:
+        values = dict.fromkeys(v for v in node.inputs if v is not None)
+        if has_subgraph(node):
+            values.update(dict.fromkeys(captured(node)))
+        return tuple(values)

@@ -1,0 +1,27 @@
+"""``OnnxView``: an ``onnx_ir.Model`` seen through the vocabulary."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from ..core.view import Node
+from .edit import OnnxEditor
+from .execute import execute
+
+
+class OnnxView(OnnxEditor):
+    """An ONNX graph. Constant nodes become initializers; functions and subgraphs stay as they are.
+
+    ``model`` is owned by the view and edited in place (a copy of it, where torch's exporter has
+    just made it); ``copy`` gives an independent one. What it answers is in ``read``, what it
+    adds in ``insert``, and what it changes in ``edit``.
+    """
+
+    def copy(self) -> OnnxView:
+        view = OnnxView(self.model.clone(), source=self.source)
+        view.origin = self.origin
+        return view
+
+    def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
+        return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))

@@ -1,0 +1,1 @@
+"""Patterns, rules, the driver that applies them, and cleaning."""

@@ -1,0 +1,108 @@
+"""A rewrite rule: ``pattern`` / ``where`` / ``replace``, without state."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..core.errors import Refusal
+from ..core.view import Attr, Node, Operand, Value, View
+from .pattern import Match, Matcher, Op, PatternBuilder, Var
+
+
+class Rule:
+    """Base of a rule; the first line of its docstring is its equation, ``a => b``.
+
+    The parameters of ``pattern`` after ``p`` name the variables; ``replace`` gets them by name.
+    """
+
+    name: ClassVar[str]
+    exact: ClassVar[bool] = True
+
+    def pattern(self, p: PatternBuilder, *variables: Any) -> Op:
+        """The pattern, built from ``p`` and the variables."""
+        raise TypeError(f"{type(self).__name__} declares no pattern")
+
+    def where(self, match: Match) -> None:
+        """Refuse a match (``match.refuse``) that the pattern alone cannot tell apart."""
+
+    def replace(self, build: Build, *_: Any, **bindings: Any) -> Value | Sequence[Value]:
+        """Build what stands for the root's result (or results); the bindings come by name."""
+        raise TypeError(f"{type(self).__name__} declares no replacement")
+
+    def matcher(self) -> Matcher:
+        """A fresh matcher of the rule's pattern."""
+        names = list(inspect.signature(self.pattern).parameters)[1:]
+        return Matcher(self.pattern(PatternBuilder(), *(Var(name) for name in names)))
+
+
+class Build:
+    """``build.add(x, y, name=value)`` inserts an op of the vocabulary before the matched root."""
+
+    def __init__(self, view: View, match: Match) -> None:
+        self.view = view
+        self.match = match
+        self.made: list[Value] = []
+
+    def __getattr__(self, op: str) -> Callable[..., Value]:
+        if op.startswith("__"):
+            raise AttributeError(op)
+
+        def make(*operands: Operand, **attrs: Attr) -> Value:
+            value = self.view.build(op, operands, attrs, before=self.match.root)
+            self.made.append(value)
+            return value
+
+        return make
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What a rewrite changed: nodes made, nodes whose operands are now others, nodes gone."""
+
+    made: list[Node]
+    users: list[Node]
+    gone: list[Node]
+
+
+def apply(view: View, rule: Rule, match: Match) -> Applied:
+    """Replace a match.
+
+    Raises ``Refusal`` where ``where`` refuses or the replacement does not fit; the graph is then
+    as it was.
+    """
+    rule.where(match)
+    build = Build(view, match)
+    old = view.results(match.root)
+    made: list[Node] = []
+    view.journal = made
+    try:
+        replaced = rule.replace(build, **match.bindings)
+        new = tuple(replaced) if isinstance(replaced, (tuple, list)) else (replaced,)
+        if len(old) != len(new):
+            raise Refusal(f"{rule.name} gives {len(new)} values for {len(old)}", match.root)
+        _settle_types(view, build.made, old, new)
+    except Refusal:
+        for node in reversed(made):
+            view.erase(node)
+        raise
+    finally:
+        view.journal = None
+    users: list[Node] = []
+    for before, after in zip(old, new, strict=True):
+        users += view.users(before)
+        view.replace(before, after)
+    return Applied(made, users, view.erase_dead(match.root))
+
+
+def _settle_types(
+    view: View, made: list[Value], old: Sequence[Value], new: Sequence[Value]
+) -> None:
+    for value in made:
+        if not any(value is result for result in new):
+            view.type(value)
+    for before, after in zip(old, new, strict=True):
+        if any(after is value for value in made):
+            view.retype(after, before)

@@ -1,0 +1,160 @@
+"""What is known of sizes: types that a graph leaves out, and the numbers in a shape."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..core.types import UNKNOWN_DIM, Dim
+from ..core.view import NATIVE, Node, Operand, Value, View
+from ..onnx.view import OnnxView
+
+_END = 1 << 31
+"""A slice that ends beyond this ends nowhere."""
+
+
+def infer_types(view: View) -> bool:
+    """Fill in the types that an ONNX graph leaves out (FX graphs have them); whether any was.
+
+    ONNX's own inference does it, which follows symbolic dimensions through shape arithmetic. It is
+    given no weight larger than a kilobyte.
+    """
+    if not isinstance(view, OnnxView):
+        return False
+    types = [view.type(o) for n in view.nodes() for o in n.outputs]
+    if not any(t.dtype is None or t.shape is None or UNKNOWN_DIM in t.shape for t in types):
+        return False
+    from onnx_ir.passes.common import ShapeInferencePass
+
+    infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+    return infer(view.model).modified
+
+
+class Sizes:
+    """The dimensions that integer values hold: numbers, names, or ``UNKNOWN_DIM``.
+
+    ``note`` is called on nodes in topological order; ``of`` then answers for their results, with a
+    tuple for a vector and a single dimension for a scalar.
+    """
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._known: dict[Value, tuple[Dim, ...] | Dim] = {}
+
+    def of(self, operand: Operand) -> tuple[Dim, ...] | Dim | None:
+        """The dimensions behind an operand, ``None`` where it is not a known shape or size."""
+        if operand is None or isinstance(operand, bool | float):
+            return None
+        if isinstance(operand, int):
+            return operand
+        if operand in self._known:
+            return self._known[operand]
+        weight = self._view.weight(operand)
+        if weight is None or weight.dtype.is_floating_point or weight.numel > 16:
+            return None
+        if len(weight.shape) > 1 or weight.dtype.itemsize < 4:
+            return None
+        numbers = weight.read().reshape(-1).tolist()
+        return tuple(numbers) if weight.shape else int(numbers[0])
+
+    def note(self, node: Node) -> tuple[Dim, ...] | Dim | None:
+        """Follow one node; what its result holds, if it is a shape or a size."""
+        view = self._view
+        op = view.op(node)
+        if op == NATIVE:
+            found = self._shape(node) if view.native_op(node) == "Shape" else None
+        else:
+            rule = _RULES.get(op)
+            found = None if rule is None else rule(self, view.operands(node), view.attrs(node))
+        if found is not None:
+            self._known[view.results(node)[0]] = found
+        return found
+
+    def _shape(self, node: Any) -> tuple[Dim, ...] | None:
+        shape = self._view.type(node.inputs[0]).shape
+        if shape is None:
+            return None
+        ends = [node.attributes.get(k) for k in ("start", "end")]
+        start, end = (None if e is None else e.value for e in ends)
+        return shape[start:end]
+
+    # --- one rule for each op that shape arithmetic is made of ------------------------------------
+
+    def _same(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | Dim | None:
+        return self.of(operands[0])
+
+    def _size(self, operands: Any, attrs: Any) -> Dim | None:
+        shape = self._view.type(operands[0]).shape
+        return None if shape is None else shape[attrs["dim"]]
+
+    def _index(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | Dim | None:
+        items, index = self.of(operands[0]), self.of(operands[1])
+        if not isinstance(items, tuple) or index is None:
+            return None
+        wanted = index if isinstance(index, tuple) else (index,)
+        if not all(isinstance(i, int) and -len(items) <= i < len(items) for i in wanted):
+            return None
+        picked = tuple(items[i] for i in wanted if isinstance(i, int))
+        return picked if isinstance(index, tuple) else picked[0]
+
+    def _slice(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | None:
+        items, start, end = (self.of(o) for o in operands)
+        start, end = (e[0] if isinstance(e, tuple) and len(e) == 1 else e for e in (start, end))
+        if not isinstance(items, tuple) or not isinstance(start, int) or not isinstance(end, int):
+            return None
+        return items[start : None if end >= _END else end : attrs["step"]]
+
+    def _concat(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | None:
+        parts = [self.of(o) for o in operands]
+        if not all(isinstance(p, tuple) for p in parts):
+            return None
+        return tuple(d for p in parts if isinstance(p, tuple) for d in p)
+
+    def _vector(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | None:
+        item = self.of(operands[0])
+        return (item,) if isinstance(item, int | str) else None
+
+    def _scalar(self, operands: Any, attrs: Any) -> Dim | None:
+        items = self.of(operands[0])
+        return items[0] if isinstance(items, tuple) and len(items) == 1 else None
+
+    def _reshape(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | Dim | None:
+        if tuple(operands[1:]) not in ((-1,), (1,)):
+            return None
+        items = self.of(operands[0])
+        return (items,) if isinstance(items, int | str) else items
+
+    def _arithmetic(self, operands: Any, attrs: Any, what: str = "") -> Dim | None:
+        a, b = (self.of(o) for o in operands)
+        if not isinstance(a, int) or not isinstance(b, int):
+            return None
+        if what == "div":
+            return int(a / b) if b else None
+        return {"add": a + b, "sub": a - b, "mul": a * b}[what]
+
+
+def _arithmetic(what: str) -> Any:
+    return lambda sizes, operands, attrs: sizes._arithmetic(operands, attrs, what)
+
+
+_RULES: dict[str, Any] = {
+    "identity": Sizes._same, "cast": Sizes._same, "size": Sizes._size,
+    "index_select": Sizes._index, "slice": Sizes._slice, "concat": Sizes._concat,
+    "unsqueeze": Sizes._vector, "squeeze": Sizes._scalar, "reshape": Sizes._reshape,
+    "add": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul"),
+    "div": _arithmetic("div"),
+}  # fmt: skip
+
+
+def all_numbers(dims: tuple[Dim, ...] | Dim | None) -> bool:
+    """Whether every dimension is a number."""
+    if isinstance(dims, tuple):
+        return all(isinstance(d, int) for d in dims)
+    return isinstance(dims, int)
+
+
+def same_shape(a: tuple[Dim, ...] | None, b: tuple[Dim, ...] | None) -> bool:
+    """Whether two shapes are known to be equal."""
+    return a is not None and a == b and UNKNOWN_DIM not in a
+
+
+__all__ = ["Sizes", "all_numbers", "infer_types", "same_shape"]

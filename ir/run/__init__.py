@@ -1,0 +1,1 @@
+"""Graphs on real tensors: sweeps, statistics, batches, verification."""

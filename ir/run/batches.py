@@ -1,0 +1,123 @@
+"""Batches of inputs that a person gives: whether a graph can take them, and their hash."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..core.errors import BadInput, near_misses
+from ..core.types import Type
+from ..core.view import Value, View
+from ..core.weights import tensor_bytes
+from ..structure.cache_slots import empty_past
+
+Batch = Mapping[str, torch.Tensor]
+
+
+def check_batches(view: View, batches: Sequence[Batch], what: str = "calibration data") -> None:
+    """Whether a canonical graph can take all the batches; ``what`` names them in errors.
+
+    A key-value cache that is left out is empty, as everywhere. Raises ``BadInput`` where there is
+    no batch, where names, dtypes or shapes are not those of the graph's inputs, where a number is
+    NaN or infinite, and where a token id has no row in the embedding that it picks from.
+    """
+    if not batches:
+        raise BadInput(f"{what}: empty: it holds no batch")
+    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    rows = _table_rows(view)
+    for number, batch in enumerate(batches, 1):
+        where = f"{what}, batch {number} of {len(batches)}"
+        _check_names(where, batch, types)
+        sizes: dict[str, int] = {}
+        for name, tensor in batch.items():
+            _check_tensor(f"{where}: {name}", tensor, types[name], sizes)
+        for name, count in rows.items():
+            _check_ids(f"{where}: {name}", batch[name], count)
+
+
+def batches_sha256(batches: Sequence[Batch]) -> str:
+    """Hash of the names, dtypes, shapes and bytes of all tensors, in order of batches and names."""
+    digest = hashlib.sha256()
+    for batch in batches:
+        for name, tensor in sorted(batch.items()):
+            digest.update(f"{name}{tensor.dtype}{list(tensor.shape)}".encode())
+            digest.update(tensor_bytes(tensor.detach().cpu()))
+    return digest.hexdigest()
+
+
+def count_samples(batches: Sequence[Batch]) -> int:
+    """Rows of the first input over all batches."""
+    firsts = [next(iter(batch.values())) for batch in batches]
+    return sum(int(t.shape[0]) if t.dim() else 1 for t in firsts)
+
+
+def count_tokens(batches: Sequence[Batch]) -> int | None:
+    """Tokens that are not masked out; ``None`` where the batches hold no ``input_ids``."""
+    if "input_ids" not in batches[0]:
+        return None
+    return sum(
+        int((b["attention_mask"] != 0).sum()) if "attention_mask" in b else b["input_ids"].numel()
+        for b in batches
+    )
+
+
+def _check_names(where: str, batch: Batch, types: Mapping[str, Type]) -> None:
+    for name in batch:
+        if name not in types:
+            known = near_misses(name, types)
+            raise BadInput(f"{where}: {name} is not an input of the graph; {known}")
+    lacking = [name for name in types if name not in {*batch, *empty_past(types, batch)}]
+    if lacking:
+        raise BadInput(
+            f"{where}: {', '.join(lacking)} is missing; the graph takes {', '.join(types)}"
+        )
+
+
+def _check_tensor(where: str, given: torch.Tensor, declared: Type, sizes: dict[str, int]) -> None:
+    shape = tuple(given.shape)
+    found = f"got {Type(given.dtype, shape)}"
+    if declared.dtype not in (None, given.dtype):
+        raise BadInput(f"{where}: expected {declared}, {found}")
+    if not given.numel():
+        raise BadInput(f"{where}: empty: {found}")
+    if declared.shape is not None:
+        if len(declared.shape) != len(shape):
+            raise BadInput(f"{where}: expected {declared}, {found}")
+        for dim, size in zip(declared.shape, shape, strict=True):
+            known = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
+            if known != size and dim != "?":
+                same = "" if isinstance(dim, int) else f", with {dim}={known} in this batch"
+                raise BadInput(f"{where}: expected {declared}{same}, {found}")
+    if given.dtype.is_floating_point and not torch.isfinite(given).all():
+        bad = int((~torch.isfinite(given)).sum())
+        raise BadInput(f"{where}: {bad} of {given.numel()} numbers are NaN or infinite")
+
+
+def _table_rows(view: View) -> dict[str, int]:
+    """Rows of the embedding that an input's ids pick from, by the input's name."""
+    found: dict[str, int] = {}
+    for name, value in zip(view.input_names(), view.inputs(), strict=True):
+        counts = [_rows_behind(view, value, node) for node in view.users(value)]
+        known = [count for count in counts if count is not None]
+        if known:
+            found[name] = min(known)
+    return found
+
+
+def _rows_behind(view: View, value: Value, node: object) -> int | None:
+    if view.op(node) != "embedding" or view.operands(node)[1] is not value:
+        return None
+    table = view.weight(view.operands(node)[0])
+    return None if table is None else table.shape[0]
+
+
+def _check_ids(where: str, ids: torch.Tensor, rows: int) -> None:
+    low, high = int(ids.min()), int(ids.max())
+    if low < 0 or high >= rows:
+        wrong = low if low < 0 else high
+        raise BadInput(
+            f"{where}: the id {wrong}, and the model knows ids 0 to {rows - 1}: is this another "
+            "model's tokenizer?"
+        )

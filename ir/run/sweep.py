@@ -1,0 +1,130 @@
+"""One forward sweep over a graph: topological order, values freed after their last use.
+
+Weights are read when a node needs them and dropped at once, so that peak memory is one node's
+weights plus the live activations, whatever the model's size. Several batches go through each node
+together, so that every weight is read once for all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..core.errors import BadInput
+from ..core.view import Node, Value, View
+from ..structure.cache_slots import empty_past
+
+Observer = Callable[[Node, list[Any], tuple[Any, ...]], None]
+"""Called after each node with its arguments (as ``view.arguments`` orders them) and its results."""
+Results = tuple[Any, ...]
+Visit = Callable[[Node, list[list[Any]], list[Results]], list[Results] | None]
+"""Called after a node with its arguments and results, batch by batch. What it gives back stands in
+for the results from there on: what follows sees them."""
+
+
+def sweep(
+    view: View, inputs: Mapping[str, torch.Tensor], *, observe: Observer | None = None
+) -> dict[str, torch.Tensor]:
+    """Run the graph on CPU tensors by reference semantics; outputs by name.
+
+    Raises ``BadInput`` where an input is missing, unknown, or of another dtype, rank or fixed size.
+    """
+
+    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+        assert observe is not None
+        observe(node, given[0], results[0])
+
+    return sweep_together(view, [inputs], None if observe is None else visit)[0]
+
+
+def sweep_together(
+    view: View,
+    batches: Sequence[Mapping[str, torch.Tensor]],
+    visit: Visit | None = None,
+    nodes: frozenset[Node] | None = None,
+    *,
+    outputs: bool = True,
+) -> list[dict[str, torch.Tensor]]:
+    """Run the graph on all batches, node by node; the outputs of each.
+
+    ``visit`` is called at ``nodes`` (all, where not given). It must not edit the graph. Without
+    ``outputs`` the sweep ends behind the last of ``nodes`` and gives nothing: logits of all
+    calibration data would take more memory than anything else. Raises as ``sweep``.
+    """
+    values = [_bind(view, inputs) for inputs in batches]
+    env: dict[Value, list[Any]] = {
+        value: [given[i] for given in values] for i, value in enumerate(view.inputs())
+    }
+    order = list(view.nodes())
+    if not outputs and nodes is not None:
+        order = order[: max((i for i, n in enumerate(order, 1) if n in nodes), default=0)]
+    last = _last_uses(view, order)
+    keep = set(view.outputs()) if outputs else set()
+    with torch.no_grad():
+        for position, node in enumerate(order):
+            arguments = view.arguments(node)
+            given = _given(view, env, arguments, len(batches))
+            results = [view.execute(node, row) for row in given]
+            if visit is not None and (nodes is None or node in nodes):
+                results = visit(node, given, results) or results
+            del given
+            for i, value in enumerate(view.results(node)):
+                if value in last or value in keep:
+                    env[value] = [row[i] for row in results]
+            for value in arguments:
+                if last[value] == position and value not in keep:
+                    env.pop(value, None)
+        if not outputs:
+            return []
+        found = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
+    names = view.output_names()
+    return [
+        {name: column[row][0] for name, column in zip(names, found, strict=True)}
+        for row in range(len(batches))
+    ]
+
+
+def _given(
+    view: View, env: Mapping[Value, list[Any]], arguments: Sequence[Value], count: int
+) -> list[list[Any]]:
+    """The arguments of each batch; a weight is read once."""
+    columns = [env[a] if a in env else [_weight(view, a)] * count for a in arguments]
+    return [[column[row] for column in columns] for row in range(count)]
+
+
+def _weight(view: View, value: Value) -> torch.Tensor:
+    weight = view.weight(value)
+    if weight is None:
+        raise BadInput(f"the value {view.name(value)} is used before it is computed")
+    return weight.read()
+
+
+def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
+    last: dict[Value, int] = {}
+    for position, node in enumerate(order):
+        for value in view.arguments(node):
+            last[value] = position
+    return last
+
+
+def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    names = view.input_names()
+    types = dict(zip(names, map(view.type, view.inputs()), strict=True))
+    inputs = {**inputs, **empty_past(types, inputs)}
+    unknown, missing = sorted(set(inputs) - set(names)), sorted(set(names) - set(inputs))
+    if unknown or missing:
+        parts = [f"missing {', '.join(missing)}"] if missing else []
+        parts += [f"unknown {', '.join(unknown)}"] if unknown else []
+        takes = f"the graph takes {', '.join(names)}"
+        raise BadInput(f"inputs do not fit: {'; '.join(parts)} ({takes})")
+    for name, value in zip(names, view.inputs(), strict=True):
+        declared, given = view.type(value), inputs[name]
+        if declared.dtype not in (None, given.dtype):
+            raise BadInput(f"input {name}: expected {declared}, got {given.dtype}")
+        pairs = zip(declared.shape or (), given.shape, strict=False)
+        fits = all(dim == size for dim, size in pairs if isinstance(dim, int))
+        if declared.rank not in (None, given.dim()) or not fits:
+            raise BadInput(f"input {name}: expected {declared}, got shape {list(given.shape)}")
+    return [inputs[name] for name in names]

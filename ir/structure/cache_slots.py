@@ -1,0 +1,155 @@
+"""The key-value cache of a decoder: inputs and outputs of the graph, one slot an attention site.
+
+A slot is four values. What was computed before comes in as ``past_key_values.N.key`` and ``.value``
+(``[batch, heads, past, head_dim]``), what is known after goes out as ``present.N.key`` and
+``.value``; the names are those that the ecosystem's exporters and runtimes use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..core.types import Type
+from ..core.view import Node, Operand, Value, View
+
+PARTS = ("key", "value")
+PAST_AXIS = 2
+"""The axis of a cache along which tokens follow each other."""
+SLOTS_KEY = "graphwright.kv_slots"
+"""Metadata: JSON list, for each slot the number of the layer, in the source, that it belongs to."""
+_PASSING = frozenset({
+    "reshape", "transpose", "expand", "unsqueeze", "squeeze", "cast", "identity", "slice", "rope",
+})  # fmt: skip
+"""Ops that keys and values go through between the cache and ``sdpa``."""
+
+
+@dataclass(frozen=True)
+class CacheSlot:
+    """One slot: the graph's inputs that hold what was, its outputs that hold what is; each is
+    (keys, values)."""
+
+    past: tuple[Value, Value]
+    present: tuple[Value, Value]
+
+
+def past_name(slot: int, part: str) -> str:
+    return f"past_key_values.{slot}.{part}"
+
+
+def present_name(slot: int, part: str) -> str:
+    return f"present.{slot}.{part}"
+
+
+def past_slot(name: str) -> int | None:
+    """The slot that an input of this name belongs to; ``None`` for any other input."""
+    found = re.fullmatch(r"past_key_values\.(\d+)\.(?:key|value)", name)
+    return None if found is None else int(found[1])
+
+
+def has_cache(view: View) -> bool:
+    """Whether the graph takes what was computed before as inputs."""
+    return any(past_slot(name) is not None for name in view.input_names())
+
+
+def answers(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A graph's outputs without its cache, which is state: what passes are measured by."""
+    return {n: t for n, t in outputs.items() if not re.fullmatch(r"present\.\d+\.\w+", n)}
+
+
+def empty_past(
+    types: Mapping[str, Type], given: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Caches of length 0 for those inputs among ``types`` that are caches and are not ``given``.
+
+    ``types`` are all inputs' types by name. A caller that starts a text needs no cache: whatever
+    runs a graph takes one left out as empty.
+    """
+    batch = given["input_ids"].shape[0] if "input_ids" in given else 1
+    found = {}
+    for name, type_ in types.items():
+        if name in given or past_slot(name) is None or type_.rank != 4:
+            continue
+        _, heads, _, width = type_.shape or ()
+        if isinstance(heads, int) and isinstance(width, int):  # else it is missing, and told so
+            found[name] = torch.zeros(batch, heads, 0, width, dtype=type_.dtype)
+    return found
+
+
+def next_step(
+    inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor] | None:
+    """Inputs of the step that follows a prompt: its last token again, what it left in the cache,
+    and no image. ``None`` for a graph without a cache."""
+    state = {n: t for n, t in outputs.items() if n not in answers(outputs)}
+    if not state or not {"input_ids", "attention_mask"} <= set(inputs):
+        return None
+    mask = inputs["attention_mask"]
+    past = {name.replace("present", "past_key_values"): t for name, t in state.items()}
+    rest = {n: t[:0] for n, t in inputs.items() if n == "pixel_values"}
+    return {
+        "input_ids": inputs["input_ids"][:, -1:], **past, **rest,
+        "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+    }  # fmt: skip
+
+
+def is_past(view: View, value: Value) -> bool:
+    """Whether an input of the graph is a cache: joined to what the graph then returns."""
+    joins = (u for u in view.users(value) if view.op(u) == "concat")
+    return any(_output_below(view, view.results(node)[0]) is not None for node in joins)
+
+
+# --- recognised in a graph ------------------------------------------------------------------------
+
+
+def find_slot(view: View, sdpa: Node) -> CacheSlot | None:
+    """The slot of an attention site: ``sdpa(q, concat(past, k), concat(past, v))``.
+
+    ``None`` where one of the two is not joined to an input of the graph, or is not returned.
+    """
+    joined = [_joined(view, operand) for operand in view.operands(sdpa)[1:3]]
+    if joined[0] is None or joined[1] is None:
+        return None
+    (past_key, present_key), (past_value, present_value) = joined[0], joined[1]
+    return CacheSlot((past_key, past_value), (present_key, present_value))
+
+
+def _joined(view: View, operand: Operand) -> tuple[Value, Value] | None:
+    """Past and present behind the keys or values of ``sdpa``."""
+    for value in _chain(view, operand, lambda node: view.operands(node)[0]):
+        node = view.producer(value)
+        if node is None or view.op(node) != "concat":
+            continue
+        past = _input_above(view, view.operands(node)[0])
+        present = _output_below(view, value)
+        return None if past is None or present is None else (past, present)
+    return None
+
+
+def _chain(view: View, value: Operand, step: Callable[[Node], Operand]) -> Sequence[Value]:
+    """A value and those that it was shaped from, the nearest first."""
+    found: list[Value] = []
+    while value is not None and not isinstance(value, int | float):
+        found.append(value)
+        node = view.producer(value)
+        value = step(node) if node is not None and view.op(node) in _PASSING else None
+    return found
+
+
+def _input_above(view: View, value: Operand) -> Value | None:
+    last = _chain(view, value, lambda node: view.operands(node)[0])[-1:]
+    return last[0] if last and view.producer(last[0]) is None and not view.weight(last[0]) else None
+
+
+def _output_below(view: View, value: Value) -> Value | None:
+    """The value itself, or one that it is shaped into, that the graph returns."""
+    queue = [value]
+    for current in queue:
+        if view.is_output(current):
+            return current
+        shaping = (u for u in view.users(current) if view.op(u) in _PASSING)
+        queue += [view.results(u)[0] for u in shaping if view.operands(u)[0] is current]
+    return None

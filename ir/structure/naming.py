@@ -1,0 +1,52 @@
+"""Names of sites: dotted, unique, and the same for a model's FX graph and its ONNX export."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from ..core.view import Node, Value, View
+
+STORED_LINEARS = {"linear_nbit": 4, "linear_bitstack": 3}
+"""Forms of a linear whose weight is not a plain matrix, and which operand is the bias."""
+_MADE_UP = re.compile(r"(?:val|const|onnx|onnx::\w+|t|_?tensor_constant|lifted_tensor|w)?[_:]*\d*")
+
+
+def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
+    """A name for each node that holds a weight (operand 1, of an embedding operand 0).
+
+    It is the weight's name without ``.weight`` where that name is the model's own and the weight is
+    no other site's; else the path of the module that made the node; else the node's own name.
+    """
+    wanted = {node: _wanted(view, node) for node in nodes}
+    counts = Counter(wanted.values())
+    names: dict[Node, str] = {}
+    taken: set[str] = set()
+    for node, name in wanted.items():
+        index = 0
+        unique = name if counts[name] == 1 else f"{name}.{index}"
+        while unique in taken or (unique != name and unique in counts):
+            index += 1
+            unique = f"{name}.{index}"
+        taken.add(unique)
+        names[node] = unique
+    return names
+
+
+def _wanted(view: View, node: Node) -> str:
+    weight: Value = view.operands(node)[0 if view.op(node) == "embedding" else 1]
+    name = _of_weight(view, node, weight)
+    return name or view.scope(node) or view.name(node)
+
+
+def _of_weight(view: View, node: Node, weight: Value) -> str:
+    if len(view.users(weight)) > 1:
+        return ""
+    name = view.name(weight).removesuffix(".T")
+    head, dot, last = name.rpartition(".")
+    if view.op(node) in STORED_LINEARS:
+        return head.removesuffix(".weight")
+    if last == "weight" and dot:
+        return head
+    return "" if not dot or _MADE_UP.fullmatch(last) or _MADE_UP.fullmatch(name) else name

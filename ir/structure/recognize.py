@@ -1,0 +1,328 @@
+"""What a person sees in a graph: linears, attention sites, the residual spine, blocks.
+
+All of it is read off the graph, on either kind, never off the names of model classes. The graph is
+one that ``canonicalize`` has been through.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from ..core.view import Node, Value, View
+from .cache_slots import CacheSlot, find_slot
+from .naming import STORED_LINEARS, site_names
+from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
+from .spine import NO_SPINE, Spine, find_spine
+
+LINEAR_OPS = ("linear", *STORED_LINEARS)
+
+
+@dataclass(frozen=True)
+class Linear:
+    """One linear whose weight is a constant: ``out = x wᵀ + bias``."""
+
+    node: Node
+    x: Value
+    weight: Value
+    """[out, in]; of an already quantized linear, its codes."""
+    bias: Value | None
+    out: Value
+    name: str
+    in_features: int
+    out_features: int
+    block: int | None = None
+    """Index of the block; ``None`` before the first and after the last."""
+    role: str = ""
+    """``q``, ``k``, ``v``, ``qkv``, ``o``, ``gate``, ``up``, ``gate_up``, ``down``, ``fc1``,
+    ``fc2``, ``head``, or empty where the graph does not tell."""
+    quantized: bool = False
+
+
+@dataclass(frozen=True)
+class Attention:
+    """One ``sdpa``, and the names of the linears around it (empty where there is none)."""
+
+    node: Node
+    q: str
+    k: str
+    v: str
+    o: str
+    heads: int | None
+    kv_heads: int | None
+    """Heads that keys and values have before they are repeated."""
+    head_dim: int | None
+    block: int | None = None
+    cache: CacheSlot | None = None
+    """The graph's inputs and outputs that hold the site's keys and values, where it has them."""
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """One table of rows that ids pick from."""
+
+    node: Node
+    weight: Value
+    name: str
+    rows: int
+    width: int
+
+
+@dataclass(frozen=True)
+class SubBlock:
+    """What lies between two additions of the spine: a branch and the addition that joins it."""
+
+    index: int
+    addition: Node
+    linears: tuple[str, ...]
+    attentions: tuple[int, ...]
+    """Indices into ``Structure.attentions``."""
+    entry: Value
+    """The residual stream that the branch reads."""
+    exit: Value
+    """The residual stream behind it: the sum, or its norm where norms come after the sums."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A run of sub-blocks that starts at one with attention: a layer."""
+
+    index: int
+    sub_blocks: tuple[SubBlock, ...]
+    linears: tuple[str, ...]
+    attentions: tuple[int, ...]
+    tower: int = 0
+    """Which run of blocks it belongs to: within a tower, a block starts where the last one ends, or
+    at a selection of its tokens."""
+
+    @property
+    def entry(self) -> Value:
+        """The residual stream before the block."""
+        return self.sub_blocks[0].entry
+
+    @property
+    def exit(self) -> Value:
+        """The residual stream behind the block."""
+        return self.sub_blocks[-1].exit
+
+
+@dataclass(frozen=True)
+class Structure:
+    """All that is recognised in a graph."""
+
+    linears: tuple[Linear, ...]
+    attentions: tuple[Attention, ...] = ()
+    embeddings: tuple[Embedding, ...] = ()
+    spine: Spine = NO_SPINE
+    sub_blocks: tuple[SubBlock, ...] = ()
+    blocks: tuple[Block, ...] = ()
+
+
+def recognize(view: View) -> Structure:
+    """Recognise the structure of a canonical graph; linear in its size."""
+    nodes: dict[str, list[Node]] = {op: [] for op in (*LINEAR_OPS, "sdpa", "embedding")}
+    order: dict[Node, int] = {}
+    for place, node in enumerate(view.nodes()):
+        order[node] = place
+        op = view.op(node)
+        if op in nodes:
+            nodes[op].append(node)
+    sites = sorted((n for op in LINEAR_OPS for n in nodes[op]), key=order.__getitem__)
+    linears = _linears(view, sites)
+    spine = find_spine(view)
+    names = {site.node: site.name for site in linears}
+    traced = [trace_attention(view, node, names) for node in nodes["sdpa"]]
+    places = {n: _sub_block_of(spine, order, n) for n in (*names, *nodes["sdpa"])}
+    roles = _roles(view, linears, traced, places, spine)
+    linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
+    subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places)
+    blocks = _blocks(view, subs)
+    block_of = {sub.index: block.index for block in blocks for sub in block.sub_blocks}
+    linears = [replace(site, block=_at(block_of, places[site.node])) for site in linears]
+    widths = {site.node: site.out_features for site in linears}
+    attentions = tuple(
+        _attention(view, site, names, widths, _at(block_of, places[site.node])) for site in traced
+    )
+    embeddings = _embeddings(view, nodes["embedding"])
+    return Structure(tuple(linears), attentions, embeddings, spine, subs, blocks)
+
+
+def _linears(view: View, sites: list[Node]) -> list[Linear]:
+    kept = [n for n in sites if view.weight(view.operands(n)[1]) is not None]
+    names = site_names(view, kept)
+    return [_linear(view, node, names[node]) for node in kept]
+
+
+def _linear(view: View, node: Node, name: str) -> Linear:
+    operands = view.operands(node)
+    x, weight = operands[:2]
+    out = view.results(node)[0]
+    if view.op(node) in STORED_LINEARS:
+        attrs = view.attrs(node)
+        bias = (*operands, *[None] * 5)[STORED_LINEARS[view.op(node)]]
+        return Linear(
+            node, x, weight, bias, out, name, int(attrs["in_features"]),
+            int(attrs["out_features"]), quantized=True,
+        )  # fmt: skip
+    handle = view.weight(weight)
+    assert handle is not None
+    bias = operands[2] if len(operands) > 2 else None
+    return Linear(node, x, weight, bias, out, name, handle.shape[1], handle.shape[0])
+
+
+def _attention(
+    view: View,
+    site: TracedAttention,
+    names: Mapping[Node, str],
+    widths: Mapping[Node, int],
+    block: int | None,
+) -> Attention:
+    q, k, v, o = ("" if n is None else names[n] for n in (site.q, site.k, site.v, site.o))
+    heads, kv_heads, head_dim = site.heads(view, widths)
+    slot = find_slot(view, site.node)
+    return Attention(site.node, q, k, v, o, heads, kv_heads, head_dim, block, slot)
+
+
+def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
+    kept = [n for n in sites if view.weight(view.operands(n)[0]) is not None]
+    names = site_names(view, kept)
+    found = []
+    for node in kept:
+        table = view.operands(node)[0]
+        handle = view.weight(table)
+        assert handle is not None
+        found.append(Embedding(node, table, names[node], handle.shape[0], handle.shape[-1]))
+    return tuple(found)
+
+
+def _sub_block_of(spine: Spine, order: dict[Node, int], node: Node) -> int | None:
+    """Index of the sub-block that a node lies in: it branches off before that addition."""
+    place = spine.position.get(node)
+    if place is None or place >= len(spine.additions) or node in spine.chain:
+        return None
+    return None if place == 0 and order[node] <= spine.entry else place
+
+
+def _at(table: dict[int, int], place: int | None) -> int | None:
+    return None if place is None else table.get(place)
+
+
+def _roles(
+    view: View,
+    linears: list[Linear],
+    traced: Sequence[TracedAttention],
+    places: dict[Node, int | None],
+    spine: Spine,
+) -> dict[Node, str]:
+    roles: dict[Node, str] = {}
+    for site in traced:
+        roles.update(site.roles())
+    groups: dict[int, list[Node]] = {}
+    tail: list[Node] = []
+    for linear in linears:
+        place = places[linear.node]
+        if linear.node in roles:
+            continue
+        if place is not None or not spine.additions:
+            groups.setdefault(-1 if place is None else place, []).append(linear.node)
+        elif spine.position.get(linear.node, -1) >= len(spine.additions):
+            tail.append(linear.node)
+    for group in groups.values():
+        roles.update(mlp_roles(view, group))
+    roles.update(tail_roles(view, tail))
+    return roles
+
+
+def _sub_blocks(
+    view: View, spine: Spine, linears: list[Linear], sdpas: list[Node],
+    places: dict[Node, int | None],
+) -> tuple[SubBlock, ...]:  # fmt: skip
+    inside: dict[int, list[str]] = {}
+    attending: dict[int, list[int]] = {}
+    for linear in linears:
+        place = places[linear.node]
+        if place is not None:
+            inside.setdefault(place, []).append(linear.name)
+    for index, node in enumerate(sdpas):
+        place = places[node]
+        if place is not None:
+            attending.setdefault(place, []).append(index)
+    entries = [_unflattened(view, spine, fork) for fork in spine.forks]
+    exits = _exits(view, spine, entries)
+    return tuple(
+        SubBlock(i, addition, tuple(inside.get(i, ())), tuple(attending.get(i, ())),
+                 entries[i], exits[i])
+        for i, addition in enumerate(spine.additions)
+    )  # fmt: skip
+
+
+def _exits(view: View, spine: Spine, entries: Sequence[Value]) -> list[Value]:
+    """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
+    come after the sums (as in BERT), and the last sum's norm belongs to it likewise."""
+    sums = [_reshaped_back(view, spine, view.results(addition)[0]) for addition in spine.additions]
+    found: list[Value] = []
+    for i, value in enumerate(sums):
+        normed = _normed(view, value)
+        if i + 1 < len(sums):
+            norm_follows = normed is entries[i + 1]
+        else:
+            norm_follows = bool(found) and found[-1] is not sums[i - 1]
+        found.append(normed if norm_follows and normed is not None else value)
+    return found
+
+
+def _unflattened(view: View, spine: Spine, fork: Value) -> Value:
+    """The stream as it is where it starts: OPT's feed-forward reads ``[tokens, width]`` of it."""
+    node, rank = view.producer(fork), view.type(spine.forks[0]).rank
+    if node is None or view.op(node) != "reshape" or view.type(fork).rank == rank:
+        return fork
+    source: Value = view.operands(node)[0]
+    return source if view.type(source).rank == rank else fork
+
+
+def _reshaped_back(view: View, spine: Spine, value: Value) -> Value:
+    """A sum of flattened streams in the form that the stream starts in."""
+    users, rank = view.users(value), view.type(spine.forks[0]).rank
+    if view.type(value).rank == rank or len(users) != 1 or view.op(users[0]) != "reshape":
+        return value
+    result = view.results(users[0])[0]
+    return result if view.type(result).rank == rank else value
+
+
+def _normed(view: View, value: Value) -> Value | None:
+    """The norm of a value, where that is its only use."""
+    users = view.users(value)
+    if len(users) != 1 or view.op(users[0]) not in ("layer_norm", "rms_norm"):
+        return None
+    return view.results(users[0])[0]
+
+
+def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
+    """Sub-blocks in runs: a run starts at attention, or at each one where there is none at all."""
+    attends = any(sub.attentions for sub in subs)
+    runs: list[list[SubBlock]] = []
+    for sub in subs:
+        if not runs or sub.attentions or not attends:
+            runs.append([])
+        runs[-1].append(sub)
+    blocks: list[Block] = []
+    for i, run in enumerate(runs):
+        names = tuple(name for sub in run for name in sub.linears)
+        sites = tuple(a for sub in run for a in sub.attentions)
+        tower = 0
+        if blocks:
+            goes_on = blocks[-1].exit is uncut(view, run[0].entry)[0]
+            tower = blocks[-1].tower + (not goes_on)
+        blocks.append(Block(i, tuple(run), names, sites, tower))
+    return tuple(blocks)
+
+
+def uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:
+    """The stream before tokens of it were selected, and the positions kept each time, in order."""
+    kept: list[Value] = []
+    node = view.producer(value)
+    while node is not None and view.op(node) == "token_select":
+        value, index = view.operands(node)
+        kept.insert(0, index)
+        node = view.producer(value)
+    return value, tuple(kept)

@@ -1,0 +1,142 @@
+"""The residual spine: the additions through which every path from the first value must go.
+
+The graph's values are taken as a flow from where tokens or patches enter. What dominates the output
+in it is a chain; the chain's additions of two values of the flow are the sub-block boundaries.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import networkx
+import torch
+
+from ..core.view import NATIVE, Node, Operand, Value, View
+from .cache_slots import is_past
+
+_MEASURES = frozenset({"size", "Shape", "aten.sym_size.int"})
+"""Ops that take the size of a value and nothing of what it holds."""
+_NO_STREAM = frozenset({torch.int64, torch.bool})
+"""Dtypes of ids, positions and masks: what is chosen by the stream is not a part of it."""
+
+
+@dataclass(frozen=True)
+class Spine:
+    """The chain of nodes that dominate the output, and where every other node branches off."""
+
+    start: Value | Node | None
+    additions: tuple[Node, ...]
+    position: dict[Node, int]
+    """For each node of the flow, how many additions of the spine dominate it, itself among them."""
+    chain: frozenset[Node]
+    entry: int
+    """Place in graph order of the value that the first addition's branch starts from."""
+    forks: tuple[Value, ...] = ()
+    """For each addition, the value that its branch and the stream around it both start from."""
+
+
+NO_SPINE = Spine(None, (), {}, frozenset(), 0)
+
+
+def find_spine(view: View) -> Spine:
+    """The longest residual spine that starts at an embedding or a floating input."""
+    graph, order = _flow(view)
+    best = NO_SPINE
+    for start in _starts(view, order):
+        found = _spine_from(view, graph, order, start)
+        if len(found.additions) > len(best.additions):
+            best = found
+    return best
+
+
+def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
+    """Nodes and inputs, an edge for each use; sizes, positions and masks carry nothing."""
+    graph = networkx.MultiDiGraph()
+    order: dict[Node, int] = {}
+    for place, node in enumerate(view.nodes()):
+        order[node] = place
+        graph.add_node(node)
+        op = view.op(node)
+        if (view.native_op(node) if op == NATIVE else op) in _MEASURES:
+            continue
+        for value in view.arguments(node):
+            if view.weight(value) is None and view.type(value).dtype not in _NO_STREAM:
+                graph.add_edge(view.producer(value) or value, node)
+    return graph, order
+
+
+def _starts(view: View, order: dict[Node, int]) -> Iterable[Value | Node]:
+    for value in view.inputs():
+        dtype = view.type(value).dtype
+        if dtype is not None and dtype.is_floating_point and not is_past(view, value):
+            yield value
+    for node in order:
+        if view.op(node) == "embedding":
+            yield node
+
+
+def _spine_from(
+    view: View, graph: networkx.MultiDiGraph, order: dict[Node, int], start: Value | Node
+) -> Spine:
+    if start not in graph:
+        return NO_SPINE
+    above = networkx.immediate_dominators(graph, start) | {start: start}
+    longest: list[Node] = []
+    for value in view.outputs():
+        chain = _chain(above, view.producer(value), start)
+        if len(_additions(view, chain, above)) > len(_additions(view, longest, above)):
+            longest = chain
+    additions = _additions(view, longest, above)
+    if not additions:
+        return NO_SPINE
+    boundaries = set(additions)
+    counts: dict[Node, int] = {start: 0}
+    # A node comes after its dominator in graph order; the start may be an input without a place.
+    for node in sorted((n for n in above if n in order and n is not start), key=order.__getitem__):
+        counts[node] = counts.get(above[node], 0) + (node in boundaries)
+    entry = order.get(above[additions[0]], -1)
+    forks = tuple(above[a] if above[a] not in order else view.results(above[a])[0]
+                  for a in additions)  # fmt: skip
+    return Spine(start, tuple(additions), counts, frozenset(longest), entry, forks)
+
+
+def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> list[Node]:
+    """The dominators of ``end``, from ``start`` on; empty where the flow does not reach it."""
+    chain: list[Node] = []
+    while end is not None and end in above and end is not start:
+        chain.append(end)
+        end = above[end]
+    return chain[::-1] if chain and end is not None else []
+
+
+def _additions(view: View, chain: list[Node], above: dict[Node, Node]) -> list[Node]:
+    """The nodes of a chain that add two values of the flow, one of them by way of no other op."""
+    found = []
+    for node in chain:
+        if view.op(node) != "add":
+            continue
+        makers = [_maker(view, o) for o in view.operands(node)]
+        if all(m in above for m in makers) and _passes(view, node, above[node]):
+            found.append(node)
+    return found
+
+
+def _maker(view: View, operand: Operand) -> Node | Value | None:
+    if operand is None or isinstance(operand, int | float):
+        return None
+    return view.producer(operand) or operand
+
+
+def _passes(view: View, node: Node, source: Node | Value) -> bool:
+    """Whether ``source`` reaches ``node`` through additions and casts alone."""
+    stack = [node]
+    while stack:
+        for operand in view.operands(stack.pop()):
+            maker = _maker(view, operand)
+            if maker is source:
+                return True
+            made = maker is not None and view.producer(operand) is not None
+            if made and view.op(maker) in ("add", "cast", "identity"):
+                stack.append(maker)
+    return False

@@ -1,0 +1,225 @@
+"""Where a vision-language model's images enter its text: tower, CLS token, patches, projector.
+
+Read off the graph: the language model's stream starts at a ``where`` that takes the tower's
+features at the placeholders' positions and the words' embeddings elsewhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ..core.errors import Refusal
+from ..core.types import Dim
+from ..core.view import Node, Value, View
+from .recognize import Attention, Block, Linear, Structure, uncut
+
+_PICKING = frozenset({"gather", "index_select", "embedding", "token_select"})
+_SPREAD = ("unsqueeze", "expand", "cast")
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Image tokens in the text sequence of a vision-language model."""
+
+    tower: tuple[Block, ...]
+    """Blocks of the vision tower whose result the language model sees."""
+    attention: Attention
+    """In the last of them: the layer that makes the features."""
+    cls_token: bool
+    """Whether the tower's first token is not a patch and is cut off before the projector."""
+    grid: tuple[int, int] | None
+    """Rows and columns of patches in one picture; ``None`` where the graph does not tell."""
+    patches: int
+    """Tokens that one picture gives."""
+    pictures: int
+    """Pictures that stand for one image: 1, or thumbnail and crops."""
+    projector: tuple[str, ...]
+    """Names of the linears between tower and text."""
+    features: Value
+    """The projected features as they enter the text, ``[images, tokens, width]``, or
+    ``[images x pictures, tokens / pictures, width]``."""
+    images: Dim
+    """How many images there are, as the graph's types say it."""
+    merged: Value
+    """The stream in which images and words are first together, ``[rows, seq, width]``."""
+    placeholders: Value
+    """Which positions of the prompt as given are image tokens: bool ``[rows, seq]``."""
+    language: tuple[Block, ...]
+    """Blocks of the language model."""
+    kept: tuple[Value, ...]
+    """Positions that earlier cuts of the stream kept, each i64 ``[rows, positions]``, in order."""
+    count: int
+    """Image tokens a row that are left where the stream was asked about."""
+
+
+@dataclass(frozen=True)
+class Patches:
+    """What a vision tower's stream is made of, in a model of images alone."""
+
+    grid: tuple[int, int]
+    """Rows and columns of patches in one picture."""
+    cls_token: bool
+    """Whether the stream has one token more, which is not a patch."""
+
+
+COUNT_KEY = "graphwright.image_tokens"
+"""Metadata: JSON of how many image tokens a row are left by the kept positions of each name."""
+
+SIZED_BY_EXAMPLE = "graphwright.sized_by_example"
+"""Metadata of an FX graph with a cache whose tokens were pruned: how many a step drops (none, where
+it has no image) is a size, and the exporter would write the example's as a constant."""
+
+
+def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> ImageTokens:
+    """The image tokens at the entry of the language model's block ``layer``.
+
+    Raises ``Refusal`` where the model has no images, saying what was looked for.
+    """
+    if not structure.blocks:
+        raise Refusal("no block is recognised, so there is no stream that image tokens could enter")
+    last = structure.blocks[-1].tower
+    language = tuple(b for b in structure.blocks if b.tower == last)
+    towers = [b for b in structure.blocks if b.tower == last - 1]
+    if not towers:
+        raise Refusal("the model has no vision tower: it takes no images")
+    merged, kept = uncut(view, language[0].entry)
+    for block in language[1 : layer + 1]:
+        kept += uncut(view, block.entry)[1]
+    where = view.producer(merged)
+    if where is None or view.op(where) != "where":
+        raise Refusal("no place is recognised at which image features replace words' embeddings")
+    condition, picked, _ = view.operands(where)
+    placeholders = _unspread(view, condition)
+    path = _between(view, towers[-1].exit, picked)
+    if not path:
+        raise Refusal("what enters the text does not come from the tower before it")
+    features = _features(view, path, picked)
+    cut = next((n for n in path if _cuts_first(view, n)), None)
+    tokens, images = _static(view, features, 1), (view.type(features).shape or ("images",))[0]
+    patches = _static(view, towers[-1].exit, 1) - (cut is not None)
+    site = next((s for s in structure.attentions if s.block == towers[-1].index), None)
+    if site is None:
+        raise Refusal("the vision tower's last layer has no attention")
+    crops = _crops(view)
+    if crops is not None and tokens <= patches:
+        # Exporters drop the reshape that joins an image's crops where another one follows it.
+        images, tokens = crops[0], tokens * crops[1]
+    return ImageTokens(
+        tuple(towers), site, cut is not None, _grid(view, structure, patches), patches,
+        max(1, tokens // patches), _names(structure.linears, set(path)), features, images, merged,
+        placeholders, language, kept, _count(view, kept, tokens),
+    )  # fmt: skip
+
+
+def find_patches(view: View, structure: Structure) -> Patches:
+    """The patches of the first tower. Raises ``Refusal`` where no convolution makes them."""
+    if not structure.blocks:
+        raise Refusal("no block is recognised, so there is no stream of patches")
+    tokens = _static(view, structure.blocks[0].entry, 1)
+    for extra in (0, 1):
+        grid = _grid(view, structure, tokens - extra)
+        if grid is not None:
+            return Patches(grid, bool(extra))
+    raise Refusal(f"no convolution makes the {tokens} tokens of the stream")
+
+
+def note_count(view: View, kept: Value, count: int) -> None:
+    """Remember in the graph's metadata how many image tokens a cut leaves."""
+    counts = json.loads(view.metadata().get(COUNT_KEY, "{}"))
+    view.metadata()[COUNT_KEY] = json.dumps(counts | {view.name(kept): count})
+
+
+def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:
+    counts: dict[str, int] = json.loads(view.metadata().get(COUNT_KEY, "{}"))
+    for value in kept:
+        if view.name(value) not in counts:
+            raise Refusal("tokens were selected here before, by something else than a token pass")
+        tokens = counts[view.name(value)]
+    return tokens
+
+
+def _unspread(view: View, value: Value) -> Value:
+    node = view.producer(value)
+    while node is not None and view.op(node) in _SPREAD:
+        value = view.operands(node)[0]
+        node = view.producer(value)
+    if view.type(value).rank != 2:
+        raise Refusal(f"the placeholders' mask is {view.type(value)}, [rows, seq] is needed")
+    return value
+
+
+def _between(view: View, start: Value, end: Value) -> list[Node]:
+    """Nodes on the ways from ``start`` to ``end``, in graph order."""
+    flow: set[Value] = {start}
+    order: list[Node] = []
+    for node in view.nodes():
+        if any(value in flow for value in view.arguments(node)):
+            order.append(node)
+            flow.update(view.results(node))
+    needed: set[Value] = {end}
+    found: list[Node] = []
+    for node in reversed(order):
+        if needed.intersection(view.results(node)):
+            found.append(node)
+            needed.update(value for value in view.arguments(node) if value in flow)
+    return found[::-1]
+
+
+def _features(view: View, path: Iterable[Node], picked: Value) -> Value:
+    """The last ``[rows, tokens, width]`` with a fixed number of tokens before one is picked."""
+    found = None
+    for node in path:
+        native = view.native_op(node)
+        if view.op(node) in _PICKING or "index" in native or "Gather" in native:
+            break
+        shape = view.type(view.results(node)[0]).shape
+        if shape is not None and len(shape) == 3 and isinstance(shape[1], int):
+            found = view.results(node)[0]
+    if found is None:
+        raise Refusal(f"nothing picks image features by position before {view.name(picked)}")
+    return found
+
+
+def _crops(view: View) -> tuple[Dim, int] | None:
+    """Images and crops of each, where an input is ``[images, crops, channels, height, width]``."""
+    for value in view.inputs():
+        kind = view.type(value)
+        if kind.shape is None or kind.rank != 5 or kind.dtype is None:
+            continue
+        images, crops, *_ = kind.shape
+        if kind.dtype.is_floating_point and isinstance(crops, int):
+            return images, crops
+    return None
+
+
+def _cuts_first(view: View, node: Node) -> bool:
+    if view.op(node) != "slice":
+        return False
+    _, start, _ = view.operands(node)
+    return view.number(start) == 1 and view.attrs(node)["dim"] == 1
+
+
+def _static(view: View, value: Value, axis: int) -> int:
+    shape = view.type(value).shape
+    size = shape[axis] if shape is not None and len(shape) > axis else None
+    if not isinstance(size, int):
+        raise Refusal(f"{view.name(value)} has no fixed number of image tokens")
+    return size
+
+
+def _grid(view: View, structure: Structure, patches: int) -> tuple[int, int] | None:
+    for node in view.nodes():
+        if view.op(node) != "conv":
+            continue
+        shape = view.type(view.result(node)).shape
+        if shape is not None and len(shape) == 4:
+            rows, columns = shape[2:]
+            if isinstance(rows, int) and isinstance(columns, int) and rows * columns == patches:
+                return rows, columns
+    return None
+
+
+def _names(linears: Iterable[Linear], members: set[Node]) -> tuple[str, ...]:
+    return tuple(linear.name for linear in linears if linear.node in members)

@@ -1,0 +1,54 @@
+"""What a run remembers of itself, so that one that was killed need not compute it again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+
+T = TypeVar("T")
+
+
+class CheckpointStore(Protocol):
+    """Results by key, kept where they outlive the process.
+
+    A result is made of tensors, numbers, text, ``None``, and lists and dicts of these.
+    """
+
+    def recall(self, key: str) -> Any:
+        """What was kept under a key. Raises ``KeyError`` where nothing was."""
+
+    def keep(self, key: str, result: Any) -> None:
+        """Keep a result; it is there whole or not at all."""
+
+
+def remembered(checkpoints: CheckpointStore | None, key: str, make: Callable[[], T]) -> T:
+    """What ``make`` gives, or gave in a run before.
+
+    Tensors come back with memory of their own in either case: how one lies in memory may change the
+    last bits of what is computed from it, and a resumed run must end with the same bytes.
+    """
+    if checkpoints is not None:
+        try:
+            found: T = checkpoints.recall(key)
+        except KeyError:
+            pass
+        else:
+            return found
+    made: T = settled(make())
+    if checkpoints is not None:
+        checkpoints.keep(key, made)
+    return made
+
+
+def settled(result: Any) -> Any:
+    """The same with each tensor contiguous and in a storage of its own."""
+    if isinstance(result, torch.Tensor):
+        whole = result.untyped_storage().nbytes() == result.numel() * result.element_size()
+        return result if result.is_contiguous() and whole else result.contiguous().clone()
+    if isinstance(result, dict):
+        return {key: settled(value) for key, value in result.items()}
+    if isinstance(result, list | tuple):
+        return [settled(value) for value in result]
+    return result

@@ -1,0 +1,1 @@
+"""Passes that leave out, repeat or reorder blocks."""

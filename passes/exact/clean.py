@@ -1,0 +1,26 @@
+"""``clean``: drop what computes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.rewrite import cleanup
+from ..base import Context, Pass, PassResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Pass):
+    """Remove identities, checks, dead and repeated code; results stay bit-identical."""
+
+    name: ClassVar[str] = "clean"
+    exact: ClassVar[bool] = True
+
+    def run(self, context: Context) -> PassResult:
+        report = cleanup.clean(context.view)
+        context.edited()
+        notes = [f"{rule}: {count}" for rule, count in sorted(report.applied.items())]
+        return PassResult(edits=report.total, notes=notes)
+
+    def plan(self, context: Context) -> PassResult:
+        return self.run(Context(context.view.copy()))

@@ -1,0 +1,31 @@
+"""``random-tokens``: the baseline that every score of image tokens must beat."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ...ir.core.view import Value, View
+from ...ir.moves.shrink_dim import Positions
+from ...ir.structure.recognize import Structure
+from ...ir.structure.vision import ImageTokens
+from .token_pass import TokenPass, same_for_all
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomTokens(TokenPass):
+    """Keep image tokens at random places before the language model, the same for every image.
+
+    The places are drawn once, with ``seed``, and frozen into the graph.
+    """
+
+    name: ClassVar[str] = "random-tokens"
+    positions: ClassVar[Positions] = "renumbered"
+    seed: int = 0
+
+    def choose(
+        self, view: View, structure: Structure, images: ImageTokens, left: int
+    ) -> Value:
+        places = sorted(random.Random(self.seed).sample(range(images.count), left))
+        return same_for_all(view, images, places, "random_tokens.places")

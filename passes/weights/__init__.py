@@ -1,0 +1,1 @@
+"""Passes that make linears smaller, and those that compensate."""

@@ -1,0 +1,234 @@
+"""Each raise on both graph kinds: it fires, keeps the numbers, and says why it does not."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+import onnx_ir
+import pytest
+import torch
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.view import View
+from graphwright.ir.onnx.view import OnnxView
+from graphwright.ir.rewrite.cleanup import clean, fold_constants
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.verify import check_structure
+
+RNG = torch.Generator().manual_seed(0)
+X = (2, 5, 6)
+
+
+def tensor(*shape: int) -> torch.Tensor:
+    return torch.randn(shape, generator=RNG)
+
+
+def ops(view: View) -> Counter[str]:
+    return Counter(view.op(node) for node in view.nodes())
+
+
+def norm(g: Any, x: Any, weight: Any) -> Any:
+    mean = g.op("mean", g.op("pow", x, 2.0), dims=(-1,), keepdim=True)
+    scale = g.op("reciprocal", g.op("sqrt", g.op("add", mean, 1e-6)))
+    return g.op("mul", weight, g.op("mul", x, scale))
+
+
+def layer_norm(g: Any, x: Any) -> Any:
+    centred = g.op("sub", x, g.op("mean", x, dims=(-1,), keepdim=True))
+    variance = g.op("mean", g.op("pow", centred, 2.0), dims=(-1,), keepdim=True)
+    normed = g.op("div", centred, g.op("sqrt", g.op("add", variance, 1e-5)))
+    scaled = g.op("mul", normed, g.weight("n.weight", tensor(6)))
+    return g.op("add", scaled, g.weight("n.bias", tensor(6)))
+
+
+def gelu(g: Any, x: Any) -> Any:
+    gate = g.op("add", g.op("erf", g.op("div", x, math.sqrt(2))), 1.0)
+    return g.op("mul", g.op("mul", x, gate), 0.5)
+
+
+def tanh_gelu(g: Any, x: Any) -> Any:
+    inner = g.op("add", x, g.op("mul", g.op("pow", x, 3.0), 0.044715))
+    gate = g.op("add", g.op("tanh", g.op("mul", inner, math.sqrt(2 / math.pi))), 1.0)
+    return g.op("mul", g.op("mul", x, 0.5), gate)
+
+
+def rope(g: Any, x: Any) -> Any:
+    high, low = g.op("slice", x, 3, 6, dim=2), g.op("slice", x, 0, 3, dim=2)
+    turned = g.op("concat", g.op("neg", high), low, dim=2)
+    cos, sin = g.weight("cos", tensor(1, 5, 6)), g.weight("sin", tensor(1, 5, 6))
+    return g.op("add", g.op("mul", x, cos), g.op("mul", turned, sin))
+
+
+def biased(g: Any, x: Any) -> Any:
+    product = g.op("matmul", x, g.weight("w", tensor(6, 4)))
+    return g.op("add", g.weight("b", tensor(4)), product)
+
+
+def turned(g: Any, x: Any) -> Any:
+    return g.op("matmul", x, g.op("transpose", g.weight("w", tensor(4, 6)), perm=(1, 0)))
+
+
+def turned_narrow(g: Any, x: Any) -> Any:
+    wide = g.op("cast", g.weight("w", tensor(4, 6).half()), dtype=torch.float32)
+    return g.op("matmul", x, g.op("transpose", wide, perm=(1, 0)))
+
+
+def attention(g: Any, x: Any, scale: float = 0.5, masked: bool = True) -> Any:
+    kt = g.op("transpose", x, perm=(0, 2, 1))
+    logits = g.op("mul", g.op("matmul", x, kt), scale)
+    if masked:
+        logits = g.op("add", logits, g.weight("mask", tensor(5, 5)))
+    return g.op("matmul", g.op("softmax", logits, dim=2), x)
+
+
+CASES: list[tuple[str, Callable[..., Any], str]] = [
+    ("rms-norm", lambda g, x: norm(g, x, g.weight("n", tensor(6))), "rms_norm"),
+    ("layer-norm", layer_norm, "layer_norm"),
+    ("silu", lambda g, x: g.op("mul", g.op("sigmoid", x), x), "silu"),
+    ("gelu", gelu, "gelu"),
+    ("tanh-gelu", tanh_gelu, "gelu"),
+    ("rope", rope, "rope"),
+    ("linear-with-bias", biased, "linear"),
+    ("transposed-weight", turned, "linear"),
+    ("transposed-weight-stored-narrow", turned_narrow, "linear"),
+    ("attention-masked", attention, "sdpa"),
+    ("attention-plain", lambda g, x: attention(g, x, masked=False), "sdpa"),
+]
+
+
+@pytest.mark.parametrize(("make", "op"), [c[1:] for c in CASES], ids=[c[0] for c in CASES])
+def test_it_fires_and_keeps_the_numbers(draft: Any, make: Any, op: str) -> None:
+    g = draft(x=X)
+    view = g.finish(make(g, g.x))
+    inputs = {"x": tensor(*X)}
+    before = sweep(view, inputs)
+    canonicalize(view)
+    check_structure(view)
+    assert ops(view)[op] == 1
+    assert ops(view).total() <= 2, "nothing of the old form is left but a transposition"
+    after = sweep(view, inputs)
+    for name in before:
+        torch.testing.assert_close(after[name], before[name], rtol=1e-5, atol=1e-5)
+    assert canonicalize(view).total == 0
+
+
+@pytest.mark.parametrize(
+    ("make", "rule", "reason"),
+    [
+        (lambda g, x: norm(g, x, g.weight("n", tensor(5, 6))), "fuse-rms-norm", "not a vector of 6"),
+        (
+            lambda g, x: g.op("matmul", x, g.weight("w", tensor(2, 6, 4))),
+            "fuse-matmul",
+            "w is not a matrix",
+        ),
+        (
+            lambda g, x: g.op("add", turned(g, x), g.weight("b", tensor(5, 4))),
+            "fuse-bias",
+            "is not a bias of 4",
+        ),
+    ],
+)
+def test_it_refuses_and_says_why(draft: Any, make: Any, rule: str, reason: str) -> None:
+    g = draft(x=X)
+    view = g.finish(make(g, g.x))
+    report = canonicalize(view)
+    assert report.applied[rule] == 0
+    assert reason in str(report.refusals[rule])
+
+
+def test_cleaning_is_exact_and_leaves_outputs_alone(draft: Any) -> None:
+    g = draft(x=X)
+    same = g.op("transpose", g.op("identity", g.op("mul", g.x, 1.0)), perm=(0, 1, 2))
+    twins = g.op("add", g.op("exp", same), g.op("exp", same))
+    g.op("sin", g.x)
+    view = g.finish(g.op("mul", twins, 1.0))
+    inputs = {"x": tensor(*X)}
+    before, names = sweep(view, inputs), view.output_names()
+    clean(view)
+    check_structure(view)
+    assert ops(view) == Counter({"exp": 1, "add": 1})
+    assert view.output_names() == names
+    after = sweep(view, inputs)
+    assert all(torch.equal(before[name], after[name]) for name in names)
+    assert clean(view).total == 0
+
+
+def test_constants_fold_up_to_the_limit(draft: Any) -> None:
+    for limit, left in ((1 << 20, 1), (8, 2)):
+        g = draft(x=(6,))
+        weight = g.op("exp", g.weight("w", tensor(6)))
+        view = g.finish(g.op("mul", g.x, weight))
+        x = {"x": tensor(6)}
+        before = sweep(view, x)
+        fold_constants(view, max_bytes=limit)
+        assert ops(view).total() == left
+        after = sweep(view, x)
+        assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def onnx_view(
+    node: onnx_ir.Node, inputs: list[onnx_ir.Value], weights: dict[str, torch.Tensor]
+) -> OnnxView:
+    initializers = [
+        onnx_ir.Value(
+            name=name, const_value=onnx_ir.tensor(t.numpy(), name=name),
+            type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(t.shape),
+        )
+        for name, t in weights.items()
+    ]  # fmt: skip
+    by_name = {v.name: v for v in [*inputs, *initializers]}
+    for i, value in enumerate(node.inputs):
+        node.replace_input_with(i, by_name[value.name])  # type: ignore[union-attr]
+    graph = onnx_ir.Graph(
+        inputs, node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 20}
+    )
+    return OnnxView(onnx_ir.Model(graph, ir_version=10))
+
+
+def gemm(attrs: dict[str, Any], trans: bool) -> OnnxView:
+    x = onnx_ir.Value(
+        name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape((3, 6))
+    )
+    names = [onnx_ir.Value(name=n) for n in ("x", "w", "b")]
+    out = onnx_ir.Value(
+        name="y", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape((3, 4))
+    )
+    encoded = [onnx_ir.convenience.convert_attribute(k, v) for k, v in attrs.items()]
+    node = onnx_ir.Node("", "Gemm", names, encoded, outputs=[out], name="gemm")
+    return onnx_view(node, [x], {"w": tensor(4, 6) if trans else tensor(6, 4), "b": tensor(4)})
+
+
+@pytest.mark.parametrize("trans", [False, True])
+def test_gemm_becomes_a_linear(trans: bool) -> None:
+    view = gemm({"transB": int(trans)}, trans)
+    inputs = {"x": tensor(3, 6)}
+    before = sweep(view, inputs)["y"]
+    canonicalize(view)
+    assert ops(view) == Counter({"linear": 1})
+    torch.testing.assert_close(sweep(view, inputs)["y"], before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("attrs", "reason"), [({"alpha": 2.0}, "alpha=2.0"), ({"beta": 0.5}, "beta=0.5")]
+)
+def test_a_scaling_gemm_is_left_alone(attrs: dict[str, Any], reason: str) -> None:
+    report = canonicalize(view := gemm(attrs, False))
+    assert reason in str(report.refusals["fuse-gemm"])
+    assert ops(view) == Counter({"native": 1})
+
+
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_a_pointwise_convolution_becomes_a_linear(draft: Any, kernel: int) -> None:
+    g = draft(x=(2, 6, 5, 5))
+    window = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    view = g.finish(g.op("conv", g.x, g.weight("c.weight", tensor(4, 6, kernel, kernel)), **window))
+    inputs = {"x": tensor(2, 6, 5, 5)}
+    before = sweep(view, inputs)
+    report = canonicalize(view)
+    assert ops(view)["linear"] == (kernel == 1)
+    if kernel == 3:
+        assert "the kernel is 3x3, not 1" in str(report.refusals["fuse-pointwise-conv"])
+    for name, value in sweep(view, inputs).items():
+        torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-5)

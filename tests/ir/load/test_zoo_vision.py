@@ -1,0 +1,146 @@
+"""The shipped vision models: they trace, run elsewhere with the same numbers, and have learned."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.load.zoo import scenes
+from graphwright.ir.load.zoo.text import read_tokenizer
+from graphwright.ir.load.zoo.tiny_vision import LLAVA, LLAVA_NEXT, VIT
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
+
+FOLDERS = {"tiny-vit": VIT, "tiny-llava": LLAVA, "tiny-llava-next": LLAVA_NEXT}
+LLAVA_CLASS = "LlavaForConditionalGeneration"
+CLASSES = {
+    "tiny-vit": "ViTForImageClassification", "tiny-llava": LLAVA_CLASS,
+    "tiny-llava-next": LLAVA_CLASS,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def graphs() -> dict[str, FxView]:
+    return {name: gw.load(f"zoo:{name}") for name in FOLDERS}
+
+
+def two(view: FxView) -> dict[str, torch.Tensor]:
+    return {name: value[:2] for name, value in view.source.samples[0].items()}
+
+
+def real(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
+    """Without the positions of padding, where nothing is promised."""
+    return logits[batch["attention_mask"].bool()] if "attention_mask" in batch else logits
+
+
+@pytest.mark.parametrize(
+    ("name", "task", "inputs", "output"),
+    [
+        ("tiny-vit", "image-classification", ("f32[batch, 3, 48, 48]",), "f32[batch, 10]"),
+        (
+            "tiny-llava",
+            "image-text-to-text",
+            ("i64[batch, seq]", "i64[batch, seq]", "f32[batch, 3, 96, 96]"),
+            "f32[batch, seq, 36]",
+        ),
+        (
+            "tiny-llava-next",
+            "image-text-to-text",
+            ("i64[batch, seq]", "i64[batch, seq]", "f32[batch, 5, 3, 96, 96]"),
+            "f32[batch, seq, 36]",
+        ),
+    ],
+)
+def test_signatures(
+    graphs: dict[str, FxView], name: str, task: str, inputs: tuple[str, ...], output: str
+) -> None:
+    view = graphs[name]
+    assert tuple(str(view.type(v)) for v in view.inputs()) == inputs
+    assert [str(view.type(v)) for v in view.outputs()] == [output]
+    source = view.source
+    assert (source.kind, source.name, source.task) == ("zoo", f"zoo:{name}", task)
+    assert source.folder == str(FOLDERS[name])
+    assert sum(len(next(iter(batch.values()))) for batch in source.samples) == 32
+    stored = {w.dtype for w in view.weights().values() if w.dtype.is_floating_point}
+    assert stored == {torch.float32}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_graph_is_the_library_s_model(graphs: dict[str, FxView], name: str) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    cls = getattr(transformers, CLASSES[name])
+    given = two(graphs[name])
+    eager = cls.from_pretrained(FOLDERS[name], dtype=torch.float32).eval()
+    flat = given | {"pixel_values": given["pixel_values"].flatten(0, -4)}  # crops are images there
+    with torch.no_grad():
+        expected = eager(**flat).logits
+    got = sweep(graphs[name], given)["logits"]
+    torch.testing.assert_close(real(given, got), real(given, expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_artifact_runs_in_onnx_runtime(
+    graphs: dict[str, FxView], name: str, tmp_path: Path
+) -> None:
+    import onnxruntime
+
+    given = two(graphs[name])
+    gw.export(graphs[name], tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    (got,) = session.run(["logits"], {k: v.numpy() for k, v in given.items()})
+    expected = sweep(graphs[name], given)["logits"]
+    found = torch.from_numpy(got)
+    torch.testing.assert_close(real(given, found), real(given, expected), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "blocks"), [("tiny-vit", 6), ("tiny-llava", 11), ("tiny-llava-next", 11)]
+)
+def test_attention_is_recognised(graphs: dict[str, FxView], name: str, blocks: int) -> None:
+    view = graphs[name].copy()
+    canonicalize(view)
+    assert len(recognize(view).attentions) == blocks, "the tower's last layer is not used"
+
+
+def test_the_vit_has_learned(graphs: dict[str, FxView]) -> None:
+    count = right = 0
+    for pixels, labels in scenes.classified("test", 351):
+        logits = sweep(graphs["tiny-vit"], {"pixel_values": pixels})["logits"]
+        right += int((logits.argmax(-1) == labels).sum())
+        count += len(labels)
+    assert right / count >= 0.97
+
+
+def answers(view: FxView, asked: list[scenes.Question]) -> list[str]:
+    tokenizer = read_tokenizer(LLAVA)
+    said = []
+    for batch in scenes.prompt_batches(asked, tokenizer, batch=40):
+        last = sweep(view, batch)["logits"][:, -1].argmax(-1)
+        said += [tokenizer.id_to_token(int(word)) for word in last]
+    return said
+
+
+def test_the_llava_has_learned(graphs: dict[str, FxView]) -> None:
+    asked = scenes.questions("test", 400)
+    said = answers(graphs["tiny-llava"], asked)
+    right = Counter(q.type for q, word in zip(asked, said, strict=True) if q.answer == word)
+    assert sum(right.values()) / len(asked) >= 0.93, right
+    assert all(right[kind] >= 85 for kind in scenes.TYPES), right
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_cards_tell_the_recorded_figures(name: str) -> None:
+    figures = json.loads((FOLDERS[name] / "training.json").read_text())["figures"]
+    card = (FOLDERS[name] / "card.md").read_text()
+    for figure, value in figures.items():
+        if isinstance(value, float):
+            assert f"{100 * value:.1f} %" in card, f"{figure} {value}"
+    assert "CC BY 4.0" in card

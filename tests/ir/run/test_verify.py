@@ -1,0 +1,186 @@
+"""The checks themselves: each fault is found, and told for what it is."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput, InvalidGraph
+from graphwright.ir.core.view import View
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.onnx.view import OnnxView
+from graphwright.ir.run.verify import (
+    EXACT_REL_L2,
+    check_structure,
+    compare,
+    difference,
+    exact_tolerance,
+    sample_inputs,
+)
+from graphwright.ir.text.graph import parse_graph
+
+KINDS = ("fx", "onnx")
+
+
+def graph(kind: str, lines: str) -> View:
+    start = "fx graph\n" if kind == "fx" else 'onnx graph\nir_version 10\nopset "" 20\n'
+    return parse_graph(start + lines)
+
+
+CHAIN = """input %x: f32[batch, 5]
+weight @w: f32[5, 3] = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.5, 2.0, 2.0, 2.0]
+%a: f32[batch, 3] = matmul(%x, @w)
+%b: f32[batch, 3] = tanh(%a)
+%y: f32[batch, 3] = add(%a, %b)
+output y = %y
+"""
+
+
+def test_equal_tensors_do_not_differ() -> None:
+    a = torch.tensor([1.0, math.inf, -math.inf, math.nan])
+    found = difference(a, a.clone())
+    assert (found.rel_l2, found.cosine, found.max_abs) == (0.0, 1.0, 0.0)
+    assert difference(torch.empty(0, 5), torch.empty(0, 5)).rel_l2 == 0.0
+
+
+def test_difference_is_relative_to_the_first() -> None:
+    found = difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+    assert found.rel_l2 == pytest.approx(0.1)
+    assert found.max_abs == pytest.approx(0.5)
+    assert found.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
+    assert found.to_dict() == {
+        "rel_l2": found.rel_l2, "cosine": found.cosine, "max_abs": found.max_abs,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_new_value_that_is_not_finite_is_an_infinite_error(value: float) -> None:
+    found = difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, value]))
+    assert found.rel_l2 == math.inf
+    assert not found.finite
+
+
+def test_an_infinity_of_the_other_sign_is_an_infinite_error() -> None:
+    assert not difference(torch.tensor([math.inf]), torch.tensor([-math.inf])).finite
+
+
+def test_anything_is_infinitely_far_from_zero() -> None:
+    assert difference(torch.zeros(3), torch.tensor([0.0, 1e-9, 0.0])).rel_l2 == math.inf
+
+
+def test_shapes_and_names_must_agree() -> None:
+    with pytest.raises(InvalidGraph, match=r"shapes differ: \[3, 1\] became \[1, 3\]"):
+        difference(torch.zeros(3, 1), torch.zeros(1, 3))
+    with pytest.raises(InvalidGraph, match=r"outputs changed from \['a'\] to \['b'\]"):
+        compare({"a": torch.zeros(1)}, {"b": torch.zeros(1)})
+    assert compare({"a": torch.ones(1)}, {"a": torch.ones(1)})["a"].rel_l2 == 0.0
+
+
+def test_integers_have_no_tolerance() -> None:
+    assert exact_tolerance(torch.int64) == 0.0
+    assert exact_tolerance(torch.float32) == EXACT_REL_L2[torch.float32]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_sound_graph_passes(kind: str) -> None:
+    check_structure(graph(kind, CHAIN))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_result_that_nobody_takes_is_no_fault(kind: str) -> None:
+    lines = """input %x: f32[batch, 5]
+(%low: f32[batch, 1], _, %high: f32[batch, 2]) = split(%x) {sizes = (1, 2, 2), dim = 1}
+%y: f32[batch, 2] = add(%low, %high)
+output y = %y
+"""
+    check_structure(graph(kind, lines))
+
+
+def test_a_use_before_the_value_in_fx() -> None:
+    view = graph("fx", CHAIN)
+    assert isinstance(view, FxView)
+    a, b, _ = view.nodes()
+    a.prepend(b)
+    with pytest.raises(InvalidGraph, match="b uses a before it is computed"):
+        check_structure(view)
+
+
+def test_a_use_before_the_value_in_onnx() -> None:
+    view = graph("onnx", CHAIN)
+    assert isinstance(view, OnnxView)
+    a, b = list(view.nodes())[:2]
+    view.model.graph.remove(b)
+    a.prepend(b)
+    with pytest.raises(InvalidGraph, match="uses a before it is computed"):
+        check_structure(view)
+
+
+def test_one_name_for_two_values() -> None:
+    view = graph("onnx", CHAIN)
+    a, b = list(view.nodes())[:2]
+    a.outputs[0].name = b.outputs[0].name
+    with pytest.raises(InvalidGraph, match="the name b stands for two values"):
+        check_structure(view)
+
+
+def test_an_output_that_nothing_computes() -> None:
+    view = graph("onnx", CHAIN)
+    assert isinstance(view, OnnxView)
+    *_, last = view.nodes()
+    view.model.graph.remove(last)
+    with pytest.raises(InvalidGraph, match="the output y is never computed"):
+        check_structure(view)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("type_", ["f32[batch, 4]", "f32[3]"])
+def test_a_type_that_the_operands_contradict(kind: str, type_: str) -> None:
+    view = graph(kind, CHAIN.replace("%y: f32[batch, 3]", f"%y: {type_}"))
+    with pytest.raises(InvalidGraph) as caught:
+        check_structure(view)
+    assert f"add gives f32[batch, 3], but the graph says {type_}" in str(caught.value)
+
+
+def test_operands_that_do_not_fit() -> None:
+    view = graph("fx", CHAIN.replace("matmul(%x, @w)", "matmul(%x, %x)").replace("batch", "7"))
+    with pytest.raises(InvalidGraph, match=r"a: matmul does not fit its operands: .* 5 and 7"):
+        check_structure(view)
+
+
+IDS = """input %ids: i64[batch, seq]
+input %mask: i64[batch, seq]
+input %x: f16[batch, 123]
+weight @table: f32[7, 3]
+%rows: f32[batch, seq, 3] = embedding(@table, %ids)
+%wide: f32[batch, seq] = cast(%mask) {dtype = f32}
+%half: f16[batch, 123] = neg(%x)
+output rows = %rows
+output wide = %wide
+output half = %half
+"""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_samples_fit_the_graph(kind: str) -> None:
+    view = graph(kind, IDS)
+    found = sample_inputs(view, sizes={"batch": 2, "seq": 123})
+    assert {k: (v.dtype, tuple(v.shape)) for k, v in found.items()} == {
+        "ids": (torch.int64, (2, 123)),
+        "mask": (torch.int64, (2, 123)),
+        "x": (torch.float16, (2, 123)),
+    }
+    assert int(found["ids"].max()) == 6, "246 draws from seven ids reach the last one"
+    assert bool((found["mask"] == 1).all())
+    again = sample_inputs(view, sizes={"batch": 2, "seq": 123})
+    assert all(torch.equal(found[k], again[k]) for k in found)
+    plain = sample_inputs(view)
+    assert [tuple(t.shape) for t in plain.values()] == [(2, 12), (2, 12), (2, 123)]
+    other = sample_inputs(view, seed=1, sizes={"batch": 2, "seq": 123})
+    assert not torch.equal(found["ids"], other["ids"])
+
+
+def test_an_input_without_a_type_gives_no_sample() -> None:
+    view = graph("onnx", "input %x: f32[*]\n%y: f32[*] = neg(%x)\noutput y = %y\n")
+    with pytest.raises(BadInput, match="input x has no type: give samples"):
+        sample_inputs(view)

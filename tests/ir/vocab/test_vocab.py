@@ -1,0 +1,400 @@
+"""Every op of the vocabulary, built on both graph kinds, against its reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from graphwright.ir.core.errors import Refusal
+from graphwright.ir.core.types import Type
+from graphwright.ir.core.view import Source, View
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.onnx.view import OnnxView
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.verify import check_structure
+from graphwright.ir.vocab import REQUIRED, VOCABULARY, complete_attrs, is_known, spec
+from onnx_ir.tensor_adapters import from_torch_dtype
+from torch._subclasses import FakeTensorMode
+
+KINDS = ("fx", "onnx")
+
+
+@dataclass(frozen=True)
+class Case:
+    """Operands (tensors become inputs) and attributes of one use of an op."""
+
+    op: str
+    operands: tuple[Any, ...]
+    attrs: dict[str, Any] = field(default_factory=dict)
+    exact: bool = True
+    """Whether the type rule can name every dimension of the result."""
+
+    def __str__(self) -> str:
+        shapes = [
+            "x".join(map(str, o.shape)) + f":{o.dtype}".replace("torch.", "")
+            if isinstance(o, torch.Tensor)
+            else str(o)
+            for o in self.operands
+        ]
+        attrs = [f"{k}={v}".replace(" ", "") for k, v in self.attrs.items()]
+        return "-".join([self.op, *shapes, *attrs])
+
+
+def _t(*shape: int, seed: int = 0, low: float = 0.1, high: float = 1.5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + 7 * len(shape) + sum(shape))
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def _s(*shape: int, seed: int = 0) -> torch.Tensor:
+    """Numbers of both signs."""
+    return _t(*shape, seed=seed, low=-2.0, high=2.0)
+
+
+def _i(*shape: int, high: int, low: int = 0, seed: int = 0) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed + sum(shape))
+    return torch.randint(low, high, shape, generator=generator)
+
+
+def _b(*shape: int) -> torch.Tensor:
+    return _i(*shape, high=2) == 1
+
+
+def _cases() -> list[Case]:
+    cases: list[Case] = []
+
+    def add(op: str, *operands: Any, exact: bool = True, **attrs: Any) -> None:
+        cases.append(Case(op, operands, attrs, exact))
+
+    for op in ("add", "sub", "mul", "div", "pow", "maximum", "minimum"):
+        add(op, _t(3, 1, 5), _t(123, 1))
+        add(op, _t(1), _t(1, seed=1))
+    for op in ("add", "sub", "mul", "div", "pow", "eq", "ne", "lt", "le", "gt", "ge"):
+        add(op, _t(5, 3), 0.5)
+        add(op, _i(5, 3, high=9), 2)
+    for op in ("eq", "ne", "lt", "le", "gt", "ge"):
+        add(op, _i(7, high=4), _i(3, 7, high=4))
+    add("div", _i(5, high=9, low=-9), _i(5, high=4, low=1))
+    add("pow", 2.0, _t(5))
+    add("sub", 1.0, _t(5))
+    add("div", 1.0, _t(3, 5))
+    add("div", 7, _i(5, high=4, low=1))
+    for op in ("neg", "abs", "erf", "tanh", "sigmoid", "sin", "cos", "floor", "relu", "silu",
+               "identity", "exp"):  # fmt: skip
+        add(op, _s(3, 5))
+        add(op, _s(1))
+    for op in ("sqrt", "rsqrt", "reciprocal", "log"):
+        add(op, _t(123))
+    add("gelu", _s(5, 7))
+    add("gelu", _s(5, 7), approximate="tanh")
+    add("clamp", _s(5, 7), min=-0.5, max=0.5)
+    add("clamp", _s(5, 7), min=0.25)
+    add("clamp", _s(5, 7), max=0.25)
+    for op in ("logical_and", "logical_or"):
+        add(op, _b(3, 5), _b(5))
+    add("logical_not", _b(3, 5))
+    add("isnan", torch.tensor([1.0, float("nan"), float("inf")]))
+    for dtype in (torch.float64, torch.float16, torch.int64, torch.int32, torch.bool):
+        add("cast", _s(3, 5), dtype=dtype)
+    add("where", _b(3, 5), _t(5), _t(3, 1))
+    for op in ("mean", "sum", "amax", "amin"):
+        add(op, _s(3, 5, 7), dims=(-1,), keepdim=True)
+        add(op, _s(3, 5, 7), dims=(0, 2))
+        add(op, _s(1, 5), dims=(1,))
+    for dim in (0, -1):
+        add("softmax", _s(3, 5), dim=dim)
+        add("cumsum", _s(3, 5), dim=dim)
+    add("matmul", _s(3, 5), _s(5, 7))
+    add("matmul", _s(2, 1, 3, 5), _s(4, 5, 1))
+    add("matmul", _s(3, 5), _s(5))
+    add("linear", _s(2, 3, 5), _s(7, 5))
+    add("linear", _s(3, 5), _s(1, 5), _s(1))
+    window = {"stride": (1, 2), "padding": (1, 0), "dilation": (1, 1)}
+    add("conv", _s(2, 3, 9, 7), _s(5, 3, 3, 2), _s(5), **window)
+    add("conv", _s(1, 4, 11), _s(6, 2, 3), stride=(1,), padding=(2,), dilation=(2,), groups=2)
+    add("embedding", _s(11, 5), _i(2, 3, high=11))
+    add("layer_norm", _s(3, 5), _s(5, seed=1), _s(5, seed=2), eps=1e-5)
+    add("layer_norm", _s(3, 5, 7), _s(5, 7, seed=1), dims=2, eps=1e-3)
+    add("layer_norm", _s(3, 5))
+    add("rms_norm", _s(3, 5), _s(5, seed=1), eps=1e-6)
+    add("rms_norm", _s(1, 123), eps=1e-5)
+    q, k, v = _s(2, 4, 3, 8), _s(2, 4, 5, 8, seed=1), _s(2, 4, 5, 8, seed=2)
+    add("sdpa", q, k, v)
+    add("sdpa", q, k, v, _s(3, 5), scale=0.25)
+    add("sdpa", q, k, v, _b(2, 1, 1, 5) | torch.tensor([True, False, False, False, False]))
+    add("sdpa", k, k, v, causal=True)
+    add("sdpa", q, k[:, :2], v[:, :2], gqa=True)
+    add("sdpa", q, k, v, _s(3, 5), scale=0.25, softcap=1.5)
+    add("reshape", _s(3, 4, 5), 12, 5)
+    add("reshape", _s(3, 4, 5), -1, 2)
+    add("expand", _s(3, 1), 2, -1, 5)
+    add("expand", _s(1, 5), 7, 5)
+    add("expand", _s(3, 5), 2, 1, 5)
+    add("transpose", _s(2, 3, 5), perm=(2, 0, 1))
+    add("transpose", _s(2, 3), perm=(1, 0))
+    add("unsqueeze", _s(3, 5), dims=(0,))
+    add("unsqueeze", _s(3, 5), dims=(1, 3))
+    add("squeeze", _s(3, 1, 5, 1), dims=(1,))
+    add("squeeze", _s(3, 1, 5, 1), dims=(1, 3))
+    add("concat", _s(3, 5), _s(3, 1), _s(3, 2), dim=1)
+    add("concat", _s(3), dim=0)
+    add("slice", _s(7, 5), 1, 6, dim=0, step=2)
+    add("slice", _s(7, 5), 1, (1 << 63) - 1, dim=1)
+    add("slice", _s(7, 5), -3, -1, dim=0)
+    add("gather", _s(3, 5), _i(3, 2, high=5), dim=1)
+    add("index_select", _s(3, 5), _i(4, high=5), dim=1)
+    add("split", _s(3, 7), sizes=(1, 4, 2), dim=1)
+    add("split", _s(3, 7), sizes=(3,), dim=0)
+    add("topk", _s(3, 7), k=2)
+    add("topk", _s(3, 7), k=3, dim=0, largest=False)
+    add("arange", 0, 5, 1, dtype=torch.int64)
+    add("arange", 1, 8, 3, dtype=torch.int64)
+    add("size", _s(3, 5), dim=1)
+    return cases
+
+
+CASES = _cases()
+
+
+def build_case(kind: str, case: Case) -> tuple[View, dict[str, torch.Tensor]]:
+    """A graph that holds the op alone, and the inputs to run it on."""
+    inputs = {f"x{i}": o for i, o in enumerate(case.operands) if isinstance(o, torch.Tensor)}
+    inputs = inputs or {"unused": torch.ones(1)}
+    count = len(_reference(case))
+    view = _empty(kind, inputs, count)
+    values = dict(zip(inputs, view.inputs(), strict=True))
+    operands = [values.get(f"x{i}", o) for i, o in enumerate(case.operands)]
+    end = view.graph.output(()) if isinstance(view, FxView) else _onnx_end(view)
+    first = view.build(case.op, operands, case.attrs, before=end)
+    node = view.producer(first)
+    results = view.results(node)
+    assert len(results) == count
+    if isinstance(view, FxView):
+        end.args = (results,)
+        view = FxView(view.graph, None, {}, (tuple(inputs), _names(count)), Source(), {})
+    else:
+        view.erase(end)
+        view.model.graph.outputs.extend(results)
+    return view, inputs
+
+
+def _names(count: int) -> tuple[str, ...]:
+    return tuple(f"out{i}" for i in range(count))
+
+
+def _empty(kind: str, inputs: dict[str, torch.Tensor], outputs: int) -> Any:
+    if kind == "fx":
+        graph, mode = torch.fx.Graph(), FakeTensorMode()
+        for name, tensor in inputs.items():
+            graph.placeholder(name).meta["val"] = mode.from_tensor(tensor)
+        output = graph.output(())
+        view = FxView(graph, None, {}, (tuple(inputs), _names(outputs)), Source(), {})
+        graph.erase_node(output)
+        return view
+    values = [
+        onnx_ir.Value(
+            name=name,
+            type=onnx_ir.TensorType(from_torch_dtype(tensor.dtype)),
+            shape=onnx_ir.Shape(tensor.shape),
+        )
+        for name, tensor in inputs.items()
+    ]
+    graph = onnx_ir.Graph(values, [], nodes=[], opset_imports={"": 20}, name="case")
+    return OnnxView(onnx_ir.Model(graph, ir_version=10))
+
+
+def _onnx_end(view: OnnxView) -> onnx_ir.Node:
+    end = onnx_ir.Node("", "Identity", [view.model.graph.inputs[0]], name="end")
+    view.model.graph.append(end)
+    return end
+
+
+def _reference(case: Case) -> tuple[Any, ...]:
+    value = spec(case.op).reference(*case.operands, **complete_attrs(case.op, case.attrs))
+    values = value if isinstance(value, tuple) else (value,)
+    return tuple(torch.as_tensor(v) for v in values)
+
+
+def test_every_op_has_a_case() -> None:
+    assert {case.op for case in CASES} == set(VOCABULARY)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_built_op_computes_its_reference(case: Case, kind: str) -> None:
+    view, inputs = build_case(kind, case)
+    check_structure(view)
+    actual = list(sweep(view, inputs).values())
+    for expected, got in zip(_reference(case), actual, strict=True):
+        torch.testing.assert_close(torch.as_tensor(got), expected, rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_op_reads_back_as_it_was_built(case: Case, kind: str) -> None:
+    view, _ = build_case(kind, case)
+    node = view.producer(view.outputs()[0])
+    op, operands, attrs = view.read(node) or ("native", (), {})
+    if op != case.op:
+        assert op in _SPELLED.get((kind, case.op), ()), op
+        return
+    assert op == view.op(node)
+    assert operands == view.operands(node)
+    assert dict(attrs) == dict(view.attrs(node))
+    if kind == "fx" or not view.native_op(node).startswith("graphwright::"):
+        wanted = complete_attrs(case.op, case.attrs)
+        assert _normal(attrs, case) == _normal(wanted, case)
+
+
+_SPELLED = {
+    # ONNX has no NotEqual: the op is Not(Equal).
+    ("onnx", "ne"): ("logical_not",),
+    # A Gather whose table is not a constant may be either.
+    ("onnx", "embedding"): ("index_select",),
+    # FX unsqueezes one dimension at a time; the last node is one more unsqueeze.
+    ("fx", "unsqueeze"): ("unsqueeze",),
+}
+
+
+def _normal(attrs: Any, case: Case) -> dict[str, Any]:
+    """Negative dimensions counted from the left; what a form leaves open left out."""
+    rank = case.operands[0].dim() if isinstance(case.operands[0], torch.Tensor) else 0
+    if case.op == "unsqueeze":
+        return {}
+    normal = dict(attrs)
+    if "dim" in normal:
+        normal["dim"] %= rank
+    if isinstance(normal.get("dims"), tuple):
+        normal["dims"] = tuple(d % rank for d in normal["dims"])
+    return normal
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_inferred_type_is_the_actual_type(case: Case, kind: str) -> None:
+    view, _ = build_case(kind, case)
+    for value, expected in zip(view.outputs(), _reference(case), strict=True):
+        assert view.type(value) == Type(expected.dtype, tuple(expected.shape))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_type_rule_agrees_with_the_reference(case: Case) -> None:
+    operands = [
+        Type(o.dtype, tuple(o.shape)) if isinstance(o, torch.Tensor) else o for o in case.operands
+    ]
+    inferred = spec(case.op).infer(operands, complete_attrs(case.op, case.attrs))
+    assert inferred == tuple(Type(t.dtype, tuple(t.shape)) for t in _reference(case))
+
+
+def _standard(case: Case) -> bool:
+    view, _ = build_case("onnx", case)
+    return all(node.domain == "" for node in view.nodes())
+
+
+@pytest.mark.parametrize("case", [c for c in CASES if _standard(c)], ids=str)
+def test_standard_spelling_runs_in_onnx_runtime(case: Case) -> None:
+    view, inputs = build_case("onnx", case)
+    assert isinstance(view, OnnxView)
+    proto = onnx_ir.to_proto(view.model).SerializeToString()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+    fed = {i.name for i in session.get_inputs()}
+    outputs = session.run(None, {n: t.numpy() for n, t in inputs.items() if n in fed})
+    for expected, got in zip(_reference(case), outputs, strict=True):
+        torch.testing.assert_close(torch.from_numpy(got), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_attributes_are_completed_and_checked() -> None:
+    assert complete_attrs("gelu", None) == {"approximate": "none"}
+    assert complete_attrs("add", {}) == {}
+    with pytest.raises(TypeError, match="softmax needs the attribute dim"):
+        complete_attrs("softmax", None)
+    with pytest.raises(TypeError, match="add has no attribute alpha"):
+        complete_attrs("add", {"alpha": 2})
+
+
+def test_arity_follows_the_signature() -> None:
+    assert spec("linear").arity == (2, 3)
+    assert spec("concat").arity == (0, None)
+    assert spec("reshape").arity == (1, None)
+    assert spec("sdpa").arity == (3, 4)
+
+
+def test_own_ops_belong_to_the_vocabulary() -> None:
+    assert is_known("linear_nbit") and spec("linear_nbit").own
+    assert not is_known("frobnicate")
+    with pytest.raises(KeyError):
+        spec("frobnicate")
+
+
+def test_required_is_told_apart_from_none() -> None:
+    assert VOCABULARY["clamp"].attrs["min"] is None
+    assert VOCABULARY["softmax"].attrs["dim"] is REQUIRED
+    assert repr(REQUIRED) == "REQUIRED"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("count", [1, 4])
+def test_a_wrong_number_of_operands_is_refused(kind: str, count: int) -> None:
+    view = _empty(kind, {"x": _s(3, 5)}, 1)
+    x = view.inputs()[0]
+    end = view.graph.output((x,)) if isinstance(view, FxView) else _onnx_end(view)
+    with pytest.raises(Refusal, match=f"linear takes 2 to 3 operands, not {count}"):
+        view.build("linear", [x] * count, before=end)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_operands_that_do_not_fit_are_refused(kind: str) -> None:
+    view = _empty(kind, {"x": _s(3, 5), "w": _s(7, 4)}, 1)
+    x, w = view.inputs()
+    end = view.graph.output((x,)) if isinstance(view, FxView) else _onnx_end(view)
+    with pytest.raises(Refusal, match="does not fit its operands"):
+        view.type(view.build("linear", [x, w], before=end))
+
+
+def test_integers_and_floats_mix_in_fx_only() -> None:
+    ids = _i(3, 5, high=9)
+    case = Case("div", (ids, 2.5))
+    view, inputs = build_case("fx", case)
+    assert view.op(view.producer(view.outputs()[0])) == "div"
+    torch.testing.assert_close(sweep(view, inputs)["out0"], ids / 2.5)
+    with pytest.raises(Refusal, match=r"the number 2.5 meets a tensor of int64: cast it first"):
+        build_case("onnx", case)
+
+
+def test_a_true_division_of_integers_is_native_in_fx() -> None:
+    view = _empty("fx", {"x": _i(3, high=9), "y": _i(3, high=9, low=1)}, 1)
+    x, y = view.inputs()
+    node = view.graph.call_function(torch.ops.aten.div.Tensor, (x, y))
+    assert view.op(node) == "native"
+    assert view.native_op(node) == "aten.div.Tensor"
+
+
+def _f32(*shape: int) -> Type:
+    return Type(torch.float32, shape)
+
+
+@pytest.mark.parametrize(
+    ("op", "operands", "attrs", "reason"),
+    [
+        ("add", (_f32(3, 5), _f32(3, 4)), {}, "do not broadcast"),
+        ("matmul", (_f32(3, 5), _f32(4, 7)), {}, "inner dimensions 5 and 4 differ"),
+        ("linear", (_f32(3, 5), _f32(7, 4)), {}, "inner dimensions 5 and 4 differ"),
+        ("split", (_f32(3, 5),), {"sizes": (2, 2), "dim": 1}, r"\(2, 2\) do not add up to 5"),
+        ("concat", (_f32(3, 5), _f32(4, 5)), {"dim": 1}, "the other dimensions 3 and 4 differ"),
+        ("reshape", (_f32(3, 5), 4, 4), {}, "has not the elements of"),
+        ("reshape", (_f32(3, 5), -1, 4), {}, "has not the elements of"),
+        ("topk", (_f32(3, 5),), {"k": 6}, "k=6 of 5"),
+        ("sdpa", (_f32(1, 3, 8), _f32(1, 5, 4), _f32(1, 5, 4)), {}, "inner dimensions 8 and 4"),
+        ("sdpa", (_f32(1, 3, 8), _f32(1, 5, 8), _f32(1, 4, 8)), {}, "token dimensions 5 and 4"),
+    ],
+)
+def test_contradicting_operands_have_no_type(
+    op: str, operands: tuple[Any, ...], attrs: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ValueError, match=reason):
+        spec(op).infer(operands, complete_attrs(op, attrs))

@@ -1,0 +1,296 @@
+"""Which blocks leave: the scores against the library's own hidden states; refusals; the paths."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.backends.lowering import translated
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.load.sources import load
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
+from graphwright.passes import Recipe
+from torch import Tensor
+
+transformers: Any = importlib.import_module("transformers")
+LAYERS = 5
+Batch = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, View]]:
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=40, hidden_size=24, intermediate_size=32, num_hidden_layers=LAYERS,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    model = transformers.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.25)
+        model.model.layers[2].mlp.down_proj.weight.mul_(0.01)
+        model.model.layers[2].self_attn.o_proj.weight.mul_(0.01)
+    folder = tmp_path_factory.mktemp("llama")
+    model.save_pretrained(folder)
+    fx = load(folder)
+    return model, {"fx": fx, "onnx": translated(fx)}
+
+
+def batches() -> list[Batch]:
+    """Two batches; rows padded on the left and on the right."""
+    generator = torch.Generator().manual_seed(1)
+    ids = [torch.randint(1, 40, (3, length), generator=generator) for length in (9, 12)]
+    masks = [torch.ones_like(i) for i in ids]
+    masks[0][0, :4] = 0
+    masks[1][2, 7:] = 0
+    return [{"input_ids": i, "attention_mask": m} for i, m in zip(ids, masks, strict=True)]
+
+
+def states(model: Any, batch: Batch) -> tuple[Tensor, ...]:
+    """The stream before each block and behind the last, which the library norms."""
+    found = []
+    hooks = [
+        layer.register_forward_pre_hook(lambda _, given: found.append(given[0].double()))
+        for layer in model.model.layers
+    ]
+    hooks.append(
+        model.model.norm.register_forward_pre_hook(lambda _, given: found.append(given[0].double()))
+    )
+    with torch.no_grad():
+        model(**batch)
+    for hook in hooks:
+        hook.remove()
+    return tuple(found)
+
+
+def cosines(a: Tensor, b: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(a, b, dim=-1)
+
+
+def scores(report: Any, what: str) -> list[float]:
+    (note,) = [n for n in report.passes[0].result.notes if n.startswith(what)]
+    return [float(part.split(":")[1]) for part in note.split(": ")[1].split()]
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_block_influence(models: Any, kind: str) -> None:
+    model, graphs = models
+    found = gw.optimize(graphs[kind], "drop-blocks{count=2}", calibration=batches())
+    turned = [torch.zeros(0, dtype=torch.float64)] * LAYERS
+    for batch in batches():
+        stream, counts = states(model, batch), batch["attention_mask"].bool()
+        for i in range(LAYERS):
+            cosine = cosines(stream[i], stream[i + 1])[counts]
+            turned[i] = torch.cat([turned[i], 1 - cosine])
+    expected = [float(t.mean()) for t in turned]
+    assert scores(found.report, "block influence") == pytest.approx(expected, rel=2e-3)
+    weakest = sorted(sorted(range(LAYERS), key=lambda i: expected[i])[:2])
+    assert 2 in weakest
+    assert [s.name for s in found.report.passes[0].result.sites] == [f"block {i}" for i in weakest]
+    assert len(recognize(found.graph).blocks) == LAYERS - 2
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+@pytest.mark.parametrize("count", [1, 3])
+def test_angular_distance(models: Any, kind: str, count: int) -> None:
+    model, graphs = models
+    recipe = f"drop-blocks{{count={count} score=angular}}"
+    found = gw.optimize(graphs[kind], recipe, calibration=batches())
+    angles: list[list[float]] = [[] for _ in range(LAYERS - count)]
+    for batch in batches():
+        stream, mask = states(model, batch), batch["attention_mask"]
+        last = [int(row.nonzero().max()) for row in mask]
+        for start, row in enumerate(angles):
+            for sample, place in enumerate(last):
+                a, b = stream[start][sample, place], stream[start + count][sample, place]
+                row.append(math.acos(float(cosines(a, b))) / math.pi)
+    expected = [sum(row) / len(row) for row in angles]
+    assert scores(found.report, "angular distance") == pytest.approx(expected, rel=2e-3)
+    start = min(range(len(expected)), key=expected.__getitem__)
+    names = [s.name for s in found.report.passes[0].result.sites]
+    assert names == [f"block {i}" for i in range(start, start + count)]
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+@pytest.mark.parametrize("recipe", ["path{blocks=0-1,3-4}", "path{blocks=0,1,1,2-4}"])
+def test_a_path_equals_the_models_own_layers(models: Any, kind: str, recipe: str) -> None:
+    model, graphs = models
+    (batch, _) = batches()
+    found = gw.optimize(graphs[kind], recipe)
+    blocks = {"path{blocks=0-1,3-4}": [0, 1, 3, 4], "path{blocks=0,1,1,2-4}": [0, 1, 1, 2, 3, 4]}
+    own = model.model.layers
+    model.model.layers = torch.nn.ModuleList([own[i] for i in blocks[recipe]])
+    model.config.num_hidden_layers = len(blocks[recipe])
+    try:
+        with torch.no_grad():
+            expected = model(**batch, use_cache=False).logits
+    finally:
+        model.model.layers = own
+        model.config.num_hidden_layers = LAYERS
+    real = batch["attention_mask"].bool()
+    actual = sweep(found.graph, batch)["logits"]
+    torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+def test_the_whole_path_changes_no_bit(models: Any) -> None:
+    _, graphs = models
+    (batch, _) = batches()
+    raised = graphs["fx"].copy()
+    canonicalize(raised)
+    found = gw.optimize(graphs["fx"], f"path{{blocks=0-{LAYERS - 1} optional=true}}")
+    assert torch.equal(sweep(found.graph, batch)["logits"], sweep(raised, batch)["logits"])
+
+
+def test_random_blocks_are_drawn_by_seed(models: Any) -> None:
+    _, graphs = models
+    drawn = []
+    for seed in (0, 0, 1, 2, 3):
+        recipe = f"drop-blocks{{count=2 score=random seed={seed}}}"
+        (done,) = gw.optimize(graphs["fx"], recipe).report.passes
+        drawn.append([s.name for s in done.result.sites])
+    assert drawn[0] == drawn[1]
+    assert len({tuple(d) for d in drawn}) > 1
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("drop-blocks{count=0}", "count=0 must be at least 1"),
+        ("drop-blocks{count=5 score=random}", "count=5 of 5 blocks; at least one must stay"),
+        ("drop-blocks", "drop-blocks needs calibration data"),
+        ("path{blocks=0-9}", "there is no block 5; there are 0 to 4"),
+        ("path{blocks=3-1}", "the run 3-1 goes backwards"),
+        ("path{blocks=x}", "'x' is not a block"),
+        ("path{blocks=2,0,1}", "comes first after a later one"),
+    ],
+)
+def test_bad_input(models: Any, recipe: str, message: str) -> None:
+    _, graphs = models
+    with pytest.raises(BadInput, match=message):
+        gw.optimize(graphs["fx"], recipe)
+
+
+def test_states_that_are_not_finite(models: Any, tmp_path: Path) -> None:
+    model, _ = models
+    model.save_pretrained(tmp_path)
+    graph = load(tmp_path)
+    ids = batches()
+    weights = graph.weights()
+    name = next(n for n in weights if n.endswith("layers.1.mlp.down_proj.weight"))
+    assert weights[name].shape == (24, 32)
+    broken = transformers.LlamaForCausalLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        broken.model.layers[1].mlp.down_proj.weight.fill_(math.nan)
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(BadInput, match="NaN or infinite on the calibration data"):
+        gw.optimize(load(tmp_path), "drop-blocks", calibration=ids)
+
+
+def test_a_path_prints_as_it_is_written() -> None:
+    for text in ("path{blocks=0-3,3,5-11}", "drop-blocks{count=2 score=angular}"):
+        assert str(Recipe.parse(text)) == text
+
+
+# --- every block of a trained model, in steps with its cache --------------------------------------
+
+STEPS = 16
+TINY = 10
+"""Blocks of zoo:tiny-llama."""
+SMALL: list[Batch] = [{"input_ids": torch.ones(1, 3, dtype=torch.int64),
+                       "attention_mask": torch.ones(1, 3, dtype=torch.int64)}]  # fmt: skip
+PROMPT = [1, 523, 77, 1801, 40, 3007, 9]
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[Any, dict[str, View]]:
+    """The library's zoo:tiny-llama, and its graphs with the cache by kind."""
+    fx = load("zoo:tiny-llama", cache=True)
+    model = transformers.LlamaForCausalLM.from_pretrained(fx.source.folder, dtype=torch.float32)
+    graphs: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
+    for graph in graphs.values():
+        canonicalize(graph)  # once: every run raises a copy
+    return model.eval(), graphs
+
+
+def without_block(model: Any, dropped: int) -> tuple[list[int], Tensor]:
+    """What the library writes by its cache without one decoder layer, and each step's logits."""
+    own = model.model.layers
+    kept = torch.nn.ModuleList([layer for i, layer in enumerate(own) if i != dropped])
+    ids, cache = torch.tensor([PROMPT]), transformers.DynamicCache()
+    tokens, logits = [], []
+    try:
+        model.model.layers, model.config.num_hidden_layers = kept, len(kept)
+        for place, layer in enumerate(kept):
+            layer.self_attn.layer_idx = place
+        for _ in range(STEPS):
+            with torch.no_grad():
+                logits.append(model(ids, past_key_values=cache, use_cache=True).logits[0, -1])
+            tokens.append(int(logits[-1].argmax()))
+            ids = torch.tensor([tokens[-1:]])
+    finally:
+        model.model.layers, model.config.num_hidden_layers = own, len(own)
+        for place, layer in enumerate(own):
+            layer.self_attn.layer_idx = place
+    return tokens, torch.stack(logits)
+
+
+def in_steps(run: Any) -> tuple[list[int], Tensor]:
+    """What ``run``, from inputs to outputs by name, writes by its cache, and the logits."""
+    tokens, logits = [], []
+    state = {"input_ids": torch.tensor([PROMPT])}
+    for step in range(STEPS):
+        mask = torch.ones(1, len(PROMPT) + step, dtype=torch.int64)
+        found = run({**state, "attention_mask": mask})
+        logits.append(found.pop("logits")[0, -1])
+        tokens.append(int(logits[-1].argmax()))
+        past = {name.replace("present", "past_key_values"): t for name, t in found.items()}
+        state = {"input_ids": torch.tensor([tokens[-1:]]), **past}
+    return tokens, torch.stack(logits)
+
+
+def assert_same_text(run: Any, model: Any, dropped: int) -> None:
+    tokens, logits = in_steps(run)
+    expected_tokens, expected = without_block(model, dropped)
+    assert tokens == expected_tokens
+    assert float((logits - expected).abs().max()) < 1e-4
+
+
+def rest_of(dropped: int) -> str:
+    return f"path{{blocks={','.join(str(i) for i in range(TINY) if i != dropped)}}}"
+
+
+@pytest.mark.parametrize("dropped", range(TINY))
+def test_without_a_block_a_trained_model_writes_what_the_library_does(
+    tiny: Any, dropped: int
+) -> None:
+    model, graphs = tiny
+    found = gw.optimize(graphs["fx"], rest_of(dropped), samples=SMALL).graph
+    assert len(recognize(found).blocks) == TINY - 1
+    assert_same_text(lambda given: sweep(found, given), model, dropped)
+
+
+@pytest.mark.parametrize("dropped", [0, TINY - 1])
+def test_so_it_does_in_onnx_runtime(tiny: Any, dropped: int) -> None:
+    model, graphs = tiny
+    found = gw.optimize(graphs["onnx"], rest_of(dropped), samples=SMALL).graph
+    run = gw.compile(found, backend="onnxruntime")
+    assert_same_text(lambda given: run(**given), model, dropped)
+
+
+def test_the_block_that_a_score_drops_is_gone_in_onnx_runtime(tiny: Any) -> None:
+    model, graphs = tiny
+    done = gw.optimize(graphs["onnx"], "drop-blocks{score=random seed=3}", samples=SMALL)
+    (site,) = done.report.passes[0].result.sites
+    dropped = int(site.name.removeprefix("block "))
+    assert 0 < dropped < TINY - 1, "neither end, which are tried above"
+    run = gw.compile(done.graph, backend="onnxruntime")
+    assert_same_text(lambda given: run(**given), model, dropped)

@@ -1,0 +1,255 @@
+"""EoRA and its baseline on graphs of both kinds: the closed form, ranks, sharing, refusals."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
+from graphwright.passes.weights.compensate import Target
+from graphwright.passes.weights.low_rank import Spectrum, allocate, spectrum
+
+from ..calibrated import many, optimize, rel
+
+KINDS = ("fx", "onnx")
+Graphs = Callable[..., View]
+Inputs = dict[str, torch.Tensor]
+QUANTIZE = "quantize{bits=2 group=16}"
+
+
+@pytest.mark.parametrize("recipe", ["eora{rank=2}", "svd-compensate{rank=2}"])
+def test_the_gap_of_one_linear_is_in_memory_at_a_time(
+    recipe: str, toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[weakref.ref[torch.Tensor]] = []
+    original = Target.read
+
+    def watched(target: Target) -> tuple[torch.Tensor, torch.Tensor]:
+        assert not [ref for ref in made if ref() is not None]
+        source, gap = original(target)
+        made.append(weakref.ref(gap))
+        return source, gap
+
+    monkeypatch.setattr(Target, "read", watched)
+    result = optimize(toy_graph("fx"), f"{QUANTIZE},{recipe}", toy_inputs)
+    assert len(made) >= len(result.report.passes[1].result.sites) == 4
+
+
+# --- the formula ----------------------------------------------------------------------------------
+
+
+def test_the_residual_is_the_tail_of_the_singular_values() -> None:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 40, generator=rng)
+    gap = 0.1 * torch.randn(24, 40, generator=rng)
+    x = torch.randn(500, 40, generator=rng) @ torch.diag(torch.linspace(0.05, 3, 40))
+    gram = x.double().T @ x.double()
+    weighted, plain = spectrum(weight, gap, gram), spectrum(weight, gap, None)
+    whole = torch.linalg.norm(x @ weight.T)
+    for rank in (0, 1, 5, 23, 24):
+        down, up = weighted.factors(rank)
+        assert (down.shape, up.shape) == ((rank, 40), (24, rank))
+        found = float(torch.linalg.norm(x @ (gap - up @ down).T) / whole)
+        assert found == pytest.approx(weighted.relative_error(rank), rel=1e-3, abs=1e-6)
+        down, up = plain.factors(rank)
+        by_weights = float(torch.linalg.norm(x @ (gap - up @ down).T) / whole)
+        assert found <= by_weights + 1e-6
+    assert weighted.relative_error(24) == 0.0
+
+
+def test_a_singular_gram_matrix_gives_finite_factors() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(5, 40, generator=rng)
+    x[:, 7] = 0
+    found = spectrum(torch.randn(8, 40), torch.randn(8, 40), x.double().T @ x.double())
+    assert len(found.sigma) == 5
+    down, up = found.factors(5)
+    assert torch.isfinite(down).all() and torch.isfinite(up).all()
+    assert float(down[:, 7].abs().max()) < 1e-5
+
+
+def test_large_factors_are_balanced() -> None:
+    rng = torch.Generator().manual_seed(0)
+    gram = torch.diag(torch.cat([torch.ones(9), torch.tensor([1e-4])])).double() * 1e-8
+    found = spectrum(torch.randn(8, 10), 1e8 * torch.randn(8, 10, generator=rng), gram)
+    down, up = found.factors(8)
+    assert float(down.abs().max()) == pytest.approx(float(up.abs().max()), rel=0.01)
+
+
+def test_ranks_go_where_they_remove_most_error_for_their_bytes() -> None:
+    def made(sigma: list[float], energy: float) -> Spectrum:
+        k = len(sigma)
+        return Spectrum(torch.eye(k), torch.eye(k), torch.tensor(sigma).double(), energy)
+
+    spectra = {"a": made([4.0, 3.0, 1.0], 100.0), "b": made([2.0, 0.0], 100.0),
+               "c": made([5.0], 1e9)}  # fmt: skip
+    sizes = {"a": (10, 10), "b": (10, 10), "c": (10, 10)}
+    assert allocate(spectra, sizes, 20) == {"a": 1, "b": 0, "c": 0}
+    assert allocate(spectra, sizes, 59) == {"a": 2, "b": 0, "c": 0}
+    assert allocate(spectra, sizes, 60) == {"a": 2, "b": 1, "c": 0}
+    assert allocate(spectra, sizes, 10_000) == {"a": 3, "b": 1, "c": 1}, "nothing for a zero"
+    assert allocate(spectra, sizes, 10_000, most=1) == {"a": 1, "b": 1, "c": 1}
+    wide = {"a": (10, 10), "b": (1, 1), "c": (10, 10)}
+    assert allocate(spectra, wide, 21)["b"] == 1, "a cheap rank comes first"
+
+
+# --- on graphs ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_rank_restores_the_source(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    source = toy_graph(kind)
+    plain = optimize(source, QUANTIZE, toy_inputs)
+    repaired = optimize(source, f"{QUANTIZE},eora{{rank=40 factors=float32}}", toy_inputs)
+    before = rel(sweep(source, toy_inputs), sweep(plain.graph, toy_inputs))
+    after = rel(sweep(source, toy_inputs), sweep(repaired.graph, toy_inputs))
+    assert before > 0.1
+    assert after < 1e-4
+
+
+def test_both_kinds_give_the_same(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    recipe = f"{QUANTIZE},eora{{rank=5}}"
+    fx, onnx = (optimize(toy_graph(kind), recipe, toy_inputs) for kind in KINDS)
+    by_name = {s.name: s for s in onnx.report.passes[1].result.sites}
+    for site in fx.report.passes[1].result.sites:
+        other = by_name.pop(site.name)
+        assert (site.kind, site.shape) == (other.kind, other.shape)
+        assert site.bytes_after == other.bytes_after
+        assert site.rel_l2 == pytest.approx(other.rel_l2, rel=1e-3)
+    assert not by_name
+    assert rel(sweep(fx.graph, toy_inputs), sweep(onnx.graph, toy_inputs)) < 1e-4
+
+
+@pytest.mark.parametrize("earlier", [QUANTIZE, "easyquant{bits=2 nsig=2}", "hqq{bits=2 group=16}"])
+def test_it_beats_the_baseline_that_beats_nothing(
+    earlier: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    source = toy_graph("fx")
+    expected = [sweep(source, batch) for batch in many()]
+
+    def error(recipe: str) -> float:
+        made = optimize(source, recipe, toy_inputs).graph
+        found = [sweep(made, batch) for batch in many()]
+        join = [torch.cat([b["linear_3"] if "linear_3" in b else next(iter(b.values()))
+                           for b in side]) for side in (expected, found)]  # fmt: skip
+        return float(torch.linalg.norm(join[0] - join[1]) / torch.linalg.norm(join[0]))
+
+    nothing = error(earlier)
+    by_weights = error(f"{earlier},svd-compensate{{rank=4}}")
+    by_outputs = error(f"{earlier},eora{{rank=4}}")
+    assert by_outputs < by_weights < nothing
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_siblings_share_one_matmul(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    result = optimize(toy_graph(kind), f"{QUANTIZE},eora{{rank=3}}", toy_inputs)
+    found = [w for n, w in result.graph.weights().items() if ".eora." in n]
+    downs, ups = [(3, 32), (3, 40), (6, 32)], [(17, 3), (32, 3), (40, 3), (40, 3)]
+    assert sorted(w.shape for w in found) == downs + ups
+    assert {w.dtype for w in found} == {torch.float16}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rank_zero_changes_no_bit(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    plain = optimize(toy_graph(kind), QUANTIZE, toy_inputs)
+    with pytest.raises(BadInput, match="eora"):
+        optimize(toy_graph(kind), f"{QUANTIZE},eora{{rank=0}}", toy_inputs)
+    none = optimize(toy_graph(kind), f"{QUANTIZE},eora{{rank=0 optional=true}}", toy_inputs)
+    for name, value in sweep(plain.graph, toy_inputs).items():
+        assert torch.equal(value, sweep(none.graph, toy_inputs)[name])
+
+
+def test_a_budget_is_kept_and_predicted(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    source = toy_graph("fx")
+    recipe = f"{QUANTIZE},eora{{budget=1.5}}"
+    step = optimize(source, recipe, toy_inputs).report.passes[1]
+    weights = 3 * 32 * 40 + 17 * 32
+    spent = step.bytes_after - step.bytes_before
+    assert spent == sum(s.bytes_after - s.bytes_before for s in step.result.sites)
+    assert 0.8 * 1.5 * weights / 8 < spent <= 1.5 * weights / 8
+    planned = gw.plan(source, recipe).passes[1][1].sites
+    forecast = sum(s.bytes_after - s.bytes_before for s in planned)
+    assert 0.5 * spent < forecast <= 1.5 * weights / 8
+
+
+def test_a_plan_predicts_the_bytes_of_a_rank(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    recipe = f"{QUANTIZE},eora{{rank=3}}"
+    planned = gw.plan(toy_graph("fx"), recipe)
+    result = optimize(toy_graph("fx"), recipe, toy_inputs)
+    assert planned.artifact_bytes == result.report.passes[-1].bytes_after
+
+
+def test_statistics_of_the_source_model(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    both = [
+        optimize(toy_graph("fx"), f"{QUANTIZE},eora{{rank=4 propagate={mode}}}", toy_inputs)
+        for mode in ("dense", "compensated")
+    ]
+    outputs = [sweep(result.graph, toy_inputs) for result in both]
+    assert 1e-6 < rel(*outputs) < 0.2
+    source = sweep(toy_graph("fx"), toy_inputs)
+    plain = sweep(optimize(toy_graph("fx"), QUANTIZE, toy_inputs).graph, toy_inputs)
+    assert all(rel(source, found) < 0.8 * rel(source, plain) for found in outputs)
+
+
+def test_the_sites_keep_their_names_and_roles(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    source = toy_graph("fx")
+    result = optimize(source, f"{QUANTIZE},eora{{rank=3}}", toy_inputs)
+    canonicalize(source)
+    before = {s.name: s.role for s in recognize(source).linears}
+    after = {s.name: s.role for s in recognize(result.graph).linears}
+    assert after == before
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_nothing_to_compensate(graph: View, toy_inputs: Inputs) -> None:
+    with pytest.raises(BadInput, match="none before it changes weights: put one in front"):
+        optimize(graph, "eora{rank=4}", toy_inputs)
+    some = f"{QUANTIZE[:-1]} include=up}},eora{{rank=4}}"
+    step = optimize(graph, some, toy_inputs).report.passes[1].result
+    assert [s.name for s in step.sites] == ["up"]
+    assert {name for name, _ in step.refused} == {"gate", "down", "head"}
+    assert "source's own: there is nothing to compensate" in step.refused[0][1]
+
+
+def test_compensating_twice(graph: View, toy_inputs: Inputs) -> None:
+    twice = f"{QUANTIZE},eora{{rank=2 include=up}},svd-compensate{{rank=2}}"
+    (refused,) = optimize(graph, twice, toy_inputs).report.passes[2].result.refused
+    assert refused == ("up", "a low-rank path compensates it already")
+
+
+def test_calibration_is_asked_for_early(graph: View, toy_inputs: Inputs) -> None:
+    with pytest.raises(BadInput, match="eora needs calibration data"):
+        gw.optimize(graph, f"{QUANTIZE},eora{{rank=2}}", samples=[toy_inputs])
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [("rank=-1", "must not be negative"), ("budget=0", "must be above 0"),
+     ("budget=0.0001", "buys no rank")],
+)  # fmt: skip
+def test_options_out_of_range(
+    options: str, reason: str, graph: View, toy_inputs: Inputs
+) -> None:
+    with pytest.raises(BadInput, match=reason):
+        optimize(graph, f"{QUANTIZE},eora{{{options}}}", toy_inputs)
+
+
+def test_a_rank_above_break_even_is_said(graph: View, toy_inputs: Inputs) -> None:
+    """Rank 32 in float16 beside 4-bit codes takes more bytes than float32 weights of 32 x 40."""
+    recipe = f"{QUANTIZE},svd-compensate{{rank=32}}"
+    (planned,) = [n for n in gw.plan(graph, recipe).passes[1][1].notes if "break-even" in n]
+    found = optimize(graph, recipe, toy_inputs).report.passes[1].result
+    (note,) = [n for n in found.notes if "break-even" in n]
+    for said in (planned, note):
+        assert said.startswith("above break-even at ") and "Choose a lower rank" in said
+    low = optimize(graph, f"{QUANTIZE},svd-compensate{{rank=3}}", toy_inputs).report.passes[1]
+    assert not any("break-even" in n for n in low.result.notes)

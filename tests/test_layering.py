@@ -1,0 +1,153 @@
+"""The layers of the package: who may import whom, and a light ``import graphwright``."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+LAYERS = ("ir", "kernels", "passes", "backends", "tools")
+CORE = {"ir/core", "ir/vocab"}
+NATIVE = {*CORE, "ir/ops", "ir/fx", "ir/onnx"}
+IR = {
+    "ir", *NATIVE, "ir/rewrite", "ir/canonical", "ir/structure", "ir/moves", "ir/run", "ir/text",
+    "ir/load", "ir/load/zoo",
+}  # fmt: skip
+PASSES = {"passes", "passes/exact", "passes/weights", "passes/tokens", "passes/depth"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "ir": set(),
+    "ir/core": set(),
+    "ir/vocab": {"ir/core", "ir/ops"},
+    "ir/ops": CORE,
+    "ir/fx": {*CORE, "ir/ops"},
+    "ir/onnx": {*CORE, "ir/ops"},
+    "ir/rewrite": NATIVE,
+    "ir/canonical": {*CORE, "ir/ops", "ir/onnx", "ir/rewrite"},
+    "ir/structure": CORE,
+    "ir/moves": {*CORE, "ir/structure"},
+    "ir/run": {*CORE, "ir/structure"},
+    "ir/text": NATIVE,
+    "ir/load": {*NATIVE, "ir/canonical", "ir/structure", "ir/load/zoo"},
+    "ir/load/zoo": {*NATIVE, "ir/load"},
+    "kernels": CORE | {"ir/ops"},
+    "passes": {*CORE, "ir/canonical", "ir/structure", "ir/run"},
+    "passes/exact": {"passes", *CORE, "ir/rewrite"},
+    "passes/weights": {"passes", *CORE, "ir/ops", "ir/structure", "ir/moves", "ir/run"},
+    "passes/tokens": {"passes", *CORE, "ir/structure", "ir/moves"},
+    "passes/depth": {"passes", *CORE, "ir/structure", "ir/moves", "ir/run"},
+    "backends": {*IR, "kernels"},
+    "tools": set(),
+    "tools/data": {*IR},
+    "tools/report": {*IR},
+    "tools/evaluate": {*IR, "backends", "tools/data", "tools/report"},
+    "tools/run": {*IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate"},
+    "tools/cli": {
+        *IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate", "tools/run",
+    },
+    "tools/bench": {
+        *IR, *PASSES, "kernels", "backends", "tools/data", "tools/report", "tools/evaluate",
+        "tools/run", "tools/cli",
+    },
+    "tools/zoo": {*IR, "backends", "tools/data", "tools/evaluate"},
+}  # fmt: skip
+"""What each room, a folder of the package, may import beside itself."""
+FLAT = {
+    "ir": {"__init__.py"},
+    "tools": {"__init__.py"},
+}
+"""The only files that may lie in these folders themselves."""
+FILES = sorted(p for layer in LAYERS for p in (ROOT / layer).rglob("*.py"))
+
+
+def room(path: Path) -> str:
+    """The folder of a file of the package; the package root for the root's own files."""
+    return path.relative_to(ROOT).parent.as_posix()
+
+
+@cache
+def imported_files(path: Path) -> tuple[Path, ...]:
+    """The files of the package that a file imports, at its top or inside a function."""
+    return tuple(_imported(path))
+
+
+def _imported(path: Path) -> Iterator[Path]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or not node.level:
+            continue
+        base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+        if base.with_suffix(".py").is_file():
+            yield base.with_suffix(".py")
+            continue
+        for alias in node.names:
+            inner = base / alias.name
+            yield inner.with_suffix(".py") if inner.with_suffix(".py").is_file() else (
+                (inner if inner.is_dir() else base) / "__init__.py"
+            )
+
+
+def libraries(path: Path) -> set[str]:
+    """The packages outside that a file imports."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        if isinstance(node, ast.ImportFrom) and not node.level:
+            found.add((node.module or "").split(".")[0])
+    return found
+
+
+def test_every_room_has_its_row() -> None:
+    assert len(FILES) > 150
+    assert {room(p) for p in FILES} == set(MAY_IMPORT)
+
+
+@pytest.mark.parametrize("name", MAY_IMPORT)
+def test_who_may_import_whom(name: str) -> None:
+    wrong = {
+        f"{path.relative_to(ROOT)} imports {other.relative_to(ROOT)}"
+        for path in FILES
+        if room(path) == name
+        for other in imported_files(path)
+        if room(other) not in {name, *MAY_IMPORT[name]}
+    }
+    assert not wrong
+
+
+def test_nothing_lies_flat() -> None:
+    for name, allowed in FLAT.items():
+        assert {p.name for p in (ROOT / name).glob("*.py")} == allowed
+
+
+def test_the_tests_mirror_the_rooms() -> None:
+    folders = {room(p) for p in (ROOT / "tests").rglob("test_*.py")} - {"tests"}
+    assert {f.removeprefix("tests/") for f in folders} <= set(MAY_IMPORT)
+
+
+def test_passes_name_no_backend_and_no_loader() -> None:
+    barred = {"onnxruntime", "triton", "transformers"}
+    wrong = {
+        f"{path.relative_to(ROOT)} names {', '.join(named)}"
+        for path in FILES
+        if room(path) in PASSES and (named := libraries(path) & barred)
+    }
+    assert not wrong
+    assert not [p for p in FILES if "graphwright" in libraries(p)], "imports inside are relative"
+
+
+def test_importing_the_package_loads_no_heavy_library() -> None:
+    code = (
+        "import sys, graphwright as gw; gw.trace; gw.load; gw.optimize; gw.passes; gw.compile; "
+        "print([m for m in ('triton', 'onnxruntime', 'transformers') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_public_face_is_short() -> None:
+    assert len((ROOT / "__init__.py").read_text().splitlines()) < 40

@@ -1,0 +1,281 @@
+"""The command's contract on a model of a file of one's own: codes, streams, what is left behind."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import onnx_ir
+import pytest
+import torch
+from graphwright.backends import artifact as artifact_files
+from graphwright.tools.report import manifest
+
+MODEL = "graphwright_toy_factory:make"
+FACTORY = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide = torch.nn.Linear(32, 64)
+        self.last = torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.wide(x)))
+
+def make():
+    return Net(), (torch.randn(2, 32),)
+"""
+
+
+@pytest.fixture(autouse=True)
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """An empty working folder; the factory can be imported."""
+    home = tmp_path / "modules"
+    home.mkdir()
+    (home / "graphwright_toy_factory.py").write_text(FACTORY)
+    monkeypatch.syspath_prepend(str(home))
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    yield work
+    sys.modules.pop("graphwright_toy_factory", None)
+
+
+def state(folder: Path) -> dict[str, str]:
+    """The hash of every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in files
+    }
+
+
+def test_json_is_all_of_stdout_and_the_model_may_come_last(workplace: Path, command: Any) -> None:
+    code, out, err = command("--json", "-p", "quantize{bits=8 group=16}", "-o", "out8", MODEL)
+    assert (code, err) == (0, "")
+    printed = json.loads(out)
+    manifest.validate(printed)
+    assert printed == json.loads((workplace / "out8" / "graphwright.json").read_text())
+    assert [site["name"] for site in printed["passes"][0]["sites"]] == ["wide", "last"]
+    model = onnx_ir.load(workplace / "out8" / "model.onnx")
+    assert model.metadata_props["graphwright.recipe"] == "quantize{bits=8 group=16}"
+    sizes = [(workplace / "out8" / name).stat().st_size for name in artifact_files.MODEL_FILES]
+    assert printed["sizes"]["artifact_bytes"] == sum(sizes)
+
+
+def test_replay_and_diff(workplace: Path, command: Any) -> None:
+    assert command(MODEL, "-p", "hqq{group=16}", "-o", "a")[0] == 0
+    code, out, _ = command("replay", "a", "-o", "b", "--json")
+    assert code == 0 and json.loads(out)["identical"] is True
+    for name in artifact_files.MODEL_FILES:
+        assert (workplace / "a" / name).read_bytes() == (workplace / "b" / name).read_bytes()
+    assert "agree in all but times" in command("diff", "a", "b")[1]
+    with (workplace / "a" / "model.onnx.data").open("r+b") as file:
+        file.write(b"\xff\xff")
+    code, out, err = command("replay", "a")
+    assert (code, out) == (1, "") and "model.onnx.data came out different" in err
+    assert command(MODEL, "-p", "quantize{group=16}", "-o", "c")[0] == 0
+    code, out, _ = command("diff", "a", "c", "--json")
+    assert code == 0 and "hqq{group=16}" in [row["a"] for row in json.loads(out)]
+
+
+def test_a_source_that_has_changed_is_not_replayed(workplace: Path, command: Any) -> None:
+    assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
+    factory = workplace.parent / "modules" / "graphwright_toy_factory.py"
+    factory.write_text(FACTORY + "\n# another\n")
+    code, _, err = command("replay", "a")
+    assert code == 2 and "has changed since a was made" in err
+
+
+def test_the_default_recipe_is_said(command: Any) -> None:
+    code, out, err = command(MODEL)
+    assert code == 0 and "quantize" in out
+    assert err.startswith("No recipe given: using w8 (clean{optional=true},quantize{bits=8")
+
+
+def test_without_arguments_there_is_help(command: Any) -> None:
+    code, out, err = command()
+    assert (code, err) == (0, "") and "replay" in out and "explain" in out
+
+
+# --- an older artifact stays whole --------------------------------------------------------------
+
+
+def _stop(*args: object) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _fill(*args: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize(
+    ("failure", "code", "message"),
+    [(_stop, 130, "interrupted; nothing was published"), (_fill, 3, "ran full")],
+)
+def test_a_run_that_ends_midway(
+    failure: Any, code: int, message: str, workplace: Path, command: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    assert command(MODEL, "-p", "quantize", "-o", "out")[0] == 0
+    before = state(workplace)
+    # The model's files are written by then, and the rest is not.
+    monkeypatch.setattr(artifact_files, "copy_side_files", failure)
+    found, out, err = command(MODEL, "-p", "hqq", "-o", "out")
+    assert (found, out) == (code, "") and message in err
+    assert state(workplace / "out") == {name.removeprefix("out/"): h for name, h in before.items()}
+    left = ["out", "out.partial"] if code == 130 else ["out"]
+    assert sorted(path.name for path in workplace.iterdir()) == left
+    monkeypatch.undo()
+    monkeypatch.chdir(workplace)
+    monkeypatch.syspath_prepend(str(workplace.parent / "modules"))
+    assert command(MODEL, "-p", "hqq", "-o", "out", "--resume")[0] == 0
+    assert [path.name for path in workplace.iterdir()] == ["out"]
+
+
+def test_resume_without_an_artifact(command: Any) -> None:
+    assert "give its -o" in command(MODEL, "-p", "hqq", "--resume")[2]
+
+
+def test_a_bound_leaves_the_older_artifact(workplace: Path, command: Any) -> None:
+    assert command(MODEL, "-p", "quantize", "-o", "out")[0] == 0
+    before = state(workplace)
+    code, out, err = command(MODEL, "-p", "hqq{bits=2}", "-o", "out", "--max-error", "1e-9")
+    assert (code, out) == (1, "") and state(workplace) == before
+    assert "after hqq the output" in err and "Worst site: " in err and "Try more bits" in err
+
+
+def test_a_runtime_that_computes_something_else(
+    workplace: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import graphwright.backends
+
+    whole = graphwright.backends.compile
+
+    def wrong(*args: Any, **options: Any) -> Any:
+        run = whole(*args, **options)
+        return lambda **inputs: {name: 1.01 * out for name, out in run(**inputs).items()}
+
+    monkeypatch.setattr(graphwright.backends, "compile", wrong)
+    code, out, err = command(MODEL, "-p", "quantize", "-o", "out")
+    assert (code, out) == (1, "") and list(workplace.iterdir()) == []
+    assert "ONNX Runtime (graph optimisation on) is 0.01 (relative L2) from the reference" in err
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ((MODEL, "--device", "cuda"), 3, "torch sees no CUDA device: run with --device cpu"),
+        ((MODEL, "--device", "cpuu"), 2, "did you mean cpu"),
+        ((MODEL, "-p", "quantize{bits=five}"), 2, "bits=five is wrong: expected int"),
+        ((MODEL, "-p", "quantize{bits=5}"), 2, "bits=5 must be one of 2, 3, 4, 8"),
+        ((MODEL, "-p", "quantize{bts=4}"), 2, "no option 'bts'; did you mean bits"),
+        ((MODEL, "-p", "quantize{"), 2, "'}' is missing"),
+        ((MODEL, "-p", "quantize{exclude=[*]}"), 2, "quantize found nothing to do"),
+        ((MODEL, "-r", "mine.toml"), 2, "no recipe 'mine.toml'"),
+        ((MODEL, "--max-error", "nan"), 2, "--max-error nan must be above 0"),
+        (("graphwright_toy_factory:mak",), 2, "no 'mak' there; did you mean make"),
+        (("no_such_module:make",), 2, "No module named 'no_such_module'"),
+        (("run",), 2, "Missing argument 'MODEL'"),
+        (("replay", "nowhere"), 2, "there is no such folder"),
+        (("bench",), 2, "name at least one artifact folder"),
+        (("bench", "nowhere", "--batches", "0"), 2, "--batches '0' must be above 0"),
+    ],
+)
+def test_mistakes(
+    arguments: tuple[str, ...], code: int, message: str, workplace: Path, command: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    run = arguments[0] not in ("run", "replay", "bench")
+    found, out, err = command(*arguments, *(("-o", "out") if run else ()))
+    assert message in err
+    assert (found, out) == (code, "")
+    assert "Traceback" not in err and list(workplace.iterdir()) == []
+
+
+def test_a_traceback_is_shown_on_request_only(command: Any) -> None:
+    assert "Traceback" not in command("no_such_module:make", "-p", "clean")[2]
+    assert "Traceback" in command("no_such_module:make", "-p", "clean", "-v")[2]
+
+
+def _external(data: str) -> onnx_ir.Model:
+    """``y = x + w``; the bytes of ``w`` lie in the file ``data``."""
+    floats, shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape((400,))
+    x = onnx_ir.Value(name="x", type=floats, shape=shape)
+    w = onnx_ir.Value(name="w", type=floats, shape=shape)
+    w.const_value = onnx_ir.ExternalTensor(
+        data, 0, 1600, onnx_ir.DataType.FLOAT, shape=shape, name="w", base_dir=""
+    )
+    node = onnx_ir.Node("", "Add", [x, w])
+    node.outputs[0].name, node.outputs[0].type, node.outputs[0].shape = "y", floats, shape
+    graph = onnx_ir.Graph(
+        [x], node.outputs, nodes=[node], initializers=[w], opset_imports={"": 20}, name="g"
+    )
+    return onnx_ir.Model(graph, ir_version=10)
+
+
+CONFIG = {"model_type": "bert", "architectures": ["BertModel"], "hidden_size": 32, "vocab_size": 9,
+          "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("files", "model", "code", "message"),
+    [
+        ({"w.safetensors": b"garbage"}, "w.safetensors", 2, "holds weights, but no model"),
+        ({"w.bin": b"pickle"}, "w.bin", 2, "pickles are never opened"),
+        ({"m.onnx": "w.data"}, "m.onnx", 3, "w.data"),
+        ({"m.onnx": "../w.data"}, "m.onnx", 2, "../w.data"),
+        ({"m/config.json": CONFIG}, "m", 3, "no weights (model.safetensors"),
+        ({"m/config.json": b"{"}, "m", 2, "config.json"),
+        (
+            {"m/config.json": CONFIG, "m/model.safetensors": b"garbage"},
+            "m", 2, "model.safetensors: not a safetensors file",
+        ),
+        (
+            {"m/config.json": CONFIG, "m/model.safetensors.index.json":
+             {"weight_map": {"a": "model-1-of-2.safetensors"}}},
+            "m", 3, "model-1-of-2.safetensors",
+        ),
+        (
+            {"m/config.json": CONFIG, "m/pytorch_model.bin": b"pickle"},
+            "m", 2, "pickles are never opened",
+        ),
+    ],
+)  # fmt: skip
+def test_damaged_models(
+    files: dict[str, Any], model: str, code: int, message: str, workplace: Path, command: Any
+) -> None:
+    for name, content in files.items():
+        path = workplace / name
+        path.parent.mkdir(exist_ok=True)
+        if isinstance(content, str):
+            onnx_ir.save(_external(content), path)
+        else:
+            text = json.dumps(content) if isinstance(content, dict) else content.decode()
+            path.write_text(text)
+    before = state(workplace)
+    found, out, err = command(model, "-p", "quantize", "-o", "out")
+    assert message in err
+    assert (found, out) == (code, "")
+    assert "Traceback" not in err and state(workplace) == before
+
+
+def test_a_target_below_a_file(workplace: Path, command: Any) -> None:
+    (workplace / "file").write_text("mine")
+    code, _, err = command(MODEL, "-p", "quantize", "-o", "file/out")
+    assert code == 2 and "is not writable: choose another --out" in err
+    code, _, err = command(MODEL, "-p", "quantize", "-o", "file")
+    assert code == 2 and "exists and is not a folder" in err
+    assert state(workplace) == {"file": hashlib.sha256(b"mine").hexdigest()}

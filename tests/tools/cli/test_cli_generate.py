@@ -1,0 +1,298 @@
+"""``optimize-model generate`` and ``gw.generate``: text and images in, words out as they come."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.load.zoo.text import read_tokenizer
+from graphwright.tools.cli.main import main
+from graphwright.tools.evaluate import Subject
+from graphwright.tools.report import manifest
+from graphwright.tools.run import generating, pipeline, replay
+
+transformers: Any = importlib.import_module("transformers")
+tokenizers: Any = importlib.import_module("tokenizers")
+
+PROMPT = "The value of the object"
+CONTEXT = 96
+WORDS = ["<pad>", "<s>", "</s>", "<image>", "<unk>", "what", "is", "there", "a", "seven", "yes"]
+TOKENS = 9
+
+
+@pytest.fixture(scope="module")
+def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An artifact with a cache that computes what the model does."""
+    out = tmp_path_factory.mktemp("made") / "cached"
+    arguments = [str(language_model), "-p", "clean{optional=true}", "-o", str(out)]
+    with pytest.raises(SystemExit) as leave:
+        main([*arguments, "--json"])
+    assert leave.value.code == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def plain(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same without a cache."""
+    return gw.export(gw.load(language_model), tmp_path_factory.mktemp("made") / "plain")
+
+
+@pytest.fixture(scope="module")
+def vision_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a small random LLaVA, its tokenizer and its preprocessing."""
+    folder = tmp_path_factory.mktemp("llava")
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            image_size=24, patch_size=8, hidden_size=16, intermediate_size=24, num_hidden_layers=2,
+            num_attention_heads=2, projection_dim=16,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=len(WORDS), hidden_size=24, intermediate_size=32, num_hidden_layers=2,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        ),
+        image_token_id=WORDS.index("<image>"), image_seq_length=TOKENS,
+    )  # fmt: skip
+    torch.manual_seed(1)
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.4)
+    model.generation_config.eos_token_id = None
+    model.save_pretrained(folder)
+    table = {word: i for i, word in enumerate(WORDS)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(table, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    tokenizer.add_special_tokens(WORDS[:5])
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", 1)]
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "preprocessor_config.json").write_text(json.dumps({
+        "size": {"height": 24, "width": 24}, "image_mean": [0.5] * 3, "image_std": [0.25] * 3,
+    }))  # fmt: skip
+    return folder
+
+
+@pytest.fixture(scope="module")
+def vision_artifact(vision_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    graph = gw.load(vision_model, cache=True)
+    return gw.export(graph, tmp_path_factory.mktemp("made") / "vision")
+
+
+@pytest.fixture
+def command(command: Any) -> Any:
+    """Runs ``generate`` as the shared fixture runs the command."""
+    return partial(command, "generate")
+
+
+def greedy(folder: Path, ids: list[int], count: int, **more: Any) -> list[int]:
+    """What the library writes."""
+    cls = "LlavaForConditionalGeneration" if more else "LlamaForCausalLM"
+    model = getattr(transformers, cls).from_pretrained(folder).eval()
+    given = torch.tensor([ids])
+    made = model.generate(
+        input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=count,
+        do_sample=False, pad_token_id=0, **more,
+    )  # fmt: skip
+    return [int(token) for token in made[0, len(ids) :]]
+
+
+def test_the_command_writes_what_the_model_does(
+    artifact: Path, language_model: Path, command: Any
+) -> None:
+    ids = read_tokenizer(language_model).encode(PROMPT).ids
+    expected = greedy(language_model, ids, 12)
+    (made,) = gw.generate(artifact, PROMPT, max_new_tokens=12)
+    assert list(made.ids) == expected and made.prompt_tokens == len(ids)
+    code, out, err = command(str(artifact), PROMPT, "--max-new-tokens", "12")
+    assert code == 0 and out == f"{made.text}\n"
+    assert f"{len(ids)} tokens read, {len(expected)} written, ended by {made.ended}" in err
+    assert "note:" not in err
+
+
+def test_without_a_cache_it_says_so(
+    artifact: Path, plain: Path, command: Any
+) -> None:
+    code, out, err = command(str(plain), PROMPT, "--max-new-tokens", "5")
+    assert code == 0 and out == command(str(artifact), PROMPT, "--max-new-tokens", "5")[1]
+    assert "note: the graph has no key-value cache" in err and "--cache" in err
+    with pytest.warns(UserWarning, match="no key-value cache"):
+        gw.generate(plain, PROMPT, max_new_tokens=1)
+
+
+def test_sampling_from_the_command(artifact: Path, command: Any) -> None:
+    options = ["--temperature", "1.5", "--top-p", "0.9", "--max-new-tokens", "16", "--seed"]
+    first, again, other = (command(str(artifact), PROMPT, *options, s)[1] for s in "778")
+    assert first == again != other
+
+
+def test_batches_and_streams(artifact: Path) -> None:
+    asked = [PROMPT, "If", "A name is bound to the first"]
+    heard: dict[int, list[str]] = {}
+    made = gw.generate(
+        artifact, asked, max_new_tokens=10, stream=lambda i, t: heard.setdefault(i, []).append(t)
+    )
+    assert ["".join(heard[i]) for i in range(3)] == [str(answer) for answer in made]
+    assert len(heard[0]) > 3
+    for prompt, answer in zip(asked, made, strict=True):
+        assert gw.generate(artifact, prompt, max_new_tokens=10)[0].ids == answer.ids
+
+
+def test_graphs_executables_and_models(artifact: Path, language_model: Path) -> None:
+    (expected,) = gw.generate(artifact, PROMPT, max_new_tokens=3)
+    graph = gw.load(artifact)
+    run = gw.compile(artifact)
+    given = {"max_new_tokens": 3}
+    assert gw.generate(graph, PROMPT, **given) == [expected]
+    assert gw.generate(artifact / "model.onnx", PROMPT, **given) == [expected]
+    assert gw.generate(run, PROMPT, tokenizer=language_model, **given) == [expected]
+    assert gw.generate(str(language_model), PROMPT, **given) == [expected]
+    with pytest.raises(BadInput, match="give tokenizer=FOLDER"):
+        gw.generate(run, PROMPT)
+
+
+def test_a_character_of_several_tokens_comes_whole(language_model: Path) -> None:
+    tokenizer = read_tokenizer(language_model)
+    text = " naïve 😀 – done"
+    row = generating._Row(tokenizer, frozenset({0}))
+    ids = tokenizer.encode(text).ids
+    pieces = [row.add(token) for token in ids]
+    assert "".join([*pieces, row.finish()]) == tokenizer.decode(ids) == row.text
+    assert "" in pieces and not any("\ufffd" in piece for piece in pieces)
+    broken = generating._Row(tokenizer, frozenset())
+    emoji = tokenizer.encode("😀").ids
+    assert len(emoji) > 1 and broken.add(emoji[0]) == "" and "\ufffd" in broken.finish()
+
+
+# --- the rest of the command line with a cache ----------------------------------------------------
+
+
+def test_the_manifest_tells_of_the_cache(
+    artifact: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = manifest.load(artifact)
+    manifest.validate(done)
+    assert done["source"]["cache"] is True and "cache" not in manifest.load(plain)["source"]
+    assert {o["name"] for o in done["verification"]["outputs"]} == {"logits"}
+    asked: list[pipeline.Request] = []
+
+    def stop(request: pipeline.Request, progress: Any) -> None:
+        asked.append(request)
+        raise BadInput("stop")
+
+    monkeypatch.setattr(pipeline, "run", stop)
+    with pytest.raises(BadInput, match="stop"):
+        replay.replay(artifact, None, lambda *_: None)
+    assert asked[0].cache
+
+
+def test_evaluation_starts_with_an_empty_cache(artifact: Path, plain: Path) -> None:
+    made, other = Subject.of(artifact), Subject.of(plain)
+    example = made.example(2, 7)
+    assert example["attention_mask"].shape == (2, 7)
+    assert set(example) == {"input_ids", "attention_mask"}
+    batch = {name: example[name] for name in ("input_ids", "attention_mask")}
+    torch.testing.assert_close(made.run(batch)["logits"], other.run(batch)["logits"])
+
+
+# --- images ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image of another size than the model's."""
+    image: Any = pytest.importorskip("PIL.Image")
+    path = tmp_path_factory.mktemp("images") / "picture.png"
+    pixels = torch.randint(0, 256, (30, 41, 3), generator=torch.Generator().manual_seed(0))
+    image.fromarray(pixels.to(torch.uint8).numpy()).save(path)
+    return path
+
+
+def test_an_image_and_a_question(
+    vision_artifact: Path, vision_model: Path, picture: Path, command: Any
+) -> None:
+    from graphwright.tools.data.images import Preprocessing
+
+    pixels = Preprocessing.of(gw.load(vision_artifact)).read(picture)
+    assert pixels.shape == (3, 24, 24)
+    ids = [1, *[3] * TOKENS, 5, 6, 7]
+    expected = greedy(vision_model, ids, 8, pixel_values=pixels.unsqueeze(0))
+    question = "what is there"
+    (made,) = gw.generate(vision_artifact, question, images=picture, max_new_tokens=8)
+    assert list(made.ids) == expected and made.prompt_tokens == len(ids)
+    code, out, _ = command(
+        str(vision_artifact), question, "--image", str(picture), "--max-new-tokens", "8"
+    )
+    assert code == 0 and out == f"{made.text}\n"
+    (placed,) = gw.generate(vision_artifact, f"<image> {question}", images=pixels, max_new_tokens=8)
+    assert placed.ids == made.ids
+    blind = gw.generate(vision_artifact, question, max_new_tokens=8)[0]
+    assert blind.prompt_tokens == 4 and blind.ids != made.ids
+    both = gw.generate(
+        vision_artifact, [question, f"is <image> {question}"], images=[None, picture],
+        max_new_tokens=8,
+    )  # fmt: skip
+    assert both[0].ids == blind.ids
+    ids = [1, 6, *[3] * TOKENS, 5, 6, 7]
+    assert list(both[1].ids) == greedy(vision_model, ids, 8, pixel_values=pixels.unsqueeze(0))
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_generated(
+    artifact: Path, vision_artifact: Path, picture: Path, command: Any, tmp_path: Path
+) -> None:
+    text, sight = str(artifact), str(vision_artifact)
+    long = "word " * CONTEXT
+    for arguments, code, reason in (
+        ([text, PROMPT, "--image", str(picture)], 2, "the model reads text only"),
+        ([text, long], 2, f"the model's context is {CONTEXT}: shorten it"),
+        ([text, ""], 2, "a prompt is empty"),
+        ([text, PROMPT, "--top-p", "0"], 2, "top_p 0.0 must be above 0"),
+        ([text, PROMPT, "--temperature", "-1"], 2, "temperature -1.0 must be 0"),
+        ([text, PROMPT, "--max-new-tokens", "0"], 2, "max_new_tokens 0 must be 1 or more"),
+        ([text, PROMPT, "--device", "tpu"], 2, "--device tpu is unknown"),
+        ([sight, "what <image> ?"], 2, "names an image, and none is given"),
+        ([sight, "<image> <image>", "--image", str(picture)], 2, "2 image tokens in one prompt"),
+        ([sight, "what", "--image", "gone.png"], 3, "gone.png: no such image"),
+        ([str(tmp_path / "nothing"), PROMPT], 3, "no such file or folder"),
+    ):
+        found, out, err = command(*arguments)
+        assert (found, out) == (code, ""), (arguments, err)
+        assert reason in err
+    with pytest.raises(BadInput, match="2 images for 1 prompts"):
+        gw.generate(sight, "what", images=[None, None])
+
+
+def test_prompts_without_an_image_of_a_pruned_model(vision_model: Path, picture: Path) -> None:
+    from graphwright.backends.lowering import translated
+
+    question = "what is there"
+    ids = torch.tensor([[1, *[3] * TOKENS, 5, 6]])
+    samples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids),
+                "pixel_values": torch.zeros(1, 3, 24, 24)}]  # fmt: skip
+    cached = translated(gw.load(vision_model, cache=True))
+    for graph, told in ((cached, "apart"), (gw.load(vision_model), "make the artifact with")):
+        pruned = gw.optimize(graph, "fastervlm{keep=4}", samples=samples).graph
+        with pytest.raises(BadInput, match=f"prompt 1 has no image, and .* were pruned.*{told}"):
+            gw.generate(pruned, [question] * 2, images=[None, picture], max_new_tokens=2)
+        if graph is cached:
+            (whole,) = gw.generate(cached, question, max_new_tokens=4)
+            (made,) = gw.generate(pruned, question, max_new_tokens=4)
+            assert made.ids == whole.ids
+
+
+def test_a_model_without_a_tokenizer(artifact: Path, tmp_path: Path) -> None:
+    for name in ("model.onnx", "model.onnx.data", "graphwright.json", "config.json"):
+        (tmp_path / name).write_bytes((artifact / name).read_bytes())
+    with pytest.raises(Missing, match=r"no tokenizer\.json there"):
+        gw.generate(tmp_path, PROMPT)

@@ -1,0 +1,333 @@
+"""``--calib``: data of every kind becomes batches of the graph's inputs, or is refused."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.core.view import View
+from graphwright.ir.load.sources import load
+from graphwright.tools.cli.main import main
+from graphwright.tools.data import calibration
+from graphwright.tools.data.calibration import read
+from graphwright.tools.data.text import LENGTH
+from graphwright.tools.report import manifest
+
+WORDS = "The quick brown fox jumps over the lazy dog. " * 40
+
+
+@pytest.fixture(scope="module")
+def llama(language_model: Path) -> View:
+    return load(language_model)
+
+
+@pytest.fixture(scope="module")
+def vit() -> View:
+    return load("zoo:tiny-vit")
+
+
+@pytest.fixture(scope="module")
+def llava() -> View:
+    return load("zoo:tiny-llava")
+
+
+def jsonl(path: Path, *entries: Any) -> str:
+    path.write_text("\n".join(json.dumps(entry) for entry in entries))
+    return str(path)
+
+
+def picture(path: Path, size: tuple[int, int] = (30, 20), level: int = 128) -> Path:
+    image: Any = importlib.import_module("PIL.Image")
+    image.new("RGB", size, (level, 255 - level, 7)).save(path)
+    return path
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def test_text_is_cut_into_windows_that_fit_the_model(tmp_path: Path, llama: View) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(WORDS)
+    whole = read(str(file), llama)
+    assert whole.length == 96 < LENGTH  # the model's max_position_embeddings
+    ids = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in whole.batches])
+    found = whole.to_dict()
+    assert found["tokens"] == len(ids)
+    assert found["samples"] == -(-len(ids) // 96)
+    assert read(str(file), llama, samples=3, length=17).to_dict()["tokens"] == 3 * 17
+    assert read(str(file), llama).sha256 == whole.sha256
+    assert read(str(file), llama, samples=3).sha256 != whole.sha256
+
+
+def test_every_text_gives_its_first_window_before_any_gives_a_second(
+    tmp_path: Path, llama: View
+) -> None:
+    texts = [f"{i} {WORDS}" for i in range(5)]
+    data = jsonl(tmp_path / "a.jsonl", *({"text": t} for t in (*texts, "x", " ")))
+    firsts = read(data, llama, samples=5, length=9).batches
+    assert [len(b["input_ids"]) for b in firsts] == [5]
+    alone = [read(jsonl(tmp_path / f"{i}.jsonl", {"text": t}), llama, samples=1, length=9)
+             for i, t in enumerate(texts)]  # fmt: skip
+    assert torch.equal(
+        firsts[0]["input_ids"], torch.cat([c.batches[0]["input_ids"] for c in alone])
+    )
+
+
+def test_shorter_texts_are_padded_on_the_right_under_the_mask(tmp_path: Path, llama: View) -> None:
+    data = jsonl(tmp_path / "a.jsonl", {"text": "The fox"}, {"text": WORDS})
+    (batch,) = read(data, llama, samples=2, length=11).batches
+    mask = batch["attention_mask"]
+    assert mask[0].all() and 2 <= int(mask[1].sum()) < 11
+    assert torch.equal(mask[1], mask[1].sort(descending=True).values)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "options", "reason"),
+    [
+        ("a.txt", b" \n ", {}, "empty: it holds no text"),
+        ("a.txt", b"x", {}, "empty: it holds no text of 2 tokens"),
+        ("a.txt", b"\xff\xfe\xff", {}, "not UTF-8 text"),
+        ("a.jsonl", b"", {}, "empty: it holds no text"),
+        ("a.jsonl", b'{"text": "a"}\n{"prompt": "b"}', {}, "line 2: has no string `text`"),
+        ("a.jsonl", b"[1]", {}, "line 1: has no string `text`"),
+        ("a.jsonl", b'{"text"', {}, "line 1: not JSON"),
+        ("a.csv", b"a,b", {}, "not a kind of data that is read; --calib takes FILE.txt"),
+        ("a.png", b"", {}, "an image; --calib takes"),
+        ("a.npz", b"nonsense", {}, "not an .npz file"),
+        ("a.safetensors", b"nonsense", {}, "not a safetensors file"),
+        ("a.txt", b"The fox", {"samples": 0}, "--calib-samples 0 must be above 0"),
+        ("a.txt", b"The fox", {"length": 97}, "--calib-length 97 is more than the 96 tokens"),
+    ],
+)
+def test_refused(
+    tmp_path: Path, llama: View, name: str, content: bytes, options: dict[str, int], reason: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(BadInput, match=reason):
+        read(str(tmp_path / name), llama, **options)
+
+
+def test_what_is_not_there_is_missing(tmp_path: Path, llama: View) -> None:
+    with pytest.raises(Missing, match="no such file or folder; --calib takes"):
+        read(str(tmp_path / "gone.txt"), llama)
+    with pytest.raises(BadInput, match="unknown data zoo:tiny-lama; did you mean tiny-llama"):
+        read("zoo:tiny-lama", llama)
+
+
+def test_a_model_without_a_tokenizer_is_told_where_to_put_one(tmp_path: Path, llama: View) -> None:
+    bare = llama.copy()
+    bare.source = type(llama.source)(name="bare", folder=str(tmp_path))
+    file = tmp_path / "a.txt"
+    file.write_text(WORDS)
+    with pytest.raises(Missing, match=r"text needs the model's tokenizer\.json, and there is none"):
+        read(str(file), bare)
+    with pytest.raises(BadInput, match="the model knows ids 0 to 699: is this another model's"):
+        read("zoo:tiny-llama", bare, samples=8)
+
+
+# --- the graph's own inputs ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["npz", "safetensors"])
+def test_arrays_are_cut_into_batches(tmp_path: Path, vit: View, kind: str) -> None:
+    pixels = torch.randn(11, 3, 48, 48)
+    path = tmp_path / f"a.{kind}"
+    if kind == "npz":
+        np.savez(path, pixel_values=pixels.numpy())
+    else:
+        importlib.import_module("safetensors.torch").save_file({"pixel_values": pixels}, path)
+    found = read(str(path), vit)
+    assert [len(b["pixel_values"]) for b in found.batches] == [8, 3]
+    assert torch.equal(torch.cat([b["pixel_values"] for b in found.batches]), pixels)
+    assert found.to_dict()["tokens"] is None
+    five = read(str(path), vit, samples=5).batches
+    assert torch.equal(torch.cat([b["pixel_values"] for b in five]), pixels[:5])
+
+
+@pytest.mark.parametrize(
+    ("arrays", "reason"),
+    [
+        ({}, "empty: it holds no array"),
+        ({"pixels": np.zeros((2, 3))}, "it holds pixels, and zoo:tiny-vit takes pixel_values"),
+        ({"pixel_values": np.zeros((2, 3, 48, 48))}, r"f32\[.*\], got f64\[2, 3, 48, 48\]"),
+        ({"pixel_values": np.zeros((2, 3, 96, 96), "f4")}, r"got f32\[2, 3, 96, 96\]"),
+        ({"pixel_values": np.zeros((0, 3, 48, 48), "f4")}, "do not hold equally many samples"),
+        ({"pixel_values": np.full((2, 3, 48, 48), np.nan, "f4")}, "13824 of 13824 numbers are NaN"),
+    ],
+)
+def test_arrays_that_do_not_fit(
+    tmp_path: Path, vit: View, arrays: dict[str, Any], reason: str
+) -> None:
+    np.savez(tmp_path / "a.npz", **arrays)
+    with pytest.raises(BadInput, match=reason):
+        read(str(tmp_path / "a.npz"), vit)
+
+
+def test_an_array_that_lacks_is_named(tmp_path: Path, llama: View) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, input_ids=np.ones((2, 5), np.int64))
+    with pytest.raises(BadInput, match="attention_mask is missing"):
+        read(str(path), llama)
+    np.savez(path, input_ids=np.ones((2, 5), np.int64), attention_mask=np.ones((3, 5), np.int64))
+    with pytest.raises(BadInput, match=r"equally many samples: input_ids \[2, 5\], attention_mask"):
+        read(str(path), llama)
+
+
+# --- images --------------------------------------------------------------------------------------
+
+
+def test_images_are_resized_and_scaled_as_the_model_wants(tmp_path: Path, vit: View) -> None:
+    picture(tmp_path / "b.png", level=51)
+    picture(tmp_path / "a.JPG", (96, 200), level=51)
+    (tmp_path / "notes.txt").write_text("no image")
+    (batch,) = read(str(tmp_path), vit).batches
+    assert batch["pixel_values"].shape == (2, 3, 48, 48)
+    wanted = (torch.tensor([51, 204, 7]) / 255 - 0.5) / 0.25
+    assert torch.allclose(batch["pixel_values"][1].mean((1, 2)), wanted, atol=1e-5)
+
+
+def test_prompts_hold_a_placeholder_for_each_feature(tmp_path: Path, llava: View) -> None:
+    for name in ("a.png", "b.png"):
+        picture(tmp_path / name)
+    jsonl(
+        tmp_path / "prompts.jsonl",
+        {"image": "a.png", "prompt": "how many digits are there ?"},
+        {"image": "b.png", "prompt": "is there a 3 ?"},
+        {"image": "b.png", "prompt": "<image> is there a 3 ?"},
+    )
+    (batch,) = read(str(tmp_path), llava).batches
+    marks = batch["input_ids"] == 3
+    assert marks.sum(1).tolist() == [144, 144, 144]
+    assert torch.equal(batch["input_ids"][1], batch["input_ids"][2])
+    mask = batch["attention_mask"]
+    assert mask[:, -1].all() and not mask[1, 0] and mask[0].all()
+    assert batch["pixel_values"].shape == (3, 3, 96, 96)
+
+
+def test_folders_that_do_not_fit(tmp_path: Path, llama: View, vit: View, llava: View) -> None:
+    with pytest.raises(BadInput, match="empty: it holds no image"):
+        read(str(tmp_path), vit)
+    with pytest.raises(BadInput, match=r"a folder of images, and .* takes input_ids, attent"):
+        read(str(tmp_path), llama)
+    with pytest.raises(BadInput, match=r"it holds no prompts.jsonl, and .*: give one, a line"):
+        read(str(tmp_path), llava)
+    listing = jsonl(tmp_path / "prompts.jsonl", {"image": "gone.png", "prompt": "why ?"})
+    with pytest.raises(Missing, match=r"gone\.png: no such image"):
+        read(str(tmp_path), llava)
+    (tmp_path / "gone.png").write_bytes(b"not a picture")
+    with pytest.raises(BadInput, match="not an image that can be read"):
+        read(str(tmp_path), llava)
+    picture(tmp_path / "gone.png")
+    jsonl(Path(listing), {"image": "gone.png", "prompt": "<image> <image> why ?"})
+    with pytest.raises(BadInput, match="2 image tokens in one prompt"):
+        read(str(tmp_path), llava)
+    Path(listing).write_text("\n")
+    with pytest.raises(BadInput, match="empty: it holds no prompt"):
+        read(str(tmp_path), llava)
+
+
+def test_text_for_models_of_images(tmp_path: Path, vit: View, llava: View) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(WORDS)
+    with pytest.raises(BadInput, match=r"text alone, and zoo:tiny-llava takes .*give a folder"):
+        read(str(file), llava)
+    with pytest.raises(BadInput, match="text alone, and zoo:tiny-vit takes pixel_values"):
+        read("zoo:tiny-llama", vit)
+    with pytest.raises(BadInput, match="images with questions, and zoo:tiny-vit takes"):
+        read("zoo:tiny-llava", vit)
+    with pytest.raises(BadInput, match="images alone, and zoo:tiny-llava takes"):
+        read("zoo:tiny-vit", llava)
+
+
+# --- the zoo -------------------------------------------------------------------------------------
+
+
+def test_the_zoo_gives_other_samples_than_runs_are_verified_on(vit: View, llava: View) -> None:
+    for view in (vit, llava):
+        found = read(view.source.name, view, samples=9)
+        assert found.to_dict()["samples"] == 9
+        shown = torch.cat([b["pixel_values"] for b in found.batches])
+        known = torch.cat([b["pixel_values"] for b in view.source.samples])
+        assert torch.cdist(shown.flatten(1), known.flatten(1)).min() > 1
+
+
+def test_the_zoo_s_text_is_tokenized_by_the_model(llama: View) -> None:
+    found = read("zoo:tiny-llama", llama, samples=8, length=32)
+    assert found.to_dict()["tokens"] == 8 * 32
+    assert calibration.SAMPLES == 128
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+
+FACTORY = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide = torch.nn.Linear(32, 64)
+        self.last = torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.wide(x)))
+
+def make():
+    return Net(), (torch.randn(2, 32),), None, {"x": {0: torch.export.Dim("batch")}}
+"""
+
+
+def test_the_manifest_says_what_was_used_and_replay_refuses_other_data(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("graphwright_calib_factory.py").write_text(FACTORY)
+    model, recipe = "graphwright_calib_factory:make", "quantize{bits=2 group=16},eora{rank=2}"
+    x = np.random.default_rng(0).standard_normal((30, 32)).astype(np.float32)
+    np.savez("a.npz", x=x)
+
+    def command(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as leave:
+            main(list(arguments))
+        return int(leave.value.code or 0), " ".join("".join(capsys.readouterr()).split())
+
+    code, said = command(model, "-p", recipe)
+    assert (code, "eora needs calibration data: give --calib DATA" in said) == (2, True)
+    options = ("--calib", "a.npz", "--calib-samples", "21")
+    code, said = command(model, "-p", recipe, "-o", "out", *options)
+    assert code == 0 and "calibrated on a.npz: 21 samples" in said, said
+    made = manifest.load("out")
+    manifest.validate(made)
+    assert made["calibration"] == read("a.npz", load(model), samples=21).to_dict()
+    assert made["calibration"]["tokens"] is None and made["calibration"]["samples"] == 21
+    assert "byte-identical" in command("replay", "out")[1]
+    np.savez("a.npz", x=np.where(np.arange(30)[:, None] < 21, x, 0))
+    assert "byte-identical" in command("replay", "out")[1]  # the rows that were used are the same
+    np.savez("a.npz", x=x + 1)
+    code, said = command("replay", "out")
+    assert (code, "a.npz has changed: the batches" in said) == (2, True)
+
+
+def test_too_few_tokens_are_said_and_marked(tmp_path: Path, language_model: Path) -> None:
+    gw: Any = importlib.import_module("graphwright")
+    view = load(language_model)
+    data = jsonl(tmp_path / "a.jsonl", {"text": WORDS})
+    recipe = "quantize{bits=2 group=16 kinds=[q down]},eora{rank=40}"
+    for length, short in ((40, {"down"}), (20, {"q", "down"})):
+        batches = read(data, view, samples=1, length=length).batches
+        result = gw.optimize(view, recipe, calibration=batches)
+        step = result.report.to_dict()["passes"][1]
+        marked = {site["kind"] for site in step["sites"] if "truncated" in site.get("note", "")}
+        assert marked == short
+        note = f"{2 * len(short)} sites: {length} tokens, and up to 64 inputs"
+        assert any(note in said for said in step["notes"])
+    enough = gw.optimize(view, recipe, calibration=read(data, view, samples=1, length=70).batches)
+    assert not any("too little" in said for said in enough.report.passes[1].result.notes)

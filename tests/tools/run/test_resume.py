@@ -1,0 +1,235 @@
+"""``--resume``: a run that was killed goes on, ends with the same bytes, and refuses another's."""
+
+from __future__ import annotations
+
+import errno
+import importlib
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from graphwright.backends.artifact import MODEL_FILES
+from graphwright.ir.core.errors import BadInput, DiskFull
+from graphwright.passes.checkpoint_store import remembered, settled
+from graphwright.passes.recipe import Recipe
+from graphwright.tools.report import manifest
+from graphwright.tools.run import pipeline
+from graphwright.tools.run.resume import FolderStore, partial_folder, remembering
+
+MARKS = {"model": "a" * 64, "recipe": "hqq", "calibration data": "", "version": "torch 1"}
+
+RECIPE = (
+    "hqq{bits=3 group=16 kinds=[q k v o]},bitstack{blocks=2 rank=2 kinds=[gate up down]},"
+    "drop-blocks{count=1},eora{rank=3}"
+)
+SCRIPT = """
+# Runs a recipe and kills the process at the call of a function that is given.
+import importlib, os, signal, sys
+from pathlib import Path
+
+from graphwright.passes.recipe import Recipe
+from graphwright.tools import pipeline
+
+module, name, at, model, recipe, *options = sys.argv[1:]
+home = importlib.import_module(module)
+inner, calls = getattr(home, name), []
+
+
+def dying(*arguments, **named):
+    calls.append(1)
+    if len(calls) == int(at):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return inner(*arguments, **named)
+
+
+setattr(home, name, dying)
+request = pipeline.Request(
+    model, Recipe.parse(recipe), Path("out"), calibration="data.jsonl", calibration_length=24,
+    resume="--resume" in options,
+)
+pipeline.run(request, lambda *step: None)
+"""
+
+
+def killed(work: Path, model: Path, function: str, at: int, *options: str) -> None:
+    """Run until the function is called for the ``at``-th time."""
+    module, _, name = function.rpartition(".")
+    command = [sys.executable, "run.py", module, name, str(at), str(model), RECIPE, *options]
+    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+
+
+def finished(
+    model: Path, out: str, recipe: str = RECIPE, *, resume: bool = False
+) -> dict[str, int]:
+    """Run to the end; how often each slow function was called."""
+    calls = dict.fromkeys(SLOW, 0)
+    with pytest.MonkeyPatch.context() as patch:
+        for function in SLOW:
+            module, _, name = function.rpartition(".")
+            home = importlib.import_module(module)
+            patch.setattr(home, name, _counting(getattr(home, name), calls, function))
+        request = pipeline.Request(
+            str(model), Recipe.parse(recipe), Path(out), calibration="data.jsonl",
+            calibration_length=24, resume=resume,
+        )  # fmt: skip
+        pipeline.run(request, lambda *step: None)
+    return calls
+
+
+def _counting(inner: Any, calls: dict[str, int], name: str) -> Any:
+    def call(*arguments: Any, **options: Any) -> Any:
+        calls[name] += 1
+        return inner(*arguments, **options)
+
+    return call
+
+
+HQQ, STACK, SCORE, FIT = SLOW = (
+    "graphwright.passes.weights.hqq.hqq", "graphwright.passes.weights.bitstack.decompose",
+    "graphwright.passes.depth.drop_blocks.block_influence",
+    "graphwright.passes.weights.eora.spectrum",
+)  # fmt: skip
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
+    tmp_path: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    lines = [json.dumps({"text": f"{i} is the number of this line of plain text. " * 9})
+             for i in range(6)]  # fmt: skip
+    Path("data.jsonl").write_text("\n".join(lines))
+    Path("run.py").write_text(SCRIPT)
+    folder = Path("out.partial")
+    killed(tmp_path, language_model, HQQ, 3)
+    assert len(list(folder.glob("*.pt"))) == 3  # the source's outputs, two matrices
+    killed(tmp_path, language_model, FIT, 3, "--resume")
+    assert not Path("out").exists() and not list(folder.glob("*.new"))
+
+    kept = sorted(path.name for path in folder.iterdir())
+    with pytest.raises(BadInput, match=r"another recipe: it had hqq\{bits=3 group=16 kinds=\[q"):
+        finished(language_model, "out", "hqq{bits=3 group=16}", resume=True)
+    Path("data.jsonl").write_text("\n".join(lines[:3]))
+    with pytest.raises(BadInput, match="is of a run with another calibration data: it had"):
+        finished(language_model, "out", resume=True)
+    Path("data.jsonl").write_text("\n".join(lines))
+    assert sorted(path.name for path in folder.iterdir()) == kept
+
+    # Of the two blocks one is left: seven matrices to correct, two of which were.
+    assert finished(language_model, "out", resume=True) == {HQQ: 0, STACK: 0, SCORE: 0, FIT: 5}
+    assert not folder.exists()
+    assert finished(language_model, "whole") == {HQQ: 8, STACK: 6, SCORE: 1, FIT: 7}
+    for name in MODEL_FILES:
+        assert Path("out", name).read_bytes() == Path("whole", name).read_bytes()
+    assert manifest.stable(manifest.load("out")) == manifest.stable(manifest.load("whole"))
+
+
+# --- marks ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(MARKS))
+def test_every_mark_counts(tmp_path: Path, name: str) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt), remembering(out, MARKS) as memory:
+        assert memory is not None
+        memory.keep("a", 1)
+        raise KeyboardInterrupt
+    told = f"of a run with another {name}: it had .*, this one has x"
+    other = {**MARKS, name: "x"}
+    with pytest.raises(BadInput, match=told), remembering(out, other, resume=True):
+        raise AssertionError
+    with remembering(out, MARKS, resume=True) as memory:
+        assert memory is not None and memory.recall("a") == 1
+    assert not partial_folder(out).exists()
+
+
+def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
+    FolderStore(tmp_path / "out.partial", MARKS).keep("a", 1)
+    with remembering(tmp_path / "out", MARKS) as memory:
+        assert memory is not None
+        with pytest.raises(KeyError):
+            memory.recall("a")
+
+
+def test_an_error_that_a_person_is_told_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(BadInput), remembering(tmp_path / "out", MARKS) as memory:
+        assert memory is not None
+        memory.keep("a", 1)
+        raise BadInput("no")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_resume_needs_an_artifact_to_go_on_with() -> None:
+    with remembering(None, MARKS) as memory:
+        assert memory is None
+    with pytest.raises(BadInput, match="give its -o"), remembering(None, MARKS, resume=True):
+        raise AssertionError
+
+
+def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out.partial").mkdir()
+    (tmp_path / "out.partial" / "mine.txt").write_text("mine")
+    for resume in (False, True):
+        refused = pytest.raises(BadInput, match=r"out\.partial is in the way")
+        with refused, remembering(tmp_path / "out", MARKS, resume=resume):
+            raise AssertionError
+    assert (tmp_path / "out.partial" / "mine.txt").read_text() == "mine"
+
+
+def test_damaged_state_is_told(tmp_path: Path) -> None:
+    memory = FolderStore(tmp_path / "out.partial", MARKS)
+    memory.keep("a", {"x": torch.ones(3)})
+    (file,) = memory.folder.glob("*.pt")
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(BadInput, match=r"damaged .*or run without --resume"):
+        memory.recall("a")
+    (memory.folder / "run.json").write_text("{")
+    refused = pytest.raises(BadInput, match="damaged; remove it, or run without --resume")
+    with refused, remembering(tmp_path / "out", MARKS, resume=True):
+        raise AssertionError
+
+
+def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*arguments: Any) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFull, match="ran full"):
+        FolderStore(tmp_path / "out.partial", MARKS).keep("a", 1)
+
+
+# --- results -------------------------------------------------------------------------------------
+
+
+def test_results_come_back_bit_by_bit_and_are_made_once(tmp_path: Path) -> None:
+    whole = torch.randn(5, 7, dtype=torch.float64)
+    made = []
+
+    def make() -> dict[str, Any]:
+        made.append(1)
+        return {
+            "column": whole[:, 2:3], "row": whole[1], "turned": whole.T, "none": None, "n": 0.1,
+            "list": [whole.to(torch.bfloat16), 3, "text", (torch.tensor(4, dtype=torch.uint16),)],
+        }  # fmt: skip
+
+    memory = FolderStore(tmp_path / "state", MARKS)
+    first, again = (remembered(memory, "key", make) for _ in range(2))
+    assert len(made) == 1 and remembered(memory, "other", make)["n"] == 0.1 and len(made) == 2
+    alone = remembered(None, "key", make)
+    for found in (first, again, alone):
+        assert list(found) == list(make()) and found["none"] is None and found["n"] == 0.1
+        for name in ("column", "row", "turned"):
+            assert torch.equal(found[name], make()[name]) and found[name].is_contiguous()
+            assert found[name].untyped_storage().nbytes() == 8 * found[name].numel()
+        assert found["list"][0].dtype == torch.bfloat16
+        assert found["list"][1:3] == [3, "text"] and int(found["list"][3][0]) == 4
+
+
+def test_settled_leaves_what_is_settled() -> None:
+    tensor = torch.randn(3, 5)
+    assert settled(tensor) is tensor and settled({"a": [tensor]})["a"][0] is tensor

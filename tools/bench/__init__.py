@@ -1,0 +1,1 @@
+"""Commands for developers: they measure, and stay out of the wheel."""

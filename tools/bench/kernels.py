@@ -1,0 +1,297 @@
+"""``python -m graphwright.tools.bench.kernels``: our kernels on a GPU, beside cuBLAS in bfloat16.
+
+16 linears of 2048x5632, whose int4 weights (104 MB) fit no cache, run one after the other from a
+CUDA graph, so that launches cost nothing. With ``--offline`` nothing runs: the kernels are compiled
+for sm_80, sm_90 and sm_100, and what ptxas made of them is printed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ...ir.core.errors import BoundExceeded, GraphwrightError, Missing
+from ...ir.core.types import Type
+from ...ir.ops.linear_nbit import LINEAR_NBIT, operand_types
+from ...kernels import offline as compiler
+
+linear = torch.nn.functional.linear
+
+OUTPUTS, COLUMNS, LINEARS, GROUP = 5632, 2048, 16, 32
+ROWS = (1, 16, 128)
+RANK = 32
+REPEATS = 20
+Zeros = Literal["none", "integer", "real"]
+
+
+# --- without a device ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One ``linear_nbit`` to compile: 5632 outputs of 2048 columns."""
+
+    rows: int
+    bits: int
+    group: int
+    zeros: Zeros
+    dtype: torch.dtype
+    rank: int = 0
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        low_rank = f" rank {self.rank}" if self.rank else ""
+        zeros = {"none": "", "integer": " zeros", "real": " real zeros"}[self.zeros]
+        group = f"group {self.group}" if self.group else "rows"
+        return f"{self.rows} x {self.bits} bits {group}{zeros} {name}{low_rank}"
+
+
+CASES = (
+    Case(1, 4, 32, "none", torch.float16, RANK),
+    Case(1, 8, 64, "integer", torch.bfloat16),
+    Case(16, 4, 32, "none", torch.bfloat16, RANK),
+    Case(32, 4, 32, "real", torch.float32, 8),
+    Case(64, 4, 128, "integer", torch.float16),
+    Case(128, 4, 32, "none", torch.float16, RANK),
+    Case(128, 8, 0, "real", torch.bfloat16),
+)
+"""Every tile, both widths, each kind of zero points and both forms of the low-rank path."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One kernel compiled for one kind of device."""
+
+    arch: str
+    kernel: str
+    case: str
+    registers: int
+    spilled: int
+    shared: int
+    shared_limit: int
+
+
+def offline(capabilities: Sequence[int] = (80, 90, 100)) -> list[Row]:
+    """Compile every case for every capability. Raises ``Missing`` without triton or its ptxas."""
+    if os.environ.get("TRITON_INTERPRET"):
+        raise Missing("TRITON_INTERPRET is set, nothing is compiled under it: unset it")
+    if importlib.util.find_spec("triton") is None:
+        raise Missing("triton is not installed: pip install triton (Linux, x86-64)")
+    made = []
+    for capability in capabilities:
+        for case, launch in _launches():
+            figures = compiler.compile_for(launch, capability)
+            limit = compiler.SHARED_LIMITS[capability]
+            name = launch.kernel.__name__
+            numbers = (figures.registers, figures.spilled, figures.shared, limit)
+            made.append(Row(f"sm_{capability}", name, case, *numbers))
+    return made
+
+
+def _launches() -> list[tuple[str, Any]]:
+    from ...kernels import linear_nbit, rope, token_select
+
+    found = [
+        (str(case), launch)
+        for case in CASES
+        for launch in linear_nbit.launches(*_operands(case), bits=case.bits, group=case.group)
+    ]  # fmt: skip
+    x = torch.empty(4, 576, 4096, dtype=torch.float16, device="meta")
+    index = torch.empty(4, 144, dtype=torch.int64, device="meta")
+    y = torch.empty(4, 144, 4096, dtype=torch.float16, device="meta")
+    found += [("4 x 144 of 576 tokens", one) for one in token_select.launches(y, x, index)]
+    x = torch.empty(4, 32, 576, 128, dtype=torch.bfloat16, device="meta")
+    table = torch.empty(4, 1, 576, 128, dtype=torch.bfloat16, device="meta")
+    found += [("4 x 32 x 576 x 128", one) for one in rope.launches(x, x, table, table)]
+    return found
+
+
+def _operands(case: Case) -> list[Any]:
+    """``y``, then what ``linear_nbit`` and its low-rank form take, without data."""
+    stored = operand_types(COLUMNS, OUTPUTS, bits=case.bits, group=case.group, zeros=case.zeros)
+    shapes = [(case.rows, OUTPUTS), (case.rows, COLUMNS)]
+    path = [(case.rows, case.rank), (OUTPUTS, case.rank)] if case.rank else []
+    y, x, *factors = [torch.empty(s, dtype=case.dtype, device="meta") for s in shapes + path]
+    held = [None if t is None else torch.empty(_shape(t), dtype=t.dtype, device="meta")
+            for t in stored]  # fmt: skip
+    return [y, x, *held, None, *factors]
+
+
+def _shape(operand: Type) -> list[int]:
+    return [int(size) for size in operand.shape or ()]
+
+
+def offline_table(rows: Sequence[Row]) -> Table:
+    """Registers, spills and shared memory, a line a kernel and case."""
+    table = Table(title="compiled without a device; spills in bytes a thread, shared in KiB")
+    for name in ("arch", "kernel", "case"):
+        table.add_column(name)
+    for name in ("registers", "spills", "shared", "limit"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        shared = (f"{row.shared / 1024:.1f}", f"{row.shared_limit / 1024:.0f}")
+        table.add_row(row.arch, row.kernel, row.case, str(row.registers), str(row.spilled), *shared)
+    return table
+
+
+# --- on a device ---------------------------------------------------------------------------------
+
+Form = Callable[[torch.Tensor, int], torch.Tensor]
+"""One of the 16 linears on ``x``."""
+
+
+class _Weights:
+    """16 random linears, group 32, with a low-rank path that they share."""
+
+    def __init__(self) -> None:
+        self._rng = torch.Generator("cuda").manual_seed(0)
+        self.stored = {bits: [self._drawn(bits) for _ in range(LINEARS)] for bits in (4, 8)}
+        self.dense = [self._normal(OUTPUTS, COLUMNS).bfloat16() for _ in range(LINEARS)]
+        self.down = (self._normal(RANK, COLUMNS) * 0.02).bfloat16()
+        self.up = (self._normal(OUTPUTS, RANK) * 0.02).half()
+
+    def _normal(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, device="cuda", generator=self._rng)
+
+    def _drawn(self, bits: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes and scales."""
+        codes, scales = map(_shape, operand_types(COLUMNS, OUTPUTS, bits=bits, group=GROUP)[:2])
+        drawn = torch.randint(256, codes, dtype=torch.uint8, device="cuda", generator=self._rng)
+        return drawn, (self._normal(*scales).abs() * 0.01 + 0.002).half()
+
+    def nbytes(self, bits: int, rank: int = 0) -> int:
+        """Bytes of the 16 weights; factors are counted once a linear."""
+        one = sum(t.numel() * t.element_size() for t in self.stored[bits][0])
+        return LINEARS * (one + 2 * rank * (COLUMNS + OUTPUTS))
+
+    def plain(self, bits: int) -> Form:
+        from ...kernels.linear_nbit import linear_nbit
+
+        return lambda x, i: linear_nbit(
+            x, *self.stored[bits][i],
+            bits=bits, group=GROUP, in_features=COLUMNS, out_features=OUTPUTS,
+        )  # fmt: skip
+
+    def fused(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        from ...kernels.linear_nbit import linear_nbit_low_rank
+
+        return linear_nbit_low_rank(
+            x, *self.stored[4][i], None, None, linear(x, self.down), self.up,
+            bits=4, group=GROUP, in_features=COLUMNS, out_features=OUTPUTS,
+        )  # fmt: skip
+
+    def apart(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        return self.plain(4)(x, i) + linear(linear(x, self.down), self.up.to(x.dtype))
+
+    def forms(self) -> list[tuple[str, int, int, Form]]:
+        """Name, bits, bytes of the weights, and how one linear is computed."""
+        with_path = self.nbytes(4, RANK)
+        return [
+            ("8 bits group 32", 8, self.nbytes(8), self.plain(8)),
+            ("4 bits group 32", 4, self.nbytes(4), self.plain(4)),
+            (f"4 bits, rank {RANK} fused", 4, with_path, self.fused),
+            (f"4 bits, rank {RANK} apart", 4, with_path, self.apart),
+        ]
+
+    def check(self, rows: int) -> None:
+        """Compare the kernels with the reference. Raises ``BoundExceeded`` where they are off."""
+        x = self._normal(rows, COLUMNS).bfloat16()
+        side = linear(linear(x.float(), self.down.float()), self.up.float())
+        for name, bits, _, form in self.forms():
+            want = LINEAR_NBIT.reference(
+                x, *self.stored[bits][0],
+                bits=bits, group=GROUP, in_features=COLUMNS, out_features=OUTPUTS,
+            ).float()  # fmt: skip
+            want = want + side if "rank" in name else want
+            error = float((form(x, 0).float() - want).norm() / want.norm())
+            if not error <= LINEAR_NBIT.tolerances[torch.bfloat16]:
+                raise BoundExceeded(f"{name} at {rows} rows is {error:.3g} from the reference")
+
+
+def measure(form: Form, rows: int) -> float:
+    """Least milliseconds of all 16 linears, replayed from a CUDA graph."""
+    x = torch.randn(rows, COLUMNS, device="cuda").bfloat16()
+    cuda: Any = torch.cuda  # partly untyped
+    with cuda.stream(cuda.Stream()):
+        for i in range(LINEARS):
+            form(x, i)
+    cuda.synchronize()
+    graph = cuda.CUDAGraph()
+    with cuda.graph(graph):
+        for i in range(LINEARS):
+            form(x, i)
+    times = []
+    for _ in range(REPEATS):
+        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
+        start.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(float(start.elapsed_time(end)))
+    return min(times)
+
+
+def bench() -> Table:
+    """Check, then time all forms at 1, 16 and 128 rows. Raises ``Missing`` without a device."""
+    if not torch.cuda.is_available():
+        raise Missing(
+            "no CUDA device: the kernels cannot be timed. --offline compiles them and prints "
+            "registers, spills and shared memory"
+        )
+    weights = _Weights()
+    table = Table(
+        title=f"{LINEARS} linears of {COLUMNS}x{OUTPUTS} on {torch.cuda.get_device_name()}: "
+        "ms (times as fast as cuBLAS bf16; GB/s of weights)"
+    )
+    table.add_column("form")
+    for rows in ROWS:
+        weights.check(rows)
+        table.add_column(f"{rows} rows", justify="right")
+    dense = 2 * LINEARS * OUTPUTS * COLUMNS
+    forms = [("cuBLAS bf16", 16, dense, lambda x, i: linear(x, weights.dense[i])), *weights.forms()]
+    base: list[float] = []
+    for name, _, size, form in forms:
+        times = [measure(form, rows) for rows in ROWS]
+        base = base or times
+        table.add_row(name, *(
+            f"{ms:.3f} ({first / ms:.2f}x; {size / ms / 1e6:.0f})"
+            for ms, first in zip(times, base, strict=True)
+        ))  # fmt: skip
+    return table
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print a table; 0, or the exit code of what went wrong (3 without a device)."""
+    parser = argparse.ArgumentParser(prog="python -m graphwright.tools.bench.kernels")
+    parser.add_argument("--offline", action="store_true", help="Compile only, for sm_80 to sm_100.")
+    parser.add_argument("--json", action="store_true", help="The offline figures as JSON.")
+    options = parser.parse_args(argv)
+    console = Console(width=None if sys.stdout.isatty() else 120)
+    try:
+        if not options.offline:
+            console.print(bench())
+            return 0
+        rows = offline()
+    except GraphwrightError as error:
+        Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
+        return error.exit_code
+    if options.json:
+        sys.stdout.write(json.dumps([dataclasses.asdict(row) for row in rows]) + "\n")
+    else:
+        console.print(offline_table(rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,147 @@
+"""What the methods do to the zoo's models, each beside its baselines.
+
+``python -m graphwright.tools.bench.method_tables tokens|depth|rank|recipes [--samples N]``
+prints one table. Graphs are judged in ONNX Runtime.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterable, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from ...ir.core.errors import GraphwrightError
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...passes.manager import optimize
+from ...passes.recipe import Recipe
+from ..data import calibration
+from ..evaluate import EvalResult, Subject, evaluate
+
+KEPT = ("100%", "50%", "25%", "12.5%")
+TOKEN_PASSES = ("fastervlm", "fastv{layer=2}", "random-tokens", "uniform-tokens")
+SCORES = ("influence", "angular", "random")
+MOST_DROPPED = 5
+BITS, RANKS = (4, 3, 2), (8, 16, 32)
+RECIPES = {
+    "zoo:tiny-llama": ("w8", "w4", "w4-eora"),
+    "zoo:tiny-llava": ("w4", "vlm-fast", "vlm-small"),
+}
+"""Built-in recipes, by the model that their descriptions speak of."""
+
+Rows = Iterable[Sequence[str]]
+Judge = Callable[[View], str]
+
+
+class Bench:
+    """One zoo model, its calibration data, and one figure to judge rewritten graphs by."""
+
+    def __init__(self, name: str, task: str, samples: int | None) -> None:
+        self.graph = load(name)
+        self.task, self.samples = task, samples
+        self.data = calibration.read(name, self.graph).batches
+
+    def figure(self, recipe: str | Recipe | None) -> str:
+        graph = self.graph
+        if recipe:
+            graph = optimize(graph, recipe, calibration=self.data).graph
+        return self.judge(graph)
+
+    def judge(self, graph: View) -> str:
+        folder = self.graph.source.folder
+        subject = Subject.of(graph, backend="onnxruntime", tokenizer=folder)
+        found = evaluate(subject, self.task, samples=self.samples)
+        return "  ".join(_figure(result) for result in found.values())
+
+
+def tokens(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench("zoo:tiny-llava", "vqa", samples)
+
+    def rows() -> Rows:
+        for keep in KEPT:
+            yield keep, *(bench.figure(_with_keep(made, keep)) for made in TOKEN_PASSES)
+
+    return "accuracy by image tokens kept", ("keep", *TOKEN_PASSES), rows()
+
+
+def depth(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench("zoo:tiny-llama", "perplexity", samples)
+
+    def rows() -> Rows:
+        source = bench.figure(None)
+        yield "0", *[source] * len(SCORES)
+        for count in range(1, MOST_DROPPED + 1):
+            yield str(count), *(
+                bench.figure(f"drop-blocks{{count={count} score={score}}}") for score in SCORES
+            )
+
+    return "perplexity by blocks left out", ("blocks", *SCORES), rows()
+
+
+def rank(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench("zoo:tiny-llama", "perplexity", samples)
+
+    def rows() -> Rows:
+        yield "source", "", bench.figure(None), "", ""
+        for bits in BITS:
+            base = f"quantize{{bits={bits} group=32}}"
+            alone = bench.figure(base)
+            for r in RANKS:
+                yield (
+                    str(bits), str(r), alone, bench.figure(f"{base},svd-compensate{{rank={r}}}"),
+                    bench.figure(f"{base},eora{{rank={r}}}"),
+                )  # fmt: skip
+
+    columns = ("bits", "rank", "quantize", "svd-compensate", "eora")
+    return "perplexity by bits and rank of the path beside them", columns, rows()
+
+
+def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    def rows() -> Rows:
+        for name, chosen in RECIPES.items():
+            task = "vqa" if name == "zoo:tiny-llava" else "perplexity,recall"
+            bench = Bench(name, task, samples)
+            yield name, "source", bench.figure(None)
+            for recipe in chosen:
+                yield name, recipe, bench.figure(Recipe.load(recipe))
+
+    return "built-in recipes", ("model", "recipe", "figures"), rows()
+
+
+TABLES = {"tokens": tokens, "depth": depth, "rank": rank, "recipes": recipes}
+
+
+def _with_keep(made: str, keep: str) -> str:
+    return f"{made[:-1]} keep={keep}}}" if made.endswith("}") else f"{made}{{keep={keep}}}"
+
+
+def _figure(result: EvalResult) -> str:
+    parts = []
+    for name, value in result.figures.items():
+        if name in result.interval:
+            low, high = result.interval[name]
+            parts.append(f"{value:.4g} ({low:.4g} to {high:.4g})")
+    return parts[0] if result.task != "recall" else "recall " + " ".join(parts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("table", choices=TABLES)
+    parser.add_argument("--samples", type=int, help="questions or windows of text to judge by")
+    given = parser.parse_args()
+    try:
+        title, columns, rows = TABLES[given.table](given.samples)
+        table = Table(*columns, title=title)
+        for row in rows:
+            table.add_row(*row)
+            print(*row, sep="\t", file=sys.stderr, flush=True)
+    except GraphwrightError as error:
+        sys.exit(f"error: {error}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,106 @@
+"""``optimize-model bench OUT...``: artifacts beside their source, timed in turns in one run."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from ...backends import Executable, artifact
+from ...backends import compile as compile_model
+from ...ir.core.errors import BadInput
+from ...ir.core.view import View
+from ...ir.fx.view import FxView
+from ...ir.load.sources import load
+from ...ir.run.verify import sample_inputs
+from ..report import manifest
+from . import terminal
+
+Runner = Callable[[Mapping[str, torch.Tensor]], Any]
+
+
+def main(
+    folders: Sequence[Path], batches: Sequence[int], length: int, *, device: str, repeats: int
+) -> None:
+    """Print a table for each batch size: milliseconds, and the ratio to the fp32 source in ORT."""
+    sources = {manifest.load(folder)["source"]["name"] for folder in folders}
+    if len(sources) != 1:
+        raise BadInput(f"the artifacts come from different models: {', '.join(sorted(sources))}")
+    view = load(sources.pop())
+    runners = _runners(view, folders, device)
+    console = Console()
+    console.print(
+        f"{view.source.name}, sequence {length}, {torch.get_num_threads()} threads, {device}, "
+        f"median of {repeats} rounds taken in turns",
+        markup=False, highlight=False,
+    )  # fmt: skip
+    times = {batch: _times(runners, _inputs(view, batch, length), repeats) for batch in batches}
+    rows = {name: [times[batch][name] for batch in batches] for name in runners}
+    columns = [f"batch {batch}" for batch in batches]
+    console.print(terminal.bench_table("executable", columns, rows, next(iter(runners))))
+
+
+def _runners(view: View, folders: Sequence[Path], device: str) -> dict[str, Runner]:
+    found: dict[str, Runner] = {}
+    reference = compile_model(view, backend="onnxruntime", device=device)
+    found["ONNX Runtime fp32"] = _named(reference)
+    if isinstance(view, FxView):
+        found["torch fp32"] = _torch_runner(view, torch.float32)
+        found["torch bf16"] = _torch_runner(view, torch.bfloat16)
+    for folder in folders:
+        compiled = compile_model(folder / artifact.MODEL_FILE, backend="onnxruntime", device=device)
+        found[f"{folder.name} ({manifest.load(folder)['recipe']})"] = _named(compiled)
+    return found
+
+
+def _named(executable: Executable) -> Runner:
+    return lambda batch: executable(**batch)
+
+
+def _torch_runner(view: FxView, dtype: torch.dtype) -> Runner:
+    """The FX graph as a torch module with its weights in memory, under autocast for bf16."""
+    module = view.to_module()
+
+    def run(batch: Mapping[str, torch.Tensor]) -> Any:
+        with torch.inference_mode(), torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
+            return module(*[batch[name] for name in view.input_names()])
+
+    return run
+
+
+def _inputs(view: View, batch: int, length: int) -> dict[str, torch.Tensor]:
+    sizes: dict[str, int] = {}
+    for value in view.inputs():
+        for position, dim in enumerate(view.type(value).shape or ()):
+            if isinstance(dim, str):
+                sizes.setdefault(dim, batch if position == 0 else length)
+    return sample_inputs(view, sizes=sizes)
+
+
+def _times(
+    runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int
+) -> dict[str, float]:
+    """Median milliseconds of each."""
+    taken = in_turns(runners, inputs, repeats)
+    return {name: 1e3 * statistics.median(seconds) for name, seconds in taken.items()}
+
+
+def in_turns(
+    runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int
+) -> dict[str, list[float]]:
+    """Seconds of each run of each; the runners take turns, so that noise falls on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(2):
+        for run in runners.values():
+            run(inputs)
+    for _ in range(repeats):
+        for name, run in runners.items():
+            started = time.perf_counter()
+            run(inputs)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds

@@ -1,0 +1,128 @@
+"""What ``optimize-model passes``, ``recipes`` and ``inspect`` print."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import typing
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...ir.canonical.families import canonicalize
+from ...ir.core.types import DTYPE_NAMES
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...ir.structure.costs import weight_bytes
+from ...ir.structure.recognize import Linear, recognize
+from ...passes.recipe import Recipe, recipe_names, recipe_summary
+from ...passes.registry import pass_class, pass_names
+from ..report.summary import group_name, size
+
+
+def _table(*columns: str) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def first_line(item: Any) -> str:
+    """The first sentence of a docstring, on one line."""
+    return " ".join((inspect.getdoc(item) or "").split("\n\n")[0].split())
+
+
+def print_passes(console: Console) -> None:
+    table = _table("pass", "kind", "what it does")
+    for name in pass_names():
+        found = pass_class(name)
+        table.add_row(name, "exact" if found.exact else "lossy", Text(first_line(found)))
+    console.print(table)
+
+
+def print_pass(console: Console, name: str) -> None:
+    """One pass: its docstring and its options with types and defaults."""
+    found = pass_class(name)
+    console.print(Text(f"{name} ({'exact' if found.exact else 'lossy'})", style="bold"))
+    console.print(Text(inspect.getdoc(found) or ""))
+    table = _table("option", "type", "default")
+    hints = typing.get_type_hints(found)
+    for field in dataclasses.fields(found):
+        table.add_row(field.name, Text(_type_text(hints[field.name])), Text(_default_text(field)))
+    console.print()
+    console.print(table)
+
+
+def _type_text(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return " | ".join(str(a) for a in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return "[globs]"
+    parts = [a for a in typing.get_args(hint) if a is not type(None)] or [hint]
+    return " | ".join(getattr(p, "__name__", str(p)) for p in parts)
+
+
+def _default_text(field: Any) -> str:
+    if field.default is dataclasses.MISSING:
+        return "required"
+    return {None: "none", (): "[]"}.get(field.default, str(field.default).lower())
+
+
+def print_recipes(console: Console) -> None:
+    table = _table("recipe", "passes", "what it is for")
+    for name in recipe_names():
+        table.add_row(name, Text(str(Recipe.load(name))), Text(recipe_summary(name)))
+    console.print(table)
+
+
+def print_structure(
+    console: Console, model: str, *, text: bool = False, trust_remote_code: bool = False
+) -> None:
+    """What is recognised in a model; with ``text`` the canonical graph itself."""
+    view = load(model, trust_remote_code=trust_remote_code, allow_missing_weights=True)
+    canonicalize(view)
+    if text:
+        from ...ir.text.graph import print_graph
+
+        console.print(print_graph(view), markup=False, highlight=False, soft_wrap=True)
+        return
+    structure = recognize(view)
+    console.print(Text(f"{model}: {view.kind} graph, {len(list(view.nodes()))} nodes, "
+                       f"{size(weight_bytes(view))} of weights"))  # fmt: skip
+    for title, values, names in (
+        ("inputs", view.inputs(), view.input_names()),
+        ("outputs", view.outputs(), view.output_names()),
+    ):
+        shown = ", ".join(f"{n}: {view.type(v)}" for n, v in zip(names, values, strict=True))
+        console.print(Text(f"{title}: {shown}"))
+    console.print(Text(
+        f"{len(structure.blocks)} blocks, {len(structure.attentions)} attention sites, "
+        f"{len(structure.linears)} linears"
+    ))  # fmt: skip
+    groups: dict[tuple[str, str, str, str], list[str]] = {}
+    for linear in structure.linears:
+        shape = f"{linear.out_features} x {linear.in_features}"
+        key = (group_name(linear.name), linear.role or "", shape, _stored(view, linear))
+        groups.setdefault(key, []).append(linear.name)
+    table = _table("linears", "role", "count", "out x in", "stored as")
+    for (group, role, shape, form), members in groups.items():
+        table.add_row(Text(group), role, str(len(members)), shape, form)
+    console.print(table)
+    natives = Counter(view.native_op(n) for n in view.nodes() if view.op(n) == "native")
+    if natives:
+        listed = ", ".join(f"{name} x{count}" for name, count in natives.most_common())
+        console.print(Text(f"kept as they are (outside the vocabulary): {listed}"))
+
+
+def _stored(view: View, linear: Linear) -> str:
+    """The form in which a linear's weight is stored."""
+    attrs = view.attrs(linear.node)
+    if "bits" in attrs:
+        return f"{attrs['bits']} bits, " + (f"group {attrs['group']}" if attrs["group"] else "rows")
+    if linear.quantized:
+        return "blocks of signs"
+    dtype = view.type(linear.weight).dtype
+    return "" if dtype is None else DTYPE_NAMES[dtype]

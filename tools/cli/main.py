@@ -1,0 +1,432 @@
+"""``optimize-model``: the command line. Results go to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from ...ir.core.errors import BadInput, GraphwrightError, Missing, near_misses
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
+                  context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
+
+_USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
+"""``ClickException``, of click or of the copy of click that newer releases of typer carry."""
+
+COMMANDS = (
+    "run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay", "resize",
+    "generate",
+)  # fmt: skip
+MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
+DEFAULT_RECIPE = "w8"
+"""The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a hub model run its code.")]
+
+
+@app.callback()
+def root() -> None:
+    """Rewrite transformer models as graphs: smaller, faster, checked after every pass.
+
+    `optimize-model MODEL -p 'quantize{bits=8 group=64}' -o OUT` is short for `optimize-model run`.
+    """
+
+
+@app.command()
+def run(
+    model: Model,
+    recipe: Annotated[str, typer.Option("-r", "--recipe", help="A recipe's name or TOML.")] = "",
+    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Artifact folder.")] = None,
+    backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    max_error: Annotated[
+        float | None, typer.Option(help="Bound on relative L2 of any output.")
+    ] = None,
+    calib: Annotated[
+        str, typer.Option(metavar="DATA", help="Data for passes that learn: a file or zoo:NAME.")
+    ] = "",
+    calib_samples: Annotated[int | None, typer.Option(help="Most samples; 128.")] = None,
+    calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
+    tasks: Annotated[
+        str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
+    ] = "",
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Key-value cache; default: if MODEL writes text."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Optimize MODEL and write the artifact to OUT."""
+    from ..run import pipeline
+    from . import terminal
+
+    console = Console(stderr=True)
+    chosen = _choose_recipe(recipe, passes, console, quiet=as_json)
+    _check_choice("backend", backend, ("onnxruntime", "triton"))
+    _check_choice("device", device, ("cpu", "cuda"))
+    if max_error is not None and not max_error > 0:
+        raise BadInput(f"--max-error {max_error} must be above 0")
+    request = pipeline.Request(
+        model, chosen, out, max_error=max_error, device=device, force=force,
+        trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
+        calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
+        backend=backend, resume=resume,
+    )  # fmt: skip
+    with terminal.Steps(console, silent=as_json) as steps:
+        done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
+    if as_json:
+        _print_json(done)
+    elif dry_run:
+        terminal.print_plan(Console(), done)
+    else:
+        terminal.print_result(Console(), done, str(out) if out is not None else "")
+
+
+@app.command()
+def passes(name: Annotated[str, typer.Argument(metavar="[NAME]")] = "") -> None:
+    """List the passes, or describe one with its options."""
+    from . import listing
+
+    console = Console()
+    if name:
+        listing.print_pass(console, name)
+    else:
+        listing.print_passes(console)
+
+
+@app.command()
+def recipes() -> None:
+    """List the built-in recipes."""
+    from . import listing
+
+    listing.print_recipes(Console())
+
+
+@app.command()
+def inspect(
+    model: Model,
+    text: Annotated[bool, typer.Option("--text", help="Print the graph as text.")] = False,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Show what is recognised in MODEL: blocks, linears, attention sites."""
+    from . import listing
+
+    listing.print_structure(Console(), model, text=text, trust_remote_code=trust_remote_code)
+
+
+@app.command()
+def explain(
+    model: Model,
+    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    recipe: Annotated[str, typer.Option("-r", "--recipe")] = "",
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what the passes would do to MODEL, at which sites, and why not at the others."""
+    from ..run import pipeline
+    from . import terminal
+
+    console = Console(stderr=True)
+    chosen = _choose_recipe(recipe, passes, console, quiet=False)
+    request = pipeline.Request(model, chosen, None, trust_remote_code=trust_remote_code)
+    done = pipeline.dry_run(request)
+    terminal.print_plan(Console(), done)
+    terminal.print_refused(Console(), done)
+
+
+@app.command()
+def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Compare two artifacts: recipe, sizes, errors, site by site."""
+    from ..report import manifest
+    from . import terminal
+
+    rows = manifest.diff(manifest.load(a), manifest.load(b))
+    if as_json:
+        _print_json([row._asdict() for row in rows])
+    else:
+        terminal.print_diff(Console(), rows, str(a), str(b))
+
+
+@app.command()
+def replay(
+    artifact: Path,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write it.")] = None,
+    force: Annotated[bool, typer.Option("--force")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Repeat the run that made ARTIFACT and say whether the weights come out byte-identical."""
+    from ..run import replay
+    from . import terminal
+
+    console = Console(stderr=True)
+    with terminal.Steps(console, silent=as_json) as steps:
+        done = replay.replay(artifact, out, steps, force=force)
+    if as_json:
+        _print_json(done)
+    else:
+        Console().print(done["summary"], markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def resize(
+    artifact: Path,
+    max_bytes: Annotated[int, typer.Option("--max-bytes", help="Of model.onnx and its data.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write it.")],
+    force: Annotated[bool, typer.Option("--force")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+) -> None:
+    """Write the largest size of ARTIFACT that fits; it was made by a recipe with bitstack."""
+    from ..run import resize
+    from . import terminal
+
+    console = Console(stderr=True)
+    with terminal.Steps(console, silent=as_json) as steps:
+        done = resize.resize(artifact, max_bytes, out, steps, force=force)
+    if as_json:
+        _print_json(done)
+    else:
+        sizes = done["sizes"]
+        said = f"{out}: {sizes['artifact_bytes']} bytes of {sizes['whole_bytes']}"
+        Console().print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="An artifact, or a model.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    image: Annotated[Path | None, typer.Option(help="An image that the prompt is about.")] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0: the likeliest token, always.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Draw among the likeliest, of this share.")] = 1.0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    verbose: Verbose = False,
+) -> None:
+    """Continue PROMPT, word by word on stdout."""
+    from ...backends.decode import Sampling
+    from ..run import generating
+    from . import terminal
+
+    _check_choice("device", device, ("cpu", "cuda"))
+    sampling = Sampling(temperature, top_p, seed)
+    console = Console(stderr=True)
+    with terminal.Steps(console) as steps:
+        steps(f"loading {model}", 0, 1)
+        writer = generating.Writer(model, tokenizer=tokenizer or None, device=device)
+    if writer.note:
+        console.print(f"note: {writer.note}", markup=False, highlight=False)
+    (made,) = writer.write(
+        [prompt], [image], sampling, max_new_tokens=max_new_tokens, stream=_write_out
+    )
+    sys.stdout.write("\n")
+    said = f"{made.prompt_tokens} tokens read, {len(made.ids)} written, ended by {made.ended}"
+    console.print(said, markup=False, highlight=False)
+
+
+def _write_out(_: int, text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+@app.command()
+def bench(
+    artifacts: Annotated[list[Path] | None, typer.Argument(metavar="OUT...")] = None,
+    batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,32",
+    length: Annotated[int, typer.Option(help="Sequence length.")] = 128,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    repeats: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 7,
+    verbose: Verbose = False,
+) -> None:
+    """Time artifacts side by side with their source model; ratios, in one run."""
+    from . import benchmark
+
+    if not artifacts:
+        raise BadInput("name at least one artifact folder")
+    sizes = _integers("--batches", batches)
+    benchmark.main(artifacts, sizes, length, device=device, repeats=repeats)
+
+
+@app.command("eval")
+def evaluate(
+    subjects: Annotated[list[str] | None, typer.Argument(metavar="OUT|MODEL...")] = None,
+    tasks: Annotated[str, typer.Option(help="Tasks: a,b. Default: by the model's kind.")] = "",
+    reference: Annotated[str, typer.Option(help="The original; default: the first one.")] = "",
+    samples: Annotated[int | None, typer.Option(help="Samples, in each task's unit.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Text, or JSON lines with `text`.")] = None,
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
+    window: Annotated[int | None, typer.Option(help="Tokens in a window of text.")] = None,
+    stride: Annotated[int | None, typer.Option(help="Tokens between windows.")] = None,
+    batch: Annotated[int, typer.Option(help="Batch of latency and memory.")] = 1,
+    length: Annotated[int | None, typer.Option(help="Length of latency and memory.")] = None,
+    rounds: Annotated[int, typer.Option(help="Rounds of latency.")] = 15,
+    interval: Annotated[
+        float | None, typer.Option(help="Widest half-width of a 95 % interval that will do.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of samples and intervals.")] = 0,
+    backend: Annotated[str, typer.Option(help="Where all of them run.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    plot: Annotated[Path | None, typer.Option(help="SVG of the Pareto plots.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data only, on stdout.")] = False,
+    verbose: Verbose = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Judge artifacts and models side by side: quality, latency, memory, with 95 % intervals.
+
+    With several, a Pareto plot is written (eval.svg; with --json only where --plot asks for it),
+    and the comparison into the report of each artifact.
+    """
+    from ...backends.base import backend_names
+    from ..evaluate import Setting, too_wide
+    from ..run import evaluation
+    from . import terminal
+
+    _check_choice("backend", backend, backend_names())
+    _check_choice("device", device, ("cpu", "cuda"))
+    if interval is not None and not interval > 0:
+        raise BadInput(f"--interval {interval} must be above 0")
+    with terminal.Steps(Console(stderr=True), silent=as_json) as steps:
+        setting = Setting(
+            samples=samples, data=data, window=window, stride=stride, batch=batch, length=length,
+            rounds=rounds, seed=seed, progress=steps,
+        )  # fmt: skip
+        judged, found, original = evaluation.judge(
+            subjects or [], tasks, reference, setting, tokenizer=tokenizer, backend=backend,
+            device=device, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    rows = evaluation.rows_of(judged, found)
+    target = plot if plot is not None or as_json else evaluation.DEFAULT_PLOT
+    written, failed = evaluation.publish(rows, original.name, target)
+    if as_json:
+        _print_json(evaluation.to_json(rows, original.name, setting))
+    else:
+        terminal.print_eval(Console(), rows, original.name)
+        terminal.print_written(Console(stderr=True), written, failed)
+    wide = [] if interval is None else too_wide(judged, found, interval)
+    if wide:
+        raise BadInput("\n".join(wide))
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    from ..evaluate import task_names
+
+    return tuple(task_names(text))
+
+
+def _choose_recipe(name: str, text: str, console: Console, *, quiet: bool) -> Any:
+    from ...passes.recipe import Recipe, recipe_summary
+
+    if name and text:
+        raise BadInput("give either -r or -p, not both")
+    if text:
+        return Recipe.parse(text)
+    if name:
+        return Recipe.load(name)
+    chosen = Recipe.load(DEFAULT_RECIPE)
+    if not quiet:
+        summary = recipe_summary(DEFAULT_RECIPE)
+        console.print(f"No recipe given: using {DEFAULT_RECIPE} ({chosen}). {summary}",
+                      markup=False, highlight=False)  # fmt: skip
+    return chosen
+
+
+def _check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BadInput(f"--{option} {value} is unknown; {near_misses(value, known)}")
+
+
+def _integers(option: str, text: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in text.split(",")]
+    except ValueError:
+        raise BadInput(f"{option} {text!r} must be numbers separated by commas") from None
+    if min(numbers) < 1:
+        raise BadInput(f"{option} {text!r} must be above 0")
+    return numbers
+
+
+def _print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Entry point: runs a command and exits with the contract's code (0, 1, 2, 3 or 130)."""
+    arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if arguments[0] not in (*COMMANDS, "-h", "--help"):
+        arguments.insert(0, "run")
+    sys.exit(_guarded(arguments))
+
+
+def _guarded(arguments: list[str]) -> int:
+    from . import terminal
+
+    console = Console(stderr=True)
+    verbose = "-v" in arguments or "--verbose" in arguments
+    with contextlib.suppress(ValueError):
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        # Newer releases of typer give back 130 where a command was interrupted, older ones raise.
+        code = int(app(arguments, standalone_mode=False) or 0)
+        if code == 130:
+            raise KeyboardInterrupt
+        return code
+    except typer.Exit as leave:
+        return int(leave.exit_code)
+    except _USAGE_ERROR as error:
+        terminal.print_error(console, error.format_message())
+        return 2
+    except (KeyboardInterrupt, typer.Abort):
+        hint = "with --resume the same command goes on from here" if arguments[0] == "run" else ""
+        terminal.print_error(console, "interrupted; nothing was published", hint)
+        return 130
+    except GraphwrightError as error:
+        if verbose:
+            traceback.print_exc()
+        terminal.print_error(console, error)
+        return error.exit_code
+    except ImportError as error:
+        if verbose:
+            traceback.print_exc()
+        package = (error.name or "").partition(".")[0]
+        terminal.print_error(console, Missing(f"{error}: pip install {package}"))
+        return 3
+    except OSError as error:
+        if verbose:
+            traceback.print_exc()
+        where = f"{error.filename}: " if error.filename else ""
+        terminal.print_error(console, f"{where}{error.strerror or error}")
+        return 2
+    except Exception as error:
+        if verbose:
+            traceback.print_exc()
+        kind = type(error).__name__
+        hint = "run again with -v for the traceback"
+        terminal.print_error(console, f"internal error: {kind}: {error}", hint)
+        return 1
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,386 @@
+"""What a person sees in the terminal: tables and lines from a manifest, errors, progress.
+
+Each function writes to the ``rich`` console that it is given and fits 80 columns; a line that goes
+into a pipe is not broken. Names and messages are printed as they are, never read as markup.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from ..report.manifest import Manifest, Row
+from ..report.summary import (
+    counted,
+    duration,
+    error_text,
+    evaluated_text,
+    magnitude,
+    merged_sites,
+    number,
+    pass_text,
+    site_groups,
+    size,
+    split_name,
+    tokens_text,
+    with_weights,
+    worst,
+)
+
+
+def print_result(console: Console, manifest: Manifest, folder: str = "") -> None:
+    """The final message: sites, passes, refusals, verification, sizes; ``folder`` is what was
+    written, if anything was."""
+    if with_weights(merged_sites(manifest)):
+        console.print(site_table(manifest))
+    print_passes(console, manifest)
+    print_refused(console, manifest)
+    print_costs(console, manifest)
+    print_verification(console, manifest)
+    print_before_after(console, manifest)
+    before, after = manifest["sizes"]["source_bytes"], manifest["sizes"]["artifact_bytes"]
+    line = f"size: {size(before)} -> {size(after)}"
+    if before > 0 and after > 0:
+        line += f" ({before / after:.2f}x smaller)"
+    _say(console, f"{line}, in {folder}" if folder else line, "bold")
+
+
+def site_table(manifest: Manifest) -> Table:
+    """One row for all changed weights of equal role, and their sums."""
+    groups = site_groups(with_weights(merged_sites(manifest)))
+    timed = any(group["seconds"] is not None for group in groups)
+    table = _table("site group", "sites", "before", "after", "bits/w", "rel. L2")
+    if timed:
+        table.add_column("s", justify="right", no_wrap=True)
+    block = ""
+    for group in groups:
+        block, label = _named_row(table, block, group["name"])
+        cells = [
+            str(group["count"]),
+            size(group["bytes_before"]),
+            size(group["bytes_after"]),
+            number(group["bits_per_weight"], 2),
+            error_text(group["rel_l2"]),
+        ]
+        table.add_row(label, *cells, *[number(group["seconds"], 1)] * timed)
+    table.add_section()
+    sums = (sum(group[key] for group in groups) for key in ("bytes_before", "bytes_after"))
+    total = [str(sum(group["count"] for group in groups)), *(size(amount) for amount in sums)]
+    table.add_row("all changed weights", *total, style="bold")
+    return table
+
+
+def print_passes(console: Console, manifest: Manifest) -> None:
+    """Two lines a pass: its text; then what it changed, at what error, in what time."""
+    for order, step in enumerate(manifest["passes"], 1):
+        kind, error = "exact" if step["exact"] else "lossy", step.get("error")
+        changed = [counted(len(step["sites"]), "site")] if step["sites"] else []
+        changed += [counted(step["edits"], "rewrite")] if step.get("edits") else []
+        facts = [", ".join(changed) or "nothing changed"]
+        sizes = size(step["bytes_before"]), size(step["bytes_after"])
+        if sizes[0] != sizes[1]:
+            facts.append(" -> ".join(sizes))
+        if error is not None:
+            facts.append(f"rel. L2 {error_text(error.get('rel_l2'))}")
+        if step.get("seconds") is not None:
+            facts.append(f"{step['seconds']:.1f} s")
+        _say(console, f"{order}. {pass_text(step)} ({kind})", "cyan")
+        for line in ["; ".join(facts), *step.get("notes", [])]:
+            _say(console, f"   {line}")
+
+
+def print_costs(console: Console, manifest: Manifest) -> None:
+    """What one sample costs, of the source and behind each pass; what calibrated the passes."""
+    data, costs = manifest.get("calibration"), manifest.get("costs")
+    if data:
+        tokens = "" if data["tokens"] is None else f", {data['tokens']:,} tokens"
+        _say(console, f"calibrated on {data['name']}: {data['samples']} samples{tokens}")
+    if not costs:
+        return
+    table = _table("costs of one sample", "MACs", "weights", "KV cache", "tokens by block")
+    for row in costs["rows"]:
+        cache = "-" if row["kv_bytes"] == 0 else size(row["kv_bytes"])
+        cells = magnitude(row["macs"]), size(row["weight_bytes"]), cache
+        table.add_row(Text(row["name"]), *cells, tokens_text(row["tokens"]))
+    console.print(table)
+    sizes = ", ".join(f"{name}={count}" for name, count in costs["sizes"].items())
+    _say(console, f"with {sizes}; {costs['convention']}" if sizes else costs["convention"])
+
+
+def print_refused(console: Console, manifest: Manifest, *, names: int = 3) -> None:
+    """Refused sites by pass and reason, with the first few names of each."""
+    for order, step in enumerate(manifest["passes"], 1):
+        reasons: dict[str, list[str]] = {}
+        for refusal in step["refused"]:
+            reasons.setdefault(refusal["reason"], []).append(refusal["site"])
+        for reason, sites in reasons.items():
+            more = f" and {len(sites) - names} more" if len(sites) > names else ""
+            listed = ", ".join(sites[:names])
+            line = f"left alone by {order}. {step['name']}: {listed}{more}: {reason}"
+            _say(console, line, "yellow")
+
+
+def print_verification(console: Console, manifest: Manifest) -> None:
+    """One line on the outputs against the source, one on the artifact in ONNX Runtime."""
+    checks = manifest["verification"]
+    error = worst(checks["outputs"])
+    if error is not None:
+        over = f" over {checks['samples']} samples" if checks.get("samples") else ""
+        _say(console, f"verified{over}: {_error_line(error)}", "green")
+    for mode, word in (("optimized", "on"), ("unoptimized", "off")):
+        found = checks["runtime"].get(mode)
+        if found is not None:
+            _say(console, f"ONNX Runtime, optimisation {word}: {_error_line(found)}", "green")
+
+
+def print_before_after(console: Console, manifest: Manifest) -> None:
+    """What ``--eval`` found: a row a figure, the source and the artifact beside each other."""
+    found = manifest.get("eval")
+    if not found:
+        return
+    table = _table("evaluation", "samples", "before", "after", "change")
+    for task, sides in found.items():
+        before, after = sides["before"], sides["after"]
+        for i, name in enumerate(after["figures"]):
+            label = f"{task}: {name}" if name != task else task
+            count = f"{after['samples']} {after['unit']}" if i == 0 else ""
+            old, new = (evaluated_text(side, name) for side in (before, after))
+            table.add_row(Text(label), count, old, new, _change(before, after, name))
+    console.print(table)
+    _say(console, "below a figure: its 95 % interval; before and after both in ONNX Runtime")
+    notes = [n for sides in found.values() for side in sides.values() for n in side["notes"]]
+    for note in dict.fromkeys(notes):
+        _say(console, f"note: {note}", "yellow")
+
+
+def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> str:
+    old, new = before["figures"].get(name), after["figures"][name]
+    return f"{100 * (new / old - 1):+.1f} %" if old else "-"
+
+
+_FIGURE_WIDTH = 18
+"""A column of figures: two numbers of up to seven signs, and what lies between columns."""
+
+
+def print_eval(console: Console, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
+    """One row for each judged subject, one column for each headline figure; as many tables as
+    the width asks for."""
+    from ..evaluate import TASKS
+
+    columns = [(task, name) for task in rows[0]["results"] for name in TASKS[task].headlines]
+    room = console.width - 10 - min(30, max(len(row["name"]) for row in rows))
+    fitting = max(1, room // _FIGURE_WIDTH)
+    for start in range(0, len(columns), fitting):
+        part = columns[start : start + fitting]
+        heads = [name if name == task else f"{task}\n{name}" for task, name in part]
+        table = _table("", "size", *heads)
+        for row in rows:
+            cells = [evaluated_text(row["results"][task], name) for task, name in part]
+            style = "bold" if row["name"] == reference else ""
+            table.add_row(Text(row["name"]), size(row["bytes"]), *cells, style=style)
+        console.print(table)
+    sizes = {t: f"{r['samples']} {r['unit']}" for t, r in rows[0]["results"].items()}
+    listed = ", ".join(f"{task} on {count}" for task, count in sizes.items())
+    _say(console, f"{listed}; below a figure its 95 % interval; the original is {reference}")
+    notes = [note for row in rows for r in row["results"].values() for note in r["notes"]]
+    for note in dict.fromkeys(notes):
+        _say(console, f"note: {note}", "yellow")
+
+
+def print_written(console: Console, written: Sequence[str], failed: Sequence[str]) -> None:
+    """Files that were written, and what was not."""
+    if written:
+        _say(console, f"written: {', '.join(written)}")
+    for line in failed:
+        _say(console, line, "yellow")
+
+
+def print_plan(console: Console, plan: Manifest) -> None:
+    """The dry run. ``plan`` is a manifest whose ``passes`` hold predicted sites; ``predicted``
+    {peak_rss_bytes, seconds, artifact_bytes} adds the forecast, each of them optional."""
+    for order, step in enumerate(plan["passes"], 1):
+        _say(console, f"{order}. {pass_text(step)}", "cyan")
+        if not step["sites"]:
+            continue
+        table = _table("site", "kind", "shape", "before", "after", "bits/w")
+        block = ""
+        for site in step["sites"]:
+            block, label = _named_row(table, block, site["name"])
+            shape = "x".join(str(dim) for dim in site["shape"])
+            amounts = site["bytes_before"], site["bytes_after"]
+            sizes = [size(amount if any(amounts) else None) for amount in amounts]
+            bits = number(site.get("bits_per_weight"), 2)
+            table.add_row(label, site["kind"], shape, *sizes, bits)
+        console.print(table)
+    print_refused(console, plan)
+    predicted = plan.get("predicted", {})
+    words = {"artifact_bytes": "artifact", "peak_rss_bytes": "peak memory"}
+    facts = [f"{word} {size(predicted[key])}" for key, word in words.items() if key in predicted]
+    if "seconds" in predicted:
+        facts.append(f"time {duration(predicted['seconds'])}")
+    if facts:
+        _say(console, f"predicted: {', '.join(facts)}", "bold")
+    _say(console, "dry run: no weights were read and nothing was written")
+
+
+def print_diff(console: Console, rows: Sequence[Row], a: str, b: str) -> None:
+    """The rows of ``manifest.diff`` as a table with a column for each side."""
+    if not rows:
+        _say(console, f"{a} and {b} agree in all but times and memory")
+        return
+    table = _table("", a, b, fold=True)
+    section = ""
+    for row in rows:
+        if row.section != section:
+            section = row.section
+            table.add_section()
+            table.add_row(Text(section, style="bold"), "", "")
+        table.add_row(Text(f"  {row.name}"), Text(_cell(row.a)), Text(_cell(row.b)))
+    console.print(table)
+
+
+def bench_table(
+    title: str,
+    columns: Sequence[str],
+    rows: Mapping[str, Sequence[float | None]],
+    baseline: str,
+    unit: str = "ms",
+) -> Table:
+    """Times, each with how many times faster than that of the row ``baseline`` it is.
+
+    ``rows`` maps a label to one time for each column, ``None`` where it did not run. A cell reads
+    ``2.41x 5.10``, and breaks into two lines where the terminal is narrow.
+    """
+    table = _table(title, *columns, fold=True)
+    for label, times in rows.items():
+        pairs = zip(times, rows[baseline], strict=True)
+        cells = [_bench_cell(value, base) for value, base in pairs]
+        table.add_row(Text(label), *cells, style="bold" if label == baseline else "")
+    table.caption = Text(f"times faster than {baseline}, and {unit}", justify="left")
+    return table
+
+
+def _bench_cell(value: float | None, base: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{base / value:.2f}x {value:.3g}" if base is not None and value > 0 else f"{value:.3g}"
+
+
+def print_error(console: Console, error: BaseException | str, hint: str = "") -> None:
+    """``error: ...`` in red; further lines of the message and ``hint`` below it, plain."""
+    head, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    text = Text("error: ", style="bold red").append(head, style="red")
+    _say(console, text)
+    for line in [*rest, *hint.splitlines()]:
+        _say(console, line)
+
+
+class Steps:
+    """Progress of long work: ``steps(label, done, total)`` as often as one likes.
+
+    Nothing shows before ``after`` seconds. A terminal then gets a bar; anything else gets a plain
+    line at most every ``every`` seconds. ``silent`` shows nothing at all. Use it in a ``with``.
+    """
+
+    def __init__(
+        self,
+        console: Console,
+        *,
+        silent: bool = False,
+        after: float = 1.0,
+        every: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._console, self._silent = console, silent
+        self._after, self._every, self._clock = after, every, clock
+        self._next_line = clock() + after
+        self._lock = threading.Lock()
+        self._closed = False
+        columns = (
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+        )
+        self._bar = Progress(*columns, console=console, transient=True)
+        self._task = self._bar.add_task("", total=None)
+        # The bar appears by a timer, so that one long first step does not look like a hang.
+        self._timer = threading.Timer(after, self._show)
+        self._timer.daemon = True
+
+    def __enter__(self) -> Steps:
+        if not self._silent and self._console.is_terminal:
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        with self._lock:
+            self._closed = True
+            self._timer.cancel()
+            if self._bar.live.is_started:
+                self._bar.stop()
+
+    def __call__(self, label: str, done: int, total: int | None = None) -> None:
+        """``done`` of ``total`` steps of ``label`` are over; ``total`` is ``None`` if unknown."""
+        if self._silent:
+            return
+        self._bar.update(self._task, description=label, completed=done, total=total)
+        now = self._clock()
+        if self._console.is_terminal or now < self._next_line:
+            return
+        self._next_line = now + self._every
+        _say(self._console, f"{label}: {done} of {total}" if total else f"{label}: {done}")
+
+    def _show(self) -> None:
+        with self._lock:
+            if not self._closed:
+                self._bar.start()
+
+
+def _error_line(error: dict[str, Any]) -> str:
+    rel_l2, max_abs = error_text(error.get("rel_l2")), error_text(error.get("max_abs"))
+    return f"cosine {number(error.get('cosine'), 6)}, rel. L2 {rel_l2}, max abs {max_abs}"
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.6g}"
+    return f"{value:,}" if type(value) is int else str(value)
+
+
+def _say(console: Console, text: str | Text, style: str = "") -> None:
+    line = text if isinstance(text, Text) else Text(text, style=style)
+    console.print(line, soft_wrap=not console.is_terminal)
+
+
+def _named_row(table: Table, block: str, name: str) -> tuple[str, Text]:
+    """The block and the label of a name; a row of its own tells where a new block begins."""
+    found, rest = split_name(name)
+    if found and found != block:
+        table.add_row(Text(found, style="dim"))
+    return found, Text(f"  {rest}" if found else rest)
+
+
+def _table(first: str, *others: str, fold: bool = False) -> Table:
+    """A plain table whose first column folds long names; the others do so only with ``fold``."""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column(Text(first), overflow="fold")
+    for name in others:
+        table.add_column(Text(name), justify="right", overflow="fold", no_wrap=not fold)
+    return table

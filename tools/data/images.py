@@ -1,0 +1,164 @@
+"""Image files and prompts as inputs of a vision or vision-language model.
+
+How pixels become numbers is read from the model's ``preprocessor_config.json``, how many
+placeholders an image takes from its ``config.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ...ir.core.errors import BadInput, Missing
+from ...ir.core.types import Dim
+from ...ir.core.view import View
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of CLIP's training images (Radford et al. 2021, arXiv 2103.00020): where a config says none."""
+BICUBIC = 3
+"""``PIL.Image.Resampling.BICUBIC``, which CLIP resizes by."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """``pixel = (resized image / 255 - mean) / std``, ``[3, height, width]`` f32, cut into crops
+    ``[1 + tiles * tiles, 3, height, width]`` where the model takes them: a thumbnail, then the
+    image's tiles, row by row."""
+
+    height: int
+    width: int
+    tiles: int
+    """Tiles along each edge; 0 for a model that takes no crops."""
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    crop: bool
+    """Resize the shorter edge and cut the middle out, as CLIP does; else resize both edges."""
+    resample: int
+    """How to interpolate, in Pillow's numbers."""
+
+    @classmethod
+    def of(cls, view: View) -> Preprocessing:
+        """Of the model's folder. Raises ``BadInput`` for a graph that takes no fixed image size."""
+        height, width, tiles = _image_size(view)
+        settings = read_json(view.source.folder, "preprocessor_config.json")
+        size = settings.get("size")
+        shortest = size if isinstance(size, int) else (size or {}).get("shortest_edge")
+        return cls(
+            height, width, tiles,
+            tuple(settings.get("image_mean") or CLIP_MEAN),
+            tuple(settings.get("image_std") or CLIP_STD),
+            crop=shortest is not None and bool(settings.get("do_center_crop", True)),
+            resample=int(settings.get("resample", BICUBIC)),
+        )  # fmt: skip
+
+    def read(self, path: Path) -> torch.Tensor:
+        """The pixels of an image file. ``Missing`` where it or Pillow is not there, ``BadInput``
+        where it is not an image."""
+        try:
+            from PIL import Image, UnidentifiedImageError
+        except ImportError:
+            raise Missing("reading images needs Pillow: pip install pillow") from None
+        if not path.is_file():
+            raise Missing(f"{path}: no such image")
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            raise BadInput(f"{path}: not an image that can be read ({error})") from None
+        pixels = np.asarray(self._resized(image), dtype=np.float32) / 255
+        mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
+        scaled = (pixels - mean) / std
+        whole = torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
+        return whole if not self.tiles else self._crops(whole)
+
+    def _resized(self, image: Any) -> Any:
+        wide, high = image.size
+        width, height = (max(1, self.tiles) * edge for edge in (self.width, self.height))
+        if not self.crop:
+            return image.resize((width, height), self.resample)
+        scale = max(width / wide, height / high)
+        wide, high = max(width, round(wide * scale)), max(height, round(high * scale))
+        left, top = (wide - width) // 2, (high - height) // 2
+        whole = image.resize((wide, high), self.resample)
+        return whole.crop((left, top, left + width, top + height))
+
+    def _crops(self, whole: torch.Tensor) -> torch.Tensor:
+        grid = whole.reshape(-1, self.tiles, self.height, self.tiles, self.width)
+        thumbnail = torch.nn.functional.avg_pool2d(whole, self.tiles)
+        return torch.cat([thumbnail[None], grid.permute(1, 3, 0, 2, 4).flatten(0, 1)])
+
+
+@dataclass(frozen=True)
+class Placeholders:
+    """The token that stands for one feature of an image, and how many stand for an image."""
+
+    token: int
+    count: int
+
+    @classmethod
+    def of(cls, view: View) -> Placeholders:
+        """By the model's ``config.json``. Raises ``BadInput`` where it does not say."""
+        config = read_json(view.source.folder, "config.json")
+        token = config.get("image_token_id", config.get("image_token_index"))
+        count = config.get("image_seq_length") or _features(config)
+        if not isinstance(token, int) or not isinstance(count, int):
+            raise BadInput(
+                f"{view.source.name}: no config.json beside the model says which token stands for "
+                "an image (image_token_id) and how often (image_seq_length); give the inputs as "
+                ".npz or .safetensors"
+            )
+        return cls(token, count)
+
+    def expand(self, ids: list[int]) -> list[int]:
+        """The prompt's ids with the placeholders in place of its one image token, or behind the
+        first token where it has none. Raises ``BadInput`` where it has several."""
+        places = [i for i, token in enumerate(ids) if token == self.token]
+        if len(places) > 1:
+            raise BadInput(f"{len(places)} image tokens in one prompt: one image is taken")
+        start = places[0] if places else 1
+        return [*ids[:start], *[self.token] * self.count, *ids[start + len(places) :]]
+
+
+def read_json(folder: str | Path | None, name: str) -> dict[str, Any]:
+    """A JSON object of the model's folder; empty where there is no such file."""
+    path = Path(folder) / name if folder else None
+    if path is None or not path.is_file():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise BadInput(f"{path}: not valid JSON: {error}") from None
+    return found if isinstance(found, dict) else {}
+
+
+def _features(config: dict[str, Any]) -> int | None:
+    """Features of an image in LLaVA models whose config does not count them."""
+    vision = config.get("vision_config") or {}
+    if not {"image_size", "patch_size"} <= set(vision):
+        return None
+    patches = (vision["image_size"] // vision["patch_size"]) ** 2
+    return int(patches) + (config.get("vision_feature_select_strategy") == "full")
+
+
+def _image_size(view: View) -> tuple[int, int, int]:
+    """Height, width, and tiles along an edge, 0 where the model takes no crops."""
+    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    shape: tuple[Dim, ...] = types["pixel_values"].shape or ()
+    crops, *_ = shape[1:-3] or (1,)
+    size = [d for d in shape[-2:] if isinstance(d, int)]
+    tiles = math.isqrt(crops - 1) if isinstance(crops, int) else 0
+    if len(shape) not in (4, 5) or len(size) < 2 or crops != tiles * tiles + 1:
+        raise BadInput(
+            f"{view.source.name} takes images {types['pixel_values']}: images of files fit "
+            "[batch, 3, height, width], or [batch, 5, 3, height, width] for a thumbnail and four "
+            "quarters (10: nine tiles); give other inputs as .npz or .safetensors"
+        )
+    return size[0], size[1], tiles

@@ -1,0 +1,225 @@
+"""Text as calibration data: windows of tokens by the tokenizer that lies beside the model."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ...ir.core.errors import BadInput, Missing
+from ...ir.core.view import View
+from ...ir.load.zoo.text import read_tokenizer
+from .images import read_json
+
+LENGTH = 512
+"""Tokens in a window of text, unless the model takes fewer: 128 windows of it are 65,536 tokens,
+more than the widest linear of today's models has inputs."""
+BATCH = 8
+PROMPTS_FILE = "prompts.jsonl"
+
+Tensors = dict[str, torch.Tensor]
+Item = TypeVar("Item")
+
+
+@dataclass(frozen=True)
+class CalibrationRequest:
+    """A graph and how much data of it is asked for."""
+
+    view: View
+    spec: str
+    samples: int
+    length: int | None
+
+    @cached_property
+    def inputs(self) -> tuple[str, ...]:
+        return self.view.input_names()
+
+    def takes(self, name: str) -> bool:
+        return name in self.inputs
+
+    def fixed(self, name: str, dim: int) -> int | None:
+        """A dimension of an input, where the graph fixes it."""
+        shape = self.view.type(self.view.inputs()[self.inputs.index(name)]).shape
+        size = None if shape is None or len(shape) <= dim else shape[dim]
+        return size if isinstance(size, int) else None
+
+    def chunks(self, items: list[Item], name: str) -> list[list[Item]]:
+        """Parts of the batch size that this input wants; a shorter last one where it wants none.
+
+        Raises ``BadInput`` where there are too few for one batch.
+        """
+        fixed = self.fixed(name, 0)
+        size = fixed or BATCH
+        parts = [items[i : i + size] for i in range(0, len(items), size)]
+        if fixed is None:
+            return parts
+        whole = [part for part in parts if len(part) == size]
+        if not whole:
+            raise BadInput(
+                f"{self.spec}: {len(items)} samples, and the graph takes exactly {size} at a time"
+            )
+        return whole
+
+    def fit(self, found: Tensors) -> Tensors:
+        """The inputs that the graph takes, in its dtypes, so far as data has none of its own."""
+        types = dict(zip(self.inputs, map(self.view.type, self.view.inputs()), strict=True))
+        return {n: t.to(types[n].dtype or t.dtype) for n, t in found.items() if n in types}
+
+    def refuse(self, given: str, advice: str) -> BadInput:
+        return BadInput(
+            f"{self.spec}: {given}, and {self.view.source.name or 'the graph'} takes "
+            f"{', '.join(self.inputs)}: {advice}"
+        )
+
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file: ``text`` of each line of a ``.jsonl``, else the whole as one.
+
+    Raises ``BadInput`` where there is none, and for a file that is not UTF-8 or whose lines are
+    something else.
+    """
+    if path.suffix == ".jsonl":
+        found = [str(line["text"]) for line in read_lines(path, ("text",))]
+    else:
+        found = [read_content(path)]
+    if not any(text.strip() for text in found):
+        raise BadInput(f"{path}: empty: it holds no text")
+    return [text for text in found if text.strip()]
+
+
+def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
+    """The objects of a file of JSON lines; each must hold these keys as strings."""
+    found = []
+    for number, line in enumerate(read_content(path).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise BadInput(f"{path}, line {number}: not JSON: {error}") from None
+        held = entry if isinstance(entry, dict) else {}
+        lacking = [key for key in keys if not isinstance(held.get(key), str)]
+        if lacking:
+            raise BadInput(f"{path}, line {number}: has no string `{lacking[0]}`")
+        found.append(held)
+    return found
+
+
+def read_content(path: Path) -> str:
+    """The text of a file. Raises ``BadInput`` where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
+
+
+def text_batches(
+    wanted: CalibrationRequest, texts: Sequence[str], folder: Path | None = None
+) -> tuple[list[Tensors], int]:
+    """Batches of windows of the texts, and the tokens of a window; ``folder`` has a tokenizer for
+    a model that has none."""
+    if wanted.takes("pixel_values"):
+        raise wanted.refuse("text alone", f"give a folder of images with {PROMPTS_FILE}")
+    if not wanted.takes("input_ids"):
+        raise wanted.refuse("text", "give its inputs as .npz or .safetensors")
+    length = _window(wanted)
+    rows = _windows(tokenizer_of(wanted, folder), texts, length, wanted)
+    return [wanted.fit(_right_padded(part)) for part in _batched(wanted, rows)], length
+
+
+def _window(wanted: CalibrationRequest) -> int:
+    config = read_json(wanted.view.source.folder, "config.json")
+    inner = config.get("text_config") or config
+    longest = inner.get("max_position_embeddings", inner.get("n_positions"))
+    fixed = wanted.fixed("input_ids", 1)
+    if wanted.length is not None:
+        for limit in (fixed, longest):
+            if limit is not None and wanted.length > limit:
+                raise BadInput(
+                    f"--calib-length {wanted.length} is more than the {limit} tokens that "
+                    f"{wanted.view.source.name} takes"
+                )
+    return fixed or wanted.length or min(LENGTH, longest or LENGTH)
+
+
+def _windows(
+    tokenizer: Any, texts: Sequence[str], length: int, wanted: CalibrationRequest
+) -> list[list[int]]:
+    """Windows of up to ``length`` tokens: the first of every text, then the second of each, ...
+
+    Those of one token tell nothing and are left out; so are, where the graph fixes the length,
+    those that are shorter.
+    """
+    tokenizer.enable_truncation(length)
+    least = wanted.fixed("input_ids", 1) or 2
+    parts = []
+    for text in texts[: wanted.samples * 16]:
+        encoded = tokenizer.encode(text)
+        parts.append([encoded, *encoded.overflowing])
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
+    rows = [e.ids for e in turns if e is not None and len(e.ids) >= least]
+    if not rows:
+        raise BadInput(f"{wanted.spec}: empty: it holds no text of {least} tokens")
+    return rows[: wanted.samples]
+
+
+def _batched(wanted: CalibrationRequest, rows: list[list[int]]) -> list[list[list[int]]]:
+    """Rows of like length together, longest first; of one length, where no mask can tell."""
+    rows = sorted(rows, key=len, reverse=True)
+    if wanted.takes("attention_mask"):
+        return wanted.chunks(rows, "input_ids")
+    groups = [list(group) for _, group in itertools.groupby(rows, key=len)]
+    return [part for group in groups for part in wanted.chunks(group, "input_ids")]
+
+
+def _right_padded(rows: Sequence[Sequence[int]]) -> Tensors:
+    """Rows padded on the right: no position id of a real token moves."""
+    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        ids[i, : len(row)] = torch.tensor(list(row))
+        mask[i, : len(row)] = 1
+    return text_inputs(ids, mask)
+
+
+def left_padded(rows: Sequence[Sequence[int]], image_token: int) -> Tensors:
+    """Prompts padded before their start, so that the last token of each is the prompt's."""
+    longest = max(map(len, rows))
+    pad = 0 if image_token else 1  # a placeholder among the padding would be given a feature
+    ids = torch.tensor([[pad] * (longest - len(row)) + list(row) for row in rows])
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    return text_inputs(ids, mask)
+
+
+def text_inputs(ids: torch.Tensor, mask: torch.Tensor) -> Tensors:
+    """All that text models are known to take besides a cache."""
+    positions = (mask.cumsum(1) - 1).clamp_min(0)
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "position_ids": positions,
+        "token_type_ids": torch.zeros_like(ids),
+    }
+
+
+def tokenizer_of(wanted: CalibrationRequest, folder: Path | None = None) -> Any:
+    """The model's own tokenizer, else that of ``folder``."""
+    own = wanted.view.source.folder
+    for place in (Path(own) if own else None, folder):
+        if place is not None and (place / "tokenizer.json").is_file():
+            made = read_tokenizer(place)
+            made.no_padding()
+            made.no_truncation()
+            return made
+    raise Missing(
+        f"{wanted.spec}: text needs the model's tokenizer.json, and there is none "
+        + (f"in {own}: put it there" if own else "with the model")
+        + ", or give input_ids as .npz or .safetensors"
+    )

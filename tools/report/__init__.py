@@ -1,0 +1,1 @@
+"""What a run says of itself: the manifest, the page, summaries."""

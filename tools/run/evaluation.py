@@ -1,0 +1,98 @@
+"""``optimize-model eval A B C``: several subjects, one table, one plot, and their reports."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ...backends import artifact
+from ...ir.core.errors import BadInput
+from ..evaluate import EvalResult, Setting, Subject, evaluate_all, fitting_tasks, task_names
+from ..evaluate.plot import write_svg
+from ..report import manifest
+from . import report
+
+DEFAULT_PLOT = Path("eval.svg")
+OWN_TASKS = {
+    "text-generation": ("perplexity", "agreement", "recall", "latency"),
+    "image-text-to-text": ("vqa", "agreement", "latency"),
+    "image-classification": ("classify", "agreement", "latency"),
+    "text-embedding": ("embed", "latency"),
+    "": ("latency", "memory"),
+}
+"""The tasks of each kind of model where none are named."""
+
+
+def judge(
+    specs: Sequence[str], tasks: str, reference: str, setting: Setting, *, tokenizer: str = "",
+    backend: str = "onnxruntime", device: str = "cpu", trust_remote_code: bool = False,
+) -> tuple[list[Subject], dict[str, list[EvalResult]], Subject]:  # fmt: skip
+    """The subjects, the results of each task in their order, and the original: ``reference``, or
+    the first subject where it is empty. Raises as ``evaluate``."""
+    if not specs:
+        raise BadInput("name at least one artifact folder or model")
+    names = task_names(tasks) if tasks else []
+    made: dict[str, Subject] = {}
+    for number, spec in enumerate(dict.fromkeys([*specs, *([reference] if reference else [])])):
+        setting.progress(f"loading {spec}", number, len(specs))
+        made[spec] = Subject.of(
+            spec, tokenizer=tokenizer or None, backend=backend, device=device,
+            trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    subjects = [made[spec] for spec in dict.fromkeys(specs)]
+    original = made[reference or specs[0]]
+    chosen = names or [n for n in OWN_TASKS[original.kind] if n in fitting_tasks(original)]
+    return subjects, evaluate_all(subjects, chosen, original, setting), original
+
+
+def rows_of(
+    subjects: Sequence[Subject], found: Mapping[str, Sequence[EvalResult]]
+) -> list[dict[str, Any]]:
+    """A plain dict a subject: ``name``, ``kind``, ``backend``, ``bytes`` and ``results``."""
+    return [
+        {"name": subject.name, "kind": subject.kind, "backend": subject.backend,
+         "bytes": subject.bytes,
+         "results": {task: results[number].to_dict() for task, results in found.items()}}
+        for number, subject in enumerate(subjects)
+    ]  # fmt: skip
+
+
+def publish(
+    rows: Sequence[dict[str, Any]], reference: str, plot: Path | None
+) -> tuple[list[str], list[str]]:
+    """Write the plot, and the comparison into the report of each artifact among the subjects.
+
+    What was written, and what could not be, as sentences.
+    """
+    written, failed = [], []
+    if plot is not None and len(rows) > 1:
+        if write_svg(plot, rows):
+            written.append(str(plot))
+        else:
+            failed.append("nothing to plot: that takes a task of quality and a size or a latency")
+    for row in rows:
+        folder = Path(row["name"])
+        if not (folder / artifact.MANIFEST_FILE).is_file():
+            continue
+        try:
+            written.append(str(_into_report(folder, rows, reference)))
+        except OSError as error:
+            failed.append(f"{folder}: the report was not changed: {error.strerror}")
+    return written, failed
+
+
+def _into_report(folder: Path, rows: Sequence[dict[str, Any]], reference: str) -> Path:
+    known = manifest.load(folder)
+    known["comparison"] = {"reference": reference, "this": str(folder), "rows": list(rows)}
+    with tempfile.TemporaryDirectory(prefix=".eval-", dir=folder) as scratch:
+        made = [manifest.write(scratch, known), report.write(scratch, known)]
+        for path in made:
+            path.replace(folder / path.name)
+    return folder / report.FILE_NAME
+
+
+def to_json(rows: Sequence[dict[str, Any]], reference: str, setting: Setting) -> dict[str, Any]:
+    """What ``eval --json`` prints."""
+    return {"reference": reference, "seed": setting.seed, "subjects": list(rows)}

@@ -1,0 +1,246 @@
+"""Text from a model or an artifact: prompts and images in, words out as they come."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...backends import Executable
+from ...backends import compile as compile_model
+from ...backends.artifact import MANIFEST_FILE
+from ...backends.decode import Decoder, Sampling
+from ...ir.core.errors import BadInput
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...ir.load.zoo.text import read_tokenizer
+from ...ir.structure.vision import COUNT_KEY
+from ..data.images import Placeholders, Preprocessing, read_json
+
+Image = str | Path | torch.Tensor
+"""A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""
+Stream = Callable[[int, str], None]
+"""Called with the number of a prompt and the text that was added to its answer."""
+
+MAX_NEW_TOKENS = 64
+_UNFINISHED = "\ufffd"
+"""What a tokenizer makes of bytes that are not yet a character."""
+
+
+@dataclass(frozen=True)
+class Generated:
+    """The answer to one prompt."""
+
+    text: str
+    ids: tuple[int, ...]
+    """The new tokens, the one that ended the text among them."""
+    prompt_tokens: int
+    """Tokens of the prompt, placeholders of its image among them."""
+    ended: str
+    """``eos``, ``length`` (``max_new_tokens``), or ``context``, which is then full."""
+
+    def __str__(self) -> str:
+        return self.text
+
+
+def generate(
+    model: View | Executable | str | Path,
+    prompts: str | Sequence[str],
+    *,
+    images: Image | Sequence[Image | None] | None = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seed: int = 0,
+    stream: Stream | None = None,
+    tokenizer: str | Path | None = None,
+    device: str = "cpu",
+) -> list[Generated]:
+    """Continue prompts; one answer for each.
+
+    ``model`` is an artifact's folder, an ``.onnx`` file, a graph, a compiled executable (with the
+    folder of its ``tokenizer``), or the name of a model, which is then loaded with its cache.
+    ``images`` are one a prompt, ``None`` for a prompt without; in the prompt an image stands where
+    the tokenizer's image token does, else before the text. An image of another size is resized as
+    the model's ``preprocessor_config.json`` says. ``temperature``, ``top_p`` and ``seed``: see
+    ``Sampling``. ``stream`` hears the answers as they grow.
+
+    Raises ``BadInput`` for a graph that is not a text model, for an empty prompt, for one that is
+    longer than the context and for an image that the model does not take, ``Missing`` without a
+    tokenizer, its package, a file or Pillow. Warns where the graph has no key-value cache.
+    """
+    writer = Writer(model, tokenizer=tokenizer, device=device)
+    if writer.note:
+        warnings.warn(writer.note, stacklevel=2)
+    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    shown = [images] if isinstance(images, str | Path | torch.Tensor) else images
+    sampling = Sampling(temperature, top_p, seed)
+    return writer.write(asked, shown, sampling, max_new_tokens=max_new_tokens, stream=stream)
+
+
+class Writer:
+    """A model with its tokenizer, ready to continue prompts; ``note`` says what makes it slow."""
+
+    def __init__(
+        self, model: View | Executable | str | Path, *, tokenizer: str | Path | None = None,
+        device: str = "cpu",
+    ) -> None:  # fmt: skip
+        graph, run = _opened(model, device)
+        folder = tokenizer or (None if graph is None else graph.source.folder)
+        if folder is None:
+            raise BadInput("give tokenizer=FOLDER: the model's folder is not known")
+        self._folder = Path(folder)
+        self._graph = graph
+        self._decoder = Decoder(run, _context(str(folder)))
+        self._tokenizer: Any = read_tokenizer(self._folder)
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        self._eos = _eos(str(folder))
+        self.note = "" if self._decoder.cached else (
+            "the graph has no key-value cache, so every step reads the whole text again; make the "
+            "artifact with --cache (cache=True in Python)"
+        )  # fmt: skip
+
+    def write(
+        self, prompts: Sequence[str], images: Sequence[Image | None] | None, sampling: Sampling, *,
+        max_new_tokens: int = MAX_NEW_TOKENS, stream: Stream | None = None,
+    ) -> list[Generated]:  # fmt: skip
+        """See ``generate``."""
+        shown = list(images) if images is not None else [None] * len(prompts)
+        if len(shown) != len(prompts):
+            raise BadInput(f"{len(shown)} images for {len(prompts)} prompts: give one for each")
+        self._check_images(shown)
+        pairs = zip(prompts, shown, strict=True)
+        asked = [self._tokens(prompt, image is not None) for prompt, image in pairs]
+        pixels = [None if image is None else self._pixels(image) for image in shown]
+        rows = [_Row(self._tokenizer, self._eos) for _ in prompts]
+        steps = self._decoder.decode(
+            asked, max_new_tokens=max_new_tokens, sampling=sampling, eos=self._eos, images=pixels
+        )
+        for step in steps:
+            for index, token in enumerate(step):
+                added = "" if token is None else rows[index].add(token)
+                if added and stream is not None:
+                    stream(index, added)
+        for index, row in enumerate(rows):
+            added = row.finish()
+            if added and stream is not None:
+                stream(index, added)
+        return [
+            Generated(row.text, tuple(row.ids), len(ids), row.ended(max_new_tokens))
+            for row, ids in zip(rows, asked, strict=True)
+        ]
+
+    def _check_images(self, shown: Sequence[Image | None]) -> None:
+        """Refuse prompts without an image of which a pruned graph would drop text: as many tokens
+        leave every row of a batch, and those of no row where it has a cache and no image at all."""
+        pruned = self._graph is not None and COUNT_KEY in self._graph.metadata()
+        lacking = [number for number, image in enumerate(shown, 1) if image is None]
+        alone = self._decoder.cached and len(lacking) == len(shown)
+        if not pruned or not lacking or alone:
+            return
+        advice = "ask those without an image apart" if self._decoder.cached else (
+            "make the artifact with --cache, which takes prompts of text alone too"
+        )
+        raise BadInput(
+            f"prompt {lacking[0]} has no image, and of this model image tokens were pruned: as "
+            f"many tokens leave every prompt. Give each an image, or {advice}"
+        )
+
+    def _tokens(self, prompt: str, has_image: bool) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(prompt).ids
+        if not self._decoder.takes_images:
+            if has_image:
+                raise BadInput("an image is given, and the model reads text only")
+            return ids
+        places = Placeholders.of(self._described())
+        if has_image:
+            return places.expand(ids)
+        if places.token in ids:
+            raise BadInput(f"the prompt {prompt!r} names an image, and none is given")
+        return ids
+
+    def _pixels(self, image: Image) -> torch.Tensor:
+        if isinstance(image, torch.Tensor):
+            return image
+        return Preprocessing.of(self._described()).read(Path(image).expanduser())
+
+    def _described(self) -> View:
+        """The graph, by which prompts and images are prepared."""
+        if self._graph is None:
+            raise BadInput(
+                "an executable does not say how images are prepared: give the artifact's folder or "
+                "the graph"
+            )
+        return self._graph
+
+
+class _Row:
+    """One answer in the making."""
+
+    def __init__(self, tokenizer: Any, eos: frozenset[int]) -> None:
+        self._tokenizer, self._eos = tokenizer, eos
+        self.ids: list[int] = []
+        self.text = ""
+
+    def add(self, token: int) -> str:
+        """Take a token; the text that it completes, which may be none yet."""
+        self.ids.append(token)
+        return self._grow(self._decoded(), held=True)
+
+    def finish(self) -> str:
+        """The text that was held back."""
+        return self._grow(self._decoded(), held=False)
+
+    def _decoded(self) -> str:
+        text: str = self._tokenizer.decode([i for i in self.ids if i not in self._eos])
+        return text
+
+    def _grow(self, whole: str, *, held: bool) -> str:
+        # A tokenizer may yet change the end of a text, at bytes and at spaces.
+        if held and (whole.endswith(_UNFINISHED) or not whole.startswith(self.text)):
+            return ""
+        added = whole[len(self.text) :] if whole.startswith(self.text) else ""
+        self.text = whole
+        return added
+
+    def ended(self, max_new_tokens: int) -> str:
+        if self.ids[-1] in self._eos:
+            return "eos"
+        return "length" if len(self.ids) == max_new_tokens else "context"
+
+
+def _opened(
+    model: View | Executable | str | Path, device: str
+) -> tuple[View | None, Executable]:
+    """The graph, where there is one, and what runs it."""
+    if isinstance(model, View):
+        return model, compile_model(model, device=device)
+    if not isinstance(model, str | Path):
+        return None, model
+    path = Path(model).expanduser()
+    if (path / MANIFEST_FILE).is_file() or path.suffix == ".onnx":
+        return load(path), compile_model(path, device=device)
+    view = load(model, cache=path.suffix != ".pt2")
+    return view, compile_model(view, device=device)
+
+
+def _context(folder: str) -> int | None:
+    config = read_json(folder, "config.json")
+    inner = config.get("text_config") or config
+    found = inner.get("max_position_embeddings", inner.get("n_positions"))
+    return found if isinstance(found, int) else None
+
+
+def _eos(folder: str) -> frozenset[int]:
+    """The tokens that end a text, by the model's configs."""
+    for name in ("generation_config.json", "config.json"):
+        config = read_json(folder, name)
+        found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+        if found is not None:
+            return frozenset(found if isinstance(found, list) else [found])
+    return frozenset()

@@ -1,0 +1,367 @@
+"""What ``optimize-model MODEL`` does: load, rewrite, export, verify in the runtime, publish."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...backends import artifact, triton
+from ...backends.lowering import lowered, translated
+from ...backends.onnxruntime import check_device
+from ...ir.canonical.families import canonicalize
+from ...ir.core.errors import BadInput, BoundExceeded
+from ...ir.core.view import View
+from ...ir.fx.view import FxView
+from ...ir.load.sources import fingerprint, load
+from ...ir.onnx.view import OnnxView
+from ...ir.run.sweep import sweep
+from ...ir.run.verify import Difference, sample_inputs, tolerance
+from ...ir.structure.cache_slots import answers, has_cache, next_step
+from ...passes.manager import Plan, Result, optimize, peak_rss_bytes, plan, worst_of
+from ...passes.recipe import Recipe
+from ...passes.report import MANIFEST_SCHEMA, versions
+from ..data.calibration import Calibration
+from ..data.calibration import read as read_calibration
+from ..report import manifest
+from . import report
+from .resume import remembering
+
+RUNTIME_REL_L2 = 1e-4
+"""Relative L2 between the artifact in ONNX Runtime and the reference interpreter that passes: float
+sums in another order over a few hundred layers stay below 1e-5. Half types round more: theirs is
+the tolerance of ``ir.verify``."""
+RUNTIME_SLACK_INT8 = 1.5
+"""With ``accuracy_level=4`` activations are rounded to 8 bits, and a sum in another order turns a
+rounding here and there, which the layers after it amplify until the two runs' roundings have little
+in common. There the artifact may be this much farther from the source than the reference is."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One run of ``optimize-model``."""
+
+    model: str
+    recipe: Recipe
+    out: Path | None
+    max_error: float | None = None
+    device: str = "cpu"
+    force: bool = False
+    trust_remote_code: bool = False
+    verify_samples: int = 256
+    calibration: str = ""
+    """Data for the passes that learn from some: see ``calibration.FORMS``."""
+    calibration_samples: int | None = None
+    calibration_length: int | None = None
+    resume: bool = False
+    """Whether to go on with a run that was killed: see ``resume``."""
+    calibration_sha256: str = ""
+    """Where given, data of any other hash is refused."""
+    backend: str = "onnxruntime"
+    """``triton`` also runs the rewritten graph there; the artifact is ONNX Runtime's either way."""
+    cache: bool | None = None
+    """Whether a zoo or Hugging Face model gets its key-value cache as inputs and outputs; ``None``:
+    if it writes text."""
+    eval_tasks: tuple[str, ...] = ()
+    """Tasks that judge the source and the artifact, both in ONNX Runtime."""
+
+
+def dry_run(request: Request) -> dict[str, Any]:
+    """The forecast of a run as a manifest; weights may be absent."""
+    view = load(
+        request.model, trust_remote_code=request.trust_remote_code, allow_missing_weights=True,
+        cache=request.cache,
+    )  # fmt: skip
+    forecast = plan(view, request.recipe)
+    return _forecast_manifest(view, request.recipe, forecast)
+
+
+def run(request: Request, progress: Progress) -> dict[str, Any]:
+    """Make the artifact; the manifest. Nothing is published where a check fails."""
+    if request.out is not None:
+        artifact.check_target(request.out, force=request.force)
+    check_device(request.device)
+    if request.backend == "triton":
+        triton.check_device(request.device)
+    progress(f"loading {request.model}", 0, 1)
+    view = load(
+        request.model, trust_remote_code=request.trust_remote_code, cache=request.cache
+    )
+    if has_cache(view) and isinstance(view, FxView):
+        view = translated(view)  # token passes need it: see ``vision.SIZED_BY_EXAMPLE``
+    _check_eval(request, view)
+    view.source.sha256 = fingerprint(view.source)
+    data = _calibration(request, view, progress)
+    if data is not None and not view.source.samples:
+        # Better than random inputs, which hold no image where a prompt needs one.
+        view.source.samples = list(data.batches[:2])
+    marks = _marks(request, view, data)
+    with remembering(request.out, marks, resume=request.resume) as checkpoints:
+        result = optimize(
+            view, request.recipe, calibration=None if data is None else data.batches,
+            max_error=request.max_error, progress=progress, checkpoints=checkpoints,
+        )  # fmt: skip
+        return _published(request, view, result, data, progress)
+
+
+def _given_cache(view: View) -> bool:
+    """Whether it has a cache because ``load`` was asked for one."""
+    return has_cache(view) and view.source.kind in ("hf", "zoo")
+
+
+def _marks(request: Request, view: View, data: Calibration | None) -> dict[str, str]:
+    """What decides a run's results: a run that was killed goes on with the same alone."""
+    known = versions()
+    used = ("graphwright", "python", "torch", "transformers")
+    return {
+        "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),
+        "recipe": str(request.recipe),
+        "calibration data": "" if data is None else data.sha256,
+        "version": ", ".join(f"{name} {known[name]}" for name in used if name in known),
+    }
+
+
+def _published(
+    request: Request, view: View, result: Result, data: Calibration | None, progress: Progress
+) -> dict[str, Any]:
+    """The manifest; with ``request.out``, the artifact is there and checked."""
+    done = result.report.to_dict()
+    if _given_cache(view):
+        done["source"]["cache"] = True
+    done["calibration"] = None if data is None else data.to_dict()
+    done["machine"] = _machine(request.device)
+    canonical = view.copy()
+    canonicalize(canonical)
+    done["graph_before"] = manifest.graph_tree(canonical)
+    done["graph_after"] = manifest.graph_tree(result.graph)
+    if request.out is None:
+        return done
+    progress("exporting to ONNX", 0, 1)
+    onnx = lowered(result.graph)
+    with artifact.publish(request.out, force=request.force) as folder:
+        _write_metadata(onnx, done)
+        artifact.write_model(onnx.model, folder, progress)
+        artifact.copy_side_files(view.source.folder, folder)
+        _verify(request, view, result.graph, folder, done, progress)
+        done["sizes"]["artifact_bytes"] = artifact.model_bytes(folder)
+        if request.eval_tasks:
+            manifest.write(folder, done)
+            done["eval"] = _evaluated(request, view, folder, progress)
+        done["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        manifest.write(folder, done)
+        report.write(folder, done)
+    return done
+
+
+def _calibration(request: Request, view: View, progress: Progress) -> Calibration | None:
+    """The data that was asked for. Raises as ``calibration.read``, and ``BadInput`` where it is not
+    the data that it should be."""
+    if not request.calibration:
+        return None
+    progress(f"reading {request.calibration}", 0, 1)
+    data = read_calibration(
+        request.calibration, view, samples=request.calibration_samples,
+        length=request.calibration_length,
+    )  # fmt: skip
+    wanted = request.calibration_sha256
+    if wanted not in ("", data.sha256):
+        raise BadInput(
+            f"{request.calibration} has changed: the batches that it gives had the hash "
+            f"{wanted[:12]}…, they have {data.sha256[:12]}…"
+        )
+    return data
+
+
+def _verify(
+    request: Request, source: View, rewritten: View, folder: Path, done: dict[str, Any],
+    progress: Progress,
+) -> None:  # fmt: skip
+    """The artifact in ONNX Runtime against the rewritten graph, and against the source."""
+    from ...backends import compile as compile_model
+
+    batches = source.source.samples or [sample_inputs(source)]
+    relaxed = any(_rounds_activations(node, rewritten) for node in rewritten.nodes())
+    checked = list(batches[:1])
+    expected = [sweep(rewritten, batch) for batch in checked]
+    bound = max(RUNTIME_REL_L2, tolerance(rewritten))
+    if relaxed:
+        untouched = [answers(sweep(source, batch)) for batch in checked]
+        found = joined_errors(untouched, [answers(e) for e in expected], shortened=True)
+        bound += RUNTIME_SLACK_INT8 * worst(found).rel_l2
+    step = next_step(checked[0], expected[0])
+    if step is not None:
+        checked.append(step)
+        expected.append(sweep(rewritten, step))
+    for mode, optimized in (("optimized", True), ("unoptimized", False)):
+        progress(f"running the artifact, graph optimisation {'on' if optimized else 'off'}", 0, 1)
+        executable = compile_model(
+            folder / artifact.MODEL_FILE, backend="onnxruntime", device=request.device,
+            optimize=optimized,
+        )  # fmt: skip
+        error = worst(joined_errors(expected, [executable(**b) for b in checked]))
+        done["verification"]["runtime"][mode] = error.to_dict()
+        if not error.rel_l2 <= bound:
+            raise BoundExceeded(
+                f"ONNX Runtime (graph optimisation {'on' if optimized else 'off'}) is "
+                f"{error.rel_l2:.3g} (relative L2) from the reference, more than {bound:g}: the "
+                "artifact is not published. Update onnxruntime, or report the model"
+            )
+        if optimized:
+            _compare_with_source(source, executable, batches, done, progress)
+    if request.backend == "triton":
+        progress("running the graph in Triton", 0, 1)
+        executable = compile_model(rewritten, backend="triton", device=request.device)
+        error = worst(joined_errors(expected, [_on_cpu(executable(**b)) for b in checked]))
+        done["verification"]["runtime"]["triton"] = error.to_dict()
+        if not error.rel_l2 <= bound:
+            raise BoundExceeded(
+                f"Triton is {error.rel_l2:.3g} (relative L2) from the reference, more than "
+                f"{bound:g}: the artifact is not published. Use --backend onnxruntime"
+            )
+
+
+def _on_cpu(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.cpu() for name, tensor in outputs.items()}
+
+
+def _check_eval(request: Request, view: View) -> None:
+    """Refuse tasks that cannot be done before any work is. Raises ``BadInput`` and ``Missing``."""
+    if not request.eval_tasks:
+        return
+    if request.out is None:
+        raise BadInput("--eval judges the artifact: give its folder with -o")
+    from .. import evaluate
+
+    source = evaluate.Subject.of(view)
+    evaluate.check_tasks([source], request.eval_tasks, source, evaluate.Setting())
+
+
+def _evaluated(
+    request: Request, view: View, folder: Path, progress: Progress
+) -> dict[str, dict[str, Any]]:
+    """What the tasks say of the source and of the artifact, in turns in ONNX Runtime."""
+    from .. import evaluate
+
+    source = evaluate.Subject.of(view, backend="onnxruntime", device=request.device)
+    made = evaluate.Subject.of(
+        folder, name="the artifact", device=request.device, kind=source.kind,
+        tokenizer=source.folder if _has_tokenizer(source.folder) else None,
+    )  # fmt: skip
+    setting = evaluate.Setting(progress=progress)
+    found = evaluate.evaluate_all([source, made], request.eval_tasks, source, setting)
+    return {
+        task: {"before": before.to_dict(), "after": after.to_dict()}
+        for task, (before, after) in found.items()
+    }
+
+
+def _has_tokenizer(folder: Path | None) -> bool:
+    return folder is not None and (folder / "tokenizer.json").is_file()
+
+
+def _rounds_activations(node: Any, view: View) -> bool:
+    return view.op(node) == "linear_nbit" and view.attrs(node)["accuracy_level"] == 4
+
+
+def _compare_with_source(
+    source: View, executable: Any, batches: Sequence[Mapping[str, torch.Tensor]],
+    done: dict[str, Any], progress: Progress,
+) -> None:  # fmt: skip
+    """The artifact against the untouched source graph, on every sample there is."""
+    expected, actual = [], []
+    for i, batch in enumerate(batches):
+        progress("comparing with the source", i, len(batches))
+        expected.append(answers(sweep(source, batch)))
+        actual.append(answers(executable(**batch)))
+    errors = joined_errors(expected, actual, shortened=True)
+    checks = done["verification"]
+    checks["outputs"] = [{"name": n, **d.to_dict()} for n, d in errors.items()]
+    checks["samples"] = sum(int(next(iter(b.values())).shape[0]) for b in batches)
+
+
+def joined_errors(
+    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]],
+    *, shortened: bool = False,
+) -> dict[str, Difference]:
+    """The error of each output over all batches together: see ``manager.worst_of``."""  # fmt: skip
+    return worst_of(expected, actual, shortened=shortened)
+
+
+def worst(errors: Mapping[str, Difference]) -> Difference:
+    """The error of the output that is furthest off."""
+    return max(errors.values(), key=lambda d: d.rel_l2)
+
+
+def _write_metadata(onnx: OnnxView, done: Mapping[str, Any]) -> None:
+    onnx.model.producer_name = "graphwright"
+    onnx.model.producer_version = versions()["graphwright"]
+    onnx.metadata()["graphwright.recipe"] = done["recipe"]
+    onnx.metadata()["graphwright.source"] = f"{done['source']['kind']}:{done['source']['sha256']}"
+    for step in done["passes"]:
+        error = step["error"] or {}
+        onnx.metadata()[f"graphwright.pass.{step['order']}"] = (
+            f"{step['text']} sites={len(step['sites'])} bytes={step['bytes_after']} "
+            f"rel_l2={error.get('rel_l2', 0.0):.4g}"
+        )
+
+
+def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> dict[str, Any]:
+    passes = []
+    for order, ((text, result), made) in enumerate(
+        zip(forecast.passes, recipe.passes, strict=True), 1
+    ):
+        before = sum(site.bytes_before for site in result.sites)
+        after = sum(site.bytes_after for site in result.sites)
+        passes.append({
+            "order": order, "name": made.name, "text": text, "options": {}, "exact": made.exact,
+            "sites": [
+                {"name": s.name, "kind": s.kind, "shape": list(s.shape),
+                 "bytes_before": s.bytes_before, "bytes_after": s.bytes_after,
+                 "bits_per_weight": s.bits_per_weight}
+                for s in result.sites
+            ],
+            "refused": [{"site": s, "reason": r} for s, r in result.refused],
+            "bytes_before": before, "bytes_after": after, "macs_before": None, "macs_after": None,
+            "error": None, "seconds": None, "peak_rss_bytes": None,
+        })  # fmt: skip
+    return {
+        "schema": MANIFEST_SCHEMA,
+        "source": {"kind": view.source.kind, "name": view.source.name, "sha256": ""},
+        "recipe": str(recipe),
+        "versions": versions(),
+        "passes": passes,
+        "verification": {"outputs": [], "runtime": {"optimized": None, "unoptimized": None}},
+        "sizes": {"source_bytes": forecast.source_bytes, "artifact_bytes": 0},
+        "predicted": {
+            "artifact_bytes": forecast.artifact_bytes,
+            "peak_rss_bytes": max(forecast.peak_rss_bytes, peak_rss_bytes()),
+            "seconds": round(forecast.seconds, 1),
+        },
+    }
+
+
+def _machine(device: str) -> dict[str, Any]:
+    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
+    return {
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        "memory_bytes": pages * size,
+        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    }
+
+
+def _cpu_name() -> str:
+    path = Path("/proc/cpuinfo")
+    if not path.is_file():
+        return platform.processor()
+    lines = path.read_text(errors="replace").splitlines()
+    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")

@@ -1,0 +1,79 @@
+"""``optimize-model replay``: repeat the run that made an artifact, and compare the weights."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from ...backends import artifact
+from ...ir.core.errors import BadInput, BoundExceeded
+from ...passes.recipe import Recipe
+from ..report import manifest
+from . import pipeline
+
+
+def replay(
+    folder: Path, out: Path | None, progress: pipeline.Progress, *, force: bool = False
+) -> dict[str, Any]:
+    """Run the recipe of ``folder`` on its source again, into ``out`` or a temporary folder.
+
+    Returns a summary. Raises ``BadInput`` where ``out`` is ``folder``, and where the source or the
+    calibration data has changed since, and ``BoundExceeded`` where the weights come out different.
+    """
+    known = manifest.load(folder)
+    if out is not None and out.resolve() == folder.resolve():
+        raise BadInput(f"{out} is the artifact itself: give another --out")
+    source = known["source"]
+    gone = source["kind"] == "pt2" and not Path(source["name"]).exists()
+    if source["kind"] == "memory" or gone:
+        raise BadInput(
+            f"{folder}: made from a {source['kind']} graph ({source['name']}), which cannot be "
+            "loaded again: run gw.optimize on it with the recipe " + known["recipe"]
+        )
+    with tempfile.TemporaryDirectory(prefix="graphwright-replay-") as scratch:
+        target = out if out is not None else Path(scratch) / "artifact"
+        data = known.get("calibration") or {}
+        request = pipeline.Request(
+            source["name"], Recipe.parse(known["recipe"]), target,
+            max_error=known["verification"].get("max_error"), force=force,
+            cache=source.get("cache", False),
+            calibration=data.get("name", ""), calibration_samples=data.get("samples"),
+            calibration_length=data.get("length"), calibration_sha256=data.get("sha256", ""),
+        )  # fmt: skip
+        made = pipeline.run(request, progress)
+        if made["source"]["sha256"] != source["sha256"]:
+            raise BadInput(
+                f"{source['name']} has changed since {folder} was made: its hash was "
+                f"{source['sha256'][:12]}…, it is {made['source']['sha256'][:12]}…"
+            )
+        different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
+    if different:
+        versions = _changed_versions(known["versions"], made["versions"])
+        raise BoundExceeded(
+            f"replay of {folder}: {', '.join(different)} came out different"
+            + (f" (versions changed: {versions})" if versions else "")
+        )
+    return {
+        "artifact": str(folder),
+        "recipe": known["recipe"],
+        "identical": True,
+        "summary": f"{folder}: replayed {known['recipe']} on {source['name']}: "
+        f"{' and '.join(artifact.MODEL_FILES)} byte-identical",
+    }
+
+
+def _hash(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _changed_versions(a: dict[str, str], b: dict[str, str]) -> str:
+    names = sorted(set(a) | set(b))
+    return ", ".join(f"{n} {a.get(n)} to {b.get(n)}" for n in names if a.get(n) != b.get(n))

@@ -1,0 +1,77 @@
+"""``optimize-model resize OUT --max-bytes N -o OUT2``: an artifact of any size, made smaller."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any
+
+from ...backends import artifact
+from ...backends import compile as compile_model
+from ...backends.lowering import lowered
+from ...ir.core.errors import BadInput, BoundExceeded
+from ...ir.core.view import View
+from ...ir.load.bitstack_size import possible_sizes
+from ...ir.load.sources import load
+from ...ir.run.verify import sample_inputs, tolerance
+from ..report import manifest
+from . import pipeline, report
+
+
+def resize(
+    folder: Path, max_bytes: int, out: Path, progress: pipeline.Progress, *, force: bool = False
+) -> dict[str, Any]:
+    """Write the largest size of ``folder`` whose model files take at most ``max_bytes``.
+
+    Its manifest is that of ``folder`` with the sizes and the verification made anew: the runtime's
+    graph optimisation must change nothing. Returns the manifest. Raises ``BadInput`` where the
+    artifact has one size or none as small as that, ``BoundExceeded`` where the check fails.
+    """
+    done = manifest.load(folder)
+    artifact.check_target(out, force=force)
+    if out.resolve() == folder.resolve():
+        raise BadInput(f"{out} is the artifact itself: give another --out")
+    with artifact.publish(out, force=force) as target:
+        progress(f"cutting {folder}", 0, 1)
+        view = _written(folder, max_bytes, target, progress)
+        done["verification"] = _checked(view, target, progress)
+        done["sizes"]["artifact_bytes"] = artifact.model_bytes(target)
+        done["sizes"]["whole_bytes"] = possible_sizes(folder / artifact.MODEL_FILE)[-1]
+        done.pop("eval", None)
+        done["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        artifact.copy_side_files(str(folder), target)
+        manifest.write(target, done)
+        report.write(target, done)
+    return done
+
+
+def _written(folder: Path, max_bytes: int, target: Path, progress: pipeline.Progress) -> View:
+    """The graph of the largest size that fits, its files written."""
+    budget, least = max_bytes, possible_sizes(folder / artifact.MODEL_FILE)[0]
+    while True:
+        view = load(folder, max_bytes=budget)
+        artifact.write_model(lowered(view).model, target, progress)
+        over = artifact.model_bytes(target) - max_bytes
+        if over <= 0:
+            return view
+        # The graph's own file is written anew, and may have become larger than it was.
+        budget -= over
+        if budget < least:
+            raise BadInput(f"{folder}: no size fits in {max_bytes} bytes; try {max_bytes + over}")
+
+
+def _checked(view: View, target: Path, progress: pipeline.Progress) -> dict[str, Any]:
+    inputs = sample_inputs(view)
+    results = []
+    for optimized in (False, True):
+        progress(f"running it, graph optimisation {'on' if optimized else 'off'}", 0, 1)
+        executable = compile_model(target / artifact.MODEL_FILE, optimize=optimized)
+        results.append(executable(**inputs))
+    found = pipeline.worst(pipeline.joined_errors([results[0]], [results[1]]))
+    bound = max(pipeline.RUNTIME_REL_L2, tolerance(view))
+    if not found.rel_l2 <= bound:
+        raise BoundExceeded(
+            f"ONNX Runtime's graph optimisation changes the outputs by {found.rel_l2:.3g} "
+            f"(relative L2), more than {bound:g}: nothing is published. Update onnxruntime"
+        )
+    return {"outputs": [], "runtime": {"optimized": found.to_dict(), "unoptimized": None}}

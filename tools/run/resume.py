@@ -1,0 +1,135 @@
+"""``--resume``: what a run has computed lies in ``OUT.partial`` until its artifact is published.
+
+Only what takes time is kept: codes of matrices, factors, scores, outputs. A resumed run rewrites
+the graph again from the start, takes these from the folder, and ends with the same bytes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import pickle
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ...ir.core.errors import FULL, BadInput, DiskFull, GraphwrightError
+
+MARKS_FILE = "run.json"
+
+
+class FolderStore:
+    """Results in a folder, a file each. The folder is made with the first one."""
+
+    def __init__(self, folder: Path, marks: Mapping[str, str]) -> None:
+        self.folder, self.marks = folder, dict(marks)
+
+    def recall(self, key: str) -> Any:
+        """What was kept. ``KeyError`` where nothing was; ``BadInput`` for a damaged file."""
+        path = self._path(key)
+        if not path.is_file():
+            raise KeyError(key)
+        try:
+            entry = torch.load(path, map_location="cpu", weights_only=True)
+        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise BadInput(
+                f"{path}: damaged ({error}); remove {self.folder}, or run without --resume"
+            ) from None
+        return entry["result"]
+
+    def keep(self, key: str, result: Any) -> None:
+        """Raises ``DiskFull`` where it does not fit."""
+        path, buffer = self._path(key), io.BytesIO()
+        torch.save({"key": key, "result": result}, buffer)
+        try:
+            self._make_folder()
+            path.with_suffix(".new").write_bytes(buffer.getbuffer())
+            path.with_suffix(".new").replace(path)
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            raise DiskFull(
+                f"the disk of {self.folder.parent} ran full. Free some space or choose another "
+                "--out"
+            ) from None
+
+    def _make_folder(self) -> None:
+        if self.folder.is_dir():
+            return
+        self.folder.mkdir(parents=True)
+        (self.folder / MARKS_FILE).write_text(json.dumps(self.marks, indent=1, sort_keys=True))
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
+
+
+@contextlib.contextmanager
+def remembering(
+    out: Path | None, marks: Mapping[str, str], *, resume: bool = False
+) -> Iterator[FolderStore | None]:
+    """The memory of a run that writes to ``out``; ``None`` where it writes nothing.
+
+    ``marks`` say by name what decides the run's results. The folder goes when the block ends well
+    or with an error that a person is told; where the process is stopped, it stays. Raises
+    ``BadInput`` where ``resume`` is asked for and the folder is of another run.
+    """
+    if out is None:
+        if resume:
+            raise BadInput("--resume goes on with a run that was to write an artifact: give its -o")
+        yield None
+        return
+    folder = partial_folder(out)
+    _check_ours(folder)
+    if resume:
+        _check_marks(folder, marks)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+    try:
+        yield FolderStore(folder, marks)
+    except GraphwrightError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def partial_folder(out: Path) -> Path:
+    """Where a run that writes to ``out`` keeps its state."""
+    out = out.absolute()
+    return out.with_name(f"{out.name}.partial")
+
+
+def _check_ours(folder: Path) -> None:
+    if folder.exists() and not (folder / MARKS_FILE).is_file():
+        raise BadInput(
+            f"{folder} is in the way: the state of the run goes there, and it is no such state. "
+            "Move it, or choose another --out"
+        )
+
+
+def _check_marks(folder: Path, marks: Mapping[str, str]) -> None:
+    """Whether the state in a folder is that of this run; none at all is fine."""
+    if not folder.is_dir():
+        return
+    try:
+        known = json.loads((folder / MARKS_FILE).read_text(encoding="utf-8"))
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise BadInput(f"{folder}: damaged; remove it, or run without --resume")
+    for name in sorted({*known, *marks}):
+        if known.get(name) != marks.get(name):
+            raise BadInput(
+                f"--resume: {folder} is of a run with another {name}: it had "
+                f"{_short(known.get(name))}, this one has {_short(marks.get(name))}. Give what it "
+                "had, or run without --resume to start anew"
+            )
+
+
+def _short(text: object) -> str:
+    shown = str(text) if text else "none"
+    return shown if len(shown) <= 200 else f"{shown[:200]}..."
