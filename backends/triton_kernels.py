@@ -2,51 +2,17 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from ..ir.core.types import DTYPE_NAMES
 from ..ir.core.view import Node, Operand, Value, View
-from ..ir.vocab import is_known, spec
+from ..ir.vocab import declared, spec
+from ..kernels.registry import HALF_AND_SINGLE, Kernel, kernel_of
 
-HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 NEEDED_COMPUTE = (8, 0)
 """The least compute capability: bfloat16 and asynchronous copies begin there."""
-
-
-@dataclass(frozen=True)
-class Capability:
-    """What the kernel of one op takes."""
-
-    function: str
-    """``module.function`` in ``kernels``; it takes what the op's reference takes."""
-    dtypes: tuple[torch.dtype, ...] = ()
-    """Of the first operand; any, where empty."""
-    attrs: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """The values that an attribute may have, where not all are taken."""
-    ranks: tuple[int, ...] = ()
-    """Of the first operand; any, where empty."""
-    one_dtype: bool = False
-    """Whether all operands must be of the first one's dtype."""
-
-
-CAPABILITIES: Mapping[str, Capability] = {
-    "linear_nbit": Capability(
-        "linear_nbit.linear_nbit",
-        HALF_AND_SINGLE,
-        {"bits": (4, 8)},
-    ),
-    "token_select": Capability("token_select.token_select"),
-    "rope": Capability("rope.rope", HALF_AND_SINGLE, ranks=(1, 2, 3, 4), one_dtype=True),
-}
-"""By op of ours. One that is not here runs by its reference."""
-
-FUSED = "linear_nbit.linear_nbit_low_rank"
-"""``linear_nbit`` that also adds ``narrow @ up.T``; it takes what ``linear_nbit`` takes."""
 
 
 @dataclass(frozen=True)
@@ -85,48 +51,46 @@ def bind_kernels(view: View, compute: tuple[int, int] | None) -> Binding:
     bound: dict[Node, Bound] = {}
     fallbacks = []
     for node in view.nodes():
-        op = view.op(node)
-        if not is_known(op) or not spec(op).own:
+        op = declared(view.op(node))
+        if op is None or not op.own:
             continue
-        reason = _reason_against(view, node, op, compute)
-        if reason is not None:
-            fallbacks.append(Fallback(view.name(node), op, reason))
+        kernel = kernel_of(op.name)
+        reason = _reason_against(view, node, kernel, compute)
+        if kernel is None or reason is not None:
+            fallbacks.append(Fallback(view.name(node), op.name, reason or _NO_KERNEL))
             continue
-        operands, attrs = view.operands(node), dict(view.attrs(node))
-        bound[node] = Bound(_function(CAPABILITIES[op].function), operands, attrs)
-    absorbed = {n for add, parts in _low_rank_sums(view, bound) for n in _fuse(bound, add, parts)}
+        bound[node] = Bound(kernel.function, view.operands(node), dict(view.attrs(node)))
+    absorbed = {
+        n for add, parts in _low_rank_sums(view, bound) for n in _fuse(view, bound, add, parts)
+    }
     return Binding(bound, frozenset(absorbed), tuple(fallbacks))
 
 
-def _function(path: str) -> Callable[..., Any]:
-    module, _, name = path.partition(".")
-    found: Callable[..., Any] = getattr(
-        importlib.import_module(f"...kernels.{module}", __name__), name
-    )
-    return found
+_NO_KERNEL = "it has no kernel"
 
 
-def _reason_against(view: View, node: Node, op: str, compute: tuple[int, int] | None) -> str | None:
-    capability = CAPABILITIES.get(op)
-    if capability is None:
-        return "it has no kernel"
+def _reason_against(
+    view: View, node: Node, kernel: Kernel | None, compute: tuple[int, int] | None
+) -> str | None:
+    if kernel is None:
+        return _NO_KERNEL
     if compute is not None and compute < NEEDED_COMPUTE:
         return (
             f"the kernels need compute capability {_version(NEEDED_COMPUTE)}, "
             f"this device has {_version(compute)}"
         )
-    for name, taken in capability.attrs.items():
+    for name, taken in kernel.attrs.items():
         value = view.attrs(node)[name]
         if value not in taken:
             return f"{name}={value}: its kernel takes {', '.join(map(str, taken))}"
     types = [view.type(o) for o in view.operands(node) if _is_value(o)]
     first = types[0]
-    if capability.dtypes and first.dtype not in capability.dtypes:
-        names = ", ".join(DTYPE_NAMES[d] for d in capability.dtypes)
+    if kernel.dtypes and first.dtype not in kernel.dtypes:
+        names = ", ".join(DTYPE_NAMES[d] for d in kernel.dtypes)
         return f"its input is {first}: its kernel takes {names}"
-    if capability.ranks and first.rank not in capability.ranks:
-        return f"its input is {first}: its kernel takes up to {capability.ranks[-1]} dimensions"
-    if capability.one_dtype and len({t.dtype for t in types}) > 1:
+    if kernel.ranks and first.rank not in kernel.ranks:
+        return f"its input is {first}: its kernel takes up to {kernel.ranks[-1]} dimensions"
+    if kernel.one_dtype and len({t.dtype for t in types}) > 1:
         return f"its operands are {', '.join(map(str, types))}: its kernel takes one dtype"
     return None
 
@@ -144,7 +108,7 @@ def _is_value(operand: Operand) -> bool:
 
 @dataclass(frozen=True)
 class _Parts:
-    """``add(linear_nbit(...), linear(narrow, up))``; the two nodes go into one kernel."""
+    """``add(main(x, ...), linear(narrow, up))``; the two nodes go into one kernel."""
 
     main: Node
     side: Node
@@ -167,7 +131,7 @@ def _parts(view: View, add: Node, bound: Mapping[Node, Bound]) -> _Parts | None:
         main, side = view.producer(total), view.producer(path)
         if main is None or side is None or main not in bound:
             continue
-        if view.op(main) != "linear_nbit" or view.op(side) != "linear":
+        if _fused(view, main) is None or view.op(side) != "linear":
             continue
         if not (_only_here(view, total, add) and _only_here(view, path, add)):
             continue
@@ -191,8 +155,18 @@ def _uncast(view: View, value: Value) -> Value:
     return stored if weight is not None and weight.dtype in HALF_AND_SINGLE else value
 
 
-def _fuse(bound: dict[Node, Bound], add: Node, parts: _Parts) -> tuple[Node, Node]:
-    main = bound.pop(parts.main)
-    operands = [*main.operands, *[None] * (5 - len(main.operands)), parts.narrow, parts.up]
-    bound[add] = Bound(_function(FUSED), tuple(operands), main.attrs)
+def _fused(view: View, main: Node) -> Callable[..., Any] | None:
+    """The kernel that computes a linear and its low-rank path at once, where there is one."""
+    kernel = kernel_of(view.op(main))
+    return None if kernel is None else kernel.low_rank
+
+
+def _fuse(
+    view: View, bound: dict[Node, Bound], add: Node, parts: _Parts
+) -> tuple[Node, Node]:
+    main, kernel = bound.pop(parts.main), _fused(view, parts.main)
+    assert kernel is not None
+    absent = len(spec(view.op(parts.main)).operands) - len(main.operands)
+    operands = (*main.operands, *[None] * absent, parts.narrow, parts.up)
+    bound[add] = Bound(kernel, operands, main.attrs)
     return parts.main, parts.side

@@ -17,9 +17,9 @@ from ..ir.core.errors import BadInput
 from . import linear_nbit_gemm as gemm
 from . import linear_nbit_gemv as gemv
 from .launch import Launch, processors
+from .registry import HALF_AND_SINGLE, Kernel
 
 BITS = (4, 8)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 PRECISION = {torch.float32: "tf32x3"}
 """Three TF32 products make one of float32 to 1e-6; the half types ignore it."""
 
@@ -110,8 +110,8 @@ def linear_nbit_low_rank(
 def _check(x: Tensor, bits: int) -> None:
     if bits not in BITS:
         raise BadInput(f"linear_nbit: the kernel takes 4 and 8 bits, not {bits}")
-    if x.dtype not in DTYPES:
-        raise BadInput(f"linear_nbit: the kernel takes {_names(DTYPES)}, not {x.dtype}")
+    if x.dtype not in HALF_AND_SINGLE:
+        raise BadInput(f"linear_nbit: the kernel takes {_names(HALF_AND_SINGLE)}, not {x.dtype}")
 
 
 def _names(dtypes: tuple[torch.dtype, ...]) -> str:
@@ -193,3 +193,6 @@ def _gemm(o: _Operands, y: Tensor) -> Iterator[Launch]:
         grid = (triton.cdiv(y.numel(), gemm.JOINED),)
         joined = (into, y, y.numel(), splits)
         yield Launch(gemm.join_kernel, grid, joined, {"BLOCK": gemm.JOINED})
+
+
+KERNEL = Kernel(linear_nbit, HALF_AND_SINGLE, {"bits": BITS}, low_rank=linear_nbit_low_rank)

@@ -6,15 +6,13 @@ Bytes moved: ``x`` and ``y`` once, the tables once a head. Products and sums rou
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from ..ir.core.errors import BadInput
 from .launch import Launch
-
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+from .registry import HALF_AND_SINGLE, Kernel
 
 
 @triton.jit
@@ -47,7 +45,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """
     if not 1 <= x.dim() <= 4 or x.shape[-1] % 2:
         raise BadInput(f"rope: the kernel takes up to 4 dimensions, the last even: {list(x.shape)}")
-    if x.dtype not in DTYPES or {cos.dtype, sin.dtype} != {x.dtype}:
+    if x.dtype not in HALF_AND_SINGLE or {cos.dtype, sin.dtype} != {x.dtype}:
         raise BadInput(f"rope: x is {x.dtype}, cos {cos.dtype}, sin {sin.dtype}: one is needed")
     y = x.new_empty(x.shape)
     for launch in launches(y, x, cos, sin):
@@ -75,3 +73,6 @@ def launches(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> list[Launch]:
     )  # fmt: skip
     constants = {"ROWS": block, "HALF": triton.next_power_of_2(half)}
     return [Launch(rope_kernel, (triton.cdiv(rows, block),), arguments, constants)]
+
+
+KERNEL = Kernel(rope, HALF_AND_SINGLE, ranks=(1, 2, 3, 4), one_dtype=True)

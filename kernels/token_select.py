@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..ir.core.errors import BadInput
 from .launch import Launch
+from .registry import Kernel
 
 BLOCK = 1024
 """Numbers that a program copies: 16 bytes a thread of 4 warps where they have two bytes."""
@@ -73,3 +74,6 @@ def launches(y: Tensor, x: Tensor, index: Tensor) -> list[Launch]:
     constants = {"ROWS": BLOCK // block, "BLOCK": block}
     grid = (triton.cdiv(rows, BLOCK // block), triton.cdiv(width, block))
     return [Launch(token_select_kernel, grid, arguments, constants)]
+
+
+KERNEL = Kernel(token_select)

@@ -31,6 +31,7 @@ from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 from . import nbit_sums, sparse
 from .nbit_sums import OURS, dtype_of, made, source_of
+from .own import own_rules
 
 logger = logging.getLogger(__name__)
 
@@ -39,17 +40,19 @@ _OPERANDS = 6
 
 
 def canonicalize_stored(view: View, *, step: int = 0) -> RewriteReport:
-    """Read every ``MatMulNBits`` of an ONNX graph, and its side path of outliers, in place.
+    """Read every ``MatMulNBits`` of an ONNX graph, its side path of outliers, and what other ops of
+    ours declare decoders for, in place.
 
     This comes before constants are folded, which would write out what is stored in fewer bytes.
     Nodes in a form that is not read stay as they are; a warning says why.
     """
-    native = f"{MICROSOFT}::{NODE}"
-    if view.kind != "onnx" or not any(view.native_op(node) == native for node in view.nodes()):
+    if view.kind != "onnx":
         return RewriteReport()
-    rules: tuple[type[Rule], ...] = (
-        FuseMatMulNBits, *nbit_sums.RULES, *sparse.RULES,
-    )  # fmt: skip
+    native, rules = f"{MICROSOFT}::{NODE}", own_rules()
+    if any(view.native_op(node) == native for node in view.nodes()):
+        rules = (FuseMatMulNBits, *nbit_sums.RULES, *sparse.RULES, *rules)
+    if not rules:
+        return RewriteReport()
     report = rewrite(view, [rule() for rule in rules], step=step)
     refusal = report.refusals.get(FuseMatMulNBits.name)
     left = [view.name(node) for node in view.nodes() if view.native_op(node) == native]

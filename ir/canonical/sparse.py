@@ -101,7 +101,7 @@ def _found(match: Match) -> _Path | None:
         onnx_ir.Value(name=name, const_value=tensor_of(weight, name))
         for name, weight in path.weights(view).items()
     ]
-    wanted = SPARSE_LINEAR.onnx(tape, [leaf, *stored], {"out_features": path.outputs})
+    wanted = SPARSE_LINEAR.record(tape, [leaf, *stored], {"out_features": path.outputs})
     (result,) = view.results(match.root)
     return path if same_form(result, wanted, {leaf: path.x}) else None
 

@@ -113,6 +113,20 @@ def unify(a: Type, b: Type) -> Type:
     return Type(dtype, tuple(unify_dim(x, y) for x, y in zip(a.shape, b.shape, strict=True)))
 
 
+def agree(a: Type, b: Type) -> bool:
+    """Whether two types contradict each other nowhere."""
+    if a.dtype is not None and b.dtype is not None and a.dtype != b.dtype:
+        return False
+    if a.shape is None or b.shape is None:
+        return True
+    if len(a.shape) != len(b.shape):
+        return False
+    return all(
+        same_dim(x, y) or not (isinstance(x, int) and isinstance(y, int))
+        for x, y in zip(a.shape, b.shape, strict=True)
+    )
+
+
 def broadcast(*shapes: tuple[Dim, ...] | None) -> tuple[Dim, ...] | None:
     """The shape that numpy broadcasting gives; ``None`` where one of them is unknown."""
     known = [s for s in shapes if s is not None]

@@ -9,16 +9,12 @@ import torch
 from torch.fx.node import Node as FxNode
 
 from ..core.errors import InvalidGraph, Refusal
-from ..core.types import Type
+from ..core.types import Type, agree
 from ..core.view import Attr, Node, Operand, Value
 from ..core.weights import Weight
 from ..vocab import check_arity, complete_attrs, spec
-from ..vocab.infer import agree
-from .build import builder_of, call
+from ..vocab.fx import call
 from .read import GETITEM, FxReader
-
-_SEVERAL = frozenset({"split", "topk"})
-"""Ops with several results: their types are needed at once, to make the ``getitem`` nodes."""
 
 
 class FxEditor(FxReader):
@@ -42,7 +38,7 @@ class FxEditor(FxReader):
                 self._refresh(operand)
         first = before.prev
         with self.graph.inserting_before(before):
-            node = builder_of(op)(self.graph, operands, full)
+            node = spec(op).build_fx(self.graph, operands, full)
             if name is not None:
                 node._rename(name)
             for made in _between(first, before):
@@ -65,7 +61,8 @@ class FxEditor(FxReader):
         if like is not None and like.meta.get("val") is not None:
             node.meta["val"] = like.meta["val"]
             return node
-        if op not in _SEVERAL or not isinstance(self._refresh(node), (tuple, list)):
+        # The types of several results are needed at once, to make the ``getitem`` nodes.
+        if not spec(op).multi_result or not isinstance(self._refresh(node), (tuple, list)):
             return node
         items = [call(self.graph, GETITEM, (node, i)) for i in range(len(node.meta["val"]))]
         for item in items:
@@ -203,7 +200,7 @@ class FxEditor(FxReader):
             old = operands[index]
             changed = [operand if i == index else o for i, o in enumerate(operands)]
             with self.graph.inserting_before(node):
-                written = builder_of(op)(self.graph, changed, attrs)
+                written = spec(op).build_fx(self.graph, changed, attrs)
             node.target, node.args, node.kwargs = written.target, written.args, written.kwargs
             self.graph.erase_node(written)
         values = (v for v in (old, operand) if isinstance(v, FxNode))

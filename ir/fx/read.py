@@ -17,9 +17,8 @@ from ..core.errors import InvalidGraph, Refusal
 from ..core.types import UNKNOWN, Type
 from ..core.view import NATIVE, NO_SCOPE, Attr, Node, Operand, Origin, Source, Value, View
 from ..core.weights import Weight
-from ..vocab import spec
+from ..vocab import ATEN_DECODERS, load_dialects, spec
 from .dims import FxDims
-from .table import READERS, is_plain, own_op
 
 GETITEM = operator.getitem
 """Takes one of several results: part of how FX writes a node, and no node of a view's own."""
@@ -39,6 +38,7 @@ class FxReader(View):
         source: Source,
         symbols: Mapping[str, str],
     ) -> None:
+        load_dialects()
         self.graph = graph
         self.program = program
         self.source = source
@@ -62,11 +62,11 @@ class FxReader(View):
                 yield node
 
     def op(self, node: Node) -> str:
-        entry = READERS.get(node.target)
+        entry = ATEN_DECODERS.get(node.target)
         if entry is None:
-            return own_op(node.target)
-        name, reader, partial = entry
-        return NATIVE if partial and reader(node) is None else name
+            return _own_op(node.target)
+        name, decode, partial = entry
+        return NATIVE if partial and decode(node) is None else name
 
     def native_op(self, node: Node) -> str:
         target = node.target
@@ -82,15 +82,15 @@ class FxReader(View):
         reading = self.read(node)
         if reading is not None:
             return reading[2]
-        plain = {f"arg{i}": a for i, a in enumerate(node.args) if is_plain(a)}
-        return plain | {k: v for k, v in node.kwargs.items() if is_plain(v)}
+        plain = {f"arg{i}": a for i, a in enumerate(node.args) if _is_plain(a)}
+        return plain | {k: v for k, v in node.kwargs.items() if _is_plain(v)}
 
     def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
-        entry = READERS.get(node.target)
+        entry = ATEN_DECODERS.get(node.target)
         if entry is not None:
             reading = entry[1](node)
             return None if reading is None else (entry[0], *reading)
-        name = own_op(node.target)
+        name = _own_op(node.target)
         if name == NATIVE:
             return None
         operands = list(node.args)
@@ -189,3 +189,17 @@ class FxReader(View):
 
     def arguments(self, node: Node) -> tuple[Value, ...]:
         return tuple(node.all_input_nodes)
+
+
+def _own_op(target: Any) -> str:
+    """The name of an op of ours, ``native`` for every other target."""
+    if isinstance(target, torch._ops.OpOverload) and target.namespace == "graphwright":
+        return target._opname
+    return NATIVE
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether an argument is a constant that ``attrs`` of a native node can show."""
+    if isinstance(value, list | tuple):
+        return all(isinstance(v, int | float) for v in value)
+    return isinstance(value, int | float | bool | str | torch.dtype | None)

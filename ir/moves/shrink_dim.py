@@ -14,10 +14,9 @@ from ..core.errors import Refusal
 from ..core.types import UNKNOWN_DIM, mentions
 from ..core.view import NATIVE, Node, Value, View
 from ..structure.cache_slots import is_past
-from ..vocab import END
+from ..vocab import END, traits
 
 Positions = Literal["kept", "renumbered"]
-_HEAVY = frozenset({"linear", "linear_nbit", "sparse_linear", "sdpa", "conv", "embedding"})
 
 
 def shrink(
@@ -277,7 +276,7 @@ class _Cut:
             source, dim = view.operands(node)[0], view.attrs(node)["dim"]
             shape = view.type(source).shape
             return shape is not None and not self._moves(source, shape[dim : dim + 1], dim)
-        if view.op(node) == NATIVE and view.native_op(node) == "ai.onnx::Shape":
+        if view.op(node) == NATIVE and view.native_op(node) == "Shape":
             source, part = view.arguments(node)[0], _shape_part(node)
             shape = view.type(source).shape
             if shape is None:
@@ -300,7 +299,7 @@ class _Cut:
             if node is None or node in seen:
                 continue
             seen.add(node)
-            if self.view.op(node) in _HEAVY:
+            if traits(self.view.op(node)).heavy:
                 return True
             if not self._other_size(node):
                 stack += [self.view.producer(v) for v in self.view.arguments(node)]

@@ -8,10 +8,9 @@ import onnx_ir
 
 from ..core.errors import InvalidGraph, Refusal
 from ..core.tensors import tensor_of
-from ..core.types import UNKNOWN_DIM, substitute, unify
+from ..core.types import UNKNOWN_DIM, agree, substitute, unify
 from ..core.view import Node, Operand, Value
 from ..core.weights import Weight
-from ..vocab.infer import agree
 from .insert import OnnxInserter
 from .parts import is_used, set_type
 

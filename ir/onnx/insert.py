@@ -15,13 +15,13 @@ from ..core.types import Type
 from ..core.view import Attr, Node, Operand, Source, Value
 from ..core.weights import Weight
 from ..vocab import check_arity, complete_attrs, spec
+from ..vocab.onnx import DOMAIN
 from .parts import RULE_KEY, SCOPE_KEYS, STEP_KEY, After, encode, has_subgraph, insert, set_type
 from .read import OnnxReader
-from .table import BUILDERS, DOMAIN
 
 
 class OnnxInserter(OnnxReader):
-    """The building half of ``onnx.OnnxView``: also the ``Emitter`` of ``table``."""
+    """The building half of ``onnx.OnnxView``: also the ``Emitter`` of ``vocab.onnx``."""
 
     def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
         super().__init__(model, source=source)
@@ -62,12 +62,12 @@ class OnnxInserter(OnnxReader):
         types: tuple[Type, ...],
         name: str | None,
     ) -> Value:
-        builder = BUILDERS.get(op)
-        if builder is None or not self._writes(op):
+        form = spec(op).onnx
+        if form is None or form.build is None:
             outputs = len(types)
             node = self.emit(op, self._as_values(operands), attrs, domain=DOMAIN, outputs=outputs)
         else:
-            node = builder(self, operands, attrs)
+            node = form.build(self, operands, attrs)
         if name is not None:
             self._rename(node, name)
         for value, type_ in zip(node.outputs, types, strict=True):
@@ -87,9 +87,6 @@ class OnnxInserter(OnnxReader):
             node.outputs, self._infer(op, operands, attrs, node), strict=False
         ):
             set_type(value, type_)
-
-    def _writes(self, op: str) -> bool:
-        return op != "gelu" or self.model.graph.opset_imports.get("", 0) >= 20
 
     def _as_values(self, operands: Sequence[Operand]) -> list[onnx_ir.Value | None]:
         like = next((o for o in operands if isinstance(o, onnx_ir.Value)), None)

@@ -12,6 +12,8 @@ from ..core.tensors import has_weight, weight_of
 from ..core.types import UNKNOWN, Type
 from ..core.view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
 from ..core.weights import Weight
+from ..vocab import ONNX_DECODERS, load_dialects
+from ..vocab.onnx import DOMAIN
 from .parts import (
     PLAIN,
     SCOPE_KEYS,
@@ -25,7 +27,6 @@ from .parts import (
     name_everything,
     subgraphs,
 )
-from .table import DOMAIN, READERS
 
 
 class OnnxReader(View):
@@ -36,6 +37,7 @@ class OnnxReader(View):
     def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
         # Values of torch's exporter build nodes when compared; copies are plain.
         model = model if is_plain_model(model) else model.clone()
+        load_dialects()
         self.model = model
         self.source = source or Source()
         self.origin: Origin | None = None
@@ -51,8 +53,8 @@ class OnnxReader(View):
     def op(self, node: Node) -> str:
         if node.domain == DOMAIN:
             return str(node.op_type)
-        for name, reader, partial in READERS.get((node.domain, node.op_type), ()):
-            if not partial or reader(node) is not None:
+        for name, decoder, partial in ONNX_DECODERS.get((node.domain, node.op_type), ()):
+            if not partial or decoder(node) is not None:
                 return name
         return NATIVE
 
@@ -65,8 +67,8 @@ class OnnxReader(View):
             while inputs and inputs[-1] is None:
                 inputs.pop()
             return str(node.op_type), tuple(inputs), decode(node)
-        for name, reader, _ in READERS.get((node.domain, node.op_type), ()):
-            reading = reader(node)
+        for name, decoder, _ in ONNX_DECODERS.get((node.domain, node.op_type), ()):
+            reading = decoder(node)
             if reading is not None:
                 return name, *reading
         return None

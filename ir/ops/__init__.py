@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from ..core.errors import near_misses
-from .base import OwnOp, Sample, kernel_for, register_kernel
+from ..vocab import VOCABULARY, declared, register
+from .base import OwnOp, Sample, StockDecoder, own_op
 from .linear_bitstack import LINEAR_BITSTACK
 from .linear_nbit import LINEAR_NBIT
 from .rope import ROPE
@@ -17,13 +18,17 @@ OWN_OPS: dict[str, OwnOp] = {
     op.name: op
     for op in (LINEAR_NBIT, LINEAR_BITSTACK, SPARSE_LINEAR, ROPE, SDPA, TOKEN_SELECT)
 }
+for _op in OWN_OPS.values():
+    register(_op)
 
 
 def torch_op(name: str) -> torch._ops.OpOverload:
     """The torch op ``graphwright::NAME``, registered on first use; ``KeyError`` if unknown."""
-    if name not in OWN_OPS:
-        raise KeyError(f"no op of ours is called {name!r}; {near_misses(name, OWN_OPS)}")
-    return OWN_OPS[name].overload
+    op = declared(name)
+    if not isinstance(op, OwnOp):
+        own = [name for name, op in VOCABULARY.items() if isinstance(op, OwnOp)]
+        raise KeyError(f"no op of ours is called {name!r}; {near_misses(name, own)}")
+    return op.overload
 
 
-__all__ = ["OWN_OPS", "OwnOp", "Sample", "kernel_for", "register_kernel", "torch_op"]
+__all__ = ["OWN_OPS", "OwnOp", "Sample", "StockDecoder", "own_op", "torch_op"]

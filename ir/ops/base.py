@@ -1,8 +1,7 @@
-"""What an op of ours declares, once, and what follows from it.
+"""An op of ours: what it declares beyond the vocabulary, and what follows from it.
 
 From one ``OwnOp`` come the torch custom op ``graphwright::NAME`` with its fake kernel, the ONNX
-form that a stock ONNX Runtime runs, the samples that its tests are generated from, and the slot
-that a device kernel fills.
+form that a stock ONNX Runtime runs, and the samples that its tests are generated from.
 """
 
 from __future__ import annotations
@@ -17,11 +16,16 @@ import torch
 from torch import Tensor
 
 from ..core.types import Type
-from ..vocab import REQUIRED
+from ..core.view import Node, Operand, View
+from ..vocab import REQUIRED, OpSpec
+from ..vocab.fx import call
+from ..vocab.spec import Attrs, Infer
 
 if TYPE_CHECKING:
     import onnx_ir
     from onnx_ir.tape import Tape
+    from torch.fx import Graph
+    from torch.fx import Node as FxNode
 
 NAMESPACE = "graphwright"
 
@@ -32,7 +36,12 @@ TOLERANCES: Mapping[torch.dtype, float] = {
 }
 """Relative L2 error that two exact implementations of one op may show, by the dtype of ``x``."""
 
-Kernel = Callable[..., Tensor]
+Record = Callable[["Tape", "Sequence[onnx_ir.Value | None]", Attrs], "onnx_ir.Value"]
+"""Records on a tape the nodes that a stock ONNX Runtime runs; returns their result.
+
+Opset 18 and up. New initializers are lazy. Raises ``InvalidGraph`` where an operand that must be a
+constant is none.
+"""
 
 
 @dataclass(frozen=True)
@@ -44,56 +53,40 @@ class Sample:
     label: str
 
 
-@dataclass(frozen=True)
-class OwnOp:
-    """One op of ours. Its name, operands and attributes are read off the reference's signature:
+@dataclass(frozen=True, slots=True)
+class StockDecoder:
+    """How the ONNX form of an op is read back, at the node that ends it."""
 
-    positional parameters are operands (those that default to ``None`` may be absent), the first one
-    is the activation; keyword-only parameters are attributes.
-    """
+    root: str
+    """That node's op: a word of the vocabulary, or a native one (``com.microsoft::GroupNorm``)."""
+    decode: Callable[[View, Node], tuple[Sequence[Operand], Attrs]]
+    """The op's operands and attributes; new constants are added to the view. Raises ``Refusal``."""
 
-    reference: Kernel
-    """The op on torch tensors, computed in float32 and cast to the dtype of ``x``."""
-    infer: Callable[[Sequence[Any], Mapping[str, Any]], tuple[Type, ...]]
-    """Operand types (``None`` for absent) and attributes to result types.
 
-    Leading dimensions may be symbolic. Raises ``ValueError`` where operands contradict each other.
-    """
-    onnx: Callable[[Tape, Sequence[onnx_ir.Value | None], Mapping[str, Any]], onnx_ir.Value]
-    """Records on a tape the nodes that a stock ONNX Runtime runs; returns their result.
+@dataclass(frozen=True, kw_only=True)
+class OwnOp(OpSpec):
+    """One op of ours, computed in float32 by its reference and cast to the dtype of ``x``."""
 
-    Opset 18 and up. New initializers are lazy. Raises ``InvalidGraph`` where an operand that must
-    be a constant is none.
-    """
+    record: Record
+    """Its ONNX form."""
     samples: Callable[[], list[Sample]]
     tolerances: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCES)
+    decoders: tuple[StockDecoder, ...] = ()
 
-    @cached_property
-    def name(self) -> str:
-        return self.reference.__name__
+    def build_fx(self, graph: Graph, operands: Sequence[Any], attrs: Attrs) -> FxNode:
+        if self.own:
+            return self.call(graph, operands, attrs)
+        return super().build_fx(graph, operands, attrs)
 
-    @cached_property
-    def operands(self) -> tuple[str, ...]:
-        """Operand names in order; ``?`` marks one that may be absent."""
-        return tuple(
-            p.name if p.default is p.empty else p.name + "?"
-            for p in inspect.signature(self.reference).parameters.values()
-            if p.kind is not p.KEYWORD_ONLY
-        )
+    def call(self, graph: Graph, operands: Sequence[Any], attrs: Attrs) -> FxNode:
+        """Insert a call of the torch custom op."""
+        padded = (*operands, *[None] * (len(self.operands) - len(operands)))
+        return call(graph, self.overload, padded, dict(attrs))
 
-    @cached_property
-    def attrs(self) -> Mapping[str, Any]:
-        """Attribute names with their defaults; ``REQUIRED`` where there is none."""
-        return {
-            p.name: REQUIRED if p.default is p.empty else p.default
-            for p in inspect.signature(self.reference).parameters.values()
-            if p.kind is p.KEYWORD_ONLY
-        }
+    def bytes_read(self, operands: Sequence[Type | None]) -> int:
+        """Bytes of constants that one run reads, all operands but the first, from their types.
 
-    def stored_bytes(self, operands: Sequence[Type | None]) -> int:
-        """Bytes that the op's constants take (all operands but the first), from their types alone.
-
-        Raises ``ValueError`` where a constant's size is not known.
+        Raises ``ValueError`` where a size is not known.
         """
         total = 0
         for name, operand in zip(self.operands[1:], operands[1:], strict=False):
@@ -112,14 +105,39 @@ class OwnOp:
         schema = schema.replace("SymInt", "int")
         library: Any = _library()  # torch leaves these methods untyped
         library.define(self.name + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        library.impl(self.name, partial(_dispatch, self), "CompositeExplicitAutograd")
+        library.impl(self.name, self.reference, "CompositeExplicitAutograd")
         qualified = f"{NAMESPACE}::{self.name}"
         torch.library.register_fake(qualified, partial(_fake, self), lib=library)
         overload: torch._ops.OpOverload = getattr(torch.ops.graphwright, self.name).default
         return overload
 
 
-_KERNELS: dict[tuple[str, str], Kernel] = {}
+def own_op(
+    reference: Callable[..., Tensor], *, infer: Infer, record: Record,
+    samples: Callable[[], list[Sample]], **traits: Any,
+) -> OwnOp:  # fmt: skip
+    """Declare an op of ours. Its name and signature are those of the reference:
+
+    positional parameters are operands (those that default to ``None`` may be absent), the first one
+    is the activation; keyword-only parameters are attributes. ``traits`` are fields of ``OpSpec``.
+    """
+    parameters = inspect.signature(reference).parameters.values()
+    return OwnOp(
+        name=reference.__name__,
+        operands=tuple(
+            p.name if p.default is p.empty else p.name + "?"
+            for p in parameters
+            if p.kind is not p.KEYWORD_ONLY
+        ),
+        attrs={
+            p.name: REQUIRED if p.default is p.empty else p.default
+            for p in parameters
+            if p.kind is p.KEYWORD_ONLY
+        },
+        infer=infer, reference=reference, record=record, samples=samples, **traits,
+    )  # fmt: skip
+
+
 _LIBRARIES: list[torch.library.Library] = []
 
 
@@ -128,27 +146,6 @@ def _library() -> torch.library.Library:
         make: Any = torch.library.Library
         _LIBRARIES.append(make(NAMESPACE, "FRAGMENT"))
     return _LIBRARIES[0]
-
-
-def register_kernel(op: str, device_type: str, kernel: Kernel | None) -> Kernel | None:
-    """Let ``kernel`` run ``op`` on a device type such as ``cuda``; ``None`` empties the slot.
-
-    A kernel takes what the reference takes. Returns the kernel that held the slot before.
-    """
-    former = _KERNELS.pop((op, device_type), None)
-    if kernel is not None:
-        _KERNELS[op, device_type] = kernel
-    return former
-
-
-def kernel_for(op: str, device_type: str) -> Kernel | None:
-    """The kernel registered for an op on a device type, if there is one."""
-    return _KERNELS.get((op, device_type))
-
-
-def _dispatch(op: OwnOp, x: Tensor, *operands: Tensor | None, **attrs: Any) -> Tensor:
-    kernel = _KERNELS.get((op.name, x.device.type), op.reference)
-    return kernel(x, *operands, **attrs)
 
 
 def _fake(op: OwnOp, x: Tensor, *operands: Tensor | None, **attrs: Any) -> Tensor:

@@ -27,7 +27,9 @@ from ..core.errors import InvalidGraph
 from ..core.tensors import tensor_of, weight_of
 from ..core.types import Type
 from ..core.weights import StackedWeight
-from .base import OwnOp, Sample
+from ..vocab.linear import linear_macs
+from ..vocab.spec import Attrs, Macs
+from .base import Sample, own_op
 from .emit import cast, constant
 
 if TYPE_CHECKING:
@@ -58,6 +60,12 @@ def dense(signs: Tensor, factors: Tensor, out_features: int) -> Tensor:
     left, right = factors.float().tensor_split([out_features], -1)
     magnitudes = left.mT @ right
     return (unpack_signs(signs, *magnitudes.shape[1:]) * magnitudes).sum(0)
+
+
+def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
+    signs, factors = operands[:2]
+    assert signs is not None and factors is not None
+    return dense(signs, factors, attrs["out_features"])
 
 
 def pack_signs(positive: Tensor) -> Tensor:
@@ -110,7 +118,7 @@ def _same(name: str, got: Type, want: Type) -> None:
         raise ValueError(f"linear_bitstack: {name} is {got}, expected {want}")
 
 
-def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
+def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
     x, signs, factors, bias = (*operands, None)[:4]
     if x is None or signs is None or factors is None or x.dtype is None:
         raise InvalidGraph("linear_bitstack needs x with a known dtype, signs and factors")
@@ -191,4 +199,7 @@ def _sample(
     return Sample(operands, {"in_features": fan_in, "out_features": fan_out}, label)
 
 
-LINEAR_BITSTACK = OwnOp(reference=linear_bitstack, infer=_infer, onnx=_onnx, samples=_samples)
+LINEAR_BITSTACK = own_op(
+    linear_bitstack, infer=_infer, record=_record, samples=_samples,
+    heavy=True, macs=Macs(linear_macs), dense=_dense, stored_linear=lambda attrs: "blocks of signs",
+)  # fmt: skip

@@ -29,7 +29,9 @@ from torch import Tensor
 
 from ..core.errors import InvalidGraph
 from ..core.types import Type
-from .base import OwnOp, Sample
+from ..vocab.linear import linear_macs
+from ..vocab.spec import Attrs, Macs
+from .base import Sample, own_op
 from .emit import cast, constant, derived
 from .pack import block_of, check_format, dequantize, n_blocks, n_groups, pack, pack_zeros
 from .pack import zero_bytes as row_zero_bytes
@@ -87,6 +89,17 @@ def rounded(x: Tensor, block: int) -> Tensor:
     return (codes * scale).reshape(padded.shape)[..., :columns]
 
 
+def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
+    codes, scales, zeros = operands[:3]
+    assert codes is not None and scales is not None
+    form = {name: attrs[name] for name in ("bits", "group", "in_features")}
+    return dequantize(codes, scales, zeros, **form)
+
+
+def _form(attrs: Attrs) -> str:
+    return f"{attrs['bits']} bits, " + (f"group {attrs['group']}" if attrs["group"] else "rows")
+
+
 def operand_types(
     in_features: int,
     out_features: int,
@@ -137,7 +150,7 @@ def _same(what: str, got: Any, want: Any) -> None:
         raise ValueError(f"linear_nbit: {what} is {got}, expected {want}")
 
 
-def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
+def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
     x, codes, scales, zeros, bias = (*operands, None, None)[:5]
     if x is None or codes is None or scales is None or x.dtype is None:
         raise InvalidGraph("linear_nbit needs x with a known dtype, codes and scales")
@@ -370,4 +383,7 @@ def _sample(
     )
 
 
-LINEAR_NBIT = OwnOp(reference=linear_nbit, infer=_infer, onnx=_onnx, samples=_samples)
+LINEAR_NBIT = own_op(
+    linear_nbit, infer=_infer, record=_record, samples=_samples,
+    heavy=True, macs=Macs(linear_macs), dense=_dense, stored_linear=_form,
+)  # fmt: skip

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..core.errors import InvalidGraph
 from ..core.types import Type
-from .base import OwnOp, Sample
+from .base import Sample, own_op
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -36,7 +36,7 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
     return (x,)
 
 
-def _onnx(
+def _record(
     tape: Tape, operands: Sequence[onnx_ir.Value | None], attrs: Mapping[str, Any]
 ) -> onnx_ir.Value:
     import numpy as np
@@ -62,4 +62,4 @@ def _samples() -> list[Sample]:
     return cases
 
 
-ROPE = OwnOp(reference=rope, infer=_infer, onnx=_onnx, samples=_samples)
+ROPE = own_op(rope, infer=_infer, record=_record, samples=_samples)

@@ -1,7 +1,7 @@
-"""``sdpa``: the vocabulary's attention as an op of ours, for the form that aten has no op for.
+"""``sdpa``: attention. Without a soft cap an FX graph has ATen's; for the other form it is an op of
+ours.
 
-Attention without a soft cap stays ``aten.scaled_dot_product_attention`` in an FX graph. The ONNX
-form is that of every attention: stock ops, which runtimes fuse where they can.
+The ONNX form is that of every attention: stock ops, which runtimes fuse where they can.
 """
 
 from __future__ import annotations
@@ -12,18 +12,97 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.fx import Graph, Node
 
 from ..core.errors import InvalidGraph
-from ..vocab import infer
-from ..vocab.reference import sdpa
-from .base import OwnOp, Sample
+from ..vocab import fx
+from ..vocab.fx import AtenForm, aten
+from ..vocab.rules import same_size
+from ..vocab.spec import Attrs, Macs, Shape, Types
+from .base import Sample, own_op
 
 if TYPE_CHECKING:
     import onnx_ir
     from onnx_ir.tape import Tape
 
 
-def _onnx(
+def sdpa(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None = None,
+    *,
+    scale: float | None = None,
+    causal: bool = False,
+    gqa: bool = False,
+    softcap: float | None = None,
+) -> Tensor:
+    """``softmax(q kᵀ scale + mask) v`` on [..., tokens, head dim]; a fully masked row gives 0.
+
+    ``mask`` is boolean (True attends) or added to the logits. ``scale`` None means 1/√(head dim).
+    With ``gqa`` each key/value head serves a run of query heads (arXiv 2305.13245). With
+    ``softcap`` c the logits are ``c tanh(q kᵀ scale / c) + mask`` (Gemma 2, arXiv 2408.00118).
+    """
+    if gqa:
+        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
+        v = v.repeat_interleave(q.shape[-3] // v.shape[-3], -3)
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    logits = torch.matmul(q, k.transpose(-1, -2)).float() * scale
+    if softcap is not None:
+        logits = torch.tanh(logits / softcap) * softcap
+    if causal:
+        rows = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device)
+        logits = logits.masked_fill(~rows.tril(), -math.inf)
+    if mask is not None and mask.dtype == torch.bool:
+        logits = logits.masked_fill(~mask, -math.inf)
+    elif mask is not None:
+        logits = logits + mask
+    weights = torch.softmax(logits, -1)
+    weights = torch.where(torch.isnan(weights), torch.zeros_like(weights), weights)
+    return torch.matmul(weights.to(v.dtype), v)
+
+
+def _infer(operands: Sequence[Any], attrs: Attrs) -> Types:
+    q, k, v = operands[:3]
+    if q.shape is None or k.shape is None or v.shape is None:
+        return (q,)
+    same_size(q.shape[-1], k.shape[-1], "sdpa")
+    same_size(k.shape[-2], v.shape[-2], "sdpa", "token")
+    return (q.with_shape((*q.shape[:-1], v.shape[-1])),)
+
+
+def _macs(operands: Sequence[Any], out: Shape) -> int:
+    q, k = operands[:2]
+    return int(math.prod(q[:-1]) * k[-2] * (q[-1] + out[-1]))
+
+
+def _decode(node: Node) -> fx.Reading | None:
+    if fx.argument(node, 4, "dropout_p", 0.0):
+        return None
+    attrs = {
+        "scale": node.kwargs.get("scale"),
+        "causal": bool(fx.argument(node, 5, "is_causal", False)),
+        "gqa": bool(node.kwargs.get("enable_gqa", False)),
+        "softcap": None,
+    }
+    return fx.strip((*node.args[:3], fx.argument(node, 3, "attn_mask"))), attrs
+
+
+def _build(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    if attrs["softcap"] is not None:  # aten has no such attention
+        return SDPA.call(graph, operands, attrs)
+    q, k, v, mask = (*operands, None)[:4]
+    kwargs: dict[str, Any] = {}
+    if attrs["scale"] is not None:
+        kwargs["scale"] = attrs["scale"]
+    if attrs["gqa"]:
+        kwargs["enable_gqa"] = True
+    args = (q, k, v, mask, 0.0, attrs["causal"])
+    return fx.call(graph, aten.scaled_dot_product_attention.default, args, kwargs)
+
+
+def _record(
     tape: Tape, operands: Sequence[onnx_ir.Value | None], attrs: Mapping[str, Any]
 ) -> onnx_ir.Value:
     """matmul(softmax(c·tanh(q·(scale/c) kᵀ) + mask), v); a fully masked row gives 0."""
@@ -71,4 +150,8 @@ def _samples() -> list[Sample]:
     return cases
 
 
-SDPA = OwnOp(reference=sdpa, infer=infer.sdpa, onnx=_onnx, samples=_samples)
+SDPA = own_op(
+    sdpa, infer=_infer, record=_record, samples=_samples,
+    heavy=True, macs=Macs(_macs, reads=2),
+    aten=AtenForm(_build, (fx.sometimes(_decode, aten.scaled_dot_product_attention.default),)),
+)  # fmt: skip

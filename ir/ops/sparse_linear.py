@@ -18,6 +18,7 @@ entries here), so that a matrix has at most two sums per power of two.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,8 @@ from torch import Tensor
 
 from ..core.errors import InvalidGraph
 from ..core.types import Type
-from .base import OwnOp, Sample
+from ..vocab.spec import Attrs, Macs, Shape
+from .base import Sample, own_op
 from .emit import cast, constant, derived
 
 if TYPE_CHECKING:
@@ -71,6 +73,19 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
     if x.shape is None:
         return (x,)
     return (x.with_shape((*x.shape[:-1], attrs["out_features"])),)
+
+
+def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
+    rows, cols, values = operands
+    assert rows is not None and cols is not None and values is not None
+    matrix = torch.zeros(attrs["out_features"], columns)
+    matrix[rows.to(torch.int64), cols.to(torch.int64)] = values.float()
+    return matrix
+
+
+def _macs(operands: Sequence[Any], out: Shape) -> int:
+    x, rows = operands[:2]
+    return int(math.prod(x[:-1]) * rows[0])
 
 
 def _width(count: int) -> int:
@@ -129,7 +144,7 @@ def entries(
     return found[by_row], np.concatenate(slots)[by_row]
 
 
-def _onnx(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
+def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
     x, rows, cols, values = operands
     if x is None or x.dtype is None:
         raise InvalidGraph("sparse_linear needs x with a known dtype")
@@ -216,4 +231,7 @@ def _sample(
     return Sample(operands, {"out_features": fan_out}, label)
 
 
-SPARSE_LINEAR = OwnOp(reference=sparse_linear, infer=_infer, onnx=_onnx, samples=_samples)
+SPARSE_LINEAR = own_op(
+    sparse_linear, infer=_infer, record=_record, samples=_samples,
+    heavy=True, macs=Macs(_macs, reads=2), dense=_dense,
+)  # fmt: skip

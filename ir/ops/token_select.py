@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.types import Type
-from .base import OwnOp, Sample
+from .base import Sample, own_op
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -43,7 +43,7 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
     return (x.with_shape((x.shape[0], index.shape[1], *x.shape[2:])),)
 
 
-def _onnx(
+def _record(
     tape: Tape, operands: Sequence[onnx_ir.Value | None], attrs: Mapping[str, Any]
 ) -> onnx_ir.Value:
     from .emit import constant
@@ -65,4 +65,6 @@ def _samples() -> list[Sample]:
     return cases
 
 
-TOKEN_SELECT = OwnOp(reference=token_select, infer=_infer, onnx=_onnx, samples=_samples)
+TOKEN_SELECT = own_op(
+    token_select, infer=_infer, record=_record, samples=_samples, picks=True
+)

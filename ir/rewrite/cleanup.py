@@ -16,13 +16,13 @@ from ..core.view import NATIVE, Node, Operand, Origin, Value, View
 from ..core.weights import MemoryWeight, Weight
 from ..fx.view import FxView
 from ..ops.bitstack_blocks import place_of
+from ..vocab import traits
 from .driver import RewriteReport
 from .shapes import Sizes, all_numbers, infer_types, same_shape
 
 _CHECKS = ("aten._assert_", "aten.sym_constrain_range")
 _PURE_NATIVES = frozenset({"Shape", "Squeeze", "CastLike"})
 """ONNX ops outside the vocabulary that are merged where they are repeated."""
-_SEVERAL = frozenset({"split", "topk"})
 _FAR = 1 << 31
 
 
@@ -56,7 +56,7 @@ def _clean_node(view: View, node: Node, seen: dict[Hashable, Node]) -> str | Non
     if op == NATIVE and view.native_op(node).startswith(_CHECKS):
         view.erase(node)
         return "checks"
-    if op in _SEVERAL or len(view.results(node)) != 1:
+    if traits(op).multi_result or len(view.results(node)) != 1:
         return None
     result = view.results(node)[0]
     source = _same_as(view, node, op, result)
@@ -188,7 +188,7 @@ def _join_transposes(view: View, node: Node, result: Value) -> bool:
 
 def _key(view: View, node: Node, op: str) -> Hashable | None:
     """Nodes with equal keys compute the same."""
-    if op != NATIVE:
+    if traits(op).pure:
         operands, name = view.operands(node), op
     elif view.native_op(node) in _PURE_NATIVES:
         operands, name = tuple(node.inputs), view.native_op(node)
@@ -296,7 +296,7 @@ def _widens(weight: Weight | None, dtype: torch.dtype | None) -> bool:
 
 def _is_pure(view: View, node: Node, op: str) -> bool:
     if op != NATIVE:
-        return True
+        return traits(op).pure
     if isinstance(view, FxView):
         tags = getattr(node.target, "tags", ())
         return torch.Tag.nondeterministic_seeded not in tags

@@ -151,13 +151,6 @@ class Match:
             raise Refusal(f"the last dimension of {name} is not known", self.root)
         return shape[-1]
 
-    def same_last_dim(self, a: str, b: str) -> None:
-        if self.last_dim(a) != self.last_dim(b):
-            raise Refusal(
-                f"{a} and {b} end in dimensions {self.last_dim(a)} and {self.last_dim(b)}",
-                self.root,
-            )
-
     # --- matching ----------------------------------------------------------------------------
 
     def undo(self, mark: int) -> None:

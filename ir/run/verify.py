@@ -11,11 +11,10 @@ import torch
 
 from ..core.dims import dim_value
 from ..core.errors import BadInput, InvalidGraph
-from ..core.types import Dim, Type
+from ..core.types import Dim, Type, agree
 from ..core.view import NATIVE, Node, Value, View
 from ..structure.cache_slots import PAST_AXIS, past_slot
 from ..vocab import spec
-from ..vocab.infer import agree
 
 EXACT_REL_L2: dict[torch.dtype, float] = {
     torch.float64: 1e-12,

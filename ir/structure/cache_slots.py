@@ -15,16 +15,13 @@ import torch
 
 from ..core.types import Type
 from ..core.view import Node, Operand, Value, View
+from ..vocab import traits
 
 PARTS = ("key", "value")
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
 SLOTS_KEY = "graphwright.kv_slots"
 """Metadata: JSON list, for each slot the number of the layer, in the source, that it belongs to."""
-_PASSING = frozenset({
-    "reshape", "transpose", "expand", "unsqueeze", "squeeze", "cast", "identity", "slice", "rope",
-})  # fmt: skip
-"""Ops that keys and values go through between the cache and ``sdpa``."""
 
 
 @dataclass(frozen=True)
@@ -135,8 +132,14 @@ def _chain(view: View, value: Operand, step: Callable[[Node], Operand]) -> Seque
     while value is not None and not isinstance(value, int | float):
         found.append(value)
         node = view.producer(value)
-        value = step(node) if node is not None and view.op(node) in _PASSING else None
+        value = step(node) if node is not None and _passes_on(view, node) else None
     return found
+
+
+def _passes_on(view: View, node: Node) -> bool:
+    """Whether keys and values go through a node between the cache and ``sdpa``."""
+    op = view.op(node)
+    return op == "rope" or traits(op).rearranges
 
 
 def _input_above(view: View, value: Operand) -> Value | None:
@@ -150,6 +153,6 @@ def _output_below(view: View, value: Value) -> Value | None:
     for current in queue:
         if view.is_output(current):
             return current
-        shaping = (u for u in view.users(current) if view.op(u) in _PASSING)
+        shaping = (u for u in view.users(current) if _passes_on(view, u))
         queue += [view.results(u)[0] for u in shaping if view.operands(u)[0] is current]
     return None

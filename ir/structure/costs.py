@@ -7,7 +7,7 @@ that a model can be costed that no machine here could hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from ..core.dims import shape_value, sizes_of
 from ..core.types import Type
 from ..core.view import NATIVE, Node, Value, View
+from ..vocab import Macs, traits
 from .cache_slots import empty_past
 from .recognize import Attention, Linear, Structure, recognize
 
@@ -23,7 +24,8 @@ MAC_CONVENTION = (
     "1 MAC is one multiply and add (2 FLOP), in linears, matmuls, attention and convolutions; all "
     "tokens count, and of attention all pairs, masked ones too"
 )
-Shape = Sequence[int]
+_TRIANGLES = frozenset({"aten.tril.default", "aten.triu.default", "Trilu"})
+"""Native ops that cut a triangle out of a matrix."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ def graph_costs(
     nothing.
     """
     structure = structure or recognize(view)
-    macs = {n: _planned_macs(view, n, sizes) for n in view.nodes() if view.op(n) in _COUNTED}
+    counted = {n: traits(view.op(n)).macs for n in view.nodes()}
+    macs = {n: _planned_macs(view, n, m, sizes) for n, m in counted.items() if m is not None}
     return Costs(
         macs=_total(macs.values()),
         weight_bytes=weight_bytes(view),
@@ -95,49 +98,15 @@ def weight_bytes(view: View) -> int:
 # --- multiply-accumulates ------------------------------------------------------------------------
 
 
-def _planned_macs(view: View, node: Node, sizes: Mapping[str, int]) -> int | None:
+def _planned_macs(view: View, node: Node, macs: Macs, sizes: Mapping[str, int]) -> int | None:
     values = [o for o in view.operands(node) if _is_value(o)]
     shapes = [shape_value(view.type(value), sizes) for value in values]
     out = shape_value(view.type(view.results(node)[0]), sizes)
-    needed = shapes[: _READ[view.op(node)]]
-    if out is None or None in needed:
-        return None
-    return _COUNTED[view.op(node)](shapes, out)
+    return None if out is None or None in shapes[: macs.reads] else macs.count(shapes, out)
 
 
 def _is_value(operand: Any) -> bool:
     return operand is not None and not isinstance(operand, int | float | bool)
-
-
-def _linear(operands: Sequence[Any], out: Shape) -> int:
-    return int(math.prod(out) * operands[0][-1])
-
-
-def _sdpa(operands: Sequence[Any], out: Shape) -> int:
-    q, k = operands[:2]
-    return int(math.prod(q[:-1]) * k[-2] * (q[-1] + out[-1]))
-
-
-def _conv(operands: Sequence[Any], out: Shape) -> int:
-    return int(math.prod(out) * math.prod(operands[1][1:]))
-
-
-def _sparse(operands: Sequence[Any], out: Shape) -> int:
-    x, rows = operands[:2]
-    return int(math.prod(x[:-1]) * rows[0])
-
-
-_COUNTED: dict[str, Callable[[Sequence[Any], Shape], int]] = {
-    "linear": _linear,
-    "linear_nbit": _linear,
-    "linear_bitstack": _linear,
-    "matmul": _linear,
-    "sdpa": _sdpa,
-    "conv": _conv,
-    "sparse_linear": _sparse,
-}
-_READ = {**dict.fromkeys(_COUNTED, 1), "sdpa": 2, "conv": 2, "sparse_linear": 2}
-"""How many operands' shapes each formula reads."""
 
 
 def _by_block(
@@ -218,7 +187,7 @@ class Causal:
 def _makes_triangle(view: View, node: Node) -> bool:
     op = view.op(node)
     if op == NATIVE:
-        return "tri" in view.native_op(node).lower()
+        return view.native_op(node) in _TRIANGLES
     if op not in ("lt", "le", "gt", "ge"):
         return False
     # A column against a row: each position with each. (T5 compares distances with a constant.)

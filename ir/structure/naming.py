@@ -7,9 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from ..core.view import Node, Value, View
+from ..vocab import traits
 
-STORED_LINEARS = {"linear_nbit": 4, "linear_bitstack": 3}
-"""Forms of a linear whose weight is not a plain matrix, and which operand is the bias."""
 _MADE_UP = re.compile(r"(?:val|const|onnx|onnx::\w+|t|_?tensor_constant|lifted_tensor|w)?[_:]*\d*")
 
 
@@ -45,7 +44,7 @@ def _of_weight(view: View, node: Node, weight: Value) -> str:
         return ""
     name = view.name(weight).removesuffix(".T")
     head, dot, last = name.rpartition(".")
-    if view.op(node) in STORED_LINEARS:
+    if traits(view.op(node)).stored_linear:
         return head.removesuffix(".weight")
     if last == "weight" and dot:
         return head

@@ -10,12 +10,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..core.view import Node, Value, View
+from ..vocab import ops_with, spec
 from .cache_slots import CacheSlot, find_slot
-from .naming import STORED_LINEARS, site_names
+from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
 from .spine import NO_SPINE, Spine, find_spine
-
-LINEAR_OPS = ("linear", *STORED_LINEARS)
 
 
 @dataclass(frozen=True)
@@ -120,14 +119,15 @@ class Structure:
 
 def recognize(view: View) -> Structure:
     """Recognise the structure of a canonical graph; linear in its size."""
-    nodes: dict[str, list[Node]] = {op: [] for op in (*LINEAR_OPS, "sdpa", "embedding")}
+    linear_ops = ops_with(lambda op: op.is_linear)
+    nodes: dict[str, list[Node]] = {op: [] for op in (*linear_ops, "sdpa", "embedding")}
     order: dict[Node, int] = {}
     for place, node in enumerate(view.nodes()):
         order[node] = place
         op = view.op(node)
         if op in nodes:
             nodes[op].append(node)
-    sites = sorted((n for op in LINEAR_OPS for n in nodes[op]), key=order.__getitem__)
+    sites = sorted((n for op in linear_ops for n in nodes[op]), key=order.__getitem__)
     linears = _linears(view, sites)
     spine = find_spine(view)
     names = {site.node: site.name for site in linears}
@@ -154,19 +154,18 @@ def _linears(view: View, sites: list[Node]) -> list[Linear]:
 
 
 def _linear(view: View, node: Node, name: str) -> Linear:
-    operands = view.operands(node)
+    operands, op = view.operands(node), spec(view.op(node))
     x, weight = operands[:2]
     out = view.results(node)[0]
-    if view.op(node) in STORED_LINEARS:
+    bias = operands[op.bias] if op.bias is not None and op.bias < len(operands) else None
+    if op.stored_linear:
         attrs = view.attrs(node)
-        bias = (*operands, *[None] * 5)[STORED_LINEARS[view.op(node)]]
         return Linear(
             node, x, weight, bias, out, name, int(attrs["in_features"]),
             int(attrs["out_features"]), quantized=True,
         )  # fmt: skip
     handle = view.weight(weight)
     assert handle is not None
-    bias = operands[2] if len(operands) > 2 else None
     return Linear(node, x, weight, bias, out, name, handle.shape[1], handle.shape[0])
 
 

@@ -6,9 +6,8 @@ from collections.abc import Container, Iterable, Mapping
 from dataclasses import dataclass
 
 from ..core.view import Node, Value, View
+from ..vocab import traits
 
-_GATES = frozenset({"silu", "gelu", "relu", "sigmoid", "tanh"})
-_SHAPING = frozenset({"reshape", "transpose", "squeeze", "unsqueeze", "cast", "slice", "identity"})
 _SCALING = frozenset({"mul", "div"})
 _REACH = 400
 """Nodes that are visited at most in search of a linear: an attention site has about ten between."""
@@ -130,7 +129,7 @@ def _activated(view: View, node: Node) -> bool:
             return False
         user = stack.pop()
         op = view.op(user)
-        if op in _GATES:
+        if traits(op).activation:
             return True
         if op == "mul" and not any(view.number(o) is not None for o in view.operands(user)):
             continue
@@ -162,4 +161,4 @@ def _passes_on(view: View, node: Node) -> bool:
         return maker is not None and view.op(maker) in _SCALING
     if op in _SCALING:
         return any(view.number(operand) is not None for operand in view.operands(node))
-    return op in _SHAPING or op == "add"
+    return traits(op).rearranges or op == "add"

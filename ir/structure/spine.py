@@ -13,10 +13,9 @@ import networkx
 import torch
 
 from ..core.view import NATIVE, Node, Operand, Value, View
+from ..vocab import traits
 from .cache_slots import is_past
 
-_MEASURES = frozenset({"size", "Shape", "aten.sym_size.int"})
-"""Ops that take the size of a value and nothing of what it holds."""
 _NO_STREAM = frozenset({torch.int64, torch.bool})
 """Dtypes of ids, positions and masks: what is chosen by the stream is not a part of it."""
 
@@ -58,7 +57,7 @@ def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
         order[node] = place
         graph.add_node(node)
         op = view.op(node)
-        if (view.native_op(node) if op == NATIVE else op) in _MEASURES:
+        if traits(op).shape_only or (op == NATIVE and view.native_op(node) == "Shape"):
             continue
         for value in view.arguments(node):
             if view.weight(value) is None and view.type(value).dtype not in _NO_STREAM:

@@ -13,9 +13,14 @@ from dataclasses import dataclass
 from ..core.errors import Refusal
 from ..core.types import Dim
 from ..core.view import Node, Value, View
+from ..vocab import traits
 from .recognize import Attention, Block, Linear, Structure, uncut
 
-_PICKING = frozenset({"gather", "index_select", "embedding", "token_select"})
+_PICKING = frozenset({
+    "aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_put.default", "Gather",
+    "GatherElements", "GatherND",
+})  # fmt: skip
+"""Native ops that pick by an index, or put what was picked in its place."""
 _SPREAD = ("unsqueeze", "expand", "cast")
 
 
@@ -171,8 +176,7 @@ def _features(view: View, path: Iterable[Node], picked: Value) -> Value:
     """The last ``[rows, tokens, width]`` with a fixed number of tokens before one is picked."""
     found = None
     for node in path:
-        native = view.native_op(node)
-        if view.op(node) in _PICKING or "index" in native or "Gather" in native:
+        if traits(view.op(node)).picks or view.native_op(node) in _PICKING:
             break
         shape = view.type(view.results(node)[0]).shape
         if shape is not None and len(shape) == 3 and isinstance(shape[1], int):

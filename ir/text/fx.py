@@ -19,8 +19,8 @@ from ..core.errors import BadInput, Refusal
 from ..core.types import UNKNOWN, UNKNOWN_DIM, Dim, parse_type
 from ..core.view import Source, Value
 from ..core.weights import Weight
-from ..fx.build import call
 from ..fx.view import FxView
+from ..vocab.fx import call
 from .syntax import Reader
 
 _PYTHON: dict[str, Any] = {

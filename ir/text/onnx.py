@@ -15,8 +15,8 @@ from ..core.types import UNKNOWN_DIM, Type, parse_type
 from ..core.view import Value
 from ..core.weights import Weight
 from ..onnx.parts import captured, has_subgraph
-from ..onnx.table import DOMAIN
 from ..onnx.view import OnnxView
+from ..vocab.onnx import DOMAIN
 from .syntax import Proto, Reader
 
 _DEFAULT_DOMAIN = "ai.onnx"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -295,6 +296,10 @@ def _chain(view: View, linear: Linear) -> list[Node]:
     return found
 
 
+_DOWN = re.compile(r"\.down(_\d+)?(\.T)?(_\d+)?$")
+"""How the name of a path's first factor ends, in either graph: not that of a ``down_proj``."""
+
+
 def is_low_rank(view: View, node: Node) -> bool:
     """Whether a node is the second linear of a low-rank path, behind a cut or not."""
     if view.op(node) != "linear" or _constant(view, view.operands(node)[1]) is None:
@@ -305,7 +310,7 @@ def is_low_rank(view: View, node: Node) -> bool:
     if inner is None or view.op(inner) != "linear":
         return False
     narrow = _constant(view, view.operands(inner)[1])
-    return narrow is not None and ".down" in view.name(narrow)
+    return narrow is not None and _DOWN.search(view.name(narrow)) is not None
 
 
 def _constant(view: View, value: Value) -> Value | None:

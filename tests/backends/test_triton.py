@@ -23,10 +23,11 @@ import graphwright as gw
 import pytest
 import torch
 from graphwright.backends import backend_names, compile, triton
-from graphwright.backends.triton_kernels import CAPABILITIES, Fallback, bind_kernels
+from graphwright.backends.triton_kernels import Fallback, bind_kernels
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.ops import OWN_OPS
 from graphwright.ir.run.verify import difference
+from graphwright.kernels.registry import Kernel, kernel_of, register_kernel
 
 RECIPES = {
     "4 bits": "quantize{bits=4 group=32}",
@@ -286,18 +287,20 @@ def test_each_limit_says_why() -> None:
         assert reason is None or reason in found[0], found
 
 
-def test_the_table_names_ops_and_kernels_that_are_there() -> None:
-    assert set(CAPABILITIES) <= set(OWN_OPS)
+def test_kernels_are_found_by_the_name_of_their_op() -> None:
     assert "triton" in backend_names()
-    for op, capability in CAPABILITIES.items():
-        assert set(capability.attrs) <= set(OWN_OPS[op].attrs)
-        if importlib.util.find_spec("triton") is not None:
-            assert callable(triton_function(capability.function))
+    if importlib.util.find_spec("triton") is None:
+        return
+    found = {name: kernel for name in OWN_OPS if (kernel := kernel_of(name)) is not None}
+    assert sorted(found) == ["linear_nbit", "rope", "token_select"]
+    for name, kernel in found.items():
+        assert set(kernel.attrs) <= set(OWN_OPS[name].attrs)
+        assert kernel.function.__name__ == name
 
 
-def triton_function(path: str) -> Any:
-    module, _, name = path.partition(".")
-    return getattr(importlib.import_module(f"graphwright.kernels.{module}"), name)
+def test_a_second_kernel_of_an_op_is_refused() -> None:
+    with pytest.raises(BadInput, match="rope has a kernel already"):
+        register_kernel("rope", Kernel(torch.add))
 
 
 if __name__ == "__main__":

@@ -172,7 +172,8 @@ class _Weights:
 
     def nbytes(self, bits: int, rank: int = 0) -> int:
         """Bytes of the 16 weights; factors are counted once a linear."""
-        one = sum(t.numel() * t.element_size() for t in self.stored[bits][0])
+        stored = operand_types(COLUMNS, OUTPUTS, bits=bits, group=GROUP)
+        one = LINEAR_NBIT.bytes_read([None, *stored])
         return LINEARS * (one + 2 * rank * (COLUMNS + OUTPUTS))
 
     def plain(self, bits: int) -> Form:

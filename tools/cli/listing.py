@@ -18,6 +18,7 @@ from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import Linear, recognize
+from ...ir.vocab import spec
 from ...passes.recipe import Recipe, recipe_names, recipe_summary
 from ...passes.registry import pass_class, pass_names
 from ..report.summary import group_name, size
@@ -119,10 +120,8 @@ def print_structure(
 
 def _stored(view: View, linear: Linear) -> str:
     """The form in which a linear's weight is stored."""
-    attrs = view.attrs(linear.node)
-    if "bits" in attrs:
-        return f"{attrs['bits']} bits, " + (f"group {attrs['group']}" if attrs["group"] else "rows")
-    if linear.quantized:
-        return "blocks of signs"
+    form = spec(view.op(linear.node)).stored_linear
+    if form is not None:
+        return form(view.attrs(linear.node))
     dtype = view.type(linear.weight).dtype
     return "" if dtype is None else DTYPE_NAMES[dtype]

@@ -268,7 +268,7 @@ def _has_tokenizer(folder: Path | None) -> bool:
 
 
 def _rounds_activations(node: Any, view: View) -> bool:
-    return view.op(node) == "linear_nbit" and view.attrs(node)["accuracy_level"] == 4
+    return view.attrs(node).get("accuracy_level") == 4
 
 
 def _compare_with_source(

@@ -117,7 +117,11 @@ def test_it_fires_and_keeps_the_numbers(draft: Any, make: Any, op: str) -> None:
 @pytest.mark.parametrize(
     ("make", "rule", "reason"),
     [
-        (lambda g, x: norm(g, x, g.weight("n", tensor(5, 6))), "fuse-rms-norm", "not a vector of 6"),
+        (
+            lambda g, x: norm(g, x, g.weight("n", tensor(5, 6))),
+            "fuse-rms-norm",
+            "not a vector of 6",
+        ),
         (
             lambda g, x: g.op("matmul", x, g.weight("w", tensor(2, 6, 4))),
             "fuse-matmul",

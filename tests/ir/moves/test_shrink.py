@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
+import onnx_ir
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
@@ -13,6 +15,7 @@ from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.load.trace import trace
 from graphwright.ir.moves import shrink
 from graphwright.ir.moves.shrink_dim import Positions
+from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.recognize import recognize
@@ -127,3 +130,27 @@ def test_a_fixed_length_is_refused() -> None:
     kept = positions_of_all(view, value)
     with pytest.raises(Refusal, match=r"is fixed .*trace the model with a dynamic sequence"):
         shrink(view, value, kept, positions="kept", rule="test")
+
+
+def test_the_size_of_another_dimension_is_not_taken_again() -> None:
+    """reshape(h, [2, -1, Shape(x)[2:]]): the width does not change with the tokens."""
+    x = onnx_ir.Value(
+        name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT),
+        shape=onnx_ir.Shape(["rows", "tokens", 8]),
+    )  # fmt: skip
+    graph = onnx_ir.Graph([x], [], nodes=[], opset_imports={"": 20}, name="sized")
+    view = OnnxView(onnx_ir.Model(graph, ir_version=10))
+    hidden = view.emit("Relu", [x]).outputs[0]
+    width = view.emit("Shape", [x], {"start": 2}).outputs[0]
+    target = view.emit("Concat", [view.integers([2, -1]), width], {"axis": 0}).outputs[0]
+    out = view.emit("Reshape", [hidden, target]).outputs[0]
+    for value in (hidden, out):
+        value.dtype, value.shape = x.dtype, x.shape
+    graph.outputs.append(out)
+    kept = some_positions(view, hidden, [1, 2])
+    shrink(view, hidden, kept, positions="renumbered", rule="test")
+    counts = Counter(view.native_op(node) for node in view.nodes())
+    assert counts["Shape"] == 1
+    assert counts["graphwright::token_select"] == 1
+    given = torch.arange(48.0).reshape(2, 3, 8)
+    assert torch.equal(sweep(view, {"x": given})[str(out.name)], given[:, 1:])

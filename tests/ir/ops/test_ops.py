@@ -14,7 +14,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, InvalidGraph
 from graphwright.ir.core.types import Type
-from graphwright.ir.ops import OWN_OPS, OwnOp, Sample, kernel_for, register_kernel, torch_op
+from graphwright.ir.ops import OWN_OPS, OwnOp, Sample, torch_op
 from graphwright.ir.ops.linear_nbit import operand_types
 from graphwright.ir.ops.pack import (
     BITS,
@@ -68,7 +68,7 @@ def emit(op: OwnOp, sample: Sample, attrs: dict[str, Any] | None = None) -> ir.M
         )
         (inputs if name in free else initializers).append(value)
         operands.append(value)
-    result = op.onnx(tape, operands, {**op.attrs, **sample.attrs, **(attrs or {})})
+    result = op.record(tape, operands, {**op.attrs, **sample.attrs, **(attrs or {})})
     result.name, result.type = "y", ir.TensorType(inputs[0].dtype)
     graph = ir.Graph(
         inputs,
@@ -155,16 +155,16 @@ def test_type_rule_agrees_with_the_reference(op: OwnOp, sample: Sample) -> None:
 
 
 @pytest.mark.parametrize(("op", "sample"), CASES)
-def test_stored_bytes_are_the_bytes(op: OwnOp, sample: Sample) -> None:
+def test_bytes_read_are_those_of_the_constants(op: OwnOp, sample: Sample) -> None:
     actual = sum(t.numel() * t.element_size() for t in sample.operands[1:] if t is not None)
-    assert op.stored_bytes(types_of(sample.operands)) == actual
+    assert op.bytes_read(types_of(sample.operands)) == actual
 
 
-def test_stored_bytes_needs_sizes() -> None:
+def test_bytes_read_needs_sizes() -> None:
     op = OWN_OPS["sparse_linear"]
     x, unknown = Type(torch.float32, (1, 4)), Type(torch.uint16, ("n",))
     with pytest.raises(ValueError, match=r"the size of rows is not known: u16\[n\]"):
-        op.stored_bytes([x, unknown, unknown, unknown])
+        op.bytes_read([x, unknown, unknown, unknown])
 
 
 def test_declarations_reach_the_vocabulary() -> None:
@@ -192,15 +192,19 @@ def test_export_keeps_one_node_with_a_symbolic_batch() -> None:
     assert torch.equal(program.module()(wider), Layer()(wider))
 
 
-def test_a_kernel_fills_its_slot_and_leaves_it() -> None:
-    op = OWN_OPS["sparse_linear"]
-    sample = op.samples()[0]
-    want = op.reference(*sample.operands, **sample.attrs)
-    assert register_kernel(op.name, "cpu", lambda x, *_, **attrs: 2 * want) is None
-    assert torch.equal(torch_op(op.name)(*sample.operands, **sample.attrs), 2 * want)
-    assert register_kernel(op.name, "cpu", None) is not None
-    assert kernel_for(op.name, "cpu") is None
-    assert torch.equal(torch_op(op.name)(*sample.operands, **sample.attrs), want)
+@pytest.mark.parametrize(("op", "sample"), [c for c in CASES if c.values[0].dense])
+def test_dense_is_what_x_is_multiplied_by(op: OwnOp, sample: Sample) -> None:
+    x, *constants = sample.operands
+    assert x is not None
+    assert op.dense is not None
+    attrs = {**op.attrs, **sample.attrs}
+    rest = [None if i == op.bias else c for i, c in enumerate(constants, 1)]
+    weight = op.dense(x.shape[-1], rest, attrs)
+    assert weight.dtype == torch.float32
+    # Without the rounding of x that accuracy_level asks for.
+    plain = {**sample.attrs, "accuracy_level": 0} if "accuracy_level" in attrs else sample.attrs
+    eye = torch.eye(x.shape[-1])
+    assert torch.equal(op.reference(eye, *rest, **plain).T, weight)
 
 
 @pytest.mark.parametrize(
@@ -230,7 +234,7 @@ def test_sparse_form_needs_constants() -> None:
     op = OWN_OPS["sparse_linear"]
     free = ir.Value(name="v", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape([3]))
     with pytest.raises(InvalidGraph, match="rows must be a constant of the graph"):
-        op.onnx(Tape(), [free] * 4, {"out_features": 2})
+        op.record(Tape(), [free] * 4, {"out_features": 2})
 
 
 def test_sparse_form_is_right_with_threads_and_long_rows() -> None:
@@ -263,7 +267,7 @@ def test_file_holds_the_packed_bytes() -> None:
     for sample in (s for s in op.samples() if not s.attrs["accuracy_level"]):
         model = emit(op, sample)
         stored = sum(v.const_value.nbytes for v in model.graph.initializers.values())
-        assert stored == op.stored_bytes(types_of(sample.operands))
+        assert stored == op.bytes_read(types_of(sample.operands))
 
 
 def test_lazy_initializers_are_not_evaluated_by_the_lowering() -> None:
@@ -284,8 +288,8 @@ def test_lazy_initializers_are_not_evaluated_by_the_lowering() -> None:
     names = ("rows", "cols", "values")
     operands = [lazily(n, t) for n, t in zip(names, sample.operands[1:], strict=True)]
     tape = Tape()
-    op.onnx(tape, [x, *operands], sample.attrs)
-    op.onnx(tape, [x, *operands], sample.attrs)
+    op.record(tape, [x, *operands], sample.attrs)
+    op.record(tape, [x, *operands], sample.attrs)
     assert asked == ["rows", "rows"]
     assert [v.name for v in tape.initializers] == ["cols.by_row_length", "values.by_row_length"]
 

@@ -55,7 +55,9 @@ class FuseRMSNorm(Rule):
 
     def where(self, match: Any) -> None:
         match.scalar("eps")
-        match.same_last_dim("x", "w")
+        x, w = match.last_dim("x"), match.last_dim("w")
+        if x != w:
+            match.refuse(f"x and w end in dimensions {x} and {w}")
 
     def replace(self, build: Build, x: Any, w: Any, eps: Any) -> Any:
         return build.rms_norm(x, w, eps=build.match.scalar("eps"))

@@ -155,6 +155,19 @@ def test_only_a_decoder_keeps_keys_and_values(kind: str) -> None:
     assert kept("llava") == 2 * 4 * 6 * seq * 64
 
 
+def test_a_strided_mask_is_no_triangle() -> None:
+    """``aten.as_strided`` has "tri" in its name."""
+    class Strided(torch.nn.Module):
+        def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+            mask = torch.as_strided(mask, (3, 3), (1, 3))
+            return torch.nn.functional.scaled_dot_product_attention(x, x, x, mask)
+
+    x, mask = torch.randn(1, 2, 3, 4), torch.randn(3, 3)
+    view = trace(Strided(), (x, mask), dynamic_shapes={})
+    assert "aten.as_strided.default" in [view.native_op(n) for n in view.nodes()]
+    assert graph_costs(view, {}).kv_bytes == 0
+
+
 def test_an_open_shape_is_told_as_such() -> None:
     view, _ = graph("llama", "fx")
     costs = graph_costs(view, {"batch": 1})

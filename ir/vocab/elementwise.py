@@ -1,0 +1,353 @@
+"""Ops on each number by itself: arithmetic, comparisons, logic, functions of one operand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from ..core.types import Type, broadcast
+from . import fx, onnx
+from .fx import AtenForm, aten
+from .onnx import OnnxForm
+from .rules import comparison, elementwise, promote, same, tensors
+from .spec import REQUIRED, Attrs, OpSpec, Types
+
+# --- two operands ---------------------------------------------------------------------------------
+
+
+def _overloaded(
+    name: str, op_type: str, *, commutative: bool = False, rule: Any = elementwise
+) -> OpSpec:
+    """An op of the name that torch has it by, with an overload for a number."""
+    overloads = getattr(aten, name)
+    return OpSpec(
+        name=name, operands=("a", "b"), infer=rule, reference=getattr(torch, name),
+        commutative=commutative,
+        aten=AtenForm(
+            fx.tensor_or_scalar(overloads),
+            (fx.sometimes(fx.binary, overloads.Tensor, overloads.Scalar),),
+        ),
+        onnx=OnnxForm(onnx.same(op_type), (onnx.always(onnx.plain, op_type),)),
+    )  # fmt: skip
+
+
+def _is_float(operand: Any) -> bool:
+    return operand.is_floating_point() if isinstance(operand, Tensor) else type(operand) is float
+
+
+def _div(a: Any, b: Any) -> Tensor:
+    """Quotient; of integers it is truncated towards zero, as ONNX has it."""
+    exact = _is_float(a) or _is_float(b)
+    return torch.div(a, b, rounding_mode=None if exact else "trunc")
+
+
+def _decode_div(node: Node) -> fx.Reading | None:
+    """ATen divides integers into floats where the vocabulary truncates, as ONNX does."""
+    if len(node.args) != 2:
+        return None
+    if all(map(fx.is_integral, node.args)) != (node.kwargs.get("rounding_mode") == "trunc"):
+        return None
+    return node.args, {}
+
+
+def _build_div(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    if not all(fx.is_integral(o) for o in operands):
+        return fx.tensor_or_scalar(aten.div)(graph, operands, attrs)
+    a, b = operands
+    if not isinstance(a, Node):
+        a = fx.call(graph, aten.full_like.default, (b, a))
+    target = aten.div.Tensor_mode if isinstance(b, Node) else aten.div.Scalar_mode
+    return fx.call(graph, target, (a, b), {"rounding_mode": "trunc"})
+
+
+def _build_pow(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    a, b = operands
+    name = "Scalar" if not isinstance(a, Node) else "Tensor_" + (
+        "Tensor" if isinstance(b, Node) else "Scalar"
+    )
+    return fx.call(graph, getattr(aten.pow, name), (a, b))
+
+
+def _two_inputs(node: onnx_ir.Node) -> onnx.Reading | None:
+    return (tuple(node.inputs), {}) if len(node.inputs) == 2 else None
+
+
+def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(a, Tensor):
+        a = torch.as_tensor(a, dtype=b.dtype)
+    if not isinstance(b, Tensor):
+        b = torch.as_tensor(b, dtype=a.dtype)
+    return a, b
+
+
+def _extremum(name: str, op_type: str) -> OpSpec:
+    function = getattr(torch, name)
+    target = getattr(aten, name).default
+    return OpSpec(
+        name=name, operands=("a", "b"), infer=elementwise, commutative=True,
+        reference=lambda a, b: function(*_pair(a, b)),
+        aten=AtenForm(fx.calls(target), (fx.sometimes(fx.binary, target),)),
+        onnx=OnnxForm(onnx.same(op_type), (onnx.sometimes(_two_inputs, op_type),)),
+    )  # fmt: skip
+
+
+ARITHMETIC = (
+    _overloaded("add", "Add", commutative=True),
+    _overloaded("sub", "Sub"),
+    _overloaded("mul", "Mul", commutative=True),
+    OpSpec(
+        name="div", operands=("a", "b"), infer=elementwise, reference=_div,
+        aten=AtenForm(_build_div, (fx.sometimes(
+            _decode_div, aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode,
+            aten.div.Scalar_mode,
+        ),)),
+        onnx=OnnxForm(onnx.same("Div"), (onnx.always(onnx.plain, "Div"),)),
+    ),
+    OpSpec(
+        name="pow", operands=("a", "b"), infer=elementwise, reference=torch.pow,
+        aten=AtenForm(_build_pow, (fx.sometimes(
+            fx.binary, aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar,
+        ),)),
+        onnx=OnnxForm(onnx.same("Pow"), (onnx.always(onnx.plain, "Pow"),)),
+    ),
+    _extremum("maximum", "Max"),
+    _extremum("minimum", "Min"),
+)  # fmt: skip
+
+
+# --- truth values ---------------------------------------------------------------------------------
+
+
+def _build_ne(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    return b.emit("Not", [onnx.same("Equal")(b, operands, attrs).outputs[0]])
+
+
+def _ne() -> OpSpec:
+    overloads = aten.ne
+    return OpSpec(
+        name="ne", operands=("a", "b"), infer=comparison, reference=torch.ne, commutative=True,
+        aten=AtenForm(
+            fx.tensor_or_scalar(overloads),
+            (fx.sometimes(fx.binary, overloads.Tensor, overloads.Scalar),),
+        ),
+        onnx=OnnxForm(_build_ne),
+    )  # fmt: skip
+
+
+def _logical(name: str, op_type: str, *bitwise: Any) -> OpSpec:
+    target = getattr(aten, name).default
+    return OpSpec(
+        name=name, operands=("a", "b"), infer=comparison, reference=getattr(torch, name),
+        commutative=True,
+        aten=AtenForm(
+            fx.calls(target),
+            (fx.sometimes(fx.boolean, *bitwise), fx.sometimes(fx.binary, target)),
+        ),
+        onnx=OnnxForm(onnx.same(op_type), (onnx.always(onnx.plain, op_type),)),
+    )  # fmt: skip
+
+
+TRUTH = (
+    _overloaded("eq", "Equal", commutative=True, rule=comparison),
+    _ne(),
+    _overloaded("lt", "Less", rule=comparison),
+    _overloaded("le", "LessOrEqual", rule=comparison),
+    _overloaded("gt", "Greater", rule=comparison),
+    _overloaded("ge", "GreaterOrEqual", rule=comparison),
+    _logical("logical_and", "And", aten.bitwise_and.Tensor, aten.__and__.Tensor),
+    _logical("logical_or", "Or", aten.bitwise_or.Tensor, aten.__or__.Tensor),
+    OpSpec(
+        name="logical_not", operands=("x",), infer=comparison, reference=torch.logical_not,
+        aten=AtenForm(
+            fx.calls(aten.logical_not.default),
+            (
+                fx.sometimes(fx.boolean, aten.bitwise_not.default),
+                fx.always(fx.plain, aten.logical_not.default),
+            ),
+        ),
+        onnx=OnnxForm(onnx.same("Not"), (onnx.always(onnx.plain, "Not"),)),
+    ),
+)  # fmt: skip
+
+
+# --- one operand ----------------------------------------------------------------------------------
+
+
+def unary(
+    name: str, op_type: str = "", *, rule: Any = same, reference: Callable[..., Any] | None = None,
+    lower: onnx.Lower | None = None, activation: bool = False,
+) -> OpSpec:  # fmt: skip
+    """An op of one operand, of the name that torch has it by."""
+    target = getattr(aten, name).default
+    form = OnnxForm(lower=lower)
+    if op_type:
+        form = OnnxForm(onnx.same(op_type), (onnx.always(onnx.plain, op_type),))
+    return OpSpec(
+        name=name, operands=("x",), infer=rule, reference=reference or getattr(torch, name),
+        activation=activation, onnx=form,
+        aten=AtenForm(fx.calls(target), (fx.always(fx.plain, target),)),
+    )  # fmt: skip
+
+
+def _lower_rsqrt(e: onnx.Lowering) -> onnx_ir.Value:
+    """rsqrt(x) => reciprocal(sqrt(x))"""
+    return e.reciprocal(e.sqrt(e.operands[0]))
+
+
+FUNCTIONS = (
+    unary("neg", "Neg"), unary("abs", "Abs"), unary("sqrt", "Sqrt"),
+    unary("rsqrt", lower=_lower_rsqrt), unary("reciprocal", "Reciprocal"), unary("exp", "Exp"),
+    unary("log", "Log"), unary("erf", "Erf"), unary("sin", "Sin"), unary("cos", "Cos"),
+    unary("floor", "Floor"), unary("isnan", "IsNaN", rule=comparison),
+)  # fmt: skip
+
+
+# --- copies, casts, choices -----------------------------------------------------------------------
+
+
+def _decode_dropout(node: Node) -> fx.Reading | None:
+    return None if fx.argument(node, 2, "train") else (node.args[:1], {})
+
+
+def _read_dropout(node: onnx_ir.Node) -> onnx.Reading | None:
+    flag = onnx.input_of(node, 2)
+    training = onnx.constant(flag)
+    if len(node.outputs) > 1 or (flag is not None and training is None):
+        return None
+    return None if training is not None and bool(training) else (tuple(node.inputs[:1]), {})
+
+
+def _clamp(x: Tensor, min: float | None = None, max: float | None = None) -> Tensor:
+    return torch.clamp(x, min, max)
+
+
+def _decode_clamp(node: Node) -> fx.Reading | None:
+    low, high = fx.argument(node, 1, "min"), fx.argument(node, 2, "max")
+    if isinstance(low, Node) or isinstance(high, Node):
+        return None
+    return node.args[:1], {"min": low, "max": high}
+
+
+def _read_clip(node: onnx_ir.Node) -> onnx.Reading | None:
+    bounds = []
+    for index in (1, 2):
+        value = onnx.input_of(node, index)
+        array = onnx.constant(value)
+        if value is not None and array is None:
+            return None
+        bounds.append(None if array is None else array.reshape(()).item())
+    return tuple(node.inputs[:1]), {"min": bounds[0], "max": bounds[1]}
+
+
+def _build_clip(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    x = operands[0]
+    bounds = [None if attrs[k] is None else b.scalar(attrs[k], x) for k in ("min", "max")]
+    return b.emit("Clip", [x, *bounds])
+
+
+def _infer_cast(operands: Sequence[Any], attrs: Attrs) -> Types:
+    return (Type(attrs["dtype"], operands[0].shape),)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    return x.to(dtype)
+
+
+def _decode_to_copy(node: Node) -> fx.Reading | None:
+    dtype = node.kwargs.get("dtype")
+    if dtype is None or node.kwargs.get("memory_format") is not None:
+        return None
+    return node.args[:1], {"dtype": dtype}
+
+
+def _decode_to_dtype(node: Node) -> fx.Reading | None:
+    return node.args[:1], {"dtype": node.args[1]}
+
+
+def _build_to_copy(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    return fx.call(graph, aten._to_copy.default, tuple(operands), {"dtype": attrs["dtype"]})
+
+
+def _read_cast(node: onnx_ir.Node) -> onnx.Reading | None:
+    try:
+        dtype = to_torch_dtype(onnx_ir.DataType(onnx.attribute(node, "to")))
+    except TypeError:
+        return None
+    return tuple(node.inputs), {"dtype": dtype}
+
+
+def _build_cast(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    return b.emit("Cast", operands, {"to": int(from_torch_dtype(attrs["dtype"]))})
+
+
+def _infer_where(operands: Sequence[Any], attrs: Attrs) -> Types:
+    shape = broadcast(*(t.shape for t in tensors(operands)))
+    return (Type(promote(operands[1:]), shape),)
+
+
+def _build_aten_where(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    _, a, b = operands
+    if isinstance(a, Node):
+        target = aten.where.self if isinstance(b, Node) else aten.where.ScalarOther
+    else:
+        target = aten.where.ScalarSelf if isinstance(b, Node) else aten.where.Scalar
+    return fx.call(graph, target, tuple(operands))
+
+
+def _build_where(b: onnx.Emitter, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Any:
+    like = next((o for o in operands[1:] if isinstance(o, onnx_ir.Value)), None)
+    return b.emit("Where", onnx.as_values(b, operands, like))
+
+
+CHOICES = (
+    OpSpec(
+        name="identity", operands=("x",), infer=same, reference=lambda x: x, rearranges=True,
+        aten=AtenForm(
+            fx.calls(aten.alias.default),
+            (
+                fx.always(
+                    fx.first, aten.clone.default, aten.alias.default, aten.detach.default,
+                    aten.contiguous.default, aten.lift_fresh_copy.default,
+                ),
+                fx.sometimes(_decode_dropout, aten.dropout.default),
+            ),
+        ),
+        onnx=OnnxForm(onnx.same("Identity"), (
+            onnx.always(onnx.plain, "Identity"), onnx.sometimes(_read_dropout, "Dropout"),
+        )),
+    ),
+    OpSpec(
+        name="clamp", operands=("x",), attrs={"min": None, "max": None}, infer=same,
+        reference=_clamp,
+        aten=AtenForm(
+            fx.calls(aten.clamp.default, "min", "max"),
+            (fx.sometimes(_decode_clamp, aten.clamp.default, aten.clamp_min.default),),
+        ),
+        onnx=OnnxForm(_build_clip, (onnx.sometimes(_read_clip, "Clip"),)),
+    ),
+    OpSpec(
+        name="cast", operands=("x",), attrs={"dtype": REQUIRED}, infer=_infer_cast,
+        reference=_cast, rearranges=True,
+        aten=AtenForm(_build_to_copy, (
+            fx.sometimes(_decode_to_copy, aten._to_copy.default),
+            fx.always(_decode_to_dtype, aten.to.dtype),
+        )),
+        onnx=OnnxForm(_build_cast, (onnx.sometimes(_read_cast, "Cast"),)),
+    ),
+    OpSpec(
+        name="where", operands=("condition", "a", "b"), infer=_infer_where, reference=torch.where,
+        aten=AtenForm(_build_aten_where, (fx.always(
+            fx.plain, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
+            aten.where.Scalar,
+        ),)),
+        onnx=OnnxForm(_build_where, (onnx.always(onnx.plain, "Where"),)),
+    ),
+)  # fmt: skip
+
+OPS = (*ARITHMETIC, *TRUTH, *FUNCTIONS, *CHOICES)

@@ -1,0 +1,239 @@
+"""Ops that multiply by a matrix: matmul, linear, convolution, embedding."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from ..core.types import UNKNOWN_DIM, Dim, Type, broadcast
+from . import fx, onnx
+from .fx import AtenForm, aten
+from .onnx import OnnxForm
+from .rules import promote, same_size
+from .spec import REQUIRED, Attrs, Macs, OpSpec, Shape, Types
+
+# --- matmul ---------------------------------------------------------------------------------------
+
+
+def _infer_matmul(operands: Sequence[Any], attrs: Attrs) -> Types:
+    a, b = operands
+    dtype = promote(operands)
+    if a.shape is None or b.shape is None:
+        return (Type(dtype, None),)
+    left = a.shape if len(a.shape) > 1 else (1, *a.shape)
+    right = b.shape if len(b.shape) > 1 else (*b.shape, 1)
+    same_size(left[-1], right[-2], "matmul")
+    batch = broadcast(left[:-2], right[:-2]) or ()
+    tail = ([left[-2]] if len(a.shape) > 1 else []) + ([right[-1]] if len(b.shape) > 1 else [])
+    return (Type(dtype, (*batch, *tail)),)
+
+
+def linear_macs(operands: Sequence[Any], out: Shape) -> int:
+    """Each number of the result is a sum over the columns of the first operand."""
+    return int(math.prod(out) * operands[0][-1])
+
+
+# --- linear ---------------------------------------------------------------------------------------
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """``x @ weight.T + bias``; weight is [out, in]."""
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def _infer_linear(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x, weight = operands[:2]
+    if x.shape is None or weight.shape is None:
+        return (Type(x.dtype, None),)
+    same_size(x.shape[-1], weight.shape[-1], "linear")
+    return (x.with_shape((*x.shape[:-1], weight.shape[0])),)
+
+
+def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
+    weight = operands[0]
+    assert weight is not None
+    return weight.float()
+
+
+def _lower_linear(e: onnx.Lowering) -> onnx_ir.Value:
+    """linear(x, w, b) => add(matmul(x, wᵀ), b), the transposition taken on the lazy handle."""
+    x, weight, *bias = e.operands
+    handle = e.view.weight(weight)
+    if handle is None:
+        transposed = e.transpose(weight, perm=(1, 0))
+    else:
+        transposed = e.view.add_weight(_transposed_name(e.view.name(weight)), handle.transposed())
+    product = e.matmul(x, transposed)
+    return e.add(product, bias[0]) if bias and bias[0] is not None else product
+
+
+def _transposed_name(name: str) -> str:
+    return name[:-2] if name.endswith(".T") else f"{name}.T"
+
+
+# --- convolution ----------------------------------------------------------------------------------
+
+
+def _conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int = 1,
+) -> Tensor:
+    """Cross-correlation of [N, C, *space] with weight [M, C/groups, *kernel]."""
+    zeros = [0] * len(stride)
+    return torch.convolution(
+        x, weight, bias, list(stride), list(padding), list(dilation), False, zeros, groups
+    )
+
+
+def _infer_conv(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x, weight = operands[:2]
+    if x.shape is None or weight.shape is None:
+        return (Type(x.dtype, None),)
+    if isinstance(x.shape[1], int):
+        same_size(x.shape[1] // attrs["groups"], weight.shape[1], "conv", "channel")
+    out: list[Dim] = [x.shape[0], weight.shape[0]]
+    for i, size in enumerate(x.shape[2:]):
+        if not isinstance(size, int):
+            out.append(UNKNOWN_DIM)
+            continue
+        reach = attrs["dilation"][i] * (weight.shape[2 + i] - 1) + 1
+        out.append((size + 2 * attrs["padding"][i] - reach) // attrs["stride"][i] + 1)
+    return (x.with_shape(out),)
+
+
+def _conv_macs(operands: Sequence[Any], out: Shape) -> int:
+    return int(math.prod(out) * math.prod(operands[1][1:]))
+
+
+def _decode_conv(node: Node) -> fx.Reading | None:
+    x, weight, bias = node.args[:3] if len(node.args) > 2 else (*node.args, None)
+    rank = fx.rank_of(x)
+    if rank is None:
+        return None
+    values = [fx.argument(node, 3, "stride", 1), fx.argument(node, 4, "padding", 0),
+              fx.argument(node, 5, "dilation", 1)]  # fmt: skip
+    if any(isinstance(v, str) for v in values):
+        return None
+    groups = fx.argument(node, 6, "groups", 1)
+    if node.target is aten.convolution.default:
+        if node.args[6]:
+            return None
+        groups = node.args[8]
+    wide = [tuple(v) * (rank - 2 if len(v) == 1 else 1) if isinstance(v, list | tuple)
+            else (v,) * (rank - 2) for v in values]  # fmt: skip
+    stride, padding, dilation = wide
+    attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+    return fx.strip((x, weight, bias)), attrs
+
+
+def _build_aten_conv(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    x, weight, bias = (*operands, None, None)[:3]
+    zeros = [0] * len(attrs["stride"])
+    window = (list(attrs["stride"]), list(attrs["padding"]), list(attrs["dilation"]))
+    args = (x, weight, bias, *window, False, zeros, attrs["groups"])
+    return fx.call(graph, aten.convolution.default, args)
+
+
+def _read_conv(node: onnx_ir.Node) -> onnx.Reading | None:
+    rank = onnx.rank_of(node.inputs[1])
+    pads = onnx.attribute(node, "pads")
+    if rank is None or onnx.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+        return None
+    space = rank - 2
+    pads = tuple(pads or (0,) * (2 * space))
+    if pads[:space] != pads[space:]:
+        return None
+    attrs = {
+        "stride": tuple(onnx.attribute(node, "strides", (1,) * space)),
+        "padding": pads[:space],
+        "dilation": tuple(onnx.attribute(node, "dilations", (1,) * space)),
+        "groups": onnx.attribute(node, "group", 1),
+    }
+    return tuple(node.inputs), attrs
+
+
+def _build_conv(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    return b.emit("Conv", operands, {
+        "strides": attrs["stride"], "dilations": attrs["dilation"], "group": attrs["groups"],
+        "pads": (*attrs["padding"], *attrs["padding"]),
+    })  # fmt: skip
+
+
+# --- embedding ------------------------------------------------------------------------------------
+
+
+def _embedding(weight: Tensor, ids: Tensor) -> Tensor:
+    """Rows of ``weight`` along its first dimension; negative ids count from the end."""
+    ids = torch.where(ids < 0, ids + weight.shape[0], ids)
+    return torch.nn.functional.embedding(ids, weight)
+
+
+def _infer_embedding(operands: Sequence[Any], attrs: Attrs) -> Types:
+    weight, ids = operands
+    if weight.shape is None or ids.shape is None:
+        return (Type(weight.dtype, None),)
+    return (Type(weight.dtype, (*ids.shape, *weight.shape[1:])),)
+
+
+def _decode_embedding(node: Node) -> fx.Reading | None:
+    return node.args[:2], {}
+
+
+def _read_embedding(node: onnx_ir.Node) -> onnx.Reading | None:
+    data = node.inputs[0]
+    if onnx.attribute(node, "axis", 0) != 0 or data is None or data.const_value is None:
+        return None
+    return (tuple(node.inputs), {}) if onnx.rank_of(data) == 2 else None
+
+
+OPS = (
+    OpSpec(
+        name="matmul", operands=("a", "b"), infer=_infer_matmul, reference=torch.matmul,
+        macs=Macs(linear_macs),
+        aten=AtenForm(
+            fx.calls(aten.matmul.default),
+            (fx.always(fx.plain, aten.matmul.default, aten.mm.default, aten.bmm.default),),
+        ),
+        onnx=OnnxForm(onnx.same("MatMul"), (onnx.always(onnx.plain, "MatMul"),)),
+    ),
+    OpSpec(
+        name="linear", operands=("x", "weight", "bias?"), infer=_infer_linear, reference=_linear,
+        heavy=True, macs=Macs(linear_macs), dense=_dense,
+        aten=AtenForm(
+            fx.calls(aten.linear.default), (fx.always(fx.plain, aten.linear.default),)
+        ),
+        onnx=OnnxForm(lower=_lower_linear),
+    ),
+    OpSpec(
+        name="conv", operands=("x", "weight", "bias?"),
+        attrs={"stride": REQUIRED, "padding": REQUIRED, "dilation": REQUIRED, "groups": 1},
+        infer=_infer_conv, reference=_conv, heavy=True, macs=Macs(_conv_macs, reads=2),
+        aten=AtenForm(_build_aten_conv, (fx.sometimes(
+            _decode_conv, aten.conv1d.default, aten.conv2d.default, aten.convolution.default,
+        ),)),
+        onnx=OnnxForm(_build_conv, (onnx.sometimes(_read_conv, "Conv"),)),
+    ),
+    OpSpec(
+        name="embedding", operands=("weight", "ids"), infer=_infer_embedding,
+        reference=_embedding, heavy=True, picks=True,
+        aten=AtenForm(
+            fx.calls(aten.embedding.default),
+            (fx.always(_decode_embedding, aten.embedding.default),),
+        ),
+        onnx=OnnxForm(
+            onnx.with_attrs("Gather"), (onnx.sometimes(_read_embedding, "Gather"),)
+        ),
+    ),
+)  # fmt: skip

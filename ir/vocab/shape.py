@@ -1,0 +1,266 @@
+"""Ops that give a tensor another shape, or say what shape it has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+from torch import Tensor
+from torch.fx import Graph, Node
+
+from ..core.types import UNKNOWN_DIM, Type
+from . import fx, onnx
+from .fx import AtenForm, aten
+from .onnx import OnnxForm
+from .rules import from_the_left
+from .spec import REQUIRED, Attrs, OpSpec, Types
+
+# --- reshape and expand ---------------------------------------------------------------------------
+
+
+def _sizes(shape: Sequence[Any]) -> list[int]:
+    if len(shape) == 1 and isinstance(shape[0], Tensor) and shape[0].dim() == 1:
+        return [int(s) for s in shape[0]]
+    return [int(s) for s in shape]
+
+
+def _reshape(x: Tensor, *shape: Any) -> Tensor:
+    return x.reshape(_sizes(shape))
+
+
+def _infer_reshape(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x, *dims = operands
+    if not all(isinstance(d, int) for d in dims):
+        known = all(isinstance(d, int) or (isinstance(d, Type) and d.rank == 0) for d in dims)
+        shape = [d if isinstance(d, int) and d > 0 else UNKNOWN_DIM for d in dims]
+        return (x.with_shape(shape if known else None),)
+    total = x.numel
+    if total is None:
+        return (x.with_shape([UNKNOWN_DIM if d == -1 else d for d in dims]),)
+    rest = math.prod(d for d in dims if d != -1)
+    if total % max(rest, 1) if -1 in dims else rest != total:
+        raise ValueError(f"reshape: {x} has not the elements of {dims}")
+    return (x.with_shape([total // max(rest, 1) if d == -1 else d for d in dims]),)
+
+
+def _expand(x: Tensor, *shape: Any) -> Tensor:
+    """Broadcast to a shape; -1 keeps a dimension, and so does 1 (ONNX's rule)."""
+    sizes = _sizes(shape)
+    offset = len(sizes) - x.dim()
+    kept = [
+        x.shape[i - offset] if i >= offset and s in (-1, 1) else s for i, s in enumerate(sizes)
+    ]
+    return x.expand(kept)
+
+
+def _infer_expand(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x, *dims = operands
+    if x.shape is None or not all(isinstance(d, int) for d in dims):
+        return (x.with_shape(None),)
+    offset = len(dims) - len(x.shape)
+    shape = [
+        (x.shape[i - offset] if i >= offset and d in (-1, 1) else d) for i, d in enumerate(dims)
+    ]
+    return (x.with_shape(shape),)
+
+
+def _build_aten_expand(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    x, *sizes = operands
+    rank = fx.rank_of(x)
+    new = 0 if rank is None else len(sizes) - rank
+    kept = [-1 if i >= new and isinstance(s, int) and s == 1 else s for i, s in enumerate(sizes)]
+    return fx.call(graph, aten.expand.default, (x, kept))
+
+
+def _build_reshape(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    return _build_shaped(b, "Reshape", operands[0], operands[1:])
+
+
+def _build_expand(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    x, *sizes = operands
+    sizes = [1 if isinstance(s, int) and s == -1 else s for s in sizes]
+    return _build_shaped(b, "Expand", x, sizes)
+
+
+def _build_shaped(b: onnx.Emitter, op_type: str, x: Any, sizes: Sequence[Any]) -> onnx_ir.Node:
+    if len(sizes) == 1 and isinstance(sizes[0], onnx_ir.Value) and onnx.rank_of(sizes[0]) == 1:
+        return b.emit(op_type, [x, sizes[0]])
+    return b.emit(op_type, [x, onnx.vector(b, sizes)])
+
+
+# --- the order of dimensions ----------------------------------------------------------------------
+
+
+def _transpose(x: Tensor, perm: Sequence[int]) -> Tensor:
+    return x.permute(list(perm))
+
+
+def _infer_transpose(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x = operands[0]
+    return (x if x.shape is None else x.with_shape([x.shape[i] for i in attrs["perm"]]),)
+
+
+def _decode_transpose(node: Node) -> fx.Reading | None:
+    rank = fx.rank_of(node.args[0])
+    if rank is None:
+        return None
+    perm = list(range(rank))
+    if node.target is aten.permute.default:
+        perm = [d % rank for d in node.args[1]]  # type: ignore[operator, union-attr, misc]
+    elif rank == 2 and len(node.args) == 1:
+        perm = [1, 0]
+    elif len(node.args) == 3:
+        a, b = (int(d) % rank for d in node.args[1:])  # type: ignore[arg-type]
+        perm[a], perm[b] = b, a
+    return node.args[:1], {"perm": tuple(perm)}
+
+
+def _read_transpose(node: onnx_ir.Node) -> onnx.Reading | None:
+    perm = onnx.attribute(node, "perm")
+    rank = onnx.rank_of(node.inputs[0])
+    if perm is not None:
+        return tuple(node.inputs), {"perm": tuple(perm)}
+    return None if rank is None else (tuple(node.inputs), {"perm": tuple(reversed(range(rank)))})
+
+
+# --- dimensions of size one -----------------------------------------------------------------------
+
+
+def _unsqueeze(x: Tensor, dims: Sequence[int]) -> Tensor:
+    rank = x.dim() + len(dims)
+    for dim in sorted(d % rank for d in dims):
+        x = x.unsqueeze(dim)
+    return x
+
+
+def _infer_unsqueeze(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x = operands[0]
+    if x.shape is None:
+        return (x,)
+    rank = len(x.shape) + len(attrs["dims"])
+    ones, rest = from_the_left(attrs["dims"], rank), iter(x.shape)
+    return (x.with_shape([1 if i in ones else next(rest) for i in range(rank)]),)
+
+
+def _decode_unsqueeze(node: Node) -> fx.Reading | None:
+    rank = fx.rank_of(node.args[0])
+    if rank is None:
+        return None
+    return node.args[:1], {"dims": (node.args[1] % (rank + 1),)}  # type: ignore[operator]
+
+
+def _build_aten_unsqueeze(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    node = operands[0]
+    for dim in sorted(attrs["dims"]):
+        node = fx.call(graph, aten.unsqueeze.default, (node, dim))
+    return node  # type: ignore[no-any-return]
+
+
+def _squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
+    return x.squeeze(tuple(dims))
+
+
+def _infer_squeeze(operands: Sequence[Any], attrs: Attrs) -> Types:
+    x = operands[0]
+    if x.shape is None:
+        return (x,)
+    gone = from_the_left(attrs["dims"], len(x.shape))
+    return (x.with_shape([d for i, d in enumerate(x.shape) if i not in gone or d != 1]),)
+
+
+def _decode_squeeze(node: Node) -> fx.Reading | None:
+    return node.args[:1], {"dims": fx.from_the_left(node, node.args[1])}
+
+
+def _read_axes(node: onnx_ir.Node) -> onnx.Reading | None:
+    axes = onnx.integers_of(onnx.input_of(node, 1))
+    if axes is None:
+        return None
+    extra = len(axes) if node.op_type == "Unsqueeze" else 0
+    rank = onnx.rank_of(node.inputs[0])
+    dims = onnx.from_the_left(axes, None if rank is None else rank + extra)
+    return tuple(node.inputs[:1]), {"dims": dims}
+
+
+# --- sizes ----------------------------------------------------------------------------------------
+
+
+def _size(x: Tensor, dim: int) -> int:
+    return x.shape[dim]
+
+
+def _infer_size(operands: Sequence[Any], attrs: Attrs) -> Types:
+    return (Type(torch.int64, ()),)
+
+
+def _decode_size(node: Node) -> fx.Reading | None:
+    return node.args[:1], {"dim": fx.from_the_left(node, node.args[1])[0]}
+
+
+def _lower_size(e: onnx.Lowering) -> onnx_ir.Value:
+    """size(x, d) => squeeze(Shape(x, start=d, end=d+1))"""
+    dim = e.attrs["dim"]
+    e.view.at(e.node)
+    shape = e.view.emit("Shape", [e.operands[0]], {"start": dim, "end": dim + 1}).outputs[0]
+    scalar: onnx_ir.Value = e.view.emit("Squeeze", [shape, e.view.integers([0])]).outputs[0]
+    return scalar
+
+
+OPS = (
+    OpSpec(
+        name="reshape", operands=("x", "*shape"), infer=_infer_reshape, reference=_reshape,
+        rearranges=True,
+        aten=AtenForm(fx.shape_call(aten.reshape.default), (fx.always(
+            fx.shaped, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
+        ),)),
+        onnx=OnnxForm(_build_reshape, (onnx.always(onnx.shaped, "Reshape"),)),
+    ),
+    OpSpec(
+        name="expand", operands=("x", "*shape"), infer=_infer_expand, reference=_expand,
+        rearranges=True,
+        aten=AtenForm(_build_aten_expand, (fx.always(fx.shaped, aten.expand.default),)),
+        onnx=OnnxForm(_build_expand, (onnx.always(onnx.shaped, "Expand"),)),
+    ),
+    OpSpec(
+        name="transpose", operands=("x",), attrs={"perm": REQUIRED}, infer=_infer_transpose,
+        reference=_transpose, rearranges=True,
+        aten=AtenForm(fx.calls(aten.permute.default, "perm"), (fx.sometimes(
+            _decode_transpose, aten.t.default, aten.transpose.int, aten.permute.default,
+            aten.numpy_T.default,
+        ),)),
+        onnx=OnnxForm(
+            onnx.with_attrs("Transpose", perm="perm"),
+            (onnx.sometimes(_read_transpose, "Transpose"),),
+        ),
+    ),
+    OpSpec(
+        name="unsqueeze", operands=("x",), attrs={"dims": REQUIRED}, infer=_infer_unsqueeze,
+        reference=_unsqueeze, rearranges=True,
+        aten=AtenForm(
+            _build_aten_unsqueeze, (fx.sometimes(_decode_unsqueeze, aten.unsqueeze.default),)
+        ),
+        onnx=OnnxForm(
+            onnx.with_axes("Unsqueeze"), (onnx.sometimes(_read_axes, "Unsqueeze"),)
+        ),
+    ),
+    OpSpec(
+        name="squeeze", operands=("x",), attrs={"dims": REQUIRED}, infer=_infer_squeeze,
+        reference=_squeeze, rearranges=True,
+        aten=AtenForm(
+            fx.calls(aten.squeeze.dims, "dims"),
+            (fx.always(_decode_squeeze, aten.squeeze.dim, aten.squeeze.dims),),
+        ),
+        onnx=OnnxForm(onnx.with_axes("Squeeze"), (onnx.sometimes(_read_axes, "Squeeze"),)),
+    ),
+    OpSpec(
+        name="size", operands=("x",), attrs={"dim": REQUIRED}, infer=_infer_size,
+        reference=_size, shape_only=True,
+        aten=AtenForm(
+            fx.calls(aten.sym_size.int, "dim"), (fx.always(_decode_size, aten.sym_size.int),)
+        ),
+        onnx=OnnxForm(lower=_lower_size),
+    ),
+)  # fmt: skip
