@@ -1,1 +1,1 @@
-"""Commands for developers: they measure, and stay out of the wheel."""
+"""Benches and records: for who changes the package, not for who uses it."""
