@@ -8,12 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 import triton
 from torch import Tensor
 
 from ..ir.core.errors import BadInput
+from ..ir.core.types import Type
+from ..ir.ops.linear_nbit import operand_types
 from . import linear_nbit_gemm as gemm
 from . import linear_nbit_gemv as gemv
 from .launch import Launch, processors
@@ -195,4 +198,64 @@ def _gemm(o: _Operands, y: Tensor) -> Iterator[Launch]:
         yield Launch(gemm.join_kernel, grid, joined, {"BLOCK": gemm.JOINED})
 
 
-KERNEL = Kernel(linear_nbit, HALF_AND_SINGLE, {"bits": BITS}, low_rank=linear_nbit_low_rank)
+# --- typical calls -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Case:
+    """One call to compile: 5632 outputs of 2048 columns."""
+
+    rows: int
+    bits: int
+    group: int
+    zeros: Literal["none", "integer", "real"]
+    dtype: torch.dtype
+    rank: int = 0
+
+    def __str__(self) -> str:
+        name = str(self.dtype).removeprefix("torch.")
+        low_rank = f" rank {self.rank}" if self.rank else ""
+        zeros = {"none": "", "integer": " zeros", "real": " real zeros"}[self.zeros]
+        group = f"group {self.group}" if self.group else "rows"
+        return f"{self.rows} x {self.bits} bits {group}{zeros} {name}{low_rank}"
+
+
+CASES = (
+    Case(1, 4, 32, "none", torch.float16, 32),
+    Case(1, 8, 64, "integer", torch.bfloat16),
+    Case(16, 4, 32, "none", torch.bfloat16, 32),
+    Case(32, 4, 32, "real", torch.float32, 8),
+    Case(64, 4, 128, "integer", torch.float16),
+    Case(128, 4, 32, "none", torch.float16, 32),
+    Case(128, 8, 0, "real", torch.bfloat16),
+)
+"""Every tile, both widths, each kind of zero points and both forms of the low-rank path."""
+
+
+def _typical() -> list[tuple[str, Launch]]:
+    return [
+        (str(case), launch)
+        for case in CASES
+        for launch in launches(*_operands(case), bits=case.bits, group=case.group)
+    ]
+
+
+def _operands(case: Case) -> list[Any]:
+    """``y``, then what ``linear_nbit`` and its low-rank form take, without data."""
+    columns, outputs = 2048, 5632
+    stored = operand_types(columns, outputs, bits=case.bits, group=case.group, zeros=case.zeros)
+    shapes = [(case.rows, outputs), (case.rows, columns)]
+    path = [(case.rows, case.rank), (outputs, case.rank)] if case.rank else []
+    y, x, *factors = [torch.empty(s, dtype=case.dtype, device="meta") for s in shapes + path]
+    return [y, x, *map(_empty, stored), None, *factors]
+
+
+def _empty(stored: Type | None) -> Tensor | None:
+    if stored is None or stored.shape is None:
+        return None
+    return torch.empty([int(d) for d in stored.shape], dtype=stored.dtype, device="meta")
+
+
+KERNEL = Kernel(
+    linear_nbit, HALF_AND_SINGLE, {"bits": BITS}, low_rank=linear_nbit_low_rank, launches=_typical
+)

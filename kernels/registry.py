@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..ir.core.errors import BadInput
+from .launch import Launch
 
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
 
@@ -36,6 +37,8 @@ class Kernel:
     """Whether all operands must be of the first one's dtype."""
     low_rank: Callable[..., torch.Tensor] | None = None
     """Of a linear: the same that also adds ``narrow @ up.T``, its two operands after the op's."""
+    launches: Callable[[], list[tuple[str, Launch]]] = list
+    """Labelled launches of typical sizes on tensors without data: what a bench compiles."""
 
 
 _REGISTERED: dict[str, Kernel] = {}

@@ -6,6 +6,7 @@ Bytes moved: ``x`` and ``y`` once, the tables once a head. Products and sums rou
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -75,4 +76,10 @@ def launches(y: Tensor, x: Tensor, cos: Tensor, sin: Tensor) -> list[Launch]:
     return [Launch(rope_kernel, (triton.cdiv(rows, block),), arguments, constants)]
 
 
-KERNEL = Kernel(rope, HALF_AND_SINGLE, ranks=(1, 2, 3, 4), one_dtype=True)
+def _typical() -> list[tuple[str, Launch]]:
+    x = torch.empty(4, 32, 576, 128, dtype=torch.bfloat16, device="meta")
+    table = torch.empty(4, 1, 576, 128, dtype=torch.bfloat16, device="meta")
+    return [("4 x 32 x 576 x 128", launch) for launch in launches(x, x, table, table)]
+
+
+KERNEL = Kernel(rope, HALF_AND_SINGLE, ranks=(1, 2, 3, 4), one_dtype=True, launches=_typical)

@@ -76,4 +76,11 @@ def launches(y: Tensor, x: Tensor, index: Tensor) -> list[Launch]:
     return [Launch(token_select_kernel, grid, arguments, constants)]
 
 
-KERNEL = Kernel(token_select)
+def _typical() -> list[tuple[str, Launch]]:
+    x = torch.empty(4, 576, 4096, dtype=torch.float16, device="meta")
+    index = torch.empty(4, 144, dtype=torch.int64, device="meta")
+    y = torch.empty(4, 144, 4096, dtype=torch.float16, device="meta")
+    return [("4 x 144 of 576 tokens", launch) for launch in launches(y, x, index)]
+
+
+KERNEL = Kernel(token_select, launches=_typical)

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -24,7 +24,10 @@ from rich.table import Table
 from ...ir.core.errors import BoundExceeded, GraphwrightError, Missing
 from ...ir.core.types import Type
 from ...ir.ops.linear_nbit import LINEAR_NBIT, operand_types
+from ...ir.vocab import ops_with
 from ...kernels import offline as compiler
+from ...kernels.launch import Launch
+from ...kernels.registry import kernel_of
 
 linear = torch.nn.functional.linear
 
@@ -32,41 +35,9 @@ OUTPUTS, COLUMNS, LINEARS, GROUP = 5632, 2048, 16, 32
 ROWS = (1, 16, 128)
 RANK = 32
 REPEATS = 20
-Zeros = Literal["none", "integer", "real"]
 
 
 # --- without a device ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Case:
-    """One ``linear_nbit`` to compile: 5632 outputs of 2048 columns."""
-
-    rows: int
-    bits: int
-    group: int
-    zeros: Zeros
-    dtype: torch.dtype
-    rank: int = 0
-
-    def __str__(self) -> str:
-        name = str(self.dtype).removeprefix("torch.")
-        low_rank = f" rank {self.rank}" if self.rank else ""
-        zeros = {"none": "", "integer": " zeros", "real": " real zeros"}[self.zeros]
-        group = f"group {self.group}" if self.group else "rows"
-        return f"{self.rows} x {self.bits} bits {group}{zeros} {name}{low_rank}"
-
-
-CASES = (
-    Case(1, 4, 32, "none", torch.float16, RANK),
-    Case(1, 8, 64, "integer", torch.bfloat16),
-    Case(16, 4, 32, "none", torch.bfloat16, RANK),
-    Case(32, 4, 32, "real", torch.float32, 8),
-    Case(64, 4, 128, "integer", torch.float16),
-    Case(128, 4, 32, "none", torch.float16, RANK),
-    Case(128, 8, 0, "real", torch.bfloat16),
-)
-"""Every tile, both widths, each kind of zero points and both forms of the low-rank path."""
 
 
 @dataclass(frozen=True)
@@ -99,33 +70,9 @@ def offline(capabilities: Sequence[int] = (80, 90, 100)) -> list[Row]:
     return made
 
 
-def _launches() -> list[tuple[str, Any]]:
-    from ...kernels import linear_nbit, rope, token_select
-
-    found = [
-        (str(case), launch)
-        for case in CASES
-        for launch in linear_nbit.launches(*_operands(case), bits=case.bits, group=case.group)
-    ]  # fmt: skip
-    x = torch.empty(4, 576, 4096, dtype=torch.float16, device="meta")
-    index = torch.empty(4, 144, dtype=torch.int64, device="meta")
-    y = torch.empty(4, 144, 4096, dtype=torch.float16, device="meta")
-    found += [("4 x 144 of 576 tokens", one) for one in token_select.launches(y, x, index)]
-    x = torch.empty(4, 32, 576, 128, dtype=torch.bfloat16, device="meta")
-    table = torch.empty(4, 1, 576, 128, dtype=torch.bfloat16, device="meta")
-    found += [("4 x 32 x 576 x 128", one) for one in rope.launches(x, x, table, table)]
-    return found
-
-
-def _operands(case: Case) -> list[Any]:
-    """``y``, then what ``linear_nbit`` and its low-rank form take, without data."""
-    stored = operand_types(COLUMNS, OUTPUTS, bits=case.bits, group=case.group, zeros=case.zeros)
-    shapes = [(case.rows, OUTPUTS), (case.rows, COLUMNS)]
-    path = [(case.rows, case.rank), (OUTPUTS, case.rank)] if case.rank else []
-    y, x, *factors = [torch.empty(s, dtype=case.dtype, device="meta") for s in shapes + path]
-    held = [None if t is None else torch.empty(_shape(t), dtype=t.dtype, device="meta")
-            for t in stored]  # fmt: skip
-    return [y, x, *held, None, *factors]
+def _launches() -> list[tuple[str, Launch]]:
+    kernels = (kernel_of(name) for name in ops_with(lambda op: op.own))
+    return [launch for kernel in kernels if kernel is not None for launch in kernel.launches()]
 
 
 def _shape(operand: Type) -> list[int]:
