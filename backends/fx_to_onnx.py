@@ -1,22 +1,29 @@
-"""From an exported torch program to an ONNX model whose weights stay where they are."""
+"""From an FX graph to an ONNX graph, node by node over the vocabulary.
+
+A node of the vocabulary is built as it is read; one of ``aten_onnx`` by its form there. What is in
+neither goes through ``torch.onnx``, that node alone, or the whole graph where that fails: the
+graph's metadata says so under ``TRANSLATION_KEY``. No weight is read.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import onnx
 import onnx_ir
 import torch
-from onnx_ir.passes import common
-from torch.export import ExportedProgram
+from torch.fx.node import Node as FxNode
 
-from ..ir.core.errors import BadInput
-from ..ir.core.quiet import quiet
+from ..ir.core.errors import BadInput, InvalidGraph, Refusal
 from ..ir.core.tensors import tensor_of
-from ..ir.core.weights import ComputedWeight, Weight
+from ..ir.core.types import UNKNOWN_DIM, Type, mentions
+from ..ir.core.view import Operand, Value
+from ..ir.fx.view import FxView
+from ..ir.onnx.parts import End, Names, set_type
+from ..ir.onnx.view import OnnxView
+from ..ir.rewrite.cleanup import clean, fold_constants
+from ..ir.vocab import rules, spec
+from .aten_onnx import FORMS, Emit
 
 OPSET = 21
 """The ONNX opset of an export.
@@ -25,352 +32,313 @@ It has ``Gelu`` (20) and block-wise ``DequantizeLinear`` (21). Not 23, whose ``A
 one node what we write in six: ONNX Runtime 1.31 refuses masks that broadcast along the queries
 (``[batch, 1, 1, keys]``), and it is 3 to 8 % faster at most (MiniLM's shape, 1 thread, CPU).
 """
+IR_VERSION = 10
+SCOPE_KEY = "graphwright.scope"
+TRANSLATION_KEY = "graphwright.translation"
+"""Metadata: what of the graph ``torch.onnx`` has translated, one remark a line."""
+_FOLD_BYTES = 1 << 16
+"""Enough for shapes, positions and masks of a fixed size; weights are left as they are."""
+_REDUCTION = spec("sum").infer
+_ONE_DTYPE = (rules.same, rules.elementwise, _REDUCTION)
+"""Type rules of ops that ONNX wants all operands of in the dtype of the result."""
 
-DOMAIN = "graphwright"
-_SCOPES = "pkg.torch.onnx.name_scopes"
-_FOLDABLE_NUMEL = 64
-"""Constants of the program itself up to this size take part in the folding of shape arithmetic."""
 
+def translated(view: FxView) -> OnnxView:
+    """The FX graph as an ONNX graph, our own ops still in their own domain; ``view`` stays.
 
-def to_onnx(
-    program: ExportedProgram,
-    weights: Mapping[str, Weight],
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    dim_names: Mapping[str, str] | None = None,
-) -> onnx_ir.Model:
-    """Translate a functional program; its parameters may be fake tensors.
-
-    ``weights`` gives the handle of every parameter, buffer and constant by its qualified name,
-    which becomes the initializer's name. None of them is read: an initializer wraps its handle.
-    ``dim_names`` maps the program's symbols to names (``{"s43": "batch"}``). Our own ops become
-    nodes of the domain ``graphwright``, tensors as inputs (absent ones empty) and the rest as
-    attributes: ``lower`` turns them into stock ops.
-
-    Raises ``BadInput`` where an op has no ONNX form, naming it and its module, and where a fake
-    parameter has no handle.
+    Inputs, outputs, weights and named dimensions keep their names, nodes their module and the rule
+    that made them. Constants are folded, repeated work is merged. Raises ``BadInput`` where an op
+    has no ONNX form, naming it and its module.
     """
-    model = _translate(program)
-    constants = program.graph_signature.inputs_to_lifted_tensor_constants.values()
-    _detach(model, weights, {n for n in constants if n in weights})
-    with quiet():
-        _simplify(model)
-    _rename(model, input_names, output_names, dim_names or {})
-    _attach(model, weights)
-    _strip_metadata(model)
-    return model
-
-
-def _translate(program: ExportedProgram) -> onnx_ir.Model:
-    table: dict[Callable[..., Any], Callable[..., Any]] = {
-        torch.ops.aten.scaled_dot_product_attention.default: _sdpa,
-        _RESHAPE: _reshape,
-    }
-    for node in program.graph.nodes:
-        target = node.target
-        if isinstance(target, torch._ops.OpOverload) and target.namespace == DOMAIN:
-            table[target] = _own_op(target)
     try:
-        with quiet(), _without_views(program.graph):
-            exported = torch.onnx.export(
-                program,
-                dynamo=True,
-                optimize=False,
-                verbose=False,
-                opset_version=OPSET,
-                custom_translation_table=table,
+        onnx = _Translator(view).run()
+    except _WholeGraph as reason:
+        onnx = _by_exporter(view, str(reason))
+    onnx.metadata().update(view.metadata())
+    return onnx
+
+
+class _WholeGraph(Exception):
+    """Why a graph cannot be translated node by node."""
+
+
+def _by_exporter(view: FxView, reason: str) -> OnnxView:
+    from .torch_onnx import to_onnx
+
+    cleaned = view.copy()
+    clean(cleaned)
+    model = to_onnx(
+        cleaned.to_program(), cleaned.weights(), view.input_names(), view.output_names(),
+        view.symbols,
+    )  # fmt: skip
+    onnx = OnnxView(model, source=view.source)
+    onnx.metadata()[TRANSLATION_KEY] = f"the whole graph went through torch.onnx: {reason}"
+    return onnx
+
+
+class _Translator:
+    """One FX graph on its way. ``values`` holds what stands for each FX value."""
+
+    def __init__(self, view: FxView) -> None:
+        self.fx = view
+        self.live = _live(view)
+        self.values: dict[FxNode, Value] = {}
+        self.made = _made_names(view)
+        self.remarks: dict[str, None] = {}
+        self.exported: dict[str, onnx_ir.Model] = {}
+        self.onnx = OnnxView(self._start(), source=view.source)
+        self.onnx.journal = []
+
+    def _start(self) -> onnx_ir.Model:
+        """A model that has inputs and weights, and nothing else."""
+        names = Names((*self.fx.input_names(), *self.fx.output_names()))
+        inputs = []
+        for name, node in zip(self.fx.input_names(), self.fx.inputs(), strict=True):
+            self.values[node] = onnx_ir.Value(name=name)
+            set_type(self.values[node], self.fx.type(node))
+            inputs.append(self.values[node])
+        graph = onnx_ir.Graph(inputs, [], nodes=[], opset_imports={"": OPSET}, name="main_graph")
+        for node in self.fx.graph.nodes:
+            if node.op == "placeholder" and "weight" in node.meta and node in self.live:
+                self.values[node] = _weight(self.fx, node, names)
+                graph.register_initializer(self.values[node])
+        return onnx_ir.Model(graph, ir_version=IR_VERSION, producer_name="graphwright")
+
+    def run(self) -> OnnxView:
+        for node in self.fx.nodes():
+            if node in self.live:
+                self._translate(node)
+        self.onnx.origin = self.onnx.journal = None
+        outputs = [self.values[node] for node in self.fx.outputs()]
+        self.onnx.set_outputs(dict(zip(self.fx.output_names(), outputs, strict=True)))
+        fold_constants(self.onnx, max_bytes=_FOLD_BYTES)
+        clean(self.onnx)
+        if self.remarks:
+            self.onnx.metadata()[TRANSLATION_KEY] = "\n".join(self.remarks)
+        return self.onnx
+
+    # --- one node -------------------------------------------------------------------------------
+
+    def _translate(self, node: FxNode) -> None:
+        assert self.onnx.journal is not None
+        self.onnx.journal.clear()
+        self.onnx.origin = node.meta.get("graphwright")
+        emit = Emit(self.onnx, node, self._place(node), self.fx.type(node))
+        reading = self.fx.read(node)
+        if reading is None:
+            self._note(node, self._of_table(emit, node))
+        else:
+            self._note(node, self._of_vocabulary(emit, node, *reading))
+
+    def _place(self, node: FxNode) -> End:
+        scope = self.fx.scope(node)
+        return End(self.onnx.model.graph, node.name, {SCOPE_KEY: scope} if scope else {})
+
+    def _of_vocabulary(
+        self, emit: Emit, node: FxNode, op: str, operands: tuple[Operand, ...],
+        attrs: Mapping[str, Any],
+    ) -> Any:  # fmt: skip
+        given = [self._mapped(operand) for operand in operands]
+        if op == "identity":
+            return given[0]
+        if op == "cast":
+            return emit.cast_to(given[0], attrs["dtype"])
+        if op == "arange":
+            counted = _arange(emit, given, emit.dtype)
+            set_type(counted, self._joined(node, self.onnx.type(counted), emit.result))
+            return counted
+        op, given, attrs = _fitted(emit, op, given, attrs)
+        kinds = [self.onnx.type(o) if isinstance(o, onnx_ir.Value) else o for o in given]
+        try:
+            inferred = spec(op).infer(kinds, {**spec(op).attrs, **attrs})
+        except (ValueError, IndexError) as error:
+            raise InvalidGraph(f"{node.name}: {op} does not fit its operands: {error}") from None
+        if not _is_several(node):
+            like = _typed(self._joined(node, inferred[0], emit.result, op == "slice"))
+            return self.onnx.build(op, given, attrs, before=emit.place, like=like)
+        value = self.onnx.build(op, given, attrs, before=emit.place)
+        results = self.onnx.results(self.onnx.producer(value))
+        for item in self.fx.results(node):
+            place = item.args[1]
+            set_type(results[place], self._joined(node, inferred[place], self.fx.type(item)))
+        return results
+
+    def _of_table(self, emit: Emit, node: FxNode) -> Any:
+        if _is_complex(node):
+            raise _WholeGraph(f"{node.name} computes with complex numbers")
+        form = FORMS.get(node.target)
+        if form is None:
+            return self._by_exporter(emit, node, "")
+        try:
+            made = form(emit, *self._arguments(node))
+        except Refusal as refusal:
+            return self._by_exporter(emit, node, f" ({refusal.reason})")
+        if not _is_several(node) and made.producer() in (self.onnx.journal or ()):
+            set_type(made, self._joined(node, self.onnx.type(made), emit.result))
+        return made
+
+    def _by_exporter(self, emit: Emit, node: FxNode, why: str) -> Any:
+        """``torch.onnx``'s form of a node that we have none for."""
+        # Here, as it loads all of the exporter, which most graphs do without.
+        from .torch_onnx import NoForm
+        from .torch_onnx_node import export_node
+
+        native = self.fx.native_op(node)
+        for part in reversed(list(self.onnx.journal or ())):
+            self.onnx.erase(part)  # what a form had built before it refused
+        try:
+            made = export_node(emit, self.fx, self.values, self.exported)
+        except NoForm:
+            raise
+        except BadInput as error:
+            raise _WholeGraph(f"{native} ({node.name}) does not go through it alone") from error
+        self.remarks[f"{native} went through torch.onnx{why}"] = None
+        return made
+
+    def _joined(
+        self, node: FxNode, inferred: Type, declared: Type, is_slice: bool = False
+    ) -> Type:
+        """The type that follows from the operands, its dimensions in the names of the FX graph.
+
+        A tracer vouches for every dimension. What an edit of the graph made a number may be a size
+        of the example (how many tokens a step drops), and a cache that lost tokens is no longer as
+        long as its name says: there a number, and what a slice leaves, stay open unless they follow
+        from the operands, or an edit has given them a name.
+        """
+        if declared.shape is None or inferred.rank not in (None, declared.rank):
+            return inferred if declared.dtype is None else declared
+        if "graphwright" not in node.meta:
+            return declared
+        dims = []
+        for a, b in zip(inferred.shape or declared.shape, declared.shape, strict=True):
+            named = isinstance(b, str) and (
+                not is_slice or any(mentions(b, name) for name in self.made)
             )
-    except torch.onnx.errors.OnnxExporterError as error:
-        raise BadInput(_explain(program, error)) from error
-    assert exported is not None
-    return exported.model
+            dims.append(b if named and not isinstance(a, int) else a)
+        if inferred.shape is None:
+            dims = [d if isinstance(d, str) else UNKNOWN_DIM for d in dims]
+        return Type(declared.dtype, tuple(dims))
+
+    def _arguments(self, node: FxNode) -> list[Any]:
+        if not isinstance(node.target, torch._ops.OpOverload):
+            return [self._mapped(arg) for arg in node.args]
+        schema = node.target._schema.arguments
+        given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+        return [self._mapped(given.get(a.name, a.default_value)) for a in schema]
+
+    def _mapped(self, arg: Any) -> Any:
+        if isinstance(arg, FxNode):
+            return self.values[arg]
+        if isinstance(arg, list | tuple):
+            return [self._mapped(item) for item in arg]
+        return arg
+
+    def _note(self, node: FxNode, made: Any) -> None:
+        """Let what was made stand for the node; what is new bears the node's name."""
+        results = dict.fromkeys([node], made)
+        if _is_several(node):
+            results = {item: made[item.args[1]] for item in self.fx.results(node)}
+        for result, value in results.items():
+            if value.producer() in (self.onnx.journal or ()):
+                self.onnx.rename(value, result.name)
+            self.values[result] = value
 
 
-_RESHAPE = torch.ops.aten._reshape_copy.default
-_VIEWS = (
-    torch.ops.aten.view.default,
-    torch.ops.aten._unsafe_view.default,
-    torch.ops.aten.reshape.default,
-)
+def _live(view: FxView) -> set[FxNode]:
+    """What the outputs are made of: checks and what nobody reads are not translated."""
+    live: set[FxNode] = set()
+    pending: list[FxNode] = list(view.outputs())
+    while pending:
+        node = pending.pop()
+        if node not in live:
+            live.add(node)
+            pending.extend(node.all_input_nodes)
+    return live
 
 
-@contextlib.contextmanager
-def _without_views(graph: torch.fx.Graph) -> Iterator[None]:
-    """Let every reshape be one that does not depend on strides, for as long as the block runs.
-
-    The exporter takes reshape for view by the strides of one fake run, and its next fake run, where
-    attention gives other strides, fails on that view (torch 2.13, T5).
-    """
-    changed = [(node, node.target) for node in graph.nodes if node.target in _VIEWS]
-    for node, _ in changed:
-        node.target = _RESHAPE
-    try:
-        yield
-    finally:
-        for node, target in changed:
-            node.target = target
+def _weight(view: FxView, node: FxNode, names: Names) -> Value:
+    """An initializer that wraps the handle of a weight."""
+    name = view.name(node)
+    handle, declared = view.weights()[name], view.type(node)
+    if handle.dtype.is_complex:
+        raise _WholeGraph(f"the weight {name} is complex")
+    if handle.shape != declared.shape:
+        shape = list(declared.shape or ())
+        raise BadInput(f"weight {name}: the graph has {shape}, its handle {handle}")
+    name = names.take(name)
+    value = onnx_ir.Value(name=name, const_value=tensor_of(handle, name))
+    set_type(value, Type(handle.dtype, handle.shape))
+    return value
 
 
-# --- translations of our own ---------------------------------------------------------------------
+def _is_several(node: FxNode) -> bool:
+    return isinstance(node.meta.get("val"), tuple | list)
 
 
-def _sdpa(
-    query: Any,
-    key: Any,
-    value: Any,
-    attn_mask: Any = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> Any:
-    """softmax(scale q k' + mask) v, where a query that may see no key gives zeros, as in torch.
-
-    The exporter's own form gives such a query (a left-padded prompt has them) the mean of v.
-    """
-    if dropout_p:
-        raise ValueError(f"attention with dropout {dropout_p}: trace the model in eval mode")
-    op = _opset()
-    rank, width = len(query.shape), query.shape[-1]
-    zero, lowest = (_scalar(number, query.dtype) for number in (0.0, float("-inf")))
-    if enable_gqa:
-        key, value = (_repeat_heads(t, query.shape[1] // t.shape[1]) for t in (key, value))
-    swapped = op.Transpose(key, perm=[*range(rank - 2), rank - 1, rank - 2])
-    factor = width**-0.5 if scale is None else scale
-    scores = op.MatMul(op.Mul(query, _scalar(factor, query.dtype)), swapped)
-    if is_causal:
-        attn_mask = _lower_triangle(query, key)
-    boolean = is_causal or (attn_mask is not None and attn_mask.dtype == onnx_ir.DataType.BOOL)
-    if boolean:
-        scores = op.Where(attn_mask, scores, lowest)
-    elif attn_mask is not None:
-        scores = op.Add(scores, attn_mask)
-    weights = op.Softmax(scores, axis=-1)
-    if boolean and not is_causal:
-        weights = op.Where(op.IsNaN(weights), zero, weights)
-    return op.MatMul(weights, value)
+def _is_complex(node: FxNode) -> bool:
+    vals = (n.meta.get("val") for n in (node, *node.all_input_nodes))
+    return any(isinstance(v, torch.Tensor) and v.is_complex() for v in vals)
 
 
-def _reshape(x: Any, shape: Sequence[Any]) -> Any:
-    """reshape(x, shape) => Reshape(x, shape)"""
-    op = _opset()
-    one = onnx_ir.tensor([-1])
-    sizes = [
-        op.Constant(value=onnx_ir.tensor([size]))
-        if isinstance(size, int)
-        else op.Reshape(size, op.Constant(value=one))
-        for size in shape
-    ]
-    empty = onnx_ir.tensor([], dtype=onnx_ir.DataType.INT64)
-    target = op.Concat(*sizes, axis=0) if sizes else op.Constant(value=empty)
-    return op.Reshape(x, target, allowzero=0 if -1 in shape else 1)
+def _made_names(view: FxView) -> set[str]:
+    """Names of dimensions that edits have made: the tracer's are in the types of the inputs."""
+    dims = [d for value in view.inputs() for d in view.type(value).shape or ()]
+    return {n for n in view.symbols.values() if not any(mentions(d, n) for d in dims)}
 
 
-def _opset() -> Any:
-    from onnxscript import opset21
-
-    return opset21
-
-
-def _scalar(number: float, dtype: onnx_ir.DataType) -> Any:
-    return _opset().Constant(value=onnx_ir.tensor(number, dtype=dtype))
+def _typed(type_: Type) -> Value:
+    """A value that is nowhere, to build results ``like``."""
+    value = onnx_ir.Value(name=None)
+    set_type(value, type_)
+    return value
 
 
-def _lower_triangle(query: Any, key: Any) -> Any:
-    op = _opset()
-    rows, columns = (op.Shape(t, start=-2, end=-1) for t in (query, key))
-    one = op.Constant(value=onnx_ir.tensor(True))
-    return op.Trilu(op.Expand(one, op.Concat(rows, columns, axis=0)), upper=0)
+# --- what ATen leaves to the runtime and ONNX wants to be said ---------------------------------
 
 
-def _repeat_heads(x: Any, times: int) -> Any:
-    """Every head of ``[batch, heads, tokens, width]`` ``times`` times in a row."""
-    op = _opset()
-    five = op.Unsqueeze(x, op.Constant(value_ints=[2]))
-    wide = op.Expand(five, op.Constant(value_ints=[1, 1, times, 1, 1]))
-    heads, width = x.shape[1] * times, x.shape[3]
-    return op.Reshape(wide, op.Constant(value_ints=[0, heads, -1, width]))
+def _fitted(
+    e: Emit, op: str, operands: Sequence[Operand], attrs: Mapping[str, Any]
+) -> tuple[str, list[Operand], Mapping[str, Any]]:
+    """The operands in the dtypes that ONNX takes together, and a reduction's dimensions."""
+    declared = spec(op)
+    if declared.own or _is_several(e.node):
+        return op, list(operands), attrs
+    if op in _LOGICAL:
+        return op, [_boolean(e, o) for o in operands], attrs
+    if declared.infer is rules.comparison and len(operands) == 2:
+        kinds = [e.view.type(o) if isinstance(o, onnx_ir.Value) else o for o in operands]
+        dtype = rules.elementwise(kinds, {})[0].dtype
+        return op, [o if dtype is None else e.cast_to(o, dtype) for o in operands], attrs
+    if op == "where":
+        return op, [operands[0], *_alternatives(e, operands[1:])], attrs
+    if declared.infer not in _ONE_DTYPE:
+        return op, list(operands), attrs
+    if e.dtype == torch.bool and op in _OF_BOOLS:
+        op = _OF_BOOLS[op]
+    if declared.infer is _REDUCTION and not attrs["dims"]:
+        attrs = {**attrs, "dims": tuple(range(e.rank(operands[0])))}
+    return op, [e.cast_to(o, e.dtype) for o in operands], attrs
 
 
-def _own_op(target: torch._ops.OpOverload) -> Callable[..., Any]:
-    """The translation of one of our ops: a node of the same name in our own domain."""
-    arguments = target._schema.arguments
-    is_tensor = {a.name: "Tensor" in str(a.type) for a in arguments}
-
-    def translate(*args: Any, **kwargs: Any) -> Any:
-        from onnxscript.values import Op, Opset
-
-        given = dict(zip(is_tensor, args, strict=False)) | kwargs
-        inputs = {name: given.get(name) for name, tensor in is_tensor.items() if tensor}
-        attrs = {n: v for n, v in given.items() if not is_tensor[n] and v is not None}
-        attrs = {n: int(v) if isinstance(v, bool) else v for n, v in attrs.items()}
-        schema = _schema(target._opname, list(inputs), attrs, len(target._schema.returns))
-        return Op(Opset(DOMAIN, 1), target._opname, schema)(*inputs.values(), **attrs)
-
-    return translate
+_LOGICAL = frozenset({"logical_and", "logical_or", "logical_not"})
+_OF_BOOLS = {"mul": "logical_and", "add": "logical_or"}
 
 
-_ATTRIBUTE = {int: "INT", float: "FLOAT", str: "STRING"}
-_TENSORS = [
-    f"tensor({name})"
-    for name in (
-        "float", "double", "float16", "bfloat16", "int8", "int16", "int32", "int64",
-        "uint8", "uint16", "uint32", "uint64", "bool", "float8e4m3fn", "float8e5m2",
-    )
-]  # fmt: skip
+def _boolean(e: Emit, operand: Operand) -> Operand:
+    return e.cast_to(operand, torch.bool) if isinstance(operand, onnx_ir.Value) else bool(operand)
 
 
-def _schema(
-    name: str, inputs: Sequence[str], attrs: Mapping[str, Any], outputs: int
-) -> onnx.defs.OpSchema:
-    """A schema that lets the exporter record a call; types are checked where ops are declared."""
-    schema = onnx.defs.OpSchema
-    optional = schema.FormalParameterOption.Optional
-    kinds = []
-    for attr, value in attrs.items():
-        sequence = isinstance(value, list | tuple)
-        kind = _ATTRIBUTE[type(value[0] if sequence else value)] + "S" * sequence
-        kinds.append(schema.Attribute(attr, getattr(schema.AttrType, kind), ""))
-    return schema(
-        name,
-        DOMAIN,
-        1,
-        inputs=[
-            schema.FormalParameter(n, f"T{i}", param_option=optional) for i, n in enumerate(inputs)
-        ],
-        outputs=[schema.FormalParameter(f"y{i}", "T") for i in range(outputs)],
-        type_constraints=[
-            (name, _TENSORS, "") for name in ("T", *(f"T{i}" for i in range(len(inputs))))
-        ],
-        attributes=kinds,
-    )
+def _alternatives(e: Emit, operands: Sequence[Operand]) -> list[Operand]:
+    if any(isinstance(o, onnx_ir.Value) for o in operands):
+        return [e.cast_to(o, e.dtype) for o in operands]
+    return [e.number(o, e.dtype) for o in operands]
 
 
-# --- afterwards ----------------------------------------------------------------------------------
-
-
-def _detach(model: onnx_ir.Model, weights: Mapping[str, Weight], constants: set[str]) -> None:
-    """Take the tensors of the weights out, so that no later step can read, fold or merge them."""
-    for name, value in model.graph.initializers.items():
-        if name not in weights:
-            if _is_fake(value.const_value):
-                raise BadInput(f"the parameter {name} has no data: give its handle in `weights`")
-            continue
-        weight = weights[name]
-        small = name in constants and weight.numel <= _FOLDABLE_NUMEL
-        value.const_value = tensor_of(weight, name) if small else None
-
-
-def _is_fake(tensor: onnx_ir.TensorProtocol | None) -> bool:
-    raw = getattr(tensor, "raw", None)
-    if not isinstance(raw, torch.Tensor):
-        return False
-    return isinstance(raw, torch._subclasses.FakeTensor) or raw.device.type == "meta"
-
-
-def _simplify(model: onnx_ir.Model) -> None:
-    """Fold shape arithmetic, drop dead code and repeated work; weights are opaque meanwhile."""
-    from onnxscript import optimizer, rewriter
-
-    common.InlinePass()(model)
-    for _ in range(2):
-        optimizer.fold_constants(model, onnx_shape_inference=True)
-        rewriter.rewrite(model)
-    common.CommonSubexpressionEliminationPass()(model)
-    common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    common.RemoveUnusedNodesPass()(model)
-    common.OutputFixPass()(model)
-
-
-def _rename(
-    model: onnx_ir.Model,
-    input_names: Sequence[str],
-    output_names: Sequence[str],
-    dim_names: Mapping[str, str],
-) -> None:
-    for value, name in zip(model.graph.inputs, input_names, strict=True):
-        value.name = name
-    for value, name in zip(model.graph.outputs, output_names, strict=True):
-        value.name = name
-    common.NameFixPass()(model)
-    values = [*model.graph.inputs, *model.graph.initializers.values()]
-    values += [v for node in model.graph.all_nodes() for v in node.outputs]
-    for value in values:
-        if value.shape is not None and dim_names:
-            value.shape = onnx_ir.Shape([_dim(d, dim_names) for d in value.shape])
-
-
-def _dim(dim: Any, dim_names: Mapping[str, str]) -> int | str | None:
-    if isinstance(dim, int) or dim.value is None:
-        return dim if isinstance(dim, int) else None
-    return re.sub(r"[a-z]+\d+", lambda m: dim_names.get(m[0], m[0]), dim.value)
-
-
-def _attach(model: onnx_ir.Model, weights: Mapping[str, Weight]) -> None:
-    for name, value in model.graph.initializers.items():
-        if name not in weights:
-            continue
-        weight = weights[name]
-        if weight.dtype.is_complex:
-            weight = _as_real(weight)
-        declared = tuple(value.shape.numpy()) if value.shape is not None else weight.shape
-        if declared != weight.shape:
-            raise BadInput(f"weight {name}: the graph has {list(declared)}, its handle {weight}")
-        value.const_value = tensor_of(weight, name)
-
-
-def _as_real(weight: Weight) -> Weight:
-    """A complex weight as the exporter sees it: real and imaginary part along a last axis."""
-    dtype = torch.empty((), dtype=weight.dtype).real.dtype
-    return ComputedWeight(
-        lambda: torch.view_as_real(weight.read()),
-        (*weight.shape, 2),
-        dtype,
-        ("real", weight.key),
-    )
-
-
-def _strip_metadata(model: onnx_ir.Model) -> None:
-    """Keep the module path of each node; stack traces would name this machine's folders."""
-    model.graph.metadata_props.clear()
-    for node in model.graph.all_nodes():
-        scopes = node.metadata_props.get(_SCOPES)
-        node.metadata_props.clear()
-        if scopes is not None:
-            node.metadata_props[_SCOPES] = scopes
-        for value in node.outputs:
-            value.metadata_props.clear()
-    for value in [*model.graph.inputs, *model.graph.initializers.values()]:
-        value.metadata_props.clear()
-
-
-# --- when it fails -------------------------------------------------------------------------------
-
-
-def _explain(program: ExportedProgram, error: BaseException) -> str:
-    chain: list[BaseException] = [error]
-    while chain[-1].__cause__ is not None:
-        chain.append(chain[-1].__cause__)
-    text = "\n".join(str(e) for e in chain)
-    found = re.search(r"translating node %?_*(\w+)", text)
-    # The exporter decomposes further (linalg_eigh => _linalg_eigh): names differ by underscores.
-    node = next((n for n in program.graph.nodes if found and n.name.lstrip("_") == found[1]), None)
-    target = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
-    if target is not None:
-        what = f"the op {target[1].replace('.', '::')} has no ONNX form"
-    else:
-        what = str(chain[-1]).strip().partition("\n")[0]
-    where = "" if node is None else f" (node {node.name}{_module_of(node)})"
-    return (
-        f"the model cannot be written as ONNX: {what}{where}. Write that part of the model with "
-        "other ops, or keep the graph in torch with backend='eager'"
-    )
-
-
-def _module_of(node: torch.fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack")
-    if not stack:
-        return ""
-    path, kind = list(stack.values())[-1]
-    name = kind if isinstance(kind, str) else kind.__name__
-    return f", module {path or '<root>'} of class {name.rpartition('.')[2]}"
+def _arange(e: Emit, operands: Sequence[Operand], dtype: torch.dtype) -> Operand:
+    """arange of sizes counts in int64 and is cast: ONNX's Range has the dtype of its operands."""
+    if not any(isinstance(o, onnx_ir.Value) for o in operands):
+        return e.arange(*operands, dtype=dtype)
+    whole = not any(isinstance(o, float) for o in operands)
+    base = torch.int64 if whole else dtype
+    given = [e.cast_to(o, base) for o in operands]
+    return e.cast_to(e.arange(*given, dtype=base), dtype)

@@ -108,6 +108,14 @@ class OnnxInserter(OnnxReader):
         self._node_names.free(node.name)
         node.name = self._node_names.take(name)
 
+    def rename(self, value: onnx_ir.Value, name: str) -> None:
+        """Name a value, and the node whose first result it is; a taken name gets a number."""
+        self.value_names.free(value.name)
+        value.name = self.value_names.take(name)
+        maker = value.producer()
+        if maker is not None and value.index() == 0:
+            self._rename(maker, name)
+
     def emit(
         self,
         op_type: str,

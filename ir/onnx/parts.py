@@ -85,6 +85,15 @@ class After:
         self.metadata_props = node.metadata_props
 
 
+class End(After):
+    """The end of a graph, where a graph is made: nodes take the place's name and metadata."""
+
+    def __init__(self, graph: onnx_ir.Graph, name: str, metadata: dict[str, str]) -> None:
+        self.last: Any = graph
+        self.name = name
+        self.metadata_props = metadata
+
+
 def insert(node: onnx_ir.Node, place: onnx_ir.Node | After) -> None:
     """Put a node before another, or at a place."""
     if isinstance(place, After):

@@ -21,6 +21,7 @@ from ..vocab.fx import AtenForm, aten
 from ..vocab.rules import same_size
 from ..vocab.spec import Attrs, Macs, Shape, Types
 from .base import Sample, own_op
+from .emit import constant
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -111,8 +112,11 @@ def _record(
     q, k, v, mask = operands
     if q is None or q.dtype is None or q.shape is None or not isinstance(q.shape[-1], int):
         raise InvalidGraph("sdpa: the head dimension is not known")
-    if attrs["gqa"] or attrs["causal"]:
-        raise InvalidGraph("sdpa that is causal or repeats heads has no ONNX form")
+    assert k is not None and v is not None
+    if attrs["gqa"]:
+        k, v = (_repeat_heads(tape, x, q) for x in (k, v))
+    if attrs["causal"]:
+        mask = _causal(tape, q, k, mask)
     rank, dtype = len(q.shape), q.dtype
 
     def number(value: float) -> ir.Value:
@@ -135,6 +139,47 @@ def _record(
     return tape.op("MatMul", [tape.op("Where", [empty, number(0.0), weights]), v])
 
 
+def _repeat_heads(tape: Tape, x: onnx_ir.Value, q: onnx_ir.Value) -> onnx_ir.Value:
+    """Each head of ``[batch, heads, tokens, width]`` as often in a row as ``q`` needs it."""
+    if q.shape is None or x.shape is None or len(x.shape) != 4:
+        raise InvalidGraph("sdpa that repeats heads: only [batch, heads, tokens, width] is written")
+    queries, heads = q.shape[1], x.shape[1]
+    if not isinstance(queries, int) or not isinstance(heads, int):
+        raise InvalidGraph("sdpa that repeats heads: their number is not known")
+    apart = tape.op("Unsqueeze", [x, constant(tape, [2])])
+    wide = tape.op("Expand", [apart, constant(tape, [1, 1, queries // heads, 1, 1])])
+    sizes = [_size(tape, x, 0), constant(tape, [queries]), _size(tape, x, 2), _size(tape, x, 3)]
+    target = tape.op("Concat", sizes, {"axis": 0})
+    return tape.op("Reshape", [wide, target], {"allowzero": 1})
+
+
+def _causal(
+    tape: Tape, q: onnx_ir.Value, k: onnx_ir.Value, mask: onnx_ir.Value | None
+) -> onnx_ir.Value:
+    """A query sees the keys up to its own position, counted from the first of each."""
+    import onnx_ir as ir
+
+    square = tape.op("Concat", [_size(tape, q, -2), _size(tape, k, -2)], {"axis": 0})
+    every = tape.op("Expand", [constant(tape, True, np.bool_), square])
+    seen = tape.op("Trilu", [every], {"upper": 0})
+    seen.dtype = ir.DataType.BOOL
+    if mask is None:
+        return seen
+    if mask.dtype == ir.DataType.BOOL:
+        both = tape.op("And", [seen, mask])
+        both.dtype = ir.DataType.BOOL
+        return both
+    assert q.dtype is not None
+    never = constant(tape, -math.inf, q.dtype.numpy())
+    return tape.op("Where", [seen, mask, never])
+
+
+def _size(tape: Tape, x: onnx_ir.Value, axis: int) -> onnx_ir.Value:
+    """The size of a dimension as a vector of one."""
+    end = {} if axis == -1 else {"end": axis + 1}
+    return tape.op("Shape", [x], {"start": axis, **end})
+
+
 def _samples() -> list[Sample]:
     rng = torch.Generator().manual_seed(0)
     cases = []
@@ -147,6 +192,11 @@ def _samples() -> list[Sample]:
             attrs = {"scale": 2.0, "softcap": 1.5}
             cases.append(Sample((q, k, v, mask), attrs, f"{label}-{tokens}x{keys}"))
         cases.append(Sample((q, k, v, seen), {}, f"uncapped-{tokens}x{keys}"))
+        cases.append(Sample((q, k, v, None), {"causal": True}, f"causal-{tokens}x{keys}"))
+        cases.append(Sample((q, k, v, lowest), {"causal": True}, f"causal-added-{tokens}x{keys}"))
+        if heads > 1:
+            grouped = (q, k[:, :1], v[:, :1], seen)
+            cases.append(Sample(grouped, {"gqa": True}, f"grouped-{tokens}x{keys}"))
     return cases
 
 

@@ -161,7 +161,24 @@ def _unchanged(view: View, x: Operand, result: Value, integers_only: bool) -> Va
     return x if same_shape(before.shape, after.shape) else None
 
 
+def _neutral_bit(bit: bool) -> Any:
+    """Of ``logical_and`` and ``logical_or``: the operand beside a constant that changes nothing."""
+
+    def test(view: View, operands: Any, attrs: Any, result: Value) -> Value | None:
+        for x, other in ((0, 1), (1, 0)):
+            if view.kind == "onnx" and _is_number(view, operands[other], bit):
+                return _unchanged(view, operands[x], result, False)
+        return None
+
+    return test
+
+
+def _only_part(view: View, operands: Any, attrs: Any, result: Value) -> Value | None:
+    return operands[0] if len(operands) == 1 else None
+
+
 _REPEATS: dict[str, Any] = {
+    "logical_and": _neutral_bit(True), "logical_or": _neutral_bit(False), "concat": _only_part,
     "cast": _cast, "slice": _slice, "transpose": _transpose, "reshape": _shaped, "expand": _shaped,
     "add": _neutral(0, True, True), "sub": _neutral(0, False, False),
     "mul": _neutral(1, False, True), "div": _neutral(1, False, False),

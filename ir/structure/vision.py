@@ -72,10 +72,6 @@ class Patches:
 COUNT_KEY = "graphwright.image_tokens"
 """Metadata: JSON of how many image tokens a row are left by the kept positions of each name."""
 
-SIZED_BY_EXAMPLE = "graphwright.sized_by_example"
-"""Metadata of an FX graph with a cache whose tokens were pruned: how many a step drops (none, where
-it has no image) is a size, and the exporter would write the example's as a constant."""
-
 
 def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> ImageTokens:
     """The image tokens at the entry of the language model's block ``layer``.

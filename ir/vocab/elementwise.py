@@ -49,7 +49,7 @@ def _div(a: Any, b: Any) -> Tensor:
 
 def _decode_div(node: Node) -> fx.Reading | None:
     """ATen divides integers into floats where the vocabulary truncates, as ONNX does."""
-    if len(node.args) != 2:
+    if len(node.args) != 2 or node.kwargs.get("rounding_mode") == "floor":
         return None
     if all(map(fx.is_integral, node.args)) != (node.kwargs.get("rounding_mode") == "trunc"):
         return None

@@ -88,7 +88,10 @@ def _build_expand(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onn
 def _build_shaped(b: onnx.Emitter, op_type: str, x: Any, sizes: Sequence[Any]) -> onnx_ir.Node:
     if len(sizes) == 1 and isinstance(sizes[0], onnx_ir.Value) and onnx.rank_of(sizes[0]) == 1:
         return b.emit(op_type, [x, sizes[0]])
-    return b.emit(op_type, [x, onnx.vector(b, sizes)])
+    # A size of 0 that is computed is not "as the operand has it", which it means otherwise.
+    exact = op_type == "Reshape" and not all(isinstance(s, int) for s in sizes)
+    attrs = {"allowzero": 1} if exact and -1 not in sizes else {}
+    return b.emit(op_type, [x, onnx.vector(b, sizes)], attrs)
 
 
 # --- the order of dimensions ----------------------------------------------------------------------
@@ -201,11 +204,19 @@ def _decode_size(node: Node) -> fx.Reading | None:
 
 
 def _lower_size(e: onnx.Lowering) -> onnx_ir.Value:
-    """size(x, d) => squeeze(Shape(x, start=d, end=d+1))"""
-    dim = e.attrs["dim"]
-    e.view.at(e.node)
-    shape = e.view.emit("Shape", [e.operands[0]], {"start": dim, "end": dim + 1}).outputs[0]
-    scalar: onnx_ir.Value = e.view.emit("Squeeze", [shape, e.view.integers([0])]).outputs[0]
+    """size(x, d) => squeeze(Shape(x, start=d, end=d+1))
+
+    Where it is wanted as a vector, reshape(size, 1), that is the Shape itself.
+    """
+    dim, view = e.attrs["dim"], e.view
+    view.at(e.node)
+    shape = view.emit("Shape", [e.operands[0]], {"start": dim, "end": dim + 1}).outputs[0]
+    shape.shape, shape.type = onnx_ir.Shape([1]), onnx_ir.TensorType(onnx_ir.DataType.INT64)
+    for user in view.users(e.node.outputs[0]):
+        if view.op(user) == "reshape" and view.operands(user)[1:] == (1,):
+            view.replace(user.outputs[0], shape)
+            view.erase(user)
+    scalar: onnx_ir.Value = view.emit("Squeeze", [shape, view.integers([0])]).outputs[0]
     return scalar
 
 

@@ -14,7 +14,7 @@ from ...ir.core.weights import MemoryWeight
 from ...ir.moves.selection import kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.structure.recognize import Structure
-from ...ir.structure.vision import SIZED_BY_EXAMPLE, ImageTokens, find_image_tokens, note_count
+from ...ir.structure.vision import ImageTokens, find_image_tokens, note_count
 from ..base import TOKENS, Context, Pass, PassResult, Site
 
 
@@ -65,8 +65,6 @@ class TokenPass(Pass):
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
         note_count(view, kept, left)
-        if view.kind == "fx" and any(site.cache for site in context.structure.attentions):
-            view.metadata()[SIZED_BY_EXAMPLE] = self.name
         result.shortened = True
         context.edited()
         return result

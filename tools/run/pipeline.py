@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from ...backends import artifact, triton
-from ...backends.lowering import lowered, translated
+from ...backends.fx_to_onnx import TRANSLATION_KEY
+from ...backends.lowering import lowered
 from ...backends.onnxruntime import check_device
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.view import View
-from ...ir.fx.view import FxView
 from ...ir.load.sources import fingerprint, load
 from ...ir.onnx.view import OnnxView
 from ...ir.run.sweep import sweep
@@ -95,8 +95,6 @@ def run(request: Request, progress: Progress) -> dict[str, Any]:
     view = load(
         request.model, trust_remote_code=request.trust_remote_code, cache=request.cache
     )
-    if has_cache(view) and isinstance(view, FxView):
-        view = translated(view)  # token passes need it: see ``vision.SIZED_BY_EXAMPLE``
     _check_eval(request, view)
     view.source.sha256 = fingerprint(view.source)
     data = _calibration(request, view, progress)
@@ -146,6 +144,7 @@ def _published(
         return done
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph)
+    _note_translation(onnx, done)
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)
@@ -159,6 +158,13 @@ def _published(
         manifest.write(folder, done)
         report.write(folder, done)
     return done
+
+
+def _note_translation(onnx: OnnxView, done: Mapping[str, Any]) -> None:
+    """Say in the report what of the graph ``torch.onnx`` has translated, where any was."""
+    remarks = onnx.metadata().get(TRANSLATION_KEY, "").splitlines()
+    if remarks and done["passes"]:
+        done["passes"][-1]["notes"] += [f"writing ONNX: {remark}" for remark in remarks]
 
 
 def _calibration(request: Request, view: View, progress: Progress) -> Calibration | None:

@@ -17,7 +17,7 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.cache_slots import empty_past
+from graphwright.ir.structure.cache_slots import empty_past, next_step
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.structure.vision import find_image_tokens
 from torch import Tensor
@@ -328,6 +328,27 @@ def test_steps_after_a_pruned_prompt(
     whole_length = prompt["input_ids"].shape[1]
     assert lengths == [whole_length] * layer + [whole_length - 11] * (LAYERS - layer)
     close(found, expected[:, -STEPS - 1 :])
+
+
+@pytest.mark.parametrize("recipe", ["fastervlm{keep=5}", "fastv{keep=5}", "random-tokens{keep=5}"])
+def test_a_pruned_graph_with_a_cache_has_an_onnx_form(models: Models, recipe: str) -> None:
+    """In ONNX Runtime it gives what the FX graph gives: for the prompt, and for steps after it."""
+    prompt = prompts(4, 3)
+    graph = models.cached["fx"]
+    types = {n: graph.type(v) for n, v in zip(graph.input_names(), graph.inputs(), strict=True)}
+    prompt |= empty_past(types, prompt)
+    view = gw.optimize(graph, recipe, samples=[prompt]).graph
+    assert view.kind == "fx"
+    executable = gw.compile(view, backend="onnxruntime")
+    batch: Batch | None = prompt
+    for _ in range(3):
+        assert batch is not None
+        expected = sweep(view, batch)
+        actual = executable(**batch)
+        for name, value in expected.items():
+            assert actual[name].shape == value.shape
+            torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5)
+        batch = next_step(batch, expected)
 
 
 # --- bad input ----------------------------------------------------------------------------------

@@ -1,0 +1,573 @@
+"""ATen ops outside the vocabulary as ONNX: a table, and what its entries build with.
+
+An entry gets an FX node's arguments in the order of the op's schema, tensors and sizes as ONNX
+values, and returns what stands for its result (a tuple for several). It raises ``Refusal`` where it
+does not cover a use; that node goes through ``torch.onnx`` then.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import onnx_ir
+import torch
+from onnx_ir.tensor_adapters import from_torch_dtype
+from torch.fx.node import Node as FxNode
+
+from ..ir.core.errors import Refusal
+from ..ir.core.types import UNKNOWN_DIM, Type
+from ..ir.core.view import Operand, Value
+from ..ir.onnx.parts import End, set_type
+from ..ir.onnx.view import OnnxView
+from ..ir.vocab import END
+
+aten = torch.ops.aten
+Form = Callable[..., Any]
+
+
+class Emit:
+    """Builds at the end of an ONNX graph, in the name and scope of one FX node.
+
+    ``e.add(x, 1)`` builds an op of the vocabulary, ``e.native`` a node that it has no word for.
+    """
+
+    def __init__(self, view: OnnxView, node: FxNode, place: End, result: Type) -> None:
+        self.view = view
+        self.node = node
+        self.place = place
+        self.result = result
+
+    def __getattr__(self, op: str) -> Callable[..., Value]:
+        if op.startswith("__"):
+            raise AttributeError(op)
+
+        def build(*operands: Operand, **attrs: Any) -> Value:
+            return self.view.build(op, operands, attrs, before=self.place)
+
+        return build
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the node's result."""
+        if self.result.dtype is None:
+            raise Refusal("the result is not a tensor", self.node)
+        return self.result.dtype
+
+    def native(
+        self, op_type: str, inputs: Sequence[Value | None],
+        attrs: Mapping[str, Any] | None = None, type_: Type | None = None,
+    ) -> Value:  # fmt: skip
+        """A node of stock ONNX; its type is that of the FX node unless another is given."""
+        self.view.at(self.place)
+        value = self.view.emit(op_type, inputs, attrs).outputs[0]
+        set_type(value, self.result if type_ is None else type_)
+        return value
+
+    def rank(self, x: Value) -> int:
+        rank = self.view.type(x).rank
+        if rank is None:
+            raise Refusal(f"the rank of {self.view.name(x)} is not known", self.node)
+        return rank
+
+    def dims(self, x: Value) -> list[Operand]:
+        """The sizes of a value: numbers where they are known, else taken in the graph."""
+        shape = self.view.type(x).shape or ()
+        return [d if isinstance(d, int) else self.size(x, dim=i) for i, d in enumerate(shape)]
+
+    def number(self, number: Operand, dtype: torch.dtype) -> Value:
+        """A number, or a size, as a tensor without dimensions."""
+        if isinstance(number, onnx_ir.Value):
+            return self.cast_to(number, dtype)
+        if not dtype.is_floating_point:
+            number = bool(number) if dtype == torch.bool else int(number or 0)
+        like = onnx_ir.Value(name=None, type=onnx_ir.TensorType(from_torch_dtype(dtype)))
+        return self.view.scalar(number, like)
+
+    def cast_to(self, x: Operand, dtype: torch.dtype) -> Operand:
+        """A tensor in a dtype; a number as it is: it takes that of the tensor that it meets."""
+        if not isinstance(x, onnx_ir.Value) or self.view.type(x).dtype == dtype:
+            return x
+        return self.view.build("cast", [x], {"dtype": dtype}, before=self.place)
+
+    def vector(self, items: Sequence[Operand]) -> Value:
+        """Numbers and sizes in a row: i64 ``[len(items)]``."""
+        if all(isinstance(item, int) for item in items):
+            return self.view.integers([int(item or 0) for item in items])
+        parts = [
+            self.view.integers([item]) if isinstance(item, int) else self.reshape(item, 1)
+            for item in items
+        ]
+        return self.concat(*parts, dim=0)
+
+
+# --- sizes ---------------------------------------------------------------------------------------
+
+
+def _floordiv(e: Emit, a: Operand, b: Operand) -> Operand:
+    """a // b of whole numbers: exact division of what is left after the remainder goes."""
+    return e.div(e.sub(a, _mod(e, a, b)), b)
+
+
+def _mod(e: Emit, a: Operand, b: Operand) -> Value:
+    """The remainder with the sign of the divisor, as Python and ONNX's integer Mod have it."""
+    like = a if isinstance(a, onnx_ir.Value) else b
+    pair = [e.number(item, e.view.type(like).dtype or torch.int64) for item in (a, b)]
+    return e.native("Mod", pair, type_=e.view.type(like))
+
+
+def _divided(e: Emit, a: Operand, b: Operand) -> Operand:
+    """a // b, by a plain division where neither can be negative."""
+    signs = [_is_never_negative(arg) for arg in e.node.args]
+    return e.div(a, b) if all(signs) else _floordiv(e, a, b)
+
+
+def _is_never_negative(arg: Any) -> bool:
+    value = arg.meta.get("val") if isinstance(arg, FxNode) else arg
+    if isinstance(value, torch.SymInt):
+        return bool(value.node.expr.is_nonnegative)
+    return isinstance(value, int) and value >= 0
+
+
+def _item(e: Emit, x: Value) -> Value:
+    """The only number of a tensor as a size."""
+    return e.reshape(e.cast_to(x, torch.int64))
+
+
+# --- filled tensors ------------------------------------------------------------------------------
+
+
+def _filled(e: Emit, sizes: Sequence[Operand], number: Operand) -> Value:
+    value = e.number(number, e.dtype)
+    return e.expand(value, *sizes) if sizes else value
+
+
+def _full(e: Emit, sizes: Sequence[Operand], number: Operand, *_: Any) -> Value:
+    return _filled(e, sizes, number)
+
+
+def _constant(number: float) -> Form:
+    return lambda e, sizes, *_: _filled(e, sizes, number)
+
+
+def _new(number: float) -> Form:
+    return lambda e, x, sizes, *_: _filled(e, sizes, number)
+
+
+def _new_full(e: Emit, x: Value, sizes: Sequence[Operand], number: Operand, *_: Any) -> Value:
+    return _filled(e, sizes, number)
+
+
+def _like(number: float) -> Form:
+    return lambda e, x, *_: _filled(e, e.dims(x), number)
+
+
+def _full_like(e: Emit, x: Value, number: Operand, *_: Any) -> Value:
+    return _filled(e, e.dims(x), number)
+
+
+def _scalar_tensor(e: Emit, number: Operand, *_: Any) -> Value:
+    return e.number(number, e.dtype)
+
+
+# --- elementwise ---------------------------------------------------------------------------------
+
+
+def _promoted(op: str) -> Form:
+    """An op of the vocabulary on operands in the dtype of the result."""
+
+    def form(e: Emit, a: Operand, b: Operand) -> Value:
+        return e.view.build(op, [e.cast_to(x, e.dtype) for x in (a, b)], before=e.place)
+
+    return form
+
+
+def _scaled_sum(op: str) -> Form:
+    """add(a, b, alpha) => add(a, alpha b)"""
+
+    def form(e: Emit, a: Operand, b: Operand, alpha: Operand = 1) -> Value:
+        a, b = (e.cast_to(x, e.dtype) for x in (a, b))
+        scaled = e.mul(b, alpha) if isinstance(b, onnx_ir.Value) else b * alpha
+        return e.view.build(op, [a, scaled], before=e.place)
+
+    return form
+
+
+def _rsub(e: Emit, a: Value, b: Operand, alpha: Operand = 1) -> Value:
+    if alpha != 1:
+        raise Refusal(f"rsub with alpha={alpha}", e.node)
+    return e.sub(e.cast_to(b, e.dtype), e.cast_to(a, e.dtype))
+
+
+def _div(e: Emit, a: Operand, b: Operand, rounding_mode: str | None = None) -> Operand:
+    a, b = (e.cast_to(x, e.dtype) for x in (a, b))
+    if rounding_mode == "floor" and not e.dtype.is_floating_point:
+        return _floordiv(e, a, b)
+    quotient = e.div(a, b)
+    if rounding_mode == "trunc" and e.dtype.is_floating_point:
+        raise Refusal("division of floats that rounds towards zero", e.node)
+    return e.floor(quotient) if rounding_mode == "floor" else quotient
+
+
+def _floor_divide(e: Emit, a: Operand, b: Operand) -> Operand:
+    return _div(e, a, b, "floor")
+
+
+def _remainder(e: Emit, a: Operand, b: Operand) -> Value:
+    a, b = (e.cast_to(x, e.dtype) for x in (a, b))
+    if not e.dtype.is_floating_point:
+        return _mod(e, a, b)
+    return e.sub(a, e.mul(e.floor(e.div(a, b)), b))
+
+
+def _same(op_type: str, **attrs: Any) -> Form:
+    """An ONNX op that does what the ATen op does, on tensors of the result's dtype."""
+    return lambda e, *xs: e.native(op_type, [e.cast_to(x, e.dtype) for x in xs], attrs)
+
+
+def _xor(e: Emit, a: Value, b: Value) -> Value:
+    if e.dtype != torch.bool:
+        return e.native("BitwiseXor", [e.cast_to(x, e.dtype) for x in (a, b)])
+    return e.native("Xor", [e.cast_to(x, torch.bool) for x in (a, b)])
+
+
+def _masked_fill(e: Emit, x: Value, mask: Value, number: Operand) -> Value:
+    return e.where(mask, e.number(number, e.dtype), e.cast_to(x, e.dtype))
+
+
+def _leaky_relu(e: Emit, x: Value, slope: float = 0.01) -> Value:
+    return e.native("LeakyRelu", [x], {"alpha": float(slope)})
+
+
+def _elu(e: Emit, x: Value, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Value:
+    if (scale, input_scale) != (1, 1):
+        raise Refusal("elu with scales", e.node)
+    return e.native("Elu", [x], {"alpha": float(alpha)})
+
+
+def _hardtanh(e: Emit, x: Value, low: float = -1, high: float = 1) -> Value:
+    return e.clamp(x, min=low, max=high)
+
+
+def _type_as(e: Emit, x: Value, y: Value) -> Operand:
+    return e.cast_to(x, e.dtype)
+
+
+def _softmax(e: Emit, x: Value, dim: int, *_: Any) -> Value:
+    return e.softmax(e.cast_to(x, e.dtype), dim=dim % max(e.rank(x), 1))
+
+
+def _log_softmax(e: Emit, x: Value, dim: int, *_: Any) -> Value:
+    return e.native("LogSoftmax", [e.cast_to(x, e.dtype)], {"axis": dim})
+
+
+# --- sums and norms ------------------------------------------------------------------------------
+
+
+def _vector_norm(
+    e: Emit, x: Value, order: float = 2, dim: Any = None, keepdim: bool = False, *_: Any
+) -> Value:
+    """norm(x, 2) => sqrt(sum(x x))"""
+    if order != 2:
+        raise Refusal(f"a norm of order {order}", e.node)
+    dims = _all_dims(e, x, dim)
+    x = e.cast_to(x, e.dtype)
+    return e.sqrt(e.sum(e.mul(x, x), dims=dims, keepdim=bool(keepdim)))
+
+
+def _all_dims(e: Emit, x: Value, dim: Any) -> tuple[int, ...]:
+    rank = e.rank(x)
+    dims = [dim] if isinstance(dim, int) else list(dim or range(rank))
+    return tuple(d % rank for d in dims)
+
+
+def _any(reduction: str) -> Form:
+    """any(x) => amax(x), all(x) => amin(x), of what is not zero"""
+
+    def form(e: Emit, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
+        bits = e.cast_to(e.cast_to(x, torch.bool), torch.int32)
+        attrs = {"dims": _all_dims(e, x, dim), "keepdim": bool(keepdim)}
+        best = e.view.build(reduction, [bits], attrs, before=e.place)
+        return e.cast_to(best, e.dtype)
+
+    return form
+
+
+def _arg(op_type: str) -> Form:
+    def form(e: Emit, x: Value, dim: int | None = None, keepdim: bool = False) -> Value:
+        if dim is None:
+            return e.native(op_type, [e.reshape(x, -1)], {"axis": 0, "keepdims": 0})
+        return e.native(op_type, [x], {"axis": dim, "keepdims": int(keepdim)})
+
+    return form
+
+
+def _addmm(e: Emit, b: Value, x: Value, w: Value, beta: float = 1, alpha: float = 1) -> Value:
+    """addmm(b, x, w) => add(matmul(x, w), b)"""
+    if (beta, alpha) != (1, 1):
+        raise Refusal(f"addmm with beta={beta} and alpha={alpha}", e.node)
+    return e.add(e.matmul(x, w), b)
+
+
+def _batch_norm(
+    e: Emit, x: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value,
+    momentum: float, eps: float,
+) -> tuple[Value]:  # fmt: skip
+    if weight is None or bias is None:
+        raise Refusal("batch_norm without weight or bias", e.node)
+    inputs = [x, weight, bias, mean, var]
+    return (e.native("BatchNormalization", inputs, {"epsilon": eps}),)
+
+
+def _batch_norm_of(
+    e: Emit, x: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value,
+    training: bool, momentum: float, eps: float, *_: Any,
+) -> Value:  # fmt: skip
+    if training:
+        raise Refusal("batch_norm that takes its statistics from the batch", e.node)
+    return _batch_norm(e, x, weight, bias, mean, var, momentum, eps)[0]
+
+
+def _native_layer_norm(
+    e: Emit, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float
+) -> tuple[Value]:
+    return (e.layer_norm(x, weight, bias, dims=len(shape), eps=eps),)
+
+
+def _mean_pool(e: Emit, x: Value, size: Sequence[int]) -> Value:
+    """adaptive_avg_pool2d(x, [1, 1]) => mean(x, the last two)"""
+    if list(size) != [1, 1]:
+        raise Refusal(f"adaptive pooling to {list(size)}", e.node)
+    rank = e.rank(x)
+    return e.mean(x, dims=(rank - 2, rank - 1), keepdim=True)
+
+
+def _convolution(
+    e: Emit, x: Value, weight: Value, bias: Value | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], transposed: bool,
+    output_padding: Sequence[int], groups: int,
+) -> Value:  # fmt: skip
+    if not transposed:
+        raise Refusal("a convolution of an unknown rank", e.node)
+    return _conv_transpose(e, x, weight, bias, stride, padding, output_padding, groups, dilation)
+
+
+def _conv_transpose(
+    e: Emit, x: Value, weight: Value, bias: Value | None, stride: Sequence[int],
+    padding: Sequence[int], output_padding: Sequence[int], groups: int, dilation: Sequence[int],
+) -> Value:  # fmt: skip
+    space = e.rank(x) - 2
+
+    def wide(sizes: Sequence[int]) -> list[int]:
+        return list(sizes) * (space if len(sizes) == 1 else 1)
+
+    attrs = {
+        "strides": wide(stride), "dilations": wide(dilation), "group": groups,
+        "pads": wide(padding) * 2, "output_padding": wide(output_padding),
+    }  # fmt: skip
+    inputs = [x, weight] if bias is None else [x, weight, bias]
+    return e.native("ConvTranspose", inputs, attrs)
+
+
+# --- places --------------------------------------------------------------------------------------
+
+
+def _select(e: Emit, x: Value, dim: int, index: Operand) -> Value:
+    """select(x, dim, i) => index_select(x, i, dim) of a single place"""
+    place = index if isinstance(index, onnx_ir.Value) else e.number(index, torch.int64)
+    return e.index_select(x, place, dim=dim % e.rank(x))
+
+
+def _index(e: Emit, x: Value, indices: Sequence[Value | None]) -> Value:
+    """x[i, j] => GatherND(x, the indices side by side), the indexed dimensions in front."""
+    places = [i for i, index in enumerate(indices) if index is not None]
+    chosen = [index for index in indices if index is not None]
+    if any(e.view.type(index).dtype not in (torch.int64, torch.int32) for index in chosen):
+        raise Refusal("an index that is not a whole number: its result has no known size", e.node)
+    if len(chosen) == 1:
+        return e.index_select(x, chosen[0], dim=places[0])
+    rank, width = e.rank(x), max(e.rank(index) for index in chosen)
+    rest = [d for d in range(rank) if d not in places]
+    perm = (*places, *rest)
+    front = x if perm == tuple(range(rank)) else e.transpose(x, perm=perm)
+    columns = [e.unsqueeze(index, dims=(width,)) for index in _broadcast(e, chosen, width)]
+    table = e.concat(*columns, dim=width)
+    first = places[0]
+    adjacent = places == list(range(first, first + len(places)))
+    shape = e.result.shape or ()
+    if not adjacent or not first:
+        return e.native("GatherND", [front, table])
+    moved = (*shape[first : first + width], *shape[:first], *shape[first + width :])
+    found = e.native("GatherND", [front, table], type_=Type(e.dtype, moved))
+    back = (*range(width, width + first), *range(width), *range(width + first, len(shape)))
+    return e.transpose(found, perm=back)
+
+
+def _broadcast(e: Emit, indices: Sequence[Value], rank: int) -> list[Value]:
+    """Indices in one shape. Zeros of the others' shapes are added: no size has to be known."""
+    indices = [e.cast_to(index, torch.int64) for index in indices]
+    wide = []
+    for index in indices:
+        for other in indices:
+            if other is not index and not _covers(e.view.type(index), e.view.type(other)):
+                index = e.add(index, e.mul(other, 0))
+        missing = rank - e.rank(index)
+        wide.append(e.unsqueeze(index, dims=tuple(range(missing))) if missing else index)
+    return wide
+
+
+def _covers(a: Type, b: Type) -> bool:
+    """Whether ``a`` keeps its shape when it meets ``b``."""
+    ours, theirs = a.shape or (), b.shape or ()
+    pairs = zip(reversed(ours), reversed(theirs), strict=False)
+    return len(ours) >= len(theirs) and all(y in (1, x) and y != UNKNOWN_DIM for x, y in pairs)
+
+
+def _stack(e: Emit, xs: Sequence[Value], dim: int = 0) -> Value:
+    dim %= e.rank(xs[0]) + 1
+    return e.concat(*[e.unsqueeze(x, dims=(dim,)) for x in xs], dim=dim)
+
+
+def _unbind(e: Emit, x: Value, dim: int = 0) -> tuple[Value, ...]:
+    dim %= e.rank(x)
+    count = (e.view.type(x).shape or ())[dim]
+    if not isinstance(count, int):
+        raise Refusal(f"unbind of {count} parts", e.node)
+    return tuple(_select(e, x, dim, i) for i in range(count))
+
+
+def _repeat(e: Emit, x: Value, times: Sequence[Operand]) -> Value:
+    missing = len(times) - e.rank(x)
+    wide = e.unsqueeze(x, dims=tuple(range(missing))) if missing else x
+    return e.native("Tile", [wide, e.vector(times)])
+
+
+def _roll(e: Emit, x: Value, shifts: Any, dims: Any = ()) -> Value:
+    shifts = [shifts] if isinstance(shifts, int) else list(shifts)
+    dims = [dims] if isinstance(dims, int) else list(dims)
+    if not dims or not all(isinstance(shift, int) for shift in shifts):
+        raise Refusal("a roll of all elements, or by a computed distance", e.node)
+    for shift, dim in zip(shifts, (d % e.rank(x) for d in dims), strict=True):
+        size = (e.view.type(x).shape or ())[dim]
+        if not isinstance(size, int) or not size:
+            raise Refusal(f"a roll along a dimension of {size}", e.node)
+        cut = size - shift % size
+        head, tail = e.slice(x, 0, cut, dim=dim), e.slice(x, cut, END, dim=dim)
+        x = e.concat(tail, head, dim=dim)
+    return x
+
+
+def _flip(e: Emit, x: Value, dims: Sequence[int]) -> Value:
+    for dim in dims:
+        x = e.slice(x, -1, -END, dim=dim % e.rank(x), step=-1)
+    return x
+
+
+def _pad(e: Emit, x: Value, pads: Sequence[Operand], number: Operand = 0) -> Value:
+    """Pads come in pairs, the last dimension first; ONNX wants all starts and then all ends."""
+    rank, pairs = e.rank(x), len(pads) // 2
+    kept = [0] * (rank - pairs)
+    starts, ends = list(pads[0::2])[::-1], list(pads[1::2])[::-1]
+    vector = e.vector([*kept, *starts, *kept, *ends])
+    return e.native("Pad", [x, vector, e.number(number, e.dtype)])
+
+
+def _pad_with(
+    e: Emit, x: Value, pads: Sequence[Operand], mode: str = "constant", number: Operand = None
+) -> Value:
+    if mode != "constant":
+        raise Refusal(f"padding by {mode}", e.node)
+    return _pad(e, x, pads, 0 if number is None else number)
+
+
+def _triangle(upper: bool) -> Form:
+    def form(e: Emit, x: Value, diagonal: int = 0) -> Value:
+        inputs = [x, e.view.scalar(diagonal, None)] if diagonal else [x]
+        return e.native("Trilu", inputs, {"upper": int(upper)})
+
+    return form
+
+
+FORMS: dict[Any, Form] = {
+    operator.add: lambda e, a, b: e.add(a, b),
+    operator.sub: lambda e, a, b: e.sub(a, b),
+    operator.mul: lambda e, a, b: e.mul(a, b),
+    operator.neg: lambda e, a: e.neg(a),
+    operator.floordiv: _divided,
+    operator.mod: _mod,
+    torch.sym_max: lambda e, a, b: e.maximum(a, b),
+    torch.sym_min: lambda e, a, b: e.minimum(a, b),
+    aten._local_scalar_dense.default: _item,
+    aten.item.default: _item,
+    aten.zeros.default: _constant(0),
+    aten.ones.default: _constant(1),
+    aten.full.default: _full,
+    aten.new_zeros.default: _new(0),
+    aten.new_ones.default: _new(1),
+    aten.new_full.default: _new_full,
+    aten.zeros_like.default: _like(0),
+    aten.ones_like.default: _like(1),
+    aten.full_like.default: _full_like,
+    aten.scalar_tensor.default: _scalar_tensor,
+    aten.min.other: _promoted("minimum"),
+    aten.max.other: _promoted("maximum"),
+    aten.add.Tensor: _scaled_sum("add"),
+    aten.add.Scalar: _scaled_sum("add"),
+    aten.sub.Tensor: _scaled_sum("sub"),
+    aten.sub.Scalar: _scaled_sum("sub"),
+    aten.rsub.Scalar: _rsub,
+    aten.rsub.Tensor: _rsub,
+    aten.div.Tensor: _div,
+    aten.div.Scalar: _div,
+    aten.div.Tensor_mode: _div,
+    aten.div.Scalar_mode: _div,
+    aten.floor_divide.default: _floor_divide,
+    aten.remainder.Scalar: _remainder,
+    aten.remainder.Tensor: _remainder,
+    aten.masked_fill.Scalar: _masked_fill,
+    aten.masked_fill.Tensor: _masked_fill,
+    aten.ceil.default: _same("Ceil"),
+    aten.round.default: _same("Round"),
+    aten.sign.default: _same("Sign"),
+    aten.tan.default: _same("Tan"),
+    aten.logical_xor.default: _xor,
+    aten.bitwise_xor.Tensor: _xor,
+    aten.__xor__.Tensor: _xor,
+    aten.leaky_relu.default: _leaky_relu,
+    aten.elu.default: _elu,
+    aten.hardtanh.default: _hardtanh,
+    aten.type_as.default: _type_as,
+    aten.softmax.int: _softmax,
+    aten.log_softmax.int: _log_softmax,
+    aten._log_softmax.default: _log_softmax,
+    aten.linalg_vector_norm.default: _vector_norm,
+    aten.any.default: _any("amax"),
+    aten.any.dim: _any("amax"),
+    aten.all.default: _any("amin"),
+    aten.all.dim: _any("amin"),
+    aten.argmax.default: _arg("ArgMax"),
+    aten.argmin.default: _arg("ArgMin"),
+    aten.addmm.default: _addmm,
+    aten.baddbmm.default: _addmm,
+    aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten.native_layer_norm.default: _native_layer_norm,
+    aten.adaptive_avg_pool2d.default: _mean_pool,
+    aten._adaptive_avg_pool2d.default: _mean_pool,
+    aten.batch_norm.default: _batch_norm_of,
+    aten.convolution.default: _convolution,
+    aten.conv_transpose1d.default: _conv_transpose,
+    aten.conv_transpose2d.input: _conv_transpose,
+    aten.select.int: _select,
+    aten.index.Tensor: _index,
+    aten.stack.default: _stack,
+    aten.unbind.int: _unbind,
+    aten.repeat.default: _repeat,
+    aten.roll.default: _roll,
+    aten.flip.default: _flip,
+    aten.constant_pad_nd.default: _pad,
+    aten.pad.default: _pad_with,
+    aten.triu.default: _triangle(True),
+    aten.tril.default: _triangle(False),
+}
+"""Native target to its form."""
