@@ -7,19 +7,27 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 
 from ..ir.core.errors import BadInput, near_misses
 from ..ir.core.view import View
-from ..ir.core.weights import Spool
+from ..ir.core.weights import Spool, Weight
+from ..ir.run.statistics import Stat
 from ..ir.structure.recognize import Linear, Structure, recognize
-from .checkpoint_store import CheckpointStore, T, remembered
+from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
 
-STORED, COMPENSATED = "stored weights", "compensated linears"
+if TYPE_CHECKING:
+    from .learning import Learning
+
+STORED, MASKED, COMPENSATED = "stored weights", "masked weights", "compensated linears"
+CHANGED = "changed weights"
+"""What any pass leaves that gives linears other numbers: there is something to compensate."""
 TOKENS, BLOCKS = "fewer tokens", "other blocks"
 """What passes leave behind: see ``Pass.provides``."""
+
+Propagate = Literal["current", "dense", "sequential", "compensated"]
 
 
 @dataclass(frozen=True)
@@ -27,8 +35,24 @@ class Needs:
     """What must be there before a pass runs; the manager refuses early where it is not."""
 
     calibration: bool = False
-    """Batches of inputs to learn from."""
+    """Batches of inputs, for a pass that looks at them itself."""
     packages: tuple[str, ...] = ()
+    stats: tuple[Stat, ...] = ()
+    """Statistics of activations on the calibration data."""
+    propagate: Propagate = "current"
+    """In which graph they are taken. ``current``: as it is when the pass runs. ``dense``: as it was
+    before any pass changed a weight. ``sequential``, ``compensated``: as it is, but what follows a
+    linear sees what the pass makes of it, a stored form or a low-rank path beside one."""
+
+    def __post_init__(self) -> None:
+        kinds = [stat.kind for stat in self.stats]
+        if len(set(kinds)) < len(kinds):
+            raise TypeError("a pass can ask for one statistic of a kind")
+
+    @property
+    def data(self) -> bool:
+        """Whether calibration data is needed."""
+        return self.calibration or bool(self.stats)
 
 
 @dataclass(frozen=True)
@@ -45,6 +69,8 @@ class Site:
     """Relative Frobenius error of the weight; ``None`` where it is unchanged or not known."""
     note: str = ""
     """What a person should know about this site, such as too little data."""
+    sparsity: float | None = None
+    """Share of zeros in the weight, where the pass makes them."""
 
 
 @dataclass
@@ -71,7 +97,7 @@ class Context:
         self, view: View, *, step: int = 0, spool: Spool | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
-        checkpoints: CheckpointStore | None = None,
+        checkpoints: CheckpointStore | None = None, learning: Learning | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
@@ -80,6 +106,8 @@ class Context:
         self.planned: dict[str, Site] = {}
         """In a forecast: the sites that earlier passes would have changed, by name."""
         self.step = step
+        self.learning = learning
+        """How statistics are gathered; there is none in a forecast."""
         self.spool = spool or Spool()
         self._progress = progress
         self._checkpoints = checkpoints
@@ -96,7 +124,14 @@ class Context:
     def original_linears(self) -> Mapping[str, Linear]:
         """The linears of the source graph by name."""
         found = recognize(self.original) if self.original is not None else self.structure
-        return {linear.name: linear for linear in found.linears}
+        return named_linears(found)
+
+    def original_weight(self, linear: Linear) -> Weight:
+        """What the source graph holds at the linear of this name."""
+        source = self.original_linears[linear.name]
+        weight = (self.original or self.view).weight(source.weight)
+        assert weight is not None
+        return weight
 
     def edited(self) -> None:
         """Forget the structure: the graph has changed."""
@@ -109,6 +144,10 @@ class Context:
         ``what`` names it within the pass.
         """
         return remembered(self._checkpoints, f"{self.step}: {what}", make)
+
+    def remembers(self, what: str) -> bool:
+        """Whether ``once`` would give what an earlier, killed run computed."""
+        return is_remembered(self._checkpoints, f"{self.step}: {what}")
 
     def progress(self, what: str, done: int, total: int) -> None:
         """Tell the person how far a long loop has come."""
@@ -128,8 +167,8 @@ class Pass(ABC):
     exact: ClassVar[bool]
     needs: ClassVar[Needs] = Needs()
     provides: ClassVar[tuple[str, ...]] = ()
-    """What it leaves behind: ``STORED``, ``COMPENSATED``, ``TOKENS``, ``BLOCKS``, or words of its
-    own. ``rules`` are made of these."""
+    """What it leaves behind: ``STORED``, ``MASKED``, ``CHANGED``, ``COMPENSATED``, ``TOKENS``,
+    ``BLOCKS``, or words of its own. ``rules`` are made of these."""
     excludes: ClassVar[tuple[str, ...]] = ()
     """What no earlier pass may have left at all of its sites."""
     follows: ClassVar[tuple[str, ...]] = ()
@@ -164,6 +203,11 @@ class Pass(ABC):
     def selects(self) -> tuple[Any, ...]:
         """The options that choose sites; equal tuples choose the same sites."""
         return tuple(getattr(self, f.name) for f in fields(self) if f.name in _SELECTORS)
+
+
+def named_linears(structure: Structure) -> dict[str, Linear]:
+    """The linears of a structure by name."""
+    return {linear.name: linear for linear in structure.linears}
 
 
 _SELECTORS = ("include", "exclude", "kinds", "min_size")

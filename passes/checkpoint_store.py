@@ -42,6 +42,17 @@ def remembered(checkpoints: CheckpointStore | None, key: str, make: Callable[[],
     return made
 
 
+def is_remembered(checkpoints: CheckpointStore | None, key: str) -> bool:
+    """Whether ``remembered`` would not have to make the result."""
+    if checkpoints is None:
+        return False
+    try:
+        checkpoints.recall(key)
+    except KeyError:
+        return False
+    return True
+
+
 def settled(result: Any) -> Any:
     """The same with each tensor contiguous and in a storage of its own."""
     if isinstance(result, torch.Tensor):

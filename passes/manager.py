@@ -24,6 +24,7 @@ from ..ir.structure.costs import Costs, graph_costs, sample_sizes, weight_bytes
 from ..ir.structure.recognize import Structure, recognize
 from .base import Context, Pass, PassResult
 from .checkpoint_store import CheckpointStore, remembered
+from .learning import Learning
 from .recipe import Recipe
 from .report import PassReport, RunReport
 from .rules import check_order, remarks
@@ -99,7 +100,7 @@ def optimize(
     first = _outputs(view, batches, checkpoints, 0)
     costs = _costs(view, batches)
     report.add_costs("source", costs)
-    before, shortened = first, False
+    before, shortened, learning = first, False, Learning(recipe.passes)
     for step, entry in enumerate(recipe.steps, 1):
         snapshot = view.copy()
         done = PassReport(
@@ -110,8 +111,9 @@ def optimize(
         try:
             context = Context(
                 view, step=step, spool=spool, progress=progress, calibration=calibration or (),
-                original=original, checkpoints=checkpoints,
+                original=original, checkpoints=checkpoints, learning=learning,
             )  # fmt: skip
+            learning.before(context)
             done.result = entry.pass_.run(context)
             _require_change(entry.pass_, done.result)
             done.result.notes += notes[step - 1]
@@ -121,6 +123,7 @@ def optimize(
             shortened |= done.result.shortened
             done.errors = worst_of(before, after, shortened=done.result.shortened)
             total = worst_of(first, after, shortened=shortened)
+            done.errors_to_source = total
             _check_bounds(entry.pass_, done, total, tolerance(view), max_error)
         except GraphwrightError as error:
             error.graph = snapshot  # type: ignore[attr-defined]
@@ -187,7 +190,7 @@ def _check_needs(recipe: Recipe) -> None:
 
 
 def _check_calibration(recipe: Recipe, calibration: Samples | None) -> None:
-    hungry = [pass_.name for pass_ in recipe.passes if pass_.requires().calibration]
+    hungry = [pass_.name for pass_ in recipe.passes if pass_.requires().data]
     if hungry and not calibration:
         raise BadInput(
             f"{', '.join(hungry)} needs calibration data: give --calib DATA (calibration=[...] in "

@@ -27,16 +27,24 @@ class PassReport:
     macs_before: int | None = None
     macs_after: int | None = None
     errors: dict[str, Difference] = field(default_factory=dict)
+    """Against the graph before the pass, by output."""
+    errors_to_source: dict[str, Difference] = field(default_factory=dict)
+    """Against the source graph: what a pass that compensates brings down."""
     seconds: float = 0.0
     peak_rss_bytes: int = 0
 
     @property
     def error(self) -> Difference | None:
         """The worst output's error against the graph before the pass."""
-        return max(self.errors.values(), key=lambda d: d.rel_l2, default=None)
+        return _worst(self.errors)
+
+    @property
+    def error_to_source(self) -> Difference | None:
+        """The worst output's error against the source graph."""
+        return _worst(self.errors_to_source)
 
     def to_dict(self, order: int) -> dict[str, Any]:
-        error = self.error
+        error, total = self.error, self.error_to_source
         return {
             "order": order,
             "name": self.pass_.name,
@@ -51,6 +59,7 @@ class PassReport:
             "macs_before": self.macs_before,
             "macs_after": self.macs_after,
             "error": None if error is None else error.to_dict(),
+            "error_to_source": None if total is None else total.to_dict(),
             "seconds": round(self.seconds, 3),
             "peak_rss_bytes": self.peak_rss_bytes,
         }
@@ -103,24 +112,30 @@ class RunReport:
         }
 
     def __str__(self) -> str:
-        lines = [
-            f"{'pass':<40} {'sites':>5} {'MB before':>10} {'MB after':>9} {'rel. L2':>9} {'s':>6}"
-        ]
+        head = f"{'pass':<40} {'sites':>5} {'MB before':>10} {'MB after':>9} {'rel. L2':>9} "
+        lines = [f"{head}{'to source':>9} {'s':>6}"]
         for p in self.passes:
             error = "exact" if p.error is None else f"{p.error.rel_l2:.2e}"
+            total = "" if p.error_to_source is None else f"{p.error_to_source.rel_l2:.2e}"
             before, after = p.bytes_before / 1e6, p.bytes_after / 1e6
             lines.append(
                 f"{p.text:<40} {len(p.result.sites):>5} {before:>10.2f} {after:>9.2f} {error:>9} "
-                f"{p.seconds:>6.1f}"
+                f"{total:>9} {p.seconds:>6.1f}"
             )
         for name, d in self.errors.items():
             lines.append(f"{name}: cosine {d.cosine:.6f}, relative L2 {d.rel_l2:.2e} to the source")
         return "\n".join(lines)
 
 
+def _worst(errors: Mapping[str, Difference]) -> Difference | None:
+    return max(errors.values(), key=lambda d: d.rel_l2, default=None)
+
+
 def _site(site: Site) -> dict[str, Any]:
+    """Without a note or sparsity where there is none."""
     facts = {**asdict(site), "shape": list(site.shape)}
-    return facts if site.note else {k: v for k, v in facts.items() if k != "note"}
+    absent = [key for key in ("note", "sparsity") if not facts[key] and facts[key] != 0]
+    return {key: value for key, value in facts.items() if key not in absent}
 
 
 def _options(pass_: Pass) -> dict[str, Any]:

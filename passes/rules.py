@@ -10,17 +10,18 @@ from collections.abc import Sequence
 
 from ..ir.core.errors import BadInput
 from ..ir.structure.recognize import Structure
-from .base import BLOCKS, COMPENSATED, STORED, TOKENS, Pass, select_linears
+from .base import BLOCKS, CHANGED, COMPENSATED, MASKED, STORED, TOKENS, Pass, select_linears
 
 Sites = frozenset[str] | None
 """Names of the linears that a pass may touch; ``None`` where that is not known beforehand."""
 
 _CLASH = {
     STORED: "would both store the same sites anew: a weight is quantized once",
+    MASKED: "would both mask the same sites: the second finds the zeros of the first",
     COMPENSATED: "would both correct the same sites: a linear has one low-rank path",
 }
 _LACK = {
-    STORED: "corrects what an earlier pass did to weights, and none before it changes weights",
+    CHANGED: "corrects what an earlier pass did to weights, and none before it changes weights",
 }
 _RESHAPE = {TOKENS: "drops tokens", BLOCKS: "changes which blocks there are"}
 
@@ -45,7 +46,7 @@ def remarks(passes: Sequence[Pass]) -> list[list[str]]:
     found: list[list[str]] = [[] for _ in passes]
     for place, pass_ in enumerate(passes):
         reshaping = [tag for tag in pass_.provides if tag in _RESHAPE]
-        learned = [earlier for earlier in passes[:place] if earlier.requires().calibration]
+        learned = [earlier for earlier in passes[:place] if earlier.requires().data]
         for earlier in learned if reshaping else ():
             found[place].append(
                 f"{earlier.name} learned from the graph as it was before {pass_.name}, which "
@@ -67,6 +68,8 @@ def _check_excludes(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) 
             clash = earlier[-1:] if mine and mine <= taken else []
         if clash:
             why = _CLASH.get(tag, f"both leave {tag} at the same sites")
+            if tag not in pass_.provides:
+                why = f"would both change the same sites, and {pass_.name} has to come first"
             raise BadInput(
                 f"{passes[clash[-1]].name} and {pass_.name} {why}. Choose sites with include= and "
                 "exclude=, or drop one"

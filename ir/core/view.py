@@ -248,7 +248,11 @@ class View(ABC):
 
     @abstractmethod
     def set_weight(self, value: Value, weight: Weight) -> None:
-        """Give a weight value another handle of the same shape and dtype."""
+        """Give a weight value other numbers: another handle of the same shape and dtype.
+
+        Nodes, names and types stay. Every node that reads the value sees the new numbers, so a
+        weight that one of them is to keep must not be set.
+        """
 
     @abstractmethod
     def drop_unused_weights(self) -> int:

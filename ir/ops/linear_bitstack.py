@@ -58,8 +58,10 @@ def linear_bitstack(
 def dense(signs: Tensor, factors: Tensor, out_features: int) -> Tensor:
     """The matrix ``sum_i G_i * (U_i V_i)`` f32 [N, K] of stacked operands."""
     left, right = factors.float().tensor_split([out_features], -1)
-    magnitudes = left.mT @ right
-    return (unpack_signs(signs, *magnitudes.shape[1:]) * magnitudes).sum(0)
+    weight = factors.new_zeros((out_features, right.shape[-1]), dtype=torch.float32)
+    for plane, u, v in zip(signs, left, right, strict=True):
+        weight += (u.T @ v).mul_(unpack_signs(plane, *weight.shape))
+    return weight
 
 
 def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
@@ -71,16 +73,21 @@ def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Ten
 def pack_signs(positive: Tensor) -> Tensor:
     """Bools [N, K] (true for +1), row after row, eight a byte, the earliest highest, zeros last."""
     flat = positive.reshape(-1)
-    bits = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
-    places = torch.arange(7, -1, -1, dtype=torch.uint8)
-    return (bits.to(torch.uint8) << places).sum(1).to(torch.uint8)
+    bytes_ = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).view(torch.uint8)
+    # Eight bytes of 0 or 1, the earliest lowest, meet in the highest byte of the product, the
+    # earliest highest. No two of the 64 terms share a bit, so that nothing is carried.
+    gathered = (bytes_.view(torch.int64) * (0x8040201008040201 - (1 << 64))) >> 56
+    return gathered.to(torch.uint8)
 
 
 def unpack_signs(signs: Tensor, rows: int, columns: int) -> Tensor:
     """+1 and -1 f32 [..., rows, columns] out of bytes [..., ceil(rows columns / 8)]."""
-    bits = (signs[..., None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
-    flat = bits.flatten(-2)[..., : rows * columns].float()
-    return (flat * 2 - 1).reshape(*signs.shape[:-1], rows, columns)
+    bits = (torch.arange(256)[:, None] >> torch.arange(7, -1, -1)) & 1
+    # The eight signs of a byte are looked up as one number.
+    table = (bits * 2 - 1).to(torch.int8).view(torch.int64).flatten()
+    planes = table.index_select(0, signs.flatten().int()).view(torch.int8)
+    flat = planes.reshape(*signs.shape[:-1], -1)[..., : rows * columns].float()
+    return flat.reshape(*signs.shape[:-1], rows, columns)
 
 
 def operand_types(

@@ -69,7 +69,7 @@ def linear_nbit(
     if accuracy_level != 4:
         return torch.nn.functional.linear(wide, weight, wide_bias).to(x.dtype)
     whole = zeros if zeros is None or not zeros.is_floating_point() else None
-    coded = dequantize(codes, scales, whole, **form)
+    coded = weight if whole is zeros else dequantize(codes, scales, whole, **form)
     y = torch.nn.functional.linear(rounded(wide, block_of(group, in_features)), coded, wide_bias)
     if zeros is not whole:
         y = y + torch.nn.functional.linear(wide, weight - coded)

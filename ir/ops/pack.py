@@ -23,6 +23,10 @@ from ..core.errors import BadInput
 BITS = (2, 3, 4, 8)
 GROUPS = (0, 16, 32, 64, 128, 256)
 """Columns that share a scale; 0 is the whole row. ONNX Runtime 1.31 takes blocks of 16 to 256."""
+IN_CACHE = (1 << 15) - 1
+"""Elements worked on at a time. A few float32 copies of them stay in a core's second-level cache
+(512 KB and more), and from 32768 elements torch shares an elementwise op among OpenMP threads,
+which spin longer than such an op takes."""
 
 
 def check_format(bits: int, group: int) -> None:
@@ -58,25 +62,41 @@ def n_groups(group: int, in_features: int) -> int:
     return n_blocks(group, in_features) if group else 1
 
 
+def rows_in_cache(columns: int) -> int:
+    """Rows of a matrix that are worked on together, at least one.
+
+    An even number where it can be: whole vectors of 16 numbers make a block then, also in groups of
+    16, and no element takes torch's scalar path, whose ``pow`` differs in the last bit.
+    """
+    rows = max(1, IN_CACHE // max(columns, 1))
+    return rows - rows % 2 if rows > 1 else 1
+
+
 def zero_bytes(bits: int, groups: int) -> int:
     """Bytes of a row's integer zero points."""
     return groups if bits == 8 else -(-groups // 2)
 
 
+_WIDE = {4: torch.int16, 2: torch.int32, 1: torch.int64}
+"""The integer that holds the codes of one byte, each in a byte of its own, by the codes' width."""
+_SHIFTS = {4: (4,), 2: (12, 6), 1: (28, 14, 7)}
+"""How far the later half of the codes, then of each half, moves to leave the byte or enter it."""
+_MASKS = {4: 0x0F0F, 2: 0x03030303, 1: 0x0101010101010101}
+
+
 def _pack_plane(codes: Tensor, width: int) -> Tensor:
     """[..., n] codes below 2^width to [..., n * width / 8] bytes, the earliest code lowest."""
-    per = 8 // width
-    parts = codes.reshape(*codes.shape[:-1], -1, per).unbind(-1)
-    out = parts[0].clone()
-    for i, part in enumerate(parts[1:], 1):
-        out |= part << (width * i)
-    return out
+    wide = codes.view(_WIDE[width])
+    for shift in reversed(_SHIFTS[width]):
+        wide = wide | (wide >> shift)
+    return wide.to(torch.uint8)
 
 
 def _unpack_plane(data: Tensor, width: int) -> Tensor:
-    mask = (1 << width) - 1
-    parts = [(data >> (width * i)) & mask for i in range(8 // width)]
-    return torch.stack(parts, -1).flatten(-2)
+    wide = data.contiguous().to(_WIDE[width])
+    for shift in _SHIFTS[width]:
+        wide = wide | (wide << shift)
+    return (wide & _MASKS[width]).view(torch.uint8)
 
 
 def pack(codes: Tensor, bits: int, group: int) -> Tensor:
@@ -89,7 +109,8 @@ def pack(codes: Tensor, bits: int, group: int) -> Tensor:
         raise BadInput(f"a code of {int(codes.max())} does not fit in {bits} bits")
     rows, columns = codes.shape
     block, blocks = block_of(group, columns), n_blocks(group, columns)
-    padded = torch.nn.functional.pad(codes, (0, block * blocks - columns))
+    missing = block * blocks - columns
+    padded = torch.nn.functional.pad(codes, (0, missing)) if missing else codes.contiguous()
     padded = padded.reshape(rows, blocks, block)
     if bits == 8:
         return padded.contiguous()
@@ -100,14 +121,18 @@ def pack(codes: Tensor, bits: int, group: int) -> Tensor:
 
 def unpack(data: Tensor, bits: int, group: int, in_features: int) -> Tensor:
     """The inverse of ``pack``: uint8 [N, in_features]."""
+    return _unpacked(data, bits, group, in_features)[:, :in_features]
+
+
+def _unpacked(data: Tensor, bits: int, group: int, in_features: int) -> Tensor:
+    """Codes uint8 [N, blocks * block], with those of the padding."""
     if bits == 8:
-        codes = data
-    elif bits == 3:
+        return data.flatten(1)
+    if bits == 3:
         low = block_of(group, in_features) // 4
         codes = _unpack_plane(data[..., :low], 2) | (_unpack_plane(data[..., low:], 1) << 2)
-    else:
-        codes = _unpack_plane(data, bits)
-    return codes.flatten(1)[:, :in_features]
+        return codes.flatten(1)
+    return _unpack_plane(data, bits).flatten(1)
 
 
 def pack_zeros(zeros: Tensor, bits: int) -> Tensor:
@@ -136,15 +161,16 @@ def dequantize(
     ``codes`` uint8 [N, blocks, bytes], ``scales`` [N, groups] of any float dtype, ``zeros`` as
     stored.
     """
-    groups = n_groups(group, in_features)
-    columns = group or in_features
-    zero: Tensor | float = float(1 << (bits - 1))
-    if zeros is not None:
-        whole = zeros if zeros.is_floating_point() else unpack_zeros(zeros, bits, groups)
-        zero = _per_column(whole, columns, in_features)
-    values = unpack(codes, bits, group, in_features).float() - zero
-    return values * _per_column(scales, columns, in_features)
-
-
-def _per_column(per_group: Tensor, columns: int, in_features: int) -> Tensor:
-    return per_group.float().repeat_interleave(columns, 1)[:, :in_features]
+    rows, groups = len(codes), n_groups(group, in_features)
+    if zeros is not None and not zeros.is_floating_point():
+        zeros = unpack_zeros(zeros, bits, groups)
+    weight = scales.new_empty((rows, in_features), dtype=torch.float32)
+    step = rows_in_cache(in_features)
+    for start in range(0, rows, step):
+        part = slice(start, start + step)
+        padded = _unpacked(codes[part], bits, group, in_features)
+        values = padded.float().view(len(padded), groups, -1)
+        values -= float(1 << (bits - 1)) if zeros is None else zeros[part].float().unsqueeze(-1)
+        values *= scales[part].float().unsqueeze(-1)
+        weight[part] = values.flatten(1)[:, :in_features]
+    return weight

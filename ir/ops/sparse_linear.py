@@ -58,6 +58,15 @@ def sparse_linear(
     return y.reshape(*x.shape[:-1], out_features).to(x.dtype)
 
 
+def dense(
+    rows: Tensor, cols: Tensor, values: Tensor, *, out_features: int, in_features: int
+) -> Tensor:
+    """The matrix ``S`` f32 [N, K] that the entries stand for."""
+    matrix = values.new_zeros((out_features, in_features), dtype=torch.float32)
+    matrix[rows.to(torch.int64), cols.to(torch.int64)] = values.float()
+    return matrix
+
+
 def index_dtype(size: int) -> torch.dtype:
     """The narrowest dtype in which row or column numbers below ``size`` are stored."""
     return torch.uint16 if size <= 1 << 16 else torch.int32
@@ -78,9 +87,7 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
 def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
     rows, cols, values = operands
     assert rows is not None and cols is not None and values is not None
-    matrix = torch.zeros(attrs["out_features"], columns)
-    matrix[rows.to(torch.int64), cols.to(torch.int64)] = values.float()
-    return matrix
+    return dense(rows, cols, values, out_features=attrs["out_features"], in_features=columns)
 
 
 def _macs(operands: Sequence[Any], out: Shape) -> int:

@@ -1,98 +1,269 @@
-"""What a weight pass learns of a linear's inputs: sums over all calibration tokens.
+"""What passes learn of activations: a small class for each statistic, registered by its name.
 
-Inputs are ``[..., K]``; leading dimensions are tokens. Where the graph takes ``attention_mask``
-``[batch, seq]`` and an input is ``[batch, seq, K]``, masked tokens are left out: their activations
-mean nothing. Linears that share an input share its statistics.
+A statistic sees the tokens of one value (the input of a linear, ``[..., K]``; leading dimensions
+are tokens) or of two (the residual stream before and behind blocks), batch by batch. Masked tokens
+are left out: their activations mean nothing. To add one, derive from ``Statistic`` and decorate the
+class with ``register``; a pass then asks for ``Stat("its-name", at=...)``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
+from torch import Tensor
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, near_misses
+from .masks import Masks, last_tokens, tokens_that_count
 
-Kind = Literal["gram", "mean", "square", "absmax"]
+At = Literal["linear", "block"]
 DOUBLE_UP_TO = 4096
 """Input features up to which a Gram matrix is summed in float64; above it, 8 bytes an entry would
 take more than 128 MiB a site and float32 is used."""
 
 
-@dataclass
-class Moments:
-    """Sums over the tokens of one input of ``K`` features."""
+class Statistic(ABC):
+    """One statistic at one site. Tensors and numbers are all that its attributes hold."""
 
-    features: int
-    kinds: frozenset[Kind]
+    name: ClassVar[str]
+    at: ClassVar[At]
+    """``linear``: it sees the input of a linear; ``block``: the stream before and behind blocks."""
     count: int = 0
     """Tokens seen."""
-    total: torch.Tensor | None = None
-    """Sum of x, ``[K]`` f64."""
-    squares: torch.Tensor | None = None
-    """Sum of x^2, ``[K]`` f64."""
-    absmax: torch.Tensor | None = None
-    """Largest |x|, ``[K]`` f32."""
-    gram: torch.Tensor | None = None
-    """X^T X, ``[K, K]``, f64 up to ``DOUBLE_UP_TO`` features, else f32."""
 
-    def add(self, x: torch.Tensor, mask: torch.Tensor | None = None) -> None:
-        """Take in ``x`` ``[..., K]``; ``mask`` ``[batch, seq]`` says which tokens count.
+    def take(self, x: Tensor, masks: Masks) -> Tensor:
+        """What is kept of a value in one batch until all values of a place are there: the tokens
+        that count, ``[tokens, K]``."""
+        return tokens_that_count(x, masks)
 
-        Raises ``BadInput`` where a token that counts holds NaN or infinity.
-        """
-        rows = _tokens(x, mask)
-        if not torch.isfinite(rows).all():
+    @abstractmethod
+    def add(self, *parts: Tensor) -> None:
+        """Take in some batches: what ``take`` kept of each value, one behind the other."""
+
+    def see(self, *parts: Tensor) -> None:
+        """``add`` and count. Raises ``BadInput`` where a token that counts is NaN or infinite."""
+        if not all(torch.isfinite(part).all() for part in parts):
             raise BadInput(
-                "the calibration data makes activations that are NaN or infinite; check the data, "
-                "and the passes before"
+                "activations are NaN or infinite on the calibration data: nothing can be learned "
+                "from them. Check the data, and the passes before"
             )
-        self.count += len(rows)
-        if "gram" in self.kinds:
-            wide = torch.float64 if self.features <= DOUBLE_UP_TO else torch.float32
-            self.gram = _plus(self.gram, rows.to(wide).T @ rows.to(wide))
-        if "mean" in self.kinds:
-            self.total = _plus(self.total, rows.sum(0, dtype=torch.float64))
-        if "square" in self.kinds:
-            self.squares = _plus(self.squares, rows.double().square().sum(0))
-        if "absmax" in self.kinds and len(rows):
-            most = rows.abs().amax(0).float()
-            self.absmax = most if self.absmax is None else torch.maximum(self.absmax, most)
+        self.count += len(parts[0])
+        self.add(*parts)
+
+
+S = TypeVar("S", bound=Statistic)
+STATISTICS: dict[str, type[Statistic]] = {}
+
+
+def register(kind: type[S]) -> type[S]:
+    """Make a statistic known by its name."""
+    STATISTICS[kind.name] = kind
+    return kind
+
+
+@dataclass(frozen=True)
+class Stat:
+    """A statistic that a pass asks for.
+
+    ``span`` is how many blocks lie between the two states that a statistic of blocks compares;
+    ``options`` are what the statistic's class takes, as (name, value) pairs. Raises ``BadInput``
+    for a name that is not registered, or one that is taken elsewhere than ``at``.
+    """
+
+    name: str
+    at: At
+    span: int = 1
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.name not in STATISTICS:
+            raise BadInput(
+                f"there is no statistic {self.name!r}; {near_misses(self.name, STATISTICS)}"
+            )
+        if self.kind.at != self.at:
+            raise BadInput(f"{self.name} is taken at a {self.kind.at}, not at a {self.at}")
 
     @property
-    def mean(self) -> torch.Tensor:
+    def kind(self) -> type[Statistic]:
+        return STATISTICS[self.name]
+
+    def make(self) -> Statistic:
+        return self.kind(**dict(self.options))
+
+
+class Statistics:
+    """The statistics of one site, by their classes: ``statistics[Gram].matrix``."""
+
+    def __init__(self, statistics: Iterable[Statistic] = ()) -> None:
+        self._by_kind = {type(statistic): statistic for statistic in statistics}
+
+    def __getitem__(self, kind: type[S]) -> S:
+        found = self._by_kind[kind]
+        assert isinstance(found, kind)
+        return found
+
+    def values(self) -> Iterable[Statistic]:
+        return self._by_kind.values()
+
+
+# --- of a linear's input ---------------------------------------------------------------------
+
+
+@register
+class Gram(Statistic):
+    """``X^T X``.
+
+    Products of up to ``sweep.JOINED`` tokens are summed in float32, and these in float64. That is
+    exact enough for a low-rank path: an entry is off by a few of float32's epsilons of the largest
+    eigenvalue, and a path is made of the directions in which most of the output's error lies. A
+    test compares what a path leaves with that of one fitted in float64.
+    """
+
+    name = "gram"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.matrix = torch.empty(0)
+        """``[K, K]``, f64 up to ``DOUBLE_UP_TO`` features, else f32."""
+
+    def add(self, *parts: Tensor) -> None:
+        (x,) = parts
+        x = x if x.dtype == torch.float64 else x.float()
+        product = x.T @ x
+        if not self.matrix.numel():
+            wide = x.shape[-1] <= DOUBLE_UP_TO
+            self.matrix = product.double() if wide else product.float()
+        else:
+            self.matrix += product
+
+
+@register
+class Mean(Statistic):
+    """The mean of each feature."""
+
+    name = "mean"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        """Sum of x, ``[K]`` f64."""
+
+    def add(self, *parts: Tensor) -> None:
+        self.total = self.total + parts[0].sum(0, dtype=torch.float64)
+
+    @property
+    def mean(self) -> Tensor:
         """``[K]`` f64."""
-        assert self.total is not None
-        return self.total / max(1, self.count)
+        return torch.as_tensor(self.total) / max(1, self.count)
 
 
-def moments(
-    batches: Sequence[torch.Tensor],
-    masks: Sequence[torch.Tensor | None],
-    kinds: Sequence[Kind],
-) -> Moments:
-    """Statistics of one input over all batches. Raises ``BadInput`` where no token counts."""
-    found = Moments(int(batches[0].shape[-1]), frozenset(kinds))
-    for x, mask in zip(batches, masks, strict=True):
-        found.add(x, mask)
-    if not found.count:
-        raise BadInput("the calibration data holds no token: every one is masked out")
-    return found
+@register
+class Square(Statistic):
+    """The sum of squares of each feature: the diagonal of the Gram matrix."""
+
+    name = "square"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.total = torch.zeros(0, dtype=torch.float64)
+        """Sum of x^2, ``[K]`` f64."""
+
+    def add(self, *parts: Tensor) -> None:
+        more = parts[0].double().square().sum(0)
+        self.total = self.total + more if self.total.numel() else more
 
 
-def token_masks(batches: Sequence[Mapping[str, torch.Tensor]]) -> list[torch.Tensor | None]:
-    """``attention_mask`` of each batch as bool ``[batch, seq]``; ``None`` where there is none."""
-    masks = (batch.get("attention_mask") for batch in batches)
-    return [mask.bool() if mask is not None and mask.dim() == 2 else None for mask in masks]
+@register
+class AbsMax(Statistic):
+    """The largest magnitude of each feature."""
+
+    name = "absmax"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.most = torch.zeros(0)
+        """``[K]`` f32."""
+
+    def add(self, *parts: Tensor) -> None:
+        if len(parts[0]):
+            most = parts[0].abs().amax(0).float()
+            self.most = torch.maximum(self.most, most) if self.most.numel() else most
 
 
-def _tokens(x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-    if mask is not None and x.dim() == 3 and x.shape[:2] == mask.shape:
-        return x[mask]
-    return x.reshape(-1, x.shape[-1])
+@register
+class Tokens(Statistic):
+    """A sample of the tokens, each as likely as any other, in the order in which they came."""
+
+    name = "tokens"
+    at = "linear"
+
+    def __init__(self, most: int = 256, seed: int = 0) -> None:
+        self.most, self.seed = most, seed
+        self.rows = torch.empty(0)
+        """``[at most ``most``, K]`` in the dtype of the input."""
+        self.keys = torch.empty(0)
+        """A number drawn for each token: the lowest ones stay."""
+
+    def add(self, *parts: Tensor) -> None:
+        (x,) = parts
+        generator = torch.Generator().manual_seed(self.seed + self.count)
+        keys = torch.rand(len(x), generator=generator)
+        if self.rows.numel():
+            x, keys = torch.cat([self.rows, x]), torch.cat([self.keys, keys])
+        stay = keys.topk(min(self.most, len(keys)), largest=False).indices.sort().values
+        self.rows, self.keys = x[stay].clone(), keys[stay]
 
 
-def _plus(total: torch.Tensor | None, more: torch.Tensor) -> torch.Tensor:
-    return more if total is None else total.add_(more)
+# --- of the residual stream ------------------------------------------------------------------
+
+
+@register
+class BlockInfluence(Statistic):
+    """``BI = 1 - mean over tokens of cos(h_before, h_behind)``.
+
+    ShortGPT (Men et al. 2024, arXiv 2403.03853).
+    """
+
+    name = "block_influence"
+    at = "block"
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def add(self, *parts: Tensor) -> None:
+        before, behind = (part.double() for part in parts)
+        self.total += float(torch.nn.functional.cosine_similarity(before, behind, dim=-1).sum())
+
+    @property
+    def influence(self) -> float:
+        return 1 - self.total / max(1, self.count)
+
+
+@register
+class AngularDistance(Statistic):
+    """``arccos(cos(h_before, h_behind)) / pi`` on the last token, the mean over samples.
+
+    Gromov et al. 2024, arXiv 2403.17887.
+    """
+
+    name = "angular_distance"
+    at = "block"
+
+    def __init__(self) -> None:
+        self.total = 0.0
+
+    def take(self, x: Tensor, masks: Masks) -> Tensor:
+        return last_tokens(x, masks)
+
+    def add(self, *parts: Tensor) -> None:
+        before, behind = (part.double() for part in parts)
+        cosine = torch.nn.functional.cosine_similarity(before, behind, dim=-1).clamp(-1, 1)
+        self.total += float(cosine.arccos().sum())
+
+    @property
+    def distance(self) -> float:
+        return self.total / max(1, self.count) / math.pi

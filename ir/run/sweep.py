@@ -7,7 +7,7 @@ together, so that every weight is read once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,7 +15,11 @@ import torch
 from ..core.errors import BadInput
 from ..core.view import Node, Value, View
 from ..structure.cache_slots import empty_past
+from ..vocab import traits
 
+JOINED = 8192
+"""Tokens of several batches that a stored linear or a statistic takes at once: by then its time is
+that of the product, and their copy takes less than the weight of a large linear."""
 Observer = Callable[[Node, list[Any], tuple[Any, ...]], None]
 """Called after each node with its arguments (as ``view.arguments`` orders them) and its results."""
 Results = tuple[Any, ...]
@@ -66,7 +70,7 @@ def sweep_together(
         for position, node in enumerate(order):
             arguments = view.arguments(node)
             given = _given(view, env, arguments, len(batches))
-            results = [view.execute(node, row) for row in given]
+            results = _executed(view, node, given)
             if visit is not None and (nodes is None or node in nodes):
                 results = visit(node, given, results) or results
             del given
@@ -84,6 +88,39 @@ def sweep_together(
         {name: column[row][0] for name, column in zip(names, found, strict=True)}
         for row in range(len(batches))
     ]
+
+
+def _executed(view: View, node: Node, given: list[list[Any]]) -> list[Results]:
+    """The node's results, batch by batch.
+
+    Batches of a stored linear are joined, up to ``JOINED`` tokens, since it makes its weight anew
+    each time that it runs.
+    """
+    if len(given) == 1 or traits(view.op(node)).stored_linear is None:
+        return [view.execute(node, row) for row in given]
+    place = view.arguments(node).index(view.operands(node)[0])
+    inputs = [row[place] for row in given]
+    flat = [x.reshape(-1, x.shape[-1]) for x in inputs]
+    found: list[torch.Tensor] = []
+    for run in joined(flat):
+        row = list(given[0])
+        row[place] = torch.cat(run)
+        found += view.execute(node, row)[0].split([len(x) for x in run])
+    return [
+        (y.reshape(*x.shape[:-1], y.shape[-1]),) for x, y in zip(inputs, found, strict=True)
+    ]
+
+
+def joined(batches: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
+    """Runs of neighbouring batches that have up to ``JOINED`` rows together, at least one each."""
+    run: list[torch.Tensor] = []
+    for batch in batches:
+        if run and sum(map(len, run)) + len(batch) > JOINED:
+            yield run
+            run = []
+        run.append(batch)
+    if run:
+        yield run
 
 
 def _given(

@@ -8,9 +8,10 @@ from typing import ClassVar, Literal
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.moves.bypass_blocks import Path, follow, refusals
+from ...ir.run.statistics import AngularDistance, BlockInfluence, Stat, Statistics
 from ...ir.structure.recognize import Block
 from ..base import BLOCKS, Context, Needs, Pass, PassResult
-from .blocks import angular_distances, block_influence, block_sites, decoder_blocks
+from .blocks import block_sites, last_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,12 @@ class DropBlocks(Pass):
             raise BadInput(f"drop-blocks: count={self.count} must be at least 1")
 
     def requires(self) -> Needs:
-        return Needs(calibration=self.score != "random")
+        stats = {
+            "influence": (Stat("block_influence", at="block"),),
+            "angular": (Stat("angular_distance", at="block", span=self.count),),
+            "random": (),
+        }
+        return Needs(stats=stats[self.score])
 
     def run(self, context: Context) -> PassResult:
         blocks = self._blocks(context)
@@ -75,7 +81,7 @@ class DropBlocks(Pass):
         return result
 
     def _blocks(self, context: Context) -> list[Block]:
-        blocks = decoder_blocks(context)
+        blocks = last_tower(context.structure)
         if self.count >= len(blocks):
             raise BadInput(
                 f"drop-blocks: count={self.count} of {len(blocks)} blocks; at least one must stay"
@@ -91,7 +97,7 @@ class DropBlocks(Pass):
         if self.score == "angular":
             return self._run_of_blocks(context, blocks, fixed, result)
         influence = context.once(
-            "influence", lambda: block_influence(context.view, blocks, context.calibration)
+            "influence", lambda: [s[BlockInfluence].influence for s in self._statistics(context)]
         )
         result.notes.append("block influence: " + _listed(influence))
         free = [i for i in range(len(blocks)) if i not in fixed]
@@ -100,9 +106,9 @@ class DropBlocks(Pass):
     def _run_of_blocks(
         self, context: Context, blocks: list[Block], fixed: set[int], result: PassResult
     ) -> list[int]:
+        # The run that holds the last block is left out.
         turned = context.once(
-            "angles",
-            lambda: angular_distances(context.view, blocks, context.calibration, self.count),
+            "angles", lambda: [s[AngularDistance].distance for s in self._statistics(context)][:-1]
         )
         result.notes.append("angular distance by first block: " + _listed(turned))
         runs = [range(i, i + self.count) for i in range(len(turned))]
@@ -114,6 +120,12 @@ class DropBlocks(Pass):
             )
         best = min(free, key=lambda run: (turned[run.start], run.start))
         return list(best)
+
+    def _statistics(self, context: Context) -> list[Statistics]:
+        """Of each run of blocks, by its first one."""
+        assert context.learning is not None
+        (found,) = context.learning.at_blocks(context, self.requires()).values()
+        return found
 
     def _random(self, free: list[int]) -> list[int]:
         return sorted(random.Random(self.seed).sample(free, self.count))

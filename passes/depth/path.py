@@ -8,7 +8,7 @@ from typing import ClassVar
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.moves import Path, follow
 from ..base import BLOCKS, Context, Pass, PassResult
-from .blocks import block_sites, decoder_blocks
+from .blocks import block_sites, last_tower
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +30,7 @@ class FollowPath(Pass):
         Path.parse(self.blocks)
 
     def run(self, context: Context) -> PassResult:
-        blocks = decoder_blocks(context)
+        blocks = last_tower(context.structure)
         path = Path.parse(self.blocks)
         before = self.plan(context)
         try:
@@ -42,7 +42,7 @@ class FollowPath(Pass):
         return before
 
     def plan(self, context: Context) -> PassResult:
-        blocks = decoder_blocks(context)
+        blocks = last_tower(context.structure)
         path = Path.parse(self.blocks)
         counts = {i: path.blocks.count(i) for i in range(len(blocks))}
         changed = {i: count for i, count in counts.items() if count != 1}

@@ -7,16 +7,16 @@ from typing import ClassVar
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
-from ...ir.moves.selection import attention_row, best, image_scores
+from ...ir.moves.selection import attention_row, image_scores
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
-from .token_pass import TokenPass
+from .token_pass import ScoredTokens
 
 
 @dataclass(frozen=True, kw_only=True)
-class FastV(TokenPass):
+class FastV(ScoredTokens):
     """Prune image tokens inside the language model, before its block ``layer`` (arXiv 2403.06764).
 
     The score is the attention that the last token of the prompt pays in block ``layer - 1``, the
@@ -49,9 +49,7 @@ class FastV(TokenPass):
                 f"{len(images.language) - 1}"
             )
 
-    def choose(
-        self, view: View, structure: Structure, images: ImageTokens, left: int
-    ) -> Value:
+    def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
         sites = images.language[self.layer - 1].attentions
         if not sites:
             raise Refusal(f"block {self.layer - 1} has no attention to score tokens by")
@@ -62,4 +60,4 @@ class FastV(TokenPass):
             past = view.build("size", [site.cache.past[0]], {"dim": 2}, before=place)
             row = view.build("slice", [row, past, END], {"dim": 1}, before=place)
         marked = self.marked(view, images, place)
-        return best(view, image_scores(view, row, marked, images.count, place), left, place)
+        return image_scores(view, row, marked, images.count, place)

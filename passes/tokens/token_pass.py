@@ -11,7 +11,7 @@ import torch
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Node, Value, View
 from ...ir.core.weights import MemoryWeight
-from ...ir.moves.selection import kept_positions
+from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens, note_count
@@ -131,6 +131,49 @@ class TokenPass(Pass):
                 f"{total} can be kept"
             )
         return left
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTokens(TokenPass):
+    """Base of the token passes that are one function: from the graph to a score of each token."""
+
+    @abstractmethod
+    def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
+        """How much each token counts: float ``[rows, tokens]``.
+
+        Or one row for each picture, where an image comes as several (thumbnail and crops): of each
+        picture the same number of tokens is then kept.
+        """
+
+    def choose(
+        self, view: View, structure: Structure, images: ImageTokens, left: int
+    ) -> Value:
+        scores = self.score(view, structure, images)
+        place = view.after(view.producer(scores))
+        of_a_picture = (view.type(scores).shape or ())[1:] == (images.patches,)
+        pictures = images.pictures if of_a_picture else 1
+        if left % pictures:
+            near = left - left % pictures
+            raise Refusal(
+                f"keep={left} is not divisible among the {pictures} pictures of an image: "
+                f"{near or pictures} is"
+            )
+        chosen = best(view, scores, left // pictures, place)
+        return chosen if pictures == 1 else _joined(view, chosen, images, left)
+
+
+def _joined(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
+    """Places in each picture ``[rows x pictures, left / pictures]`` as places in the image."""
+    place = view.after(view.producer(chosen))
+    each = left // images.pictures
+    apart = view.build("reshape", [chosen, -1, images.pictures, each], before=place)
+    first = view.build(
+        "arange", [0, images.pictures * images.patches, images.patches],
+        {"dtype": torch.int64}, before=place,
+    )  # fmt: skip
+    first = view.build("unsqueeze", [first], {"dims": (0, 2)}, before=place)
+    moved = view.build("add", [apart, first], before=place)
+    return view.build("reshape", [moved, -1, left], before=place)
 
 
 def same_for_all(view: View, images: ImageTokens, places: list[int], name: str) -> Value:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from ...ir.core.errors import BadInput, Refusal
-from ...ir.core.view import Node
 from ...ir.core.weights import StackedWeight, Weight
 from ...ir.moves import swap
 from ...ir.ops.bitstack_blocks import block_name
-from ...ir.run.statistics import Moments, moments, token_masks
-from ...ir.run.sweep import sweep_together
+from ...ir.run.statistics import Square, Stat, Statistics
 from ...ir.structure.recognize import Linear
-from ..base import STORED, Context, Needs, Pass, PassResult, Site, select_linears
+from ..base import CHANGED, STORED, Context, Needs, PassResult, Site
 from .bitstack_decomposition import (
     block_bytes,
     decompose,
@@ -25,7 +23,8 @@ from .bitstack_decomposition import (
     input_scale,
     universal_order,
 )
-from .nbit_pass import reason_against
+from .linear_pass import LinearPass, linear_site, weight_of
+from .stored import reason_against_storing
 
 PARTS = ("signs", "factors")
 MOST_BLOCKS = 64
@@ -48,7 +47,7 @@ class _Kept:
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitStack(Pass):
+class BitStack(LinearPass):
     """Swap linears for ``linear_bitstack``: residual blocks of one bit a weight and small factors.
 
     BitStack (Wang et al. 2024, arXiv 2410.23918): columns are scaled by the root mean square of
@@ -62,17 +61,12 @@ class BitStack(Pass):
     """
 
     name: ClassVar[str] = "bitstack"
-    exact: ClassVar[bool] = False
-    needs: ClassVar[Needs] = Needs(calibration=True)
-    provides: ClassVar[tuple[str, ...]] = (STORED,)
+    needs: ClassVar[Needs] = Needs(stats=(Stat("square", at="linear"),), propagate="dense")
+    provides: ClassVar[tuple[str, ...]] = (STORED, CHANGED)
     excludes: ClassVar[tuple[str, ...]] = (STORED,)
     blocks: int = 8
     rank: int | None = None
     scaling: Literal["activations", "none"] = "activations"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    min_size: int = 0
     weights_per_second: ClassVar[float] = 2e7
     """Matrix entries put into one block a second on one core of the reference CPU."""
 
@@ -82,37 +76,36 @@ class BitStack(Pass):
             raise BadInput(f"{self.name}: blocks={self.blocks} must be 1 to {MOST_BLOCKS}")
         if self.rank is not None and self.rank < 1:
             raise BadInput(f"{self.name}: rank={self.rank} must be 1 or more")
-        if self.min_size < 0:
-            raise BadInput(f"{self.name}: min_size={self.min_size} must not be negative")
 
     def requires(self) -> Needs:
         return self.needs if self.scaling == "activations" else Needs()
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()
-        chosen = self._choose(context, result)
-        squares = self._squares(context, chosen)
-        kept: dict[Hashable, _Kept] = {}
-        for done, linear in enumerate(chosen):
-            context.progress(f"{self.name}: {linear.name}", done, len(chosen))
-            weight = _weight(context, linear)
-            if weight.key not in kept:
-                kept[weight.key] = self._stack(context, linear, weight, squares)
-        stacked = _in_order(list(kept.values()))
+        chosen = self.choose(context, result)
+
+        def fit(linear: Linear, statistics: Statistics) -> _Kept:
+            return self._stack(context, linear, statistics)
+
+        kept = self.fit_all(context, chosen, fit)
+        stacks = list({found.site: found for found in kept.values()}.values())
+        stacked = _in_order(stacks)
         for linear in chosen:
-            weight = _weight(context, linear)
-            found = kept[weight.key]
-            self._replace(context, linear, weight, found, stacked[found.site], result)
-        result.notes += _notes(list(kept.values()), self.blocks)
+            found = kept[linear.name]
+            self._replace(context, linear, found, stacked[found.site], result)
+        result.notes += _notes(stacks, self.blocks)
         context.edited()
         return result
 
-    def plan(self, context: Context) -> PassResult:
-        result = PassResult()
-        for linear in self._choose(context, result):
-            size = self.blocks * block_bytes(*_shape(linear), self._rank(linear))
-            result.sites.append(_site(linear, _weight(context, linear), size, None))
-        return result
+    def planned_site(self, context: Context, linear: Linear) -> Site:
+        size = self.blocks * block_bytes(*_shape(linear), self._rank(linear))
+        return linear_site(linear, weight_of(context.view, linear).nbytes, size)
+
+    def reason_against(self, context: Context, linear: Linear) -> str | None:
+        reason = reason_against_storing(context.view, linear)
+        if reason is None:
+            self._rank(linear)  # one that is too high is an error
+        return reason
 
     def seconds(self, planned: PassResult) -> float:
         entries = sum(s.shape[0] * s.shape[1] for s in planned.sites)
@@ -120,20 +113,6 @@ class BitStack(Pass):
 
     def peak_bytes(self, planned: PassResult) -> int:
         return max((s.shape[0] * s.shape[1] for s in planned.sites), default=0) * 4 * 8
-
-    def _choose(self, context: Context, result: PassResult) -> list[Linear]:
-        chosen = []
-        for linear in select_linears(
-            context.structure.linears,
-            include=self.include, exclude=self.exclude, kinds=self.kinds, min_size=self.min_size,
-        ):  # fmt: skip
-            reason = reason_against(context.view, linear)
-            if reason is None:
-                self._rank(linear)
-                chosen.append(linear)
-            else:
-                result.refused.append((linear.name, reason))
-        return chosen
 
     def _rank(self, linear: Linear) -> int:
         if self.rank is None:
@@ -148,50 +127,26 @@ class BitStack(Pass):
             )
         return self.rank
 
-    def _squares(self, context: Context, chosen: Sequence[Linear]) -> dict[Hashable, Moments]:
-        """Sums of squares of the inputs that each weight multiplies, on the graph as it is."""
-        if self.scaling == "none" or not chosen:
-            return {}
-        view, masks = context.view, token_masks(context.calibration)
-        keys = {linear.node: _weight(context, linear).key for linear in chosen}
-        found: dict[Hashable, Moments] = {}
-
-        def visit(node: Node, given: list[list[Any]], results: list[tuple[Any, ...]]) -> None:
-            context.progress(f"{self.name}: activations", len(found), len(chosen))
-            index = view.arguments(node).index(view.operands(node)[0])
-            seen = moments([row[index] for row in given], masks, ("square",))
-            before = found.setdefault(keys[node], seen)
-            if before is not seen:
-                assert before.squares is not None and seen.squares is not None
-                before.squares += seen.squares
-                before.count += seen.count
-
-        sweep_together(view, context.calibration, visit, frozenset(keys), outputs=False)
-        return found
-
-    def _stack(
-        self, context: Context, linear: Linear, weight: Weight, squares: dict[Hashable, Moments]
-    ) -> _Kept:
+    def _stack(self, context: Context, linear: Linear, statistics: Statistics) -> _Kept:
         rank = self._rank(linear)
-        scale = torch.ones(linear.in_features, dtype=torch.float64)
-        if weight.key in squares:
-            known = squares[weight.key]
-            assert known.squares is not None
-            scale = input_scale(known.squares, known.count)
 
         def stack() -> dict[str, Any]:
-            return vars(
-                decompose(weight.read(), scale, blocks=self.blocks, rank=rank, name=linear.name)
-            )
+            scale = torch.ones(linear.in_features, dtype=torch.float64)
+            if self.scaling == "activations":
+                square = statistics[Square]
+                scale = input_scale(square.total, square.count)
+            weight = weight_of(context.view, linear).read()
+            return vars(decompose(weight, scale, blocks=self.blocks, rank=rank, name=linear.name))
 
         made = context.once(f"site {linear.name}", stack)
         parts = {p: [context.spool.store(t) for t in made[p]] for p in PARTS}
         return _Kept(linear.name, _shape(linear), rank, made["energies"], made["rel_l2"], parts)
 
     def _replace(
-        self, context: Context, linear: Linear, weight: Weight, found: _Kept,
+        self, context: Context, linear: Linear, found: _Kept,
         stacked: dict[str, StackedWeight], result: PassResult,
     ) -> None:  # fmt: skip
+        before = weight_of(context.view, linear).nbytes
         # A linear that feeds this one directly may have been swapped since the sites were chosen.
         current = replace(linear, x=context.view.operands(linear.node)[0])
         attrs = {"in_features": linear.in_features, "out_features": linear.out_features}
@@ -205,7 +160,7 @@ class BitStack(Pass):
             result.refused.append((linear.name, str(refusal)))
             return
         size = self.blocks * found.block_bytes
-        result.sites.append(_site(linear, weight, size, found.rel_l2))
+        result.sites.append(linear_site(linear, before, size, found.rel_l2))
 
 
 def _in_order(kept: Sequence[_Kept]) -> dict[str, dict[str, StackedWeight]]:
@@ -232,23 +187,5 @@ def _notes(kept: Sequence[_Kept], blocks: int) -> list[str]:
     return [f"stacked weights of any size from {least} to {least * blocks} bytes"] if kept else []
 
 
-def _weight(context: Context, linear: Linear) -> Weight:
-    weight = context.view.weight(linear.weight)
-    assert weight is not None
-    return weight
-
-
 def _shape(linear: Linear) -> tuple[int, int]:
     return linear.out_features, linear.in_features
-
-
-def _site(linear: Linear, weight: Weight, size: int, error: float | None) -> Site:
-    return Site(
-        name=linear.name,
-        kind=linear.role or "linear",
-        shape=_shape(linear),
-        bytes_before=weight.nbytes,
-        bytes_after=size,
-        bits_per_weight=8 * size / weight.numel,
-        rel_l2=error,
-    )

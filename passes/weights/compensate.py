@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -13,38 +13,49 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import Node, Value, View
-from ...ir.core.weights import Weight
 from ...ir.moves import graft_low_rank
+from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
-from ..base import COMPENSATED, STORED, Context, Pass, PassResult, Site, select_linears
+from ...ir.vocab import dense_weight
+from ..base import CHANGED, COMPENSATED, Context, PassResult, Site
+from ..checkpoint_store import settled
+from .linear_pass import LinearPass, linear_site
 from .low_rank import Spectrum, allocate, fits_half, stacked
 
-ROWS = 1024
-"""Rows of the identity that a compressed linear is run on at once, to read what matrix it is."""
 DEFAULT_RANK = 32
 
 
 @dataclass(frozen=True)
-class Target:
-    """A compressed linear and what it was. Its matrices are read when they are asked for: those of
-    all targets together would be the whole model, twice, in float32."""
+class Path:
+    """The low-rank path of one linear."""
 
-    linear: Linear
-    """Where its inputs are seen: in the graph, or in the source graph."""
-    now: Linear
-    """The linear in the graph."""
-    view: View
-    weight: Weight
-    """Of the source model."""
+    down: Tensor
+    """A ``[rank, in]`` f32."""
+    up: Tensor
+    """B ``[out, rank]`` f32."""
+    gap: float
+    """Relative error of the linear's output without the path, as the method measures it."""
+    left: float
+    """The same with the path."""
+    rel_l2: float
+    """Relative Frobenius error of the weight that is left, the path stored as ``factors`` says."""
+    wide_rel_l2: float
+    """The same with the path in float32."""
+    tokens: int | None
+    """Calibration tokens that it was fitted to; ``None`` where it was fitted to weights alone."""
 
-    def read(self) -> tuple[Tensor, Tensor]:
-        """The source model's weight, and that less what the graph computes: ``[out, in]`` f32."""
-        source = self.weight.read().float()
-        return source, source - effective_weight(self.view, self.now)
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
+    @property
+    def short(self) -> bool:
+        """Whether fewer tokens were seen than the inputs have features."""
+        return self.tokens is not None and self.tokens < self.down.shape[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compensate(Pass):
+class Compensate(LinearPass):
     """Base: ``y = f(W^, x) + B (A x)`` for each chosen linear, W^ being what it now holds.
 
     ``rank`` is the rank of every site (32 unless given), or with ``budget`` the most that one site
@@ -55,17 +66,12 @@ class Compensate(Pass):
     sites as in the quantizing passes.
     """
 
-    exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (COMPENSATED,)
     excludes: ClassVar[tuple[str, ...]] = (COMPENSATED,)
-    follows: ClassVar[tuple[str, ...]] = (STORED,)
+    follows: ClassVar[tuple[str, ...]] = (CHANGED,)
     rank: int | None = None
     budget: float | None = None
     factors: Literal["float16", "float32"] = "float16"
-    include: tuple[str, ...] = ()
-    exclude: tuple[str, ...] = ()
-    kinds: tuple[str, ...] = ()
-    min_size: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -73,47 +79,186 @@ class Compensate(Pass):
             raise BadInput(f"{self.name}: rank={self.rank} must not be negative")
         if self.budget is not None and not self.budget > 0:
             raise BadInput(f"{self.name}: budget={self.budget} must be above 0 bits per weight")
-        if self.min_size < 0:
-            raise BadInput(f"{self.name}: min_size={self.min_size} must not be negative")
 
     @abstractmethod
-    def fit(
-        self, context: Context, targets: Sequence[Target]
-    ) -> tuple[dict[str, Spectrum], dict[str, int]]:
-        """The spectrum of each target's gap, and its rank, by name."""
+    def spectrum(
+        self, source: Tensor, gap: Tensor, statistics: Statistics, rank: int | None
+    ) -> Spectrum:
+        """The spectrum of a linear's gap ``[out, in]`` f32; ``source`` is the dense weight.
+
+        With ``rank`` so many singular values and vectors are enough.
+        """
+
+    # --- the pass ----------------------------------------------------------------------------
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()
-        targets = self._targets(context, result)
-        if targets:
-            fitted = context.once("fit", lambda: self._fitted(context, targets))
-            found = {name: Spectrum(**fields) for name, fields in fitted["spectra"].items()}
-            self.attach(context, targets, found, fitted["ranks"], result)
-            _say_break_even(result, {t.linear.name: t.weight.nbytes for t in targets})
+        chosen = self.choose(context, result)
+        if chosen:
+            paths = self._paths(context, chosen, self._ranks(context, chosen))
+            self._attach(context, chosen, paths, result)
+            sources = {x.name: context.original_weight(x).nbytes for x in chosen}
+            _say_break_even(result, sources)
         context.edited()
         return result
 
-    def _fitted(self, context: Context, targets: Sequence[Target]) -> dict[str, Any]:
-        found, ranks = self.fit(context, targets)
-        return {"spectra": {n: s.cut(ranks[n]) for n, s in found.items()}, "ranks": ranks}
+    def reason_against(self, context: Context, linear: Linear) -> str | None:
+        view, original = context.view, context.original_linears.get(linear.name)
+        if original is None:
+            return "the source model has no linear of this name to compare with"
+        now, then = view.weight(linear.weight), (context.original or view).weight(original.weight)
+        if now is None or then is None:
+            return "its weight is not a constant"
+        if view.op(linear.node) == "linear" and now.key == then.key:
+            return _UNTOUCHED
+        if any(is_low_rank(view, node) for node in _chain(view, linear)):
+            return "a low-rank path compensates it already"
+        return None
+
+    def key(self, view: View, linear: Linear) -> Hashable:
+        """A path belongs to a linear, not to a weight: each sees inputs of its own."""
+        return linear.name
+
+    def gap(self, context: Context, linear: Linear) -> tuple[Tensor, Tensor]:
+        """The source model's weight, and that less what the graph computes: ``[out, in]`` f32."""
+        source = context.original_weight(linear).read().float()
+        gap = source - dense_weight(context.view, linear.node)
+        for side in _chain(context.view, linear):
+            gap -= dense_weight(context.view, side)
+        return source, gap
+
+    def _ranks(self, context: Context, linears: Sequence[Linear]) -> dict[str, int]:
+        """The rank of each linear. With a budget they depend on all spectra, and what a later
+        linear sees may depend on the ranks: a first sweep without paths chooses them."""
+        if self.budget is None:
+            return {x.name: min(self.top_rank, *_shape(x)) for x in linears}
+
+        def fit(linear: Linear, statistics: Statistics) -> dict[str, Any]:
+            def values() -> dict[str, Any]:
+                found = self.spectrum(*self.gap(context, linear), statistics, self.rank)
+                return {"sigma": found.sigma, "energy": found.energy}
+
+            return context.once(f"spectrum {linear.name}", values)
+
+        spectra = self.fit_all(context, linears, fit, what="spectra")
+        none = torch.empty(0)
+        found = {name: Spectrum(none, none, **fields) for name, fields in spectra.items()}
+        sizes = {x.name: _shape(x) for x in linears}
+        entries = int(self.budget * sum(m * n for m, n in sizes.values()) / (8 * self._width))
+        ranks = allocate(found, sizes, entries, self.rank)
+        if not any(ranks.values()):
+            raise BadInput(
+                f"{self.name}: budget={self.budget} bits per weight buys no rank at any site; one "
+                f"rank of the smallest costs {min(map(sum, sizes.values())) * self._width} bytes"
+            )
+        return ranks
+
+    def _paths(
+        self, context: Context, linears: Sequence[Linear], ranks: Mapping[str, int]
+    ) -> dict[str, Path]:
+        def fit(linear: Linear, statistics: Statistics) -> Path:
+            def path() -> dict[str, Any]:
+                source, gap = self.gap(context, linear)
+                found = self.spectrum(source, gap, statistics, ranks[linear.name])
+                return vars(self._path(source, gap, found, ranks[linear.name]))
+
+            return Path(**context.once(f"site {linear.name}", path))
+
+        def outputs(linear: Linear, path: Path, x: Tensor, y: Tensor) -> Tensor:
+            return y + ((x.float() @ path.down.T) @ path.up.T).to(y.dtype) if path.rank else y
+
+        on_the_way = self.requires().propagate == "compensated"
+        return self.fit_all(context, linears, fit, outputs if on_the_way else None)
+
+    def _path(self, source: Tensor, gap: Tensor, found: Spectrum, rank: int) -> Path:
+        rank = min(rank, len(found.sigma))
+        down, up = settled(found.factors(rank))
+        norm = torch.linalg.norm(source)
+
+        def error(dtype: torch.dtype) -> float:
+            product = up.to(dtype).float() @ down.to(dtype).float()
+            return float(torch.linalg.norm(gap - product) / norm)
+
+        wide = error(torch.float32)
+        half = self.factors == "float16" and fits_half(down, up)
+        rel_l2 = error(torch.float16) if half else wide
+        before, after = found.relative_error(0), found.relative_error(rank)
+        return Path(down, up, before, after, rel_l2, wide, found.tokens)
+
+    # --- grafting ----------------------------------------------------------------------------
+
+    def _attach(
+        self, context: Context, linears: Sequence[Linear], paths: Mapping[str, Path],
+        result: PassResult,
+    ) -> None:  # fmt: skip
+        """Graft the paths, one A for all linears of one input."""
+        groups: dict[Value, list[Linear]] = {}
+        for linear in linears:
+            if paths[linear.name].rank:
+                x = context.view.operands(linear.node)[0]
+                groups.setdefault(x, []).append(linear)
+        for x, members in groups.items():
+            self._attach_group(context, x, members, paths, result)
+        before = sum(path.gap for path in paths.values()) / len(paths)
+        after = sum(path.left for path in paths.values()) / len(paths)
+        result.notes.append(
+            f"mean relative error of the linears' outputs: {before:.4g}, compensated {after:.4g}"
+        )
+        short = [x for x in linears if paths[x.name].short]
+        if short:
+            result.notes.append(
+                f"too little calibration data for {len(short)} sites: "
+                f"{paths[short[0].name].tokens} tokens, and up to "
+                f"{max(linear.in_features for linear in short)} inputs. The inverse is truncated "
+                "to what the tokens span there; these sites are marked"
+            )
+
+    def _attach_group(
+        self, context: Context, x: Value, members: Sequence[Linear], paths: Mapping[str, Path],
+        result: PassResult,
+    ) -> None:  # fmt: skip
+        chosen = [paths[linear.name] for linear in members]
+        dtype = context.view.type(x).dtype or torch.float32
+        factors = [factor for path in chosen for factor in (path.down, path.up)]
+        half = self.factors == "float16" and fits_half(*factors)
+        stored = torch.float16 if half else dtype
+        down = stacked([path.down for path in chosen]).to(stored)
+        ups = [path.up.to(stored) for path in chosen]
+        first = members[0].name
+        graft_low_rank(
+            context.view, x, (f"{first}.{self.name}.down", context.spool.store(down)),
+            [(linear.out, f"{linear.name}.{self.name}.up", context.spool.store(up))
+             for linear, up in zip(members, ups, strict=True)],
+            rule=self.name, step=context.step,
+        )  # fmt: skip
+        for linear, path, up in zip(members, chosen, ups, strict=True):
+            extra = (path.up.numel() + path.down.numel()) * up.element_size()
+            size = _stored_bytes(context.view, linear)
+            error = path.rel_l2 if half else path.wide_rel_l2
+            note = _SHORT if path.short else ""
+            result.sites.append(linear_site(linear, size, size + extra, error, note=note))
+
+    # --- forecast ----------------------------------------------------------------------------
 
     def plan(self, context: Context) -> PassResult:
         result = PassResult()
-        chosen = self._select(context)
+        chosen = self.select(context.structure)
         for linear in chosen:
-            before = context.planned.get(linear.name)
-            if before is None:
+            if linear.name in context.planned:
+                result.sites.append(self.planned_site(context, linear))
+            else:
                 result.refused.append((linear.name, _UNTOUCHED))
-                continue
-            numbers = self._planned_rank(linear) * (linear.in_features + linear.out_features)
-            size = before.bytes_after + numbers * self._width
-            result.sites.append(_site(linear, before.bytes_after, size, None))
         weights = {x.name: context.view.weight(x.weight) for x in chosen}
         _say_break_even(result, {name: w.nbytes for name, w in weights.items() if w is not None})
         return result
 
+    def planned_site(self, context: Context, linear: Linear) -> Site:
+        before = context.planned[linear.name].bytes_after
+        numbers = self._planned_rank(linear) * (linear.in_features + linear.out_features)
+        return linear_site(linear, before, before + numbers * self._width)
+
     def _planned_rank(self, linear: Linear) -> int:
-        m, n = linear.out_features, linear.in_features
+        m, n = _shape(linear)
         if self.budget is None:
             return min(self.top_rank, m, n)
         even = int(self.budget * m * n / (8 * self._width * (m + n)))
@@ -128,113 +273,9 @@ class Compensate(Pass):
     def _width(self) -> int:
         return 2 if self.factors == "float16" else 4
 
-    # --- sites -------------------------------------------------------------------------------
 
-    def _select(self, context: Context) -> list[Linear]:
-        return select_linears(
-            context.structure.linears,
-            include=self.include, exclude=self.exclude, kinds=self.kinds, min_size=self.min_size,
-        )  # fmt: skip
-
-    def _targets(self, context: Context, result: PassResult) -> list[Target]:
-        found = []
-        for linear in self._select(context):
-            reason = self._reason_against(context, linear)
-            if reason is not None:
-                result.refused.append((linear.name, reason))
-                continue
-            original = context.original_linears[linear.name]
-            weight = (context.original or context.view).weight(original.weight)
-            assert weight is not None
-            found.append(Target(linear, linear, context.view, weight))
-        return found
-
-    def _reason_against(self, context: Context, linear: Linear) -> str | None:
-        view, original = context.view, context.original_linears.get(linear.name)
-        if original is None:
-            return "the source model has no linear of this name to compare with"
-        now, then = view.weight(linear.weight), (context.original or view).weight(original.weight)
-        if now is None or then is None:
-            return "its weight is not a constant"
-        if view.op(linear.node) == "linear" and now.key == then.key:
-            return _UNTOUCHED
-        if any(is_low_rank(view, node) for node in _chain(view, linear)):
-            return "a low-rank path compensates it already"
-        return None
-
-    # --- ranks and factors -------------------------------------------------------------------
-
-    def ranks(self, targets: Sequence[Target], found: dict[str, Spectrum]) -> dict[str, int]:
-        """The rank of each target."""
-        sizes = {t.linear.name: (t.linear.out_features, t.linear.in_features) for t in targets}
-        if self.budget is None:
-            return {name: min(self.top_rank, len(found[name].sigma)) for name in sizes}
-        weights = sum(m * n for m, n in sizes.values())
-        entries = int(self.budget * weights / (8 * self._width))
-        ranks = allocate(found, sizes, entries, self.rank)
-        if not any(ranks.values()):
-            raise BadInput(
-                f"{self.name}: budget={self.budget} bits per weight buys no rank at any site; one "
-                f"rank of the smallest costs {min(map(sum, sizes.values())) * self._width} bytes"
-            )
-        return ranks
-
-    def attach(
-        self, context: Context, targets: Sequence[Target], found: dict[str, Spectrum],
-        ranks: dict[str, int], result: PassResult,
-    ) -> None:  # fmt: skip
-        """Graft the paths, one A for all linears of one input."""
-        groups: dict[Value, list[Target]] = {}
-        for target in targets:
-            if ranks[target.linear.name]:
-                x = context.view.operands(target.linear.node)[0]
-                groups.setdefault(x, []).append(target)
-        before = after = 0.0
-        for target in targets:
-            name = target.linear.name
-            before += found[name].relative_error(0) / len(targets)
-            after += found[name].relative_error(ranks[name]) / len(targets)
-        for x, members in groups.items():
-            self._attach_group(context, x, members, found, ranks, result)
-        result.notes.append(
-            f"mean relative error of the linears' outputs: {before:.4g}, compensated {after:.4g}"
-        )
-        short = [t.linear for t in targets if found[t.linear.name].short]
-        if short:
-            result.notes.append(
-                f"too little calibration data for {len(short)} sites: "
-                f"{found[short[0].name].tokens} tokens, and up to "
-                f"{max(linear.in_features for linear in short)} inputs. The inverse is truncated "
-                "to what the tokens span there; these sites are marked"
-            )
-
-    def _attach_group(
-        self, context: Context, x: Value, members: Sequence[Target], found: dict[str, Spectrum],
-        ranks: dict[str, int], result: PassResult,
-    ) -> None:  # fmt: skip
-        pairs = [found[t.linear.name].factors(ranks[t.linear.name]) for t in members]
-        downs, ups = [p[0] for p in pairs], [p[1] for p in pairs]
-        dtype = context.view.type(x).dtype or torch.float32
-        half = self.factors == "float16" and fits_half(*downs, *ups)
-        stored = torch.float16 if half else dtype
-        down = stacked(downs).to(stored)
-        ups = [up.to(stored) for up in ups]
-        errors = [
-            _error(target, up.float() @ a.to(stored).float())
-            for target, (a, _), up in zip(members, pairs, ups, strict=True)
-        ]
-        first = members[0].linear.name
-        graft_low_rank(
-            context.view, x, (f"{first}.{self.name}.down", context.spool.store(down)),
-            [(t.linear.out, f"{t.linear.name}.{self.name}.up", context.spool.store(up))
-             for t, up in zip(members, ups, strict=True)],
-            rule=self.name, step=context.step,
-        )  # fmt: skip
-        for target, (a, _), up, error in zip(members, pairs, ups, errors, strict=True):
-            extra = (up.numel() + a.numel()) * up.element_size()
-            size = _stored_bytes(context.view, target.linear)
-            note = _SHORT if found[target.linear.name].short else ""
-            result.sites.append(_site(target.linear, size, size + extra, error, note))
+def _shape(linear: Linear) -> tuple[int, int]:
+    return linear.out_features, linear.in_features
 
 
 def _say_break_even(result: PassResult, sources: Mapping[str, int]) -> None:
@@ -249,27 +290,10 @@ def _say_break_even(result: PassResult, sources: Mapping[str, int]) -> None:
         )
 
 
-def _error(target: Target, correction: Tensor) -> float:
-    """What is left of the gap, by the source's weight: relative Frobenius norms."""
-    source, gap = target.read()
-    return float(torch.linalg.norm(gap - correction) / torch.linalg.norm(source))
-
-
 _UNTOUCHED = "its weight is the source's own: there is nothing to compensate"
 
 
 _SHORT = "fewer calibration tokens than inputs: truncated inverse"
-
-
-def _site(
-    linear: Linear, before: int, after: int, error: float | None, note: str = ""
-) -> Site:
-    shape = (linear.out_features, linear.in_features)
-    return Site(
-        name=linear.name, kind=linear.role or "linear", shape=shape, bytes_before=before,
-        bytes_after=after, bits_per_weight=8 * after / (shape[0] * shape[1]), rel_l2=error,
-        note=note,
-    )  # fmt: skip
 
 
 def _stored_bytes(view: View, linear: Linear) -> int:
@@ -326,31 +350,3 @@ def _constant(view: View, value: Value) -> Value | None:
 
 def _number(operand: Any) -> bool:
     return operand is None or isinstance(operand, int | float | bool)
-
-
-def effective_weight(view: View, linear: Linear) -> Tensor:
-    """What matrix ``[out, in]`` f32 a linear and its sparse path compute: run on the identity."""
-    rows = []
-    for start in range(0, linear.in_features, ROWS):
-        count = min(ROWS, linear.in_features - start)
-        eye = torch.zeros(count, linear.in_features)
-        eye[torch.arange(count), torch.arange(start, start + count)] = 1
-        given = eye.to(view.type(linear.x).dtype or torch.float32)
-        total = _run(view, linear.node, given, skip=linear.bias)
-        for side in _chain(view, linear):
-            total = total + _run(view, side, given)
-        rows.append(total.float())
-    return torch.cat(rows).T.contiguous()
-
-
-def _run(view: View, node: Node, x: Tensor, skip: Value | None = None) -> Tensor:
-    given: list[Any] = []
-    for argument in view.arguments(node):
-        weight = view.weight(argument)
-        if weight is None:
-            given.append(x)
-        else:
-            tensor = weight.read()
-            given.append(torch.zeros_like(tensor) if argument is skip else tensor)
-    out: Tensor = view.execute(node, given)[0]
-    return out

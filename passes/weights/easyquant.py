@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 
 from ...ir.core.errors import BadInput
-from .nbit_pass import WeightPass
+from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import easyquant
 
 
 @dataclass(frozen=True, kw_only=True)
-class EasyQuant(WeightPass):
+class EasyQuant(NBitPass):
     """Keep weights ``nsig`` standard deviations from the mean exact; fit the scale of the others.
 
     EasyQuant (arXiv 2403.02775), data-free: codes are symmetric, the scale minimises

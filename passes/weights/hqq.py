@@ -8,13 +8,13 @@ from typing import ClassVar, Literal
 import torch
 
 from ...ir.core.errors import BadInput
-from .nbit_pass import WeightPass
+from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import hqq
 
 
 @dataclass(frozen=True, kw_only=True)
-class HQQ(WeightPass):
+class HQQ(NBitPass):
     """Fit real zero points under a sparse error model (``l_p``, p < 1), without data.
 
     HQQ (Badri and Shaji 2023, mobiusml.github.io/hqq_blog): ``iters`` rounds of

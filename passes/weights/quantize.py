@@ -7,13 +7,13 @@ from typing import ClassVar, Literal
 
 import torch
 
-from .nbit_pass import WeightPass
+from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import rtn
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quantize(WeightPass):
+class Quantize(NBitPass):
     """Store the weights of linears in few bits by rounding to nearest, without data.
 
     ``w ≈ (code - zero) * scale`` in groups of ``group`` inputs. ``symmetric`` fixes the zero point

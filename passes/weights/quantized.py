@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...ir.core.types import Type
 from ...ir.ops.linear_nbit import operand_types
-from ...ir.ops.pack import dequantize, pack, pack_zeros
+from ...ir.ops.pack import dequantize
 from ...ir.ops.sparse_linear import index_dtype
 
 ZeroKind = Literal["none", "integer", "real"]
@@ -29,18 +29,22 @@ class Outliers:
 
 @dataclass(frozen=True)
 class Quantized:
-    """Codes of a matrix [N, K] with the numbers that they stand for: ``(code - zero) * scale``."""
+    """A matrix [N, K] as ``linear_nbit`` stores it: ``(code - zero) * scale`` of each group."""
 
     codes: Tensor
-    """uint8 [N, K], one code a byte."""
+    """uint8 [N, blocks, bytes] (``pack``)."""
     scales: Tensor
     """float16 or float32 [N, groups]; negative where the group's extreme is positive."""
     zeros: Tensor | None
-    """``None`` (all are 2^(bits-1)), uint8 [N, groups], or real in the scales' dtype."""
+    """``None`` (all are 2^(bits-1)), integers as ``pack_zeros`` stores them, or real
+    [N, groups] in the scales' dtype."""
     outliers: Outliers | None
     bits: int
     group: int
     """Columns a scale; 0 is the whole row."""
+    in_features: int
+    rel_l2: float
+    """Relative Frobenius error, outliers restored."""
 
     @property
     def zero_kind(self) -> ZeroKind:
@@ -49,17 +53,13 @@ class Quantized:
         return "real" if self.zeros.is_floating_point() else "integer"
 
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes, scales and zeros as ``linear_nbit`` takes them."""
-        zeros = self.zeros
-        if zeros is not None and not zeros.is_floating_point():
-            zeros = pack_zeros(zeros, self.bits)
-        return pack(self.codes, self.bits, self.group), self.scales, zeros
+        """Codes, scales and zeros."""
+        return self.codes, self.scales, self.zeros
 
     def dequantized(self) -> Tensor:
         """The matrix that codes and outliers together stand for, float32 [N, K]."""
-        codes, scales, zeros = self.operands()
         weight = dequantize(
-            codes, scales, zeros, bits=self.bits, group=self.group, in_features=self.codes.shape[1]
+            *self.operands(), bits=self.bits, group=self.group, in_features=self.in_features
         )
         if self.outliers is not None:
             at = (self.outliers.rows.to(torch.int64), self.outliers.cols.to(torch.int64))

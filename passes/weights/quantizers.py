@@ -22,25 +22,61 @@ zero points take 16 bits a group.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
-from ...ir.ops.pack import check_format
+from ...ir.ops.pack import check_format, pack, pack_zeros, rows_in_cache
 from ...ir.ops.sparse_linear import index_dtype
 from .quantized import Outliers, Quantized
 
 SMALLEST_SCALE = {torch.float16: 2.0**-14, torch.float32: 2.0**-126}
 """Smallest normal number of each dtype that scales are stored in; no scale lies below it."""
-CHUNK = 1 << 22
-"""Elements worked on at a time: a search holds about six float32 copies of them."""
-
-Fit = Callable[[Tensor], tuple[Tensor, Tensor, Tensor | None]]
-"""Groups [rows, groups, B] to codes of that shape, scales and zeros [rows, groups, 1]."""
+Fit = Callable[["Groups", torch.dtype], tuple[Tensor, Tensor, Tensor | float]]
+"""Groups and the dtype of scales to codes [rows, groups, B], scales and zeros [rows, groups, 1], or
+one zero for all of them; float32, integer zeros whole numbers."""
+_SEARCHED = [1 - i / 100 for i in range(80)]
+_POWER = 2.4
+"""What ``mse_search`` tries, and how it counts an error."""
 Solver = Literal["als", "adam"]
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Some rows of a matrix, group by group, the last group filled with zeros."""
+
+    x: Tensor
+    """float32 [rows, groups, B]."""
+    low: Tensor
+    """The least element of each group [rows, groups, 1]; ``high`` the greatest."""
+    high: Tensor
+
+    @classmethod
+    def of(cls, rows: Tensor, group: int) -> Groups:
+        x = _grouped(rows, group)
+        return cls(x, x.amin(-1, keepdim=True), x.amax(-1, keepdim=True))
+
+    def magnitude(self) -> Tensor:
+        """The largest ``|x|`` of each group; NaN where it holds one."""
+        return torch.maximum(self.high, -self.low)
+
+    def extreme(self) -> Tensor:
+        """The element of largest magnitude, the first of several.
+
+        By ``argmax`` only where ``-low = high``: it takes as long as all else that is done.
+        """
+        lowest = -self.low
+        extreme = torch.where(self.high > lowest, self.high, self.low)
+        tied = (self.high == lowest).squeeze(-1)
+        if bool(tied.any()):
+            few = self.x[tied]
+            extreme[tied] = few.gather(-1, few.abs().argmax(-1, keepdim=True))
+        return extreme
 
 
 def rtn(
@@ -68,21 +104,21 @@ def rtn(
     for its scale's dtype alone is coded as zeros.
     Raises ``BadInput`` on a format without storage form and on NaN or infinite weights.
     """
-    weight = _checked(weight, bits, group, name)
-    dtype = _scale_dtype(weight, bits, group, scale_dtype)
 
-    def fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        fractions = [1 - i / 100 for i in range(80)] if mse_search else [1.0]
-        best: list[Tensor] = []
-        for fraction in fractions:
-            scale, zero = _range(x, bits, symmetric, fraction, dtype)
-            codes = _codes(x, scale, zero, bits)
-            loss = ((codes - zero) * scale - x).abs_().pow_(2.4).sum(-1, keepdim=True)
-            _keep_best(best, [loss, scale, zero, codes])
-        _, scale, zero, codes = best
-        return codes, scale, None if symmetric else zero
+    def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
+        fractions = _candidates(_SEARCHED) if mse_search else 1.0
+        if symmetric:
+            scale, zero = _symmetric(groups.extreme() * fractions, bits, dtype)
+        else:
+            low, high = groups.low.clamp_max(0) * fractions, groups.high.clamp_min(0) * fractions
+            scale, zero = _asymmetric(low, high, bits, dtype)
+            zero = zero.round_().clamp_(0, (1 << bits) - 1)
+        if mse_search:
+            scale, zero = _least_loss(groups.x, scale, zero, bits, _POWER)
+        return _codes(groups.x, scale, zero, bits), scale, zero
 
-    return _quantized(weight, fit, bits, group, dtype, integer_zeros=True)
+    _check(weight, bits, group, name)
+    return _Coding(weight, fit, bits, group, name).run(scale_dtype)
 
 
 def hqq(
@@ -104,27 +140,28 @@ def hqq(
     Of all iterates, the start among them, each group keeps the one of least mean |error|. Zero
     points are real unless ``round_zero``. Other parameters and errors as in ``rtn``.
     """
-    weight = _checked(weight, bits, group, name)
-    dtype = _scale_dtype(weight, bits, group, scale_dtype)
-    valid = _valid(weight, group)
+    _check(weight, bits, group, name)
+    valid = _grouped(torch.ones(1, weight.shape[-1]), group)
 
-    def fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        scale, zero = _range(x, bits, False, 1.0, dtype, real=True)
+    def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
+        x = groups.x
+        low, high = groups.low.clamp_max(0), groups.high.clamp_min(0)
+        scale, zero = _asymmetric(low, high, bits, dtype)
         best: list[Tensor] = []
         for _ in range(iters + 1):
             zero = zero.round().clamp_(0, (1 << bits) - 1) if round_zero else zero.to(dtype).float()
             codes = _codes(x, scale, zero, bits)
-            error = x - (codes - zero) * scale
-            _keep_best(best, [error.abs().sum(-1, keepdim=True), zero, codes])
+            error = x - (codes - zero).mul_(scale)
             size = error.abs()
-            shrunk = error.sign() * (size - size.clamp_min(1e-12).pow(p - 1) / beta).clamp_min_(0)
-            zero = ((codes - (x - shrunk) / scale) * valid).sum(-1, keepdim=True) / valid.sum(
-                -1, keepdim=True
-            )
-        _, zero, codes = best
-        return codes, scale, zero
+            _keep_best(best, [size.sum(-1, keepdim=True), zero])
+            least = size.clamp_min(1e-12).pow_(p - 1).div_(beta)
+            shrunk = error.sign_().mul_(size.sub_(least).clamp_min_(0))
+            rest = codes.sub_((x - shrunk).div_(scale)).mul_(valid)
+            zero = rest.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
+        zero = best[1]
+        return _codes(x, scale, zero, bits), scale, zero
 
-    return _quantized(weight, fit, bits, group, dtype, integer_zeros=round_zero)
+    return _Coding(weight, fit, bits, group, name, real_zeros=not round_zero).run(scale_dtype)
 
 
 def easyquant(
@@ -151,58 +188,64 @@ def easyquant(
     start; on MiniLM it errs 1 % more and takes ten times as long.
     Other parameters and errors as in ``rtn``; an unknown ``solver`` is a ``BadInput`` too.
     """
-    weight = _checked(weight, bits, group, name)
-    dtype = _scale_dtype(weight, bits, group, scale_dtype)
     if solver not in _SOLVERS:
         raise BadInput(f"solver={solver!r}: it is one of {', '.join(_SOLVERS)}")
-    over = [1] if per_row_stats else [0, 1]
-    wide = weight.float()
-    spread = wide.std(over, correction=0, keepdim=True)
-    outlying = (wide - wide.mean(over, keepdim=True)).abs() >= nsig * spread
-    # A constant matrix has no outliers, though each entry is 0 deviations from the mean.
-    outlying &= spread > 0
-    inliers = torch.where(outlying, 0.0, wide)
+    _check(weight, bits, group, name)
+    matrix = None if per_row_stats else _spread(weight.float(), [0, 1])
 
-    def fit(x: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        middle = 1 << (bits - 1)
-        scale, _ = _range(x, bits, True, 1.0, dtype)
-        scale = _SOLVERS[solver](x, scale, bits, dtype)
-        return _codes(x, scale, float(middle), bits), scale, None
+    def outlying(rows: Tensor) -> Tensor:
+        mean, spread = _spread(rows, [1]) if matrix is None else matrix
+        # A constant matrix has no outliers, though each entry is 0 deviations from the mean.
+        return ((rows - mean).abs_() >= nsig * spread) & (spread > 0)
 
-    result = _quantized(inliers, fit, bits, group, dtype, integer_zeros=True)
-    rows, cols = outlying.nonzero(as_tuple=True)
+    def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
+        scale, zero = _symmetric(groups.extreme(), bits, dtype)
+        scale = _SOLVERS[solver](groups.x, scale, bits, dtype)
+        return _codes(groups.x, scale, zero, bits), scale, zero
+
+    def inliers(rows: Tensor) -> Tensor:
+        return rows.masked_fill(outlying(rows), 0.0)
+
+    result = _Coding(weight, fit, bits, group, name, inliers=inliers).run(scale_dtype)
+    mask = torch.cat([outlying(rows.float()) for rows in _split(weight)])
+    rows, cols = mask.nonzero(as_tuple=True)
     kept = Outliers(
         rows.to(index_dtype(weight.shape[0])),
         cols.to(index_dtype(weight.shape[1])),
-        weight[rows, cols],
+        weight[rows, cols].detach(),
     )
-    return Quantized(result.codes, result.scales, None, kept, bits, group)
+    return replace(result, outliers=kept)
+
+
+def _spread(rows: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation."""
+    return rows.mean(over, keepdim=True), rows.std(over, correction=0, keepdim=True)
 
 
 def _als(x: Tensor, start: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
+    zero = float(1 << (bits - 1))
+    grid = _storable(start * _candidates(torch.linspace(1.0, 0.3, 29).tolist()), dtype)
+    scale, _ = _least_loss(x, grid, zero, bits, 2)
     best: list[Tensor] = []
-    for fraction in torch.linspace(1.0, 0.3, 29).tolist():
-        scale = _storable(start * fraction, dtype)
-        _keep_best(best, [_loss(x, scale, bits), scale])
-    scale = best[1]
-    for _ in range(10):
-        steps = _codes(x, scale, float(1 << (bits - 1)), bits) - (1 << (bits - 1))
+    for _ in range(11):
+        steps = _codes(x, scale, zero, bits).sub_(zero)
+        _keep_best(best, [(steps * scale).sub_(x).square_().sum(-1, keepdim=True), scale])
         energy = (steps * steps).sum(-1, keepdim=True)
         fitted = (x * steps).sum(-1, keepdim=True) / energy.clamp_min(1)
         scale = _storable(torch.where(energy > 0, fitted, scale), dtype)
-        _keep_best(best, [_loss(x, scale, bits), scale])
     return best[1]
 
 
 def _adam(x: Tensor, start: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     ratio = torch.ones_like(start, requires_grad=True)
     adam = torch.optim.Adam([ratio], lr=1e-3)
-    best = [_loss(x, start, bits), start]
+    zero = float(1 << (bits - 1))
+    best = [_loss(x, start, zero, bits, 2), start]
     for _ in range(200):
         ratio.grad = scale_gradient(x, start * ratio.detach(), bits) * start
         adam.step()
         scale = _storable(start * ratio.detach(), dtype)
-        _keep_best(best, [_loss(x, scale, bits), scale])
+        _keep_best(best, [_loss(x, scale, zero, bits, 2), scale])
     return best[1]
 
 
@@ -219,10 +262,27 @@ def scale_gradient(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     return 2 * ((steps * scale - x) * steps).sum(-1, keepdim=True)
 
 
-def _loss(x: Tensor, scale: Tensor, bits: int) -> Tensor:
-    middle = 1 << (bits - 1)
-    steps = _codes(x, scale, float(middle), bits) - middle
-    return (steps * scale - x).square_().sum(-1, keepdim=True)
+def _loss(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int, power: float) -> Tensor:
+    """``sum |q(x) - x|^power`` of each group."""
+    gap = _codes(x, scale, zero, bits).sub_(zero).mul_(scale).sub_(x)
+    return (gap.square_() if power == 2 else gap.abs_().pow_(power)).sum(-1, keepdim=True)
+
+
+def _candidates(fractions: list[float]) -> Tensor:
+    """As many sets of scales, tried one after another: [candidates, 1, 1, 1]."""
+    return torch.tensor(fractions).reshape(-1, 1, 1, 1)
+
+
+def _least_loss(
+    x: Tensor, scales: Tensor, zeros: Tensor | float, bits: int, power: float
+) -> tuple[Tensor, Tensor | float]:
+    """Of scales and zeros [candidates, rows, groups, 1] each group's first best."""
+    each = zeros if isinstance(zeros, Tensor) else [zeros] * len(scales)
+    pairs = zip(scales, each, strict=True)
+    losses = torch.stack([_loss(x, scale, zero, bits, power) for scale, zero in pairs])
+    best = losses.argmin(0, keepdim=True)
+    chosen = scales.gather(0, best)[0]
+    return chosen, zeros.gather(0, best)[0] if isinstance(zeros, Tensor) else zeros
 
 
 def _keep_best(best: list[Tensor], candidate: list[Tensor]) -> None:
@@ -238,20 +298,18 @@ def _codes(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tensor:
     return (x / scale).add_(zero).round_().clamp_(0, (1 << bits) - 1)
 
 
-def _range(
-    x: Tensor, bits: int, symmetric: bool, fraction: float, dtype: torch.dtype, real: bool = False
+def _symmetric(extreme: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, float]:
+    """Scale of groups whose code 0 stands for ``extreme`` [..., 1], and their zero point."""
+    middle = float(1 << (bits - 1))
+    return _storable(-extreme / middle, dtype), middle
+
+
+def _asymmetric(
+    low: Tensor, high: Tensor, bits: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Scale and zero point [rows, groups, 1] of a fraction of each group's range."""
-    top = (1 << bits) - 1
-    if symmetric:
-        extreme = x.gather(-1, x.abs().argmax(-1, keepdim=True)) * fraction
-        scale = _storable(-extreme / (1 << (bits - 1)), dtype)
-        return scale, torch.full_like(scale, 1 << (bits - 1))
-    low = x.amin(-1, keepdim=True).clamp_max_(0) * fraction
-    high = x.amax(-1, keepdim=True).clamp_min_(0) * fraction
-    scale = _storable((high - low) / top, dtype)
-    zero = -low / scale
-    return scale, zero if real else zero.round_().clamp_(0, top)
+    """Scale and real zero point of groups that reach from ``low`` to ``high``, 0 between them."""
+    scale = _storable((high - low) / ((1 << bits) - 1), dtype)
+    return scale, -low / scale
 
 
 def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
@@ -261,69 +319,100 @@ def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     return raised.to(dtype).float()
 
 
-def _scale_dtype(weight: Tensor, bits: int, group: int, wanted: torch.dtype) -> torch.dtype:
-    """``wanted``, or float32 where float16 scales would cost accuracy.
+def _too_narrow(magnitudes: Tensor, bits: int) -> bool:
+    """Whether float16 scales would cost accuracy, by the largest ``|x|`` of each group.
 
     A float16 scale raised to its floor, 2^-14, moves a weight by 2^-15 at most; that passes where
     it is below 2^-12 of the greatest weight.
     """
-    if wanted not in SMALLEST_SCALE:
-        raise BadInput(f"scales are stored as float16 or float32, not {wanted}")
-    if wanted == torch.float32 or not weight.numel():
-        return wanted
-    extremes = _blocks(weight, group).abs().amax(-1)
-    greatest = float(extremes.max())
-    floored = bool(((extremes > 0) & (extremes < 2.0**-14 * (1 << (bits - 1)))).any())
-    if greatest > 6e4 or (floored and greatest < 2.0**-3):
-        return torch.float32
-    return torch.float16
+    if not magnitudes.numel():
+        return False
+    greatest = float(magnitudes.max())
+    floored = bool(((magnitudes > 0) & (magnitudes < 2.0**-14 * (1 << (bits - 1)))).any())
+    return greatest > 6e4 or (floored and greatest < 2.0**-3)
 
 
-def _checked(weight: Tensor, bits: int, group: int, name: str) -> Tensor:
+def _check(weight: Tensor, bits: int, group: int, name: str) -> None:
     check_format(bits, group)
     if weight.dim() != 2 or not weight.is_floating_point():
         raise BadInput(
             f"{name}: a matrix of floats is quantized, not {weight.dtype} {list(weight.shape)}"
         )
-    if not bool(torch.isfinite(weight).all()):
-        bad = int((~torch.isfinite(weight)).sum())
-        raise BadInput(
-            f"{name}: {bad} of {weight.numel()} weights are NaN or infinite; "
-            "exclude this weight or repair the checkpoint"
-        )
-    return weight.detach()
 
 
-def _blocks(x: Tensor, group: int) -> Tensor:
+def _not_finite(weight: Tensor, name: str) -> BadInput:
+    bad = int((~torch.isfinite(weight)).sum())
+    return BadInput(
+        f"{name}: {bad} of {weight.numel()} weights are NaN or infinite; "
+        "exclude this weight or repair the checkpoint"
+    )
+
+
+def _split(weight: Tensor) -> tuple[Tensor, ...]:
+    """Blocks of rows that stay in cache."""
+    return torch.split(weight.detach(), rows_in_cache(weight.shape[1]))
+
+
+def _grouped(x: Tensor, group: int) -> Tensor:
     """[N, K] as [N, groups, B], the last group filled with zeros."""
     rows, columns = x.shape
     size = group or columns
-    padded = torch.nn.functional.pad(x, (0, -columns % size if size else 0))
-    return padded.reshape(rows, -1, size)
+    missing = -columns % size
+    return (torch.nn.functional.pad(x, (0, missing)) if missing else x).reshape(rows, -1, size)
 
 
-def _valid(weight: Tensor, group: int) -> Tensor:
-    """1 at real columns, 0 at the filling of the last group: float32 [1, groups, B]."""
-    return _blocks(torch.ones(1, weight.shape[1]), group)
+@dataclass(frozen=True)
+class _Coding:
+    """A matrix, its format, and how rows are fitted."""
 
+    weight: Tensor
+    fit: Fit
+    bits: int
+    group: int
+    name: str
+    real_zeros: bool = False
+    inliers: Callable[[Tensor], Tensor] | None = None
+    """What is coded of rows [rows, K] float32; all where it is not given."""
 
-def _quantized(
-    weight: Tensor, fit: Fit, bits: int, group: int, dtype: torch.dtype, *, integer_zeros: bool
-) -> Quantized:
-    """Fit rows in chunks and put the results together."""
-    columns = weight.shape[1]
-    step = max(1, CHUNK // max(columns, 1))
-    parts = [fit(_blocks(chunk.float(), group)) for chunk in torch.split(weight, step)]
-    codes, scales, zeros = zip(*parts, strict=True)
-    zero = None
-    if zeros[0] is not None:
-        zero = torch.cat([z.squeeze(-1) for z in zeros if z is not None])
-        zero = zero.to(torch.uint8 if integer_zeros else dtype)
-    return Quantized(
-        torch.cat([c.flatten(1)[:, :columns].to(torch.uint8) for c in codes]),
-        torch.cat([s.squeeze(-1) for s in scales]).to(dtype),
-        zero,
-        None,
-        bits,
-        group,
-    )
+    def run(self, dtype: torch.dtype) -> Quantized:
+        """With scales in ``dtype``, or in float32 where float16 would cost accuracy."""
+        if dtype not in SMALLEST_SCALE:
+            raise BadInput(f"scales are stored as float16 or float32, not {dtype}")
+        result, magnitudes = self._blocks(dtype)
+        if dtype == torch.float16 and _too_narrow(magnitudes, self.bits):
+            result, _ = self._blocks(torch.float32)
+        return result
+
+    def _blocks(self, dtype: torch.dtype) -> tuple[Quantized, Tensor]:
+        """Fit, pack and compare rows while they are in cache; the groups' magnitudes too."""
+        packed, scales, zeros, magnitudes = [], [], [], []
+        gap = norm = 0.0
+        for block in _split(self.weight):
+            rows = block.float()
+            groups = Groups.of(rows, self.group)
+            magnitudes.append(groups.magnitude())
+            # A NaN or an infinity shows in its group's magnitude.
+            if rows.numel() and not math.isfinite(magnitudes[-1].max()):
+                raise _not_finite(self.weight, self.name)
+            if self.inliers is not None:
+                groups = Groups.of(self.inliers(rows), self.group)
+            codes, scale, zero = self.fit(groups, dtype)
+            stored = codes.flatten(1)[:, : rows.shape[1]].to(torch.uint8)
+            packed.append(pack(stored, self.bits, self.group))
+            scales.append(scale.squeeze(-1).to(dtype))
+            if isinstance(zero, Tensor):
+                zeros.append(self._stored_zeros(zero.squeeze(-1), dtype))
+            error = codes.sub_(zero).mul_(scale).sub_(groups.x).flatten(1)[:, : rows.shape[1]]
+            gap = math.hypot(gap, float(torch.linalg.vector_norm(error)))
+            norm = math.hypot(norm, float(torch.linalg.vector_norm(rows)))
+        result = Quantized(
+            torch.cat(packed), torch.cat(scales),
+            torch.cat(zeros) if zeros else None,
+            None, self.bits, self.group, self.weight.shape[1], gap / max(norm, 1e-30),
+        )  # fmt: skip
+        return result, torch.cat(magnitudes)
+
+    def _stored_zeros(self, zero: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.real_zeros:
+            return zero.to(dtype)
+        return pack_zeros(zero.to(torch.uint8), self.bits)

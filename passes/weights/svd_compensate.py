@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ..base import Context
-from ..checkpoint_store import settled
-from .compensate import Compensate, Target
+from torch import Tensor
+
+from ...ir.run.statistics import Statistics
+from .compensate import Compensate
 from .low_rank import Spectrum, spectrum
 
 
@@ -21,13 +21,7 @@ class SvdCompensate(Compensate):
 
     name: ClassVar[str] = "svd-compensate"
 
-    def fit(
-        self, context: Context, targets: Sequence[Target]
-    ) -> tuple[dict[str, Spectrum], dict[str, int]]:
-        found = {}
-        for target in targets:
-            whole = spectrum(*target.read(), None)
-            if self.budget is None:
-                whole = Spectrum(**settled(whole.cut(self.top_rank)))
-            found[target.linear.name] = whole
-        return found, self.ranks(targets, found)
+    def spectrum(
+        self, source: Tensor, gap: Tensor, statistics: Statistics, rank: int | None
+    ) -> Spectrum:
+        return spectrum(source, gap, None, rank)

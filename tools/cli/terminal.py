@@ -90,7 +90,9 @@ def print_passes(console: Console, manifest: Manifest) -> None:
         if sizes[0] != sizes[1]:
             facts.append(" -> ".join(sizes))
         if error is not None:
-            facts.append(f"rel. L2 {error_text(error.get('rel_l2'))}")
+            total = step.get("error_to_source") or {}
+            beside = f" ({error_text(total['rel_l2'])} to the source)" if total else ""
+            facts.append(f"rel. L2 {error_text(error.get('rel_l2'))}{beside}")
         if step.get("seconds") is not None:
             facts.append(f"{step['seconds']:.1f} s")
         _say(console, f"{order}. {pass_text(step)} ({kind})", "cyan")

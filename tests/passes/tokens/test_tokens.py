@@ -88,10 +88,11 @@ def prompts(batch: int, seed: int = 0, more: int = 0) -> Batch:
 # --- the reference ------------------------------------------------------------------------------
 
 
-def cls_scores(model: Any, pixels: Tensor) -> Tensor:
+def cls_scores(model: Any, pixels: Tensor, layers: int = 1) -> Tensor:
+    """Of the last layers but one, which makes no features."""
     found = model.model.vision_tower(pixels, output_attentions=True)
-    row: Tensor = found.attentions[-2][:, :, 0, 1:].mean(1)
-    return row
+    rows: list[Tensor] = [a[:, :, 0, 1:].mean(1) for a in found.attentions[-1 - layers : -1]]
+    return torch.stack(rows).sum(0)
 
 
 def best(scores: Tensor, count: int) -> Tensor:
@@ -189,6 +190,34 @@ def test_fastervlm_equals_a_boolean_mask(models: Models, kind: str, count: int) 
             assert torch.equal(chosen_in(view, batch), places(wanted))
             kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
             close(sweep(view, batch)["logits"], expected, kept)
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_vtc_cls_sums_over_layers(models: Models, kind: str) -> None:
+    recipe = "vtc-cls{keep=5 layers=2}"
+    view = gw.optimize(models.plain[kind], recipe, samples=[prompts(3)]).graph
+    differs = 0
+    with torch.no_grad():
+        for seed in range(3):
+            batch = prompts(8, seed)
+            wanted = best(cls_scores(models.eager, batch["pixel_values"], 2), 5)
+            last = best(cls_scores(models.eager, batch["pixel_values"]), 5)
+            differs += int((wanted != last).sum())
+            expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
+            assert torch.equal(chosen_in(view, batch), places(wanted))
+            kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+            close(sweep(view, batch)["logits"], expected, kept)
+    assert differs, "the sum chooses other tokens than the last layer alone"
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_vtc_cls_of_one_layer_is_fastervlm(models: Models, kind: str) -> None:
+    batch = prompts(3)
+    one, other = (
+        gw.optimize(models.plain[kind], recipe, samples=[batch]).graph
+        for recipe in ("vtc-cls{keep=5 layers=1}", "fastervlm{keep=5}")
+    )
+    assert torch.equal(sweep(one, batch)["logits"], sweep(other, batch)["logits"])
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -366,6 +395,9 @@ def test_a_pruned_graph_with_a_cache_has_an_onnx_form(models: Models, recipe: st
         ("fastv{layer=0}", "to prune before the language model, use fastervlm"),
         ("fastv{layer=4}", "the blocks 0 to 3"),
         ("uniform-tokens{keep=8},fastervlm{keep=4}", "pruned before already"),
+        ("uniform-tokens{keep=8},vtc-cls{keep=4 layers=1}", "pruned before already"),
+        ("vtc-cls{keep=4}", "layers=7: the vision tower has 2 layers"),
+        ("vtc-cls{keep=4 layers=0}", "layers=0 must be at least 1"),
     ],
 )
 def test_bad_options(models: Models, recipe: str, message: str) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.ops.pack import BITS, GROUPS
+from graphwright.ir.ops.pack import BITS, GROUPS, unpack, unpack_zeros
 from graphwright.passes.weights import quantizers
 from graphwright.passes.weights.quantized import Quantized, bits_per_weight
 from graphwright.passes.weights.quantizers import easyquant, hqq, rtn, scale_gradient
@@ -46,6 +46,10 @@ def rel(quantized: Quantized, weight: torch.Tensor) -> float:
     return ((quantized.dequantized() - weight).norm() / weight.norm()).item()
 
 
+def codes_of(quantized: Quantized) -> torch.Tensor:
+    return unpack(quantized.codes, quantized.bits, quantized.group, quantized.in_features)
+
+
 @cache
 def minilm() -> list[torch.Tensor]:
     """A query, an output and both feed-forward matrices of all-MiniLM-L6-v2."""
@@ -74,8 +78,7 @@ def test_error_falls_with_bits_and_is_bounded(
 ) -> None:
     weight = gaussian(5, 123)
     result = quantize(weight, bits, 32)
-    assert int(result.codes.max()) < 1 << bits
-    assert result.codes.shape == weight.shape
+    assert codes_of(result).shape == weight.shape
     # A uniform step over +-4 sigma errs by step / sqrt(12) of sigma.
     assert rel(result, weight) < 8 / (1 << bits) / 12**0.5
 
@@ -137,7 +140,7 @@ def test_asymmetric_range_reaches_both_ends() -> None:
     result = rtn(weight, 4, 32, symmetric=False)
     assert result.zeros is not None
     assert result.zeros.dtype == torch.uint8
-    assert result.zeros.item() == 5
+    assert unpack_zeros(result.zeros, 4, 1).item() == 5
     assert rel(result, weight) < 0.05
     positive = rtn(torch.rand(4, 64) + 1, 4, 32, symmetric=False)
     assert positive.zeros is not None
@@ -222,10 +225,23 @@ def test_chunks_do_not_show(
 ) -> None:
     weight = heavy_tailed(13, 123)
     whole = quantize(weight, 4, 32)
-    monkeypatch.setattr(quantizers, "CHUNK", 400)
+    monkeypatch.setattr(quantizers, "rows_in_cache", lambda columns: 3)
     parts = quantize(weight, 4, 32)
     assert torch.equal(whole.codes, parts.codes)
     assert torch.equal(whole.scales, parts.scales)
+    assert parts.rel_l2 == pytest.approx(whole.rel_l2, rel=1e-6)
+
+
+@EVERY
+@pytest.mark.parametrize("columns", [256, 123])
+def test_the_error_is_that_of_what_is_stored(
+    quantize: Callable[..., Quantized], columns: int
+) -> None:
+    weight = heavy_tailed(40, columns).bfloat16()
+    result = quantize(weight, 3, 32)
+    gap = result.dequantized().double() - weight.double()
+    expected = float(torch.linalg.norm(gap) / torch.linalg.norm(weight.double()))
+    assert result.rel_l2 == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("make", [gaussian, heavy_tailed], ids=["gaussian", "heavy-tailed"])

@@ -1,0 +1,152 @@
+"""How the passes of a run learn from calibration data: requests joined, one sweep for a graph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary, ref
+
+from torch import Tensor
+
+from ..ir.core.errors import BadInput
+from ..ir.core.view import Node, View
+from ..ir.core.weights import Spool, Weight
+from ..ir.run.calibrate import Compressed, Place, Request, calibrate
+from ..ir.run.statistics import Stat, Statistic, Statistics
+from ..ir.structure.recognize import Structure, recognize
+from .base import Context, Needs, Pass, Propagate, named_linears
+from .depth.blocks import last_tower
+from .weights.linear_pass import Group, LinearPass
+
+Done = Callable[[Group, Statistics], None]
+
+
+class Learning:
+    """What one run keeps between its passes: the graph before its weights changed, and statistics
+    that a pass shares a sweep with but uses later."""
+
+    def __init__(self, passes: Sequence[Pass]) -> None:
+        self._passes = passes
+        changing = (i for i, p in enumerate(passes, 1) if isinstance(p, LinearPass))
+        self._first = next(changing, len(passes) + 1)
+        self._dense: tuple[View, Structure] | None = None
+        self._put_away: dict[tuple[int, Group], list[_PutAway]] = {}
+
+    def before(self, context: Context) -> None:
+        """Keep the graph as it is before the first pass that changes weights, where a later one
+        asks for it."""
+        later = (p.requires() for p in self._passes[context.step :])
+        if context.step == self._first and any(n.stats and n.propagate == "dense" for n in later):
+            view = context.view.copy()
+            self._dense = view, recognize(view)
+
+    def at_linears(
+        self,
+        context: Context,
+        needs: Needs,
+        groups: Sequence[Group],
+        done: Done,
+        compressed: Mapping[str, Compressed],
+    ) -> None:
+        """Call ``done`` with the statistics of each group of linears, in the order of the graph.
+
+        ``compressed`` says by name what stands in for a linear's results.
+        """
+        if not groups:
+            return
+        if all((context.step, group) in self._put_away for group in groups):
+            for group in groups:
+                stored = self._put_away.pop((context.step, group))
+                done(group, Statistics(item.read() for item in stored))
+            return
+        view, structure = self._graph(context, needs.propagate)
+        requests = _at_linears(view, structure, needs, groups, done)
+        if needs.propagate == "dense":
+            requests += self._of_later_passes(context, view, structure)
+        nodes = {linear.name: linear.node for linear in structure.linears}
+        at: dict[Node, Compressed] = {nodes[name]: made for name, made in compressed.items()}
+        calibrate(view, context.calibration, requests, at)
+
+    def at_blocks(self, context: Context, needs: Needs) -> dict[Stat, list[Statistics]]:
+        """The statistics of each run of blocks of the last tower, by its first block."""
+        view, structure = self._graph(context, needs.propagate)
+        blocks = last_tower(structure)
+        found: dict[Stat, list[Statistics]] = {stat: [] for stat in needs.stats}
+        requests = [
+            Request(f"block {i}", ((first.entry, last.exit),), (stat,), found[stat].append)
+            for stat in needs.stats
+            for i, (first, last) in enumerate(zip(blocks, blocks[stat.span - 1 :], strict=False))
+        ]
+        calibrate(view, context.calibration, requests)
+        return found
+
+    def _graph(self, context: Context, propagate: Propagate) -> tuple[View, Structure]:
+        if propagate == "dense" and self._dense is not None:
+            return self._dense
+        return context.view, context.structure
+
+    def _of_later_passes(
+        self, context: Context, view: View, structure: Structure
+    ) -> list[Request]:
+        """What the passes behind this one ask of the same graph, as long as they only change
+        linears; it is put away until they run."""
+        found: list[Request] = []
+        stored: WeakKeyDictionary[Statistic, _PutAway] = WeakKeyDictionary()
+        for step, pass_ in enumerate(self._passes[context.step :], context.step + 1):
+            if not isinstance(pass_, LinearPass):
+                break
+            needs = pass_.requires()
+            if not needs.stats or needs.propagate != "dense":
+                continue
+            groups = pass_.groups(view, pass_.select(structure))
+
+            def put_away(group: Group, statistics: Statistics, step: int = step) -> None:
+                for item in statistics.values():
+                    if item not in stored:
+                        stored[item] = _PutAway(item, context.spool)
+                self._put_away[step, group] = [stored[item] for item in statistics.values()]
+
+            found += _at_linears(view, structure, needs, groups, put_away)
+        return found
+
+
+class _PutAway:
+    """A statistic whose tensors lie in the spool; it is read once for all that use it in turn."""
+
+    def __init__(self, statistic: Statistic, spool: Spool) -> None:
+        self._kind = type(statistic)
+        self._live = ref(statistic)
+        self._attributes: dict[str, Any] = {
+            name: spool.store(value) if isinstance(value, Tensor) else value
+            for name, value in vars(statistic).items()
+        }
+
+    def read(self) -> Statistic:
+        live = self._live()
+        if live is not None:
+            return live
+        statistic: Statistic = object.__new__(self._kind)
+        for name, value in self._attributes.items():
+            setattr(statistic, name, value.read() if isinstance(value, Weight) else value)
+        self._live = ref(statistic)
+        return statistic
+
+
+def _at_linears(
+    view: View, structure: Structure, needs: Needs, groups: Sequence[Group], done: Done
+) -> list[Request]:
+    linears = named_linears(structure)
+    requests = []
+    for group in groups:
+        unknown = [name for name in group if name not in linears]
+        if unknown:
+            raise BadInput(
+                f"{', '.join(stat.name for stat in needs.stats)} matches no site: the graph in "
+                f"which it is taken ({needs.propagate}) has no linear {unknown[0]}"
+            )
+        # What is compressed on the way is decided at the first linear that holds the weight.
+        seen = group if needs.propagate in ("current", "dense") else group[:1]
+        places: tuple[Place, ...] = tuple((view.operands(linears[name].node)[0],) for name in seen)
+        requests.append(Request(group[0], places, needs.stats, partial(done, group)))
+    return requests
