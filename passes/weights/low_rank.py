@@ -107,12 +107,13 @@ class Whitening:
 
     def correlate(self, matrix: Tensor) -> Tensor:
         """``D S`` ``[m, n]`` in the dtype of ``D``; no eigenvalues are needed."""
-        parts = [matrix @ part.to(matrix.dtype) for part in self.gram.split(_PART, 1)]
+        columns = self.gram.split(_PART, 1)  # type: ignore[no-untyped-call]
+        parts = [matrix @ part.to(matrix.dtype) for part in columns]
         return torch.cat(parts, 1)
 
     def energy(self, matrix: Tensor) -> float:
         """``||D X||_F^2``, summed in float64; no eigenvalues are needed."""
-        parts = matrix.split(_PART)
+        parts = matrix.split(_PART)  # type: ignore[no-untyped-call]
         return sum(float((self.correlate(p) * p).sum(dtype=torch.float64)) for p in parts)
 
 

@@ -53,7 +53,7 @@ def columns_of(weight: Tensor, group: int) -> list[Tensor]:
     """Each group [rows, B] float32; the last is filled with zeros."""
     size = group or weight.shape[1]
     padded = torch.nn.functional.pad(weight.float(), (0, -weight.shape[1] % size))
-    return list(padded.split(size, dim=1))
+    return list(torch.split(padded, size, dim=1))
 
 
 def coded(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tensor:
