@@ -68,8 +68,9 @@ def compile(
     """An executable of a graph, or of an artifact's folder or ``model.onnx``.
 
     ``device`` is ``cpu`` or ``cuda``. Options of ``onnxruntime``: ``optimize`` (the runtime's graph
-    optimisation, on by default) and ``threads``; of ``triton``: ``strict``. Raises ``BadInput`` for
-    an unknown backend, device or option and ``Missing`` where the device or a package is not there.
+    optimisation, on by default), ``threads`` and ``lean`` (weights stay in their file); of
+    ``triton``: ``strict``. Raises ``BadInput`` for an unknown backend, device or option and
+    ``Missing`` where the device or a package is not there.
     """
     if backend not in _BACKENDS:
         raise BadInput(f"there is no backend {backend!r}; {near_misses(backend, _BACKENDS)}")

@@ -98,6 +98,7 @@ class Context:
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
         checkpoints: CheckpointStore | None = None, learning: Learning | None = None,
+        structure: Structure | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
@@ -111,7 +112,7 @@ class Context:
         self.spool = spool or Spool()
         self._progress = progress
         self._checkpoints = checkpoints
-        self._structure: Structure | None = None
+        self._structure = structure
 
     @property
     def structure(self) -> Structure:

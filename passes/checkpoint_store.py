@@ -7,6 +7,8 @@ from typing import Any, Protocol, TypeVar
 
 import torch
 
+from ..ir.core.heap import give_back
+
 T = TypeVar("T")
 
 
@@ -37,9 +39,12 @@ def remembered(checkpoints: CheckpointStore | None, key: str, make: Callable[[],
         else:
             return found
     made: T = settled(make())
-    if checkpoints is not None:
-        checkpoints.keep(key, made)
-    return made
+    give_back()
+    if checkpoints is None:
+        return made
+    checkpoints.keep(key, made)
+    kept: T = checkpoints.recall(key)
+    return kept
 
 
 def is_remembered(checkpoints: CheckpointStore | None, key: str) -> bool:

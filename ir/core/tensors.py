@@ -72,8 +72,9 @@ class WeightTensor(onnx_ir.TensorProtocol):
         return tensor_bytes(self._weight.read()).tobytes()
 
     def tofile(self, file: BinaryIO) -> None:
-        """Write the raw little-endian bytes; the tensor is in memory during this call only."""
-        file.write(tensor_bytes(self._weight.read()))
+        """Write the raw little-endian bytes, a piece of the tensor after the other."""
+        for piece in self._weight.pieces():
+            file.write(tensor_bytes(piece))
 
     def __repr__(self) -> str:
         return f"WeightTensor({self._weight!r}, name={self.name!r})"

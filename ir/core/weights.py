@@ -9,15 +9,17 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import mmap
 import os
 import struct
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import FULL, BadInput, DiskFull, Missing
 from .types import DTYPE_NAMES, Type
@@ -41,6 +43,10 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
 }
 
 
+_PIECE = 1 << 22
+"""Numbers in one of ``pieces``: 16 MB of float32."""
+
+
 class Weight(ABC):
     """A parameter or constant that is read on demand."""
 
@@ -50,6 +56,10 @@ class Weight(ABC):
     @abstractmethod
     def read(self) -> torch.Tensor:
         """The tensor, freshly read, contiguous, on CPU. The caller must not write to it."""
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        """The numbers in order, a part after the other, for a writer that needs no more at once."""
+        yield self.read()
 
     @property
     @abstractmethod
@@ -122,18 +132,18 @@ class FileWeight(Weight):
     def read(self) -> torch.Tensor:
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
-        raw = bytearray(self.nbytes)
         try:
             with self.path.open("rb") as file:
-                file.seek(self.offset)
-                count = file.readinto(raw)
+                raw = map_bytes(file.fileno(), self.offset, self.nbytes)
         except FileNotFoundError:
             raise Missing(f"{self.path}: the weights were here and are gone") from None
-        if count != self.nbytes:
+        if raw is None:
             raise BadInput(
                 f"{self.path}: truncated: a tensor of {self.nbytes} bytes at offset "
                 f"{self.offset} reaches past the end of the file"
             )
+        if self.offset % self.dtype.itemsize:
+            raw = memoryview(bytearray(raw))
         return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape)
 
     @property
@@ -149,6 +159,11 @@ class CastWeight(Weight):
 
     def read(self) -> torch.Tensor:
         return self.base.read().to(self.dtype)
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        for whole in self.base.pieces():
+            for part in torch.split(whole.reshape(-1), _PIECE):
+                yield part.to(self.dtype)
 
     @property
     def key(self) -> Hashable:
@@ -181,6 +196,16 @@ class TransposedWeight(Weight):
 
     def read(self) -> torch.Tensor:
         return self.base.read().t().contiguous()
+
+    def pieces(self) -> Iterator[torch.Tensor]:
+        if isinstance(self.base, CastWeight):
+            # First the rows in few bytes, then the numbers in many: the other way round the whole
+            # matrix would be held in the wide type.
+            yield from CastWeight(self.base.base.transposed(), self.dtype).pieces()
+            return
+        whole, rows = self.base.read(), max(1, _PIECE // max(1, self.shape[1]))
+        for part in torch.split(whole, rows, 1):
+            yield part.t().contiguous()
 
     @property
     def key(self) -> Hashable:
@@ -236,18 +261,36 @@ class StackedWeight(Weight):
         return ("stacked", tuple(part.key for part in self.parts))
 
 
+SPOOLED_BYTES = 1 << 28
+"""New weights that a spool holds in memory."""
+_files: MutableMapping[torch.Tensor, Weight] = WeakTensorKeyDictionary()
+"""Where the tensors that ``mapped`` gave lie."""
+
+
+def mapped(weight: FileWeight) -> torch.Tensor:
+    """The tensor of a file, which a spool then knows: it stores no copy of it."""
+    tensor = weight.read()
+    _files[tensor] = weight
+    return tensor
+
+
 class Spool:
     """New weights: in memory up to ``budget_bytes`` altogether, on disk beyond that.
+
+    What ``mapped`` gave stays in the file where it is.
 
     The file lies in the system's temporary folder and goes with the spool.
     """
 
-    def __init__(self, budget_bytes: int = 1 << 30) -> None:
+    def __init__(self, budget_bytes: int = SPOOLED_BYTES) -> None:
         self._left = budget_bytes
         self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
 
     def store(self, tensor: torch.Tensor) -> Weight:
         """The tensor as a handle. Raises ``DiskFull`` where there is no room for it."""
+        known = _files.get(tensor)
+        if known is not None:
+            return known
         tensor = tensor.detach().contiguous().cpu()
         size = tensor.numel() * tensor.element_size()
         if size <= self._left:
@@ -271,6 +314,22 @@ class Spool:
                 "artifact is written. Free some space, or set TMPDIR to a folder on a larger disk"
             ) from None
         return FileWeight(Path(self._file.name), offset, tuple(tensor.shape), tensor.dtype, self)
+
+
+def map_bytes(descriptor: int, offset: int, size: int) -> memoryview | None:
+    """``size`` bytes of an open file, from ``offset`` on, mapped into memory; ``None`` where the
+    file ends before.
+
+    A page is read when it is touched and leaves when memory is short: nothing is copied. What is
+    written to it stays with this mapping and never reaches the file.
+    """
+    if os.fstat(descriptor).st_size < offset + size:
+        return None
+    start = offset - offset % mmap.ALLOCATIONGRANULARITY
+    mapped = mmap.mmap(
+        descriptor, offset + size - start, offset=start, access=mmap.ACCESS_COPY
+    )
+    return memoryview(mapped)[offset - start :]
 
 
 def tensor_bytes(tensor: torch.Tensor) -> memoryview:

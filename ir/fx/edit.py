@@ -133,8 +133,7 @@ class FxEditor(FxReader):
         while unique in self._weights:
             unique = f"{name}_{count}"
             count += 1
-        inputs = (i for i, n in enumerate(self._placeholders) if "weight" not in n.meta)
-        place = next(inputs, len(self._placeholders))
+        place = self._first_input()
         following = next(iter(self.graph.nodes))
         if place:
             following = self._placeholders[place - 1].next
@@ -147,6 +146,16 @@ class FxEditor(FxReader):
         self._by_key[weight.key] = node
         self._placeholders.insert(place, node)
         return node
+
+    def _first_input(self) -> int:
+        """The place of the first input among the placeholders: behind the weights, as a rule."""
+        place = len(self._weights)
+        known = self._placeholders
+        before, behind = known[place - 1 : place], known[place : place + 1]
+        if all("weight" in n.meta for n in before) and all("weight" not in n.meta for n in behind):
+            return place
+        inputs = (i for i, n in enumerate(known) if "weight" not in n.meta)
+        return next(inputs, len(known))
 
     def replace(self, old: Value, new: Value) -> None:
         maker = self.producer(new)

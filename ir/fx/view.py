@@ -24,7 +24,11 @@ from .program import (
     to_program,
 )
 
-_VIEWS = (torch.ops.aten.view.default, torch.ops.aten._unsafe_view.default)
+_VIEWS = (
+    torch.ops.aten.view.default,
+    torch.ops.aten._unsafe_view.default,
+    torch.ops.aten.reshape.default,
+)
 _WEIGHT_KINDS = (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR)
 
 
@@ -45,7 +49,7 @@ class FxView(FxEditor):
         source: Source | None = None,
         dim_names: Mapping[str, str] | None = None,
     ) -> FxView:
-        """View a program that ``run_decompositions({})`` has made functional.
+        """View a functional program: see ``functional.functional``.
 
         ``weights`` gives handles by qualified name for parameters whose tensors in the program are
         fake; ``dim_names`` maps the exporter's symbols (``s43``) to names (``batch``). Raises

@@ -24,6 +24,7 @@ from ..core.errors import BadInput, Missing
 from ..core.quiet import quiet
 from ..core.view import Source
 from ..fx.view import FxView
+from .functional import functional
 from .trace import dim_names, refuse_randomness
 
 _RECORDS = re.compile(
@@ -68,7 +69,7 @@ def load_pt2(path: Path) -> FxView:
     program._guards_code = []
     with quiet(), torch.no_grad():
         try:
-            program = program.run_decompositions({})
+            program = functional(program)
         except RuntimeError as error:
             reason = next(iter(str(error).splitlines()), "")
             raise BadInput(f"{path}: torch cannot decompose this program: {reason}") from error

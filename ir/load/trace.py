@@ -20,6 +20,7 @@ from ..core.view import Source
 from ..core.weights import Weight
 from ..fx.view import FxView
 from .fake import Inputs, fake_meta
+from .functional import functional
 
 
 def trace(
@@ -187,14 +188,14 @@ def _export(
     dynamic_shapes: Any,
     bound: Mapping[str, Any] | None,
 ) -> ExportedProgram:
-    """Export and decompose; with ``bound``, dimensions that the module fixes are set loose."""
+    """A functional program; with ``bound``, dimensions that the module fixes are set loose."""
     loose: set[str] = set()
     while True:
         try:
             program = torch.export.export(
                 module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False
             )
-            return _on_cpu(program.run_decompositions({}))
+            return _on_cpu(functional(program))
         except Exception as error:
             named = re.search(r"Constraints violated \(([^)]*)\)", str(error))
             violated = set(named[1].split(", ")) & {"batch", "seq"} if named else set()

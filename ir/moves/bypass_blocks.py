@@ -98,26 +98,39 @@ def follow(
     for block, body, count in zip(blocks, bodies, counts, strict=True):
         if count != 1:
             _check_closed(view, block, body, slots)
-    if max(counts) == 1:
-        for block, count in reversed(list(zip(blocks, counts, strict=True))):
-            if not count:
-                bypass(view, block, rule=rule, step=step)
-        return counts
+    if max(counts) > 1:
+        _check_joined(blocks, path)
+    gone = {node for body, count in zip(bodies, counts, strict=True) for node in body if not count}
+    leaving = slots.within(gone)
+    stand_ins = slots.stand_ins(leaving, gone)
+    with view.made_by(rule, step):
+        slots.release(leaving, stand_ins, gone)
+        if max(counts) > 1:
+            _rewire(view, blocks, bodies, path, slots)
+        else:
+            _leave_out(view, blocks, bodies, counts)
+        slots.renumber()
+    view.drop_unused_weights()
+    return counts
+
+
+def _check_joined(blocks: Sequence[Block], path: Path) -> None:
     for before, block in itertools.pairwise(blocks):
         if block.entry is not before.exit:
             raise Refusal(
                 f"path {path}: tokens are selected between block {before.index} and the next; "
                 "blocks can be left out there, not repeated"
             )
-    gone = [node for body, count in zip(bodies, counts, strict=True) for node in body if not count]
-    leaving = slots.within(set(gone))
-    stand_ins = slots.stand_ins(leaving, set(gone))
-    with view.made_by(rule, step):
-        slots.release(leaving, stand_ins, set(gone))
-        _rewire(view, blocks, bodies, path, slots)
-        slots.renumber()
-    view.drop_unused_weights()
-    return counts
+
+
+def _leave_out(
+    view: View, blocks: Sequence[Block], bodies: Sequence[list[Node]], counts: Sequence[int]
+) -> None:
+    """The last first: what read a block's exit reads its entry, the exit of the one before."""
+    for block, body, count in reversed(list(zip(blocks, bodies, counts, strict=True))):
+        if not count:
+            view.replace(block.exit, block.entry)
+            view.erase_dead(body[-1])
 
 
 def _counts(path: Path, total: int) -> tuple[int, ...]:

@@ -48,33 +48,72 @@ def difference(expected: torch.Tensor, actual: torch.Tensor) -> Difference:
     Equal infinities and equal NaNs count as agreement; any other non-finite value gives infinite
     errors. Raises ``InvalidGraph`` where the shapes differ.
     """
-    if expected.shape != actual.shape:
-        raise InvalidGraph(f"shapes differ: {list(expected.shape)} became {list(actual.shape)}")
-    a, b = expected.double().reshape(-1), actual.double().reshape(-1)
-    same = (a == b) | (torch.isnan(a) & torch.isnan(b))
-    a, b = torch.where(same & ~torch.isfinite(a), 0.0, a), torch.where(
-        same & ~torch.isfinite(b), 0.0, b
-    )
-    if not bool(torch.isfinite(a).all() and torch.isfinite(b).all()):
+    return joint_difference([expected], [actual])
+
+
+def joint_difference(
+    expected: Sequence[torch.Tensor], actual: Sequence[torch.Tensor]
+) -> Difference:
+    """``difference`` of tensors laid end to end.
+
+    No more than ``_PIECE`` numbers are widened at a time: logits over a large vocabulary would
+    take gigabytes in float64.
+    """
+    sums = torch.zeros(4, dtype=torch.float64)
+    largest, finite = 0.0, True
+    for whole_a, whole_b in zip(expected, actual, strict=True):
+        if whole_a.shape != whole_b.shape:
+            raise InvalidGraph(
+                f"shapes differ: {list(whole_a.shape)} became {list(whole_b.shape)}"
+            )
+        sides = (torch.split(whole.reshape(-1), _PIECE) for whole in (whole_a, whole_b))
+        pieces = zip(*sides, strict=True)
+        for a, b in ((a.double(), b.double()) for a, b in pieces if a.numel()):
+            gap = a - b
+            if not bool(torch.isfinite(gap).all()):
+                a, b = _without_agreed(a, b)
+                gap = a - b
+                finite = finite and bool(torch.isfinite(gap).all())
+            sums += torch.stack([gap.dot(gap), a.dot(a), b.dot(b), a.dot(b)])
+            largest = max(largest, float(gap.abs().max()))
+    if not finite:
         return Difference(math.inf, 0.0, math.inf)
-    if a.numel() == 0:
+    gap_square, a_square, b_square, product = sums.tolist()
+    if gap_square == 0.0:
         return Difference(0.0, 1.0, 0.0)
-    gap, norm_a, norm_b = torch.linalg.norm(a - b), torch.linalg.norm(a), torch.linalg.norm(b)
-    if float(gap) == 0.0:
-        return Difference(0.0, 1.0, 0.0)
-    rel = float(gap / norm_a) if float(norm_a) > 0 else math.inf
-    product = float(norm_a * norm_b)
-    cosine = float(torch.dot(a, b)) / product if product > 0 else 0.0
-    return Difference(rel, max(-1.0, min(1.0, cosine)), float((a - b).abs().max()))
+    rel = math.sqrt(gap_square / a_square) if a_square > 0 else math.inf
+    norms = math.sqrt(a_square) * math.sqrt(b_square)
+    cosine = product / norms if norms > 0 else 0.0
+    return Difference(rel, max(-1.0, min(1.0, cosine)), largest)
+
+
+_PIECE = 1 << 18
+
+
+def _without_agreed(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zeros where both hold the same infinity, or both hold NaN."""
+    same = ~torch.isfinite(a) & ((a == b) | (torch.isnan(a) & torch.isnan(b)))
+    return torch.where(same, 0.0, a), torch.where(same, 0.0, b)
 
 
 def compare(
     expected: Mapping[str, torch.Tensor], actual: Mapping[str, torch.Tensor]
 ) -> dict[str, Difference]:
     """``difference`` of each output by name. Raises ``InvalidGraph`` where the names differ."""
-    if set(expected) != set(actual):
-        raise InvalidGraph(f"outputs changed from {sorted(expected)} to {sorted(actual)}")
-    return {name: difference(expected[name], actual[name]) for name in expected}
+    return compare_batches([expected], [actual])
+
+
+def compare_batches(
+    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]]
+) -> dict[str, Difference]:
+    """``compare`` of each output over all batches together."""
+    names = list(expected[0])
+    if set(names) != set(actual[0]):
+        raise InvalidGraph(f"outputs changed from {sorted(names)} to {sorted(actual[0])}")
+    return {
+        name: joint_difference([e[name] for e in expected], [a[name] for a in actual])
+        for name in names
+    }
 
 
 def exact_tolerance(dtype: torch.dtype) -> float:

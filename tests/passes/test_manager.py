@@ -75,18 +75,38 @@ def test_an_exact_pass_that_lies_is_caught(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_error_holds_the_graph_before_the_pass_that_failed(
+def test_a_run_that_fails_leaves_the_graph_as_it_was(
     kind: str, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     graph = toy_graph(kind)
-    recipe = [LossyScale(factor=1.5), Scale(factor=1.5)]
-    with pytest.raises(BoundExceeded) as caught:
-        gw.optimize(graph, recipe, samples=[toy_inputs])
-    kept = caught.value.graph  # type: ignore[attr-defined]
-    check_structure(kept)
-    after_first = gw.optimize(graph, recipe[0], samples=[toy_inputs]).graph
-    assert torch.equal(outputs_of(kept, toy_inputs), outputs_of(after_first, toy_inputs))
-    assert not torch.equal(outputs_of(kept, toy_inputs), outputs_of(graph, toy_inputs))
+    nodes, before = list(graph.nodes()), outputs_of(graph, toy_inputs)
+    with pytest.raises(BoundExceeded):
+        gw.optimize(graph, [LossyScale(factor=1.5), Scale(factor=1.5)], samples=[toy_inputs])
+    check_structure(graph)
+    assert list(graph.nodes()) == nodes
+    assert torch.equal(outputs_of(graph, toy_inputs), before)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_is_run_once_a_change(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def counting(view: View, batch: Inputs) -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return sweep(view, batch)
+
+    monkeypatch.setattr("graphwright.passes.manager.sweep", counting)
+    recipe = "clean{optional=true},quantize{bits=8},clean{optional=true}"
+    result = gw.optimize(toy_graph(kind), recipe, samples=[toy_inputs])
+    changed = sum(step.result.changed for step in result.report.passes)
+    assert len(calls) == 1 + changed < 4
+    unchanged = [step for step in result.report.passes if not step.result.changed]
+    assert all(step.error is not None and step.error.rel_l2 == 0.0 for step in unchanged)
+    (given,), (again,) = result.outputs, [sweep(result.graph, toy_inputs)]
+    assert given.keys() == again.keys()
+    assert all(torch.equal(given[name], again[name]) for name in given)
 
 
 def test_a_bound_names_the_pass_the_site_and_what_to_try(

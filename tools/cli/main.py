@@ -15,6 +15,7 @@ import typer
 from rich.console import Console
 
 from ...ir.core.errors import BadInput, GraphwrightError, Missing, near_misses
+from . import threads
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
@@ -374,6 +375,7 @@ def _print_json(data: Any) -> None:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and exits with the contract's code (0, 1, 2, 3 or 130)."""
+    threads.share_the_cores()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
     if arguments[0] not in (*COMMANDS, "-h", "--help"):
         arguments.insert(0, "run")

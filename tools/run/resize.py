@@ -14,6 +14,7 @@ from ...ir.core.view import View
 from ...ir.load.bitstack_size import possible_sizes
 from ...ir.load.sources import load
 from ...ir.run.verify import sample_inputs, tolerance
+from ...passes.manager import worst_of
 from ..report import manifest
 from . import pipeline, report
 
@@ -67,7 +68,7 @@ def _checked(view: View, target: Path, progress: pipeline.Progress) -> dict[str,
         progress(f"running it, graph optimisation {'on' if optimized else 'off'}", 0, 1)
         executable = compile_model(target / artifact.MODEL_FILE, optimize=optimized)
         results.append(executable(**inputs))
-    found = pipeline.worst(pipeline.joined_errors([results[0]], [results[1]]))
+    found = pipeline.worst(worst_of([results[0]], [results[1]]))
     bound = max(pipeline.RUNTIME_REL_L2, tolerance(view))
     if not found.rel_l2 <= bound:
         raise BoundExceeded(

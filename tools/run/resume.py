@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import io
 import json
-import pickle
 import shutil
+import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,12 @@ from typing import Any
 import torch
 
 from ...ir.core.errors import FULL, BadInput, DiskFull, GraphwrightError
+from ...ir.core.weights import FileWeight, mapped, tensor_bytes
 
 MARKS_FILE = "run.json"
+SUFFIX = ".result"
+_ALIGNMENT = 64
+"""Bytes to whose multiples tensors in a file are aligned."""
 
 
 class FolderStore:
@@ -30,26 +33,28 @@ class FolderStore:
         self.folder, self.marks = folder, dict(marks)
 
     def recall(self, key: str) -> Any:
-        """What was kept. ``KeyError`` where nothing was; ``BadInput`` for a damaged file."""
+        """What was kept, its tensors mapped from the file. ``KeyError`` where nothing was;
+        ``BadInput`` for a damaged file."""
         path = self._path(key)
         if not path.is_file():
             raise KeyError(key)
         try:
-            entry = torch.load(path, map_location="cpu", weights_only=True)
-        except (RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            return _unpacked(path)
+        except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
             raise BadInput(
                 f"{path}: damaged ({error}); remove {self.folder}, or run without --resume"
             ) from None
-        return entry["result"]
 
     def keep(self, key: str, result: Any) -> None:
         """Raises ``DiskFull`` where it does not fit."""
-        path, buffer = self._path(key), io.BytesIO()
-        torch.save({"key": key, "result": result}, buffer)
+        path = self._path(key)
+        new = path.with_suffix(".new")
         try:
             self._make_folder()
-            path.with_suffix(".new").write_bytes(buffer.getbuffer())
-            path.with_suffix(".new").replace(path)
+            with new.open("wb") as file:
+                for part in _packed(result):
+                    file.write(part)
+            new.replace(path)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -65,7 +70,64 @@ class FolderStore:
         (self.folder / MARKS_FILE).write_text(json.dumps(self.marks, indent=1, sort_keys=True))
 
     def _path(self, key: str) -> Path:
-        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}.pt"
+        return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}{SUFFIX}"
+
+
+def _packed(result: Any) -> Iterator[bytes | memoryview]:
+    """A result as bytes: the length of a JSON text, that text, and the tensors that it numbers."""
+    tensors: list[torch.Tensor] = []
+    text = json.dumps(_described(result, tensors)).encode()
+    yield struct.pack("<Q", len(text))
+    yield text
+    at = 8 + len(text)
+    for tensor in tensors:
+        raw = tensor_bytes(tensor)
+        yield bytes(-at % _ALIGNMENT)
+        yield raw
+        at += -at % _ALIGNMENT + raw.nbytes
+
+
+def _described(result: Any, tensors: list[torch.Tensor]) -> Any:
+    """What JSON can say of a result; its tensors are collected in order. A container is a list of
+    its kind and its items, so that no dictionary passes for a tensor."""
+    if isinstance(result, torch.Tensor):
+        tensors.append(result.detach())
+        return {"dtype": str(result.dtype).removeprefix("torch."), "shape": list(result.shape)}
+    if isinstance(result, dict):
+        return ["dict", *([key, _described(value, tensors)] for key, value in result.items())]
+    if isinstance(result, list | tuple):
+        return ["list", *(_described(value, tensors) for value in result)]
+    return result
+
+
+def _unpacked(path: Path) -> Any:
+    """The inverse of ``_packed``. Raises ``ValueError`` and its like where the file is none."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > size - 8:
+            raise ValueError("it is cut short")
+        described = json.loads(file.read(length))
+    at = 8 + length
+
+    def build(part: Any) -> Any:
+        nonlocal at
+        if isinstance(part, dict):
+            weight = FileWeight(
+                path, at + -at % _ALIGNMENT, tuple(part["shape"]), getattr(torch, part["dtype"])
+            )
+            at = weight.offset + weight.nbytes
+            if at > size:
+                raise ValueError("it is cut short")
+            return mapped(weight)
+        if isinstance(part, list):
+            kind, *items = part
+            if kind == "dict":
+                return {key: build(value) for key, value in items}
+            return [build(value) for value in items]
+        return part
+
+    return build(described)
 
 
 @contextlib.contextmanager

@@ -192,6 +192,29 @@ def test_a_disk_that_runs_full_is_named_and_what_was_stored_stays() -> None:
     assert torch.equal(first.read(), torch.ones(5))
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_pieces_are_the_numbers_in_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, turned: bool
+) -> None:
+    monkeypatch.setattr("graphwright.ir.core.weights._PIECE", 10)
+    tensor = torch.randn(7, 5).bfloat16()
+    save_file({"w": tensor}, tmp_path / "w.safetensors")
+    ((_, stored),) = read_safetensors_header(tmp_path / "w.safetensors")
+    weight = CastWeight(stored, torch.float32)
+    handle = weight.transposed() if turned else weight
+    pieces = list(handle.pieces())
+    assert len(pieces) > 1 and max(p.numel() for p in pieces) <= 10
+    joined = torch.cat([p.reshape(-1) for p in pieces]).reshape(handle.shape)
+    assert torch.equal(joined, handle.read())
+
+
+def test_what_is_written_to_a_mapped_tensor_never_reaches_the_file(tmp_path: Path) -> None:
+    save_file({"w": torch.ones(3)}, tmp_path / "w.safetensors")
+    ((_, weight),) = read_safetensors_header(tmp_path / "w.safetensors")
+    weight.read().zero_()
+    assert torch.equal(weight.read(), torch.ones(3))
+
+
 def test_spool_does_not_keep_what_a_slice_was_cut_from() -> None:
     big = torch.zeros(1000, 10)
     stored = Spool().store(big[:2])

@@ -15,6 +15,7 @@ import pytest
 import torch
 from graphwright.backends.artifact import MODEL_FILES
 from graphwright.ir.core.errors import BadInput, DiskFull
+from graphwright.ir.core.weights import FileWeight, MemoryWeight, Spool
 from graphwright.passes.checkpoint_store import remembered, settled
 from graphwright.passes.recipe import Recipe
 from graphwright.tools.report import manifest
@@ -107,7 +108,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     Path("run.py").write_text(SCRIPT)
     folder = Path("out.partial")
     killed(tmp_path, language_model, HQQ, 3)
-    assert len(list(folder.glob("*.pt"))) == 3  # the source's outputs, two matrices
+    assert len(list(folder.glob("*.result"))) == 3  # the source's outputs, two matrices
     killed(tmp_path, language_model, FIT, 3, "--resume")
     assert not Path("out").exists() and not list(folder.glob("*.new"))
 
@@ -184,8 +185,8 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
 def test_damaged_state_is_told(tmp_path: Path) -> None:
     memory = FolderStore(tmp_path / "out.partial", MARKS)
     memory.keep("a", {"x": torch.ones(3)})
-    (file,) = memory.folder.glob("*.pt")
-    file.write_bytes(file.read_bytes()[:100])
+    (file,) = memory.folder.glob("*.result")
+    file.write_bytes(file.read_bytes()[:-5])
     with pytest.raises(BadInput, match=r"damaged .*or run without --resume"):
         memory.recall("a")
     (memory.folder / "run.json").write_text("{")
@@ -195,10 +196,10 @@ def test_damaged_state_is_told(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*arguments: Any) -> NoReturn:
+    def full(*arguments: Any, **named: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(Path, "open", full)
     with pytest.raises(DiskFull, match="ran full"):
         FolderStore(tmp_path / "out.partial", MARKS).keep("a", 1)
 
@@ -233,3 +234,13 @@ def test_results_come_back_bit_by_bit_and_are_made_once(tmp_path: Path) -> None:
 def test_settled_leaves_what_is_settled() -> None:
     tensor = torch.randn(3, 5)
     assert settled(tensor) is tensor and settled({"a": [tensor]})["a"][0] is tensor
+
+
+def test_a_spool_takes_over_what_is_kept(tmp_path: Path) -> None:
+    memory = FolderStore(tmp_path / "state", MARKS)
+    made = {"codes": torch.arange(12, dtype=torch.uint8).reshape(3, 4), "none": torch.zeros(0, 4)}
+    kept = remembered(memory, "key", lambda: made)
+    weight, empty = Spool().store(kept["codes"]), Spool().store(kept["none"])
+    assert isinstance(weight, FileWeight) and weight.path.parent == memory.folder
+    assert torch.equal(weight.read(), made["codes"]) and empty.shape == (0, 4)
+    assert isinstance(Spool().store(kept["codes"][:2]), MemoryWeight)

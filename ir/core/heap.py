@@ -1,0 +1,42 @@
+"""Memory that was freed goes back to the system."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+KEPT_BYTES = 1 << 29
+"""Memory of its own that a process may have before anything is given back. What is given back is
+cleared again when it is next used."""
+
+
+def give_back(kept_bytes: int = KEPT_BYTES) -> None:
+    """Return freed memory to the system where the process has more than ``kept_bytes``.
+
+    glibc keeps what was freed between smaller pieces that live on: quantizing a 0.5B model matrix
+    by matrix grew the process by 1.5 GB of which nothing was in use. Does nothing elsewhere.
+    """
+    trim = _malloc_trim()
+    if trim is not None and _own_bytes() > kept_bytes:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        trim: Callable[[int], int] = ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return None
+    return trim
+
+
+def _own_bytes() -> int:
+    """Resident memory that belongs to no file; 0 where the system does not say."""
+    try:
+        _, resident, shared, *_ = Path("/proc/self/statm").read_text().split()
+    except OSError:
+        return 0
+    return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")

@@ -1,0 +1,71 @@
+"""Programs become functional: without a second trace where nothing writes, by the exporter where
+something does."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from graphwright.ir.fx.view import FxView
+from graphwright.ir.load.trace import trace
+from graphwright.ir.run.sweep import sweep
+from torch import nn
+from torch.export import ExportedProgram
+
+
+class Plain(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        halves = nn.functional.dropout(x.to(torch.float32), 0.5, training=self.training)
+        flat = halves.transpose(1, 2).contiguous().flatten(1)
+        return flat.to(torch.float64) + flat[:1].type_as(flat).expand_as(flat).detach()
+
+
+class Writing(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = torch.zeros_like(x)
+        made[:, 0] = x[:, 1]
+        return made.mul_(2.0) + x
+
+
+class Chunked(nn.Module):
+    """``chunk`` may alias, and has no form of its own here."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b = x.chunk(2, 1)
+        return a * b
+
+
+@pytest.fixture
+def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Grows with each program that the exporter decomposes."""
+    calls: list[int] = []
+    inner = ExportedProgram.run_decompositions
+
+    def counting(self: ExportedProgram, *arguments: Any) -> ExportedProgram:
+        calls.append(1)
+        made: ExportedProgram = inner(self, *arguments)
+        return made
+
+    monkeypatch.setattr(ExportedProgram, "run_decompositions", counting)
+    return calls
+
+
+@pytest.mark.parametrize(("module", "times"), [(Plain(), 0), (Writing(), 1), (Chunked(), 1)])
+@pytest.mark.parametrize("rows", [2, 5])
+def test_a_program_is_decomposed_where_it_must_be(
+    module: nn.Module, times: int, rows: int, decomposed: list[int]
+) -> None:
+    view = trace(module, torch.randn(3, 4, 6))
+    assert len(decomposed) == times
+    x = torch.randn(rows, 4, 6)
+    (found,) = sweep(view, dict(zip(view.input_names(), [x], strict=True))).values()
+    assert torch.equal(found, module.eval()(x)) and found.dtype == module(x).dtype
+
+
+def test_no_op_that_may_copy_is_left(decomposed: list[int]) -> None:
+    view = trace(Plain(), torch.randn(3, 4, 6))
+    assert isinstance(view, FxView) and not decomposed
+    natives = {view.native_op(node) for node in view.nodes()}
+    assert "aten._to_copy.default" in natives
+    assert not natives & {"aten.to.dtype", "aten.type_as.default", "aten.flatten.using_ints"}
