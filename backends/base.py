@@ -1,20 +1,17 @@
-"""What a backend gives, and how one is found."""
+"""What a backend is, and what it gives."""
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
-from ..ir.core.errors import BadInput, near_misses
+from ..ir.core.errors import BadInput
 from ..ir.core.types import Type
 from ..ir.core.view import View
 from ..ir.structure.cache_slots import empty_past
-
-_BACKENDS = {"eager": ".eager", "onnxruntime": ".onnxruntime", "triton": ".triton"}
 
 
 class Executable(Protocol):
@@ -57,33 +54,21 @@ class ViewExecutable:
         return self._view.output_names()
 
 
-def backend_names() -> list[str]:
-    """The backends that ``compile`` knows."""
-    return sorted(_BACKENDS)
+@dataclass(frozen=True)
+class Backend:
+    """A way to run graphs, as its module declares it."""
 
-
-def compile(
-    graph: View | str | Path, *, backend: str = "onnxruntime", device: str = "cpu", **options: Any
-) -> Executable:
-    """An executable of a graph, or of an artifact's folder or ``model.onnx``.
-
-    ``device`` is ``cpu`` or ``cuda``. Options of ``onnxruntime``: ``optimize`` (the runtime's graph
-    optimisation, on by default), ``threads`` and ``lean`` (weights stay in their file); of
-    ``triton``: ``strict``. Raises ``BadInput`` for an unknown backend, device or option and
-    ``Missing`` where the device or a package is not there.
-    """
-    if backend not in _BACKENDS:
-        raise BadInput(f"there is no backend {backend!r}; {near_misses(backend, _BACKENDS)}")
-    if device not in ("cpu", "cuda"):
-        raise BadInput(f"device {device!r} is unknown: cpu or cuda")
-    module = importlib.import_module(_BACKENDS[backend], __package__)
-    try:
-        made: Executable = module.build(graph, device=device, **options)
-    except TypeError as error:
-        if "unexpected keyword" not in str(error):
-            raise
-        raise BadInput(f"{backend}: {str(error).partition(' got ')[2]}") from None
-    return made
+    build: Callable[..., Executable]
+    """``build(graph, *, device, **options)``: see ``registry.compile``."""
+    check_device: Callable[[str], None]
+    """Raises ``Missing`` where a device or a package is not there, ``BadInput`` for a device that
+    it does not run on."""
+    runs_artifacts: bool = False
+    """Whether it runs the artifact's own file; others load it as a graph first."""
+    is_reference: bool = False
+    """Whether it is what the others are held against."""
+    library: str = ""
+    """The package that it imports when it is used first."""
 
 
 def bind(

@@ -9,7 +9,7 @@ import torch
 from ..ir.core.errors import BadInput
 from ..ir.core.view import View
 from ..ir.run.sweep import sweep
-from .base import ViewExecutable, bind
+from .base import Backend, ViewExecutable, bind
 
 
 class EagerExecutable(ViewExecutable):
@@ -20,12 +20,20 @@ class EagerExecutable(ViewExecutable):
 
 
 def build(graph: View | str | Path, *, device: str = "cpu") -> EagerExecutable:
-    """See ``base.compile``. An artifact is loaded as a graph first."""
-    if device != "cpu":
-        raise BadInput("the eager backend runs on the CPU; use --backend onnxruntime for a GPU")
+    """See ``registry.compile``. An artifact is loaded as a graph first."""
+    check_device(device)
     if isinstance(graph, View):
         return EagerExecutable(graph)
     from ..ir.load.sources import load
 
     path = Path(graph)
     return EagerExecutable(load(path / "model.onnx" if path.is_dir() else path))
+
+
+def check_device(device: str) -> None:
+    """Raise ``BadInput`` for another device than the CPU."""
+    if device != "cpu":
+        raise BadInput("the eager backend runs on the CPU; use --backend onnxruntime for a GPU")
+
+
+BACKEND = Backend(build, check_device, is_reference=True)

@@ -22,7 +22,7 @@ from ..ir.core.types import Type
 from ..ir.core.view import Node, Value, View
 from ..ir.core.weights import CastWeight
 from ..ir.fx.view import FxView
-from .base import ViewExecutable, bind
+from .base import Backend, ViewExecutable, bind
 from .triton_kernels import NEEDED_COMPUTE, Binding, Bound, Fallback, bind_kernels
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ class TritonExecutable(ViewExecutable):
 def build(
     graph: View | str | Path, *, device: str = "cuda", strict: bool = False
 ) -> TritonExecutable:
-    """See ``base.compile``. An artifact is loaded as a graph first; the graph stays as it is.
+    """See ``registry.compile``. An artifact is loaded as a graph first; the graph stays as it is.
 
     A copy of an ONNX graph is canonicalized, since its stock ops expand what our kernels take,
     low-rank paths among it.
@@ -227,3 +227,6 @@ class _NodeByNode:
                 if self._last[value] == position and value not in keep:
                     env.pop(value, None)
         return [env[v] if v in env else self._weights[v] for v in view.outputs()]
+
+
+BACKEND = Backend(build, check_device, library="triton")

@@ -29,7 +29,7 @@ def load_folder(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
-    cache: bool | None = False,
+    cache: bool | None = None,
 ) -> FxView:
     """The graph of a model folder. No weight is read, not even for tracing.
 
@@ -37,11 +37,11 @@ def load_folder(
     ``pixel_values`` (``[batch, channels, height, width]``), LLaVA models all three, the pixels as
     ``[batch, crops, channels, height, width]`` where ``image_seq_length`` counts the features of
     several crops, and give ``logits``; other outputs have the model's own names. ``dtype``
-    overrides the config's. With ``cache`` a model that generates text takes and gives its keys and
-    values too: see ``hf_cache``; ``None`` gives one to the models that have it.
+    overrides the config's. A model that generates text takes and gives its keys and values too (see
+    ``hf_cache``), unless ``cache`` is false.
 
     Raises ``BadInput`` for a model that is not understood, for weights that do not fit it and for
-    ``cache`` of a model that has none, ``Missing`` for absent files; with
+    a true ``cache`` of a model that has none, ``Missing`` for absent files; with
     ``allow_missing_weights`` absent weights become handles that cannot be read.
     """
     config = read_config(folder, trust_remote_code=trust_remote_code)
@@ -52,11 +52,10 @@ def load_folder(
     lacking = "" if cache is False else why_uncached(model, _task(model))
     if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
-    cache = cache is not False and not lacking
-    if cache:
+    if cache is not False and not lacking:
         inputs, shapes = cached_inputs(model, inputs)
         names = input_names(model, list(inputs))
-    _give_forward(model, inputs, cache)
+    _give_forward(model, inputs)
     weights = bind_weights(model, handles, folder)
     view = trace(
         model,
@@ -117,7 +116,7 @@ def _image_prompt(model: Any) -> tuple[int, ...]:
     return () if token is None else (token,) * getattr(model.config, "image_seq_length", 0)
 
 
-def _give_forward(model: Any, inputs: Mapping[str, Any], cache: bool) -> None:
+def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
     """Let the model take these inputs by name and return its tensors by name.
 
     A wrapping module would prefix every weight's name; the names in the graph are those of the
@@ -141,10 +140,13 @@ def _give_forward(model: Any, inputs: Mapping[str, Any], cache: bool) -> None:
     def vision(self: Any, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
         return tensors(self, {"pixel_values": pixel_values})
 
-    forwards: dict[int, Any] = {1: vision, 2: text, 3: llava_forward}
-    if cache:
-        forwards = {3: cached_forward, 4: cached_llava_forward}
-    model.forward = MethodType(forwards[len(inputs)], model)
+    shown = "pixel_values" in inputs
+    forward: Any = llava_forward if shown else text
+    if "past_key_values" in inputs:
+        forward = cached_llava_forward if shown else cached_forward
+    elif "input_ids" not in inputs:
+        forward = vision
+    model.forward = MethodType(forward, model)
 
 
 def _task(model: Any) -> str:

@@ -32,18 +32,18 @@ def load(
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
-    cache: bool | None = False,
+    cache: bool | None = None,
     max_bytes: int | None = None,
 ) -> View:
     """The graph of a model: see ``FORMS`` for what ``spec`` may be.
 
     A folder that this tool wrote gives its ``model.onnx``. ``dtype`` overrides the dtype of a zoo
     or Hugging Face model; ``allow_missing_weights`` lets a Hugging Face folder hold its config
-    only; ``cache`` gives a zoo or Hugging Face model that writes text its key-value cache as
-    inputs and outputs (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by
-    step, and ``None`` gives it to those that have one. ``max_bytes`` loads the artifact of a recipe
-    with ``bitstack`` in the largest size that fits, from the beginning of its data. No weight of a
-    Hugging Face or ONNX model is read.
+    only. A zoo or Hugging Face model that writes text has its key-value cache as inputs and outputs
+    (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by step; ``cache`` is
+    false to leave it out, true to refuse a model that has none. ``max_bytes`` loads the artifact of
+    a recipe with ``bitstack`` in the largest size that fits, from the beginning of its data. No
+    weight of a Hugging Face or ONNX model is read.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import copy
 import importlib
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import graphwright as gw
+import jsonschema
 import pytest
 import torch
 from graphwright.tools.cli.main import main
+from graphwright.tools.report import schema
+from graphwright.tools.report.manifest import Manifest, parse
 
 HIDDEN, INTERMEDIATE, VOCAB, POSITIONS = 384, 1536, 30522, 512
 LINEARS = {
@@ -144,9 +149,23 @@ def minilm(*steps: str, layers: int = 6) -> dict[str, Any]:
 
 
 @pytest.fixture
-def make_manifest() -> Callable[..., dict[str, Any]]:
-    """``make_manifest("quantize", layers=6)``: a manifest of MiniLM after the named passes."""
+def make_json() -> Callable[..., dict[str, Any]]:
+    """``make_json("quantize", layers=6)``: a manifest's JSON, of MiniLM after the named passes."""
     return minilm
+
+
+@pytest.fixture
+def make_manifest() -> Callable[..., Manifest]:
+    """``make_json`` as the typed model."""
+    return lambda *steps, **options: parse(minilm(*steps, **options))
+
+
+@pytest.fixture(scope="session")
+def keeps_schema() -> Callable[[Any], None]:
+    """Raises where decoded JSON breaks the schema that is shipped, by another library's reading."""
+    known = json.loads(schema.SCHEMA_FILE.read_text(encoding="utf-8"))
+    validate: Callable[[Any], None] = jsonschema.Draft202012Validator(known).validate
+    return validate
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +194,27 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(0.15 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def plain_artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The language model as it is and without a cache, exported."""
+    graph = gw.load(language_model, cache=False)
+    return gw.export(graph, tmp_path_factory.mktemp("made") / "plain")
+
+
+@pytest.fixture(scope="session")
+def publish(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``publish(model, passes, *options)``: the artifact that the command makes."""
+
+    def run(model: Path | str, passes: str, *options: str) -> Path:
+        out = tmp_path_factory.mktemp("made") / "out"
+        with pytest.raises(SystemExit) as leave:
+            main([str(model), "-p", passes, "-o", str(out), "--json", *options])
+        assert leave.value.code == 0
+        return out
+
+    return run
 
 
 @pytest.fixture

@@ -152,7 +152,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=None, help="windows of perplexity")
     given = parser.parse_args()
     try:
-        source = load(given.model)
+        source = load(given.model, cache=False)
         data = calibration.read(
             given.calib or given.model, source, samples=given.calib_samples,
             length=given.calib_length,

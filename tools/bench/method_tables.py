@@ -40,7 +40,7 @@ class Bench:
     """One zoo model, its calibration data, and one figure to judge rewritten graphs by."""
 
     def __init__(self, name: str, task: str, samples: int | None) -> None:
-        self.graph = load(name)
+        self.graph = load(name, cache=False)
         self.task, self.samples = task, samples
         self.data = calibration.read(name, self.graph).batches
 

@@ -28,10 +28,10 @@ def main(
     folders: Sequence[Path], batches: Sequence[int], length: int, *, device: str, repeats: int
 ) -> None:
     """Print a table for each batch size: milliseconds, and the ratio to the fp32 source in ORT."""
-    sources = {manifest.load(folder)["source"]["name"] for folder in folders}
+    sources = {manifest.load(folder).source.name for folder in folders}
     if len(sources) != 1:
         raise BadInput(f"the artifacts come from different models: {', '.join(sorted(sources))}")
-    view = load(sources.pop())
+    view = load(sources.pop(), cache=False)
     runners = _runners(view, folders, device)
     console = Console()
     console.print(
@@ -54,7 +54,7 @@ def _runners(view: View, folders: Sequence[Path], device: str) -> dict[str, Runn
         found["torch bf16"] = _torch_runner(view, torch.bfloat16)
     for folder in folders:
         compiled = compile_model(folder / artifact.MODEL_FILE, backend="onnxruntime", device=device)
-        found[f"{folder.name} ({manifest.load(folder)['recipe']})"] = _named(compiled)
+        found[f"{folder.name} ({manifest.load(folder).recipe})"] = _named(compiled)
     return found
 
 

@@ -97,8 +97,11 @@ def print_structure(
         ("inputs", view.inputs(), view.input_names()),
         ("outputs", view.outputs(), view.output_names()),
     ):
-        shown = ", ".join(f"{n}: {view.type(v)}" for n, v in zip(names, values, strict=True))
-        console.print(Text(f"{title}: {shown}"))
+        # Of a cache there are two a block: those that only differ in an index are one entry.
+        pairs = zip(names, values, strict=True)
+        entries = Counter(f"{group_name(name)}: {view.type(value)}" for name, value in pairs)
+        shown = (f"{entry} x{n}" if n > 1 else entry for entry, n in entries.items())
+        console.print(Text(f"{title}: {', '.join(shown)}"))
     console.print(Text(
         f"{len(structure.blocks)} blocks, {len(structure.attentions)} attention sites, "
         f"{len(structure.linears)} linears"

@@ -9,13 +9,15 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from ...ir.core.errors import BadInput, GraphwrightError, Missing, near_misses
 from . import threads
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False,
                   context_settings={"help_option_names": ["-h", "--help"]})  # fmt: skip
@@ -79,10 +81,10 @@ def run(
     from ..run import pipeline
     from . import terminal
 
-    console = Console(stderr=True)
-    chosen = _choose_recipe(recipe, passes, console, quiet=as_json)
-    _check_choice("backend", backend, ("onnxruntime", "triton"))
+    _check_backend(backend)
     _check_choice("device", device, ("cpu", "cuda"))
+    console = _console(stderr=True)
+    chosen = _choose_recipe(recipe, passes, console, quiet=as_json)
     if max_error is not None and not max_error > 0:
         raise BadInput(f"--max-error {max_error} must be above 0")
     request = pipeline.Request(
@@ -94,11 +96,11 @@ def run(
     with terminal.Steps(console, silent=as_json) as steps:
         done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
     if as_json:
-        _print_json(done)
+        _print_json(done.to_json())
     elif dry_run:
-        terminal.print_plan(Console(), done)
+        terminal.print_plan(_console(), done)
     else:
-        terminal.print_result(Console(), done, str(out) if out is not None else "")
+        terminal.print_result(_console(), done, str(out) if out is not None else "")
 
 
 @app.command()
@@ -106,7 +108,7 @@ def passes(name: Annotated[str, typer.Argument(metavar="[NAME]")] = "") -> None:
     """List the passes, or describe one with its options."""
     from . import listing
 
-    console = Console()
+    console = _console()
     if name:
         listing.print_pass(console, name)
     else:
@@ -118,7 +120,7 @@ def recipes() -> None:
     """List the built-in recipes."""
     from . import listing
 
-    listing.print_recipes(Console())
+    listing.print_recipes(_console())
 
 
 @app.command()
@@ -131,7 +133,7 @@ def inspect(
     """Show what is recognised in MODEL: blocks, linears, attention sites."""
     from . import listing
 
-    listing.print_structure(Console(), model, text=text, trust_remote_code=trust_remote_code)
+    listing.print_structure(_console(), model, text=text, trust_remote_code=trust_remote_code)
 
 
 @app.command()
@@ -146,25 +148,24 @@ def explain(
     from ..run import pipeline
     from . import terminal
 
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     chosen = _choose_recipe(recipe, passes, console, quiet=False)
     request = pipeline.Request(model, chosen, None, trust_remote_code=trust_remote_code)
     done = pipeline.dry_run(request)
-    terminal.print_plan(Console(), done)
-    terminal.print_refused(Console(), done)
+    terminal.print_plan(_console(), done)
 
 
 @app.command()
 def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Compare two artifacts: recipe, sizes, errors, site by site."""
-    from ..report import manifest
+    from ..report import manifest, manifest_diff
     from . import terminal
 
-    rows = manifest.diff(manifest.load(a), manifest.load(b))
+    rows = manifest_diff.diff(manifest.load(a), manifest.load(b))
     if as_json:
         _print_json([row._asdict() for row in rows])
     else:
-        terminal.print_diff(Console(), rows, str(a), str(b))
+        terminal.print_diff(_console(), rows, str(a), str(b))
 
 
 @app.command()
@@ -179,13 +180,13 @@ def replay(
     from ..run import replay
     from . import terminal
 
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with terminal.Steps(console, silent=as_json) as steps:
         done = replay.replay(artifact, out, steps, force=force)
     if as_json:
         _print_json(done)
     else:
-        Console().print(done["summary"], markup=False, highlight=False, soft_wrap=True)
+        _console().print(done["summary"], markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -201,15 +202,14 @@ def resize(
     from ..run import resize
     from . import terminal
 
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with terminal.Steps(console, silent=as_json) as steps:
         done = resize.resize(artifact, max_bytes, out, steps, force=force)
     if as_json:
-        _print_json(done)
+        _print_json(done.to_json())
     else:
-        sizes = done["sizes"]
-        said = f"{out}: {sizes['artifact_bytes']} bytes of {sizes['whole_bytes']}"
-        Console().print(said, markup=False, highlight=False, soft_wrap=True)
+        said = f"{out}: {done.sizes.artifact_bytes} bytes of {done.sizes.whole_bytes}"
+        _console().print(said, markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()
@@ -232,7 +232,7 @@ def generate(
 
     _check_choice("device", device, ("cpu", "cuda"))
     sampling = Sampling(temperature, top_p, seed)
-    console = Console(stderr=True)
+    console = _console(stderr=True)
     with terminal.Steps(console) as steps:
         steps(f"loading {model}", 0, 1)
         writer = generating.Writer(model, tokenizer=tokenizer or None, device=device)
@@ -298,7 +298,7 @@ def evaluate(
     With several, a Pareto plot is written (eval.svg; with --json only where --plot asks for it),
     and the comparison into the report of each artifact.
     """
-    from ...backends.base import backend_names
+    from ...backends import backend_names
     from ..evaluate import Setting, too_wide
     from ..run import evaluation
     from . import terminal
@@ -307,7 +307,7 @@ def evaluate(
     _check_choice("device", device, ("cpu", "cuda"))
     if interval is not None and not interval > 0:
         raise BadInput(f"--interval {interval} must be above 0")
-    with terminal.Steps(Console(stderr=True), silent=as_json) as steps:
+    with terminal.Steps(_console(stderr=True), silent=as_json) as steps:
         setting = Setting(
             samples=samples, data=data, window=window, stride=stride, batch=batch, length=length,
             rounds=rounds, seed=seed, progress=steps,
@@ -322,8 +322,8 @@ def evaluate(
     if as_json:
         _print_json(evaluation.to_json(rows, original.name, setting))
     else:
-        terminal.print_eval(Console(), rows, original.name)
-        terminal.print_written(Console(stderr=True), written, failed)
+        terminal.print_eval(_console(), rows, original.name)
+        terminal.print_written(_console(stderr=True), written, failed)
     wide = [] if interval is None else too_wide(judged, found, interval)
     if wide:
         raise BadInput("\n".join(wide))
@@ -359,6 +359,17 @@ def _check_choice(option: str, value: str, known: Sequence[str]) -> None:
         raise BadInput(f"--{option} {value} is unknown; {near_misses(value, known)}")
 
 
+def _check_backend(name: str) -> None:
+    """Refuse a backend that is not there, and the one that the others are held against."""
+    from ...backends import backend_names, find_backend
+
+    _check_choice("backend", name, backend_names())
+    if find_backend(name).is_reference:
+        raise BadInput(
+            f"--backend {name}: it is what the artifact is compared with; name another one"
+        )
+
+
 def _integers(option: str, text: str) -> list[int]:
     try:
         numbers = [int(part) for part in text.split(",")]
@@ -367,6 +378,13 @@ def _integers(option: str, text: str) -> list[int]:
     if min(numbers) < 1:
         raise BadInput(f"{option} {text!r} must be above 0")
     return numbers
+
+
+def _console(*, stderr: bool = False) -> Console:
+    # Loaded late, as all that a command needs: help comes at once.
+    from rich.console import Console
+
+    return Console(stderr=stderr)
 
 
 def _print_json(data: Any) -> None:
@@ -383,9 +401,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _guarded(arguments: list[str]) -> int:
-    from . import terminal
-
-    console = Console(stderr=True)
     verbose = "-v" in arguments or "--verbose" in arguments
     with contextlib.suppress(ValueError):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -398,36 +413,42 @@ def _guarded(arguments: list[str]) -> int:
     except typer.Exit as leave:
         return int(leave.exit_code)
     except _USAGE_ERROR as error:
-        terminal.print_error(console, error.format_message())
+        _tell(error.format_message())
         return 2
     except (KeyboardInterrupt, typer.Abort):
         hint = "with --resume the same command goes on from here" if arguments[0] == "run" else ""
-        terminal.print_error(console, "interrupted; nothing was published", hint)
+        _tell("interrupted; nothing was published", hint)
         return 130
     except GraphwrightError as error:
         if verbose:
             traceback.print_exc()
-        terminal.print_error(console, error)
+        _tell(error)
         return error.exit_code
     except ImportError as error:
         if verbose:
             traceback.print_exc()
         package = (error.name or "").partition(".")[0]
-        terminal.print_error(console, Missing(f"{error}: pip install {package}"))
+        _tell(Missing(f"{error}: pip install {package}"))
         return 3
     except OSError as error:
         if verbose:
             traceback.print_exc()
         where = f"{error.filename}: " if error.filename else ""
-        terminal.print_error(console, f"{where}{error.strerror or error}")
+        _tell(f"{where}{error.strerror or error}")
         return 2
     except Exception as error:
         if verbose:
             traceback.print_exc()
         kind = type(error).__name__
         hint = "run again with -v for the traceback"
-        terminal.print_error(console, f"internal error: {kind}: {error}", hint)
+        _tell(f"internal error: {kind}: {error}", hint)
         return 1
+
+
+def _tell(error: BaseException | str, hint: str = "") -> None:
+    from .terminal import print_error
+
+    print_error(_console(stderr=True), error, hint)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from ..report.manifest import Manifest, Row
+from ..report.manifest import ComparedEntry, ErrorEntry, EvaluatedEntry, ForecastEntry, Manifest
+from ..report.manifest_diff import Row
 from ..report.summary import (
     counted,
     duration,
@@ -28,6 +29,7 @@ from ..report.summary import (
     merged_sites,
     number,
     pass_text,
+    runs,
     site_groups,
     size,
     split_name,
@@ -47,7 +49,7 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_costs(console, manifest)
     print_verification(console, manifest)
     print_before_after(console, manifest)
-    before, after = manifest["sizes"]["source_bytes"], manifest["sizes"]["artifact_bytes"]
+    before, after = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes
     line = f"size: {size(before)} -> {size(after)}"
     if before > 0 and after > 0:
         line += f" ({before / after:.2f}x smaller)"
@@ -57,143 +59,142 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
 def site_table(manifest: Manifest) -> Table:
     """One row for all changed weights of equal role, and their sums."""
     groups = site_groups(with_weights(merged_sites(manifest)))
-    timed = any(group["seconds"] is not None for group in groups)
+    timed = any(group.seconds is not None for group in groups)
     table = _table("site group", "sites", "before", "after", "bits/w", "rel. L2")
     if timed:
         table.add_column("s", justify="right", no_wrap=True)
     block = ""
     for group in groups:
-        block, label = _named_row(table, block, group["name"])
+        block, label = _named_row(table, block, group.name)
         cells = [
-            str(group["count"]),
-            size(group["bytes_before"]),
-            size(group["bytes_after"]),
-            number(group["bits_per_weight"], 2),
-            error_text(group["rel_l2"]),
+            str(group.count),
+            size(group.bytes_before),
+            size(group.bytes_after),
+            number(group.bits_per_weight, 2),
+            error_text(group.rel_l2),
         ]
-        table.add_row(label, *cells, *[number(group["seconds"], 1)] * timed)
+        table.add_row(label, *cells, *[number(group.seconds, 1)] * timed)
     table.add_section()
-    sums = (sum(group[key] for group in groups) for key in ("bytes_before", "bytes_after"))
-    total = [str(sum(group["count"] for group in groups)), *(size(amount) for amount in sums)]
-    table.add_row("all changed weights", *total, style="bold")
+    before, after = (sum(g.bytes_before for g in groups), sum(g.bytes_after for g in groups))
+    total = str(sum(group.count for group in groups))
+    table.add_row("all changed weights", total, size(before), size(after), style="bold")
     return table
 
 
 def print_passes(console: Console, manifest: Manifest) -> None:
     """Two lines a pass: its text; then what it changed, at what error, in what time."""
-    for order, step in enumerate(manifest["passes"], 1):
-        kind, error = "exact" if step["exact"] else "lossy", step.get("error")
-        changed = [counted(len(step["sites"]), "site")] if step["sites"] else []
-        changed += [counted(step["edits"], "rewrite")] if step.get("edits") else []
+    for order, step in enumerate(manifest.passes, 1):
+        kind, error = "exact" if step.exact else "lossy", step.error
+        changed = [counted(len(step.sites), "site")] if step.sites else []
+        changed += [counted(step.edits, "rewrite")] if step.edits else []
         facts = [", ".join(changed) or "nothing changed"]
-        sizes = size(step["bytes_before"]), size(step["bytes_after"])
+        sizes = size(step.bytes_before), size(step.bytes_after)
         if sizes[0] != sizes[1]:
             facts.append(" -> ".join(sizes))
         if error is not None:
-            total = step.get("error_to_source") or {}
-            beside = f" ({error_text(total['rel_l2'])} to the source)" if total else ""
-            facts.append(f"rel. L2 {error_text(error.get('rel_l2'))}{beside}")
-        if step.get("seconds") is not None:
-            facts.append(f"{step['seconds']:.1f} s")
+            total = step.error_to_source
+            beside = "" if total is None else f" ({error_text(total.rel_l2)} to the source)"
+            facts.append(f"rel. L2 {error_text(error.rel_l2)}{beside}")
+        if step.seconds is not None:
+            facts.append(f"{step.seconds:.1f} s")
         _say(console, f"{order}. {pass_text(step)} ({kind})", "cyan")
-        for line in ["; ".join(facts), *step.get("notes", [])]:
+        for line in ["; ".join(facts), *step.notes]:
             _say(console, f"   {line}")
 
 
 def print_costs(console: Console, manifest: Manifest) -> None:
     """What one sample costs, of the source and behind each pass; what calibrated the passes."""
-    data, costs = manifest.get("calibration"), manifest.get("costs")
+    data, costs = manifest.calibration, manifest.costs
     if data:
-        tokens = "" if data["tokens"] is None else f", {data['tokens']:,} tokens"
-        _say(console, f"calibrated on {data['name']}: {data['samples']} samples{tokens}")
+        tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
+        _say(console, f"calibrated on {data.name}: {data.samples} samples{tokens}")
     if not costs:
         return
     table = _table("costs of one sample", "MACs", "weights", "KV cache", "tokens by block")
-    for row in costs["rows"]:
-        cache = "-" if row["kv_bytes"] == 0 else size(row["kv_bytes"])
-        cells = magnitude(row["macs"]), size(row["weight_bytes"]), cache
-        table.add_row(Text(row["name"]), *cells, tokens_text(row["tokens"]))
+    for row in costs.rows:
+        cache = "-" if row.kv_bytes == 0 else size(row.kv_bytes)
+        cells = magnitude(row.macs), size(row.weight_bytes), cache
+        table.add_row(Text(row.name), *cells, tokens_text(row.tokens))
     console.print(table)
-    sizes = ", ".join(f"{name}={count}" for name, count in costs["sizes"].items())
-    _say(console, f"with {sizes}; {costs['convention']}" if sizes else costs["convention"])
+    sizes = ", ".join(f"{name}={count}" for name, count in costs.sizes.items())
+    _say(console, f"with {sizes}; {costs.convention}" if sizes else costs.convention)
 
 
 def print_refused(console: Console, manifest: Manifest, *, names: int = 3) -> None:
     """Refused sites by pass and reason, with the first few names of each."""
-    for order, step in enumerate(manifest["passes"], 1):
+    for order, step in enumerate(manifest.passes, 1):
         reasons: dict[str, list[str]] = {}
-        for refusal in step["refused"]:
-            reasons.setdefault(refusal["reason"], []).append(refusal["site"])
+        for refusal in step.refused:
+            reasons.setdefault(refusal.reason, []).append(refusal.site)
         for reason, sites in reasons.items():
             more = f" and {len(sites) - names} more" if len(sites) > names else ""
             listed = ", ".join(sites[:names])
-            line = f"left alone by {order}. {step['name']}: {listed}{more}: {reason}"
+            line = f"left alone by {order}. {step.name}: {listed}{more}: {reason}"
             _say(console, line, "yellow")
 
 
 def print_verification(console: Console, manifest: Manifest) -> None:
-    """One line on the outputs against the source, one on the artifact in ONNX Runtime."""
-    checks = manifest["verification"]
-    error = worst(checks["outputs"])
+    """One line on the outputs against the source, one on each run of the artifact or the graph."""
+    checks = manifest.verification
+    error = worst(checks.outputs)
     if error is not None:
-        over = f" over {checks['samples']} samples" if checks.get("samples") else ""
+        over = f" over {checks.samples} samples" if checks.samples else ""
         _say(console, f"verified{over}: {_error_line(error)}", "green")
-    for mode, word in (("optimized", "on"), ("unoptimized", "off")):
-        found = checks["runtime"].get(mode)
+    for label, found in runs(checks.runtime):
         if found is not None:
-            _say(console, f"ONNX Runtime, optimisation {word}: {_error_line(found)}", "green")
+            _say(console, f"{label}: {_error_line(found)}", "green")
 
 
 def print_before_after(console: Console, manifest: Manifest) -> None:
     """What ``--eval`` found: a row a figure, the source and the artifact beside each other."""
-    found = manifest.get("eval")
+    found = manifest.eval
     if not found:
         return
     table = _table("evaluation", "samples", "before", "after", "change")
     for task, sides in found.items():
-        before, after = sides["before"], sides["after"]
-        for i, name in enumerate(after["figures"]):
+        before, after = sides.before, sides.after
+        for i, name in enumerate(after.figures):
             label = f"{task}: {name}" if name != task else task
-            count = f"{after['samples']} {after['unit']}" if i == 0 else ""
+            count = f"{after.samples} {after.unit}" if i == 0 else ""
             old, new = (evaluated_text(side, name) for side in (before, after))
             table.add_row(Text(label), count, old, new, _change(before, after, name))
     console.print(table)
     _say(console, "below a figure: its 95 % interval; before and after both in ONNX Runtime")
-    notes = [n for sides in found.values() for side in sides.values() for n in side["notes"]]
+    notes = [n for sides in found.values() for n in (*sides.before.notes, *sides.after.notes)]
     for note in dict.fromkeys(notes):
         _say(console, f"note: {note}", "yellow")
 
 
-def _change(before: Mapping[str, Any], after: Mapping[str, Any], name: str) -> str:
-    old, new = before["figures"].get(name), after["figures"][name]
-    return f"{100 * (new / old - 1):+.1f} %" if old else "-"
+def _change(before: EvaluatedEntry, after: EvaluatedEntry, name: str) -> str:
+    old, new = before.figures.get(name), after.figures[name]
+    return "-" if not old or new is None else f"{100 * (new / old - 1):+.1f} %"
 
 
 _FIGURE_WIDTH = 18
 """A column of figures: two numbers of up to seven signs, and what lies between columns."""
 
 
-def print_eval(console: Console, rows: Sequence[Mapping[str, Any]], reference: str) -> None:
+def print_eval(console: Console, rows: Sequence[ComparedEntry], reference: str) -> None:
     """One row for each judged subject, one column for each headline figure; as many tables as
     the width asks for."""
     from ..evaluate import TASKS
 
-    columns = [(task, name) for task in rows[0]["results"] for name in TASKS[task].headlines]
-    room = console.width - 10 - min(30, max(len(row["name"]) for row in rows))
+    columns = [(task, name) for task in rows[0].results for name in TASKS[task].headlines]
+    room = console.width - 10 - min(30, max(len(row.name) for row in rows))
     fitting = max(1, room // _FIGURE_WIDTH)
     for start in range(0, len(columns), fitting):
         part = columns[start : start + fitting]
         heads = [name if name == task else f"{task}\n{name}" for task, name in part]
         table = _table("", "size", *heads)
         for row in rows:
-            cells = [evaluated_text(row["results"][task], name) for task, name in part]
-            style = "bold" if row["name"] == reference else ""
-            table.add_row(Text(row["name"]), size(row["bytes"]), *cells, style=style)
+            cells = [evaluated_text(row.results[task], name) for task, name in part]
+            style = "bold" if row.name == reference else ""
+            table.add_row(Text(row.name), size(row.bytes), *cells, style=style)
         console.print(table)
-    sizes = {t: f"{r['samples']} {r['unit']}" for t, r in rows[0]["results"].items()}
+    sizes = {t: f"{r.samples} {r.unit}" for t, r in rows[0].results.items()}
     listed = ", ".join(f"{task} on {count}" for task, count in sizes.items())
     _say(console, f"{listed}; below a figure its 95 % interval; the original is {reference}")
-    notes = [note for row in rows for r in row["results"].values() for note in r["notes"]]
+    notes = [note for row in rows for r in row.results.values() for note in r.notes]
     for note in dict.fromkeys(notes):
         _say(console, f"note: {note}", "yellow")
 
@@ -207,35 +208,40 @@ def print_written(console: Console, written: Sequence[str], failed: Sequence[str
 
 
 def print_plan(console: Console, plan: Manifest) -> None:
-    """The dry run. ``plan`` is a manifest whose ``passes`` hold predicted sites; ``predicted``
-    {peak_rss_bytes, seconds, artifact_bytes} adds the forecast, each of them optional."""
-    for order, step in enumerate(plan["passes"], 1):
+    """The dry run: ``plan`` is a manifest of predicted sites, with its forecast."""
+    for order, step in enumerate(plan.passes, 1):
         _say(console, f"{order}. {pass_text(step)}", "cyan")
-        if not step["sites"]:
+        if not step.sites:
             continue
         table = _table("site", "kind", "shape", "before", "after", "bits/w")
         block = ""
-        for site in step["sites"]:
-            block, label = _named_row(table, block, site["name"])
-            shape = "x".join(str(dim) for dim in site["shape"])
-            amounts = site["bytes_before"], site["bytes_after"]
+        for site in step.sites:
+            block, label = _named_row(table, block, site.name)
+            shape = "x".join(str(dim) for dim in site.shape)
+            amounts = site.bytes_before, site.bytes_after
             sizes = [size(amount if any(amounts) else None) for amount in amounts]
-            bits = number(site.get("bits_per_weight"), 2)
-            table.add_row(label, site["kind"], shape, *sizes, bits)
+            bits = number(site.bits_per_weight, 2)
+            table.add_row(label, site.kind, shape, *sizes, bits)
         console.print(table)
     print_refused(console, plan)
-    predicted = plan.get("predicted", {})
-    words = {"artifact_bytes": "artifact", "peak_rss_bytes": "peak memory"}
-    facts = [f"{word} {size(predicted[key])}" for key, word in words.items() if key in predicted]
-    if "seconds" in predicted:
-        facts.append(f"time {duration(predicted['seconds'])}")
-    if facts:
-        _say(console, f"predicted: {', '.join(facts)}", "bold")
+    if plan.predicted is not None:
+        _say(console, f"predicted: {', '.join(_forecast(plan.predicted))}", "bold")
     _say(console, "dry run: no weights were read and nothing was written")
 
 
+def _forecast(predicted: ForecastEntry) -> list[str]:
+    facts = []
+    if predicted.artifact_bytes is not None:
+        facts.append(f"artifact {size(predicted.artifact_bytes)}")
+    if predicted.peak_rss_bytes is not None:
+        facts.append(f"peak memory {size(predicted.peak_rss_bytes)}")
+    if predicted.seconds is not None:
+        facts.append(f"time {duration(predicted.seconds)}")
+    return facts
+
+
 def print_diff(console: Console, rows: Sequence[Row], a: str, b: str) -> None:
-    """The rows of ``manifest.diff`` as a table with a column for each side."""
+    """The rows of ``manifest_diff.diff`` as a table with a column for each side."""
     if not rows:
         _say(console, f"{a} and {b} agree in all but times and memory")
         return
@@ -353,9 +359,9 @@ class Steps:
                 self._bar.start()
 
 
-def _error_line(error: dict[str, Any]) -> str:
-    rel_l2, max_abs = error_text(error.get("rel_l2")), error_text(error.get("max_abs"))
-    return f"cosine {number(error.get('cosine'), 6)}, rel. L2 {rel_l2}, max abs {max_abs}"
+def _error_line(error: ErrorEntry) -> str:
+    rel_l2, max_abs = error_text(error.rel_l2), error_text(error.max_abs)
+    return f"cosine {number(error.cosine, 6)}, rel. L2 {rel_l2}, max abs {max_abs}"
 
 
 def _cell(value: Any) -> str:

@@ -10,7 +10,6 @@ import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +21,7 @@ from ...ir.load.zoo import ZOO, scenes
 from ...ir.load.zoo.text import shipped_text
 from ...ir.load.zoo.tiny_llama import verifying_texts
 from ...ir.run.batches import batches_sha256, check_batches, count_samples, count_tokens
+from ..report.manifest import CalibrationEntry
 from .images import SUFFIXES, Placeholders, Preprocessing
 from .text import (
     BATCH,
@@ -61,15 +61,15 @@ class Calibration:
         """Hash of the batches."""
         return batches_sha256(self.batches)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The manifest's entry."""
-        return {
-            "name": self.name,
-            "sha256": self.sha256,
-            "samples": count_samples(self.batches),
-            "tokens": count_tokens(self.batches),
-            "length": self.length,
-        }
+    def entry(self) -> CalibrationEntry:
+        """As it stands in the manifest."""
+        return CalibrationEntry(
+            name=self.name,
+            sha256=self.sha256,
+            samples=count_samples(self.batches),
+            tokens=count_tokens(self.batches),
+            length=self.length,
+        )
 
 
 def read(

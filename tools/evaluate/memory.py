@@ -97,13 +97,15 @@ def child() -> None:
     """Load and run once what ``sys.argv`` names; print the bytes as JSON. The child's entry."""
     backend, target, inputs_file = sys.argv[1:]
     from ...backends import compile as compile_model
+    from ...backends import find_backend
     from ...ir.load.sources import load
 
-    if backend == "onnxruntime":
-        importlib.import_module("onnxruntime")
+    found = find_backend(backend)
+    if found.library:
+        importlib.import_module(found.library)
     inputs = torch.load(inputs_file, weights_only=True)
     before = _status("VmRSS")
-    source: Any = Path(target) if backend == "onnxruntime" else load(target)
+    source: Any = Path(target) if found.runs_artifacts else load(target, cache=False)
     executable = compile_model(source, backend=backend)
     executable(**{name: inputs[name] for name in executable.input_names if name in inputs})
     peak = _status("VmHWM")

@@ -6,12 +6,13 @@ The geometry is made here; ``pareto.html.j2`` draws it, in a file of its own and
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jinja2
 
+from ..report.manifest import ComparedEntry
 from ..report.plots import COLOURS, LogAxis, shorten
 from . import TASKS
 
@@ -21,16 +22,15 @@ TEMPLATES = Path(__file__).parent
 COSTS = (("bytes", 1e-6, "weights on disk, MB"), ("median_ms", 1.0, "median latency, ms"))
 
 
-def comparison(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def comparison(rows: Sequence[ComparedEntry]) -> dict[str, Any] | None:
     """What the template draws: a row of panels for each judged quality.
 
-    ``rows`` hold ``name``, ``bytes`` (or ``None``) and ``results`` by task, as the manifest does.
     ``None`` where there is no quality or no cost to plot.
     """
     qualities = [
         (task.name, next(iter(task.headlines.items())))
         for task in TASKS.values()
-        if task.quality and any(task.name in row["results"] for row in rows)
+        if task.quality and any(task.name in row.results for row in rows)
     ]
     made: list[dict[str, Any]] = []
     for task, (figure, better) in qualities:
@@ -44,7 +44,7 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     columns = 1 + max(panel["column"] for panel in made)
     bottom = max(panel["bottom"] for panel in made) + 52
     legend = [
-        {"label": shorten(row["name"], 60), "colour": min(i, COLOURS - 1),
+        {"label": shorten(row.name, 60), "colour": min(i, COLOURS - 1),
          "y": bottom + LEGEND_ROW * i + 6}
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -56,18 +56,17 @@ def comparison(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 
 def _points(
-    rows: Sequence[Mapping[str, Any]], task: str, figure: str, cost: str, scale: float
+    rows: Sequence[ComparedEntry], task: str, figure: str, cost: str, scale: float
 ) -> list[dict[str, Any]]:
     found = []
     for number, row in enumerate(rows):
-        result = row["results"].get(task)
-        timed = row["results"].get("latency") or {"figures": {}}
-        amount = row["bytes"] if cost == "bytes" else timed["figures"].get(cost)
-        value = None if result is None else result["figures"].get(figure)
-        if amount and value is not None:
-            ends = result["interval"].get(figure) or (value, value)
+        result, timed = row.results.get(task), row.results.get("latency")
+        amount = row.bytes if cost == "bytes" else timed.figures.get(cost) if timed else None
+        value = result.figures.get(figure) if result else None
+        if result and amount and value is not None:
+            ends = result.interval.get(figure) or (value, value)
             found.append({"cost": amount * scale, "value": value, "ends": ends,
-                          "name": row["name"], "colour": min(number, COLOURS - 1)})  # fmt: skip
+                          "name": row.name, "colour": min(number, COLOURS - 1)})  # fmt: skip
     return found
 
 
@@ -124,7 +123,7 @@ def _linear(values: Sequence[float]) -> tuple[float, float, list[float]]:
     return low, high, [round(i * step, 12) for i in range(first, last + 1)]
 
 
-def write_svg(path: Path, rows: Sequence[Mapping[str, Any]]) -> bool:
+def write_svg(path: Path, rows: Sequence[ComparedEntry]) -> bool:
     """Write the plots as one SVG file; whether there was anything to plot."""
     plot = comparison(rows)
     if plot is None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...backends import Executable, artifact
+from ...backends import Executable, artifact, find_backend
 from ...backends import compile as compile_model
 from ...backends.lowering import lowered
 from ...ir.core.errors import BadInput, Missing
@@ -170,17 +170,17 @@ def _stored(
     ours = path.is_dir() and (path / artifact.MANIFEST_FILE).is_file()
     file = path / artifact.MODEL_FILE if ours else path
     if not ours and (path.suffix != ".onnx" or path.is_dir()):
-        view = load(text, trust_remote_code=trust)
+        view = load(text, trust_remote_code=trust, cache=False)
         if backend in (None, "eager"):
             made = _in_memory(cls, view, name or text, folder, "eager", device, kind)
             made.stored = ("eager", text)
             return made
         return _in_memory(cls, view, name or text, folder, str(backend), device, kind)
     if ours and not kind:
-        kind = str(manifest.load(path)["source"].get("task") or "")
+        kind = manifest.load(path).source.task
     view = load(file)
     chosen = backend or "onnxruntime"
-    what = view if chosen == "eager" else file
+    what = file if find_backend(chosen).runs_artifacts else view
     size = artifact.model_bytes(path) if ours else view.source.source_bytes
     return cls(partial(compile_model, what, backend=chosen, device=device),
                name=name or text, kind=kind, folder=folder or file.parent, view=view,

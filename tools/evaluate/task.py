@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...ir.core.errors import BadInput, BoundExceeded
+from ..report.manifest import EvaluatedEntry
 from .stats import Interval
 from .subject import Subject
 
@@ -67,17 +68,17 @@ class EvalResult:
     notes: tuple[str, ...] = ()
     seconds: float = 0.0
 
-    def to_dict(self) -> dict[str, Any]:
+    def entry(self) -> EvaluatedEntry:
         """As it stands in the manifest."""
-        return {
-            "figures": dict(self.figures),
-            "interval": {name: list(ends) for name, ends in self.interval.items()},
-            "samples": self.samples,
-            "unit": self.unit,
-            "detail": self.detail,
-            "notes": list(self.notes),
-            "seconds": round(self.seconds, 3),
-        }
+        return EvaluatedEntry(
+            figures=dict(self.figures),
+            interval={name: list(ends) for name, ends in self.interval.items()},
+            samples=self.samples,
+            unit=self.unit,
+            detail=self.detail,
+            notes=list(self.notes),
+            seconds=round(self.seconds, 3),
+        )
 
 
 class Task(ABC):

@@ -1,74 +1,436 @@
-"""``graphwright.json``, the manifest of an artifact: read, check, compare, write.
+"""``graphwright.json``, the manifest of an artifact: its typed models, reading and writing it.
 
-The fields are described in ``graphwright.schema.json`` beside this file. A manifest is a plain
-dict, as JSON holds it.
+The models are the format: ``graphwright.schema.json`` beside this file is made from them by
+``python -m graphwright.tools.report.schema``. Fields without a default are in every manifest; the
+others are written where they were set. The forecast of ``--dry-run`` is the same model.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import math
-from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Final, Literal
 
-from ...ir.core.errors import BadInput, Missing
-from ...ir.core.view import View
-from .summary import merged_sites, site_groups
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    JsonValue,
+    ValidationError,
+)
+
+from ...ir.core.errors import BadInput
 
 FILE_NAME = "graphwright.json"
-SCHEMA = 1
-SCHEMA_FILE = Path(__file__).with_name("graphwright.schema.json")
-
-_REQUIRED = {
-    "source": dict,
-    "recipe": str,
-    "versions": dict,
-    "passes": list,
-    "verification": dict,
-    "sizes": dict,
-}
-_REQUIRED_OF_PASS = {
-    "name": str,
-    "options": dict,
-    "exact": bool,
-    "sites": list,
-    "refused": list,
-    "bytes_before": int,
-    "bytes_after": int,
-}
-_REQUIRED_OF_SITE = {
-    "name": str,
-    "kind": str,
-    "shape": list,
-    "bytes_before": int,
-    "bytes_after": int,
-}
-_REQUIRED_OF_CHECKS = {"outputs": list, "runtime": dict}
-_REQUIRED_OF_SIZES = {"source_bytes": int, "artifact_bytes": int}
+SCHEMA: Final = 1
 VOLATILE = frozenset({"created", "machine", "seconds", "peak_rss_bytes"})
 """Fields that differ between two runs of the same recipe on the same input."""
 
-MEASURED = frozenset({"latency", "memory"})
-"""Tasks of evaluation whose figures differ from run to run."""
 
-Manifest = dict[str, Any]
+def _defined(value: object) -> object:
+    """JSON has no NaN and no infinity: such a number is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Row(NamedTuple):
-    """One difference of two manifests; a side that lacks the entry is ``None``."""
+def _ours(versions: dict[str, str]) -> dict[str, str]:
+    if "graphwright" not in versions:
+        raise ValueError("should name graphwright")
+    return versions
 
-    section: str
+
+Count = Annotated[int, Field(ge=0, lt=2**63)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Real = Annotated[Finite | None, BeforeValidator(_defined)]
+Amount = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_defined)]
+Cosine = Annotated[
+    Annotated[float, Field(ge=-1.000001, le=1.000001)] | None, BeforeValidator(_defined)
+]
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
+class Entry(BaseModel):
+    """Base of the manifest's parts: no field beyond its own, and no value of another type."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, validate_assignment=True, use_attribute_docstrings=True
+    )
+
+
+# --- what was made of what -----------------------------------------------------------------------
+
+
+class SourceEntry(Entry):
+    """The model that went in."""
+
+    kind: Literal["zoo", "hf", "onnx", "pt2", "factory", "memory"]
+    """Where it came from."""
     name: str
-    a: Any
-    b: Any
+    """The MODEL argument, such as `zoo:minilm` or a path."""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    """Hash of the input's weights and graph; empty for a model that exists in memory only."""
+    task: str = ""
+    """What the model is for: `text-generation`, `image-text-to-text`, `image-classification`,
+    `text-embedding`; empty where unknown."""
+    cache: bool = False
+    """Whether the model was loaded with its key-value cache; absent where it was not
+    (`--no-cache`, or a model that has none)."""
+
+
+class MachineEntry(Entry):
+    """The machine that made the artifact."""
+
+    platform: str = ""
+    """Operating system and architecture."""
+    cpu: str = ""
+    """Model name of the processor."""
+    cores: Count = 0
+    """Number of CPU cores that were usable."""
+    memory_bytes: Count = 0
+    """Installed memory in bytes."""
+    device: str = ""
+    """Device that ran the verification: `cpu`, or a GPU's name."""
+
+
+class CalibrationEntry(Entry):
+    """Calibration data."""
+
+    name: str
+    """The data as it was asked for."""
+    sha256: Sha256
+    """Hash of the batches that were used."""
+    samples: Count
+    """Number of samples."""
+    tokens: Count | None
+    """Number of tokens; null where the data has none."""
+    length: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """Tokens that windows of text were cut to; null where there are none."""
+
+
+class StructureEntry(Entry):
+    """What was recognised in the graph."""
+
+    blocks: Count
+    """Number of blocks on the residual spine."""
+    linears: Count
+    """Number of linear sites."""
+    attention_sites: Count
+    """Number of attention sites."""
+
+
+class SizesEntry(Entry):
+    """Sizes in bytes."""
+
+    source_bytes: Count
+    """The source's weights."""
+    artifact_bytes: Count
+    """The artifact's model files: model.onnx and its external data."""
+    whole_bytes: Count | None = None
+    """The model files of the artifact of any size that this one was cut from."""
+
+
+class ForecastEntry(Entry):
+    """Forecast of a dry run."""
+
+    artifact_bytes: Count | None = None
+    """Size of the artifact's model files."""
+    peak_rss_bytes: Count | None = None
+    """Peak resident memory."""
+    seconds: Amount = None
+    """Wall time in seconds."""
+
+
+class CostRow(Entry):
+    """What one sample costs at one point of the run."""
+
+    name: str
+    """`source`, or the pass's number and name."""
+    macs: Count | None
+    """Multiply-accumulates; null where the graph leaves a shape open."""
+    weight_bytes: Count
+    """Bytes of all weights in the graph."""
+    kv_bytes: Count | None
+    """Bytes of the keys and values that a decoder keeps for all tokens; 0 where none are kept,
+    null where a shape is open."""
+    tokens: list[Count | None]
+    """Tokens that enter each block; null where a shape is open."""
+
+
+class CostsEntry(Entry):
+    """What one sample costs, of the source and behind each pass; by the graph's shapes."""
+
+    convention: str
+    """What counts as a multiply-accumulate."""
+    sizes: dict[str, Count]
+    """Numbers that stand for the symbolic dimensions of the inputs, by name."""
+    rows: list[CostRow]
+    """The source first, then one row a pass."""
+
+
+class TreeEntry(Entry):
+    """One module of the graph and what lies below it."""
+
+    name: str
+    """Last component of the module's dotted path; empty at the root."""
+    ops: dict[str, Count]
+    """Number of nodes of each op that belong to this very module, without its children."""
+    params_bytes: Count
+    """Bytes of the weights that this very module uses first, without its children."""
+    children: list[TreeEntry]
+    """Sub-modules in graph order."""
+
+
+# --- what each pass did --------------------------------------------------------------------------
+
+
+class ErrorEntry(Entry):
+    """How far one result is from another; null where that is not defined or not finite."""
+
+    rel_l2: Amount
+    """Norm of the difference over the norm of the reference, over all elements."""
+    cosine: Cosine
+    """Cosine similarity of the two results, flattened; 1 is equal direction."""
+    max_abs: Amount
+    """Largest absolute difference of two elements."""
+
+
+class OutputEntry(ErrorEntry):
+    """Comparison of one output of the model."""
+
+    name: str
+    """Name of the output."""
+
+
+class SiteEntry(Entry):
+    """One place that a pass changed: a linear, an attention site, a block."""
+
+    name: str
+    """Dotted path of the site in the model, unique within the pass."""
+    kind: str
+    """What the site is: `linear`, `attention`, `block`, `embedding`, or a word of the pass's
+    own."""
+    shape: list[Count]
+    """Shape of the site's weight before the pass, [out, in] for a linear; empty where it has
+    none."""
+    bytes_before: Count
+    """Bytes of the site's weights before the pass."""
+    bytes_after: Count
+    """Bytes after it, with scales, zero points and side paths counted."""
+    bits_per_weight: Amount = None
+    """Stored bits per weight of the original matrix."""
+    rel_l2: Amount = None
+    """The site's own relative L2 error: of its weight, or of its output where the pass had
+    calibration data."""
+    seconds: Amount = None
+    """Wall time spent on the site, in seconds."""
+    note: str = ""
+    """What a person should know about this site; absent where there is nothing."""
+    sparsity: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Share of zeros in the weight; absent where the pass makes none."""
+
+
+class RefusalEntry(Entry):
+    """A place that a pass looked at and left alone."""
+
+    site: str
+    """Name of the site or node."""
+    reason: str
+    """Why the pass does not apply there."""
+
+
+class PassEntry(Entry):
+    """What one pass did."""
+
+    order: Annotated[int, Field(ge=1, lt=2**63)] | None = None
+    """Position in the recipe, from 1."""
+    name: str
+    """Registered name of the pass, such as `quantize`."""
+    text: str = ""
+    """The pass as the recipe writes it, options included."""
+    options: dict[str, JsonValue]
+    """All options by name, defaults included."""
+    exact: bool
+    """Whether the pass keeps the function up to rounding; a lossy pass does not."""
+    sites: list[SiteEntry]
+    """Sites that were changed, in graph order."""
+    refused: list[RefusalEntry]
+    """Sites that were looked at and left alone."""
+    edits: Count = 0
+    """Rewrites that have no site of their own, such as folded constants."""
+    notes: list[str] = []
+    """What a person should know about this run of the pass, one sentence each."""
+    bytes_before: Count
+    """Bytes of all weights of the graph before the pass."""
+    bytes_after: Count
+    """Bytes of all weights of the graph after the pass."""
+    macs_before: Count | None
+    """Multiply-accumulates of one sample before the pass; null where unknown."""
+    macs_after: Count | None
+    """The same after the pass."""
+    error: ErrorEntry | None
+    """Outputs after the pass against outputs before it, worst over outputs; null where it was not
+    measured."""
+    error_to_source: ErrorEntry | None = None
+    """The worst output against the source's after this pass: what a compensating pass lowers."""
+    seconds: Amount
+    """Wall time of the pass with its verification, in seconds."""
+    peak_rss_bytes: Count | None
+    """Peak resident memory of the process up to the end of the pass, in bytes."""
+    details: dict[str, JsonValue] = {}
+    """Results of the pass's own that no other field holds."""
+
+
+# --- how it was checked --------------------------------------------------------------------------
+
+
+class RuntimeEntry(Entry):
+    """The written artifact, run by ONNX Runtime, against the rewritten graph run by the reference
+    interpreter; worst over outputs. Another backend that `--backend` named stands under its name:
+    the rewritten graph as that backend runs it."""
+
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, ErrorEntry]
+
+    optimized: ErrorEntry | None
+    """With the runtime's graph optimisation on; null where it was not run."""
+    unoptimized: ErrorEntry | None
+    """With it off; null where it was not run."""
+
+    @property
+    def backends(self) -> dict[str, ErrorEntry]:
+        """The other backends' errors, by name."""
+        return self.__pydantic_extra__
+
+
+class VerificationEntry(Entry):
+    """The result against the source, on sample inputs."""
+
+    samples: Count = 0
+    """Number of samples compared."""
+    data: str = ""
+    """Where the samples come from."""
+    max_error: Amount = None
+    """Bound on rel_l2 that the user set; null for none."""
+    outputs: list[OutputEntry]
+    """The rewritten graph against the source graph, by output."""
+    runtime: RuntimeEntry
+    """The artifact in the runtime against the rewritten graph."""
+
+
+class EvaluatedEntry(Entry):
+    """What one task says of one model."""
+
+    figures: dict[str, Real]
+    """Figures by name."""
+    interval: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]]
+    """Ends of the 95 % confidence interval of each figure that has one."""
+    samples: Annotated[int, Field(ge=1, lt=2**63)]
+    """Number of samples."""
+    unit: str
+    """What a sample is, in the plural."""
+    detail: dict[str, JsonValue]
+    """Figures by kind of sample, and the setting they were taken in."""
+    notes: list[str]
+    """What a person should know about the figures, one sentence each."""
+    seconds: Annotated[float, Field(ge=0)]
+    """Wall time in seconds."""
+
+
+class BeforeAfterEntry(Entry):
+    """One task's results of the source and of the artifact, both in ONNX Runtime."""
+
+    before: EvaluatedEntry
+    """The source's result."""
+    after: EvaluatedEntry
+    """The artifact's result."""
+
+
+class ComparedEntry(Entry):
+    """One artifact or model among those that were judged side by side."""
+
+    name: str
+    """The folder or model as it was given."""
+    kind: str
+    """What the model is for; empty where unknown."""
+    backend: str
+    """Where it ran."""
+    bytes: Count | None
+    """Weights on disk; null where unknown."""
+    results: dict[str, EvaluatedEntry]
+    """Results by task."""
+
+
+class ComparisonEntry(Entry):
+    """The last `optimize-model eval` that this artifact took part in."""
+
+    reference: str
+    """Name of the original that others were compared with."""
+    this: str
+    """Name under which this artifact stands among the rows."""
+    rows: Annotated[list[ComparedEntry], Field(min_length=1)]
+    """What was judged, in the order in which it was named."""
+
+
+class Manifest(Entry):
+    """The manifest of a Graphwright artifact, version 1: what went in, what was done to it, and how
+    it was checked. All fields but times, memory peaks and the machine are the same on every run of
+    the same recipe on the same input."""
+
+    version: Literal[1] = Field(alias="schema")
+    """Version of this format."""
+    created: str = ""
+    """When the artifact was made, ISO 8601 in UTC."""
+    source: SourceEntry
+    """The model that went in."""
+    recipe: str
+    """The passes in order, as text that `optimize-model -p` takes."""
+    versions: Annotated[
+        dict[str, str],
+        AfterValidator(_ours),
+        Field(json_schema_extra={"required": ["graphwright"]}),
+    ]
+    """Versions of graphwright, Python and the libraries that took part, by name."""
+    machine: MachineEntry | None = None
+    """The machine that made the artifact."""
+    calibration: CalibrationEntry | None = None
+    """Calibration data; null or absent where no pass needed any."""
+    structure: StructureEntry | None = None
+    """What was recognised in the graph."""
+    costs: CostsEntry | None = None
+    """What one sample costs, of the source and behind each pass."""
+    passes: list[PassEntry]
+    """What each pass did, in the order of the recipe."""
+    verification: VerificationEntry
+    """The result against the source, on sample inputs."""
+    sizes: SizesEntry
+    """Sizes in bytes."""
+    predicted: ForecastEntry | None = None
+    """Forecast of a dry run; absent in an artifact."""
+    graph_before: TreeEntry | None = None
+    """The source graph by module."""
+    graph_after: TreeEntry | None = None
+    """The rewritten graph by module."""
+    eval: dict[str, BeforeAfterEntry] | None = None
+    """What `--eval` found, by task; absent or null where no task was asked for."""
+    comparison: ComparisonEntry | None = None
+    """The last `optimize-model eval` that this artifact took part in; absent where there was
+    none."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the file holds it: the fields that were set."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+# --- reading and writing -------------------------------------------------------------------------
 
 
 def load(folder: Path | str) -> Manifest:
     """The manifest of the artifact in ``folder``.
 
-    Raises ``BadInput`` where the folder is not a Graphwright artifact, or a newer version made it.
+    Raises ``BadInput`` where the folder is not a Graphwright artifact, where it was made by a newer
+    version, and where a field is missing, unknown or of another type, which it names.
     """
     path = Path(folder)
     file = path if path.name == FILE_NAME else path / FILE_NAME
@@ -76,168 +438,50 @@ def load(folder: Path | str) -> Manifest:
         why = f"it holds no {FILE_NAME}" if path.is_dir() else "there is no such folder"
         raise BadInput(f"{path}: not a Graphwright artifact: {why}")
     try:
-        manifest = json.loads(file.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(file.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise BadInput(f"{file}: not JSON: {error}") from None
-    check(manifest, str(file))
-    found: Manifest = manifest
-    return found
+    return parse(content, str(file))
 
 
-def check(manifest: object, where: str = FILE_NAME) -> None:
-    """The cheap checks that every reader relies on; ``validate`` is the thorough one.
-
-    Raises ``BadInput`` that names ``where`` and the first field that is wrong.
-    """
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+def parse(content: object, where: str = FILE_NAME) -> Manifest:
+    """The manifest that decoded JSON holds. Raises ``BadInput`` as ``load``, naming ``where``."""
+    version = content.get("schema") if isinstance(content, dict) else None
+    if type(version) is not int:
         raise BadInput(f"{where}: not a Graphwright manifest: it has no integer `schema`")
-    version = manifest["schema"]
     if version > SCHEMA:
         raise BadInput(
             f"{where}: written in format {version}, and this Graphwright reads up to {SCHEMA}: "
             "upgrade it with `pip install -U graphwright`"
         )
-    _require(manifest, _REQUIRED, where)
-    _require(manifest["verification"], _REQUIRED_OF_CHECKS, f"{where}: verification")
-    _require(manifest["sizes"], _REQUIRED_OF_SIZES, f"{where}: sizes")
-    for number, step in enumerate(manifest["passes"], 1):
-        _require(step, _REQUIRED_OF_PASS, f"{where}: pass {number}")
-        for site in step["sites"]:
-            _require(site, _REQUIRED_OF_SITE, f"{where}: a site of pass {number}")
-
-
-def _require(item: object, fields: Mapping[str, type], where: str) -> None:
-    if not isinstance(item, dict):
-        raise BadInput(f"{where}: damaged: not an object")
-    for key, kind in fields.items():
-        if not isinstance(item.get(key), kind):
-            raise BadInput(f"{where}: damaged: `{key}` is missing or is not a {kind.__name__}")
-
-
-def validate(manifest: object) -> None:
-    """Check a manifest against the whole JSON Schema.
-
-    Needs the package ``jsonschema`` (``Missing`` without it). Raises ``BadInput`` that names the
-    path of the offending field.
-    """
     try:
-        jsonschema = importlib.import_module("jsonschema")
-    except ModuleNotFoundError:
-        raise Missing("validating needs jsonschema: pip install jsonschema") from None
-    schema = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
-    error = jsonschema.exceptions.best_match(
-        jsonschema.Draft202012Validator(schema).iter_errors(manifest)
-    )
-    if error is not None:
-        raise BadInput(f"{FILE_NAME}: at {error.json_path}: {error.message}")
+        return Manifest.model_validate(content)
+    except ValidationError as error:
+        raise BadInput(f"{where}: damaged: {_first(error)}") from None
+
+
+def _first(error: ValidationError) -> str:
+    """The first wrong field by its path, and what is wrong with it."""
+    wrong = error.errors(include_url=False, include_input=False)[0]
+    path = ""
+    for step in wrong["loc"]:
+        path += f"[{step}]" if isinstance(step, int) else f".{step}"
+    reasons = {"missing": "is missing", "extra_forbidden": "is not a field of this format"}
+    message = wrong["msg"].removeprefix("Value error, ").replace("Input should", "should")
+    reason = reasons.get(wrong["type"], message)
+    return f"`{path.removeprefix('.')}` {reason}"
 
 
 def write(folder: Path | str, manifest: Manifest) -> Path:
-    """Write the manifest into ``folder``, keys sorted; the path of the file.
-
-    JSON has no NaN and no infinity: such numbers are written as null. Raises ``BadInput`` where a
-    required field is missing.
-    """
-    check(manifest)
+    """Write the manifest into ``folder``, keys sorted; the path of the file."""
     path = Path(folder) / FILE_NAME
-    text = json.dumps(_finite(manifest), sort_keys=True, indent=1, allow_nan=False)
+    text = json.dumps(manifest.to_json(), sort_keys=True, indent=1, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path
 
 
-def _finite(item: Any) -> Any:
-    if isinstance(item, dict):
-        return {key: _finite(value) for key, value in item.items()}
-    if isinstance(item, list | tuple):
-        return [_finite(value) for value in item]
-    return None if isinstance(item, float) and not math.isfinite(item) else item
-
-
 def stable(item: Any) -> Any:
-    """A manifest, or a part of one, without the fields that differ from run to run."""
+    """JSON of a manifest, or of a part of one, without the fields that differ from run to run."""
     if isinstance(item, dict):
         return {key: stable(value) for key, value in item.items() if key not in VOLATILE}
-    if isinstance(item, list):
-        return [stable(value) for value in item]
-    return item
-
-
-# --- comparing -----------------------------------------------------------------------------------
-
-
-def diff(a: Manifest, b: Manifest) -> list[Row]:
-    """The differences of two manifests in reading order, sites by group; what differs from run to
-    run is left out."""
-    left, right = dict(_facts(stable(a))), dict(_facts(stable(b)))
-    keys = list(left) + [key for key in right if key not in left]
-    order = {section: i for i, section in enumerate(dict.fromkeys(s for s, _ in keys))}
-    rows = [Row(*key, left.get(key), right.get(key)) for key in keys]
-    changed = [row for row in rows if row.a != row.b]
-    return sorted(changed, key=lambda row: order[row.section])
-
-
-def _facts(manifest: Manifest) -> Iterator[tuple[tuple[str, str], Any]]:
-    """The manifest's leaves, each under a section and a name that is unique within it."""
-    yield ("recipe", "recipe"), manifest["recipe"]
-    for section in ("source", "calibration", "sizes", "structure", "versions"):
-        for name, value in (manifest.get(section) or {}).items():
-            yield (section, name), value
-    for row in (manifest.get("costs") or {}).get("rows", []):
-        for name in ("macs", "weight_bytes", "kv_bytes"):
-            yield ("costs", f"{row['name']}: {name}"), row[name]
-    checks = manifest["verification"]
-    for output in checks.get("outputs", []):
-        for name, value in output.items():
-            yield ("verification", f"{output['name']}: {name}"), value
-    for mode, error in checks.get("runtime", {}).items():
-        for name, value in (error or {}).items():
-            yield ("verification", f"runtime {mode}: {name}"), value
-    for number, step in enumerate(manifest["passes"], 1):
-        label = f"{number} {step['name']}"
-        for name, value in {**step["options"], **(step.get("error") or {})}.items():
-            yield ("passes", f"{label}: {name}"), value
-        yield ("passes", f"{label}: sites"), len(step["sites"])
-        yield ("passes", f"{label}: refused"), len(step["refused"])
-    for task, sides in (manifest.get("eval") or {}).items():
-        for name, value in sides["after"]["figures"].items() if task not in MEASURED else ():
-            yield ("eval", f"{task}: {name}"), value
-    for group in site_groups(merged_sites(manifest)):
-        for name in ("count", "bytes_after", "bits_per_weight", "rel_l2"):
-            yield (f"sites {group['name']}", name), group[name]
-
-
-# --- building ------------------------------------------------------------------------------------
-
-
-def graph_tree(view: View) -> dict[str, Any]:
-    """The graph by module path: ops and weight bytes of each module, as the schema's ``tree``.
-
-    A weight that several modules share is counted where it is used first.
-    """
-    root: dict[str, Any] = {"name": "", "ops": {}, "params_bytes": 0, "children": []}
-    by_path = {"": root}
-    seen: set[Hashable] = set()
-    for node in view.nodes():
-        module = _module(by_path, view.scope(node))
-        op = view.op(node)
-        name = view.native_op(node) if op == "native" else op
-        module["ops"][name] = module["ops"].get(name, 0) + 1
-        for value in view.arguments(node):
-            weight = view.weight(value)
-            if weight is not None and weight.key not in seen:
-                seen.add(weight.key)
-                module["params_bytes"] += weight.nbytes
-    return root
-
-
-def _module(by_path: dict[str, dict[str, Any]], path: str) -> dict[str, Any]:
-    """The tree's entry for a dotted path; missing ones are added from the root down."""
-    parts = path.split(".") if path else []
-    entry = by_path[""]
-    for depth, part in enumerate(parts, 1):
-        key = ".".join(parts[:depth])
-        if key not in by_path:
-            by_path[key] = {"name": part, "ops": {}, "params_bytes": 0, "children": []}
-            entry["children"].append(by_path[key])
-        entry = by_path[key]
-    return entry
+    return [stable(value) for value in item] if isinstance(item, list) else item

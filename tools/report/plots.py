@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .summary import block_index
+from .summary import ChangedSite, block_index
 
 WIDTH = 880
 COLOURS = 8
@@ -93,25 +93,25 @@ def error_by_pass(rows: Sequence[tuple[str, float | None]]) -> dict[str, Any]:
     }
 
 
-def error_by_site(sites: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+def error_by_site(sites: Sequence[ChangedSite]) -> dict[str, Any] | None:
     """A point for each site with a positive ``rel_l2``, in graph order, coloured by group; ``None``
     where there are fewer than two."""
-    shown = [site for site in sites if site.get("rel_l2")]
+    shown = [(site, site.rel_l2) for site in sites if site.rel_l2]
     if len(shown) < 2:
         return None
     left, right, top, bottom = 64, WIDTH - 12, 12, 272
-    axis = LogAxis.over([site["rel_l2"] for site in shown], bottom, top)
+    axis = LogAxis.over([error for _, error in shown], bottom, top)
     step = (right - left) / len(shown)
-    groups = list(dict.fromkeys(site["group"] for site in shown))
+    groups = list(dict.fromkeys(site.group for site, _ in shown))
     colour = {group: min(i, COLOURS - 1) for i, group in enumerate(groups)}
     points = [
         {
             "x": round(left + step * (i + 0.5), 1),
-            "y": axis.at(site["rel_l2"]),
-            "colour": colour[site["group"]],
-            "title": f"{site['name']}: {site['rel_l2']:.3g}",
+            "y": axis.at(error),
+            "colour": colour[site.group],
+            "title": f"{site.name}: {error:.3g}",
         }
-        for i, site in enumerate(shown)
+        for i, (site, error) in enumerate(shown)
     ]
     legend = [{"label": g, "colour": c} for g, c in colour.items() if c < COLOURS - 1]
     rest = [g for g, c in colour.items() if c == COLOURS - 1]
@@ -128,7 +128,7 @@ def error_by_site(sites: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
         "ticks": axis.ticks(),
         "points": points,
         "legend": legend,
-        "blocks": _blocks([site["name"] for site in shown], left, step),
+        "blocks": _blocks([site.name for site, _ in shown], left, step),
     }
 
 

@@ -5,41 +5,78 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 from rich.filesize import decimal
+
+from .manifest import ErrorEntry, EvaluatedEntry, Manifest, PassEntry, RuntimeEntry
 
 INDEX = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 """An index in a dotted path: digits that are no part of a word, in ``h.3`` but not in ``fc1``."""
 
 
-def pass_text(step: dict[str, Any]) -> str:
+@dataclass(frozen=True)
+class ChangedSite:
+    """A site from before the first pass that touched it to after the last."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float | None
+    rel_l2: float | None
+    seconds: float | None
+    group: str
+    """See ``group_name``."""
+    passes: tuple[int, ...]
+    """Numbers of the passes that touched it."""
+
+
+@dataclass(frozen=True)
+class SiteGroup:
+    """Sums over sites of equal role."""
+
+    name: str
+    count: int
+    bytes_before: int
+    bytes_after: int
+    bits_per_weight: float | None
+    """The mean over the group's weights; ``None`` where no site says."""
+    rel_l2: float | None
+    """The worst of the group; ``None`` where no site says."""
+    seconds: float | None
+
+
+def pass_text(step: PassEntry) -> str:
     """A pass with its options, as a recipe writes it."""
-    if step.get("text"):
-        return str(step["text"])
-    options = " ".join(f"{name}={value}" for name, value in step["options"].items())
-    return f"{step['name']}{{{options}}}" if options else str(step["name"])
+    if step.text:
+        return step.text
+    options = " ".join(f"{name}={value}" for name, value in step.options.items())
+    return f"{step.name}{{{options}}}" if options else step.name
 
 
-def merged_sites(manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each site once, from before the first pass that touched it to after the last.
-
-    Adds ``group`` (see ``group_name``) and ``passes``, the numbers of the passes that touched it.
-    """
-    merged: dict[str, dict[str, Any]] = {}
-    for number, step in enumerate(manifest["passes"], 1):
-        for site in step["sites"]:
-            name = site["name"]
-            old = merged.get(name, {"group": group_name(name), "passes": []})
-            first = {key: old.get(key, site[key]) for key in ("bytes_before", "shape")}
-            merged[name] = {**old, **site, **first, "passes": [*old["passes"], number]}
+def merged_sites(manifest: Manifest) -> list[ChangedSite]:
+    """Each changed site once, in the order of the first pass that touched it."""
+    merged: dict[str, ChangedSite] = {}
+    for number, step in enumerate(manifest.passes, 1):
+        for site in step.sites:
+            first = merged.get(site.name)
+            merged[site.name] = ChangedSite(
+                site.name, site.kind,
+                shape=first.shape if first else tuple(site.shape),
+                bytes_before=first.bytes_before if first else site.bytes_before,
+                bytes_after=site.bytes_after,
+                bits_per_weight=site.bits_per_weight, rel_l2=site.rel_l2, seconds=site.seconds,
+                group=group_name(site.name), passes=(*(first.passes if first else ()), number),
+            )  # fmt: skip
     return list(merged.values())
 
 
-def with_weights(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def with_weights(sites: Sequence[ChangedSite]) -> list[ChangedSite]:
     """The sites that have bytes: where tokens are selected there are none."""
-    return [site for site in sites if site["bytes_before"] or site["bytes_after"]]
+    return [site for site in sites if site.bytes_before or site.bytes_after]
 
 
 def group_name(site: str) -> str:
@@ -69,50 +106,53 @@ def split_name(name: str) -> tuple[str, str]:
     return ".".join(parts[:cut]), ".".join(parts[cut:])
 
 
-def site_groups(sites: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Sums over each group, in the order of first appearance.
-
-    ``rel_l2`` is the worst of the group, ``bits_per_weight`` the mean over its weights; both are
-    ``None`` where no site says.
-    """
-    groups: dict[str, list[dict[str, Any]]] = {}
+def site_groups(sites: Sequence[ChangedSite]) -> list[SiteGroup]:
+    """Sums over each group, in the order of first appearance."""
+    groups: dict[str, list[ChangedSite]] = {}
     for site in sites:
-        groups.setdefault(site["group"], []).append(site)
+        groups.setdefault(site.group, []).append(site)
     return [_summary(name, members) for name, members in groups.items()]
 
 
-def _summary(name: str, members: list[dict[str, Any]]) -> dict[str, Any]:
-    errors = [site["rel_l2"] for site in members if site.get("rel_l2") is not None]
-    coded = [site for site in members if site.get("bits_per_weight") is not None]
-    weights = sum(math.prod(site["shape"]) for site in coded)
-    bits = sum(math.prod(site["shape"]) * site["bits_per_weight"] for site in coded)
-    seconds = [site["seconds"] for site in members if site.get("seconds") is not None]
-    return {
-        "name": name,
-        "count": len(members),
-        "kinds": sorted({site["kind"] for site in members}),
-        "bytes_before": sum(site["bytes_before"] for site in members),
-        "bytes_after": sum(site["bytes_after"] for site in members),
-        "bits_per_weight": bits / weights if weights else None,
-        "rel_l2": max(errors, default=None),
-        "seconds": sum(seconds) if seconds else None,
-    }
+def _summary(name: str, members: Sequence[ChangedSite]) -> SiteGroup:
+    coded = [(math.prod(s.shape), s.bits_per_weight) for s in members]
+    weights = sum(count for count, bits in coded if bits is not None)
+    bits = sum(count * bits for count, bits in coded if bits is not None)
+    seconds = [site.seconds for site in members if site.seconds is not None]
+    return SiteGroup(
+        name,
+        count=len(members),
+        bytes_before=sum(site.bytes_before for site in members),
+        bytes_after=sum(site.bytes_after for site in members),
+        bits_per_weight=bits / weights if weights else None,
+        rel_l2=max((s.rel_l2 for s in members if s.rel_l2 is not None), default=None),
+        seconds=sum(seconds) if seconds else None,
+    )
 
 
-def worst(errors: list[dict[str, Any]]) -> dict[str, Any] | None:
+def worst(errors: Sequence[ErrorEntry]) -> ErrorEntry | None:
     """The largest error of several outputs, number by number; ``None`` where there is none."""
     if not errors:
         return None
 
-    def extreme(key: str, pick: Callable[[list[float]], float]) -> float | None:
-        known = [error[key] for error in errors if error.get(key) is not None]
-        return pick(known) if len(known) == len(errors) else None
+    def extreme(
+        figures: Sequence[float | None], pick: Callable[[list[float]], float]
+    ) -> float | None:
+        known = [figure for figure in figures if figure is not None]
+        return pick(known) if len(known) == len(figures) else None
 
-    return {
-        "rel_l2": extreme("rel_l2", max),
-        "cosine": extreme("cosine", min),
-        "max_abs": extreme("max_abs", max),
-    }
+    return ErrorEntry(
+        rel_l2=extreme([error.rel_l2 for error in errors], max),
+        cosine=extreme([error.cosine for error in errors], min),
+        max_abs=extreme([error.max_abs for error in errors], max),
+    )
+
+
+def runs(runtime: RuntimeEntry) -> Iterator[tuple[str, ErrorEntry | None]]:
+    """What was run to check an artifact, as a label, and its error; ``None`` where it was not."""
+    yield "ONNX Runtime, optimisation on", runtime.optimized
+    yield "ONNX Runtime, optimisation off", runtime.unoptimized
+    yield from runtime.backends.items()
 
 
 # --- numbers as text -----------------------------------------------------------------------------
@@ -158,7 +198,7 @@ def magnitude(value: int | None) -> str:
     return str(value)
 
 
-def tokens_text(tokens: list[int | None]) -> str:
+def tokens_text(tokens: Sequence[int | None]) -> str:
     """Tokens that enter each block, runs of equal ones joined.
 
     >>> tokens_text([145, 145, 152]), tokens_text([])
@@ -174,9 +214,9 @@ def ratio(before: float, after: float) -> str:
     return f"{before / after:.2f}×" if before > 0 and after > 0 else "-"
 
 
-def evaluated_text(result: Mapping[str, Any], name: str) -> str:
+def evaluated_text(result: EvaluatedEntry, name: str) -> str:
     """A figure and, on a line of its own, the ends of its interval; a dash where there is none."""
-    value, ends = result["figures"].get(name), result["interval"].get(name)
+    value, ends = result.figures.get(name), result.interval.get(name)
     if value is None:
         return "-"
     if name.endswith("_bytes"):

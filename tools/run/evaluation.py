@@ -12,6 +12,7 @@ from ...ir.core.errors import BadInput
 from ..evaluate import EvalResult, Setting, Subject, evaluate_all, fitting_tasks, task_names
 from ..evaluate.plot import write_svg
 from ..report import manifest
+from ..report.manifest import ComparedEntry, ComparisonEntry
 from . import report
 
 DEFAULT_PLOT = Path("eval.svg")
@@ -49,18 +50,19 @@ def judge(
 
 def rows_of(
     subjects: Sequence[Subject], found: Mapping[str, Sequence[EvalResult]]
-) -> list[dict[str, Any]]:
-    """A plain dict a subject: ``name``, ``kind``, ``backend``, ``bytes`` and ``results``."""
+) -> list[ComparedEntry]:
+    """The subjects with their results, as the manifest holds them."""
     return [
-        {"name": subject.name, "kind": subject.kind, "backend": subject.backend,
-         "bytes": subject.bytes,
-         "results": {task: results[number].to_dict() for task, results in found.items()}}
+        ComparedEntry(
+            name=subject.name, kind=subject.kind, backend=subject.backend, bytes=subject.bytes,
+            results={task: results[number].entry() for task, results in found.items()},
+        )
         for number, subject in enumerate(subjects)
     ]  # fmt: skip
 
 
 def publish(
-    rows: Sequence[dict[str, Any]], reference: str, plot: Path | None
+    rows: Sequence[ComparedEntry], reference: str, plot: Path | None
 ) -> tuple[list[str], list[str]]:
     """Write the plot, and the comparison into the report of each artifact among the subjects.
 
@@ -73,7 +75,7 @@ def publish(
         else:
             failed.append("nothing to plot: that takes a task of quality and a size or a latency")
     for row in rows:
-        folder = Path(row["name"])
+        folder = Path(row.name)
         if not (folder / artifact.MANIFEST_FILE).is_file():
             continue
         try:
@@ -83,9 +85,9 @@ def publish(
     return written, failed
 
 
-def _into_report(folder: Path, rows: Sequence[dict[str, Any]], reference: str) -> Path:
+def _into_report(folder: Path, rows: Sequence[ComparedEntry], reference: str) -> Path:
     known = manifest.load(folder)
-    known["comparison"] = {"reference": reference, "this": str(folder), "rows": list(rows)}
+    known.comparison = ComparisonEntry(reference=reference, this=str(folder), rows=list(rows))
     with tempfile.TemporaryDirectory(prefix=".eval-", dir=folder) as scratch:
         made = [manifest.write(scratch, known), report.write(scratch, known)]
         for path in made:
@@ -93,6 +95,7 @@ def _into_report(folder: Path, rows: Sequence[dict[str, Any]], reference: str) -
     return folder / report.FILE_NAME
 
 
-def to_json(rows: Sequence[dict[str, Any]], reference: str, setting: Setting) -> dict[str, Any]:
+def to_json(rows: Sequence[ComparedEntry], reference: str, setting: Setting) -> dict[str, Any]:
     """What ``eval --json`` prints."""
-    return {"reference": reference, "seed": setting.seed, "subjects": list(rows)}
+    subjects = [row.model_dump(mode="json") for row in rows]
+    return {"reference": reference, "seed": setting.seed, "subjects": subjects}

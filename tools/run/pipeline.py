@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import os
 import platform
 import time
@@ -14,10 +15,10 @@ from typing import Any
 
 import torch
 
-from ...backends import artifact, triton
+from ...backends import artifact, find_backend
 from ...backends.fx_to_onnx import TRANSLATION_KEY
 from ...backends.lowering import lowered
-from ...backends.onnxruntime import check_device
+from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.heap import give_back
 from ...ir.core.view import View
@@ -27,12 +28,29 @@ from ...ir.run.batches import count_samples
 from ...ir.run.sweep import sweep
 from ...ir.run.verify import Difference, tolerance
 from ...ir.structure.cache_slots import answers, has_cache, next_step
+from ...passes.base import Pass, PassResult
 from ...passes.manager import Plan, Result, Samples, optimize, peak_rss_bytes, plan, worst_of
 from ...passes.recipe import Recipe
-from ...passes.report import MANIFEST_SCHEMA, versions
+from ...passes.report import versions
 from ..data.calibration import Calibration
 from ..data.calibration import read as read_calibration
 from ..report import manifest
+from ..report.manifest import (
+    BeforeAfterEntry,
+    ErrorEntry,
+    ForecastEntry,
+    MachineEntry,
+    Manifest,
+    OutputEntry,
+    PassEntry,
+    RefusalEntry,
+    RuntimeEntry,
+    SiteEntry,
+    SizesEntry,
+    SourceEntry,
+    VerificationEntry,
+)
+from ..report.module_tree import module_tree
 from . import report
 from .resume import remembering
 
@@ -72,8 +90,8 @@ class Request:
     """Whether to go on with a run that was killed: see ``resume``."""
     calibration_sha256: str = ""
     """Where given, data of any other hash is refused."""
-    backend: str = "onnxruntime"
-    """``triton`` also runs the rewritten graph there; the artifact is ONNX Runtime's either way."""
+    backend: str = DEFAULT
+    """Another one also runs the result; the artifact is ONNX Runtime's either way."""
     cache: bool | None = None
     """Whether a zoo or Hugging Face model gets its key-value cache as inputs and outputs; ``None``:
     if it writes text."""
@@ -81,7 +99,7 @@ class Request:
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
 
 
-def dry_run(request: Request) -> dict[str, Any]:
+def dry_run(request: Request) -> Manifest:
     """The forecast of a run as a manifest; weights may be absent."""
     started = time.perf_counter()
     view = load(
@@ -94,13 +112,12 @@ def dry_run(request: Request) -> dict[str, Any]:
     return _forecast_manifest(view, request.recipe, forecast)
 
 
-def run(request: Request, progress: Progress) -> dict[str, Any]:
+def run(request: Request, progress: Progress) -> Manifest:
     """Make the artifact; the manifest. Nothing is published where a check fails."""
     if request.out is not None:
         artifact.check_target(request.out, force=request.force)
-    check_device(request.device)
-    if request.backend == "triton":
-        triton.check_device(request.device)
+    for name in dict.fromkeys((DEFAULT, request.backend)):
+        find_backend(name).check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
     view = load(
         request.model, trust_remote_code=request.trust_remote_code, cache=request.cache
@@ -139,15 +156,15 @@ def _marks(request: Request, view: View, data: Calibration | None) -> dict[str, 
 
 def _published(
     request: Request, view: View, result: Result, data: Calibration | None, progress: Progress
-) -> dict[str, Any]:
+) -> Manifest:
     """The manifest; with ``request.out``, the artifact is there and checked."""
-    done = result.report.to_dict()
+    done = Manifest.model_validate(result.report.to_dict())
     if _given_cache(view):
-        done["source"]["cache"] = True
-    done["calibration"] = None if data is None else data.to_dict()
-    done["machine"] = _machine(request.device)
-    done["graph_before"] = manifest.graph_tree(result.source)
-    done["graph_after"] = manifest.graph_tree(result.graph)
+        done.source.cache = True
+    done.calibration = None if data is None else data.entry()
+    done.machine = _machine(request.device)
+    done.graph_before = module_tree(result.source)
+    done.graph_after = module_tree(result.graph)
     if request.out is None:
         return done
     progress("exporting to ONNX", 0, 1)
@@ -158,21 +175,21 @@ def _published(
         artifact.write_model(onnx.model, folder, progress)
         artifact.copy_side_files(view.source.folder, folder)
         _verify(request, view, result, folder, done, progress)
-        done["sizes"]["artifact_bytes"] = artifact.model_bytes(folder)
+        done.sizes.artifact_bytes = artifact.model_bytes(folder)
         if request.eval_tasks:
             manifest.write(folder, done)
-            done["eval"] = _evaluated(request, view, folder, progress)
-        done["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            done.eval = _evaluated(request, view, folder, progress)
+        done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest.write(folder, done)
         report.write(folder, done)
     return done
 
 
-def _note_translation(onnx: OnnxView, done: Mapping[str, Any]) -> None:
+def _note_translation(onnx: OnnxView, done: Manifest) -> None:
     """Say in the report what of the graph ``torch.onnx`` has translated, where any was."""
     remarks = onnx.metadata().get(TRANSLATION_KEY, "").splitlines()
-    if remarks and done["passes"]:
-        done["passes"][-1]["notes"] += [f"writing ONNX: {remark}" for remark in remarks]
+    if remarks and done.passes:
+        done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in remarks]
 
 
 def _calibration(request: Request, view: View, progress: Progress) -> Calibration | None:
@@ -195,7 +212,7 @@ def _calibration(request: Request, view: View, progress: Progress) -> Calibratio
 
 
 def _verify(
-    request: Request, source: View, result: Result, folder: Path, done: dict[str, Any],
+    request: Request, source: View, result: Result, folder: Path, done: Manifest,
     progress: Progress,
 ) -> None:  # fmt: skip
     """The artifact in ONNX Runtime against the rewritten graph, and against the source.
@@ -222,12 +239,12 @@ def _verify(
         switched = f"graph optimisation {'on' if optimized else 'off'}"
         progress(f"running the artifact, {switched}", 0, 1)
         executable = compile_model(
-            folder / artifact.MODEL_FILE, backend="onnxruntime", device=request.device,
+            folder / artifact.MODEL_FILE, backend=DEFAULT, device=request.device,
             optimize=optimized, lean=not optimized or heavy,
         )  # fmt: skip
         actual = [executable(**b) for b in checked]
         error = worst(worst_of(expected, actual))
-        done["verification"]["runtime"][mode] = error.to_dict()
+        setattr(done.verification.runtime, mode, ErrorEntry(**error.to_dict()))
         if not error.rel_l2 <= bound:
             raise BoundExceeded(
                 f"ONNX Runtime ({switched}) is {error.rel_l2:.3g} (relative L2) from the "
@@ -238,21 +255,24 @@ def _verify(
             rest = (answers(executable(**b)) for b in batches[1:])
             outputs = [answers(actual[0]), *rest]
             errors = worst_of(reference.outputs, outputs, shortened=True)
-            checks = done["verification"]
-            checks["outputs"] = [{"name": n, **d.to_dict()} for n, d in errors.items()]
-            checks["samples"] = count_samples(batches)
+            checks = done.verification
+            checks.outputs = [OutputEntry(name=n, **d.to_dict()) for n, d in errors.items()]
+            checks.samples = count_samples(batches)
             del outputs
         # The next session is made when this one is gone: each may hold the whole model.
         del actual, executable
         give_back()
-    if request.backend == "triton":
-        progress("running the graph in Triton", 0, 1)
-        executable = compile_model(rewritten, backend="triton", device=request.device)
+    other = request.backend
+    if other != DEFAULT:
+        progress(f"running it in {other}", 0, 1)
+        file = folder / artifact.MODEL_FILE
+        model = file if find_backend(other).runs_artifacts else rewritten
+        executable = compile_model(model, backend=other, device=request.device)
         error = worst(worst_of(expected, [_on_cpu(executable(**b)) for b in checked]))
-        done["verification"]["runtime"]["triton"] = error.to_dict()
+        setattr(done.verification.runtime, other, ErrorEntry(**error.to_dict()))
         if not error.rel_l2 <= bound:
             raise BoundExceeded(
-                f"Triton is {error.rel_l2:.3g} (relative L2) from the reference, more than "
+                f"{other} is {error.rel_l2:.3g} (relative L2) from the reference, more than "
                 f"{bound:g}: the artifact is not published. Use --backend onnxruntime"
             )
 
@@ -290,11 +310,11 @@ def _check_eval(request: Request, view: View) -> None:
 
 def _evaluated(
     request: Request, view: View, folder: Path, progress: Progress
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, BeforeAfterEntry]:
     """What the tasks say of the source and of the artifact, in turns in ONNX Runtime."""
     from .. import evaluate
 
-    source = evaluate.Subject.of(view, backend="onnxruntime", device=request.device)
+    source = evaluate.Subject.of(view, backend=DEFAULT, device=request.device)
     made = evaluate.Subject.of(
         folder, name="the artifact", device=request.device, kind=source.kind,
         tokenizer=source.folder if _has_tokenizer(source.folder) else None,
@@ -302,7 +322,7 @@ def _evaluated(
     setting = evaluate.Setting(progress=progress)
     found = evaluate.evaluate_all([source, made], request.eval_tasks, source, setting)
     return {
-        task: {"before": before.to_dict(), "after": after.to_dict()}
+        task: BeforeAfterEntry(before=before.entry(), after=after.entry())
         for task, (before, after) in found.items()
     }
 
@@ -320,63 +340,72 @@ def worst(errors: Mapping[str, Difference]) -> Difference:
     return max(errors.values(), key=lambda d: d.rel_l2)
 
 
-def _write_metadata(onnx: OnnxView, done: Mapping[str, Any]) -> None:
+def _write_metadata(onnx: OnnxView, done: Manifest) -> None:
     onnx.model.producer_name = "graphwright"
     onnx.model.producer_version = versions()["graphwright"]
-    onnx.metadata()["graphwright.recipe"] = done["recipe"]
-    onnx.metadata()["graphwright.source"] = f"{done['source']['kind']}:{done['source']['sha256']}"
-    for step in done["passes"]:
-        error = step["error"] or {}
-        onnx.metadata()[f"graphwright.pass.{step['order']}"] = (
-            f"{step['text']} sites={len(step['sites'])} bytes={step['bytes_after']} "
-            f"rel_l2={error.get('rel_l2', 0.0):.4g}"
+    onnx.metadata()["graphwright.recipe"] = done.recipe
+    onnx.metadata()["graphwright.source"] = f"{done.source.kind}:{done.source.sha256}"
+    for step in done.passes:
+        rel_l2 = step.error.rel_l2 if step.error else 0.0
+        onnx.metadata()[f"graphwright.pass.{step.order}"] = (
+            f"{step.text} sites={len(step.sites)} bytes={step.bytes_after} "
+            f"rel_l2={math.inf if rel_l2 is None else rel_l2:.4g}"
         )
 
 
-def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> dict[str, Any]:
-    passes = []
-    for order, ((text, result), made) in enumerate(
-        zip(forecast.passes, recipe.passes, strict=True), 1
-    ):
-        before = sum(site.bytes_before for site in result.sites)
-        after = sum(site.bytes_after for site in result.sites)
-        passes.append({
-            "order": order, "name": made.name, "text": text, "options": {}, "exact": made.exact,
-            "sites": [
-                {"name": s.name, "kind": s.kind, "shape": list(s.shape),
-                 "bytes_before": s.bytes_before, "bytes_after": s.bytes_after,
-                 "bits_per_weight": s.bits_per_weight}
-                for s in result.sites
-            ],
-            "refused": [{"site": s, "reason": r} for s, r in result.refused],
-            "bytes_before": before, "bytes_after": after, "macs_before": None, "macs_after": None,
-            "error": None, "seconds": None, "peak_rss_bytes": None,
-        })  # fmt: skip
-    return {
-        "schema": MANIFEST_SCHEMA,
-        "source": {"kind": view.source.kind, "name": view.source.name, "sha256": ""},
-        "recipe": str(recipe),
-        "versions": versions(),
-        "passes": passes,
-        "verification": {"outputs": [], "runtime": {"optimized": None, "unoptimized": None}},
-        "sizes": {"source_bytes": forecast.source_bytes, "artifact_bytes": 0},
-        "predicted": {
-            "artifact_bytes": forecast.artifact_bytes,
-            "peak_rss_bytes": max(forecast.peak_rss_bytes, peak_rss_bytes()),
-            "seconds": round(forecast.seconds, 1),
-        },
-    }
+def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> Manifest:
+    made = zip(forecast.passes, recipe.passes, strict=True)
+    return Manifest(
+        schema=manifest.SCHEMA,
+        source=SourceEntry.model_validate(
+            {"kind": view.source.kind, "name": view.source.name, "sha256": ""}
+        ),
+        recipe=str(recipe),
+        versions=versions(),
+        passes=[
+            _forecast_pass(order, text, pass_, result)
+            for order, ((text, result), pass_) in enumerate(made, 1)
+        ],
+        verification=VerificationEntry(
+            outputs=[],
+            runtime=RuntimeEntry.model_validate({"optimized": None, "unoptimized": None}),
+        ),
+        sizes=SizesEntry(source_bytes=forecast.source_bytes, artifact_bytes=0),
+        predicted=ForecastEntry(
+            artifact_bytes=forecast.artifact_bytes,
+            peak_rss_bytes=max(forecast.peak_rss_bytes, peak_rss_bytes()),
+            seconds=round(forecast.seconds, 1),
+        ),
+    )
 
 
-def _machine(device: str) -> dict[str, Any]:
+def _forecast_pass(order: int, text: str, pass_: Pass, result: PassResult) -> PassEntry:
+    return PassEntry(
+        order=order, name=pass_.name, text=text, options={}, exact=pass_.exact,
+        sites=[
+            SiteEntry(
+                name=site.name, kind=site.kind, shape=list(site.shape),
+                bytes_before=site.bytes_before, bytes_after=site.bytes_after,
+                bits_per_weight=site.bits_per_weight,
+            )
+            for site in result.sites
+        ],
+        refused=[RefusalEntry(site=site, reason=reason) for site, reason in result.refused],
+        bytes_before=sum(site.bytes_before for site in result.sites),
+        bytes_after=sum(site.bytes_after for site in result.sites),
+        macs_before=None, macs_after=None, error=None, seconds=None, peak_rss_bytes=None,
+    )  # fmt: skip
+
+
+def _machine(device: str) -> MachineEntry:
     pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return {
-        "platform": platform.platform(),
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
-        "memory_bytes": pages * size,
-        "device": torch.cuda.get_device_name() if device == "cuda" else "cpu",
-    }
+    return MachineEntry(
+        platform=platform.platform(),
+        cpu=_cpu_name(),
+        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        memory_bytes=pages * size,
+        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
+    )
 
 
 def _cpu_name() -> str:

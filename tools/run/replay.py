@@ -25,41 +25,42 @@ def replay(
     known = manifest.load(folder)
     if out is not None and out.resolve() == folder.resolve():
         raise BadInput(f"{out} is the artifact itself: give another --out")
-    source = known["source"]
-    gone = source["kind"] == "pt2" and not Path(source["name"]).exists()
-    if source["kind"] == "memory" or gone:
+    source = known.source
+    gone = source.kind == "pt2" and not Path(source.name).exists()
+    if source.kind == "memory" or gone:
         raise BadInput(
-            f"{folder}: made from a {source['kind']} graph ({source['name']}), which cannot be "
-            "loaded again: run gw.optimize on it with the recipe " + known["recipe"]
+            f"{folder}: made from a {source.kind} graph ({source.name}), which cannot be "
+            "loaded again: run gw.optimize on it with the recipe " + known.recipe
         )
     with tempfile.TemporaryDirectory(prefix="graphwright-replay-") as scratch:
         target = out if out is not None else Path(scratch) / "artifact"
-        data = known.get("calibration") or {}
+        data = known.calibration
         request = pipeline.Request(
-            source["name"], Recipe.parse(known["recipe"]), target,
-            max_error=known["verification"].get("max_error"), force=force,
-            cache=source.get("cache", False),
-            calibration=data.get("name", ""), calibration_samples=data.get("samples"),
-            calibration_length=data.get("length"), calibration_sha256=data.get("sha256", ""),
+            source.name, Recipe.parse(known.recipe), target,
+            max_error=known.verification.max_error, force=force, cache=source.cache,
+            calibration=data.name if data else "",
+            calibration_samples=data.samples if data else None,
+            calibration_length=data.length if data else None,
+            calibration_sha256=data.sha256 if data else "",
         )  # fmt: skip
         made = pipeline.run(request, progress)
-        if made["source"]["sha256"] != source["sha256"]:
+        if made.source.sha256 != source.sha256:
             raise BadInput(
-                f"{source['name']} has changed since {folder} was made: its hash was "
-                f"{source['sha256'][:12]}…, it is {made['source']['sha256'][:12]}…"
+                f"{source.name} has changed since {folder} was made: its hash was "
+                f"{source.sha256[:12]}…, it is {made.source.sha256[:12]}…"
             )
         different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
     if different:
-        versions = _changed_versions(known["versions"], made["versions"])
+        versions = _changed_versions(known.versions, made.versions)
         raise BoundExceeded(
             f"replay of {folder}: {', '.join(different)} came out different"
             + (f" (versions changed: {versions})" if versions else "")
         )
     return {
         "artifact": str(folder),
-        "recipe": known["recipe"],
+        "recipe": known.recipe,
         "identical": True,
-        "summary": f"{folder}: replayed {known['recipe']} on {source['name']}: "
+        "summary": f"{folder}: replayed {known.recipe} on {source.name}: "
         f"{' and '.join(artifact.MODEL_FILES)} byte-identical",
     }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import datetime
 from pathlib import Path
-from typing import Any
 
 from ...backends import artifact
 from ...backends import compile as compile_model
@@ -16,12 +15,13 @@ from ...ir.load.sources import load
 from ...ir.run.verify import sample_inputs, tolerance
 from ...passes.manager import worst_of
 from ..report import manifest
+from ..report.manifest import Manifest, RuntimeEntry, VerificationEntry
 from . import pipeline, report
 
 
 def resize(
     folder: Path, max_bytes: int, out: Path, progress: pipeline.Progress, *, force: bool = False
-) -> dict[str, Any]:
+) -> Manifest:
     """Write the largest size of ``folder`` whose model files take at most ``max_bytes``.
 
     Its manifest is that of ``folder`` with the sizes and the verification made anew: the runtime's
@@ -35,11 +35,11 @@ def resize(
     with artifact.publish(out, force=force) as target:
         progress(f"cutting {folder}", 0, 1)
         view = _written(folder, max_bytes, target, progress)
-        done["verification"] = _checked(view, target, progress)
-        done["sizes"]["artifact_bytes"] = artifact.model_bytes(target)
-        done["sizes"]["whole_bytes"] = possible_sizes(folder / artifact.MODEL_FILE)[-1]
-        done.pop("eval", None)
-        done["created"] = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        done.verification = _checked(view, target, progress)
+        done.sizes.artifact_bytes = artifact.model_bytes(target)
+        done.sizes.whole_bytes = possible_sizes(folder / artifact.MODEL_FILE)[-1]
+        done.eval = None
+        done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         artifact.copy_side_files(str(folder), target)
         manifest.write(target, done)
         report.write(target, done)
@@ -61,7 +61,7 @@ def _written(folder: Path, max_bytes: int, target: Path, progress: pipeline.Prog
             raise BadInput(f"{folder}: no size fits in {max_bytes} bytes; try {max_bytes + over}")
 
 
-def _checked(view: View, target: Path, progress: pipeline.Progress) -> dict[str, Any]:
+def _checked(view: View, target: Path, progress: pipeline.Progress) -> VerificationEntry:
     inputs = sample_inputs(view)
     results = []
     for optimized in (False, True):
@@ -75,4 +75,5 @@ def _checked(view: View, target: Path, progress: pipeline.Progress) -> dict[str,
             f"ONNX Runtime's graph optimisation changes the outputs by {found.rel_l2:.3g} "
             f"(relative L2), more than {bound:g}: nothing is published. Update onnxruntime"
         )
-    return {"outputs": [], "runtime": {"optimized": found.to_dict(), "unoptimized": None}}
+    checked = {"optimized": found.to_dict(), "unoptimized": None}
+    return VerificationEntry(outputs=[], runtime=RuntimeEntry.model_validate(checked))

@@ -25,11 +25,11 @@ WITH_CACHE = ("tiny-llama", "tiny-llava", "tiny-llava-next")
 """Models that write text: their loaders also take ``cache``."""
 
 
-def load_zoo(name: str, *, dtype: torch.dtype | None = None, cache: bool | None = False) -> FxView:
-    """The model ``zoo:name``, with its key-value cache where ``cache`` asks for it, or is ``None``
-    and the model has one.
+def load_zoo(name: str, *, dtype: torch.dtype | None = None, cache: bool | None = None) -> FxView:
+    """The model ``zoo:name``; one that writes text has its key-value cache, unless ``cache`` is
+    false.
 
-    Raises ``BadInput`` for an unknown name and for a cache of a model that writes no text,
+    Raises ``BadInput`` for an unknown name and for a true ``cache`` of a model that writes no text,
     ``Missing`` without the model's package.
     """
     if name not in ZOO:

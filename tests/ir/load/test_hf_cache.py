@@ -211,10 +211,10 @@ def test_models_without_a_cache(tmp_path: Path) -> None:
 
 def test_a_cache_where_there_is_one(tmp_path: Path) -> None:
     small_models.bert(layers=1).module.model.save_pretrained(tmp_path)
-    assert not has_cache(load(tmp_path, cache=None))
-    assert not has_cache(load("zoo:minilm", cache=None))
-    assert has_cache(load("zoo:tiny-llama", cache=None))
-    assert not has_cache(load("zoo:tiny-llama"))
+    assert not has_cache(load(tmp_path))
+    assert not has_cache(load("zoo:minilm"))
+    assert has_cache(load("zoo:tiny-llama"))
+    assert not has_cache(load("zoo:tiny-llama", cache=False))
 
 
 def test_layers_whose_state_is_no_cache(tmp_path: Path) -> None:

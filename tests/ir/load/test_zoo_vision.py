@@ -29,7 +29,7 @@ CLASSES = {
 
 @pytest.fixture(scope="module")
 def graphs() -> dict[str, FxView]:
-    return {name: gw.load(f"zoo:{name}") for name in FOLDERS}
+    return {name: gw.load(f"zoo:{name}", cache=False) for name in FOLDERS}
 
 
 def two(view: FxView) -> dict[str, torch.Tensor]:

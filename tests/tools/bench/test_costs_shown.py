@@ -9,16 +9,17 @@ from typing import Any
 import pytest
 from graphwright.ir.structure.costs import MAC_CONVENTION
 from graphwright.tools.cli import terminal
-from graphwright.tools.report import manifest
+from graphwright.tools.report import manifest_diff
+from graphwright.tools.report.manifest import Manifest, parse
 from graphwright.tools.report.summary import tokens_text
 from graphwright.tools.run import report
 from rich.console import Console
 
-Make = Callable[..., dict[str, Any]]
+Make = Callable[..., Manifest]
 
 
 @pytest.fixture
-def told(make_manifest: Make) -> dict[str, Any]:
+def told(make_json: Callable[..., dict[str, Any]]) -> Manifest:
     rows = [
         {"name": "source", "macs": 369_448_192, "weight_bytes": 8_377_032, "kv_bytes": 466_944,
          "tokens": [145] * 5 + [152] * 6},
@@ -27,7 +28,7 @@ def told(make_manifest: Make) -> dict[str, Any]:
         {"name": "2 other", "macs": None, "weight_bytes": 8_000_000, "kv_bytes": 0,
          "tokens": [None, None]},
     ]  # fmt: skip
-    made = make_manifest("quantize", layers=1)
+    made = make_json("quantize", layers=1)
     made["costs"] = {
         "convention": MAC_CONVENTION, "sizes": {"batch": 1, "seq": 152}, "rows": rows
     }
@@ -35,11 +36,10 @@ def told(make_manifest: Make) -> dict[str, Any]:
         "name": "zoo:tiny-llava", "sha256": "ab" * 32, "samples": 128, "tokens": 19_456,
         "length": None,
     }  # fmt: skip
-    manifest.validate(made)
-    return made
+    return parse(made)
 
 
-def test_the_terminal_says_before_and_after(told: dict[str, Any]) -> None:
+def test_the_terminal_says_before_and_after(told: Manifest) -> None:
     console = Console(file=io.StringIO(), width=100)
     terminal.print_costs(console, told)
     said = console.file.getvalue()  # type: ignore[attr-defined]
@@ -52,7 +52,7 @@ def test_the_terminal_says_before_and_after(told: dict[str, Any]) -> None:
     assert f"with batch=1, seq=152; {MAC_CONVENTION}" in whole
 
 
-def test_the_report_says_the_same(told: dict[str, Any]) -> None:
+def test_the_report_says_the_same(told: Manifest) -> None:
     page = report.render(told)
     assert "<td>145 x5, 152 x2, 44 x3</td>" in page and MAC_CONVENTION in page
     assert "128 samples, 19456 tokens" in page
@@ -66,8 +66,8 @@ def test_a_manifest_without_costs_is_shown_without(make_manifest: Make) -> None:
     assert "Costs of one sample" not in report.render(make_manifest("quantize"))
 
 
-def test_differences_of_costs_are_listed(told: dict[str, Any], make_manifest: Make) -> None:
-    rows = manifest.diff(told, make_manifest("quantize", layers=1))
+def test_differences_of_costs_are_listed(told: Manifest, make_manifest: Make) -> None:
+    rows = manifest_diff.diff(told, make_manifest("quantize", layers=1))
     found = {row.name: (row.a, row.b) for row in rows if row.section == "costs"}
     assert found["1 fastv: kv_bytes"] == (223_232, None)
 

@@ -4,34 +4,34 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from graphwright.tools.cli.main import main
 from graphwright.tools.report import manifest
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("made") / "out4"
-    with pytest.raises(SystemExit) as leave:
-        main(["zoo:minilm", "-p", "quantize{bits=4 group=32}", "-o", str(out), "--json"])
-    assert leave.value.code == 0
-    return out
+def artifact(publish: Callable[..., Path]) -> Path:
+    return publish("zoo:minilm", "quantize{bits=4 group=32}")
 
 
-def test_the_manifest_keeps_to_its_schema_and_tells_what_happened(artifact: Path) -> None:
+def test_the_manifest_keeps_to_its_schema_and_tells_what_happened(
+    artifact: Path, keeps_schema: Any
+) -> None:
+    keeps_schema(json.loads((artifact / manifest.FILE_NAME).read_bytes()))
     done = manifest.load(artifact)
-    manifest.validate(done)
-    (step,) = done["passes"]
-    assert len(step["sites"]) == 36 and step["refused"] == []
-    before, after = (sum(s[f"bytes_{when}"] for s in step["sites"]) for when in ("before", "after"))
+    (step,) = done.passes
+    assert len(step.sites) == 36 and step.refused == []
+    before, after = sum(s.bytes_before for s in step.sites), sum(s.bytes_after for s in step.sites)
     assert after / before == pytest.approx(4.5 / 32)
-    assert done["sizes"]["artifact_bytes"] < 0.62 * done["sizes"]["source_bytes"]
-    assert done["verification"]["samples"] == 256
-    assert done["verification"]["runtime"]["unoptimized"]["rel_l2"] < 1e-5
-    assert done["source"]["name"] == "zoo:minilm" and len(done["source"]["sha256"]) == 64
+    assert done.sizes.artifact_bytes < 0.62 * done.sizes.source_bytes
+    assert done.verification.samples == 256
+    unoptimized = done.verification.runtime.unoptimized
+    assert unoptimized is not None and unoptimized.rel_l2 is not None
+    assert unoptimized.rel_l2 < 1e-5
+    assert done.source.name == "zoo:minilm" and len(done.source.sha256) == 64
     assert {"model.onnx", "model.onnx.data", "report.html", "tokenizer.json"} <= {
         path.name for path in artifact.iterdir()
     }
@@ -119,7 +119,7 @@ def test_a_model_that_does_not_trace_says_where(
     assert code == 2 and "gate" in err
 
 
-def test_dry_run_reads_no_weight(tmp_path: Path, command: Any) -> None:
+def test_dry_run_reads_no_weight(tmp_path: Path, command: Any, keeps_schema: Any) -> None:
     (tmp_path / "config.json").write_text(json.dumps({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 64,
         "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -128,7 +128,7 @@ def test_dry_run_reads_no_weight(tmp_path: Path, command: Any) -> None:
     code, out, err = command(str(tmp_path), "-p", "quantize{bits=4}", "--dry-run", "--json")
     assert code == 0, err
     planned = json.loads(out)
-    manifest.validate(planned)
+    keeps_schema(planned)
     assert len(planned["passes"][0]["sites"]) == 15
     assert planned["predicted"]["artifact_bytes"] < planned["sizes"]["source_bytes"]
     code, _, err = command(str(tmp_path), "-p", "quantize", "-o", str(tmp_path / "out"))

@@ -5,14 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from graphwright.ir.load.zoo.text import english_sentences
 from graphwright.tools.cli import terminal
-from graphwright.tools.cli.main import main
 from graphwright.tools.report import manifest
+from graphwright.tools.report.manifest_diff import diff
 from graphwright.tools.run import pipeline
 from rich.console import Console
 
@@ -33,27 +34,22 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def made(language_model: Path, publish: Callable[..., Path]) -> Path:
     """An artifact with before and after of two tasks."""
-    out = tmp_path_factory.mktemp("made") / "out4"
-    with pytest.raises(SystemExit) as leave:
-        main([str(language_model), "-p", "quantize{bits=4 group=32}", "-o", str(out),
-              "--eval", "recall,latency", "--json"])  # fmt: skip
-    assert leave.value.code == 0
-    return out
+    return publish(language_model, "quantize{bits=4 group=32}", "--eval", "recall,latency")
 
 
 def test_before_and_after_stand_in_the_manifest(made: Path) -> None:
     done = manifest.load(made)
-    manifest.validate(done)
-    assert set(done["eval"]) == {"recall", "latency"}
-    for sides in done["eval"].values():
-        assert sides["before"]["samples"] == sides["after"]["samples"] > 0
-    assert done["eval"]["recall"]["before"]["interval"]["copy"][0] >= 0
-    assert done["eval"]["latency"]["after"]["detail"]["backend"] == "onnxruntime"
+    assert done.eval is not None and set(done.eval) == {"recall", "latency"}
+    for sides in done.eval.values():
+        assert sides.before.samples == sides.after.samples > 0
+    assert done.eval["recall"].before.interval["copy"][0] >= 0
+    assert done.eval["latency"].after.detail["backend"] == "onnxruntime"
     page = (made / "report.html").read_text()
     assert '<section id="eval">' in page and "median_ms" in page
-    assert [row.section for row in manifest.diff(done, {**done, "eval": None})] == ["eval"] * 2
+    unjudged = done.model_copy(update={"eval": None})
+    assert [row.section for row in diff(done, unjudged)] == ["eval"] * 2
 
 
 def test_the_final_table_shows_before_and_after(made: Path) -> None:
@@ -115,14 +111,15 @@ def test_several_side_by_side(
     assert re.search(r"perplexity on \d\d windows, agreement on", out)
     assert (tmp_path / "eval.svg").is_file() and "eval.svg" in err and "report.html" in err
     done = manifest.load(made)
-    manifest.validate(done)
-    first, second = done["comparison"]["rows"]
-    assert first["results"]["agreement"]["figures"] == {"top1": 1.0, "kl": 0.0}
-    assert 0 < second["results"]["agreement"]["figures"]["kl"] < 1
-    assert second["bytes"] < first["bytes"]
+    assert done.comparison is not None
+    first, second = done.comparison.rows
+    assert first.results["agreement"].figures == {"top1": 1.0, "kl": 0.0}
+    divergence = second.results["agreement"].figures["kl"]
+    assert divergence is not None and 0 < divergence < 1
+    assert first.bytes is not None and second.bytes is not None and second.bytes < first.bytes
     page = (made / "report.html").read_text()
     assert "Side by side" in page and 'aria-label="Quality against size and latency"' in page
-    assert "eval" in done and not list(made.glob(".eval-*"))
+    assert done.eval is not None and not list(made.glob(".eval-*"))
 
 
 def test_json_is_all_of_stdout(language_model: Path, text: Path, command: Any) -> None:

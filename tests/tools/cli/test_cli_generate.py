@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,6 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.load.zoo.text import read_tokenizer
-from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
 from graphwright.tools.report import manifest
 from graphwright.tools.run import generating, pipeline, replay
@@ -28,20 +28,9 @@ TOKENS = 9
 
 
 @pytest.fixture(scope="module")
-def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def artifact(language_model: Path, publish: Callable[..., Path]) -> Path:
     """An artifact with a cache that computes what the model does."""
-    out = tmp_path_factory.mktemp("made") / "cached"
-    arguments = [str(language_model), "-p", "clean{optional=true}", "-o", str(out)]
-    with pytest.raises(SystemExit) as leave:
-        main([*arguments, "--json"])
-    assert leave.value.code == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def plain(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same without a cache."""
-    return gw.export(gw.load(language_model), tmp_path_factory.mktemp("made") / "plain")
+    return publish(language_model, "clean{optional=true}")
 
 
 @pytest.fixture(scope="module")
@@ -119,13 +108,13 @@ def test_the_command_writes_what_the_model_does(
 
 
 def test_without_a_cache_it_says_so(
-    artifact: Path, plain: Path, command: Any
+    artifact: Path, plain_artifact: Path, command: Any
 ) -> None:
-    code, out, err = command(str(plain), PROMPT, "--max-new-tokens", "5")
+    code, out, err = command(str(plain_artifact), PROMPT, "--max-new-tokens", "5")
     assert code == 0 and out == command(str(artifact), PROMPT, "--max-new-tokens", "5")[1]
     assert "note: the graph has no key-value cache" in err and "--cache" in err
     with pytest.warns(UserWarning, match="no key-value cache"):
-        gw.generate(plain, PROMPT, max_new_tokens=1)
+        gw.generate(plain_artifact, PROMPT, max_new_tokens=1)
 
 
 def test_sampling_from_the_command(artifact: Path, command: Any) -> None:
@@ -176,12 +165,11 @@ def test_a_character_of_several_tokens_comes_whole(language_model: Path) -> None
 
 
 def test_the_manifest_tells_of_the_cache(
-    artifact: Path, plain: Path, monkeypatch: pytest.MonkeyPatch
+    artifact: Path, plain_artifact: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     done = manifest.load(artifact)
-    manifest.validate(done)
-    assert done["source"]["cache"] is True and "cache" not in manifest.load(plain)["source"]
-    assert {o["name"] for o in done["verification"]["outputs"]} == {"logits"}
+    assert done.source.cache and "cache" not in manifest.load(plain_artifact).to_json()["source"]
+    assert {output.name for output in done.verification.outputs} == {"logits"}
     asked: list[pipeline.Request] = []
 
     def stop(request: pipeline.Request, progress: Any) -> None:
@@ -194,8 +182,8 @@ def test_the_manifest_tells_of_the_cache(
     assert asked[0].cache
 
 
-def test_evaluation_starts_with_an_empty_cache(artifact: Path, plain: Path) -> None:
-    made, other = Subject.of(artifact), Subject.of(plain)
+def test_evaluation_starts_with_an_empty_cache(artifact: Path, plain_artifact: Path) -> None:
+    made, other = Subject.of(artifact), Subject.of(plain_artifact)
     example = made.example(2, 7)
     assert example["attention_mask"].shape == (2, 7)
     assert set(example) == {"input_ids", "attention_mask"}
@@ -281,7 +269,8 @@ def test_prompts_without_an_image_of_a_pruned_model(vision_model: Path, picture:
     samples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids),
                 "pixel_values": torch.zeros(1, 3, 24, 24)}]  # fmt: skip
     cached = translated(gw.load(vision_model, cache=True))
-    for graph, told in ((cached, "apart"), (gw.load(vision_model), "make the artifact with")):
+    plain = gw.load(vision_model, cache=False)
+    for graph, told in ((cached, "apart"), (plain, "make the artifact with")):
         pruned = gw.optimize(graph, "fastervlm{keep=4}", samples=samples).graph
         with pytest.raises(BadInput, match=f"prompt 1 has no image, and .* were pruned.*{told}"):
             gw.generate(pruned, [question] * 2, images=[None, picture], max_new_tokens=2)

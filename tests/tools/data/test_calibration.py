@@ -24,7 +24,7 @@ WORDS = "The quick brown fox jumps over the lazy dog. " * 40
 
 @pytest.fixture(scope="module")
 def llama(language_model: Path) -> View:
-    return load(language_model)
+    return load(language_model, cache=False)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def vit() -> View:
 
 @pytest.fixture(scope="module")
 def llava() -> View:
-    return load("zoo:tiny-llava")
+    return load("zoo:tiny-llava", cache=False)
 
 
 def jsonl(path: Path, *entries: Any) -> str:
@@ -57,10 +57,10 @@ def test_text_is_cut_into_windows_that_fit_the_model(tmp_path: Path, llama: View
     whole = read(str(file), llama)
     assert whole.length == 96 < LENGTH  # the model's max_position_embeddings
     ids = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in whole.batches])
-    found = whole.to_dict()
-    assert found["tokens"] == len(ids)
-    assert found["samples"] == -(-len(ids) // 96)
-    assert read(str(file), llama, samples=3, length=17).to_dict()["tokens"] == 3 * 17
+    found = whole.entry()
+    assert found.tokens == len(ids)
+    assert found.samples == -(-len(ids) // 96)
+    assert read(str(file), llama, samples=3, length=17).entry().tokens == 3 * 17
     assert read(str(file), llama).sha256 == whole.sha256
     assert read(str(file), llama, samples=3).sha256 != whole.sha256
 
@@ -145,7 +145,7 @@ def test_arrays_are_cut_into_batches(tmp_path: Path, vit: View, kind: str) -> No
     found = read(str(path), vit)
     assert [len(b["pixel_values"]) for b in found.batches] == [8, 3]
     assert torch.equal(torch.cat([b["pixel_values"] for b in found.batches]), pixels)
-    assert found.to_dict()["tokens"] is None
+    assert found.entry().tokens is None
     five = read(str(path), vit, samples=5).batches
     assert torch.equal(torch.cat([b["pixel_values"] for b in five]), pixels[:5])
 
@@ -251,7 +251,7 @@ def test_text_for_models_of_images(tmp_path: Path, vit: View, llava: View) -> No
 def test_the_zoo_gives_other_samples_than_runs_are_verified_on(vit: View, llava: View) -> None:
     for view in (vit, llava):
         found = read(view.source.name, view, samples=9)
-        assert found.to_dict()["samples"] == 9
+        assert found.entry().samples == 9
         shown = torch.cat([b["pixel_values"] for b in found.batches])
         known = torch.cat([b["pixel_values"] for b in view.source.samples])
         assert torch.cdist(shown.flatten(1), known.flatten(1)).min() > 1
@@ -259,7 +259,7 @@ def test_the_zoo_gives_other_samples_than_runs_are_verified_on(vit: View, llava:
 
 def test_the_zoo_s_text_is_tokenized_by_the_model(llama: View) -> None:
     found = read("zoo:tiny-llama", llama, samples=8, length=32)
-    assert found.to_dict()["tokens"] == 8 * 32
+    assert found.entry().tokens == 8 * 32
     assert calibration.SAMPLES == 128
 
 
@@ -305,9 +305,8 @@ def test_the_manifest_says_what_was_used_and_replay_refuses_other_data(
     code, said = command(model, "-p", recipe, "-o", "out", *options)
     assert code == 0 and "calibrated on a.npz: 21 samples" in said, said
     made = manifest.load("out")
-    manifest.validate(made)
-    assert made["calibration"] == read("a.npz", load(model), samples=21).to_dict()
-    assert made["calibration"]["tokens"] is None and made["calibration"]["samples"] == 21
+    assert made.calibration == read("a.npz", load(model, cache=False), samples=21).entry()
+    assert made.calibration.tokens is None and made.calibration.samples == 21
     assert "byte-identical" in command("replay", "out")[1]
     np.savez("a.npz", x=np.where(np.arange(30)[:, None] < 21, x, 0))
     assert "byte-identical" in command("replay", "out")[1]  # the rows that were used are the same
@@ -318,7 +317,7 @@ def test_the_manifest_says_what_was_used_and_replay_refuses_other_data(
 
 def test_too_few_tokens_are_said_and_marked(tmp_path: Path, language_model: Path) -> None:
     gw: Any = importlib.import_module("graphwright")
-    view = load(language_model)
+    view = load(language_model, cache=False)
     data = jsonl(tmp_path / "a.jsonl", {"text": WORDS})
     recipe = "quantize{bits=2 group=16 kinds=[q down]},eora{rank=40}"
     for length, short in ((40, {"down"}), (20, {"q", "down"})):

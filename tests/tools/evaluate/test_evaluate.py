@@ -48,24 +48,18 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture(scope="module")
-def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("artifact") / "plain"
-    gw.export(gw.load(language_model), out)
-    return out
-
-
 # --- one model, three ways to run it -------------------------------------------------------------
 
 
 def test_graph_executable_and_artifact_give_the_same_numbers(
-    language_model: Path, artifact: Path, text: Path
+    language_model: Path, plain_artifact: Path, text: Path
 ) -> None:
-    view = gw.load(language_model)
+    view = gw.load(language_model, cache=False)
+    executable = gw.compile(view, backend="onnxruntime")
     found = [
         evaluate(thing, "perplexity,agreement,recall,generate", view, 24, data=text)
-        for thing in (view, gw.compile(view, backend="onnxruntime"), artifact, str(language_model))
-    ]  # fmt: skip
+        for thing in (view, executable, plain_artifact, str(language_model))
+    ]
     for other in found[1:]:
         for task, result in other.items():
             first = found[0][task]
@@ -121,7 +115,7 @@ def test_padding_and_batches_change_nothing(
     language_model: Path, text: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tasks = "perplexity,recall,agreement,generate"
-    view = gw.load(language_model)
+    view = gw.load(language_model, cache=False)
     together = evaluate(view, tasks, view, 18, data=text)
     monkeypatch.setattr(documents, "TOKENS_PER_BATCH", 1)
     alone = evaluate(view, tasks, view, 18, data=text)
@@ -287,19 +281,19 @@ def write_words(folder: Path, words: list[str]) -> None:
 
 
 def test_latency_and_memory_of_artifact_and_executable(
-    language_model: Path, artifact: Path
+    language_model: Path, plain_artifact: Path
 ) -> None:
-    executable = gw.compile(gw.load(language_model), backend="eager")
+    executable = gw.compile(gw.load(language_model, cache=False), backend="eager")
     made, ran = (
         evaluate(thing, "latency,memory", batch=3, length=5, tokenizer=language_model)
-        for thing in (artifact, executable)
+        for thing in (plain_artifact, executable)
     )
     for found in (made, ran):
         low, high = found["latency"].interval["median_ms"]
         assert 0 < low <= found["latency"].figures["median_ms"] <= high
         assert found["latency"].detail["shapes"]["input_ids"] == [3, 5]
         assert found["memory"].figures["peak_bytes"] > 5e7
-    sizes = [(artifact / n).stat().st_size for n in ("model.onnx", "model.onnx.data")]
+    sizes = [(plain_artifact / n).stat().st_size for n in ("model.onnx", "model.onnx.data")]
     assert made["memory"].figures["disk_bytes"] == sum(sizes)
     assert made["memory"].figures["model_bytes"] < made["memory"].figures["peak_bytes"]
     assert (made["memory"].samples, made["memory"].detail["process"]) == (3, "a fresh one")
@@ -329,7 +323,7 @@ def test_nan_is_said_and_never_a_number(language_model: Path, text: Path) -> Non
 
 
 def test_refusals(language_model: Path, text: Path, tmp_path: Path) -> None:
-    view = gw.load(language_model)
+    view = gw.load(language_model, cache=False)
     with pytest.raises(BadInput, match=r"vqa does not fit .*text-generation.*perplexity, agr"):
         evaluate(view, "vqa")
     with pytest.raises(BadInput, match="no task 'recal'; did you mean recall"):
@@ -354,7 +348,7 @@ def test_refusals(language_model: Path, text: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_samples_for_an_interval(language_model: Path, text: Path) -> None:
-    view = gw.load(language_model)
+    view = gw.load(language_model, cache=False)
     with pytest.raises(BadInput, match=r"12 prompts give ±0\.195, more than the ±0\.01 .*about"):
         evaluate(view, "recall", None, 12, interval=0.01)
     assert evaluate(view, "recall", None, 12, interval=0.5)["recall"].samples == 12

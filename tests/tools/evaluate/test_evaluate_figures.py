@@ -10,6 +10,7 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from graphwright.tools.evaluate import plot, stats
+from graphwright.tools.report.manifest import ComparedEntry, EvaluatedEntry
 
 
 @pytest.mark.parametrize(
@@ -54,14 +55,18 @@ def test_the_front_holds_what_nothing_beats() -> None:
     assert plot.pareto(points, "lower") == [point(1, 5), point(2, 4)]
 
 
-def row(name: str, size: int | None, quality: float, ms: float | None) -> dict[str, Any]:
-    results: dict[str, Any] = {
-        "perplexity": {"figures": {"perplexity": quality},
-                       "interval": {"perplexity": [quality * 0.9, quality * 1.1]}},
-    }  # fmt: skip
+def result(figure: str, value: float, ends: tuple[float, ...] = ()) -> EvaluatedEntry:
+    return EvaluatedEntry(
+        figures={figure: value}, interval={figure: list(ends)} if ends else {}, samples=1,
+        unit="runs", detail={}, notes=[], seconds=0.0,
+    )  # fmt: skip
+
+
+def row(name: str, size: int | None, quality: float, ms: float | None) -> ComparedEntry:
+    results = {"perplexity": result("perplexity", quality, (quality * 0.9, quality * 1.1))}
     if ms is not None:
-        results["latency"] = {"figures": {"median_ms": ms}, "interval": {}}
-    return {"name": name, "bytes": size, "results": results}
+        results["latency"] = result("median_ms", ms)
+    return ComparedEntry(name=name, kind="", backend="eager", bytes=size, results=results)
 
 
 def test_panels_place_cheap_left_and_high_up() -> None:
@@ -82,10 +87,10 @@ def test_panels_place_cheap_left_and_high_up() -> None:
 
 @pytest.mark.parametrize("rows", [
     [row("a", None, 10.0, None)],
-    [{"name": "a", "bytes": 5, "results": {"latency": {"figures": {"median_ms": 1.0},
-                                                        "interval": {}}}}],
+    [ComparedEntry(name="a", kind="", backend="eager", bytes=5,
+                   results={"latency": result("median_ms", 1.0)})],
 ])  # fmt: skip
-def test_nothing_to_plot(rows: list[dict[str, Any]], tmp_path: Path) -> None:
+def test_nothing_to_plot(rows: list[ComparedEntry], tmp_path: Path) -> None:
     assert plot.comparison(rows) is None
     assert not plot.write_svg(tmp_path / "x.svg", rows) and not list(tmp_path.iterdir())
 

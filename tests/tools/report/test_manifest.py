@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -11,6 +10,10 @@ import jsonschema
 import pytest
 from graphwright.ir.core.errors import BadInput
 from graphwright.tools.report import manifest as mf
+from graphwright.tools.report import schema
+from graphwright.tools.report.manifest import ErrorEntry, Manifest, OutputEntry
+from graphwright.tools.report.manifest_diff import diff
+from graphwright.tools.report.module_tree import module_tree
 from graphwright.tools.report.summary import (
     group_name,
     merged_sites,
@@ -19,22 +22,32 @@ from graphwright.tools.report.summary import (
     worst,
 )
 
-Make = Callable[..., dict[str, Any]]
+Make = Callable[..., Manifest]
+MakeJson = Callable[..., dict[str, Any]]
 
 
 @pytest.mark.parametrize("steps", [(), ("clean",), ("quantize",), ("clean", "quantize", "eora")])
-def test_valid_and_round_trips(make_manifest: Make, tmp_path: Any, steps: tuple[str, ...]) -> None:
-    manifest = make_manifest(*steps)
-    mf.validate(manifest)
-    mf.write(tmp_path, manifest)
-    loaded = mf.load(tmp_path)
-    assert loaded == manifest
-    mf.validate(loaded)
+def test_valid_and_round_trips(
+    make_json: MakeJson, keeps_schema: Any, tmp_path: Any, steps: tuple[str, ...]
+) -> None:
+    content = make_json(*steps)
+    keeps_schema(content)
+    path = mf.write(tmp_path, mf.parse(content))
+    assert json.loads(path.read_bytes()) == content
+    assert mf.load(tmp_path) == mf.parse(content)
+
+
+# --- the schema ----------------------------------------------------------------------------------
+
+
+def test_the_schema_is_that_of_the_models() -> None:
+    made = schema.text()
+    assert schema.SCHEMA_FILE.read_text(encoding="utf-8") == made, (
+        "run `python -m graphwright.tools.report.schema`"
+    )
 
 
 def test_schema_documents_every_property() -> None:
-    schema = json.loads(mf.SCHEMA_FILE.read_text(encoding="utf-8"))
-
     def properties(node: Any, path: str) -> Iterator[tuple[str, Any]]:
         if isinstance(node, dict):
             for name, entry in node.get("properties", {}).items():
@@ -45,44 +58,68 @@ def test_schema_documents_every_property() -> None:
             for i, child in enumerate(node):
                 yield from properties(child, f"{path}/{i}")
 
-    found = dict(properties(schema, ""))
+    known = json.loads(schema.text())
+    found = dict(properties(known, ""))
     assert len(found) > 60
-    assert [path for path, entry in found.items() if len(entry.get("description", "")) < 8] == []
+    # What only refers to a part is described there.
+    described = [known["$defs"][e["$ref"].split("/")[-1]] if "$ref" in e else e
+                 for e in found.values()]  # fmt: skip
+    assert [e for e in described if len(e.get("description", "")) < 8] == []
 
 
 def test_schema_is_a_schema_and_holds_the_promised_fields() -> None:
-    schema = json.loads(mf.SCHEMA_FILE.read_text(encoding="utf-8"))
-    jsonschema.Draft202012Validator.check_schema(schema)
-    assert schema["properties"]["schema"]["const"] == mf.SCHEMA
+    known = json.loads(schema.text())
+    jsonschema.Draft202012Validator.check_schema(known)
+    assert known["properties"]["schema"]["const"] == mf.SCHEMA
     promised = {
         "name", "options", "exact", "sites", "refused", "bytes_before", "bytes_after",
         "macs_before", "macs_after", "error", "seconds", "peak_rss_bytes",
     }  # fmt: skip
-    assert promised <= set(schema["$defs"]["pass"]["required"])
-    assert {"rel_l2", "cosine", "max_abs"} == set(schema["$defs"]["error"]["required"])
+    assert promised <= set(known["$defs"]["PassEntry"]["required"])
+    assert {"rel_l2", "cosine", "max_abs"} == set(known["$defs"]["ErrorEntry"]["required"])
+
+
+# --- reading -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("break_it", "where"),
+    ("break_it", "message"),
     [
-        (lambda m: m["passes"][0].pop("exact"), "$.passes[0]"),
-        (lambda m: m["passes"][0]["sites"][3].update(bytes_after=-1), "sites[3].bytes_after"),
-        (lambda m: m["passes"][0]["error"].update(cosine=1.5), "error"),
-        (lambda m: m.update(notes="not in the schema"), "notes"),
-        (lambda m: m["source"].update(sha256="abc"), "$.source.sha256"),
-        (lambda m: m.update(schema=2), "$.schema"),
-        (lambda m: m["versions"].pop("graphwright"), "$.versions"),
-        (lambda m: m["graph_after"]["children"][0].update(ops={"add": "2"}), "graph_after"),
+        (lambda m: m.pop("sizes"), "`sizes` is missing"),
+        (lambda m: m["passes"][0].pop("exact"), "`passes[0].exact` is missing"),
+        (lambda m: m["passes"][0]["sites"][3].update(bytes_after=-1),
+         "`passes[0].sites[3].bytes_after` should be greater than or equal to 0"),
+        (lambda m: m["passes"][0]["sites"][0].pop("shape"), "sites[0].shape` is missing"),
+        (lambda m: m["passes"][0]["sites"][0].update(shape=[384, "384"]),
+         "`passes[0].sites[0].shape[1]` should be a valid integer"),
+        (lambda m: m["passes"][0].update(exact=1), "`passes[0].exact` should be a valid boolean"),
+        (lambda m: m["passes"][0]["error"].update(cosine=1.5), "`passes[0].error.cosine`"),
+        (lambda m: m["sizes"].update(source_bytes=10**400), "`sizes.source_bytes`"),
+        (lambda m: m["sizes"].update(source_bytes=True), "`sizes.source_bytes`"),
+        (lambda m: m.update(notes="not in the schema"), "`notes` is not a field of this format"),
+        (lambda m: m["source"].update(sha256="abc"), "`source.sha256`"),
+        (lambda m: m["source"].update(kind="web"), "`source.kind`"),
+        (lambda m: m.update(recipe=["clean"]), "`recipe` should be a valid string"),
+        (lambda m: m.update(schema=0), "`schema` should be 1"),
+        (lambda m: m["versions"].pop("graphwright"), "`versions` should name graphwright"),
+        (lambda m: m["verification"]["runtime"].update(triton=0.1),
+         "`verification.runtime.triton`"),
+        (lambda m: m["graph_after"]["children"][0].update(ops={"add": "2"}),
+         "`graph_after.children[0].ops.add`"),
     ],
-)
-def test_validate_names_the_field(
-    make_manifest: Make, break_it: Callable[[Any], object], where: str
-) -> None:
-    manifest = make_manifest("quantize")
-    break_it(manifest)
-    with pytest.raises(BadInput) as caught:
-        mf.validate(manifest)
-    assert where in str(caught.value)
+)  # fmt: skip
+def test_load_names_the_wrong_field(
+    make_json: MakeJson, tmp_path: Any, keeps_schema: Any, break_it: Callable[[Any], object],
+    message: str,
+) -> None:  # fmt: skip
+    content = make_json("quantize")
+    break_it(content)
+    with pytest.raises(jsonschema.ValidationError):
+        keeps_schema(content)
+    (tmp_path / mf.FILE_NAME).write_text(json.dumps(content))
+    with pytest.raises(BadInput, match=r"graphwright\.json: damaged: ") as caught:
+        mf.load(tmp_path)
+    assert message in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +128,11 @@ def test_validate_names_the_field(
         (b"", "not JSON"),
         (b"{", "not JSON"),
         (b"\xff\xfe{}", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
         (b"[]", "not a Graphwright manifest"),
         (b'{"schema": "1"}', "no integer `schema`"),
+        (b'{"schema": true}', "no integer `schema`"),
         (b'{"schema": 7}', "written in format 7, and this Graphwright reads up to 1"),
-        (b'{"schema": 1, "source": {}}', "damaged: `recipe` is missing or is not a str"),
     ],
 )
 def test_load_refuses(tmp_path: Any, content: bytes, message: str) -> None:
@@ -111,50 +149,55 @@ def test_load_refuses_what_is_no_artifact(tmp_path: Any) -> None:
         mf.load(tmp_path / "missing")
 
 
-def test_load_refuses_a_damaged_pass(make_manifest: Make, tmp_path: Any) -> None:
-    manifest = make_manifest("clean", "quantize")
-    del manifest["passes"][1]["sites"][0]["shape"]
-    (tmp_path / mf.FILE_NAME).write_text(json.dumps(manifest))
-    with pytest.raises(BadInput, match="a site of pass 2: damaged: `shape`"):
-        mf.load(tmp_path)
+# --- writing -------------------------------------------------------------------------------------
 
 
-def test_write_is_stable_and_has_no_nan(make_manifest: Make, tmp_path: Any) -> None:
-    manifest = make_manifest("quantize")
-    reordered = dict(reversed(manifest.items()))
-    first = mf.write(tmp_path, manifest).read_bytes()
+def test_write_is_stable_and_has_no_nan(make_json: MakeJson, tmp_path: Any) -> None:
+    content = make_json("quantize")
+    first = mf.write(tmp_path, mf.parse(content)).read_bytes()
+    reordered = mf.parse(dict(reversed(content.items())))
     assert mf.write(tmp_path, reordered).read_bytes() == first
-    manifest["passes"][0]["error"]["rel_l2"] = float("nan")
-    manifest["verification"]["outputs"][0]["max_abs"] = float("inf")
-    mf.write(tmp_path, manifest)
+    content["passes"][0]["error"]["rel_l2"] = float("nan")
+    content["verification"]["outputs"][0]["max_abs"] = float("inf")
+    mf.write(tmp_path, mf.parse(content))
     loaded = mf.load(tmp_path)
-    assert loaded["passes"][0]["error"]["rel_l2"] is None
-    assert loaded["verification"]["outputs"][0]["max_abs"] is None
-    mf.validate(loaded)
+    assert loaded.passes[0].error is not None and loaded.passes[0].error.rel_l2 is None
+    assert loaded.verification.outputs[0].max_abs is None
 
 
-def test_diff_ignores_what_differs_from_run_to_run(make_manifest: Make) -> None:
-    a, b = make_manifest("clean", "quantize"), make_manifest("clean", "quantize")
+def test_a_wrong_value_is_not_set(make_manifest: Make) -> None:
+    manifest = make_manifest("quantize")
+    with pytest.raises(ValueError, match="valid integer"):
+        manifest.sizes.artifact_bytes = "12"  # type: ignore[assignment]
+    with pytest.raises(ValueError, match="valid dictionary or instance of ErrorEntry"):
+        manifest.verification.runtime.triton = 0.1  # type: ignore[attr-defined]
+
+
+# --- comparing -----------------------------------------------------------------------------------
+
+
+def test_diff_ignores_what_differs_from_run_to_run(make_json: MakeJson) -> None:
+    a, b = make_json("clean", "quantize"), make_json("clean", "quantize")
     b["created"], b["machine"] = "2027-01-01T00:00:00Z", {"cores": 64}
     for step in b["passes"]:
         step["seconds"], step["peak_rss_bytes"] = 99.0, 1
-    assert mf.diff(a, b) == []
-    assert mf.stable(a) == mf.stable(b)
+    assert a != b and mf.stable(a) == mf.stable(b)
+    assert diff(mf.parse(a), mf.parse(b)) == []
 
 
 def test_diff_tells_what_changed(make_manifest: Make) -> None:
     a, b = make_manifest("quantize"), make_manifest("quantize", "eora")
-    b["passes"][0]["options"]["bits"] = 8
-    b["verification"]["outputs"][0]["cosine"] = 0.5
-    rows = {(row.section, row.name): (row.a, row.b) for row in mf.diff(a, b)}
-    assert rows["recipe", "recipe"] == (a["recipe"], b["recipe"])
+    b.passes[0].options["bits"] = 8
+    b.verification.outputs[0].cosine = 0.5
+    rows = {(row.section, row.name): (row.a, row.b) for row in diff(a, b)}
+    assert rows["recipe", "recipe"] == (a.recipe, b.recipe)
     assert rows["passes", "1 quantize: bits"] == (4, 8)
     assert rows["passes", "2 eora: rank"] == (None, 32)
     assert rows["verification", "embeddings: cosine"] == (0.999561, 0.5)
     key = "sites encoder.layer.*.output.dense", "bytes_after"
     assert rows[key] == (6 * 331_776, 6 * 454_656)
     assert not any(name == "count" for _, name in rows)
-    sections = [row.section for row in mf.diff(a, b)]
+    sections = [row.section for row in diff(a, b)]
     assert len(list(dict.fromkeys(sections))) == len(
         [s for i, s in enumerate(sections) if i == 0 or sections[i - 1] != s]
     )
@@ -165,13 +208,13 @@ def test_sites_of_two_passes_are_merged(make_manifest: Make) -> None:
     sites = merged_sites(manifest)
     assert len(sites) == 37
     first = sites[0]
-    assert first["bytes_before"] == 4 * 384 * 384
-    assert first["bytes_after"] == manifest["passes"][2]["sites"][0]["bytes_after"]
-    assert first["passes"] == [2, 3]
+    assert first.bytes_before == 4 * 384 * 384
+    assert first.bytes_after == manifest.passes[2].sites[0].bytes_after
+    assert first.passes == (2, 3)
     groups = site_groups(sites)
-    assert [g["count"] for g in groups] == [6] * 6 + [1]
-    assert sum(g["bytes_after"] for g in groups) == sum(s["bytes_after"] for s in sites)
-    assert groups[0]["rel_l2"] == max(s["rel_l2"] for s in sites[:36:6])
+    assert [group.count for group in groups] == [6] * 6 + [1]
+    assert sum(group.bytes_after for group in groups) == sum(site.bytes_after for site in sites)
+    assert groups[0].rel_l2 == max(site.rel_l2 or 0.0 for site in sites[:36:6])
 
 
 @pytest.mark.parametrize(
@@ -190,9 +233,9 @@ def test_names(name: str, group: str, parts: tuple[str, str]) -> None:
 
 
 def test_worst_takes_each_number_from_the_worst_output() -> None:
-    a = {"name": "a", "rel_l2": 0.1, "cosine": 0.9, "max_abs": 3.0}
-    b = {"name": "b", "rel_l2": 0.2, "cosine": 0.95, "max_abs": None}
-    assert worst([a, b]) == {"rel_l2": 0.2, "cosine": 0.9, "max_abs": None}
+    a = OutputEntry(name="a", rel_l2=0.1, cosine=0.9, max_abs=3.0)
+    b = OutputEntry(name="b", rel_l2=0.2, cosine=0.95, max_abs=None)
+    assert worst([a, b]) == ErrorEntry(rel_l2=0.2, cosine=0.9, max_abs=None)
     assert worst([]) is None
 
 
@@ -202,7 +245,7 @@ class Weight:
 
 
 class FakeView:
-    """The part of ``View`` that ``graph_tree`` reads: nodes as (scope, op, names of weights)."""
+    """The part of ``View`` that ``module_tree`` reads: nodes as (scope, op, names of weights)."""
 
     nodes_ = (
         ("", "native", ("shared",)),
@@ -231,21 +274,14 @@ class FakeView:
         return None if value == "activation" else Weight(value, 10 * len(value))
 
 
-def test_graph_tree_counts_each_weight_once() -> None:
-    tree = mf.graph_tree(FakeView())  # type: ignore[arg-type]
-    assert tree["ops"] == {"aten.roll.default": 1}
-    assert tree["params_bytes"] == 60
-    (encoder,) = tree["children"]
-    assert encoder["ops"] == {"gelu": 1}
-    (layer,) = encoder["children"]
-    assert [child["name"] for child in layer["children"]] == ["0", "1"]
-    assert layer["children"][0]["ops"] == {"linear": 2}
-    assert layer["children"][0]["params_bytes"] == 20
-    assert layer["children"][1]["children"][0]["name"] == "out"
-
-
-def test_a_manifest_shares_nothing_with_what_stable_returns(make_manifest: Make) -> None:
-    manifest = make_manifest("quantize")
-    kept = copy.deepcopy(manifest)
-    mf.stable(manifest)["passes"][0]["options"]["bits"] = 2
-    assert manifest == kept
+def test_module_tree_counts_each_weight_once() -> None:
+    tree = module_tree(FakeView())  # type: ignore[arg-type]
+    assert tree.ops == {"aten.roll.default": 1}
+    assert tree.params_bytes == 60
+    (encoder,) = tree.children
+    assert encoder.ops == {"gelu": 1}
+    (layer,) = encoder.children
+    assert [child.name for child in layer.children] == ["0", "1"]
+    assert layer.children[0].ops == {"linear": 2}
+    assert layer.children[0].params_bytes == 20
+    assert layer.children[1].children[0].name == "out"

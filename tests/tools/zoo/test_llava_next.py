@@ -27,7 +27,7 @@ TOKENS = 5 * 144
 
 @pytest.fixture(scope="module")
 def model() -> View:
-    return gw.load("zoo:tiny-llava-next")
+    return gw.load("zoo:tiny-llava-next", cache=False)
 
 
 def test_it_answers_questions_about_large_scenes(model: View) -> None:

@@ -1,0 +1,30 @@
+"""Asking for help costs what the command line itself costs: no library that computes is loaded."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "triton", "numpy")
+CODE = """
+import sys
+from graphwright.tools.cli import main
+try:
+    main(sys.argv[1:])
+finally:
+    print([name for name in {heavy} if name in sys.modules], file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--help"], ["run", "--help"], ["passes", "-h"], ["eval", "--help"], ["--no-such-option"]],
+    ids=" ".join,
+)
+def test_help_and_mistakes_load_no_heavy_library(arguments: list[str]) -> None:
+    command = [sys.executable, "-c", CODE.format(heavy=HEAVY), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stderr.splitlines()[-1] == "[]"
+    assert done.returncode == (2 if arguments == ["--no-such-option"] else 0), done.stderr
