@@ -7,19 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 
 from ..ir.core.errors import BadInput, near_misses
 from ..ir.core.view import View
 from ..ir.core.weights import Spool, Weight
-from ..ir.run.statistics import Stat
+from ..ir.run.calibrate import Compressed
+from ..ir.run.statistics import Stat, Statistics
 from ..ir.structure.recognize import Linear, Structure, recognize
 from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
-
-if TYPE_CHECKING:
-    from .learning import Learning
 
 STORED, MASKED, COMPENSATED = "stored weights", "masked weights", "compensated linears"
 CHANGED = "changed weights"
@@ -90,6 +88,23 @@ class PassResult:
         return bool(self.sites or self.edits)
 
 
+Group = tuple[str, ...]
+"""Names of linears that are fitted as one, in the order of the graph: they hold one weight."""
+
+
+class Gatherer(Protocol):
+    """What gathers the statistics that a pass asks for: see ``learning.Learning``."""
+
+    def at_linears(
+        self, context: Context, needs: Needs, groups: Sequence[Group],
+        done: Callable[[Group, Statistics], None], compressed: Mapping[str, Compressed],
+    ) -> None:
+        """Call ``done`` with the statistics of each group of linears."""  # fmt: skip
+
+    def at_blocks(self, context: Context, needs: Needs) -> dict[Stat, list[Statistics]]:
+        """The statistics of each run of blocks."""
+
+
 class Context:
     """The graph a pass edits, its structure, and where new weights go."""
 
@@ -97,7 +112,7 @@ class Context:
         self, view: View, *, step: int = 0, spool: Spool | None = None,
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
-        checkpoints: CheckpointStore | None = None, learning: Learning | None = None,
+        checkpoints: CheckpointStore | None = None, learning: Gatherer | None = None,
         structure: Structure | None = None,
     ) -> None:  # fmt: skip
         self.view = view

@@ -14,10 +14,9 @@ from ..ir.core.view import Node, View
 from ..ir.core.weights import Spool, Weight
 from ..ir.run.calibrate import Compressed, Place, Request, calibrate
 from ..ir.run.statistics import Stat, Statistic, Statistics
-from ..ir.structure.recognize import Structure, recognize
-from .base import Context, Needs, Pass, Propagate, named_linears
-from .depth.blocks import last_tower
-from .weights.linear_pass import Group, LinearPass
+from ..ir.structure.recognize import Structure, last_tower, recognize
+from .base import Context, Group, Needs, Pass, Propagate, named_linears
+from .linear_pass import LinearPass
 
 Done = Callable[[Group, Statistics], None]
 

@@ -141,21 +141,17 @@ def _sizes(node: Node) -> list[int | tuple[Node, int]] | None:
 
 
 def _size_node(graph: Graph, holder: Node, axis: int) -> Node:
-    """The node that holds a size of an input, made where there is none."""
-    for user in holder.users:
-        if user.target is aten.sym_size.int and user.args[1] == axis and _leads(user):
-            return user
-    with graph.inserting_after(_placeholders(graph)[-1]):
-        made = graph.call_function(aten.sym_size.int, (holder, axis))
-    made.meta["val"] = holder.meta["val"].shape[axis]
-    return made
-
-
-def _leads(node: Node) -> bool:
-    """Whether a size stands before everything that is computed."""
+    """The node that holds a size of an input; one is made where none stands before all others."""
+    size, last = holder.meta["val"].shape[axis], _placeholders(graph)[-1]
+    node = last.next
     while node.target is aten.sym_size.int:
-        node = node.prev
-    return node.op == "placeholder"
+        if str(node.meta["val"]) == str(size):
+            return node
+        node = node.next
+    with graph.inserting_after(last):
+        made = graph.call_function(aten.sym_size.int, (holder, axis))
+    made.meta["val"] = size
+    return made
 
 
 def _placeholders(graph: Graph) -> list[Node]:

@@ -1,23 +1,27 @@
-"""Our own ops: each is declared once, in the file of its name, and listed here."""
+"""Our own ops: each is declared once, in the file of its name (``rope.py`` holds ``ROPE``)."""
 
 from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator
 
 import torch
 
 from ..core.errors import near_misses
 from ..vocab import VOCABULARY, declared, register
 from .base import OwnOp, Sample, StockDecoder, own_op
-from .linear_bitstack import LINEAR_BITSTACK
-from .linear_nbit import LINEAR_NBIT
-from .rope import ROPE
-from .sdpa import SDPA
-from .sparse_linear import SPARSE_LINEAR
-from .token_select import TOKEN_SELECT
 
-OWN_OPS: dict[str, OwnOp] = {
-    op.name: op
-    for op in (LINEAR_NBIT, LINEAR_BITSTACK, SPARSE_LINEAR, ROPE, SDPA, TOKEN_SELECT)
-}
+
+def _declarations() -> Iterator[OwnOp]:
+    for module in pkgutil.iter_modules(__path__):
+        found = importlib.import_module(f".{module.name}", __name__)
+        op = getattr(found, module.name.upper(), None)
+        if isinstance(op, OwnOp):
+            yield op
+
+
+OWN_OPS: dict[str, OwnOp] = {op.name: op for op in _declarations()}
 for _op in OWN_OPS.values():
     register(_op)
 

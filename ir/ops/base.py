@@ -63,7 +63,7 @@ class StockDecoder:
     """The op's operands and attributes; new constants are added to the view. Raises ``Refusal``."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OwnOp(OpSpec):
     """One op of ours, computed in float32 by its reference and cast to the dtype of ``x``."""
 

@@ -195,7 +195,7 @@ def _samples() -> list[Sample]:
         cases.append(Sample((q, k, v, None), {"causal": True}, f"causal-{tokens}x{keys}"))
         cases.append(Sample((q, k, v, lowest), {"causal": True}, f"causal-added-{tokens}x{keys}"))
         if heads > 1:
-            grouped = (q, k[:, :1], v[:, :1], seen)
+            grouped = (q, k[:, :1].contiguous(), v[:, :1].contiguous(), seen)
             cases.append(Sample(grouped, {"gqa": True}, f"grouped-{tokens}x{keys}"))
     return cases
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from ..core.errors import BadInput
 from ..core.view import Node, Value, View
 from ..vocab import ops_with, spec
 from .cache_slots import CacheSlot, find_slot
@@ -115,6 +116,20 @@ class Structure:
     spine: Spine = NO_SPINE
     sub_blocks: tuple[SubBlock, ...] = ()
     blocks: tuple[Block, ...] = ()
+
+
+def last_tower(structure: Structure) -> list[Block]:
+    """The blocks of the last tower: of a vision-language model, those of its language model.
+
+    They are numbered from 0 in the tower. Raises ``BadInput`` where no block is recognised.
+    """
+    blocks = structure.blocks
+    if not blocks:
+        raise BadInput(
+            "no block is recognised in this model: there is no residual stream with attention. "
+            "`optimize-model inspect MODEL` shows what is"
+        )
+    return [block for block in blocks if block.tower == blocks[-1].tower]
 
 
 def recognize(view: View) -> Structure:

@@ -13,7 +13,19 @@ from typing import Any
 
 from ..core.errors import BadInput, Refusal
 from ..core.types import UNKNOWN
-from . import activations, elementwise, fx, indexing, linear, norms, onnx, reductions, shape
+from . import (
+    activations,
+    choices,
+    cuts,
+    elementwise,
+    fx,
+    indexing,
+    linear,
+    norms,
+    onnx,
+    reductions,
+    shape,
+)
 from .spec import REQUIRED, OpSpec
 
 GROUP = "graphwright.ops"
@@ -80,7 +92,7 @@ def load_dialects() -> None:
         op = point.load()
         if not isinstance(op, OpSpec):
             raise BadInput(f"the entry point {point.name!r} is not a graphwright op: {op!r}")
-        if op.name not in VOCABULARY:  # its module may have registered it
+        if VOCABULARY.get(op.name) is not op:  # its module may have registered it
             register(op)
         _dialects.append(point.name)
 
@@ -145,6 +157,9 @@ def complete_attrs(name: str, attrs: Mapping[str, Any] | None) -> dict[str, Any]
     return full
 
 
-for _family in (elementwise, activations, reductions, linear, norms, shape, indexing):
+_FAMILIES = (
+    elementwise, choices, activations, reductions, linear, norms, shape, cuts, indexing,
+)  # fmt: skip
+for _family in _FAMILIES:
     for _op in _family.OPS:
         register(_op)

@@ -63,7 +63,7 @@ Dense = Callable[[int, "Sequence[Tensor | None]", Attrs], "Tensor"]
 ``x`` (constants; ``None`` for an absent one) and the attributes."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class OpSpec:
     """One op of the vocabulary.
 

@@ -4,25 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ...ir.core.errors import BadInput
 from ...ir.core.view import Node, View
 from ...ir.moves.bypass_blocks import bodies
-from ...ir.structure.recognize import Block, Structure
+from ...ir.structure.recognize import Block
 from ..base import Site
-
-
-def last_tower(structure: Structure) -> list[Block]:
-    """The blocks of the last tower: of a vision-language model, those of its language model.
-
-    They are numbered from 0 in the tower. Raises ``BadInput`` where no block is recognised.
-    """
-    blocks = structure.blocks
-    if not blocks:
-        raise BadInput(
-            "no block is recognised in this model: there is no residual stream with attention. "
-            "`optimize-model inspect MODEL` shows what is"
-        )
-    return [block for block in blocks if block.tower == blocks[-1].tower]
 
 
 def block_sites(view: View, blocks: Sequence[Block], copies: Mapping[int, int]) -> list[Site]:

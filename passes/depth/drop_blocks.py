@@ -9,9 +9,9 @@ from typing import ClassVar, Literal
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.moves.bypass_blocks import Path, follow, refusals
 from ...ir.run.statistics import AngularDistance, BlockInfluence, Stat, Statistics
-from ...ir.structure.recognize import Block
+from ...ir.structure.recognize import Block, last_tower
 from ..base import BLOCKS, Context, Needs, Pass, PassResult
-from .blocks import block_sites, last_tower
+from .blocks import block_sites
 
 
 @dataclass(frozen=True, kw_only=True)

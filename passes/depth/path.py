@@ -7,8 +7,9 @@ from typing import ClassVar
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.moves import Path, follow
+from ...ir.structure.recognize import last_tower
 from ..base import BLOCKS, Context, Pass, PassResult
-from .blocks import block_sites, last_tower
+from .blocks import block_sites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,6 +15,8 @@ from ...ir.ops.bitstack_blocks import block_name
 from ...ir.run.statistics import Square, Stat, Statistics
 from ...ir.structure.recognize import Linear
 from ..base import CHANGED, STORED, Context, Needs, PassResult, Site
+from ..linear_pass import LinearPass, linear_site, weight_of
+from ..stored import reason_against_storing
 from .bitstack_decomposition import (
     block_bytes,
     decompose,
@@ -23,8 +25,6 @@ from .bitstack_decomposition import (
     input_scale,
     universal_order,
 )
-from .linear_pass import LinearPass, linear_site, weight_of
-from .stored import reason_against_storing
 
 PARTS = ("signs", "factors")
 MOST_BLOCKS = 64

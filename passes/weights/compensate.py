@@ -19,7 +19,7 @@ from ...ir.structure.recognize import Linear
 from ...ir.vocab import dense_weight
 from ..base import CHANGED, COMPENSATED, Context, PassResult, Site
 from ..checkpoint_store import settled
-from .linear_pass import LinearPass, linear_site
+from ..linear_pass import LinearPass, linear_site
 from .low_rank import Spectrum, allocate, fits_half, stacked
 
 DEFAULT_RANK = 32

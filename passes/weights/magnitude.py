@@ -14,8 +14,8 @@ from ...ir.core.weights import Weight
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
 from ..base import CHANGED, MASKED, STORED, Context
-from .linear_pass import StoringPass
-from .stored import Stored, numbers
+from ..linear_pass import StoringPass
+from ..stored import Stored, numbers
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,9 +17,9 @@ from ...ir.ops.pack import BITS, GROUPS
 from ...ir.ops.sparse_linear import index_dtype
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
-from .linear_pass import StoringPass
+from ..linear_pass import StoringPass
+from ..stored import Stored
 from .quantized import Quantized
-from .stored import Stored
 
 ScaleName = Literal["float32", "float16"]
 SCALE_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}

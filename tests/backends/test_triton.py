@@ -292,7 +292,7 @@ def test_kernels_are_found_by_the_name_of_their_op() -> None:
     if importlib.util.find_spec("triton") is None:
         return
     found = {name: kernel for name in OWN_OPS if (kernel := kernel_of(name)) is not None}
-    assert sorted(found) == ["linear_nbit", "rope", "token_select"]
+    assert set(found) >= {"linear_nbit", "rope", "token_select"}
     for name, kernel in found.items():
         assert set(kernel.attrs) <= set(OWN_OPS[name].attrs)
         assert kernel.function.__name__ == name

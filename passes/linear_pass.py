@@ -9,18 +9,16 @@ from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
-from ...ir.core.errors import BadInput, Refusal
-from ...ir.core.view import View
-from ...ir.core.weights import Weight
-from ...ir.run.calibrate import Compressed
-from ...ir.run.statistics import Statistics
-from ...ir.run.sweep import Results
-from ...ir.structure.recognize import Linear, Structure
-from ..base import CHANGED, STORED, Context, Pass, PassResult, Site, select_linears
+from ..ir.core.errors import BadInput, Refusal
+from ..ir.core.view import View
+from ..ir.core.weights import Weight
+from ..ir.run.calibrate import Compressed
+from ..ir.run.statistics import Statistics
+from ..ir.run.sweep import Results
+from ..ir.structure.recognize import Linear, Structure
+from .base import CHANGED, STORED, Context, Group, Pass, PassResult, Site, select_linears
 from .stored import Shelved, Stored, reason_against_storing
 
-Group = tuple[str, ...]
-"""Names of linears that are fitted as one, in the order of the graph: they hold one weight."""
 T = TypeVar("T")
 
 

@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...ir.core.view import View
-from ...ir.core.weights import Spool, Weight
-from ...ir.moves import graft, swap
-from ...ir.structure.recognize import Linear
-from ...ir.vocab import spec
+from ..ir.core.view import View
+from ..ir.core.weights import Spool, Weight
+from ..ir.moves import graft, swap
+from ..ir.structure.recognize import Linear
+from ..ir.vocab import spec
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import graphwright as gw
@@ -20,13 +21,13 @@ from graphwright.ir.run import calibrate, sweep
 from graphwright.ir.run.statistics import STATISTICS, Square, Stat, Statistic, Statistics, register
 from graphwright.ir.structure.recognize import Linear, recognize
 from graphwright.passes.base import CHANGED, Context, Needs, Pass, PassResult, Propagate
+from graphwright.passes.linear_pass import StoringPass
 from graphwright.passes.manager import optimize
 from graphwright.passes.registry import pass_class
-from graphwright.passes.weights.linear_pass import StoringPass
-from graphwright.passes.weights.stored import Stored, numbers
+from graphwright.passes.stored import Stored, numbers
 from torch import Tensor
 
-from ..calibrated import many
+from .calibrated import many
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
@@ -137,14 +138,14 @@ def test_sequential_sees_every_stored_form(
     options = {"nsig": 1.5} if name == "easyquant" else {}
     result = run(toy_graph("fx"), Sequential(bits=2, group=16, **options), toy_inputs)
     seen: dict[str, float] = {}
-    linears = recognize(result.graph).linears
+
+    def done(site: str, statistics: Statistics) -> None:
+        seen[site] = float(statistics[Square].total.mean())
+
     requests = [
-        calibrate.Request(
-            x.name, ((x.x,),), Scaled.needs.stats,
-            lambda s, x=x: seen.update({x.name: float(s[Square].total.mean())}),
-        )
-        for x in linears
-    ]  # fmt: skip
+        calibrate.Request(x.name, ((x.x,),), Scaled.needs.stats, partial(done, x.name))
+        for x in recognize(result.graph).linears
+    ]
     calibrate.calibrate(result.graph, many(), requests)
     assert seen.keys() == log.keys() == {"gate", "up", "down", "head"}
     for site, square in seen.items():
