@@ -28,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ir/ops": CORE,
     "ir/fx": {*CORE, "ir/ops"},
     "ir/onnx": {*CORE, "ir/ops"},
-    "ir/rewrite": NATIVE,
+    "ir/rewrite": {*CORE, "ir/ops"},
     "ir/canonical": {*CORE, "ir/ops", "ir/onnx", "ir/rewrite"},
     "ir/structure": CORE,
     "ir/moves": {*CORE, "ir/structure"},

@@ -98,6 +98,14 @@ class View(ABC):
         """The graph's own name of the op: ``aten.add.Tensor``, ``Add``, ``com.microsoft::Gelu``."""
 
     @abstractmethod
+    def is_pure_native(self, node: Node) -> bool:
+        """Whether a native node gives equal results for equal operands."""
+
+    @abstractmethod
+    def infer_types(self) -> bool:
+        """Fill in the types that the graph leaves out; whether any was."""
+
+    @abstractmethod
     def operands(self, node: Node) -> tuple[Operand, ...]:
         """Operands in the vocabulary's order; for a native node its tensor inputs in order.
 

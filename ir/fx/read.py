@@ -74,6 +74,12 @@ class FxReader(View):
             return str(target)
         return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
 
+    def is_pure_native(self, node: Node) -> bool:
+        return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
+
+    def infer_types(self) -> bool:
+        return False  # torch.export leaves none out
+
     def operands(self, node: Node) -> tuple[Operand, ...]:
         reading = self.read(node)
         return tuple(node.all_input_nodes) if reading is None else reading[1]

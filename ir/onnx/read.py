@@ -9,7 +9,7 @@ import onnx_ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from ..core.tensors import has_weight, weight_of
-from ..core.types import UNKNOWN, Type
+from ..core.types import UNKNOWN, UNKNOWN_DIM, Type
 from ..core.view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
 from ..core.weights import Weight
 from ..vocab import ONNX_DECODERS, load_dialects
@@ -27,6 +27,10 @@ from .parts import (
     name_everything,
     subgraphs,
 )
+
+_IMPURE = ("Random", "Bernoulli", "Multinomial", "If", "Loop")
+"""Beginnings of the names of ops whose results may differ from one run to the next, or whose graphs
+were not looked into."""
 
 
 class OnnxReader(View):
@@ -72,6 +76,22 @@ class OnnxReader(View):
             if reading is not None:
                 return name, *reading
         return None
+
+    def is_pure_native(self, node: Node) -> bool:
+        return not self.native_op(node).startswith(_IMPURE)
+
+    def infer_types(self) -> bool:
+        """ONNX's own inference, which follows symbolic dimensions through shape arithmetic.
+
+        It is given no weight larger than a kilobyte.
+        """
+        types = [self.type(o) for n in self.nodes() for o in n.outputs]
+        if not any(t.dtype is None or t.shape is None or UNKNOWN_DIM in t.shape for t in types):
+            return False
+        from onnx_ir.passes.common import ShapeInferencePass
+
+        infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
+        return infer(self.model).modified
 
     def operands(self, node: Node) -> tuple[Operand, ...]:
         reading = self.read(node)

@@ -14,11 +14,10 @@ from ..core.errors import BadInput, Missing, Refusal
 from ..core.types import Dim
 from ..core.view import NATIVE, Node, Operand, Origin, Value, View
 from ..core.weights import MemoryWeight, Weight
-from ..fx.view import FxView
 from ..ops.bitstack_blocks import place_of
 from ..vocab import traits
 from .driver import RewriteReport
-from .shapes import Sizes, all_numbers, infer_types, same_shape
+from .shapes import Sizes, all_numbers, same_shape
 
 _CHECKS = ("aten._assert_", "aten.sym_constrain_range")
 _PURE_NATIVES = frozenset({"Shape", "Squeeze", "CastLike"})
@@ -239,7 +238,7 @@ def fold_constants(view: View, max_bytes: int = 1 << 20) -> RewriteReport:
     says them. Missing types are inferred first.
     """
     report = RewriteReport()
-    if infer_types(view):
+    if view.infer_types():
         report.applied["inferred types"] += 1
     sizes = Sizes(view)
     with view.made_by("fold-constants"):
@@ -312,12 +311,7 @@ def _widens(weight: Weight | None, dtype: torch.dtype | None) -> bool:
 
 
 def _is_pure(view: View, node: Node, op: str) -> bool:
-    if op != NATIVE:
-        return traits(op).pure
-    if isinstance(view, FxView):
-        tags = getattr(node.target, "tags", ())
-        return torch.Tag.nondeterministic_seeded not in tags
-    return not view.native_op(node).startswith(("Random", "Bernoulli", "Multinomial", "If", "Loop"))
+    return view.is_pure_native(node) if op == NATIVE else traits(op).pure
 
 
 def _settle_cast(view: View, node: Node, result: Value) -> str | None:

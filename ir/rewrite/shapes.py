@@ -1,4 +1,4 @@
-"""What is known of sizes: types that a graph leaves out, and the numbers in a shape."""
+"""What is known of sizes: the numbers in a shape."""
 
 from __future__ import annotations
 
@@ -6,27 +6,9 @@ from typing import Any
 
 from ..core.types import UNKNOWN_DIM, Dim
 from ..core.view import NATIVE, Node, Operand, Value, View
-from ..onnx.view import OnnxView
 
 _END = 1 << 31
 """A slice that ends beyond this ends nowhere."""
-
-
-def infer_types(view: View) -> bool:
-    """Fill in the types that an ONNX graph leaves out (FX graphs have them); whether any was.
-
-    ONNX's own inference does it, which follows symbolic dimensions through shape arithmetic. It is
-    given no weight larger than a kilobyte.
-    """
-    if not isinstance(view, OnnxView):
-        return False
-    types = [view.type(o) for n in view.nodes() for o in n.outputs]
-    if not any(t.dtype is None or t.shape is None or UNKNOWN_DIM in t.shape for t in types):
-        return False
-    from onnx_ir.passes.common import ShapeInferencePass
-
-    infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
-    return infer(view.model).modified
 
 
 class Sizes:
@@ -157,4 +139,4 @@ def same_shape(a: tuple[Dim, ...] | None, b: tuple[Dim, ...] | None) -> bool:
     return a is not None and a == b and UNKNOWN_DIM not in a
 
 
-__all__ = ["Sizes", "all_numbers", "infer_types", "same_shape"]
+__all__ = ["Sizes", "all_numbers", "same_shape"]

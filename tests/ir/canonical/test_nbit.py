@@ -20,7 +20,6 @@ from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.ops import OWN_OPS, Sample
 from graphwright.ir.ops.base import TOLERANCES
 from graphwright.ir.ops.pack import block_of, n_blocks, pack, pack_zeros
-from graphwright.ir.rewrite.shapes import infer_types
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from onnx_ir.tensor_adapters import from_torch_dtype
@@ -216,7 +215,7 @@ def test_what_others_write_is_read(name: str) -> None:
     assert torch.equal(sweep(view, {"x": x})["y"], want)
     (site,) = recognize(view).linears
     assert (site.quantized, site.bias is not None) == (True, sample.operands[4] is not None)
-    infer_types(view)
+    view.infer_types()
     lower(view)
     assert rel(runtime(view, x), want) <= tolerance
 

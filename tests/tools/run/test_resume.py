@@ -93,8 +93,7 @@ def _counting(inner: Any, calls: dict[str, int], name: str) -> Any:
 
 HQQ, STACK, SCORE, FIT = SLOW = (
     "graphwright.passes.weights.hqq.hqq", "graphwright.passes.weights.bitstack.decompose",
-    "graphwright.passes.depth.drop_blocks.block_influence",
-    "graphwright.passes.weights.eora.spectrum",
+    "graphwright.passes.learning.last_tower", "graphwright.passes.weights.eora.spectrum",
 )  # fmt: skip
 
 
