@@ -6,7 +6,6 @@ larger than memory passes through one tensor at a time, from its files into the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import mmap
@@ -339,13 +338,6 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     flat = tensor.detach().contiguous().reshape(-1)
     raw: memoryview = flat.view(torch.uint8).numpy().data
     return raw.cast("B")
-
-
-def sha256_of_weight(weight: Weight) -> str:
-    """Hash of a weight's dtype, shape and bytes."""
-    digest = hashlib.sha256(f"{weight.dtype}{list(weight.shape)}".encode())
-    digest.update(tensor_bytes(weight.read()))
-    return digest.hexdigest()
 
 
 def read_safetensors_header(path: Path) -> Iterator[tuple[str, FileWeight]]:

@@ -46,12 +46,6 @@ class Quantized:
     rel_l2: float
     """Relative Frobenius error, outliers restored."""
 
-    @property
-    def zero_kind(self) -> ZeroKind:
-        if self.zeros is None:
-            return "none"
-        return "real" if self.zeros.is_floating_point() else "integer"
-
     def operands(self) -> tuple[Tensor, Tensor, Tensor | None]:
         """Codes, scales and zeros."""
         return self.codes, self.scales, self.zeros

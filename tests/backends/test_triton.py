@@ -101,12 +101,12 @@ def _wrong_inputs(view: Any, inputs: dict[str, torch.Tensor]) -> list[str]:
 
 
 def _command(model: Path, out: Path) -> dict[str, Any]:
-    from graphwright.tools.main import main
+    from graphwright.tools.cli.main import main
 
     arguments = [str(model), "-p", "quantize{bits=4 group=32}", "-o", str(out)]
     with contextlib.redirect_stdout(io.StringIO()) as output:
         try:
-            main.main([*arguments, "--backend", "triton", "--json"])
+            main([*arguments, "--backend", "triton", "--json"])
         except SystemExit as end:
             assert end.code in (0, None)
     runtime: dict[str, Any] = json.loads(output.getvalue())["verification"]["runtime"]

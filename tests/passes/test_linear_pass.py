@@ -247,19 +247,19 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         return {name: weight.read() for name, weight in result.graph.weights().items()}
 
     source, whole = toy_graph("fx"), Kept()
-    expected = stored(run(source, recipe, toy_inputs, memory=whole))
+    expected = stored(run(source, recipe, toy_inputs, checkpoints=whole))
     once = list(sweeps)
     for most in range(3, len(whole), 4):
         memory = Kept()
         memory.most = most
         with pytest.raises(KeyboardInterrupt):
-            run(source, recipe, toy_inputs, memory=memory)
+            run(source, recipe, toy_inputs, checkpoints=memory)
         memory.most = 10_000
-        found = stored(run(source, recipe, toy_inputs, memory=memory))
+        found = stored(run(source, recipe, toy_inputs, checkpoints=memory))
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], expected[name]) for name in found)
     sweeps.clear()
-    run(source, recipe, toy_inputs, memory=whole)
+    run(source, recipe, toy_inputs, checkpoints=whole)
     assert once and not sweeps, "what was swept is not swept again"
 
 

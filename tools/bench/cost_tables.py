@@ -30,7 +30,6 @@ VICUNA_7B = {
     "rms_norm_eps": 1e-5, "dtype": "float16",
 }  # fmt: skip
 LLAVA, NEXT = "LLaVA-1.5-7B", "LLaVA-NeXT-7B"
-IMAGE_TOKENS = {LLAVA: 576, NEXT: 2880}
 MEBI = 1 << 20
 
 

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 SCRIPT = """
-from graphwright.ir import heap
+from graphwright.ir.core import heap
 held = [bytearray(100_000) for _ in range(3000)]
 kept = held[-1]
 del held

@@ -94,7 +94,7 @@ def test_dequantizing_is_bit_exact(
     }[kind]
     packed = pack.pack(codes, bits, group)
     form = {"bits": bits, "group": group, "in_features": columns}
-    made = linear_nbit.dense(packed, scales, stored, **form)
+    made = pack.dequantize(packed, scales, stored, **form)
     assert made.dtype == torch.float32
     assert made.is_contiguous()
     assert torch.equal(made, plain(codes, scales, zeros, group))
@@ -117,7 +117,7 @@ def test_the_dense_weight_is_what_the_linear_multiplies_by() -> None:
     rng = torch.Generator().manual_seed(0)
     form = {"bits": 3, "group": 16, "in_features": 45}
     stored = pack.pack(drawn(3, 7, 45), 3, 16), torch.rand(7, 3, generator=rng)
-    weight = linear_nbit.dense(*stored, **form)
+    weight = pack.dequantize(*stored, **form)
     y = linear_nbit.linear_nbit(identity(45), *stored, out_features=7, **form)
     assert torch.equal(weight, y.T)
 

@@ -157,7 +157,7 @@ def same(made: Quantized, plain: Plain) -> None:
     if made.zeros is None or zeros is None:
         assert made.zeros is None
         assert zeros is None
-    elif made.zero_kind == "real":
+    elif made.zeros.is_floating_point():
         assert torch.equal(made.zeros.float(), zeros)
     else:
         assert torch.equal(unpack_zeros(made.zeros, made.bits, groups).float(), zeros)

@@ -21,8 +21,8 @@ from pathlib import Path
 import torch
 from graphwright.backends import Backend
 from graphwright.backends.eager import EagerExecutable
-from graphwright.ir.errors import Missing
-from graphwright.ir.load import load
+from graphwright.ir.core.errors import Missing
+from graphwright.ir.load.sources import load
 
 built = []
 

@@ -10,7 +10,7 @@ import pytest
 HEAVY = ("torch", "transformers", "onnx", "onnx_ir", "onnxruntime", "triton", "numpy")
 CODE = """
 import sys
-from graphwright.tools.cli import main
+from graphwright.tools.cli.main import main
 try:
     main(sys.argv[1:])
 finally:

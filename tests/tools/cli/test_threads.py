@@ -60,7 +60,7 @@ def test_it_is_in_time() -> None:
     """The command's module loads no torch, which loads OpenMP."""
     code = (
         "import os, sys\n"
-        "from graphwright.tools import cli\n"
+        "from graphwright.tools.cli import main as cli\n"
         "before = 'torch' in sys.modules\n"
         "cli.app = lambda *args, **options: print(before, os.environ['OMP_WAIT_POLICY'])\n"
         "cli.main(['passes'])"

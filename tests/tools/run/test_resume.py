@@ -34,7 +34,7 @@ import importlib, os, signal, sys
 from pathlib import Path
 
 from graphwright.passes.recipe import Recipe
-from graphwright.tools import pipeline
+from graphwright.tools.run import pipeline
 
 module, name, at, model, recipe, *options = sys.argv[1:]
 home = importlib.import_module(module)

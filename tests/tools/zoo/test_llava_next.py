@@ -113,7 +113,7 @@ def test_text_is_generated_from_an_image_in_crops(tmp_path: Path, picture: Path)
 
 def test_its_calibration_data(model: View) -> None:
     found = read("zoo:tiny-llava-next", model, samples=9)
-    assert found.to_dict()["samples"] == 9
+    assert found.entry().samples == 9
     assert found.batches[0]["pixel_values"].shape == (8, 5, 3, 96, 96)
     with pytest.raises(BadInput, match="pixel_values"):
         read("zoo:tiny-llava", model, samples=9)
