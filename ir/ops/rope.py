@@ -14,6 +14,7 @@ from torch import Tensor
 from ..core.errors import InvalidGraph
 from ..core.types import Type
 from .base import Sample, own_op
+from .emit import constant
 
 if TYPE_CHECKING:
     import onnx_ir
@@ -39,15 +40,14 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
 def _record(
     tape: Tape, operands: Sequence[onnx_ir.Value | None], attrs: Mapping[str, Any]
 ) -> onnx_ir.Value:
-    import numpy as np
-    import onnx_ir as ir
-
     x, cos, sin = operands
     size = x.shape[-1] if x is not None and x.shape is not None else None
     if not isinstance(size, int):
         raise InvalidGraph("rope needs a last dimension of known size")
-    halves = tape.op("Constant", [], {"value": ir.tensor(np.array([size // 2] * 2, np.int64))})
-    low, high = tape.op_multi_out("Split", [x, halves], {"axis": -1}, num_outputs=2)
+    # Slices, as exporters write them, so that the artifact is read back as this op.
+    start, half, end, last = (constant(tape, [n]) for n in (0, size // 2, size, -1))
+    low = tape.op("Slice", [x, start, half, last])
+    high = tape.op("Slice", [x, half, end, last])
     rotated = tape.op("Concat", [tape.op("Neg", [high]), low], {"axis": -1})
     return tape.op("Add", [tape.op("Mul", [x, cos]), tape.op("Mul", [rotated, sin])])
 
