@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 import onnx_ir
 import torch
+from onnx_ir import Value
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch.fx.node import Node as FxNode
 
 from ..ir.core.errors import Refusal
 from ..ir.core.types import UNKNOWN_DIM, Type
-from ..ir.core.view import Operand, Value
-from ..ir.onnx.parts import End, set_type
+from ..ir.onnx.parts import End, Operand, set_type
 from ..ir.onnx.view import OnnxView
 from ..ir.vocab import END
 
@@ -78,23 +78,30 @@ class Emit:
 
     def number(self, number: Operand, dtype: torch.dtype) -> Value:
         """A number, or a size, as a tensor without dimensions."""
-        if isinstance(number, onnx_ir.Value):
+        if isinstance(number, Value):
             return self.cast_to(number, dtype)
         if not dtype.is_floating_point:
             number = bool(number) if dtype == torch.bool else int(number or 0)
-        like = onnx_ir.Value(name=None, type=onnx_ir.TensorType(from_torch_dtype(dtype)))
+        like = Value(name=None, type=onnx_ir.TensorType(from_torch_dtype(dtype)))
         return self.view.scalar(number, like)
+
+    @overload
+    def cast_to(self, x: Value, dtype: torch.dtype) -> Value: ...
+
+    @overload
+    def cast_to(self, x: Operand, dtype: torch.dtype) -> Operand: ...
 
     def cast_to(self, x: Operand, dtype: torch.dtype) -> Operand:
         """A tensor in a dtype; a number as it is: it takes that of the tensor that it meets."""
-        if not isinstance(x, onnx_ir.Value) or self.view.type(x).dtype == dtype:
+        if not isinstance(x, Value) or self.view.type(x).dtype == dtype:
             return x
         return self.view.build("cast", [x], {"dtype": dtype}, before=self.place)
 
     def vector(self, items: Sequence[Operand]) -> Value:
         """Numbers and sizes in a row: i64 ``[len(items)]``."""
-        if all(isinstance(item, int) for item in items):
-            return self.view.integers([int(item or 0) for item in items])
+        numbers = [item for item in items if isinstance(item, int)]
+        if len(numbers) == len(items):
+            return self.view.integers(numbers)
         parts = [
             self.view.integers([item]) if isinstance(item, int) else self.reshape(item, 1)
             for item in items
@@ -112,7 +119,9 @@ def _floordiv(e: Emit, a: Operand, b: Operand) -> Operand:
 
 def _mod(e: Emit, a: Operand, b: Operand) -> Value:
     """The remainder with the sign of the divisor, as Python and ONNX's integer Mod have it."""
-    like = a if isinstance(a, onnx_ir.Value) else b
+    like = a if isinstance(a, Value) else b
+    if not isinstance(like, Value):
+        raise Refusal("the remainder of two numbers", e.node)
     pair = [e.number(item, e.view.type(like).dtype or torch.int64) for item in (a, b)]
     return e.native("Mod", pair, type_=e.view.type(like))
 
@@ -186,9 +195,10 @@ def _promoted(op: str) -> Form:
 def _scaled_sum(op: str) -> Form:
     """add(a, b, alpha) => add(a, alpha b)"""
 
-    def form(e: Emit, a: Operand, b: Operand, alpha: Operand = 1) -> Value:
+    def form(e: Emit, a: Operand, b: Operand, alpha: float = 1) -> Value:
         a, b = (e.cast_to(x, e.dtype) for x in (a, b))
-        scaled = e.mul(b, alpha) if isinstance(b, onnx_ir.Value) else b * alpha
+        assert b is not None
+        scaled = e.mul(b, alpha) if isinstance(b, Value) else b * alpha
         return e.view.build(op, [a, scaled], before=e.place)
 
     return form
@@ -287,7 +297,7 @@ def _any(reduction: str) -> Form:
 
     def form(e: Emit, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
         bits = e.cast_to(e.cast_to(x, torch.bool), torch.int32)
-        attrs = {"dims": _all_dims(e, x, dim), "keepdim": bool(keepdim)}
+        attrs: dict[str, Any] = {"dims": _all_dims(e, x, dim), "keepdim": bool(keepdim)}
         best = e.view.build(reduction, [bits], attrs, before=e.place)
         return e.cast_to(best, e.dtype)
 
@@ -375,7 +385,7 @@ def _conv_transpose(
 
 def _select(e: Emit, x: Value, dim: int, index: Operand) -> Value:
     """select(x, dim, i) => index_select(x, i, dim) of a single place"""
-    place = index if isinstance(index, onnx_ir.Value) else e.number(index, torch.int64)
+    place = index if isinstance(index, Value) else e.number(index, torch.int64)
     return e.index_select(x, place, dim=dim % e.rank(x))
 
 
@@ -474,8 +484,9 @@ def _pad(e: Emit, x: Value, pads: Sequence[Operand], number: Operand = 0) -> Val
 
 
 def _pad_with(
-    e: Emit, x: Value, pads: Sequence[Operand], mode: str = "constant", number: Operand = None
-) -> Value:
+    e: Emit, x: Value, pads: Sequence[Operand], mode: str = "constant",
+    number: Operand | None = None,
+) -> Value:  # fmt: skip
     if mode != "constant":
         raise Refusal(f"padding by {mode}", e.node)
     return _pad(e, x, pads, 0 if number is None else number)

@@ -12,14 +12,16 @@ from typing import Any
 
 import onnx_ir
 import torch
+from onnx_ir import Value
 from torch.fx.node import Node as FxNode
 
 from ..ir.core.errors import BadInput, InvalidGraph, Refusal
 from ..ir.core.tensors import tensor_of
 from ..ir.core.types import UNKNOWN_DIM, Type, mentions
-from ..ir.core.view import Operand, Value
+from ..ir.fx.read import Operand as FxOperand
+from ..ir.fx.read import item_index
 from ..ir.fx.view import FxView
-from ..ir.onnx.parts import End, Names, set_type
+from ..ir.onnx.parts import End, Names, Operand, set_type
 from ..ir.onnx.view import OnnxView
 from ..ir.rewrite.cleanup import clean, fold_constants
 from ..ir.vocab import rules, spec
@@ -94,7 +96,7 @@ class _Translator:
         names = Names((*self.fx.input_names(), *self.fx.output_names()))
         inputs = []
         for name, node in zip(self.fx.input_names(), self.fx.inputs(), strict=True):
-            self.values[node] = onnx_ir.Value(name=name)
+            self.values[node] = Value(name=name)
             set_type(self.values[node], self.fx.type(node))
             inputs.append(self.values[node])
         graph = onnx_ir.Graph(inputs, [], nodes=[], opset_imports={"": OPSET}, name="main_graph")
@@ -135,7 +137,7 @@ class _Translator:
         return End(self.onnx.model.graph, node.name, {SCOPE_KEY: scope} if scope else {})
 
     def _of_vocabulary(
-        self, emit: Emit, node: FxNode, op: str, operands: tuple[Operand, ...],
+        self, emit: Emit, node: FxNode, op: str, operands: tuple[FxOperand, ...],
         attrs: Mapping[str, Any],
     ) -> Any:  # fmt: skip
         given = [self._mapped(operand) for operand in operands]
@@ -148,7 +150,7 @@ class _Translator:
             set_type(counted, self._joined(node, self.onnx.type(counted), emit.result))
             return counted
         op, given, attrs = _fitted(emit, op, given, attrs)
-        kinds = [self.onnx.type(o) if isinstance(o, onnx_ir.Value) else o for o in given]
+        kinds = [self.onnx.type(o) if isinstance(o, Value) else o for o in given]
         try:
             inferred = spec(op).infer(kinds, {**spec(op).attrs, **attrs})
         except (ValueError, IndexError) as error:
@@ -157,9 +159,9 @@ class _Translator:
             like = _typed(self._joined(node, inferred[0], emit.result, op == "slice"))
             return self.onnx.build(op, given, attrs, before=emit.place, like=like)
         value = self.onnx.build(op, given, attrs, before=emit.place)
-        results = self.onnx.results(self.onnx.producer(value))
+        results = self.onnx.results(self.onnx.maker(value))
         for item in self.fx.results(node):
-            place = item.args[1]
+            place = item_index(item)
             set_type(results[place], self._joined(node, inferred[place], self.fx.type(item)))
         return results
 
@@ -237,7 +239,7 @@ class _Translator:
         """Let what was made stand for the node; what is new bears the node's name."""
         results = dict.fromkeys([node], made)
         if _is_several(node):
-            results = {item: made[item.args[1]] for item in self.fx.results(node)}
+            results = {item: made[item_index(item)] for item in self.fx.results(node)}
         for result, value in results.items():
             if value.producer() in (self.onnx.journal or ()):
                 self.onnx.rename(value, result.name)
@@ -266,7 +268,7 @@ def _weight(view: FxView, node: FxNode, names: Names) -> Value:
         shape = list(declared.shape or ())
         raise BadInput(f"weight {name}: the graph has {shape}, its handle {handle}")
     name = names.take(name)
-    value = onnx_ir.Value(name=name, const_value=tensor_of(handle, name))
+    value = Value(name=name, const_value=tensor_of(handle, name))
     set_type(value, Type(handle.dtype, handle.shape))
     return value
 
@@ -288,7 +290,7 @@ def _made_names(view: FxView) -> set[str]:
 
 def _typed(type_: Type) -> Value:
     """A value that is nowhere, to build results ``like``."""
-    value = onnx_ir.Value(name=None)
+    value = Value(name=None)
     set_type(value, type_)
     return value
 
@@ -306,7 +308,7 @@ def _fitted(
     if op in _LOGICAL:
         return op, [_boolean(e, o) for o in operands], attrs
     if declared.infer is rules.comparison and len(operands) == 2:
-        kinds = [e.view.type(o) if isinstance(o, onnx_ir.Value) else o for o in operands]
+        kinds = [e.view.type(o) if isinstance(o, Value) else o for o in operands]
         dtype = rules.elementwise(kinds, {})[0].dtype
         return op, [o if dtype is None else e.cast_to(o, dtype) for o in operands], attrs
     if op == "where":
@@ -315,8 +317,9 @@ def _fitted(
         return op, list(operands), attrs
     if e.dtype == torch.bool and op in _OF_BOOLS:
         op = _OF_BOOLS[op]
-    if declared.infer is _REDUCTION and not attrs["dims"]:
-        attrs = {**attrs, "dims": tuple(range(e.rank(operands[0])))}
+    x = operands[0]
+    if declared.infer is _REDUCTION and isinstance(x, Value) and not attrs["dims"]:
+        attrs = {**attrs, "dims": tuple(range(e.rank(x)))}
     return op, [e.cast_to(o, e.dtype) for o in operands], attrs
 
 
@@ -325,18 +328,18 @@ _OF_BOOLS = {"mul": "logical_and", "add": "logical_or"}
 
 
 def _boolean(e: Emit, operand: Operand) -> Operand:
-    return e.cast_to(operand, torch.bool) if isinstance(operand, onnx_ir.Value) else bool(operand)
+    return e.cast_to(operand, torch.bool) if isinstance(operand, Value) else bool(operand)
 
 
 def _alternatives(e: Emit, operands: Sequence[Operand]) -> list[Operand]:
-    if any(isinstance(o, onnx_ir.Value) for o in operands):
+    if any(isinstance(o, Value) for o in operands):
         return [e.cast_to(o, e.dtype) for o in operands]
     return [e.number(o, e.dtype) for o in operands]
 
 
-def _arange(e: Emit, operands: Sequence[Operand], dtype: torch.dtype) -> Operand:
+def _arange(e: Emit, operands: Sequence[Operand], dtype: torch.dtype) -> Value:
     """arange of sizes counts in int64 and is cast: ONNX's Range has the dtype of its operands."""
-    if not any(isinstance(o, onnx_ir.Value) for o in operands):
+    if not any(isinstance(o, Value) for o in operands):
         return e.arange(*operands, dtype=dtype)
     whole = not any(isinstance(o, float) for o in operands)
     base = torch.int64 if whole else dtype

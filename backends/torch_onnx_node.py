@@ -7,6 +7,7 @@ from typing import Any
 
 import onnx_ir
 import torch
+from onnx_ir import Value
 from torch.export import ExportedProgram, ModuleCallEntry, ModuleCallSignature
 from torch.export.graph_signature import (
     ExportGraphSignature,
@@ -23,8 +24,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from ..ir.core.errors import BadInput
-from ..ir.core.view import Value
-from ..ir.fx.read import GETITEM
+from ..ir.fx.read import GETITEM, item_index
 from ..ir.fx.view import FxView
 from ..ir.onnx.parts import set_type
 from .aten_onnx import Emit
@@ -60,7 +60,7 @@ def export_node(
         set_type(found[0], emit.result)
         return found[0]
     for item in view.results(node):
-        set_type(found[item.args[1]], view.type(item))
+        set_type(found[item_index(item)], view.type(item))
     return found
 
 

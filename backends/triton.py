@@ -12,15 +12,17 @@ import os
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch.fx.node import Node as FxNode
 
 from ..ir.canonical.families import canonicalize
 from ..ir.core.errors import BadInput, Missing
 from ..ir.core.types import Type
-from ..ir.core.view import Node, Value, View
+from ..ir.core.view import Node, Value, View, is_value
 from ..ir.core.weights import CastWeight
+from ..ir.fx.read import Operand as FxOperand
 from ..ir.fx.view import FxView
 from .base import Backend, ViewExecutable, bind
 from .triton_kernels import NEEDED_COMPUTE, Binding, Bound, Fallback, bind_kernels
@@ -137,9 +139,10 @@ def _tell(fallbacks: Sequence[Fallback]) -> None:
 
 
 def _fx_run(view: FxView, binding: Binding, device: torch.device) -> Run:
-    for node, bound in binding.bound.items():
+    for place, bound in binding.bound.items():
+        node, operands = cast(FxNode, place), cast("tuple[FxOperand, ...]", bound.operands)
         with view.graph.inserting_before(node):
-            call = view.graph.call_function(bound.kernel, bound.operands, dict(bound.attrs))
+            call = view.graph.call_function(bound.kernel, operands, dict(bound.attrs))
         node.replace_all_uses_with(call)
         view.graph.erase_node(node)
     for node in view.graph.nodes:
@@ -167,7 +170,7 @@ def _cast_once(view: View) -> None:
     for node in list(view.nodes()):
         if view.op(node) != "cast":
             continue
-        source = view.operands(node)[0]
+        source = view.tensor(node)
         weight = view.weight(source)
         if weight is None:
             continue
@@ -202,8 +205,7 @@ class _NodeByNode:
     def _reads(self, node: Node, bound: Bound | None) -> tuple[Value, ...]:
         if bound is None:
             return self._view.arguments(node)
-        numbers = (int, float, bool, type(None))
-        return tuple(o for o in bound.operands if not isinstance(o, numbers))
+        return tuple(o for o in bound.operands if is_value(o))
 
     def __call__(self, inputs: Sequence[torch.Tensor]) -> Sequence[torch.Tensor]:
         # References make ranges and constants where torch makes them if not told.
@@ -219,7 +221,7 @@ class _NodeByNode:
             if bound is None:
                 results = view.execute(node, [given[v] for v in reads])
             else:
-                operands = [given.get(o, o) if o in reads else o for o in bound.operands]
+                operands = [given[o] if is_value(o) else o for o in bound.operands]
                 results = (bound.kernel(*operands, **bound.attrs),)
             for value, result in zip(view.results(node), results, strict=True):
                 env[value] = result.to(self._device) if torch.is_tensor(result) else result

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..ir.core.types import DTYPE_NAMES
-from ..ir.core.view import Node, Operand, Value, View
+from ..ir.core.view import Node, Operand, Value, View, is_value
 from ..ir.vocab import declared, spec
 from ..kernels.registry import HALF_AND_SINGLE, Kernel, kernel_of
 
@@ -83,7 +83,7 @@ def _reason_against(
         value = view.attrs(node)[name]
         if value not in taken:
             return f"{name}={value}: its kernel takes {', '.join(map(str, taken))}"
-    types = [view.type(o) for o in view.operands(node) if _is_value(o)]
+    types = [view.type(o) for o in view.operands(node) if is_value(o)]
     first = types[0]
     if kernel.dtypes and first.dtype not in kernel.dtypes:
         names = ", ".join(DTYPE_NAMES[d] for d in kernel.dtypes)
@@ -97,10 +97,6 @@ def _reason_against(
 
 def _version(compute: tuple[int, int]) -> str:
     return f"{compute[0]}.{compute[1]}"
-
-
-def _is_value(operand: Operand) -> bool:
-    return operand is not None and not isinstance(operand, int | float | bool)
 
 
 # --- low-rank paths ------------------------------------------------------------------------------
@@ -124,10 +120,10 @@ def _low_rank_sums(view: View, bound: Mapping[Node, Bound]) -> Iterator[tuple[No
 
 
 def _parts(view: View, add: Node, bound: Mapping[Node, Bound]) -> _Parts | None:
-    operands = view.operands(add)
-    if not all(_is_value(o) for o in operands):
+    a, b = view.operands(add)
+    if not is_value(a) or not is_value(b):
         return None
-    for total, path in (operands, operands[::-1]):
+    for total, path in ((a, b), (b, a)):
         main, side = view.producer(total), view.producer(path)
         if main is None or side is None or main not in bound:
             continue
@@ -135,9 +131,9 @@ def _parts(view: View, add: Node, bound: Mapping[Node, Bound]) -> _Parts | None:
             continue
         if not (_only_here(view, total, add) and _only_here(view, path, add)):
             continue
-        given = view.operands(side)
-        if len(given) == 2 and view.type(path) == view.type(total):
-            return _Parts(main, side, given[0], _uncast(view, given[1]))
+        plain = len(view.operands(side)) == 2
+        if plain and view.type(path) == view.type(total):
+            return _Parts(main, side, view.tensor(side), _uncast(view, view.tensor(side, 1)))
     return None
 
 
@@ -150,7 +146,7 @@ def _uncast(view: View, value: Value) -> Value:
     node = view.producer(value)
     if node is None or view.op(node) != "cast":
         return value
-    stored = view.operands(node)[0]
+    stored = view.tensor(node)
     weight = view.weight(stored)
     return stored if weight is not None and weight.dtype in HALF_AND_SINGLE else value
 

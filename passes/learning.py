@@ -146,6 +146,6 @@ def _at_linears(
             )
         # What is compressed on the way is decided at the first linear that holds the weight.
         seen = group if needs.propagate in ("current", "dense") else group[:1]
-        places: tuple[Place, ...] = tuple((view.operands(linears[name].node)[0],) for name in seen)
+        places: tuple[Place, ...] = tuple((view.tensor(linears[name].node),) for name in seen)
         requests.append(Request(group[0], places, needs.stats, partial(done, group)))
     return requests

@@ -100,7 +100,7 @@ class Shelved:
             view.set_weight(linear.weight, weight)
             return
         # A linear that feeds this one directly may have been swapped since sites were chosen.
-        current = replace(linear, x=view.operands(linear.node)[0])
+        current = replace(linear, x=view.tensor(linear.node))
         swapped = swap(
             view, current, self.form.op, self.operands, self.form.attrs, rule=rule, step=step
         )

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..core.errors import Refusal
-from ..core.view import Node, Operand, Value, View
+from ..core.view import Node, Operand, Value, View, is_value
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 
@@ -49,7 +49,7 @@ class FuseAttention(Rule):
         _check_shapes(match.view, found, match.value("v"), match.root)
 
     def replace(self, build: Build, **bound: Operand) -> Value:
-        found = read_logits(build.view, bound["logits"], build.match.root)
+        found = read_logits(build.view, build.match.value("logits"), build.match.root)
         k = _last_two_swapped(build, found.kt)
         operands = [found.q, k, bound["v"]]
         mask = _mask(build, found)
@@ -89,27 +89,25 @@ def read_logits(view: View, value: Value, root: Node) -> _Logits:
         masks.append(mask)
         node = _only_for_this(view, value, root)
     if view.op(node) == "where" and not masks:
-        condition, a, b = view.operands(node)
-        number = view.number(b)
+        number = view.number(view.operands(node)[2])
         if number is None:
             raise Refusal("where: masked logits are not replaced by a number", root)
-        value, replaced = a, (condition, float(number))
+        value, replaced = view.tensor(node, 1), (view.tensor(node, 0), float(number))
     value, scale = _unscaled(view, value)
     node = _only_for_this(view, value, root)
     cap = None
     if view.op(node) == "tanh":
         if scale <= 0:
             raise Refusal(f"tanh times {scale:g} is not a cap of the logits", root)
-        value, cap = view.operands(node)[0], scale
+        value, cap = view.tensor(node), scale
         value, divided = _unscaled(view, value)
         value, before = _unscaled(view, value)
         scale *= divided * before
         node = _only_for_this(view, value, root)
     if view.op(node) != "matmul":
         raise Refusal(f"the softmax is of `{view.op(node)}`, not of a product of matrices", root)
-    left, right = view.operands(node)
-    q, on_q = _unscaled(view, left)
-    kt, on_k = _unscaled(view, right)
+    q, on_q = _unscaled(view, view.tensor(node, 0))
+    kt, on_k = _unscaled(view, view.tensor(node, 1))
     return _Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced, cap)
 
 
@@ -125,9 +123,10 @@ def _only_for_this(view: View, value: Value, root: Node) -> Node:
 def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
     a, b = view.operands(node)
     for scores, mask in ((a, b), (b, a)):
-        inner, _ = _unscaled(view, scores)
-        maker = None if isinstance(inner, int | float | None) else view.producer(inner)
-        if maker is None or view.number(mask) is not None:
+        if not is_value(scores) or not is_value(mask) or view.number(mask) is not None:
+            continue
+        maker = view.producer(_unscaled(view, scores)[0])
+        if maker is None:
             continue
         if _is_product(view, maker) or (view.op(maker) == "add" and _holds_product(view, maker)):
             return scores, mask
@@ -136,8 +135,8 @@ def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
 
 def _holds_product(view: View, node: Node) -> bool:
     """Whether one of two summands is a product of matrices: the scores, with a mask added."""
-    makers = [_unscaled(view, operand)[0] for operand in view.operands(node)]
-    products = [None if isinstance(m, int | float | None) else view.producer(m) for m in makers]
+    summands = [_unscaled(view, o)[0] for o in view.operands(node) if is_value(o)]
+    products = [view.producer(value) for value in summands]
     return any(p is not None and _is_product(view, p) for p in products)
 
 
@@ -146,18 +145,18 @@ def _is_product(view: View, node: Node) -> bool:
     return view.op(node) in ("matmul", "tanh")
 
 
-def _unscaled(view: View, value: Operand) -> tuple[Value, float]:
+def _unscaled(view: View, value: Value) -> tuple[Value, float]:
     """A value without the number that it is multiplied or divided by, and that number."""
-    node = None if isinstance(value, int | float | None) else view.producer(value)
+    node = view.producer(value)
     op = None if node is None else view.op(node)
-    if op not in ("mul", "div"):
+    if node is None or op not in ("mul", "div"):
         return value, 1.0
     a, b = view.operands(node)
     number = view.number(b)
-    if number is not None and number != 0:
+    if is_value(a) and number is not None and number != 0:
         return a, float(number) if op == "mul" else 1 / float(number)
     number = view.number(a) if op == "mul" else None
-    return (value, 1.0) if number is None else (b, float(number))
+    return (b, float(number)) if is_value(b) and number is not None else (value, 1.0)
 
 
 def _check_shapes(view: View, found: _Logits, v: Value, root: Node) -> None:
@@ -195,9 +194,9 @@ def _mask(build: Build, found: _Logits) -> Value | None:
     maker = view.producer(first)
     if rest or maker is None or view.op(maker) != "where":
         return first
-    condition, kept, fill_ = view.operands(maker)
+    _, kept, fill_ = view.operands(maker)
     boolean = view.number(kept) == 0 and view.number(fill_) == -math.inf
-    return condition if boolean else first
+    return view.tensor(maker) if boolean else first
 
 
 def _round_scale(view: View, found: _Logits) -> float:
@@ -218,7 +217,7 @@ def _last_two_swapped(build: Build, value: Value) -> Value:
         return build.transpose(value, perm=perm)
     before = view.attrs(maker)["perm"]
     joined = tuple(before[d] for d in perm)
-    source: Value = view.operands(maker)[0]
+    source = view.tensor(maker)
     return source if joined == tuple(range(rank)) else build.transpose(source, perm=joined)
 
 

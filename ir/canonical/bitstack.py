@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..core.view import Operand, Value, View
+from ..core.view import Operand, Value, View, is_value
 from ..core.weights import StackedWeight
 from ..ops.bitstack_blocks import place_of
 from ..rewrite.pattern import Match
@@ -54,11 +54,11 @@ def _stack(view: View, turned: Operand) -> _Stack | None:
     """Signs, factors and shape of the weight behind ``transpose(sum(mul(plane, magnitudes)))``."""
     value = turned
     for op, key, wanted in (("transpose", "perm", (1, 0)), ("sum", "dims", (0,)), ("mul", "", ())):
-        node = None if isinstance(value, int | float | None) else view.producer(value)
+        node = view.producer(value) if is_value(value) else None
         if node is None or view.op(node) != op or (key and view.attrs(node)[key] != wanted):
             return None
         value, *other = view.operands(node)
-    if any(isinstance(operand, int | float) for operand in (value, *other)):
+    if not is_value(value) or not is_value(other[0]):
         return None
     for plane, magnitudes in ((value, other[0]), (other[0], value)):
         signs, factors = _signs(view, plane), _factors(view, magnitudes)
@@ -73,7 +73,7 @@ def _signs(view: View, plane: Value) -> StackedWeight | None:
     node = view.producer(value)
     if node is None or view.op(node) != "embedding":
         return None
-    table, ids = view.operands(node)
+    table, ids = view.tensor(node, 0), view.tensor(node, 1)
     return _blocks(view, _behind(view, ids, "cast")) if view.weight(table) is not None else None
 
 
@@ -83,13 +83,13 @@ def _factors(view: View, magnitudes: Value) -> tuple[StackedWeight, tuple[int, i
     node = view.producer(magnitudes)
     if node is None or view.op(node) != "matmul":
         return None
-    turned, right = view.operands(node)
+    turned, right = view.tensor(node, 0), view.tensor(node, 1)
     split = view.producer(right)
     if split is None or view.op(split) != "split" or view.attrs(split)["dim"] != 2:
         return None
     if tuple(view.results(split)) != (_behind(view, turned, "transpose"), right):
         return None
-    blocks = _blocks(view, _behind(view, view.operands(split)[0], "cast"))
+    blocks = _blocks(view, _behind(view, view.tensor(split), "cast"))
     rows, columns = view.attrs(split)["sizes"]
     return None if blocks is None else (blocks, (rows, columns))
 
@@ -97,7 +97,7 @@ def _factors(view: View, magnitudes: Value) -> tuple[StackedWeight, tuple[int, i
 def _behind(view: View, value: Value, *ops: str) -> Value:
     node = view.producer(value)
     while node is not None and view.op(node) in ops:
-        value = view.operands(node)[0]
+        value = view.tensor(node)
         node = view.producer(value)
     return value
 
@@ -107,8 +107,9 @@ def _blocks(view: View, value: Value) -> StackedWeight | None:
     node = view.producer(value)
     if node is None or view.op(node) != "concat" or view.attrs(node)["dim"] != 0:
         return None
-    names = [view.name(part) for part in view.operands(node)]
-    handles = [view.weight(part) for part in view.operands(node)]
+    parts = [part for part in view.operands(node) if is_value(part)]
+    names = [view.name(part) for part in parts]
+    handles = [view.weight(part) for part in parts]
     if any(place_of(name) is None for name in names):
         return None
     return StackedWeight([h for h in handles if h is not None], names)

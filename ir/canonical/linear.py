@@ -37,8 +37,9 @@ def _stored_matrix(match: Match, name: str) -> Weight:
     """The constant matrix that an operand is, or is the cast of: a factor that is stored narrow."""
     view, value = match.view, match.value(name)
     maker = view.producer(value)
-    cast = maker is not None and view.op(maker) == "cast"
-    handle = view.weight(view.operands(maker)[0] if cast else value)
+    if maker is not None and view.op(maker) == "cast":
+        value = view.tensor(maker)
+    handle = view.weight(value)
     if handle is None:
         raise Refusal(f"{name} is not a constant", match.root)
     if len(handle.shape) != 2:
@@ -83,7 +84,7 @@ class FuseMatmul(Rule):
             match.refuse("x is a constant: nothing flows through this product")
 
     def replace(self, build: Build, **bound: Operand) -> Value:
-        return build.linear(bound["x"], transposed_weight(build.view, bound["w"]))
+        return build.linear(bound["x"], transposed_weight(build.view, build.match.value("w")))
 
 
 class FuseBias(Rule):
@@ -118,19 +119,18 @@ class FuseAddmm(Rule):
         _need_bias(match, match["b"], weight.shape[1])
 
     def replace(self, build: Build, **bound: Operand) -> Value:
-        w = bound["w"]
-        view = build.view
-        if view.weight(w) is not None:
-            return build.linear(bound["x"], transposed_weight(view, w), bound["b"])
-        return build.linear(bound["x"], view.operands(view.producer(w))[0], bound["b"])
+        view, w = build.view, build.match.value("w")
+        stored = view.weight(w) is not None
+        turned = transposed_weight(view, w) if stored else view.tensor(view.maker(w))
+        return build.linear(bound["x"], turned, bound["b"])
 
 
 def _matrix_behind(match: Match) -> Weight:
     """The weight [in, out] that ``w`` is, or is the transposition of."""
-    view, w = match.view, match["w"]
+    view, w = match.view, match.value("w")
     maker = view.producer(w)
     if maker is not None and view.op(maker) == "transpose":
-        handle = view.weight(view.operands(maker)[0])
+        handle = view.weight(view.tensor(maker))
         if handle is not None and len(handle.shape) == 2:
             return handle.transposed()
     _need_matrix(match, "w")
@@ -163,7 +163,7 @@ class FuseGemm(Rule):
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, root = build.view, build.match.root
-        w = bound["w"]
+        w = build.match.value("w")
         if not view.attrs(root).get("transB", 0):
             w = transposed_weight(view, w)
         return build.linear(bound["x"], w, *view.operands(root)[2:])
@@ -193,7 +193,7 @@ class FusePointwiseConv(Rule):
         handle = view.weight(bound["w"])
         assert handle is not None
         rank = len(handle.shape)
-        matrix = view.add_weight(view.name(bound["w"]), _as_matrix(handle))
+        matrix = view.add_weight(view.name(build.match.value("w")), _as_matrix(handle))
         last = build.transpose(bound["x"], perm=(0, *range(2, rank), 1))
         product = build.linear(last, matrix, *view.operands(build.match.root)[2:])
         return build.transpose(product, perm=(0, rank - 1, *range(1, rank - 1)))

@@ -20,11 +20,13 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import onnx_ir
 from onnx_ir.tape import Tape
 
 from ..core.errors import BadInput, Refusal
 from ..core.view import Node, Operand, Value, View
-from ..onnx.forms import same_form, stand_in
+from ..onnx.forms import native_node, same_form, stand_in
+from ..onnx.view import native_view
 from ..ops.linear_nbit import MICROSOFT, Form, operand_types
 from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.pattern import Match
@@ -36,7 +38,6 @@ from .own import own_rules
 logger = logging.getLogger(__name__)
 
 NODE = "MatMulNBits"
-_OPERANDS = 6
 
 
 def canonicalize_stored(view: View, *, step: int = 0) -> RewriteReport:
@@ -75,7 +76,8 @@ class FuseMatMulNBits(Rule):
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, root = build.view, build.match.root
         found = _Reader(view, root).stored()
-        operands = [bound["x"], found.codes, found.scales, found.zeros, found.bias]
+        parts = (found.codes, found.scales, found.zeros, found.bias)
+        operands = [bound["x"], *(None if part is None else Value(part) for part in parts)]
         while operands[-1] is None:
             operands.pop()
         return made(build, operands, found.attrs, OURS.sub("", view.name(root)))
@@ -85,10 +87,10 @@ class FuseMatMulNBits(Rule):
 class _Stored:
     """What a ``MatMulNBits`` multiplies by, as ``linear_nbit`` takes it."""
 
-    codes: Value
-    scales: Value
-    zeros: Value | None
-    bias: Value | None
+    codes: onnx_ir.Value
+    scales: onnx_ir.Value
+    zeros: onnx_ir.Value | None
+    bias: onnx_ir.Value | None
     attrs: dict[str, int]
 
 
@@ -96,9 +98,12 @@ class _Reader:
     """Reads the operands of one node. Every method raises ``Refusal`` where it cannot."""
 
     def __init__(self, view: View, node: Node) -> None:
-        self.view, self.node = view, node
-        inputs = (*node.inputs, *[None] * _OPERANDS)[:_OPERANDS]
-        self.x, self.codes, self.scales, self.zeros, self.index, self.bias = inputs
+        self.view, self.node = native_view(view), node
+        x, codes, scales, *rest = native_node(node).inputs
+        if x is None or codes is None or scales is None:
+            raise Refusal("its input, its codes or its scales are absent", node)
+        self.x, self.codes, self.scales = x, codes, scales
+        self.zeros, self.index, self.bias = (*rest, None, None, None)[:3]
         attrs = view.attrs(node)
         self.bits, self.block = int(attrs.get("bits", 4)), int(attrs.get("block_size", 0))
         self.attrs = {
@@ -130,10 +135,10 @@ class _Reader:
         scales = self._scales()
         return _Stored(codes, scales, self._zeros(), bias, self.attrs)
 
-    def _codes(self) -> Value:
+    def _codes(self) -> onnx_ir.Value:
         if self.view.weight(self.codes) is not None:
             return self._rows(self.codes, 0, "codes")
-        source = source_of(self.view, self.codes)
+        source = source_of(self.codes)
         leaf = stand_in(source)
         for bits in (2, 3) if self.view.weight(source) is not None else ():
             self.attrs["bits"] = bits
@@ -141,12 +146,14 @@ class _Reader:
                 return source
         raise self.refuse("its codes are computed")
 
-    def _scales(self) -> Value:
+    def _scales(self) -> onnx_ir.Value:
         if self.view.weight(self.scales) is not None:
             return self._rows(self.scales, 1, "scales")
-        source = source_of(self.view, self.scales)
-        leaf, work = stand_in(source), dtype_of(self.view, self.scales) or self.x.dtype
-        for group in (self.block, 0) if self.view.weight(source) is not None and work else ():
+        source = source_of(self.scales)
+        leaf, work = stand_in(source), dtype_of(self.scales) or self.x.dtype
+        if self.view.weight(source) is None or not work:
+            raise self.refuse("its scales are computed")
+        for group in (self.block, 0):
             form = self._form(group)
             wide = form.cast(leaf, work)
             if form.block == self.block and same_form(
@@ -156,14 +163,14 @@ class _Reader:
                 return source
         raise self.refuse("its scales are computed")
 
-    def _zeros(self) -> Value | None:
+    def _zeros(self) -> onnx_ir.Value | None:
         if self.zeros is None:
             return None
         handle = self.view.weight(self.zeros)
         if handle is not None:
             real = handle.dtype.is_floating_point
             return self._rows(self.zeros, 2, "zero points", real=real)
-        source = source_of(self.view, self.zeros)
+        source = source_of(self.zeros)
         leaf, form = stand_in(source), self._form()
         if same_form(self.zeros, form.zeros(None), {}):
             return None
@@ -175,7 +182,9 @@ class _Reader:
         attrs = self.attrs if group is None else {**self.attrs, "group": group}
         return Form(Tape(), {**attrs, "accuracy_level": 0})
 
-    def _rows(self, value: Value, index: int, what: str, *, real: bool = False) -> Value:
+    def _rows(
+        self, value: onnx_ir.Value, index: int, what: str, *, real: bool = False
+    ) -> onnx_ir.Value:
         """A constant operand in rows; models of earlier runtimes have them one behind another."""
         handle = self.view.weight(value)
         assert handle is not None

@@ -15,7 +15,8 @@ import torch
 from onnx_ir.tape import Tape
 
 from ..core.view import Node, Operand, Value, View
-from ..onnx.forms import same_form, stand_in
+from ..onnx.forms import native_value, same_form, stand_in
+from ..onnx.view import OnnxView, native_view
 from ..ops.linear_nbit import Form
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
@@ -40,24 +41,24 @@ def _grown(view: View, main: Node) -> str:
     return base if base != name else f"{base}/linear_nbit"
 
 
-def source_of(view: View, value: Value) -> Value:
+def source_of(value: onnx_ir.Value) -> onnx_ir.Value:
     """What the first operands of nodes lead back to."""
-    node = view.producer(value)
+    node = value.producer()
     while node is not None and node.inputs and node.inputs[0] is not None:
         value = node.inputs[0]
-        node = view.producer(value)
+        node = value.producer()
     return value
 
 
-def dtype_of(view: View, value: Value) -> onnx_ir.DataType | None:
+def dtype_of(value: onnx_ir.Value) -> onnx_ir.DataType | None:
     """The dtype of a value, be it only said by the nearest cast above."""
-    node = view.producer(value)
-    while value.dtype is None and node is not None and node.inputs:
+    node = value.producer()
+    while value.dtype is None and node is not None and node.inputs and node.inputs[0] is not None:
         if node.op_type == "Cast":
             return onnx_ir.DataType(node.attributes["to"].value)
         value = node.inputs[0]
-        node = view.producer(value)
-    return value.dtype  # type: ignore[no-any-return]
+        node = value.producer()
+    return value.dtype
 
 
 class FuseRealZeros(Rule):
@@ -87,33 +88,34 @@ def _main(match: Match) -> Node:
 
 def _real_zeros(match: Match) -> tuple[Value, Value, dict[str, Any]] | None:
     """Scales, zero points z and attributes in ``matmul(sums, transpose(mul(sub(mid, z), s)))``."""
-    view, value = match.view, match["side"]
+    view, side, x = native_view(match.view), native_value(match["side"]), native_value(match["x"])
+    value = side
     for op, operand in (("matmul", 1), ("transpose", 0)):
         node = view.producer(value)
         if node is None or view.op(node) != op:
             return None
-        value = view.operands(node)[operand]
+        value = view.tensor(node, operand)
     offset = view.producer(value)
-    node = None if offset is None else view.producer(view.operands(offset)[0])
-    if node is None or (view.op(offset), view.op(node)) != ("mul", "sub"):
+    node = None if offset is None else view.producer(view.tensor(offset))
+    if offset is None or node is None or (view.op(offset), view.op(node)) != ("mul", "sub"):
         return None
-    scales, zeros = (source_of(view, view.operands(n)[1]) for n in (offset, node))
-    work = dtype_of(view, value)
-    if view.weight(zeros) is None or work is None or not _written(view, match["scales"], scales):
+    scales, zeros = (source_of(view.tensor(n, 1)) for n in (offset, node))
+    work, written = dtype_of(value), native_value(match["scales"])
+    if view.weight(zeros) is None or work is None or not _written(view, written, scales):
         return None
-    attrs = dict(view.attrs(_main(match)))
-    leaves = {stand_in(v): v for v in (match["x"], scales, zeros)}
+    attrs = dict(match.view.attrs(_main(match)))
+    leaves = {stand_in(v): v for v in (x, scales, zeros)}
     inner, *stored = leaves
     block = Form(Tape(), attrs).block
     for group in (attrs["group"], 0):
         form = Form(Tape(), {**attrs, "group": group})
         wanted = form.correction(inner, *(form.cast(leaf, work) for leaf in stored))
-        if form.block == block and same_form(match["side"], wanted, leaves):
-            return scales, zeros, {**attrs, "group": group}
+        if form.block == block and same_form(side, wanted, leaves):
+            return Value(scales), Value(zeros), {**attrs, "group": group}
     return None
 
 
-def _written(view: View, given: Value, stored: Value) -> bool:
+def _written(view: OnnxView, given: onnx_ir.Value, stored: onnx_ir.Value) -> bool:
     """Whether scales are those stored, or what ``Form.written`` made of them."""
     if given is stored:
         return True
@@ -151,8 +153,9 @@ def _bias(match: Match) -> Operand:
     """What is added, before a cast to the dtype that the linear computes in."""
     b = match["b"]
     node = match.view.producer(match.value("b"))
-    cast = node is not None and match.view.op(node) == "cast"
-    return match.view.operands(node)[0] if cast else b
+    if node is not None and match.view.op(node) == "cast":
+        return match.view.tensor(node)
+    return b
 
 
 RULES: tuple[type[Rule], ...] = (FuseRealZeros, FuseNBitBias)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core.view import Operand, Value
+from ..core.view import Operand, Value, is_value
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 
@@ -62,7 +62,7 @@ def _refuse_centred(match: Match) -> None:
     if node is None or view.op(node) != "sub":
         return
     taken = view.operands(node)[1]
-    mean = None if isinstance(taken, int | float) else view.producer(taken)
+    mean = view.producer(taken) if is_value(taken) else None
     if mean is not None and view.op(mean) == "mean":
         match.refuse("x is centred: this is part of a layer norm")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from ..core.errors import Refusal
 from ..core.view import Node, Operand, Value, View
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
@@ -28,7 +29,7 @@ class FuseShapedTranspose(Rule):
 
     def where(self, match: Match) -> None:
         view = match.view
-        swapped = view.operands(match.root)[0]
+        swapped = view.tensor(match.root)
         before, result = match.type("x").shape, view.type(view.result(match.root)).shape
         middle = view.type(swapped).shape
         if before is None or len(before) < 3:
@@ -54,9 +55,7 @@ class FuseSequenceAt(Rule):
 
     def where(self, match: Match) -> None:
         view = match.view
-        maker = view.producer(match.value("parts"))
-        if maker is None or view.native_op(maker) != "SplitToSequence":
-            match.refuse("the sequence is not made by SplitToSequence")
+        maker = _split(match)
         operands = view.operands(maker)
         size = view.number(operands[1]) if len(operands) == 2 else None
         if size is None or not view.attrs(maker).get("keepdims", 1):
@@ -68,15 +67,22 @@ class FuseSequenceAt(Rule):
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view = build.view
-        maker = view.producer(bound["parts"])
-        x, number = view.operands(maker)
+        maker = _split(build.match)
+        x, number = view.tensor(maker), view.operands(maker)[1]
         size, index = int(view.number(number) or 0), int(build.match.scalar("index"))
         dim = view.attrs(maker).get("axis", 0) % (view.type(x).rank or 1)
         return build.slice(x, index * size, (index + 1) * size, dim=dim, step=1)
 
 
+def _split(match: Match) -> Node:
+    maker = match.view.producer(match.value("parts"))
+    if maker is None or match.view.native_op(maker) != "SplitToSequence":
+        raise Refusal("the sequence is not made by SplitToSequence", match.root)
+    return maker
+
+
 def _split_width(view: View, maker: Node) -> int | None:
-    shape = view.type(view.operands(maker)[0]).shape
+    shape = view.type(view.tensor(maker)).shape
     width = None if shape is None else shape[view.attrs(maker).get("axis", 0)]
     return width if isinstance(width, int) else None
 

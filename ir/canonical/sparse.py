@@ -16,9 +16,10 @@ import torch
 from onnx_ir.tape import Tape
 
 from ..core.tensors import tensor_of
-from ..core.view import Node, Operand, Value, View
+from ..core.view import Operand, Value
 from ..core.weights import ComputedWeight, Weight
-from ..onnx.forms import same_form, stand_in
+from ..onnx.forms import native_node, native_value, same_form, stand_in
+from ..onnx.view import OnnxView, native_view
 from ..ops.sparse_linear import SPARSE_LINEAR, entries, index_dtype
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
@@ -39,20 +40,20 @@ class FuseSparse(Rule):
             match.refuse("the sums are not those of outlier weights")
 
     def replace(self, build: Build, **bound: Operand) -> Value:
-        view, path = build.view, _found(build.match)
+        view, path = native_view(build.view), _found(build.match)
         assert path is not None
         stem = view.name(path.cols).removesuffix(SUFFIX).removesuffix("cols")
-        parts = [view.add_weight(stem + name, w) for name, w in path.weights(view).items()]
-        return build.sparse_linear(path.x, *parts, out_features=path.outputs)
+        parts = [build.view.add_weight(stem + name, w) for name, w in path.weights().items()]
+        return build.sparse_linear(Value(path.x), *parts, out_features=path.outputs)
 
 
 @dataclass(frozen=True)
 class _Path:
     """The values that a written side path is made from."""
 
-    x: Value
-    cols: Value
-    values: Value
+    x: onnx_ir.Value
+    cols: onnx_ir.Value
+    values: onnx_ir.Value
     place: npt.NDArray[np.int64]
     shapes: tuple[tuple[int, int], ...]
     cols_held: Weight
@@ -62,7 +63,7 @@ class _Path:
     def outputs(self) -> int:
         return len(self.place)
 
-    def weights(self, view: View) -> dict[str, Weight]:
+    def weights(self) -> dict[str, Weight]:
         """Rows, columns and values of the entries, each made when it is read."""
         count, width = len(self.places[0]), index_dtype(self.outputs)
         key = (self.cols_held.key, self.values_held.key, self.shapes)
@@ -90,69 +91,80 @@ class _Path:
 
 def _found(match: Match) -> _Path | None:
     """The side path that a match is, where it is written exactly as ``sparse_linear`` does it."""
-    view = match.view
-    place, path = view.weight(match["place"]), None
+    view = native_view(match.view)
+    place, path = match.view.weight(match["place"]), None
     if place is not None and place.dtype == torch.int32:
-        path = _read(view, match["sums"], place.read().numpy().astype(np.int64))
+        sums = native_value(match["sums"])
+        path = _read(view, sums, place.read().numpy().astype(np.int64))
     if path is None:
         return None
     leaf, tape = stand_in(path.x), Tape()
     stored = [
         onnx_ir.Value(name=name, const_value=tensor_of(weight, name))
-        for name, weight in path.weights(view).items()
+        for name, weight in path.weights().items()
     ]
     wanted = SPARSE_LINEAR.record(tape, [leaf, *stored], {"out_features": path.outputs})
-    (result,) = view.results(match.root)
+    (result,) = native_node(match.root).outputs
     return path if same_form(result, wanted, {leaf: path.x}) else None
 
 
-def _read(view: View, sums: Value, place: npt.NDArray[np.int64]) -> _Path | None:
-    pad = view.producer(sums)
-    joined = pad.inputs[0] if pad is not None and pad.op_type == "Pad" else None
-    node = None if joined is None else view.producer(joined)
-    if node is None:
+def _read(
+    view: OnnxView, sums: onnx_ir.Value, place: npt.NDArray[np.int64]
+) -> _Path | None:
+    pad = sums.producer()
+    joined = _inputs(pad)[0] if pad is not None and pad.op_type == "Pad" else None
+    node = None if joined is None else joined.producer()
+    if joined is None or node is None:
         return None
-    parts = list(node.inputs) if node.op_type == "Concat" else [joined]
-    product = _first(view, joined, "Mul")
+    parts = _inputs(node) if node.op_type == "Concat" else [joined]
+    product = _first(joined, "Mul")
     if product is None:
         return None
-    gather, column = (view.producer(v) for v in product.inputs)
+    gather, column = (v.producer() for v in _inputs(product))
     if gather is None or column is None or gather.op_type != "Gather":
         return None
-    cols, values = _behind_cast(view, gather.inputs[1]), _behind_cast(view, column.inputs[0])
-    flat = _first(view, gather.inputs[0], "Reshape")
+    table, picked = _inputs(gather)
+    cols, values = _behind_cast(picked), _behind_cast(_inputs(column)[0])
+    flat = _first(table, "Reshape")
     cols_held, values_held = view.weight(cols), view.weight(values)
     if flat is None or cols_held is None or values_held is None:
         return None
     shapes = _shapes(view, parts, cols_held.numel)
     if shapes is None or sum(n for n, _ in shapes) > len(place):
         return None
-    return _Path(flat.inputs[0], cols, values, place, shapes, cols_held, values_held)
+    return _Path(_inputs(flat)[0], cols, values, place, shapes, cols_held, values_held)
 
 
-def _first(view: View, value: Value, op_type: str) -> Node | None:
+def _inputs(node: onnx_ir.Node) -> list[onnx_ir.Value]:
+    return [value for value in node.inputs if value is not None]
+
+
+def _first(value: onnx_ir.Value, op_type: str) -> onnx_ir.Node | None:
     """The nearest node of a kind on the way back through first operands."""
-    node = view.producer(value)
+    node = value.producer()
     while node is not None and node.op_type != op_type:
-        node = view.producer(node.inputs[0]) if node.inputs else None
+        inputs = _inputs(node)
+        node = inputs[0].producer() if inputs else None
     return node
 
 
-def _behind_cast(view: View, value: Value) -> Value:
-    node = view.producer(value)
-    return node.inputs[0] if node is not None and node.op_type == "Cast" else value
+def _behind_cast(value: onnx_ir.Value) -> onnx_ir.Value:
+    node = value.producer()
+    return _inputs(node)[0] if node is not None and node.op_type == "Cast" else value
 
 
-def _shapes(view: View, parts: list[Value], slots: int) -> tuple[tuple[int, int], ...] | None:
+def _shapes(
+    view: OnnxView, parts: list[onnx_ir.Value], slots: int
+) -> tuple[tuple[int, int], ...] | None:
     """Rows and entries a row of each bucket; the one whose rows have one entry is not summed."""
     shapes: list[tuple[int, int] | None] = []
     for part in parts:
-        node = view.producer(part)
+        node = part.producer()
         if node is None or node.op_type != "ReduceSum":
             shapes.append(None)
             continue
-        block = view.producer(node.inputs[0])
-        target = None if block is None else view.weight(block.inputs[1])
+        block = _inputs(node)[0].producer()
+        target = None if block is None else view.weight(_inputs(block)[1])
         if target is None or target.shape != (3,):
             return None
         count, width, _ = target.read().tolist()

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, TypeAlias
+from typing import Any, ClassVar, Literal, NewType, TypeAlias, TypeGuard
 
 import torch
 
@@ -21,14 +21,23 @@ from .errors import InvalidGraph, Refusal
 from .types import Type
 from .weights import Weight
 
-Node: TypeAlias = Any
-"""A native node: ``torch.fx.Node`` or ``onnx_ir.Node``."""
-Value: TypeAlias = Any
-"""A native value: ``torch.fx.Node`` (one output, or its ``getitem``) or ``onnx_ir.Value``."""
-Operand: TypeAlias = Any
+Node = NewType("Node", object)
+"""A native node, opaque: ``torch.fx.Node`` or ``onnx_ir.Node``."""
+Value = NewType("Value", object)
+"""A native value, opaque: ``torch.fx.Node`` (one output, or its ``getitem``), ``onnx_ir.Value``."""
+Operand: TypeAlias = Value | float | int | bool | None
 """What a node takes: a ``Value``, a Python number, or ``None`` for an absent optional operand."""
-Attr: TypeAlias = Any
-"""int, float, bool, str, ``torch.dtype``, ``None``, or a tuple of numbers."""
+Attr: TypeAlias = (
+    int | float | bool | str | torch.dtype | tuple[int, ...] | tuple[float, ...] | None
+)
+"""What an attribute is built with. Which of them one read from a node is follows from its op."""
+
+
+
+def is_value(operand: Operand) -> TypeGuard[Value]:
+    """Whether an operand is a value of the graph: no number, and not absent."""
+    return operand is not None and not isinstance(operand, int | float)
+
 
 NO_SCOPE = "_empty_nn_module_stack_from_metadata_hook"
 """What ``torch.export`` gives as the module path of a node that no module made."""
@@ -78,7 +87,7 @@ class View(ABC):
     source: Source
     origin: Origin | None = None
     """Provenance given to each node that is built while it is set."""
-    journal: list[Node] | None = None
+    journal: list[Any] | None = None
     """Where each native node is noted that is inserted while it is set."""
     _stale: set[Node] | None = None
     """Nodes whose types are to be inferred at the end of ``one_edit``."""
@@ -114,11 +123,11 @@ class View(ABC):
         """
 
     @abstractmethod
-    def attrs(self, node: Node) -> Mapping[str, Attr]:
+    def attrs(self, node: Node) -> Mapping[str, Any]:
         """Attributes under the vocabulary's names, normalised (dims of known ranks are >= 0)."""
 
     @abstractmethod
-    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Any]] | None:
         """``op``, ``operands`` and ``attrs`` at once; ``None`` for a native node."""
 
     @abstractmethod
@@ -312,6 +321,21 @@ class View(ABC):
             return None
         number: float | int | bool = weight.read().reshape(()).item()
         return number
+
+    def tensor(self, node: Node, index: int = 0) -> Value:
+        """An operand that is a value; ``Refusal`` where it is a number or absent."""
+        operands = self.operands(node)
+        operand = operands[index] if index < len(operands) else None
+        if not is_value(operand):
+            raise Refusal(f"operand {index} of {self.name(node)} is not a tensor", node)
+        return operand
+
+    def maker(self, value: Value) -> Node:
+        """The node that makes a value; ``Refusal`` for an input or a weight."""
+        node = self.producer(value)
+        if node is None:
+            raise Refusal(f"{self.name(value)} is not computed in the graph")
+        return node
 
     def result(self, node: Node) -> Value:
         """The only result of a node; ``Refusal`` where it has several."""

@@ -10,11 +10,11 @@ from torch.fx.node import Node as FxNode
 
 from ..core.errors import InvalidGraph, Refusal
 from ..core.types import Type, agree
-from ..core.view import Attr, Node, Operand, Value
+from ..core.view import Attr
 from ..core.weights import Weight
 from ..vocab import check_arity, complete_attrs, spec
 from ..vocab.fx import call
-from .read import GETITEM, FxReader
+from .read import GETITEM, FxReader, Operand
 
 
 class FxEditor(FxReader):
@@ -26,10 +26,10 @@ class FxEditor(FxReader):
         operands: Sequence[Operand],
         attrs: Mapping[str, Attr] | None = None,
         *,
-        before: Node,
+        before: FxNode,
         name: str | None = None,
-        like: Value | None = None,
-    ) -> Value:
+        like: FxNode | None = None,
+    ) -> FxNode:
         full = complete_attrs(op, attrs)
         check_arity(op, operands, before)
         for operand in operands:
@@ -54,7 +54,7 @@ class FxEditor(FxReader):
                     inserted = _between(first, before)
                     self.journal.extend(n for n in inserted if n.target is not GETITEM)
 
-    def _typed(self, op: str, node: FxNode, like: Value | None, before: FxNode) -> FxNode:
+    def _typed(self, op: str, node: FxNode, like: FxNode | None, before: FxNode) -> FxNode:
         """Type what must be typed at once: parts of a form, and several results."""
         if node.prev in node.all_input_nodes and node.prev.meta.get("val") is None:
             self._refresh(node.prev)
@@ -69,7 +69,7 @@ class FxEditor(FxReader):
             self._adopt(item, before)
         return items[0]
 
-    def retype(self, value: Value, like: Value) -> None:
+    def retype(self, value: FxNode, like: FxNode) -> None:
         if value.meta.get("val") is not None:
             return
         declared = like.meta.get("val")
@@ -93,14 +93,14 @@ class FxEditor(FxReader):
         if not agree(found, declared):
             raise Refusal(f"the replacement is {found}, {declared} is needed", node)
 
-    def rewire(self, node: Node, old: Value, new: Value) -> None:
+    def rewire(self, node: FxNode, old: FxNode, new: FxNode) -> None:
         node.replace_input_with(old, new)
         if not self._same_type(old, new):
             self.refresh_types([node])
 
     def clone(
-        self, node: Node, values: Mapping[Value, Value], *, before: Node
-    ) -> tuple[Value, ...]:
+        self, node: FxNode, values: Mapping[FxNode, FxNode], *, before: FxNode
+    ) -> tuple[FxNode, ...]:
         mapping: dict[FxNode, FxNode] = {}
         with self.graph.inserting_before(before):
             for old in dict.fromkeys((node, *self.results(node))):
@@ -123,7 +123,7 @@ class FxEditor(FxReader):
         if self.origin is not None:
             meta["graphwright"] = self.origin
 
-    def add_weight(self, name: str, weight: Weight) -> Value:
+    def add_weight(self, name: str, weight: Weight) -> FxNode:
         shared = self._by_key.get(weight.key)
         # A key may be an address, and what was stored there may be gone by now.
         if shared is not None and self._weights[shared.meta["weight"]].key == weight.key:
@@ -157,7 +157,7 @@ class FxEditor(FxReader):
         inputs = (i for i, n in enumerate(known) if "weight" not in n.meta)
         return next(inputs, len(known))
 
-    def replace(self, old: Value, new: Value) -> None:
+    def replace(self, old: FxNode, new: FxNode) -> None:
         maker = self.producer(new)
         users = [user for user in old.users if user is not maker]
         for user in users:
@@ -171,7 +171,7 @@ class FxEditor(FxReader):
             return True
         return agree(self.type(old), self.type(new))
 
-    def refresh_type(self, node: Node) -> bool:
+    def refresh_type(self, node: FxNode) -> bool:
         before = [self.type(value) for value in self.results(node)]
         items = [u for u in node.users if u.target is GETITEM]
         for stale in (node, *items):
@@ -180,7 +180,7 @@ class FxEditor(FxReader):
         after = [self.type(value) for value in self.results(node)]
         return not all(agree(a, b) for a, b in zip(before, after, strict=True))
 
-    def name_dim(self, value: Value, axis: int, name: str) -> None:
+    def name_dim(self, value: FxNode, axis: int, name: str) -> None:
         """A dimension that is a symbol has a name; one that the example made a number becomes a
         symbol of its own."""
         known = value.meta["val"] if value.meta.get("val") is not None else self._refresh(value)
@@ -192,18 +192,20 @@ class FxEditor(FxReader):
         with mode:
             value.meta["val"] = torch.empty(shape, dtype=known.dtype)
 
-    def renew_types(self, nodes: Iterable[Node], old: str, new: str) -> None:
+    def renew_types(self, nodes: Iterable[FxNode], old: str, new: str) -> None:
         for node in nodes:
             try:
                 self.refresh_type(node)
             except Refusal as refusal:
                 raise InvalidGraph(f"{node.name}: {refusal.reason}") from None
 
-    def set_operand(self, node: Node, index: int, operand: Operand) -> None:
+    def set_operand(self, node: FxNode, index: int, operand: Operand) -> None:
         reading = self.read(node)
         if reading is None:
+            if not isinstance(operand, FxNode):
+                raise Refusal(f"{node.name}: the inputs of a native node are tensors", node)
             node.replace_input_with(node.all_input_nodes[index], operand)
-            old = None
+            old: Operand = None
         else:
             op, operands, attrs = reading
             old = operands[index]
@@ -216,7 +218,7 @@ class FxEditor(FxReader):
         if len(pair := tuple(values)) < 2 or not self._same_type(*pair):
             self.refresh_types([node])
 
-    def erase(self, node: Node) -> None:
+    def erase(self, node: FxNode) -> None:
         for item in [u for u in node.users if u.target is GETITEM and not u.users]:
             self.graph.erase_node(item)
         if node.users:
@@ -224,8 +226,8 @@ class FxEditor(FxReader):
             raise InvalidGraph(f"{node.name} is still used by {users}")
         self.graph.erase_node(node)
 
-    def erase_dead(self, node: Node) -> list[Node]:
-        erased: list[Node] = []
+    def erase_dead(self, node: FxNode) -> list[FxNode]:
+        erased: list[FxNode] = []
         stack = [node]
         while stack:
             current = stack.pop()
@@ -243,7 +245,7 @@ class FxEditor(FxReader):
                     stack.append(maker)
         return erased
 
-    def set_weight(self, value: Value, weight: Weight) -> None:
+    def set_weight(self, value: FxNode, weight: Weight) -> None:
         old = self._weights[value.meta["weight"]]
         if (old.shape, old.dtype) != (weight.shape, weight.dtype):
             raise InvalidGraph(f"{self.name(value)}: {weight} cannot stand for {old}")
@@ -259,7 +261,7 @@ class FxEditor(FxReader):
         self._by_key = {k: n for k, n in self._by_key.items() if n not in gone}
         return len(dead)
 
-    def add_input(self, name: str, like: Value) -> Value:
+    def add_input(self, name: str, like: FxNode) -> FxNode:
         with self.graph.inserting_after(self._placeholders[-1]):
             node = self.graph.placeholder(re.sub(r"\W", "_", name))
         node.meta["val"] = like.meta.get("val")
@@ -267,7 +269,7 @@ class FxEditor(FxReader):
         self._names = ((*self._names[0], name), self._names[1])
         return node
 
-    def set_inputs(self, named: Mapping[str, Value]) -> None:
+    def set_inputs(self, named: Mapping[str, FxNode]) -> None:
         kept = list(named.values())
         gone = set(self.inputs()) - set(kept)
         for node in gone:
@@ -281,11 +283,11 @@ class FxEditor(FxReader):
             before.append(node)
         self._names = (tuple(named), self._names[1])
 
-    def set_outputs(self, named: Mapping[str, Value]) -> None:
+    def set_outputs(self, named: Mapping[str, FxNode]) -> None:
         self._output.args = (tuple(named.values()),)
         self._names = (self._names[0], tuple(named))
 
-    def after(self, node: Node) -> Node:
+    def after(self, node: FxNode) -> FxNode:
         place = node.next
         while place.target is GETITEM and place.args[0] is node:
             place = place.next

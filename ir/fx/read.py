@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
 from torch.export import ExportedProgram
@@ -15,19 +15,27 @@ from torch.fx.node import map_arg
 
 from ..core.errors import InvalidGraph, Refusal
 from ..core.types import UNKNOWN, Type
-from ..core.view import NATIVE, NO_SCOPE, Attr, Node, Operand, Origin, Source, Value, View
+from ..core.view import NATIVE, NO_SCOPE, Origin, Source, View
 from ..core.weights import Weight
 from ..vocab import ATEN_DECODERS, load_dialects, spec
 from .dims import FxDims
 
 GETITEM = operator.getitem
 """Takes one of several results: part of how FX writes a node, and no node of a view's own."""
+Operand: TypeAlias = FxNode | float | int | bool | None
+"""``core.view.Operand`` in native words."""
 
 
 class FxReader(View):
     """The reading half of ``fx.FxView``, whose state it holds."""
 
     kind: ClassVar[Literal["fx", "onnx"]] = "fx"
+    if TYPE_CHECKING:  # what ``View`` does with nodes, in native words
+        def number(self, operand: Operand) -> float | int | bool | None: ...
+        def tensor(self, node: FxNode, index: int = 0) -> FxNode: ...
+        def maker(self, value: FxNode) -> FxNode: ...
+        def result(self, node: FxNode) -> FxNode: ...
+        def refresh_types(self, nodes: Iterable[FxNode]) -> None: ...
 
     def __init__(
         self,
@@ -56,42 +64,42 @@ class FxReader(View):
         """Names of the symbolic dimensions by the exporter's symbols."""
         return self.dims.symbols
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[FxNode]:
         for node in self.graph.nodes:
             if node.op == "call_function" and node.target is not GETITEM:
                 yield node
 
-    def op(self, node: Node) -> str:
+    def op(self, node: FxNode) -> str:
         entry = ATEN_DECODERS.get(node.target)
         if entry is None:
             return _own_op(node.target)
         name, decode, partial = entry
         return NATIVE if partial and decode(node) is None else name
 
-    def native_op(self, node: Node) -> str:
+    def native_op(self, node: FxNode) -> str:
         target = node.target
         if isinstance(target, torch._ops.OpOverload):
             return str(target)
         return f"{getattr(target, '__module__', '')}.{getattr(target, '__name__', target)}"
 
-    def is_pure_native(self, node: Node) -> bool:
+    def is_pure_native(self, node: FxNode) -> bool:
         return torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ())
 
     def infer_types(self) -> bool:
         return False  # torch.export leaves none out
 
-    def operands(self, node: Node) -> tuple[Operand, ...]:
+    def operands(self, node: FxNode) -> tuple[Operand, ...]:
         reading = self.read(node)
         return tuple(node.all_input_nodes) if reading is None else reading[1]
 
-    def attrs(self, node: Node) -> Mapping[str, Attr]:
+    def attrs(self, node: FxNode) -> Mapping[str, Any]:
         reading = self.read(node)
         if reading is not None:
             return reading[2]
         plain = {f"arg{i}": a for i, a in enumerate(node.args) if _is_plain(a)}
         return plain | {k: v for k, v in node.kwargs.items() if _is_plain(v)}
 
-    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+    def read(self, node: FxNode) -> tuple[str, tuple[Operand, ...], Mapping[str, Any]] | None:
         entry = ATEN_DECODERS.get(node.target)
         if entry is not None:
             reading = entry[1](node)
@@ -99,32 +107,35 @@ class FxReader(View):
         name = _own_op(node.target)
         if name == NATIVE:
             return None
-        operands = list(node.args)
+        operands: list[Any] = list(node.args)
         while operands and operands[-1] is None:
             operands.pop()
         return name, tuple(operands), {**spec(name).attrs, **node.kwargs}
 
-    def results(self, node: Node) -> tuple[Value, ...]:
+    def results(self, node: FxNode) -> tuple[FxNode, ...]:
         if not isinstance(node.meta.get("val"), (tuple, list)):
             return (node,)
         items = [u for u in node.users if u.target is GETITEM]
-        return tuple(sorted(items, key=lambda u: u.args[1]))
+        return tuple(sorted(items, key=item_index))
 
-    def producer(self, value: Value) -> Node | None:
+    def producer(self, value: FxNode) -> FxNode | None:
         if value.op != "call_function":
             return None
-        return value.args[0] if value.target is GETITEM else value
+        if value.target is not GETITEM:
+            return value
+        maker: Any = value.args[0]
+        return maker  # type: ignore[no-any-return]
 
-    def users(self, value: Value) -> tuple[Node, ...]:
+    def users(self, value: FxNode) -> tuple[FxNode, ...]:
         return tuple(u for u in value.users if u.op != "output")
 
-    def is_output(self, value: Value) -> bool:
+    def is_output(self, value: FxNode) -> bool:
         return self._output in value.users
 
-    def inputs(self) -> tuple[Value, ...]:
+    def inputs(self) -> tuple[FxNode, ...]:
         return tuple(n for n in self._placeholders if "weight" not in n.meta)
 
-    def outputs(self) -> tuple[Value, ...]:
+    def outputs(self) -> tuple[FxNode, ...]:
         return tuple(self._output.args[0])
 
     def input_names(self) -> tuple[str, ...]:
@@ -133,7 +144,7 @@ class FxReader(View):
     def output_names(self) -> tuple[str, ...]:
         return self._names[1]
 
-    def type(self, value: Value) -> Type:
+    def type(self, value: FxNode) -> Type:
         val = value.meta.get("val")
         if val is None and value.op == "call_function":
             val = self._refresh(value)
@@ -170,11 +181,11 @@ class FxReader(View):
                 return mode
         raise InvalidGraph("the graph has no typed input")
 
-    def name(self, item: Node | Value) -> str:
+    def name(self, item: FxNode) -> str:
         weight = item.meta.get("weight")
         return str(weight) if weight is not None else str(item.name)
 
-    def scope(self, node: Node) -> str:
+    def scope(self, node: FxNode) -> str:
         stack = node.meta.get("nn_module_stack")
         if not stack:
             return ""
@@ -193,8 +204,14 @@ class FxReader(View):
     def metadata(self) -> dict[str, str]:
         return self._metadata
 
-    def arguments(self, node: Node) -> tuple[Value, ...]:
+    def arguments(self, node: FxNode) -> tuple[FxNode, ...]:
         return tuple(node.all_input_nodes)
+
+
+def item_index(item: FxNode) -> int:
+    """Which of several results a ``getitem`` node takes."""
+    index: Any = item.args[1]
+    return int(index)
 
 
 def _own_op(target: Any) -> str:

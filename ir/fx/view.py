@@ -12,7 +12,7 @@ from torch.fx import Graph
 from torch.fx.node import Node as FxNode
 from torch.fx.node import map_arg
 
-from ..core.view import Node, Source
+from ..core.view import Source
 from ..core.weights import Weight
 from .edit import FxEditor
 from .program import (
@@ -23,6 +23,7 @@ from .program import (
     to_module,
     to_program,
 )
+from .read import item_index
 
 _VIEWS = (
     torch.ops.aten.view.default,
@@ -90,12 +91,13 @@ class FxView(FxEditor):
         view._by_key = {key: mapping[node] for key, node in self._by_key.items()}
         return view
 
-    def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
+    def execute(self, node: FxNode, args: Sequence[Any]) -> tuple[Any, ...]:
         env = dict(zip(node.all_input_nodes, args, strict=True))
         call_args, call_kwargs = map_arg((node.args, node.kwargs), env.__getitem__)
-        value = node.target(*call_args, **call_kwargs)
+        target: Any = node.target
+        value = target(*call_args, **call_kwargs)
         if isinstance(node.meta.get("val"), tuple | list):
-            return tuple(value[item.args[1]] for item in self.results(node))
+            return tuple(value[item_index(item)] for item in self.results(node))
         return (value,)
 
     def to_module(self) -> torch.nn.Module:

@@ -153,7 +153,7 @@ def _rewire(
 ) -> None:
     last = blocks[-1].exit
     # What is behind the blocks reads a stand-in, so that copies may read the last block's result.
-    behind = view.build("identity", [last], before=view.after(view.producer(last)), like=last)
+    behind = view.build("identity", [last], before=view.after(view.maker(last)), like=last)
     view.replace(last, behind)
     stream = blocks[0].entry
     entries: dict[int, Value] = {}
@@ -165,7 +165,7 @@ def _rewire(
         entries[index] = stream
         _redirect(view, body, block.entry, stream)
         stream = block.exit
-    node = view.producer(behind)
+    node = view.maker(behind)
     view.replace(behind, stream)
     gone = set(view.erase_dead(node))
     for index in sorted(set(range(len(blocks))) - set(entries), reverse=True):
@@ -185,13 +185,13 @@ def _copy(
     view: View, body: Sequence[Node], values: dict[Value, Value], last: Value, slots: Slots
 ) -> Value:
     """The body once more, reading ``values[v]`` where it reads ``v``; what ``last`` becomes."""
-    place = view.after(view.producer(next(iter(values.values()))))
+    place = view.after(view.maker(next(iter(values.values()))))
     own = slots.within(body)
     values |= slots.copies(own)
     for node in [*body, *slots.exports(own, body)]:
         copies = view.clone(node, values, before=place)
         values.update(zip(view.results(node), copies, strict=True))
-        place = view.after(view.producer(copies[-1]))
+        place = view.after(view.maker(copies[-1]))
     if own:
         slots.grow([values[value] for slot in own for value in slot.present])
     return values[last]
@@ -214,7 +214,8 @@ def bodies(view: View, blocks: Sequence[Block | SubBlock]) -> list[list[Node]]:
 
 
 def _body(view: View, block: Block | SubBlock, order: Mapping[Node, int]) -> list[Node]:
-    start = order.get(view.producer(block.entry), -1)
+    before = view.producer(block.entry)
+    start = -1 if before is None else order.get(before, -1)
     stack, seen = [view.producer(block.exit)], set()
     while stack:
         node = stack.pop()

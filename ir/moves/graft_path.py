@@ -26,7 +26,7 @@ def graft(
     ``weights`` are (name, handle) pairs. ``x`` must be computed before ``onto``. Raises ``Refusal``
     where the path's result does not have the type of ``onto``.
     """
-    place = view.producer(onto)
+    place = view.maker(onto)
     with view.made_by(rule, step):
         constants = [view.add_weight(name, weight) for name, weight in weights]
         after = view.after(place)
@@ -56,13 +56,13 @@ def graft_low_rank(
     ranks = [weight.shape[1] for _, _, weight in members]
     if sum(ranks) != down[1].shape[0]:
         raise Refusal(f"ranks {ranks} do not add up to {down[1].shape[0]}, the rows of A")
-    first = view.producer(members[0][0])
+    first = view.maker(members[0][0])
     dtype = view.type(x).dtype
     with view.made_by(rule, step):
         narrow = view.build("linear", [x, _factor(view, *down, dtype, first)], before=first)
         sums, start = [], 0
         for (onto, name, weight), rank in zip(members, ranks, strict=True):
-            after = view.after(view.producer(onto))
+            after = view.after(view.maker(onto))
             part = narrow
             if len(members) > 1:
                 cut = {"dim": (view.type(x).rank or 0) - 1}

@@ -13,7 +13,7 @@ import torch
 
 from ..core.errors import Refusal
 from ..core.types import same_dim
-from ..core.view import Node, Value, View
+from ..core.view import Node, Value, View, is_value
 from ..core.weights import MemoryWeight
 from ..structure.vision import ImageTokens
 from ..vocab import END
@@ -25,8 +25,8 @@ def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Valu
     A branch beside the ``sdpa`` node, with its scale, soft cap and mask, over all keys: the
     attention itself stays fused. Raises ``Refusal`` where the site's form is another.
     """
-    q, k, *rest = view.operands(site)
-    mask = rest[1] if len(rest) > 1 else None
+    q, k = view.tensor(site, 0), view.tensor(site, 1)
+    mask = next(iter(view.operands(site)[3:]), None)
     attrs = view.attrs(site)
     if row == "first" and attrs["causal"]:
         raise Refusal("the first query of causal attention sees itself alone", site)
@@ -44,7 +44,7 @@ def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Valu
     if cap is not None:
         logits = view.build("tanh", [logits], before=place)
         logits = view.build("mul", [logits, cap], before=place)
-    if mask is not None:
+    if is_value(mask):
         logits = _masked(view, logits, mask, start, end, heads == groups, place)
     weights = view.build("softmax", [logits], {"dim": 3}, before=place)
     if heads != groups:
@@ -64,7 +64,7 @@ def best(view: View, scores: Value, count: int, before: Node) -> Value:
     """
     attrs = {"k": count, "dim": 1, "largest": True, "sorted": True}
     highest = view.build("topk", [scores], attrs, before=before)
-    places = view.results(view.producer(highest))[1]
+    places = view.results(view.maker(highest))[1]
     attrs = {"k": count, "dim": 1, "largest": False, "sorted": True}
     return view.build("topk", [places], attrs, before=before)
 

@@ -158,8 +158,8 @@ class _Cut:
         within = sum(self._mentions(d) for d in shape) - exact
         if node is None:
             return self._padding(value) if within else self._select(value) if exact else value
-        if view.op(node) == "size" and view.type(view.operands(node)[0]).shape is not None:
-            source = view.operands(node)[0]
+        if view.op(node) == "size" and view.type(view.tensor(node)).shape is not None:
+            source = view.tensor(node)
             if (view.type(source).shape or ())[view.attrs(node)["dim"]] == self.dim:
                 return view.build("size", [self.kept], {"dim": 1}, before=self._after(node))
         one = exact == 1 and not within
@@ -190,7 +190,7 @@ class _Cut:
         if all(old is new for old, new in mapping.items()):
             return value
         copies = view.clone(node, mapping, before=self._after(node))
-        self.copies.append(view.producer(copies[0]))
+        self.copies.append(view.maker(copies[0]))
         for old, new in zip(view.results(node), copies, strict=True):
             self.made[old] = new
         return self.made[value]
@@ -273,11 +273,11 @@ class _Cut:
         """Whether a node takes the size of another dimension than the one that shrinks."""
         view = self.view
         if view.op(node) == "size":
-            source, dim = view.operands(node)[0], view.attrs(node)["dim"]
+            source, dim = view.tensor(node), view.attrs(node)["dim"]
             shape = view.type(source).shape
             return shape is not None and not self._moves(source, shape[dim : dim + 1], dim)
         if view.op(node) == NATIVE and view.native_op(node) == "Shape":
-            source, part = view.arguments(node)[0], _shape_part(node)
+            source, part = view.arguments(node)[0], _shape_part(view, node)
             shape = view.type(source).shape
             if shape is None:
                 return False
@@ -317,7 +317,7 @@ class _Cut:
         return self.view.after(node)
 
 
-def _shape_part(node: Node) -> slice:
-    attributes = node.attributes
-    ends = [attributes[k].value if k in attributes else None for k in ("start", "end")]
-    return slice(*ends)
+def _shape_part(view: View, node: Node) -> slice:
+    """Which dimensions ONNX's ``Shape`` takes the sizes of."""
+    attrs = view.attrs(node)
+    return slice(attrs.get("start"), attrs.get("end"))

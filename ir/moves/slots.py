@@ -49,7 +49,7 @@ class Slots:
                 chain, node = [], self.view.producer(value)
                 while node is not None and node not in body:
                     chain.append(node)
-                    node = self.view.producer(self.view.operands(node)[0])
+                    node = self.view.producer(self.view.tensor(node))
                 found += chain[::-1]
         return found
 

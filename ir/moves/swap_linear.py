@@ -41,8 +41,10 @@ def swap(
             operands.pop()
         out = view.build(op, operands, attrs, before=linear.node, like=linear.out)
     if view.type(out).shape != view.type(linear.out).shape:
-        view.erase_dead(view.producer(out))
+        view.erase_dead(view.maker(out))
         raise Refusal(f"{op} would change the type of {linear.name}", linear.node)
     view.replace(linear.out, out)
     view.erase_dead(linear.node)
-    return replace(linear, node=view.producer(out), out=out, weight=constants[0])
+    weight = constants[0]
+    assert weight is not None
+    return replace(linear, node=view.maker(out), out=out, weight=weight)

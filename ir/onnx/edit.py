@@ -9,23 +9,22 @@ import onnx_ir
 from ..core.errors import InvalidGraph, Refusal
 from ..core.tensors import tensor_of
 from ..core.types import UNKNOWN_DIM, agree, substitute, unify
-from ..core.view import Node, Operand, Value
 from ..core.weights import Weight
 from .insert import OnnxInserter
-from .parts import is_used, set_type
+from .parts import Operand, is_used, set_type
 
 
 class OnnxEditor(OnnxInserter):
     """The changing half of ``onnx.OnnxView``."""
 
-    def rewire(self, node: Node, old: Value, new: Value) -> None:
+    def rewire(self, node: onnx_ir.Node, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         for index, value in enumerate(node.inputs):
             if value is old:
                 node.replace_input_with(index, new)
         if not self._same_type(old, new):
             self.refresh_types([node])
 
-    def replace(self, old: Value, new: Value) -> None:
+    def replace(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         maker = new.producer()
         uses = [(node, index) for node, index in old.uses() if node is not maker]
         for node, index in uses:
@@ -37,7 +36,7 @@ class OnnxEditor(OnnxInserter):
             for i in [i for i, output in enumerate(outputs) if output is old]:
                 self._take_output(i, old, new)
 
-    def _take_output(self, index: int, old: Value, new: Value) -> None:
+    def _take_output(self, index: int, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
         """The graph's outputs keep their names whichever value they are made by."""
         if new.is_graph_output() or new.producer() is None:
             self._before = None
@@ -49,7 +48,7 @@ class OnnxEditor(OnnxInserter):
         old.name = self.value_names.take(f"{public}/replaced")
         new.name = public
 
-    def set_operand(self, node: Node, index: int, operand: Operand) -> None:
+    def set_operand(self, node: onnx_ir.Node, index: int, operand: Operand) -> None:
         current = self.operands(node)[index]
         if not isinstance(current, onnx_ir.Value):
             raise Refusal(f"operand {index} of {node.name} is written as a number", node)
@@ -61,15 +60,15 @@ class OnnxEditor(OnnxInserter):
         if not self._same_type(current, operand):
             self.refresh_types([node])
 
-    def erase(self, node: Node) -> None:
+    def erase(self, node: onnx_ir.Node) -> None:
         if is_used(node):
             users = [str(u.name) for v in node.outputs for u in v.consumers()]
             used = ", ".join(users) or "the graph's output"
             raise InvalidGraph(f"{node.name} is still used by {used}")
         self._remove(node)
 
-    def erase_dead(self, node: Node) -> list[Node]:
-        erased: list[Node] = []
+    def erase_dead(self, node: onnx_ir.Node) -> list[onnx_ir.Node]:
+        erased: list[onnx_ir.Node] = []
         stack = [node]
         while stack:
             current = stack.pop()
@@ -84,7 +83,7 @@ class OnnxEditor(OnnxInserter):
                     stack.append(maker)
         return erased
 
-    def set_weight(self, value: Value, weight: Weight) -> None:
+    def set_weight(self, value: onnx_ir.Value, weight: Weight) -> None:
         old = self.weight(value)
         if old is None or (old.shape, old.dtype) != (weight.shape, weight.dtype):
             raise InvalidGraph(f"{value.name}: {weight} cannot stand for {old}")
@@ -103,13 +102,13 @@ class OnnxEditor(OnnxInserter):
             self.value_names.free(name)
         return len(dead)
 
-    def add_input(self, name: str, like: Value) -> Value:
+    def add_input(self, name: str, like: onnx_ir.Value) -> onnx_ir.Value:
         value = onnx_ir.Value(name=self.value_names.take(name))
         set_type(value, self.type(like))
         self.model.graph.inputs.append(value)
         return value
 
-    def set_inputs(self, named: Mapping[str, Value]) -> None:
+    def set_inputs(self, named: Mapping[str, onnx_ir.Value]) -> None:
         initializers = self.model.graph.initializers
         kept, inputs = list(named.values()), self.model.graph.inputs
         gone = set(self.inputs()) - set(kept)
@@ -123,12 +122,12 @@ class OnnxEditor(OnnxInserter):
         inputs.extend([*kept, *overridable])
         self._name_values(named)
 
-    def set_outputs(self, named: Mapping[str, Value]) -> None:
+    def set_outputs(self, named: Mapping[str, onnx_ir.Value]) -> None:
         kept = set(named.values())
         for value in set(self.outputs()) - kept:
             self._set_aside(value)
         self.model.graph.outputs.clear()
-        given: dict[str, Value] = {}
+        given: dict[str, onnx_ir.Value] = {}
         for name, value in named.items():
             given[name] = value
             # An output bears its own name, and an input or a second output cannot.
@@ -145,7 +144,7 @@ class OnnxEditor(OnnxInserter):
         value.name = self.value_names.take(f"{public}/replaced")
         self.value_names.free(public)
 
-    def _name_values(self, named: Mapping[str, Value]) -> None:
+    def _name_values(self, named: Mapping[str, onnx_ir.Value]) -> None:
         """Give values names that others of them, or no others in the graph, may bear now."""
         for name, value in named.items():
             if value.name != name:
@@ -155,7 +154,7 @@ class OnnxEditor(OnnxInserter):
             if value.name is None:
                 value.name = self.value_names.take(name)
 
-    def retype(self, value: Value, like: Value) -> None:
+    def retype(self, value: onnx_ir.Value, like: onnx_ir.Value) -> None:
         if value.dtype == like.dtype and value.shape is not None and value.shape == like.shape:
             return
         known, wanted = self.type(value), self.type(like)
@@ -168,7 +167,7 @@ class OnnxEditor(OnnxInserter):
             return True
         return agree(self.type(old), self.type(new))
 
-    def refresh_type(self, node: Node) -> bool:
+    def refresh_type(self, node: onnx_ir.Node) -> bool:
         before = [self.type(value) for value in node.outputs]
         reading = self.read(node)
         if reading is None:
@@ -180,13 +179,13 @@ class OnnxEditor(OnnxInserter):
             set_type(value, type_)
         return before != after
 
-    def name_dim(self, value: Value, axis: int, name: str) -> None:
+    def name_dim(self, value: onnx_ir.Value, axis: int, name: str) -> None:
         shape = list(self.type(value).shape or ())
         if shape and shape[axis] == UNKNOWN_DIM:
             shape[axis] = name
             set_type(value, self.type(value).with_shape(shape))
 
-    def renew_types(self, nodes: Iterable[Node], old: str, new: str) -> None:
+    def renew_types(self, nodes: Iterable[onnx_ir.Node], old: str, new: str) -> None:
         for node in nodes:
             for value in node.outputs:
                 known = self.type(value)

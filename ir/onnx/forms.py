@@ -3,12 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import cast
 
 import numpy as np
 import onnx_ir
 
+from ..core.view import Node, Operand
+
 Leaves = Mapping[onnx_ir.Value, onnx_ir.Value]
 """Recorded values to those of the graph that they stand for."""
+
+
+def native_node(node: Node) -> onnx_ir.Node:
+    """A node of an ONNX view as what it is."""
+    return cast(onnx_ir.Node, node)
+
+
+def native_value(value: Operand) -> onnx_ir.Value:
+    """A value of an ONNX view as what it is."""
+    return cast(onnx_ir.Value, value)
 
 
 def stand_in(value: onnx_ir.Value) -> onnx_ir.Value:

@@ -12,11 +12,22 @@ import torch
 from ..core.errors import Refusal
 from ..core.tensors import WeightTensor, tensor_of
 from ..core.types import Type
-from ..core.view import Attr, Node, Operand, Source, Value
+from ..core.view import Attr, Source
 from ..core.weights import Weight
 from ..vocab import check_arity, complete_attrs, spec
 from ..vocab.onnx import DOMAIN
-from .parts import RULE_KEY, SCOPE_KEYS, STEP_KEY, After, encode, has_subgraph, insert, set_type
+from .parts import (
+    RULE_KEY,
+    SCOPE_KEYS,
+    STEP_KEY,
+    After,
+    Operand,
+    Place,
+    encode,
+    has_subgraph,
+    insert,
+    set_type,
+)
 from .read import OnnxReader
 
 
@@ -25,7 +36,7 @@ class OnnxInserter(OnnxReader):
 
     def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
         super().__init__(model, source=source)
-        self._before: onnx_ir.Node | None = None
+        self._before: Place | None = None
         self._emitted: list[onnx_ir.Node] = []
         self._constants: dict[Any, onnx_ir.Value] = {}
         self._by_key: dict[Any, onnx_ir.Value] = {}
@@ -36,10 +47,10 @@ class OnnxInserter(OnnxReader):
         operands: Sequence[Operand],
         attrs: Mapping[str, Attr] | None = None,
         *,
-        before: Node,
+        before: Place | None,
         name: str | None = None,
-        like: Value | None = None,
-    ) -> Value:
+        like: onnx_ir.Value | None = None,
+    ) -> onnx_ir.Value:
         full = complete_attrs(op, attrs)
         check_arity(op, operands, before)
         types = self._infer(op, operands, full, before) if like is None else (self.type(like),)
@@ -61,7 +72,7 @@ class OnnxInserter(OnnxReader):
         attrs: Mapping[str, Attr],
         types: tuple[Type, ...],
         name: str | None,
-    ) -> Value:
+    ) -> onnx_ir.Value:
         form = spec(op).onnx
         if form is None or form.build is None:
             outputs = len(types)
@@ -96,7 +107,7 @@ class OnnxInserter(OnnxReader):
         ]
 
     def _infer(
-        self, op: str, operands: Sequence[Operand], attrs: Mapping[str, Attr], before: Node
+        self, op: str, operands: Sequence[Operand], attrs: Mapping[str, Attr], before: Place | None
     ) -> tuple[Type, ...]:
         types = [self.type(o) if isinstance(o, onnx_ir.Value) else o for o in operands]
         try:
@@ -104,7 +115,7 @@ class OnnxInserter(OnnxReader):
         except (ValueError, IndexError) as error:
             raise Refusal(f"{op} does not fit its operands: {error}", before) from None
 
-    def _rename(self, node: Node, name: str) -> None:
+    def _rename(self, node: onnx_ir.Node, name: str) -> None:
         self._node_names.free(node.name)
         node.name = self._node_names.take(name)
 
@@ -159,8 +170,9 @@ class OnnxInserter(OnnxReader):
             self.journal.append(node)
 
     def clone(
-        self, node: Node, values: Mapping[Value, Value], *, before: Node
-    ) -> tuple[Value, ...]:
+        self, node: onnx_ir.Node, values: Mapping[onnx_ir.Value, onnx_ir.Value],
+        *, before: Place,
+    ) -> tuple[onnx_ir.Value, ...]:
         if has_subgraph(node):
             raise Refusal("a node that holds a subgraph is not copied", node)
         inputs = [None if v is None else values.get(v, v) for v in node.inputs]
@@ -190,7 +202,7 @@ class OnnxInserter(OnnxReader):
             value.name = self.value_names.take(str(value.name))
             self.model.graph.register_initializer(value)
 
-    def splice(self, nodes: Sequence[onnx_ir.Node], *, before: Node) -> None:
+    def splice(self, nodes: Sequence[onnx_ir.Node], *, before: Place) -> None:
         """Insert recorded native nodes, named and marked as if they were built here.
 
         ``Constant`` nodes among them become initializers; equal ones are shared.
@@ -203,7 +215,7 @@ class OnnxInserter(OnnxReader):
                 continue
             self._place(node)
 
-    def at(self, before: Node) -> None:
+    def at(self, before: Place | None) -> None:
         """Let ``emit`` insert before this node (``build`` sets the place itself)."""
         self._before = before
 
@@ -240,7 +252,7 @@ class OnnxInserter(OnnxReader):
         self.model.graph.register_initializer(value)
         return value
 
-    def add_weight(self, name: str, weight: Weight) -> Value:
+    def add_weight(self, name: str, weight: Weight) -> onnx_ir.Value:
         shared = self._by_key.get(weight.key)
         # A key may be an address, and what was stored there may be gone by now.
         if shared is not None and shared.name in self.model.graph.initializers:
@@ -259,5 +271,5 @@ class OnnxInserter(OnnxReader):
         self._node_names.free(node.name)
         self.model.graph.remove(node)
 
-    def after(self, node: Node) -> Node:
+    def after(self, node: onnx_ir.Node) -> After:
         return After(node)

@@ -6,10 +6,11 @@ its declaration says.
 
 from __future__ import annotations
 
+import onnx_ir
 from onnx_ir.tape import Tape
 
 from ..core.errors import InvalidGraph
-from ..core.view import Origin, Value
+from ..core.view import Origin
 from ..ops import OwnOp
 from ..vocab import OpSpec, spec
 from ..vocab.onnx import DOMAIN, Lowering
@@ -38,7 +39,7 @@ def lower(view: OnnxView) -> int:
     return count
 
 
-def _lowered(e: Lowering, op: OpSpec) -> Value:
+def _lowered(e: Lowering, op: OpSpec) -> onnx_ir.Value:
     """The result of the stock ops that stand for a node."""
     if op.onnx is not None and op.onnx.lower is not None:
         return op.onnx.lower(e)
@@ -47,7 +48,7 @@ def _lowered(e: Lowering, op: OpSpec) -> Value:
     raise InvalidGraph(f"{e.view.name(e.node)}: {op.name} has no ONNX form")
 
 
-def _recorded(e: Lowering, op: OwnOp) -> Value:
+def _recorded(e: Lowering, op: OwnOp) -> onnx_ir.Value:
     """Splice in the nodes that the op's own declaration records."""
     tape = Tape()
     padded = [*e.operands, *[None] * (len(op.operands) - len(e.operands))]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import onnx_ir
 import torch
@@ -14,6 +14,8 @@ from ..core.types import DTYPE_NAMES, UNKNOWN_DIM, Type
 from ..core.view import NO_SCOPE
 from ..vocab import spec
 
+Operand: TypeAlias = onnx_ir.Value | float | int | bool | None
+"""``core.view.Operand`` in native words."""
 PLAIN = frozenset({
     onnx_ir.AttributeType.INT, onnx_ir.AttributeType.INTS, onnx_ir.AttributeType.FLOAT,
     onnx_ir.AttributeType.FLOATS, onnx_ir.AttributeType.STRING,
@@ -94,7 +96,11 @@ class End(After):
         self.metadata_props = metadata
 
 
-def insert(node: onnx_ir.Node, place: onnx_ir.Node | After) -> None:
+Place: TypeAlias = onnx_ir.Node | After
+"""Where a node is inserted: before another one, or at a place."""
+
+
+def insert(node: onnx_ir.Node, place: Place) -> None:
     """Put a node before another, or at a place."""
     if isinstance(place, After):
         place.last.append(node)

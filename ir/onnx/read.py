@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import onnx_ir
 from onnx_ir.passes.common import LiftConstantsToInitializersPass
 
 from ..core.tensors import has_weight, weight_of
 from ..core.types import UNKNOWN, UNKNOWN_DIM, Type
-from ..core.view import NATIVE, Attr, Node, Operand, Origin, Source, Value, View
+from ..core.view import NATIVE, Origin, Source, View
 from ..core.weights import Weight
 from ..vocab import ONNX_DECODERS, load_dialects
 from ..vocab.onnx import DOMAIN
@@ -18,6 +18,7 @@ from .parts import (
     PLAIN,
     SCOPE_KEYS,
     TORCH_DTYPES,
+    Operand,
     captured,
     decode,
     dim_of,
@@ -37,6 +38,12 @@ class OnnxReader(View):
     """The reading half of ``onnx.OnnxView``, whose state it holds."""
 
     kind: ClassVar[Literal["fx", "onnx"]] = "onnx"
+    if TYPE_CHECKING:  # what ``View`` does with nodes, in native words
+        def number(self, operand: Operand) -> float | int | bool | None: ...
+        def tensor(self, node: onnx_ir.Node, index: int = 0) -> onnx_ir.Value: ...
+        def maker(self, value: onnx_ir.Value) -> onnx_ir.Node: ...
+        def result(self, node: onnx_ir.Node) -> onnx_ir.Value: ...
+        def refresh_types(self, nodes: Iterable[onnx_ir.Node]) -> None: ...
 
     def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
         # Values of torch's exporter build nodes when compared; copies are plain.
@@ -49,12 +56,14 @@ class OnnxReader(View):
         LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
         self.value_names, self._node_names = name_everything(model.graph)
         # Nodes inside a subgraph stand for the node of the graph that holds it.
-        self._owners = {g: node for node in model.graph for g in subgraphs(node)}
+        self._owners: dict[onnx_ir.Graph | None, onnx_ir.Node] = {
+            g: node for node in model.graph for g in subgraphs(node)
+        }
 
-    def nodes(self) -> Iterator[Node]:
+    def nodes(self) -> Iterator[onnx_ir.Node]:
         return iter(self.model.graph)
 
-    def op(self, node: Node) -> str:
+    def op(self, node: onnx_ir.Node) -> str:
         if node.domain == DOMAIN:
             return str(node.op_type)
         for name, decoder, partial in ONNX_DECODERS.get((node.domain, node.op_type), ()):
@@ -62,10 +71,12 @@ class OnnxReader(View):
                 return name
         return NATIVE
 
-    def native_op(self, node: Node) -> str:
+    def native_op(self, node: onnx_ir.Node) -> str:
         return f"{node.domain}::{node.op_type}" if node.domain else str(node.op_type)
 
-    def read(self, node: Node) -> tuple[str, tuple[Operand, ...], Mapping[str, Attr]] | None:
+    def read(
+        self, node: onnx_ir.Node
+    ) -> tuple[str, tuple[Operand, ...], Mapping[str, Any]] | None:
         if node.domain == DOMAIN:
             inputs = list(node.inputs)
             while inputs and inputs[-1] is None:
@@ -77,7 +88,7 @@ class OnnxReader(View):
                 return name, *reading
         return None
 
-    def is_pure_native(self, node: Node) -> bool:
+    def is_pure_native(self, node: onnx_ir.Node) -> bool:
         return not self.native_op(node).startswith(_IMPURE)
 
     def infer_types(self) -> bool:
@@ -93,37 +104,37 @@ class OnnxReader(View):
         infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
         return infer(self.model).modified
 
-    def operands(self, node: Node) -> tuple[Operand, ...]:
+    def operands(self, node: onnx_ir.Node) -> tuple[Operand, ...]:
         reading = self.read(node)
         return tuple(v for v in node.inputs if v is not None) if reading is None else reading[1]
 
-    def attrs(self, node: Node) -> Mapping[str, Attr]:
+    def attrs(self, node: onnx_ir.Node) -> Mapping[str, Any]:
         reading = self.read(node)
         if reading is not None:
             return reading[2]
         return {k: a.value for k, a in node.attributes.items() if a.type in PLAIN}
 
-    def results(self, node: Node) -> tuple[Value, ...]:
+    def results(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         return tuple(node.outputs)
 
-    def producer(self, value: Value) -> Node | None:
-        node: Node | None = value.producer()
+    def producer(self, value: onnx_ir.Value) -> onnx_ir.Node | None:
+        node: onnx_ir.Node | None = value.producer()
         return node
 
-    def users(self, value: Value) -> tuple[Node, ...]:
+    def users(self, value: onnx_ir.Value) -> tuple[onnx_ir.Node, ...]:
         nodes = value.consumers()
         if not self._owners:
             return tuple(nodes)
         return tuple(dict.fromkeys(self._owners.get(node.graph, node) for node in nodes))
 
-    def is_output(self, value: Value) -> bool:
+    def is_output(self, value: onnx_ir.Value) -> bool:
         return bool(value.is_graph_output())
 
-    def inputs(self) -> tuple[Value, ...]:
+    def inputs(self) -> tuple[onnx_ir.Value, ...]:
         initializers = self.model.graph.initializers
         return tuple(v for v in self.model.graph.inputs if v.name not in initializers)
 
-    def outputs(self) -> tuple[Value, ...]:
+    def outputs(self) -> tuple[onnx_ir.Value, ...]:
         return tuple(self.model.graph.outputs)
 
     def input_names(self) -> tuple[str, ...]:
@@ -132,7 +143,7 @@ class OnnxReader(View):
     def output_names(self) -> tuple[str, ...]:
         return tuple(str(v.name) for v in self.outputs())
 
-    def type(self, value: Value) -> Type:
+    def type(self, value: onnx_ir.Value) -> Type:
         shape, dtype = value.shape, value.dtype
         if shape is None or dtype is None:
             const = value.const_value
@@ -145,10 +156,10 @@ class OnnxReader(View):
             None if shape is None else tuple([dim_of(d) for d in shape.dims]),
         )
 
-    def name(self, item: Node | Value) -> str:
+    def name(self, item: onnx_ir.Node | onnx_ir.Value) -> str:
         return str(item.name)
 
-    def scope(self, node: Node) -> str:
+    def scope(self, node: onnx_ir.Node) -> str:
         for key in SCOPE_KEYS:
             text = node.metadata_props.get(key)
             if text:
@@ -175,7 +186,7 @@ class OnnxReader(View):
     def metadata(self) -> dict[str, str]:
         return self.model.metadata_props
 
-    def arguments(self, node: Node) -> tuple[Value, ...]:
+    def arguments(self, node: onnx_ir.Node) -> tuple[onnx_ir.Value, ...]:
         values = dict.fromkeys(v for v in node.inputs if v is not None)
         if has_subgraph(node):
             values.update(dict.fromkeys(captured(node)))

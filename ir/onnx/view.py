@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.view import Node
+import onnx_ir
+
+from ..core.view import View
 from .edit import OnnxEditor
 from .execute import execute
 
@@ -23,5 +25,11 @@ class OnnxView(OnnxEditor):
         view.origin = self.origin
         return view
 
-    def execute(self, node: Node, args: Sequence[Any]) -> tuple[Any, ...]:
+    def execute(self, node: onnx_ir.Node, args: Sequence[Any]) -> tuple[Any, ...]:
         return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
+
+
+def native_view(view: View) -> OnnxView:
+    """A view of an ONNX graph as what it is: its nodes and values are those of ``onnx_ir``."""
+    assert isinstance(view, OnnxView)
+    return view

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 
 from ..core.errors import BadInput, Missing, Refusal
-from ..core.types import Dim
 from ..core.view import NATIVE, Node, Operand, Origin, Value, View
 from ..core.weights import MemoryWeight, Weight
 from ..ops.bitstack_blocks import place_of
@@ -86,7 +85,7 @@ def _replaceable(view: View, result: Value, source: Value) -> bool:
 def _same_as(view: View, node: Node, op: str, result: Value) -> Value | None:
     """The operand that a node merely repeats, if it does."""
     if op == "identity":
-        return view.operands(node)[0]
+        return view.tensor(node)
     test = _REPEATS.get(op)
     if test is None:
         return None
@@ -95,16 +94,17 @@ def _same_as(view: View, node: Node, op: str, result: Value) -> Value | None:
 
 
 def _cast(view: View, operands: Any, attrs: Any, result: Value) -> Value | None:
-    x = operands[0]
+    x: Value = operands[0]
     if view.type(x).dtype == attrs["dtype"]:
         return x
     inner = view.producer(x)
     if inner is None or view.op(inner) != "cast":
         return None
-    origin = view.operands(inner)[0]
+    origin = view.tensor(inner)
     first, middle = view.type(origin).dtype, view.type(x).dtype
-    back = first == attrs["dtype"] and first is not None and middle is not None
-    return origin if back and _holds(middle, first) else None  # type: ignore[arg-type]
+    if first is None or middle is None or first != attrs["dtype"]:
+        return None
+    return origin if _holds(middle, first) else None
 
 
 def _holds(wide: torch.dtype, narrow: torch.dtype) -> bool:
@@ -185,11 +185,10 @@ _REPEATS: dict[str, Any] = {
 
 
 def _join_transposes(view: View, node: Node, result: Value) -> bool:
-    x = view.operands(node)[0]
-    inner = view.producer(x)
+    inner = view.producer(view.tensor(node))
     if inner is None or view.op(inner) != "transpose":
         return False
-    source, first = view.operands(inner)[0], view.attrs(inner)["perm"]
+    source, first = view.tensor(inner), view.attrs(inner)["perm"]
     perm = tuple(first[d] for d in view.attrs(node)["perm"])
     if perm == tuple(range(len(perm))):
         if not _replaceable(view, result, source):
@@ -204,20 +203,18 @@ def _join_transposes(view: View, node: Node, result: Value) -> bool:
 
 def _key(view: View, node: Node, op: str) -> Hashable | None:
     """Nodes with equal keys compute the same."""
-    if traits(op).pure:
-        operands, name = view.operands(node), op
-    elif view.native_op(node) in _PURE_NATIVES:
-        operands, name = tuple(node.inputs), view.native_op(node)
-    else:
+    pure = traits(op).pure
+    name = op if pure else view.native_op(node)
+    if not pure and name not in _PURE_NATIVES:
         return None
     attrs = tuple(sorted((k, v) for k, v in view.attrs(node).items()))
-    return (name, tuple(_operand_key(o) for o in operands), str(attrs))
+    return (name, tuple(_operand_key(o) for o in view.operands(node)), str(attrs))
 
 
 def _operand_key(operand: Operand) -> Hashable:
     if operand is None or isinstance(operand, int | float):
         return (type(operand), str(operand))
-    return operand  # type: ignore[no-any-return]
+    return operand
 
 
 def _erase_dead(view: View) -> int:
@@ -316,13 +313,13 @@ def _is_pure(view: View, node: Node, op: str) -> bool:
 
 def _settle_cast(view: View, node: Node, result: Value) -> str | None:
     """CastLike(x, y) => cast(x, dtype of y)"""
-    dtype = view.type(node.inputs[1]).dtype
+    x, dtype = view.tensor(node), view.type(view.tensor(node, 1)).dtype
     if dtype is None:
         return None
-    weight = view.weight(node.inputs[0])
+    weight = view.weight(x)
     if weight is not None and weight.numel == 1:
         return _put(view, node, result, weight.read().to(dtype), "constants")
-    view.replace(result, view.build("cast", [node.inputs[0]], {"dtype": dtype}, before=node))
+    view.replace(result, view.build("cast", [x], {"dtype": dtype}, before=node))
     view.erase(node)
     return "casts"
 
@@ -338,7 +335,7 @@ def _settle_target(view: View, node: Node, op: str, result: Value) -> str | None
     open_ = [d for d in known if not isinstance(d, int)]
     if len(open_) > (1 if op == "reshape" else 0) or 0 in known:
         return None
-    dims: list[Dim] = [d if isinstance(d, int) else -1 for d in known]
+    dims: list[Operand] = [d if isinstance(d, int) else -1 for d in known]
     try:
         made = view.build(op, [x, *dims], before=node, like=result)
     except Refusal:

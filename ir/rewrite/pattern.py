@@ -256,7 +256,8 @@ class Matcher:
         node = m.view.producer(operand)
         if node is None:
             return self._fail(depth, f"`{pattern.op}`", operand, user)
-        if node is not operand and m.view.results(node)[0] is not operand:
+        same: object = node  # an FX node of one result is that result
+        if same is not operand and m.view.results(node)[0] is not operand:
             return self._fail(depth, f"the first result of `{pattern.op}`", operand, user)
         return self._enter(m, pattern, node, depth, rest)
 

@@ -51,13 +51,13 @@ class Sizes:
             self._known[view.results(node)[0]] = found
         return found
 
-    def _shape(self, node: Any) -> tuple[Dim, ...] | None:
-        shape = self._view.type(node.inputs[0]).shape
+    def _shape(self, node: Node) -> tuple[Dim, ...] | None:
+        """What ONNX's ``Shape`` takes of its operand's."""
+        shape = self._view.type(self._view.tensor(node)).shape
         if shape is None:
             return None
-        ends = [node.attributes.get(k) for k in ("start", "end")]
-        start, end = (None if e is None else e.value for e in ends)
-        return shape[start:end]
+        attrs = self._view.attrs(node)
+        return shape[attrs.get("start") : attrs.get("end")]
 
     # --- one rule for each op that shape arithmetic is made of ------------------------------------
 

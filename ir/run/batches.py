@@ -9,7 +9,7 @@ import torch
 
 from ..core.errors import BadInput, near_misses
 from ..core.types import Type
-from ..core.view import Value, View
+from ..core.view import Node, Value, View
 from ..core.weights import tensor_bytes
 from ..structure.cache_slots import empty_past
 
@@ -106,7 +106,7 @@ def _table_rows(view: View) -> dict[str, int]:
     return found
 
 
-def _rows_behind(view: View, value: Value, node: object) -> int | None:
+def _rows_behind(view: View, value: Value, node: Node) -> int | None:
     if view.op(node) != "embedding" or view.operands(node)[1] is not value:
         return None
     table = view.weight(view.operands(node)[0])

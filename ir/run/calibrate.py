@@ -64,10 +64,11 @@ def calibrate(
             gathering.see(value, [row[i] for row in results])
         return results
 
-    nodes = {view.producer(value) for value in gathering.watched} | set(compressed)
+    makers = (view.producer(value) for value in gathering.watched)
+    nodes = {node for node in makers if node is not None} | set(compressed)
     with torch.no_grad():
         gathering.see_constants()
-        sweep_together(view, batches, visit, frozenset(nodes - {None}), outputs=False)
+        sweep_together(view, batches, visit, frozenset(nodes), outputs=False)
     gathering.check_complete()
 
 

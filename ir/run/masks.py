@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.view import Value, View
+from ..core.view import Value, View, is_value
 
 Masks = Sequence[Tensor]
 """The masks of one batch, bool ``[batch, seq]`` each; a model of two towers may have two."""
@@ -58,10 +58,10 @@ def last_tokens(x: Tensor, masks: Masks) -> Tensor:
 
 def _behind_attention_masks(view: View) -> set[Value]:
     """All values that the masks of attention sites are computed from."""
-    stack = []
-    for node in view.nodes():
-        operands = view.operands(node) if view.op(node) == "sdpa" else ()
-        stack += [mask for mask in operands[3:4] if mask is not None]
+    stack: list[Value] = []
+    for site in view.nodes():
+        operands = view.operands(site) if view.op(site) == "sdpa" else ()
+        stack += [mask for mask in operands[3:4] if is_value(mask)]
     found: set[Value] = set()
     while stack:
         value = stack.pop()

@@ -268,7 +268,7 @@ def _id_bound(view: View, value: Value, depth: int = 4) -> int | None:
         op = view.op(user)
         operands = view.operands(user)
         if op in ("embedding", "index_select") and operands[-1] is value:
-            rows = view.type(operands[0]).shape
+            rows = view.type(view.tensor(user)).shape
             axis = 0 if op == "embedding" else int(view.attrs(user)["dim"])
             if rows is not None and isinstance(rows[axis], int):
                 return int(rows[axis])

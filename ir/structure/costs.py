@@ -15,7 +15,7 @@ import torch
 
 from ..core.dims import shape_value, sizes_of
 from ..core.types import Type
-from ..core.view import NATIVE, Node, Value, View
+from ..core.view import NATIVE, Node, Value, View, is_value
 from ..vocab import Macs, traits
 from .cache_slots import empty_past
 from .recognize import Attention, Linear, Structure, recognize
@@ -99,14 +99,10 @@ def weight_bytes(view: View) -> int:
 
 
 def _planned_macs(view: View, node: Node, macs: Macs, sizes: Mapping[str, int]) -> int | None:
-    values = [o for o in view.operands(node) if _is_value(o)]
+    values = [o for o in view.operands(node) if is_value(o)]
     shapes = [shape_value(view.type(value), sizes) for value in values]
     out = shape_value(view.type(view.results(node)[0]), sizes)
     return None if out is None or None in shapes[: macs.reads] else macs.count(shapes, out)
-
-
-def _is_value(operand: Any) -> bool:
-    return operand is not None and not isinstance(operand, int | float | bool)
 
 
 def _by_block(
@@ -140,7 +136,7 @@ def _kv_bytes(view: View, structure: Structure, sizes: Mapping[str, int]) -> int
 
 
 def _slot_bytes(view: View, site: Attention, sizes: Mapping[str, int]) -> int | None:
-    k, v = (view.type(o) for o in view.operands(site.node)[1:3])
+    k, v = (view.type(view.tensor(site.node, i)) for i in (1, 2))
     shapes = [shape_value(t, sizes) for t in (k, v)]
     if shapes[0] is None or shapes[1] is None or k.dtype is None:
         return None
@@ -164,7 +160,7 @@ class Causal:
         operands = self._view.operands(sdpa)
         if self._view.attrs(sdpa)["causal"]:
             return True
-        return len(operands) > 3 and _is_value(operands[3]) and self._triangular(operands[3])
+        return len(operands) > 3 and is_value(operands[3]) and self._triangular(operands[3])
 
     def _triangular(self, mask: Value) -> bool:
         if mask in self._known:
@@ -191,7 +187,7 @@ def _makes_triangle(view: View, node: Node) -> bool:
     if op not in ("lt", "le", "gt", "ge"):
         return False
     # A column against a row: each position with each. (T5 compares distances with a constant.)
-    shapes = [view.type(o).shape for o in view.operands(node) if _is_value(o)]
+    shapes = [view.type(o).shape for o in view.operands(node) if is_value(o)]
     lasts = [shape[-1] for shape in shapes if shape]
     out = view.type(view.results(node)[0]).shape or ()
     return len(lasts) == 2 and lasts.count(1) == 1 and len(out) > 1 and out[-2] != 1

@@ -34,7 +34,7 @@ def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
 
 
 def _wanted(view: View, node: Node) -> str:
-    weight: Value = view.operands(node)[0 if view.op(node) == "embedding" else 1]
+    weight = view.tensor(node, 0 if view.op(node) == "embedding" else 1)
     name = _of_weight(view, node, weight)
     return name or view.scope(node) or view.name(node)
 

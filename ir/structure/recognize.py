@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..core.errors import BadInput
-from ..core.view import Node, Value, View
+from ..core.view import Node, Value, View, is_value
 from ..vocab import ops_with, spec
 from .cache_slots import CacheSlot, find_slot
 from .naming import site_names
@@ -170,9 +170,10 @@ def _linears(view: View, sites: list[Node]) -> list[Linear]:
 
 def _linear(view: View, node: Node, name: str) -> Linear:
     operands, op = view.operands(node), spec(view.op(node))
-    x, weight = operands[:2]
+    x, weight = view.tensor(node, 0), view.tensor(node, 1)
     out = view.results(node)[0]
     bias = operands[op.bias] if op.bias is not None and op.bias < len(operands) else None
+    bias = bias if is_value(bias) else None
     if op.stored_linear:
         attrs = view.attrs(node)
         return Linear(
@@ -202,7 +203,7 @@ def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
     names = site_names(view, kept)
     found = []
     for node in kept:
-        table = view.operands(node)[0]
+        table = view.tensor(node)
         handle = view.weight(table)
         assert handle is not None
         found.append(Embedding(node, table, names[node], handle.shape[0], handle.shape[-1]))
@@ -290,7 +291,7 @@ def _unflattened(view: View, spine: Spine, fork: Value) -> Value:
     node, rank = view.producer(fork), view.type(spine.forks[0]).rank
     if node is None or view.op(node) != "reshape" or view.type(fork).rank == rank:
         return fork
-    source: Value = view.operands(node)[0]
+    source = view.tensor(node)
     return source if view.type(source).rank == rank else fork
 
 
@@ -336,7 +337,7 @@ def uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:
     kept: list[Value] = []
     node = view.producer(value)
     while node is not None and view.op(node) == "token_select":
-        value, index = view.operands(node)
-        kept.insert(0, index)
+        value = view.tensor(node)
+        kept.insert(0, view.tensor(node, 1))
         node = view.producer(value)
     return value, tuple(kept)

@@ -37,7 +37,7 @@ class TracedAttention:
         self, view: View, widths: Mapping[Node, int]
     ) -> tuple[int | None, int | None, int | None]:
         """Query heads, key and value heads before they are repeated, and the size of a head."""
-        shape = view.type(view.operands(self.node)[0]).shape or ()
+        shape = view.type(view.tensor(self.node)).shape or ()
         head_dim = shape[-1] if shape and isinstance(shape[-1], int) else None
         if head_dim is None:
             return None, None, None
@@ -57,7 +57,7 @@ class TracedAttention:
 
 def trace_attention(view: View, node: Node, linears: Container[Node]) -> TracedAttention:
     """Find the linears around an ``sdpa``: the nearest above q, k and v and below the result."""
-    q, k, v = (_above(view, value, linears) for value in view.operands(node)[:3])
+    q, k, v = (_above(view, view.tensor(node, i), linears) for i in range(3))
     return TracedAttention(node, q, k, v, _below(view, view.results(node), linears))
 
 
@@ -101,9 +101,9 @@ def mlp_roles(view: View, group: list[Node]) -> dict[Node, str]:
     """
     if len(group) == 2:
         first, last = group
-        if _above(view, view.operands(last)[0], group) is not first:
+        if _above(view, view.tensor(last), group) is not first:
             return {}
-        widths = [view.type(view.results(first)[0]).shape, view.type(view.operands(last)[0]).shape]
+        widths = [view.type(view.results(first)[0]).shape, view.type(view.tensor(last)).shape]
         out, taken = (shape[-1] if shape else None for shape in widths)
         if isinstance(out, int) and isinstance(taken, int) and out == 2 * taken:
             return {first: "gate_up", last: "down"}
@@ -157,7 +157,7 @@ def _is_returned(view: View, node: Node) -> bool:
 def _passes_on(view: View, node: Node) -> bool:
     op = view.op(node)
     if op == "tanh":
-        maker = view.producer(view.operands(node)[0])
+        maker = view.producer(view.tensor(node))
         return maker is not None and view.op(maker) in _SCALING
     if op in _SCALING:
         return any(view.number(operand) is not None for operand in view.operands(node))

@@ -6,13 +6,13 @@ in it is a chain; the chain's additions of two values of the flow are the sub-bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx
 import torch
 
-from ..core.view import NATIVE, Node, Operand, Value, View
+from ..core.view import NATIVE, Node, Operand, Value, View, is_value
 from ..vocab import traits
 from .cache_slots import is_past
 
@@ -26,7 +26,7 @@ class Spine:
 
     start: Value | Node | None
     additions: tuple[Node, ...]
-    position: dict[Node, int]
+    position: Mapping[Node | Value, int]
     """For each node of the flow, how many additions of the spine dominate it, itself among them."""
     chain: frozenset[Node]
     entry: int
@@ -90,7 +90,7 @@ def _spine_from(
     if not additions:
         return NO_SPINE
     boundaries = set(additions)
-    counts: dict[Node, int] = {start: 0}
+    counts: dict[Node | Value, int] = {start: 0}
     # A node comes after its dominator in graph order; the start may be an input without a place.
     for node in sorted((n for n in above if n in order and n is not start), key=order.__getitem__):
         counts[node] = counts.get(above[node], 0) + (node in boundaries)
@@ -122,7 +122,7 @@ def _additions(view: View, chain: list[Node], above: dict[Node, Node]) -> list[N
 
 
 def _maker(view: View, operand: Operand) -> Node | Value | None:
-    if operand is None or isinstance(operand, int | float):
+    if not is_value(operand):
         return None
     return view.producer(operand) or operand
 
@@ -132,10 +132,11 @@ def _passes(view: View, node: Node, source: Node | Value) -> bool:
     stack = [node]
     while stack:
         for operand in view.operands(stack.pop()):
-            maker = _maker(view, operand)
-            if maker is source:
+            if not is_value(operand):
+                continue
+            maker = view.producer(operand)
+            if (maker or operand) is source:
                 return True
-            made = maker is not None and view.producer(operand) is not None
-            if made and view.op(maker) in ("add", "cast", "identity"):
+            if maker is not None and view.op(maker) in ("add", "cast", "identity"):
                 stack.append(maker)
     return False

@@ -91,7 +91,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     where = view.producer(merged)
     if where is None or view.op(where) != "where":
         raise Refusal("no place is recognised at which image features replace words' embeddings")
-    condition, picked, _ = view.operands(where)
+    condition, picked = view.tensor(where, 0), view.tensor(where, 1)
     placeholders = _unspread(view, condition)
     path = _between(view, towers[-1].exit, picked)
     if not path:
@@ -144,7 +144,7 @@ def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:
 def _unspread(view: View, value: Value) -> Value:
     node = view.producer(value)
     while node is not None and view.op(node) in _SPREAD:
-        value = view.operands(node)[0]
+        value = view.tensor(node)
         node = view.producer(value)
     if view.type(value).rank != 2:
         raise Refusal(f"the placeholders' mask is {view.type(value)}, [rows, seq] is needed")

@@ -17,8 +17,9 @@ from torch.fx.node import Node as FxNode
 
 from ..core.errors import BadInput, Refusal
 from ..core.types import UNKNOWN, UNKNOWN_DIM, Dim, parse_type
-from ..core.view import Source, Value
+from ..core.view import Source
 from ..core.weights import Weight
+from ..fx.read import item_index
 from ..fx.view import FxView
 from ..vocab.fx import call
 from .syntax import Reader
@@ -71,7 +72,7 @@ def results(view: FxView, node: FxNode) -> tuple[list[FxNode | None], bool]:
         return [node], False
     found: list[FxNode | None] = [None] * len(val)
     for item in reversed(view.results(node)):
-        found[item.args[1]] = item
+        found[item_index(item)] = item
     return found, True
 
 
@@ -79,9 +80,9 @@ def canonical(view: FxView, value: FxNode) -> FxNode:
     """The first of several ``getitem`` nodes that take the same result."""
     if value.target is not operator.getitem or value.op != "call_function":
         return value
-    maker, index = value.args
-    first: FxNode = next(i for i in view.results(maker) if i.args[1] == index)
-    return first
+    maker, index = view.producer(value), item_index(value)
+    assert maker is not None
+    return next(item for item in view.results(maker) if item_index(item) == index)
 
 
 def form(view: FxView, node: FxNode) -> tuple[str, Sequence[Any], Mapping[str, Any]]:
@@ -142,7 +143,7 @@ class Maker:
     def reserve(self, names: set[str]) -> None:
         """Names are settled in ``finish``."""
 
-    def input(self, name: str, text: str) -> Value:
+    def input(self, name: str, text: str) -> FxNode:
         node = self.graph.placeholder(name if name.isidentifier() else re.sub(r"\W", "_", name))
         node.meta["val"] = self._val(text)
         if node.meta["val"] is None:
@@ -150,7 +151,7 @@ class Maker:
         self.inputs.append(name)
         return node
 
-    def weight(self, name: str, weight: Weight) -> Value:
+    def weight(self, name: str, weight: Weight) -> FxNode:
         node = self.graph.placeholder(re.sub(r"\W", "_", f"w_{name}"))
         with self._dims.mode:
             node.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype)
@@ -165,7 +166,7 @@ class Maker:
         attrs: Mapping[str, Any],
         results: Sequence[tuple[str, str] | None],
         several: bool,
-    ) -> list[Value | None]:
+    ) -> list[FxNode | None]:
         vals = [None if r is None else self._val(r[1]) for r in results]
         view = self._opened()
         end = view._output
@@ -173,7 +174,8 @@ class Maker:
             with self.graph.inserting_before(end):
                 node = call(self.graph, _target(op), tuple(operands), attrs)
         else:
-            built: Any = view.producer(view.build(op, operands, attrs, before=end))
+            built = view.producer(view.build(op, operands, attrs, before=end))
+            assert built is not None
             node = built
         for unused in list(node.users):
             self.graph.erase_node(unused)
@@ -185,12 +187,12 @@ class Maker:
 
     def _items(
         self, node: FxNode, end: FxNode, results: Sequence[tuple[str, str] | None], vals: list[Any]
-    ) -> list[Value | None]:
+    ) -> list[FxNode | None]:
         known = node.meta.get("val") or vals
         if len(known) != len(vals):
             raise ValueError(f"the op has {len(known)} results, not {len(vals)}")
         node.meta["val"] = tuple(k if v is None else v for k, v in zip(known, vals, strict=True))
-        items: list[Value | None] = []
+        items: list[FxNode | None] = []
         for index, result in enumerate(results):
             if result is None:
                 items.append(None)
@@ -202,7 +204,7 @@ class Maker:
             items.append(item)
         return items
 
-    def finish(self, outputs: Sequence[tuple[str, Value]]) -> FxView:
+    def finish(self, outputs: Sequence[tuple[str, FxNode]]) -> FxView:
         view = self._opened()
         view._output.args = (tuple(value for _, value in outputs),)
         taken = set(self._names.values())

@@ -12,7 +12,6 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 
 from ..core.errors import BadInput
 from ..core.types import UNKNOWN_DIM, Type, parse_type
-from ..core.view import Value
 from ..core.weights import Weight
 from ..onnx.parts import captured, has_subgraph
 from ..onnx.view import OnnxView
@@ -138,14 +137,14 @@ class Maker:
         """Keep the constants that ``build`` makes from taking these names."""
         self.view.value_names.reserve(names)
 
-    def input(self, name: str, text: str) -> Value:
+    def input(self, name: str, text: str) -> onnx_ir.Value:
         value = onnx_ir.Value(name=name)
         _retype(value, parse_type(text))
         self.model.graph.inputs.append(value)
         self._values[name] = value
         return value
 
-    def weight(self, name: str, weight: Weight) -> Value:
+    def weight(self, name: str, weight: Weight) -> onnx_ir.Value:
         self.view.value_names.free(name)
         value = self.view.add_weight(name, weight)
         self._values[name] = value
@@ -158,14 +157,16 @@ class Maker:
         attrs: Mapping[str, Any],
         results: Sequence[tuple[str, str] | None],
         several: bool,
-    ) -> list[Value | None]:
+    ) -> list[onnx_ir.Value | None]:
         if "::" in op:
             outputs = self._native(op, operands, attrs, len(results))
         else:
-            outputs = self.view.build(op, operands, attrs, before=None).producer().outputs
+            built = self.view.build(op, operands, attrs, before=None).producer()
+            assert built is not None
+            outputs = built.outputs
         if len(outputs) != len(results):
             raise ValueError(f"the op has {len(outputs)} results, not {len(results)}")
-        made: list[Value | None] = []
+        made: list[onnx_ir.Value | None] = []
         maker = outputs[0].producer()
         assert maker is not None
         maker.name = next((result[0] for result in results if result is not None), maker.name)
@@ -204,7 +205,7 @@ class Maker:
                 raise ValueError(f"a subgraph reads {inner.name!r}, which nothing defines")
             inner.replace_all_uses_with(outer, replace_graph_outputs=True)
 
-    def finish(self, outputs: Sequence[tuple[str, Value]]) -> OnnxView:
+    def finish(self, outputs: Sequence[tuple[str, onnx_ir.Value]]) -> OnnxView:
         for name, value in outputs:
             made = value
             if name != value.name:

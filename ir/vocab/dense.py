@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from ..core.errors import Refusal
-from ..core.view import Node, View
+from ..core.view import Node, Operand, View, is_value
 from .registry import declared
 
 
@@ -19,17 +19,17 @@ def dense_weight(view: View, node: Node) -> Tensor:
     op = declared(view.op(node))
     if op is None or op.dense is None:
         raise Refusal(f"{view.name(node)} ({view.native_op(node)}) is not a linear", node)
-    x, *operands = view.operands(node)
+    _, *operands = view.operands(node)
     read = [None if i == op.bias else _read(view, node, o) for i, o in enumerate(operands, 1)]
     missing = len(op.operands) - 1 - len(read)
-    columns = (view.type(x).shape or (0,))[-1]
+    columns = (view.type(view.tensor(node)).shape or (0,))[-1]
     return op.dense(
         columns if isinstance(columns, int) else 0, [*read, *[None] * missing], view.attrs(node)
     )
 
 
-def _read(view: View, node: Node, operand: object) -> Tensor | None:
-    if operand is None:
+def _read(view: View, node: Node, operand: Operand) -> Tensor | None:
+    if not is_value(operand):
         return None
     weight = view.weight(operand)
     if weight is not None:

@@ -34,7 +34,7 @@ class ClsScoredTokens(ScoredTokens):
 def cls_row(view: View, site: Attention) -> Value:
     """What the CLS query pays to each patch, the mean of the heads: ``[pictures, patches]``."""
     row = attention_row(view, site.node, "first")
-    place = view.after(view.producer(row))
+    place = view.after(view.maker(row))
     return view.build("slice", [row, 1, END], {"dim": 1}, before=place)
 
 

@@ -149,7 +149,7 @@ class ScoredTokens(TokenPass):
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
         scores = self.score(view, structure, images)
-        place = view.after(view.producer(scores))
+        place = view.after(view.maker(scores))
         of_a_picture = (view.type(scores).shape or ())[1:] == (images.patches,)
         pictures = images.pictures if of_a_picture else 1
         if left % pictures:
@@ -164,7 +164,7 @@ class ScoredTokens(TokenPass):
 
 def _joined(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
     """Places in each picture ``[rows x pictures, left / pictures]`` as places in the image."""
-    place = view.after(view.producer(chosen))
+    place = view.after(view.maker(chosen))
     each = left // images.pictures
     apart = view.build("reshape", [chosen, -1, images.pictures, each], before=place)
     first = view.build(
@@ -178,7 +178,7 @@ def _joined(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
 
 def same_for_all(view: View, images: ImageTokens, places: list[int], name: str) -> Value:
     """The same places in every row: i64 ``[rows, len(places)]``."""
-    place = view.after(view.producer(images.merged))
+    place = view.after(view.maker(images.merged))
     table = view.add_weight(name, MemoryWeight(torch.tensor([places])))
     # Zeros of one column, as many as there are rows.
     rows = view.build("slice", [images.placeholders, 0, 1], {"dim": 1}, before=place)

@@ -148,7 +148,7 @@ class BitStack(LinearPass):
     ) -> None:  # fmt: skip
         before = weight_of(context.view, linear).nbytes
         # A linear that feeds this one directly may have been swapped since the sites were chosen.
-        current = replace(linear, x=context.view.operands(linear.node)[0])
+        current = replace(linear, x=context.view.tensor(linear.node))
         attrs = {"in_features": linear.in_features, "out_features": linear.out_features}
         operands = [(part, stacked[part]) for part in PARTS]
         try:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
-from ...ir.core.view import Node, Value, View
+from ...ir.core.view import Node, Value, View, is_value
 from ...ir.moves import graft_low_rank
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
@@ -195,7 +195,7 @@ class Compensate(LinearPass):
         groups: dict[Value, list[Linear]] = {}
         for linear in linears:
             if paths[linear.name].rank:
-                x = context.view.operands(linear.node)[0]
+                x = context.view.tensor(linear.node)
                 groups.setdefault(x, []).append(linear)
         for x, members in groups.items():
             self._attach_group(context, x, members, paths, result)
@@ -312,7 +312,8 @@ def _chain(view: View, linear: Linear) -> list[Node]:
     value = linear.out
     while len(users := view.users(value)) == 1 and view.op(users[0]) == "add":
         others = [o for o in view.operands(users[0]) if o is not value]
-        side = view.producer(others[0]) if len(others) == 1 and not _number(others[0]) else None
+        other = others[0] if len(others) == 1 else None
+        side = view.producer(other) if is_value(other) else None
         if side is None or not (is_low_rank(view, side) or view.op(side) == "sparse_linear"):
             break
         found.append(side)
@@ -326,14 +327,14 @@ _DOWN = re.compile(r"\.down(_\d+)?(\.T)?(_\d+)?$")
 
 def is_low_rank(view: View, node: Node) -> bool:
     """Whether a node is the second linear of a low-rank path, behind a cut or not."""
-    if view.op(node) != "linear" or _constant(view, view.operands(node)[1]) is None:
+    if view.op(node) != "linear" or _constant(view, view.tensor(node, 1)) is None:
         return False
-    inner = view.producer(view.operands(node)[0])
+    inner = view.producer(view.tensor(node))
     if inner is not None and view.op(inner) == "slice":
-        inner = view.producer(view.operands(inner)[0])
+        inner = view.producer(view.tensor(inner))
     if inner is None or view.op(inner) != "linear":
         return False
-    narrow = _constant(view, view.operands(inner)[1])
+    narrow = _constant(view, view.tensor(inner, 1))
     return narrow is not None and _DOWN.search(view.name(narrow)) is not None
 
 
@@ -344,9 +345,5 @@ def _constant(view: View, value: Value) -> Value | None:
     node = view.producer(value)
     if node is None or view.op(node) != "cast":
         return None
-    inner = view.operands(node)[0]
+    inner = view.tensor(node)
     return inner if view.weight(inner) is not None else None
-
-
-def _number(operand: Any) -> bool:
-    return operand is None or isinstance(operand, int | float | bool)

@@ -77,7 +77,7 @@ def with_low_rank(view: View, rank: int) -> View:
 
     for site in recognize(copied).linears:
         down, up = factor(rank, site.in_features), factor(site.out_features, rank)
-        x = copied.operands(site.node)[0]
+        x = copied.tensor(site.node)
         graft_low_rank(
             copied, x, (f"{site.name}.A", down), [(site.out, f"{site.name}.B", up)], rule=RULE
         )
