@@ -19,6 +19,7 @@ from torch.fx.node import Node as FxNode
 
 from ..ir.core.errors import Refusal
 from ..ir.core.types import UNKNOWN_DIM, Type
+from ..ir.onnx.builder import OnnxBuilder
 from ..ir.onnx.parts import End, Operand, set_type
 from ..ir.onnx.view import OnnxView
 from ..ir.vocab import END
@@ -27,26 +28,16 @@ aten = torch.ops.aten
 Form = Callable[..., Any]
 
 
-class Emit:
+class Emit(OnnxBuilder):
     """Builds at the end of an ONNX graph, in the name and scope of one FX node.
 
     ``e.add(x, 1)`` builds an op of the vocabulary, ``e.native`` a node that it has no word for.
     """
 
     def __init__(self, view: OnnxView, node: FxNode, place: End, result: Type) -> None:
-        self.view = view
+        super().__init__(view, place)
         self.node = node
-        self.place = place
         self.result = result
-
-    def __getattr__(self, op: str) -> Callable[..., Value]:
-        if op.startswith("__"):
-            raise AttributeError(op)
-
-        def build(*operands: Operand, **attrs: Any) -> Value:
-            return self.view.build(op, operands, attrs, before=self.place)
-
-        return build
 
     @property
     def dtype(self) -> torch.dtype:
@@ -60,7 +51,7 @@ class Emit:
         attrs: Mapping[str, Any] | None = None, type_: Type | None = None,
     ) -> Value:  # fmt: skip
         """A node of stock ONNX; its type is that of the FX node unless another is given."""
-        self.view.at(self.place)
+        self.view.at(self.before)
         value = self.view.emit(op_type, inputs, attrs).outputs[0]
         set_type(value, self.result if type_ is None else type_)
         return value
@@ -95,7 +86,7 @@ class Emit:
         """A tensor in a dtype; a number as it is: it takes that of the tensor that it meets."""
         if not isinstance(x, Value) or self.view.type(x).dtype == dtype:
             return x
-        return self.view.build("cast", [x], {"dtype": dtype}, before=self.place)
+        return self.cast(x, dtype=dtype)
 
     def vector(self, items: Sequence[Operand]) -> Value:
         """Numbers and sizes in a row: i64 ``[len(items)]``."""
@@ -120,8 +111,7 @@ def _floordiv(e: Emit, a: Operand, b: Operand) -> Operand:
 def _mod(e: Emit, a: Operand, b: Operand) -> Value:
     """The remainder with the sign of the divisor, as Python and ONNX's integer Mod have it."""
     like = a if isinstance(a, Value) else b
-    if not isinstance(like, Value):
-        raise Refusal("the remainder of two numbers", e.node)
+    assert isinstance(like, Value)  # what takes two numbers is not in the graph
     pair = [e.number(item, e.view.type(like).dtype or torch.int64) for item in (a, b)]
     return e.native("Mod", pair, type_=e.view.type(like))
 
@@ -187,7 +177,7 @@ def _promoted(op: str) -> Form:
     """An op of the vocabulary on operands in the dtype of the result."""
 
     def form(e: Emit, a: Operand, b: Operand) -> Value:
-        return e.view.build(op, [e.cast_to(x, e.dtype) for x in (a, b)], before=e.place)
+        return e.build(op, *(e.cast_to(x, e.dtype) for x in (a, b)))
 
     return form
 
@@ -199,7 +189,7 @@ def _scaled_sum(op: str) -> Form:
         a, b = (e.cast_to(x, e.dtype) for x in (a, b))
         assert b is not None
         scaled = e.mul(b, alpha) if isinstance(b, Value) else b * alpha
-        return e.view.build(op, [a, scaled], before=e.place)
+        return e.build(op, a, scaled)
 
     return form
 
@@ -297,8 +287,7 @@ def _any(reduction: str) -> Form:
 
     def form(e: Emit, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
         bits = e.cast_to(e.cast_to(x, torch.bool), torch.int32)
-        attrs: dict[str, Any] = {"dims": _all_dims(e, x, dim), "keepdim": bool(keepdim)}
-        best = e.view.build(reduction, [bits], attrs, before=e.place)
+        best = e.build(reduction, bits, dims=_all_dims(e, x, dim), keepdim=bool(keepdim))
         return e.cast_to(best, e.dtype)
 
     return form

@@ -157,8 +157,8 @@ class _Translator:
             raise InvalidGraph(f"{node.name}: {op} does not fit its operands: {error}") from None
         if not _is_several(node):
             like = _typed(self._joined(node, inferred[0], emit.result, op == "slice"))
-            return self.onnx.build(op, given, attrs, before=emit.place, like=like)
-        value = self.onnx.build(op, given, attrs, before=emit.place)
+            return emit.build(op, *given, like=like, **attrs)
+        value = emit.build(op, *given, **attrs)
         results = self.onnx.results(self.onnx.maker(value))
         for item in self.fx.results(node):
             place = item_index(item)

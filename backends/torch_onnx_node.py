@@ -54,7 +54,7 @@ def export_node(
     graph.initializers.clear()
     graph.remove(nodes)
     emit.view.adopt(constants)
-    emit.view.splice(nodes, before=emit.place)
+    emit.view.splice(nodes, before=emit.before)
     found = tuple(given.get(result, result) for result in results)
     if not isinstance(node.meta.get("val"), tuple | list):
         set_type(found[0], emit.result)

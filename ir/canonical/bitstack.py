@@ -34,17 +34,12 @@ class FuseBitStack(Rule):
         signs, factors, (rows, columns) = found
         root = build.match.root
         name = view.scope(root) or view.name(root)
-        made = view.build(
-            "linear_bitstack",
-            [bound["x"], view.add_weight(f"{name}.signs", signs),
-             view.add_weight(f"{name}.factors", factors)],
-            {"in_features": columns, "out_features": rows},
-            before=root,
+        return build.linear_bitstack(
+            bound["x"], view.add_weight(f"{name}.signs", signs),
+            view.add_weight(f"{name}.factors", factors), in_features=columns, out_features=rows,
             # The name before it was written out: else names would grow from artifact to artifact.
             name=view.name(root).rpartition("/")[0] or None,
         )  # fmt: skip
-        build.made.append(made)
-        return made
 
 
 _Stack = tuple[StackedWeight, StackedWeight, tuple[int, int]]

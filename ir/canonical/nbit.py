@@ -32,7 +32,7 @@ from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 from . import nbit_sums, sparse
-from .nbit_sums import OURS, dtype_of, made, source_of
+from .nbit_sums import OURS, dtype_of, source_of
 from .own import own_rules
 
 logger = logging.getLogger(__name__)
@@ -80,7 +80,8 @@ class FuseMatMulNBits(Rule):
         operands = [bound["x"], *(None if part is None else Value(part) for part in parts)]
         while operands[-1] is None:
             operands.pop()
-        return made(build, operands, found.attrs, OURS.sub("", view.name(root)))
+        name = OURS.sub("", view.name(root)) or None
+        return build.linear_nbit(*operands, name=name, **found.attrs)
 
 
 @dataclass(frozen=True)

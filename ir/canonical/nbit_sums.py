@@ -7,7 +7,6 @@ add(linear_nbit(x, ...), b)                                    => linear_nbit(x,
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir
@@ -24,14 +23,6 @@ from ..rewrite.rule import Build, Rule
 OURS = re.compile(r"(/(Add|MatMulNBits|linear_nbit)(_\d+)?)+$")
 """What lowering and reading back have put behind a node's name: taken off, so that names do not
 grow from artifact to artifact."""
-
-
-def made(build: Build, operands: list[Operand], attrs: Mapping[str, Any], name: str) -> Value:
-    """The ``linear_nbit`` that stands for a match, under a name of its own."""
-    view, root = build.view, build.match.root
-    value = view.build("linear_nbit", operands, attrs, before=root, name=name or None)
-    build.made.append(value)
-    return value
 
 
 def _grown(view: View, main: Node) -> str:
@@ -79,7 +70,7 @@ class FuseRealZeros(Rule):
         assert found is not None
         scales, zeros, attrs = found
         operands = [bound["x"], bound["codes"], scales, zeros]
-        return made(build, operands, attrs, _grown(view, main))
+        return build.linear_nbit(*operands, name=_grown(view, main), **attrs)
 
 
 def _main(match: Match) -> Node:
@@ -146,7 +137,7 @@ class FuseNBitBias(Rule):
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, main = build.view, _main(build.match)
         operands = [*(*view.operands(main), None)[:4], _bias(build.match)]
-        return made(build, operands, view.attrs(main), _grown(view, main))
+        return build.linear_nbit(*operands, name=_grown(view, main), **view.attrs(main))
 
 
 def _bias(match: Match) -> Operand:

@@ -33,8 +33,6 @@ def _rule(op: OwnOp, decoder: StockDecoder) -> type[Rule]:
 
         def replace(self, build: Build, **bound: Operand) -> Value:
             operands, attrs = decoder.decode(build.view, build.match.root)
-            made = build.view.build(op.name, operands, attrs, before=build.match.root)
-            build.made.append(made)
-            return made
+            return build.build(op.name, *operands, **attrs)
 
     return FuseOwn

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from ..core.errors import BadInput, Refusal
 from ..core.view import Node, Value, View
 from ..structure.recognize import Block, SubBlock
+from ..vocab.builder import Builder
 from .slots import Slots
 
 
@@ -153,7 +154,7 @@ def _rewire(
 ) -> None:
     last = blocks[-1].exit
     # What is behind the blocks reads a stand-in, so that copies may read the last block's result.
-    behind = view.build("identity", [last], before=view.after(view.maker(last)), like=last)
+    behind = Builder(view, view.after(view.maker(last))).identity(last, like=last)
     view.replace(last, behind)
     stream = blocks[0].entry
     entries: dict[int, Value] = {}

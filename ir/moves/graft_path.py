@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..core.errors import Refusal
-from ..core.view import Node, Value, View
+from ..core.view import Value, View
 from ..core.weights import Weight
+from ..vocab.builder import Builder
 
 
 def graft(
@@ -29,9 +30,8 @@ def graft(
     place = view.maker(onto)
     with view.made_by(rule, step):
         constants = [view.add_weight(name, weight) for name, weight in weights]
-        after = view.after(place)
-        side = view.build(op, [x, *constants], attrs, before=after, like=onto)
-        total = view.build("add", [onto, side], before=after, like=onto)
+        b = Builder(view, view.after(place))
+        total = b.add(onto, b.build(op, x, *constants, like=onto, **attrs), like=onto)
     view.replace(onto, total)
     return total
 
@@ -59,25 +59,23 @@ def graft_low_rank(
     first = view.maker(members[0][0])
     dtype = view.type(x).dtype
     with view.made_by(rule, step):
-        narrow = view.build("linear", [x, _factor(view, *down, dtype, first)], before=first)
+        b = Builder(view, first)
+        narrow = b.linear(x, _factor(b, *down, dtype))
         sums, start = [], 0
         for (onto, name, weight), rank in zip(members, ranks, strict=True):
-            after = view.after(view.maker(onto))
+            b = Builder(view, view.after(view.maker(onto)))
             part = narrow
             if len(members) > 1:
-                cut = {"dim": (view.type(x).rank or 0) - 1}
-                part = view.build("slice", [narrow, start, start + rank], cut, before=after)
-            up = _factor(view, name, weight, dtype, after)
-            side = view.build("linear", [part, up], before=after, like=onto)
-            total = view.build("add", [onto, side], before=after, like=onto)
+                last = (view.type(x).rank or 0) - 1
+                part = b.slice(narrow, start, start + rank, dim=last)
+            side = b.linear(part, _factor(b, name, weight, dtype), like=onto)
+            total = b.add(onto, side, like=onto)
             view.replace(onto, total)
             sums.append(total)
             start += rank
     return sums
 
 
-def _factor(view: View, name: str, weight: Weight, dtype: Any, before: Node) -> Value:
-    constant = view.add_weight(name, weight)
-    if weight.dtype == dtype:
-        return constant
-    return view.build("cast", [constant], {"dtype": dtype}, before=before)
+def _factor(b: Builder, name: str, weight: Weight, dtype: Any) -> Value:
+    constant = b.view.add_weight(name, weight)
+    return constant if weight.dtype == dtype else b.cast(constant, dtype=dtype)

@@ -17,6 +17,7 @@ from ..core.view import Node, Value, View, is_value
 from ..core.weights import MemoryWeight
 from ..structure.vision import ImageTokens
 from ..vocab import END
+from ..vocab.builder import Builder
 
 
 def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Value:
@@ -32,160 +33,136 @@ def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Valu
         raise Refusal("the first query of causal attention sees itself alone", site)
     heads, width = _head_shape(view, q, site)
     groups, _ = _head_shape(view, k, site)
-    place = view.after(site)
+    b = Builder(view, view.after(site))
     start, end = (0, 1) if row == "first" else (-1, END)
-    query = view.build("slice", [q, start, end], {"dim": 2}, before=place)
+    query = b.slice(q, start, end, dim=2)
     if heads != groups:
-        query = view.build("reshape", [query, -1, groups, heads // groups, width], before=place)
-    keys = view.build("transpose", [k], {"perm": (0, 1, 3, 2)}, before=place)
-    logits = view.build("matmul", [query, keys], before=place)
+        query = b.reshape(query, -1, groups, heads // groups, width)
+    logits = b.matmul(query, b.transpose(k, perm=(0, 1, 3, 2)))
     scale, cap = attrs["scale"] or 1 / math.sqrt(width), attrs["softcap"]
-    logits = view.build("mul", [logits, scale if cap is None else scale / cap], before=place)
+    logits = b.mul(logits, scale if cap is None else scale / cap)
     if cap is not None:
-        logits = view.build("tanh", [logits], before=place)
-        logits = view.build("mul", [logits, cap], before=place)
+        logits = b.mul(b.tanh(logits), cap)
     if is_value(mask):
-        logits = _masked(view, logits, mask, start, end, heads == groups, place)
-    weights = view.build("softmax", [logits], {"dim": 3}, before=place)
+        logits = _masked(b, logits, mask, start, end, heads == groups)
+    weights = b.softmax(logits, dim=3)
     if heads != groups:
-        return view.build("mean", [weights], {"dims": (1, 2), "keepdim": False}, before=place)
+        return b.mean(weights, dims=(1, 2), keepdim=False)
     # Not by a mean: ONNX Runtime 1.31's keeps the shape of a tensor without elements (no images).
-    weights = view.build("squeeze", [weights], {"dims": (2,)}, before=place)
-    sums = view.build("cumsum", [weights], {"dim": 1}, before=place)
-    total = view.build("slice", [sums, -1, END], {"dim": 1}, before=place)
-    total = view.build("squeeze", [total], {"dims": (1,)}, before=place)
-    return view.build("mul", [total, 1 / heads], before=place)
+    sums = b.cumsum(b.squeeze(weights, dims=(2,)), dim=1)
+    total = b.squeeze(b.slice(sums, -1, END, dim=1), dims=(1,))
+    return b.mul(total, 1 / heads)
 
 
-def best(view: View, scores: Value, count: int, before: Node) -> Value:
+def best(b: Builder, scores: Value, count: int) -> Value:
     """Places of the ``count`` highest scores of each row, ascending: i64 ``[rows, count]``.
 
     Which of equal scores is taken is up to the runtime.
     """
-    attrs = {"k": count, "dim": 1, "largest": True, "sorted": True}
-    highest = view.build("topk", [scores], attrs, before=before)
-    places = view.results(view.maker(highest))[1]
-    attrs = {"k": count, "dim": 1, "largest": False, "sorted": True}
-    return view.build("topk", [places], attrs, before=before)
+    highest = b.topk(scores, k=count, dim=1, largest=True, sorted=True)
+    places = b.view.results(b.view.maker(highest))[1]
+    return b.topk(places, k=count, dim=1, largest=False, sorted=True)
 
 
 def kept_positions(
-    view: View, images: ImageTokens, marked: Value, chosen: Value, left: int, before: Node
+    b: Builder, images: ImageTokens, marked: Value, chosen: Value, count: int
 ) -> Value:
     """The positions of a sequence that stay: all but the image tokens that were not chosen.
 
     ``marked`` bool ``[rows, seq]`` marks one run of ``images.count`` image tokens in each row,
-    ``chosen`` i64 ``[rows, left]``, or ``[images, left]``, says, ascending, which of them stay. The
-    result is i64 ``[rows, seq - count + left]``, ascending. Where a graph may run without any image
-    (a step with a cache), all positions stay then.
+    ``chosen`` i64 ``[rows, count]``, or ``[images, count]``, says, ascending, which of them stay.
+    The result is i64 ``[rows, seq - images.count + count]``, ascending. Where a graph may run
+    without any image (a step with a cache), all positions stay then.
     """
+    view = b.view
     known = view.type(marked).shape
     if known is None:
         raise Refusal(f"{view.name(marked)} has no shape")
     rows, seq = known
-    dropped: Value | int = images.count - left
+    dropped: Value | int = images.count - count
     length: Value | int = dropped
     name = str(dropped)
     if not same_dim(rows, images.images):
         name = f"({dropped}*{images.images}//{rows})"
-        length, dropped = _dropped(view, images.features, images.count - left, name, before)
-    short = view.build("slice", [marked, length, END], {"dim": 1}, before=before)
+        length, dropped = _dropped(b, images.features, images.count - count, name)
+    short = b.slice(marked, length, END, dim=1)
     view.name_dim(short, 1, f"{seq} - {name}")
     # Counted, not made by ``arange``, so that the type says the length by name.
-    ones = view.build("eq", [short, short], before=before)
-    ones = view.build("cast", [ones], {"dtype": torch.int64}, before=before)
-    every = view.build("cumsum", [ones], {"dim": 1}, before=before)
-    every = view.build("sub", [every, 1], before=before)
-    start = image_start(view, marked, before)
-    turn = view.build("sub", [every, start], before=before)
-    inside = view.build("clamp", [turn], {"min": 0, "max": left - 1}, before=before)
+    every = b.sub(b.cumsum(_ones(b, short), dim=1), 1)
+    start = image_start(b, marked)
+    turn = b.sub(every, start)
+    inside = b.clamp(turn, min=0, max=count - 1)
     shape = view.type(chosen).shape
     if shape is not None and same_dim(shape[0], rows):
-        picked = view.build("token_select", [chosen, inside], before=before)
+        picked = b.token_select(chosen, inside)
     else:
-        picked = _picked(view, marked, chosen, inside, left, before)
-    picked = view.build("add", [picked, start], before=before)
-    later = view.build("add", [every, dropped], before=before)
-    is_before = view.build("lt", [turn, 0], before=before)
-    is_image = view.build("lt", [turn, left], before=before)
-    kept = view.build("where", [is_image, picked, later], before=before)
-    return view.build("where", [is_before, every, kept], before=before)
+        picked = _picked(b, marked, chosen, inside, count)
+    picked = b.add(picked, start)
+    later = b.add(every, dropped)
+    is_before, is_image = b.lt(turn, 0), b.lt(turn, count)
+    kept = b.where(is_image, picked, later)
+    return b.where(is_before, every, kept)
 
 
-def _dropped(
-    view: View, features: Value, count: int, name: str, before: Node
-) -> tuple[Value, Value]:
+def _ones(b: Builder, x: Value) -> Value:
+    """Ones i64 in the shape of ``x``."""
+    return b.cast(b.eq(x, x), dtype=torch.int64)
+
+
+def _dropped(b: Builder, features: Value, count: int, name: str) -> tuple[Value, Value]:
     """``count``, and 0 where there are no images (``features`` of no rows): as a size, and as a
     tensor i64 ``[1]``. ``name`` is what types call it."""
-    one = view.build("slice", [features, 0, 1], {"dim": 1}, before=before)
-    one = view.build("slice", [one, 0, 1], {"dim": 2}, before=before)
-    one = view.build("slice", [one, 0, 1], {"dim": 0}, before=before)
-    line = view.build("reshape", [one, -1, 1], before=before)
-    line = view.build("expand", [line, -1, count], before=before)
-    line = view.build("reshape", [line, -1], before=before)
-    view.name_dim(line, 0, name)
-    ones = view.build("eq", [line, line], before=before)
-    ones = view.build("cast", [ones], {"dtype": torch.int64}, before=before)
-    total = view.build("sum", [ones], {"dims": (0,), "keepdim": True}, before=before)
-    return view.build("size", [line], {"dim": 0}, before=before), total
+    one = b.slice(b.slice(features, 0, 1, dim=1), 0, 1, dim=2)
+    one = b.slice(one, 0, 1, dim=0)
+    line = b.reshape(b.expand(b.reshape(one, -1, 1), -1, count), -1)
+    b.view.name_dim(line, 0, name)
+    total = b.sum(_ones(b, line), dims=(0,), keepdim=True)
+    return b.size(line, dim=0), total
 
 
-def _picked(
-    view: View, marked: Value, chosen: Value, inside: Value, left: int, before: Node
-) -> Value:
+def _picked(b: Builder, marked: Value, chosen: Value, inside: Value, count: int) -> Value:
     """``chosen[image of the row, inside]`` where images may be fewer than rows: none at all."""
-    spare = view.add_weight("token_pass.none", MemoryWeight(torch.zeros(1, dtype=torch.int64)))
-    line = view.build("reshape", [chosen, -1], before=before)
-    line = view.build("concat", [spare, line], {"dim": 0}, before=before)
-    line = view.build("unsqueeze", [line], {"dims": (1,)}, before=before)
-    counted = view.build("cast", [marked], {"dtype": torch.int64}, before=before)
-    counted = view.build("sum", [counted], {"dims": (1,), "keepdim": True}, before=before)
-    ones = view.build("eq", [counted, counted], before=before)
-    ones = view.build("cast", [ones], {"dtype": torch.int64}, before=before)
-    row = view.build("cumsum", [ones], {"dim": 0}, before=before)
-    first = view.build("mul", [row, left], before=before)
-    first = view.build("sub", [first, left - 1], before=before)
-    place = view.build("add", [inside, first], before=before)
-    has_image = view.build("gt", [counted, 0], before=before)
-    place = view.build("where", [has_image, place, 0], before=before)
-    taken = view.build("embedding", [line, place], before=before)
-    return view.build("squeeze", [taken], {"dims": (2,)}, before=before)
+    spare = b.view.add_weight("token_pass.none", MemoryWeight(torch.zeros(1, dtype=torch.int64)))
+    line = b.concat(spare, b.reshape(chosen, -1), dim=0)
+    line = b.unsqueeze(line, dims=(1,))
+    counted = b.sum(b.cast(marked, dtype=torch.int64), dims=(1,), keepdim=True)
+    row = b.cumsum(_ones(b, counted), dim=0)
+    first = b.sub(b.mul(row, count), count - 1)
+    place = b.add(inside, first)
+    place = b.where(b.gt(counted, 0), place, 0)
+    return b.squeeze(b.embedding(line, place), dims=(2,))
 
 
-def image_start(view: View, image: Value, before: Node) -> Value:
+def image_start(b: Builder, image: Value) -> Value:
     """Where each row's image starts, i64 ``[rows, 1]``; the row's length where it has none."""
-    counted = view.build("cast", [image], {"dtype": torch.int64}, before=before)
-    counted = view.build("cumsum", [counted], {"dim": 1}, before=before)
-    early = view.build("eq", [counted, 0], before=before)
-    early = view.build("cast", [early], {"dtype": torch.int64}, before=before)
-    return view.build("sum", [early], {"dims": (1,), "keepdim": True}, before=before)
+    counted = b.cumsum(b.cast(image, dtype=torch.int64), dim=1)
+    early = b.cast(b.eq(counted, 0), dtype=torch.int64)
+    return b.sum(early, dims=(1,), keepdim=True)
 
 
-def image_scores(view: View, scores: Value, image: Value, count: int, before: Node) -> Value:
+def image_scores(b: Builder, scores: Value, image: Value, count: int) -> Value:
     """Of scores ``[rows, seq]`` those of the image's ``count`` tokens: ``[rows, count]``."""
-    start = image_start(view, image, before)
-    last = view.build("size", [image], {"dim": 1}, before=before)
-    positions = view.build("arange", [0, last, 1], {"dtype": torch.int64}, before=before)
-    end = view.build("amax", [positions], {"dims": (0,), "keepdim": True}, before=before)
-    steps = view.build("arange", [0, count, 1], {"dtype": torch.int64}, before=before)
-    steps = view.build("unsqueeze", [steps], {"dims": (0,)}, before=before)
-    places = view.build("add", [start, steps], before=before)
-    places = view.build("minimum", [places, end], before=before)
-    return view.build("token_select", [scores, places], before=before)
+    start = image_start(b, image)
+    positions = b.arange(0, b.size(image, dim=1), 1, dtype=torch.int64)
+    end = b.amax(positions, dims=(0,), keepdim=True)
+    steps = b.unsqueeze(b.arange(0, count, 1, dtype=torch.int64), dims=(0,))
+    places = b.minimum(b.add(start, steps), end)
+    return b.token_select(scores, places)
 
 
 def _masked(
-    view: View, logits: Value, mask: Value, start: int, end: int, all_heads: bool, place: Node
+    b: Builder, logits: Value, mask: Value, start: int, end: int, all_heads: bool
 ) -> Value:
+    view = b.view
     shape = view.type(mask).shape
     if shape is None or len(shape) != 4 or not (all_heads or shape[1] == 1):
         raise Refusal(f"the mask is {view.type(mask)}, of which one row cannot be taken")
     if shape[2] != 1:
-        mask = view.build("slice", [mask, start, end], {"dim": 2}, before=place)
+        mask = b.slice(mask, start, end, dim=2)
     if view.type(mask).dtype != torch.bool:
-        return view.build("add", [logits, mask], before=place)
+        return b.add(logits, mask)
     dtype = view.type(logits).dtype or torch.float32
-    return view.build("where", [mask, logits, torch.finfo(dtype).min], before=place)
+    return b.where(mask, logits, torch.finfo(dtype).min)
 
 
 def _head_shape(view: View, value: Value, site: Node) -> tuple[int, int]:

@@ -15,6 +15,7 @@ from ..core.types import UNKNOWN_DIM, mentions
 from ..core.view import NATIVE, Node, Value, View
 from ..structure.cache_slots import is_past
 from ..vocab import END, traits
+from ..vocab.builder import Builder
 
 Positions = Literal["kept", "renumbered"]
 
@@ -161,7 +162,7 @@ class _Cut:
         if view.op(node) == "size" and view.type(view.tensor(node)).shape is not None:
             source = view.tensor(node)
             if (view.type(source).shape or ())[view.attrs(node)["dim"]] == self.dim:
-                return view.build("size", [self.kept], {"dim": 1}, before=self._after(node))
+                return Builder(view, self._after(node)).size(self.kept, dim=1)
         one = exact == 1 and not within
         # What an earlier cut selected is data too: its indices are not to be counted anew.
         is_data = view.op(node) == "token_select" or self._is_heavy(value)
@@ -174,14 +175,13 @@ class _Cut:
 
     def _padding(self, mask: Value) -> Value:
         """The padding mask ``[rows, past + tokens]`` for what is behind the cut."""
-        view, before = self.view, self.anchor
+        view, b = self.view, Builder(self.view, self.anchor)
         if self.slots is None or view.type(mask).rank != 2:
             raise Refusal(f"the input {view.name(mask)}: {view.type(mask)} cannot follow")
-        long, short = (view.build("size", [v], {"dim": 2}, before=before) for v in self.slots)
-        head = view.build("slice", [mask, 0, short], {"dim": 1}, before=before)
-        new = view.build("slice", [mask, long, END], {"dim": 1}, before=before)
-        new = view.build("token_select", [new, self.kept], before=before)
-        return view.build("concat", [head, new], {"dim": 1}, before=before)
+        long, short = (b.size(past, dim=2) for past in self.slots)
+        head = b.slice(mask, 0, short, dim=1)
+        new = b.token_select(b.slice(mask, long, END, dim=1), self.kept)
+        return b.concat(head, new, dim=1)
 
     def _again(self, node: Node, value: Value) -> Value:
         """A copy of the node that reads what followed."""
@@ -203,13 +203,13 @@ class _Cut:
         if len(axes) != 1:
             raise Refusal(f"{view.name(value)} has {len(axes)} token axes: one can be selected")
         node = view.producer(value)
-        before = self.anchor if node is None else self._after(node)
+        b = Builder(view, self.anchor if node is None else self._after(node))
         (axis,) = axes
         if axis == 1 and self._has_rows(shape[0]):
-            return view.build("token_select", [value, self.kept], before=before)
-        return self._select_moved(value, axis, before)
+            return b.token_select(value, self.kept)
+        return self._select_moved(b, value, axis)
 
-    def _select_moved(self, value: Value, axis: int, before: Node) -> Value:
+    def _select_moved(self, b: Builder, value: Value, axis: int) -> Value:
         """As ``_select`` for a token axis elsewhere, or for a value that all rows share."""
         view = self.view
         shape = list(view.type(value).shape or ())
@@ -217,15 +217,14 @@ class _Cut:
         if not rows and any(d != 1 for d in shape[:axis]):
             raise Refusal(f"{view.name(value)}: {view.type(value)} has no axis of rows")
         if not rows:
-            return self._select_shared(value, axis, before)
+            return self._select_shared(b, value, axis)
         rank = len(shape)
         perm = (0, axis, *(i for i in range(1, rank) if i != axis))
         back = tuple(perm.index(i) for i in range(rank))
-        front = view.build("transpose", [value], {"perm": perm}, before=before)
-        taken = view.build("token_select", [front, self.kept], before=before)
-        return view.build("transpose", [taken], {"perm": back}, before=before)
+        taken = b.token_select(b.transpose(value, perm=perm), self.kept)
+        return b.transpose(taken, perm=back)
 
-    def _select_shared(self, value: Value, axis: int, before: Node) -> Value:
+    def _select_shared(self, b: Builder, value: Value, axis: int) -> Value:
         """Of ``[1, .., tokens]`` or ``[1, .., tokens, width]``, the same for all rows, each row's
         own tokens: ``[rows, .., count, width]``."""
         view = self.view
@@ -234,15 +233,13 @@ class _Cut:
             raise Refusal(f"{view.name(value)}: {view.type(value)} cannot follow")
         table = value
         if axis:
-            table = view.build("squeeze", [table], {"dims": tuple(range(axis))}, before=before)
+            table = b.squeeze(table, dims=tuple(range(axis)))
         if not behind:
-            table = view.build("unsqueeze", [table], {"dims": (1,)}, before=before)
-        taken = view.build("embedding", [table, self.kept], before=before)
+            table = b.unsqueeze(table, dims=(1,))
+        taken = b.embedding(table, self.kept)
         if not behind:
-            taken = view.build("squeeze", [taken], {"dims": (2,)}, before=before)
-        if axis < 2:
-            return taken
-        return view.build("unsqueeze", [taken], {"dims": tuple(range(1, axis))}, before=before)
+            taken = b.squeeze(taken, dims=(2,))
+        return taken if axis < 2 else b.unsqueeze(taken, dims=tuple(range(1, axis)))
 
     def _mentions(self, dim: int | str) -> bool:
         return isinstance(dim, str) and mentions(dim, self.dim)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.errors import Refusal
 from ..core.view import Value, View
 from ..core.weights import Weight
+from ..vocab.builder import Builder
 
 if TYPE_CHECKING:
     from ..structure.recognize import Linear
@@ -39,7 +40,7 @@ def swap(
         operands = [linear.x, *constants, linear.bias]
         while operands[-1] is None:
             operands.pop()
-        out = view.build(op, operands, attrs, before=linear.node, like=linear.out)
+        out = Builder(view, linear.node).build(op, *operands, like=linear.out, **attrs)
     if view.type(out).shape != view.type(linear.out).shape:
         view.erase_dead(view.maker(out))
         raise Refusal(f"{op} would change the type of {linear.name}", linear.node)

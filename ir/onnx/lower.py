@@ -6,6 +6,8 @@ its declaration says.
 
 from __future__ import annotations
 
+from typing import Any
+
 import onnx_ir
 from onnx_ir.tape import Tape
 
@@ -13,7 +15,8 @@ from ..core.errors import InvalidGraph
 from ..core.view import Origin
 from ..ops import OwnOp
 from ..vocab import OpSpec, spec
-from ..vocab.onnx import DOMAIN, Lowering
+from ..vocab.onnx import DOMAIN
+from .builder import OnnxBuilder
 from .view import OnnxView
 
 
@@ -37,6 +40,16 @@ def lower(view: OnnxView) -> int:
     view.drop_unused_weights()
     view.model.graph.opset_imports.pop(DOMAIN, None)
     return count
+
+
+class Lowering(OnnxBuilder):
+    """A node to be lowered, and a builder before it."""
+
+    def __init__(self, view: OnnxView, node: onnx_ir.Node) -> None:
+        super().__init__(view, node)
+        self.node = node
+        self.operands: tuple[Any, ...] = view.operands(node)
+        self.attrs = view.attrs(node)
 
 
 def _lowered(e: Lowering, op: OpSpec) -> onnx_ir.Value:

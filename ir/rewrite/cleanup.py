@@ -15,6 +15,7 @@ from ..core.view import NATIVE, Node, Operand, Origin, Value, View
 from ..core.weights import MemoryWeight, Weight
 from ..ops.bitstack_blocks import place_of
 from ..vocab import traits
+from ..vocab.builder import Builder
 from .driver import RewriteReport
 from .shapes import Sizes, all_numbers, same_shape
 
@@ -195,7 +196,7 @@ def _join_transposes(view: View, node: Node, result: Value) -> bool:
             return False
         joined = source
     else:
-        joined = view.build("transpose", [source], {"perm": perm}, before=node, like=result)
+        joined = Builder(view, node).transpose(source, perm=perm, like=result)
     view.replace(result, joined)
     view.erase(node)
     return True
@@ -319,7 +320,7 @@ def _settle_cast(view: View, node: Node, result: Value) -> str | None:
     weight = view.weight(x)
     if weight is not None and weight.numel == 1:
         return _put(view, node, result, weight.read().to(dtype), "constants")
-    view.replace(result, view.build("cast", [x], {"dtype": dtype}, before=node))
+    view.replace(result, Builder(view, node).cast(x, dtype=dtype))
     view.erase(node)
     return "casts"
 
@@ -337,9 +338,9 @@ def _settle_target(view: View, node: Node, op: str, result: Value) -> str | None
         return None
     dims: list[Operand] = [d if isinstance(d, int) else -1 for d in known]
     try:
-        made = view.build(op, [x, *dims], before=node, like=result)
+        settled = Builder(view, node).build(op, x, *dims, like=result)
     except Refusal:
         return None
-    view.replace(result, made)
+    view.replace(result, settled)
     view.erase(node)
     return "target shapes"

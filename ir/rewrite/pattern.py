@@ -16,7 +16,7 @@ from ..core.errors import Refusal
 from ..core.types import Type
 from ..core.view import NATIVE, Node, Operand, Value, View
 from ..core.weights import Weight
-from ..vocab import is_known, spec
+from ..vocab import check_known, spec
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -52,8 +52,7 @@ class PatternBuilder:
     def __getattr__(self, op: str) -> Callable[..., Op]:
         if op.startswith("__"):
             raise AttributeError(op)
-        if not is_known(op):
-            raise AttributeError(f"the vocabulary has no op {op!r}")
+        check_known(op)
 
         def make(*operands: Any, rest: bool = False, **attrs: Any) -> Op:
             commutative = spec(op).commutative and len(operands) == 2

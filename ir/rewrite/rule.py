@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..core.errors import Refusal
 from ..core.view import Attr, Node, Operand, Value, View
+from ..vocab.builder import Builder
 from .pattern import Match, Matcher, Op, PatternBuilder, Var
 
 
@@ -38,24 +39,21 @@ class Rule:
         return Matcher(self.pattern(PatternBuilder(), *(Var(name) for name in names)))
 
 
-class Build:
-    """``build.add(x, y, name=value)`` inserts an op of the vocabulary before the matched root."""
+class Build(Builder):
+    """Builds a rule's replacement before the matched root: ``build.add(x, y)``."""
 
     def __init__(self, view: View, match: Match) -> None:
-        self.view = view
+        super().__init__(view, match.root)
         self.match = match
         self.made: list[Value] = []
 
-    def __getattr__(self, op: str) -> Callable[..., Value]:
-        if op.startswith("__"):
-            raise AttributeError(op)
-
-        def make(*operands: Operand, **attrs: Attr) -> Value:
-            value = self.view.build(op, operands, attrs, before=self.match.root)
-            self.made.append(value)
-            return value
-
-        return make
+    def build(
+        self, op: str, *operands: Operand, like: Value | None = None, name: str | None = None,
+        **attrs: Attr,
+    ) -> Value:  # fmt: skip
+        value = super().build(op, *operands, like=like, name=name, **attrs)
+        self.made.append(value)
+        return value
 
 
 @dataclass(frozen=True, slots=True)

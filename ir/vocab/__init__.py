@@ -12,6 +12,7 @@ from .registry import (
     ONNX_DECODERS,
     VOCABULARY,
     check_arity,
+    check_known,
     complete_attrs,
     declared,
     is_known,
@@ -25,6 +26,6 @@ from .spec import END, REQUIRED, Macs, OpSpec, StoredLinear
 
 __all__ = [
     "ATEN_DECODERS", "END", "ONNX_DECODERS", "REQUIRED", "VOCABULARY", "Macs", "OpSpec",
-    "StoredLinear", "check_arity", "complete_attrs", "declared", "dense_weight", "is_known",
-    "load_dialects", "ops_with", "register", "spec", "traits",
+    "StoredLinear", "check_arity", "check_known", "complete_attrs", "declared", "dense_weight",
+    "is_known", "load_dialects", "ops_with", "register", "spec", "traits",
 ]  # fmt: skip

@@ -41,21 +41,17 @@ class Emitter(Protocol):
 Build = Callable[[Emitter, Sequence[Any], Mapping[str, Any]], onnx_ir.Node]
 
 
-class Lowering:
-    """A node to be lowered, and a short way to build before it: ``e.mul(x, 0.5)``."""
+class Lowering(Protocol):
+    """A node to be lowered, and a builder before it, ``e.mul(x, 0.5)``: see ``onnx.lower``."""
 
-    def __init__(self, view: Any, node: onnx_ir.Node) -> None:
-        self.view = view
-        """The ``OnnxView`` that the node is of."""
-        self.node = node
-        self.operands: tuple[Any, ...] = view.operands(node)
-        self.attrs: Mapping[str, Any] = view.attrs(node)
+    view: Any
+    """The ``OnnxView`` that the node is of."""
+    node: onnx_ir.Node
+    operands: tuple[Any, ...]
+    attrs: Mapping[str, Any]
 
     def __getattr__(self, op: str) -> Callable[..., onnx_ir.Value]:
-        def build(*operands: Any, **attrs: Any) -> onnx_ir.Value:
-            return self.view.build(op, operands, attrs, before=self.node)  # type: ignore[no-any-return]
-
-        return build
+        """Insert an op of the vocabulary."""
 
 
 Lower = Callable[[Lowering], onnx_ir.Value]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import Any
 
-from ..core.errors import BadInput, Refusal
+from ..core.errors import BadInput, Refusal, near_misses
 from ..core.types import UNKNOWN
 from . import (
     activations,
@@ -128,6 +128,12 @@ def spec(name: str) -> OpSpec:
 def is_known(name: str) -> bool:
     """Whether an op of this name is declared."""
     return declared(name) is not None
+
+
+def check_known(name: str) -> None:
+    """Raise ``AttributeError``, with near misses, where no op of this name is declared."""
+    if not is_known(name):
+        raise AttributeError(f"the vocabulary has no op {name!r}; {near_misses(name, VOCABULARY)}")
 
 
 def ops_with(trait: Callable[[OpSpec], object]) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
+from ...ir.vocab.builder import Builder
 from .token_pass import ScoredTokens
 
 
@@ -34,8 +35,7 @@ class ClsScoredTokens(ScoredTokens):
 def cls_row(view: View, site: Attention) -> Value:
     """What the CLS query pays to each patch, the mean of the heads: ``[pictures, patches]``."""
     row = attention_row(view, site.node, "first")
-    place = view.after(view.maker(row))
-    return view.build("slice", [row, 1, END], {"dim": 1}, before=place)
+    return Builder(view, view.after(view.maker(row))).slice(row, 1, END, dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

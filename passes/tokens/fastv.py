@@ -55,9 +55,7 @@ class FastV(ScoredTokens):
             raise Refusal(f"block {self.layer - 1} has no attention to score tokens by")
         site = structure.attentions[sites[-1]]
         row = attention_row(view, site.node, "last")
-        place = self.behind(view, row, images.language[self.layer].entry)
+        b = self.behind(view, row, images.language[self.layer].entry)
         if site.cache is not None:
-            past = view.build("size", [site.cache.past[0]], {"dim": 2}, before=place)
-            row = view.build("slice", [row, past, END], {"dim": 1}, before=place)
-        marked = self.marked(view, images, place)
-        return image_scores(view, row, marked, images.count, place)
+            row = b.slice(row, b.size(site.cache.past[0], dim=2), END, dim=1)
+        return image_scores(b, row, self.marked(b, images), images.count)

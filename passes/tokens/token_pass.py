@@ -9,12 +9,13 @@ from typing import ClassVar
 import torch
 
 from ...ir.core.errors import BadInput, Refusal
-from ...ir.core.view import Node, Value, View
+from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens, note_count
+from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
 
 
@@ -91,21 +92,20 @@ class TokenPass(Pass):
         return images, left, result
 
     def _kept(self, view: View, images: ImageTokens, chosen: Value, left: int) -> Value:
-        place = self.behind(view, images.language[self.block].entry, chosen)
-        marked = self.marked(view, images, place)
-        return kept_positions(view, images, marked, chosen, left, place)
+        b = self.behind(view, images.language[self.block].entry, chosen)
+        return kept_positions(b, images, self.marked(b, images), chosen, left)
 
-    def marked(self, view: View, images: ImageTokens, before: Node) -> Value:
+    def marked(self, b: Builder, images: ImageTokens) -> Value:
         """Which positions are image tokens where this pass cuts: bool ``[rows, tokens]``."""
         marked = images.placeholders
         for kept in images.kept:
-            marked = view.build("token_select", [marked, kept], before=before)
+            marked = b.token_select(marked, kept)
         return marked
 
-    def behind(self, view: View, *values: Value) -> Node:
-        """Right behind the last of the nodes that make the values."""
+    def behind(self, view: View, *values: Value) -> Builder:
+        """A builder right behind the last of the nodes that make the values."""
         makers = {view.producer(value) for value in values}
-        return view.after([node for node in view.nodes() if node in makers][-1])
+        return Builder(view, view.after([node for node in view.nodes() if node in makers][-1]))
 
     def _count(self, total: int | None) -> int:
         """How many of ``total`` are kept; with ``None`` the option alone is checked."""
@@ -149,7 +149,6 @@ class ScoredTokens(TokenPass):
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
         scores = self.score(view, structure, images)
-        place = view.after(view.maker(scores))
         of_a_picture = (view.type(scores).shape or ())[1:] == (images.patches,)
         pictures = images.pictures if of_a_picture else 1
         if left % pictures:
@@ -158,30 +157,25 @@ class ScoredTokens(TokenPass):
                 f"keep={left} is not divisible among the {pictures} pictures of an image: "
                 f"{near or pictures} is"
             )
-        chosen = best(view, scores, left // pictures, place)
+        b = Builder(view, view.after(view.maker(scores)))
+        chosen = best(b, scores, left // pictures)
         return chosen if pictures == 1 else _joined(view, chosen, images, left)
 
 
 def _joined(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
     """Places in each picture ``[rows x pictures, left / pictures]`` as places in the image."""
-    place = view.after(view.maker(chosen))
+    b = Builder(view, view.after(view.maker(chosen)))
     each = left // images.pictures
-    apart = view.build("reshape", [chosen, -1, images.pictures, each], before=place)
-    first = view.build(
-        "arange", [0, images.pictures * images.patches, images.patches],
-        {"dtype": torch.int64}, before=place,
-    )  # fmt: skip
-    first = view.build("unsqueeze", [first], {"dims": (0, 2)}, before=place)
-    moved = view.build("add", [apart, first], before=place)
-    return view.build("reshape", [moved, -1, left], before=place)
+    apart = b.reshape(chosen, -1, images.pictures, each)
+    total = images.pictures * images.patches
+    first = b.arange(0, total, images.patches, dtype=torch.int64)
+    return b.reshape(b.add(apart, b.unsqueeze(first, dims=(0, 2))), -1, left)
 
 
 def same_for_all(view: View, images: ImageTokens, places: list[int], name: str) -> Value:
     """The same places in every row: i64 ``[rows, len(places)]``."""
-    place = view.after(view.maker(images.merged))
+    b = Builder(view, view.after(view.maker(images.merged)))
     table = view.add_weight(name, MemoryWeight(torch.tensor([places])))
     # Zeros of one column, as many as there are rows.
-    rows = view.build("slice", [images.placeholders, 0, 1], {"dim": 1}, before=place)
-    rows = view.build("cast", [rows], {"dtype": torch.int64}, before=place)
-    rows = view.build("mul", [rows, 0], before=place)
-    return view.build("add", [rows, table], before=place)
+    rows = b.cast(b.slice(images.placeholders, 0, 1, dim=1), dtype=torch.int64)
+    return b.add(b.mul(rows, 0), table)

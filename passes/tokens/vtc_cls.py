@@ -39,5 +39,5 @@ class VTCCLS(ClsScoredTokens):
         rows = [cls_row(view, structure.attentions[block.attentions[-1]]) for block in late]
         total = rows[0]
         for row in rows[1:]:
-            total = view.build("add", [total, row], before=self.behind(view, total, row))
+            total = self.behind(view, total, row).add(total, row)
         return total

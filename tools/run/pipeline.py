@@ -11,7 +11,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,7 +20,7 @@ from ...backends.lowering import lowered
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.heap import give_back
-from ...ir.core.view import View
+from ...ir.core.view import Node, View
 from ...ir.load.sources import fingerprint, load
 from ...ir.onnx.view import OnnxView
 from ...ir.run.batches import count_samples
@@ -331,8 +330,8 @@ def _has_tokenizer(folder: Path | None) -> bool:
     return folder is not None and (folder / "tokenizer.json").is_file()
 
 
-def _rounds_activations(node: Any, view: View) -> bool:
-    return view.attrs(node).get("accuracy_level") == 4
+def _rounds_activations(node: Node, view: View) -> bool:
+    return bool(view.attrs(node).get("accuracy_level") == 4)
 
 
 def worst(errors: Mapping[str, Difference]) -> Difference:

@@ -250,6 +250,15 @@ def test_what_is_not_read_stays_and_says_why(name: str, caplog: pytest.LogCaptur
     )
 
 
+def test_a_node_without_codes_is_refused() -> None:
+    view, _ = foreign(zeros="packed")
+    (node,) = view.nodes()
+    node.replace_input_with(1, None)
+    refusal = canonicalize_stored(view).refusals["fuse-matmul-nbits"]
+    assert refusal.reason == "its input, its codes or its scales are absent"
+    assert ops(view) == {"native": 1}
+
+
 @pytest.mark.parametrize(
     ("place", "reason"), [(1, "its codes are computed"), (2, "its scales are computed"),
                           (3, "its zero points are computed"), (5, "its bias is not a constant")],

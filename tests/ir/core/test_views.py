@@ -207,6 +207,15 @@ def test_set_operand_knows_where_the_native_form_keeps_it(draft: Drafts) -> None
     assert view.type(view.outputs()[0]).shape == (3, 7)
 
 
+def test_a_native_node_takes_no_number_by_set_operand(draft_of: Any) -> None:
+    d = draft_of("fx", {"x": (3, 5)})
+    view = d.finish(d.native(aten.sign.default, "Sign", d.x))
+    (node,) = view.nodes()
+    with pytest.raises(Refusal, match="the inputs of a native node are tensors"):
+        view.set_operand(node, 0, 2.0)
+    assert view.operands(node) == (d.x,)
+
+
 def test_types_follow_a_replacement_of_another_shape(draft: Drafts) -> None:
     d = draft(x=(3, 5), y=(3, 2))
     exp = d.op("exp", d.x)
