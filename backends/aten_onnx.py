@@ -398,9 +398,9 @@ def _index(e: Emit, x: Value, indices: Sequence[Value | None]) -> Value:
     if not adjacent or not first:
         return e.native("GatherND", [front, table])
     moved = (*shape[first : first + width], *shape[:first], *shape[first + width :])
-    found = e.native("GatherND", [front, table], type_=Type(e.dtype, moved))
+    gathered = e.native("GatherND", [front, table], type_=Type(e.dtype, moved))
     back = (*range(width, width + first), *range(width), *range(width + first, len(shape)))
-    return e.transpose(found, perm=back)
+    return e.transpose(gathered, perm=back)
 
 
 def _broadcast(e: Emit, indices: Sequence[Value], rank: int) -> list[Value]:

@@ -140,25 +140,25 @@ class _Translator:
         self, emit: Emit, node: FxNode, op: str, operands: tuple[FxOperand, ...],
         attrs: Mapping[str, Any],
     ) -> Any:  # fmt: skip
-        given = [self._mapped(operand) for operand in operands]
+        mapped = [self._mapped(operand) for operand in operands]
         if op == "identity":
-            return given[0]
+            return mapped[0]
         if op == "cast":
-            return emit.cast_to(given[0], attrs["dtype"])
+            return emit.cast_to(mapped[0], attrs["dtype"])
         if op == "arange":
-            counted = _arange(emit, given, emit.dtype)
+            counted = _arange(emit, mapped, emit.dtype)
             set_type(counted, self._joined(node, self.onnx.type(counted), emit.result))
             return counted
-        op, given, attrs = _fitted(emit, op, given, attrs)
-        kinds = [self.onnx.type(o) if isinstance(o, Value) else o for o in given]
+        op, mapped, attrs = _fitted(emit, op, mapped, attrs)
+        kinds = [self.onnx.type(o) if isinstance(o, Value) else o for o in mapped]
         try:
             inferred = spec(op).infer(kinds, {**spec(op).attrs, **attrs})
         except (ValueError, IndexError) as error:
             raise InvalidGraph(f"{node.name}: {op} does not fit its operands: {error}") from None
         if not _is_several(node):
             like = _typed(self._joined(node, inferred[0], emit.result, op == "slice"))
-            return emit.build(op, *given, like=like, **attrs)
-        value = emit.build(op, *given, **attrs)
+            return emit.build(op, *mapped, like=like, **attrs)
+        value = emit.build(op, *mapped, **attrs)
         results = self.onnx.results(self.onnx.maker(value))
         for item in self.fx.results(node):
             place = item_index(item)
@@ -225,8 +225,8 @@ class _Translator:
         if not isinstance(node.target, torch._ops.OpOverload):
             return [self._mapped(arg) for arg in node.args]
         schema = node.target._schema.arguments
-        given = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
-        return [self._mapped(given.get(a.name, a.default_value)) for a in schema]
+        arguments = dict(zip((a.name for a in schema), node.args, strict=False)) | node.kwargs
+        return [self._mapped(arguments.get(a.name, a.default_value)) for a in schema]
 
     def _mapped(self, arg: Any) -> Any:
         if isinstance(arg, FxNode):
@@ -343,5 +343,5 @@ def _arange(e: Emit, operands: Sequence[Operand], dtype: torch.dtype) -> Value:
         return e.arange(*operands, dtype=dtype)
     whole = not any(isinstance(o, float) for o in operands)
     base = torch.int64 if whole else dtype
-    given = [e.cast_to(o, base) for o in operands]
-    return e.cast_to(e.arange(*given, dtype=base), dtype)
+    bounds = [e.cast_to(o, base) for o in operands]
+    return e.cast_to(e.arange(*bounds, dtype=base), dtype)

@@ -175,8 +175,8 @@ def _cast_once(view: View) -> None:
         if weight is None:
             continue
         dtype = view.attrs(node)["dtype"]
-        made = view.add_weight(f"{view.name(source)}.{dtype}", CastWeight(weight, dtype))
-        view.replace(view.result(node), made)
+        stored = view.add_weight(f"{view.name(source)}.{dtype}", CastWeight(weight, dtype))
+        view.replace(view.result(node), stored)
         view.erase_dead(node)
 
 
@@ -217,11 +217,11 @@ class _NodeByNode:
         env: dict[Value, Any] = dict(zip(view.inputs(), inputs, strict=True))
         for position, (node, bound) in enumerate(self._steps):
             reads = self._reads(node, bound)
-            given = {v: env[v] if v in env else self._weights[v] for v in reads}
+            tensors = {v: env[v] if v in env else self._weights[v] for v in reads}
             if bound is None:
-                results = view.execute(node, [given[v] for v in reads])
+                results = view.execute(node, [tensors[v] for v in reads])
             else:
-                operands = [given[o] if is_value(o) else o for o in bound.operands]
+                operands = [tensors[o] if is_value(o) else o for o in bound.operands]
                 results = (bound.kernel(*operands, **bound.attrs),)
             for value, result in zip(view.results(node), results, strict=True):
                 env[value] = result.to(self._device) if torch.is_tensor(result) else result

@@ -45,18 +45,18 @@ class FuseAttention(Rule):
         return p.matmul(p.softmax(logits, dim=-1), v)
 
     def where(self, match: Match) -> None:
-        found = read_logits(match.view, match.value("logits"), match.root)
-        _check_shapes(match.view, found, match.value("v"), match.root)
+        logits = read_logits(match.view, match.value("logits"), match.root)
+        _check_shapes(match.view, logits, match.value("v"), match.root)
 
     def replace(self, build: Build, **bound: Operand) -> Value:
-        found = read_logits(build.view, build.match.value("logits"), build.match.root)
-        k = _last_two_swapped(build, found.kt)
-        operands = [found.q, k, bound["v"]]
-        mask = _mask(build, found)
+        logits = read_logits(build.view, build.match.value("logits"), build.match.root)
+        k = _last_two_swapped(build, logits.kt)
+        operands = [logits.q, k, bound["v"]]
+        mask = _mask(build, logits)
         if mask is not None:
             operands.append(mask)
-        scale = _round_scale(build.view, found)
-        return build.sdpa(*operands, scale=scale, causal=False, softcap=found.softcap)
+        scale = _round_scale(build.view, logits)
+        return build.sdpa(*operands, scale=scale, causal=False, softcap=logits.softcap)
 
 
 class FuseGuardedAttention(FuseAttention):
@@ -159,8 +159,8 @@ def _unscaled(view: View, value: Value) -> tuple[Value, float]:
     return (b, float(number)) if is_value(b) and number is not None else (value, 1.0)
 
 
-def _check_shapes(view: View, found: _Logits, v: Value, root: Node) -> None:
-    q, kt, values = (view.type(x) for x in (found.q, found.kt, v))
+def _check_shapes(view: View, logits: _Logits, v: Value, root: Node) -> None:
+    q, kt, values = (view.type(x) for x in (logits.q, logits.kt, v))
     if q.rank is None or q.rank != kt.rank or q.rank != values.rank:
         raise Refusal(f"q {q}, kᵀ {kt} and v {values} differ in rank", root)
     if q.rank < 3:
@@ -172,23 +172,23 @@ def _check_shapes(view: View, found: _Logits, v: Value, root: Node) -> None:
         raise Refusal(f"q {q} and kᵀ {kt} do not fit", root)
     if q.dtype is None or not q.dtype.is_floating_point:
         raise Refusal(f"q {q} is not known to hold floats", root)
-    if found.where is not None and found.where[1] > _NEVER:
-        raise Refusal(f"masked logits become {found.where[1]:g}, which sdpa cannot express", root)
+    if logits.where is not None and logits.where[1] > _NEVER:
+        raise Refusal(f"masked logits become {logits.where[1]:g}, which sdpa cannot express", root)
 
 
-def _mask(build: Build, found: _Logits) -> Value | None:
+def _mask(build: Build, logits: _Logits) -> Value | None:
     """The mask of sdpa: boolean for minus infinity, else added as it stands.
 
     A row that is masked as a whole is uniform under the least finite number and 0 under minus
     infinity, so the one is not taken for the other.
     """
     view = build.view
-    if found.where is not None:
-        condition, fill = found.where
+    if logits.where is not None:
+        condition, fill = logits.where
         return condition if fill == -math.inf else build.where(condition, 0.0, fill)
-    if not found.masks:
+    if not logits.masks:
         return None
-    first, *rest = found.masks
+    first, *rest = logits.masks
     for mask in rest:
         first = build.add(mask, first)
     maker = view.producer(first)
@@ -199,11 +199,11 @@ def _mask(build: Build, found: _Logits) -> Value | None:
     return view.tensor(maker) if boolean else first
 
 
-def _round_scale(view: View, found: _Logits) -> float:
+def _round_scale(view: View, logits: _Logits) -> float:
     """The usual 1/√(head dim) to its last digit, where the graph's roots of it lost some."""
-    width = (view.type(found.q).shape or (1,))[-1]
-    usual = 1 / math.sqrt(width) if isinstance(width, int) else found.scale
-    return usual if math.isclose(usual, found.scale, rel_tol=1e-6) else found.scale
+    width = (view.type(logits.q).shape or (1,))[-1]
+    usual = 1 / math.sqrt(width) if isinstance(width, int) else logits.scale
+    return usual if math.isclose(usual, logits.scale, rel_tol=1e-6) else logits.scale
 
 
 def _last_two_swapped(build: Build, value: Value) -> Value:

@@ -29,9 +29,9 @@ class FuseBitStack(Rule):
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view = build.view
-        found = _stack(view, bound["turned"])
-        assert found is not None
-        signs, factors, (rows, columns) = found
+        stack = _stack(view, bound["turned"])
+        assert stack is not None
+        signs, factors, (rows, columns) = stack
         root = build.match.root
         name = view.scope(root) or view.name(root)
         return build.linear_bitstack(

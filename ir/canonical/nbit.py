@@ -56,9 +56,10 @@ def canonicalize_stored(view: View, *, step: int = 0) -> RewriteReport:
         return RewriteReport()
     report = rewrite(view, [rule() for rule in rules], step=step)
     refusal = report.refusals.get(FuseMatMulNBits.name)
-    left = [view.name(node) for node in view.nodes() if view.native_op(node) == native]
-    if left and refusal is not None:
-        logger.warning("%d %s stay as they are (%s): %s", len(left), NODE, left[0], refusal.reason)
+    remaining = [view.name(node) for node in view.nodes() if view.native_op(node) == native]
+    if remaining and refusal is not None:
+        count, first = len(remaining), remaining[0]
+        logger.warning("%d %s stay as they are (%s): %s", count, NODE, first, refusal.reason)
     return report
 
 
@@ -75,13 +76,13 @@ class FuseMatMulNBits(Rule):
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, root = build.view, build.match.root
-        found = _Reader(view, root).stored()
-        parts = (found.codes, found.scales, found.zeros, found.bias)
+        stored = _Reader(view, root).stored()
+        parts = (stored.codes, stored.scales, stored.zeros, stored.bias)
         operands = [bound["x"], *(None if part is None else Value(part) for part in parts)]
         while operands[-1] is None:
             operands.pop()
         name = OURS.sub("", view.name(root)) or None
-        return build.linear_nbit(*operands, name=name, **found.attrs)
+        return build.linear_nbit(*operands, name=name, **stored.attrs)
 
 
 @dataclass(frozen=True)
@@ -197,11 +198,11 @@ class _Reader:
             )  # fmt: skip
         except BadInput as error:
             raise self.refuse(str(error)) from None
-        wanted = types[index]
-        assert wanted is not None and wanted.shape is not None
-        shape = tuple(int(size) for size in wanted.shape)
+        declared = types[index]
+        assert declared is not None and declared.shape is not None
+        shape = tuple(int(size) for size in declared.shape)
         if handle.shape == shape:
             return value
-        if handle.numel != wanted.numel:
+        if handle.numel != declared.numel:
             raise self.refuse(f"its {what} are {list(handle.shape)}, expected {list(shape)}")
         return self.view.add_weight(self.view.name(value), handle.reshaped(shape))

@@ -66,9 +66,9 @@ class FuseRealZeros(Rule):
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, main = build.view, _main(build.match)
-        found = _real_zeros(build.match)
-        assert found is not None
-        scales, zeros, attrs = found
+        parts = _real_zeros(build.match)
+        assert parts is not None
+        scales, zeros, attrs = parts
         operands = [bound["x"], bound["codes"], scales, zeros]
         return build.linear_nbit(*operands, name=_grown(view, main), **attrs)
 
@@ -100,8 +100,8 @@ def _real_zeros(match: Match) -> tuple[Value, Value, dict[str, Any]] | None:
     block = Form(Tape(), attrs).block
     for group in (attrs["group"], 0):
         form = Form(Tape(), {**attrs, "group": group})
-        wanted = form.correction(inner, *(form.cast(leaf, work) for leaf in stored))
-        if form.block == block and same_form(side, wanted, leaves):
+        correction = form.correction(inner, *(form.cast(leaf, work) for leaf in stored))
+        if form.block == block and same_form(side, correction, leaves):
             return Value(scales), Value(zeros), {**attrs, "group": group}
     return None
 

@@ -35,8 +35,8 @@ class FuseShapedTranspose(Rule):
         if before is None or len(before) < 3:
             match.refuse(f"x {match.type('x')} is of fewer than three known dimensions")
         assert before is not None
-        wanted = (*before[:-2], before[-1], before[-2])
-        if not same_shape(result, wanted) or not same_shape((middle or ())[-2:], wanted[-2:]):
+        turned = (*before[:-2], before[-1], before[-2])
+        if not same_shape(result, turned) or not same_shape((middle or ())[-2:], turned[-2:]):
             match.refuse(f"the result {result} is not known to be x {before} transposed")
 
     def replace(self, build: Build, **bound: Operand) -> Value:

@@ -103,9 +103,9 @@ def _found(match: Match) -> _Path | None:
         onnx_ir.Value(name=name, const_value=tensor_of(weight, name))
         for name, weight in path.weights().items()
     ]
-    wanted = SPARSE_LINEAR.record(tape, [leaf, *stored], {"out_features": path.outputs})
+    recorded = SPARSE_LINEAR.record(tape, [leaf, *stored], {"out_features": path.outputs})
     (result,) = native_node(match.root).outputs
-    return path if same_form(result, wanted, {leaf: path.x}) else None
+    return path if same_form(result, recorded, {leaf: path.x}) else None
 
 
 def _read(
@@ -172,8 +172,8 @@ def _shapes(
     if shapes.count(None) > 1:
         return None
     rest = slots - sum(n * w for n, w in filter(None, shapes))
-    found = tuple((rest, 1) if shape is None else shape for shape in shapes)
-    return found if sum(n * w for n, w in found) == slots else None
+    complete = tuple((rest, 1) if shape is None else shape for shape in shapes)
+    return complete if sum(n * w for n, w in complete) == slots else None
 
 
 RULES: tuple[type[Rule], ...] = (FuseSparse,)

@@ -41,8 +41,8 @@ class FxEditor(FxReader):
             node = spec(op).build_fx(self.graph, operands, full)
             if name is not None:
                 node._rename(name)
-            for made in _between(first, before):
-                self._adopt(made, before)
+            for part in _between(first, before):
+                self._adopt(part, before)
             try:
                 return self._typed(op, node, like, before)
             except Refusal:
@@ -87,11 +87,11 @@ class FxEditor(FxReader):
         op, operands, attrs = reading
         types = [self.type(o) if isinstance(o, FxNode) else o for o in operands]
         try:
-            found = spec(op).infer(types, attrs)[0]
+            inferred = spec(op).infer(types, attrs)[0]
         except (ValueError, IndexError) as error:
             raise Refusal(f"{op} does not fit its operands: {error}", node) from None
-        if not agree(found, declared):
-            raise Refusal(f"the replacement is {found}, {declared} is needed", node)
+        if not agree(inferred, declared):
+            raise Refusal(f"the replacement is {inferred}, {declared} is needed", node)
 
     def rewire(self, node: FxNode, old: FxNode, new: FxNode) -> None:
         node.replace_input_with(old, new)

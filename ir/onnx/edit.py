@@ -127,16 +127,16 @@ class OnnxEditor(OnnxInserter):
         for value in set(self.outputs()) - kept:
             self._set_aside(value)
         self.model.graph.outputs.clear()
-        given: dict[str, onnx_ir.Value] = {}
+        outputs: dict[str, onnx_ir.Value] = {}
         for name, value in named.items():
-            given[name] = value
+            outputs[name] = value
             # An output bears its own name, and an input or a second output cannot.
-            if value.producer() is None or value in list(given.values())[:-1]:
+            if value.producer() is None or value in list(outputs.values())[:-1]:
                 self._before = None
-                given[name] = self.emit("Identity", [value]).outputs[0]
-                set_type(given[name], self.type(value))
-        self.model.graph.outputs.extend(given.values())
-        self._name_values(given)
+                outputs[name] = self.emit("Identity", [value]).outputs[0]
+                set_type(outputs[name], self.type(value))
+        self.model.graph.outputs.extend(outputs.values())
+        self._name_values(outputs)
 
     def _set_aside(self, value: onnx_ir.Value) -> None:
         """Free the name of a value that is not an input or output any more."""
@@ -157,10 +157,10 @@ class OnnxEditor(OnnxInserter):
     def retype(self, value: onnx_ir.Value, like: onnx_ir.Value) -> None:
         if value.dtype == like.dtype and value.shape is not None and value.shape == like.shape:
             return
-        known, wanted = self.type(value), self.type(like)
-        if not agree(known, wanted):
-            raise Refusal(f"the replacement is {known}, {wanted} is needed", value.producer())
-        set_type(value, unify(wanted, known))
+        known, declared = self.type(value), self.type(like)
+        if not agree(known, declared):
+            raise Refusal(f"the replacement is {known}, {declared} is needed", value.producer())
+        set_type(value, unify(declared, known))
 
     def _same_type(self, old: onnx_ir.Value, new: onnx_ir.Value) -> bool:
         if old.dtype == new.dtype and old.shape is not None and old.shape == new.shape:

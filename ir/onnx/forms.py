@@ -30,13 +30,13 @@ def stand_in(value: onnx_ir.Value) -> onnx_ir.Value:
 
 
 def same_form(
-    given: onnx_ir.Value | None, recorded: onnx_ir.Value | None, leaves: Leaves
+    value: onnx_ir.Value | None, recorded: onnx_ir.Value | None, leaves: Leaves
 ) -> bool:
     """Whether ``given`` is computed node by node as ``recorded`` is.
 
     Constants are compared by their numbers, and so are initializers that the op derives.
     """
-    todo = [(given, recorded)]
+    todo = [(value, recorded)]
     while todo:
         one, other = todo.pop()
         if other is None or one is None:
@@ -56,18 +56,18 @@ def same_form(
 _Pairs = list[tuple[onnx_ir.Value | None, onnx_ir.Value | None]]
 
 
-def _operands(given: onnx_ir.Value, recorded: onnx_ir.Value) -> _Pairs | None:
+def _operands(value: onnx_ir.Value, recorded: onnx_ir.Value) -> _Pairs | None:
     """The operands of two nodes of one kind, in pairs; ``None`` where the two differ."""
-    one, other = given.producer(), recorded.producer()
+    one, other = value.producer(), recorded.producer()
     if other is None:
-        wanted = recorded.const_value
-        return [] if wanted is not None and _same_numbers(given.const_value, wanted) else None
+        constant = recorded.const_value
+        return [] if constant is not None and _same_numbers(value.const_value, constant) else None
     if (other.domain, other.op_type) == ("", "Constant"):
-        wanted = other.attributes["value"].value
-        return [] if _same_numbers(given.const_value, wanted) else None
+        constant = other.attributes["value"].value
+        return [] if _same_numbers(value.const_value, constant) else None
     if one is None or (one.domain, one.op_type) != (other.domain, other.op_type):
         return None
-    if given.index() != recorded.index() or len(one.inputs) != len(other.inputs):
+    if value.index() != recorded.index() or len(one.inputs) != len(other.inputs):
         return None
     if {k: a.value for k, a in one.attributes.items()} != {
         k: a.value for k, a in other.attributes.items()

@@ -234,9 +234,9 @@ class OnnxInserter(OnnxReader):
 
     def _constant(self, array: np.ndarray[Any, Any]) -> onnx_ir.Value:
         key = (str(array.dtype), array.shape, array.tobytes())
-        found = self._constants.get(key)
-        if found is not None and found.name in self.model.graph.initializers:
-            return found
+        known = self._constants.get(key)
+        if known is not None and known.name in self.model.graph.initializers:
+            return known
         value = self._register("const", onnx_ir.Tensor(array))
         self._constants[key] = value
         return value

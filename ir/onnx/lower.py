@@ -30,10 +30,10 @@ def lower(view: OnnxView) -> int:
     for node in [n for n in view.nodes() if n.domain == DOMAIN]:
         op = view.op(node)
         view.origin = Origin(f"lower-{op.replace('_', '-')}")
-        made = _lowered(Lowering(view, node), spec(op))
+        lowered = _lowered(Lowering(view, node), spec(op))
         old = node.outputs[0]
-        view.retype(made, old)
-        view.replace(old, made)
+        view.retype(lowered, old)
+        view.replace(old, lowered)
         view.erase_dead(node)
         count += 1
     view.origin = previous

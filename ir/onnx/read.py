@@ -180,8 +180,8 @@ class OnnxReader(View):
         return weight
 
     def weights(self) -> Mapping[str, Weight]:
-        found = {n: self.weight(v) for n, v in self.model.graph.initializers.items()}
-        return {name: weight for name, weight in found.items() if weight is not None}
+        handles = {n: self.weight(v) for n, v in self.model.graph.initializers.items()}
+        return {name: weight for name, weight in handles.items() if weight is not None}
 
     def metadata(self) -> dict[str, str]:
         return self.model.metadata_props

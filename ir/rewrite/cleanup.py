@@ -90,8 +90,8 @@ def _same_as(view: View, node: Node, op: str, result: Value) -> Value | None:
     test = _REPEATS.get(op)
     if test is None:
         return None
-    found: Value | None = test(view, view.operands(node), view.attrs(node), result)
-    return found
+    source: Value | None = test(view, view.operands(node), view.attrs(node), result)
+    return source
 
 
 def _cast(view: View, operands: Any, attrs: Any, result: Value) -> Value | None:
@@ -299,9 +299,9 @@ def _constant_result(
         values = view.execute(node, [h.read() for h in handles if h is not None])
     except (Missing, BadInput):
         return None  # a dry run has no numbers; an op without a reference is left alone
-    found = values[0] if len(values) == 1 else None
-    fits = isinstance(found, torch.Tensor) and found.numel() * found.element_size() <= max_bytes
-    return found if fits else None
+    tensor = values[0] if len(values) == 1 else None
+    fits = isinstance(tensor, torch.Tensor) and tensor.numel() * tensor.element_size() <= max_bytes
+    return tensor if fits else None
 
 
 def _widens(weight: Weight | None, dtype: torch.dtype | None) -> bool:

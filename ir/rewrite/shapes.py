@@ -43,13 +43,13 @@ class Sizes:
         view = self._view
         op = view.op(node)
         if op == NATIVE:
-            found = self._shape(node) if view.native_op(node) == "Shape" else None
+            dims = self._shape(node) if view.native_op(node) == "Shape" else None
         else:
             rule = _RULES.get(op)
-            found = None if rule is None else rule(self, view.operands(node), view.attrs(node))
-        if found is not None:
-            self._known[view.results(node)[0]] = found
-        return found
+            dims = None if rule is None else rule(self, view.operands(node), view.attrs(node))
+        if dims is not None:
+            self._known[view.results(node)[0]] = dims
+        return dims
 
     def _shape(self, node: Node) -> tuple[Dim, ...] | None:
         """What ONNX's ``Shape`` takes of its operand's."""
@@ -72,10 +72,10 @@ class Sizes:
         items, index = self.of(operands[0]), self.of(operands[1])
         if not isinstance(items, tuple) or index is None:
             return None
-        wanted = index if isinstance(index, tuple) else (index,)
-        if not all(isinstance(i, int) and -len(items) <= i < len(items) for i in wanted):
+        places = index if isinstance(index, tuple) else (index,)
+        if not all(isinstance(i, int) and -len(items) <= i < len(items) for i in places):
             return None
-        picked = tuple(items[i] for i in wanted if isinstance(i, int))
+        picked = tuple(items[i] for i in places if isinstance(i, int))
         return picked if isinstance(index, tuple) else picked[0]
 
     def _slice(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | None:

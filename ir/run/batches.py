@@ -97,13 +97,13 @@ def _check_tensor(where: str, given: torch.Tensor, declared: Type, sizes: dict[s
 
 def _table_rows(view: View) -> dict[str, int]:
     """Rows of the embedding that an input's ids pick from, by the input's name."""
-    found: dict[str, int] = {}
+    rows: dict[str, int] = {}
     for name, value in zip(view.input_names(), view.inputs(), strict=True):
         counts = [_rows_behind(view, value, node) for node in view.users(value)]
         known = [count for count in counts if count is not None]
         if known:
-            found[name] = min(known)
-    return found
+            rows[name] = min(known)
+    return rows
 
 
 def _rows_behind(view: View, value: Value, node: Node) -> int | None:

@@ -62,16 +62,16 @@ def _behind_attention_masks(view: View) -> set[Value]:
     for site in view.nodes():
         operands = view.operands(site) if view.op(site) == "sdpa" else ()
         stack += [mask for mask in operands[3:4] if is_value(mask)]
-    found: set[Value] = set()
+    values: set[Value] = set()
     while stack:
         value = stack.pop()
-        if value in found:
+        if value in values:
             continue
-        found.add(value)
+        values.add(value)
         node = view.producer(value)
         if node is not None and view.op(node) not in _SIZES:
             stack += view.arguments(node)
-    return found
+    return values
 
 
 def _picks_rows(view: View, value: Value, depth: int = 4) -> bool:

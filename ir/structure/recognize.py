@@ -201,13 +201,13 @@ def _attention(
 def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
     kept = [n for n in sites if view.weight(view.operands(n)[0]) is not None]
     names = site_names(view, kept)
-    found = []
+    embeddings = []
     for node in kept:
         table = view.tensor(node)
         handle = view.weight(table)
         assert handle is not None
-        found.append(Embedding(node, table, names[node], handle.shape[0], handle.shape[-1]))
-    return tuple(found)
+        embeddings.append(Embedding(node, table, names[node], handle.shape[0], handle.shape[-1]))
+    return tuple(embeddings)
 
 
 def _sub_block_of(spine: Spine, order: dict[Node, int], node: Node) -> int | None:
@@ -275,15 +275,15 @@ def _exits(view: View, spine: Spine, entries: Sequence[Value]) -> list[Value]:
     """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
     come after the sums (as in BERT), and the last sum's norm belongs to it likewise."""
     sums = [_reshaped_back(view, spine, view.results(addition)[0]) for addition in spine.additions]
-    found: list[Value] = []
+    exits: list[Value] = []
     for i, value in enumerate(sums):
         normed = _normed(view, value)
         if i + 1 < len(sums):
             norm_follows = normed is entries[i + 1]
         else:
-            norm_follows = bool(found) and found[-1] is not sums[i - 1]
-        found.append(normed if norm_follows and normed is not None else value)
-    return found
+            norm_follows = bool(exits) and exits[-1] is not sums[i - 1]
+        exits.append(normed if norm_follows and normed is not None else value)
+    return exits
 
 
 def _unflattened(view: View, spine: Spine, fork: Value) -> Value:

@@ -43,9 +43,9 @@ def find_spine(view: View) -> Spine:
     graph, order = _flow(view)
     best = NO_SPINE
     for start in _starts(view, order):
-        found = _spine_from(view, graph, order, start)
-        if len(found.additions) > len(best.additions):
-            best = found
+        spine = _spine_from(view, graph, order, start)
+        if len(spine.additions) > len(best.additions):
+            best = spine
     return best
 
 
@@ -111,14 +111,14 @@ def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> li
 
 def _additions(view: View, chain: list[Node], above: dict[Node, Node]) -> list[Node]:
     """The nodes of a chain that add two values of the flow, one of them by way of no other op."""
-    found = []
+    additions = []
     for node in chain:
         if view.op(node) != "add":
             continue
         makers = [_maker(view, o) for o in view.operands(node)]
         if all(m in above for m in makers) and _passes(view, node, above[node]):
-            found.append(node)
-    return found
+            additions.append(node)
+    return additions
 
 
 def _maker(view: View, operand: Operand) -> Node | Value | None:

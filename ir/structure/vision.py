@@ -160,26 +160,26 @@ def _between(view: View, start: Value, end: Value) -> list[Node]:
             order.append(node)
             flow.update(view.results(node))
     needed: set[Value] = {end}
-    found: list[Node] = []
+    path: list[Node] = []
     for node in reversed(order):
         if needed.intersection(view.results(node)):
-            found.append(node)
+            path.append(node)
             needed.update(value for value in view.arguments(node) if value in flow)
-    return found[::-1]
+    return path[::-1]
 
 
 def _features(view: View, path: Iterable[Node], picked: Value) -> Value:
     """The last ``[rows, tokens, width]`` with a fixed number of tokens before one is picked."""
-    found = None
+    features = None
     for node in path:
         if traits(view.op(node)).picks or view.native_op(node) in _PICKING:
             break
         shape = view.type(view.results(node)[0]).shape
         if shape is not None and len(shape) == 3 and isinstance(shape[1], int):
-            found = view.results(node)[0]
-    if found is None:
+            features = view.results(node)[0]
+    if features is None:
         raise Refusal(f"nothing picks image features by position before {view.name(picked)}")
-    return found
+    return features
 
 
 def _crops(view: View) -> tuple[Dim, int] | None:

@@ -70,10 +70,10 @@ def results(view: FxView, node: FxNode) -> tuple[list[FxNode | None], bool]:
     val = node.meta.get("val")
     if not isinstance(val, tuple | list):
         return [node], False
-    found: list[FxNode | None] = [None] * len(val)
+    items: list[FxNode | None] = [None] * len(val)
     for item in reversed(view.results(node)):
-        found[item_index(item)] = item
-    return found, True
+        items[item_index(item)] = item
+    return items, True
 
 
 def canonical(view: FxView, value: FxNode) -> FxNode:
@@ -118,12 +118,12 @@ def _target(name: str) -> Any:
     parts = name.split(".")
     if len(parts) != 3:
         raise ValueError(f"{name!r} is not an op: native ones are written aten.add.Tensor")
-    found = getattr(getattr(getattr(torch.ops, parts[0]), parts[1], None), parts[2], None)
-    if not isinstance(found, torch._ops.OpOverload):
+    overload = getattr(getattr(getattr(torch.ops, parts[0]), parts[1], None), parts[2], None)
+    if not isinstance(overload, torch._ops.OpOverload):
         raise ValueError(f"torch has no op {name}")
-    if found._schema.is_mutable:
+    if overload._schema.is_mutable:
         raise ValueError(f"{name} works in place; only functional graphs are rewritten")
-    return found
+    return overload
 
 
 class Maker:

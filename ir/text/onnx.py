@@ -71,8 +71,8 @@ def type_text(view: OnnxView, value: onnx_ir.Value) -> str:
 
 def results(view: OnnxView, node: onnx_ir.Node) -> tuple[list[onnx_ir.Value | None], bool]:
     """The node's results by position, ``None`` for one that nobody takes; whether it is a list."""
-    found = [value if value.name else None for value in node.outputs]
-    return found, len(found) != 1 or found[0] is None
+    values = [value if value.name else None for value in node.outputs]
+    return values, len(values) != 1 or values[0] is None
 
 
 def canonical(view: OnnxView, value: onnx_ir.Value) -> onnx_ir.Value:

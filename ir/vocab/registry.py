@@ -99,11 +99,11 @@ def load_dialects() -> None:
 
 def declared(name: str) -> OpSpec | None:
     """The declaration of an op; ``None`` where there is none, as for ``native``."""
-    found = VOCABULARY.get(name)
-    if found is None and not _dialects:
+    op = VOCABULARY.get(name)
+    if op is None and not _dialects:
         load_dialects()
-        found = VOCABULARY.get(name)
-    return found
+        op = VOCABULARY.get(name)
+    return op
 
 
 _NATIVE = OpSpec(
@@ -119,10 +119,10 @@ def traits(name: str) -> OpSpec:
 
 def spec(name: str) -> OpSpec:
     """The declaration of an op; ``KeyError`` where there is none."""
-    found = declared(name)
-    if found is None:
+    op = declared(name)
+    if op is None:
         raise KeyError(name)
-    return found
+    return op
 
 
 def is_known(name: str) -> bool:
