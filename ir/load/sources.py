@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..core.errors import BadInput, GraphwrightError, Missing, near_misses
+from ..core.heap import uncollected
 from ..core.view import Source, View
 from .trace import trace
 from .zoo import ZOO, load_zoo
@@ -26,6 +27,7 @@ _FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
+@uncollected()
 def load(
     spec: str | Path,
     *,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ...ir.core.errors import BadInput, GraphwrightError, Missing, near_misses
+from ...ir.core.heap import uncollected
 from . import threads
 
 if TYPE_CHECKING:
@@ -78,7 +79,8 @@ def run(
     trust_remote_code: Trust = False,
 ) -> None:
     """Optimize MODEL and write the artifact to OUT."""
-    from ..run import pipeline
+    with uncollected():
+        from ..run import pipeline
     from . import terminal
 
     _check_backend(backend)
@@ -145,7 +147,8 @@ def explain(
     verbose: Verbose = False,
 ) -> None:
     """Say what the passes would do to MODEL, at which sites, and why not at the others."""
-    from ..run import pipeline
+    with uncollected():
+        from ..run import pipeline
     from . import terminal
 
     console = _console(stderr=True)

@@ -19,7 +19,7 @@ from ...backends.fx_to_onnx import TRANSLATION_KEY
 from ...backends.lowering import lowered
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput, BoundExceeded
-from ...ir.core.heap import give_back
+from ...ir.core.heap import give_back, set_aside
 from ...ir.core.view import Node, View
 from ...ir.load.sources import fingerprint, load
 from ...ir.onnx.view import OnnxView
@@ -122,6 +122,12 @@ def run(request: Request, progress: Progress) -> Manifest:
         request.model, trust_remote_code=request.trust_remote_code, cache=request.cache
     )
     _check_eval(request, view)
+    with set_aside():
+        return _made(request, view, progress)
+
+
+def _made(request: Request, view: View, progress: Progress) -> Manifest:
+    """The rest of ``run``, once the graph is there."""
     view.source.sha256 = fingerprint(view.source)
     data = _calibration(request, view, progress)
     if data is not None and not view.source.samples:
