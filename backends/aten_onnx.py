@@ -83,7 +83,10 @@ class Emit(OnnxBuilder):
     def cast_to(self, x: Operand, dtype: torch.dtype) -> Operand: ...
 
     def cast_to(self, x: Operand, dtype: torch.dtype) -> Operand:
-        """A tensor in a dtype; a number as it is: it takes that of the tensor that it meets."""
+        """A tensor in a dtype. A number takes that of the tensor that it meets, and of whole
+        numbers as many bits as that has: torch compares a u8 with 255 where -1 is written."""
+        if isinstance(x, int) and dtype != torch.bool and not dtype.is_floating_point:
+            return int(torch.tensor(x).to(dtype))
         if not isinstance(x, Value) or self.view.type(x).dtype == dtype:
             return x
         return self.cast(x, dtype=dtype)

@@ -309,7 +309,7 @@ def _fitted(
         return op, [_boolean(e, o) for o in operands], attrs
     if declared.infer is rules.comparison and len(operands) == 2:
         kinds = [e.view.type(o) if isinstance(o, Value) else o for o in operands]
-        dtype = rules.elementwise(kinds, {})[0].dtype
+        dtype = rules.promote(kinds)
         return op, [o if dtype is None else e.cast_to(o, dtype) for o in operands], attrs
     if op == "where":
         return op, [operands[0], *_alternatives(e, operands[1:])], attrs

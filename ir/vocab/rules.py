@@ -17,18 +17,37 @@ def tensors(operands: Sequence[Any]) -> list[Type]:
 
 
 def promote(operands: Sequence[Any]) -> torch.dtype | None:
-    """The dtype that arithmetic on the operands has; ``None`` where one is not known."""
+    """The dtype that arithmetic on the operands has; ``None`` where one is not known.
+
+    As ``torch.result_type``: beside tensors with dimensions, those without, and beside both
+    numbers, count only where they are of a higher kind (truth value, whole number, float).
+    """
     typed = tensors(operands)
     if not typed or any(t.dtype is None for t in typed):
         return None
-    ranked = [t for t in typed if t.rank != 0] or typed
-    known = [t.dtype for t in ranked if t.dtype is not None]
-    result = known[0]
-    for dtype in known[1:]:
-        result = torch.promote_types(result, dtype)
-    if any(isinstance(o, float) for o in operands) and not result.is_floating_point:
-        return torch.get_default_dtype()
+    wide = [t.dtype for t in typed if t.rank != 0]
+    single = [t.dtype for t in typed if t.rank == 0]
+    numbers = [_dtype_of(o) for o in operands if isinstance(o, bool | int | float)]
+    result = torch.bool
+    for dtypes in (wide, single, numbers):
+        own = torch.bool
+        for dtype in dtypes:
+            own = own if dtype is None else torch.promote_types(own, dtype)
+        if _kind(own) > _kind(result):
+            result = own
     return result
+
+
+def _dtype_of(number: bool | float) -> torch.dtype:
+    if isinstance(number, bool):
+        return torch.bool
+    return torch.int64 if isinstance(number, int) else torch.get_default_dtype()
+
+
+def _kind(dtype: torch.dtype) -> int:
+    if dtype == torch.bool:
+        return 0
+    return 1 + dtype.is_floating_point + 2 * dtype.is_complex
 
 
 def same(operands: Sequence[Any], attrs: Attrs) -> Types:

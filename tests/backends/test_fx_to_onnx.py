@@ -265,6 +265,24 @@ def test_native_ops_have_forms_of_their_own(name: str) -> None:
     agrees(view, *({"x": torch.randn(n, 3, 4, generator=rng)} for n in (2, 5)))
 
 
+WHOLE: dict[str, Callable[..., Any]] = {
+    "a threshold that is a tensor": lambda n: (n < n.float().mean(), n == torch.tensor(2.5)),
+    "a threshold of another kind": lambda n: ((n > 0) == 2, (n > 0) < 2, n >= 0.5),
+    "numbers that wrap around": lambda n: (n.abs().to(torch.uint8) > -3, n.to(torch.int8) < 200),
+}  # fmt: skip
+"""Of whole numbers of both signs, ``n``: i64 [batch, 3, 4]."""
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_whole_numbers_and_bools_as_in_torch(name: str) -> None:
+    rng = torch.Generator().manual_seed(4)
+    module = Calls(WHOLE[name])
+    view = trace(module, (torch.randint(-4, 5, (2, 3, 4), generator=rng),))
+    onnx = translated(view)
+    assert TRANSLATION_KEY not in onnx.metadata()
+    agrees(view, *({"x": torch.randint(-4, 5, (n, 3, 4), generator=rng)} for n in (2, 5)))
+
+
 def test_what_has_no_form_goes_through_the_exporter_alone() -> None:
     module = Calls(lambda x: F.max_pool2d(x.relu()[:, None], 2).sum(1) + F.hardswish(x[:, :1, :2]))
     view = trace(module, (torch.randn(2, 3, 4),))

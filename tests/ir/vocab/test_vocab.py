@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ from graphwright.ir.vocab import (
     spec,
     traits,
 )
+from graphwright.ir.vocab.rules import promote
 from onnx_ir.tensor_adapters import from_torch_dtype
 from torch._subclasses import FakeTensorMode
 
@@ -286,6 +288,16 @@ def test_lowered_it_runs_in_onnx_runtime(op: str) -> None:
         outputs = session.run(None, {n: t.numpy() for n, t in inputs.items() if n in fed})
         for expected, got in zip(_reference(case), outputs, strict=True):
             torch.testing.assert_close(torch.as_tensor(got), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_promotion_is_that_of_torch() -> None:
+    dtypes = (torch.bool, torch.uint8, torch.int64, torch.float16, torch.float32)
+    some = [torch.ones(shape, dtype=dtype) for dtype in dtypes for shape in ((), (2,))]
+    for a, b in itertools.product(some, [*some, True, 2, 2.5]):
+        kinds = [
+            Type(x.dtype, tuple(x.shape)) if isinstance(x, torch.Tensor) else x for x in (a, b)
+        ]
+        assert promote(kinds) == promote(kinds[::-1]) == torch.result_type(a, b), kinds
 
 
 def test_attributes_are_completed_and_checked() -> None:
