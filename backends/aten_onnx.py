@@ -133,8 +133,10 @@ def _is_never_negative(arg: Any) -> bool:
 
 
 def _item(e: Emit, x: Value) -> Value:
-    """The only number of a tensor as a size."""
-    return e.reshape(e.cast_to(x, torch.int64))
+    """The only number of a tensor: of whole numbers as a size, of floats in their dtype."""
+    dtype = e.view.type(x).dtype
+    is_float = dtype is not None and dtype.is_floating_point
+    return e.reshape(x if is_float else e.cast_to(x, torch.int64))
 
 
 # --- filled tensors ------------------------------------------------------------------------------
