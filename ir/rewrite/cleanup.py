@@ -259,7 +259,8 @@ def _fold_node(view: View, node: Node, sizes: Sizes, max_bytes: int) -> str | No
         return None
     dims = sizes.note(node)
     if dims is not None and all_numbers(dims) and view.kind == "onnx" and view.arguments(node):
-        return _put(view, node, result, torch.tensor(dims, dtype=torch.int64), "sizes")
+        numbers = torch.tensor(dims, dtype=view.type(result).dtype or torch.int64)
+        return _put(view, node, result, numbers, "sizes")
     op = view.op(node)
     if op in ("reshape", "expand"):
         return _settle_target(view, node, op, result)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
 from ..core.types import UNKNOWN_DIM, Dim
 from ..core.view import NATIVE, Node, Operand, Value, View
 
@@ -64,6 +66,10 @@ class Sizes:
     def _same(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | Dim | None:
         return self.of(operands[0])
 
+    def _cast(self, operands: Any, attrs: Any) -> tuple[Dim, ...] | Dim | None:
+        """Sizes stay sizes as whole numbers: floats divide in another way, and bools hold less."""
+        return self.of(operands[0]) if attrs["dtype"] in (torch.int32, torch.int64) else None
+
     def _size(self, operands: Any, attrs: Any) -> Dim | None:
         shape = self._view.type(operands[0]).shape
         return None if shape is None else shape[attrs["dim"]]
@@ -119,7 +125,7 @@ def _arithmetic(what: str) -> Any:
 
 
 _RULES: dict[str, Any] = {
-    "identity": Sizes._same, "cast": Sizes._same, "size": Sizes._size,
+    "identity": Sizes._same, "cast": Sizes._cast, "size": Sizes._size,
     "index_select": Sizes._index, "slice": Sizes._slice, "concat": Sizes._concat,
     "unsqueeze": Sizes._vector, "squeeze": Sizes._scalar, "reshape": Sizes._reshape,
     "add": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul"),

@@ -270,6 +270,7 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "a threshold of another kind": lambda n: ((n > 0) == 2, (n > 0) < 2, n >= 0.5),
     "numbers that wrap around": lambda n: (n.abs().to(torch.uint8) > -3, n.to(torch.int8) < 200),
     "the number in a tensor": lambda n: (n * n.float().mean().item(), n + n.sum().item()),
+    "casts of constants": lambda n: torch.tensor(3) / torch.tensor(2) + n.float(),
 }  # fmt: skip
 """Of whole numbers of both signs, ``n``: i64 [batch, 3, 4]."""
 

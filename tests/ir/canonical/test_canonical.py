@@ -172,6 +172,23 @@ def test_constants_fold_up_to_the_limit(draft: Any) -> None:
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int32])
+def test_folded_sizes_keep_their_dtype(draft: Any, dtype: torch.dtype) -> None:
+    g = draft(x=(5, 6))
+    size = g.op("cast", g.op("size", g.x, dim=0), dtype=dtype)
+    number = g.op("cast", g.op("div", size, 2.0 if dtype.is_floating_point else 2), dtype=dtype)
+    view = g.finish(g.op("mul", g.op("cast", g.x, dtype=dtype), number))
+    x = {"x": tensor(5, 6) * 9}
+    before = sweep(view, x)
+    fold_constants(view)
+    check_structure(view)
+    if view.kind == "onnx":
+        assert "div" not in ops(view)
+        assert {w.dtype for w in view.weights().values()} == {dtype}
+    after = sweep(view, x)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def onnx_view(
     node: onnx_ir.Node, inputs: list[onnx_ir.Value], weights: dict[str, torch.Tensor]
 ) -> OnnxView:
