@@ -206,12 +206,12 @@ def _rsub(e: Emit, a: Value, b: Operand, alpha: Operand = 1) -> Value:
 
 
 def _div(e: Emit, a: Operand, b: Operand, rounding_mode: str | None = None) -> Operand:
+    if rounding_mode == "trunc" and e.dtype.is_floating_point:
+        raise Refusal("division of floats that rounds towards zero", e.node)
     a, b = (e.cast_to(x, e.dtype) for x in (a, b))
     if rounding_mode == "floor" and not e.dtype.is_floating_point:
         return _floordiv(e, a, b)
     quotient = e.div(a, b)
-    if rounding_mode == "trunc" and e.dtype.is_floating_point:
-        raise Refusal("division of floats that rounds towards zero", e.node)
     return e.floor(quotient) if rounding_mode == "floor" else quotient
 
 

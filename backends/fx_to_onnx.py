@@ -188,8 +188,9 @@ class _Translator:
         native = self.fx.native_op(node)
         for part in reversed(list(self.onnx.journal or ())):
             self.onnx.erase(part)  # what a form had built before it refused
+        fresh = Emit(self.onnx, node, self._place(node), emit.result)  # its place was behind those
         try:
-            made = export_node(emit, self.fx, self.values, self.exported)
+            made = export_node(fresh, self.fx, self.values, self.exported)
         except NoForm:
             raise
         except BadInput as error:

@@ -10,10 +10,11 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from graphwright.backends.aten_onnx import FORMS, Emit
 from graphwright.backends.fx_to_onnx import OPSET, TRANSLATION_KEY
 from graphwright.backends.lowering import lowered, translated
 from graphwright.ir.canonical.families import canonicalize
-from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.errors import BadInput, Refusal
 from graphwright.ir.core.tensors import WeightTensor
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import ComputedWeight, MemoryWeight, Weight
@@ -283,6 +284,34 @@ def test_whole_numbers_and_bools_as_in_torch(name: str) -> None:
     onnx = translated(view)
     assert TRANSLATION_KEY not in onnx.metadata()
     agrees(view, *({"x": torch.randint(-4, 5, (n, 3, 4), generator=rng)} for n in (2, 5)))
+
+
+REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
+    "division": (lambda x: torch.div(x, 2, rounding_mode="trunc"),
+                 "aten.div.Tensor_mode went through torch.onnx (division of floats that rounds "
+                 "towards zero)"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_form_that_refuses_leaves_its_node_to_the_exporter(name: str) -> None:
+    function, remark = REFUSED[name]
+    view = trace(Calls(function), (torch.randn(2, 3, 4),))
+    assert translated(view).metadata()[TRANSLATION_KEY] == remark
+    agrees(view, {"x": torch.randn(2, 3, 4) * 5}, {"x": torch.randn(5, 3, 4) * 5})
+
+
+def test_what_a_form_has_built_before_it_refuses_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def form(e: Emit, x: Any) -> Any:
+        e.exp(e.neg(x))
+        raise Refusal("half way", e.node)
+
+    monkeypatch.setitem(FORMS, torch.ops.aten.sinh.default, form)
+    view = trace(Calls(lambda x: x.relu().sinh() + 1), (torch.randn(2, 3, 4),))
+    onnx = translated(view)
+    assert onnx.metadata()[TRANSLATION_KEY].endswith("(half way)")
+    assert not [n for n in onnx.nodes() if onnx.op(n) in ("exp", "neg")]
+    agrees(view, {"x": torch.randn(5, 3, 4)})
 
 
 def test_what_has_no_form_goes_through_the_exporter_alone() -> None:
