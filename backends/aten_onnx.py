@@ -178,11 +178,18 @@ def _scalar_tensor(e: Emit, number: Operand, *_: Any) -> Value:
 # --- elementwise ---------------------------------------------------------------------------------
 
 
+OF_BOOLS = {
+    "mul": "logical_and", "add": "logical_or", "minimum": "logical_and", "maximum": "logical_or",
+}  # fmt: skip
+"""What these ops are on truth values, which ONNX's take none of."""
+
+
 def _promoted(op: str) -> Form:
     """An op of the vocabulary on operands in the dtype of the result."""
 
     def form(e: Emit, a: Operand, b: Operand) -> Value:
-        return e.build(op, *(e.cast_to(x, e.dtype) for x in (a, b)))
+        fitting = OF_BOOLS.get(op, op) if e.dtype == torch.bool else op
+        return e.build(fitting, *(e.cast_to(x, e.dtype) for x in (a, b)))
 
     return form
 

@@ -25,7 +25,7 @@ from ..ir.onnx.parts import End, Names, Operand, set_type
 from ..ir.onnx.view import OnnxView
 from ..ir.rewrite.cleanup import clean, fold_constants
 from ..ir.vocab import rules, spec
-from .aten_onnx import FORMS, Emit
+from .aten_onnx import FORMS, OF_BOOLS, Emit
 
 OPSET = 21
 """The ONNX opset of an export.
@@ -311,13 +311,18 @@ def _fitted(
     if declared.infer is rules.comparison and len(operands) == 2:
         kinds = [e.view.type(o) if isinstance(o, Value) else o for o in operands]
         dtype = rules.promote(kinds)
+        if dtype == torch.bool and op in _ORDERS:
+            dtype = torch.int32
         return op, [o if dtype is None else e.cast_to(o, dtype) for o in operands], attrs
+    if op == "where" and e.dtype == torch.bool:
+        bits = [e.number(e.cast_to(o, torch.uint8), torch.uint8) for o in operands[1:]]
+        return "cast", [e.where(operands[0], *bits)], {"dtype": torch.bool}
     if op == "where":
         return op, [operands[0], *_alternatives(e, operands[1:])], attrs
     if declared.infer not in _ONE_DTYPE:
         return op, list(operands), attrs
-    if e.dtype == torch.bool and op in _OF_BOOLS:
-        op = _OF_BOOLS[op]
+    if e.dtype == torch.bool:
+        op = OF_BOOLS.get(op, op)
     x = operands[0]
     if declared.infer is _REDUCTION and isinstance(x, Value) and not attrs["dims"]:
         attrs = {**attrs, "dims": tuple(range(e.rank(x)))}
@@ -325,7 +330,8 @@ def _fitted(
 
 
 _LOGICAL = frozenset({"logical_and", "logical_or", "logical_not"})
-_OF_BOOLS = {"mul": "logical_and", "add": "logical_or"}
+_ORDERS = frozenset({"lt", "le", "gt", "ge"})
+"""Comparisons that ONNX has of numbers only."""
 
 
 def _boolean(e: Emit, operand: Operand) -> Operand:

@@ -272,6 +272,9 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "numbers that wrap around": lambda n: (n.abs().to(torch.uint8) > -3, n.to(torch.int8) < 200),
     "the number in a tensor": lambda n: (n * n.float().mean().item(), n + n.sum().item()),
     "casts of constants": lambda n: torch.tensor(3) / torch.tensor(2) + n.float(),
+    "bools in order": lambda n: ((n > 0) < (n > 1), (n > 0) >= (n < 2), (n > 0) > 0),
+    "extremes of bools": lambda n: (torch.maximum(n > 1, n < 0), torch.min(n > 0, n < 2)),
+    "bools chosen": lambda n: torch.where(n > 0, n > 1, n < -1),
 }  # fmt: skip
 """Of whole numbers of both signs, ``n``: i64 [batch, 3, 4]."""
 
@@ -287,17 +290,19 @@ def test_whole_numbers_and_bools_as_in_torch(name: str) -> None:
 
 
 REFUSED: dict[str, tuple[Callable[..., Any], str]] = {
-    "division": (lambda x: torch.div(x, 2, rounding_mode="trunc"),
-                 "aten.div.Tensor_mode went through torch.onnx (division of floats that rounds "
-                 "towards zero)"),
-}  # fmt: skip
+    "aten.div.Tensor_mode": (
+        lambda x: torch.div(x, 2, rounding_mode="trunc"),
+        "division of floats that rounds towards zero",
+    ),
+}
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_a_form_that_refuses_leaves_its_node_to_the_exporter(name: str) -> None:
-    function, remark = REFUSED[name]
+@pytest.mark.parametrize("op", REFUSED)
+def test_a_form_that_refuses_leaves_its_node_to_the_exporter(op: str) -> None:
+    function, reason = REFUSED[op]
     view = trace(Calls(function), (torch.randn(2, 3, 4),))
-    assert translated(view).metadata()[TRANSLATION_KEY] == remark
+    remark = translated(view).metadata()[TRANSLATION_KEY]
+    assert remark == f"{op} went through torch.onnx ({reason})"
     agrees(view, {"x": torch.randn(2, 3, 4) * 5}, {"x": torch.randn(5, 3, 4) * 5})
 
 
