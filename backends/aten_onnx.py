@@ -121,11 +121,12 @@ def _mod(e: Emit, a: Operand, b: Operand) -> Value:
 
 def _divided(e: Emit, a: Operand, b: Operand) -> Operand:
     """a // b, by a plain division where neither can be negative."""
-    signs = [_is_never_negative(arg) for arg in e.node.args]
+    signs = [is_never_negative(arg) for arg in e.node.args]
     return e.div(a, b) if all(signs) else _floordiv(e, a, b)
 
 
-def _is_never_negative(arg: Any) -> bool:
+def is_never_negative(arg: Any) -> bool:
+    """Whether an argument of an FX node is a number or a size that is known to be 0 or above."""
     value = arg.meta.get("val") if isinstance(arg, FxNode) else arg
     if isinstance(value, torch.SymInt):
         return bool(value.node.expr.is_nonnegative)

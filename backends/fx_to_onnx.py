@@ -25,7 +25,7 @@ from ..ir.onnx.parts import End, Names, Operand, set_type
 from ..ir.onnx.view import OnnxView
 from ..ir.rewrite.cleanup import clean, fold_constants
 from ..ir.vocab import rules, spec
-from .aten_onnx import FORMS, OF_BOOLS, Emit
+from .aten_onnx import FORMS, OF_BOOLS, Emit, is_never_negative
 
 OPSET = 21
 """The ONNX opset of an export.
@@ -350,5 +350,22 @@ def _arange(e: Emit, operands: Sequence[Operand], dtype: torch.dtype) -> Value:
         return e.arange(*operands, dtype=dtype)
     whole = not any(isinstance(o, float) for o in operands)
     base = torch.int64 if whole else dtype
-    bounds = [e.cast_to(o, base) for o in operands]
-    return e.cast_to(e.arange(*bounds, dtype=base), dtype)
+    start, end, step = (e.cast_to(o, base) for o in operands)
+    if whole and isinstance(step, int) and not (step > 0 and _starts_at_zero_or_above(e.node)):
+        return e.cast_to(_counted(e, start, end, step), dtype)
+    return e.cast_to(e.arange(start, end, step, dtype=base), dtype)
+
+
+def _starts_at_zero_or_above(node: FxNode) -> bool:
+    return len(node.args) == 1 or is_never_negative(node.args[0])
+
+
+def _counted(e: Emit, start: Operand, end: Operand, step: int) -> Operand:
+    """arange(start, end, step) => start + step arange(0, count)
+
+    Where a Range is an index, ONNX Runtime's optimizer (1.31) makes a Slice of its three operands,
+    to which the end -1 is the last place and the start -n the first one.
+    """
+    distance = e.sub(end, start) if step > 0 else e.sub(start, end)
+    count = e.div(e.add(distance, abs(step) - 1), abs(step))
+    return e.add(e.mul(e.arange(0, count, 1, dtype=torch.int64), step), start)

@@ -272,6 +272,8 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "numbers that wrap around": lambda n: (n.abs().to(torch.uint8) > -3, n.to(torch.int8) < 200),
     "the number in a tensor": lambda n: (n * n.float().mean().item(), n + n.sum().item()),
     "casts of constants": lambda n: torch.tensor(3) / torch.tensor(2) + n.float(),
+    "places that count down": lambda n: n[torch.arange(n.shape[0] - 1, -1, -1)],
+    "places from the end": lambda n: n[torch.arange(-n.shape[0], 0)],
     "bools in order": lambda n: ((n > 0) < (n > 1), (n > 0) >= (n < 2), (n > 0) > 0),
     "extremes of bools": lambda n: (torch.maximum(n > 1, n < 0), torch.min(n > 0, n < 2)),
     "bools chosen": lambda n: torch.where(n > 0, n > 1, n < -1),
