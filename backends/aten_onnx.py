@@ -495,8 +495,8 @@ def _pad_with(
 
 
 def _triangle(upper: bool) -> Form:
-    def form(e: Emit, x: Value, diagonal: int = 0) -> Value:
-        inputs = [x, e.view.scalar(diagonal, None)] if diagonal else [x]
+    def form(e: Emit, x: Value, diagonal: Operand = 0) -> Value:
+        inputs = [x] if diagonal == 0 else [x, e.number(diagonal, torch.int64)]
         return e.native("Trilu", inputs, {"upper": int(upper)})
 
     return form

@@ -277,6 +277,7 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "bools in order": lambda n: ((n > 0) < (n > 1), (n > 0) >= (n < 2), (n > 0) > 0),
     "extremes of bools": lambda n: (torch.maximum(n > 1, n < 0), torch.min(n > 0, n < 2)),
     "bools chosen": lambda n: torch.where(n > 0, n > 1, n < -1),
+    "a triangle of a computed place": lambda n: n.float()[:, 0].tril(n.shape[0] - 2),
 }  # fmt: skip
 """Of whole numbers of both signs, ``n``: i64 [batch, 3, 4]."""
 
