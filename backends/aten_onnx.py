@@ -19,6 +19,7 @@ from torch.fx.node import Node as FxNode
 
 from ..ir.core.errors import Refusal
 from ..ir.core.types import UNKNOWN_DIM, Type
+from ..ir.fx.read import GETITEM
 from ..ir.onnx.builder import OnnxBuilder
 from ..ir.onnx.parts import End, Operand, set_type
 from ..ir.onnx.view import OnnxView
@@ -322,10 +323,18 @@ def _addmm(e: Emit, b: Value, x: Value, w: Value, beta: float = 1, alpha: float 
     return e.add(e.matmul(x, w), b)
 
 
+def _first_alone(e: Emit) -> None:
+    """Refuse unless nothing but the first of the node's results is read."""
+    items = [user for user in e.node.users if user.target is GETITEM]
+    if any(item.users and item.args[1] != 0 for item in items):
+        raise Refusal("results beside the first are read", e.node)
+
+
 def _batch_norm(
     e: Emit, x: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value,
     momentum: float, eps: float,
 ) -> tuple[Value]:  # fmt: skip
+    _first_alone(e)
     if weight is None or bias is None:
         raise Refusal("batch_norm without weight or bias", e.node)
     inputs = [x, weight, bias, mean, var]
@@ -344,6 +353,7 @@ def _batch_norm_of(
 def _native_layer_norm(
     e: Emit, x: Value, shape: Sequence[int], weight: Value | None, bias: Value | None, eps: float
 ) -> tuple[Value]:
+    _first_alone(e)
     return (e.layer_norm(x, weight, bias, dims=len(shape), eps=eps),)
 
 

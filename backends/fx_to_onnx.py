@@ -240,7 +240,8 @@ class _Translator:
         """Let what was made stand for the node; what is new bears the node's name."""
         results = dict.fromkeys([node], made)
         if _is_several(node):
-            results = {item: made[item_index(item)] for item in self.fx.results(node)}
+            items = [item for item in self.fx.results(node) if item in self.live]
+            results = {item: made[item_index(item)] for item in items}
         for result, value in results.items():
             if value.producer() in (self.onnx.journal or ()):
                 self.onnx.rename(value, result.name)
@@ -360,7 +361,7 @@ def _starts_at_zero_or_above(node: FxNode) -> bool:
     return len(node.args) == 1 or is_never_negative(node.args[0])
 
 
-def _counted(e: Emit, start: Operand, end: Operand, step: int) -> Operand:
+def _counted(e: Emit, start: Operand, end: Operand, step: int) -> Value:
     """arange(start, end, step) => start + step arange(0, count)
 
     Where a Range is an index, ONNX Runtime's optimizer (1.31) makes a Slice of its three operands,
