@@ -130,11 +130,13 @@ def optimize(
             original=original, checkpoints=checkpoints, learning=learning, structure=structure,
         )  # fmt: skip
         learning.before(context)
+        edits = view.edits
         done.result = entry.pass_.run(context)
         _require_change(entry.pass_, done.result)
         done.result.notes += notes[step - 1]
         done.errors = dict.fromkeys(first[0], _SAME)
-        if done.result.changed:
+        # What a pass says of itself does not decide whether it is checked.
+        if done.result.changed or view.edits != edits:
             view.drop_unused_weights()
             context.edited()
             check_structure(view)

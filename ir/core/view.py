@@ -89,6 +89,9 @@ class View(ABC):
     """Provenance given to each node that is built while it is set."""
     journal: list[Any] | None = None
     """Where each native node is noted that is inserted while it is set."""
+    edits: int = 0
+    """How often nodes, operands, weights, inputs or outputs have been changed; types do not count.
+    Whoever kept the number knows by it whether the graph is still the same."""
     _stale: set[Node] | None = None
     """Nodes whose types are to be inferred at the end of ``one_edit``."""
 

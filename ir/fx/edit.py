@@ -37,6 +37,7 @@ class FxEditor(FxReader):
             if isinstance(operand, FxNode) and operand.meta.get("val") is None:
                 self._refresh(operand)
         first = before.prev
+        self.edits += 1
         with self.graph.inserting_before(before):
             node = spec(op).build_fx(self.graph, operands, full)
             if name is not None:
@@ -94,6 +95,7 @@ class FxEditor(FxReader):
             raise Refusal(f"the replacement is {inferred}, {declared} is needed", node)
 
     def rewire(self, node: FxNode, old: FxNode, new: FxNode) -> None:
+        self.edits += 1
         node.replace_input_with(old, new)
         if not self._same_type(old, new):
             self.refresh_types([node])
@@ -102,6 +104,7 @@ class FxEditor(FxReader):
         self, node: FxNode, values: Mapping[FxNode, FxNode], *, before: FxNode
     ) -> tuple[FxNode, ...]:
         mapping: dict[FxNode, FxNode] = {}
+        self.edits += 1
         with self.graph.inserting_before(before):
             for old in dict.fromkeys((node, *self.results(node))):
                 new = self.graph.node_copy(
@@ -128,6 +131,7 @@ class FxEditor(FxReader):
         # A key may be an address, and what was stored there may be gone by now.
         if shared is not None and self._weights[shared.meta["weight"]].key == weight.key:
             return shared
+        self.edits += 1
         unique = name
         count = 1
         while unique in self._weights:
@@ -158,6 +162,7 @@ class FxEditor(FxReader):
         return next(inputs, len(known))
 
     def replace(self, old: FxNode, new: FxNode) -> None:
+        self.edits += 1
         maker = self.producer(new)
         users = [user for user in old.users if user is not maker]
         for user in users:
@@ -200,6 +205,7 @@ class FxEditor(FxReader):
                 raise InvalidGraph(f"{node.name}: {refusal.reason}") from None
 
     def set_operand(self, node: FxNode, index: int, operand: Operand) -> None:
+        self.edits += 1
         reading = self.read(node)
         if reading is None:
             if not isinstance(operand, FxNode):
@@ -219,6 +225,7 @@ class FxEditor(FxReader):
             self.refresh_types([node])
 
     def erase(self, node: FxNode) -> None:
+        self.edits += 1
         for item in [u for u in node.users if u.target is GETITEM and not u.users]:
             self.graph.erase_node(item)
         if node.users:
@@ -238,6 +245,7 @@ class FxEditor(FxReader):
             for item in items:
                 self.graph.erase_node(item)
             self.graph.erase_node(current)
+            self.edits += 1
             erased.append(current)
             for value in producers:
                 maker = None if value.users else self.producer(value)
@@ -249,6 +257,7 @@ class FxEditor(FxReader):
         old = self._weights[value.meta["weight"]]
         if (old.shape, old.dtype) != (weight.shape, weight.dtype):
             raise InvalidGraph(f"{self.name(value)}: {weight} cannot stand for {old}")
+        self.edits += 1
         self._weights[value.meta["weight"]] = weight
 
     def drop_unused_weights(self) -> int:
@@ -256,12 +265,14 @@ class FxEditor(FxReader):
         for node in dead:
             del self._weights[node.meta["weight"]]
             self.graph.erase_node(node)
+        self.edits += len(dead)
         gone = set(dead)
         self._placeholders = [n for n in self._placeholders if n not in gone]
         self._by_key = {k: n for k, n in self._by_key.items() if n not in gone}
         return len(dead)
 
     def add_input(self, name: str, like: FxNode) -> FxNode:
+        self.edits += 1
         with self.graph.inserting_after(self._placeholders[-1]):
             node = self.graph.placeholder(re.sub(r"\W", "_", name))
         node.meta["val"] = like.meta.get("val")
@@ -270,6 +281,7 @@ class FxEditor(FxReader):
         return node
 
     def set_inputs(self, named: Mapping[str, FxNode]) -> None:
+        self.edits += 1
         kept = list(named.values())
         gone = set(self.inputs()) - set(kept)
         for node in gone:
@@ -284,6 +296,7 @@ class FxEditor(FxReader):
         self._names = (tuple(named), self._names[1])
 
     def set_outputs(self, named: Mapping[str, FxNode]) -> None:
+        self.edits += 1
         self._output.args = (tuple(named.values()),)
         self._names = (self._names[0], tuple(named))
 

@@ -18,6 +18,7 @@ class OnnxEditor(OnnxInserter):
     """The changing half of ``onnx.OnnxView``."""
 
     def rewire(self, node: onnx_ir.Node, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+        self.edits += 1
         for index, value in enumerate(node.inputs):
             if value is old:
                 node.replace_input_with(index, new)
@@ -25,6 +26,7 @@ class OnnxEditor(OnnxInserter):
             self.refresh_types([node])
 
     def replace(self, old: onnx_ir.Value, new: onnx_ir.Value) -> None:
+        self.edits += 1
         maker = new.producer()
         uses = [(node, index) for node, index in old.uses() if node is not maker]
         for node, index in uses:
@@ -54,6 +56,7 @@ class OnnxEditor(OnnxInserter):
             raise Refusal(f"operand {index} of {node.name} is written as a number", node)
         if not isinstance(operand, onnx_ir.Value):
             operand = self.scalar(operand, current)
+        self.edits += 1
         places = [i for i, value in enumerate(node.inputs) if value is current]
         before = [o is current for o in self.operands(node)[:index]].count(True)
         node.replace_input_with(places[before], operand)
@@ -87,6 +90,7 @@ class OnnxEditor(OnnxInserter):
         old = self.weight(value)
         if old is None or (old.shape, old.dtype) != (weight.shape, weight.dtype):
             raise InvalidGraph(f"{value.name}: {weight} cannot stand for {old}")
+        self.edits += 1
         value.const_value = tensor_of(weight, str(value.name))
 
     def drop_unused_weights(self) -> int:
@@ -96,6 +100,7 @@ class OnnxEditor(OnnxInserter):
             for name, value in graph.initializers.items()
             if not value.uses() and not value.is_graph_output() and not value.is_graph_input()
         ]
+        self.edits += len(dead)
         for name in dead:
             self._handles.pop(graph.initializers[name], None)
             del graph.initializers[name]
@@ -103,12 +108,14 @@ class OnnxEditor(OnnxInserter):
         return len(dead)
 
     def add_input(self, name: str, like: onnx_ir.Value) -> onnx_ir.Value:
+        self.edits += 1
         value = onnx_ir.Value(name=self.value_names.take(name))
         set_type(value, self.type(like))
         self.model.graph.inputs.append(value)
         return value
 
     def set_inputs(self, named: Mapping[str, onnx_ir.Value]) -> None:
+        self.edits += 1
         initializers = self.model.graph.initializers
         kept, inputs = list(named.values()), self.model.graph.inputs
         gone = set(self.inputs()) - set(kept)
@@ -123,6 +130,7 @@ class OnnxEditor(OnnxInserter):
         self._name_values(named)
 
     def set_outputs(self, named: Mapping[str, onnx_ir.Value]) -> None:
+        self.edits += 1
         kept = set(named.values())
         for value in set(self.outputs()) - kept:
             self._set_aside(value)

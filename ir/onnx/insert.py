@@ -121,6 +121,7 @@ class OnnxInserter(OnnxReader):
 
     def rename(self, value: onnx_ir.Value, name: str) -> None:
         """Name a value, and the node whose first result it is; a taken name gets a number."""
+        self.edits += 1
         self.value_names.free(value.name)
         value.name = self.value_names.take(name)
         maker = value.producer()
@@ -148,6 +149,7 @@ class OnnxInserter(OnnxReader):
         return node
 
     def _place(self, node: onnx_ir.Node) -> None:
+        self.edits += 1
         base = self._before.name if self._before is not None else None
         label = f"{base}/{node.op_type}" if base else str(node.op_type)
         node.name = self._node_names.take(label)
@@ -199,6 +201,7 @@ class OnnxInserter(OnnxReader):
                 shared = self.add_weight(str(value.name), value.const_value.raw)
                 value.replace_all_uses_with(shared)
                 continue
+            self.edits += 1
             value.name = self.value_names.take(str(value.name))
             self.model.graph.register_initializer(value)
 
@@ -242,6 +245,7 @@ class OnnxInserter(OnnxReader):
         return value
 
     def _register(self, base: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.Value:
+        self.edits += 1
         name = self.value_names.take(base)
         value = onnx_ir.Value(
             name=name,
@@ -266,6 +270,7 @@ class OnnxInserter(OnnxReader):
         return value
 
     def _remove(self, node: onnx_ir.Node) -> None:
+        self.edits += 1
         for index in range(len(node.inputs)):
             node.replace_input_with(index, None)
         self._node_names.free(node.name)

@@ -87,6 +87,24 @@ def test_a_run_that_fails_leaves_the_graph_as_it_was(
     assert torch.equal(outputs_of(graph, toy_inputs), before)
 
 
+class Silent(Scale):
+    """Edits as ``scale`` does, and tells of neither sites nor edits."""
+
+    name: ClassVar[str] = "silent"
+
+    def run(self, context: Context) -> PassResult:
+        super().run(context)
+        return PassResult()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_pass_that_tells_nothing_of_its_edits_is_caught(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    with pytest.raises(BoundExceeded, match=r"^silent is exact but moved "):
+        gw.optimize(toy_graph(kind), Silent(factor=1.01, optional=True), samples=[toy_inputs])
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_graph_is_run_once_a_change(
     kind: str, toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch

@@ -19,7 +19,7 @@ from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.rewrite.driver import rewrite
 from graphwright.ir.rewrite.rule import Build, Rule
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.run.verify import check_structure
+from graphwright.ir.run.verify import check_structure, sample_inputs
 from onnx import TensorProto, helper
 
 aten = torch.ops.aten
@@ -604,3 +604,50 @@ def test_the_observer_sees_every_node_once_and_in_order(draft: Drafts) -> None:
     sweep(view, {"x": x}, observe=lambda node, _, results: seen.append((view.op(node), results[0])))
     assert [op for op, _ in seen] == ["exp", "neg"]
     assert torch.equal(seen[0][1], x.exp())
+
+
+def test_every_edit_is_counted_and_nothing_else(draft: Drafts) -> None:
+    d = draft(x=(3, 5), y=(3, 5))
+    weight = d.weight("w", torch.ones(5))
+    total = d.op("add", d.op("relu", d.x), weight)
+    view = d.finish(total)
+    assert view.copy().edits == 0
+    first, last = view.nodes()
+    counts = [view.edits]
+
+    def counted() -> bool:
+        counts.append(view.edits)
+        return counts[-1] > counts[-2]
+
+    check_structure(view)
+    sweep(view, sample_inputs(view))
+    assert not counted()
+    built = view.build("neg", (d.y,), before=last)
+    assert counted(), "build"
+    (copied,) = view.clone(first, {}, before=last)
+    assert counted(), "clone"
+    view.rewire(last, view.result(first), built)
+    assert counted(), "rewire"
+    view.set_operand(last, 0, d.y)
+    assert counted(), "set_operand"
+    view.set_weight(weight, MemoryWeight(torch.zeros(5)))
+    assert counted(), "set_weight"
+    spare = view.add_weight("spare", MemoryWeight(torch.zeros(2)))
+    assert counted(), "add_weight"
+    assert view.add_weight("spare", view.weight(spare)) is spare and not counted()
+    view.drop_unused_weights()
+    assert counted(), "drop_unused_weights"
+    view.replace(total, built)
+    assert counted(), "replace"
+    view.erase(last)
+    assert counted(), "erase"
+    view.erase_dead(first)
+    assert counted(), "erase_dead"
+    view.erase_dead(view.producer(copied))
+    assert counted()
+    added = view.add_input("z", d.x)
+    assert counted(), "add_input"
+    view.set_inputs({"y": d.y, "z": added})
+    assert counted(), "set_inputs"
+    view.set_outputs({"result": built})
+    assert counted(), "set_outputs"
