@@ -2,36 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.view import Value, View, is_value
+from ..core.errors import BadInput
+from ..core.view import NATIVE, Node, Operand, Value, View, is_value
+from ..vocab import traits
 
 Masks = Sequence[Tensor]
 """The masks of one batch, bool ``[batch, seq]`` each; a model of two towers may have two."""
 
+USUAL_NAME = "attention_mask"
 _SIZES = frozenset({"size", "arange"})
 """Ops whose results say how large their operands are, not what is in them."""
+_RELATIONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "sub"})
+"""Ops whose results, of two computed operands, say how the two relate: segments, positions."""
+_PICKING = frozenset({"aten.index.Tensor", "GatherND"})
+"""Native ops that pick from their first operand by the others."""
 
 
 def padding_masks(view: View, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
     """The padding masks in each batch.
 
     A mask is an input ``[batch, seq]`` whose values are all 0 or 1, that picks no row of a table
-    (as ids do), and that reaches the mask of an attention site. Where no input reaches one (its
-    attention is not recognised, say), any such input as long as the ids is taken.
+    (as ids do), and whose values go into the mask of an attention site. Where none does (its
+    attention is not recognised, say), any such input as long as the ids is taken, unless it
+    reaches one otherwise: segments and positions are compared with each other.
+
+    Raises ``BadInput`` where several masks of one shape differ and none is ``attention_mask``:
+    tokens are told apart by their shape.
     """
     named = dict(zip(view.input_names(), view.inputs(), strict=True))
-    ids = {name for name, value in named.items() if _picks_rows(view, value)}
+    ids = {name for name, value in named.items() if any(picked_tables(view, value))}
     binary = [n for n in named if n not in ids and all(_is_binary(b.get(n)) for b in batches)]
-    reaching = _behind_attention_masks(view)
-    names = [name for name in binary if named[name] in reaching]
+    masks = _attention_masks(view)
+    sites = [_behind(view, mask, _handed_on) for mask in masks]
+    names = [name for name in binary if any(named[name] in site for site in sites)]
     if not names:
-        names = [n for n in binary if any(_same_shape(batches, n, other) for other in ids)]
-    return [[batch[name] != 0 for name in names if name in batch] for batch in batches]
+        related = set().union(*(_behind(view, mask, _arguments) for mask in masks))
+        free = [name for name in binary if named[name] not in related]
+        names = [n for n in free if any(_same_shape(batches, n, other) for other in ids)]
+    at = {name: {i for i, site in enumerate(sites) if named[name] in site} for name in names}
+    for a, b in combinations(names, 2):
+        if a in at and b in at and _rivals(batches, a, b):
+            del at[_lesser(a, b, at)]
+    return [[batch[name] != 0 for name in at if name in batch] for batch in batches]
+
+
+def _rivals(batches: Sequence[Mapping[str, Tensor]], a: str, b: str) -> bool:
+    """Whether two masks of one shape say different things of the tokens."""
+    both = [(batch[a], batch[b]) for batch in batches if a in batch and b in batch]
+    return any(x.shape == y.shape and not torch.equal(x != 0, y != 0) for x, y in both)
+
+
+def _lesser(a: str, b: str, at: Mapping[str, set[int]]) -> str:
+    """The one that gives way: the other has the usual name and is wherever it is."""
+    for lesser, other in ((a, b), (b, a)):
+        if other == USUAL_NAME and at[lesser] <= at[other]:
+            return lesser
+    raise BadInput(
+        f"{a} and {b} may each be the padding mask of tokens of the same shape, and differ: give "
+        f"data in which the two have different lengths, or call the one that counts {USUAL_NAME}"
+    )
 
 
 def tokens_that_count(x: Tensor, masks: Masks) -> Tensor:
@@ -56,33 +92,66 @@ def last_tokens(x: Tensor, masks: Masks) -> Tensor:
     return x[:, -1]
 
 
-def _behind_attention_masks(view: View) -> set[Value]:
-    """All values that the masks of attention sites are computed from."""
-    stack: list[Value] = []
-    for site in view.nodes():
-        operands = view.operands(site) if view.op(site) == "sdpa" else ()
-        stack += [mask for mask in operands[3:4] if is_value(mask)]
-    values: set[Value] = set()
+def _attention_masks(view: View) -> list[Value]:
+    masks: list[Value] = []
+    for node in view.nodes():
+        operands = view.operands(node) if view.op(node) == "sdpa" else ()
+        masks += [mask for mask in operands[3:4] if is_value(mask)]
+    return list(dict.fromkeys(masks))
+
+
+def _behind(
+    view: View, mask: Value, operands: Callable[[View, Node], Sequence[Value]]
+) -> set[Value]:
+    """The values that a mask is computed from, by these operands of each node on the way."""
+    found: set[Value] = set()
+    stack = [mask]
     while stack:
         value = stack.pop()
-        if value in values:
+        if value in found:
             continue
-        values.add(value)
+        found.add(value)
         node = view.producer(value)
-        if node is not None and view.op(node) not in _SIZES:
-            stack += view.arguments(node)
-    return values
+        if node is not None:
+            stack += operands(view, node)
+    return found
 
 
-def _picks_rows(view: View, value: Value, depth: int = 4) -> bool:
+def _arguments(view: View, node: Node) -> Sequence[Value]:
+    return () if view.op(node) in _SIZES else view.arguments(node)
+
+
+def _handed_on(view: View, node: Node) -> Sequence[Value]:
+    """The operands whose numbers a node hands on to its result."""
+    op, arguments = view.op(node), _arguments(view, node)
+    if traits(op).picks or view.native_op(node) in _PICKING:
+        return arguments[:1]
+    if op in _RELATIONS:
+        computed = [o for o in view.operands(node) if is_value(o) and not _is_constant(view, o)]
+        return computed if len(computed) == 1 else ()
+    return arguments
+
+
+def _is_constant(view: View, operand: Operand) -> bool:
+    """Whether an operand is one number, also where nodes compute it."""
+    if view.number(operand) is not None:
+        return True
+    node = view.producer(operand) if is_value(operand) else None
+    if node is None or view.op(node) in _SIZES:
+        return False
+    return all(_is_constant(view, value) for value in view.arguments(node))
+
+
+def picked_tables(view: View, value: Value, depth: int = 4) -> Iterator[tuple[Value, int | None]]:
+    """The tables that an integer input picks from, with the axis where the graph says it."""
     for user in view.users(value):
-        op, operands = view.op(user), view.operands(user)
-        if op == "embedding" and operands[1] is value:
-            return True
-        passing = op in ("cast", "identity", "reshape", "clamp") and depth
-        if passing and _picks_rows(view, view.results(user)[0], depth - 1):
-            return True
-    return False
+        op, arguments = view.op(user), view.arguments(user)
+        if traits(op).picks and view.operands(user)[1] is value:
+            yield view.tensor(user), int(view.attrs(user).get("dim", 0))
+        if op == NATIVE and view.native_op(user) in _PICKING and value in arguments[1:]:
+            yield arguments[0], None
+        if (op == "clamp" or traits(op).rearranges) and arguments[0] is value and depth:
+            yield from picked_tables(view, view.results(user)[0], depth - 1)
 
 
 def _is_binary(tensor: Any) -> bool:

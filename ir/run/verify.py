@@ -15,6 +15,7 @@ from ..core.types import Dim, Type, agree
 from ..core.view import NATIVE, Node, Value, View
 from ..structure.cache_slots import PAST_AXIS, past_slot
 from ..vocab import spec
+from .masks import picked_tables
 
 EXACT_REL_L2: dict[torch.dtype, float] = {
     torch.float64: 1e-12,
@@ -262,18 +263,13 @@ def _sample(
     return torch.randint(0, bound, shape, generator=generator).to(dtype)
 
 
-def _id_bound(view: View, value: Value, depth: int = 4) -> int | None:
+def _id_bound(view: View, value: Value) -> int | None:
     """Rows of the table that an integer input indexes; ``None`` for a mask."""
-    for user in view.users(value):
-        op = view.op(user)
-        operands = view.operands(user)
-        if op in ("embedding", "index_select") and operands[-1] is value:
-            rows = view.type(view.tensor(user)).shape
-            axis = 0 if op == "embedding" else int(view.attrs(user)["dim"])
-            if rows is not None and isinstance(rows[axis], int):
-                return int(rows[axis])
-        if op in ("cast", "identity", "reshape", "unsqueeze", "expand", "clamp") and depth:
-            bound = _id_bound(view, view.results(user)[0], depth - 1)
-            if bound is not None:
-                return bound
+    for table, axis in picked_tables(view, value):
+        shape = view.type(table).shape or ()
+        # Where the graph does not say along which axis, an index below the least size is safe.
+        rows = shape if axis is None else shape[axis : axis + 1]
+        sizes = [size for size in rows if isinstance(size, int)]
+        if sizes:
+            return min(sizes)
     return None

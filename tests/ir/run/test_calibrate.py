@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
+from graphwright.ir.load.trace import trace
 from graphwright.ir.run.calibrate import Request, calibrate
 from graphwright.ir.run.masks import padding_masks
 from graphwright.ir.run.statistics import Gram, Square, Stat, Statistics
@@ -150,6 +152,76 @@ def test_numbers_that_are_no_mask(graphs: dict[str, View]) -> None:
     ((found,),) = padding_masks(view, [{ids: binary, mask: binary}])
     assert torch.equal(found, binary.bool())
     assert padding_masks(view, [{ids: binary, mask: 3 * binary}]) == [[]]
+
+
+IDS = torch.randint(0, 9, (2, 6), generator=torch.Generator().manual_seed(3))
+PADDED = torch.tensor([[1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 0, 0]])
+SEGMENTS = torch.tensor([[1, 1, 1, 0, 0, 0]] * 2)
+
+
+class _Masked(torch.nn.Module):
+    """One attention over embedded ids and two more inputs: ``attend`` makes its mask of them."""
+
+    def __init__(self, attend: Callable[..., Tensor], table: bool = False) -> None:
+        super().__init__()
+        self.embed, self.q = torch.nn.Embedding(9, 8), torch.nn.Linear(8, 8)
+        self.attend = attend
+        self.rows = torch.nn.Parameter(torch.randn(9, 8)) if table else None
+
+    def forward(self, ids: Tensor, other: Tensor, attention_mask: Tensor) -> Tensor:
+        x = self.embed(ids)
+        if self.rows is not None:
+            x = x + self.rows[other]
+        q = self.q(x)[:, None]
+        mask = self.attend(other, attention_mask)
+        return torch.nn.functional.scaled_dot_product_attention(q, q, q, attn_mask=mask)
+
+
+def _masks_of(module: _Masked, other: Tensor, names: dict[str, str] | None = None) -> Any:
+    inputs = {"ids": IDS, "other": other, "attention_mask": PADDED}
+    view = trace(module, kwargs=inputs)
+    canonicalize(view)
+    values = zip(view.input_names(), view.inputs(), strict=True)
+    view.set_inputs({(names or {}).get(name, name): value for name, value in values})
+    return padding_masks(view, [{(names or {}).get(n, n): t for n, t in inputs.items()}])[0]
+
+
+def _same_segment(other: Tensor, mask: Tensor) -> Tensor:
+    return mask.bool()[:, None, None] & (other[:, :, None] == other[:, None, :])[:, None]
+
+
+def _both(other: Tensor, mask: Tensor) -> Tensor:
+    return (mask * other).bool()[:, None, None]
+
+
+def _neither(other: Tensor, mask: Tensor) -> Tensor:
+    return torch.ones(6, 6, dtype=torch.bool)
+
+
+@pytest.mark.parametrize(
+    ("attend", "table"), [(_same_segment, False), (_both, False), (_both, True), (_neither, True)]
+)
+def test_another_input_of_zeros_and_ones_is_no_padding_mask(
+    attend: Callable[..., Tensor], table: bool
+) -> None:
+    """Segments that are compared, that pick from a table by an index, or that have no name."""
+    (found,) = _masks_of(_Masked(attend, table), SEGMENTS)
+    assert torch.equal(found, PADDED.bool())
+
+
+def test_two_masks_of_one_shape_that_differ() -> None:
+    both = _Masked(_both)
+    with pytest.raises(BadInput, match="other and mine may each be the padding mask"):
+        _masks_of(both, SEGMENTS, {"attention_mask": "mine"})
+    assert len(_masks_of(both, PADDED, {"attention_mask": "mine"})) == 2, "they say the same"
+
+
+def test_positions_that_are_compared_are_no_mask() -> None:
+    def causal(other: Tensor, mask: Tensor) -> Tensor:
+        return (other[:, :, None] >= other[:, None, :])[:, None]
+
+    (found,) = _masks_of(_Masked(causal), SEGMENTS)
+    assert torch.equal(found, PADDED.bool())
 
 
 # --- what cannot be ------------------------------------------------------------------------------
