@@ -140,7 +140,7 @@ def print_verification(console: Console, manifest: Manifest) -> None:
     if error is not None:
         over = f" over {checks.samples} samples" if checks.samples else ""
         _say(console, f"verified{over}: {_error_line(error)}", "green")
-    for label, found in runs(checks.runtime):
+    for label, found in runs(checks):
         if found is not None:
             _say(console, f"{label}: {_error_line(found)}", "green")
 

@@ -317,6 +317,10 @@ class VerificationEntry(Entry):
     """The rewritten graph against the source graph, by output."""
     runtime: RuntimeEntry
     """The artifact in the runtime against the rewritten graph."""
+    prepacked: bool = True
+    """Whether ONNX Runtime, its optimisation on, repacked the weights as it does for a user; not
+    where they were large and repacking them changes no more than the order of sums. With the
+    optimisation off it never did."""
 
 
 class EvaluatedEntry(Entry):

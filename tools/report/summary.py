@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from rich.filesize import decimal
 
-from .manifest import ErrorEntry, EvaluatedEntry, Manifest, PassEntry, RuntimeEntry
+from .manifest import ErrorEntry, EvaluatedEntry, Manifest, PassEntry, VerificationEntry
 
 INDEX = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])")
 """An index in a dotted path: digits that are no part of a word, in ``h.3`` but not in ``fc1``."""
@@ -148,11 +148,16 @@ def worst(errors: Sequence[ErrorEntry]) -> ErrorEntry | None:
     )
 
 
-def runs(runtime: RuntimeEntry) -> Iterator[tuple[str, ErrorEntry | None]]:
+def runs(checks: VerificationEntry) -> Iterator[tuple[str, ErrorEntry | None]]:
     """What was run to check an artifact, as a label, and its error; ``None`` where it was not."""
-    yield "ONNX Runtime, optimisation on", runtime.optimized
+    runtime = checks.runtime
+    yield f"ONNX Runtime, optimisation on{_unpacked(checks)}", runtime.optimized
     yield "ONNX Runtime, optimisation off", runtime.unoptimized
     yield from runtime.backends.items()
+
+
+def _unpacked(checks: VerificationEntry) -> str:
+    return "" if checks.prepacked else ", weights not repacked"
 
 
 # --- numbers as text -----------------------------------------------------------------------------

@@ -63,8 +63,9 @@ rounding here and there, which the layers after it amplify until the two runs' r
 in common. There the artifact may be this much farther from the source than the reference is."""
 
 REPACKED_BYTES = 1 << 29
-"""Largest artifact whose check lets ONNX Runtime repack the weights, as it does by default: a copy
-of them in memory. Larger ones are checked on weights that stay in their file."""
+"""Largest artifact whose check always lets ONNX Runtime repack the weights, as it does by default:
+a copy of them in memory. Larger ones are checked on weights that stay in their file, and the
+manifest says so, unless an op rounds activations: there the two differ by that rounding."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -228,12 +229,13 @@ def _verify(
     from ...backends import compile as compile_model
 
     rewritten = result.graph
-    heavy = artifact.model_bytes(folder) > REPACKED_BYTES
     batches = source.source.samples or result.batches
     checked, expected = [batches[0]], [result.outputs[0]]
     reference = _Reference(source, batches, progress)
     bound = max(RUNTIME_REL_L2, tolerance(rewritten))
-    if any(_rounds_activations(node, rewritten) for node in rewritten.nodes()):
+    rounded = any(_rounds_activations(node, rewritten) for node in rewritten.nodes())
+    done.verification.prepacked = rounded or artifact.model_bytes(folder) <= REPACKED_BYTES
+    if rounded:
         found = worst_of(reference.outputs[:1], [answers(expected[0])], shortened=True)
         bound += RUNTIME_SLACK_INT8 * worst(found).rel_l2
     step = next_step(checked[0], expected[0])
@@ -245,7 +247,7 @@ def _verify(
         progress(f"running the artifact, {switched}", 0, 1)
         executable = compile_model(
             folder / artifact.MODEL_FILE, backend=DEFAULT, device=request.device,
-            optimize=optimized, lean=not optimized or heavy,
+            optimize=optimized, lean=not (optimized and done.verification.prepacked),
         )  # fmt: skip
         actual = [executable(**b) for b in checked]
         error = worst(worst_of(expected, actual))

@@ -79,7 +79,7 @@ def render(manifest: Manifest) -> str:
         evaluated=_evaluated(manifest),
         pareto=_pareto(manifest),
         tree=_tree(manifest),
-        runs=list(runs(manifest.verification.runtime)),
+        runs=list(runs(manifest.verification)),
         machine=_machine(manifest.machine),
         command=_command(manifest),
         script=COPY_SCRIPT,

@@ -1,0 +1,43 @@
+"""Which kernels check an artifact: a user's session's, or others that it tells of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import graphwright.backends
+import pytest
+from graphwright.tools.evaluate.task import silent
+from graphwright.tools.report.summary import runs
+from graphwright.tools.run import pipeline
+
+
+@pytest.mark.parametrize(
+    ("largest", "recipe", "prepacked"),
+    [
+        (1 << 29, "quantize{bits=4 group=32}", True),
+        (0, "quantize{bits=4 group=32}", False),
+        (0, "quantize{bits=4 group=32 accuracy_level=4}", True),
+    ],
+)
+def test_a_large_artifact_is_checked_as_it_will_run_or_the_manifest_says_not(
+    largest: int, recipe: str, prepacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lean: dict[bool, bool] = {}
+    whole = graphwright.backends.compile
+
+    def noting(*args: Any, **options: Any) -> Any:
+        lean[options["optimize"]] = options["lean"]
+        return whole(*args, **options)
+
+    monkeypatch.setattr(graphwright.backends, "compile", noting)
+    monkeypatch.setattr(pipeline, "REPACKED_BYTES", largest)
+    request = pipeline.Request("zoo:tiny-vit", gw.Recipe.parse(recipe), tmp_path / "out")
+    checks = pipeline.run(request, silent).verification
+    assert lean == {True: not prepacked, False: True}
+    assert checks.prepacked is prepacked
+    labels = [label for label, _ in runs(checks)]
+    assert ("ONNX Runtime, optimisation on, weights not repacked" in labels) is not prepacked
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert ("weights not repacked" in page) is not prepacked
