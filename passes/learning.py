@@ -61,7 +61,9 @@ class Learning:
             return
         view, structure = self._graph(context, needs.propagate)
         requests = _at_linears(view, structure, needs, groups, done)
-        if needs.propagate == "dense":
+        # What the first pass that changes weights finds is the dense graph.
+        unchanged = needs.propagate == "current" and context.step == self._first
+        if needs.propagate == "dense" or unchanged:
             requests += self._of_later_passes(context, view, structure)
         nodes = {linear.name: linear.node for linear in structure.linears}
         at: dict[Node, Compressed] = {nodes[name]: made for name, made in compressed.items()}

@@ -61,7 +61,7 @@ class BitStack(LinearPass):
     """
 
     name: ClassVar[str] = "bitstack"
-    needs: ClassVar[Needs] = Needs(stats=(Stat("square", at="linear"),), propagate="dense")
+    needs: ClassVar[Needs] = Needs(stats=(Stat("square", at="linear"),))
     provides: ClassVar[tuple[str, ...]] = (STORED, CHANGED)
     excludes: ClassVar[tuple[str, ...]] = (STORED,)
     blocks: int = 8

@@ -25,6 +25,7 @@ from graphwright.passes.linear_pass import StoringPass
 from graphwright.passes.manager import optimize
 from graphwright.passes.registry import pass_class
 from graphwright.passes.stored import Stored, numbers
+from graphwright.passes.weights import bitstack
 from torch import Tensor
 
 from .calibrated import many
@@ -150,6 +151,23 @@ def test_sequential_sees_every_stored_form(
     assert seen.keys() == log.keys() == {"gate", "up", "down", "head"}
     for site, square in seen.items():
         assert log[site] == pytest.approx(square, rel=1e-5)
+
+
+def test_bitstack_sees_the_graph_as_it_is(
+    toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph, seen = toy_graph("fx"), []
+    whole = bitstack.input_scale
+
+    def noting(total: Tensor, count: int) -> Tensor:
+        seen.append(float(total.mean()) / count)
+        return whole(total, count)
+
+    monkeypatch.setattr(bitstack, "input_scale", noting)
+    passes = [Scaled(exclude=("down", "head")), bitstack.BitStack(blocks=1, include=("down",))]
+    run(graph, passes, toy_inputs)
+    run(graph, Scaled(), toy_inputs)
+    assert len(seen) == 1 and seen[0] < 0.3 * Scaled.log["down"][1], "gate and up are halved"
 
 
 # --- one sweep -----------------------------------------------------------------------------------
