@@ -31,7 +31,11 @@ VOLATILE = frozenset({"created", "machine", "seconds", "peak_rss_bytes"})
 
 
 def _defined(value: object) -> object:
-    """JSON has no NaN and no infinity: such a number is null."""
+    """JSON has no NaN and no infinity: such a number is null, in lists and objects too."""
+    if isinstance(value, dict):
+        return {key: _defined(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_defined(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -44,6 +48,7 @@ def _ours(versions: dict[str, str]) -> dict[str, str]:
 Count = Annotated[int, Field(ge=0, lt=2**63)]
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Real = Annotated[Finite | None, BeforeValidator(_defined)]
+Json = Annotated[JsonValue, BeforeValidator(_defined)]
 Amount = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_defined)]
 Cosine = Annotated[
     Annotated[float, Field(ge=-1.000001, le=1.000001)] | None, BeforeValidator(_defined)
@@ -249,7 +254,7 @@ class PassEntry(Entry):
     """Registered name of the pass, such as `quantize`."""
     text: str = ""
     """The pass as the recipe writes it, options included."""
-    options: dict[str, JsonValue]
+    options: dict[str, Json]
     """All options by name, defaults included."""
     exact: bool
     """Whether the pass keeps the function up to rounding; a lossy pass does not."""
@@ -278,7 +283,7 @@ class PassEntry(Entry):
     """Wall time of the pass with its verification, in seconds."""
     peak_rss_bytes: Count | None
     """Peak resident memory of the process up to the end of the pass, in bytes."""
-    details: dict[str, JsonValue] = {}
+    details: dict[str, Json] = {}
     """Results of the pass's own that no other field holds."""
 
 
@@ -328,13 +333,14 @@ class EvaluatedEntry(Entry):
 
     figures: dict[str, Real]
     """Figures by name."""
-    interval: dict[str, Annotated[list[Finite], Field(min_length=2, max_length=2)]]
-    """Ends of the 95 % confidence interval of each figure that has one."""
+    interval: dict[str, Annotated[list[Real], Field(min_length=2, max_length=2)]]
+    """Ends of the 95 % confidence interval of each figure that has one; null where an end is not
+    finite."""
     samples: Annotated[int, Field(ge=1, lt=2**63)]
     """Number of samples."""
     unit: str
     """What a sample is, in the plural."""
-    detail: dict[str, JsonValue]
+    detail: dict[str, Json]
     """Figures by kind of sample, and the setting they were taken in."""
     notes: list[str]
     """What a person should know about the figures, one sentence each."""

@@ -230,5 +230,7 @@ def evaluated_text(result: EvaluatedEntry, name: str) -> str:
     return text if ends is None else f"{text}\n{_end(ends[0])}..{_end(ends[1])}"
 
 
-def _end(value: float) -> str:
+def _end(value: float | None) -> str:
+    if value is None:
+        return "?"
     return f"{value:.3g}" if abs(value) < 1000 else f"{value:.0f}"

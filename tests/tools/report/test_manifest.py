@@ -15,6 +15,7 @@ from graphwright.tools.report.manifest import ErrorEntry, Manifest, OutputEntry
 from graphwright.tools.report.manifest_diff import diff
 from graphwright.tools.report.module_tree import module_tree
 from graphwright.tools.report.summary import (
+    evaluated_text,
     group_name,
     merged_sites,
     site_groups,
@@ -163,6 +164,26 @@ def test_write_is_stable_and_has_no_nan(make_json: MakeJson, tmp_path: Any) -> N
     loaded = mf.load(tmp_path)
     assert loaded.passes[0].error is not None and loaded.passes[0].error.rel_l2 is None
     assert loaded.verification.outputs[0].max_abs is None
+
+
+def test_numbers_of_a_pass_or_a_task_that_are_not_finite_are_null(
+    make_json: MakeJson, tmp_path: Any, keeps_schema: Any
+) -> None:
+    nan, inf = float("nan"), float("inf")
+    content = make_json("quantize")
+    content["passes"][0] |= {"details": {"losses": [nan, {"last": inf, "n": 3}]},
+                             "options": {"nsig": inf}}  # fmt: skip
+    judged = {"figures": {"f": nan}, "interval": {"f": [-inf, 0.5]}, "samples": 2, "unit": "rows",
+              "detail": {"by": {"a": -inf}}, "notes": [], "seconds": 1.0}  # fmt: skip
+    content["eval"] = {"task": {"before": judged, "after": judged}}
+    keeps_schema(json.loads(mf.write(tmp_path, mf.parse(content)).read_text()))
+    loaded = mf.load(tmp_path)
+    assert loaded.passes[0].details == {"losses": [None, {"last": None, "n": 3}]}
+    assert loaded.passes[0].options == {"nsig": None}
+    assert loaded.eval is not None
+    after = loaded.eval["task"].after
+    assert (after.interval, after.detail) == ({"f": [None, 0.5]}, {"by": {"a": None}})
+    assert evaluated_text(after.model_copy(update={"figures": {"f": 0.1}}), "f") == "0.1\n?..0.5"
 
 
 def test_a_wrong_value_is_not_set(make_manifest: Make) -> None:
