@@ -25,7 +25,7 @@ class EasyQuant(NBitPass):
     """
 
     name: ClassVar[str] = "easyquant"
-    weights_per_second: ClassVar[float] = 2e6
+    weights_per_second: ClassVar[float] = 1.2e7
     group: int = 0
     nsig: float = 3.0
     per_row: bool = False

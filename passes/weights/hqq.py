@@ -24,7 +24,7 @@ class HQQ(NBitPass):
     """
 
     name: ClassVar[str] = "hqq"
-    weights_per_second: ClassVar[float] = 3e6
+    weights_per_second: ClassVar[float] = 8e6
     group: int = 64
     iters: int = 20
     beta: float = 10.0
