@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...ir.core.errors import BadInput, DiskFull, GraphwrightError
-from ..run.resume import partial_folder
+from ..run.resume import SUFFIX, partial_folder
 from .checkpoints import SHAPES, Shape, write
 from .int4 import PASSES
 from .processes import OPTIMIZE_MODEL, Usage, environment, measure
@@ -78,7 +78,7 @@ def _half_done(out: Path, plan: dict[str, Any]) -> Callable[[], bool]:
     """Whether the run's state holds as many results as half of the sites that were forecast."""
     wanted = sum(len(step["sites"]) for step in plan["passes"]) // 2
     state = partial_folder(out)
-    return lambda: state.is_dir() and len(list(state.glob("*.pt"))) >= wanted
+    return lambda: state.is_dir() and len(list(state.glob(f"*{SUFFIX}"))) >= wanted
 
 
 def _models(folder: Path) -> list[Path]:
