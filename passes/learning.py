@@ -15,7 +15,7 @@ from ..ir.core.weights import Spool, Weight
 from ..ir.run.calibrate import Compressed, Place, Request, calibrate
 from ..ir.run.statistics import Stat, Statistic, Statistics
 from ..ir.structure.recognize import Structure, last_tower, recognize
-from .base import Context, Group, Needs, Pass, Propagate, named_linears
+from .base import CHANGED, Context, Group, Needs, Pass, Propagate, named_linears
 from .linear_pass import LinearPass
 
 Done = Callable[[Group, Statistics], None]
@@ -27,14 +27,18 @@ class Learning:
 
     def __init__(self, passes: Sequence[Pass]) -> None:
         self._passes = passes
-        changing = (i for i, p in enumerate(passes, 1) if isinstance(p, LinearPass))
+        changing = (
+            i for i, p in enumerate(passes, 1) if isinstance(p, LinearPass) or CHANGED in p.provides
+        )
         self._first = next(changing, len(passes) + 1)
         self._dense: tuple[View, Structure] | None = None
         self._put_away: dict[tuple[int, Group], list[_PutAway]] = {}
 
     def before(self, context: Context) -> None:
         """Keep the graph as it is before the first pass that changes weights, where a later one
-        asks for it."""
+        asks for it; forget what was put away for passes that have run."""
+        waiting = (item for item in self._put_away.items() if item[0][0] >= context.step)
+        self._put_away = dict(waiting)
         later = (p.requires() for p in self._passes[context.step :])
         if context.step == self._first and any(n.stats and n.propagate == "dense" for n in later):
             view = context.view.copy()
@@ -55,9 +59,7 @@ class Learning:
         if not groups:
             return
         if all((context.step, group) in self._put_away for group in groups):
-            for group in groups:
-                stored = self._put_away.pop((context.step, group))
-                done(group, Statistics(item.read() for item in stored))
+            self._hand_out([(group, self._put_away[context.step, group]) for group in groups], done)
             return
         view, structure = self._graph(context, needs.propagate)
         requests = _at_linears(view, structure, needs, groups, done)
@@ -81,6 +83,17 @@ class Learning:
         ]
         calibrate(view, context.calibration, requests)
         return found
+
+    def _hand_out(self, stored: Sequence[tuple[Group, list[_PutAway]]], done: Done) -> None:
+        """Linears with one input follow each other: what is read for the first serves them all, and
+        is gone before anything else is read."""
+        held: list[_PutAway] = []
+        statistics = Statistics()
+        for group, items in stored:
+            if items != held:
+                held, statistics = items, Statistics()
+                statistics = Statistics(item.read() for item in items)
+            done(group, statistics)
 
     def _graph(self, context: Context, propagate: Propagate) -> tuple[View, Structure]:
         if propagate == "dense" and self._dense is not None:
@@ -113,7 +126,7 @@ class Learning:
 
 
 class _PutAway:
-    """A statistic whose tensors lie in the spool; it is read once for all that use it in turn."""
+    """A statistic whose tensors lie in the spool; while somebody holds it, it is not read again."""
 
     def __init__(self, statistic: Statistic, spool: Spool) -> None:
         self._kind = type(statistic)

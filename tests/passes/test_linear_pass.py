@@ -21,11 +21,12 @@ from graphwright.ir.run import calibrate, sweep
 from graphwright.ir.run.statistics import STATISTICS, Square, Stat, Statistic, Statistics, register
 from graphwright.ir.structure.recognize import Linear, recognize
 from graphwright.passes.base import CHANGED, Context, Needs, Pass, PassResult, Propagate
+from graphwright.passes.learning import Learning
 from graphwright.passes.linear_pass import StoringPass
 from graphwright.passes.manager import optimize
 from graphwright.passes.registry import pass_class
 from graphwright.passes.stored import Stored, numbers
-from graphwright.passes.weights import bitstack
+from graphwright.passes.weights import bitstack, eora
 from torch import Tensor
 
 from .calibrated import many
@@ -212,6 +213,56 @@ def test_eora_and_bitstack_share_one(
     both = run(toy_graph("fx"), f"bitstack{{blocks=1}},{eora}", toy_inputs)
     assert sweeps == [4]
     assert {s.name: s.note for s in both.report.passes[1].result.sites} == sites
+
+
+def test_what_was_put_away_is_read_once_for_all_linears_of_one_input(
+    toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And serves both looks of a pass with a budget; nothing is kept for passes that have run."""
+    made, kept = [], []
+    whole = eora.Whitening
+
+    def counted(gram: Tensor) -> Any:
+        made.append(gram)
+        return whole(gram)
+
+    monkeypatch.setattr(eora, "Whitening", counted)
+    before = Learning.before
+    monkeypatch.setattr(
+        Learning, "before", lambda self, context: kept.append(self) or before(self, context)
+    )
+    run(toy_graph("fx"), "bitstack{blocks=1},eora{budget=1.5 propagate=dense},clean{optional=true}",
+        toy_inputs)  # fmt: skip
+    assert sweeps == [4]
+    assert len(made) == 2 * 3, "gate and up, down, head; for the spectra and for the paths"
+    assert kept[-1]._put_away == {}
+
+
+def test_dense_is_before_any_pass_that_changes_weights(
+    toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int]
+) -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Halves(Pass):
+        """Of no family of ours, but says that it changes weights."""
+
+        name: ClassVar[str] = "halves"
+        exact: ClassVar[bool] = False
+        provides: ClassVar[tuple[str, ...]] = (CHANGED,)
+
+        def run(self, context: Context) -> PassResult:
+            for linear in context.structure.linears:
+                weight = context.view.weight(linear.weight)
+                assert weight is not None
+                context.view.set_weight(linear.weight, MemoryWeight(weight.read() / 2))
+            return PassResult(edits=1)
+
+        def plan(self, context: Context) -> PassResult:
+            return PassResult(edits=1)
+
+    run(toy_graph("fx"), Scaled(), toy_inputs)
+    expected = dict(Scaled.log)
+    run(toy_graph("fx"), [Halves(), Scaled()], toy_inputs)
+    assert Scaled.log == expected
 
 
 # --- tied linears --------------------------------------------------------------------------------
