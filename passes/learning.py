@@ -66,7 +66,8 @@ class Learning:
         # What the first pass that changes weights finds is the dense graph.
         unchanged = needs.propagate == "current" and context.step == self._first
         if needs.propagate == "dense" or unchanged:
-            requests += self._of_later_passes(context, view, structure)
+            changed = {name for group in groups for name in group}
+            requests += self._of_later_passes(context, view, structure, changed)
         nodes = {linear.name: linear.node for linear in structure.linears}
         at: dict[Node, Compressed] = {nodes[name]: made for name, made in compressed.items()}
         calibrate(view, context.calibration, requests, at)
@@ -101,19 +102,23 @@ class Learning:
         return context.view, context.structure
 
     def _of_later_passes(
-        self, context: Context, view: View, structure: Structure
+        self, context: Context, view: View, structure: Structure, changed: set[str]
     ) -> list[Request]:
         """What the passes behind this one ask of the same graph, as long as they only change
-        linears; it is put away until they run."""
+        linears; it is put away until they run. ``changed`` are the linears of this one."""
+        linears = named_linears(structure)
         found: list[Request] = []
         stored: WeakKeyDictionary[Statistic, _PutAway] = WeakKeyDictionary()
         for step, pass_ in enumerate(self._passes[context.step :], context.step + 1):
             if not isinstance(pass_, LinearPass):
                 break
             needs = pass_.requires()
+            names = [linear.name for linear in pass_.foreseen(context, changed)]
+            if CHANGED in pass_.provides:
+                changed = changed.union(names)
             if not needs.stats or needs.propagate != "dense":
                 continue
-            groups = pass_.groups(view, pass_.select(structure))
+            groups = pass_.groups(view, [linears[name] for name in names if name in linears])
 
             def put_away(group: Group, statistics: Statistics, step: int = step) -> None:
                 for item in statistics.values():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, TypeVar
 
@@ -66,6 +66,12 @@ class LinearPass(Pass):
             else:
                 result.refused.append((linear.name, reason))
         return chosen
+
+    def foreseen(self, context: Context, changed: Container[str]) -> list[Linear]:
+        """What ``choose`` will choose, as far as it can be told before the passes between have run:
+        ``changed`` names the linears that these give other numbers."""
+        linears = self.select(context.structure)
+        return [linear for linear in linears if self.reason_against(context, linear) is None]
 
     def key(self, view: View, linear: Linear) -> Hashable:
         """Equal for linears that are fitted as one: here, those that hold one weight."""

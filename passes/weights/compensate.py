@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from abc import abstractmethod
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -114,6 +114,13 @@ class Compensate(LinearPass):
         if any(is_low_rank(view, node) for node in _chain(view, linear)):
             return "a low-rank path compensates it already"
         return None
+
+    def foreseen(self, context: Context, changed: Container[str]) -> list[Linear]:
+        def fits(linear: Linear) -> bool:
+            reason = self.reason_against(context, linear)
+            return reason is None or (reason is _UNTOUCHED and linear.name in changed)
+
+        return [linear for linear in self.select(context.structure) if fits(linear)]
 
     def key(self, view: View, linear: Linear) -> Hashable:
         """A path belongs to a linear, not to a weight: each sees inputs of its own."""

@@ -238,6 +238,22 @@ def test_what_was_put_away_is_read_once_for_all_linears_of_one_input(
     assert kept[-1]._put_away == {}
 
 
+def test_nothing_is_gathered_for_linears_that_a_later_pass_will_refuse(
+    toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gathered: list[str] = []
+    whole = calibrate.calibrate
+
+    def noting(view: View, batches: Any, requests: Any, *rest: Any) -> None:
+        gathered.extend(r.site for r in requests if r.stats[0].name == "gram")
+        whole(view, batches, requests, *rest)
+
+    monkeypatch.setattr("graphwright.passes.learning.calibrate", noting)
+    changing = "bitstack{blocks=1 include=down},quantize{bits=2 group=16 include=head}"
+    run(toy_graph("fx"), f"{changing},eora{{rank=3 propagate=dense}}", toy_inputs)
+    assert sorted(gathered) == ["down", "head"] and sweeps == [4]
+
+
 def test_dense_is_before_any_pass_that_changes_weights(
     toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int]
 ) -> None:
