@@ -16,6 +16,7 @@ from ...ir.structure.recognize import Linear
 from ..base import CHANGED, MASKED, STORED, Context
 from ..linear_pass import StoringPass
 from ..stored import Stored, numbers
+from .quantizers import not_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +26,8 @@ class Magnitude(StoringPass):
     ``pattern`` is a share of each matrix (``50%``), or ``N:M``: N weights stay of each M inputs in
     a row (``2:4`` is what GPUs have kernels for; Mishra et al. 2021, arXiv 2104.08378). The result
     is a dense weight with zeros: put ``quantize`` behind it, whose codes keep them (``hqq`` moves
-    them), and ``eora`` behind that. Of equal magnitudes the first ones in a row stay.
+    them), and ``eora`` behind that. Of equal magnitudes the first ones in a row stay. Weights that
+    are not finite are refused.
     """
 
     name: ClassVar[str] = "magnitude"
@@ -45,23 +47,25 @@ class Magnitude(StoringPass):
         return reason
 
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
-        kept, group = self._parsed()
+        number, group = self._parsed()
+        if not torch.isfinite(weight).all():
+            raise not_finite(weight, name)
         rows = weight.abs().reshape(-1, group or weight.numel())
-        count = int(kept) if group else rows.shape[1] - int(rows.shape[1] * (1 - kept))
+        count = int(number) if group else weight.numel() - round(number * weight.numel() / 100)
         order = rows.argsort(dim=1, descending=True, stable=True)
         mask = torch.zeros_like(rows, dtype=torch.bool).scatter_(1, order[:, :count], True)
-        masked = weight * mask.reshape(weight.shape)
+        masked = torch.where(mask.reshape(weight.shape), weight, 0.0)
         return numbers(masked, weight, sparsity=float((masked == 0).float().mean()))
 
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
         return weight.nbytes
 
     def _parsed(self) -> tuple[float, int]:
-        """How many weights stay of each group; or their share, and 0."""
+        """How many weights stay of each group, and its size; or the percentage of zeros, and 0."""
         share = re.fullmatch(r"(\d+(?:\.\d+)?)%", self.pattern)
         ratio = re.fullmatch(r"(\d+):(\d+)", self.pattern)
         if share and 0 < float(share[1]) < 100:
-            return 1 - float(share[1]) / 100, 0
+            return float(share[1]), 0
         if ratio and 0 < int(ratio[1]) < int(ratio[2]):
             return int(ratio[1]), int(ratio[2])
         raise BadInput(

@@ -346,7 +346,7 @@ def _check(weight: Tensor, bits: int, group: int, name: str) -> None:
         )
 
 
-def _not_finite(weight: Tensor, name: str) -> BadInput:
+def not_finite(weight: Tensor, name: str) -> BadInput:
     bad = int((~torch.isfinite(weight)).sum())
     return BadInput(
         f"{name}: {bad} of {weight.numel()} weights are NaN or infinite; "
@@ -401,7 +401,7 @@ class _Coding:
             magnitudes.append(groups.magnitude())
             # A NaN or an infinity shows in its group's magnitude.
             if rows.numel() and not math.isfinite(magnitudes[-1].max()):
-                raise _not_finite(self.weight, self.name)
+                raise not_finite(self.weight, self.name)
             if self.inliers is not None:
                 groups = Groups.of(self.inliers(rows), self.group)
             codes, scale, zero = self.fit(groups, dtype)

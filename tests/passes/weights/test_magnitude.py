@@ -11,8 +11,10 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
+from graphwright.ir.run.statistics import Statistics
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
+from graphwright.passes.weights.magnitude import Magnitude
 
 from ..calibrated import optimize, rel
 
@@ -161,3 +163,18 @@ def test_a_weight_of_an_embedding(toy_graph: Graphs, toy_inputs: Inputs) -> None
     step = gw.optimize(toy_graph("fx", tie), "magnitude", samples=[toy_inputs]).report.passes[0]
     ((site, reason),) = step.result.refused
     assert site == "head" and reason.startswith("its weight is tied to an embedding")
+
+
+@pytest.mark.parametrize(("pattern", "zeros"), [("10%", 1), ("30%", 3), ("70%", 7), ("26%", 3)])
+def test_a_share_is_rounded_once(pattern: str, zeros: int) -> None:
+    weight = torch.arange(1.0, 11.0).reshape(2, 5)
+    stored = Magnitude(pattern=pattern).fit(weight, Statistics(), "here")
+    assert stored.sparsity == pytest.approx(zeros / 10)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(bad: float) -> None:
+    weight = torch.ones(4, 8)
+    weight[1, 2] = bad
+    with pytest.raises(BadInput, match="here: 1 of 32 weights are NaN or infinite"):
+        Magnitude().fit(weight, Statistics(), "here")
