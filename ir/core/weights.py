@@ -115,7 +115,11 @@ class MemoryWeight(Weight):
 
 
 class FileWeight(Weight):
-    """``nbytes`` raw little-endian bytes at ``offset`` of a safetensors or external data file."""
+    """``nbytes`` raw little-endian bytes at ``offset`` of a safetensors or external data file.
+
+    The file must stay as it is while there are handles of it: where its size or time is another,
+    reading is refused. A temporary file, which has an ``owner``, may grow.
+    """
 
     def __init__(
         self,
@@ -127,12 +131,14 @@ class FileWeight(Weight):
     ) -> None:
         self.path, self.offset, self.shape, self.dtype = path, offset, shape, dtype
         self._owner = owner  # a temporary file goes with its owner: the handle keeps it alive
+        self._stamp = _stamp(path.stat()) if owner is None and path.is_file() else None
 
     def read(self) -> torch.Tensor:
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         try:
             with self.path.open("rb") as file:
+                found = _stamp(os.fstat(file.fileno()))
                 raw = map_bytes(file.fileno(), self.offset, self.nbytes)
         except FileNotFoundError:
             raise Missing(f"{self.path}: the weights were here and are gone") from None
@@ -141,6 +147,11 @@ class FileWeight(Weight):
                 f"{self.path}: truncated: a tensor of {self.nbytes} bytes at offset "
                 f"{self.offset} reaches past the end of the file"
             )
+        if self._stamp not in (None, found):
+            raise BadInput(
+                f"{self.path}: changed since it was opened: start again, and leave the file as it "
+                "is until the end"
+            )
         if self.offset % self.dtype.itemsize:
             raw = memoryview(bytearray(raw))
         return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape)
@@ -148,6 +159,11 @@ class FileWeight(Weight):
     @property
     def key(self) -> Hashable:
         return ("file", str(self.path), self.offset, self.shape, self.dtype)
+
+
+def _stamp(found: os.stat_result) -> tuple[int, int]:
+    """What differs after a file was written to, as a rule: its size and its time."""
+    return found.st_size, found.st_mtime_ns
 
 
 class CastWeight(Weight):

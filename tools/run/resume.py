@@ -11,6 +11,7 @@ import hashlib
 import json
 import shutil
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -31,15 +32,17 @@ class FolderStore:
 
     def __init__(self, folder: Path, marks: Mapping[str, str]) -> None:
         self.folder, self.marks = folder, dict(marks)
+        self._own: set[str] = set()
+        """The keys that this process has written."""
 
     def recall(self, key: str) -> Any:
-        """What was kept, its tensors mapped from the file. ``KeyError`` where nothing was;
-        ``BadInput`` for a damaged file."""
+        """What was kept, its tensors mapped from the file: nobody may write to them. ``KeyError``
+        where nothing was; ``BadInput`` for a damaged file, of an earlier run by checksums."""
         path = self._path(key)
         if not path.is_file():
             raise KeyError(key)
         try:
-            return _unpacked(path)
+            return _unpacked(path, check=key not in self._own)
         except (ValueError, TypeError, KeyError, AttributeError, struct.error) as error:
             raise BadInput(
                 f"{path}: damaged ({error}); remove {self.folder}, or run without --resume"
@@ -55,6 +58,7 @@ class FolderStore:
                 for part in _packed(result):
                     file.write(part)
             new.replace(path)
+            self._own.add(key)
         except OSError as error:
             if error.errno not in FULL:
                 raise
@@ -92,7 +96,10 @@ def _described(result: Any, tensors: list[torch.Tensor]) -> Any:
     its kind and its items, so that no dictionary passes for a tensor."""
     if isinstance(result, torch.Tensor):
         tensors.append(result.detach())
-        return {"dtype": str(result.dtype).removeprefix("torch."), "shape": list(result.shape)}
+        return {
+            "dtype": str(result.dtype).removeprefix("torch."), "shape": list(result.shape),
+            "crc32": zlib.crc32(tensor_bytes(result)),
+        }  # fmt: skip
     if isinstance(result, dict):
         return ["dict", *([key, _described(value, tensors)] for key, value in result.items())]
     if isinstance(result, list | tuple):
@@ -100,8 +107,9 @@ def _described(result: Any, tensors: list[torch.Tensor]) -> Any:
     return result
 
 
-def _unpacked(path: Path) -> Any:
-    """The inverse of ``_packed``. Raises ``ValueError`` and its like where the file is none."""
+def _unpacked(path: Path, *, check: bool) -> Any:
+    """The inverse of ``_packed``. Raises ``ValueError`` and its like where the file is none, or,
+    where that is to be checked, a tensor is not the one that was written."""
     size = path.stat().st_size
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
@@ -119,7 +127,10 @@ def _unpacked(path: Path) -> Any:
             at = weight.offset + weight.nbytes
             if at > size:
                 raise ValueError("it is cut short")
-            return mapped(weight)
+            tensor = mapped(weight)
+            if check and zlib.crc32(tensor_bytes(tensor)) != part["crc32"]:
+                raise ValueError("a checksum is wrong")
+            return tensor
         if isinstance(part, list):
             kind, *items = part
             if kind == "dict":

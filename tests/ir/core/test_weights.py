@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import struct
 from pathlib import Path
@@ -110,6 +111,19 @@ def test_a_file_that_shrank_or_went_away(tmp_path: Path) -> None:
     path.unlink()
     with pytest.raises(Missing, match="are gone"):
         weight.read()
+
+
+def test_a_file_that_was_written_to_since(tmp_path: Path) -> None:
+    path = tmp_path / "w.bin"
+    path.write_bytes(torch.arange(6.0).numpy().tobytes())
+    weight = FileWeight(path, 0, (2, 3), torch.float32)
+    assert torch.equal(weight.read(), torch.arange(6.0).reshape(2, 3))
+    path.write_bytes(torch.ones(6).numpy().tobytes())
+    later = path.stat().st_mtime_ns + 10**9
+    os.utime(path, ns=(later, later))
+    with pytest.raises(BadInput, match=r"w\.bin: changed since it was opened"):
+        weight.read()
+    assert torch.equal(FileWeight(path, 0, (6,), torch.float32).read(), torch.ones(6))
 
 
 def test_identity_follows_the_stored_bytes(tmp_path: Path) -> None:

@@ -198,6 +198,17 @@ def test_damaged_state_is_told(tmp_path: Path) -> None:
         raise AssertionError
 
 
+def test_numbers_that_changed_on_disk_are_told(tmp_path: Path) -> None:
+    FolderStore(tmp_path / "state", MARKS).keep("a", {"none": torch.ones(0), "x": torch.ones(3)})
+    (file,) = (tmp_path / "state").glob("*.result")
+    assert torch.equal(FolderStore(tmp_path / "state", MARKS).recall("a")["x"], torch.ones(3))
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(BadInput, match=r"damaged \(a checksum is wrong\)"):
+        FolderStore(tmp_path / "state", MARKS).recall("a")
+
+
 def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*arguments: Any, **named: Any) -> NoReturn:
         raise OSError(errno.ENOSPC, "No space left on device")
