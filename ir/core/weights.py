@@ -370,7 +370,8 @@ def read_safetensors_header(path: Path) -> Iterator[tuple[str, FileWeight]]:
             raise BadInput(f"{path}: not a safetensors file (its header length makes no sense)")
         try:
             header = json.loads(file.read(length))
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        # A number of thousands of digits is a plain ValueError.
+        except (ValueError, RecursionError) as error:
             reason = f"header is not JSON: {error}"
             raise BadInput(f"{path}: not a safetensors file ({reason})") from None
     if not isinstance(header, dict):

@@ -120,6 +120,7 @@ def run(request: Request, progress: Progress) -> Manifest:
     """Make the artifact; the manifest. Nothing is published where a check fails."""
     if request.out is not None:
         artifact.check_target(request.out, force=request.force)
+    _check_backend_name(request.backend)
     for name in dict.fromkeys((DEFAULT, request.backend)):
         find_backend(name).check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
@@ -292,7 +293,7 @@ def _verify(
         model = file if find_backend(other).runs_artifacts else rewritten
         executable = compile_model(model, backend=other, device=request.device)
         error = worst(worst_of(expected, [_on_cpu(executable(**b)) for b in checked]))
-        setattr(done.verification.runtime, other, ErrorEntry(**error.to_dict()))
+        done.verification.runtime.backends[other] = ErrorEntry(**error.to_dict())
         if not error.rel_l2 <= bound:
             raise BoundExceeded(
                 f"{other} is {error.rel_l2:.3g} (relative L2) from the reference, more than "
@@ -317,6 +318,15 @@ class _Reference:
 
 def _on_cpu(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: tensor.cpu() for name, tensor in outputs.items()}
+
+
+def _check_backend_name(name: str) -> None:
+    """Raises ``BadInput`` for a backend whose error would stand where ONNX Runtime's does."""
+    if name in RuntimeEntry.model_fields:
+        raise BadInput(
+            f"a backend cannot be named {name}: the manifest holds ONNX Runtime's own error under "
+            "that name. Register it under another one"
+        )
 
 
 def _check_eval(request: Request, view: View) -> None:

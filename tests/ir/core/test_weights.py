@@ -76,6 +76,7 @@ def entry(**changes: object) -> dict[str, object]:
         (b"{]", "header is not JSON"),
         (b"\xff\xfe\xfd", "header is not JSON"),
         (b"[" * 100_000, "header is not JSON"),
+        (b'{"w": ' + b"9" * 5000 + b"}", "header is not JSON"),
         ([1, 2], "header is not an object"),
         ({"w": [1]}, "malformed header entry"),
         ({"w": {"dtype": "F32"}}, "malformed header entry"),

@@ -56,9 +56,10 @@ ABACUS = Backend(build, check_device)
 FILES = Backend(build, check_device, runs_artifacts=True)
 WRONG = Backend(build_wrong, check_device)
 BROKEN = Backend(build, check_nothing)
+OPTIMIZED = MODEL_DUMP = ABACUS
 NOTHING = object()
 """
-NAMES = ("abacus", "files", "wrong", "broken", "nothing")
+NAMES = ("abacus", "files", "wrong", "broken", "nothing", "optimized", "model_dump")
 MODEL = "graphwright_abacus:make"
 
 
@@ -99,7 +100,7 @@ def test_without_the_package_it_is_unknown() -> None:
         find_backend("abacus")
 
 
-@pytest.mark.parametrize("name", ["abacus", "files"])
+@pytest.mark.parametrize("name", ["abacus", "files", "model_dump"])
 def test_the_command_also_runs_the_result_there(name: str, package: Any, command: Any) -> None:
     code, out, err = command(MODEL, "-p", "quantize", "--backend", name, "-o", "out")
     assert code == 0, err
@@ -116,6 +117,7 @@ def test_the_command_also_runs_the_result_there(name: str, package: Any, command
     [
         ("abacu", 2, "--backend abacu is unknown; did you mean abacus"),
         ("eager", 2, "--backend eager: it is what the artifact is compared with"),
+        ("optimized", 2, "a backend cannot be named optimized"),
         ("broken", 3, "the abacus lacks its beads"),
         ("wrong", 1, "wrong is 0.01 (relative L2) from the reference"),
     ],

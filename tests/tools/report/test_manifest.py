@@ -130,6 +130,7 @@ def test_load_names_the_wrong_field(
         (b"{", "not JSON"),
         (b"\xff\xfe{}", "not JSON"),
         (b"[" * 100_000, "not JSON"),
+        (b'{"schema": ' + b"9" * 5000 + b"}", "not JSON"),
         (b"[]", "not a Graphwright manifest"),
         (b'{"schema": "1"}', "no integer `schema`"),
         (b'{"schema": true}', "no integer `schema`"),
