@@ -13,7 +13,7 @@ from .base import Backend, ViewExecutable, bind
 
 
 class EagerExecutable(ViewExecutable):
-    """Runs a view by ``ir.sweep``; weights are read at each use."""
+    """Runs a view by ``ir.run.sweep``; weights are read at each use."""
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         return sweep(self._view, bind(self.input_types, args, inputs))

@@ -87,7 +87,7 @@ class OnnxRuntimeExecutable:
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``Executable``. Inputs are moved to the device where they are not there yet, and
-        bfloat16 becomes float32 where the artifact does: see ``ir.widen``."""
+        bfloat16 becomes float32 where the artifact does: see ``ir.onnx.widen``."""
         bound = bind(self.input_types, args, inputs)
         bound = {name: _widened(t, self._types[name]) for name, t in bound.items()}
         self._check(bound)

@@ -88,9 +88,9 @@ def optimize(
 
     ``samples`` are batches of inputs by name, on which every pass is measured: the graph's own
     (``graph.source``) or random ones where absent; ``calibration`` is what passes that need data
-    learn from. ``max_error`` bounds the relative L2 of any
-    output against the source graph. ``memory`` keeps what takes long, and gives it back to a run
-    of the same recipe on the same graph and data.
+    learn from. ``max_error`` bounds the relative L2 of any output against the source graph.
+    ``checkpoints`` keeps what takes long, and gives it back to a run of the same recipe on the same
+    graph and data.
 
     Raises ``BadInput`` for a recipe that does not fit, ``Missing`` for a need that is not met, and
     ``BoundExceeded`` where an exact pass changed numbers or a bound was passed; ``graph`` stays as

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -135,6 +136,19 @@ def test_nothing_lies_flat() -> None:
 def test_the_tests_mirror_the_rooms() -> None:
     folders = {room(p) for p in (ROOT / "tests").rglob("test_*.py")} - {"tests"}
     assert {f.removeprefix("tests/") for f in folders} <= set(MAY_IMPORT)
+
+
+def test_documentation_names_what_is_there() -> None:
+    """``ir.run.sweep``, ``ir/run/sweep.py``: a file or a folder, or a word in a file."""
+    wrong = []
+    for path in [*FILES, ROOT / "CONTRIBUTING.md", ROOT / "README.md"]:
+        for name in re.findall(rf"`((?:{'|'.join(LAYERS)})(?:[./][a-z]\w*)+)", path.read_text()):
+            *parts, last = re.split(r"[./]", name.removesuffix(".py"))
+            file, folder = ROOT.joinpath(*parts).with_suffix(".py"), ROOT.joinpath(*parts, last)
+            there = folder.is_dir() or folder.with_suffix(".py").is_file()
+            if not there and not (file.is_file() and last in file.read_text()):
+                wrong.append(f"{path.relative_to(ROOT)}: {name}")
+    assert not wrong
 
 
 def test_passes_name_no_backend_and_no_loader() -> None:

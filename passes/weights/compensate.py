@@ -216,8 +216,8 @@ class Compensate(LinearPass):
             result.notes.append(
                 f"too little calibration data for {len(short)} sites: "
                 f"{paths[short[0].name].tokens} tokens, and up to "
-                f"{max(linear.in_features for linear in short)} inputs. The inverse is truncated "
-                "to what the tokens span there; these sites are marked"
+                f"{max(linear.in_features for linear in short)} inputs. The paths are fitted to "
+                "what the tokens span there; these sites are marked"
             )
 
     def _attach_group(
@@ -300,7 +300,7 @@ def _say_break_even(result: PassResult, sources: Mapping[str, int]) -> None:
 _UNTOUCHED = "its weight is the source's own: there is nothing to compensate"
 
 
-_SHORT = "fewer calibration tokens than inputs: truncated inverse"
+_SHORT = "fewer calibration tokens than inputs: fitted to what they span"
 
 
 def _stored_bytes(view: View, linear: Linear) -> int:

@@ -33,7 +33,7 @@ class Spectrum:
     """The best approximations of a gap ``D = W - W^`` of every rank, under a weighting of inputs.
 
     ``left [m, k]`` and ``right [k, n]`` hold the singular vectors of ``D P`` in descending order,
-    ``right`` already multiplied by the pseudo-inverse of ``P``; ``sigma [k]`` f64 their singular
+    ``right`` already multiplied by the (pseudo-)inverse of ``P``; ``sigma [k]`` f64 their singular
     values. The error of rank r is ``sum(sigma[r:]^2)``, by Eckart and Young, and what lies beyond
     the singular values that were computed.
     """
@@ -50,8 +50,8 @@ class Spectrum:
 
     @property
     def short(self) -> bool:
-        """Whether fewer tokens were seen than the inputs have features: directions that none of
-        them has are not corrected."""
+        """Whether fewer tokens were seen than the inputs have features. What they do not span has
+        no weight: a whole spectrum leaves it as it is, a truncated one corrects it in passing."""
         return self.tokens is not None and self.tokens < self.right.shape[1]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from .task import Setting
 class Classify(Accuracy):
     """Share of test images whose most likely class is the right one.
 
-    A sample is an image (1000 of the test split of ``ir.zoo.scenes``). Interval: Wilson.
+    A sample is an image (1000 of the test split of ``ir.load.zoo.scenes``). Interval: Wilson.
     """
 
     name = "classify"

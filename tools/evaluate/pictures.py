@@ -1,4 +1,4 @@
-"""Images and questions about them for the tasks of vision models, from ``ir.zoo.scenes``."""
+"""Images and questions about them for the tasks of vision models, from ``ir.load.zoo.scenes``."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
     """
     if setting.data is not None:
         raise BadInput(
-            "--data is text; images and questions are drawn by ir.zoo.scenes: leave it out"
+            "--data is text; images and questions are drawn by ir.load.zoo.scenes: leave it out"
         )
     if subject.kind == IMAGE_TEXT:
         _check_words(subject)

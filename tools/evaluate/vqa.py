@@ -13,7 +13,7 @@ from .task import Setting
 class Vqa(Accuracy):
     """Share of questions about test images that are answered right, by question type.
 
-    A sample is a question (500 of the test split of ``ir.zoo.scenes``). The answer is the most
+    A sample is a question (500 of the test split of ``ir.load.zoo.scenes``). The answer is the most
     likely next token after the question. Interval: Wilson.
     """
 

@@ -56,7 +56,7 @@ from .resume import remembering
 RUNTIME_REL_L2 = 1e-4
 """Relative L2 between the artifact in ONNX Runtime and the reference interpreter that passes: float
 sums in another order over a few hundred layers stay below 1e-5. Half types round more: theirs is
-the tolerance of ``ir.verify``."""
+the tolerance of ``ir.run.verify``."""
 RUNTIME_SLACK_INT8 = 1.5
 """With ``accuracy_level=4`` activations are rounded to 8 bits, and a sum in another order turns a
 rounding here and there, which the layers after it amplify until the two runs' roundings have little

@@ -1,10 +1,10 @@
 """Train ``zoo:tiny-llava``: ``python -m graphwright.tools.zoo.train_llava OUT [--seed 0]``.
 
 A LLaVA of 2.4 M parameters (CLIP vision tower, projector, Llama) that answers questions about
-scenes of handwritten digits (``ir/zoo/scenes.py``). First the tower learns alone: its CLS token
-says which digits there are, how many, and where, and the patches in the middle of a digit say which
-it is (``llava_tower.py``). Then projector and language model learn to answer, the tower frozen.
-Last they learn it of images that miss part of their background.
+scenes of handwritten digits (``ir/load/zoo/scenes.py``). First the tower learns alone: its CLS
+token says which digits there are, how many, and where, and the patches in the middle of a digit say
+which it is (``llava_tower.py``). Then projector and language model learn to answer, the tower
+frozen. Last they learn it of images that miss part of their background.
 """
 
 from __future__ import annotations

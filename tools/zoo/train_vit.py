@@ -1,7 +1,7 @@
 """Train ``zoo:tiny-vit``: ``python -m graphwright.tools.zoo.train_vit OUT [--seed 0]``.
 
 A vision transformer of 6 layers that says which digit is in a picture: real handwritten digits,
-enlarged, on a noisy canvas with strokes that are no digits (``ir/zoo/scenes.py``).
+enlarged, on a noisy canvas with strokes that are no digits (``ir/load/zoo/scenes.py``).
 """
 
 from __future__ import annotations

@@ -333,7 +333,7 @@ def test_a_shared_weight_gives_two_names(draft: Any) -> None:
     assert names == [linear.name for linear in recognize(view.copy()).linears]
 
 
-def test_raising_shares_the_transposed_handle_of_a_tied_weight(draft: Any) -> None:
+def test_canonicalizing_shares_the_transposed_handle_of_a_tied_weight(draft: Any) -> None:
     g = draft(x=(3, 6))
     weight = g.view.add_weight("tied.weight", MemoryWeight(tensor(6, 6)))
     first = g.op("matmul", g.x, weight)

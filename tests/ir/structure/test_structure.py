@@ -88,13 +88,13 @@ def test_roles_blocks_and_heads(name: str, views: Any) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_raising_keeps_the_numbers_and_settles(name: str, views: Any) -> None:
+def test_canonicalizing_keeps_the_numbers_and_settles(name: str, views: Any) -> None:
     small, fx, onnx, before = views[name]
     for view in (fx, onnx):
         check_structure(view)
         errors = compare(before, sweep(view, small.inputs))
         assert max(d.rel_l2 for d in errors.values()) < 2e-6
-        assert canonicalize(view).total == 0, "raising is idempotent"
+        assert canonicalize(view).total == 0, "canonicalizing is idempotent"
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bert"])
