@@ -229,15 +229,30 @@ def _floor_divide(e: Emit, a: Operand, b: Operand) -> Operand:
 
 
 def _remainder(e: Emit, a: Operand, b: Operand) -> Value:
+    """The remainder with the sign of the divisor, as torch has it: exact, and ``a`` by infinity."""
     a, b = (e.cast_to(x, e.dtype) for x in (a, b))
     if not e.dtype.is_floating_point:
         return _mod(e, a, b)
-    return e.sub(a, e.mul(e.floor(e.div(a, b)), b))
+    rest = e.native("Mod", [e.number(x, e.dtype) for x in (a, b)], {"fmod": 1})
+    if isinstance(b, int | float):
+        beyond = e.lt(rest, 0.0) if b > 0 else e.gt(rest, 0.0)
+    else:
+        beyond = e.logical_and(e.ne(rest, 0.0), e.ne(e.lt(rest, 0.0), e.lt(b, 0.0)))
+    return e.where(beyond, e.add(rest, b), rest)
 
 
 def _same(op_type: str, **attrs: Any) -> Form:
     """An ONNX op that does what the ATen op does, on tensors of the result's dtype."""
     return lambda e, *xs: e.native(op_type, [e.cast_to(x, e.dtype) for x in xs], attrs)
+
+
+def _rounded(op_type: str) -> Form:
+    """A rounding, which leaves whole numbers; ONNX's takes floats only."""
+
+    def form(e: Emit, x: Value) -> Value:
+        return e.native(op_type, [x]) if e.dtype.is_floating_point else x
+
+    return form
 
 
 def _xor(e: Emit, a: Value, b: Value) -> Value:
@@ -302,7 +317,8 @@ def _any(reduction: str) -> Form:
     def form(e: Emit, x: Value, dim: Any = None, keepdim: bool = False) -> Value:
         bits = e.cast_to(e.cast_to(x, torch.bool), torch.int32)
         best = e.build(reduction, bits, dims=_all_dims(e, x, dim), keepdim=bool(keepdim))
-        return e.cast_to(best, e.dtype)
+        # Of nothing, the greatest is the least number that there is.
+        return e.cast_to(e.gt(best, 0), e.dtype)
 
     return form
 
@@ -507,9 +523,17 @@ def _pad_with(
 def _triangle(upper: bool) -> Form:
     def form(e: Emit, x: Value, diagonal: Operand = 0) -> Value:
         inputs = [x] if diagonal == 0 else [x, e.number(diagonal, torch.int64)]
-        return e.native("Trilu", inputs, {"upper": int(upper)})
+        if e.dtype in _TRILU:
+            return e.native("Trilu", inputs, {"upper": int(upper)})
+        wide = torch.float32 if e.dtype.is_floating_point else torch.int64
+        inputs[0], type_ = e.cast_to(x, wide), Type(wide, e.result.shape)
+        return e.cast_to(e.native("Trilu", inputs, {"upper": int(upper)}, type_), e.dtype)
 
     return form
+
+
+_TRILU = frozenset({torch.float32, torch.float64, torch.int64, torch.bool})
+"""The dtypes that ONNX Runtime (1.31) has ``Trilu`` of."""
 
 
 FORMS: dict[Any, Form] = {
@@ -550,8 +574,8 @@ FORMS: dict[Any, Form] = {
     aten.remainder.Tensor: _remainder,
     aten.masked_fill.Scalar: _masked_fill,
     aten.masked_fill.Tensor: _masked_fill,
-    aten.ceil.default: _same("Ceil"),
-    aten.round.default: _same("Round"),
+    aten.ceil.default: _rounded("Ceil"),
+    aten.round.default: _rounded("Round"),
     aten.sign.default: _same("Sign"),
     aten.tan.default: _same("Tan"),
     aten.logical_xor.default: _xor,

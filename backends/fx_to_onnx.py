@@ -322,6 +322,9 @@ def _fitted(
         return op, [operands[0], *_alternatives(e, operands[1:])], attrs
     if declared.infer not in _ONE_DTYPE:
         return op, list(operands), attrs
+    if op in _OF_INTEGERS and not e.dtype.is_floating_point:
+        op, attrs = _OF_INTEGERS[op]
+        return op, list(operands), attrs
     if e.dtype == torch.bool:
         op = OF_BOOLS.get(op, op)
     x = operands[0]
@@ -331,6 +334,10 @@ def _fitted(
 
 
 _LOGICAL = frozenset({"logical_and", "logical_or", "logical_not"})
+_OF_INTEGERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "relu": ("clamp", {"min": 0}), "floor": ("identity", {}),
+}  # fmt: skip
+"""What these ops are on whole numbers, which ONNX Runtime has them not of."""
 _ORDERS = frozenset({"lt", "le", "gt", "ge"})
 """Comparisons that ONNX has of numbers only."""
 

@@ -179,7 +179,8 @@ def _only_part(view: View, operands: Any, attrs: Any, result: Value) -> Value | 
 
 _REPEATS: dict[str, Any] = {
     "logical_and": _neutral_bit(True), "logical_or": _neutral_bit(False), "concat": _only_part,
-    "cast": _cast, "slice": _slice, "transpose": _transpose, "reshape": _shaped, "expand": _shaped,
+    "cast": _cast, "slice": _slice, "transpose": _transpose,
+    "reshape": _shaped, "expand": _shaped, "squeeze": _shaped,
     "add": _neutral(0, True, True), "sub": _neutral(0, False, False),
     "mul": _neutral(1, False, True), "div": _neutral(1, False, False),
 }  # fmt: skip

@@ -174,8 +174,23 @@ def _infer_squeeze(operands: Sequence[Any], attrs: Attrs) -> Types:
     return (x.with_shape([d for i, d in enumerate(x.shape) if i not in gone or d != 1]),)
 
 
+def _is_one(size: int | torch.SymInt) -> bool:
+    return isinstance(size, int) and size == 1
+
+
 def _decode_squeeze(node: Node) -> fx.Reading | None:
-    return node.args[:1], {"dims": fx.from_the_left(node, node.args[1])}
+    """ATen leaves a dimension that is not 1; the tracer vouches that a symbolic one is not."""
+    dims = fx.from_the_left(node, node.args[1])
+    val = node.args[0].meta.get("val")  # type: ignore[union-attr]
+    if isinstance(val, torch.Tensor):
+        dims = tuple(d for d in dims if val.dim() and _is_one(val.shape[d]))
+    return node.args[:1], {"dims": dims}
+
+
+def _build_squeeze(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
+    if not attrs["dims"]:  # to ONNX no axes are all axes
+        return b.emit("Identity", operands)
+    return onnx.with_axes("Squeeze")(b, operands, attrs)
 
 
 def _read_axes(node: onnx_ir.Node) -> onnx.Reading | None:
@@ -264,7 +279,7 @@ OPS = (
             fx.calls(aten.squeeze.dims, "dims"),
             (fx.always(_decode_squeeze, aten.squeeze.dim, aten.squeeze.dims),),
         ),
-        onnx=OnnxForm(onnx.with_axes("Squeeze"), (onnx.sometimes(_read_axes, "Squeeze"),)),
+        onnx=OnnxForm(_build_squeeze, (onnx.sometimes(_read_axes, "Squeeze"),)),
     ),
     OpSpec(
         name="size", operands=("x",), attrs={"dim": REQUIRED}, infer=_infer_size,

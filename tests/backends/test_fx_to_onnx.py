@@ -278,6 +278,12 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "extremes of bools": lambda n: (torch.maximum(n > 1, n < 0), torch.min(n > 0, n < 2)),
     "bools chosen": lambda n: torch.where(n > 0, n > 1, n < -1),
     "a triangle of a computed place": lambda n: n.float()[:, 0].tril(n.shape[0] - 2),
+    "triangles of small numbers": lambda n: (n.int().tril(), n.char().triu(), (n > 0).tril()),
+    "functions of whole numbers": lambda n: (n.relu(), n.floor(), n.ceil(), n.round()),
+    "a dimension that stays": lambda n: (n.squeeze(1), n[:, :1].squeeze(1), n.squeeze((0, 2))),
+    "any and all of nothing": lambda n: (n[:, 3:].any(1), (n[:, 3:] > 0).all(1)),
+    "remainders by what is far": lambda n: n.float().abs() % float("inf"),
+    "signs of remainders": lambda n: (n % 0.7, n % -1.5, n.float() % (n - 0.5), (n * 1.5) % -3),
 }  # fmt: skip
 """Of whole numbers of both signs, ``n``: i64 [batch, 3, 4]."""
 
