@@ -297,12 +297,12 @@ def _log_softmax(e: Emit, x: Value, dim: int, *_: Any) -> Value:
 def _vector_norm(
     e: Emit, x: Value, order: float = 2, dim: Any = None, keepdim: bool = False, *_: Any
 ) -> Value:
-    """norm(x, 2) => sqrt(sum(x x))"""
+    """norm(x, 2) => sqrt(sum(x x)), of half precision in f32: a square is out of range soon"""
     if order != 2:
         raise Refusal(f"a norm of order {order}", e.node)
     dims = _all_dims(e, x, dim)
-    x = e.cast_to(x, e.dtype)
-    return e.sqrt(e.sum(e.mul(x, x), dims=dims, keepdim=bool(keepdim)))
+    x = e.cast_to(x, torch.promote_types(e.dtype, torch.float32))
+    return e.cast_to(e.sqrt(e.sum(e.mul(x, x), dims=dims, keepdim=bool(keepdim))), e.dtype)
 
 
 def _all_dims(e: Emit, x: Value, dim: Any) -> tuple[int, ...]:

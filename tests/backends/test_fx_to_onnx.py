@@ -284,6 +284,9 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "any and all of nothing": lambda n: (n[:, 3:].any(1), (n[:, 3:] > 0).all(1)),
     "remainders by what is far": lambda n: n.float().abs() % float("inf"),
     "signs of remainders": lambda n: (n % 0.7, n % -1.5, n.float() % (n - 0.5), (n * 1.5) % -3),
+    "a norm beyond half precision": lambda n: torch.linalg.vector_norm(
+        n.half() * 300, dim=-1
+    ).float(),
 }  # fmt: skip
 """Of whole numbers of both signs, ``n``: i64 [batch, 3, 4]."""
 
