@@ -18,7 +18,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from torch.fx.node import Node as FxNode
 
 from ..ir.core.errors import Refusal
-from ..ir.core.types import UNKNOWN_DIM, Type
+from ..ir.core.types import UNKNOWN_DIM, Dim, Type
 from ..ir.fx.read import GETITEM
 from ..ir.onnx.builder import OnnxBuilder
 from ..ir.onnx.parts import End, Operand, set_type
@@ -57,16 +57,19 @@ class Emit(OnnxBuilder):
         set_type(value, self.result if type_ is None else type_)
         return value
 
+    def shape(self, x: Value) -> tuple[Dim, ...]:
+        shape = self.view.type(x).shape
+        if shape is None:
+            raise Refusal(f"the shape of {self.view.name(x)} is not known", self.node)
+        return shape
+
     def rank(self, x: Value) -> int:
-        rank = self.view.type(x).rank
-        if rank is None:
-            raise Refusal(f"the rank of {self.view.name(x)} is not known", self.node)
-        return rank
+        return len(self.shape(x))
 
     def dims(self, x: Value) -> list[Operand]:
         """The sizes of a value: numbers where they are known, else taken in the graph."""
-        shape = self.view.type(x).shape or ()
-        return [d if isinstance(d, int) else self.size(x, dim=i) for i, d in enumerate(shape)]
+        sizes = enumerate(self.shape(x))
+        return [d if isinstance(d, int) else self.size(x, dim=i) for i, d in sizes]
 
     def number(self, number: Operand, dtype: torch.dtype) -> Value:
         """A number, or a size, as a tensor without dimensions."""
@@ -433,9 +436,11 @@ def _index(e: Emit, x: Value, indices: Sequence[Value | None]) -> Value:
     table = e.concat(*columns, dim=width)
     first = places[0]
     adjacent = places == list(range(first, first + len(places)))
-    shape = e.result.shape or ()
+    shape = e.result.shape
     if not adjacent or not first:
         return e.native("GatherND", [front, table])
+    if shape is None:
+        raise Refusal("the shape of the result is not known", e.node)
     moved = (*shape[first : first + width], *shape[:first], *shape[first + width :])
     gathered = e.native("GatherND", [front, table], type_=Type(e.dtype, moved))
     back = (*range(width, width + first), *range(width), *range(width + first, len(shape)))
@@ -448,16 +453,15 @@ def _broadcast(e: Emit, indices: Sequence[Value], rank: int) -> list[Value]:
     wide = []
     for index in indices:
         for other in indices:
-            if other is not index and not _covers(e.view.type(index), e.view.type(other)):
+            if other is not index and not _covers(e.shape(index), e.shape(other)):
                 index = e.add(index, e.mul(other, 0))
         missing = rank - e.rank(index)
         wide.append(e.unsqueeze(index, dims=tuple(range(missing))) if missing else index)
     return wide
 
 
-def _covers(a: Type, b: Type) -> bool:
-    """Whether ``a`` keeps its shape when it meets ``b``."""
-    ours, theirs = a.shape or (), b.shape or ()
+def _covers(ours: tuple[Dim, ...], theirs: tuple[Dim, ...]) -> bool:
+    """Whether a tensor keeps its shape when it meets another."""
     pairs = zip(reversed(ours), reversed(theirs), strict=False)
     return len(ours) >= len(theirs) and all(y in (1, x) and y != UNKNOWN_DIM for x, y in pairs)
 
@@ -469,7 +473,7 @@ def _stack(e: Emit, xs: Sequence[Value], dim: int = 0) -> Value:
 
 def _unbind(e: Emit, x: Value, dim: int = 0) -> tuple[Value, ...]:
     dim %= e.rank(x)
-    count = (e.view.type(x).shape or ())[dim]
+    count = e.shape(x)[dim]
     if not isinstance(count, int):
         raise Refusal(f"unbind of {count} parts", e.node)
     return tuple(_select(e, x, dim, i) for i in range(count))
@@ -487,7 +491,7 @@ def _roll(e: Emit, x: Value, shifts: Any, dims: Any = ()) -> Value:
     if not dims or not all(isinstance(shift, int) for shift in shifts):
         raise Refusal("a roll of all elements, or by a computed distance", e.node)
     for shift, dim in zip(shifts, (d % e.rank(x) for d in dims), strict=True):
-        size = (e.view.type(x).shape or ())[dim]
+        size = e.shape(x)[dim]
         if not isinstance(size, int) or not size:
             raise Refusal(f"a roll along a dimension of {size}", e.node)
         cut = size - shift % size

@@ -73,8 +73,8 @@ def _lower_layer_norm(e: onnx.Lowering) -> onnx_ir.Value:
     x = e.operands[0]
     type_ = e.view.type(x)
     dims = e.attrs["dims"]
-    shape = tuple((type_.shape or ())[-dims:])
-    if type_.dtype is None or not all(isinstance(d, int) for d in shape):
+    shape = () if type_.shape is None else type_.shape[-dims:]
+    if type_.dtype is None or not shape or not all(isinstance(d, int) for d in shape):
         raise InvalidGraph(f"{e.view.name(e.node)}: layer_norm over dimensions of unknown size")
     sizes = tuple(int(d) for d in shape)
     dtype = type_.dtype

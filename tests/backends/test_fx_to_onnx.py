@@ -20,6 +20,7 @@ from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import ComputedWeight, MemoryWeight, Weight
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.load.trace import trace
+from graphwright.ir.onnx.parts import End
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 
@@ -333,6 +334,16 @@ def test_what_a_form_has_built_before_it_refuses_goes(monkeypatch: pytest.Monkey
     assert onnx.metadata()[TRANSLATION_KEY].endswith("(half way)")
     assert not [n for n in onnx.nodes() if onnx.op(n) in ("exp", "neg")]
     agrees(view, {"x": torch.randn(5, 3, 4)})
+
+
+def test_a_fill_of_an_unknown_shape_is_refused(view: FxView) -> None:
+    """It is no tensor without dimensions."""
+    onnx, node = translated(view), next(iter(view.nodes()))
+    x = onnx.inputs()[0]
+    x.shape = None
+    emit = Emit(onnx, node, End(onnx.model.graph, "new", {}), view.type(node))
+    with pytest.raises(Refusal, match="is not known"):
+        FORMS[torch.ops.aten.zeros_like.default](emit, x)
 
 
 def test_what_has_no_form_goes_through_the_exporter_alone() -> None:

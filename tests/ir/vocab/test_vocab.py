@@ -11,7 +11,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-from graphwright.ir.core.errors import Refusal
+from graphwright.ir.core.errors import InvalidGraph, Refusal
 from graphwright.ir.core.types import Type, agree
 from graphwright.ir.core.view import Source, View
 from graphwright.ir.core.weights import MemoryWeight
@@ -288,6 +288,13 @@ def test_lowered_it_runs_in_onnx_runtime(op: str) -> None:
         outputs = session.run(None, {n: t.numpy() for n, t in inputs.items() if n in fed})
         for expected, got in zip(_reference(case), outputs, strict=True):
             torch.testing.assert_close(torch.as_tensor(got), expected, rtol=2e-5, atol=2e-5)
+
+
+def test_a_layer_norm_of_an_unknown_shape_is_not_lowered() -> None:
+    view, _, (x,) = build_case("onnx", Case("layer_norm", (_s(3, 5),), {}))
+    x.shape = None
+    with pytest.raises(InvalidGraph, match="dimensions of unknown size"):
+        lower(view)
 
 
 def test_promotion_is_that_of_torch() -> None:
