@@ -1,6 +1,6 @@
 """From an FX graph to an ONNX graph, node by node over the vocabulary.
 
-A node of the vocabulary is built as it is read; one of ``aten_onnx`` by its form there. What is in
+A node of the vocabulary is built as it is read; one of ``aten`` by its form there. What is in
 neither goes through ``torch.onnx``, that node alone, or the whole graph where that fails: the
 graph's metadata says so under ``TRANSLATION_KEY``. No weight is read.
 """
@@ -25,7 +25,9 @@ from ..ir.onnx.parts import End, Names, Operand, set_type
 from ..ir.onnx.view import OnnxView
 from ..ir.rewrite.cleanup import clean, fold_constants
 from ..ir.vocab import rules, spec
-from .aten_onnx import FORMS, OF_BOOLS, Emit, is_never_negative
+from .aten import FORMS, Emit
+from .aten.elementwise import OF_BOOLS
+from .aten.sizes import is_never_negative
 
 OPSET = 21
 """The ONNX opset of an export.

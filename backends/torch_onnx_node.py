@@ -27,7 +27,7 @@ from ..ir.core.errors import BadInput
 from ..ir.fx.read import GETITEM, item_index
 from ..ir.fx.view import FxView
 from ..ir.onnx.parts import set_type
-from .aten_onnx import Emit
+from .aten import Emit
 from .torch_onnx import to_onnx
 
 

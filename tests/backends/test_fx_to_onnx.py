@@ -10,7 +10,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
-from graphwright.backends.aten_onnx import FORMS, Emit
+from graphwright.backends.aten import FORMS, Emit
 from graphwright.backends.fx_to_onnx import OPSET, TRANSLATION_KEY
 from graphwright.backends.lowering import lowered, translated
 from graphwright.ir.canonical.families import canonicalize
