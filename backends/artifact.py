@@ -152,6 +152,7 @@ def export(graph: View, out: str | Path, *, report: Any = None, force: bool = Fa
 
 
 def _bare_manifest(graph: View) -> dict[str, Any]:
+    """Its fields without a default. The format is ``tools.report.manifest``, which lies above."""
     source = graph.source
     return {
         "schema": 1,

@@ -14,9 +14,8 @@ from ..ir.core.errors import BadInput, Missing
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.view import View
 from ..ir.structure.cache_slots import PAST_AXIS, past_slot
+from .artifact import MODEL_FILE
 from .base import Backend, bind
-
-MODEL_FILE = "model.onnx"
 
 _RUNTIME_NAMES = {
     torch.float32: "float", torch.float64: "double", torch.float16: "float16",

@@ -16,7 +16,7 @@ HALF_MAX = 6.0e4
 """Largest magnitude kept in float16, a little below its 65504."""
 WHOLE_UP_TO = 256
 """Shorter side up to which all singular values are computed, whatever rank is asked for."""
-DOUBLE_UP_TO = 4096
+SPECTRUM_DOUBLE_UP_TO = 4096
 """Longer side up to which a truncated spectrum is computed in float64; above it the two copies of
 the gap that it works on would take more than 256 MiB, and float32 is used."""
 OVERSAMPLED = 8
@@ -156,7 +156,7 @@ def _truncated(
     is needed: ``B A = U U^T D``, the gap projected on the outputs that hold most of it. Inputs
     without a calibration token are corrected too, and no input's error grows.
     """
-    wide = torch.float64 if max(gap.shape) <= DOUBLE_UP_TO else torch.float32
+    wide = torch.float64 if max(gap.shape) <= SPECTRUM_DOUBLE_UP_TO else torch.float32
     gap = gap.to(wide)
     seen = gap if whitening is None else whitening.correlate(gap)
     found = _leading(lambda q: seen @ (gap.T @ q), gap.shape, rank, wide)

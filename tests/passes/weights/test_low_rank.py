@@ -51,7 +51,7 @@ def test_the_leading_vectors_capture_what_those_of_the_whole_do(
     shape: tuple[int, int], rank: int, make: Callable[..., Tensor], weighted: bool, double: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(low_rank, "DOUBLE_UP_TO", 4096 if double else 0)
+    monkeypatch.setattr(low_rank, "SPECTRUM_DOUBLE_UP_TO", 4096 if double else 0)
     gap, weight, x = make(*shape), normal(*shape, seed=3), inputs(shape[1])
     given = whitening(x) if weighted else None
     whole = spectrum(weight, gap, given)

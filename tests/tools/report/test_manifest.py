@@ -6,8 +6,11 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import graphwright as gw
 import jsonschema
 import pytest
+import torch
+from graphwright.backends import artifact
 from graphwright.ir.core.errors import BadInput
 from graphwright.tools.report import manifest as mf
 from graphwright.tools.report import schema
@@ -165,6 +168,18 @@ def test_write_is_stable_and_has_no_nan(make_json: MakeJson, tmp_path: Any) -> N
     loaded = mf.load(tmp_path)
     assert loaded.passes[0].error is not None and loaded.passes[0].error.rel_l2 is None
     assert loaded.verification.outputs[0].max_abs is None
+
+
+def test_what_export_writes_by_itself_is_a_manifest(tmp_path: Any, keeps_schema: Any) -> None:
+    """The backends lie below the format, and write its least by hand."""
+    graph = gw.trace(torch.nn.Linear(4, 2), (torch.ones(1, 4),))
+    folder = gw.export(graph, tmp_path / "out")
+    keeps_schema(json.loads((folder / mf.FILE_NAME).read_text()))
+    done = mf.load(folder)
+    bare = {name for name, field in mf.Manifest.model_fields.items() if field.is_required()}
+    assert done.model_fields_set == bare
+    assert done.sizes.source_bytes == 40 and done.sizes.artifact_bytes > 40
+    assert artifact.MANIFEST_FILE == mf.FILE_NAME
 
 
 def test_numbers_of_a_pass_or_a_task_that_are_not_finite_are_null(
