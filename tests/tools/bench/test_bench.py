@@ -221,9 +221,9 @@ def test_large_kills_at_half_of_the_sites(tmp_path: Path) -> None:
     assert not half()
     state.mkdir()
     (state / "run.json").write_text(json.dumps({}))
-    (state / "1.pt").write_text("")
+    (state / "1.result").write_text("")
     assert not half()
-    (state / "2.pt").write_text("")
+    (state / "2.result").write_text("")
     assert half()
 
 

@@ -324,7 +324,7 @@ def test_too_few_tokens_are_said_and_marked(tmp_path: Path, language_model: Path
         batches = read(data, view, samples=1, length=length).batches
         result = gw.optimize(view, recipe, calibration=batches)
         step = result.report.to_dict()["passes"][1]
-        marked = {site["kind"] for site in step["sites"] if "truncated" in site.get("note", "")}
+        marked = {site["kind"] for site in step["sites"] if "fewer" in site.get("note", "")}
         assert marked == short
         note = f"{2 * len(short)} sites: {length} tokens, and up to 64 inputs"
         assert any(note in said for said in step["notes"])
