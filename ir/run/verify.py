@@ -245,11 +245,16 @@ def _size(dim: Dim, chosen: dict[str, int]) -> int:
     if known is not None:
         return known
     for name in re.findall(r"\b[A-Za-z_]\w*\b(?!\()", str(dim)):
-        chosen.setdefault(name, _SIZES[len(chosen) % len(_SIZES)])
+        chosen.setdefault(name, _next_size(chosen))
     known = dim_value(dim, chosen)
     if known is not None:
         return known
-    return chosen.setdefault(str(dim), _SIZES[len(chosen) % len(_SIZES)])
+    return chosen.setdefault(str(dim), _next_size(chosen))
+
+
+def _next_size(chosen: Mapping[str, int]) -> int:
+    """Of the dimension that comes next; one that is empty, a cache's, takes no size from others."""
+    return _SIZES[sum(size > 0 for size in chosen.values()) % len(_SIZES)]
 
 
 def _sample(
