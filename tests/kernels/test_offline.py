@@ -20,10 +20,18 @@ ARCHS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What ``bench_kernels --offline --json`` says; a process of its own, with an empty cache."""
+    """What ``bench.kernels --offline --json`` says; a process of its own, with an empty cache."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
-    command = [sys.executable, "-m", "graphwright.tools.bench.kernels", "--offline", "--json"]
+    # The bench is of the checkout: the installed package has none.
+    code = (
+        "import sys, graphwright.tools\n"
+        "graphwright.tools.__path__.append(sys.argv.pop(1))\n"
+        "from graphwright.tools.bench.kernels import main\n"
+        "sys.exit(main(sys.argv[1:]))"
+    )
+    tools = str(Path(__file__).resolve().parents[2] / "tools")
+    command = [sys.executable, "-c", code, tools, "--offline", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     found: list[dict[str, Any]] = json.loads(done.stdout)
