@@ -16,6 +16,7 @@ from onnx_ir import Value
 from torch.fx.node import Node as FxNode
 
 from ..ir.core.errors import BadInput, InvalidGraph, Refusal
+from ..ir.core.heap import uncollected
 from ..ir.core.tensors import tensor_of
 from ..ir.core.types import UNKNOWN_DIM, Type, mentions
 from ..ir.fx.read import Operand as FxOperand
@@ -47,6 +48,7 @@ _ONE_DTYPE = (rules.same, rules.elementwise, _REDUCTION)
 """Type rules of ops that ONNX wants all operands of in the dtype of the result."""
 
 
+@uncollected()
 def translated(view: FxView) -> OnnxView:
     """The FX graph as an ONNX graph, our own ops still in their own domain; ``view`` stays.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..ir.core.heap import uncollected
 from ..ir.core.view import View
 from ..ir.fx.view import FxView
 from ..ir.onnx.lower import lower
@@ -13,6 +14,7 @@ from ..ir.run.verify import check_structure
 from .fx_to_onnx import translated
 
 
+@uncollected()
 def lowered(view: View) -> OnnxView:
     """An ONNX graph that stock ONNX Runtime runs; ``view`` stays as it is.
 
