@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
 from typing import Any
 
 import onnx_ir
-import onnxruntime
 import pytest
 import torch
 from graphwright.backends.torch_onnx import to_onnx
@@ -16,21 +14,7 @@ from graphwright.ir.core.tensors import WeightTensor
 from graphwright.ir.core.weights import ComputedWeight, MemoryWeight, Weight
 from graphwright.ir.fx.view import FxView
 
-TOLERANCE = 2e-5
-"""float32 sums in another order, on values of about 1."""
-
-
-def run(
-    model: onnx_ir.Model, inputs: Mapping[str, torch.Tensor], *, optimize: bool = True
-) -> dict[str, torch.Tensor]:
-    options = onnxruntime.SessionOptions()
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    proto = onnx_ir.serde.serialize_model(model).SerializeToString()
-    session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
-    names = [o.name for o in session.get_outputs()]
-    arrays = session.run(names, {n: t.numpy() for n, t in inputs.items()})
-    return {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
+from .held_to_torch import ATTENTIONS, TOLERANCE, attention, run
 
 
 def exported(module: torch.nn.Module, args: tuple[Any, ...], **more: Any) -> onnx_ir.Model:
@@ -61,35 +45,9 @@ def test_no_weight_is_read_renamed_or_merged(view: FxView) -> None:
     assert {"qkv.weight", "out.weight"} <= transposed
 
 
-class Attention(torch.nn.Module):
-    def __init__(self, causal: bool, grouped: bool) -> None:
-        super().__init__()
-        self.causal, self.grouped = causal, grouped
-
-    def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=self.causal, enable_gqa=self.grouped
-        )
-
-
-@pytest.mark.parametrize(
-    ("kind", "grouped"),
-    [("none", False), ("causal", True), ("bool", False), ("bool-keys-only", True), ("float", True)],
-)
+@ATTENTIONS
 def test_attention_as_in_torch_where_a_query_sees_nothing(kind: str, grouped: bool) -> None:
-    rng = torch.Generator().manual_seed(3)
-    q = torch.randn(3, 4, 5, 8, generator=rng)
-    k, v = (torch.randn(3, 2 if grouped else 4, 7, 8, generator=rng) for _ in range(2))
-    args: tuple[torch.Tensor, ...] = (q, k, v)
-    if kind not in ("none", "causal"):
-        mask = torch.rand(3, 1, 1 if "keys" in kind else 5, 7, generator=rng) > 0.4
-        mask[..., 0] = True
-        mask[0] = False
-        lowest = torch.finfo(torch.float32).min
-        args += (mask if "bool" in kind else torch.zeros(mask.shape).masked_fill(~mask, lowest),)
-    module = Attention(kind == "causal", grouped)
+    module, args = attention(kind, grouped)
     model = exported(module, args)
     expected = module(*args)
     if "bool" in kind:
