@@ -8,6 +8,7 @@ from pathlib import Path
 import onnx_ir
 from onnx_ir import external_data
 
+from ..ir.core.tensors import refuse_changed
 from ..ir.ops.bitstack_blocks import in_file_order, place_of
 
 INLINE_BYTES = 1024
@@ -24,16 +25,22 @@ def save(
     """Write ``path`` and, beside it, ``data``; each tensor is read, written and freed in turn.
 
     ``model`` stays as it is. The blocks of stacked weights come last in the data, in their order:
-    a smaller size of the model is a beginning of it.
+    a smaller size of the model is a beginning of it. Raises ``BadInput`` where a tensor's own data
+    file is another than when the model was opened.
     """
     values = [v for g in model.graphs() for v in g.initializers.values() if _has_data(v)]
     outside = in_file_order(v for v in values if _is_outside(v))
     inside = [v for v in values if not _is_outside(v)]
     kept = [(v, v.const_value) for v in values]
+
+    def checked(tensor: onnx_ir.TensorProtocol, info: external_data.CallbackInfo) -> None:
+        refuse_changed(tensor)
+        callback(tensor, info)
+
     made = [
         *external_data.convert_tensors_to_external(
             [v.const_value for v in outside if v.const_value is not None], path.parent, data,
-            callback=callback, alignment=PAGE_BYTES, align_threshold=PAGE_ALIGNED_BYTES,
+            callback=checked, alignment=PAGE_BYTES, align_threshold=PAGE_ALIGNED_BYTES,
         ),
         *(_in_memory(v.const_value) for v in inside if v.const_value is not None),
     ]  # fmt: skip
@@ -60,4 +67,5 @@ def _is_outside(value: onnx_ir.Value) -> bool:
 def _in_memory(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:
     if not isinstance(tensor, onnx_ir.ExternalTensor):
         return tensor
+    refuse_changed(tensor)
     return external_data.convert_tensors_from_external([tensor])[0]

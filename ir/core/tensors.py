@@ -14,10 +14,13 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
 from .errors import BadInput, Missing
+from .files import Stamp, check_unchanged
 from .weights import ComputedWeight, FileWeight, MemoryWeight, Weight, tensor_bytes
 
 _KEY = "graphwright.key"
 _keys = itertools.count()
+_STAMP = "graphwright.stamp"
+"""Of the data file of an external tensor, as it was when its handle was first asked for."""
 
 _UNPACKED: dict[onnx_ir.DataType, torch.dtype] = {
     onnx_ir.DataType.INT4: torch.int8,
@@ -104,7 +107,8 @@ def weight_of(tensor: onnx_ir.TensorProtocol) -> Weight:
 
     4- and 2-bit integers come unpacked, one to a byte. Raises ``BadInput`` for a dtype that torch
     has not and for external data outside the model's folder or of the wrong length, and
-    ``Missing`` where the file of the external data is not there.
+    ``Missing`` where the file of the external data is not there. From the first call on its file
+    must stay as it is: reading refuses another, also by handles of later calls.
     """
     if isinstance(tensor, WeightTensor):
         return tensor.raw
@@ -115,8 +119,9 @@ def weight_of(tensor: onnx_ir.TensorProtocol) -> Weight:
     dtype = to_torch_dtype(tensor.dtype) if packed is None else packed
     if isinstance(tensor, onnx_ir.ExternalTensor):
         path = _checked_path(tensor)
+        stamp = tensor.meta.setdefault(_STAMP, Stamp.of(path.stat()))
         if packed is None:
-            return FileWeight(path, tensor.offset or 0, shape, dtype)
+            return FileWeight(path, tensor.offset or 0, shape, dtype, stamp=stamp)
     if isinstance(tensor.raw, torch.Tensor):
         return MemoryWeight(tensor.raw)
     if isinstance(tensor, onnx_ir.Tensor) and packed is None:
@@ -124,8 +129,21 @@ def weight_of(tensor: onnx_ir.TensorProtocol) -> Weight:
     # A tensor inside a loaded proto copies its bytes at every access: no handle may hold them.
     key = tensor.meta.setdefault(_KEY, next(_keys))
     return ComputedWeight(
-        lambda: _from_numpy(tensor.numpy(), dtype).clone(), shape, dtype, ("onnx", key)
+        lambda: _from_numpy(_numbers(tensor), dtype).clone(), shape, dtype, ("onnx", key)
     )
+
+
+def refuse_changed(tensor: onnx_ir.TensorProtocol) -> None:
+    """Raise ``BadInput`` where the external data of a tensor is no longer what ``weight_of`` saw,
+    ``Missing`` where it is gone."""
+    stamp = tensor.meta.get(_STAMP) if isinstance(tensor, onnx_ir.ExternalTensor) else None
+    if stamp is not None:
+        check_unchanged(Path(tensor.path), stamp)
+
+
+def _numbers(tensor: onnx_ir.TensorProtocol) -> np.ndarray[Any, Any]:
+    refuse_changed(tensor)
+    return tensor.numpy()
 
 
 def _from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:

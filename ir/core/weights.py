@@ -21,6 +21,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import FULL, BadInput, DiskFull, Missing
+from .files import Stamp, changed, gone, open_regular
 from .types import DTYPE_NAMES, Type
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -30,6 +31,10 @@ SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
     "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "F8_E4M3FNUZ": torch.float8_e4m3fnuz,
+    "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "C64": torch.complex64,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -117,8 +122,9 @@ class MemoryWeight(Weight):
 class FileWeight(Weight):
     """``nbytes`` raw little-endian bytes at ``offset`` of a safetensors or external data file.
 
-    The file must stay as it is while there are handles of it: where its size or time is another,
-    reading is refused. A temporary file, which has an ``owner``, may grow.
+    The file must stay as it is while there are handles of it: where it is another than that of
+    ``stamp``, by default the one that is there now, reading is refused. A temporary file, which has
+    an ``owner``, may grow.
     """
 
     def __init__(
@@ -128,30 +134,31 @@ class FileWeight(Weight):
         shape: tuple[int, ...],
         dtype: torch.dtype,
         owner: object = None,
+        stamp: Stamp | None = None,
     ) -> None:
         self.path, self.offset, self.shape, self.dtype = path, offset, shape, dtype
         self._owner = owner  # a temporary file goes with its owner: the handle keeps it alive
-        self._stamp = _stamp(path.stat()) if owner is None and path.is_file() else None
+        if owner is None and stamp is None and path.is_file():
+            stamp = Stamp.of(path.stat())
+        self._stamp = stamp
 
     def read(self) -> torch.Tensor:
         if self.numel == 0:
             return torch.empty(self.shape, dtype=self.dtype)
         try:
-            with self.path.open("rb") as file:
-                found = _stamp(os.fstat(file.fileno()))
-                raw = map_bytes(file.fileno(), self.offset, self.nbytes)
+            file = open_regular(self.path)
         except FileNotFoundError:
-            raise Missing(f"{self.path}: the weights were here and are gone") from None
+            raise gone(self.path) from None
+        with file:
+            found = Stamp.of(os.fstat(file.fileno()))
+            raw = map_bytes(file.fileno(), self.offset, self.nbytes)
         if raw is None:
             raise BadInput(
                 f"{self.path}: truncated: a tensor of {self.nbytes} bytes at offset "
                 f"{self.offset} reaches past the end of the file"
             )
         if self._stamp not in (None, found):
-            raise BadInput(
-                f"{self.path}: changed since it was opened: start again, and leave the file as it "
-                "is until the end"
-            )
+            raise changed(self.path)
         if self.offset % self.dtype.itemsize:
             raw = memoryview(bytearray(raw))
         return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape)
@@ -159,11 +166,6 @@ class FileWeight(Weight):
     @property
     def key(self) -> Hashable:
         return ("file", str(self.path), self.offset, self.shape, self.dtype)
-
-
-def _stamp(found: os.stat_result) -> tuple[int, int]:
-    """What differs after a file was written to, as a rule: its size and its time."""
-    return found.st_size, found.st_mtime_ns
 
 
 class CastWeight(Weight):
@@ -359,14 +361,15 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
 def read_safetensors_header(path: Path) -> Iterator[tuple[str, FileWeight]]:
     """Names and handles of the tensors in a safetensors file; no tensor is read.
 
-    Raises ``BadInput`` where the file is not a safetensors file or cut short, or a tensor's extent
-    contradicts its shape.
+    Raises ``BadInput`` where the file is not a regular one, not a safetensors file or cut short,
+    where a tensor's extent contradicts its shape, and where safetensors' own reader refuses it
+    (tensors that overlap or leave holes, fields that are given twice).
     """
-    size = path.stat().st_size
-    with path.open("rb") as file:
+    with open_regular(path) as file:
+        stamp = Stamp.of(os.fstat(file.fileno()))
         prefix = file.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        if not 2 <= length <= min(size - 8, 100 << 20):
+        if not 2 <= length <= min(stamp.size - 8, 100 << 20):
             raise BadInput(f"{path}: not a safetensors file (its header length makes no sense)")
         try:
             header = json.loads(file.read(length))
@@ -376,23 +379,39 @@ def read_safetensors_header(path: Path) -> Iterator[tuple[str, FileWeight]]:
             raise BadInput(f"{path}: not a safetensors file ({reason})") from None
     if not isinstance(header, dict):
         raise BadInput(f"{path}: not a safetensors file (its header is not an object)")
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        yield name, _safetensors_entry(path, name, entry, 8 + length, size)
+    header.pop("__metadata__", None)
+    found = {n: _safetensors_entry(path, n, e, 8 + length, stamp) for n, e in header.items()}
+    _refuse_as_the_library(path)
+    yield from found.items()
 
 
-def _safetensors_entry(path: Path, name: str, entry: object, start: int, size: int) -> FileWeight:
+def _safetensors_entry(
+    path: Path, name: str, entry: object, start: int, stamp: Stamp
+) -> FileWeight:
     if not isinstance(entry, dict):
         raise BadInput(f"{path}: tensor {name!r} has a malformed header entry: {entry}")
     try:
-        dtype = SAFETENSORS_DTYPES[entry["dtype"]]
+        dtype = SAFETENSORS_DTYPES.get(entry["dtype"])
         shape = tuple(int(d) for d in entry["shape"])
         begin, end = (int(x) for x in entry["data_offsets"])
     except (KeyError, TypeError, ValueError, OverflowError):
         raise BadInput(f"{path}: tensor {name!r} has a malformed header entry: {entry}") from None
+    if dtype is None:
+        raise BadInput(f"{path}: tensor {name!r} is of dtype {entry['dtype']}, which is not read")
     if end - begin != math.prod(shape) * dtype.itemsize or min(shape, default=0) < 0:
         raise BadInput(f"{path}: tensor {name!r}: {end - begin} bytes do not hold {shape} {dtype}")
-    if start + end > size or begin < 0:
-        raise BadInput(f"{path}: truncated: tensor {name!r} ends at byte {start + end} of {size}")
-    return FileWeight(path, start + begin, shape, dtype)
+    if start + end > stamp.size or begin < 0:
+        raise BadInput(
+            f"{path}: truncated: tensor {name!r} ends at byte {start + end} of {stamp.size}"
+        )
+    return FileWeight(path, start + begin, shape, dtype, stamp=stamp)
+
+
+def _refuse_as_the_library(path: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return
+    except SafetensorError as error:
+        raise BadInput(f"{path}: safetensors does not take it: {error}") from None

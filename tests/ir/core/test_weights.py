@@ -80,7 +80,7 @@ def entry(**changes: object) -> dict[str, object]:
         ([1, 2], "header is not an object"),
         ({"w": [1]}, "malformed header entry"),
         ({"w": {"dtype": "F32"}}, "malformed header entry"),
-        (entry(dtype="F33"), "malformed header entry"),
+        (entry(dtype="F33"), "'w' is of dtype F33, which is not read"),
         (entry(shape=[2, None]), "malformed header entry"),
         (b'{"w": {"dtype": "F32", "shape": [Infinity], "data_offsets": [0, 24]}}', "malformed"),
         (entry(data_offsets=[0]), "malformed header entry"),
@@ -88,6 +88,12 @@ def entry(**changes: object) -> dict[str, object]:
         (entry(shape=[-2, -3]), "do not hold"),
         (entry(data_offsets=[8, 32]), "truncated: tensor 'w' ends at byte"),
         (entry(data_offsets=[-24, 0]), "truncated"),
+        (entry(dtype=["F32"]), "malformed header entry"),
+        (entry(shape=["2", "3"]), "safetensors does not take it"),
+        (entry() | {"v": entry()["w"]}, "safetensors does not take it"),
+        (entry(shape=[1], data_offsets=[20, 24]), "safetensors does not take it"),
+        (b'{"w": {"dtype": "F32", "dtype": "F32", "shape": [6], "data_offsets": [0, 24]}}',
+         "safetensors does not take it"),
     ],
 )
 def test_damaged_safetensors_are_refused(tmp_path: Path, table: object, reason: str) -> None:
@@ -125,6 +131,28 @@ def test_a_file_that_was_written_to_since(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"w\.bin: changed since it was opened"):
         weight.read()
     assert torch.equal(FileWeight(path, 0, (6,), torch.float32).read(), torch.ones(6))
+
+
+def test_a_file_that_another_took_the_place_of(tmp_path: Path) -> None:
+    """Of the same size and time, by a rename: as a folder is replaced as a whole."""
+    tensors = {"w": torch.arange(6.0)}
+    for name in ("old", "new"):
+        save_file(tensors, tmp_path / name)
+        os.utime(tmp_path / name, ns=(0, 0))
+    ((_, weight),) = read_safetensors_header(tmp_path / "old")
+    (tmp_path / "new").replace(tmp_path / "old")
+    with pytest.raises(BadInput, match="old: changed since it was opened"):
+        weight.read()
+
+
+def test_what_is_no_regular_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "w.safetensors")
+    with pytest.raises(BadInput, match="a pipe or a device, not a regular file"):
+        list(read_safetensors_header(tmp_path / "w.safetensors"))
+    with pytest.raises(BadInput, match="not a regular file"):
+        FileWeight(tmp_path / "w.safetensors", 0, (2,), torch.float32).read()
+    with pytest.raises(BadInput, match="a folder, not a regular file"):
+        FileWeight(tmp_path, 0, (2,), torch.float32).read()
 
 
 def test_identity_follows_the_stored_bytes(tmp_path: Path) -> None:

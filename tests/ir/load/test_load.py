@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,12 +12,14 @@ import onnx
 import onnx_ir
 import pytest
 import torch
+from graphwright.backends.artifact import write_model
 from graphwright.ir.core.errors import BadInput, GraphwrightError, Missing
 from graphwright.ir.core.view import Source
 from graphwright.ir.core.weights import FileWeight
 from graphwright.ir.load.sources import fingerprint, load
 from graphwright.ir.load.zoo import minilm as minilm_zoo
 from graphwright.ir.load.zoo.text import english_sentences
+from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.sweep import sweep
 from onnx import TensorProto, helper, numpy_helper
 
@@ -224,6 +227,27 @@ def test_onnx_external_data_stays_on_disk(tmp_path: Path, monkeypatch: pytest.Mo
     assert isinstance(weight, FileWeight) and weight.offset == 64
     check_onnx(view)
     assert [p.name for p in view.source.files] == ["m.onnx", "m.data"]
+
+
+@pytest.mark.parametrize("dtype", [TensorProto.FLOAT, TensorProto.INT4])
+def test_onnx_external_data_that_was_replaced(tmp_path: Path, dtype: int) -> None:
+    """A folder is replaced by a rename: a graph that was opened before mixes no versions."""
+    for name in ("model", "other"):
+        w = helper.make_tensor("w", dtype, [4, 6], [3 if name == "model" else 4] * 24)
+        y = helper.make_tensor_value_info("y", dtype, [4, 6])
+        graph = helper.make_graph([helper.make_node("Identity", ["w"], ["y"])], "g", [], [y], [w])
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+        (tmp_path / name).mkdir()
+        onnx_ir.save(onnx_ir.from_proto(model), tmp_path / name / "m.onnx", external_data="m.data",
+                     size_threshold_bytes=0)  # fmt: skip
+        os.utime(tmp_path / name / "m.data", ns=(0, 0))
+    view = load(tmp_path / "model" / "m.onnx")
+    assert isinstance(view, OnnxView)
+    (tmp_path / "model").rename(tmp_path / "old")
+    (tmp_path / "other").rename(tmp_path / "model")
+    for read in (view.weights()["w"].read, lambda: write_model(view.model, tmp_path)):
+        with pytest.raises(BadInput, match=r"m\.data: changed since it was opened"):
+            read()
 
 
 @pytest.mark.parametrize("opset", [13, 18])
