@@ -17,8 +17,9 @@ from ..ir.core.errors import BadInput, BoundExceeded, InvalidGraph, Missing
 from ..ir.core.view import View
 from ..ir.core.weights import SPOOLED_BYTES, Spool
 from ..ir.run.batches import check_batches, count_samples
+from ..ir.run.inputs import sample_inputs
 from ..ir.run.sweep import sweep
-from ..ir.run.verify import Difference, check_structure, compare_batches, sample_inputs, tolerance
+from ..ir.run.verify import Difference, check_structure, compare_batches, tolerance
 from ..ir.structure.cache_slots import answers
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from ..ir.structure.recognize import Structure, recognize

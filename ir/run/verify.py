@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
-from ..core.dims import dim_value
-from ..core.errors import BadInput, InvalidGraph
-from ..core.types import Dim, Type, agree
+from ..core.errors import InvalidGraph
+from ..core.types import Type, agree
 from ..core.view import NATIVE, Node, Value, View
-from ..structure.cache_slots import PAST_AXIS, past_slot
 from ..vocab import spec
-from .masks import picked_tables
 
 EXACT_REL_L2: dict[torch.dtype, float] = {
     torch.float64: 1e-12,
@@ -179,102 +175,3 @@ def _check_types(view: View, node: Node) -> None:
             raise InvalidGraph(
                 f"{view.name(node)}: {op} gives {type_}, but the graph says {declared}"
             )
-
-
-_SIZES = (2, 12, 7, 5, 3)
-"""Sizes given to the symbolic dimensions in order of appearance: the batch first."""
-
-
-def sample_inputs(
-    view: View, *, seed: int = 0, sizes: Mapping[str, int] | None = None
-) -> dict[str, torch.Tensor]:
-    """Random inputs that fit the graph: ids below the vocabulary's size, masks of ones, and one
-    image a row where ``source.prompt`` says what stands for it.
-
-    ``sizes`` fixes symbolic dimensions by name; sums of them follow. A key-value cache is empty
-    and left out, unless ``sizes`` gives its length. Raises ``BadInput`` where an input's type is
-    not known well enough.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    chosen: dict[str, int] = dict(sizes or {})
-    inputs: dict[str, torch.Tensor] = {}
-    named = dict(zip(view.input_names(), view.inputs(), strict=True))
-    if view.source.prompt:
-        _make_room(view, named, chosen)
-    lengths = {n: _length(view, v) for n, v in named.items() if past_slot(n) is not None}
-    empty = {length for length in lengths.values() if length not in chosen}
-    chosen |= dict.fromkeys(empty, 0)
-    for name, value in named.items():
-        if lengths.get(name) in empty:
-            continue
-        type_ = view.type(value)
-        if type_.shape is None or type_.dtype is None:
-            raise BadInput(f"input {name} has no type: give samples")
-        shape = [_size(dim, chosen) for dim in type_.shape]
-        inputs[name] = _sample(view, value, type_.dtype, shape, generator)
-    if view.source.prompt:
-        inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)
-    return inputs
-
-
-def _make_room(view: View, named: Mapping[str, Value], chosen: dict[str, int]) -> None:
-    """Sizes by which every row has a prompt of some words, and an image."""
-    rows, seq = view.type(named["input_ids"]).shape or ("", "")
-    images = (view.type(named["pixel_values"]).shape or ("",))[0]
-    batch = chosen.setdefault(str(rows), _SIZES[0])
-    chosen.setdefault(str(seq), len(view.source.prompt) + _SIZES[1])
-    chosen.setdefault(str(images), batch)
-
-
-def _with_image(ids: torch.Tensor, prompt: Sequence[int]) -> torch.Tensor:
-    """``ids`` ``[rows, seq]`` with the image's tokens at the start of each row and nowhere else."""
-    token, prompt = prompt[0], prompt[: ids.shape[1]]
-    words = torch.where(ids == token, (token or 2) - 1, ids)
-    return torch.cat([torch.tensor([prompt] * len(ids)), words[:, len(prompt) :]], 1)
-
-
-def _length(view: View, cache: Value) -> str:
-    """The name of a cache's length."""
-    shape = view.type(cache).shape or ()
-    return str(shape[PAST_AXIS]) if len(shape) > PAST_AXIS else ""
-
-
-def _size(dim: Dim, chosen: dict[str, int]) -> int:
-    """The size of a dimension; names without one get theirs, and sums of names follow from it."""
-    known = dim_value(dim, chosen)
-    if known is not None:
-        return known
-    for name in re.findall(r"\b[A-Za-z_]\w*\b(?!\()", str(dim)):
-        chosen.setdefault(name, _next_size(chosen))
-    known = dim_value(dim, chosen)
-    if known is not None:
-        return known
-    return chosen.setdefault(str(dim), _next_size(chosen))
-
-
-def _next_size(chosen: Mapping[str, int]) -> int:
-    """Of the dimension that comes next; one that is empty, a cache's, takes no size from others."""
-    return _SIZES[sum(size > 0 for size in chosen.values()) % len(_SIZES)]
-
-
-def _sample(
-    view: View, value: Value, dtype: torch.dtype, shape: list[int], generator: torch.Generator
-) -> torch.Tensor:
-    if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
-    bound = _id_bound(view, value)
-    if bound is None:
-        return torch.ones(shape, dtype=dtype)
-    return torch.randint(0, bound, shape, generator=generator).to(dtype)
-
-
-def _id_bound(view: View, value: Value) -> int | None:
-    """Rows of the table that an integer input indexes; ``None`` for a mask."""
-    for table, axis in picked_tables(view, value):
-        shape = view.type(table).shape or ()
-        # Where the graph does not say along which axis, an index below the least size is safe.
-        rows = shape if axis is None else shape[axis : axis + 1]
-        sizes = [size for size in rows if isinstance(size, int)]
-        if sizes:
-            return min(sizes)
-    return None

@@ -17,7 +17,7 @@ from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.fx.view import FxView
 from ...ir.load.sources import load
-from ...ir.run.verify import sample_inputs
+from ...ir.run.inputs import sample_inputs
 from ..report import manifest
 from . import terminal
 

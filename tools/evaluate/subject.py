@@ -17,7 +17,7 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
-from ...ir.run.verify import sample_inputs
+from ...ir.run.inputs import sample_inputs
 from ...ir.structure.cache_slots import past_slot
 from ...ir.structure.costs import weight_bytes
 from ..data.images import read_json

@@ -12,7 +12,8 @@ from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.view import View
 from ...ir.load.bitstack_size import possible_sizes
 from ...ir.load.sources import load
-from ...ir.run.verify import sample_inputs, tolerance
+from ...ir.run.inputs import sample_inputs
+from ...ir.run.verify import tolerance
 from ...passes.manager import worst_of
 from ..report import manifest
 from ..report.manifest import Manifest, RuntimeEntry, VerificationEntry

@@ -18,8 +18,9 @@ from graphwright.ir.onnx.parts import innermost_scope
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.rewrite.driver import rewrite
 from graphwright.ir.rewrite.rule import Build, Rule
+from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.run.verify import check_structure, sample_inputs
+from graphwright.ir.run.verify import check_structure
 from onnx import TensorProto, helper
 
 aten = torch.ops.aten

@@ -14,8 +14,9 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.hf_llava import merge_rows
 from graphwright.ir.load.sources import load
+from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.run.verify import check_structure, sample_inputs
+from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.cache_slots import (
     answers,
     empty_past,

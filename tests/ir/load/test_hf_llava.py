@@ -10,8 +10,8 @@ import pytest
 import torch
 from graphwright.ir.load.hf_llava import crop_count, merge_features
 from graphwright.ir.load.sources import load
+from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.run.verify import sample_inputs
 from graphwright.ir.structure.cache_slots import empty_past
 
 transformers: Any = importlib.import_module("transformers")
