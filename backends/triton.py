@@ -194,11 +194,11 @@ class _NodeByNode:
         self._last: dict[Value, int] = {}
         for position, (node, bound) in enumerate(self._steps):
             self._last |= dict.fromkeys(self._reads(node, bound), position)
-        used = [v for v in (*self._last, *view.outputs()) if view.weight(v) is not None]
+        used = [v for v in (*self._last, *view.outputs()) if view.default(v) is not None]
         self._weights = {v: self._weight(v) for v in dict.fromkeys(used)}
 
     def _weight(self, value: Value) -> torch.Tensor:
-        weight = self._view.weight(value)
+        weight = self._view.default(value)
         assert weight is not None
         return weight.read().to(self._device)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import os
 import warnings
 from pathlib import Path
@@ -29,6 +30,8 @@ _UNPACKED: dict[onnx_ir.DataType, torch.dtype] = {
     onnx_ir.DataType.UINT2: torch.uint8,
 }
 """Integers narrower than a byte are read one to a byte: torch computes with nothing smaller."""
+
+_NARROW = {"int4": "int8", "int2": "int8", "uint4": "uint8", "uint2": "uint8"}
 
 
 class WeightTensor(onnx_ir.TensorProtocol):
@@ -122,6 +125,11 @@ def weight_of(tensor: onnx_ir.TensorProtocol) -> Weight:
         stamp = tensor.meta.setdefault(_STAMP, Stamp.of(path.stat()))
         if packed is None:
             return FileWeight(path, tensor.offset or 0, shape, dtype, stamp=stamp)
+        stored = FileWeight(path, tensor.offset or 0, (tensor.nbytes,), torch.uint8, stamp=stamp)
+        return ComputedWeight(
+            lambda: _unpacked(stored.read().numpy(), tensor.dtype, shape), shape, dtype,
+            ("unpacked", tensor.dtype, shape, stored.key),
+        )  # fmt: skip
     if isinstance(tensor.raw, torch.Tensor):
         return MemoryWeight(tensor.raw)
     if isinstance(tensor, onnx_ir.Tensor) and packed is None:
@@ -146,7 +154,23 @@ def _numbers(tensor: onnx_ir.TensorProtocol) -> np.ndarray[Any, Any]:
     return tensor.numpy()
 
 
+def _unpacked(
+    raw: np.ndarray[Any, Any], dtype: onnx_ir.DataType, shape: tuple[int, ...]
+) -> torch.Tensor:
+    """The numbers in packed bytes, the lowest bits first, one to a byte."""
+    bits, mask = dtype.bitwidth, (1 << dtype.bitwidth) - 1
+    parts = [(raw >> shift) & mask for shift in range(0, 8, bits)]
+    codes = np.stack(parts, -1).reshape(-1)[: math.prod(shape)].reshape(shape)
+    if _UNPACKED[dtype] == torch.uint8:
+        return torch.from_numpy(codes)
+    sign = 1 << (bits - 1)
+    return torch.from_numpy(((codes ^ sign).astype(np.int8) - sign).astype(np.int8))
+
+
 def _from_numpy(array: np.ndarray[Any, Any], dtype: torch.dtype) -> torch.Tensor:
+    if array.dtype.name in _NARROW:
+        # Their numbers lie in a byte each, whose high bits do not say the sign.
+        array = array.astype(_NARROW[array.dtype.name])
     raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     with warnings.catch_warnings():
         # torch warns of read-only memory; a weight's readers must not write to it anyway.
@@ -159,10 +183,15 @@ def _checked_path(tensor: onnx_ir.ExternalTensor) -> Path:
     """The data file of an external tensor, known to exist, in the model's folder, long enough."""
     path = Path(tensor.path)
     base = os.fspath(tensor.base_dir)
-    if base and not path.resolve().is_relative_to(Path(base).resolve()):
+    if base and not _is_inside(path, Path(base)):
         raise BadInput(
             f"tensor {tensor.name!r}: its external data {os.fspath(tensor.location)!r} lies "
             f"outside the model's folder {base}; such a file is not read"
+        )
+    if path.exists() and not path.is_file():
+        raise BadInput(
+            f"tensor {tensor.name!r}: its external data {path} is not a file, but a folder, a pipe "
+            "or a device"
         )
     if not path.is_file():
         raise Missing(
@@ -179,3 +208,18 @@ def _checked_path(tensor: onnx_ir.ExternalTensor) -> Path:
     if end > size:
         raise BadInput(f"{path}: truncated: tensor {tensor.name!r} ends at byte {end} of {size}")
     return path
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Whether a file lies in a model's folder, or in the store that links in this folder lead to.
+
+    The cache of the Hugging Face hub keeps each file once, in ``blobs``, and links to it from
+    ``snapshots/REVISION``: a link there may lead to that store's own blobs, and nowhere else.
+    """
+    real = path.resolve()
+    if real.is_relative_to(folder.resolve()):
+        return True
+    folder = folder.absolute()
+    named = Path(os.path.normpath(path.absolute()))
+    stores = [p.parent / "blobs" for p in (folder, *folder.parents) if p.name == "snapshots"]
+    return named.is_relative_to(folder) and any(real.parent == s.resolve() for s in stores)

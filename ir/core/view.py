@@ -181,6 +181,11 @@ class View(ABC):
     def weight(self, value: Operand) -> Weight | None:
         """The handle behind a weight or constant; ``None`` for every other value."""
 
+    def default(self, value: Value) -> Weight | None:
+        """The numbers that a value has where no caller gives it others: those of a weight, or of an
+        ONNX initializer that is an input too. The second are no constants to a rewrite."""
+        return self.weight(value)
+
     @abstractmethod
     def weights(self) -> Mapping[str, Weight]:
         """All weights and constants of the graph by name."""

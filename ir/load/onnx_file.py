@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from pathlib import Path
 
 import onnx_ir
@@ -14,6 +16,8 @@ from ..core.view import Source
 from ..onnx.view import OnnxView
 from .bitstack_size import cut
 from .onnx_proto import read_model
+
+logger = logging.getLogger(__name__)
 
 MIN_OPSET = 18
 """The vocabulary reads axes as operands, as they are since opset 18."""
@@ -35,7 +39,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     if max_bytes is not None:
         cut(model, path, max_bytes)
     external = _check_external_data(model)
-    _check_inputs(model.graph, path)
+    _tell_of_defaults(model.graph, path)
     model = _modern(model, path)
     files = (path, *sorted(external))
     view = OnnxView(
@@ -52,14 +56,35 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     return view
 
 
+def _tell_of_defaults(graph: onnx_ir.Graph, path: Path) -> None:
+    names = [str(v.name) for v in graph.inputs if v.name in graph.initializers]
+    if names:
+        logger.warning(
+            "%s: %d weights are inputs too (%s), whose numbers a caller may give: they stay as "
+            "they are. If nobody does, take them off the inputs, as onnxruntime's tool "
+            "remove_initializer_from_input.py does", path, len(names), ", ".join(names[:3]),
+        )  # fmt: skip
+
+
 def _check_external_data(model: onnx_ir.Model) -> set[Path]:
-    """The data files that the model's tensors name, each tensor checked against its file."""
-    found: set[Path] = set()
+    """The data files that the model's tensors name, each tensor checked against its file.
+
+    Tensors may share all their bytes, as tied weights do, and no part of them.
+    """
+    places: dict[Path, dict[tuple[int, int], str]] = {}
     for tensor in _tensors(model):
         if isinstance(tensor, onnx_ir.ExternalTensor):
             weight_of(tensor)
-            found.add(Path(tensor.path))
-    return found
+            start = tensor.offset or 0
+            found = places.setdefault(Path(tensor.path), {})
+            found[start, start + tensor.nbytes] = str(tensor.name)
+    for path, found in places.items():
+        for (one, (_, end)), (other, (start, _)) in itertools.pairwise(
+            (name, place) for place, name in sorted(found.items()) if place[0] < place[1]
+        ):
+            if start < end:
+                raise BadInput(f"{path}: the bytes of {one!r} and {other!r} overlap")
+    return set(places)
 
 
 def _tensors(model: onnx_ir.Model) -> list[onnx_ir.TensorProtocol]:
@@ -78,22 +103,6 @@ def _tensors(model: onnx_ir.Model) -> list[onnx_ir.TensorProtocol]:
             elif attr.type == onnx_ir.AttributeType.GRAPHS:
                 graphs.extend(attr.value)
     return tensors
-
-
-def _check_inputs(graph: onnx_ir.Graph, path: Path) -> None:
-    """A file cut at the border of two fields still parses: what is missing shows in its users."""
-    known = {id(v) for v in (*graph.inputs, *graph.initializers.values())}
-    known |= {id(v) for node in graph for v in node.outputs}
-    for node in graph:
-        for value in node.inputs:
-            if value is not None and id(value) not in known:
-                raise BadInput(
-                    f"{path}: the node {node.name or node.op_type} ({node.op_type}) reads "
-                    f"{value.name!r}, which nothing makes: the file is damaged or cut short"
-                )
-    for value in graph.outputs:
-        if id(value) not in known:
-            raise BadInput(f"{path}: nothing makes the output {value.name!r}: the file is damaged")
 
 
 def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:

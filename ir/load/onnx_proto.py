@@ -1,33 +1,96 @@
-"""The proto of an ONNX file, external data unseen."""
+"""The proto of an ONNX file, checked and put in order; external data unseen."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import onnx
 import onnx_ir
 
 from ..core.errors import BadInput, Missing
 from ..core.quiet import quiet
+from ..onnx.functions import inline_functions
+from ..onnx.order import put_in_order
+from ..onnx.validate import check_model, open_dims
+
+_STANDARD = "ai.onnx"
+_DRAFTED = 8
+"""The version of the format that opset 18, the oldest that is read, came with."""
+_CONSTANTS_ARE_INPUTS = 3
+"""Up to this version of the format every initializer had to be an input, and none could be given
+other numbers by a caller."""
 
 
 def read_model(path: Path) -> onnx_ir.Model:
     """The model as the file says it, external data unseen.
 
-    Raises ``Missing`` for an absent file, ``BadInput`` for one that is damaged or cut short.
+    Functions are inlined, nodes are in an order in which they can run. Raises ``Missing`` for an
+    absent file, ``BadInput`` for one that is damaged, cut short, or makes no sense.
     """
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    if not path.is_file():
+    if not path.exists():
         raise Missing(f"{path}: no such file")
+    if not path.is_file():
+        raise BadInput(f"{path}: not a file, but a folder, a pipe or a device")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
+    proto = _parse(path)
+    _normalize(proto)
+    if not proto.graph.output or "" not in {o.domain for o in proto.opset_import}:
+        raise BadInput(f"{path}: not an ONNX model, or cut short (no outputs or no opset)")
+    check_model(proto, str(path))
     try:
         with quiet():
-            model = onnx_ir.load(path, format="protobuf")
-    except (DecodeError, ValueError, TypeError, KeyError, AttributeError) as error:
-        # onnx-ir raises the last four for protos that parse and still make no sense.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadInput(f"{path}: not an ONNX model, or cut short ({reason})") from error
-    if not model.graph.outputs or "" not in model.opset_imports:
-        raise BadInput(f"{path}: not an ONNX model, or cut short (no outputs or no opset)")
+            model = onnx_ir.serde.deserialize_model(proto)
+    except (onnx_ir.serde.SerdeError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise BadInput(f"{path}: not an ONNX model, or cut short ({_reason(error)})") from error
+    # External data is named from the file's folder.
+    onnx_ir.external_data.set_base_dir(model.graph, path.parent)
+    for function in model.functions.values():
+        onnx_ir.external_data.set_base_dir(function.graph, path.parent)
+    inline_functions(model, str(path))
+    put_in_order(model.graph, str(path))
+    if model.ir_version <= _CONSTANTS_ARE_INPUTS:
+        names = model.graph.initializers
+        inputs = [value for value in model.graph.inputs if value.name not in names]
+        model.graph.inputs.clear()
+        model.graph.inputs.extend(inputs)
+    model.ir_version = max(model.ir_version or 0, _DRAFTED)
     return model
+
+
+def _parse(path: Path) -> onnx.ModelProto:
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        return onnx.load(path, format="protobuf", load_external_data=False)
+    except (DecodeError, ValueError) as error:
+        raise BadInput(f"{path}: not an ONNX model, or cut short ({_reason(error)})") from error
+
+
+def _reason(error: BaseException) -> str:
+    """The first line of what an error was caused by in the end."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
+def _normalize(proto: onnx.ModelProto) -> None:
+    """Write what is the same in one way: the standard domain has an empty name, outputs that are
+    left out at the end are not there, sizes of less than 0 are open ones, and domains of which the
+    file says no version have the first."""
+    for opsets in (proto.opset_import, *(f.opset_import for f in proto.functions)):
+        for opset in opsets:
+            opset.domain = "" if opset.domain == _STANDARD else opset.domain
+    open_dims((*proto.graph.input, *proto.graph.output, *proto.graph.value_info))
+    waiting = [*proto.graph.node, *(n for f in proto.functions for n in f.node)]
+    domains: set[str] = set()
+    while waiting:
+        node = waiting.pop()
+        node.domain = "" if node.domain == _STANDARD else node.domain
+        domains.add(node.domain)
+        while node.output and not node.output[-1]:
+            node.output.pop()
+        for attribute in node.attribute:
+            waiting += [n for graph in (attribute.g, *attribute.graphs) for n in graph.node]
+    for domain in sorted(domains - {o.domain for o in proto.opset_import} - {""}):
+        proto.opset_import.add(domain=domain, version=1)

@@ -167,7 +167,13 @@ class OnnxReader(View):
         return ""
 
     def weight(self, value: Operand) -> Weight | None:
-        if not isinstance(value, onnx_ir.Value) or value.const_value is None:
+        # An initializer that is an input too is whatever the caller says.
+        if not isinstance(value, onnx_ir.Value) or value.is_graph_input():
+            return None
+        return self.default(value)
+
+    def default(self, value: onnx_ir.Value) -> Weight | None:
+        if value.const_value is None:
             return None
         tensor = value.const_value
         cached = self._handles.get(value)

@@ -132,7 +132,7 @@ def _given(
 
 
 def _weight(view: View, value: Value) -> torch.Tensor:
-    weight = view.weight(value)
+    weight = view.default(value)
     if weight is None:
         raise BadInput(f"the value {view.name(value)} is used before it is computed")
     return weight.read()

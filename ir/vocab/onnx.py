@@ -97,6 +97,8 @@ def constant(value: onnx_ir.Value | None) -> np.ndarray[Any, Any] | None:
     """The numbers of a small constant, or ``None``."""
     if value is None or value.const_value is None or value.const_value.size > 1024:
         return None
+    if value.is_graph_input():  # a default, instead of which a caller may give other numbers
+        return None
     return value.const_value.numpy()
 
 

@@ -1,0 +1,321 @@
+"""ONNX files as people have them: what runtimes take is read, and the rest is told apart.
+
+What is right is what ONNX Runtime computes, with its optimisation off.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir
+import onnxruntime
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput, GraphwrightError
+from graphwright.ir.core.view import View
+from graphwright.ir.load.onnx_file import load_onnx
+from graphwright.ir.run.sweep import sweep
+from onnx import TensorProto, helper, numpy_helper
+
+node = helper.make_node
+
+
+def _numbers(*shape: int, seed: int = 0) -> Any:
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def const(name: str, numbers: Any) -> Any:
+    return numpy_helper.from_array(np.asarray(numbers), name)
+
+
+def save(
+    path: Path, nodes: Sequence[Any], constants: Sequence[Any] = (), *, opset: int = 18,
+    ir: int = 9, x: Sequence[Any] = ("b", 6), inputs: Sequence[Any] = (),
+    outputs: Sequence[str] = ("y",), functions: Sequence[Any] = (), domains: Sequence[str] = (),
+    edit: Callable[[Any], Any] = lambda model: None,
+) -> Path:  # fmt: skip
+    """A file of a graph with the input ``x``, of float32; ``edit`` may damage it."""
+    graph = helper.make_graph(
+        nodes, "g", [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x)), *inputs],
+        [helper.make_tensor_value_info(o, TensorProto.FLOAT, None) for o in outputs], constants,
+    )  # fmt: skip
+    opsets = [helper.make_opsetid("", opset), *(helper.make_opsetid(d, 1) for d in domains)]
+    model = helper.make_model(
+        graph, opset_imports=opsets, ir_version=ir, functions=list(functions)
+    )
+    edit(model)
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def runtime(path: Path, **feeds: Any) -> list[Any]:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    found: list[Any] = session.run(None, feeds)
+    return found
+
+
+def check(path: Path, **feeds: Any) -> View:
+    """Our reading of a file agrees with the runtime's on an input."""
+    view = load_onnx(path)
+    ours = sweep(view, {name: torch.from_numpy(array) for name, array in feeds.items()})
+    for mine, theirs in zip(ours.values(), runtime(path, **feeds), strict=True):
+        np.testing.assert_allclose(mine.numpy(), theirs, rtol=1e-5, atol=1e-6)
+    return view
+
+
+MATMUL = node("MatMul", ["x", "w"], ["y"], name="mm")
+W = const("w", _numbers(6, 4))
+
+
+# --- what runtimes take --------------------------------------------------------------------------
+
+
+def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
+    nodes = [node("Relu", ["t"], ["y"]), node("MatMul", ["x", "w"], ["t"])]
+    view = check(save(tmp_path / "m.onnx", nodes, [W]), x=_numbers(3, 6))
+    assert [view.op(n) for n in view.nodes()] == ["matmul", "relu"]
+
+
+def test_a_default_that_a_caller_may_override_is_no_constant(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [6, 4])
+    path = save(tmp_path / "m.onnx", [MATMUL], [W], inputs=[w])
+    with caplog.at_level(logging.WARNING):
+        view = check(path, x=_numbers(3, 6))
+    assert "1 weights are inputs too (w), whose numbers a caller may give" in caplog.text
+    assert view.input_names() == ("x",) and not view.weights()
+    read = view.operands(next(iter(view.nodes())))[1]
+    assert view.weight(read) is None
+
+
+def test_before_version_4_of_the_format_all_weights_are_inputs(tmp_path: Path) -> None:
+    w = helper.make_tensor_value_info("w", TensorProto.FLOAT, [6, 4])
+    path = save(tmp_path / "m.onnx", [MATMUL], [W], inputs=[w], ir=3, opset=8)
+    view = check(path, x=_numbers(3, 6))
+    assert list(view.weights()) == ["w"]
+
+
+def test_the_standard_domain_has_two_names(tmp_path: Path) -> None:
+    def edit(model: Any) -> None:
+        model.opset_import[0].domain = model.graph.node[0].domain = "ai.onnx"
+
+    check(save(tmp_path / "m.onnx", [MATMUL], [W], edit=edit), x=_numbers(3, 6))
+
+
+def test_a_size_of_less_than_0_is_an_open_one(tmp_path: Path) -> None:
+    view = check(save(tmp_path / "m.onnx", [MATMUL], [W], x=(-1, 6)), x=_numbers(3, 6))
+    assert str(view.type(view.inputs()[0])) == "f32[?, 6]"
+
+
+# --- functions -----------------------------------------------------------------------------------
+
+
+def function(name: str, *calls: str) -> Any:
+    """``name(p) -> q``: calls one behind another, or ``Relu``."""
+    names = ["p", *(f"t{i}" for i in range(len(calls) - 1)), "q"]
+    nodes = [
+        node(call, [names[i]], [names[i + 1]], domain="loc" if call != "Relu" else "")
+        for i, call in enumerate(calls)
+    ]
+    opsets = [helper.make_opsetid("", 18), helper.make_opsetid("loc", 1)]
+    return helper.make_function("loc", name, ["p"], ["q"], nodes, opsets)
+
+
+def test_functions_are_written_out(tmp_path: Path) -> None:
+    functions = [function("F", "Relu"), function("G", "F", "F")]
+    nodes = [node("MatMul", ["x", "w"], ["t"]), node("G", ["t"], ["y"], domain="loc")]
+    path = save(tmp_path / "m.onnx", nodes, [W], functions=functions, domains=["loc"])
+    view = check(path, x=_numbers(3, 6))
+    assert [view.op(n) for n in view.nodes()] == ["matmul", "relu", "relu"]
+
+
+def test_functions_that_grow_without_bound_are_refused(tmp_path: Path) -> None:
+    functions = [function("F0", "Relu")]
+    functions += [function(f"F{i}", f"F{i - 1}", f"F{i - 1}") for i in range(1, 31)]
+    call = node("F30", ["x"], ["y"], domain="loc")
+    path = save(tmp_path / "m.onnx", [call], functions=functions, domains=["loc"])
+    with pytest.raises(BadInput, match="written out, are 3,221,225,471 nodes; up to 262,144"):
+        load_onnx(path)
+
+
+def test_functions_in_a_circle_are_refused(tmp_path: Path) -> None:
+    functions = [function("F", "G"), function("G", "F")]
+    call = node("F", ["x"], ["y"], domain="loc")
+    path = save(tmp_path / "m.onnx", [call], functions=functions, domains=["loc"])
+    with pytest.raises(BadInput, match=r"call each other: (F -> G -> F|G -> F -> G)"):
+        load_onnx(path)
+
+
+# --- weights --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["INT4", "UINT4", "INT2", "UINT2"])
+@pytest.mark.parametrize("external", [False, True])
+def test_narrow_integers_have_their_sign(dtype: str, external: bool, tmp_path: Path) -> None:
+    kind = getattr(TensorProto, dtype)
+    low, high = {"INT4": (-8, 8), "UINT4": (0, 16), "INT2": (-2, 2), "UINT2": (0, 4)}[dtype]
+    numbers = np.resize(np.arange(low, high), 33)
+    codes = helper.make_tensor("c", kind, [3, 11], numbers.tolist())
+    packed = numpy_helper.to_array(codes)
+    if external:
+        raw = onnx_ir.Tensor(packed, dtype=onnx_ir.DataType(kind)).tobytes()
+        (tmp_path / "w.data").write_bytes(b"..." + raw)
+        codes.ClearField("int32_data")
+        codes.data_location = TensorProto.EXTERNAL
+        for key, value in (("location", "w.data"), ("offset", "3"), ("length", str(len(raw)))):
+            codes.external_data.add(key=key, value=value)
+    nodes = [node("DequantizeLinear", ["c", "s"], ["w"]), node("MatMul", ["x", "w"], ["y"])]
+    scale = const("s", np.float32(0.5))
+    path = save(
+        tmp_path / "m.onnx", nodes, [codes, scale], opset=25 if "2" in dtype else 21, ir=13,
+        x=("b", 3),
+    )  # fmt: skip
+    weight = load_onnx(path).weights()["c"]
+    assert torch.equal(weight.read().long(), torch.from_numpy(numbers).reshape(3, 11))
+    check(path, x=_numbers(2, 3))
+
+
+def hub_cache(tmp_path: Path, target: str) -> Path:
+    """``snapshots/rev/onnx/m.onnx``, a link, with its weights behind another one."""
+    store = tmp_path / "models--a--b"
+    folder = store / "snapshots" / "rev" / "onnx"
+    folder.mkdir(parents=True)
+    (store / "blobs").mkdir()
+    (tmp_path / "elsewhere").write_bytes(bytes(96))
+    (store / "blobs" / "222").write_bytes(numpy_helper.to_array(W).tobytes())
+    save(store / "blobs" / "111", [MATMUL], [W], edit=_external())
+    (folder / "m.onnx").symlink_to("../../../blobs/111")
+    (folder / "w.data").symlink_to(target)
+    return folder / "m.onnx"
+
+
+def test_links_of_the_hub_cache_are_followed(tmp_path: Path) -> None:
+    check(hub_cache(tmp_path, "../../../blobs/222"), x=_numbers(3, 6))
+
+
+def test_links_out_of_the_hub_cache_are_not_followed(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"'w\.data' lies outside the model's folder"):
+        load_onnx(hub_cache(tmp_path, "../../../../elsewhere"))
+
+
+def test_weights_may_share_their_bytes_and_not_a_part_of_them(tmp_path: Path) -> None:
+    (tmp_path / "w.data").write_bytes(numpy_helper.to_array(W).tobytes() * 2)
+    nodes = [node("MatMul", ["x", "w"], ["a"]), node("MatMul", ["x", "v"], ["b"])]
+    nodes.append(node("Add", ["a", "b"], ["y"]))
+
+    def shared(offset: str) -> Callable[[Any], None]:
+        def edit(model: Any) -> None:
+            _external()(model)
+            model.graph.initializer.append(model.graph.initializer[0])
+            model.graph.initializer[1].name = "v"
+            model.graph.initializer[1].external_data.add(key="offset", value=offset)
+
+        return edit
+
+    for offset in ("0", "96"):
+        check(save(tmp_path / "m.onnx", nodes, [W], edit=shared(offset)), x=_numbers(3, 6))
+    with pytest.raises(BadInput, match=r"w\.data: the bytes of 'w' and 'v' overlap"):
+        load_onnx(save(tmp_path / "m.onnx", nodes, [W], edit=shared("92")))
+
+
+# --- damage ---------------------------------------------------------------------------------------
+
+
+def _second(**fields: Any) -> Callable[[Any], None]:
+    """The model's second node, replaced."""
+
+    def edit(model: Any) -> None:
+        fields.setdefault("outputs", ["y"])
+        made = helper.make_node(fields.pop("op"), fields.pop("inputs", ["a"]), **fields)
+        model.graph.node[1].CopyFrom(made)
+
+    return edit
+
+
+def _set(path: str, value: Any) -> Callable[[Any], None]:
+    """``a.b.0.c`` of the model set to a value."""
+
+    def edit(model: Any) -> None:
+        *parts, last = path.split(".")
+        for part in parts:
+            model = model[int(part)] if part.isdigit() else getattr(model, part)
+        if last.isdigit():
+            model[int(last)] = value
+        else:
+            setattr(model, last, value)
+
+    return edit
+
+
+def _external(**entries: str) -> Callable[[Any], None]:
+    def edit(model: Any) -> None:
+        tensor = model.graph.initializer[0]
+        tensor.ClearField("raw_data")
+        tensor.data_location = TensorProto.EXTERNAL
+        for key, value in {"location": "w.data", **entries}.items():
+            tensor.external_data.add(key=key, value=value)
+
+    return edit
+
+
+DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
+    "two of one name": (
+        lambda m: m.graph.initializer.append(m.graph.initializer[0]),
+        "names the initializer 'w' twice",
+    ),
+    "a dtype that is none": (_set("graph.initializer.0.data_type", 99), "'w' is of the dtype 99"),
+    "another dtype than the bytes": (
+        _set("graph.initializer.0.data_type", TensorProto.BOOL),
+        r"'w' holds 96 bytes, and BOOL \[6, 4\] takes 24",
+    ),
+    "a size of less than 0": (_set("graph.initializer.0.dims.1", -4), "has a dimension of less"),
+    "a cycle": (_set("graph.node.0.input.0", "y"), r"wait for each other: .*mm \(MatMul\) -> "),
+    "nothing makes it": (_set("graph.node.0.input.0", "z"), "reads 'z', which nothing makes"),
+    "no output": (_set("graph.output.0.name", "z"), "nothing makes the output 'z'"),
+    "made twice": (
+        lambda m: m.graph.node.append(m.graph.node[1]), r"end \(Relu\) makes 'y', which is made",
+    ),
+    "no inputs": (
+        lambda m: m.graph.node[0].ClearField("input"), r"\(MatMul\) has 0 inputs, and .* takes 2",
+    ),
+    "too many inputs": (_second(op="Relu", inputs=["a", "a"]), "has 2 inputs, and the op takes 1"),
+    "no attribute": (_second(op="Cast"), "Cast .* lacks the attribute 'to'"),
+    "text for a number": (_second(op="Softmax", axis="one"), "its attribute axis is text, not"),
+    "a foreign attribute": (_second(op="Relu", alpha=1.0), "has an attribute 'alpha'"),
+    "a foreign op of ours": (
+        _second(op="SparseLinear", domain="graphwright"), "did you mean sparse_linear?",
+    ),
+    "an offset with blanks": (_external(offset=" 12 "), "offset of its external data is ' 12 '"),
+    "an offset before the file": (_external(offset="-1"), "offset of its external data is '-1'"),
+    "no place": (_external(location="w\0"), "names no file for its external data"),
+    "an opset of 0": (_set("opset_import.0.version", 0), "the opset of ai.onnx is 0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_damage_is_told_with_file_node_and_field(name: str, tmp_path: Path) -> None:
+    edit, words = DAMAGE[name]
+    nodes = [node("MatMul", ["x", "w"], ["a"], name="mm"), node("Relu", ["a"], ["y"], name="end")]
+    path = save(tmp_path / "m.onnx", nodes, [W], edit=edit)
+    with pytest.raises(GraphwrightError, match=words) as caught:
+        load_onnx(path)
+    assert caught.value.exit_code == 2 and str(path) in str(caught.value)
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "m.onnx")
+    with pytest.raises(BadInput, match="a pipe or a device"):
+        load_onnx(tmp_path / "m.onnx")
+    os.mkfifo(tmp_path / "w.data")
+    path = save(tmp_path / "n.onnx", [MATMUL], [W], edit=_external())
+    with pytest.raises(BadInput, match=r"w\.data is not a file, but a folder, a pipe or a device"):
+        load_onnx(path)
