@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 from .ir.core.version import __version__ as __version__
@@ -15,14 +17,14 @@ if TYPE_CHECKING:
     from .passes.recipe import Recipe
     from .tools.run.generating import generate
 
+# ONNX Runtime reports to its maker unless this is set when it is imported: its own call comes too
+# late. In a program that imported it before us, it does.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 _HOMES = {
     "trace": ".ir.load.trace", "load": ".ir.load.sources", "optimize": ".passes.manager",
-    "plan": ".passes.manager",
-    "Result": ".passes.manager",
-    "Recipe": ".passes.recipe",
-    "compile": ".backends",
-    "export": ".backends",
-    "generate": ".tools.run.generating",
+    "plan": ".passes.manager", "Result": ".passes.manager", "Recipe": ".passes.recipe",
+    "compile": ".backends", "export": ".backends", "generate": ".tools.run.generating",
 }  # fmt: skip
 __all__ = [
     "trace", "load", "optimize", "plan", "Result", "Recipe", "compile", "export", "generate",
@@ -31,8 +33,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    import importlib
-
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     home = importlib.import_module(_HOMES.get(name, ".passes"), __name__)

@@ -21,22 +21,13 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
 def download(hub_id: str) -> Path:
     """The local snapshot of a hub id, from the cache or over the network."""
-    try:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import (
-            HfHubHTTPError,
-            HFValidationError,
-            LocalEntryNotFoundError,
-        )
-    except ImportError:
-        raise _needs_transformers() from None
+    found = cached(hub_id)
+    if found is not None:
+        return found
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
     with quiet():
-        try:
-            return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True))
-        except LocalEntryNotFoundError:
-            pass
-        except HFValidationError as error:
-            raise BadInput(f"{hub_id!r} is not a Hugging Face id: {error}") from None
         try:
             return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -46,6 +37,22 @@ def download(hub_id: str) -> Path:
                 f"({reason}). Try `hf download {hub_id}` on a machine with network access, then "
                 "give the folder"
             ) from None
+
+
+def cached(hub_id: str) -> Path | None:
+    """The snapshot of a hub id in the cache; nothing is fetched."""
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+    except ImportError:
+        raise _needs_transformers() from None
+    with quiet():
+        try:
+            return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES, local_files_only=True))
+        except LocalEntryNotFoundError:
+            return None
+        except HFValidationError as error:
+            raise BadInput(f"{hub_id!r} is not a Hugging Face id: {error}") from None
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:

@@ -24,6 +24,7 @@ FORMS = (
     "package.module:factory"
 )
 _FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
+_HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -49,43 +50,61 @@ def load(
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
-    text = str(spec)
+    text, path, form = str(spec), Path(spec).expanduser(), form_of(spec)
     if max_bytes is not None:
         return _cut(text, max_bytes)
-    if text.startswith("zoo:"):
+    if form == "zoo":
         return load_zoo(text.removeprefix("zoo:"), dtype=dtype, cache=cache)
-    path = Path(spec).expanduser()
-    if cache and _is_graph(text, path):
+    if cache and form in ("artifact", "onnx", "pt2", "factory"):
         raise BadInput(
             f"{text}: only zoo and Hugging Face models are given a cache; another graph has one, "
             "or has none"
         )
-    if dtype is not None and not path.is_dir() and path.suffix in (".onnx", ".pt2"):
+    if dtype is not None and form in ("onnx", "pt2"):
         raise BadInput(
             f"{text}: dtype is for zoo and Hugging Face models; a {path.suffix} file keeps its own"
         )
     if not text:
         raise BadInput(f"the model has an empty name; a model is {FORMS}")
-    if path.is_dir() and not (path / "graphwright.json").is_file():
+    if form == "folder":
         return _folder(path, text, trust_remote_code, dtype, allow_missing_weights, cache)
-    if path.is_dir() or path.suffix == ".onnx":
+    if form in ("artifact", "onnx"):
         from .onnx_file import load_onnx
 
-        return load_onnx(path / "model.onnx" if path.is_dir() else path)
-    if path.suffix == ".pt2":
+        return load_onnx(path / "model.onnx" if form == "artifact" else path)
+    if form == "pt2":
         from .pt2_file import load_pt2
 
         return load_pt2(path)
-    if re.fullmatch(_FACTORY, text):
+    if form == "factory":
         return _factory(text)
     if path.suffix in (*_PICKLES, ".safetensors"):
         raise _unfit_file(path)
-    if not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text):
+    if form == "hub":
         from .hf_model import download
 
         hub = download(text)
         return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache)
     raise _unknown(text, path)
+
+
+def form_of(spec: str | Path) -> str:
+    """What ``load`` takes a name for: ``zoo``, ``folder`` (of Hugging Face), ``artifact``,
+    ``onnx``, ``pt2``, ``factory``, ``hub``, or ``""`` for what it refuses. Nothing is opened."""
+    text, path = str(spec), Path(spec).expanduser()
+    if text.startswith("zoo:"):
+        return "zoo"
+    if not text:
+        return ""
+    if path.is_dir():
+        return "artifact" if (path / "graphwright.json").is_file() else "folder"
+    if path.suffix in (".onnx", ".pt2"):
+        return path.suffix.removeprefix(".")
+    if re.fullmatch(_FACTORY, text):
+        return "factory"
+    if path.suffix in (*_PICKLES, ".safetensors"):
+        return ""
+    return "hub" if not path.exists() and re.fullmatch(_HUB_ID, text) else ""
 
 
 def _folder(
@@ -112,12 +131,6 @@ def _cut(text: str, max_bytes: int) -> View:
     if path.suffix == ".onnx":
         return load_onnx(path, max_bytes)
     raise BadInput(f"{text}: max_bytes is for artifacts, which a run of optimize-model wrote")
-
-
-def _is_graph(text: str, path: Path) -> bool:
-    """Whether it is a file, an artifact or a factory, whose inputs and outputs are settled."""
-    settled = path.suffix in (".onnx", ".pt2") or (path / "graphwright.json").is_file()
-    return settled or re.fullmatch(_FACTORY, text) is not None
 
 
 def _unfit_file(path: Path) -> GraphwrightError:

@@ -16,22 +16,26 @@ from ...backends import compile as compile_model
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.fx.view import FxView
-from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ..report import manifest
+from ..run.named_source import load_named
 from . import terminal
 
 Runner = Callable[[Mapping[str, torch.Tensor]], Any]
 
 
 def main(
-    folders: Sequence[Path], batches: Sequence[int], length: int, *, device: str, repeats: int
-) -> None:
-    """Print a table for each batch size: milliseconds, and the ratio to the fp32 source in ORT."""
+    folders: Sequence[Path], batches: Sequence[int], length: int, *, device: str, repeats: int,
+    trust_source: bool = False,
+) -> None:  # fmt: skip
+    """Print a table for each batch size: milliseconds, and the ratio to the fp32 source in ORT.
+
+    Raises as ``named_source.load_named``.
+    """
     sources = {manifest.load(folder).source.name for folder in folders}
     if len(sources) != 1:
         raise BadInput(f"the artifacts come from different models: {', '.join(sorted(sources))}")
-    view = load(sources.pop(), cache=False)
+    view = load_named(sources.pop(), trusted=trust_source, cache=False)
     runners = _runners(view, folders, device)
     console = Console()
     console.print(

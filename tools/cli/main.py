@@ -38,6 +38,10 @@ Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a hub model run its code.")]
+TrustSource = Annotated[
+    bool,
+    typer.Option("--trust-source", help="Load what the manifest names, though that runs code."),
+]
 
 
 @app.callback()
@@ -176,6 +180,7 @@ def replay(
     artifact: Path,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write it.")] = None,
     force: Annotated[bool, typer.Option("--force")] = False,
+    trust_source: TrustSource = False,
     as_json: Json = False,
     verbose: Verbose = False,
 ) -> None:
@@ -185,7 +190,7 @@ def replay(
 
     console = _console(stderr=True)
     with terminal.Steps(console, silent=as_json) as steps:
-        done = replay.replay(artifact, out, steps, force=force)
+        done = replay.replay(artifact, out, steps, force=force, trust_source=trust_source)
     if as_json:
         _print_json(done)
     else:
@@ -261,6 +266,7 @@ def bench(
     length: Annotated[int, typer.Option(help="Sequence length.")] = 128,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 7,
+    trust_source: TrustSource = False,
     verbose: Verbose = False,
 ) -> None:
     """Time artifacts side by side with their source model; ratios, in one run."""
@@ -269,7 +275,9 @@ def bench(
     if not artifacts:
         raise BadInput("name at least one artifact folder")
     sizes = _integers("--batches", batches)
-    benchmark.main(artifacts, sizes, length, device=device, repeats=repeats)
+    benchmark.main(
+        artifacts, sizes, length, device=device, repeats=repeats, trust_source=trust_source
+    )
 
 
 @app.command("eval")

@@ -11,16 +11,18 @@ from ...backends import artifact
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...passes.recipe import Recipe
 from ..report import manifest
-from . import pipeline
+from . import named_source, pipeline
 
 
 def replay(
-    folder: Path, out: Path | None, progress: pipeline.Progress, *, force: bool = False
-) -> dict[str, Any]:
+    folder: Path, out: Path | None, progress: pipeline.Progress, *, force: bool = False,
+    trust_source: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """Run the recipe of ``folder`` on its source again, into ``out`` or a temporary folder.
 
     Returns a summary. Raises ``BadInput`` where ``out`` is ``folder``, and where the source or the
-    calibration data has changed since, and ``BoundExceeded`` where the weights come out different.
+    calibration data has changed since, ``BoundExceeded`` where the weights come out different, and
+    as ``named_source.check_name``.
     """
     known = manifest.load(folder)
     if out is not None and out.resolve() == folder.resolve():
@@ -32,12 +34,14 @@ def replay(
             f"{folder}: made from a {source.kind} graph ({source.name}), which cannot be "
             "loaded again: run gw.optimize on it with the recipe " + known.recipe
         )
+    named_source.check_name(source.name, trusted=trust_source)
     with tempfile.TemporaryDirectory(prefix="graphwright-replay-") as scratch:
         target = out if out is not None else Path(scratch) / "artifact"
         data = known.calibration
         request = pipeline.Request(
             source.name, Recipe.parse(known.recipe), target,
             max_error=known.verification.max_error, force=force, cache=source.cache,
+            trust_remote_code=trust_source,
             calibration=data.name if data else "",
             calibration_samples=data.samples if data else None,
             calibration_length=data.length if data else None,

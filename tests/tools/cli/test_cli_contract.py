@@ -74,14 +74,14 @@ def test_json_is_all_of_stdout_and_the_model_may_come_last(
 
 def test_replay_and_diff(workplace: Path, command: Any) -> None:
     assert command(MODEL, "-p", "hqq{group=16}", "-o", "a")[0] == 0
-    code, out, _ = command("replay", "a", "-o", "b", "--json")
+    code, out, _ = command("replay", "a", "-o", "b", "--json", "--trust-source")
     assert code == 0 and json.loads(out)["identical"] is True
     for name in artifact_files.MODEL_FILES:
         assert (workplace / "a" / name).read_bytes() == (workplace / "b" / name).read_bytes()
     assert "agree in all but times" in command("diff", "a", "b")[1]
     with (workplace / "a" / "model.onnx.data").open("r+b") as file:
         file.write(b"\xff\xff")
-    code, out, err = command("replay", "a")
+    code, out, err = command("replay", "a", "--trust-source")
     assert (code, out) == (1, "") and "model.onnx.data came out different" in err
     assert command(MODEL, "-p", "quantize{group=16}", "-o", "c")[0] == 0
     code, out, _ = command("diff", "a", "c", "--json")
@@ -92,8 +92,57 @@ def test_a_source_that_has_changed_is_not_replayed(workplace: Path, command: Any
     assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
     factory = workplace.parent / "modules" / "graphwright_toy_factory.py"
     factory.write_text(FACTORY + "\n# another\n")
-    code, _, err = command("replay", "a")
+    code, _, err = command("replay", "a", "--trust-source")
     assert code == 2 and "has changed since a was made" in err
+
+
+def test_a_manifest_runs_no_code_unless_asked(
+    workplace: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever kind of source it claims. A factory that runs here says so."""
+    assert command(MODEL, "-p", "quantize{group=16}", "-o", "a")[0] == 0
+    Path("evil.py").write_text(
+        "import graphwright_toy_factory as toy\ntoy.ran = True\nmake = toy.make"
+    )
+    known = json.loads(Path("a", "graphwright.json").read_text())
+    for kind in ("factory", "zoo", "hf", "onnx", "pt2"):
+        known["source"] |= {"kind": kind, "name": "evil:make"}
+        Path("a", "graphwright.json").write_text(json.dumps(known))
+        for arguments in (("replay", "a"), ("replay", "a", "-o", "b"), ("bench", "a")):
+            code, out, err = command(*arguments)
+            said = "evil:make" in err and "--trust-source" in err
+            assert (code, out, said or kind == "pt2") == (2, "", True), err
+    toy = sys.modules["graphwright_toy_factory"]
+    assert not hasattr(toy, "ran")
+    known["source"]["kind"] = "factory"
+    Path("a", "graphwright.json").write_text(json.dumps(known))
+    monkeypatch.delitem(sys.modules, "evil", raising=False)
+    assert "has changed since a was made" in command("replay", "a", "--trust-source")[2]
+    assert hasattr(toy, "ran") and not Path("b").exists()
+    sys.modules.pop("evil")
+
+
+def test_a_manifest_fetches_no_model_unless_asked(
+    workplace: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    asked = []
+
+    def snapshot(name: str, *, local_files_only: bool = False, **_: Any) -> NoReturn:
+        asked.append((name, local_files_only))
+        raise huggingface_hub.errors.LocalEntryNotFoundError("not there")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    assert command(MODEL, "-p", "quantize{group=16}", "-o", "a")[0] == 0
+    known = json.loads(Path("a", "graphwright.json").read_text())
+    known["source"] |= {"kind": "zoo", "name": "who/knows"}
+    Path("a", "graphwright.json").write_text(json.dumps(known))
+    for verb in ("replay", "bench"):
+        code, _, err = command(verb, "a")
+        assert code == 3 and "is not fetched unasked: `hf download who/knows`" in err
+    assert asked == [("who/knows", True)] * 2
+    assert command("replay", "a", "--trust-source")[0] == 3 and asked[-1] == ("who/knows", False)
 
 
 def test_the_default_recipe_is_said(command: Any) -> None:
