@@ -236,6 +236,7 @@ def _new_report(
             "name": graph.source.name,
             "sha256": graph.source.sha256,
             "task": graph.source.task,
+            **({"notes": list(graph.source.notes)} if graph.source.notes else {}),
         },
         recipe=str(recipe),
         max_error=max_error,

@@ -144,9 +144,8 @@ def weight_of(tensor: onnx_ir.TensorProtocol) -> Weight:
 def refuse_changed(tensor: onnx_ir.TensorProtocol) -> None:
     """Raise ``BadInput`` where the external data of a tensor is no longer what ``weight_of`` saw,
     ``Missing`` where it is gone."""
-    stamp = tensor.meta.get(_STAMP) if isinstance(tensor, onnx_ir.ExternalTensor) else None
-    if stamp is not None:
-        check_unchanged(Path(tensor.path), stamp)
+    if isinstance(tensor, onnx_ir.ExternalTensor) and _STAMP in tensor.meta:
+        check_unchanged(Path(tensor.path), tensor.meta[_STAMP])
 
 
 def _numbers(tensor: onnx_ir.TensorProtocol) -> np.ndarray[Any, Any]:

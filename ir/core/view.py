@@ -71,6 +71,8 @@ class Source:
     """Tokens that every row of ``input_ids`` must hold: one for each feature of its image."""
     files: tuple[Path, ...] = ()
     """The files that ``sha256`` is taken over: see ``load.fingerprint``."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of how it was read, one sentence each."""
     sampler: Callable[[], list[dict[str, torch.Tensor]]] | None = None
     """Makes ``samples``."""
 

@@ -1,64 +1,97 @@
-"""The tensors of a checkpoint folder as handles, under a model's own names."""
+"""The tensors of a checkpoint folder as handles, from the files that transformers would read."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
 
 from ..core.errors import BadInput, Missing
-from ..core.weights import CastWeight, Weight, read_safetensors_header
+from ..core.files import belongs
+from ..core.weights import Weight, read_safetensors_header
 
+SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
-def read_checkpoint(folder: Path, *, allow_missing: bool = False) -> dict[str, Weight] | None:
-    """Handles by name from ``model.safetensors`` or the shards that its index names.
+@dataclass(frozen=True)
+class Checkpoint:
+    """Handles by the names that the files give them."""
+
+    tensors: Mapping[str, Weight]
+    files: tuple[Path, ...]
+    """The files that they are in, and the index that names those."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of the choice of files."""
+
+
+def read_checkpoint(folder: Path, *, allow_missing: bool = False) -> Checkpoint | None:
+    """``model.safetensors``, else the shards that its index names.
 
     ``None`` where there are no weights and ``allow_missing`` is set. Raises ``Missing`` for absent
-    weights or shards, ``BadInput`` for damaged files and for pickled checkpoints, which are never
-    unpickled: unpickling runs whatever code the file holds.
+    weights or shards, ``BadInput`` for damaged files, for links out of the folder and for pickled
+    checkpoints, which are never unpickled: unpickling runs whatever code the file holds.
     """
-    single = folder / "model.safetensors"
-    if (folder / INDEX).is_file():
+    if _exists(folder / SINGLE):
+        return _single(folder, SINGLE)
+    if _exists(folder / INDEX):
         return _read_shards(folder, _shards(folder), allow_missing)
-    if single.is_file():
-        return dict(read_safetensors_header(single))
-    others = sorted(folder.glob("*.safetensors"))
-    if len(others) == 1:
-        return dict(read_safetensors_header(others[0]))
-    if others:
-        raise BadInput(
-            f"{folder}: {len(others)} safetensors files, but neither model.safetensors nor {INDEX} "
-            "to say which one counts"
-        )
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
-    if pickles and not allow_missing:
+    others = sorted(p.name for p in folder.glob("*.safetensors"))
+    if len(others) == 1 and not pickles:
+        return _single(folder, others[0])
+    if others and not pickles:
+        raise BadInput(
+            f"{folder}: {len(others)} safetensors files, but neither {SINGLE} nor {INDEX} to say "
+            "which one counts"
+        )
+    if allow_missing:
+        return None
+    if pickles:
         raise BadInput(
             f"{folder}: the weights are pickled ({pickles[0]}), and pickles are never opened: they "
             "can run any code. On a machine where you trust the file, convert it: "
             "AutoModel.from_pretrained(folder).save_pretrained(out) writes safetensors"
         )
-    if allow_missing:
-        return None
     raise Missing(
-        f"{folder}: no weights (model.safetensors or {INDEX}); fetch them, for example with "
+        f"{folder}: no weights ({SINGLE} or {INDEX}); fetch them, for example with "
         "`hf download ID --local-dir FOLDER`, or use --dry-run, which needs the config only"
     )
 
 
+def refuse_stranger(path: Path) -> None:
+    """Raise ``BadInput`` for a link out of the model's own folder and the hub cache's store."""
+    if not belongs(path, path.parent):
+        raise BadInput(
+            f"{path}: a link to {path.resolve()}, out of the model's folder: such a file is not "
+            "read. Put the file itself there, or give the folder that it lies in"
+        )
+
+
+def _exists(path: Path) -> bool:
+    """Also where it is a pipe or a device: what must not be read is not passed over."""
+    return path.exists() and not path.is_dir()
+
+
+def _single(folder: Path, name: str) -> Checkpoint:
+    refuse_stranger(folder / name)
+    notes: tuple[str, ...] = ()
+    if (folder / INDEX).exists():
+        notes = (f"{name} was read, as transformers does: {INDEX} and its shards were not",)
+    return Checkpoint(dict(read_safetensors_header(folder / name)), (folder / name,), notes)
+
+
 def _shards(folder: Path) -> dict[str, str]:
     path = folder / INDEX
+    refuse_stranger(path)
     try:
-        table = json.loads(path.read_text())["weight_map"]
+        table = json.loads(path.read_bytes())["weight_map"]
         pairs = {str(key): str(value) for key, value in table.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadInput(f"{path}: no valid index (a JSON object with weight_map): {error}") from None
-    strange = sorted({v for v in pairs.values() if Path(v).name != v})
+    strange = sorted({v for v in pairs.values() if Path(v).name != v or "\0" in v})
     if strange:
         raise BadInput(f"{path}: the shard {strange[0]!r} does not lie in the model's folder")
     return pairs
@@ -66,77 +99,26 @@ def _shards(folder: Path) -> dict[str, str]:
 
 def _read_shards(
     folder: Path, table: Mapping[str, str], allow_missing: bool
-) -> dict[str, Weight] | None:
-    files = sorted(set(table.values()))
-    gone = [name for name in files if not (folder / name).is_file()]
+) -> Checkpoint | None:
+    names = sorted(set(table.values()))
+    gone = [name for name in names if not (folder / name).exists()]
     if gone and allow_missing:
         return None
     if gone:
         raise Missing(
-            f"{folder}: {len(gone)} of {len(files)} shards are missing: {', '.join(gone[:5])}; "
+            f"{folder}: {len(gone)} of {len(names)} shards are missing: {', '.join(gone[:5])}; "
             "fetch them, for example with `hf download ID --local-dir FOLDER`"
         )
     handles: dict[str, Weight] = {}
-    for name in files:
+    for name in names:
+        refuse_stranger(folder / name)
+        # All that a shard holds, as transformers reads it: the index may not list it.
         tensors = dict(read_safetensors_header(folder / name))
-        for key in (k for k, shard in table.items() if shard == name):
-            if key not in tensors:
-                raise BadInput(f"{folder / name}: no tensor {key!r}, which {INDEX} says is in it")
-            handles[key] = tensors[key]
-    return handles
-
-
-def match(model: Any, handles: Mapping[str, Weight]) -> tuple[dict[str, Weight], list[str]]:
-    """Handles for the model's parameters and buffers, and the names of parameters that have none.
-
-    Names may differ by the base model's prefix (the checkpoint of ``BertForMaskedLM`` in
-    ``BertModel`` and the reverse) and by the renamings that transformers knows for the model. Tied
-    parameters share the handle of whichever name the checkpoint has. Raises ``BadInput`` where a
-    shape differs.
-    """
-    table = _renamed(model, handles)
-    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
-    found: dict[str, Weight] = {}
-    tensors = dict(model.named_parameters(remove_duplicate=False))
-    tensors |= dict(model.named_buffers(remove_duplicate=False))
-    for name, tensor in tensors.items():
-        forms = (name, prefix + name, name.removeprefix(prefix))
-        key = next((s for s in forms if s in table), None)
-        if key is not None:
-            found[name] = _fit(name, table[key], tensor)
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    shared = {id(parameters[n]): w for n, w in found.items() if n in parameters}
-    for name, parameter in parameters.items():
-        if name not in found and id(parameter) in shared:
-            found[name] = shared[id(parameter)]
-    return found, [n for n in parameters if n not in found]
-
-
-def _fit(name: str, weight: Weight, tensor: torch.Tensor) -> Weight:
-    if weight.shape != tuple(tensor.shape):
-        raise BadInput(
-            f"the checkpoint's {name!r} is {list(weight.shape)}, the config asks for "
-            f"{list(tensor.shape)}"
-        )
-    return weight if weight.dtype == tensor.dtype else CastWeight(weight, tensor.dtype)
-
-
-def _renamed(model: Any, handles: Mapping[str, Weight]) -> dict[str, Weight]:
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightRenaming
-
-    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
-    table: dict[str, Weight] = {}
-    for key, weight in handles.items():
-        for renaming in renamings:
-            key, _ = renaming.rename_source_key(key)
-        table[key] = weight
-    return table
-
-
-def converts(model: Any) -> bool:
-    """Whether transformers rearranges numbers, not only names, when it loads this family."""
-    from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    return any(isinstance(t, WeightConverter) for t in get_model_conversion_mapping(model))
+        twice = sorted(handles.keys() & tensors.keys())
+        if twice:
+            raise BadInput(f"{folder / name}: the tensor {twice[0]!r} is in another shard too")
+        lost = sorted(k for k, shard in table.items() if shard == name and k not in tensors)
+        if lost:
+            raise BadInput(f"{folder / name}: no tensor {lost[0]!r}, which {INDEX} says is in it")
+        handles |= tensors
+    return Checkpoint(handles, (folder / INDEX, *(folder / name for name in names)))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -12,12 +14,14 @@ import torch
 from torch.export import Dim
 
 from ..core.errors import BadInput
+from ..core.memory import refuse_beyond_memory
 from ..core.view import Source
 from ..core.weights import AbsentWeight, Weight
 from ..fx.view import FxView
-from .checkpoint import converts, match, read_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_llava import crop_count, llava_forward
+from .hf_match import converts, listed, match
 from .hf_model import build, read_config
 from .trace import trace
 
@@ -45,18 +49,19 @@ def load_folder(
     ``allow_missing_weights`` absent weights become handles that cannot be read.
     """
     config = read_config(folder, trust_remote_code=trust_remote_code)
-    handles = read_checkpoint(folder, allow_missing=allow_missing_weights)
-    model = build(folder, config, handles, trust_remote_code=trust_remote_code, dtype=dtype)
-    inputs, shapes = _example_inputs(model)
-    names = list(inputs)
-    lacking = "" if cache is False else why_uncached(model, _task(model))
+    checkpoint = read_checkpoint(folder, allow_missing=allow_missing_weights)
+    model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
+    with _by_config(folder):
+        inputs, shapes = _example_inputs(model)
+        names = list(inputs)
+        lacking = "" if cache is False else why_uncached(model, _task(model))
+        if cache is not False and not lacking:
+            inputs, shapes = cached_inputs(model, inputs)
+            names = input_names(model, list(inputs))
     if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
-    if cache is not False and not lacking:
-        inputs, shapes = cached_inputs(model, inputs)
-        names = input_names(model, list(inputs))
     _give_forward(model, inputs)
-    weights = bind_weights(model, handles, folder)
+    weights, notes = bind_weights(model, checkpoint, folder)
     view = trace(
         model,
         kwargs=inputs,
@@ -66,19 +71,34 @@ def load_folder(
             kind="hf",
             name=name or str(folder),
             folder=str(folder),
-            files=source_files(folder),
+            files=source_files(folder, checkpoint),
             source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
             task=_task(model),
             prompt=_image_prompt(model),
+            notes=notes,
         ),
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
     return view
 
 
-def source_files(folder: Path) -> tuple[Path, ...]:
-    """The files that decide the graph and its numbers: config and safetensors, sorted."""
-    return tuple(sorted([folder / "config.json", *folder.glob("*.safetensors")]))
+def source_files(folder: Path, checkpoint: Checkpoint | None) -> tuple[Path, ...]:
+    """The files that decide the graph and its numbers: config and checkpoint, sorted."""
+    return tuple(sorted([folder / "config.json", *(checkpoint.files if checkpoint else ())]))
+
+
+@contextlib.contextmanager
+def _by_config(folder: Path) -> Iterator[None]:
+    """Errors of sizes that the config has, or has not, as ``BadInput``."""
+    try:
+        yield
+    except BadInput as error:
+        raise BadInput(f"{folder}/config.json: {error}") from None
+    except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BadInput(
+            f"{folder}/config.json: no example inputs follow from these sizes: {reason}"
+        ) from error
 
 
 # --- inputs and outputs -------------------------------------------------------------------------
@@ -95,8 +115,9 @@ def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         size = config.image_size
         height, width = size if isinstance(size, tuple | list) else (size, size)
         crops = crop_count(model.config) if "input_ids" in accepted else 1
-        shape = getattr(config, "num_channels", 3), height, width
-        pixels = torch.zeros(2, *([crops] if crops > 1 else []), *shape)
+        shape = 2, *([crops] if crops > 1 else []), getattr(config, "num_channels", 3)
+        refuse_beyond_memory(4 * math.prod(shape) * height * width, "an image of this size")
+        pixels = torch.zeros(*shape, height, width)
         inputs["pixel_values"] = pixels.to(next(model.parameters()).dtype)
         shapes["pixel_values"] = {0: batch}
         if "input_ids" not in accepted:
@@ -113,7 +134,13 @@ def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
 def _image_prompt(model: Any) -> tuple[int, ...]:
     """The placeholders of one image, one for each of the features that the model makes of it."""
     token = getattr(model.config, "image_token_id", None)
-    return () if token is None else (token,) * getattr(model.config, "image_seq_length", 0)
+    if token is None:
+        return ()
+    length = getattr(model.config, "image_seq_length", 0)
+    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if longest is not None and length > longest:
+        raise BadInput(f"image_seq_length is {length}, and a text has {longest} tokens at most")
+    return (token,) * length
 
 
 def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
@@ -161,17 +188,17 @@ def _task(model: Any) -> str:
 
 
 def bind_weights(
-    model: torch.nn.Module, handles: Mapping[str, Weight] | None, folder: Path
-) -> dict[str, Weight]:
-    """A handle for every parameter, and for every buffer that the checkpoint holds."""
-    if handles is None:
+    model: torch.nn.Module, checkpoint: Checkpoint | None, folder: Path
+) -> tuple[dict[str, Weight], tuple[str, ...]]:
+    """A handle for every parameter, and for every buffer that the checkpoint holds; what a person
+    should know of them. Raises ``BadInput`` where some are absent or lack their scales."""
+    if checkpoint is None:
         return {
             name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
             for name, p in model.named_parameters(remove_duplicate=False)
-        }
-    weights, absent = match(model, handles)
-    if absent:
-        listed = ", ".join(absent[:5]) + (", ..." if len(absent) > 5 else "")
+        }, ()
+    found = match(model, checkpoint.tensors)
+    if found.absent:
         advice = 'Check "architectures" in config.json against the checkpoint'
         if converts(model):
             advice = (
@@ -180,7 +207,15 @@ def bind_weights(
                 "package.module:factory"
             )
         raise BadInput(
-            f"{folder}: {len(absent)} of the model's weights are not in the checkpoint: {listed}. "
-            f"{advice}"
+            f"{folder}: {len(found.absent)} of the model's weights are not in the checkpoint: "
+            f"{listed(found.absent)}. {advice}"
         )
-    return weights
+    unscaled = found.scale_left_out()
+    if unscaled is not None:
+        name, scale = unscaled
+        raise BadInput(
+            f"{folder}: the weight {name!r} is stored as {checkpoint.tensors[name].type}, and "
+            f"nothing would apply {scale!r}: the checkpoint is quantized in a way that config.json "
+            "does not say. Give the original checkpoint, or one with its scales multiplied in"
+        )
+    return found.by_parameter(model), (*checkpoint.notes, *found.notes())

@@ -12,10 +12,19 @@ import torch
 from torch.overrides import TorchFunctionMode
 
 from ..core.errors import BadInput, Missing
+from ..core.files import open_regular
+from ..core.memory import refuse_beyond_memory
 from ..core.quiet import quiet
 from ..core.weights import Weight
-from .checkpoint import match
+from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
+from .hf_match import match
 
+_QUANTIZED = ("quantization_config", "compression_config")
+"""Where a config says how its checkpoint was quantized; the second is an old name."""
+_MAKERS = (torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye)
+_SMALL_BYTES = 1 << 28
+MOST_LAYERS = 2000
+"""Of a model without weights, for a dry run; one with weights has a tensor a layer at least."""
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
 
@@ -56,23 +65,21 @@ def cached(hub_id: str) -> Path | None:
 
 
 def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
+    """The config of a model's folder, in transformers' class of it.
+
+    Raises ``Missing`` where there is none, ``BadInput`` where it is damaged, where it says that the
+    checkpoint is quantized, where transformers refuses it, and where it needs code of its own.
+    """
     path = folder / "config.json"
-    if not path.is_file():
-        raise Missing(
-            f"{folder}: no config.json, so this is not a Hugging Face model; give the folder "
-            "that save_pretrained wrote"
-        )
-    try:
-        raw = json.loads(path.read_text())
-    except ValueError as error:
-        raise BadInput(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(raw, dict):
-        raise BadInput(f"{path}: not a JSON object")
-    if raw.get("quantization_config"):
+    raw = _read_object(path)
+    if any(part.get(key) for part in _parts(raw) for key in _QUANTIZED):
         raise BadInput(
             f"{path}: the checkpoint is already quantized (quantization_config); give the "
             "original one"
         )
+    named, found = raw.get("transformers_weights"), SINGLE if (folder / SINGLE).exists() else INDEX
+    if named not in (None, found):
+        raise BadInput(f"{path}: transformers_weights names {named!r}, and {found} would be read")
     try:
         from transformers import CONFIG_MAPPING, AutoConfig
     except ImportError:
@@ -86,10 +93,40 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     with quiet():
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            # transformers' configs check their own fields and raise these.
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
-            raise BadInput(f"{path}: transformers does not take this config: {reason}") from error
+        except Exception as error:
+            # Configs check their own fields, each in its way, and raise errors of any kind.
+            raise BadInput(
+                f"{path}: transformers does not take this config: {_reason(error)}"
+            ) from error
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        raise Missing(
+            f"{path.parent}: no config.json, so this is not a Hugging Face model; give the folder "
+            "that save_pretrained wrote"
+        )
+    refuse_stranger(path)
+    with open_regular(path) as file:
+        try:
+            raw = json.load(file)
+        except (ValueError, RecursionError) as error:
+            raise BadInput(f"{path}: not valid JSON: {error}") from None
+    if not isinstance(raw, dict):
+        raise BadInput(f"{path}: not a JSON object")
+    return raw
+
+
+def _parts(raw: dict[str, Any]) -> list[dict[str, Any]]:
+    """The config, and those of its parts, as of a text model within."""
+    return [raw, *(value for value in raw.values() if isinstance(value, dict))]
+
+
+def _reason(error: Exception) -> str:
+    """What an error says, in a line: the field, and in strict dataclasses why it is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return text or type(error).__name__
 
 
 def _needs_transformers() -> Missing:
@@ -103,7 +140,8 @@ class _EmptyOnMeta(TorchFunctionMode):
     """``torch.empty`` on the meta device, everything else where it is.
 
     Layers make their parameters with ``torch.empty``; what a model computes for itself (rotary
-    frequencies, position ids, masks) never starts from uninitialised memory, and stays real.
+    frequencies, position ids, masks) never starts from uninitialised memory, and stays real: as far
+    as there is memory for it.
     """
 
     def __torch_function__(
@@ -116,22 +154,30 @@ class _EmptyOnMeta(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func is torch.empty:
             kwargs["device"] = "meta"
+        if func in _MAKERS:
+            size = func(*args, **kwargs | {"device": "meta"}).nbytes
+            if size > _SMALL_BYTES:
+                refuse_beyond_memory(size, "a tensor that the model makes by its config")
         return func(*args, **kwargs)
 
 
 def build(
     folder: Path,
     config: Any,
-    handles: Mapping[str, Weight] | None,
+    checkpoint: Checkpoint | None,
     *,
     trust_remote_code: bool = False,
     dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
     """The model with parameters on the meta device and computed buffers in memory."""
     cls = _model_class(folder, config, trust_remote_code)
+    handles = {} if checkpoint is None else checkpoint.tensors
+    _check_layers(folder, config, len(handles) or MOST_LAYERS)
     dtype = dtype or config.dtype or _checkpoint_dtype(handles)
+    if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        raise BadInput(f"{folder}/config.json: dtype {dtype} is none that models compute in")
     model: torch.nn.Module = _construct(folder, cls, config, dtype)
-    absent = [] if handles is None else match(model, handles)[1]
+    absent = match(model, handles).absent if handles else ()
     poolers = absent and all("pooler" in key for key in absent)
     if poolers and "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
         # The checkpoint of a head that does not pool: transformers would make up random numbers.
@@ -143,7 +189,29 @@ def build(
                     parameter.to("meta"), requires_grad=False
                 )
     model.tie_weights()  # type: ignore[operator]
+    for name in match(model, handles).unequal_twins(model):
+        # As transformers does, whatever the config says.
+        _untie(model, name)
     return model
+
+
+def _untie(model: torch.nn.Module, name: str) -> None:
+    owner, _, key = name.rpartition(".")
+    module = model.get_submodule(owner)
+    fresh = torch.empty_like(module._parameters[key])  # type: ignore[arg-type]
+    module._parameters[key] = torch.nn.Parameter(fresh, requires_grad=False)
+
+
+def _check_layers(folder: Path, config: Any, most: int) -> None:
+    """Raise ``BadInput`` before layers are made that no checkpoint has weights for."""
+    for part in (config, *vars(config).values()):
+        # By transformers' name for it, whatever the config's own is.
+        layers = getattr(part, "num_hidden_layers", 0) if hasattr(part, "attribute_map") else 0
+        if isinstance(layers, int) and layers > most:
+            raise BadInput(
+                f"{folder}/config.json: {layers} layers, where at most {most} can be: the "
+                "checkpoint has no more tensors, or it is absent"
+            )
 
 
 def _construct(folder: Path, cls: Any, config: Any, dtype: torch.dtype, **options: bool) -> Any:
@@ -152,29 +220,25 @@ def _construct(folder: Path, cls: Any, config: Any, dtype: torch.dtype, **option
     try:
         with quiet(), torch.no_grad(), _EmptyOnMeta():
             return cls._from_config(config, dtype=dtype, attn_implementation=attention, **options)
-    except (ValueError, TypeError, AttributeError, ImportError, RuntimeError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise BadInput(f"{folder}: {cls.__name__} cannot be built: {reason}") from error
+    except BadInput as error:
+        raise BadInput(f"{folder}/config.json: {error}") from None
+    except Exception as error:
+        # A model's code meets the config's values unchecked, and raises errors of any kind.
+        reason = f"{type(error).__name__}: {_reason(error)}"
+        raise BadInput(
+            f"{folder}: {cls.__name__} cannot be built from its config.json: {reason}"
+        ) from error
 
 
 def _model_class(folder: Path, config: Any, trust_remote_code: bool) -> Any:
     import transformers
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    for name in config.architectures or ():
-        remote = getattr(config, "auto_map", {}).values() if trust_remote_code else ()
-        reference = next((r for r in remote if isinstance(r, str) and r.endswith(f".{name}")), None)
-        if reference is None:
-            cls = getattr(transformers, name, None)
-        else:
-            cls = get_class_from_dynamic_module(reference, str(folder))
-        if cls is None:
-            raise BadInput(
-                f"{folder}/config.json: transformers {transformers.__version__} has no class "
-                f"{name!r}; try another version of transformers, or --trust-remote-code if the "
-                "model brings its code"
-            )
-        return _refuse_decoder(folder, cls, config)
+    names = config.architectures or []
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"{folder}/config.json: architectures must be a list of names, not {names}")
+    if names:
+        return _refuse_decoder(folder, _named_class(folder, config, names[0], trust_remote_code),
+                               config)  # fmt: skip
     with quiet():
         try:
             model = transformers.AutoModel._model_mapping[type(config)]
@@ -185,6 +249,28 @@ def _model_class(folder: Path, config: Any, trust_remote_code: bool) -> Any:
             ) from None
     model = model[0] if isinstance(model, tuple | list) else model
     return _refuse_decoder(folder, model, config)
+
+
+def _named_class(folder: Path, config: Any, name: str, trust_remote_code: bool) -> Any:
+    import transformers
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    table = getattr(config, "auto_map", None) if trust_remote_code else None
+    remote = table.values() if isinstance(table, dict) else ()
+    reference = next((r for r in remote if isinstance(r, str) and r.endswith(f".{name}")), None)
+    if reference is None:
+        cls = getattr(transformers, name, None)
+    else:
+        cls = get_class_from_dynamic_module(reference, str(folder))
+    if cls is None:
+        raise BadInput(
+            f"{folder}/config.json: transformers {transformers.__version__} has no class "
+            f"{name!r}; try another version of transformers, or --trust-remote-code if the "
+            "model brings its code"
+        )
+    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
+        raise BadInput(f"{folder}/config.json: {name!r} under architectures is no class of a model")
+    return cls
 
 
 def _refuse_decoder(folder: Path, cls: Any, config: Any) -> Any:
@@ -210,6 +296,6 @@ def _refuse_decoder(folder: Path, cls: Any, config: Any) -> Any:
     return cls
 
 
-def _checkpoint_dtype(handles: Mapping[str, Weight] | None) -> torch.dtype:
-    floats = (w.dtype for w in (handles or {}).values() if w.dtype.is_floating_point)
-    return next(floats, torch.float32)
+def _checkpoint_dtype(handles: Mapping[str, Weight]) -> torch.dtype:
+    floats = (w.dtype for w in handles.values() if w.dtype.is_floating_point)
+    return next((dtype for dtype in floats if dtype.itemsize > 1), torch.float32)

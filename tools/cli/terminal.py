@@ -42,6 +42,7 @@ from ..report.summary import (
 def print_result(console: Console, manifest: Manifest, folder: str = "") -> None:
     """The final message: sites, passes, refusals, verification, sizes; ``folder`` is what was
     written, if anything was."""
+    print_source_notes(console, manifest)
     if with_weights(merged_sites(manifest)):
         console.print(site_table(manifest))
     print_passes(console, manifest)
@@ -79,6 +80,12 @@ def site_table(manifest: Manifest) -> Table:
     total = str(sum(group.count for group in groups))
     table.add_row("all changed weights", total, size(before), size(after), style="bold")
     return table
+
+
+def print_source_notes(console: Console, manifest: Manifest) -> None:
+    """A line for each thing that a person should know of how the source was read."""
+    for note in manifest.source.notes:
+        _say(console, f"note: {note}", "yellow")
 
 
 def print_passes(console: Console, manifest: Manifest) -> None:
@@ -209,6 +216,7 @@ def print_written(console: Console, written: Sequence[str], failed: Sequence[str
 
 def print_plan(console: Console, plan: Manifest) -> None:
     """The dry run: ``plan`` is a manifest of predicted sites, with its forecast."""
+    print_source_notes(console, plan)
     for order, step in enumerate(plan.passes, 1):
         _say(console, f"{order}. {pass_text(step)}", "cyan")
         if not step.sites:

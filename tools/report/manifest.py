@@ -82,6 +82,8 @@ class SourceEntry(Entry):
     cache: bool = False
     """Whether the model was loaded with its key-value cache; absent where it was not
     (`--no-cache`, or a model that has none)."""
+    notes: list[str] = []
+    """What a person should know of how its files were read, one sentence each."""
 
 
 class MachineEntry(Entry):

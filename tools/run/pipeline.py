@@ -391,7 +391,12 @@ def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> Manifest:
     return Manifest(
         schema=manifest.SCHEMA,
         source=SourceEntry.model_validate(
-            {"kind": view.source.kind, "name": view.source.name, "sha256": ""}
+            {
+                "kind": view.source.kind,
+                "name": view.source.name,
+                "sha256": "",
+                "notes": list(view.source.notes),
+            }
         ),
         recipe=str(recipe),
         versions=versions(),

@@ -38,11 +38,11 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
         )
     folder = Path(package.origin).parent / "model"
     config = read_config(folder, trust_remote_code=False)
-    handles = read_checkpoint(folder)
-    model: Any = build(folder, config, handles, dtype=dtype)
+    checkpoint = read_checkpoint(folder)
+    model: Any = build(folder, config, checkpoint, dtype=dtype)
     model.pooler = None  # sentence embeddings are means of tokens; the pooler is never read
     model.forward = MethodType(_embed_sentences, model)
-    weights = bind_weights(model, handles, folder)
+    weights, _ = bind_weights(model, checkpoint, folder)
     tokens = torch.ones(2, 8, dtype=torch.int64)
     shape = {0: Dim("batch"), 1: Dim("seq", max=config.max_position_embeddings)}
     return trace(
@@ -54,7 +54,7 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
             kind="zoo",
             name="zoo:minilm",
             folder=str(folder),
-            files=source_files(folder),
+            files=source_files(folder, checkpoint),
             source_bytes=sum(w.nbytes for w in weights.values()),
             task="text-embedding",
             sampler=lambda: _sentences(folder),

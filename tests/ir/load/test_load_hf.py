@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,127 @@ def test_shards(bert: Path, tmp_path: Path) -> None:
         load(tmp_path)
 
 
+def test_a_tensor_in_two_shards_or_in_none_that_the_index_names(bert: Path, tmp_path: Path) -> None:
+    """transformers reads all that the shards hold: one that the index does not list counts too."""
+    folder, tensors = copy(bert, tmp_path), load_file(bert / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(tensors)
+    save_file({n: tensors[n] for n in names[:9]}, folder / "a.safetensors")
+    save_file({n: tensors[n] for n in names[9:]}, folder / "b.safetensors")
+    index = {names[0]: "a.safetensors", names[9]: "b.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
+    view = load(folder)
+    assert [p.name for p in view.source.files] == [
+        "a.safetensors", "b.safetensors", "config.json", "model.safetensors.index.json"
+    ]  # fmt: skip
+    save_file({n: tensors[n] for n in names[8:]}, folder / "b.safetensors")
+    with pytest.raises(BadInput, match=f"b.safetensors: the tensor '{names[8]}' is in another"):
+        load(folder)
+
+
+def test_an_index_that_was_left_behind(bert: Path, tmp_path: Path) -> None:
+    folder, tensors = copy(bert, tmp_path), load_file(bert / "model.safetensors")
+    save_file({name: t * 0 for name, t in tensors.items()}, folder / "old.safetensors")
+    index = {"weight_map": dict.fromkeys(tensors, "old.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    view = load(folder)
+    theirs = transformers.BertForMaskedLM.from_pretrained(folder).state_dict()
+    name = "bert.encoder.layer.0.output.dense.weight"
+    assert torch.equal(view.weights()[name].read(), theirs[name])
+    assert [p.name for p in view.source.files] == ["config.json", "model.safetensors"]
+    assert view.source.notes[0].startswith("model.safetensors was read, as transformers does")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "scale"),
+    [(torch.float8_e4m3fn, "weight_scale"), (torch.int8, "SCB"), (torch.uint8, "absmax")],
+)
+def test_weights_in_few_bits_without_their_scales(
+    bert: Path, tmp_path: Path, dtype: torch.dtype, scale: str
+) -> None:
+    folder, tensors = copy(bert, tmp_path), load_file(bert / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    tensors[name] = (tensors[name] * 100).to(dtype)
+    tensors[f"bert.encoder.layer.0.output.dense.{scale}"] = torch.ones(1)
+    save_file(tensors, folder / "model.safetensors")
+    with pytest.raises(BadInput, match=rf"'{name}' is stored as .*nothing would apply.*{scale}'"):
+        load(folder)
+
+
+def test_what_is_cast_or_left_out_is_named_and_as_the_library_has_it(
+    bert: Path, tmp_path: Path
+) -> None:
+    folder, tensors = copy(bert, tmp_path), load_file(bert / "model.safetensors")
+    name = "bert.encoder.layer.0.output.dense.weight"
+    tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    tensors |= {"extra.weight": torch.ones(2), "bert.embeddings.position_ids": torch.ones(1, 64)}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    view = load(folder)
+    assert view.source.notes == (
+        f"weights of f8e4m3 in the checkpoint and f32 in the model were converted (1): {name}",
+        "tensors of the checkpoint that the model has not were left out (1): extra.weight",
+    )
+    given = inputs_for(("input_ids", "attention_mask"))
+    with torch.no_grad():
+        expected = transformers.BertForMaskedLM.from_pretrained(folder).eval()(**given).logits
+    torch.testing.assert_close(sweep(view, given)["logits"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_tied_weights_that_the_checkpoint_has_twice(tmp_path: Path) -> None:
+    config = transformers.LlamaConfig(
+        **TEXT | {"num_hidden_layers": 1, "tie_word_embeddings": True}
+    )
+    save(transformers.LlamaForCausalLM(config), tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    words = tensors["model.embed_tokens.weight"]
+    given = inputs_for(("input_ids", "attention_mask"))
+    for head, parts in ((words.clone(), 1), (words + 1, 2)):
+        save_file(
+            tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors",
+            metadata={"format": "pt"},
+        )  # fmt: skip
+        view = load(tmp_path, cache=False)
+        tied = ("embed_tokens.weight", "lm_head.weight")
+        assert len({w.key for n, w in view.weights().items() if n.endswith(tied)}) == parts
+        with torch.no_grad():
+            model = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
+            expected = model(**given).logits
+        torch.testing.assert_close(sweep(view, given)["logits"], expected, rtol=1e-5, atol=1e-5)
+
+
+def test_links_of_the_hubs_cache_and_out_of_the_folder(bert: Path, tmp_path: Path) -> None:
+    """``snapshots/REVISION`` links into the model's ``blobs``, those on into the whole cache's."""
+    cache, model = tmp_path / "hub", tmp_path / "hub" / "models--me--bert"
+    snapshot = model / "snapshots" / "1234"
+    for folder in (snapshot, model / "blobs", cache / "blobs" / "ab"):
+        folder.mkdir(parents=True)
+    (cache / "blobs" / "ab" / "abcd").write_bytes((bert / "model.safetensors").read_bytes())
+    (model / "blobs" / "11").symlink_to("../../blobs/ab/abcd")
+    (model / "blobs" / "22").write_bytes((bert / "config.json").read_bytes())
+    for name, blob in (("model.safetensors", "11"), ("config.json", "22")):
+        (snapshot / name).symlink_to(f"../../blobs/{blob}")
+    given = inputs_for(("input_ids", "attention_mask"))
+    assert torch.equal(sweep(load(snapshot), given)["logits"], sweep(load(bert), given)["logits"])
+    for name in ("model.safetensors", "config.json"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        copy(bert, folder)
+        (folder / name).unlink()
+        (folder / name).symlink_to(bert / name)
+        with pytest.raises(BadInput, match=rf"{name}: a link to .*, out of the model's folder"):
+            load(folder)
+
+
+def test_a_pipe_is_no_checkpoint(bert: Path, tmp_path: Path) -> None:
+    for name in ("model.safetensors", "config.json"):
+        copy(bert, tmp_path)
+        (tmp_path / name).unlink()
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(BadInput, match=f"{name}: a pipe or a device, not a regular file"):
+            load(tmp_path)
+        (tmp_path / name).unlink()
+
+
 def test_a_config_alone_is_good_for_a_dry_run(tmp_path: Path) -> None:
     config = transformers.LlamaConfig(num_hidden_layers=1, dtype="float16")
     config.architectures = ["LlamaForCausalLM"]
@@ -245,6 +367,17 @@ def test_a_checkpoint_of_another_model_is_refused(bert: Path, tmp_path: Path) ->
         ({"num_attention_heads": 5}, "cannot be built|does not take this config"),
         ({"architectures": ["T5ForConditionalGeneration"], "model_type": "t5"}, "T5EncoderModel"),
         ({"architectures": ["CLIPModel"], "model_type": "clip"}, "text and images together"),
+        ({"text_config": {"compression_config": {"format": "float"}}}, "already quantized"),
+        ({"transformers_weights": "other.safetensors"}, "other.safetensors', and model"),
+        ({"architectures": 5}, "architectures must be a list of names, not 5|not take this config"),
+        ({"architectures": ["pipeline"]}, "'pipeline' under architectures is no class of a model"),
+        ({"hidden_size": "32"}, "not take this config: Validation error for field 'hidden_size'"),
+        ({"hidden_size": 10**30}, "cannot be built from its config.json"),
+        ({"hidden_act": "evil"}, "BertForMaskedLM cannot be built .*evil"),
+        ({"dtype": "evil"}, "does not take this config: .*evil"),
+        ({"dtype": "float8_e4m3fn"}, "none that models compute in"),
+        ({"num_hidden_layers": 10**5}, "100000 layers, where at most 26 can be"),
+        ({"max_position_embeddings": 10**12}, "model makes by its config would take 8000.0 GB"),
     ],
 )
 def test_configs_that_are_refused(
@@ -257,7 +390,9 @@ def test_configs_that_are_refused(
 def test_configs_that_are_no_configs(tmp_path: Path) -> None:
     with pytest.raises(Missing, match=r"no config\.json"):
         load(tmp_path)
-    for text, reason in (("{", "not valid JSON"), ("[1]", "not a JSON object")):
+    for text, reason in (
+        ("{", "not valid JSON"), ("[" * 100_000, "not valid JSON"), ("[1]", "not a JSON object"),
+    ):  # fmt: skip
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(BadInput, match=reason):
             load(tmp_path)

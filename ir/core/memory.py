@@ -1,0 +1,35 @@
+"""What this machine can still hold: what a file asks for is compared with it first."""
+
+from __future__ import annotations
+
+import os
+import resource
+from pathlib import Path
+
+from .errors import BadInput
+
+
+def available_bytes() -> int:
+    """Memory that could be taken now without swapping: the system's, or what a limit leaves."""
+    found = _of_the_system()
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    return found if limit == resource.RLIM_INFINITY else min(found, limit)
+
+
+def _of_the_system() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable:"))
+        return int(kilobytes) * 1024
+    except (OSError, StopIteration, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def refuse_beyond_memory(needed: int, what: str) -> None:
+    """Raise ``BadInput`` where ``what``, which takes ``needed`` bytes, cannot be held here."""
+    available = available_bytes()
+    if needed > available:
+        raise BadInput(
+            f"{what} would take {needed / 1e9:.1f} GB of memory, and this machine has "
+            f"{available / 1e9:.1f} GB to give"
+        )

@@ -1,0 +1,165 @@
+"""A checkpoint's tensors under a model's own names, and what of it the model does not use."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.errors import BadInput
+from ..core.types import DTYPE_NAMES
+from ..core.weights import CastWeight, Weight
+
+NAMED = 5
+"""Tensors that a sentence names, at most."""
+_SCALE = re.compile(r"scale|zero|absmax|quant|scb", re.IGNORECASE)
+"""In names of tensors that turn stored numbers into weights."""
+
+
+@dataclass(frozen=True)
+class Match:
+    """What ``match`` found."""
+
+    weights: Mapping[str, Weight]
+    """By the model's names of parameters and buffers."""
+    keys: Mapping[str, str]
+    """The checkpoint's own names of them."""
+    absent: Sequence[str]
+    """The model's parameters that the checkpoint has not."""
+    unused: Sequence[str]
+    """The checkpoint's tensors that the model has not, but for those that its class ignores."""
+
+    def notes(self) -> Iterator[str]:
+        """What of the checkpoint is not as it was stored, in words."""
+        casts: dict[tuple[torch.dtype, torch.dtype], list[str]] = {}
+        for name, weight in self.weights.items():
+            if isinstance(weight, CastWeight):
+                casts.setdefault((weight.base.dtype, weight.dtype), []).append(name)
+        for (stored, used), names in casts.items():
+            what = f"{_dtype(stored)} in the checkpoint and {_dtype(used)} in the model"
+            yield f"weights of {what} were converted ({len(names)}): {listed(names)}"
+        if self.unused:
+            what = "tensors of the checkpoint that the model has not were left out"
+            yield f"{what} ({len(self.unused)}): {listed(self.unused)}"
+
+    def by_parameter(self, model: torch.nn.Module) -> dict[str, Weight]:
+        """The weights, with one handle for all names of a parameter."""
+        first: dict[int, str] = {}
+        names = {
+            name: first.setdefault(id(parameter), name)
+            for name, parameter in model.named_parameters(remove_duplicate=False)
+        }
+        return {name: self.weights[names.get(name, name)] for name in self.weights}
+
+    def unequal_twins(self, model: torch.nn.Module) -> Iterator[str]:
+        """Names of parameters that the model ties to another, where the checkpoint has numbers of
+        its own for both and they differ. Only such weights are read."""
+        first: dict[int, str] = {}
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            twin = first.setdefault(id(parameter), name)
+            if name not in self.keys or self.keys.get(twin, self.keys[name]) == self.keys[name]:
+                continue
+            if not torch.equal(self.weights[twin].read(), self.weights[name].read()):
+                yield name
+
+    def scale_left_out(self) -> tuple[str, str] | None:
+        """A weight that is stored in few bits, and a tensor that was to scale it and is not used:
+        the model would compute with numbers that mean something else."""
+        for name, weight in self.weights.items():
+            if not isinstance(weight, CastWeight) or not _narrow(weight.base.dtype):
+                continue
+            module = self.keys[name].rpartition(".")[0]
+            beside = [u for u in self.unused if module and u.startswith(f"{module}.")]
+            scale = next((u for u in (*beside, *filter(_SCALE.search, self.unused))), None)
+            if scale is not None:
+                return self.keys[name], scale
+        return None
+
+
+def match(model: Any, handles: Mapping[str, Weight]) -> Match:
+    """Handles for the model's parameters and buffers.
+
+    Names may differ by the base model's prefix (the checkpoint of ``BertForMaskedLM`` in
+    ``BertModel`` and the reverse) and by the renamings that transformers knows for the model. Tied
+    parameters share the handle of whichever name the checkpoint has. Raises ``BadInput`` where a
+    shape differs.
+    """
+    table = _renamed(model, handles)
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    found: dict[str, Weight] = {}
+    keys: dict[str, str] = {}
+    # Buffers that are no state, such as rotary frequencies, are the model's own to compute.
+    state = model.state_dict(keep_vars=True)
+    for name, tensor in state.items():
+        forms = (name, prefix + name, name.removeprefix(prefix))
+        key = next((table[s] for s in forms if s in table), None)
+        if key is not None:
+            found[name], keys[name] = _fit(name, handles[key], tensor), key
+    shared = {id(state[name]): name for name in found}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    for name, parameter in parameters.items():
+        twin = shared.get(id(parameter))
+        if name not in found and twin is not None:
+            found[name], keys[name] = found[twin], keys[twin]
+    absent = [name for name in parameters if name not in found]
+    return Match(found, keys, absent, _unused(model, table, set(keys.values())))
+
+
+def _fit(name: str, weight: Weight, tensor: torch.Tensor) -> Weight:
+    if weight.shape != tuple(tensor.shape):
+        raise BadInput(
+            f"the checkpoint's {name!r} is {list(weight.shape)}, the config asks for "
+            f"{list(tensor.shape)}"
+        )
+    return weight if weight.dtype == tensor.dtype else CastWeight(weight, tensor.dtype)
+
+
+def _renamed(model: Any, handles: Iterable[str]) -> dict[str, str]:
+    """The checkpoint's names by those that transformers gives them today."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    renamings = [t for t in get_model_conversion_mapping(model) if isinstance(t, WeightRenaming)]
+    table: dict[str, str] = {}
+    for key in handles:
+        name = key
+        for renaming in renamings:
+            name, _ = renaming.rename_source_key(name)
+        table[name] = key
+    return table
+
+
+def _unused(model: Any, table: Mapping[str, str], used: set[str]) -> list[str]:
+    """Names of the checkpoint, without those that transformers leaves out unsaid."""
+    patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
+    buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
+    patterns += [rf"(^|\.){name}$" for name in ("inv_freq", "position_ids") if name in buffers]
+    return [
+        key
+        for name, key in table.items()
+        if key not in used and not any(re.search(pattern, name) for pattern in patterns)
+    ]
+
+
+def converts(model: Any) -> bool:
+    """Whether transformers rearranges numbers, not only names, when it loads this family."""
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    return any(isinstance(t, WeightConverter) for t in get_model_conversion_mapping(model))
+
+
+def listed(names: Sequence[str]) -> str:
+    """The first few names, and whether there are more."""
+    return ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+
+
+def _dtype(dtype: torch.dtype) -> str:
+    return DTYPE_NAMES.get(dtype, str(dtype).removeprefix("torch."))
+
+
+def _narrow(dtype: torch.dtype) -> bool:
+    return dtype.itemsize == 1 or not dtype.is_floating_point
