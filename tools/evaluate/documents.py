@@ -106,9 +106,16 @@ def windows(ids: Sequence[int], size: int, stride: int) -> list[Window]:
 
     The last one ends where the text ends and is as long as the others, so that no prediction
     but those of the first window has less than ``size - stride`` tokens before it.
+
+    A stride of ``size`` is the convention of most papers on quantization (GPTQ's, arXiv
+    2210.17323): windows side by side, each judged on its own, so that nothing predicts its first
+    token, and what is left at the end is not judged.
     """
     if len(ids) < 2:
         return []
+    if stride == size and len(ids) >= size:
+        starts = range(0, len(ids) - size + 1, size)
+        return [Window(tuple(ids[start : start + size]), size - 1) for start in starts]
     end = min(size, len(ids))
     found = [Window(tuple(ids[:end]), end - 1)]
     while end < len(ids):

@@ -34,7 +34,8 @@ class Setting:
     window: int | None = None
     """Tokens in a window of text; ``None``: 512, or what the model takes."""
     stride: int | None = None
-    """Tokens between windows; ``None``: half a window."""
+    """Tokens between windows; ``None``: half a window. A whole window is most papers' convention:
+    see ``documents.windows``."""
     batch: int = 1
     """Batch size of ``latency`` and ``memory``."""
     length: int | None = None

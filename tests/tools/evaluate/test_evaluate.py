@@ -95,6 +95,26 @@ def test_perplexity_is_what_the_eager_model_says(language_model: Path, text: Pat
     assert low < result.figures["perplexity"] < high
 
 
+def test_windows_side_by_side_are_judged_each_on_its_own(language_model: Path, text: Path) -> None:
+    """As GPTQ's evaluation does: the library's own loss of rows of 40 tokens, the rest left out."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(language_model).eval()
+    subject = Subject.of(language_model)
+    setting = Setting(data=text, window=40, stride=40)
+    ids = [
+        token
+        for document in documents.shuffled(setting)
+        for token in subject.tokenizer().encode(document).ids
+    ]
+    rows = torch.tensor(ids[: len(ids) // 40 * 40]).reshape(-1, 40)
+    with torch.no_grad():
+        loss = float(model(rows, labels=rows).loss)
+    result = evaluate_all([subject], ["perplexity"], None, setting)["perplexity"][0]
+    assert result.detail["tokens"] == 39 * len(rows)
+    assert result.figures["perplexity"] == pytest.approx(math.exp(loss), rel=1e-5)
+
+
 def spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
     found, end = [], 1
     while end < length:
