@@ -43,10 +43,19 @@ class Path:
     """The same with the path in float32."""
     tokens: int | None
     """Calibration tokens that it was fitted to; ``None`` where it was fitted to weights alone."""
+    asked: int
+    """The rank that was asked for; the gap may have a lower one."""
 
     @property
     def rank(self) -> int:
         return len(self.down)
+
+    @property
+    def note(self) -> str:
+        """What a reader of its site should know."""
+        fewer = self.rank < min(self.asked, len(self.up), self.down.shape[1])
+        rank = f"rank {self.rank} of {self.asked}: the gap has no more" if fewer else ""
+        return "; ".join(filter(None, (rank, _SHORT if self.short else "")))
 
     @property
     def short(self) -> bool:
@@ -177,8 +186,8 @@ class Compensate(LinearPass):
         on_the_way = self.requires().propagate == "compensated"
         return self.fit_all(context, linears, fit, outputs if on_the_way else None)
 
-    def _path(self, source: Tensor, gap: Tensor, found: Spectrum, rank: int) -> Path:
-        rank = min(rank, len(found.sigma))
+    def _path(self, source: Tensor, gap: Tensor, found: Spectrum, asked: int) -> Path:
+        rank = min(asked, len(found.sigma))
         down, up = settled(found.factors(rank))
         norm = torch.linalg.norm(source)
 
@@ -190,7 +199,7 @@ class Compensate(LinearPass):
         half = self.factors == "float16" and fits_half(down, up)
         rel_l2 = error(torch.float16) if half else wide
         before, after = found.relative_error(0), found.relative_error(rank)
-        return Path(down, up, before, after, rel_l2, wide, found.tokens)
+        return Path(down, up, before, after, rel_l2, wide, found.tokens, asked)
 
     # --- grafting ----------------------------------------------------------------------------
 
@@ -211,12 +220,15 @@ class Compensate(LinearPass):
         result.notes.append(
             f"mean relative error of the linears' outputs: {before:.4g}, compensated {after:.4g}"
         )
+        none = [x.name for x in linears if not paths[x.name].rank and paths[x.name].asked]
+        if none:
+            result.notes.append(f"no path for {', '.join(none)}: there is no gap to compensate")
         short = [x for x in linears if paths[x.name].short]
         if short:
             result.notes.append(
                 f"too little calibration data for {len(short)} sites: "
                 f"{paths[short[0].name].tokens} tokens, and up to "
-                f"{max(linear.in_features for linear in short)} inputs. The paths are fitted to "
+                f"{max(linear.in_features for linear in short)} inputs. The paths are chosen by "
                 "what the tokens span there; these sites are marked"
             )
 
@@ -242,8 +254,7 @@ class Compensate(LinearPass):
             extra = (path.up.numel() + path.down.numel()) * up.element_size()
             size = _stored_bytes(context.view, linear)
             error = path.rel_l2 if half else path.wide_rel_l2
-            note = _SHORT if path.short else ""
-            result.sites.append(linear_site(linear, size, size + extra, error, note=note))
+            result.sites.append(linear_site(linear, size, size + extra, error, note=path.note))
 
     # --- forecast ----------------------------------------------------------------------------
 
@@ -300,7 +311,7 @@ def _say_break_even(result: PassResult, sources: Mapping[str, int]) -> None:
 _UNTOUCHED = "its weight is the source's own: there is nothing to compensate"
 
 
-_SHORT = "fewer calibration tokens than inputs: fitted to what they span"
+_SHORT = "fewer calibration tokens than inputs: chosen by what they span"
 
 
 def _stored_bytes(view: View, linear: Linear) -> int:

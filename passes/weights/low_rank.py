@@ -17,13 +17,14 @@ HALF_MAX = 6.0e4
 WHOLE_UP_TO = 256
 """Shorter side up to which all singular values are computed, whatever rank is asked for."""
 SPECTRUM_DOUBLE_UP_TO = 4096
-"""Longer side up to which a truncated spectrum is computed in float64; above it the two copies of
-the gap that it works on would take more than 256 MiB, and float32 is used."""
+"""Longer side up to which a truncated spectrum works on a gap in float64; above it two copies of it
+would take more than 256 MiB: they stay float32, and only their products are in float64."""
 OVERSAMPLED = 8
 """Vectors more than the rank in each block of a Krylov space."""
 CONVERGED = 1e-4
-"""Share of the captured energy that the last block may have added. What is lacking then was at most
-0.6 of that, on flat and decaying spectra of 768 to 896 rows, whitened or not, at rank 16 to 64."""
+"""Share that the last block may have added to an eigenvalue, in the mean: of their sum it would say
+nothing of those behind one large channel's. What the sum lacks then was at most 0.6 of that, on
+flat and decaying spectra of 768 to 896 rows, whitened or not, at rank 16 to 64."""
 FEWEST_BLOCKS = 12
 """Blocks that fill the shorter side, at least: a flat spectrum wants nine of them."""
 
@@ -33,9 +34,9 @@ class Spectrum:
     """The best approximations of a gap ``D = W - W^`` of every rank, under a weighting of inputs.
 
     ``left [m, k]`` and ``right [k, n]`` hold the singular vectors of ``D P`` in descending order,
-    ``right`` already multiplied by the (pseudo-)inverse of ``P``; ``sigma [k]`` f64 their singular
-    values. The error of rank r is ``sum(sigma[r:]^2)``, by Eckart and Young, and what lies beyond
-    the singular values that were computed.
+    ``right`` already multiplied by the inverse of ``P``; ``sigma [k]`` f64 their singular values.
+    The error of rank r is ``sum(sigma[r:]^2)``, by Eckart and Young, and what lies beyond the
+    singular values that were computed.
     """
 
     left: Tensor
@@ -51,7 +52,7 @@ class Spectrum:
     @property
     def short(self) -> bool:
         """Whether fewer tokens were seen than the inputs have features. What they do not span has
-        no weight: a whole spectrum leaves it as it is, a truncated one corrects it in passing."""
+        no weight in the choice of ``left``."""
         return self.tokens is not None and self.tokens < self.right.shape[1]
 
     def factors(self, rank: int) -> tuple[Tensor, Tensor]:
@@ -74,36 +75,25 @@ class Spectrum:
 class Whitening:
     """Inputs ``X`` by their Gram matrix ``S = X X^T`` ``[n, n]``.
 
-    ``S = Q L Q^T = P P^T``, ``P = Q L^(1/2)``, ``||D P||_F = ||D X||_F``: any such factor gives the
-    same ``B A``. Eigenvalues below ``max(L) n eps`` (float32's) hold noise only and are left out,
-    with a pseudo-inverse for what remains. They are computed when they are first asked for, and
-    once: linears with one input share its ``Whitening``.
+    ``S = Q L Q^T = P P^T``, ``P = Q L^(1/2)``, ``||D P||_F = ||D X||_F``. No eigenvalue is cut off:
+    nothing is divided by one (``spectrum``), and a channel a thousand times as large as the others,
+    which real models have, would push theirs below any bound that goes by the largest. They are
+    computed when they are first asked for, and once: linears with one input share its
+    ``Whitening``.
     """
 
     def __init__(self, gram: Tensor) -> None:
         self.gram = gram
 
     @cached_property
-    def _factor(self) -> tuple[Tensor, Tensor]:
-        """``L^(1/2)`` [k] and ``Q`` [n, k] of the eigenvalues that are kept, f64."""
+    def _root(self) -> Tensor:
+        """``P`` f64 ``[n, n]``; what rounding has made of eigenvalues that are 0 may be below."""
         values, vectors = torch.linalg.eigh(self.gram.double())
-        kept = values > values[-1] * len(values) * torch.finfo(torch.float32).eps
-        return values[kept].sqrt(), vectors[:, kept]
-
-    @property
-    def rank(self) -> int:
-        """How many eigenvalues are kept: columns of ``P``."""
-        return len(self._factor[0])
+        return vectors * values.clamp_min(0).sqrt()
 
     def apply(self, matrix: Tensor) -> Tensor:
-        """``D P`` f64 ``[m, k]`` of ``D [m, n]``."""
-        root, vectors = self._factor
-        return matrix.double() @ (vectors * root)
-
-    def undo(self, matrix: Tensor) -> Tensor:
-        """``V P^+`` f64 ``[m, n]`` of ``V [m, k]``."""
-        root, vectors = self._factor
-        return (matrix / root) @ vectors.T
+        """``D P`` f64 ``[m, n]`` of ``D [m, n]``."""
+        return matrix.double() @ self._root
 
     def correlate(self, matrix: Tensor) -> Tensor:
         """``D S`` ``[m, n]`` in the dtype of ``D``; no eigenvalues are needed."""
@@ -130,8 +120,11 @@ def spectrum(
 ) -> Spectrum:
     """The spectrum of ``gap`` ``[m, n]`` for inputs whitened by ``whitening``, or for any inputs.
 
-    Where ``rank`` is given and low for the matrix, the spectrum ends behind it: see ``_truncated``.
-    ``tokens`` is how many inputs ``whitening`` is made of.
+    ``D P = U sigma V^T``, and ``V^T P^-1 = sigma^-1 U^T D``: so ``B A = U U^T D``, the gap
+    projected on the outputs that hold most of its error, and no inverse of ``P`` is needed. Inputs
+    without a calibration token are corrected in passing, and no input's error grows. Where ``rank``
+    is given and low for the matrix, the spectrum ends behind it: see ``_truncated``. ``tokens`` is
+    how many inputs ``whitening`` is made of.
     """
     short = min(gap.shape)
     if rank is not None and short > max(WHOLE_UP_TO, FEWEST_BLOCKS * (rank + OVERSAMPLED)):
@@ -141,9 +134,17 @@ def spectrum(
     if whitening is None:
         left, sigma, right = torch.linalg.svd(gap.float(), full_matrices=False)
         return Spectrum(left, right, sigma.double(), float(weight.double().square().sum()))
-    left, sigma, right = torch.linalg.svd(whitening.apply(gap), full_matrices=False)
+    left, sigma, _ = torch.linalg.svd(whitening.apply(gap), full_matrices=False)
     energy = float(whitening.apply(weight).square().sum())
-    return Spectrum(left, whitening.undo(right), sigma, energy, tokens)
+    kept = _above_rounding(sigma.square())
+    left, sigma = left[:, :kept], sigma[:kept]
+    right = (left.T @ gap.double()) / sigma[:, None]
+    return Spectrum(left, right, sigma, energy, tokens)
+
+
+def _above_rounding(values: Tensor) -> int:
+    """How many of descending eigenvalues are more than the rounding of the first."""
+    return int((values > values[:1] * torch.finfo(values.dtype).eps).sum())
 
 
 def _truncated(
@@ -152,20 +153,18 @@ def _truncated(
     """The first ``rank`` singular vectors alone; ``None`` where a whole SVD is cheaper.
 
     ``D P P^T D^T = D S D^T``, whose leading eigenvectors are ``U`` and whose eigenvalues are
-    ``sigma^2``; ``V^T P^-1 = sigma^-1 U^T D``. So neither the eigenvalues of ``S`` nor an inverse
-    is needed: ``B A = U U^T D``, the gap projected on the outputs that hold most of it. Inputs
-    without a calibration token are corrected too, and no input's error grows.
+    ``sigma^2``: the eigenvalues of ``S`` are not needed either.
     """
     wide = torch.float64 if max(gap.shape) <= SPECTRUM_DOUBLE_UP_TO else torch.float32
     gap = gap.to(wide)
     seen = gap if whitening is None else whitening.correlate(gap)
-    found = _leading(lambda q: seen @ (gap.T @ q), gap.shape, rank, wide)
+    found = _leading(lambda q: _times(seen, _transposed_times(gap, q)), gap.shape, rank)
     if found is None:
         return None
     left, values = found
-    kept = int((values > values[0] * torch.finfo(wide).eps).sum())
+    kept = _above_rounding(values)
     left, sigma = left[:, :kept], values[:kept].sqrt()
-    right = (left.T @ gap) / sigma[:, None].to(wide)
+    right = _transposed_times(gap, left).T / sigma[:, None]
     total = float((seen * gap).sum(dtype=torch.float64))
     plain = weight.float()
     energy = float(torch.linalg.vector_norm(plain, dtype=torch.float64)) ** 2
@@ -175,8 +174,20 @@ def _truncated(
     return Spectrum(left, right, sigma, energy, tokens, beyond)
 
 
+def _times(matrix: Tensor, narrow: Tensor) -> Tensor:
+    """``M Q`` f64 of ``M [m, n]`` of any dtype, widened part by part, and ``Q [n, k]`` f64."""
+    parts = matrix.split(_PART)  # type: ignore[no-untyped-call]
+    return torch.cat([part.double() @ narrow for part in parts])
+
+
+def _transposed_times(matrix: Tensor, narrow: Tensor) -> Tensor:
+    """``M^T Q`` f64 of ``M [m, n]`` of any dtype, widened part by part, and ``Q [m, k]`` f64."""
+    pairs = zip(matrix.split(_PART), narrow.split(_PART), strict=True)  # type: ignore[no-untyped-call]
+    return sum((part.T.double() @ q for part, q in pairs), torch.zeros(()))
+
+
 def _leading(
-    apply: Callable[[Tensor], Tensor], shape: Sequence[int], rank: int, dtype: torch.dtype
+    apply: Callable[[Tensor], Tensor], shape: Sequence[int], rank: int
 ) -> tuple[Tensor, Tensor] | None:
     """The ``rank`` leading eigenvectors [m, rank] and eigenvalues of a positive operator on R^m.
 
@@ -188,18 +199,18 @@ def _leading(
     """
     generator = torch.Generator().manual_seed(0)
     width = rank + OVERSAMPLED
-    start = torch.randn(shape[0], width, generator=generator, dtype=torch.float64).to(dtype)
+    start = torch.randn(shape[0], width, generator=generator, dtype=torch.float64)
     basis = torch.linalg.qr(apply(start)).Q
     images = apply(basis)
-    before = 0.0
+    before = torch.zeros(rank, dtype=torch.float64)
     while 2 * basis.shape[1] <= min(shape):
-        small = (basis.T @ images).double()
+        small = basis.T @ images
         values, vectors = torch.linalg.eigh((small + small.T) / 2)
         values, vectors = values[-rank:].flip(0), vectors[:, -rank:].flip(1)
-        captured = float(values.sum())
-        if captured - before <= CONVERGED * captured:
-            return basis @ vectors.to(dtype), values
-        before = captured
+        real = _above_rounding(values)
+        if not real or float((1 - before / values)[:real].mean()) <= CONVERGED:
+            return basis @ vectors, values
+        before = values
         block = images[:, -width:]
         for _ in range(2):  # the second time makes up for the rounding of the first
             block = torch.linalg.qr(block - basis @ (basis.T @ block)).Q
