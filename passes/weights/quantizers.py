@@ -10,7 +10,7 @@ rtn                    0.0899 at 4.500  0.1011 at 4.250  0.1379 at 4.031
 rtn, asymmetric        0.0831 at 4.625  0.0951 at 4.313  0.1336 at 4.047
 rtn, search            0.0862 at 4.500  0.0962 at 4.250  0.1187 at 4.031
 rtn, asym., search     0.0804 at 4.625  0.0913 at 4.313  0.1174 at 4.047
-hqq                    0.0765 at 5.000  0.0901 at 4.500  0.1318 at 4.063
+hqq                    0.0765 at 5.000  0.0901 at 4.500  0.1317 at 4.063
 easyquant, 3 sigma     0.0762 at 4.950  0.0832 at 4.700  0.0939 at 4.482
 easyquant, 4 sigma     0.0822 at 4.581  0.0910 at 4.331  0.1059 at 4.113
 =====================  ===============  ===============  ===============
@@ -97,7 +97,8 @@ def rtn(
     / 7 0.1017), at 2, 3, 4 and 8 bits and every group size. Otherwise the range from the least to
     the greatest element, 0 included, with an integer zero point.
     ``mse_search`` shrinks the range to the fraction 1, 0.99, ... 0.21 that gives the least
-    ``sum |error|^2.4``, group by group (the search of GPTQ's quantizer, arXiv 2210.17323).
+    ``sum |error|^2.4``, group by group (the search of GPTQ's quantizer, arXiv 2210.17323). At 2
+    bits it tries both whole zero points beside the real one: three steps hold half of one ill.
 
     Scales are rounded to ``scale_dtype`` (float16 or float32) before codes are chosen. Float16
     becomes float32 for a matrix whose values would suffer from its range; a group that is too small
@@ -113,7 +114,10 @@ def rtn(
         else:
             low, high = groups.low.clamp_max(0) * fractions, groups.high.clamp_min(0) * fractions
             scale, real = _asymmetric(low, high, bits, dtype)
-            zero = real.round_().clamp_(0, (1 << bits) - 1)
+            zero = real.round().clamp_(0, (1 << bits) - 1)
+            if mse_search and bits == 2:
+                other = (2 * real.floor()).add_(1).sub_(zero).clamp_(0, 3)
+                scale, zero = torch.cat([scale, scale]), torch.cat([zero, other])
         if mse_search:
             scale, zero = _least_loss(groups.x, scale, zero, bits, _POWER)
         return _codes(groups.x, scale, zero, bits), scale, zero
@@ -139,18 +143,26 @@ def hqq(
     ``e = shrink(w - q(w))`` with ``shrink(x) = sign(x) max(0, |x| - |x|^(p-1) / beta)``, then
     ``zero = mean over the group of (code - (w - e) / scale)``; the scale is that of the range.
     Of all iterates, the start among them, each group keeps the one of least mean |error|. Zero
-    points are real unless ``round_zero``. Other parameters and errors as in ``rtn``.
+    points are real unless ``round_zero``: float32 until the end, and where it starts better the
+    range leaves 0 out, as groups of one sign want it. Other parameters and errors as in ``rtn``.
     """
     _check(weight, bits, group, name)
     valid = _grouped(torch.ones(1, weight.shape[-1]), group)
 
     def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
         x = groups.x
-        low, high = groups.low.clamp_max(0), groups.high.clamp_min(0)
-        scale, zero = _asymmetric(low, high, bits, dtype)
+        scale, zero = _asymmetric(
+            groups.low.clamp_max(0), groups.high.clamp_min(0), bits, dtype
+        )
+        if not round_zero:
+            # A real zero point lets a range leave 0 out, unless float16 holds it too coarsely.
+            tight, far = _asymmetric(groups.low, groups.high, bits, dtype)
+            scales, zeros = torch.stack([tight, scale]), torch.stack([far, zero])
+            scale, zero = _least_loss(x, scales, _rounded_zeros(zeros, dtype), bits, 1)
         best: list[Tensor] = []
         for _ in range(iters + 1):
-            zero = zero.round().clamp_(0, (1 << bits) - 1) if round_zero else zero.to(dtype).float()
+            if round_zero:
+                zero = zero.round().clamp_(0, (1 << bits) - 1)
             codes = _codes(x, scale, zero, bits)
             error = x - (codes - zero).mul_(scale)
             size = error.abs()
@@ -159,7 +171,7 @@ def hqq(
             shrunk = error.sign_().mul_(size.sub_(least).clamp_min_(0))
             rest = codes.sub_((x - shrunk).div_(scale)).mul_(valid)
             zero = rest.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
-        zero = best[1]
+        zero = best[1] if round_zero else _rounded_zeros(best[1], dtype)
         return _codes(x, scale, zero, bits), scale, zero
 
     return _Coding(weight, fit, bits, group, name, real_zeros=not round_zero).run(scale_dtype)
@@ -316,6 +328,12 @@ def _asymmetric(
     """Scale and real zero point of groups that reach from ``low`` to ``high``, 0 between them."""
     scale = _storable((high - low) / ((1 << bits) - 1), dtype)
     return scale, -low / scale
+
+
+def _rounded_zeros(zero: Tensor, dtype: torch.dtype) -> Tensor:
+    """Real zero points as a dtype holds them, finite."""
+    most = torch.finfo(dtype).max
+    return zero.clamp(-most, most).to(dtype).float()
 
 
 def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:

@@ -91,16 +91,30 @@ def plain_rtn(
     return torch.cat(codes, 1), torch.cat(scales, 1), None if symmetric else torch.cat(zeros, 1)
 
 
+def in_dtype(zero: Tensor, dtype: torch.dtype) -> Tensor:
+    most = torch.finfo(dtype).max
+    return zero.clamp(-most, most).to(dtype).float()
+
+
+def apart(x: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
+    return ((coded(x, scale, zero, bits) - zero) * scale - x).abs().sum(1, keepdim=True)
+
+
 def plain_hqq(weight: Tensor, bits: int, group: int, dtype: torch.dtype, *, rounded: bool) -> Plain:
     codes, scales, zeros = [], [], []
     real = columns_of(torch.ones(1, weight.shape[1]), group)
     for x, counted in zip(columns_of(weight, group), real, strict=True):
-        low, high = x.amin(1, keepdim=True).clamp(max=0), x.amax(1, keepdim=True).clamp(min=0)
-        scale = storable((high - low) / (2**bits - 1), dtype)
-        zero = -low / scale
+        low, high = x.amin(1, keepdim=True), x.amax(1, keepdim=True)
+        scale = storable((high.clamp(min=0) - low.clamp(max=0)) / (2**bits - 1), dtype)
+        zero = -low.clamp(max=0) / scale
+        if not rounded:
+            tight = storable((high - low) / (2**bits - 1), dtype)
+            near, far = in_dtype(zero, dtype), in_dtype(-low / tight, dtype)
+            better = apart(x, tight, far, bits) <= apart(x, scale, near, bits)
+            scale, zero = torch.where(better, tight, scale), torch.where(better, far, near)
         least = best = None
         for _ in range(21):
-            zero = zero.round().clamp(0, 2**bits - 1) if rounded else zero.to(dtype).float()
+            zero = zero.round().clamp(0, 2**bits - 1) if rounded else zero
             code = coded(x, scale, zero, bits)
             error = x - (code - zero) * scale
             size = error.abs()
@@ -109,9 +123,10 @@ def plain_hqq(weight: Tensor, bits: int, group: int, dtype: torch.dtype, *, roun
             least = loss if least is None else torch.where(better, loss, least)
             best = zero if best is None else torch.where(better, zero, best)
             kept = (size - size.clamp(min=1e-12) ** (0.7 - 1) / 10.0).clamp(min=0)
-            apart = (code - (x - error.sign() * kept) / scale) * counted
-            zero = apart.sum(1, keepdim=True) / counted.sum()
+            gap = (code - (x - error.sign() * kept) / scale) * counted
+            zero = gap.sum(1, keepdim=True) / counted.sum()
         assert best is not None
+        best = best if rounded else in_dtype(best, dtype)
         codes.append(coded(x, scale, best, bits))
         scales.append(scale)
         zeros.append(best)
