@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 
 from ...ir.core.errors import BadInput, Refusal
+from ...ir.core.view import View
 from ...ir.core.weights import StackedWeight, Weight
 from ...ir.moves import swap
 from ...ir.ops.bitstack_blocks import block_name
@@ -23,8 +24,8 @@ from .bitstack_decomposition import (
     default_rank,
     highest_rank,
     input_scale,
-    universal_order,
 )
+from .bitstack_order import Order, Stacked, by_levels, by_perplexity, check_predicts
 
 PARTS = ("signs", "factors")
 MOST_BLOCKS = 64
@@ -55,7 +56,9 @@ class BitStack(LinearPass):
     each of ``blocks`` residuals is stored as its signs and a rank-``rank`` factorisation of its
     magnitudes. ``rank`` is chosen for each matrix unless given, such that the factors take about an
     eighth of a bit for each weight (16 for 4096 x 4096). The blocks of all sites are put into one
-    order, and an artifact holds them in it: ``gw.load(OUT, max_bytes=N)`` reads as many as fit.
+    order, and an artifact holds them in it: ``gw.load(OUT, max_bytes=N)`` reads as many as fit. The
+    order goes level by level; within a level by the energy that is left over (``order=levels``), or
+    by measured perplexity as in the paper (``order=perplexity``: ``blocks - 1`` sweeps a site).
     ``include``, ``exclude``, ``kinds`` and ``min_size`` choose sites. A rank whose factors outgrow
     the matrix is refused.
     """
@@ -67,6 +70,7 @@ class BitStack(LinearPass):
     blocks: int = 8
     rank: int | None = None
     scaling: Literal["activations", "none"] = "activations"
+    order: Literal["levels", "perplexity"] = "levels"
     weights_per_second: ClassVar[float] = 2e7
     """Matrix entries put into one block a second on one core of the reference CPU."""
 
@@ -78,9 +82,16 @@ class BitStack(LinearPass):
             raise BadInput(f"{self.name}: rank={self.rank} must be 1 or more")
 
     def requires(self) -> Needs:
-        return self.needs if self.scaling == "activations" else Needs()
+        if self.scaling == "activations":
+            return self.needs
+        return Needs(calibration=True) if self.order == "perplexity" else Needs()
+
+    def plan(self, context: Context) -> PassResult:
+        self._check(context.view)
+        return super().plan(context)
 
     def run(self, context: Context) -> PassResult:
+        self._check(context.view)
         result = PassResult()
         chosen = self.choose(context, result)
 
@@ -89,13 +100,17 @@ class BitStack(LinearPass):
 
         kept = self.fit_all(context, chosen, fit)
         stacks = list({found.site: found for found in kept.values()}.values())
-        stacked = _in_order(stacks)
+        stacked = _in_order(stacks, self._order(context, stacks, chosen, kept))
         for linear in chosen:
             found = kept[linear.name]
             self._replace(context, linear, found, stacked[found.site], result)
         result.notes += _notes(stacks, self.blocks)
         context.edited()
         return result
+
+    def _check(self, view: View) -> None:
+        if self.order == "perplexity":
+            check_predicts(view)
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
         size = self.blocks * block_bytes(*_shape(linear), self._rank(linear))
@@ -142,6 +157,26 @@ class BitStack(LinearPass):
         parts = {p: [context.spool.store(t) for t in made[p]] for p in PARTS}
         return _Kept(linear.name, _shape(linear), rank, made["energies"], made["rel_l2"], parts)
 
+    def _order(
+        self, context: Context, stacks: Sequence[_Kept], linears: Sequence[Linear],
+        kept: Mapping[str, _Kept],
+    ) -> Order:  # fmt: skip
+        if self.order == "levels":
+            sizes = {stack.site: stack.block_bytes for stack in stacks}
+            return by_levels({stack.site: stack.energies for stack in stacks}, sizes)
+
+        def found() -> list[Any]:
+            members = {
+                stack.site: Stacked(
+                    stack.parts["signs"], stack.parts["factors"],
+                    [x for x in linears if kept[x.name].site == stack.site],
+                )
+                for stack in stacks
+            }  # fmt: skip
+            return [list(place) for place in by_perplexity(context, members, self.blocks)]
+
+        return [(site, block) for site, block in context.once("order", found)]
+
     def _replace(
         self, context: Context, linear: Linear, found: _Kept,
         stacked: dict[str, StackedWeight], result: PassResult,
@@ -163,11 +198,8 @@ class BitStack(LinearPass):
         result.sites.append(linear_site(linear, before, size, found.rel_l2))
 
 
-def _in_order(kept: Sequence[_Kept]) -> dict[str, dict[str, StackedWeight]]:
+def _in_order(kept: Sequence[_Kept], order: Order) -> dict[str, dict[str, StackedWeight]]:
     """The stacked operands of each site, their blocks named by their places in the order."""
-    order = universal_order(
-        {k.site: k.energies for k in kept}, {k.site: k.block_bytes for k in kept}
-    )
     places: dict[str, list[int]] = {k.site: [] for k in kept}
     for place, (site, _) in enumerate(order):
         places[site].append(place)

@@ -1,4 +1,4 @@
-"""A matrix as a stack of residual blocks of signs and low-rank magnitudes, and their best order.
+"""A matrix as a stack of residual blocks of signs and low-rank magnitudes.
 
 Iterative absolute value decomposition (BitStack, Wang et al. 2024, arXiv 2410.23918): from the
 residual R, ``G = sign(R)`` with sign(0) = +1 and ``|R| ~ U V`` of rank k; the next residual is
@@ -7,9 +7,7 @@ residual R, ``G = sign(R)`` with sign(0) = +1 and ``|R| ~ U V`` of rank k; the n
 
 from __future__ import annotations
 
-import heapq
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -81,35 +79,6 @@ def input_scale(squares: Tensor, count: int) -> Tensor:
     if not alive.any():
         return torch.ones_like(rms)
     return (rms / rms[alive].log().mean().exp()).clamp_min(LEAST_SCALE)
-
-
-def universal_order(
-    energies: Mapping[str, Sequence[float]], sizes: Mapping[str, int]
-) -> list[tuple[str, int]]:
-    """All blocks (site, index) in the order in which they are loaded.
-
-    The first block of every site comes first. Then the next block is always that of the site with
-    most energy left over for the bytes that its block takes; of two alike, the earlier site's.
-
-    zoo:tiny-llama (8 blocks of rank 1, 60 windows, perplexity 53.7), with 2 / 2.5 / 3 / 4 times the
-    bytes of the first blocks: 91 / 62 / 56 / 50. One block for every site in turn, as in the paper
-    but by this measure: 106 / 67 / 70 / 59. By the share of each site's own energy: 118
-    / 108 / 77 / 68.
-    """
-    place = {name: i for i, name in enumerate(energies)}
-
-    def entry(name: str, block: int) -> tuple[float, int, str, int]:
-        return -energies[name][block] / sizes[name], place[name], name, block
-
-    order = [(name, 0) for *_, name, _ in sorted(entry(name, 0) for name in energies)]
-    queue = [entry(name, 1) for name in energies if len(energies[name]) > 2]
-    heapq.heapify(queue)
-    while queue:
-        *_, name, block = heapq.heappop(queue)
-        order.append((name, block))
-        if block + 2 < len(energies[name]):
-            heapq.heappush(queue, entry(name, block + 1))
-    return order
 
 
 def _energy(rest: Tensor) -> float:

@@ -89,7 +89,8 @@ class Whitening:
     def _root(self) -> Tensor:
         """``P`` f64 ``[n, n]``; what rounding has made of eigenvalues that are 0 may be below."""
         values, vectors = torch.linalg.eigh(self.gram.double())
-        return vectors * values.clamp_min(0).sqrt()
+        root: Tensor = vectors * values.clamp_min(0).sqrt()
+        return root
 
     def apply(self, matrix: Tensor) -> Tensor:
         """``D P`` f64 ``[m, n]`` of ``D [m, n]``."""

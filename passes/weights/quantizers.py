@@ -158,7 +158,8 @@ def hqq(
             # A real zero point lets a range leave 0 out, unless float16 holds it too coarsely.
             tight, far = _asymmetric(groups.low, groups.high, bits, dtype)
             scales, zeros = torch.stack([tight, scale]), torch.stack([far, zero])
-            scale, zero = _least_loss(x, scales, _rounded_zeros(zeros, dtype), bits, 1)
+            scale, picked = _least_loss(x, scales, _rounded_zeros(zeros, dtype), bits, 1)
+            zero = torch.as_tensor(picked)
         best: list[Tensor] = []
         for _ in range(iters + 1):
             if round_zero:

@@ -253,6 +253,48 @@ def test_more_bytes_are_nearer(stacked: tuple[View, Path], toy_graph: Graphs) ->
     assert all(a > 1.3 * b for a, b in itertools.pairwise(errors))
 
 
+def test_the_order_by_perplexity_is_the_papers(toy_graph: Graphs) -> None:
+    """In the second level, first the site that alone with two blocks gives the least loss: measured
+    here on a graph for each, whose other sites hold one."""
+    source = toy_graph("fx")
+    source.set_inputs({"input_ids": source.inputs()[0]})
+    source.set_outputs({"logits": source.outputs()[0]})
+    rows = {"input_ids": torch.cat([batch["ids"] for batch in many()])}
+    names = ["gate", "up", "down", "head"]
+
+    def loss(graph: View) -> float:
+        scores = sweep(graph, rows)["logits"][:, :-1].log_softmax(-1)
+        return -float(scores.gather(2, rows["input_ids"][:, 1:, None]).mean())
+
+    def made(recipe: str) -> View:
+        graph: View = gw.optimize(source, recipe, samples=[rows], calibration=[rows]).graph
+        return graph
+
+    losses = {}
+    for name in names:
+        others = " ".join(n for n in names if n != name)
+        one = f"bitstack{{scaling=none rank=1 blocks=1 include=[{others}]}}"
+        two = f"bitstack{{scaling=none rank=1 blocks=2 include=[{name}]}}"
+        losses[name] = loss(made(f"{one},{two}"))
+    graph = made("bitstack{blocks=2 order=perplexity scaling=none rank=1}")
+    places = {}
+    for linear in recognize(graph).linears:
+        handle = graph.weight(graph.operands(linear.node)[1])
+        assert isinstance(handle, StackedWeight)
+        places[linear.name] = place_of(handle.names[1])
+    assert sorted(places.values()) == [4, 5, 6, 7]
+    assert sorted(places, key=places.__getitem__) == sorted(losses, key=losses.__getitem__)
+    assert len(set(losses.values())) == 4 and list(losses) != sorted(losses, key=losses.get)
+
+
+def test_perplexity_is_of_models_that_predict_tokens(graph: View, toy_inputs: Inputs) -> None:
+    recipe = "bitstack{scaling=none order=perplexity}"
+    with pytest.raises(BadInput, match="order=perplexity is for models that predict the next"):
+        gw.plan(graph, recipe)
+    with pytest.raises(BadInput, match="bitstack needs calibration data"):
+        gw.optimize(graph, recipe, samples=[toy_inputs])
+
+
 def test_too_few_bytes_name_the_least(stacked: tuple[View, Path]) -> None:
     _, out = stacked
     least = sizes(out)[0]

@@ -16,8 +16,8 @@ from graphwright.passes.weights.bitstack_decomposition import (
     default_rank,
     highest_rank,
     input_scale,
-    universal_order,
 )
+from graphwright.passes.weights.bitstack_order import by_levels
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -151,16 +151,15 @@ def test_ranks_and_bytes() -> None:
 # --- the order ------------------------------------------------------------------------------------
 
 
-def test_the_order_is_by_energy_for_bytes() -> None:
-    energies = {"a": (100.0, 36.0, 20.0, 16.0), "b": (40.0, 25.0, 8.0, 7.0), "c": (12.0, 0.0, 0.0)}
-    order = universal_order(energies, {"a": 10, "b": 10, "c": 1})
-    assert order[:3] == [("c", 0), ("a", 0), ("b", 0)], "the first blocks come first"
-    assert order[3:] == [("a", 1), ("b", 1), ("a", 2), ("b", 2), ("c", 1)]
-    cheap = universal_order(energies, {"a": 10, "b": 1, "c": 1})
-    assert cheap[3:] == [("b", 1), ("b", 2), ("a", 1), ("a", 2), ("c", 1)]
+def test_the_order_goes_level_by_level_and_by_energy_for_bytes() -> None:
+    energies = {"a": (100.0, 36.0, 20.0), "b": (40.0, 25.0, 8.0), "c": (12.0, 9.0, 1.0)}
+    order = by_levels(energies, {"a": 10, "b": 10, "c": 1})
+    assert order == [("c", 0), ("a", 0), ("b", 0), ("c", 1), ("a", 1), ("b", 1)]
+    cheap = by_levels(energies, {"a": 10, "b": 1, "c": 1})
+    assert cheap == [("b", 0), ("c", 0), ("a", 0), ("b", 1), ("c", 1), ("a", 1)]
 
 
 def test_equals_keep_the_order_of_the_sites() -> None:
     energies = dict.fromkeys(("z", "a", "m"), (1.0, 0.5, 0.25))
-    order = universal_order(energies, dict.fromkeys(energies, 7))
+    order = by_levels(energies, dict.fromkeys(energies, 7))
     assert order == [(name, block) for block in (0, 1) for name in ("z", "a", "m")]
