@@ -21,10 +21,12 @@ from typing import Any
 import torch
 
 from ..core.errors import BadInput, Missing
+from ..core.files import open_regular
 from ..core.quiet import quiet
 from ..core.view import Source
 from ..fx.view import FxView
 from .functional import functional
+from .pt2_records import check_tensors, record_sizes
 from .trace import dim_names, refuse_randomness
 
 _RECORDS = re.compile(
@@ -49,6 +51,8 @@ _EXPRESSION = (
     ast.UnaryOp, ast.Compare, ast.operator, ast.unaryop, ast.cmpop,
 )  # fmt: skip
 _CONTAINERS = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict", None)
+_DEEPEST = 100
+"""Levels of the description; torch writes about twenty."""
 _FREE_TEXT = ("metadata", "torch_version", "as_string")
 """Fields whose strings torch keeps as strings."""
 
@@ -59,8 +63,9 @@ def load_pt2(path: Path) -> FxView:
     Raises ``Missing`` for an absent file, ``BadInput`` for one that is damaged, that was saved by
     an incompatible torch, or that holds anything that could run code.
     """
-    if not path.is_file():
+    if not path.exists():
         raise Missing(f"{path}: no such file")
+    open_regular(path).close()
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
     _inspect(path)
@@ -129,9 +134,13 @@ def _inspect(path: Path) -> None:
     absent = [r for r in needed if r not in records]
     if absent:
         raise BadInput(f"{path}: not an archive of torch.export.save (no {absent[0]})")
+    sizes = record_sizes(path)
     for record in needed[:3]:
-        for problem in _problems(_json(path, archive.get_record(record)), ""):
+        described = _json(path, archive.get_record(record))
+        for problem in _problems(described, ""):
             raise _refused(path, f"{record}: {problem}")
+        if record != needed[0]:
+            check_tensors(described, record.rpartition("/")[0], sizes, path)
     samples = archive.get_record(needed[3])
     try:
         if samples:
@@ -154,20 +163,22 @@ def _json(path: Path, data: bytes) -> Any:
         raise BadInput(f"{path}: not a .pt2 archive (its description is not JSON)") from None
 
 
-def _problems(item: Any, key: str) -> Iterator[str]:
+def _problems(item: Any, key: str, depth: int = 0) -> Iterator[str]:
     """What in a decoded JSON value could be more than data, in words."""
     if key in _FREE_TEXT or key == "guards_code":
         return
-    if isinstance(item, dict):
+    if depth > _DEEPEST:
+        yield f"{key} is more than {_DEEPEST} levels deep"
+    elif isinstance(item, dict):
         if item.get("use_pickle"):
             yield f"{item.get('path_name')} is pickled"
         for name, value in item.items():
             if not _NAME.fullmatch(name):
                 yield f"{name!r} is not a name"
-            yield from _problems(value, name)
+            yield from _problems(value, name, depth + 1)
     elif isinstance(item, list):
         for value in item:
-            yield from _problems(value, key)
+            yield from _problems(value, key, depth + 1)
     elif isinstance(item, str) and not _harmless(item, key):
         yield f"{item[:80]!r} is not a plain {key or 'text'}"
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,53 @@ def test_a_truncated_archive(saved: tuple[Path, nn.Module], tmp_path: Path) -> N
 def test_a_state_dict_is_no_program(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "m.pt2")
     with pytest.raises(BadInput, match=r"refused: it holds data\.pkl"):
+        load(tmp_path / "m.pt2")
+
+
+class Sliced(nn.Module):
+    """Buffers of every kind of storage: a slice, a transpose, one without elements, one number."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("places", torch.randn(1, 50, 4)[:, 3:7])
+        self.register_buffer("turned", torch.randn(4, 4).t())
+        self.register_buffer("none", torch.empty(0, 4))
+        self.register_buffer("same", torch.randn(1).expand(4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.places[0] + self.turned + self.same + self.none.sum()
+
+
+def test_records_that_hold_more_than_their_tensors(tmp_path: Path) -> None:
+    module = Sliced().eval()
+    torch.export.save(torch.export.export(module, (torch.ones(4, 4),)), tmp_path / "m.pt2")
+    view, x = load(tmp_path / "m.pt2"), torch.randn(4, 4)
+    torch.testing.assert_close(sweep(view, {"x": x})["output"], module(x))
+
+
+@pytest.mark.parametrize(
+    ("edit", "size"), [(lambda v: b"", 0), (lambda v: v[:24], 24), (lambda v: v * 100, 4800)]
+)
+def test_records_of_another_length_than_their_tensors(
+    edit: Callable[[bytes], bytes], size: int, saved: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    """Torch reads an empty record as zeros, and a part of one that is too long."""
+    path = rewritten(saved[0], tmp_path / "m.pt2", {"data/weights/weight_0": edit})
+    with pytest.raises(BadInput, match=rf"weights/weight_0 has {size} bytes, .* take 48"):
+        load(path)
+
+
+def test_a_compressed_archive_is_not_unpacked(
+    saved: tuple[Path, nn.Module], tmp_path: Path
+) -> None:
+    with (
+        zipfile.ZipFile(saved[0]) as source,
+        zipfile.ZipFile(tmp_path / "m.pt2", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for name in source.namelist():
+            target.writestr(name, source.read(name) + b" " * 100_000 * name.endswith("model.json"))
+    with pytest.raises(BadInput, match=r"records claim \d+ bytes, and the file holds \d+"):
         load(tmp_path / "m.pt2")
 
 
