@@ -5,10 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable, Container, Hashable, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
 
 from torch import Tensor
 
+from ..ir.canonical.unread import unread_products
 from ..ir.core.errors import BadInput, Refusal
 from ..ir.core.view import View
 from ..ir.core.weights import Weight
@@ -16,6 +18,7 @@ from ..ir.run.calibrate import Compressed
 from ..ir.run.statistics import Statistics
 from ..ir.run.sweep import Results
 from ..ir.structure.recognize import Linear, Structure
+from ..ir.structure.weights import readers
 from .base import CHANGED, STORED, Context, Group, Pass, PassResult, Site, select_linears
 from .stored import Shelved, Stored, reason_against_storing
 
@@ -57,7 +60,8 @@ class LinearPass(Pass):
         """Why a chosen linear is left as it is; ``None`` where it is not."""
 
     def choose(self, context: Context, result: PassResult) -> list[Linear]:
-        """The linears that are rewritten; the others go into ``result`` with their reasons."""
+        """The linears that are rewritten; the others go into ``result`` with their reasons, and so
+        do the products with a constant matrix that are no linears."""
         chosen = []
         for linear in self.select(context.structure):
             reason = self.reason_against(context, linear)
@@ -65,7 +69,21 @@ class LinearPass(Pass):
                 chosen.append(linear)
             else:
                 result.refused.append((linear.name, reason))
+        result.refused += self._unread(context)
         return chosen
+
+    def _unread(self, context: Context) -> list[tuple[str, str]]:
+        """What the options would choose if it were a linear; it has no role."""
+        if self.kinds:
+            return []
+        linears = {linear.node for linear in context.structure.linears}
+        return [
+            (product.name, product.reason)
+            for product in unread_products(context.view, linears)
+            if product.size >= self.min_size
+            and any(fnmatchcase(product.name, glob) for glob in self.include or ("*",))
+            and not any(fnmatchcase(product.name, glob) for glob in self.exclude)
+        ]
 
     def foreseen(self, context: Context, changed: Container[str]) -> list[Linear]:
         """What ``choose`` will choose, as far as it can be told before the passes between have run:
@@ -181,7 +199,7 @@ class StoringPass(LinearPass):
         nodes = {linear.node for linear in chosen}
         left = []
         for linear in chosen:
-            others = [n for n in context.view.users(linear.weight) if n not in nodes]
+            others = [n for n in readers(context.view, linear.weight) if n not in nodes]
             if not others:
                 left.append(linear)
                 continue

@@ -13,6 +13,7 @@ from ..ir.core.view import View
 from ..ir.core.weights import Spool, Weight
 from ..ir.moves import graft, swap
 from ..ir.structure.recognize import Linear
+from ..ir.structure.weights import readers
 from ..ir.vocab import spec
 
 
@@ -120,7 +121,7 @@ def reason_against_storing(view: View, linear: Linear) -> str | None:
     weight = view.weight(linear.weight)
     if weight is None or not weight.dtype.is_floating_point:
         return "its weight is not a floating-point constant"
-    if any(view.op(user) != "linear" for user in view.users(linear.weight)):
+    if any(view.op(user) != "linear" for user in readers(view, linear.weight)):
         return "its weight is tied to an embedding, which keeps it: nothing would be saved"
     return None
 

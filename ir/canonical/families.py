@@ -6,12 +6,14 @@ from ..core.view import View
 from ..rewrite.cleanup import clean, fold_constants
 from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.rule import Rule
-from . import activation, attention, bitstack, linear, nbit, norm, shape
+from . import activation, attention, bitstack, einsum, linear, nbit, norm, shape, stored
 
 RULES: tuple[type[Rule], ...] = (
     *norm.RULES,
     *activation.RULES,
+    *stored.RULES,
     *linear.RULES,
+    *einsum.RULES,
     *shape.RULES,
     *attention.RULES,
     *bitstack.RULES,

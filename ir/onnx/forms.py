@@ -19,6 +19,11 @@ def native_node(node: Node) -> onnx_ir.Node:
     return cast(onnx_ir.Node, node)
 
 
+def as_node(node: onnx_ir.Node) -> Node:
+    """The other way round: a native node as views take it."""
+    return cast(Node, node)
+
+
 def native_value(value: Operand) -> onnx_ir.Value:
     """A value of an ONNX view as what it is."""
     return cast(onnx_ir.Value, value)

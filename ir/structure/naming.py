@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ..core.view import Node, Value, View
 from ..vocab import traits
+from .weights import readers, weight_behind
 
 _MADE_UP = re.compile(r"(?:val|const|onnx|onnx::\w+|t|_?tensor_constant|lifted_tensor|w)?[_:]*\d*")
 
@@ -34,13 +35,13 @@ def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
 
 
 def _wanted(view: View, node: Node) -> str:
-    weight = view.tensor(node, 0 if view.op(node) == "embedding" else 1)
+    weight = view.tensor(node) if view.op(node) == "embedding" else weight_behind(view, node)
     name = _of_weight(view, node, weight)
     return name or view.scope(node) or view.name(node)
 
 
 def _of_weight(view: View, node: Node, weight: Value) -> str:
-    if len(view.users(weight)) > 1:
+    if len(readers(view, weight)) > 1:
         return ""
     name = view.name(weight).removesuffix(".T")
     head, dot, last = name.rpartition(".")

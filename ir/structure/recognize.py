@@ -16,6 +16,7 @@ from .cache_slots import CacheSlot, find_slot
 from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
 from .spine import NO_SPINE, Spine, find_spine
+from .weights import stored_weight, weight_behind
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,7 @@ class Linear:
     node: Node
     x: Value
     weight: Value
-    """[out, in]; of an already quantized linear, its codes."""
+    """[out, in], as it is stored; of an already quantized linear, its codes."""
     bias: Value | None
     out: Value
     name: str
@@ -163,14 +164,14 @@ def recognize(view: View) -> Structure:
 
 
 def _linears(view: View, sites: list[Node]) -> list[Linear]:
-    kept = [n for n in sites if view.weight(view.operands(n)[1]) is not None]
+    kept = [n for n in sites if stored_weight(view, n) is not None]
     names = site_names(view, kept)
     return [_linear(view, node, names[node]) for node in kept]
 
 
 def _linear(view: View, node: Node, name: str) -> Linear:
     operands, op = view.operands(node), spec(view.op(node))
-    x, weight = view.tensor(node, 0), view.tensor(node, 1)
+    x, weight = view.tensor(node), weight_behind(view, node)
     out = view.results(node)[0]
     bias = operands[op.bias] if op.bias is not None and op.bias < len(operands) else None
     bias = bias if is_value(bias) else None

@@ -13,10 +13,12 @@ from typing import Any, ClassVar
 import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight, Weight
+from graphwright.ir.load.trace import trace
 from graphwright.ir.run import calibrate, sweep
 from graphwright.ir.run.statistics import STATISTICS, Square, Stat, Statistic, Statistics, register
 from graphwright.ir.structure.recognize import Linear, recognize
@@ -421,3 +423,41 @@ def test_a_site_that_the_dense_graph_lacks(toy_graph: Graphs, toy_inputs: Inputs
     passes = [Scaled(propagate="current"), Renamed(), Again()]
     with pytest.raises(BadInput, match=r"square matches no site: .*\(dense\) has no linear upper"):
         run(toy_graph("fx"), passes, toy_inputs)
+
+
+# --- what is no plain linear ----------------------------------------------------------------------
+
+
+class Odd(torch.nn.Module):
+    """A weight stored narrow, and a stack of matrices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.up = torch.nn.Linear(32, 32, bias=False).half()
+        self.experts = torch.nn.Parameter(torch.randn(2, 32, 32, generator=draw))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x @ self.experts, self.up.weight.float())
+
+
+@pytest.fixture(params=KINDS)
+def odd(request: pytest.FixtureRequest) -> View:
+    made = trace(Odd().eval(), (torch.randn(3, 32),))
+    return made if request.param == "fx" else translated(made)
+
+
+def test_a_weight_stored_narrow_is_a_site(odd: View) -> None:
+    for recipe, after in (("quantize{bits=8 group=0}", 32 * 32 + 2 * 32), ("magnitude", 2048)):
+        result = optimize(odd, recipe)
+        (site,) = result.report.passes[0].result.sites
+        assert (site.name, site.bytes_before, site.bytes_after) == ("up", 2048, after)
+    assert odd.weights().keys() == result.graph.weights().keys()
+    assert {w.dtype for w in result.graph.weights().values()} == {torch.float16, torch.float32}
+
+
+def test_products_that_are_no_linears_are_refused(odd: View) -> None:
+    for options, listed in (("", True), ("include=up", False), ("min_size=4096", False)):
+        recipe = f"quantize{{bits=8 optional=true {options}}}"
+        refused = optimize(odd, recipe).report.passes[0].result.refused
+        assert refused == ([("experts", "w is not a matrix: [2, 32, 32]")] if listed else [])

@@ -7,12 +7,10 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-import onnx_ir
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
-from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.rewrite.cleanup import clean, fold_constants
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
@@ -187,57 +185,6 @@ def test_folded_sizes_keep_their_dtype(draft: Any, dtype: torch.dtype) -> None:
         assert {w.dtype for w in view.weights().values()} == {dtype}
     after = sweep(view, x)
     assert all(torch.equal(before[name], after[name]) for name in before)
-
-
-def onnx_view(
-    node: onnx_ir.Node, inputs: list[onnx_ir.Value], weights: dict[str, torch.Tensor]
-) -> OnnxView:
-    initializers = [
-        onnx_ir.Value(
-            name=name, const_value=onnx_ir.tensor(t.numpy(), name=name),
-            type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape(t.shape),
-        )
-        for name, t in weights.items()
-    ]  # fmt: skip
-    by_name = {v.name: v for v in [*inputs, *initializers]}
-    for i, value in enumerate(node.inputs):
-        node.replace_input_with(i, by_name[value.name])  # type: ignore[union-attr]
-    graph = onnx_ir.Graph(
-        inputs, node.outputs, nodes=[node], initializers=initializers, opset_imports={"": 20}
-    )
-    return OnnxView(onnx_ir.Model(graph, ir_version=10))
-
-
-def gemm(attrs: dict[str, Any], trans: bool) -> OnnxView:
-    x = onnx_ir.Value(
-        name="x", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape((3, 6))
-    )
-    names = [onnx_ir.Value(name=n) for n in ("x", "w", "b")]
-    out = onnx_ir.Value(
-        name="y", type=onnx_ir.TensorType(onnx_ir.DataType.FLOAT), shape=onnx_ir.Shape((3, 4))
-    )
-    encoded = [onnx_ir.convenience.convert_attribute(k, v) for k, v in attrs.items()]
-    node = onnx_ir.Node("", "Gemm", names, encoded, outputs=[out], name="gemm")
-    return onnx_view(node, [x], {"w": tensor(4, 6) if trans else tensor(6, 4), "b": tensor(4)})
-
-
-@pytest.mark.parametrize("trans", [False, True])
-def test_gemm_becomes_a_linear(trans: bool) -> None:
-    view = gemm({"transB": int(trans)}, trans)
-    inputs = {"x": tensor(3, 6)}
-    before = sweep(view, inputs)["y"]
-    canonicalize(view)
-    assert ops(view) == Counter({"linear": 1})
-    torch.testing.assert_close(sweep(view, inputs)["y"], before, rtol=1e-5, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("attrs", "reason"), [({"alpha": 2.0}, "alpha=2.0"), ({"beta": 0.5}, "beta=0.5")]
-)
-def test_a_scaling_gemm_is_left_alone(attrs: dict[str, Any], reason: str) -> None:
-    report = canonicalize(view := gemm(attrs, False))
-    assert reason in str(report.refusals["fuse-gemm"])
-    assert ops(view) == Counter({"native": 1})
 
 
 @pytest.mark.parametrize("kernel", [1, 3])

@@ -13,7 +13,6 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
-from graphwright.ir.fx.view import FxView
 from graphwright.ir.moves.selection import attention_row
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
@@ -259,26 +258,6 @@ def test_the_quick_gelu_is_no_gelu_and_no_silu(draft: Any) -> None:
     report = canonicalize(view)
     assert report.total == 0
     assert "expected the same x as before" in str(report.refusals["fuse-silu"])
-
-
-def test_a_scaled_addmm_is_left_alone() -> None:
-    class Scaled(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.weight = torch.nn.Parameter(tensor(6, 4))
-            self.bias = torch.nn.Parameter(tensor(4))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            plain = torch.addmm(self.bias, x, self.weight)
-            return plain + torch.addmm(self.bias, x, self.weight, alpha=2)
-
-    module = Scaled().eval()
-    x = tensor(3, 6)
-    view = FxView.from_program(torch.export.export(module, (x,)).run_decompositions({}))
-    report = canonicalize(view)
-    assert "alpha is 2, not 1" in str(report.refusals["fuse-addmm"])
-    assert ops(view)["linear"] == 1
-    torch.testing.assert_close(*sweep(view, {"x": x}).values(), module(x))
 
 
 def layer(g: Any, x: Any, index: int, parallel: bool) -> Any:
