@@ -139,6 +139,8 @@ def check_structure(view: View) -> None:
                 )
         for value in view.results(node):
             name = view.name(value)
+            if not name:
+                continue  # ONNX's way to leave out a result that is not the last
             if name in names:
                 raise InvalidGraph(f"the name {name} stands for two values")
             names.add(name)

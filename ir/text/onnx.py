@@ -97,9 +97,7 @@ def _returns(view: OnnxView, op: str, operands: Sequence[Any], node: onnx_ir.Nod
         return not computed
     if op not in ("reshape", "expand") or not computed:
         return True
-    attr = node.attributes.get("allowzero")
-    vector = len(operands) == 2 and view.type(computed[0]).rank == 1
-    return vector and not (attr is not None and attr.value)
+    return len(operands) == 2 and view.type(computed[0]).rank == 1
 
 
 def _attr_literal(attr: onnx_ir.Attr) -> Any:

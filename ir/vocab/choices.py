@@ -50,7 +50,15 @@ def _read_clip(node: onnx_ir.Node) -> onnx.Reading | None:
         if value is not None and array is None:
             return None
         bounds.append(None if array is None else array.reshape(()).item())
+    if bounds == [None, None]:
+        return None
     return tuple(node.inputs[:1]), {"min": bounds[0], "max": bounds[1]}
+
+
+def _read_open_clip(node: onnx_ir.Node) -> onnx.Reading | None:
+    """Clip(x) without bounds => x"""
+    bounds = [onnx.input_of(node, index) for index in (1, 2)]
+    return (tuple(node.inputs[:1]), {}) if bounds == [None, None] else None
 
 
 def _build_clip(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
@@ -128,6 +136,7 @@ OPS = (
         ),
         onnx=OnnxForm(onnx.same("Identity"), (
             onnx.always(onnx.plain, "Identity"), onnx.sometimes(_read_dropout, "Dropout"),
+            onnx.sometimes(_read_open_clip, "Clip"),
         )),
     ),
     OpSpec(

@@ -42,9 +42,16 @@ def _infer_concat(operands: Sequence[Any], attrs: Attrs) -> Types:
 
 def _decode_concat(node: Node) -> fx.Reading | None:
     parts: Any = node.args[0]
+    # Beside others, torch takes a vector of nothing for nothing, of whatever rank those are.
+    parts = [part for part in parts if not _is_nothing(part)] or parts
     rank = fx.rank_of(parts[0])
     dim = fx.argument(node, 1, "dim", 0)
     return tuple(parts), {"dim": dim % rank if rank else dim}
+
+
+def _is_nothing(part: Any) -> bool:
+    val = part.meta.get("val") if isinstance(part, Node) else None
+    return isinstance(val, Tensor) and tuple(val.shape) == (0,)
 
 
 def _build_aten_concat(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:

@@ -177,15 +177,6 @@ def tensor_or_scalar(overloads: Any) -> Build:
     return build
 
 
-def shape_call(target: Any) -> Build:
-    """The builder of ``f(x, [sizes])``."""
-
-    def build(graph: Graph, operands: Sequence[Any], attrs: Mapping[str, Any]) -> Node:
-        return call(graph, target, (operands[0], list(operands[1:])))
-
-    return build
-
-
 def indexed_call(target: Any) -> Build:
     """The builder of ``f(x, dim, index)``."""
 

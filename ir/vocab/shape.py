@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ..core.types import UNKNOWN_DIM, Type
+from ..core.types import UNKNOWN_DIM, Dim, Type
 from . import fx, onnx
 from .fx import AtenForm, aten
 from .onnx import OnnxForm
@@ -27,8 +28,15 @@ def _sizes(shape: Sequence[Any]) -> list[int]:
     return [int(s) for s in shape]
 
 
-def _reshape(x: Tensor, *shape: Any) -> Tensor:
-    return x.reshape(_sizes(shape))
+def _reshape(x: Tensor, *shape: Any, allowzero: bool = False) -> Tensor:
+    """Unless it is allowed, a 0 that is written out, or in a vector of sizes, keeps a dimension."""
+    sizes = _sizes(shape)
+    if not allowzero:
+        vector = len(shape) == 1 and isinstance(shape[0], Tensor) and shape[0].dim() == 1
+        for i, size in enumerate(sizes):
+            if size == 0 and (vector or not isinstance(shape[i], Tensor)):
+                sizes[i] = x.shape[i]
+    return x.reshape(sizes)
 
 
 def _infer_reshape(operands: Sequence[Any], attrs: Attrs) -> Types:
@@ -37,6 +45,8 @@ def _infer_reshape(operands: Sequence[Any], attrs: Attrs) -> Types:
         known = all(isinstance(d, int) or (isinstance(d, Type) and d.rank == 0) for d in dims)
         shape = [d if isinstance(d, int) and d > 0 else UNKNOWN_DIM for d in dims]
         return (x.with_shape(shape if known else None),)
+    if 0 in dims and not attrs.get("allowzero"):
+        return (x.with_shape(_with_kept(x, dims)),)
     total = x.numel
     if total is None:
         return (x.with_shape([UNKNOWN_DIM if d == -1 else d for d in dims]),)
@@ -44,6 +54,49 @@ def _infer_reshape(operands: Sequence[Any], attrs: Attrs) -> Types:
     if total % max(rest, 1) if -1 in dims else rest != total:
         raise ValueError(f"reshape: {x} has not the elements of {dims}")
     return (x.with_shape([total // max(rest, 1) if d == -1 else d for d in dims]),)
+
+
+def _with_kept(x: Type, dims: Sequence[int]) -> list[Dim]:
+    """Sizes of which a 0 keeps the dimension of ``x`` and -1 is what the others leave."""
+    if x.shape is None:
+        return [d if d > 0 else UNKNOWN_DIM for d in dims]
+    if any(d == 0 for d in dims[len(x.shape) :]):
+        raise ValueError(f"reshape: {x} has no dimensions for all zeros of {dims}")
+    kept = [x.shape[i] if d == 0 else d for i, d in enumerate(dims)]
+    return [_left(x.shape, kept) if d == -1 else d for d in kept]
+
+
+def _left(shape: Sequence[Dim], taken: Sequence[Dim]) -> Dim:
+    """The product of ``shape`` over that of ``taken``, where it is a number or a name."""
+    over = list(shape)
+    for name in (d for d in taken if isinstance(d, str)):
+        if name == UNKNOWN_DIM or name not in over:
+            return UNKNOWN_DIM
+        over.remove(name)
+    names = [d for d in over if isinstance(d, str)]
+    above = math.prod(d for d in over if isinstance(d, int))
+    below = math.prod(d for d in taken if isinstance(d, int) and d != -1)
+    if not names and below and above % below == 0:
+        return above // below
+    return names[0] if len(names) == 1 and above == below else UNKNOWN_DIM
+
+
+def _decode_reshape(node: Node) -> fx.Reading | None:
+    """To ATen a size of 0 is 0."""
+    operands = (node.args[0], *node.args[1])  # type: ignore[misc]
+    return operands, {"allowzero": 0 in operands[1:]}
+
+
+def _read_reshape(node: onnx_ir.Node) -> onnx.Reading | None:
+    x, sizes = node.inputs[0], onnx.integers_of(node.inputs[1])
+    allowed = bool(onnx.attribute(node, "allowzero", 0))
+    if sizes is None:
+        return tuple(node.inputs), {"allowzero": allowed}
+    if allowed or x is None or 0 not in sizes:
+        return (x, *sizes), {"allowzero": allowed and 0 in sizes}
+    own = () if x.shape is None else [d if isinstance(d, int) else 0 for d in x.shape.dims]
+    kept = [s or size for s, size in itertools.zip_longest(sizes, own[: len(sizes)], fillvalue=0)]
+    return (x, *kept), {"allowzero": False}
 
 
 def _expand(x: Tensor, *shape: Any) -> Tensor:
@@ -75,23 +128,35 @@ def _build_aten_expand(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> N
     return fx.call(graph, aten.expand.default, (x, kept))
 
 
+def _build_aten_reshape(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
+    x, *sizes = operands
+    if not attrs["allowzero"]:
+        kept = [i for i, size in enumerate(sizes) if isinstance(size, int) and size == 0]
+        for i in kept:
+            sizes[i] = fx.call(graph, aten.sym_size.int, (x, i))
+    return fx.call(graph, aten.reshape.default, (x, sizes))
+
+
 def _build_reshape(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
-    return _build_shaped(b, "Reshape", operands[0], operands[1:])
+    x, *sizes = operands
+    allowed = attrs["allowzero"]
+    if _is_vector(sizes):
+        return b.emit("Reshape", [x, sizes[0]], {"allowzero": 1} if allowed else {})
+    # A size of 0 that is computed is not "as the operand has it".
+    computed = not all(isinstance(s, int) for s in sizes) and -1 not in sizes and 0 not in sizes
+    exact = computed or (allowed and 0 in sizes)
+    return b.emit("Reshape", [x, onnx.vector(b, sizes)], {"allowzero": 1} if exact else {})
 
 
 def _build_expand(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
     x, *sizes = operands
     sizes = [1 if isinstance(s, int) and s == -1 else s for s in sizes]
-    return _build_shaped(b, "Expand", x, sizes)
+    return b.emit("Expand", [x, sizes[0] if _is_vector(sizes) else onnx.vector(b, sizes)])
 
 
-def _build_shaped(b: onnx.Emitter, op_type: str, x: Any, sizes: Sequence[Any]) -> onnx_ir.Node:
-    if len(sizes) == 1 and isinstance(sizes[0], onnx_ir.Value) and onnx.rank_of(sizes[0]) == 1:
-        return b.emit(op_type, [x, sizes[0]])
-    # A size of 0 that is computed is not "as the operand has it", which it means otherwise.
-    exact = op_type == "Reshape" and not all(isinstance(s, int) for s in sizes)
-    attrs = {"allowzero": 1} if exact and -1 not in sizes else {}
-    return b.emit(op_type, [x, onnx.vector(b, sizes)], attrs)
+def _is_vector(sizes: Sequence[Any]) -> bool:
+    """Whether all sizes are one operand."""
+    return len(sizes) == 1 and isinstance(sizes[0], onnx_ir.Value) and onnx.rank_of(sizes[0]) == 1
 
 
 # --- the order of dimensions ----------------------------------------------------------------------
@@ -163,15 +228,22 @@ def _build_aten_unsqueeze(graph: Graph, operands: Sequence[Any], attrs: Attrs) -
 
 
 def _squeeze(x: Tensor, dims: Sequence[int]) -> Tensor:
+    wrong = [x.shape[d] for d in dims if x.shape[d] != 1]
+    if wrong:
+        raise ValueError(f"squeeze: a dimension of {wrong[0]} is not 1")
     return x.squeeze(tuple(dims))
 
 
 def _infer_squeeze(operands: Sequence[Any], attrs: Attrs) -> Types:
+    """Dimensions that have a name are 1 where the graph says that they go."""
     x = operands[0]
     if x.shape is None:
         return (x,)
     gone = from_the_left(attrs["dims"], len(x.shape))
-    return (x.with_shape([d for i, d in enumerate(x.shape) if i not in gone or d != 1]),)
+    wrong = [d for i, d in enumerate(x.shape) if i in gone and isinstance(d, int) and d != 1]
+    if wrong:
+        raise ValueError(f"squeeze: a dimension of {wrong[0]} is not 1")
+    return (x.with_shape([d for i, d in enumerate(x.shape) if i not in gone]),)
 
 
 def _is_one(size: int | torch.SymInt) -> bool:
@@ -237,12 +309,12 @@ def _lower_size(e: onnx.Lowering) -> onnx_ir.Value:
 
 OPS = (
     OpSpec(
-        name="reshape", operands=("x", "*shape"), infer=_infer_reshape, reference=_reshape,
-        rearranges=True,
-        aten=AtenForm(fx.shape_call(aten.reshape.default), (fx.always(
-            fx.shaped, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
+        name="reshape", operands=("x", "*shape"), attrs={"allowzero": False},
+        infer=_infer_reshape, reference=_reshape, rearranges=True,
+        aten=AtenForm(_build_aten_reshape, (fx.always(
+            _decode_reshape, aten.view.default, aten.reshape.default, aten._unsafe_view.default,
         ),)),
-        onnx=OnnxForm(_build_reshape, (onnx.always(onnx.shaped, "Reshape"),)),
+        onnx=OnnxForm(_build_reshape, (onnx.always(_read_reshape, "Reshape"),)),
     ),
     OpSpec(
         name="expand", operands=("x", "*shape"), infer=_infer_expand, reference=_expand,

@@ -20,6 +20,8 @@ from graphwright.ir.core.errors import BadInput, GraphwrightError
 from graphwright.ir.core.view import View
 from graphwright.ir.load.onnx_file import load_onnx
 from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.verify import check_structure
+from graphwright.ir.vocab import spec
 from onnx import TensorProto, helper, numpy_helper
 
 node = helper.make_node
@@ -114,6 +116,86 @@ def test_the_standard_domain_has_two_names(tmp_path: Path) -> None:
 def test_a_size_of_less_than_0_is_an_open_one(tmp_path: Path) -> None:
     view = check(save(tmp_path / "m.onnx", [MATMUL], [W], x=(-1, 6)), x=_numbers(3, 6))
     assert str(view.type(view.inputs()[0])) == "f32[?, 6]"
+
+
+# --- ops as ONNX has them -------------------------------------------------------------------------
+
+RESHAPES = {
+    "zeros keep sizes": ([0, 0, 3, 2], 0, "f32[b, s, 3, 2]"),
+    "zeros and the rest": ([0, 0, 3, -1], 0, "f32[b, s, 3, 2]"),
+    "a zero and an open rest": ([0, -1, 6], 0, "f32[b, s, 6]"),
+    "one open zero": ([0, 4, 6], 0, "f32[b, 4, 6]"),
+    "no zeros": ([-1, 6], 0, "f32[?, 6]"),
+    "zeros that are allowed": ([2, 4, 6], 1, "f32[2, 4, 6]"),
+}
+
+
+@pytest.mark.parametrize("name", RESHAPES)
+@pytest.mark.parametrize("computed", [False, True])
+def test_reshape_with_zeros(name: str, computed: bool, tmp_path: Path) -> None:
+    sizes, allowed, type_ = RESHAPES[name]
+    nodes = [node("Reshape", ["x", "s"], ["y"], allowzero=allowed)]
+    constants = [const("s", np.array(sizes))]
+    if computed:
+        nodes.insert(0, node("Sub", ["s0", "one"], ["s"]))
+        constants = [const("s0", np.array(sizes) + 1), const("one", np.array(1))]
+    path = save(tmp_path / "m.onnx", nodes, constants, x=("b", "s", 6))
+    view = check(path, x=_numbers(2, 4, 6))
+    (types,) = {t for n in view.nodes() if view.op(n) == "reshape" for t in _inferred(view, n)}
+    assert computed or types == type_
+
+
+def _inferred(view: View, made: Any) -> list[str]:
+    op, operands, attrs = view.read(made) or ("", (), {})
+    types = [o if o is None or isinstance(o, int | float) else view.type(o) for o in operands]
+    return [str(t) for t in spec(op).infer(types, attrs)]
+
+
+def test_reshape_of_nothing(tmp_path: Path) -> None:
+    nodes = [node("Reshape", ["x", "s"], ["y"], allowzero=1)]
+    path = save(tmp_path / "m.onnx", nodes, [const("s", np.array([0, 3, 2]))], x=("b", 4, 6))
+    check(path, x=_numbers(0, 4, 6))
+
+
+def test_clip_without_bounds_passes_on(tmp_path: Path) -> None:
+    nodes = [node("Clip", ["x"], ["t"]), node("Clip", ["t", "", "high"], ["y"])]
+    path = save(tmp_path / "m.onnx", nodes, [const("high", np.float32(0.25))])
+    view = check(path, x=_numbers(3, 6))
+    assert [view.op(n) for n in view.nodes()] == ["identity", "clamp"]
+
+
+def test_squeeze_over_a_dimension_with_a_name(tmp_path: Path) -> None:
+    nodes = [node("Squeeze", ["x", "axes"], ["y"])]
+    path = save(tmp_path / "m.onnx", nodes, [const("axes", np.array([1]))], x=("b", "one", 6))
+    view = check(path, x=_numbers(3, 1, 6))
+    check_structure(view)
+    with pytest.raises(ValueError, match="a dimension of 2 is not 1"):
+        sweep(view, {"x": torch.ones(3, 2, 6)})
+
+
+def test_outputs_that_are_left_out(tmp_path: Path) -> None:
+    norm = node("LayerNormalization", ["x", "w"], ["t", "", ""])
+    lstm = node("LSTM", ["t", "v", "r"], ["", "y", ""], hidden_size=2)
+    constants = [const("w", _numbers(6)), const("v", _numbers(1, 8, 6))]
+    constants.append(const("r", _numbers(1, 8, 2)))
+    view = load_onnx(save(tmp_path / "m.onnx", [norm, lstm], constants, x=("s", "b", 6)))
+    check_structure(view)
+    assert [len(view.results(n)) for n in view.nodes()] == [1, 2]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "uint32", "uint64"])
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul", "Div", "Less", "Equal"])
+def test_unsigned_integers_wrap_around(op: str, dtype: str, tmp_path: Path) -> None:
+    top = np.iinfo(dtype).max
+    constants = [const("a", np.array([3, top, 7, top], dtype))]
+    constants.append(const("b", np.array([5, top - 1, 7, 1], dtype)))
+    nodes = [node(op, ["a", "b"], ["y"]), node("Relu", ["x"], ["z"])]
+    kind = TensorProto.BOOL if op in ("Less", "Equal") else constants[0].data_type
+    path = save(
+        tmp_path / "m.onnx", nodes, constants, outputs=("y", "z"),
+        edit=_set("graph.output.0.type.tensor_type.elem_type", kind),
+    )  # fmt: skip
+    check(path, x=_numbers(1, 6))
 
 
 # --- functions -----------------------------------------------------------------------------------

@@ -115,6 +115,7 @@ def _cases() -> dict[str, list[Case]]:
     add("sdpa", q, k, v, _s(3, 5), scale=0.25, softcap=1.5)
     add("sdpa", k, k[:, :2], v[:, :2], causal=True, gqa=True)
     add("reshape", _s(3, 4, 5), -1, 2)
+    add("reshape", _s(0, 4, 5), 3, 0, 4, allowzero=True)
     add("expand", _s(3, 1), 2, -1, 5)
     add("transpose", _s(2, 3, 5), perm=(2, 0, 1))
     add("unsqueeze", _s(3, 5), dims=(1,))
