@@ -6,7 +6,18 @@ from ..core.view import View
 from ..rewrite.cleanup import clean, fold_constants
 from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.rule import Rule
-from . import activation, attention, bitstack, einsum, linear, nbit, norm, shape, stored
+from . import (
+    activation,
+    attention,
+    bitstack,
+    dequantize,
+    einsum,
+    linear,
+    nbit,
+    norm,
+    shape,
+    stored,
+)
 
 RULES: tuple[type[Rule], ...] = (
     *norm.RULES,
@@ -17,6 +28,7 @@ RULES: tuple[type[Rule], ...] = (
     *shape.RULES,
     *attention.RULES,
     *bitstack.RULES,
+    *dequantize.RULES,
 )
 """Every rule, in the order in which they are tried at a node."""
 

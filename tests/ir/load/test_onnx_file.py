@@ -16,6 +16,7 @@ import onnx_ir
 import onnxruntime
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput, GraphwrightError
 from graphwright.ir.core.view import View
 from graphwright.ir.load.onnx_file import load_onnx
@@ -264,6 +265,49 @@ def test_narrow_integers_have_their_sign(dtype: str, external: bool, tmp_path: P
     weight = load_onnx(path).weights()["c"]
     assert torch.equal(weight.read().long(), torch.from_numpy(numbers).reshape(3, 11))
     check(path, x=_numbers(2, 3))
+
+
+DEQUANTIZED = {
+    "a scale a column": ("int8", (96,), {"axis": 1}, (13, 17, 18, 19, 21)),
+    "a scale a row": ("uint8", (400,), {"axis": 0}, (13,)),
+    "one scale": ("uint8", (), {}, (13,)),
+    "blocks": ("int8", (13, 96), {"axis": 0, "block_size": 32}, (21,)),
+}
+
+
+@pytest.mark.parametrize("name", DEQUANTIZED)
+@pytest.mark.parametrize("zeros", [False, True])
+def test_stored_weights_are_linears(name: str, zeros: bool, tmp_path: Path) -> None:
+    """Larger than what is folded, so that the numbers are those of the rule."""
+    dtype, shape, attrs, opsets = DEQUANTIZED[name]
+    rng = np.random.default_rng(0)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    constants = [const("w_quantized", rng.integers(low, high, (400, 96)).astype(dtype))]
+    constants.append(const("s", rng.random(shape).astype(np.float32) * 0.01))
+    constants += [const("z", rng.integers(low, high, shape).astype(dtype))] if zeros else []
+    inputs = [c.name for c in constants]
+    nodes = [node("DequantizeLinear", inputs, ["w"], **attrs), node("MatMul", ["x", "w"], ["y"])]
+    for opset in opsets:
+        path = save(tmp_path / "m.onnx", nodes, constants, x=("b", 400), opset=opset, ir=10)
+        view = load_onnx(path)
+        canonicalize(view)
+        (linear,) = view.nodes()
+        assert view.op(linear) == "linear"
+        x = _numbers(3, 400)
+        (mine,) = sweep(view, {"x": torch.from_numpy(x)}).values()
+        np.testing.assert_allclose(mine.numpy(), runtime(path, x=x)[0], rtol=1e-4, atol=1e-4)
+
+
+def test_a_table_stays_stored(tmp_path: Path) -> None:
+    constants = [const("t", np.ones((400, 96), np.int8)), const("s", np.float32(0.5))]
+    constants.append(const("i", np.arange(6)))
+    nodes = [
+        node("DequantizeLinear", ["t", "s"], ["w"]), node("Gather", ["w", "i"], ["r"]),
+        node("MatMul", ["x", "r"], ["y"]),
+    ]  # fmt: skip
+    view = load_onnx(save(tmp_path / "m.onnx", nodes, constants))
+    canonicalize(view)
+    assert "DequantizeLinear" in {view.native_op(n) for n in view.nodes()}
 
 
 def hub_cache(tmp_path: Path, target: str) -> Path:
