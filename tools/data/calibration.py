@@ -6,22 +6,20 @@ its preprocessor's settings. The graph's own inputs say what is needed.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ...ir.core.errors import BadInput, Missing, near_misses
 from ...ir.core.view import View
-from ...ir.core.weights import read_safetensors_header
 from ...ir.load.zoo import ZOO, scenes
 from ...ir.load.zoo.text import shipped_text
 from ...ir.load.zoo.tiny_llama import verifying_texts
 from ...ir.run.batches import batches_sha256, check_batches, count_samples, count_tokens
 from ..report.manifest import CalibrationEntry
+from .arrays import equally_many, read_rows
 from .images import SUFFIXES, Placeholders, Preprocessing
 from .text import (
     BATCH,
@@ -102,8 +100,7 @@ def _read(wanted: CalibrationRequest) -> tuple[list[Tensors], int | None]:
     if not path.is_file():
         raise Missing(f"{wanted.spec}: no such file or folder; --calib takes {FORMS}")
     if path.suffix in (".npz", ".safetensors"):
-        tensors = _npz(path) if path.suffix == ".npz" else _safetensors(path)
-        return _rows(wanted, tensors), None
+        return _rows(wanted, path), None
     if path.suffix in (".txt", ".jsonl"):
         return text_batches(wanted, read_texts(path))
     kind = "an image" if path.suffix.lower() in SUFFIXES else "not a kind of data that is read"
@@ -113,34 +110,21 @@ def _read(wanted: CalibrationRequest) -> tuple[list[Tensors], int | None]:
 # --- the graph's own inputs ----------------------------------------------------------------------
 
 
-def _npz(path: Path) -> Tensors:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        return {name: torch.from_numpy(np.ascontiguousarray(a)) for name, a in arrays.items()}
-    except (ValueError, TypeError, zipfile.BadZipFile, EOFError, OSError) as error:
-        raise BadInput(f"{path}: not an .npz file of numbers ({error})") from None
-
-
-def _safetensors(path: Path) -> Tensors:
-    return {name: handle.read() for name, handle in read_safetensors_header(path)}
-
-
-def _rows(wanted: CalibrationRequest, tensors: Tensors) -> list[Tensors]:
-    """Tensors of many samples as batches: cut along the first dimension, which all share."""
-    if not tensors:
+def _rows(wanted: CalibrationRequest, path: Path) -> list[Tensors]:
+    """Arrays of many samples as batches: cut along the first dimension, which all share."""
+    most = max([wanted.samples, *(wanted.fixed(name, 0) or 1 for name in wanted.inputs)])
+    held = read_rows(path, most)
+    if not held:
         raise BadInput(f"{wanted.spec}: empty: it holds no array")
-    unknown = [name for name in tensors if not wanted.takes(name)]
+    unknown = [name for name in held if not wanted.takes(name)]
     if unknown:
         hint = near_misses(unknown[0], wanted.inputs)
         raise wanted.refuse(f"it holds {unknown[0]}", hint or "give these")
-    counts = {name: int(t.shape[0]) if t.dim() else 0 for name, t in tensors.items()}
-    total = max(counts.values())
-    different = [name for name, count in counts.items() if count != total]
-    if different or not total:
-        listed = ", ".join(f"{name} {list(t.shape)}" for name, t in tensors.items())
+    total = equally_many(held)
+    if total is None:
+        listed = ", ".join(f"{name} {list(rows.shape)}" for name, rows in held.items())
         raise BadInput(f"{wanted.spec}: the arrays do not hold equally many samples: {listed}")
-    size = next((s for n in tensors if (s := wanted.fixed(n, 0))), None)
+    size = next((s for n in held if (s := wanted.fixed(n, 0))), None)
     if size is not None and total % size:
         raise BadInput(
             f"{wanted.spec}: {total} samples, and the graph takes exactly {size} at a time"
@@ -148,7 +132,7 @@ def _rows(wanted: CalibrationRequest, tensors: Tensors) -> list[Tensors]:
     total = min(total, max(size or 1, wanted.samples))
     size = size or BATCH
     starts = range(0, total, size)
-    return [{n: t[i : min(i + size, total)] for n, t in tensors.items()} for i in starts]
+    return [{n: h.tensor[i : min(i + size, total)] for n, h in held.items()} for i in starts]
 
 
 # --- images --------------------------------------------------------------------------------------

@@ -6,7 +6,6 @@ placeholders an image takes from its ``config.json``.
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +15,22 @@ import numpy as np
 import torch
 
 from ...ir.core.errors import BadInput, Missing
+from ...ir.core.files import open_regular
 from ...ir.core.types import Dim
 from ...ir.core.view import View
+from .side_files import read_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
+"""Pillow's names of them. It goes by what a file holds, not by its name: for PostScript it would
+start another program."""
+SETTINGS = "preprocessor_config.json"
+MOST_FEATURES = 1 << 16
+"""Of an image: no model's context holds more."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of CLIP's training images (Radford et al. 2021, arXiv 2103.00020): where a config says none."""
+RESAMPLES = range(6)
 BICUBIC = 3
 """``PIL.Image.Resampling.BICUBIC``, which CLIP resizes by."""
 
@@ -48,31 +56,38 @@ class Preprocessing:
     def of(cls, view: View) -> Preprocessing:
         """Of the model's folder. Raises ``BadInput`` for a graph that takes no fixed image size."""
         height, width, tiles = _image_size(view)
-        settings = read_json(view.source.folder, "preprocessor_config.json")
+        settings = read_json(view.source.folder, SETTINGS)
         size = settings.get("size")
-        shortest = size if isinstance(size, int) else (size or {}).get("shortest_edge")
+        shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+        resample = settings.get("resample", BICUBIC)
+        if resample not in RESAMPLES:
+            raise BadInput(f"{view.source.folder}/{SETTINGS}: resample is {resample!r}, not 0 to 5")
         return cls(
             height, width, tiles,
-            tuple(settings.get("image_mean") or CLIP_MEAN),
-            tuple(settings.get("image_std") or CLIP_STD),
+            _channels(view, settings, "image_mean", CLIP_MEAN),
+            _channels(view, settings, "image_std", CLIP_STD),
             crop=shortest is not None and bool(settings.get("do_center_crop", True)),
-            resample=int(settings.get("resample", BICUBIC)),
+            resample=resample,
         )  # fmt: skip
 
     def read(self, path: Path) -> torch.Tensor:
         """The pixels of an image file. ``Missing`` where it or Pillow is not there, ``BadInput``
-        where it is not an image."""
+        where it is not an image of ``FORMATS``, or one of more pixels than Pillow takes."""
         try:
             from PIL import Image, UnidentifiedImageError
         except ImportError:
             raise Missing("reading images needs Pillow: pip install pillow") from None
-        if not path.is_file():
+        if not path.exists():
             raise Missing(f"{path}: no such image")
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            raise BadInput(f"{path}: not an image that can be read ({error})") from None
+        with open_regular(path) as raw:
+            try:
+                image = Image.open(raw, formats=FORMATS).convert("RGB")
+            except UnidentifiedImageError:
+                known = ", ".join(FORMATS)
+                raise BadInput(f"{path}: not an image that can be read ({known})") from None
+            except Exception as error:
+                # Each of Pillow's decoders raises errors of its own.
+                raise BadInput(f"{path}: not an image that can be read ({error})") from None
         pixels = np.asarray(self._resized(image), dtype=np.float32) / 255
         mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
         scaled = (pixels - mean) / std
@@ -109,7 +124,7 @@ class Placeholders:
         config = read_json(view.source.folder, "config.json")
         token = config.get("image_token_id", config.get("image_token_index"))
         count = config.get("image_seq_length") or _features(config)
-        if not isinstance(token, int) or not isinstance(count, int):
+        if not isinstance(token, int) or not isinstance(count, int) or count > MOST_FEATURES:
             raise BadInput(
                 f"{view.source.name}: no config.json beside the model says which token stands for "
                 "an image (image_token_id) and how often (image_seq_length); give the inputs as "
@@ -127,25 +142,30 @@ class Placeholders:
         return [*ids[:start], *[self.token] * self.count, *ids[start + len(places) :]]
 
 
-def read_json(folder: str | Path | None, name: str) -> dict[str, Any]:
-    """A JSON object of the model's folder; empty where there is no such file."""
-    path = Path(folder) / name if folder else None
-    if path is None or not path.is_file():
-        return {}
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise BadInput(f"{path}: not valid JSON: {error}") from None
-    return found if isinstance(found, dict) else {}
+def _channels(
+    view: View, settings: dict[str, Any], key: str, usual: tuple[float, ...]
+) -> tuple[float, ...]:
+    """A number for each channel. Raises ``BadInput`` where the settings hold something else."""
+    found = settings.get(key) or usual
+    if (
+        not isinstance(found, list | tuple)
+        or len(found) != len(usual)
+        or not all(isinstance(number, int | float) for number in found)
+        or (key == "image_std" and 0 in found)
+    ):
+        raise BadInput(f"{view.source.folder}/{SETTINGS}: {key} is {found}, not {usual} or similar")
+    return tuple(found)
 
 
 def _features(config: dict[str, Any]) -> int | None:
     """Features of an image in LLaVA models whose config does not count them."""
-    vision = config.get("vision_config") or {}
-    if not {"image_size", "patch_size"} <= set(vision):
+    vision = config.get("vision_config")
+    held = vision if isinstance(vision, dict) else {}
+    size, patch = held.get("image_size"), held.get("patch_size")
+    if not isinstance(size, int) or not isinstance(patch, int) or patch < 1:
         return None
-    patches = (vision["image_size"] // vision["patch_size"]) ** 2
-    return int(patches) + (config.get("vision_feature_select_strategy") == "full")
+    patches = (size // patch) ** 2
+    return patches + (config.get("vision_feature_select_strategy") == "full")
 
 
 def _image_size(view: View) -> tuple[int, int, int]:

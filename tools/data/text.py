@@ -15,7 +15,7 @@ import torch
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
 from ...ir.load.zoo.text import read_tokenizer
-from .images import read_json
+from .side_files import longest_text
 
 LENGTH = 512
 """Tokens in a window of text, unless the model takes fewer: 128 windows of it are 65,536 tokens,
@@ -95,27 +95,37 @@ def read_texts(path: Path) -> list[str]:
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
-    """The objects of a file of JSON lines; each must hold these keys as strings."""
+    """The objects of a file of JSON lines; each must hold these keys as strings.
+
+    Lines end with a line feed alone: U+2028 and its like may stand in a string. A byte order mark
+    may start any of them, as where files were put together. Half a surrogate
+    pair, which ``\\ud83d`` in JSON can write and no encoding has, becomes U+FFFD.
+    """
     found = []
-    for number, line in enumerate(read_content(path).splitlines(), 1):
+    for number, line in enumerate(read_content(path).split("\n"), 1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-        except ValueError as error:
+            entry = json.loads(line.removeprefix("\ufeff"))
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"{path}, line {number}: not JSON: {error}") from None
         held = entry if isinstance(entry, dict) else {}
         lacking = [key for key in keys if not isinstance(held.get(key), str)]
         if lacking:
             raise BadInput(f"{path}, line {number}: has no string `{lacking[0]}`")
-        found.append(held)
+        found.append(held | {key: _whole(held[key]) for key in keys})
     return found
 
 
+def _whole(text: str) -> str:
+    """The text with U+FFFD in place of each half of a surrogate pair that stands alone."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
 def read_content(path: Path) -> str:
-    """The text of a file. Raises ``BadInput`` where it is not UTF-8."""
+    """The text of a file, without a byte order mark. Raises ``BadInput`` where it is not UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
 
@@ -135,9 +145,7 @@ def text_batches(
 
 
 def _window(wanted: CalibrationRequest) -> int:
-    config = read_json(wanted.view.source.folder, "config.json")
-    inner = config.get("text_config") or config
-    longest = inner.get("max_position_embeddings", inner.get("n_positions"))
+    longest = longest_text(wanted.view.source.folder)
     fixed = wanted.fixed("input_ids", 1)
     if wanted.length is not None:
         for limit in (fixed, longest):

@@ -9,7 +9,7 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.load.zoo import scenes
-from ..data.images import read_json
+from ..data.side_files import read_json
 from .subject import IMAGE, IMAGE_TEXT, Subject
 from .task import Setting
 

@@ -20,7 +20,7 @@ from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.inputs import sample_inputs
 from ...ir.structure.cache_slots import past_slot
 from ...ir.structure.costs import weight_bytes
-from ..data.images import read_json
+from ..data.side_files import longest_text, read_json
 from ..report import manifest
 
 TEXT, IMAGE_TEXT = "text-generation", "image-text-to-text"
@@ -138,12 +138,7 @@ class Subject:
     @property
     def max_tokens(self) -> int:
         """The longest input in tokens that the model's config allows; 512 where it is silent."""
-        config = read_json(self.folder, "config.json")
-        inner = config.get("text_config") or config
-        for key in ("max_position_embeddings", "n_positions"):
-            if isinstance(inner.get(key), int):
-                return int(inner[key])
-        return DEFAULT_TOKENS
+        return longest_text(self.folder) or DEFAULT_TOKENS
 
     def describe(self) -> str:
         """The name and the kind, as an error says them."""
@@ -224,7 +219,8 @@ def _kind(word: str, folder: Path | None, subject: Subject) -> str:
     """The kind by the config's architecture, else by the names of inputs and outputs."""
     inputs, outputs = set(subject.input_names), set(subject.output_names)
     config = read_json(folder, "config.json")
-    classes = "".join(config.get("architectures") or ())
+    named = config.get("architectures")
+    classes = "".join(map(str, named)) if isinstance(named, list) else ""
     texts = word == "causal-lm" or not classes or "CausalLM" in classes or "LMHead" in classes
     if {"input_ids", "pixel_values"} <= inputs:
         return IMAGE_TEXT if "logits" in outputs else ""

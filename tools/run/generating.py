@@ -19,7 +19,8 @@ from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.structure.vision import COUNT_KEY
-from ..data.images import Placeholders, Preprocessing, read_json
+from ..data.images import Placeholders, Preprocessing
+from ..data.side_files import longest_text, read_json, text_settings
 
 Image = str | Path | torch.Tensor
 """A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""
@@ -95,7 +96,7 @@ class Writer:
             raise BadInput("give tokenizer=FOLDER: the model's folder is not known")
         self._folder = Path(folder)
         self._graph = graph
-        self._decoder = Decoder(run, _context(str(folder)))
+        self._decoder = Decoder(run, longest_text(folder))
         self._tokenizer: Any = read_tokenizer(self._folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -229,18 +230,14 @@ def _opened(
     return view, compile_model(view, device=device)
 
 
-def _context(folder: str) -> int | None:
-    config = read_json(folder, "config.json")
-    inner = config.get("text_config") or config
-    found = inner.get("max_position_embeddings", inner.get("n_positions"))
-    return found if isinstance(found, int) else None
-
-
 def _eos(folder: str) -> frozenset[int]:
     """The tokens that end a text, by the model's configs."""
     for name in ("generation_config.json", "config.json"):
         config = read_json(folder, name)
-        found = config.get("eos_token_id", (config.get("text_config") or {}).get("eos_token_id"))
+        found = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
+        tokens = found if isinstance(found, list) else [found]
+        if found is not None and not all(isinstance(token, int) for token in tokens):
+            raise BadInput(f"{folder}/{name}: eos_token_id is {found}, and must be numbers")
         if found is not None:
-            return frozenset(found if isinstance(found, list) else [found])
+            return frozenset(tokens)
     return frozenset()

@@ -102,6 +102,14 @@ class Request:
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
 
+    def __post_init__(self) -> None:
+        amounts = {
+            "--calib-samples": self.calibration_samples, "--calib-length": self.calibration_length
+        }  # fmt: skip
+        given = [option for option, amount in amounts.items() if amount is not None]
+        if given and not self.calibration:
+            raise BadInput(f"{given[0]} says how much of --calib is used: give --calib DATA too")
+
 
 def dry_run(request: Request) -> Manifest:
     """The forecast of a run as a manifest; weights may be absent."""

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from ...core.errors import Missing
+from ...core.errors import BadInput, Missing
 
 SHIPPED = Path(__file__).parent / "tiny-llama"
 
@@ -51,7 +52,8 @@ def english_sentences(count: int) -> list[str]:
 
 
 def read_tokenizer(folder: Path) -> Any:
-    """The ``tokenizers.Tokenizer`` of a model folder. ``Missing`` without file or package."""
+    """The ``tokenizers.Tokenizer`` of a model folder. ``Missing`` without file or package,
+    ``BadInput`` for a file that it does not take, and later for a text that it cannot encode."""
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise Missing(f"{folder}: no tokenizer.json there, and the model's text needs one")
@@ -59,7 +61,37 @@ def read_tokenizer(folder: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise Missing("reading text needs tokenizers: pip install 'graphwright[hf]'") from None
-    return Tokenizer.from_file(str(path))
+    with _told(path):
+        return CheckedTokenizer(Tokenizer.from_file(str(path)), path)
+
+
+class CheckedTokenizer:
+    """A ``tokenizers.Tokenizer`` whose errors name its file: the library raises plain ``Exception``
+    for what is wrong with a file, and a panic of its own kind where it did not expect it."""
+
+    def __init__(self, tokenizer: Any, path: Path) -> None:
+        self._tokenizer, self._path = tokenizer, path
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._tokenizer, name)
+        if not callable(found):
+            return found
+
+        def called(*args: Any, **options: Any) -> Any:
+            with _told(self._path):
+                return found(*args, **options)
+
+        return called
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:
+        if type(error) is Exception or type(error).__name__ == "PanicException":
+            raise BadInput(f"{path}: the tokenizer fails: {error}") from None
+        raise
 
 
 def token_batches(

@@ -234,6 +234,7 @@ def test_a_runtime_that_computes_something_else(
         ((MODEL, "-p", "quantize{"), 2, "'}' is missing"),
         ((MODEL, "-p", "quantize{exclude=[*]}"), 2, "quantize found nothing to do"),
         ((MODEL, "-r", "mine.toml"), 2, "no recipe 'mine.toml'"),
+        ((MODEL, "--calib-samples", "0"), 2, "--calib-samples says how much of --calib is used"),
         ((MODEL, "--max-error", "nan"), 2, "--max-error nan must be above 0"),
         (("graphwright_toy_factory:mak",), 2, "no 'mak' there; did you mean make"),
         (("no_such_module:make",), 2, "No module named 'no_such_module'"),

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
+import os
+import struct
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +20,7 @@ from graphwright.ir.load.sources import load
 from graphwright.tools.cli.main import main
 from graphwright.tools.data import calibration
 from graphwright.tools.data.calibration import read
-from graphwright.tools.data.text import LENGTH
+from graphwright.tools.data.text import LENGTH, read_texts
 from graphwright.tools.report import manifest
 
 WORDS = "The quick brown fox jumps over the lazy dog. " * 40
@@ -113,6 +117,28 @@ def test_refused(
         read(str(tmp_path / name), llama, **options)
 
 
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "The cat\xe2\x80\xa8sat"}', "The cat\u2028sat"),
+        (b'{"text": "The cat\xe2\x80\xa9sat"}', "The cat\u2029sat"),
+        (b'{"text": "The cat\xc2\x85sat"}', "The cat\x85sat"),
+        (b'\xef\xbb\xbf{"text": "The cat sat"}', "The cat sat"),
+        (b'{"text": "The \\ud83d cat"}', "The \ufffd cat"),
+        (b'{"text": "The \\ud83d\\ude00 cat"}', "The \U0001f600 cat"),
+        (b'{"text": "The cat"}\r', "The cat"),
+    ],
+)
+def test_lines_of_text_as_they_are_written(
+    tmp_path: Path, llama: View, line: bytes, text: str
+) -> None:
+    """``json.dumps(ensure_ascii=False)`` writes line ends of Unicode as they are."""
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(line + b"\n" + line + b"\n")
+    assert read_texts(file) == [text, text]
+    assert read(str(file), llama).entry().samples == 2
+
+
 def test_what_is_not_there_is_missing(tmp_path: Path, llama: View) -> None:
     with pytest.raises(Missing, match="no such file or folder; --calib takes"):
         read(str(tmp_path / "gone.txt"), llama)
@@ -179,6 +205,44 @@ def test_an_array_that_lacks_is_named(tmp_path: Path, llama: View) -> None:
         read(str(path), llama)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_no_more_of_an_array_is_unpacked_than_is_used(
+    tmp_path: Path, vit: View, order: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zeros pack a thousand to one: 27 GB of them are 27 MB, and here a part of that."""
+    fortran = order == "F"
+    header = {"descr": "<f4", "fortran_order": fortran, "shape": (10**6, 3, 48, 48)}
+    with (
+        zipfile.ZipFile(tmp_path / "a.npz", "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("pixel_values.npy", "w", force_zip64=True) as file,
+    ):
+        np.lib.format.write_array_header_1_0(file, header)
+        file.write(bytes(8 * 4 * 3 * 48 * 48))
+    monkeypatch.setattr("graphwright.ir.core.memory.available_bytes", lambda: 10**9)
+    if not fortran:
+        (batch,) = read(str(tmp_path / "a.npz"), vit, samples=8).batches
+        assert batch["pixel_values"].shape == (8, 3, 48, 48)
+        with pytest.raises(BadInput, match="truncated: 221184 of 248832 bytes"):
+            read(str(tmp_path / "a.npz"), vit, samples=9)
+        return
+    with pytest.raises(BadInput, match=r"\[1000000, 3, 48, 48\] of float32 would take 55\.\d GB"):
+        read(str(tmp_path / "a.npz"), vit, samples=8)
+
+
+def test_arrays_in_the_order_of_columns(tmp_path: Path, vit: View) -> None:
+    pixels = np.random.default_rng(0).standard_normal((3, 3, 48, 48)).astype("f4")
+    np.savez(tmp_path / "a.npz", pixel_values=np.asfortranarray(pixels))
+    (batch,) = read(str(tmp_path / "a.npz"), vit).batches
+    assert np.array_equal(batch["pixel_values"].numpy(), pixels)
+
+
+@pytest.mark.parametrize("array", [np.array(["a"]), np.array([{}], object), np.zeros(1, "f4,i4")])
+def test_arrays_that_hold_no_numbers(tmp_path: Path, vit: View, array: Any) -> None:
+    np.savez(tmp_path / "a.npz", pixel_values=array)
+    with pytest.raises(BadInput, match=r"not an \.npz file of numbers"):
+        read(str(tmp_path / "a.npz"), vit)
+
+
 # --- images --------------------------------------------------------------------------------------
 
 
@@ -230,6 +294,57 @@ def test_folders_that_do_not_fit(tmp_path: Path, llama: View, vit: View, llava: 
     Path(listing).write_text("\n")
     with pytest.raises(BadInput, match="empty: it holds no prompt"):
         read(str(tmp_path), llava)
+
+
+def test_images_that_are_none(tmp_path: Path, vit: View, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PostScript by the name of a picture starts no program; a picture may claim any size."""
+    monkeypatch.setattr("subprocess.Popen", lambda *_, **__: pytest.fail("a program was started"))
+    file = tmp_path / "a.png"
+    file.write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n")
+    with pytest.raises(BadInput, match=r"a\.png: not an image that can be read"):
+        read(str(tmp_path), vit)
+    head = b"IHDR" + struct.pack(">IIBBBBB", 60_000, 60_000, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + head + struct.pack(">I", zlib.crc32(head))
+    file.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT")
+    with pytest.raises(BadInput, match="could be decompression bomb"):
+        read(str(tmp_path), vit)
+    file.unlink()
+    os.mkfifo(file)
+    with pytest.raises(BadInput, match="a pipe or a device, not a regular file"):
+        read(str(tmp_path), vit)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"image_mean": "x"}, {"image_mean": [0.5]}, {"image_std": [1, 1, None]},
+        {"image_std": [0, 1, 1]}, {"resample": "cubic"}, {"resample": 9},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_settings_of_images_that_make_no_sense(
+    tmp_path: Path, vit: View, settings: dict[str, Any]
+) -> None:
+    bare = vit.copy()
+    bare.source = type(vit.source)(name="bare", folder=str(tmp_path))
+    picture(tmp_path / "a.png")
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps({"size": [48]} | settings))
+    with pytest.raises(BadInput, match=rf"preprocessor_config\.json: {next(iter(settings))} is"):
+        read(str(tmp_path), bare)
+
+
+def test_a_tokenizer_that_is_none(tmp_path: Path, llama: View) -> None:
+    bare = llama.copy()
+    bare.source = type(llama.source)(name="bare", folder=str(tmp_path))
+    (tmp_path / "a.txt").write_text(WORDS)
+    words = {"type": "WordLevel", "vocab": {"The": 0}, "unk_token": "[UNK]"}
+    for content, reason in (
+        ("[" * 10_000, "the tokenizer fails"),
+        (json.dumps({"model": words}), "the tokenizer fails: .*[UNK]"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(BadInput, match=rf"tokenizer\.json: {reason}"):
+            read(str(tmp_path / "a.txt"), bare)
 
 
 def test_text_for_models_of_images(tmp_path: Path, vit: View, llava: View) -> None:
