@@ -7,6 +7,7 @@ stands in double quotes. ``path{blocks=0-3,3,5-11}``: a value may go on after a 
 
 from __future__ import annotations
 
+import math
 import re
 import tomllib
 import types
@@ -97,18 +98,30 @@ def _from_toml(path: Path) -> Recipe:
     try:
         with path.open("rb") as file:
             data = tomllib.load(file)
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, also
         raise BadInput(f"{path}: not a TOML file: {error}") from None
     entries = data.get("passes")
     if not isinstance(entries, list) or not entries:
         raise BadInput(f"{path}: a recipe holds [[passes]] tables, each with a name")
-    steps = []
-    for entry in entries:
-        if not isinstance(entry, dict) or "name" not in entry:
-            raise BadInput(f"{path}: each of [[passes]] needs a name")
-        options = [(k, tuple(v) if isinstance(v, list) else v) for k, v in entry.items()]
-        steps.append(make_step(entry["name"], [(k, v) for k, v in options if k != "name"]))
-    return checked(Recipe(tuple(steps), path.stem))
+    try:
+        return checked(Recipe(tuple(map(_entry_step, entries)), path.stem))
+    except BadInput as error:
+        raise BadInput(f"{path}: {error}") from None
+
+
+def _entry_step(entry: object) -> Step:
+    name = entry.get("name") if isinstance(entry, dict) else None
+    if not isinstance(entry, dict) or not isinstance(name, str):
+        raise BadInput("each of [[passes]] needs a name, a text")
+    options = [(key, value) for key, value in entry.items() if key != "name"]
+    for key, value in options:
+        parts = value if isinstance(value, list) else [value]
+        if not all(isinstance(part, str | int | float) for part in parts):
+            raise BadInput(
+                f"{name}: {key}={value} is wrong: expected a text, a number, true, false, or a "
+                "list of these"
+            )
+    return make_step(name, [(k, tuple(v) if isinstance(v, list) else v) for k, v in options])
 
 
 def checked(recipe: Recipe) -> Recipe:
@@ -226,9 +239,10 @@ def _scalar(raw: Any, kind: Any) -> Any:
     if kind is str:
         return text
     try:
-        return kind(text) if kind in (int, float) and not isinstance(raw, bool) else None
+        number = kind(text) if kind in (int, float) and not isinstance(raw, bool) else None
     except ValueError:
         return None
+    return number if number is None or math.isfinite(number) else None
 
 
 def _print_option(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from graphwright.ir.core.errors import BadInput
 from graphwright.passes import Recipe, pass_names
@@ -56,6 +58,7 @@ def test_passes_made_in_python_print_and_parse(bits: int, group: int, include: l
         ("quantize{bits=4} hqq", "expected ','"),
         ("quantize,", "expected the name of a pass"),
         ("quantize{max_error=-1}", "must be above 0"),
+        ("quantize{max_error=nan}", "max_error=nan is wrong: expected float"),
         ("quantize{scales=float8}", "one of float32, float16"),
         ("quantize{bits=4},hqq{bits=4}", "would both store the same sites"),
         ('quantize{include="a}', "a quote is not closed"),
@@ -73,20 +76,37 @@ def test_built_in_recipes_load_and_say_what_they_are_for() -> None:
         assert recipe_summary(name).endswith(".")
 
 
-def test_a_toml_recipe_is_read_and_its_mistakes_told(tmp_path: object) -> None:
-    from pathlib import Path
-
-    path = Path(str(tmp_path)) / "mine.toml"
+def test_a_toml_recipe_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
     path.write_text('[[passes]]\nname = "quantize"\nbits = 8\ninclude = ["a", "b*"]\n')
     assert str(Recipe.load(str(path))) == "quantize{bits=8 include=[a b*]}"
-    path.write_text("passes = 3\n")
-    with pytest.raises(BadInput, match="holds \\[\\[passes\\]\\] tables"):
-        Recipe.load(str(path))
-    path.write_text("[[passes\n")
-    with pytest.raises(BadInput, match="not a TOML file"):
-        Recipe.load(str(path))
     with pytest.raises(BadInput, match="did you mean w4"):
         Recipe.load("w44")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("passes = 3", r"holds \[\[passes\]\] tables"),
+        ("[[passes", "not a TOML file"),
+        ("a=" + "[" * 100_000, "not a TOML file"),
+        ("a=" + "9" * 5000, "not a TOML file"),
+        ("passes = [3]", "needs a name, a text"),
+        ("[[passes]]\nname = 5", "needs a name, a text"),
+        ('[[passes]]\nname = ["quantize"]', "needs a name, a text"),
+        ('[[passes]]\nname = "quantize"\ninclude = {a = 1}', "include={'a': 1} is wrong"),
+        ('[[passes]]\nname = "quantize"\ninclude = [["a"]]', r"include=\[\['a'\]\] is wrong"),
+        ('[[passes]]\nname = "quantize"\nbits = 1979-05-27', "bits=1979-05-27 is wrong"),
+        ('[[passes]]\nname = "quantize"\nbits = [4]', r"quantize: bits=\[4\] is wrong: expected"),
+        ('[[passes]]\nname = "quantize"\nmax_error = inf', "max_error=inf is wrong"),
+        ('[[passes]]\nname = "quantise"', "did you mean quantize"),
+    ],
+)
+def test_files_that_hold_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=rf"mine\.toml: .*{message}"):
+        Recipe.load(str(path))
 
 
 def test_every_pass_is_listed() -> None:

@@ -26,6 +26,8 @@ from ...ir.core.errors import BadInput
 
 FILE_NAME = "graphwright.json"
 SCHEMA: Final = 1
+DEEPEST = 200
+"""Levels of a manifest; a tree of modules has two for each level of the model."""
 VOLATILE = frozenset({"created", "machine", "seconds", "peak_rss_bytes"})
 """Fields that differ between two runs of the same recipe on the same input."""
 
@@ -466,10 +468,22 @@ def parse(content: object, where: str = FILE_NAME) -> Manifest:
             f"{where}: written in format {version}, and this Graphwright reads up to {SCHEMA}: "
             "upgrade it with `pip install -U graphwright`"
         )
+    if _deeper_than(DEEPEST, content):
+        raise BadInput(f"{where}: damaged: it is more than {DEEPEST} levels deep")
     try:
         return Manifest.model_validate(content)
     except ValidationError as error:
         raise BadInput(f"{where}: damaged: {_first(error)}") from None
+
+
+def _deeper_than(levels: int, content: object) -> bool:
+    layer = [content]
+    for _ in range(levels):
+        inner = [item.values() if isinstance(item, dict) else item for item in layer]
+        layer = [part for parts in inner for part in parts if isinstance(part, dict | list)]
+        if not layer:
+            return False
+    return True
 
 
 def _first(error: ValidationError) -> str:

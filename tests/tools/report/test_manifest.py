@@ -134,6 +134,8 @@ def test_load_names_the_wrong_field(
         (b"\xff\xfe{}", "not JSON"),
         (b"[" * 100_000, "not JSON"),
         (b'{"schema": ' + b"9" * 5000 + b"}", "not JSON"),
+        (b'{"schema": 1, "a": ' + b"[" * 300 + b"]" * 300 + b"}", "more than 200 levels deep"),
+        (b'{"schema": 1, "recipe": "\\ud83d"}', "damaged"),
         (b"[]", "not a Graphwright manifest"),
         (b'{"schema": "1"}', "no integer `schema`"),
         (b'{"schema": true}', "no integer `schema`"),
