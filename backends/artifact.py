@@ -1,13 +1,13 @@
-"""The artifact folder: written beside its final name, renamed when whole."""
+"""The artifact folder: written beside its final name, which it takes when it is whole."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from ..ir.core.version import __version__
 from ..ir.core.view import View
 from ..ir.structure.costs import weight_bytes
 from . import data_file
+from .claim import NEW, claimed, recover, switch
 from .lowering import lowered
 
 MODEL_FILE = "model.onnx"
@@ -25,6 +26,7 @@ DATA_FILE = "model.onnx.data"
 MODEL_FILES = (MODEL_FILE, DATA_FILE)
 MANIFEST_FILE = "graphwright.json"
 """The file by which a folder is known to be ours."""
+REPORT_FILE = "report.html"
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -35,8 +37,9 @@ SIDE_FILES = (
 """Files of a source folder that other tools need to use the model."""
 
 
-def check_target(out: Path, *, force: bool) -> None:
-    """Refuse an output folder early: one that is not ours, or that cannot be written.
+def check_target(out: Path, *, force: bool, sources: Iterable[str | Path] = ()) -> None:
+    """Refuse an output folder early: one that is not ours, that holds one of the ``sources`` or
+    anything that no artifact has, or that cannot be written.
 
     Raises ``BadInput``.
     """
@@ -47,6 +50,19 @@ def check_target(out: Path, *, force: bool) -> None:
         raise BadInput(
             f"{out} holds the working or the home folder: an artifact replaces its folder"
         )
+    for source in sources:
+        if any(here == place or here in place.parents for place in _places(source)):
+            raise BadInput(
+                f"{out} holds the source, {source}, which the artifact would replace: choose "
+                "another --out"
+            )
+    foreign = list(itertools.islice(_foreign(out), 4))
+    if foreign:
+        named = ", ".join(foreign[:3]) + (", ..." if foreign[3:] else "")
+        raise BadInput(
+            f"{out} holds what no artifact has ({named}), and an artifact replaces its folder, "
+            "--force or not: move it, or choose another --out"
+        )
     if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST_FILE).is_file() and not force:
         raise BadInput(f"{out} exists and is not a graphwright artifact; --force replaces it")
     parent = out.absolute().parent
@@ -56,43 +72,52 @@ def check_target(out: Path, *, force: bool) -> None:
         raise BadInput(f"{parent} is not writable: choose another --out")
 
 
+def _places(source: str | Path) -> list[Path]:
+    """Where a source lies, if it is one of files: as it is named, and behind links."""
+    path = Path(source).expanduser()
+    return [path.absolute(), path.resolve()] if str(source) and path.exists() else []
+
+
+def _foreign(out: Path) -> Iterator[str]:
+    """Names below a folder that are in no artifact, as they are found."""
+    ours = {*MODEL_FILES, MANIFEST_FILE, REPORT_FILE, *SIDE_FILES}
+    for folder, _, files in os.walk(out):
+        for name in files:
+            inner = (Path(folder) / name).relative_to(out).as_posix()
+            if inner not in ours:
+                yield inner
+
+
 @contextlib.contextmanager
 def publish(out: Path, *, force: bool = False) -> Iterator[Path]:
-    """A temporary folder beside ``out`` that takes its place when the block ends well.
+    """A folder beside ``out`` that takes its place when the block ends well.
 
     What was there before stays whole until then, and for good where anything fails. Raises
-    ``BadInput`` as ``check_target``, and ``DiskFull`` where the disk ran full.
+    ``BadInput`` as ``check_target`` and ``claimed``, and ``DiskFull`` where the disk ran full.
     """
     check_target(out, force=force)
     out = out.absolute()
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    except OSError as error:
-        raise BadInput(f"{out}: {error.strerror}: choose another --out") from None
-    made, old = scratch / "new", scratch / "old"
-    try:
-        made.mkdir()
-        yield made
-        _put_in_place(made, out, old)
-    except OSError as error:
-        if error.errno in FULL:
-            raise DiskFull(
-                f"the disk of {out.parent} ran full; nothing was changed there. Free some space or "
-                "choose another --out"
-            ) from None
-        raise
-    finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(scratch, ignore_errors=True)
+    with claimed(out) as place:
+        try:
+            made = place / NEW
+            made.mkdir()
+            yield made
+            check_target(out, force=force)
+            _put_in_place(out)
+        except OSError as error:
+            if error.errno in FULL:
+                raise DiskFull(
+                    f"the disk of {out.parent} ran full; nothing was changed there. Free some "
+                    "space or choose another --out"
+                ) from None
+            raise
+        finally:
+            recover(out)
 
 
-def _put_in_place(made: Path, out: Path, old: Path) -> None:
+def _put_in_place(out: Path) -> None:
     try:
-        if out.exists():
-            out.rename(old)
-        made.rename(out)
+        switch(out)
     except OSError as error:
         if error.errno in FULL:
             raise
@@ -124,13 +149,31 @@ def model_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in files if path.is_file())
 
 
-def copy_side_files(source: str | None, folder: Path) -> None:
-    """Copy tokenizer and configuration files of the source's folder, if it has one."""
+def copy_side_files(source: str | None, folder: Path) -> list[str]:
+    """Copy tokenizer and configuration files of the source's folder, if it has one.
+
+    A link that leads out of the model's own files is not followed, as what lies there was never
+    given: the names of those are returned.
+    """
+    left = []
     for name in SIDE_FILES if source is not None else ():
         path = Path(str(source)) / name
-        if path.is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, folder / name)
+        if not path.is_file():
+            continue
+        if not _is_own(path, Path(str(source))):
+            left.append(name)
+            continue
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, folder / name)
+    return left
+
+
+def _is_own(path: Path, folder: Path) -> bool:
+    """Whether a file lies in the model's folder, links followed, or in the blobs of the cache of
+    the hub that the folder is a snapshot of."""
+    real = folder.resolve()
+    stores = [real, *(p.parent / "blobs" for p in real.parents if p.name == "snapshots")]
+    return any(store in path.resolve().parents for store in stores)
 
 
 def export(graph: View, out: str | Path, *, report: Any = None, force: bool = False) -> Path:
@@ -140,7 +183,8 @@ def export(graph: View, out: str | Path, *, report: Any = None, force: bool = Fa
     where the graph came from. ``optimize-model`` also runs the artifact and adds a page to look at.
     Raises as ``publish``, and ``BadInput`` where an op has no ONNX form.
     """
-    check_target(Path(out), force=force)
+    sources = (graph.source.folder or "", *graph.source.files)
+    check_target(Path(out), force=force, sources=sources)
     model = lowered(graph).model
     with publish(Path(out), force=force) as folder:
         write_model(model, folder)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
 from ..ir.core.errors import BadInput, Missing
+from ..ir.core.scratch import Scratch
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.view import View
 from ..ir.structure.cache_slots import PAST_AXIS, past_slot
@@ -217,9 +217,9 @@ def build(
     from .artifact import write_model
     from .lowering import lowered
 
-    with tempfile.TemporaryDirectory(prefix="graphwright-") as folder:
-        write_model(lowered(graph).model, Path(folder))
-        path = Path(folder) / MODEL_FILE
+    with Scratch("session") as folder:
+        write_model(lowered(graph).model, folder)
+        path = folder / MODEL_FILE
         return OnnxRuntimeExecutable(
             path, device=device, optimize=optimize, threads=threads, lean=lean
         )

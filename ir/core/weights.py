@@ -15,6 +15,7 @@ import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
@@ -22,6 +23,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from .errors import FULL, BadInput, DiskFull, Missing
 from .files import Stamp, changed, gone, open_regular
+from .scratch import Scratch
 from .types import DTYPE_NAMES, Type
 
 SAFETENSORS_DTYPES: dict[str, torch.dtype] = {
@@ -296,12 +298,13 @@ class Spool:
 
     What ``mapped`` gave stays in the file where it is.
 
-    The file lies in the system's temporary folder and goes with the spool.
+    The file lies in the system's temporary folder and goes with the spool: see ``Scratch``.
     """
 
     def __init__(self, budget_bytes: int = SPOOLED_BYTES) -> None:
         self._left = budget_bytes
-        self._file: tempfile._TemporaryFileWrapper[bytes] | None = None
+        self._scratch: Scratch | None = None
+        self._file: BinaryIO | None = None
 
     def store(self, tensor: torch.Tensor) -> Weight:
         """The tensor as a handle. Raises ``DiskFull`` where there is no room for it."""
@@ -315,12 +318,11 @@ class Spool:
             # A slice would keep the whole tensor that it was cut from alive.
             whole = tensor.untyped_storage().nbytes() == size
             return MemoryWeight(tensor if whole else tensor.clone())
-        if self._file is None:
-            self._file = tempfile.NamedTemporaryFile(  # noqa: SIM115 - closed with the spool
-                prefix="graphwright-", suffix=".spool"
-            )
-        offset = self._file.seek(0, os.SEEK_END)
         try:
+            if self._file is None:
+                self._scratch = Scratch("spool")
+                self._file = (self._scratch.path / "weights").open("wb")
+            offset = self._file.seek(0, os.SEEK_END)
             self._file.write(tensor_bytes(tensor))
             self._file.flush()
         except OSError as error:

@@ -19,7 +19,7 @@ import onnxruntime
 import pytest
 import torch
 from graphwright.backends import artifact, export
-from graphwright.backends.artifact import publish, write_model
+from graphwright.backends.artifact import check_target, publish, write_model
 from graphwright.ir.core.errors import BadInput, DiskFull
 from graphwright.ir.core.tensors import tensor_of, weight_of
 from graphwright.ir.core.weights import (
@@ -187,24 +187,6 @@ def test_a_failure_leaves_the_older_artifact_and_nothing_else(
     assert list(published.parent.iterdir()) == [published]
 
 
-def test_a_failure_between_the_two_renames_puts_the_older_artifact_back(
-    published: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    before = contents(published)
-    rename = Path.rename
-
-    def interrupted(self: Path, target: Path) -> Path:
-        if self.name == "new":
-            raise KeyboardInterrupt
-        return rename(self, target)
-
-    monkeypatch.setattr(Path, "rename", interrupted)
-    with pytest.raises(KeyboardInterrupt), publish(published):
-        pass
-    assert contents(published) == before
-    assert list(published.parent.iterdir()) == [published]
-
-
 @pytest.fixture
 def small_disk() -> Iterator[None]:
     """Files may not grow beyond a megabyte: writing more fails as on a full disk."""
@@ -228,15 +210,44 @@ def test_a_disk_that_runs_full_while_weights_are_written(published: Path, small_
 
 
 def test_a_folder_that_is_not_ours_is_kept_unless_forced(tmp_path: Path) -> None:
-    out = tmp_path / "thesis"
+    out = tmp_path / "theirs"
     out.mkdir()
-    (out / "chapter.txt").write_text("years of work")
+    (out / "model.onnx").write_bytes(b"theirs")
     with pytest.raises(BadInput, match="not a graphwright artifact; --force"), publish(out):
         pass
-    assert contents(out) == {"chapter.txt": b"years of work"}
+    assert contents(out) == {"model.onnx": b"theirs"}
     with publish(out, force=True) as folder:
         (folder / "model.onnx").write_bytes(b"new")
     assert contents(out) == {"model.onnx": b"new"}
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("name", ["chapter.txt", "1_Pooling/model.safetensors"])
+def test_what_no_artifact_has_is_kept_whatever_is_asked(
+    published: Path, name: str, force: bool
+) -> None:
+    (published / name).parent.mkdir(exist_ok=True)
+    (published / name).write_text("years of work")
+    before = contents(published)
+    told = f"out holds what no artifact has \\({name}\\).*: move it, or choose another"
+    with pytest.raises(BadInput, match=told), publish(published, force=force):
+        raise AssertionError("published")
+    (published / name).rename(published.parent / "away")
+    with pytest.raises(BadInput, match=told), publish(published, force=force) as folder:
+        (folder / "model.onnx").write_bytes(b"new")
+        (published.parent / "away").rename(published / name)
+    assert contents(published) == before
+
+
+def test_an_artifact_does_not_replace_its_source(tmp_path: Path) -> None:
+    out, link = tmp_path / "out", tmp_path / "link.onnx"
+    out.mkdir()
+    (out / "model.onnx").write_bytes(b"the source")
+    link.symlink_to(out / "model.onnx")
+    for source in (out, out / "model.onnx", link):
+        with pytest.raises(BadInput, match=r"out holds the source, .*, which the artifact w"):
+            check_target(out, force=True, sources=[source])
+    check_target(out, force=True, sources=["zoo:out", "", tmp_path / "elsewhere.onnx"])
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
@@ -317,6 +328,27 @@ def test_export_copies_side_files_and_writes_a_manifest(view: FxView, tmp_path: 
     assert sizes["artifact_bytes"] == artifact.model_bytes(out) > 0
     again = export(view, out)
     assert again == out
+
+
+def test_links_are_followed_within_the_models_own_files_only(tmp_path: Path) -> None:
+    cache, private = tmp_path / "models--a--b", tmp_path / "private"
+    snapshot, blobs, out = cache / "snapshots" / "rev", cache / "blobs", tmp_path / "out"
+    for folder in (snapshot, blobs, private, out):
+        folder.mkdir(parents=True)
+    (private / "key").write_text("mine")
+    (private / "config.json").write_text("mine")
+    (blobs / "11").write_text("of the hub")
+    (snapshot / "vocab.json").write_text("beside")
+    (snapshot / "tokenizer.json").symlink_to("../../blobs/11")
+    (snapshot / "merges.txt").symlink_to("vocab.json")
+    (snapshot / "vocab.txt").symlink_to(private / "key")
+    (snapshot / "1_Pooling").symlink_to(private)
+    left = artifact.copy_side_files(str(snapshot), out)
+    assert left == ["vocab.txt", "1_Pooling/config.json"]
+    assert contents(out) == {
+        "merges.txt": b"beside", "tokenizer.json": b"of the hub", "vocab.json": b"beside",
+    }  # fmt: skip
+    assert not any(path.is_symlink() for path in out.iterdir())
 
 
 def test_metadata_of_the_graph_is_in_the_file(view: FxView, tmp_path: Path) -> None:

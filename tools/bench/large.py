@@ -21,8 +21,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ...backends.claim import partial_folder
 from ...ir.core.errors import BadInput, DiskFull, GraphwrightError
-from ..run.resume import SUFFIX, partial_folder
+from ..run.resume import SUFFIX
 from .checkpoints import SHAPES, Shape, write
 from .int4 import PASSES
 from .processes import OPTIMIZE_MODEL, Usage, environment, measure

@@ -7,7 +7,6 @@ import json
 import statistics
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,6 +14,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...ir.core.errors import BadInput, Missing
+from ...ir.core.scratch import Scratch
 from .latency import inputs_of
 from .subject import Subject
 from .task import EvalResult, Setting, Task
@@ -76,8 +76,8 @@ class Memory(Task):
 
 def _measured(place: tuple[str, str], inputs: dict[str, torch.Tensor]) -> dict[str, int]:
     """Bytes that a fresh process reports."""
-    with tempfile.TemporaryDirectory(prefix="graphwright-memory-") as folder:
-        file = Path(folder) / "inputs.pt"
+    with Scratch("memory") as folder:
+        file = folder / "inputs.pt"
         torch.save(inputs, file)
         # -P: the working folder may hold modules whose names hide installed ones.
         done = subprocess.run(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,6 +13,7 @@ from ...backends import Executable, artifact, find_backend
 from ...backends import compile as compile_model
 from ...backends.lowering import lowered
 from ...ir.core.errors import BadInput, Missing
+from ...ir.core.scratch import Scratch
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
@@ -50,7 +50,7 @@ class Subject:
         self.input_names, self.output_names = _names(named, "input"), _names(named, "output")
         self.kind = kind if kind in KINDS else _kind(kind, folder, self)
         self._dtypes = _dtypes(view)
-        self._scratch: tempfile.TemporaryDirectory[str] | None = None
+        self._scratch: Scratch | None = None
 
     @classmethod
     def of(
@@ -151,9 +151,9 @@ class Subject:
         A graph in memory is written out for it, and lives as long as the subject.
         """
         if self.stored is None and self.view is not None:
-            self._scratch = tempfile.TemporaryDirectory(prefix="graphwright-eval-")
-            artifact.write_model(lowered(self.view).model, Path(self._scratch.name))
-            self.stored = ("onnxruntime", str(Path(self._scratch.name) / artifact.MODEL_FILE))
+            self._scratch = Scratch("eval")
+            artifact.write_model(lowered(self.view).model, self._scratch.path)
+            self.stored = ("onnxruntime", str(self._scratch.path / artifact.MODEL_FILE))
         return self.stored
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import tempfile
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ...backends import artifact
+from ...backends.claim import NEW, claimed, recover
 from ...ir.core.errors import BadInput
 from ..evaluate import EvalResult, Setting, Subject, evaluate_all, fitting_tasks, task_names
 from ..evaluate.plot import write_svg
@@ -88,11 +89,14 @@ def publish(
 def _into_report(folder: Path, rows: Sequence[ComparedEntry], reference: str) -> Path:
     known = manifest.load(folder)
     known.comparison = ComparisonEntry(reference=reference, this=str(folder), rows=list(rows))
-    with tempfile.TemporaryDirectory(prefix=".eval-", dir=folder) as scratch:
+    with claimed(folder) as place, contextlib.ExitStack() as after:
+        after.callback(recover, folder)
+        scratch = place / NEW
+        scratch.mkdir()
         made = [manifest.write(scratch, known), report.write(scratch, known)]
         for path in made:
             path.replace(folder / path.name)
-    return folder / report.FILE_NAME
+    return folder / artifact.REPORT_FILE
 
 
 def to_json(rows: Sequence[ComparedEntry], reference: str, setting: Setting) -> dict[str, Any]:

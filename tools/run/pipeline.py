@@ -7,7 +7,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,7 +127,7 @@ def dry_run(request: Request) -> Manifest:
 def run(request: Request, progress: Progress) -> Manifest:
     """Make the artifact; the manifest. Nothing is published where a check fails."""
     if request.out is not None:
-        artifact.check_target(request.out, force=request.force)
+        artifact.check_target(request.out, force=request.force, sources=[request.model])
     _check_backend_name(request.backend)
     for name in dict.fromkeys((DEFAULT, request.backend)):
         find_backend(name).check_device(request.device)
@@ -204,7 +204,7 @@ def _published(
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)
-        artifact.copy_side_files(view.source.folder, folder)
+        _note_left(artifact.copy_side_files(view.source.folder, folder), done)
         _verify(request, view, result, folder, done, progress)
         done.sizes.artifact_bytes = artifact.model_bytes(folder)
         if request.eval_tasks:
@@ -221,6 +221,13 @@ def _note_translation(onnx: OnnxView, done: Manifest) -> None:
     remarks = onnx.metadata().get(TRANSLATION_KEY, "").splitlines()
     if remarks and done.passes:
         done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in remarks]
+
+
+def _note_left(names: Sequence[str], done: Manifest) -> None:
+    """Say in the report which files of the source's folder are not in the artifact."""
+    if names and done.passes:
+        listed = ", ".join(names)
+        done.passes[-1].notes.append(f"not copied, as links out of the model's folder: {listed}")
 
 
 def _calibration(request: Request, view: View, progress: Progress) -> Calibration | None:

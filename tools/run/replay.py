@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from ...backends import artifact
 from ...ir.core.errors import BadInput, BoundExceeded
+from ...ir.core.scratch import Scratch
 from ...passes.recipe import Recipe
 from ..report import manifest
 from . import named_source, pipeline
@@ -20,7 +21,8 @@ def replay(
 ) -> dict[str, Any]:  # fmt: skip
     """Run the recipe of ``folder`` on its source again, into ``out`` or a temporary folder.
 
-    Returns a summary. Raises ``BadInput`` where ``out`` is ``folder``, and where the source or the
+    ``out`` is written where the result is the same, and stays as it was elsewhere. Returns a
+    summary. Raises ``BadInput`` where ``out`` is ``folder``, and where the source or the
     calibration data has changed since, ``BoundExceeded`` where the weights come out different, and
     as ``named_source.check_name``.
     """
@@ -35,31 +37,14 @@ def replay(
             "loaded again: run gw.optimize on it with the recipe " + known.recipe
         )
     named_source.check_name(source.name, trusted=trust_source)
-    with tempfile.TemporaryDirectory(prefix="graphwright-replay-") as scratch:
-        target = out if out is not None else Path(scratch) / "artifact"
-        data = known.calibration
-        request = pipeline.Request(
-            source.name, Recipe.parse(known.recipe), target,
-            max_error=known.verification.max_error, force=force, cache=source.cache,
-            trust_remote_code=trust_source,
-            calibration=data.name if data else "",
-            calibration_samples=data.samples if data else None,
-            calibration_length=data.length if data else None,
-            calibration_sha256=data.sha256 if data else "",
-        )  # fmt: skip
-        made = pipeline.run(request, progress)
-        if made.source.sha256 != source.sha256:
-            raise BadInput(
-                f"{source.name} has changed since {folder} was made: its hash was "
-                f"{source.sha256[:12]}…, it is {made.source.sha256[:12]}…"
-            )
-        different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
-    if different:
-        versions = _changed_versions(known.versions, made.versions)
-        raise BoundExceeded(
-            f"replay of {folder}: {', '.join(different)} came out different"
-            + (f" (versions changed: {versions})" if versions else "")
-        )
+    with contextlib.ExitStack() as place:
+        if out is None:
+            target = place.enter_context(Scratch("replay")) / "artifact"
+        else:
+            artifact.check_target(out, force=force, sources=[source.name, folder])
+            target = place.enter_context(artifact.publish(out, force=force))
+        # What was found to be the same takes its place at the end of the block.
+        _compare(folder, known, target, _repeated(known, target, progress, trust_source))
     return {
         "artifact": str(folder),
         "recipe": known.recipe,
@@ -67,6 +52,42 @@ def replay(
         "summary": f"{folder}: replayed {known.recipe} on {source.name}: "
         f"{' and '.join(artifact.MODEL_FILES)} byte-identical",
     }
+
+
+def _repeated(
+    known: manifest.Manifest, target: Path, progress: pipeline.Progress, trusted: bool
+) -> manifest.Manifest:
+    """The run that a manifest tells of, into another folder."""
+    data = known.calibration
+    request = pipeline.Request(
+        known.source.name, Recipe.parse(known.recipe), target,
+        max_error=known.verification.max_error, cache=known.source.cache,
+        trust_remote_code=trusted,
+        calibration=data.name if data else "",
+        calibration_samples=data.samples if data else None,
+        calibration_length=data.length if data else None,
+        calibration_sha256=data.sha256 if data else "",
+    )  # fmt: skip
+    return pipeline.run(request, progress)
+
+
+def _compare(
+    folder: Path, known: manifest.Manifest, target: Path, made: manifest.Manifest
+) -> None:
+    """Raise ``BadInput`` where the source is another, ``BoundExceeded`` where the model is."""
+    source = known.source
+    if made.source.sha256 != source.sha256:
+        raise BadInput(
+            f"{source.name} has changed since {folder} was made: its hash was "
+            f"{source.sha256[:12]}…, it is {made.source.sha256[:12]}…"
+        )
+    different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
+    if different:
+        versions = _changed_versions(known.versions, made.versions)
+        raise BoundExceeded(
+            f"replay of {folder}: {', '.join(different)} came out different"
+            + (f" (versions changed: {versions})" if versions else "")
+        )
 
 
 def _hash(path: Path) -> str:

@@ -18,6 +18,7 @@ from typing import Any
 
 import jinja2
 
+from ...backends.artifact import REPORT_FILE
 from ..evaluate.plot import TEMPLATES
 from ..report import plots
 from ..report.manifest import ErrorEntry, MachineEntry, Manifest, TreeEntry
@@ -41,7 +42,6 @@ from ..report.summary import (
     worst,
 )
 
-FILE_NAME = "report.html"
 BAR_ROWS = 40
 """More sites than this are drawn one bar a group, and listed one by one in a folded table."""
 
@@ -89,7 +89,7 @@ def render(manifest: Manifest) -> str:
 
 def write(folder: Path | str, manifest: Manifest) -> Path:
     """Write the report into ``folder``; the path of the file."""
-    path = Path(folder) / FILE_NAME
+    path = Path(folder) / REPORT_FILE
     path.write_text(render(manifest), encoding="utf-8", errors="xmlcharrefreplace")
     return path
 

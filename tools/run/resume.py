@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -18,11 +17,14 @@ from typing import Any
 
 import torch
 
+from ...backends.claim import claimed
 from ...ir.core.errors import FULL, BadInput, DiskFull, GraphwrightError
 from ...ir.core.weights import FileWeight, mapped, tensor_bytes
 
 MARKS_FILE = "run.json"
 SUFFIX = ".result"
+UNFINISHED = ".new"
+"""What a file is called while it is written."""
 _ALIGNMENT = 64
 """Bytes to whose multiples tensors in a file are aligned."""
 
@@ -51,7 +53,7 @@ class FolderStore:
     def keep(self, key: str, result: Any) -> None:
         """Raises ``DiskFull`` where it does not fit."""
         path = self._path(key)
-        new = path.with_suffix(".new")
+        new = path.with_suffix(UNFINISHED)
         try:
             self._make_folder()
             with new.open("wb") as file:
@@ -68,10 +70,13 @@ class FolderStore:
             ) from None
 
     def _make_folder(self) -> None:
-        if self.folder.is_dir():
+        marks = self.folder / MARKS_FILE
+        if marks.is_file():
             return
-        self.folder.mkdir(parents=True)
-        (self.folder / MARKS_FILE).write_text(json.dumps(self.marks, indent=1, sort_keys=True))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        new = marks.with_name(f"{MARKS_FILE}{UNFINISHED}")
+        new.write_text(json.dumps(self.marks, indent=1, sort_keys=True))
+        new.replace(marks)
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{hashlib.sha256(key.encode()).hexdigest()[:24]}{SUFFIX}"
@@ -149,44 +154,38 @@ def remembering(
 
     ``marks`` say by name what decides the run's results. The folder goes when the block ends well
     or with an error that a person is told; where the process is stopped, it stays. Raises
-    ``BadInput`` where ``resume`` is asked for and the folder is of another run.
+    ``BadInput`` as ``claimed``, and where ``resume`` is asked for and the folder is of another run.
     """
     if out is None:
         if resume:
             raise BadInput("--resume goes on with a run that was to write an artifact: give its -o")
         yield None
         return
-    folder = partial_folder(out)
-    _check_ours(folder)
-    if resume:
-        _check_marks(folder, marks)
-    else:
-        shutil.rmtree(folder, ignore_errors=True)
-    try:
-        yield FolderStore(folder, marks)
-    except GraphwrightError:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    shutil.rmtree(folder, ignore_errors=True)
+    with claimed(out) as folder:
+        if resume:
+            _check_marks(folder, marks)
+        else:
+            _clear(folder)
+        try:
+            yield FolderStore(folder, marks)
+        except GraphwrightError:
+            _clear(folder)
+            raise
+        _clear(folder)
 
 
-def partial_folder(out: Path) -> Path:
-    """Where a run that writes to ``out`` keeps its state."""
-    out = out.absolute()
-    return out.with_name(f"{out.name}.partial")
-
-
-def _check_ours(folder: Path) -> None:
-    if folder.exists() and not (folder / MARKS_FILE).is_file():
-        raise BadInput(
-            f"{folder} is in the way: the state of the run goes there, and it is no such state. "
-            "Move it, or choose another --out"
-        )
+def _clear(folder: Path) -> None:
+    """Remove a state; first what makes it one, so that no half of it passes for a whole."""
+    (folder / MARKS_FILE).unlink(missing_ok=True)
+    for path in folder.glob("*"):
+        if path.suffix in (SUFFIX, UNFINISHED):
+            path.unlink()
 
 
 def _check_marks(folder: Path, marks: Mapping[str, str]) -> None:
     """Whether the state in a folder is that of this run; none at all is fine."""
-    if not folder.is_dir():
+    if not (folder / MARKS_FILE).exists():
+        _clear(folder)
         return
     try:
         known = json.loads((folder / MARKS_FILE).read_text(encoding="utf-8"))

@@ -91,9 +91,32 @@ def test_replay_and_diff(workplace: Path, command: Any) -> None:
 def test_a_source_that_has_changed_is_not_replayed(workplace: Path, command: Any) -> None:
     assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
     factory = workplace.parent / "modules" / "graphwright_toy_factory.py"
+    assert command(MODEL, "-p", "hqq", "-o", "precious")[0] == 0
+    before = state(workplace)
     factory.write_text(FACTORY + "\n# another\n")
-    code, _, err = command("replay", "a", "--trust-source")
-    assert code == 2 and "has changed since a was made" in err
+    for more in ((), ("-o", "precious"), ("-o", "new")):
+        code, _, err = command("replay", "a", "--trust-source", *more)
+        assert code == 2 and "has changed since a was made" in err
+    assert state(workplace) == before
+
+
+def test_a_replay_that_differs_replaces_nothing(workplace: Path, command: Any) -> None:
+    assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
+    assert command(MODEL, "-p", "hqq", "-o", "precious")[0] == 0
+    with (workplace / "a" / "model.onnx.data").open("r+b") as file:
+        file.write(b"\xff\xff")
+    before = state(workplace)
+    assert command("replay", "a", "--trust-source", "-o", "precious")[0] == 1
+    assert state(workplace) == before
+
+
+def test_an_artifact_does_not_take_the_place_of_its_source(workplace: Path, command: Any) -> None:
+    assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
+    before = state(workplace)
+    for model in ("a", "a/model.onnx"):
+        code, _, err = command(model, "-p", "clean", "-o", "a", "--force")
+        assert code == 2 and f"a holds the source, {model}" in err
+    assert state(workplace) == before
 
 
 def test_a_manifest_runs_no_code_unless_asked(

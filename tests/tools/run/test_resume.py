@@ -14,13 +14,14 @@ from typing import Any, NoReturn
 import pytest
 import torch
 from graphwright.backends.artifact import MODEL_FILES
+from graphwright.backends.claim import partial_folder
 from graphwright.ir.core.errors import BadInput, DiskFull
 from graphwright.ir.core.weights import FileWeight, MemoryWeight, Spool
 from graphwright.passes.checkpoint_store import remembered, settled
 from graphwright.passes.recipe import Recipe
 from graphwright.tools.report import manifest
 from graphwright.tools.run import pipeline
-from graphwright.tools.run.resume import FolderStore, partial_folder, remembering
+from graphwright.tools.run.resume import FolderStore, remembering
 
 MARKS = {"model": "a" * 64, "recipe": "hqq", "calibration data": "", "version": "torch 1"}
 
@@ -111,6 +112,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     killed(tmp_path, language_model, FIT, 3, "--resume")
     assert not Path("out").exists() and not list(folder.glob("*.new"))
 
+    (folder / "lock").unlink()  # of the process that was killed
     kept = sorted(path.name for path in folder.iterdir())
     with pytest.raises(BadInput, match=r"another recipe: it had hqq\{bits=3 group=16 kinds=\[q"):
         finished(language_model, "out", "hqq{bits=3 group=16}", resume=True)
@@ -183,6 +185,20 @@ def test_a_folder_of_someone_else_is_left_alone(tmp_path: Path) -> None:
         with refused, remembering(tmp_path / "out", MARKS, resume=resume):
             raise AssertionError
     assert (tmp_path / "out.partial" / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_what_is_left_of_a_state_is_no_state(tmp_path: Path, resume: bool) -> None:
+    """Killed while it was made or removed: no marks, or half of them."""
+    memory = FolderStore(tmp_path / "out.partial", MARKS)
+    memory.keep("a", 1)
+    (memory.folder / "run.json").rename(memory.folder / "run.json.new")
+    with remembering(tmp_path / "out", MARKS, resume=resume) as memory:
+        assert memory is not None
+        with pytest.raises(KeyError):
+            memory.recall("a")
+        memory.keep("a", 2)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_damaged_state_is_told(tmp_path: Path) -> None:
