@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from pathlib import Path
 
@@ -36,3 +38,11 @@ def test_wheel_content(tmp_path: Path) -> None:
         and not name.startswith(DEVELOPERS))
     }
     assert inside == expected
+
+
+def test_every_dependency_has_an_upper_bound() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lists = [project["dependencies"], *project["optional-dependencies"].values()]
+    names = [name for listed in lists for name in listed if not name.startswith("graphwright[")]
+    assert len(names) > 20
+    assert [name for name in names if not re.search(r"<\d|==\d", name.partition(";")[0])] == []
