@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
@@ -12,11 +12,13 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from ..ir.core.errors import BadInput, Missing
 from ..ir.core.scratch import Scratch
 from ..ir.core.types import UNKNOWN_DIM, Type
+from ..ir.core.values import numbers, to_numpy, to_value
 from ..ir.core.view import View
 from ..ir.structure.cache_slots import PAST_AXIS, past_slot
 from .artifact import MODEL_FILE
 from .base import Backend, bind
 
+T = TypeVar("T")
 _RUNTIME_NAMES = {
     torch.float32: "float", torch.float64: "double", torch.float16: "float16",
     torch.bfloat16: "bfloat16", torch.float8_e4m3fn: "float8e4m3fn",
@@ -69,7 +71,9 @@ class OnnxRuntimeExecutable:
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._caches = frozenset(name for name in self._inputs if past_slot(name) is not None)
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
-        self._outputs = tuple(o.name for o in self._session.get_outputs())
+        outputs = self._session.get_outputs()
+        self._outputs = tuple(o.name for o in outputs)
+        self._opaque = any(_type_name(o) not in _RUNTIME_NAMES.values() for o in outputs)
 
     @property
     def input_names(self) -> tuple[str, ...]:
@@ -98,25 +102,35 @@ class OnnxRuntimeExecutable:
             binding.bind_input(name, self._device, 0, element, shape, tensor.data_ptr())
         for name in self._outputs:
             binding.bind_output(name, self._device, 0)
+        if self._opaque:
+            return self._run(lambda: self._numbers(ready))
         if self._device == "cuda":
             # The session has a stream of its own, which does not wait for torch's.
             torch.cuda.current_stream().synchronize()
+        self._run(lambda: self._session.run_with_iobinding(binding))
+        binding.synchronize_outputs()
+        values = binding.get_outputs()
+        return {name: _tensor(v) for name, v in zip(self._outputs, values, strict=True)}
+
+    def _run(self, work: Callable[[], T]) -> T:
         try:
-            self._session.run_with_iobinding(binding)
+            return work()
         except Exception as error:
             if not _is_the_runtimes(error):
                 raise
             raise BadInput(f"ONNX Runtime fails on these inputs: {_line(error)}") from error
-        binding.synchronize_outputs()
-        values = binding.get_outputs()
-        return {name: _tensor(v) for name, v in zip(self._outputs, values, strict=True)}
+
+    def _numbers(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The outputs of a graph that gives strings, sequences or maps: see ``ir.core.values``."""
+        found = self._session.run(None, {name: to_numpy(t) for name, t in inputs.items()})
+        return {n: numbers(to_value(x)) for n, x in zip(self._outputs, found, strict=True)}
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another."""
         sizes: dict[str, tuple[int, str]] = {}
         for name, tensor in inputs.items():
             declared = self._inputs[name]
-            wanted = declared.type.removeprefix("tensor(").removesuffix(")")
+            wanted = _type_name(declared)
             given = _RUNTIME_NAMES.get(tensor.dtype, str(tensor.dtype))
             if wanted != given:
                 raise BadInput(f"input {name}: expected {wanted}, got {given}")
@@ -137,9 +151,14 @@ def _widened(tensor: torch.Tensor, type_: Type) -> torch.Tensor:
     return tensor.float() if narrow else tensor
 
 
+def _type_name(declared: Any) -> str:
+    """The runtime's name of a tensor's dtype; of anything else, its whole type."""
+    return str(declared.type).removeprefix("tensor(").removesuffix(")")
+
+
 def _type(declared: Any) -> Type:
     dtypes = {name: dtype for dtype, name in _RUNTIME_NAMES.items()}
-    dtype = dtypes.get(declared.type.removeprefix("tensor(").removesuffix(")"))
+    dtype = dtypes.get(_type_name(declared))
     return Type(dtype, tuple(UNKNOWN_DIM if d is None else d for d in declared.shape))
 
 

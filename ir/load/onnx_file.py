@@ -15,12 +15,9 @@ from ..core.tensors import weight_of
 from ..core.view import Source
 from ..onnx.view import OnnxView
 from .bitstack_size import cut
-from .onnx_proto import read_model
+from .onnx_proto import MIN_OPSET, read_model
 
 logger = logging.getLogger(__name__)
-
-MIN_OPSET = 18
-"""The vocabulary reads axes as operands, as they are since opset 18."""
 
 
 def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
@@ -115,6 +112,7 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
         f"opset {opset} is older than {MIN_OPSET} and cannot be converted here; export the model "
         f"again with opset_version={MIN_OPSET} or later"
     )
+    ranks = _ranks(model)
     with quiet():
         try:
             version_converter.convert_version(model, target_version=MIN_OPSET, fallback=True)
@@ -123,4 +121,14 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
             raise BadInput(f"{path}: {advice} ({reason})") from error
     if model.opset_imports[""] != MIN_OPSET:
         raise BadInput(f"{path}: {advice}")
+    found = _ranks(model)
+    changed = [name for name, rank in ranks.items() if found.get(name, rank) != rank]
+    if changed:  # as that of Scan before opset 9, which takes a batch
+        raise BadInput(f"{path}: {advice} (it would change the shape of {changed[0]!r})")
     return model
+
+
+def _ranks(model: onnx_ir.Model) -> dict[str, int]:
+    """The known ranks of inputs and outputs."""
+    values = (*model.graph.inputs, *model.graph.outputs)
+    return {str(v.name): len(v.shape) for v in values if v.shape is not None}

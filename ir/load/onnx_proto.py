@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import onnx
@@ -13,6 +14,8 @@ from ..onnx.functions import inline_functions
 from ..onnx.order import put_in_order
 from ..onnx.validate import check_model, open_dims
 
+MIN_OPSET = 18
+"""The vocabulary reads axes as operands, as they are since opset 18."""
 _STANDARD = "ai.onnx"
 _DRAFTED = 8
 """The version of the format that opset 18, the oldest that is read, came with."""
@@ -38,6 +41,7 @@ def read_model(path: Path) -> onnx_ir.Model:
     if not proto.graph.output or "" not in {o.domain for o in proto.opset_import}:
         raise BadInput(f"{path}: not an ONNX model, or cut short (no outputs or no opset)")
     check_model(proto, str(path))
+    _forget_maps((*proto.graph.output, *proto.graph.value_info))
     try:
         with quiet():
             model = onnx_ir.serde.deserialize_model(proto)
@@ -74,10 +78,21 @@ def _reason(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def _forget_maps(infos: Iterable[onnx.ValueInfoProto]) -> None:
+    """Maps go untyped, in place: onnx-ir has no type for them, and runtimes infer it."""
+    for info in infos:
+        inner = info.type
+        while inner.HasField("sequence_type"):
+            inner = inner.sequence_type.elem_type
+        if inner.HasField("map_type"):
+            info.ClearField("type")
+
+
 def _normalize(proto: onnx.ModelProto) -> None:
     """Write what is the same in one way: the standard domain has an empty name, outputs that are
     left out at the end are not there, sizes of less than 0 are open ones, and domains of which the
-    file says no version have the first."""
+    file says no version have the first. A file without nodes of the standard domain need not say
+    its version."""
     for opsets in (proto.opset_import, *(f.opset_import for f in proto.functions)):
         for opset in opsets:
             opset.domain = "" if opset.domain == _STANDARD else opset.domain
@@ -92,5 +107,8 @@ def _normalize(proto: onnx.ModelProto) -> None:
             node.output.pop()
         for attribute in node.attribute:
             waiting += [n for graph in (attribute.g, *attribute.graphs) for n in graph.node]
-    for domain in sorted(domains - {o.domain for o in proto.opset_import} - {""}):
+    known = {o.domain for o in proto.opset_import}
+    if known and "" not in known | domains:
+        proto.opset_import.add(domain="", version=MIN_OPSET)
+    for domain in sorted(domains - known - {""}):
         proto.opset_import.add(domain=domain, version=1)

@@ -10,6 +10,7 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
+from ..core.tensors import has_weight
 from ..core.types import DTYPE_NAMES, UNKNOWN_DIM, Type
 from ..core.view import NO_SCOPE
 from ..vocab import spec
@@ -150,6 +151,11 @@ def is_plain_model(model: onnx_ir.Model) -> bool:
 
 def is_used(node: onnx_ir.Node) -> bool:
     return any(value.uses() or value.is_graph_output() for value in node.outputs)
+
+
+def is_untyped_constant(value: onnx_ir.Value) -> bool:
+    """Whether a value is a constant that torch has no dtype for: a part of what reads it."""
+    return value.const_value is not None and not has_weight(value.const_value)
 
 
 def has_subgraph(node: onnx_ir.Node) -> bool:

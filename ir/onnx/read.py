@@ -25,6 +25,7 @@ from .parts import (
     has_subgraph,
     innermost_scope,
     is_plain_model,
+    is_untyped_constant,
     name_everything,
     subgraphs,
 )
@@ -102,7 +103,10 @@ class OnnxReader(View):
         from onnx_ir.passes.common import ShapeInferencePass
 
         infer = ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)
-        return infer(self.model).modified
+        try:
+            return infer(self.model).modified
+        except onnx_ir.serde.SerdeError:  # a map, which onnx-ir has no type for
+            return False
 
     def operands(self, node: onnx_ir.Node) -> tuple[Operand, ...]:
         reading = self.read(node)
@@ -196,4 +200,4 @@ class OnnxReader(View):
         values = dict.fromkeys(v for v in node.inputs if v is not None)
         if has_subgraph(node):
             values.update(dict.fromkeys(captured(node)))
-        return tuple(values)
+        return tuple(v for v in values if not is_untyped_constant(v))

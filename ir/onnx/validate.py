@@ -82,7 +82,7 @@ class _Checker:
             self._type(info, "input")
         self._nodes(graph.node, made | constants, outer, {i.name for i in graph.output})
         for info in graph.output:
-            self._type(info, "output", sequences=bool(outer))
+            self._type(info, "output")
 
     def function(self, function: onnx.FunctionProto) -> None:
         self._nodes(function.node, set(function.input), (), set(function.output))
@@ -179,14 +179,8 @@ class _Checker:
             inner = _Checker(self._label(node), self._versions, self._functions, self._formal)
             inner.graph(graph, scopes)
 
-    def _type(self, info: onnx.ValueInfoProto, what: str, sequences: bool = True) -> None:
-        kind = info.type.WhichOneof("value")
-        if kind in ("sequence_type", "optional_type", "map_type") and not sequences:
-            raise self._wrong(
-                f"the {what} {info.name!r} is no tensor (a {kind.removesuffix('_type')}): make its "
-                "parts outputs of their own"
-            )
-        if kind != "tensor_type":
+    def _type(self, info: onnx.ValueInfoProto, what: str) -> None:
+        if info.type.WhichOneof("value") != "tensor_type":
             return
         tensor = info.type.tensor_type
         if tensor.elem_type not in DTYPES and (tensor.elem_type or what == "input"):

@@ -7,9 +7,11 @@ from typing import Any
 
 import onnx_ir
 
-from ..core.view import View
+from ..core.view import Source, View
 from .edit import OnnxEditor
 from .execute import execute
+from .infer import infer_unknown
+from .native import NativeNodes
 
 
 class OnnxView(OnnxEditor):
@@ -20,13 +22,22 @@ class OnnxView(OnnxEditor):
     adds in ``insert``, and what it changes in ``edit``.
     """
 
+    def __init__(self, model: onnx_ir.Model, *, source: Source | None = None) -> None:
+        super().__init__(model, source=source)
+        self._natives = NativeNodes(self.model)
+
+    def infer_types(self) -> bool:
+        by_onnx = super().infer_types()
+        return infer_unknown(self) or by_onnx
+
     def copy(self) -> OnnxView:
         view = OnnxView(self.model.clone(), source=self.source)
         view.origin = self.origin
         return view
 
     def execute(self, node: onnx_ir.Node, args: Sequence[Any]) -> tuple[Any, ...]:
-        return execute(self, node, dict(zip(self.arguments(node), args, strict=True)))
+        env = dict(zip(self.arguments(node), args, strict=True))
+        return execute(self, self._natives, node, env)
 
 
 def native_view(view: View) -> OnnxView:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ..core.errors import BadInput
+from ..core.values import numbers
 from ..core.view import Node, Value, View
 from ..structure.cache_slots import empty_past
 from ..vocab import traits
@@ -31,7 +32,7 @@ for the results from there on: what follows sees them."""
 def sweep(
     view: View, inputs: Mapping[str, torch.Tensor], *, observe: Observer | None = None
 ) -> dict[str, torch.Tensor]:
-    """Run the graph on CPU tensors by reference semantics; outputs by name.
+    """Run the graph on CPU tensors by reference semantics; outputs by name, as ``numbers``.
 
     Raises ``BadInput`` where an input is missing, unknown, or of another dtype, rank or fixed size.
     """
@@ -85,7 +86,7 @@ def sweep_together(
         found = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
     names = view.output_names()
     return [
-        {name: column[row][0] for name, column in zip(names, found, strict=True)}
+        {name: numbers(column[row][0]) for name, column in zip(names, found, strict=True)}
         for row in range(len(batches))
     ]
 
@@ -146,7 +147,7 @@ def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
     return last
 
 
-def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+def _bind(view: View, inputs: Mapping[str, Any]) -> list[Any]:
     names = view.input_names()
     types = dict(zip(names, map(view.type, view.inputs()), strict=True))
     inputs = {**inputs, **empty_past(types, inputs)}
@@ -158,6 +159,8 @@ def _bind(view: View, inputs: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
         raise BadInput(f"inputs do not fit: {'; '.join(parts)} ({takes})")
     for name, value in zip(names, view.inputs(), strict=True):
         declared, given = view.type(value), inputs[name]
+        if not isinstance(given, torch.Tensor):
+            continue  # a sequence, say: what reads it says whether it fits
         if declared.dtype not in (None, given.dtype):
             raise BadInput(f"input {name}: expected {declared}, got {given.dtype}")
         pairs = zip(declared.shape or (), given.shape, strict=False)
