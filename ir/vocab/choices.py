@@ -11,7 +11,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 from torch import Tensor
 from torch.fx import Graph, Node
 
-from ..core.types import Type, broadcast
+from ..core.types import DTYPE_NAMES, Type, broadcast
 from . import fx, onnx
 from .fx import AtenForm, aten
 from .onnx import OnnxForm
@@ -67,6 +67,10 @@ def _build_clip(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_
     return b.emit("Clip", [x, *bounds])
 
 
+_SATURATES = {torch.float8_e4m3fn: 1, torch.float8_e5m2: 0}
+"""What torch makes of a number that is too large for the dtype: the largest one, or infinity."""
+
+
 def _infer_cast(operands: Sequence[Any], attrs: Attrs) -> Types:
     return (Type(attrs["dtype"], operands[0].shape),)
 
@@ -95,11 +99,16 @@ def _read_cast(node: onnx_ir.Node) -> onnx.Reading | None:
         dtype = to_torch_dtype(onnx_ir.DataType(onnx.attribute(node, "to")))
     except TypeError:
         return None
+    saturates = onnx.attribute(node, "saturate", 1)
+    if dtype not in DTYPE_NAMES or _SATURATES.get(dtype, saturates) != saturates:
+        return None
     return tuple(node.inputs), {"dtype": dtype}
 
 
 def _build_cast(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_ir.Node:
-    return b.emit("Cast", operands, {"to": int(from_torch_dtype(attrs["dtype"]))})
+    dtype = attrs["dtype"]
+    overflow = {} if _SATURATES.get(dtype, 1) else {"saturate": 0}
+    return b.emit("Cast", operands, {"to": int(from_torch_dtype(dtype)), **overflow})
 
 
 def _infer_where(operands: Sequence[Any], attrs: Attrs) -> Types:

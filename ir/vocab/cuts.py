@@ -101,6 +101,10 @@ def _build_aten_slice(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> No
     return fx.call(graph, aten.slice.Tensor, (x, attrs["dim"], start, end, attrs["step"]))
 
 
+def _is_single(value: onnx_ir.Value | None) -> bool:
+    return value is not None and value.shape is not None and value.shape.dims == (1,)
+
+
 def _read_slice(node: onnx_ir.Node) -> onnx.Reading | None:
     inputs = [onnx.input_of(node, index) for index in (3, 4)]
     axes = (0,) if inputs[0] is None else onnx.integers_of(inputs[0])
@@ -108,8 +112,11 @@ def _read_slice(node: onnx_ir.Node) -> onnx.Reading | None:
     if axes is None or steps is None or len(axes) != 1 or len(steps) != 1:
         return None
     ends = [onnx.integers_of(node.inputs[i]) for i in (1, 2)]
-    if any(e is not None and len(e) != 1 for e in ends):
+    counts = [len(e) for e in ends if e is not None]
+    if any(count != 1 for count in counts):
         return None
+    if not any([*inputs, *counts]) and not any(_is_single(node.inputs[i]) for i in (1, 2)):
+        return None  # nothing says that it cuts along one dimension alone
     operands = [e[0] if e is not None else node.inputs[i + 1] for i, e in enumerate(ends)]
     dim = onnx.from_the_left(axes, onnx.rank_of(node.inputs[0]))[0]
     return (node.inputs[0], *operands), {"dim": dim, "step": steps[0]}

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
-import numpy as np
 import onnx_ir
 import torch
 from torch import Tensor
@@ -21,30 +19,14 @@ from .spec import Attrs, OpSpec
 # --- two operands ---------------------------------------------------------------------------------
 
 
-_UNSIGNED = frozenset({torch.uint16, torch.uint32, torch.uint64})
-"""Dtypes that torch stores and hardly computes with; numpy does, and wraps around as ONNX does."""
-
-
-def _also_unsigned(function: Callable[..., Tensor], unsigned: Any) -> Callable[..., Tensor]:
-    """A function of two operands that takes those that torch has none for."""
-
-    def reference(a: Any, b: Any) -> Tensor:
-        if not any(isinstance(o, Tensor) and o.dtype in _UNSIGNED for o in (a, b)):
-            return function(a, b)
-        found = unsigned(*(o.numpy() if isinstance(o, Tensor) else o for o in (a, b)))
-        return torch.from_numpy(np.asarray(found))
-
-    return reference
-
-
 def _overloaded(
-    name: str, op_type: str, unsigned: Any, *, commutative: bool = False, rule: Any = elementwise
+    name: str, op_type: str, *, commutative: bool = False, rule: Any = elementwise
 ) -> OpSpec:
     """An op of the name that torch has it by, with an overload for a number."""
     overloads = getattr(aten, name)
     return OpSpec(
-        name=name, operands=("a", "b"), infer=rule, commutative=commutative,
-        reference=_also_unsigned(getattr(torch, name), unsigned),
+        name=name, operands=("a", "b"), infer=rule, reference=getattr(torch, name),
+        commutative=commutative,
         aten=AtenForm(
             fx.tensor_or_scalar(overloads),
             (fx.sometimes(fx.binary, overloads.Tensor, overloads.Scalar),),
@@ -60,8 +42,7 @@ def _is_float(operand: Any) -> bool:
 def _div(a: Any, b: Any) -> Tensor:
     """Quotient; of integers it is truncated towards zero, as ONNX has it."""
     exact = _is_float(a) or _is_float(b)
-    divide = partial(torch.div, rounding_mode=None if exact else "trunc")
-    return _also_unsigned(divide, np.floor_divide)(a, b)
+    return torch.div(a, b, rounding_mode=None if exact else "trunc")
 
 
 def _decode_div(node: Node) -> fx.Reading | None:
@@ -91,6 +72,15 @@ def _build_pow(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
     return fx.call(graph, getattr(aten.pow, name), (a, b))
 
 
+def _read_pow(node: onnx_ir.Node) -> onnx.Reading | None:
+    """ONNX gives the dtype of the base, torch that of both."""
+    base, exponent = (None if value is None else value.dtype for value in node.inputs)
+    if base is None or exponent is None or base == exponent:
+        return tuple(node.inputs), {}
+    keeps = base.is_floating_point() and not exponent.is_floating_point()
+    return (tuple(node.inputs), {}) if keeps else None
+
+
 def _two_inputs(node: onnx_ir.Node) -> onnx.Reading | None:
     return (tuple(node.inputs), {}) if len(node.inputs) == 2 else None
 
@@ -103,8 +93,8 @@ def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _extremum(name: str, op_type: str, unsigned: Any) -> OpSpec:
-    function = _also_unsigned(getattr(torch, name), unsigned)
+def _extremum(name: str, op_type: str) -> OpSpec:
+    function = getattr(torch, name)
     target = getattr(aten, name).default
     return OpSpec(
         name=name, operands=("a", "b"), infer=elementwise, commutative=True,
@@ -115,9 +105,9 @@ def _extremum(name: str, op_type: str, unsigned: Any) -> OpSpec:
 
 
 ARITHMETIC = (
-    _overloaded("add", "Add", np.add, commutative=True),
-    _overloaded("sub", "Sub", np.subtract),
-    _overloaded("mul", "Mul", np.multiply, commutative=True),
+    _overloaded("add", "Add", commutative=True),
+    _overloaded("sub", "Sub"),
+    _overloaded("mul", "Mul", commutative=True),
     OpSpec(
         name="div", operands=("a", "b"), infer=elementwise, reference=_div,
         aten=AtenForm(_build_div, (fx.sometimes(
@@ -131,10 +121,10 @@ ARITHMETIC = (
         aten=AtenForm(_build_pow, (fx.sometimes(
             fx.binary, aten.pow.Tensor_Scalar, aten.pow.Tensor_Tensor, aten.pow.Scalar,
         ),)),
-        onnx=OnnxForm(onnx.same("Pow"), (onnx.always(onnx.plain, "Pow"),)),
+        onnx=OnnxForm(onnx.same("Pow"), (onnx.sometimes(_read_pow, "Pow"),)),
     ),
-    _extremum("maximum", "Max", np.maximum),
-    _extremum("minimum", "Min", np.minimum),
+    _extremum("maximum", "Max"),
+    _extremum("minimum", "Min"),
 )  # fmt: skip
 
 
@@ -171,12 +161,12 @@ def _logical(name: str, op_type: str, *bitwise: Any) -> OpSpec:
 
 
 TRUTH = (
-    _overloaded("eq", "Equal", np.equal, commutative=True, rule=comparison),
+    _overloaded("eq", "Equal", commutative=True, rule=comparison),
     _ne(),
-    _overloaded("lt", "Less", np.less, rule=comparison),
-    _overloaded("le", "LessOrEqual", np.less_equal, rule=comparison),
-    _overloaded("gt", "Greater", np.greater, rule=comparison),
-    _overloaded("ge", "GreaterOrEqual", np.greater_equal, rule=comparison),
+    _overloaded("lt", "Less", rule=comparison),
+    _overloaded("le", "LessOrEqual", rule=comparison),
+    _overloaded("gt", "Greater", rule=comparison),
+    _overloaded("ge", "GreaterOrEqual", rule=comparison),
     _logical("logical_and", "And", aten.bitwise_and.Tensor, aten.__and__.Tensor),
     _logical("logical_or", "Or", aten.bitwise_or.Tensor, aten.__or__.Tensor),
     OpSpec(

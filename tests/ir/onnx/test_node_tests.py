@@ -1,0 +1,48 @@
+"""The reading of ONNX by the onnx package's node tests, some 1,900: none is read wrongly."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from graphwright.tools.bench.node_tests import Verdict, collect, judge
+
+REASONS = {
+    r"gives other numbers at each run": "noise",
+    r"opset 8 is older than 18 and cannot be converted here": "a scan over a batch",
+}
+"""Why a test may be refused."""
+OF_THE_RUNTIME = {
+    # Where its own matrix of products is asked for, it has no -inf at what is masked.
+    "test_attention_4d_with_past_and_present_qk_matmul_bias_3d_mask_causal",
+    "test_attention_4d_with_past_and_present_qk_matmul_bias_4d_mask_causal",
+    "test_maxunpool_export_with_output_shape",
+    "test_resize_downsample_scales_cubic_align_corners",
+    "test_resize_downsample_scales_linear_align_corners",
+}
+"""Where ONNX Runtime 1.31 gives other numbers than the test, and we what it gives."""
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
+    folder: Path = tmp_path_factory.mktemp("node-tests")
+    return [judge(test, folder) for test in collect()]
+
+
+def test_no_node_test_is_read_wrongly(verdicts: list[Verdict]) -> None:
+    assert [v for v in verdicts if v.outcome == "wrong"] == []
+    counts = Counter(v.outcome for v in verdicts)
+    assert counts["equal"] > 0.98 * len(verdicts) > 1500
+
+
+def test_what_is_refused_is_refused_for_a_known_reason(verdicts: list[Verdict]) -> None:
+    refused = [v for v in verdicts if v.outcome == "refused"]
+    unknown = [v for v in refused if not any(re.search(r, v.words) for r in REASONS)]
+    assert unknown == []
+    assert "test_bernoulli" in {v.name for v in refused}
+
+
+def test_what_the_runtime_has_otherwise(verdicts: list[Verdict]) -> None:
+    assert {v.name for v in verdicts if v.outcome == "runtime"} <= OF_THE_RUNTIME
