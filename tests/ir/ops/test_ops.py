@@ -115,6 +115,16 @@ def rel_l2(got: torch.Tensor, want: torch.Tensor) -> float:
     return (got.float() - want.float()).norm().item() / (scale or 1.0)
 
 
+@pytest.mark.parametrize(("op", "sample"), [c for c in CASES if c.values[0].stored_linear])
+def test_a_linear_of_no_rows_gives_none(op: OwnOp, sample: Sample) -> None:
+    """As where a step of a model of images and text reads no image."""
+    x, *rest = sample.operands
+    assert x is not None
+    y = op.reference(x[:0].expand(0, *x.shape[1:]), *rest, **{**op.attrs, **sample.attrs})
+    whole = op.reference(x, *rest, **{**op.attrs, **sample.attrs})
+    assert y.shape == (0, *whole.shape[1:]) and y.dtype == whole.dtype
+
+
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "as-is"])
 @pytest.mark.parametrize(("op", "sample"), CASES)
 def test_onnx_form_agrees_with_the_reference(op: OwnOp, sample: Sample, optimize: bool) -> None:
