@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
 
 from ...backends import Executable, artifact
 from ...backends import compile as compile_model
@@ -37,7 +36,7 @@ def main(
         raise BadInput(f"the artifacts come from different models: {', '.join(sorted(sources))}")
     view = load_named(sources.pop(), trusted=trust_source, cache=False)
     runners = _runners(view, folders, device)
-    console = Console()
+    console = terminal.VisibleConsole()
     console.print(
         f"{view.source.name}, sequence {length}, {torch.get_num_threads()} threads, {device}, "
         f"median of {repeats} rounds taken in turns",

@@ -255,7 +255,9 @@ def generate(
 
 
 def _write_out(_: int, text: str) -> None:
-    sys.stdout.write(text)
+    from ..report.visible import visible
+
+    sys.stdout.write(visible(text))
     sys.stdout.flush()
 
 
@@ -393,9 +395,9 @@ def _integers(option: str, text: str) -> list[int]:
 
 def _console(*, stderr: bool = False) -> Console:
     # Loaded late, as all that a command needs: help comes at once.
-    from rich.console import Console
+    from .terminal import VisibleConsole
 
-    return Console(stderr=stderr)
+    return VisibleConsole(stderr=stderr)
 
 
 def _print_json(data: Any) -> None:
@@ -432,28 +434,34 @@ def _guarded(arguments: list[str]) -> int:
         return 130
     except GraphwrightError as error:
         if verbose:
-            traceback.print_exc()
+            _trace()
         _tell(error)
         return error.exit_code
     except ImportError as error:
         if verbose:
-            traceback.print_exc()
+            _trace()
         package = (error.name or "").partition(".")[0]
         _tell(Missing(f"{error}: pip install {package}"))
         return 3
     except OSError as error:
         if verbose:
-            traceback.print_exc()
+            _trace()
         where = f"{error.filename}: " if error.filename else ""
         _tell(f"{where}{error.strerror or error}")
         return 2
     except Exception as error:
         if verbose:
-            traceback.print_exc()
+            _trace()
         kind = type(error).__name__
         hint = "run again with -v for the traceback"
         _tell(f"internal error: {kind}: {error}", hint)
         return 1
+
+
+def _trace() -> None:
+    from ..report.visible import visible
+
+    sys.stderr.write(visible(traceback.format_exc()))
 
 
 def _tell(error: BaseException | str, hint: str = "") -> None:

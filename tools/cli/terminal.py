@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
@@ -37,6 +38,19 @@ from ..report.summary import (
     with_weights,
     worst,
 )
+from ..report.visible import visible
+
+
+class VisibleConsole(Console):
+    """A console on which no text does anything but stand there: names come out of files."""
+
+    def render(
+        self, renderable: RenderableType, options: ConsoleOptions | None = None
+    ) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            # Rich's own moves of the cursor are marked as such.
+            plain = segment.control is not None
+            yield segment if plain else segment._replace(text=visible(segment.text))
 
 
 def print_result(console: Console, manifest: Manifest, folder: str = "") -> None:

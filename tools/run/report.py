@@ -41,6 +41,7 @@ from ..report.summary import (
     with_weights,
     worst,
 )
+from ..report.visible import visible
 
 BAR_ROWS = 40
 """More sites than this are drawn one bar a group, and listed one by one in a folded table."""
@@ -66,7 +67,7 @@ def render(manifest: Manifest) -> str:
     sites = with_weights(changed)
     script_hash = base64.b64encode(hashlib.sha256(COPY_SCRIPT.encode()).digest()).decode()
     template = _environment().get_template("report.html.j2")
-    return template.render(
+    page = template.render(
         m=manifest,
         unmeasured=UNMEASURED,
         sentence=_sentence(manifest, changed),
@@ -85,12 +86,13 @@ def render(manifest: Manifest) -> str:
         script=COPY_SCRIPT,
         script_hash=script_hash,
     )
+    return visible(page)
 
 
 def write(folder: Path | str, manifest: Manifest) -> Path:
     """Write the report into ``folder``; the path of the file."""
     path = Path(folder) / REPORT_FILE
-    path.write_text(render(manifest), encoding="utf-8", errors="xmlcharrefreplace")
+    path.write_text(render(manifest), encoding="utf-8")
     return path
 
 
