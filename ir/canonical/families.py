@@ -12,6 +12,11 @@ from . import (
     bitstack,
     dequantize,
     einsum,
+    fused,
+    fused_attention,
+    fused_gqa,
+    fused_layers,
+    fused_rotary,
     linear,
     nbit,
     norm,
@@ -32,6 +37,11 @@ RULES: tuple[type[Rule], ...] = (
 )
 """Every rule, in the order in which they are tried at a node."""
 
+FUSED: tuple[type[fused.Fused], ...] = (
+    *fused_layers.RULES, *fused_attention.RULES, *fused_gqa.RULES, *fused_rotary.RULES,
+)  # fmt: skip
+"""What expands the fused ops of other tools, before anything else."""
+
 _FOLD_BYTES = 1 << 16
 """Enough for shapes, scales and rotary tables; weights are left as they are."""
 
@@ -44,6 +54,7 @@ def canonicalize(view: View, *, step: int = 0) -> RewriteReport:
     """
     report = RewriteReport()
     report.applied.update(nbit.canonicalize_stored(view, step=step).applied)
+    report.applied.update(fused.expand_fused(view, FUSED, step=step).applied)
     while True:
         report.applied.update(fold_constants(view, max_bytes=_FOLD_BYTES).applied)
         report.applied.update(clean(view).applied)

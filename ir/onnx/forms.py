@@ -8,7 +8,7 @@ from typing import cast
 import numpy as np
 import onnx_ir
 
-from ..core.view import Node, Operand
+from ..core.view import Node, Operand, Value
 
 Leaves = Mapping[onnx_ir.Value, onnx_ir.Value]
 """Recorded values to those of the graph that they stand for."""
@@ -27,6 +27,11 @@ def as_node(node: onnx_ir.Node) -> Node:
 def native_value(value: Operand) -> onnx_ir.Value:
     """A value of an ONNX view as what it is."""
     return cast(onnx_ir.Value, value)
+
+
+def as_value(value: onnx_ir.Value) -> Value:
+    """A native value as views take it."""
+    return cast(Value, value)
 
 
 def stand_in(value: onnx_ir.Value) -> onnx_ir.Value:

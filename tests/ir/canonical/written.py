@@ -22,9 +22,9 @@ def rand(*shape: int) -> np.ndarray[Any, Any]:
 
 def written(
     nodes: Sequence[onnx.NodeProto], feeds: Arrays, constants: Arrays, outputs: Sequence[str],
-    shapes: Mapping[str, Sequence[Any]] | None = None,
+    shapes: Mapping[str, Sequence[Any]] | None = None, opset: int = 20,
 ) -> onnx.ModelProto:  # fmt: skip
-    """A model of opset 20 and of Microsoft's ops; inputs have the types of ``feeds``, and their
+    """A model of that opset and of Microsoft's ops; inputs have the types of ``feeds``, and their
     shapes where ``shapes`` does not say other ones."""
     inputs = []
     for name, array in feeds.items():
@@ -35,7 +35,7 @@ def written(
     results = [helper.make_tensor_value_info(name, single, None) for name in outputs]
     stored = [numpy_helper.from_array(array, name) for name, array in constants.items()]
     graph = helper.make_graph(nodes, "written", inputs, results, stored)
-    opsets = [helper.make_opsetid("", 20), helper.make_opsetid("com.microsoft", 1)]
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
