@@ -16,6 +16,7 @@ import onnx_ir
 from ..ir.core.errors import FULL, BadInput, DiskFull
 from ..ir.core.version import __version__
 from ..ir.core.view import View
+from ..ir.load.intact import facts
 from ..ir.structure.costs import weight_bytes
 from . import data_file
 from .claim import NEW, claimed, recover, switch
@@ -191,6 +192,7 @@ def export(graph: View, out: str | Path, *, report: Any = None, force: bool = Fa
         copy_side_files(graph.source.folder, folder)
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
+        manifest["files"] = facts(folder)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
     return Path(out)
 

@@ -14,8 +14,9 @@ from ..ir.core.scratch import Scratch
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.values import numbers, to_numpy, to_value
 from ..ir.core.view import View
+from ..ir.load.intact import check_files
 from ..ir.structure.cache_slots import PAST_AXIS, past_slot
-from .artifact import MODEL_FILE
+from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, bind
 
 T = TypeVar("T")
@@ -227,6 +228,8 @@ def build(
     """
     if isinstance(graph, str | Path):
         path = Path(graph)
+        if (path / MANIFEST_FILE).is_file():
+            check_files(path)
         path = path / MODEL_FILE if path.is_dir() else path
         if not path.is_file():
             raise Missing(f"{path} is not there: give an artifact's folder or an .onnx file")

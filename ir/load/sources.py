@@ -16,6 +16,7 @@ import torch
 from ..core.errors import BadInput, GraphwrightError, Missing, near_misses
 from ..core.heap import uncollected
 from ..core.view import Source, View
+from .intact import check_files
 from .trace import trace
 from .zoo import ZOO, load_zoo
 
@@ -40,13 +41,14 @@ def load(
 ) -> View:
     """The graph of a model: see ``FORMS`` for what ``spec`` may be.
 
-    A folder that this tool wrote gives its ``model.onnx``. ``dtype`` overrides the dtype of a zoo
-    or Hugging Face model; ``allow_missing_weights`` lets a Hugging Face folder hold its config
-    only. A zoo or Hugging Face model that writes text has its key-value cache as inputs and outputs
+    A folder that this tool wrote gives its ``model.onnx``, if that is as it was written (see
+    ``intact``). ``dtype`` overrides the dtype of a zoo or Hugging Face model;
+    ``allow_missing_weights`` lets a Hugging Face folder hold its config only. A zoo or Hugging Face
+    model that writes text has its key-value cache as inputs and outputs
     (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by step; ``cache`` is
     false to leave it out, true to refuse a model that has none. ``max_bytes`` loads the artifact of
     a recipe with ``bitstack`` in the largest size that fits, from the beginning of its data. No
-    weight of a Hugging Face or ONNX model is read.
+    weight of a Hugging Face or ONNX model is taken into memory.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
@@ -71,6 +73,8 @@ def load(
     if form in ("artifact", "onnx"):
         from .onnx_file import load_onnx
 
+        if form == "artifact":
+            check_files(path)
         return load_onnx(path / "model.onnx" if form == "artifact" else path)
     if form == "pt2":
         from .pt2_file import load_pt2
@@ -127,6 +131,7 @@ def _cut(text: str, max_bytes: int) -> View:
 
     path = Path(text).expanduser()
     if path.is_dir() and (path / "graphwright.json").is_file():
+        check_files(path)
         return load_onnx(path / "model.onnx", max_bytes)
     if path.suffix == ".onnx":
         return load_onnx(path, max_bytes)

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ...backends import Executable, artifact
+from ...backends import Executable
 from ...backends import compile as compile_model
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
@@ -56,7 +56,7 @@ def _runners(view: View, folders: Sequence[Path], device: str) -> dict[str, Runn
         found["torch fp32"] = _torch_runner(view, torch.float32)
         found["torch bf16"] = _torch_runner(view, torch.bfloat16)
     for folder in folders:
-        compiled = compile_model(folder / artifact.MODEL_FILE, backend="onnxruntime", device=device)
+        compiled = compile_model(folder, backend="onnxruntime", device=device)
         found[f"{folder.name} ({manifest.load(folder).recipe})"] = _named(compiled)
     return found
 

@@ -165,10 +165,14 @@ def explain(
 @app.command()
 def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> None:
     """Compare two artifacts: recipe, sizes, errors, site by site."""
+    from ...ir.load.intact import check_files
     from ..report import manifest, manifest_diff
     from . import terminal
 
-    rows = manifest_diff.diff(manifest.load(a), manifest.load(b))
+    known = [manifest.load(a), manifest.load(b)]
+    for folder in (a, b):
+        check_files(folder if folder.is_dir() else folder.parent)
+    rows = manifest_diff.diff(*known)
     if as_json:
         _print_json([row._asdict() for row in rows])
     else:

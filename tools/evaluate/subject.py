@@ -15,6 +15,7 @@ from ...backends.lowering import lowered
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.scratch import Scratch
 from ...ir.core.view import View
+from ...ir.load.intact import check_files
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.inputs import sample_inputs
@@ -173,6 +174,8 @@ def _stored(
         return _in_memory(cls, view, name or text, folder, str(backend), device, kind)
     if ours and not kind:
         kind = manifest.load(path).source.task
+    if ours:
+        check_files(path, whole=True)
     view = load(file)
     chosen = backend or "onnxruntime"
     what = file if find_backend(chosen).runs_artifacts else view

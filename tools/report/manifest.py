@@ -23,6 +23,7 @@ from pydantic import (
 )
 
 from ...ir.core.errors import BadInput
+from ...ir.load.intact import facts
 
 FILE_NAME = "graphwright.json"
 SCHEMA: Final = 1
@@ -138,6 +139,15 @@ class SizesEntry(Entry):
     """The artifact's model files: model.onnx and its external data."""
     whole_bytes: Count | None = None
     """The model files of the artifact of any size that this one was cut from."""
+
+
+class FileEntry(Entry):
+    """A file as it was written."""
+
+    bytes: Count
+    """Its size."""
+    sha256: Sha256
+    """Its hash."""
 
 
 class ForecastEntry(Entry):
@@ -420,6 +430,9 @@ class Manifest(Entry):
     """The result against the source, on sample inputs."""
     sizes: SizesEntry
     """Sizes in bytes."""
+    files: dict[Literal["model.onnx", "model.onnx.data"], FileEntry] = {}
+    """The model's files as they were written, by name; they are compared when the artifact is
+    opened. Absent where nothing was written."""
     predicted: ForecastEntry | None = None
     """Forecast of a dry run; absent in an artifact."""
     graph_before: TreeEntry | None = None
@@ -504,6 +517,11 @@ def write(folder: Path | str, manifest: Manifest) -> Path:
     text = json.dumps(manifest.to_json(), sort_keys=True, indent=1, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
     return path
+
+
+def files(folder: Path) -> dict[Any, FileEntry]:
+    """The model's files in a folder, as ``Manifest.files`` holds them."""
+    return {name: FileEntry(**known) for name, known in facts(folder).items()}
 
 
 def stable(item: Any) -> Any:

@@ -207,6 +207,7 @@ def _published(
         _note_left(artifact.copy_side_files(view.source.folder, folder), done)
         _verify(request, view, result, folder, done, progress)
         done.sizes.artifact_bytes = artifact.model_bytes(folder)
+        done.files = manifest.files(folder)
         if request.eval_tasks:
             manifest.write(folder, done)
             done.eval = _evaluated(request, view, folder, progress)

@@ -10,6 +10,7 @@ from typing import Any
 from ...backends import artifact
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.scratch import Scratch
+from ...ir.load.intact import check_files
 from ...passes.recipe import Recipe
 from ..report import manifest
 from . import named_source, pipeline
@@ -36,6 +37,7 @@ def replay(
             f"{folder}: made from a {source.kind} graph ({source.name}), which cannot be "
             "loaded again: run gw.optimize on it with the recipe " + known.recipe
         )
+    check_files(folder, whole=True)
     named_source.check_name(source.name, trusted=trust_source)
     with contextlib.ExitStack() as place:
         if out is None:

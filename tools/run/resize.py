@@ -11,6 +11,7 @@ from ...backends.lowering import lowered
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.view import View
 from ...ir.load.bitstack_size import possible_sizes
+from ...ir.load.intact import check_files
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.verify import tolerance
@@ -25,7 +26,7 @@ def resize(
 ) -> Manifest:
     """Write the largest size of ``folder`` whose model files take at most ``max_bytes``.
 
-    Its manifest is that of ``folder`` with the sizes and the verification made anew: the runtime's
+    Its manifest is that of ``folder`` with sizes, hashes and verification made anew: the runtime's
     graph optimisation must change nothing. Returns the manifest. Raises ``BadInput`` where the
     artifact has one size or none as small as that, ``BoundExceeded`` where the check fails.
     """
@@ -33,11 +34,13 @@ def resize(
     artifact.check_target(out, force=force)
     if out.resolve() == folder.resolve():
         raise BadInput(f"{out} is the artifact itself: give another --out")
+    check_files(folder, whole=True)
     with artifact.publish(out, force=force) as target:
         progress(f"cutting {folder}", 0, 1)
         view = _written(folder, max_bytes, target, progress)
         done.verification = _checked(view, target, progress)
         done.sizes.artifact_bytes = artifact.model_bytes(target)
+        done.files = manifest.files(target)
         done.sizes.whole_bytes = possible_sizes(folder / artifact.MODEL_FILE)[-1]
         done.eval = None
         done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -14,6 +14,7 @@ import onnx_ir
 import pytest
 import torch
 from graphwright.backends import artifact as artifact_files
+from graphwright.tools.report import manifest
 
 MODEL = "graphwright_toy_factory:make"
 FACTORY = """
@@ -72,6 +73,15 @@ def test_json_is_all_of_stdout_and_the_model_may_come_last(
     assert printed["sizes"]["artifact_bytes"] == sum(sizes)
 
 
+def _replace(folder: Path) -> None:
+    """Other weights, and a manifest that was made for them."""
+    with (folder / "model.onnx.data").open("r+b") as file:
+        file.write(b"\xff\xff")
+    known = manifest.load(folder)
+    known.files = manifest.files(folder)
+    manifest.write(folder, known)
+
+
 def test_replay_and_diff(workplace: Path, command: Any) -> None:
     assert command(MODEL, "-p", "hqq{group=16}", "-o", "a")[0] == 0
     code, out, _ = command("replay", "a", "-o", "b", "--json", "--trust-source")
@@ -79,8 +89,7 @@ def test_replay_and_diff(workplace: Path, command: Any) -> None:
     for name in artifact_files.MODEL_FILES:
         assert (workplace / "a" / name).read_bytes() == (workplace / "b" / name).read_bytes()
     assert "agree in all but times" in command("diff", "a", "b")[1]
-    with (workplace / "a" / "model.onnx.data").open("r+b") as file:
-        file.write(b"\xff\xff")
+    _replace(workplace / "a")
     code, out, err = command("replay", "a", "--trust-source")
     assert (code, out) == (1, "") and "model.onnx.data came out different" in err
     assert command(MODEL, "-p", "quantize{group=16}", "-o", "c")[0] == 0
@@ -100,11 +109,28 @@ def test_a_source_that_has_changed_is_not_replayed(workplace: Path, command: Any
     assert state(workplace) == before
 
 
+@pytest.mark.parametrize("name", ["model.onnx", "model.onnx.data"])
+def test_an_artifact_that_was_damaged_is_not_opened(
+    name: str, workplace: Path, command: Any
+) -> None:
+    assert command(MODEL, "-p", "quantize{bits=8 group=16}", "-o", "a")[0] == 0
+    content = bytearray((workplace / "a" / name).read_bytes())
+    content[-1] ^= 1
+    (workplace / "a" / name).write_bytes(content)
+    for arguments in (
+        ("replay", "a"), ("resize", "a", "--max-bytes", "9", "-o", "b"), ("inspect", "a"),
+        ("diff", "a", "a"), ("eval", "a", "--tasks", "latency"), ("generate", "a", "x"),
+        ("a", "-p", "clean"),
+    ):  # fmt: skip
+        code, out, err = command(*arguments)
+        assert (code, out) == (2, "") and f"a/{name}: not as it was written" in err, arguments
+    assert not (workplace / "b").exists()
+
+
 def test_a_replay_that_differs_replaces_nothing(workplace: Path, command: Any) -> None:
     assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
     assert command(MODEL, "-p", "hqq", "-o", "precious")[0] == 0
-    with (workplace / "a" / "model.onnx.data").open("r+b") as file:
-        file.write(b"\xff\xff")
+    _replace(workplace / "a")
     before = state(workplace)
     assert command("replay", "a", "--trust-source", "-o", "precious")[0] == 1
     assert state(workplace) == before

@@ -1,0 +1,91 @@
+"""Whether an artifact's model files are those that were written: their sizes and hashes, by its
+manifest."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import BadInput
+
+MANIFEST = "graphwright.json"
+FILES = ("model.onnx", "model.onnx.data")
+HASHED_BYTES = 1 << 30
+"""Files up to this size are hashed whenever an artifact is opened: half a second. Of larger ones,
+of which ``inspect`` reads next to nothing, the size is compared, unless all of it is read anyway.
+"""
+
+
+def facts(folder: Path) -> dict[str, dict[str, Any]]:
+    """``bytes`` and ``sha256`` of an artifact's model files by name, as the manifest holds them.
+
+    Right after they were written this is one read out of the system's cache.
+    """
+    paths = [folder / name for name in FILES]
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        for path in paths if path.is_file()
+    }  # fmt: skip
+
+
+def check_files(folder: Path, *, whole: bool = False) -> None:
+    """Raise ``BadInput`` where a model file of an artifact is not the one that was written.
+
+    ``whole``: files above ``HASHED_BYTES`` are hashed too. A manifest without hashes is one that an
+    earlier release wrote, and nothing is checked. Hashes find damage and mistakes, not a person who
+    changes the manifest as well.
+    """
+    while True:
+        content = (folder / MANIFEST).read_bytes()
+        wrong = _wrong(folder, _recorded(folder, content), whole)
+        if not wrong:
+            return
+        if (folder / MANIFEST).read_bytes() == content:
+            raise BadInput(wrong)
+        # Another artifact has taken the place of this one meanwhile.
+
+
+def _recorded(folder: Path, content: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise BadInput(f"{folder / MANIFEST}: not JSON: {error}") from None
+    files = found.get("files", {}) if isinstance(found, dict) else {}
+    known = files.values() if isinstance(files, dict) else [None]
+    if not all(isinstance(file, dict) for file in known):
+        raise BadInput(f"{folder / MANIFEST}: damaged: `files` should hold sizes and hashes")
+    return {name: files[name] for name in FILES if name in files}
+
+
+def _wrong(folder: Path, files: dict[str, Any], whole: bool) -> str:
+    """What is wrong of the first file that is not as it was; empty where none is."""
+    for name, known in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{path}: not there, though the artifact was written with it"
+        size = path.stat().st_size
+        if size != known.get("bytes"):
+            return f"{path}: {size} bytes, but {known.get('bytes')} were written"
+        if not whole and size > HASHED_BYTES:
+            continue
+        if _hash(path) != known.get("sha256"):
+            return (
+                f"{path}: not as it was written (its SHA-256 is another). Copy it again, or make "
+                "the artifact again; given by its own name, model.onnx is opened unchecked"
+            )
+    return ""
+
+
+def _hash(path: Path) -> str:
+    found = path.stat()
+    return _sha256(path.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
+
+
+@functools.lru_cache
+def _sha256(path: Path, inode: int, size: int, changed: int) -> str:
+    """The hash of a file that is told apart by these from what had its name before."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
