@@ -98,6 +98,9 @@ class MachineEntry(Entry):
     """Model name of the processor."""
     cores: Count = 0
     """Number of CPU cores that were usable."""
+    threads: Count = 0
+    """Number of threads that one operation ran on: it decides the order of some sums, and so the
+    last bits of decompositions."""
     memory_bytes: Count = 0
     """Installed memory in bytes."""
     device: str = ""

@@ -457,6 +457,7 @@ def _machine(device: str) -> MachineEntry:
         platform=platform.platform(),
         cpu=_cpu_name(),
         cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        threads=torch.get_num_threads(),
         memory_bytes=pages * size,
         device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
     )

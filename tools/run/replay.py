@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from ...backends import artifact
 from ...ir.core.errors import BadInput, BoundExceeded
@@ -14,6 +17,9 @@ from ...ir.load.intact import check_files
 from ...passes.recipe import Recipe
 from ..report import manifest
 from . import named_source, pipeline
+
+MOST_THREADS = 256
+"""More than these are not started for what a manifest says."""
 
 
 def replay(
@@ -46,7 +52,9 @@ def replay(
             artifact.check_target(out, force=force, sources=[source.name, folder])
             target = place.enter_context(artifact.publish(out, force=force))
         # What was found to be the same takes its place at the end of the block.
-        _compare(folder, known, target, _repeated(known, target, progress, trust_source))
+        with _as_many_threads(known.machine):
+            made = _repeated(known, target, progress, trust_source)
+        _compare(folder, known, target, made)
     return {
         "artifact": str(folder),
         "recipe": known.recipe,
@@ -54,6 +62,19 @@ def replay(
         "summary": f"{folder}: replayed {known.recipe} on {source.name}: "
         f"{' and '.join(artifact.MODEL_FILES)} byte-identical",
     }
+
+
+@contextlib.contextmanager
+def _as_many_threads(machine: manifest.MachineEntry | None) -> Iterator[None]:
+    """Run on as many threads as the machine did, where that is known: eigenvalues of the same
+    matrix differ in their last bits between one thread and two."""
+    mine = torch.get_num_threads()
+    if machine is not None and 0 < machine.threads <= MOST_THREADS:
+        torch.set_num_threads(machine.threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(mine)
 
 
 def _repeated(
@@ -85,10 +106,11 @@ def _compare(
         )
     different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
     if different:
-        versions = _changed_versions(known.versions, made.versions)
+        changed = _changed_versions(known.versions, made.versions)
+        changed += _changed_machine(known, made)
         raise BoundExceeded(
             f"replay of {folder}: {', '.join(different)} came out different"
-            + (f" (versions changed: {versions})" if versions else "")
+            + (f" (changed since: {', '.join(changed)})" if changed else "")
         )
 
 
@@ -102,6 +124,15 @@ def _hash(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _changed_versions(a: dict[str, str], b: dict[str, str]) -> str:
+def _changed_versions(a: dict[str, str], b: dict[str, str]) -> list[str]:
     names = sorted(set(a) | set(b))
-    return ", ".join(f"{n} {a.get(n)} to {b.get(n)}" for n in names if a.get(n) != b.get(n))
+    return [f"{n} {a.get(n)} to {b.get(n)}" for n in names if a.get(n) != b.get(n)]
+
+
+def _changed_machine(known: manifest.Manifest, made: manifest.Manifest) -> list[str]:
+    """What of the machine decides the order of sums."""
+    a, b = known.machine, made.machine
+    if a is None or b is None:
+        return []
+    pairs = (("processor", a.cpu, b.cpu), ("threads", a.threads, b.threads))
+    return [f"{name} {old} to {new}" for name, old, new in pairs if old and old != new]

@@ -15,6 +15,7 @@ import pytest
 import torch
 from graphwright.backends import artifact as artifact_files
 from graphwright.tools.report import manifest
+from graphwright.tools.run import pipeline, replay
 
 MODEL = "graphwright_toy_factory:make"
 FACTORY = """
@@ -92,6 +93,15 @@ def test_replay_and_diff(workplace: Path, command: Any) -> None:
     _replace(workplace / "a")
     code, out, err = command("replay", "a", "--trust-source")
     assert (code, out) == (1, "") and "model.onnx.data came out different" in err
+    known = manifest.load("a")
+    known.machine.threads, known.machine.cpu = torch.get_num_threads() + 1, "an abacus"
+    known.versions["torch"] = "0"
+    manifest.write("a", known)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(replay, "MOST_THREADS", 1)
+        err = command("replay", "a", "--trust-source")[2]
+    assert "(changed since: torch 0 to" in err and "processor an abacus to" in err
+    assert f"threads {torch.get_num_threads() + 1} to {torch.get_num_threads()}" in err
     assert command(MODEL, "-p", "quantize{group=16}", "-o", "c")[0] == 0
     code, out, _ = command("diff", "a", "c", "--json")
     assert code == 0 and "hqq{group=16}" in [row["a"] for row in json.loads(out)]
@@ -143,6 +153,22 @@ def test_an_artifact_does_not_take_the_place_of_its_source(workplace: Path, comm
         code, _, err = command(model, "-p", "clean", "-o", "a", "--force")
         assert code == 2 and f"a holds the source, {model}" in err
     assert state(workplace) == before
+
+
+def test_a_replay_runs_on_as_many_threads(
+    workplace: Path, command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
+    known, mine, seen = manifest.load("a"), torch.get_num_threads(), []
+    assert known.machine.threads == mine
+    known.machine.threads = mine + 1
+    manifest.write("a", known)
+    run = pipeline.run
+    monkeypatch.setattr(
+        pipeline, "run", lambda *a: (seen.append(torch.get_num_threads()), run(*a))[1]
+    )
+    assert command("replay", "a", "--trust-source")[0] == 0
+    assert (seen, torch.get_num_threads()) == ([mine + 1], mine)
 
 
 def test_a_manifest_runs_no_code_unless_asked(
