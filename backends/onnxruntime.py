@@ -49,7 +49,7 @@ class OnnxRuntimeExecutable:
         if threads is not None and threads < 1:
             raise BadInput(f"threads={threads}: give 1 or more")
         options = ort.SessionOptions()
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # what it says is in the error that it raises
         level = ort.GraphOptimizationLevel
         options.graph_optimization_level = (
             level.ORT_ENABLE_ALL if optimize else level.ORT_DISABLE_ALL

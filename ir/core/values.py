@@ -60,6 +60,8 @@ def to_value(found: Any) -> Any:
         return torch.from_numpy(raw).view(_TORCH[array.dtype]).reshape(array.shape)
     if array.dtype.kind not in "biufc":
         return array.astype(object) if array.dtype.kind == "U" else array
+    if array.dtype == np.uint64:
+        array = array.view(np.uint64)  # numpy has two dtypes of this name, and torch knows one
     if not array.flags.writeable:
         array = array.copy()
     return torch.from_numpy(np.ascontiguousarray(array)).reshape(array.shape)

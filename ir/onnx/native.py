@@ -2,7 +2,8 @@
 
 ONNX Runtime is what an artifact runs in, so its kernel is the meaning of such a node. onnx's
 evaluator (which is wrong on some ops, and lacks those of other domains) is asked only where ONNX
-Runtime has no kernel for a node on the CPU, such as most of bfloat16.
+Runtime has no kernel for a node on the CPU, such as most of bfloat16, or does not take a graph
+inside a node as it is written.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from ..core.errors import BadInput
 from .node_model import inner_nodes
 from .node_session import Feeds, Run, Unfit, evaluator, session, session_with_constants
+from .parts import has_subgraph
 
 KEPT = 256
 """Sessions that a graph keeps. Each is of one node without its weights: 0.2 ms to make, and less
@@ -27,8 +29,8 @@ _DRAWS = frozenset({
     "Bernoulli",
 })  # fmt: skip
 """Ops of ONNX whose results differ from run to run."""
-
-
+_LINE = 300
+"""Characters of an error that are shown."""
 _WAYS = {
     session: "ONNX Runtime", session_with_constants: "ONNX Runtime",
     evaluator: "onnx's reference evaluator",
@@ -59,14 +61,20 @@ class NativeNodes:
         try:
             return self._ready[key](feeds)
         except Exception as error:  # as in ``_first``
-            raise BadInput(f"{_label(key[0])} does not run: {_line(error)}") from error
+            raise BadInput(
+                f"{_label(key[0])} does not take its operands: {_line(error)}"
+            ) from error
 
     def _first(self, key: _Key, feeds: Feeds) -> Sequence[Any]:
         """Find a way that runs the node, and keep it."""
-        reasons = []
+        reasons: list[str] = []
+        kernel = False
         for way in (session, session_with_constants, evaluator):
+            if way is evaluator and kernel and not has_subgraph(key[0]):
+                break  # what the runtime's kernel does not take is no operand
             try:
                 ready = way(self._model, key[0], feeds)
+                kernel = True
                 results = ready(feeds)
             except Unfit:
                 continue
@@ -78,10 +86,8 @@ class NativeNodes:
             if len(self._ready) > KEPT:
                 self._ready.popitem(last=False)
             return results
-        raise BadInput(
-            f"{_label(key[0])} does not run here, so the graph cannot be checked "
-            f"({'; '.join(dict.fromkeys(reasons))})"
-        )
+        what = "does not take its operands" if kernel else "does not run here"
+        raise BadInput(f"{_label(key[0])} {what} ({'; '.join(dict.fromkeys(reasons))})")
 
 
 def _label(node: onnx_ir.Node) -> str:
@@ -89,11 +95,16 @@ def _label(node: onnx_ir.Node) -> str:
 
 
 def _line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+    """The last of what ONNX Runtime says in a line, which names its own code first."""
+    said = str(error).strip().partition("\n")[0].rpartition("Status Message: ")[2]
+    return said[-_LINE:] or type(error).__name__
 
 
 def _kind(given: Any) -> Any:
-    return given.dtype if isinstance(given, torch.Tensor | np.ndarray) else type(given)
+    """What a node is made ready for: a dtype and a rank, or a Python type."""
+    if isinstance(given, torch.Tensor | np.ndarray):
+        return given.dtype, given.ndim
+    return type(given)
 
 
 def _refuse_random(model: onnx_ir.Model, node: onnx_ir.Node, feeds: Feeds) -> None:

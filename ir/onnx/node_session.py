@@ -31,6 +31,7 @@ _CARRIERS = {
     _Dtype.FLOAT8E5M2: _Dtype.FLOAT, _Dtype.FLOAT8E5M2FNUZ: _Dtype.FLOAT,
 }  # fmt: skip
 """The dtypes that the runtime does not exchange with numpy, and those that hold their numbers."""
+_CARRIED = "/carried"
 _SMALL = 1024
 """Numbers of a constant that may be a shape."""
 _DTYPES = {f"tensor({dtype.name.lower()})": dtype for dtype in _Dtype}
@@ -74,7 +75,10 @@ def session(
     session = _start(proto) if narrow else session
 
     def run(feeds: Feeds) -> list[Any]:
-        given = {str(v.name): _fed(feeds[v], v in carried) for v in varying}
+        given = {
+            f"{v.name}{_CARRIED if v in carried else ''}": _fed(feeds[v], v in carried)
+            for v in varying
+        }
         return [_found(r, d) for r, d in zip(session.run(None, given), outputs, strict=True)]
 
     return run
@@ -148,15 +152,16 @@ def _declared_array(value: onnx_ir.Value, given: Any) -> Any:
 
 
 def _runtime_type(value: onnx_ir.Value, given: Any) -> Any:
-    """The type that a session declares for what it is given, shapes left open."""
+    """The type that a session declares for what it is given: of its rank, sizes left open."""
     import onnx
 
     dtype = _dtype(value, given)
     if dtype is not None:
-        return onnx.helper.make_tensor_type_proto(int(_CARRIERS.get(dtype, dtype)), None)
+        declared = int(_CARRIERS.get(dtype, dtype))
+        return onnx.helper.make_tensor_type_proto(declared, [None] * given.dim())
     if isinstance(given, np.ndarray):
         known = onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
-        return onnx.helper.make_tensor_type_proto(known, None)
+        return onnx.helper.make_tensor_type_proto(known, [None] * given.ndim)
     if isinstance(value.type, onnx_ir.SequenceType | onnx_ir.OptionalType):
         return onnx_ir.serde.serialize_type(value.type)
     return _type_of_python(given)
@@ -198,7 +203,7 @@ def _cast_input(graph: Any, name: str, dtype: onnx_ir.DataType) -> None:
     """Let an input come in the dtype that carries ``dtype``."""
     import onnx
 
-    carrier = f"{name}/carried"
+    carrier = f"{name}{_CARRIED}"
     given = next(i for i in graph.input if i.name == name)
     given.name = carrier
     graph.node.insert(0, onnx.helper.make_node("Cast", [carrier], [name], to=int(dtype)))
@@ -209,8 +214,9 @@ def _cast_output(graph: Any, index: int, carrier: onnx_ir.DataType) -> None:
     import onnx
 
     name = graph.output[index].name
-    graph.output[index].name = f"{name}/carried"
-    graph.node.append(onnx.helper.make_node("Cast", [name], [f"{name}/carried"], to=int(carrier)))
+    carried = f"{name}{_CARRIED}"
+    graph.output[index].name = carried
+    graph.node.append(onnx.helper.make_node("Cast", [name], [carried], to=int(carrier)))
 
 
 # --- onnx's evaluator -----------------------------------------------------------------------------
