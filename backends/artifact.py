@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import onnx_ir
 
 from ..ir.core.errors import FULL, BadInput, DiskFull
-from ..ir.core.version import __version__
-from ..ir.core.view import View
-from ..ir.load.intact import facts
-from ..ir.structure.costs import weight_bytes
 from . import data_file
 from .claim import NEW, claimed, recover, switch
-from .lowering import lowered
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
@@ -175,37 +168,3 @@ def _is_own(path: Path, folder: Path) -> bool:
     real = folder.resolve()
     stores = [real, *(p.parent / "blobs" for p in real.parents if p.name == "snapshots")]
     return any(store in path.resolve().parents for store in stores)
-
-
-def export(graph: View, out: str | Path, *, report: Any = None, force: bool = False) -> Path:
-    """Write a graph as a folder that a stock ONNX Runtime loads; the folder's path.
-
-    ``report`` is that of ``optimize`` and makes the manifest; without it the manifest only says
-    where the graph came from. ``optimize-model`` also runs the artifact and adds a page to look at.
-    Raises as ``publish``, and ``BadInput`` where an op has no ONNX form.
-    """
-    sources = (graph.source.folder or "", *graph.source.files)
-    check_target(Path(out), force=force, sources=sources)
-    model = lowered(graph).model
-    with publish(Path(out), force=force) as folder:
-        write_model(model, folder)
-        copy_side_files(graph.source.folder, folder)
-        manifest = report.to_dict() if report is not None else _bare_manifest(graph)
-        manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
-        manifest["files"] = facts(folder)
-        (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    return Path(out)
-
-
-def _bare_manifest(graph: View) -> dict[str, Any]:
-    """Its fields without a default. The format is ``tools.report.manifest``, which lies above."""
-    source = graph.source
-    return {
-        "schema": 1,
-        "source": {"kind": source.kind, "name": source.name, "sha256": source.sha256},
-        "recipe": "",
-        "versions": {"graphwright": __version__},
-        "passes": [],
-        "verification": {"outputs": [], "runtime": {"optimized": None, "unoptimized": None}},
-        "sizes": {"source_bytes": source.source_bytes or weight_bytes(graph), "artifact_bytes": 0},
-    }

@@ -28,6 +28,8 @@ _RUNTIME_NAMES = {
     torch.uint16: "uint16", torch.uint8: "uint8", torch.bool: "bool",
 }  # fmt: skip
 
+_WEIGHTS_FOLDER = "session.model_external_initializers_file_folder_path"
+
 
 class OnnxRuntimeExecutable:
     """A session. Inputs are bound where they lie; outputs are views of the session's own memory.
@@ -37,13 +39,15 @@ class OnnxRuntimeExecutable:
     mapped from, where others repack them into memory of their own (of a 0.5B model in 4 bits: 96
     MB instead of 787): float sums then run in another order (1.5e-7 relative L2 in a 4-bit
     multiplication), and one that rounds activations to 8 bits (``accuracy_level=4``) has no such
-    kernel without repacking, and computes in float32 (5e-3 apart). Raises ``BadInput`` where the
+    kernel without repacking, and computes in float32 (5e-3 apart). ``instead`` is a model to load
+    in the place of the file's, whose weights lie where the file says. Raises ``BadInput`` where the
     runtime cannot load the file, and ``Missing`` where it cannot use the device.
     """
 
     def __init__(
-        self, path: Path, *, device: str, optimize: bool, threads: int | None, lean: bool = False
-    ) -> None:
+        self, path: Path, *, device: str, optimize: bool, threads: int | None, lean: bool = False,
+        instead: bytes | None = None,
+    ) -> None:  # fmt: skip
         import onnxruntime as ort
 
         if threads is not None and threads < 1:
@@ -63,7 +67,9 @@ class OnnxRuntimeExecutable:
         self._device = device
         providers = _providers(ort, device)
         try:
-            self._session = ort.InferenceSession(path, options, providers=providers)
+            if instead is not None:
+                options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.absolute().parent))
+            self._session = ort.InferenceSession(instead or path, options, providers=providers)
         except Exception as error:
             if not _is_the_runtimes(error):
                 raise

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from ..ir.canonical.families import canonicalize
-from ..ir.core.errors import BadInput, BoundExceeded, InvalidGraph, Missing
+from ..ir.core.errors import BadInput, BoundExceeded, Missing
 from ..ir.core.view import View
 from ..ir.core.weights import SPOOLED_BYTES, Spool
 from ..ir.run.batches import check_batches, count_samples
 from ..ir.run.inputs import sample_inputs
 from ..ir.run.sweep import sweep
-from ..ir.run.verify import Difference, check_structure, compare_batches, tolerance
+from ..ir.run.truth import Truth, ask_source, hold
+from ..ir.run.verify import Difference, check_structure, tolerance, worst_of
 from ..ir.structure.cache_slots import answers
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from ..ir.structure.recognize import Structure, recognize
@@ -62,6 +63,8 @@ class Result:
     """The samples that every pass was measured on."""
     outputs: Sequence[Mapping[str, torch.Tensor]]
     """What the rewritten graph gives on them, key-value caches among it."""
+    truth: Truth
+    """What the source itself gave."""
 
 
 @dataclass
@@ -84,6 +87,7 @@ def optimize(
     max_error: float | None = None,
     progress: Progress | None = None,
     checkpoints: CheckpointStore | None = None,
+    truth: Truth | None = None,
 ) -> Result:
     """Apply a recipe to a copy of ``graph``; each pass is checked before the next one runs.
 
@@ -93,9 +97,12 @@ def optimize(
     ``checkpoints`` keeps what takes long, and gives it back to a run of the same recipe on the same
     graph and data.
 
+    Before the first pass the graph is held against the source itself, where something runs it:
+    ``truth`` is what it gave on the samples, if they were already put to it.
+
     Raises ``BadInput`` for a recipe that does not fit, ``Missing`` for a need that is not met, and
-    ``BoundExceeded`` where an exact pass changed numbers or a bound was passed; ``graph`` stays as
-    it is in any case.
+    ``BoundExceeded`` where the graph is not the source's, an exact pass changed numbers or a bound
+    was passed; ``graph`` stays as it is in any case.
     """
     recipe = as_recipe(recipe)
     _check_needs(recipe)
@@ -114,7 +121,9 @@ def optimize(
     report.samples, report.data = count_samples(batches), data
     report.sizes = sample_sizes(view, batches[0])
     spool = Spool()
+    truth = truth or ask_source(graph, batches)
     outputs = _outputs(view, batches, checkpoints, 0)
+    report.add_truth(truth, hold(graph, original, truth, outputs))
     costs = graph_costs(view, report.sizes, structure)
     report.add_costs("source", costs)
     before = first = [answers(row) for row in outputs]
@@ -159,7 +168,7 @@ def optimize(
         done.peak_rss_bytes = peak_rss_bytes()
         report.passes.append(done)
     report.errors, report.shortened = errors, shortened
-    return Result(view, report, original, batches, outputs)
+    return Result(view, report, original, batches, outputs, truth)
 
 
 def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
@@ -269,44 +278,6 @@ def _outputs(
     return remembered(checkpoints, f"{step}: outputs", run)
 
 
-def worst_of(
-    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]],
-    *, shortened: bool = False,
-) -> dict[str, Difference]:
-    """The error of each output over all batches together.
-
-    Where tokens were dropped (``shortened``), an output with fewer positions is compared at its
-    last one.
-    """  # fmt: skip
-    if shortened:
-        pairs = [_last_positions(a, b) for a, b in zip(expected, actual, strict=True)]
-        expected, actual = [a for a, _ in pairs], [b for _, b in pairs]
-    for before, after in zip(expected, actual, strict=True):
-        for name, tensor in before.items():
-            if name in after and after[name].shape != tensor.shape:
-                raise InvalidGraph(
-                    f"the output {name} changed its shape from {list(tensor.shape)} to "
-                    f"{list(after[name].shape)}"
-                )
-    return compare_batches(expected, actual)
-
-
-Outputs = Mapping[str, torch.Tensor]
-
-
-def _last_positions(expected: Outputs, actual: Outputs) -> tuple[Outputs, Outputs]:
-    def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
-        a, b = expected[name].shape, actual[name].shape
-        shorter = len(a) == len(b) >= 2 and a[1] > b[1] and (a[0], *a[2:]) == (b[0], *b[2:])
-        return tensor[:, -1:] if shorter else tensor
-
-    common = [name for name in expected if name in actual]
-    return (
-        {**expected, **{name: cut(name, expected[name]) for name in common}},
-        {**actual, **{name: cut(name, actual[name]) for name in common}},
-    )
-
-
 def _require_change(pass_: Pass, result: PassResult) -> None:
     if result.changed or pass_.optional:
         return
@@ -328,7 +299,7 @@ def _check_bounds(
         bound = pass_.max_error
         if pass_.exact:
             bound = rounding
-        if bound is not None and not found.rel_l2 <= bound:
+        if bound is not None and not found.within(bound):
             kind = "is exact but" if pass_.exact else "passed its bound:"
             raise BoundExceeded(
                 f"{pass_.name} {kind} moved the output {name} by {found.rel_l2:.3g} (relative L2; "
@@ -340,7 +311,7 @@ def _check_bounds(
                 f"Rolled back.{site} {_advice(pass_)}"
             )
     for name, found in total.items():
-        if max_error is not None and not found.rel_l2 <= max_error:
+        if max_error is not None and not found.within(max_error):
             raise BoundExceeded(
                 f"after {pass_.name} the output {name} is {found.rel_l2:.3g} from the source "
                 f"(relative L2; bound {max_error:g}). Rolled back.{site} {_advice(pass_)}"

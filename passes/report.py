@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ..ir.run.truth import Truth
 from ..ir.run.verify import Difference
 from ..ir.structure.costs import MAC_CONVENTION, Costs
 from .base import Pass, PassResult, Site
@@ -76,6 +77,8 @@ class RunReport:
     """The rewritten graph against the source graph, by output."""
     samples: int = 0
     data: str = ""
+    truth: dict[str, Any] = field(default_factory=dict)
+    """Who ran the source itself, on what, and how far our reading is from it."""
     max_error: float | None = None
     structure: Mapping[str, int] = field(default_factory=dict)
     source_bytes: int = 0
@@ -88,6 +91,15 @@ class RunReport:
 
     def add_costs(self, name: str, costs: Costs) -> None:
         self.costs.append({"name": name, **costs.to_dict()})
+
+    def add_truth(self, truth: Truth, found: Difference | None) -> None:
+        """``found`` is the worst difference of our reading from what the source gave."""
+        self.truth = {
+            "by": truth.by,
+            "error": None if found is None else found.to_dict(),
+            "probes": [seen.what for seen in truth.probes],
+            "unheard": truth.unheard,
+        }
 
     def to_dict(self) -> dict[str, Any]:
         outputs = [{"name": name, **d.to_dict()} for name, d in self.errors.items()]
@@ -104,6 +116,7 @@ class RunReport:
             "verification": {
                 "samples": self.samples,
                 "data": self.data,
+                "source": dict(self.truth),
                 "max_error": self.max_error,
                 "outputs": outputs,
                 "runtime": {"optimized": None, "unoptimized": None},

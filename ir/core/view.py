@@ -8,12 +8,12 @@ object per access would cost the rewriting engine a third of its speed and add n
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Literal, NewType, TypeAlias, TypeGuard
+from typing import Any, ClassVar, Literal, NewType, Protocol, TypeAlias, TypeGuard
 
 import torch
 
@@ -53,6 +53,29 @@ class Origin:
     step: int = 0
 
 
+Run: TypeAlias = Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+"""From inputs to outputs, by the graph's names. A key-value cache that is left out is empty. Raises
+``BadInput`` where the source does not take the inputs."""
+
+
+class Original(Protocol):
+    """Runs what a graph was read from, with no code of ours between its file and its numbers."""
+
+    @property
+    def by(self) -> str:
+        """What runs it, as a person is told: ``ONNX Runtime 1.31.1``."""
+
+    def start(self, watched: Collection[str] = ()) -> Run:
+        """Load it. With ``watched``, names that ``visible`` gave, a run gives those values in the
+        place of the outputs. What was loaded goes when the result does.
+
+        Raises ``BadInput`` or ``Missing`` where it cannot be run here.
+        """
+
+    def visible(self, view: View) -> Mapping[Value, str]:
+        """The computed values of the graph that the source can show, and what it calls them."""
+
+
 @dataclass
 class Source:
     """Where a graph came from: for the manifest, for replay and for copying side files."""
@@ -75,6 +98,10 @@ class Source:
     """What a person should know of how it was read, one sentence each."""
     sampler: Callable[[], list[dict[str, torch.Tensor]]] | None = None
     """Makes ``samples``."""
+    original: Original | None = None
+    """Runs the source itself, where it was read with what can."""
+    truth: Any = None
+    """What it gave: see ``run.truth``."""
 
     @cached_property
     def samples(self) -> list[dict[str, torch.Tensor]]:
@@ -92,8 +119,9 @@ class View(ABC):
     journal: list[Any] | None = None
     """Where each native node is noted that is inserted while it is set."""
     edits: int = 0
-    """How often nodes, operands, weights, inputs or outputs have been changed; types do not count.
-    Whoever kept the number knows by it whether the graph is still the same."""
+    """How often nodes, operands, weights, inputs or outputs have been changed since the graph was
+    read, copies of it among that; types do not count. Whoever kept the number knows by it whether
+    the graph is still the same."""
     _stale: set[Node] | None = None
     """Nodes whose types are to be inferred at the end of ``one_edit``."""
 

@@ -23,6 +23,7 @@ from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input
 from .hf_llava import crop_count, llava_forward
 from .hf_match import converts, listed, match
 from .hf_model import build, read_config
+from .hf_original import hf_original
 from .trace import trace
 
 
@@ -62,6 +63,9 @@ def load_folder(
         raise BadInput(f"{folder}: {lacking}")
     _give_forward(model, inputs)
     weights, notes = bind_weights(model, checkpoint, folder)
+    original = None if checkpoint is None else hf_original(
+        folder, model, trust_remote_code=trust_remote_code
+    )
     view = trace(
         model,
         kwargs=inputs,
@@ -76,9 +80,11 @@ def load_folder(
             task=_task(model),
             prompt=_image_prompt(model),
             notes=notes,
+            original=original,
         ),
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
+    view.edits = 0
     return view
 
 

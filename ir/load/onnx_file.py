@@ -50,6 +50,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
         ),
     )
     canonicalize_stored(view)
+    view.edits = 0
     return view
 
 

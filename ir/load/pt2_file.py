@@ -26,6 +26,7 @@ from ..core.quiet import quiet
 from ..core.view import Source
 from ..fx.view import FxView
 from .functional import functional
+from .original import ProgramOriginal, traced_call
 from .pt2_records import check_tensors, record_sizes
 from .trace import dim_names, refuse_randomness
 
@@ -70,6 +71,10 @@ def load_pt2(path: Path) -> FxView:
         raise BadInput(f"{path}: the file is empty")
     _inspect(path)
     program = _load(path)
+    original = ProgramOriginal(
+        f"the exported program in torch {torch.__version__}", lambda: _load_module(path),
+        traced_call(program),
+    )  # fmt: skip
     # The guards are Python source; the graph does not need them.
     program._guards_code = []
     with quiet(), torch.no_grad():
@@ -85,8 +90,17 @@ def load_pt2(path: Path) -> FxView:
         folder=str(path.parent),
         files=(path,),
         source_bytes=path.stat().st_size,
+        original=original,
     )
     return FxView.from_program(program, source=source, dim_names=dim_names(program))
+
+
+def _load_module(path: Path) -> torch.nn.Module:
+    """The program's own module, read anew: what is made functional is not what was saved."""
+    program = _load(path)
+    program._guards_code = []
+    with quiet():
+        return program.module()
 
 
 def _load(path: Path) -> torch.export.ExportedProgram:

@@ -22,6 +22,7 @@ from ..core.weights import Weight
 from ..fx.view import FxView
 from .fake import Inputs, fake_meta
 from .functional import functional
+from .original import ModuleOriginal, traced_call
 
 
 def trace(
@@ -40,7 +41,8 @@ def trace(
     input dynamic (``batch``), and dimension 1 of 2-D inputs of integers (``seq``), as far as the
     module allows; ``{}`` keeps every shape as given. Parameters on the meta device stay there:
     ``weights`` gives their handles by qualified name. The module is left as it was, but for meta
-    parameters, which become fake ones.
+    parameters, which become fake ones. The graph keeps it: it is what ``optimize`` holds the graph
+    against.
 
     Raises ``BadInput`` where the inputs do not fit ``forward``, where the module cannot be traced
     (naming the submodule and the line), and where it draws random numbers in evaluation mode.
@@ -61,7 +63,12 @@ def trace(
     if source is None:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         source = Source(kind="memory", name=type(module).__name__, source_bytes=size)
-    return FxView.from_program(program, weights=weights, source=source, dim_names=names)
+    view = FxView.from_program(program, weights=weights, source=source, dim_names=names)
+    if source.original is None and weights is None:
+        source.original = ModuleOriginal(
+            f"the module {type(module).__name__}", lambda: module, traced_call(program)
+        )
+    return view
 
 
 def _bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:

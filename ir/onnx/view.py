@@ -32,7 +32,7 @@ class OnnxView(OnnxEditor):
 
     def copy(self) -> OnnxView:
         view = OnnxView(self.model.clone(), source=self.source)
-        view.origin = self.origin
+        view.origin, view.edits = self.origin, self.edits
         return view
 
     def execute(self, node: onnx_ir.Node, args: Sequence[Any]) -> tuple[Any, ...]:

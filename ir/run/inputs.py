@@ -19,21 +19,22 @@ _SIZES = (2, 12, 7, 5, 3)
 
 
 def sample_inputs(
-    view: View, *, seed: int = 0, sizes: Mapping[str, int] | None = None
+    view: View, *, seed: int = 0, sizes: Mapping[str, int] | None = None,
+    usual: Sequence[int] = _SIZES,
 ) -> dict[str, torch.Tensor]:
     """Random inputs that fit the graph: ids below the vocabulary's size, masks of ones, and one
     image a row where ``source.prompt`` says what stands for it.
 
-    ``sizes`` fixes symbolic dimensions by name; sums of them follow. A key-value cache is empty
-    and left out, unless ``sizes`` gives its length. Raises ``BadInput`` where an input's type is
-    not known well enough.
+    ``sizes`` fixes symbolic dimensions by name, ``usual`` gives the others theirs in order of
+    appearance; sums of them follow. A key-value cache is empty and left out, unless ``sizes`` gives
+    its length. Raises ``BadInput`` where an input's type is not known well enough.
     """
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, int] = dict(sizes or {})
     inputs: dict[str, torch.Tensor] = {}
     named = dict(zip(view.input_names(), view.inputs(), strict=True))
     if view.source.prompt:
-        _make_room(view, named, chosen)
+        _make_room(view, named, chosen, usual)
     lengths = {n: _length(view, v) for n, v in named.items() if past_slot(n) is not None}
     empty = {length for length in lengths.values() if length not in chosen}
     chosen |= dict.fromkeys(empty, 0)
@@ -43,19 +44,21 @@ def sample_inputs(
         type_ = view.type(value)
         if type_.shape is None or type_.dtype is None:
             raise BadInput(f"input {name} has no type: give samples")
-        shape = [_size(dim, chosen) for dim in type_.shape]
+        shape = [_size(dim, chosen, usual) for dim in type_.shape]
         inputs[name] = _sample(view, value, type_.dtype, shape, generator)
     if view.source.prompt:
         inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)
     return inputs
 
 
-def _make_room(view: View, named: Mapping[str, Value], chosen: dict[str, int]) -> None:
+def _make_room(
+    view: View, named: Mapping[str, Value], chosen: dict[str, int], usual: Sequence[int]
+) -> None:
     """Sizes by which every row has a prompt of some words, and an image."""
     rows, seq = view.type(named["input_ids"]).shape or ("", "")
     images = (view.type(named["pixel_values"]).shape or ("",))[0]
-    batch = chosen.setdefault(str(rows), _SIZES[0])
-    chosen.setdefault(str(seq), len(view.source.prompt) + _SIZES[1])
+    batch = chosen.setdefault(str(rows), usual[0])
+    chosen.setdefault(str(seq), len(view.source.prompt) + usual[1])
     chosen.setdefault(str(images), batch)
 
 
@@ -72,22 +75,22 @@ def _length(view: View, cache: Value) -> str:
     return str(shape[PAST_AXIS]) if len(shape) > PAST_AXIS else ""
 
 
-def _size(dim: Dim, chosen: dict[str, int]) -> int:
+def _size(dim: Dim, chosen: dict[str, int], usual: Sequence[int]) -> int:
     """The size of a dimension; names without one get theirs, and sums of names follow from it."""
     known = dim_value(dim, chosen)
     if known is not None:
         return known
     for name in re.findall(r"\b[A-Za-z_]\w*\b(?!\()", str(dim)):
-        chosen.setdefault(name, _next_size(chosen))
+        chosen.setdefault(name, _next_size(chosen, usual))
     known = dim_value(dim, chosen)
     if known is not None:
         return known
-    return chosen.setdefault(str(dim), _next_size(chosen))
+    return chosen.setdefault(str(dim), _next_size(chosen, usual))
 
 
-def _next_size(chosen: Mapping[str, int]) -> int:
+def _next_size(chosen: Mapping[str, int], usual: Sequence[int]) -> int:
     """Of the dimension that comes next; one that is empty, a cache's, takes no size from others."""
-    return _SIZES[sum(size > 0 for size in chosen.values()) % len(_SIZES)]
+    return usual[sum(size > 0 for size in chosen.values()) % len(usual)]
 
 
 def _sample(

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 
@@ -21,19 +23,44 @@ EXACT_REL_L2: dict[torch.dtype, float] = {
 }
 """Relative L2 that an exact rewrite may move an output by: rounding of a reordered sum over a few
 hundred layers, 100 units in the last place and more (10 and less for the half types)."""
+RUNTIME_REL_L2: dict[torch.dtype, float] = EXACT_REL_L2 | {
+    torch.float64: 1e-10,
+    torch.float32: 1e-4,
+}
+"""The same between two runtimes, whose every sum may run in another order: in float32 a few hundred
+layers stay below 2e-5. Their exponentials and roots differ too."""
+ROUNDED_REL_L2 = 2e-2
+"""The same where activations are rounded to 8 bits: a sum in another order turns a rounding here
+and there, which the layers after it amplify (a trained transformer of 12 layers: .0099)."""
+COARSE_SLACK = 1.5
+"""See ``Rule``."""
+NEAR_ZERO = 1e-3
+"""Root mean square below which an output is judged absolutely: see ``Difference.within``."""
+
+_Outputs: TypeAlias = Mapping[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far one tensor is from another: ``|a-b|/|a|``, cosine of the two, greatest |a-b|."""
+    """How far one tensor is from another: ``|a-b|/|a|``, cosine of the two, greatest |a-b|; and the
+    root mean square of a-b, infinite where it is not known."""
 
     rel_l2: float
     cosine: float
     max_abs: float
+    rms: float = math.inf
 
     @property
     def finite(self) -> bool:
-        return math.isfinite(self.rel_l2)
+        return math.isfinite(self.max_abs)
+
+    def within(self, bound: float) -> bool:
+        """``|a-b| <= bound * max(|a|, NEAR_ZERO)``, as root mean squares.
+
+        Relative to a source of zeros, or of what is left of numbers that cancel, any rounding is
+        infinite; there it is the difference itself that must be small.
+        """
+        return self.rel_l2 <= bound or self.rms <= bound * NEAR_ZERO
 
     def to_dict(self) -> dict[str, float]:
         return {"rel_l2": self.rel_l2, "cosine": self.cosine, "max_abs": self.max_abs}
@@ -58,6 +85,7 @@ def joint_difference(
     """
     sums = torch.zeros(4, dtype=torch.float64)
     largest, finite = 0.0, True
+    count = sum(whole.numel() for whole in expected)
     for whole_a, whole_b in zip(expected, actual, strict=True):
         if whole_a.shape != whole_b.shape:
             raise InvalidGraph(
@@ -77,11 +105,12 @@ def joint_difference(
         return Difference(math.inf, 0.0, math.inf)
     gap_square, a_square, b_square, product = sums.tolist()
     if gap_square == 0.0:
-        return Difference(0.0, 1.0, 0.0)
+        return Difference(0.0, 1.0, 0.0, 0.0)
     rel = math.sqrt(gap_square / a_square) if a_square > 0 else math.inf
     norms = math.sqrt(a_square) * math.sqrt(b_square)
     cosine = product / norms if norms > 0 else 0.0
-    return Difference(rel, max(-1.0, min(1.0, cosine)), largest)
+    rms = math.sqrt(gap_square / count)
+    return Difference(rel, max(-1.0, min(1.0, cosine)), largest, rms)
 
 
 _PIECE = 1 << 18
@@ -113,15 +142,119 @@ def compare_batches(
     }
 
 
+def worst_of(
+    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]],
+    *, shortened: bool = False,
+) -> dict[str, Difference]:
+    """The error of each output over all batches together.
+
+    Where tokens were dropped (``shortened``), an output with fewer positions is compared at its
+    last one.
+    """  # fmt: skip
+    if shortened:
+        pairs = [_last_positions(a, b) for a, b in zip(expected, actual, strict=True)]
+        expected, actual = [a for a, _ in pairs], [b for _, b in pairs]
+    for before, after in zip(expected, actual, strict=True):
+        for name, tensor in before.items():
+            if name in after and after[name].shape != tensor.shape:
+                raise InvalidGraph(
+                    f"the output {name} changed its shape from {list(tensor.shape)} to "
+                    f"{list(after[name].shape)}"
+                )
+    return compare_batches(expected, actual)
+
+
+def _last_positions(expected: _Outputs, actual: _Outputs) -> tuple[_Outputs, _Outputs]:
+    def cut(name: str, tensor: torch.Tensor) -> torch.Tensor:
+        a, b = expected[name].shape, actual[name].shape
+        shorter = len(a) == len(b) >= 2 and a[1] > b[1] and (a[0], *a[2:]) == (b[0], *b[2:])
+        return tensor[:, -1:] if shorter else tensor
+
+    common = [name for name in expected if name in actual]
+    return (
+        {**expected, **{name: cut(name, expected[name]) for name in common}},
+        {**actual, **{name: cut(name, actual[name]) for name in common}},
+    )
+
+
 def exact_tolerance(dtype: torch.dtype) -> float:
     """The bound on ``rel_l2`` for an exact rewrite of an output of this dtype."""
     return EXACT_REL_L2.get(dtype, 0.0)
 
 
+def worst(errors: Mapping[str, Difference]) -> Difference:
+    """The error of the output that is furthest off."""
+    return max(errors.values(), key=lambda d: d.rel_l2)
+
+
 def tolerance(view: View) -> float:
     """``exact_tolerance`` of the coarsest float dtype that the graph computes in."""
+    return max(map(exact_tolerance, _dtypes(view)))
+
+
+def runtime_tolerance(view: View) -> float:
+    """What two runtimes may differ by on the graph: of ``RUNTIME_REL_L2`` the coarsest dtype's, and
+    ``ROUNDED_REL_L2`` where activations are rounded."""
+    rounded = ROUNDED_REL_L2 if rounds_activations(view) else 0.0
+    return max(rounded, *(RUNTIME_REL_L2.get(dtype, 0.0) for dtype in _dtypes(view)))
+
+
+def _dtypes(view: View) -> set[torch.dtype]:
     dtypes = {view.type(value).dtype for node in view.nodes() for value in view.results(node)}
-    return max(exact_tolerance(dtype) for dtype in {*dtypes, torch.float32} if dtype is not None)
+    return {torch.float32} | {dtype for dtype in dtypes if dtype is not None}
+
+
+_ROUNDING = re.compile(r"(?<!De)Quantize(?!d)|QLinear|QGemm|QAttention|Integer")
+"""In the names of ONNX ops that round to 8 bits what is computed."""
+
+
+def rounds_activations(view: View) -> bool:
+    """Whether a node rounds what is computed to 8 bits."""
+    return _rounds_natively(view) or any(
+        view.op(node) != NATIVE and view.attrs(node).get("accuracy_level") == 4
+        for node in view.nodes()
+    )
+
+
+def _rounds_natively(view: View) -> bool:
+    """By ops of ONNX's own, which the runtime's optimisation joins to integer arithmetic."""
+    rounding = (n for n in view.nodes() if _ROUNDING.search(view.native_op(n)))
+    return any(view.weight(a) is None for node in rounding for a in view.arguments(node)[:1])
+
+
+@dataclass(frozen=True)
+class Rule:
+    """When an artifact computes what its graph says: the rule by which one is published.
+
+    It does where it gives, within the tolerance between two runtimes, what the reference
+    interpreter makes of the graph. Where arithmetic is coarse (half types, activations rounded to 8
+    bits) two sound runs may differ by more, for their roundings have little in common. What decides
+    then is the source, as its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as
+    far from it as the graph is by the reference, and a tolerance. Every distance is relative, and
+    absolute near zero: see ``Difference.within``.
+    """
+
+    bound: float
+    """Between the artifact and its graph."""
+    coarse: bool
+    """Whether the source decides where that is not kept."""
+    rounding: float
+    """The tolerance that is added to the distance from the source."""
+
+    @classmethod
+    def of(cls, graph: View) -> Rule:
+        bound = max(RUNTIME_REL_L2[torch.float32], tolerance(graph))
+        coarse = bound > RUNTIME_REL_L2[torch.float32] or rounds_activations(graph)
+        return cls(bound, coarse, ROUNDED_REL_L2 if _rounds_natively(graph) else bound)
+
+    def allows(self, to_graph: Difference) -> bool:
+        return to_graph.within(self.bound)
+
+    def allows_beside(self, to_source: Difference, graph_to_source: Difference) -> bool:
+        """The same by the source: how far the artifact and its graph are from it."""
+        return self.coarse and to_source.within(
+            COARSE_SLACK * graph_to_source.rel_l2 + self.rounding
+        )
 
 
 def check_structure(view: View) -> None:

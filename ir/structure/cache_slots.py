@@ -79,17 +79,24 @@ def empty_past(
 def next_step(
     inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor] | None:
-    """Inputs of the step that follows a prompt: its last token again, what it left in the cache,
+    """``later`` of one token."""
+    return later(inputs, outputs, 1)
+
+
+def later(
+    inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor], tokens: int
+) -> dict[str, torch.Tensor] | None:
+    """Inputs of what follows a prompt or a step: its last tokens again, what it left in the cache,
     and no image. ``None`` for a graph without a cache."""
     state = {n: t for n, t in outputs.items() if n not in answers(outputs)}
     if not state or not {"input_ids", "attention_mask"} <= set(inputs):
         return None
-    mask = inputs["attention_mask"]
+    mask, ids = inputs["attention_mask"], inputs["input_ids"][:, -tokens:]
     past = {name.replace("present", "past_key_values"): t for name, t in state.items()}
     rest = {n: t[:0] for n, t in inputs.items() if n == "pixel_values"}
     return {
-        "input_ids": inputs["input_ids"][:, -1:], **past, **rest,
-        "attention_mask": torch.cat([mask, torch.ones_like(mask[:, :1])], 1),
+        "input_ids": ids, **past, **rest,
+        "attention_mask": torch.cat([mask, mask.new_ones(ids.shape)], 1),
     }  # fmt: skip
 
 

@@ -134,7 +134,7 @@ def minilm(*steps: str, layers: int = 6) -> dict[str, Any]:
         "passes": passes,
         "verification": {
             "samples": 256,
-            "data": "the model's own sentences",
+            "data": "sentences of the model's own",
             "max_error": None,
             "outputs": [{"name": "embeddings", **final}],
             "runtime": {

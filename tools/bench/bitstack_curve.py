@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ...backends import artifact
+from ...backends import artifact, export
 from ...ir.core.errors import GraphwrightError
 from ...ir.core.view import View
 from ...ir.load.bitstack_size import possible_sizes
@@ -75,7 +75,7 @@ def stacked(source: View, recipe: str, data: Samples, judge: Judge, count: int) 
     weights = _weights(result.report.passes[0].result.sites)
     points = []
     with tempfile.TemporaryDirectory(prefix="graphwright-curve-") as scratch:
-        out = artifact.export(result.graph, Path(scratch) / "out", report=result.report)
+        out = export(result.graph, Path(scratch) / "out", report=result.report)
         known = possible_sizes(out / artifact.MODEL_FILE)
         for i in range(count):
             target = known[0] + (known[-1] - known[0]) * i // max(1, count - 1)

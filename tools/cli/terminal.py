@@ -26,6 +26,8 @@ from ..report.summary import (
     duration,
     error_text,
     evaluated_text,
+    heard,
+    judged_on,
     magnitude,
     merged_sites,
     number,
@@ -159,8 +161,10 @@ def print_verification(console: Console, manifest: Manifest) -> None:
     checks = manifest.verification
     error = worst(checks.outputs)
     if error is not None:
-        over = f" over {checks.samples} samples" if checks.samples else ""
-        _say(console, f"verified{over}: {_error_line(error)}", "green")
+        over = f"judged on {judged_on(checks)}" if checks.samples else "judged"
+        _say(console, f"{over}: {_error_line(error)}", "green")
+    if heard(checks):
+        _say(console, heard(checks), "green" if checks.source and checks.source.by else "yellow")
     for label, found in runs(checks):
         if found is not None:
             _say(console, f"{label}: {_error_line(found)}", "green")

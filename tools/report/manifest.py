@@ -326,13 +326,30 @@ class RuntimeEntry(Entry):
         return self.__pydantic_extra__
 
 
+class TruthEntry(Entry):
+    """The source itself, run by its own runtime or library before the first pass, and how far our
+    reading of it is from that."""
+
+    by: str
+    """What ran it; empty where it was not run."""
+    error: ErrorEntry | None
+    """The graph as it was read against the source, worst over outputs and inputs; null where the
+    source was not run."""
+    probes: list[str]
+    """What it was run on beside the samples."""
+    unheard: str
+    """Why it was not run, or not on inputs of other sizes; empty where it was."""
+
+
 class VerificationEntry(Entry):
     """The result against the source, on sample inputs."""
 
     samples: Count = 0
     """Number of samples compared."""
     data: str = ""
-    """Where the samples come from."""
+    """Where the samples come from: the source's own, `--calib`, or random inputs."""
+    source: TruthEntry | None = None
+    """The source itself beside our reading of it."""
     max_error: Amount = None
     """Bound on rel_l2 that the user set; null for none."""
     outputs: list[OutputEntry]
@@ -342,7 +359,7 @@ class VerificationEntry(Entry):
     prepacked: bool = True
     """Whether ONNX Runtime, its optimisation on, repacked the weights as it does for a user; not
     where they were large and repacking them changes no more than the order of sums. With the
-    optimisation off it never did."""
+    optimisation off it did only where an op rounds activations."""
 
 
 class EvaluatedEntry(Entry):

@@ -148,6 +148,24 @@ def worst(errors: Sequence[ErrorEntry]) -> ErrorEntry | None:
     )
 
 
+def judged_on(checks: VerificationEntry) -> str:
+    """What the result was judged on: ``2 random inputs``, ``32 samples of zoo:tiny-llama``."""
+    text = f"{checks.samples} {checks.data or 'samples'}"
+    return re.sub(r"(input|sample)s", r"\1", text, count=1) if checks.samples == 1 else text
+
+
+def heard(checks: VerificationEntry) -> str:
+    """How the source itself was run beside our reading of it; empty where nothing says."""
+    truth = checks.source
+    if truth is None:
+        return ""
+    if not truth.by:
+        return f"not held against the source itself: {truth.unheard}"
+    also = f", {', '.join(truth.probes)}" if truth.probes else f" ({truth.unheard})"
+    far = "" if truth.error is None else f": rel. L2 {error_text(truth.error.rel_l2)}"
+    return f"read as {truth.by} gives it, on these samples{also}{far}"
+
+
 def runs(checks: VerificationEntry) -> Iterator[tuple[str, ErrorEntry | None]]:
     """What was run to check an artifact, as a label, and its error; ``None`` where it was not."""
     runtime = checks.runtime

@@ -7,9 +7,8 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -18,17 +17,14 @@ from ...backends import artifact, find_backend
 from ...backends.fx_to_onnx import TRANSLATION_KEY
 from ...backends.lowering import lowered
 from ...backends.registry import DEFAULT
-from ...ir.core.errors import BadInput, BoundExceeded
-from ...ir.core.heap import give_back, set_aside
-from ...ir.core.view import Node, View
+from ...ir.core.errors import BadInput
+from ...ir.core.heap import set_aside
+from ...ir.core.view import View
 from ...ir.load.sources import fingerprint, load
 from ...ir.onnx.view import OnnxView
-from ...ir.run.batches import count_samples
-from ...ir.run.sweep import sweep
-from ...ir.run.verify import Difference, tolerance
-from ...ir.structure.cache_slots import answers, has_cache, next_step
+from ...ir.structure.cache_slots import has_cache
 from ...passes.base import Pass, PassResult
-from ...passes.manager import Plan, Result, Samples, optimize, peak_rss_bytes, plan, worst_of
+from ...passes.manager import Plan, Result, optimize, peak_rss_bytes, plan
 from ...passes.recipe import Recipe
 from ...passes.report import versions
 from ..data.calibration import Calibration
@@ -36,11 +32,9 @@ from ..data.calibration import read as read_calibration
 from ..report import manifest
 from ..report.manifest import (
     BeforeAfterEntry,
-    ErrorEntry,
     ForecastEntry,
     MachineEntry,
     Manifest,
-    OutputEntry,
     PassEntry,
     RefusalEntry,
     RuntimeEntry,
@@ -52,24 +46,7 @@ from ..report.manifest import (
 from ..report.module_tree import module_tree
 from . import report
 from .resume import remembering
-
-RUNTIME_REL_L2 = 1e-4
-"""Relative L2 between the artifact in ONNX Runtime and the reference interpreter that passes: float
-sums in another order over a few hundred layers stay below 1e-5. Half types round more: theirs is
-the tolerance of ``ir.run.verify``."""
-RUNTIME_SLACK_INT8 = 1.5
-"""With ``accuracy_level=4`` activations are rounded to 8 bits, and a sum in another order turns a
-rounding here and there, which the layers after it amplify until the two runs' roundings have little
-in common. There the artifact may be this much farther from the source than the reference is."""
-
-REPACKED_BYTES = 1 << 29
-"""Largest artifact whose check always lets ONNX Runtime repack the weights, as it does by default:
-a copy of them in memory. Larger ones are checked on weights that stay in their file, and the
-manifest says so, unless an op rounds activations: there the two differ by that rounding."""
-
-CHECKED_TOKENS = 256
-"""Tokens of a calibration batch, at most, that checks run on: the first rows of it. Whole batches
-took two thirds of a calibrated run, and gigabytes of logits, for the same figures."""
+from .verifying import ask, check_backend_name, verify
 
 Progress = Callable[[str, int, int], None]
 
@@ -128,7 +105,7 @@ def run(request: Request, progress: Progress) -> Manifest:
     """Make the artifact; the manifest. Nothing is published where a check fails."""
     if request.out is not None:
         artifact.check_target(request.out, force=request.force, sources=[request.model])
-    _check_backend_name(request.backend)
+    check_backend_name(request.backend)
     for name in dict.fromkeys((DEFAULT, request.backend)):
         find_backend(name).check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
@@ -144,28 +121,14 @@ def _made(request: Request, view: View, progress: Progress) -> Manifest:
     """The rest of ``run``, once the graph is there."""
     view.source.sha256 = fingerprint(view.source)
     data = _calibration(request, view, progress)
-    if data is not None and not view.source.samples:
-        # Better than random inputs, which hold no image where a prompt needs one.
-        view.source.samples = [_shorter(batch) for batch in data.batches[:2]]
+    truth = ask(view, data, progress)
     marks = _marks(request, view, data)
     with remembering(request.out, marks, resume=request.resume) as checkpoints:
         result = optimize(
             view, request.recipe, calibration=None if data is None else data.batches,
-            max_error=request.max_error, progress=progress, checkpoints=checkpoints,
+            max_error=request.max_error, progress=progress, checkpoints=checkpoints, truth=truth,
         )  # fmt: skip
         return _published(request, view, result, data, progress)
-
-
-def _shorter(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Its first rows, ``CHECKED_TOKENS`` or one row. A batch of images is left whole: they are not
-    in the order of the rows."""
-    ids = batch.get("input_ids")
-    if ids is None or any(tensor.shape[:1] != ids.shape[:1] for tensor in batch.values()):
-        return dict(batch)
-    if "pixel_values" in batch:
-        return dict(batch)
-    rows = max(1, CHECKED_TOKENS // ids.shape[1])
-    return {name: tensor[:rows] for name, tensor in batch.items()}
 
 
 def _given_cache(view: View) -> bool:
@@ -193,6 +156,8 @@ def _published(
     if _given_cache(view):
         done.source.cache = True
     done.calibration = None if data is None else data.entry()
+    if data is not None and view.source.sampler is None:
+        done.verification.data = f"samples of --calib {data.name}"
     done.machine = _machine(request.device)
     done.graph_before = module_tree(result.source)
     done.graph_after = module_tree(result.graph)
@@ -205,7 +170,10 @@ def _published(
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)
         _note_left(artifact.copy_side_files(view.source.folder, folder), done)
-        _verify(request, view, result, folder, done, progress)
+        verify(
+            done.verification, view, result, folder, device=request.device,
+            backend=request.backend, progress=progress,
+        )  # fmt: skip
         done.sizes.artifact_bytes = artifact.model_bytes(folder)
         done.files = manifest.files(folder)
         if request.eval_tasks:
@@ -250,101 +218,6 @@ def _calibration(request: Request, view: View, progress: Progress) -> Calibratio
     return data
 
 
-def _verify(
-    request: Request, source: View, result: Result, folder: Path, done: Manifest,
-    progress: Progress,
-) -> None:  # fmt: skip
-    """The artifact in ONNX Runtime against the rewritten graph, and against the source.
-
-    What ``optimize`` has computed is not computed again: ``result`` holds the rewritten graph's
-    outputs. The source is run as it was given, before any rewrite, once.
-    """
-    from ...backends import compile as compile_model
-
-    rewritten = result.graph
-    batches = source.source.samples or result.batches
-    checked, expected = [batches[0]], [result.outputs[0]]
-    reference = _Reference(source, batches, progress)
-    bound = max(RUNTIME_REL_L2, tolerance(rewritten))
-    rounded = any(_rounds_activations(node, rewritten) for node in rewritten.nodes())
-    done.verification.prepacked = rounded or artifact.model_bytes(folder) <= REPACKED_BYTES
-    if rounded:
-        found = worst_of(reference.outputs[:1], [answers(expected[0])], shortened=True)
-        bound += RUNTIME_SLACK_INT8 * worst(found).rel_l2
-    step = next_step(checked[0], expected[0])
-    if step is not None:
-        checked.append(step)
-        expected.append(sweep(rewritten, step))
-    for mode, optimized in (("optimized", True), ("unoptimized", False)):
-        switched = f"graph optimisation {'on' if optimized else 'off'}"
-        progress(f"running the artifact, {switched}", 0, 1)
-        executable = compile_model(
-            folder / artifact.MODEL_FILE, backend=DEFAULT, device=request.device,
-            optimize=optimized, lean=not (optimized and done.verification.prepacked),
-        )  # fmt: skip
-        actual = [executable(**b) for b in checked]
-        error = worst(worst_of(expected, actual))
-        setattr(done.verification.runtime, mode, ErrorEntry(**error.to_dict()))
-        if not error.rel_l2 <= bound:
-            raise BoundExceeded(
-                f"ONNX Runtime ({switched}) is {error.rel_l2:.3g} (relative L2) from the "
-                f"reference, more than {bound:g}: the artifact is not published. Update "
-                "onnxruntime, or report the model"
-            )
-        if optimized:
-            rest = (answers(executable(**b)) for b in batches[1:])
-            outputs = [answers(actual[0]), *rest]
-            errors = worst_of(reference.outputs, outputs, shortened=True)
-            checks = done.verification
-            checks.outputs = [OutputEntry(name=n, **d.to_dict()) for n, d in errors.items()]
-            checks.samples = count_samples(batches)
-            del outputs
-        # The next session is made when this one is gone: each may hold the whole model.
-        del actual, executable
-        give_back()
-    other = request.backend
-    if other != DEFAULT:
-        progress(f"running it in {other}", 0, 1)
-        file = folder / artifact.MODEL_FILE
-        model = file if find_backend(other).runs_artifacts else rewritten
-        executable = compile_model(model, backend=other, device=request.device)
-        error = worst(worst_of(expected, [_on_cpu(executable(**b)) for b in checked]))
-        done.verification.runtime.backends[other] = ErrorEntry(**error.to_dict())
-        if not error.rel_l2 <= bound:
-            raise BoundExceeded(
-                f"{other} is {error.rel_l2:.3g} (relative L2) from the reference, more than "
-                f"{bound:g}: the artifact is not published. Use --backend onnxruntime"
-            )
-
-
-class _Reference:
-    """The untouched source graph's outputs on every batch, computed at the first use."""
-
-    def __init__(self, source: View, batches: Samples, progress: Progress) -> None:
-        self._source, self._batches, self._progress = source, batches, progress
-
-    @cached_property
-    def outputs(self) -> list[dict[str, torch.Tensor]]:
-        found = []
-        for i, batch in enumerate(self._batches):
-            self._progress("running the source", i, len(self._batches))
-            found.append(answers(sweep(self._source, batch)))
-        return found
-
-
-def _on_cpu(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name: tensor.cpu() for name, tensor in outputs.items()}
-
-
-def _check_backend_name(name: str) -> None:
-    """Raises ``BadInput`` for a backend whose error would stand where ONNX Runtime's does."""
-    if name in RuntimeEntry.model_fields:
-        raise BadInput(
-            f"a backend cannot be named {name}: the manifest holds ONNX Runtime's own error under "
-            "that name. Register it under another one"
-        )
-
-
 def _check_eval(request: Request, view: View) -> None:
     """Refuse tasks that cannot be done before any work is. Raises ``BadInput`` and ``Missing``."""
     if not request.eval_tasks:
@@ -378,15 +251,6 @@ def _evaluated(
 
 def _has_tokenizer(folder: Path | None) -> bool:
     return folder is not None and (folder / "tokenizer.json").is_file()
-
-
-def _rounds_activations(node: Node, view: View) -> bool:
-    return bool(view.attrs(node).get("accuracy_level") == 4)
-
-
-def worst(errors: Mapping[str, Difference]) -> Difference:
-    """The error of the output that is furthest off."""
-    return max(errors.values(), key=lambda d: d.rel_l2)
 
 
 def _write_metadata(onnx: OnnxView, done: Manifest) -> None:

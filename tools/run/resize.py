@@ -14,8 +14,7 @@ from ...ir.load.bitstack_size import possible_sizes
 from ...ir.load.intact import check_files
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
-from ...ir.run.verify import tolerance
-from ...passes.manager import worst_of
+from ...ir.run.verify import Rule, worst, worst_of
 from ..report import manifest
 from ..report.manifest import Manifest, RuntimeEntry, VerificationEntry
 from . import pipeline, report
@@ -72,12 +71,12 @@ def _checked(view: View, target: Path, progress: pipeline.Progress) -> Verificat
         progress(f"running it, graph optimisation {'on' if optimized else 'off'}", 0, 1)
         executable = compile_model(target / artifact.MODEL_FILE, optimize=optimized)
         results.append(executable(**inputs))
-    found = pipeline.worst(worst_of([results[0]], [results[1]]))
-    bound = max(pipeline.RUNTIME_REL_L2, tolerance(view))
-    if not found.rel_l2 <= bound:
+    found = worst(worst_of([results[0]], [results[1]]))
+    rule = Rule.of(view)
+    if not rule.allows(found):
         raise BoundExceeded(
             f"ONNX Runtime's graph optimisation changes the outputs by {found.rel_l2:.3g} "
-            f"(relative L2), more than {bound:g}: nothing is published. Update onnxruntime"
+            f"(relative L2), more than {rule.bound:g}: nothing is published. Update onnxruntime"
         )
     checked = {"optimized": found.to_dict(), "unoptimized": None}
     return VerificationEntry(outputs=[], runtime=RuntimeEntry.model_validate(checked))

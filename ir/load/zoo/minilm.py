@@ -16,6 +16,7 @@ from ...fx.view import FxView
 from ..checkpoint import read_checkpoint
 from ..hf_folder import bind_weights, source_files
 from ..hf_model import build, read_config
+from ..hf_original import hf_original
 from ..trace import trace
 from .text import english_sentences, read_tokenizer, token_batches
 
@@ -58,6 +59,9 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
             source_bytes=sum(w.nbytes for w in weights.values()),
             task="text-embedding",
             sampler=lambda: _sentences(folder),
+            original=hf_original(
+                folder, model, trust_remote_code=False, call=lambda m, x: _embed_sentences(m, **x)
+            ),
         ),
     )
 

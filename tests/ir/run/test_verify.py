@@ -12,6 +12,7 @@ from graphwright.ir.fx.view import FxView
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.verify import (
     EXACT_REL_L2,
+    Rule,
     check_structure,
     compare,
     difference,
@@ -66,6 +67,35 @@ def test_an_infinity_of_the_other_sign_is_an_infinite_error() -> None:
 
 def test_anything_is_infinitely_far_from_zero() -> None:
     assert difference(torch.zeros(3), torch.tensor([0.0, 1e-9, 0.0])).rel_l2 == math.inf
+
+
+def test_near_zero_it_is_the_difference_itself_that_must_be_small() -> None:
+    zeros, ones = torch.zeros(3), torch.ones(3)
+    assert difference(zeros, zeros + 5e-8).within(1e-4)
+    assert not difference(zeros, zeros + 2e-7).within(1e-4)
+    assert difference(ones, ones + 5e-5).within(1e-4)
+    assert not difference(ones, ones + 2e-4).within(1e-4)
+    assert not difference(ones * 1e-2, ones * 1e-2 * (1 + 2e-4)).within(1e-4)
+    assert difference(zeros, ones).finite, "far from zero is no lack of numbers"
+
+
+HALF = CHAIN.replace("f32", "f16")
+
+
+def test_a_plain_artifact_is_judged_by_its_graph_alone() -> None:
+    rule, ones = Rule.of(graph("fx", CHAIN)), torch.ones(8)
+    assert rule.allows(difference(ones, ones * (1 + 5e-5)))
+    assert not rule.allows(difference(ones, ones * (1 + 2e-4)))
+    same = difference(ones, ones)
+    assert not rule.allows_beside(same, same)
+
+
+def test_a_coarse_one_may_be_about_as_far_from_the_source_as_its_graph() -> None:
+    rule, ones = Rule.of(graph("fx", HALF)), torch.ones(8)
+    near, far, farther = (difference(ones, ones * (1 + e)) for e in (0.02, 0.03, 0.04))
+    assert not rule.allows(near), "not what the graph gives"
+    assert rule.allows_beside(far, near), "0.02 * 1.5 and the tolerance of f16"
+    assert not rule.allows_beside(farther, near)
 
 
 def test_shapes_and_names_must_agree() -> None:

@@ -1,0 +1,76 @@
+"""ONNX files as originals: ONNX Runtime runs the file itself."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..ir.core.view import Run, Value, View
+from ..ir.run.verify import rounds_activations
+from .onnxruntime import OnnxRuntimeExecutable
+
+REPACKED_BYTES = 1 << 29
+"""Largest model whose checks always let ONNX Runtime repack the weights, as it does by default: a
+copy of them in memory. Larger ones are checked on weights that stay in their file, unless an op
+rounds activations: there the two differ by that rounding."""
+
+
+@dataclass(frozen=True)
+class OnnxOriginal:
+    """A file in ONNX Runtime on the CPU, its graph optimisation off: no fusion is trusted."""
+
+    path: Path
+    lean: bool
+
+    @property
+    def by(self) -> str:
+        from onnxruntime import __version__
+
+        return f"ONNX Runtime {__version__}, graph optimisation off"
+
+    def start(self, watched: Collection[str] = ()) -> Run:
+        instead = self._showing(watched) if watched else None
+        executable = OnnxRuntimeExecutable(
+            self.path, device="cpu", optimize=False, threads=None, lean=self.lean, instead=instead
+        )
+
+        def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            outputs = executable(**inputs)
+            return {n: t for n, t in outputs.items() if not watched or n in watched}
+
+        return run
+
+    def visible(self, view: View) -> dict[Value, str]:
+        graph = self._proto().graph
+        names = {name for node in graph.node for name in node.output if name}
+        values = (value for node in view.nodes() for value in view.results(node))
+        return {value: view.name(value) for value in values if view.name(value) in names}
+
+    def _proto(self) -> Any:
+        import onnx
+
+        return onnx.load(self.path, load_external_data=False)
+
+    def _showing(self, names: Collection[str]) -> bytes:
+        """The file's model with further outputs; external weights stay where they lie."""
+        import onnx
+
+        model = self._proto()
+        known = {output.name for output in model.graph.output}
+        model.graph.output.extend(
+            onnx.ValueInfoProto(name=name) for name in names if name not in known
+        )
+        return bytes(model.SerializeToString())
+
+
+def give_original(view: View) -> None:
+    """Let the graph of an ONNX file be held against the file in ONNX Runtime."""
+    source = view.source
+    if source.kind != "onnx" or source.original is not None or not source.files:
+        return
+    lean = source.source_bytes > REPACKED_BYTES and not rounds_activations(view)
+    source.original = OnnxOriginal(source.files[0], lean)

@@ -1,0 +1,91 @@
+"""Hugging Face folders as originals: transformers loads the weights and runs its own forward."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..structure.cache_slots import PARTS, past_name, present_name
+from .original import Call, ModuleOriginal
+
+
+def hf_original(
+    folder: Path, model: Any, *, trust_remote_code: bool, call: Call | None = None
+) -> ModuleOriginal:
+    """``from_pretrained`` of the class, config, dtype and attention that ``model`` was built with.
+
+    In the dtype of the file the library maps the weights: they take no memory of their own.
+    """
+    from transformers import __version__
+
+    cls, config = type(model), model.config
+    dtype, attention = next(model.parameters()).dtype, config._attn_implementation
+    options: dict[str, Any] = {}
+    if getattr(model, "pooler", model) is None and _takes(cls.__init__, "add_pooling_layer"):
+        options["add_pooling_layer"] = False
+    cached = call is None and "past_key_values" in inspect.signature(model.forward).parameters
+
+    def make() -> torch.nn.Module:
+        loaded: torch.nn.Module = cls.from_pretrained(
+            folder, config=config, dtype=dtype, attn_implementation=attention,
+            trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True,
+            **options,
+        )  # fmt: skip
+        return loaded
+
+    usual = _cached_call if cached else _call
+    return ModuleOriginal(f"{cls.__name__} in transformers {__version__}", make, call or usual)
+
+
+def _takes(function: Any, name: str) -> bool:
+    return name in inspect.signature(function).parameters
+
+
+def _call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The library's forward; of its outputs those that are tensors."""
+    inputs = _with_crops(given)
+    fixed = {"return_dict": True, "use_cache": False}
+    accepted = inspect.signature(model.forward).parameters
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        fixed = {name: value for name, value in fixed.items() if name in accepted}
+    output = model(**inputs, **fixed)
+    return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
+
+
+def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The library's forward with a cache of its own kind, positions as its ``generate`` has them.
+
+    A prompt starts without a cache; a step without an image leaves the pixels away.
+    """
+    from transformers.cache_utils import DynamicCache
+
+    inputs = _with_crops({n: t for n, t in given.items() if not n.startswith("past_key_values.")})
+    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
+    for layer in layers if past_name(0, PARTS[0]) in given else ():
+        cache.update(*(given[past_name(layer, part)] for part in PARTS), layer)
+    if "pixel_values" in inputs and not len(inputs["pixel_values"]):
+        del inputs["pixel_values"]
+    if _takes(model.forward, "position_ids"):
+        places = inputs["attention_mask"].cumsum(-1) - 1
+        seq = inputs["input_ids"].shape[1]
+        inputs["position_ids"] = places.clamp(min=0)[:, places.shape[1] - seq :]
+    output = model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
+    presents = {
+        present_name(layer, part): getattr(output.past_key_values.layers[layer], f"{part}s")
+        for layer in layers
+        for part in PARTS
+    }
+    return {"logits": output.logits} | presents
+
+
+def _with_crops(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Images in crops as the library takes them: all crops in a row."""
+    pixels = given.get("pixel_values")
+    if pixels is None or pixels.dim() != 5:
+        return dict(given)
+    return {**given, "pixel_values": pixels.flatten(0, 1)}

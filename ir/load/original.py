@@ -1,0 +1,180 @@
+"""PyTorch modules as originals: the module behind a graph, called as its own code says."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.fx import GraphModule
+from torch.utils import _pytree as pytree
+
+from ..core.errors import BadInput
+from ..core.quiet import quiet
+from ..core.view import Run, Value, View
+from ..fx.program import input_names, output_names
+
+Call = Callable[[Any, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
+"""Calls a module with inputs by the graph's names; its outputs by the graph's names."""
+ENTERS = "into "
+"""Before a module's path: what it is given. The path alone is what it gives."""
+
+
+@dataclass(frozen=True)
+class ModuleOriginal:
+    """A module in evaluation mode, without gradients, wherever it lies."""
+
+    by: str
+    make: Callable[[], torch.nn.Module]
+    """Loads it; where it is there already, gives it."""
+    call: Call
+
+    def start(self, watched: Collection[str] = ()) -> Run:
+        with quiet(), torch.random.fork_rng(devices=[]):
+            module = self.make()
+
+        def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            seen: dict[str, torch.Tensor] = {}
+            training = [(m, m.training) for m in module.modules()]
+            hooks = _watch(module, watched, seen)
+            device = next((p.device for p in module.parameters()), torch.device("cpu"))
+            given = {name: t.clone().to(device) for name, t in inputs.items()}
+            try:
+                for part, _ in training:
+                    part.training = False
+                with quiet(), torch.no_grad():
+                    outputs = self.call(module, given)
+            except Exception as error:
+                # Whatever a model's own code raises, the person must hear of it.
+                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                raise BadInput(f"the source does not take these inputs: {reason}") from error
+            finally:
+                for hook in hooks:
+                    hook.remove()
+                for part, before in training:
+                    part.training = before
+            found = seen if watched else outputs
+            return {name: t.detach().cpu() for name, t in found.items()}
+
+        return run
+
+    def visible(self, view: View) -> dict[Value, str]:
+        """What a module gives, and what it is given, where it is one value of the graph.
+
+        A module that is called several times, or returns several tensors, shows none.
+        """
+        gives: dict[str, set[Value]] = defaultdict(set)
+        takes: dict[str, set[Value]] = defaultdict(set)
+        for node in view.nodes():
+            inner = _paths(view.scope(node))
+            for value in view.results(node):
+                users = [_paths(view.scope(user)) for user in view.users(value)]
+                users += [set()] if view.is_output(value) else []
+                for outer in users:
+                    for path in inner - outer:
+                        gives[path].add(value)
+                    for path in outer - inner:
+                        takes[path].add(value)
+        found: dict[Value, str] = {}
+        for sign, table in (("", gives), (ENTERS, takes)):
+            # The innermost module last: of those that give one value it says most.
+            for path, values in sorted(table.items(), key=lambda row: len(row[0])):
+                if len(values) == 1 and (not sign or values.isdisjoint(found)):
+                    found[next(iter(values))] = sign + path
+        return found
+
+
+@dataclass(frozen=True)
+class ProgramOriginal(ModuleOriginal):
+    """An exported program's own module, whose every node can be seen."""
+
+    def start(self, watched: Collection[str] = ()) -> Run:
+        if not watched:
+            return super().start()
+        with quiet():
+            module = self.make()
+        assert isinstance(module, GraphModule)
+
+        names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
+
+        def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+            seen: dict[str, torch.Tensor] = {}
+            given = [inputs[name].clone() for name in names]
+            with quiet(), torch.no_grad():
+                _Watching(module, watched, seen).run(*given, enable_io_processing=False)
+            return seen
+
+        return run
+
+    def visible(self, view: View) -> dict[Value, str]:
+        """Values whose node is in the program under its name: what decomposing made is not."""
+        module = self.make()
+        assert isinstance(module, GraphModule)
+        targets = {node.name: str(node.target) for node in module.graph.nodes}
+        return {
+            value: view.name(value)
+            for node in view.nodes()
+            for value in view.results(node)
+            if targets.get(view.name(value)) == f"{view.native_op(node)}"
+        }
+
+
+class _Watching(torch.fx.Interpreter):
+    def __init__(
+        self, module: GraphModule, watched: Collection[str], seen: dict[str, torch.Tensor]
+    ) -> None:
+        super().__init__(module)
+        self._watched, self._seen = watched, seen
+
+    def run_node(self, n: torch.fx.Node) -> Any:
+        result = super().run_node(n)
+        if n.name in self._watched and isinstance(result, torch.Tensor):
+            self._seen[n.name] = result.clone()
+        return result
+
+
+def traced_call(program: ExportedProgram) -> Call:
+    """The call by which ``torch.export`` traced a module."""
+    inputs, outputs = input_names(program), output_names(program)
+    in_spec = program.module_call_graph[0].signature.in_spec
+
+    def call(module: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        args, kwargs = pytree.tree_unflatten([given[name] for name in inputs], in_spec)
+        return dict(zip(outputs, pytree.tree_leaves(module(*args, **kwargs)), strict=True))
+
+    return call
+
+
+def _paths(scope: str) -> set[str]:
+    """A dotted path and those of the modules around it."""
+    parts = scope.split(".") if scope else []
+    return {".".join(parts[:end]) for end in range(1, len(parts) + 1)}
+
+
+def _watch(
+    module: torch.nn.Module, watched: Collection[str], seen: dict[str, torch.Tensor]
+) -> list[Any]:
+    def before(name: str) -> Callable[..., None]:
+        return lambda _, args, kwargs: _note(seen, name, (args, kwargs))
+
+    def after(name: str) -> Callable[..., None]:
+        return lambda _, args, output: _note(seen, name, output)
+
+    hooks: list[Any] = []
+    for name in watched:
+        part = module.get_submodule(name.removeprefix(ENTERS))
+        if name.startswith(ENTERS):
+            hooks.append(part.register_forward_pre_hook(before(name), with_kwargs=True))
+        else:
+            hooks.append(part.register_forward_hook(after(name)))
+    return hooks
+
+
+def _note(seen: dict[str, torch.Tensor], name: str, value: Any) -> None:
+    leaves = pytree.tree_leaves(value)
+    tensor = next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
+    if tensor is not None:
+        seen[name] = tensor.detach().clone()
