@@ -11,7 +11,7 @@ from .ir.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from . import passes
     from .backends import compile, export
-    from .ir.load.sources import load
+    from .backends.original import load
     from .ir.load.trace import trace
     from .passes.manager import Result, optimize, plan
     from .passes.recipe import Recipe
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "trace": ".ir.load.trace", "load": ".ir.load.sources", "optimize": ".passes.manager",
+    "trace": ".ir.load.trace", "load": ".backends.original", "optimize": ".passes.manager",
     "plan": ".passes.manager", "Result": ".passes.manager", "Recipe": ".passes.recipe",
     "compile": ".backends", "export": ".backends", "generate": ".tools.run.generating",
 }  # fmt: skip

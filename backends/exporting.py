@@ -45,7 +45,7 @@ def export(
     op has no ONNX form or the runtime rejects what was written, and ``BoundExceeded`` where it
     computes something else.
     """
-    sources = (graph.source.folder or "", *graph.source.files)
+    sources: list[str | Path] = [graph.source.folder or "", *graph.source.files]
     check_target(Path(out), force=force, sources=sources)
     model = lowered(graph).model
     with publish(Path(out), force=force) as folder:

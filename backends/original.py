@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 
 from ..ir.core.view import Run, Value, View
+from ..ir.load import sources
 from ..ir.run.verify import rounds_activations
 from .onnxruntime import OnnxRuntimeExecutable
 
@@ -65,6 +67,24 @@ class OnnxOriginal:
             onnx.ValueInfoProto(name=name) for name in names if name not in known
         )
         return bytes(model.SerializeToString())
+
+
+_Options = ParamSpec("_Options")
+
+
+def _with_original(loader: Callable[_Options, View]) -> Callable[_Options, View]:
+    @functools.wraps(loader)
+    def load(*args: _Options.args, **options: _Options.kwargs) -> View:
+        view = loader(*args, **options)
+        if options.get("max_bytes") is None:  # else it is the beginning of what the file holds
+            give_original(view)
+        return view
+
+    return load
+
+
+load = _with_original(sources.load)
+"""``load`` of ``ir.load.sources``; the graph of an ONNX file can be held against that file."""
 
 
 def give_original(view: View) -> None:

@@ -317,6 +317,15 @@ def test_a_wrong_reading_of_a_module_is_caught_by_optimize(
         gw.optimize(graph, "clean{optional=true}")
 
 
+def test_a_wrong_reading_of_a_file_is_caught_by_optimize(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graph = gw.load(mlp(tmp_path))
+    wrong_value(monkeypatch, "act")
+    with pytest.raises(BoundExceeded, match=r"ONNX Runtime .* gives.* node act \(Relu\)"):
+        gw.optimize(graph, "clean{optional=true}")
+
+
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
     graph = gw.trace(*net())
     first = gw.optimize(graph, "quantize{bits=4 group=32}")
