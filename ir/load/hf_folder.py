@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_llava import crop_count, llava_forward
 from .hf_match import converts, listed, match
-from .hf_model import build, read_config
+from .hf_model import build, read_config, stored_dtype
 from .hf_original import hf_original
 from .trace import trace
 
@@ -64,7 +64,7 @@ def load_folder(
     _give_forward(model, inputs)
     weights, notes = bind_weights(model, checkpoint, folder)
     original = None if checkpoint is None else hf_original(
-        folder, model, trust_remote_code=trust_remote_code
+        folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code
     )
     view = trace(
         model,

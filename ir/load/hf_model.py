@@ -173,7 +173,7 @@ def build(
     cls = _model_class(folder, config, trust_remote_code)
     handles = {} if checkpoint is None else checkpoint.tensors
     _check_layers(folder, config, len(handles) or MOST_LAYERS)
-    dtype = dtype or config.dtype or _checkpoint_dtype(handles)
+    dtype = dtype or config.dtype or stored_dtype(handles)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise BadInput(f"{folder}/config.json: dtype {dtype} is none that models compute in")
     model: torch.nn.Module = _construct(folder, cls, config, dtype)
@@ -296,6 +296,7 @@ def _refuse_decoder(folder: Path, cls: Any, config: Any) -> Any:
     return cls
 
 
-def _checkpoint_dtype(handles: Mapping[str, Weight]) -> torch.dtype:
+def stored_dtype(handles: Mapping[str, Weight]) -> torch.dtype:
+    """The float dtype that a checkpoint is in, scales of narrow ones aside."""
     floats = (w.dtype for w in handles.values() if w.dtype.is_floating_point)
     return next((dtype for dtype in floats if dtype.itemsize > 1), torch.float32)

@@ -9,16 +9,20 @@ from typing import Any
 
 import torch
 
+from ..core.memory import available_bytes
 from ..structure.cache_slots import PARTS, past_name, present_name
 from .original import Call, ModuleOriginal
 
 
 def hf_original(
-    folder: Path, model: Any, *, trust_remote_code: bool, call: Call | None = None
-) -> ModuleOriginal:
+    folder: Path, model: Any, stored: torch.dtype, *, trust_remote_code: bool,
+    call: Call | None = None,
+) -> ModuleOriginal:  # fmt: skip
     """``from_pretrained`` of the class, config, dtype and attention that ``model`` was built with.
 
-    In the dtype of the file the library maps the weights: they take no memory of their own.
+    In the dtype that the file stores the library maps the weights: they take no memory of their
+    own. In another one, where a copy of them all would take more than half of what the machine has
+    to give, they are mapped too, and each module's are cast while it runs.
     """
     from transformers import __version__
 
@@ -27,18 +31,38 @@ def hf_original(
     options: dict[str, Any] = {}
     if getattr(model, "pooler", model) is None and _takes(cls.__init__, "add_pooling_layer"):
         options["add_pooling_layer"] = False
+    size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
+    whole = stored == dtype or size <= available_bytes() // 2
     cached = call is None and "past_key_values" in inspect.signature(model.forward).parameters
 
     def make() -> torch.nn.Module:
         loaded: torch.nn.Module = cls.from_pretrained(
-            folder, config=config, dtype=dtype, attn_implementation=attention,
-            trust_remote_code=trust_remote_code, local_files_only=True, use_safetensors=True,
-            **options,
+            folder, config=config, dtype=dtype if whole else stored,
+            attn_implementation=attention, trust_remote_code=trust_remote_code,
+            local_files_only=True, use_safetensors=True, **options,
         )  # fmt: skip
+        if not whole:
+            cast_in_turn(loaded, dtype)
         return loaded
 
     usual = _cached_call if cached else _call
-    return ModuleOriginal(f"{cls.__name__} in transformers {__version__}", make, call or usual)
+    by = f"{cls.__name__} in transformers {__version__}"
+    how = "" if whole else ", the weights of one module at a time"
+    return ModuleOriginal(by + how, make, call or usual)
+
+
+def cast_in_turn(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Let each module have its own parameters in another dtype while it runs."""
+
+    def cast(part: torch.nn.Module, own: Mapping[str, torch.nn.Parameter]) -> None:
+        for name, parameter in own.items():
+            part._parameters[name] = torch.nn.Parameter(parameter.to(dtype), requires_grad=False)
+
+    for part in model.modules():
+        own = {n: p for n, p in part._parameters.items() if p is not None and p.dtype != dtype}
+        if own:
+            part.register_forward_pre_hook(lambda part, _, own=own: cast(part, own))
+            part.register_forward_hook(lambda part, _, __, own=own: part._parameters.update(own))
 
 
 def _takes(function: Any, name: str) -> bool:

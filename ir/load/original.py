@@ -33,8 +33,12 @@ class ModuleOriginal:
     call: Call
 
     def start(self, watched: Collection[str] = ()) -> Run:
-        with quiet(), torch.random.fork_rng(devices=[]):
-            module = self.make()
+        try:
+            with quiet(), torch.random.fork_rng(devices=[]):
+                module = self.make()
+        except Exception as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise BadInput(f"{self.by} does not load it: {reason}") from error
 
         def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             seen: dict[str, torch.Tensor] = {}

@@ -15,7 +15,7 @@ from ...core.view import Source
 from ...fx.view import FxView
 from ..checkpoint import read_checkpoint
 from ..hf_folder import bind_weights, source_files
-from ..hf_model import build, read_config
+from ..hf_model import build, read_config, stored_dtype
 from ..hf_original import hf_original
 from ..trace import trace
 from .text import english_sentences, read_tokenizer, token_batches
@@ -40,6 +40,7 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
     folder = Path(package.origin).parent / "model"
     config = read_config(folder, trust_remote_code=False)
     checkpoint = read_checkpoint(folder)
+    assert checkpoint is not None, "absent weights are an error"
     model: Any = build(folder, config, checkpoint, dtype=dtype)
     model.pooler = None  # sentence embeddings are means of tokens; the pooler is never read
     model.forward = MethodType(_embed_sentences, model)
@@ -60,7 +61,8 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
             task="text-embedding",
             sampler=lambda: _sentences(folder),
             original=hf_original(
-                folder, model, trust_remote_code=False, call=lambda m, x: _embed_sentences(m, **x)
+                folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=False,
+                call=lambda m, x: _embed_sentences(m, **x),
             ),
         ),
     )
