@@ -16,7 +16,7 @@ from ..ir.run.truth import Reference
 from ..ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
 from ..ir.structure.cache_slots import answers, next_step
 from .artifact import MODEL_FILE, model_bytes
-from .original import REPACKED_BYTES
+from .original import REPACKED_BYTES, must_repack
 from .registry import DEFAULT, compile
 
 Outputs = Mapping[str, torch.Tensor]
@@ -108,9 +108,8 @@ def check_artifact(
 
     Raises ``BoundExceeded`` as ``Judge.judge``, and ``BadInput`` where the runtime rejects it.
     """
-    # Without repacking the runtime does not round: it would compute something else.
-    rounded = rounds_activations(graph)
-    prepacked = rounded or model_bytes(folder) <= REPACKED_BYTES
+    prepacked = rounds_activations(graph) or model_bytes(folder) <= REPACKED_BYTES
+    repacked = {True: prepacked, False: must_repack(graph)}
     errors: list[Difference] = []
     outputs: list[Outputs] = []
     for optimized in (True, False):
@@ -118,7 +117,7 @@ def check_artifact(
         progress(f"running the artifact, {switched}", 0, 1)
         executable = compile(
             folder / MODEL_FILE, backend=DEFAULT, device=device,
-            optimize=optimized, lean=not (rounded or (optimized and prepacked)),
+            optimize=optimized, lean=not repacked[optimized],
         )  # fmt: skip
         actual = [executable(**inputs) for inputs in judge.inputs]
         advice = "Update onnxruntime, or report the model"

@@ -245,7 +245,10 @@ class Rule:
     def of(cls, graph: View) -> Rule:
         bound = max(RUNTIME_REL_L2[torch.float32], tolerance(graph))
         coarse = bound > RUNTIME_REL_L2[torch.float32] or rounds_activations(graph)
-        return cls(bound, coarse, ROUNDED_REL_L2 if _rounds_natively(graph) else bound)
+        # Joined to integer arithmetic, or in half types left out: see ``backends.original``.
+        half = bound > RUNTIME_REL_L2[torch.float32]
+        loose = _rounds_natively(graph) or (half and rounds_activations(graph))
+        return cls(bound, coarse, ROUNDED_REL_L2 if loose else bound)
 
     def allows(self, to_graph: Difference) -> bool:
         return to_graph.within(self.bound)
