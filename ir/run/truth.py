@@ -137,7 +137,7 @@ def hold(
     bound = runtime_tolerance(read)
     if not truth.samples:
         return None
-    found = sweep_together(graph, [seen.inputs for seen in truth.probes]) if truth.probes else []
+    found = _probed(read, graph, truth) if truth.probes else []
     pairs = zip([*truth.samples[: len(outputs)], *truth.probes], [*outputs, *found], strict=True)
     worst = Difference(0.0, 1.0, 0.0, 0.0)
     for seen, ours in pairs:
@@ -153,6 +153,18 @@ def hold(
         if lost:
             raise BoundExceeded(f"{_whose(read)}: the source gives no {', '.join(lost)}")
     return worst
+
+
+def _probed(read: View, graph: View, truth: Truth) -> list[Outputs]:
+    """Our reading on the probes. ``BoundExceeded`` where it fails on what the source takes."""
+    try:
+        return sweep_together(graph, [seen.inputs for seen in truth.probes])
+    except (BadInput, RuntimeError, ValueError, IndexError) as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise BoundExceeded(
+            f"{_whose(read)} fails on {truth.probes[0].what}, which {truth.by} takes: {reason}. "
+            "Nothing is published. Please report this as a bug, with the model's structure"
+        ) from error
 
 
 class Reference:

@@ -326,6 +326,31 @@ def test_a_wrong_reading_of_a_file_is_caught_by_optimize(
         gw.optimize(graph, "clean{optional=true}")
 
 
+def test_a_reading_that_fails_on_what_the_source_takes_is_a_wrong_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    graph = gw.trace(*net())
+    whole = FxView.execute
+
+    def fixed(self: FxView, node: Any, args: Any) -> tuple[Any, ...]:
+        return tuple(result.reshape(2, -1) for result in whole(self, node, args))
+
+    monkeypatch.setattr(FxView, "execute", fixed)
+    with pytest.raises(BoundExceeded, match=r"fails on an input of 3 x 32, which the module Net"):
+        gw.optimize(graph, "clean{optional=true}")
+
+
+def test_sizes_that_the_source_refuses_are_told() -> None:
+    class Two(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if not torch.compiler.is_exporting() and len(x) != 2:
+                raise ValueError("two rows, please")
+            return x * 2
+
+    report = gw.optimize(gw.trace(Two(), (torch.randn(2, 5),)), "clean{optional=true}").report
+    assert report.truth["probes"] == [] and "two rows, please" in report.truth["unheard"]
+
+
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
     graph = gw.trace(*net())
     first = gw.optimize(graph, "quantize{bits=4 group=32}")
