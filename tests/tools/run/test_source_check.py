@@ -374,3 +374,23 @@ def test_the_manifest_and_the_terminal_say_on_what_it_was_judged(
     assert f"read as {runtime}" in text and "on these samples, an input of 3 x 32: rel. L2" in text
     page = (tmp_path / "out" / "report.html").read_text()
     assert "Judged on 2 random inputs." in page and f"read as {runtime}" in page
+
+
+def test_calibration_data_is_named_where_a_result_was_judged_on_it(tmp_path: Path) -> None:
+    data = tmp_path / "rows.npz"
+    np.savez(data, x=RNG.standard_normal((6, 32)).astype(np.float32))
+    request = pipeline.Request(
+        mlp(tmp_path), gw.Recipe.parse("quantize{bits=8 group=32}"), tmp_path / "out",
+        calibration=str(data),
+    )  # fmt: skip
+    checks = pipeline.run(request, silent).verification
+    assert checks.data == f"samples of --calib {data}" and checks.samples == 6
+    assert checks.source is not None and checks.source.error is not None
+
+
+def test_an_output_of_zeros_is_judged_absolutely(tmp_path: Path) -> None:
+    zeros = numpy_helper.from_array(np.zeros((32, 12), np.float32), "w")
+    model = file(tmp_path, [node("MatMul", ["x", "w"], ["y"], name="zero")], [zeros], ("n", 32))
+    recipe = gw.Recipe.parse("quantize{bits=8 group=32}")
+    checks = pipeline.run(pipeline.Request(model, recipe, tmp_path / "out"), silent).verification
+    assert checks.outputs[0].max_abs is not None and checks.outputs[0].max_abs < 1e-6
