@@ -26,7 +26,7 @@ def check_batches(view: View, batches: Sequence[Batch], what: str = "calibration
     if not batches:
         raise BadInput(f"{what}: empty: it holds no batch")
     types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
-    rows = _table_rows(view)
+    rows = table_rows(view)
     for number, batch in enumerate(batches, 1):
         where = f"{what}, batch {number} of {len(batches)}"
         _check_names(where, batch, types)
@@ -34,7 +34,7 @@ def check_batches(view: View, batches: Sequence[Batch], what: str = "calibration
         for name, tensor in batch.items():
             _check_tensor(f"{where}: {name}", tensor, types[name], sizes)
         for name, count in rows.items():
-            _check_ids(f"{where}: {name}", batch[name], count)
+            check_ids(f"{where}: {name}", batch[name], count)
 
 
 def batches_sha256(batches: Sequence[Batch]) -> str:
@@ -95,7 +95,7 @@ def _check_tensor(where: str, given: torch.Tensor, declared: Type, sizes: dict[s
         raise BadInput(f"{where}: {bad} of {given.numel()} numbers are NaN or infinite")
 
 
-def _table_rows(view: View) -> dict[str, int]:
+def table_rows(view: View) -> dict[str, int]:
     """Rows of the embedding that an input's ids pick from, by the input's name."""
     rows: dict[str, int] = {}
     for name, value in zip(view.input_names(), view.inputs(), strict=True):
@@ -113,7 +113,8 @@ def _rows_behind(view: View, value: Value, node: Node) -> int | None:
     return None if table is None else table.shape[0]
 
 
-def _check_ids(where: str, ids: torch.Tensor, rows: int) -> None:
+def check_ids(where: str, ids: torch.Tensor, rows: int) -> None:
+    """Raise ``BadInput`` where one of the ids, of any shape, is no row of a table."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= rows:
         wrong = low if low < 0 else high

@@ -119,10 +119,13 @@ def test_another_resolution_than_was_traced(backend: str, models: ModuleType) ->
         run(pixel_values=torch.zeros(2, 3, 32, 32))
 
 
-def test_a_failure_inside_the_runtime_is_told(executable: Executable, inputs_of: Inputs) -> None:
+def test_a_failure_inside_the_runtime_is_told_once(
+    executable: Executable, inputs_of: Inputs, capfd: pytest.CaptureFixture[str]
+) -> None:
     inputs = inputs_of(2, 5)
     with pytest.raises(BadInput, match=r"ONNX Runtime fails on these inputs.*(indices|bounds)"):
         executable(ids=torch.full_like(inputs["ids"], 10_000), mask=inputs["mask"])
+    assert capfd.readouterr() == ("", ""), "the runtime's own line stays off the terminal"
 
 
 def test_files_that_do_not_load(tmp_path: Path) -> None:

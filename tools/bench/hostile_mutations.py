@@ -122,7 +122,10 @@ def _change(rng: Random, target: Any, field: Any, every: list[Any]) -> None:
         if many and len(value) and rng.random() < 0.5:
             del value[rng.randrange(len(value))]
         elif same:
-            (value.add() if many else value).CopyFrom(rng.choice(same))
+            # Of a copy: a message may be within the one that it is given, which crashes protobuf.
+            copy = type(same[0])()
+            copy.CopyFrom(rng.choice(same))
+            (value.add() if many else value).CopyFrom(copy)
     elif hasattr(value, "append"):
         value.append(_scalar(rng, rng.choice(list(value) or [1]), every))
     else:

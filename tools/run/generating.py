@@ -18,6 +18,7 @@ from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
+from ...ir.run.batches import check_ids, table_rows
 from ...ir.structure.vision import COUNT_KEY
 from ..data.images import Placeholders, Preprocessing
 from ..data.side_files import longest_text, read_json, text_settings
@@ -96,6 +97,7 @@ class Writer:
             raise BadInput("give tokenizer=FOLDER: the model's folder is not known")
         self._folder = Path(folder)
         self._graph = graph
+        self._vocabulary = None if graph is None else table_rows(graph).get("input_ids")
         self._decoder = Decoder(run, longest_text(folder))
         self._tokenizer: Any = read_tokenizer(self._folder)
         self._tokenizer.no_padding()
@@ -154,6 +156,8 @@ class Writer:
 
     def _tokens(self, prompt: str, has_image: bool) -> list[int]:
         ids: list[int] = self._tokenizer.encode(prompt).ids
+        if ids and self._vocabulary is not None:
+            check_ids(f"the prompt {prompt!r}", torch.tensor(ids), self._vocabulary)
         if not self._decoder.takes_images:
             if has_image:
                 raise BadInput("an image is given, and the model reads text only")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -257,6 +258,14 @@ def test_what_cannot_be_generated(
         found, out, err = command(*arguments)
         assert (found, out) == (code, ""), (arguments, err)
         assert reason in err
+    shutil.copytree(artifact, tmp_path / "larger")
+    known = json.loads((artifact / "tokenizer.json").read_text())
+    added = {"id": 700, "content": "new", "special": True, "single_word": False, "lstrip": False,
+             "rstrip": False, "normalized": False}  # fmt: skip
+    known["added_tokens"].append(added)
+    (tmp_path / "larger" / "tokenizer.json").write_text(json.dumps(known))
+    found, out, err = command(str(tmp_path / "larger"), "a new word")
+    assert (found, out) == (2, "") and "the id 700, and the model knows ids 0 to 699" in err
     with pytest.raises(BadInput, match="2 images for 1 prompts"):
         gw.generate(sight, "what", images=[None, None])
 
