@@ -161,7 +161,7 @@ def archive(rng: Random, data: bytes) -> bytes:
                 content += bytes(rng.choice((1, 4096, 1 << 24)))
             elif kind != "rename":
                 content = of_bytes(rng, content)
-            new.writestr(rng.choice(TEXTS) or "x" if kind == "rename" else name, content)
+            new.writestr(rng.choice(TEXTS)[:999] or "x" if kind == "rename" else name, content)
     return packed.getvalue()
 
 

@@ -83,8 +83,10 @@ def forked(folder: Path, work: Callable[[], int]) -> Ended:
 def _settle(folder: Path) -> None:
     """In the child: its folders, its output, its limits."""
     output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for number in (1, 2):
+        os.dup2(output, number)
+    # A test runner has put its own in their place.
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False) for number in (1, 2))
     for name in ("work", "tmp"):
         (folder / name).mkdir(exist_ok=True)
     os.chdir(folder / "work")

@@ -1,0 +1,92 @@
+"""The campaign on damaged files: a seed makes the same case again, and a fault is seen as one."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+from random import Random
+
+import onnx
+import pytest
+from graphwright.tools.bench import hostile, hostile_mutations, hostile_sources, hostile_worker
+from graphwright.tools.bench.hostile_worker import Ended, command, forked
+
+
+@pytest.fixture(scope="module")
+def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("valid")
+    hostile.prepare(folder)
+    return folder
+
+
+def test_cases_are_run_and_counted(valid: Path, tmp_path: Path) -> None:
+    kinds = ("kill", "recipe", "manifest", "npz")
+    found = [hostile.run_case(kind, 0, valid, tmp_path / kind) for kind in kinds]
+    assert [case.fault for case in found] == [""] * 4
+    assert hostile.table(found).row_count == 5
+
+
+def test_a_seed_is_a_case(valid: Path) -> None:
+    content = (valid / "llama" / "model.safetensors").read_bytes()
+    made = [hostile_mutations.safetensors(Random(3), content) for _ in range(2)]
+    other = hostile_mutations.safetensors(Random(4), content)
+    assert made[0] == made[1] != content != other != made[0]
+    archive = (valid / "data.npz").read_bytes()
+    assert hostile_mutations.archive(Random(5), archive) != archive
+    assert hostile_mutations.text(Random(6), "a{b=1}") != "a{b=1}"
+    graphs = []
+    for seed in (7, 7, 8):
+        model = onnx.load(valid / "m.onnx")
+        hostile_mutations.message(Random(seed), model)
+        graphs.append(model.SerializeToString())
+    assert graphs[0] == graphs[1] != graphs[2]
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "told"),
+    [
+        (0, "", ""),
+        (2, "error: m.onnx: no", ""),
+        (2, "", "exit 2: "),
+        (1, "a\nerror: internal error: KeyError: 'x'\n  hint", "error: internal error: KeyError"),
+        (1, "Traceback (most recent call last):", "Traceback"),
+        (2, "error: \x1b[31mred", "an escape sequence was printed"),
+        (5, "x", "exit 5: x"),
+        (-signal.SIGSEGV, "x", "signal 11: a crash: x"),
+    ],
+)
+def test_what_is_a_fault(status: int, output: str, told: str) -> None:
+    found = hostile.fault(Ended(status, output, seconds=1.0, peak_rss=0))
+    assert found.startswith(told) and bool(found) == bool(told)
+
+
+def test_time_and_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hostile_worker, "SECONDS", 0.2)
+    endless = forked(tmp_path, lambda: signal.pause() or 0)
+    assert endless.status == -signal.SIGKILL
+
+    def large() -> int:
+        try:
+            bytearray(hostile_worker.MEMORY + (1 << 20))
+        except MemoryError:
+            return 7
+        return 0
+
+    monkeypatch.setattr(hostile_worker, "SECONDS", 60)
+    assert forked(tmp_path, large).status == 7
+
+
+def test_a_wrong_result_is_seen(valid: Path, tmp_path: Path) -> None:
+    arguments = [str(valid / "m.onnx"), "-p", "clean{optional=true}", "-o", "out"]
+    assert command(tmp_path, arguments).status == 0
+    made = tmp_path / "work" / "out" / "model.onnx"
+    assert hostile_sources.wrong(valid / "m.onnx", made, 1e-3) == ""
+    other = onnx.load(valid / "m.onnx")
+    weight = onnx.numpy_helper.to_array(other.graph.initializer[0])
+    other.graph.initializer[0].raw_data = (2 * weight).tobytes()
+    onnx.save(other, tmp_path / "m.onnx")
+    assert "(relative L2) from the source" in hostile_sources.wrong(
+        tmp_path / "m.onnx", made, 1e-3
+    )
+    (tmp_path / "m.onnx").write_bytes(b"no model")
+    assert hostile_sources.wrong(tmp_path / "m.onnx", made, 1e-3) == ""
