@@ -6,10 +6,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
+import os
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, GraphwrightError
 
 MANIFEST = "graphwright.json"
 FILES = ("model.onnx", "model.onnx.data")
@@ -17,6 +19,8 @@ HASHED_BYTES = 1 << 30
 """Files up to this size are hashed whenever an artifact is opened: half a second. Of larger ones,
 of which ``inspect`` reads next to nothing, the size is compared, unless all of it is read anyway.
 """
+
+Opened = TypeVar("Opened")
 
 
 def facts(folder: Path) -> dict[str, dict[str, Any]]:
@@ -46,6 +50,24 @@ def check_files(folder: Path, *, whole: bool = False) -> None:
         if (folder / MANIFEST).read_bytes() == content:
             raise BadInput(wrong)
         # Another artifact has taken the place of this one meanwhile.
+
+
+def open_whole(folder: Path, opened: Callable[[], Opened]) -> Opened:
+    """What ``opened`` makes of an artifact's files, after ``check_files``: all of one artifact, and
+    made again where another took its place meanwhile."""
+    while True:
+        # A folder that is held open is not mistaken for a later one.
+        held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            check_files(folder)
+            made = opened()
+            if os.path.samestat(os.fstat(held), folder.stat()):
+                return made
+        except GraphwrightError:
+            if os.path.samestat(os.fstat(held), folder.stat()):
+                raise
+        finally:
+            os.close(held)
 
 
 def _recorded(folder: Path, content: bytes) -> dict[str, Any]:

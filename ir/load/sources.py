@@ -16,7 +16,7 @@ import torch
 from ..core.errors import BadInput, GraphwrightError, Missing, near_misses
 from ..core.heap import uncollected
 from ..core.view import Source, View
-from .intact import check_files
+from .intact import open_whole
 from .trace import trace
 from .zoo import ZOO, load_zoo
 
@@ -74,8 +74,8 @@ def load(
         from .onnx_file import load_onnx
 
         if form == "artifact":
-            check_files(path)
-        return load_onnx(path / "model.onnx" if form == "artifact" else path)
+            return open_whole(path, lambda: load_onnx(path / "model.onnx"))
+        return load_onnx(path)
     if form == "pt2":
         from .pt2_file import load_pt2
 
@@ -131,8 +131,7 @@ def _cut(text: str, max_bytes: int) -> View:
 
     path = Path(text).expanduser()
     if path.is_dir() and (path / "graphwright.json").is_file():
-        check_files(path)
-        return load_onnx(path / "model.onnx", max_bytes)
+        return open_whole(path, lambda: load_onnx(path / "model.onnx", max_bytes))
     if path.suffix == ".onnx":
         return load_onnx(path, max_bytes)
     raise BadInput(f"{text}: max_bytes is for artifacts, which a run of optimize-model wrote")

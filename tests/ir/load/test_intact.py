@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load import intact
-from graphwright.ir.load.intact import check_files, facts
+from graphwright.ir.load.intact import check_files, facts, open_whole
 
 
 @pytest.fixture
@@ -62,6 +62,33 @@ def test_a_manifest_that_is_damaged(folder: Path, files: Any) -> None:
     (folder / "graphwright.json").write_text("[" * 100_000)
     with pytest.raises(BadInput, match="not JSON"):
         check_files(folder)
+
+
+def test_what_is_opened_is_of_one_artifact(folder: Path, tmp_path: Path) -> None:
+    """Another takes its place between the two files, once; then it stays."""
+    place, other = tmp_path / "place", tmp_path / "other"
+    for made, text in ((place, b"1"), (other, b"2")):
+        made.mkdir()
+        for name in intact.FILES:
+            (made / name).write_bytes(text)
+        record(made, facts(made))
+    seen = []
+
+    def opened() -> bytes:
+        first = (place / "model.onnx").read_bytes()
+        if other.exists():
+            place.rename(tmp_path / "away")
+            other.rename(place)
+        seen.append(first + (place / "model.onnx.data").read_bytes())
+        return seen[-1]
+
+    assert open_whole(place, opened) == b"22" and seen == [b"12", b"22"]
+
+    def refused() -> None:
+        raise BadInput("no")
+
+    with pytest.raises(BadInput, match="no"):
+        open_whole(place, refused)
 
 
 def test_an_artifact_that_is_replaced_meanwhile_is_no_damaged_one(
