@@ -86,7 +86,8 @@ class ExpandGroupQueryAttention(Fused):
         present = [keys, values]
         if old_key is not None and (node.used(1) or node.used(2)):
             rows = self._rows(b, lengths)
-            present = [_picked(b, node, x, rows) for x in (keys, values)]
+            tokens = plus(b, lengths.room, lengths.new)
+            present = [_picked(b, node, x, rows, tokens) for x in (keys, values)]
         return [join_heads(b, node, out), *present]
 
     def _heads(self, b: Build, node: Inputs) -> tuple[Value, Value, Value]:
@@ -149,10 +150,10 @@ class ExpandGroupQueryAttention(Fused):
         return b.where(is_new, behind, b.minimum(place, plus(b, end, -1)))
 
 
-def _picked(b: Build, node: Inputs, x: Value, rows: Value) -> Value:
+def _picked(b: Build, node: Inputs, x: Value, rows: Value, tokens: Any) -> Value:
     """Tokens of [batch, heads, tokens, width] by the ``rows`` [batch, keys] of each sample."""
     heads, width = node.width(x, 1), node.width(x)
-    batch, tokens = size(b, x, 0), size(b, x, 2)
+    batch = size(b, x, 0)
     rows_apart = batch * heads if isinstance(batch, int) else b.mul(batch, heads)
     lines = b.mul(positions(b, rows_apart), tokens)
     flat = b.add(shaped(b, lines, (x, 0), heads, 1), b.unsqueeze(rows, dims=(1,)))

@@ -18,11 +18,21 @@ INTEGER = torch.int64
 
 
 def size(b: Build, value: Value, dim: int) -> Any:
-    """The size of a dimension: a number where it is known."""
+    """The size of a dimension: a number where it is known.
+
+    Where an input of the graph has a dimension of this name it is taken from there, so that layers
+    share what is computed from it, and none reads a value out of another one.
+    """
     known = b.view.type(value).shape
     assert known is not None
     found = known[dim]
-    return found if isinstance(found, int) else b.size(value, dim=dim % len(known))
+    if isinstance(found, int):
+        return found
+    for given in b.view.inputs() if found != UNKNOWN_DIM else ():
+        shape = b.view.type(given).shape or ()
+        if found in shape:
+            return b.size(given, dim=shape.index(found))
+    return b.size(value, dim=dim % len(known))
 
 
 def shaped(b: Build, value: Value, *sizes: tuple[Value, int] | int) -> Value:

@@ -15,6 +15,7 @@ from ..onnx.forms import as_node, native_node
 from ..onnx.parts import subgraphs
 from ..rewrite.rule import Rule
 from . import einsum, linear
+from .families import FUSED
 
 _FACTORS = {"matmul": 2, "linear": 2, "conv": 2, "sdpa": 3}
 """How many of the first operands of an op of the vocabulary are factors of a product."""
@@ -122,7 +123,7 @@ class _Reasons:
     def __init__(self, view: View) -> None:
         self._view = view
         self._rules: dict[str, list[Rule]] = {}
-        for rule in (*linear.RULES, *einsum.RULES):
+        for rule in (*linear.RULES, *einsum.RULES, *FUSED):
             made = rule()
             self._rules.setdefault(made.matcher().pattern.op, []).append(made)
 

@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.canonical.families import FUSED, canonicalize
+from graphwright.ir.canonical.fused import expand_fused
+from graphwright.ir.canonical.unread import unread_products
 from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
@@ -279,3 +281,63 @@ def test_what_it_is_expanded_into_computes_the_same(name: str) -> None:
     pairs = zip(view.output_names(), in_runtime(model, feeds), strict=True)
     for name_, expected in list(pairs)[: case.compared]:
         torch.testing.assert_close(got[name_], expected, rtol=1e-4, atol=1e-5)
+
+
+REFUSED = {
+    "rotary": (Case("Attention", PACKED, {**HEADS, "do_rotary": 1}, [1, 2]), "do_rotary=1 is not"),
+    "one buffer": (
+        Case("Attention", PACKED, {**HEADS, "past_present_share_buffer": 1}, [1, 2]),
+        "past_present_share_buffer=1 is not read",
+    ),
+    "mask of two numbers a row": (
+        Case("Attention", [*PACKED, ids(S, 2 * B)], HEADS, [1, 2]),
+        "is not known to be one number for a row",
+    ),
+    "packed": (
+        Case("MultiHeadAttention", [rand(B, S, N, 3, D)], HEADS),
+        "queries, keys and values in one tensor are not read",
+    ),
+    "window": (
+        Case("GroupQueryAttention", [Q, KV, KV, None, None, *FIRST],
+             {**SHARED, "local_window_size": 4}, (), 3),
+        "local_window_size=4 is not read",
+    ),
+    "sinks": (
+        Case("GroupQueryAttention", [Q, KV, KV, None, None, *FIRST, *[None] * 4, rand(N)], SHARED,
+             (), 3),
+        "head_sink is not read",
+    ),
+    "scores": (
+        Case("Attention", IN_HEADS, {}, (), 4, (0, 3), opset=23),
+        "its result qk_matmul_output is used",
+    ),
+    "causal past": (
+        Case("Attention", [*IN_HEADS, None, KEYS, VALUES], {"is_causal": 1}, (), 3, opset=23),
+        "is_causal beside a cache is not read",
+    ),
+    "norm with its variance": (
+        Case("SkipLayerNormalization", [X, SKIP, G], {}, [2], 3, (0, 2)),
+        "its result inv_std_var is used",
+    ),
+    "batch first": (
+        Case("FusedMatMul", [Q, K], {"transBatchA": 1}), "transBatchA=1 is not read",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_form_that_is_not_covered_stays_and_says_why(name: str) -> None:
+    case, reason = REFUSED[name]
+    view = read(case.model()[0])
+    (refusal,) = expand_fused(view, FUSED).refusals.values()
+    assert reason in str(refusal)
+    assert ops(view) == {"native": 1}
+
+
+@pytest.mark.parametrize("op", ["Attention", "QAttention"])
+def test_a_fused_product_that_is_not_expanded_is_listed(op: str) -> None:
+    case = Case(op, PACKED, {**HEADS, "do_rotary": 1}, [1, 2])
+    (found,) = unread_products(read(case.model()[0]), ())
+    reasons = {"Attention": "do_rotary=1 is not read",
+               "QAttention": "`com.microsoft::QAttention` is not read as a linear"}  # fmt: skip
+    assert (found.name, found.reason) == ("i1", reasons[op])

@@ -90,10 +90,10 @@ BRANCH = [
     )
 ] * 2  # fmt: skip
 UNREAD: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
-    "quantized": (
-        [node("DequantizeLinear", ["w", "s", "z"], ["f"]), op("MatMul", "x", "f")],
-        {**QUANTIZED, "w": np.ones((6, 3000), np.int8)}, "y_node",
-        "its matrix is computed from constants by `DequantizeLinear`",
+    "computed": (
+        [node("Mul", ["w", "w"], ["f"]), op("MatMul", "x", "f")],
+        {"w": np.ones((6, 3000), np.float32)}, "y_node",
+        "its matrix is computed from constants by `mul`",
     ),
     "integers": (
         [node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
