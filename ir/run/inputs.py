@@ -38,6 +38,8 @@ def sample_inputs(
     lengths = {n: _length(view, v) for n, v in named.items() if past_slot(n) is not None}
     empty = {length for length in lengths.values() if length not in chosen}
     chosen |= dict.fromkeys(empty, 0)
+    if lengths:
+        _fit_mask(view, named, chosen, next(iter(lengths.values())), usual)
     for name, value in named.items():
         if lengths.get(name) in empty:
             continue
@@ -49,6 +51,21 @@ def sample_inputs(
     if view.source.prompt:
         inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)
     return inputs
+
+
+def _fit_mask(
+    view: View, named: Mapping[str, Value], chosen: dict[str, int], past: str, usual: Sequence[int]
+) -> None:
+    """A decoder's mask is as long as its cache and its text, whatever its length is called."""
+    shapes = [view.type(named[n]).shape for n in ("input_ids", "attention_mask") if n in named]
+    if len(shapes) < 2 or not all(shape and len(shape) == 2 for shape in shapes):
+        return
+    (rows, tokens), (_, total) = (shape or () for shape in shapes)
+    if isinstance(total, str) and total.isidentifier() and total != tokens:
+        for dim in (d for d in (rows, tokens) if isinstance(d, str)):
+            chosen.setdefault(dim, _next_size(chosen, usual))
+        count = tokens if isinstance(tokens, int) else chosen[tokens]
+        chosen.setdefault(total, chosen.get(past, 0) + count)
 
 
 def _make_room(

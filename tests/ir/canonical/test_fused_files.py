@@ -14,6 +14,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.moves import follow
+from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.recognize import recognize
@@ -176,6 +177,8 @@ def test_a_decoder_with_a_cache_is_read_whole_and_loses_a_block() -> None:
     assert [view.name(slot.past[1]) for slot in slots if slot] == [
         f"past_key_values.{i}.value" for i in range(LAYERS)
     ]
+    made = sample_inputs(view, sizes={"past": 3})
+    assert made["attention_mask"].shape[1] == 3 + made["input_ids"].shape[1]
     prompt = np.arange(10).reshape(2, 5)
     feeds, expected = step(model, prompt, None)
     agrees(view, feeds, expected)
