@@ -6,7 +6,7 @@ one that ``canonicalize`` has been through.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..core.errors import BadInput
@@ -16,6 +16,7 @@ from .cache_slots import CacheSlot, find_slot
 from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
 from .spine import NO_SPINE, Spine, find_spine
+from .unread_attention import unread_attention
 from .weights import stored_weight, weight_behind
 
 
@@ -82,6 +83,8 @@ class SubBlock:
     """The residual stream that the branch reads."""
     exit: Value
     """The residual stream behind it: the sum, or its norm where norms come after the sums."""
+    attends: bool
+    """Whether there is attention in it, one that is read as ``sdpa`` or another."""
 
 
 @dataclass(frozen=True)
@@ -122,9 +125,17 @@ class Structure:
 def last_tower(structure: Structure) -> list[Block]:
     """The blocks of the last tower: of a vision-language model, those of its language model.
 
-    They are numbered from 0 in the tower. Raises ``BadInput`` where no block is recognised.
+    They are numbered from 0 in the tower. Raises ``BadInput`` where no block is recognised, and
+    where it is not known how many sums of the residual stream make a layer.
     """
     blocks = structure.blocks
+    period = _period(structure)
+    if period > 1:
+        raise BadInput(
+            "no attention is seen in this model, and the branches of its residual stream repeat "
+            f"after {period}: {_kinds(structure, period)}. Which of them make a layer is not "
+            "known, so none is left out or repeated"
+        )
     if not blocks:
         raise BadInput(
             "no block is recognised in this model: there is no residual stream with attention. "
@@ -133,10 +144,33 @@ def last_tower(structure: Structure) -> list[Block]:
     return [block for block in blocks if block.tower == blocks[-1].tower]
 
 
+def _period(structure: Structure) -> int:
+    """After how many branches their linears repeat, where none attends; 1 where all are alike, or
+    none repeats."""
+    subs = structure.sub_blocks
+    if any(sub.attends for sub in subs):
+        return 1
+    shapes = {site.name: (site.out_features, site.in_features) for site in structure.linears}
+    kinds = [tuple(shapes[name] for name in sub.linears) for sub in subs]
+    for period in range(1, len(kinds) // 2 + 1):
+        if all(a == b for a, b in zip(kinds, kinds[period:], strict=False)):
+            return period
+    return 1
+
+
+def _kinds(structure: Structure, period: int) -> str:
+    """The linears of the first branches, by name."""
+    return "; ".join(
+        ", ".join(sub.linears) or "no linear" for sub in structure.sub_blocks[:period]
+    )
+
+
 def recognize(view: View) -> Structure:
     """Recognise the structure of a canonical graph; linear in its size."""
     linear_ops = ops_with(lambda op: op.is_linear)
-    nodes: dict[str, list[Node]] = {op: [] for op in (*linear_ops, "sdpa", "embedding")}
+    nodes: dict[str, list[Node]] = {
+        op: [] for op in (*linear_ops, "sdpa", "embedding", "softmax")
+    }
     order: dict[Node, int] = {}
     for place, node in enumerate(view.nodes()):
         order[node] = place
@@ -151,7 +185,9 @@ def recognize(view: View) -> Structure:
     places = {n: _sub_block_of(spine, order, n) for n in (*names, *nodes["sdpa"])}
     roles = _roles(view, linears, traced, places, spine)
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
-    subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places)
+    attending = (*nodes["sdpa"], *unread_attention(view, nodes["softmax"]))
+    attends = {_sub_block_of(spine, order, n) for n in attending}
+    subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places, attends)
     blocks = _blocks(view, subs)
     block_of = {sub.index: block.index for block in blocks for sub in block.sub_blocks}
     linears = [replace(site, block=_at(block_of, places[site.node])) for site in linears]
@@ -251,7 +287,7 @@ def _roles(
 
 def _sub_blocks(
     view: View, spine: Spine, linears: list[Linear], sdpas: list[Node],
-    places: dict[Node, int | None],
+    places: dict[Node, int | None], attends: Container[int | None],
 ) -> tuple[SubBlock, ...]:  # fmt: skip
     inside: dict[int, list[str]] = {}
     attending: dict[int, list[int]] = {}
@@ -267,7 +303,7 @@ def _sub_blocks(
     exits = _exits(view, spine, entries)
     return tuple(
         SubBlock(i, addition, tuple(inside.get(i, ())), tuple(attending.get(i, ())),
-                 entries[i], exits[i])
+                 entries[i], exits[i], i in attends)
         for i, addition in enumerate(spine.additions)
     )  # fmt: skip
 
@@ -315,10 +351,10 @@ def _normed(view: View, value: Value) -> Value | None:
 
 def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
     """Sub-blocks in runs: a run starts at attention, or at each one where there is none at all."""
-    attends = any(sub.attentions for sub in subs)
+    attends = any(sub.attends for sub in subs)
     runs: list[list[SubBlock]] = []
     for sub in subs:
-        if not runs or sub.attentions or not attends:
+        if not runs or sub.attends or not attends:
             runs.append([])
         runs[-1].append(sub)
     blocks: list[Block] = []

@@ -1,0 +1,39 @@
+"""Attention that no rule reads as ``sdpa``: a softmax that weighs the rows of a product.
+
+BLOOM's positions in the product, MPT's and DeBERTa's added scores and GPT-OSS's sinks are such
+spellings. Where they stand is where layers start, as at ``sdpa``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..core.view import Node, View, is_value
+from ..vocab import traits
+
+_PASSING = frozenset({"cast", "where", "mul", "add", "slice", "reshape", "expand", "identity"})
+"""What may stand between the softmax and its product: masks, heads, a sink that is cut off."""
+_REACH = 24
+
+
+def unread_attention(view: View, softmaxes: Iterable[Node]) -> list[Node]:
+    """Those of the softmaxes whose result multiplies values from the left. A router's, which picks
+    experts, is none."""
+    return [node for node in softmaxes if _weighs(view, node)]
+
+
+def _weighs(view: View, softmax: Node) -> bool:
+    queue = [view.results(softmax)[0]]
+    seen = set(queue)
+    for value in queue:
+        for user in view.users(value):
+            op = view.op(user)
+            if op == "matmul":
+                left, right = view.operands(user)
+                if left is value and is_value(right) and view.weight(right) is None:
+                    return True
+            elif (op in _PASSING or traits(op).rearranges) and len(queue) < _REACH:
+                fresh = [result for result in view.results(user) if result not in seen]
+                seen.update(fresh)
+                queue += fresh
+    return False
