@@ -95,6 +95,8 @@ class OpSpec:
     """Its result holds numbers of the first operand, in other places or another dtype."""
     picks: bool = False
     """Its index operand picks rows or items of another one."""
+    table: int | None = None
+    """Which operand is a table of rows that ids pick from, the other one of the first two."""
     activation: bool = False
     """A nonlinearity between linears."""
     macs: Macs | None = None
@@ -115,6 +117,11 @@ class OpSpec:
     def bias(self) -> int | None:
         """Which operand is a bias."""
         return self.operands.index("bias?") if "bias?" in self.operands else None
+
+    @property
+    def ids(self) -> int | None:
+        """Which operand picks rows of ``table``."""
+        return None if self.table is None else 1 - self.table
 
     @property
     def own(self) -> bool:
