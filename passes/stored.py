@@ -122,7 +122,10 @@ def reason_against_storing(view: View, linear: Linear) -> str | None:
     if weight is None or not weight.dtype.is_floating_point:
         return "its weight is not a floating-point constant"
     if any(view.op(user) != "linear" for user in readers(view, linear.weight)):
-        return "its weight is tied to an embedding, which keeps it: nothing would be saved"
+        return (
+            "its weight is tied to an embedding, which keeps it: nothing would be saved; "
+            "quantize{embeddings=8} stores both"
+        )
     return None
 
 

@@ -83,7 +83,7 @@ def rounded(x: Tensor, block: int) -> Tensor:
     """
     columns = x.shape[-1]
     padded = torch.nn.functional.pad(x, (0, -columns % block))
-    blocks = padded.unflatten(-1, (padded.shape[-1] // block, block))
+    blocks = padded.reshape(*x.shape[:-1], padded.shape[-1] // block, block)
     scale = blocks.abs().amax(-1, keepdim=True) / 127
     codes = torch.round(blocks / torch.where(scale > 0, scale, 1.0))
     return (codes * scale).reshape(padded.shape)[..., :columns]

@@ -12,6 +12,7 @@ from ..core.types import Type
 from ..core.view import Node, Value, View
 from ..core.weights import tensor_bytes
 from ..structure.cache_slots import empty_past
+from ..vocab import traits
 
 Batch = Mapping[str, torch.Tensor]
 
@@ -107,9 +108,10 @@ def table_rows(view: View) -> dict[str, int]:
 
 
 def _rows_behind(view: View, value: Value, node: Node) -> int | None:
-    if view.op(node) != "embedding" or view.operands(node)[1] is not value:
+    op, operands = traits(view.op(node)), view.operands(node)
+    if op.table is None or op.ids is None or operands[op.ids] is not value:
         return None
-    table = view.weight(view.operands(node)[0])
+    table = view.weight(view.tensor(node, op.table))
     return None if table is None else table.shape[0]
 
 

@@ -146,8 +146,11 @@ def picked_tables(view: View, value: Value, depth: int = 4) -> Iterator[tuple[Va
     """The tables that an integer input picks from, with the axis where the graph says it."""
     for user in view.users(value):
         op, arguments = view.op(user), view.arguments(user)
-        if traits(op).picks and view.operands(user)[1] is value:
-            yield view.tensor(user), int(view.attrs(user).get("dim", 0))
+        known = traits(op)
+        ids = 1 if known.ids is None else known.ids
+        picks = known.picks or known.table is not None
+        if picks and view.operands(user)[ids] is value:
+            yield view.tensor(user, 1 - ids), int(view.attrs(user).get("dim", 0))
         if op == NATIVE and view.native_op(user) in _PICKING and value in arguments[1:]:
             yield arguments[0], None
         if (op == "clamp" or traits(op).rearranges) and arguments[0] is value and depth:

@@ -35,7 +35,8 @@ def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
 
 
 def _wanted(view: View, node: Node) -> str:
-    weight = view.tensor(node) if view.op(node) == "embedding" else weight_behind(view, node)
+    table = traits(view.op(node)).table
+    weight = weight_behind(view, node) if table is None else view.tensor(node, table)
     name = _of_weight(view, node, weight)
     return name or view.scope(node) or view.name(node)
 
@@ -45,7 +46,7 @@ def _of_weight(view: View, node: Node, weight: Value) -> str:
         return ""
     name = view.name(weight).removesuffix(".T")
     head, dot, last = name.rpartition(".")
-    if traits(view.op(node)).stored_linear:
+    if traits(view.op(node)).stored_linear or last == "codes":
         return head.removesuffix(".weight")
     if last == "weight" and dot:
         return head

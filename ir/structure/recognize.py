@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from ..core.errors import BadInput
 from ..core.view import Node, Value, View, is_value
-from ..vocab import ops_with, spec
+from ..vocab import ops_with, spec, traits
 from .cache_slots import CacheSlot, find_slot
 from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
@@ -168,9 +168,8 @@ def _kinds(structure: Structure, period: int) -> str:
 def recognize(view: View) -> Structure:
     """Recognise the structure of a canonical graph; linear in its size."""
     linear_ops = ops_with(lambda op: op.is_linear)
-    nodes: dict[str, list[Node]] = {
-        op: [] for op in (*linear_ops, "sdpa", "embedding", "softmax")
-    }
+    tables = ops_with(lambda op: op.table is not None)
+    nodes: dict[str, list[Node]] = {op: [] for op in (*linear_ops, "sdpa", "softmax", *tables)}
     order: dict[Node, int] = {}
     for place, node in enumerate(view.nodes()):
         order[node] = place
@@ -195,7 +194,9 @@ def recognize(view: View) -> Structure:
     attentions = tuple(
         _attention(view, site, names, widths, _at(block_of, places[site.node])) for site in traced
     )
-    embeddings = _embeddings(view, nodes["embedding"])
+    embeddings = _embeddings(view, sorted(
+        (n for op in tables for n in nodes[op]), key=order.__getitem__
+    ))  # fmt: skip
     return Structure(tuple(linears), attentions, embeddings, spine, subs, blocks)
 
 
@@ -236,14 +237,16 @@ def _attention(
 
 
 def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
-    kept = [n for n in sites if view.weight(view.operands(n)[0]) is not None]
+    tables = {node: view.tensor(node, traits(view.op(node)).table or 0) for node in sites}
+    kept = [node for node, table in tables.items() if view.weight(table) is not None]
     names = site_names(view, kept)
     embeddings = []
     for node in kept:
-        table = view.tensor(node)
+        table = tables[node]
         handle = view.weight(table)
         assert handle is not None
-        embeddings.append(Embedding(node, table, names[node], handle.shape[0], handle.shape[-1]))
+        width = view.attrs(node).get("width", handle.shape[-1])
+        embeddings.append(Embedding(node, table, names[node], handle.shape[0], width))
     return tuple(embeddings)
 
 

@@ -71,7 +71,7 @@ def _starts(view: View, order: dict[Node, int]) -> Iterable[Value | Node]:
         if dtype is not None and dtype.is_floating_point and not is_past(view, value):
             yield value
     for node in order:
-        if view.op(node) == "embedding":
+        if traits(view.op(node)).table is not None:
             yield node
 
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
-from ..base import PassResult
+from ...ir.structure.recognize import Linear
+from ..base import Context, PassResult
 from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import rtn
+from .tables import Table, TableForm, tables
 
 MSE_TIMES = 35
 """How much longer a search takes than rounding."""
@@ -23,17 +27,72 @@ class Quantize(NBitPass):
     ``w ≈ (code - zero) * scale`` in groups of ``group`` inputs. ``symmetric`` fixes the zero point
     at the middle code; otherwise it is an integer for each group. ``mse`` searches, for each group,
     the shrinkage of its range with the least ``sum |error|^2.4`` (the search of GPTQ's quantizer,
-    arXiv 2210.17323). Weights that are not finite are refused.
+    arXiv 2210.17323). Weights that are not finite are refused. ``embeddings`` stores tables of
+    embeddings in 4 or 8 bits as well; a head that is tied to its table then reads the same bytes.
+    Otherwise such a pair is kept, since to quantize the head alone would save nothing.
     """
 
     name: ClassVar[str] = "quantize"
     weights_per_second: ClassVar[float] = 1.5e8
     symmetric: bool = True
     mse: bool = False
+    embeddings: Literal["keep", 4, 8] = "keep"
 
     def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
         return rtn(
             weight, self.bits, self.group, self.symmetric, self.mse,
+            scale_dtype=self.scale_dtype, name=name,
+        )  # fmt: skip
+
+    def choose(self, context: Context, result: PassResult) -> list[Linear]:
+        chosen = super().choose(context, result)
+        tied = {head.name for table in self._tables(context) for head in table.heads}
+        result.refused[:] = [(site, why) for site, why in result.refused if site not in tied]
+        return chosen
+
+    def run(self, context: Context) -> PassResult:
+        chosen = self._tables(context)
+        result = super().run(context)
+        self._each(chosen, result, lambda table, form: form.store(
+            context, table, self._table_rows, result
+        ))  # fmt: skip
+        return result
+
+    def plan(self, context: Context) -> PassResult:
+        result = super().plan(context)
+
+        def planned(table: Table, form: TableForm) -> None:
+            weight = context.view.weight(table.embedding.weight)
+            assert weight is not None
+            result.sites.append(form.site(table, weight.nbytes))
+
+        self._each(self._tables(context), result, planned)
+        return result
+
+    def _tables(self, context: Context) -> list[Table]:
+        return [] if self.embeddings == "keep" else tables(context.view, context.structure)
+
+    def _each(
+        self, chosen: list[Table], result: PassResult, do: Callable[[Table, TableForm], None]
+    ) -> None:
+        if self.embeddings == "keep":
+            return
+        level = 4 if self.embeddings == 8 else self.level
+        form = TableForm(
+            self.name, self.embeddings, self.group, level, self.scale_dtype, not self.symmetric
+        )
+        for table in chosen:
+            reason = form.refusal(table)
+            if reason is None:
+                do(table, form)
+            else:
+                names = (table.embedding.name, *(head.name for head in table.heads))
+                result.refused += [(name, reason) for name in names]
+
+    def _table_rows(self, weight: Tensor, name: str) -> Quantized:
+        assert self.embeddings != "keep"
+        return rtn(
+            weight, self.embeddings, self.group, self.symmetric, self.mse,
             scale_dtype=self.scale_dtype, name=name,
         )  # fmt: skip
 

@@ -49,10 +49,10 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 
 
 def emit(op: OwnOp, sample: Sample, attrs: dict[str, Any] | None = None) -> ir.Model:
-    """A model whose only node is the op's ONNX form; floats that are not x are initializers."""
+    """A model whose only node is the op's ONNX form; what is no activation is an initializer."""
     tape, inputs, initializers, operands = Tape(), [], [], []
     all_free = op.name in ("rope", "sdpa")
-    free = [name.rstrip("?") for name in op.operands] if all_free else ["x"]
+    free = [name.rstrip("?") for name in op.operands] if all_free else [op.operands[0]]
     for name, tensor in zip(op.operands, sample.operands, strict=True):
         if tensor is None:
             operands.append(None)
@@ -69,7 +69,8 @@ def emit(op: OwnOp, sample: Sample, attrs: dict[str, Any] | None = None) -> ir.M
         (inputs if name in free else initializers).append(value)
         operands.append(value)
     result = op.record(tape, operands, {**op.attrs, **sample.attrs, **(attrs or {})})
-    result.name, result.type = "y", ir.TensorType(inputs[0].dtype)
+    made = op.reference(*sample.operands, **{**op.attrs, **sample.attrs, **(attrs or {})})
+    result.name, result.type = "y", ir.TensorType(from_torch_dtype(made.dtype))
     graph = ir.Graph(
         inputs,
         [result],

@@ -1,0 +1,153 @@
+"""Tables of embeddings in few bits, and heads that are tied to them: one stored copy of both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...ir.core.errors import Refusal
+from ...ir.core.view import View
+from ...ir.core.weights import Weight
+from ...ir.moves import swap
+from ...ir.ops.embedding_nbit import EMBEDDING_NBIT
+from ...ir.ops.pack import n_groups, zero_bytes
+from ...ir.structure.recognize import Embedding, Linear, Structure
+from ...ir.vocab.builder import Builder
+from ..base import Context, PassResult, Site
+from .quantized import Quantized
+
+LEAST_NUMBERS = 1 << 16
+"""Tables of fewer numbers stay: a position table of 512 x 64 is not what makes a model large."""
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table and the linears that multiply by it."""
+
+    embedding: Embedding
+    heads: Sequence[Linear]
+
+
+def tables(view: View, structure: Structure) -> list[Table]:
+    """The tables that are large enough, each once."""
+    found: dict[Hashable, Table] = {}
+    for embedding in structure.embeddings:
+        weight = view.weight(embedding.weight)
+        if view.op(embedding.node) != "embedding" or weight is None or _is_small(weight):
+            continue
+        heads = [x for x in structure.linears if _holds(view, x, weight)]
+        found.setdefault(weight.key, Table(embedding, heads))
+    return list(found.values())
+
+
+def _is_small(weight: Weight) -> bool:
+    return weight.numel < LEAST_NUMBERS or not weight.dtype.is_floating_point
+
+
+def _holds(view: View, linear: Linear, weight: Weight) -> bool:
+    held = view.weight(linear.weight)
+    return view.op(linear.node) == "linear" and held is not None and held.key == weight.key
+
+
+@dataclass(frozen=True)
+class TableForm:
+    """How tables are stored."""
+
+    rule: str
+    bits: int
+    group: int
+    level: int
+    """``accuracy_level`` of the heads."""
+    scale_dtype: torch.dtype
+    integer_zeros: bool
+
+    def refusal(self, table: Table) -> str | None:
+        width = table.embedding.width
+        if not self.group or width % self.group:
+            return (
+                f"a row of {width} numbers is no whole number of groups of {self.group}: "
+                "GatherBlockQuantized takes only such tables"
+            )
+        return None
+
+    def site(self, table: Table, before: int, error: float | None = None) -> Site:
+        rows, width = table.embedding.rows, table.embedding.width
+        groups = n_groups(self.group, width)
+        zeros = zero_bytes(self.bits, groups) if self.integer_zeros else 0
+        after = rows * (width * self.bits // 8 + groups * self.scale_dtype.itemsize + zeros)
+        heads = ", ".join(head.name for head in table.heads)
+        return Site(
+            name=table.embedding.name, kind="embedding", shape=(rows, width), bytes_before=before,
+            bytes_after=after, bits_per_weight=8 * after / (rows * width), rel_l2=error,
+            note=f"one stored copy with {heads}" if heads else "",
+        )  # fmt: skip
+
+    def store(
+        self, context: Context, table: Table, quantize: Callable[[Tensor, str], Quantized],
+        result: PassResult,
+    ) -> None:  # fmt: skip
+        """Let the table's embeddings, and its heads, read its codes."""
+        view, name = context.view, table.embedding.name
+        weight = view.weight(table.embedding.weight)
+        assert weight is not None
+
+        def made() -> dict[str, Any]:
+            found = quantize(weight.read(), name)
+            parts = dict(zip(("codes", "scales", "zeros"), found.operands(), strict=True))
+            return {**parts, "rel_l2": found.rel_l2}
+
+        stored = context.once(f"table {name}", made)
+        parts = {
+            part: context.spool.store(stored[part])
+            for part in ("codes", "scales", "zeros")
+            if stored[part] is not None
+        }
+        site = self.site(table, weight.nbytes, stored["rel_l2"])
+        with view.made_by(self.rule, context.step):
+            for embedding in context.structure.embeddings:
+                if self._same(view, embedding, weight):
+                    self._swap(view, embedding, parts)
+        for head in table.heads:
+            self._swap_head(context, head, parts, result)
+        context.edited()
+        result.sites.append(site)
+
+    @staticmethod
+    def _same(view: View, embedding: Embedding, weight: Weight) -> bool:
+        held = view.weight(embedding.weight)
+        return held is not None and held.key == weight.key
+
+    def _swap(self, view: View, embedding: Embedding, parts: Mapping[str, Weight]) -> None:
+        node, old = embedding.node, view.results(embedding.node)[0]
+        build = Builder(view, node)
+        codes, *rest = (
+            view.add_weight(f"{embedding.name}.{name}", part) for name, part in parts.items()
+        )
+        ids = view.operands(node)[1]
+        rows = build.build(
+            EMBEDDING_NBIT.name, ids, codes, *rest,
+            bits=self.bits, group=self.group, width=embedding.width,
+        )  # fmt: skip
+        dtype = view.type(old).dtype
+        view.replace(old, rows if dtype == torch.float32 else build.cast(rows, dtype=dtype))
+        view.erase_dead(node)
+
+    def _swap_head(
+        self, context: Context, head: Linear, parts: Mapping[str, Weight], result: PassResult
+    ) -> None:
+        operands = [*parts.items(), *[None] * (3 - len(parts))]
+        attrs = {
+            "bits": self.bits, "group": self.group, "in_features": head.in_features,
+            "out_features": head.out_features, "accuracy_level": self.level,
+        }  # fmt: skip
+        try:
+            swap(
+                context.view, head, "linear_nbit", operands, attrs, rule=self.rule,
+                step=context.step,
+            )  # fmt: skip
+        except Refusal as refusal:
+            result.refused.append((head.name, str(refusal)))

@@ -1,0 +1,108 @@
+"""``quantize{embeddings=8}``: tables in few bits, and tied heads on the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import onnx
+import pytest
+import torch
+from graphwright.backends import compile as compile_graph
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.view import View
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
+from graphwright.passes.weights import tables
+from graphwright.passes.weights.quantizers import rtn
+
+from ..calibrated import optimize, rel
+
+Graphs = Callable[..., View]
+Inputs = dict[str, torch.Tensor]
+KINDS = ("fx", "onnx")
+
+
+@pytest.fixture(autouse=True)
+def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LEAST_NUMBERS", 1)
+
+
+def tie(made: Any) -> None:
+    made.head.weight = made.embed.weight
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("options", ["embeddings=4", "embeddings=8 bits=8 symmetric=false"])
+def test_a_tied_head_reads_the_tables_bytes(
+    kind: str, options: str, toy_graph: Graphs, toy_inputs: Inputs, tmp_path: Path
+) -> None:
+    source = toy_graph(kind, tie)
+    result = optimize(source, f"quantize{{group=16 {options}}}", toy_inputs)
+    (step,) = result.report.passes
+    assert [s.name for s in step.result.sites] == ["gate", "up", "down", "embed"]
+    assert step.result.refused == []
+    site = step.result.sites[-1]
+    assert site.note == "one stored copy with head"
+    bits = 4 if "=4" in options else 8
+    zeros = 17 * 2 if bits == 8 else 0
+    assert site.bytes_after == 17 * 32 * bits // 8 + 17 * 2 * 2 + zeros
+    out = gw.export(result.graph, tmp_path / "out", samples=[toy_inputs])
+    graph = onnx.load(out / "model.onnx", load_external_data=False).graph
+    codes = [t for t in graph.initializer if list(t.dims) == [17, 2, bits * 2]]
+    assert len(codes) == 1
+    # Both compute with the numbers that rounding gives, and the runtime does.
+    table = source.weight(recognize(source).embeddings[0].weight)
+    assert table is not None
+    rounded = rtn(table.read(), bits, 16, symmetric=bits == 4).dequantized()
+    again = gw.load(out)
+    canonicalize(again)
+    (embedding,) = recognize(again).embeddings
+    assert again.op(embedding.node) == "embedding_nbit"
+    assert {x.name: again.op(x.node) for x in recognize(again).linears}["head"] == "linear_nbit"
+    embedded = torch.nn.functional.embedding(toy_inputs["ids"], rounded)
+    seen = {}
+
+    def observe(node: Any, given: Any, results: Any) -> None:
+        if again.op(node) == "embedding_nbit":
+            seen["rows"] = results[0]
+
+    swept = sweep(again, toy_inputs, observe=observe)
+    assert torch.equal(seen["rows"], embedded)
+    for on in (True, False):
+        assert rel(swept, compile_graph(out, optimize=on)(**toy_inputs)) < 1e-2
+    assert rel(sweep(source, toy_inputs), swept) < (0.2 if bits == 4 else 0.02)
+
+
+def test_a_table_alone(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    result = optimize(toy_graph("fx"), "quantize{bits=8 group=32 embeddings=4}", toy_inputs)
+    sites = {s.name: s for s in result.report.passes[0].result.sites}
+    assert sites["embed"].bits_per_weight == 4.5 and sites["head"].bits_per_weight == 8.5
+    assert sites["embed"].note == ""
+    planned = gw.plan(toy_graph("fx"), "quantize{bits=8 group=32 embeddings=4}")
+    assert [(s.name, s.bytes_after) for s in planned.passes[0][1].sites] == [
+        (s.name, s.bytes_after) for s in sites.values()
+    ]
+
+
+def test_groups_that_do_not_fit_and_pairs_that_are_kept(
+    toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    tied = toy_graph("fx", tie)
+    kept = optimize(tied, "quantize{group=16}", toy_inputs).report.passes[0].result.refused
+    assert [site for site, _ in kept] == ["head"] and "embeddings=8" in kept[0][1]
+    refused = optimize(
+        tied, "quantize{group=64 embeddings=8}", toy_inputs
+    ).report.passes[0].result.refused
+    assert [site for site, _ in refused] == ["embed", "head"]
+    assert "no whole number of groups of 64" in refused[0][1]
+
+
+def test_small_tables_stay(
+    toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "LEAST_NUMBERS", 1 << 16)
+    result = optimize(toy_graph("fx", tie), "quantize{group=16 embeddings=8}", toy_inputs)
+    assert [site for site, _ in result.report.passes[0].result.refused] == ["head"]
