@@ -10,6 +10,7 @@ times the bytes of the first blocks:
 order                                    2   2.5     3   3.5     4
 ====================================  ====  ====  ====  ====  ====
 level by level, by energy             75.8  55.3  45.4  41.5  39.1
+level by level, by perplexity         75.8  53.9  45.4  40.5  39.1
 by energy for bytes, whatever level   96.3  58.8  52.5  48.1  44.2
 ====================================  ====  ====  ====  ====  ====
 """

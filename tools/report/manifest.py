@@ -510,7 +510,7 @@ def parse(content: object, where: str = FILE_NAME) -> Manifest:
 
 
 def _deeper_than(levels: int, content: object) -> bool:
-    layer = [content]
+    layer: list[Any] = [content]
     for _ in range(levels):
         inner = [item.values() if isinstance(item, dict) else item for item in layer]
         layer = [part for parts in inner for part in parts if isinstance(part, dict | list)]
