@@ -134,6 +134,13 @@ class Gram(Statistic):
         (x,) = parts
         x = x if x.dtype == torch.float64 else x.float()
         product = x.T @ x
+        # No entry is larger than the largest of the diagonal.
+        if not torch.isfinite(product.diagonal()).all():
+            raise BadInput(
+                f"activations of up to {float(x.abs().max()):.3g} on the calibration data: their "
+                "squares are beyond float32, and nothing can be learned from them. Check the data, "
+                "and the passes before"
+            )
         if not self.matrix.numel():
             wide = x.shape[-1] <= DOUBLE_UP_TO
             self.matrix = product.double() if wide else product.float()

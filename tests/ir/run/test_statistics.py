@@ -107,6 +107,13 @@ def test_masked_tokens_are_left_out() -> None:
     assert Square().take(x, (other, mask)).shape == (9, x.shape[-1])
 
 
+def test_squares_beyond_float32_are_refused() -> None:
+    x = tokens(8)
+    x[3, 1] = 1e25
+    with pytest.raises(BadInput, match=r"up to 1e\+25 .* squares are beyond float32"):
+        Gram().see(x)
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_what_is_not_finite_is_refused(bad: float) -> None:
     x = tokens(8)
