@@ -86,7 +86,13 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
         run = original.start()
     except (BadInput, Missing) as error:
         return Truth(unheard=str(error))
-    seen = [Seen(f"sample {i}", batch, run(batch)) for i, batch in enumerate(samples, 1)]
+    try:
+        seen = [Seen(f"sample {i}", batch, run(batch)) for i, batch in enumerate(samples, 1)]
+    except BadInput as error:
+        raise BadInput(
+            f"{error}. These are the inputs that the run would be judged on: give others that the "
+            "model takes by --calib DATA (samples=[...] in Python)"
+        ) from None
     truth = Truth(original.by, seen)
     try:
         inputs = probe(graph)

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphwright.ir.core.errors import BoundExceeded
+from graphwright.ir.core.errors import BadInput, BoundExceeded
 from graphwright.ir.core.view import View
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.onnx.view import OnnxView
@@ -349,6 +349,18 @@ def test_sizes_that_the_source_refuses_are_told() -> None:
 
     report = gw.optimize(gw.trace(Two(), (torch.randn(2, 5),)), "clean{optional=true}").report
     assert report.truth["probes"] == [] and "two rows, please" in report.truth["unheard"]
+
+
+def test_samples_that_the_source_refuses_are_an_error_that_says_what_to_give(
+    tmp_path: Path,
+) -> None:
+    nodes = [
+        node("Pad", ["x", "ends"], ["p"], name="pad", mode="reflect"),
+        node("Relu", ["p"], ["y"], name="act"),
+    ]
+    model = file(tmp_path, nodes, [whole("ends", 0, 20, 0, 20)], ("n", "samples"))
+    with pytest.raises(BadInput, match=r"Pad.* give others that the model takes by --calib"):
+        gw.optimize(gw.load(model), "clean{optional=true}")
 
 
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
