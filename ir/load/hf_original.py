@@ -70,13 +70,16 @@ def _takes(function: Any, name: str) -> bool:
 
 
 def _call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The library's forward; of its outputs those that are tensors."""
+    """The library's forward; of its outputs those that are tensors, for a model of images and text
+    the logits alone, as its graph has them."""
     inputs = _with_crops(given)
     fixed = {"return_dict": True, "use_cache": False}
     accepted = inspect.signature(model.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         fixed = {name: value for name, value in fixed.items() if name in accepted}
     output = model(**inputs, **fixed)
+    if {"input_ids", "pixel_values"} <= set(given):
+        return {"logits": output.logits}
     return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
 
