@@ -11,7 +11,7 @@ import torch
 from ..ir.core.errors import BadInput
 from ..ir.core.types import Type
 from ..ir.core.view import View
-from ..ir.structure.cache_slots import empty_past
+from ..ir.structure.cache_slots import left_out
 
 
 class Executable(Protocol):
@@ -88,7 +88,7 @@ def bind(
     if twice:
         raise BadInput(f"given twice: {', '.join(twice)}")
     bound |= inputs
-    bound |= empty_past(types, bound)
+    bound |= left_out(types, bound)
     missing, unknown = sorted(set(names) - set(bound)), sorted(set(bound) - set(names))
     if missing or unknown:
         parts = [f"missing {', '.join(missing)}"] if missing else []

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..ir.canonical.families import canonicalize
-from ..ir.core.errors import BadInput, BoundExceeded, Missing
+from ..ir.core.errors import BadInput, BoundExceeded, Missing, NodeFailed
 from ..ir.core.view import View
 from ..ir.core.weights import SPOOLED_BYTES, Spool
 from ..ir.run.batches import check_batches, count_samples
@@ -121,8 +121,12 @@ def optimize(
     report.samples, report.data = count_samples(batches), data
     report.sizes = sample_sizes(view, batches[0])
     spool = Spool()
-    truth = truth or ask_source(graph, batches)
-    outputs = _outputs(view, batches, checkpoints, 0)
+    try:
+        truth = truth or ask_source(graph, batches)
+        outputs = _outputs(view, batches, checkpoints, 0)
+    except NodeFailed as error:
+        advice = f"do {data} fit the model?" if samples else _ADVICE
+        raise BadInput(f"{error}: {advice}") from error
     report.add_truth(truth, hold(graph, original, truth, outputs))
     costs = graph_costs(view, report.sizes, structure)
     report.add_costs("source", costs)
@@ -256,6 +260,12 @@ def _new_report(
         },
         source_bytes=graph.source.source_bytes or weight_bytes(graph),
     )
+
+
+_ADVICE = (
+    "the inputs were made up, and the model may take others: give some of its own with --calib "
+    "DATA.npz (in Python samples=)"
+)
 
 
 def _choose_samples(graph: View, samples: Samples | None) -> tuple[Samples, str]:

@@ -17,6 +17,10 @@ class BadInput(GraphwrightError):
     """The input, an option or a file is wrong (exit code 2)."""
 
 
+class NodeFailed(BadInput):
+    """A node does not take the operands that it gets of the inputs that are given (exit code 2)."""
+
+
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the system's errors by which a disk says that it is full."""
 

@@ -13,7 +13,7 @@ def available_bytes() -> int:
     """Memory that could be taken now without swapping: the system's, or what a limit leaves."""
     found = _of_the_system()
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return found if limit == resource.RLIM_INFINITY else min(found, limit)
+    return found if limit == resource.RLIM_INFINITY else min(found, limit - _taken())
 
 
 def _of_the_system() -> int:
@@ -23,6 +23,15 @@ def _of_the_system() -> int:
         return int(kilobytes) * 1024
     except (OSError, StopIteration, ValueError):
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _taken() -> int:
+    """Address space that a limit counts already."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[0])
+    except (OSError, ValueError):
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def refuse_beyond_memory(needed: int, what: str) -> None:

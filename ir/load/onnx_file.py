@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 from pathlib import Path
@@ -13,6 +14,8 @@ from ..core.errors import BadInput
 from ..core.quiet import quiet
 from ..core.tensors import weight_of
 from ..core.view import Source
+from ..onnx.foreign import forget_foreign_dims
+from ..onnx.validate_types import check_types
 from ..onnx.view import OnnxView
 from .bitstack_size import cut
 from .onnx_proto import MIN_OPSET, read_model
@@ -38,6 +41,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     external = _check_external_data(model)
     _tell_of_defaults(model.graph, path)
     model = _modern(model, path)
+    forget_foreign_dims(model.graph)
     files = (path, *sorted(external))
     view = OnnxView(
         model,
@@ -49,6 +53,9 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
             source_bytes=sum(f.stat().st_size for f in files),
         ),
     )
+    with contextlib.suppress(ValueError):  # which is told next, with the node's name
+        view.infer_types()
+    check_types(view, str(path))
     canonicalize_stored(view)
     view.edits = 0
     return view

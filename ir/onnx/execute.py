@@ -8,7 +8,7 @@ from typing import Any
 import onnx_ir
 import torch
 
-from ..core.errors import BadInput
+from ..core.errors import NodeFailed
 from ..core.values import is_opaque
 from ..core.view import NATIVE
 from ..vocab import spec
@@ -23,7 +23,7 @@ def execute(
 ) -> tuple[Any, ...]:
     """Results of one node; ``env`` holds a value for each of its arguments.
 
-    Raises ``BadInput`` where the node does not take them.
+    Raises ``NodeFailed`` where the node does not take them.
     """
     op = view.op(node)
     if op == NATIVE or _beyond_torch(node, env):
@@ -33,9 +33,9 @@ def execute(
         value = spec(op).reference(*operands, **view.attrs(node))
     except (RuntimeError, ValueError, IndexError, TypeError) as error:  # torch's words
         reason = str(error).partition("\n")[0]
-        raise BadInput(f"{node.name} ({node.op_type}) does not take its operands: {reason}") from (
-            error
-        )
+        raise NodeFailed(
+            f"{node.name} ({node.op_type}) does not take its operands: {reason}"
+        ) from error
     results = value if isinstance(value, tuple) else (value,)
     return tuple(_typed(r) for r in results)
 

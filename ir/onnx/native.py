@@ -16,7 +16,7 @@ import numpy as np
 import onnx_ir
 import torch
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, NodeFailed
 from .node_model import inner_nodes
 from .node_session import Feeds, Run, Unfit, evaluator, session, session_with_constants
 from .parts import has_subgraph
@@ -61,7 +61,7 @@ class NativeNodes:
         try:
             return self._ready[key](feeds)
         except Exception as error:  # as in ``_first``
-            raise BadInput(
+            raise NodeFailed(
                 f"{_label(key[0])} does not take its operands: {_line(error)}"
             ) from error
 
@@ -87,7 +87,8 @@ class NativeNodes:
                 self._ready.popitem(last=False)
             return results
         what = "does not take its operands" if kernel else "does not run here"
-        raise BadInput(f"{_label(key[0])} {what} ({'; '.join(dict.fromkeys(reasons))})")
+        failed = NodeFailed if kernel else BadInput
+        raise failed(f"{_label(key[0])} {what} ({'; '.join(dict.fromkeys(reasons))})")
 
 
 def _label(node: onnx_ir.Node) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import onnx_ir
 
 from ..core.view import Source, View
+from .bounds import refuse_unbounded
 from .edit import OnnxEditor
 from .execute import execute
 from .infer import infer_unknown
@@ -37,6 +38,7 @@ class OnnxView(OnnxEditor):
 
     def execute(self, node: onnx_ir.Node, args: Sequence[Any]) -> tuple[Any, ...]:
         env = dict(zip(self.arguments(node), args, strict=True))
+        refuse_unbounded(self, node, env)
         return execute(self, self._natives, node, env)
 
 

@@ -11,7 +11,7 @@ from ..core.errors import BadInput, near_misses
 from ..core.types import Type
 from ..core.view import Node, Value, View
 from ..core.weights import tensor_bytes
-from ..structure.cache_slots import empty_past
+from ..structure.cache_slots import left_out
 from ..vocab import traits
 
 Batch = Mapping[str, torch.Tensor]
@@ -69,7 +69,7 @@ def _check_names(where: str, batch: Batch, types: Mapping[str, Type]) -> None:
         if name not in types:
             known = near_misses(name, types)
             raise BadInput(f"{where}: {name} is not an input of the graph; {known}")
-    lacking = [name for name in types if name not in {*batch, *empty_past(types, batch)}]
+    lacking = [name for name in types if name not in {*batch, *left_out(types, batch)}]
     if lacking:
         raise BadInput(
             f"{where}: {', '.join(lacking)} is missing; the graph takes {', '.join(types)}"

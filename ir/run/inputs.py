@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 
@@ -9,10 +10,12 @@ import torch
 
 from ..core.dims import dim_value
 from ..core.errors import BadInput
-from ..core.types import Dim
+from ..core.memory import refuse_beyond_memory
+from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Value, View
-from ..structure.cache_slots import PAST_AXIS, past_slot
+from ..structure.cache_slots import PAST_AXIS, POSITIONS, left_out, past_slot
 from .masks import picked_tables
+from .needs import Key, Needs
 
 _SIZES = (2, 12, 7, 5, 3)
 """Sizes given to the symbolic dimensions in order of appearance: the batch first."""
@@ -33,6 +36,7 @@ def sample_inputs(
     chosen: dict[str, int] = dict(sizes or {})
     inputs: dict[str, torch.Tensor] = {}
     named = dict(zip(view.input_names(), view.inputs(), strict=True))
+    needs = Needs(view) if view.kind == "onnx" else None
     if view.source.prompt:
         _make_room(view, named, chosen, usual)
     lengths = {n: _length(view, v) for n, v in named.items() if past_slot(n) is not None}
@@ -46,10 +50,18 @@ def sample_inputs(
         type_ = view.type(value)
         if type_.shape is None or type_.dtype is None:
             raise BadInput(f"input {name} has no type: give samples")
-        shape = [_size(dim, chosen, usual) for dim in type_.shape]
+        shape = [
+            _size(value, axis, dim, chosen, needs, usual) for axis, dim in enumerate(type_.shape)
+        ]
+        needed = math.prod(shape) * type_.dtype.itemsize
+        refuse_beyond_memory(needed, f"the input {name}, {Type(type_.dtype, tuple(shape))},")
         inputs[name] = _sample(view, value, type_.dtype, shape, generator)
     if view.source.prompt:
         inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)
+    if POSITIONS in inputs:
+        types = {name: view.type(value) for name, value in named.items()}
+        rest = {name: tensor for name, tensor in inputs.items() if name != POSITIONS}
+        inputs[POSITIONS] = left_out(types, rest).get(POSITIONS, inputs[POSITIONS])
     return inputs
 
 
@@ -92,17 +104,33 @@ def _length(view: View, cache: Value) -> str:
     return str(shape[PAST_AXIS]) if len(shape) > PAST_AXIS else ""
 
 
-def _size(dim: Dim, chosen: dict[str, int], usual: Sequence[int]) -> int:
+def _size(
+    value: Value, axis: int, dim: Dim, chosen: dict[str, int], needs: Needs | None,
+    usual: Sequence[int],
+) -> int:  # fmt: skip
     """The size of a dimension; names without one get theirs, and sums of names follow from it."""
+    if dim == UNKNOWN_DIM:
+        # Sizes without a name are those of other inputs along the same axis, as a rule.
+        size = chosen.setdefault(f"{UNKNOWN_DIM}{axis}", _next_size(chosen, usual))
+        return size if needs is None else _needed(needs, (value, axis), size)
     known = dim_value(dim, chosen)
     if known is not None:
         return known
     for name in re.findall(r"\b[A-Za-z_]\w*\b(?!\()", str(dim)):
-        chosen.setdefault(name, _next_size(chosen, usual))
+        size = _next_size(chosen, usual)
+        chosen.setdefault(name, size if needs is None else _needed(needs, name, size))
     known = dim_value(dim, chosen)
     if known is not None:
         return known
     return chosen.setdefault(str(dim), _next_size(chosen, usual))
+
+
+def _needed(needs: Needs, key: Key, size: int) -> int:
+    """The size that comes nearest to the usual one."""
+    if key in needs.fixed:
+        return needs.fixed[key]
+    step = needs.multiples.get(key, 1)
+    return step * math.ceil(max(size, needs.least.get(key, 1)) / step)
 
 
 def _next_size(chosen: Mapping[str, int], usual: Sequence[int]) -> int:
@@ -115,10 +143,18 @@ def _sample(
 ) -> torch.Tensor:
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
+    if len(shape) == 1 and _is_target(view, value):
+        return torch.tensor([-1, *[1] * (shape[0] - 1)], dtype=dtype)[: shape[0]]
     bound = _id_bound(view, value)
     if bound is None:
         return torch.ones(shape, dtype=dtype)
     return torch.randint(0, bound, shape, generator=generator).to(dtype)
+
+
+def _is_target(view: View, value: Value) -> bool:
+    """Whether an input is the shape that something takes."""
+    users = [user for user in view.users(value) if view.op(user) == "reshape"]
+    return any(view.operands(user)[1:] == (value,) for user in users)
 
 
 def _id_bound(view: View, value: Value) -> int | None:

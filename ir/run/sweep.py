@@ -15,8 +15,9 @@ import torch
 from ..core.errors import BadInput
 from ..core.values import numbers
 from ..core.view import Node, Value, View
-from ..structure.cache_slots import empty_past
+from ..structure.cache_slots import left_out
 from ..vocab import traits
+from .predict import refuse_unbounded
 
 JOINED = 8192
 """Tokens of several batches that a stored linear or a statistic takes at once: by then its time is
@@ -65,6 +66,7 @@ def sweep_together(
     order = list(view.nodes())
     if not outputs and nodes is not None:
         order = order[: max((i for i, n in enumerate(order, 1) if n in nodes), default=0)]
+    refuse_unbounded(view, values, order)
     last = _last_uses(view, order)
     keep = set(view.outputs()) if outputs else set()
     with torch.no_grad():
@@ -150,7 +152,7 @@ def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
 def _bind(view: View, inputs: Mapping[str, Any]) -> list[Any]:
     names = view.input_names()
     types = dict(zip(names, map(view.type, view.inputs()), strict=True))
-    inputs = {**inputs, **empty_past(types, inputs)}
+    inputs = {**inputs, **left_out(types, inputs)}
     unknown, missing = sorted(set(inputs) - set(names)), sorted(set(names) - set(inputs))
     if unknown or missing:
         parts = [f"missing {', '.join(missing)}"] if missing else []

@@ -76,6 +76,35 @@ def empty_past(
     return found
 
 
+POSITIONS = "position_ids"
+"""The input that says at which place of its text each token stands."""
+
+
+def positions(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Places i64 ``[rows, count]`` of the last tokens, of all that ``mask`` ``[rows, all]`` counts;
+    what is masked out at the left has the first."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -count:]
+
+
+def left_out(
+    types: Mapping[str, Type], given: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What follows from the inputs that are given: ``empty_past``, and the positions of tokens."""
+    found = empty_past(types, given)
+    ids = given.get("input_ids")
+    if POSITIONS not in types or POSITIONS in given or ids is None or ids.dim() != 2:
+        return found
+    if types[POSITIONS].rank not in (None, 2):
+        return found
+    held = [t.shape[PAST_AXIS] for n, t in given.items() if past_slot(n) is not None]
+    total = ids.shape[1] + max(held, default=0)
+    mask = given.get("attention_mask", torch.ones(len(ids), total, dtype=torch.int64))
+    if mask.dim() == 2 and mask.shape[1] >= ids.shape[1]:
+        dtype = types[POSITIONS].dtype or torch.int64
+        found[POSITIONS] = positions(mask, ids.shape[1]).to(dtype)
+    return found
+
+
 def next_step(
     inputs: Mapping[str, torch.Tensor], outputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor] | None:
@@ -94,9 +123,11 @@ def later(
     mask, ids = inputs["attention_mask"], inputs["input_ids"][:, -tokens:]
     past = {name.replace("present", "past_key_values"): t for name, t in state.items()}
     rest = {n: t[:0] for n, t in inputs.items() if n == "pixel_values"}
+    grown = torch.cat([mask, mask.new_ones(ids.shape)], 1)
+    if POSITIONS in inputs:
+        rest[POSITIONS] = positions(grown, ids.shape[1]).to(inputs[POSITIONS].dtype)
     return {
-        "input_ids": ids, **past, **rest,
-        "attention_mask": torch.cat([mask, mask.new_ones(ids.shape)], 1),
+        "input_ids": ids, **past, **rest, "attention_mask": grown,
     }  # fmt: skip
 
 

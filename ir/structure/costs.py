@@ -17,7 +17,7 @@ from ..core.dims import shape_value, sizes_of
 from ..core.types import Type
 from ..core.view import NATIVE, Node, Value, View, is_value
 from ..vocab import Macs, traits
-from .cache_slots import empty_past
+from .cache_slots import left_out
 from .recognize import Attention, Linear, Structure, recognize
 
 MAC_CONVENTION = (
@@ -75,7 +75,7 @@ def sample_sizes(view: View, batch: Mapping[str, torch.Tensor]) -> dict[str, int
     """The sizes of the graph's symbolic dimensions for one sample of a batch of inputs, a cache
     that the batch does not hold being empty."""
     types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
-    given = {**batch, **empty_past(types, batch)}
+    given = {**batch, **left_out(types, batch)}
     shapes = {n: (1, *t.shape[1:]) if t.dim() else () for n, t in given.items()}
     return sizes_of(view, shapes)
 

@@ -126,7 +126,13 @@ def input_of(node: onnx_ir.Node, index: int) -> onnx_ir.Value | None:
 
 
 def from_the_left(dims: Sequence[int], rank: int | None) -> tuple[int, ...]:
-    """Dimensions, negative ones counted from the end where the rank is known."""
+    """Dimensions, negative ones counted from the end where the rank is known.
+
+    ``ValueError`` for one that is not there.
+    """
+    for d in dims if rank else ():
+        if not -rank <= d < rank:
+            raise ValueError(f"a tensor of {rank} dimensions has no dimension {d}")
     return tuple(d % rank if rank else d for d in dims)
 
 

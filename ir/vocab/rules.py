@@ -32,10 +32,20 @@ def promote(operands: Sequence[Any]) -> torch.dtype | None:
     for dtypes in (wide, single, numbers):
         own = torch.bool
         for dtype in dtypes:
-            own = own if dtype is None else torch.promote_types(own, dtype)
+            own = own if dtype is None else _wider(own, dtype)
         if _kind(own) > _kind(result):
             result = own
     return result
+
+
+def _wider(a: torch.dtype, b: torch.dtype) -> torch.dtype:
+    """``torch.promote_types``, which knows uint16 to uint64 beside nothing, not even themselves."""
+    if a == torch.bool or a == b:
+        return b
+    try:
+        return a if b == torch.bool else torch.promote_types(a, b)
+    except RuntimeError as error:
+        raise ValueError(str(error)) from None
 
 
 def _dtype_of(number: bool | float) -> torch.dtype:

@@ -168,7 +168,11 @@ def _transpose(x: Tensor, perm: Sequence[int]) -> Tensor:
 
 def _infer_transpose(operands: Sequence[Any], attrs: Attrs) -> Types:
     x = operands[0]
-    return (x if x.shape is None else x.with_shape([x.shape[i] for i in attrs["perm"]]),)
+    if x.shape is None:
+        return (x,)
+    if sorted(attrs["perm"]) != list(range(len(x.shape))):
+        raise ValueError(f"transpose: {x} has not the dimensions of perm={list(attrs['perm'])}")
+    return (x.with_shape([x.shape[i] for i in attrs["perm"]]),)
 
 
 def _decode_transpose(node: Node) -> fx.Reading | None:

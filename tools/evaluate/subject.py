@@ -19,7 +19,7 @@ from ...ir.load.intact import check_files
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.inputs import sample_inputs
-from ...ir.structure.cache_slots import past_slot
+from ...ir.structure.cache_slots import POSITIONS, past_slot
 from ...ir.structure.costs import weight_bytes
 from ..data.side_files import longest_text, read_json
 from ..report import manifest
@@ -86,7 +86,7 @@ class Subject:
         """Outputs by name. Inputs that the graph does not take are left out; floats, and masks of
         another integer type, are cast to what it declares. Raises ``BadInput`` where one lacks."""
         absent = [n for n in self.input_names if n not in batch]
-        lacking = [n for n in absent if past_slot(n) is None]
+        lacking = [n for n in absent if n != POSITIONS and past_slot(n) is None]
         if lacking:
             raise BadInput(
                 f"{self.name} needs the inputs {', '.join(lacking)}, which evaluation does not "

@@ -17,7 +17,7 @@ import onnxruntime
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
-from graphwright.ir.core.errors import BadInput, GraphwrightError
+from graphwright.ir.core.errors import BadInput, GraphwrightError, NodeFailed
 from graphwright.ir.core.view import View
 from graphwright.ir.load.onnx_file import load_onnx
 from graphwright.ir.run.sweep import sweep
@@ -170,7 +170,7 @@ def test_squeeze_over_a_dimension_with_a_name(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", nodes, [const("axes", np.array([1]))], x=("b", "one", 6))
     view = check(path, x=_numbers(3, 1, 6))
     check_structure(view)
-    with pytest.raises(BadInput, match="a dimension of 2 is not 1"):
+    with pytest.raises(NodeFailed, match=r"Squeeze .* a dimension of 2 is not 1"):
         sweep(view, {"x": torch.ones(3, 2, 6)})
 
 
@@ -351,6 +351,76 @@ def test_weights_may_share_their_bytes_and_not_a_part_of_them(tmp_path: Path) ->
         check(save(tmp_path / "m.onnx", nodes, [W], edit=shared(offset)), x=_numbers(3, 6))
     with pytest.raises(BadInput, match=r"w\.data: the bytes of 'w' and 'v' overlap"):
         load_onnx(save(tmp_path / "m.onnx", nodes, [W], edit=shared("92")))
+
+
+# --- types ----------------------------------------------------------------------------------------
+
+
+def test_names_that_other_tools_made_up_are_inferred_anew(tmp_path: Path) -> None:
+    nodes = [node("Identity", ["x"], ["t"]), node("Relu", ["t"], ["u"]), node("Neg", ["u"], ["y"])]
+
+    def edit(model: Any) -> None:
+        for name, dims in (("t", ["unk__26", 6]), ("u", ["2*b", 6])):
+            info = helper.make_tensor_value_info(name, TensorProto.FLOAT, dims)
+            model.graph.value_info.append(info)
+
+    view = load_onnx(save(tmp_path / "m.onnx", nodes, edit=edit))
+    types = [str(view.type(view.result(n))) for n in view.nodes()]
+    assert types == ["f32[b, 6]", "f32[2*b, 6]", "f32[2*b, 6]"]
+
+
+def test_dtypes_that_inference_leaves_out_are_those_of_the_schema(tmp_path: Path) -> None:
+    nodes = [node("Normalizer", ["x"], ["n"], domain="ai.onnx.ml", norm="L2")]
+    nodes += [node("MatMul", ["n", "w"], ["t"]), node("Relu", ["t"], ["y"])]
+    view = check(save(tmp_path / "m.onnx", nodes, [W], domains=["ai.onnx.ml"]), x=_numbers(3, 6))
+    assert {view.type(view.result(n)).dtype for n in view.nodes()} == {torch.float32}
+
+
+WRONG_TYPES: dict[str, tuple[Any, str]] = {
+    "perm twice": (node("Transpose", ["x"], ["y"], perm=[0, 0]), "has not the dimensions of perm"),
+    "another width": (node("MatMul", ["x", "v"], ["y"]), "inner dimensions 6 and 5 differ"),
+    "no such axis": (node("Softmax", ["x"], ["y"], axis=7), "has no dimension 7"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_TYPES)
+def test_operands_that_do_not_fit_are_told_with_the_node(name: str, tmp_path: Path) -> None:
+    wrong, words = WRONG_TYPES[name]
+    path = save(tmp_path / "m.onnx", [wrong], [const("v", _numbers(5, 3))])
+    with pytest.raises(BadInput, match=rf"m\.onnx: the node {wrong.op_type} .*{words}"):
+        load_onnx(path)
+
+
+# --- more than there is ---------------------------------------------------------------------------
+
+
+def test_a_result_larger_than_memory_is_refused(tmp_path: Path) -> None:
+    tail = [node("ReduceSum", ["z"], ["r"], keepdims=0), node("Add", ["x", "r"], ["y"])]
+    size = const("s", np.array([1 << 20, 1 << 20, 64]))
+    for first, constants in (
+        (node("ConstantOfShape", ["s"], ["z"]), [size]),
+        (node("Expand", ["one", "s"], ["z"]), [size, const("one", np.float32(1))]),
+        (node("Tile", ["one", "s"], ["z"]), [size, const("one", np.ones((1, 1, 1), np.float32))]),
+    ):
+        view = load_onnx(save(tmp_path / "m.onnx", [first, *tail], constants))
+        canonicalize(view)
+        with pytest.raises(BadInput, match=rf"{first.op_type}.* would take 281475.* GB"):
+            sweep(view, {"x": torch.ones(1, 6)})
+
+
+def test_a_loop_without_an_end_is_refused(tmp_path: Path) -> None:
+    info = helper.make_tensor_value_info
+    ends = [info("i", TensorProto.INT64, []), info("c", TensorProto.BOOL, [])]
+    ends += [info("v", TensorProto.FLOAT, None)]
+    body = helper.make_graph(
+        [node("Identity", ["c"], ["d"]), node("Add", ["v", "v"], ["w"])], "body", ends,
+        [info("d", TensorProto.BOOL, []), info("w", TensorProto.FLOAT, None)],
+    )  # fmt: skip
+    loop = node("Loop", ["n", "t", "x"], ["y"], body=body)
+    constants = [const("n", np.array(1 << 62)), const("t", np.array(True))]
+    view = load_onnx(save(tmp_path / "m.onnx", [loop], constants))
+    with pytest.raises(BadInput, match="makes 4,611,686,018,427,387,904 trips, which nothing ends"):
+        sweep(view, {"x": torch.ones(1, 6)})
 
 
 # --- damage ---------------------------------------------------------------------------------------

@@ -103,7 +103,6 @@ def test_the_runtime_types_what_onnx_does_not_know(tmp_path: Path) -> None:
     ]
     proto = model(nodes, stored={"g": W[:, 0], "w": W}, shape=("rows", "seq", 8))
     view = loaded(proto, tmp_path)
-    assert view.infer_types()
     types = {view.name(v): view.type(v) for node in view.nodes() for v in view.results(node)}
     assert types["n"] == Type(torch.float32, ("rows", "seq", 8))
     assert types["m"] == Type(torch.float32, ("rows", "seq", 4))

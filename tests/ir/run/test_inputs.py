@@ -6,7 +6,11 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
+from graphwright.ir.run.batches import check_batches
 from graphwright.ir.run.inputs import sample_inputs
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.cache_slots import next_step
 from graphwright.ir.text.graph import parse_graph
 
 KINDS = ("fx", "onnx")
@@ -53,3 +57,112 @@ def test_an_input_without_a_type_gives_no_sample() -> None:
     view = graph("onnx", "input %x: f32[*]\n%y: f32[*] = neg(%x)\noutput y = %y\n")
     with pytest.raises(BadInput, match="input x has no type: give samples"):
         sample_inputs(view)
+
+
+# --- what an ONNX graph needs ---------------------------------------------------------------------
+
+NEEDS = {
+    "channels of a convolution": (
+        """input %x: f32[b, c, h, w]
+weight @k: f32[3, 12, 3, 3]
+%y: f32[b, 3, h2, w2] = conv(%x, @k) {stride = (1, 1), padding = (1, 1), dilation = (1, 1), \
+groups = 1}
+""",
+        (2, 12, 7, 5),
+    ),
+    "windows behind each other": (
+        """input %x: f32[b, t]
+weight @k: f32[3, 1, 10]
+weight @l: f32[3, 3, 4]
+%u: f32[b, 1, t] = unsqueeze(%x) {dims = (1)}
+%v: f32[b, 3, t2] = conv(%u, @k) {stride = (5), padding = (0), dilation = (1), groups = 1}
+%r: f32[b, 3, t2] = relu(%v)
+%y: f32[b, 3, t3] = conv(%r, @l) {stride = (2), padding = (0), dilation = (2), groups = 1}
+""",
+        (2, (7 - 1) * 5 + 10),
+    ),
+    "a product": (
+        "input %x: f32[e, n, 8]\nweight @w: f32[3, 8, 4]\n%y: f32[3, n, 4] = matmul(%x, @w)\n",
+        (3, 12, 8),
+    ),
+    "a sum": ("input %x: f32[b, n]\nweight @w: f32[9]\n%y: f32[b, 9] = add(%x, @w)\n", (2, 9)),
+    "rows of a shape": (
+        "input %x: f32[b, n]\n%y: f32[b, m, 5] = reshape(%x, 0, -1, 5)\n", (2, 15),
+    ),
+    "numbers of a shape": (
+        "input %x: f32[3, n]\n%y: f32[3, 4, 5] = reshape(%x, 3, 4, 5)\n", (3, 20),
+    ),
+    "parts": (
+        """input %x: f32[b, n]
+(%a: f32[b, 4], %y: f32[b, 7]) = split(%x) {sizes = (4, 7), dim = 1}
+""",
+        (2, 11),
+    ),
+    "no names": (
+        "input %x: f32[?, ?, 6]\nweight @w: f32[9, 6]\n%y: f32[?, 9, 6] = add(%x, @w)\n", (2, 9, 6),
+    ),
+}  # fmt: skip
+
+
+def filled(lines: str) -> View:
+    """An ONNX graph whose weights hold numbers."""
+    view = graph("onnx", lines)
+    for value in {value for node in view.nodes() for value in view.arguments(node)}:
+        held = view.weight(value)
+        if held is not None and held.dtype.is_floating_point:
+            view.set_weight(value, MemoryWeight(torch.ones(held.shape)))
+    return view
+
+
+@pytest.mark.parametrize("name", NEEDS)
+def test_samples_have_the_sizes_that_nodes_need(name: str) -> None:
+    lines, shape = NEEDS[name]
+    view = filled(lines + "output y = %y\n")
+    made = sample_inputs(view)
+    assert tuple(made["x"].shape) == shape
+    sweep(view, made)
+
+
+def test_a_sample_of_a_shape_is_one() -> None:
+    lines = "input %x: f32[b, 6]\ninput %s: i64[3]\n%y: f32[?, ?, ?] = reshape(%x, %s)\n"
+    view = graph("onnx", lines + "output y = %y\n")
+    made = sample_inputs(view)
+    assert made["s"].tolist() == [-1, 1, 1]
+    assert sweep(view, made)["y"].shape == (12, 1, 1)
+
+
+def test_an_input_larger_than_memory_is_refused() -> None:
+    view = graph("onnx", f"input %x: f32[{1 << 40}, 64]\n%y: f32[?] = neg(%x)\noutput y = %y\n")
+    with pytest.raises(BadInput, match=r"the input x, f32.*would take 281475.0 GB of memory"):
+        sample_inputs(view)
+
+
+def test_what_grows_beyond_memory_is_refused_before_it_runs() -> None:
+    doubled = "".join(
+        f"%a{i}: f32[?, 64] = concat(%a{i - 1}, %a{i - 1}) {{dim = 0}}\n" for i in range(1, 41)
+    )
+    lines = f"input %x: f32[b, 64]\n%a0: f32[b, 64] = neg(%x)\n{doubled}output y = %a40\n"
+    view = graph("onnx", lines)
+    with pytest.raises(BadInput, match=r"its result f32\[\d+, 64\] would take .* GB of memory"):
+        sweep(view, {"x": torch.ones(2, 64)})
+
+
+def test_positions_follow_from_the_mask() -> None:
+    lines = """input %input_ids: i64[b, s]
+input %attention_mask: i64[b, s]
+input %position_ids: i64[b, s]
+weight @t: f32[9, 3]
+%e: f32[b, s, 3] = embedding(@t, %input_ids)
+%y: f32[b, s, 3] = add(%e, 0.0)
+%p: i64[b, s] = add(%position_ids, 0)
+output y = %y
+output p = %p
+"""
+    view = filled(lines)
+    assert sample_inputs(view)["position_ids"].tolist() == [list(range(12))] * 2
+    mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
+    given = {"input_ids": torch.zeros(2, 4, dtype=torch.int64), "attention_mask": mask}
+    check_batches(view, [given])
+    assert sweep(view, given)["p"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    step = next_step({**given, "position_ids": mask}, {"present.0.key": torch.zeros(2, 1, 4, 2)})
+    assert step is not None and step["position_ids"].tolist() == [[2], [4]]
