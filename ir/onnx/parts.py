@@ -65,6 +65,9 @@ def name_everything(graph: onnx_ir.Graph) -> tuple[Names, Names]:
     """Give each node a name of its own; the names of the values and of the nodes."""
     values = [v.name for v in graph.inputs] + list(graph.initializers)
     values += [v.name for n in graph.all_nodes() for v in n.outputs]
+    for inner in (g for node in graph for g in subgraphs(node)):
+        # What is added outside must not be called as something that a graph inside hides.
+        values += [v.name for v in inner.inputs] + list(inner.initializers)
     nodes = Names()
     for node in graph:
         node.name = nodes.take(node.name or str(node.op_type))

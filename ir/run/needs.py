@@ -77,9 +77,9 @@ class Needs:
             if len(weight) > 1 and isinstance(weight[1], int):
                 yield self.key(operands[0], 1), weight[1] * groups
         elif op in ("layer_norm", "rms_norm"):
-            weight = self._shape(operands[1]) if len(operands) > 1 else None
-            for axis in range(-len(weight or ()), 0):
-                yield self.key(operands[0], axis), (weight or ())[axis]
+            scale = (self._shape(operands[1]) if len(operands) > 1 else None) or ()
+            for axis in range(-len(scale), 0):
+                yield self.key(operands[0], axis), scale[axis]
         elif op == "split":
             sizes, dim = view.attrs(node)["sizes"], view.attrs(node)["dim"]
             yield self.key(operands[0], dim), sum(sizes) if len(sizes) > 1 else UNKNOWN_DIM

@@ -130,10 +130,12 @@ def from_the_left(dims: Sequence[int], rank: int | None) -> tuple[int, ...]:
 
     ``ValueError`` for one that is not there.
     """
-    for d in dims if rank else ():
+    if not rank:
+        return tuple(dims)
+    for d in dims:
         if not -rank <= d < rank:
             raise ValueError(f"a tensor of {rank} dimensions has no dimension {d}")
-    return tuple(d % rank if rank else d for d in dims)
+    return tuple(d % rank for d in dims)
 
 
 # --- decoders that several ops share --------------------------------------------------------------

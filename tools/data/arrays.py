@@ -61,7 +61,8 @@ def _array(file: IO[bytes], rows: int, where: str) -> Rows:
     if len(data) < size:
         raise ValueError(f"{where}: truncated: {len(data)} of {size} bytes")
     array = np.frombuffer(bytearray(data), dtype).reshape(held, order="F" if transposed else "C")
-    return Rows(torch.from_numpy(np.ascontiguousarray(array)), shape)
+    # An array without dimensions gets one by being made contiguous.
+    return Rows(torch.from_numpy(np.ascontiguousarray(array)).reshape(held), shape)
 
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.void]]:

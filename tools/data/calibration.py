@@ -111,7 +111,10 @@ def _read(wanted: CalibrationRequest) -> tuple[list[Tensors], int | None]:
 
 
 def _rows(wanted: CalibrationRequest, path: Path) -> list[Tensors]:
-    """Arrays of many samples as batches: cut along the first dimension, which all share."""
+    """Arrays of many samples as batches: cut along the first dimension, which all share.
+
+    What the graph takes once, a rate or a state of fixed shape, goes into each batch as it is.
+    """
     most = max([wanted.samples, *(wanted.fixed(name, 0) or 1 for name in wanted.inputs)])
     held = read_rows(path, most)
     if not held:
@@ -120,6 +123,9 @@ def _rows(wanted: CalibrationRequest, path: Path) -> list[Tensors]:
     if unknown:
         hint = near_misses(unknown[0], wanted.inputs)
         raise wanted.refuse(f"it holds {unknown[0]}", hint or "give these")
+    once = {n: rows.tensor for n, rows in held.items() if _is_taken_once(wanted, n, rows.shape)}
+    if len(once) < len(held):
+        held = {name: rows for name, rows in held.items() if name not in once}
     total = equally_many(held)
     if total is None:
         listed = ", ".join(f"{name} {list(rows.shape)}" for name, rows in held.items())
@@ -132,7 +138,15 @@ def _rows(wanted: CalibrationRequest, path: Path) -> list[Tensors]:
     total = min(total, max(size or 1, wanted.samples))
     size = size or BATCH
     starts = range(0, total, size)
-    return [{n: h.tensor[i : min(i + size, total)] for n, h in held.items()} for i in starts]
+    cut = ({n: h.tensor[i : min(i + size, total)] for n, h in held.items()} for i in starts)
+    return [once | batch for batch in cut]
+
+
+def _is_taken_once(wanted: CalibrationRequest, name: str, shape: tuple[int, ...]) -> bool:
+    """Whether an array is no samples: it has no dimensions, or is of the input's own fixed shape
+    where that is not one of a single sample."""
+    declared = wanted.view.type(wanted.view.inputs()[wanted.inputs.index(name)]).shape
+    return shape == declared and shape[:1] != (1,)
 
 
 # --- images --------------------------------------------------------------------------------------

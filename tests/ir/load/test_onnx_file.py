@@ -19,7 +19,9 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput, GraphwrightError, NodeFailed
 from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.load.onnx_file import load_onnx
+from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.vocab import spec
@@ -389,6 +391,42 @@ def test_operands_that_do_not_fit_are_told_with_the_node(name: str, tmp_path: Pa
     path = save(tmp_path / "m.onnx", [wrong], [const("v", _numbers(5, 3))])
     with pytest.raises(BadInput, match=rf"m\.onnx: the node {wrong.op_type} .*{words}"):
         load_onnx(path)
+
+
+# --- graphs inside nodes --------------------------------------------------------------------------
+
+
+def branch(name: str, op: str, *operands: str) -> Any:
+    made = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
+    first = node("Identity", [operands[0]], [f"{name}_const"])
+    last = node(op, [f"{name}_const", *operands[1:]], [f"{name}_y"])
+    return helper.make_graph([first, last], name, [], [made])
+
+
+def test_what_graphs_inside_nodes_read_stays(tmp_path: Path) -> None:
+    """A value, one that is repeated outside, and weights that nothing else reads."""
+    nodes = [
+        node("Relu", ["x"], ["r"]), node("Identity", ["r"], ["t"]), node("Relu", ["x"], ["s"]),
+        node("ReduceSum", ["x"], ["n"], keepdims=0), node("Greater", ["n", "zero"], ["c"]),
+        node("If", ["c"], ["z"], then_branch=branch("a", "MatMul", "t", "w"),
+             else_branch=branch("b", "MatMul", "s", "v")),
+        node("Mul", ["z", "half"], ["y"]),
+    ]  # fmt: skip
+    constants = [W, const("v", _numbers(6, 4, seed=1)), const("zero", np.float32(0))]
+    path = save(tmp_path / "m.onnx", nodes, [*constants, const("half", np.float32(0.5))])
+    for sign in (1, -1):
+        x = np.abs(_numbers(3, 6)) * sign
+        view = check(path, x=x)
+        want = runtime(path, x=x)[0]
+        canonicalize(view)
+        assert isinstance(view, OnnxView)
+        added = view.add_weight("a_const", MemoryWeight(torch.ones(3)))
+        assert view.name(added) != "a_const", "a graph inside hides a value of this name"
+        onnx_ir.save(view.model, tmp_path / "n.onnx")
+        got = runtime(tmp_path / "n.onnx", x=x)[0]
+        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        ours = sweep(view, {"x": torch.from_numpy(x)})["y"].numpy()
+        np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-6)
 
 
 # --- more than there is ---------------------------------------------------------------------------

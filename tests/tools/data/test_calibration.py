@@ -17,6 +17,7 @@ import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
+from graphwright.ir.text.graph import parse_graph
 from graphwright.tools.cli.main import main
 from graphwright.tools.data import calibration
 from graphwright.tools.data.calibration import read
@@ -203,6 +204,24 @@ def test_an_array_that_lacks_is_named(tmp_path: Path, llama: View) -> None:
     np.savez(path, input_ids=np.ones((2, 5), np.int64), attention_mask=np.ones((3, 5), np.int64))
     with pytest.raises(BadInput, match=r"equally many samples: input_ids \[2, 5\], attention_mask"):
         read(str(path), llama)
+
+
+def test_what_a_graph_takes_once_goes_into_each_batch(tmp_path: Path) -> None:
+    lines = """onnx graph
+ir_version 10
+opset "" 20
+input %x: f32[b, 5]
+input %state: f32[2, 1, 3]
+input %rate: i64[]
+%y: f32[b, 5] = neg(%x)
+output y = %y
+"""
+    state, rate = np.ones((2, 1, 3), "f4"), np.array(16000)
+    x = np.arange(55, dtype="f4").reshape(11, 5)
+    np.savez(tmp_path / "a.npz", x=x, state=state, rate=rate)
+    batches = read(str(tmp_path / "a.npz"), parse_graph(lines)).batches
+    assert [len(b["x"]) for b in batches] == [8, 3]
+    assert all(b["state"].shape == (2, 1, 3) and int(b["rate"]) == 16000 for b in batches)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
