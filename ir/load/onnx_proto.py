@@ -37,10 +37,13 @@ def read_model(path: Path) -> onnx_ir.Model:
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
     proto = _parse(path)
-    _normalize(proto)
-    if not proto.graph.output or "" not in {o.domain for o in proto.opset_import}:
-        raise BadInput(f"{path}: not an ONNX model, or cut short (no outputs or no opset)")
-    check_model(proto, str(path))
+    try:
+        _normalize(proto)
+        if not proto.graph.output or "" not in {o.domain for o in proto.opset_import}:
+            raise BadInput(f"{path}: not an ONNX model, or cut short (no outputs or no opset)")
+        check_model(proto, str(path))
+    except UnicodeDecodeError as error:  # a name, where it is compared
+        raise BadInput(f"{path}: a name in it is no text: the file is damaged ({error})") from None
     _forget_maps((*proto.graph.output, *proto.graph.value_info))
     try:
         with quiet():

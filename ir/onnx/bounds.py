@@ -15,8 +15,8 @@ from .read import OnnxReader
 
 _ALWAYS = 1 << 26
 """Bytes that a result may take whatever the machine has."""
-MOST_TRIPS = 1 << 24
-"""Trips of a loop that nothing ends before: a second for a body of one node, and more than any
+MOST_TRIPS = 1 << 20
+"""Trips of a loop that nothing ends before: 5 seconds for a body of two nodes, and more than any
 model makes."""
 
 Env = Mapping[onnx_ir.Value, Any]

@@ -35,18 +35,22 @@ def check_model(model: onnx.ModelProto, where: str) -> None:
     ``where`` is the file's name. Weights are looked at only for their sizes.
     """
     load_dialects()
-    versions = {o.domain: o.version for o in model.opset_import}
-    for domain, version in versions.items():
-        if version < 1:
-            raise BadInput(f"{where}: the opset of {domain or 'ai.onnx'} is {version}")
+    versions = _versions(model.opset_import, where)
     functions = {(f.domain, f.name, f.overload) for f in model.functions}
     if len(functions) < len(model.functions):
         raise BadInput(f"{where}: two functions of the file have the same name")
     _Checker(where, versions, functions).graph(model.graph, ())
     for function in model.functions:
-        own = {o.domain: o.version for o in function.opset_import}
         inside = f"{where}: the function {function.domain}::{function.name}"
+        own = _versions(function.opset_import, inside)
         _Checker(inside, own or versions, functions, formal=True).function(function)
+
+
+def _versions(opsets: Iterable[onnx.OperatorSetIdProto], where: str) -> dict[str, int]:
+    for opset in opsets:
+        if not 1 <= opset.version < 1 << 31:
+            raise BadInput(f"{where}: the opset of {opset.domain or 'ai.onnx'} is {opset.version}")
+    return {opset.domain: opset.version for opset in opsets}
 
 
 class _Checker:
@@ -63,6 +67,7 @@ class _Checker:
         if graph.sparse_initializer:
             name = graph.sparse_initializer[0].values.name
             raise self._wrong(f"the weight {name!r} is sparse, and sparse weights are not read")
+        self._text(i.name for i in (*graph.initializer, *graph.input, *graph.output))
         constants: set[str] = set()
         for tensor in graph.initializer:
             if not tensor.name:
@@ -92,6 +97,7 @@ class _Checker:
         outputs: set[str],
     ) -> None:  # fmt: skip
         for node in nodes:
+            self._text((node.name, node.op_type, node.domain, *node.input, *node.output))
             for name in filter(None, node.output):
                 if name in made:
                     raise self._wrong(f"makes {name!r}, which is made already", node)
@@ -123,6 +129,10 @@ class _Checker:
         if schema is None:
             return
         self._count(node, node.input, "input", schema.min_input, schema.max_input)
+        for i, name in enumerate(node.input):
+            formal = schema.inputs[min(i, len(schema.inputs) - 1)]
+            if not name and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
+                raise self._wrong(f"leaves its input {formal.name} out", node)
         self._count(node, node.output, "output", schema.min_output, schema.max_output)
         given = dict(zip(names, node.attribute, strict=True))
         for name, attribute in given.items():
@@ -185,6 +195,12 @@ class _Checker:
         tensor = info.type.tensor_type
         if tensor.elem_type not in DTYPES and (tensor.elem_type or what == "input"):
             raise self._wrong(f"the {what} {info.name!r} is of an unknown dtype: {DAMAGED}")
+
+    def _text(self, names: Iterable[str | bytes]) -> None:
+        """Protobuf gives what is not UTF-8 as the bytes that it is."""
+        for name in names:
+            if isinstance(name, bytes):
+                raise self._wrong(f"the name {name!r} is no text: {DAMAGED}")
 
     def _label(self, node: onnx.NodeProto) -> str:
         return f"{self._where}: the node {node.name or node.op_type} ({node.op_type})"

@@ -27,7 +27,7 @@ def check_types(view: OnnxReader, where: str) -> None:
         types = [view.type(o) if isinstance(o, onnx_ir.Value) else o for o in operands]
         try:
             inferred = spec(op).infer(types, attrs)
-        except (ValueError, IndexError, TypeError, ZeroDivisionError) as error:
+        except (ValueError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
             given = ", ".join(str(t) for t in types)
             raise BadInput(f"{label} does not take ({given}): {error}") from error
         for value, type_ in zip(node.outputs, inferred, strict=False):

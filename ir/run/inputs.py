@@ -20,6 +20,9 @@ from .needs import Key, Needs
 _SIZES = (2, 12, 7, 5, 3)
 """Sizes given to the symbolic dimensions in order of appearance: the batch first."""
 
+_COPIES = 4
+"""An input is drawn, kept, and read by a node that makes as much of it, in two runs."""
+
 
 def sample_inputs(
     view: View, *, seed: int = 0, sizes: Mapping[str, int] | None = None,
@@ -53,8 +56,9 @@ def sample_inputs(
         shape = [
             _size(value, axis, dim, chosen, needs, usual) for axis, dim in enumerate(type_.shape)
         ]
-        needed = math.prod(shape) * type_.dtype.itemsize
-        refuse_beyond_memory(needed, f"the input {name}, {Type(type_.dtype, tuple(shape))},")
+        needed = _COPIES * math.prod(shape) * type_.dtype.itemsize
+        what = f"the input {name}, {Type(type_.dtype, tuple(shape))}, with what is computed of it,"
+        refuse_beyond_memory(needed, what)
         inputs[name] = _sample(view, value, type_.dtype, shape, generator)
     if view.source.prompt:
         inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)

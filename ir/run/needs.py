@@ -203,7 +203,10 @@ class Needs:
         dilations = attrs.get("dilation" if ours else "dilations") or [1] * spatial
         padding = attrs.get("padding") if ours else attrs.get("pads")
         pads = [*padding, *padding] if ours and padding else padding or [0] * 2 * spatial
-        if len(kernel) != spatial or str(attrs.get("auto_pad", "")).startswith("SAME"):
+        known = [*kernel, *strides, *dilations, *pads]
+        if len(kernel) != spatial or len(known) != 5 * spatial:
+            return [1] * rank
+        if not all(isinstance(n, int) for n in known) or "SAME" in str(attrs.get("auto_pad")):
             return [1] * rank
         sizes = [1, 1]
         for i in range(spatial):

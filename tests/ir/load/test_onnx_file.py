@@ -522,6 +522,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
         lambda m: m.graph.node[0].ClearField("input"), r"\(MatMul\) has 0 inputs, and .* takes 2",
     ),
     "too many inputs": (_second(op="Relu", inputs=["a", "a"]), "has 2 inputs, and the op takes 1"),
+    "an input left out": (_second(op="Add", inputs=["", "a"]), "leaves its input A out"),
     "no attribute": (_second(op="Cast"), "Cast .* lacks the attribute 'to'"),
     "text for a number": (_second(op="Softmax", axis="one"), "its attribute axis is text, not"),
     "a foreign attribute": (_second(op="Relu", alpha=1.0), "has an attribute 'alpha'"),
@@ -531,6 +532,7 @@ DAMAGE: dict[str, tuple[Callable[[Any], Any], str]] = {
     "an offset with blanks": (_external(offset=" 12 "), "offset of its external data is ' 12 '"),
     "an offset before the file": (_external(offset="-1"), "offset of its external data is '-1'"),
     "no place": (_external(location="w\0"), "names no file for its external data"),
+    "a far opset": (_set("opset_import.0.version", 1 << 40), "opset of ai.onnx is 1099511627776"),
     "an opset of 0": (_set("opset_import.0.version", 0), "the opset of ai.onnx is 0"),
 }  # fmt: skip
 
@@ -543,6 +545,13 @@ def test_damage_is_told_with_file_node_and_field(name: str, tmp_path: Path) -> N
     with pytest.raises(GraphwrightError, match=words) as caught:
         load_onnx(path)
     assert caught.value.exit_code == 2 and str(path) in str(caught.value)
+
+
+def test_a_name_that_is_no_text(tmp_path: Path) -> None:
+    path = save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"], name="relu")])
+    path.write_bytes(path.read_bytes().replace(b"relu", b"r\xd1\xffu"))
+    with pytest.raises(BadInput, match=r"the name b'r.*' is no text"):
+        load_onnx(path)
 
 
 def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
