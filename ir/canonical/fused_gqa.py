@@ -55,8 +55,7 @@ class ExpandGroupQueryAttention(Fused):
 
     def check(self, node: Inputs) -> None:
         node.refuse_attrs(
-            local_window_size=-1, sliding_window_cache=0, qk_output=0, k_quant_type="NONE",
-            v_quant_type="NONE", causal=1,
+            sliding_window_cache=0, qk_output=0, k_quant_type="NONE", v_quant_type="NONE", causal=1,
         )  # fmt: skip
         if node.attr("smooth_softmax", 0) > 0:
             raise node.refuse("smooth_softmax is not read")
@@ -123,15 +122,22 @@ class ExpandGroupQueryAttention(Fused):
 
     def _mask(self, b: Build, node: Inputs, lengths: _Lengths, q: Value) -> Value:
         """Those of ``past`` that the row has, and the new ones up to the query's own place and to
-        the end of the row; [batch, 1, queries, keys]."""
-        new = places(b, q, 2)
+        the end of the row, within a window where there is one; [batch, 1, queries, keys]."""
+        new, window = places(b, q, 2), int(node.attr("local_window_size", -1))
+        own = b.unsqueeze(new, dims=(1,))
         rest = b.unsqueeze(b.sub(lengths.last, lengths.kept), dims=(1,))
-        ends = b.minimum(b.unsqueeze(new, dims=(1,)), rest)
-        seen = b.unsqueeze(b.le(new, ends), dims=(1,))
+        seen = b.le(new, b.minimum(own, rest))
+        if window > 0:
+            seen = b.logical_and(seen, b.gt(new, b.sub(own, window)))
         if node[3] is not None:
-            old = b.unsqueeze(b.lt(positions(b, lengths.room), lengths.kept), dims=(1, 2))
-            wide = b.expand(old, size(b, q, 0), 1, lengths.new, lengths.room)
-            seen = b.concat(wide, seen, dim=3)
+            old = positions(b, lengths.room)
+            seen_old = b.unsqueeze(b.lt(old, lengths.kept), dims=(1,))
+            if window > 0:
+                first = b.sub(b.add(lengths.kept, new), window)
+                seen_old = b.logical_and(seen_old, b.gt(old, b.unsqueeze(first, dims=(2,))))
+            wide = b.expand(seen_old, size(b, q, 0), lengths.new, lengths.room)
+            seen = b.concat(wide, seen, dim=2)
+        seen = b.unsqueeze(seen, dims=(1,))
         bias = node[10]
         if bias is None:
             return seen

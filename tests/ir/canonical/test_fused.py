@@ -212,6 +212,19 @@ GROUPED = {
         [Q[:1], KV[:1], KV[:1], *(x[:1] for x in OLD), *lengths(T, 1), *TABLES],
         {**SHARED, "do_rotary": 1}, [7, 8], 3, (0, 1, 2),
     ),
+    "window": Case(
+        "GroupQueryAttention", [Q, KV, KV, None, None, *FIRST],
+        {**SHARED, "local_window_size": 2}, (), 3,
+    ),
+    "chunk within a window": Case(
+        "GroupQueryAttention",
+        [Q[:1], KV[:1], KV[:1], *(x[:1] for x in OLD), *lengths(T, 1), *TABLES],
+        {**SHARED, "do_rotary": 1, "local_window_size": 4}, [7, 8], 3, (0, 1, 2),
+    ),
+    "ragged step within a window": Case(
+        "GroupQueryAttention", [*STEP, *OLD, *lengths(P + 1, ragged=True)],
+        {**SHARED, "local_window_size": 3}, (), 3, (0, 1, 2), compared=1,
+    ),
     "capped": Case(
         "GroupQueryAttention", [*STEP, *OLD, *NEXT], {**SHARED, "softcap": 2.0, "scale": 0.5},
         (), 3, (0, 1, 2),
@@ -297,10 +310,10 @@ REFUSED = {
         Case("MultiHeadAttention", [rand(B, S, N, 3, D)], HEADS),
         "queries, keys and values in one tensor are not read",
     ),
-    "window": (
+    "cache of a window": (
         Case("GroupQueryAttention", [Q, KV, KV, None, None, *FIRST],
-             {**SHARED, "local_window_size": 4}, (), 3),
-        "local_window_size=4 is not read",
+             {**SHARED, "local_window_size": 4, "sliding_window_cache": 1}, (), 3),
+        "sliding_window_cache=1 is not read",
     ),
     "sinks": (
         Case("GroupQueryAttention", [Q, KV, KV, None, None, *FIRST, *[None] * 4, rand(N)], SHARED,
