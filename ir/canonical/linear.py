@@ -4,6 +4,7 @@ matmul(x, wᵀ)                     => linear(x, w)
 matmul(x, w)                      => linear(x, wᵀ)     the handle is transposed, no byte moves
 addmm(b, x, w), Gemm(x, w, b)     => α linear(x, wᵀ) + β b, or linear(x, wᵀ, b) where both are 1
 add(linear(x, w), b)              => linear(x, w, b)
+baddbmm(b, x, y)                  => α matmul(x, y) + β b
 linear(x, cast(w))                => linear(x, w in that dtype)     where it takes fewer bytes
 conv 1x1 (x, w, b)                => transpose(linear(transpose(x), w, b))
 
@@ -209,6 +210,24 @@ class FuseAddmm(Rule):
         return _affine(build, bound["x"], weight, width, bound["b"], *scales)
 
 
+class FuseBaddbmm(Rule):
+    """baddbmm(b, x, y) => α matmul(x, y) + β b"""
+
+    name = "fuse-baddbmm"
+
+    def pattern(self, p: Any, b: Any, x: Any, y: Any) -> Any:
+        return p.native("aten.baddbmm.default", b, x, y)
+
+    def replace(self, build: Build, **bound: Operand) -> Value:
+        attrs = build.view.attrs(build.match.root)
+        alpha, beta = attrs.get("alpha", 1), attrs.get("beta", 1)
+        product = build.matmul(bound["x"], bound["y"])
+        scaled = product if alpha == 1 else build.mul(product, float(alpha))
+        if beta == 0:
+            return scaled
+        return build.add(scaled, bound["b"] if beta == 1 else build.mul(bound["b"], float(beta)))
+
+
 def _behind_transposition(match: Match) -> tuple[Matrix, bool]:
     """The matrix that ``w`` [in, out] is or is the transposition of; whether it is to be turned."""
     view, w = match.view, match.value("w")
@@ -282,6 +301,6 @@ def _as_matrix(handle: Weight) -> Weight:
 
 
 RULES: tuple[type[Rule], ...] = (
-    FuseMatmulTransposed, FuseMatmul, FuseNarrowWeight, FuseBias, FuseAddmm, FuseGemm,
-    FusePointwiseConv,
+    FuseMatmulTransposed, FuseMatmul, FuseNarrowWeight, FuseBias, FuseAddmm, FuseBaddbmm,
+    FuseGemm, FusePointwiseConv,
 )  # fmt: skip

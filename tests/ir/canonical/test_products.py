@@ -182,6 +182,23 @@ def test_products_of_aten() -> None:
     torch.testing.assert_close(*sweep(view, {"x": x}).values(), module(x))
 
 
+class Scores(torch.nn.Module):
+    """BLOOM's: positions are added within the product."""
+
+    def forward(self, b: torch.Tensor, q: torch.Tensor, kt: torch.Tensor) -> torch.Tensor:
+        plain, bare = torch.baddbmm(b, q, kt), torch.baddbmm(b, q, kt, beta=0)
+        return plain + bare + torch.baddbmm(b, q, kt, alpha=0.25, beta=0.5)
+
+
+def test_a_sum_within_a_product_is_taken_out_of_it() -> None:
+    given = torch.randn(2, 1, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    view = FxView.from_program(torch.export.export(Scores(), given))
+    canonicalize(view)
+    assert "native" not in ops(view)
+    (found,) = sweep(view, dict(zip(("b", "q", "kt"), given, strict=True))).values()
+    torch.testing.assert_close(found, Scores()(*given))
+
+
 def ops(view: View) -> Counter[str]:
     return Counter(view.op(each) for each in view.nodes())
 
