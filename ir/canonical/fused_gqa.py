@@ -4,7 +4,8 @@ GroupQueryAttention(q, k, v, past, lengths) => join(sdpa(rope(q), [past; rope(k)
 
 A row's cache holds as many tokens as its length says; what lies behind them in ``past`` is not
 looked at. Attention does not depend on the order of keys: here the new ones lie behind the whole of
-``past``. In ``present`` they lie behind those that the row has, so its rows are picked from there.
+``past``. In ``present`` they lie behind those that the row has, so its rows are picked from there;
+behind them are zeros.
 """
 
 from __future__ import annotations
@@ -86,7 +87,10 @@ class ExpandGroupQueryAttention(Fused):
         if old_key is not None and (node.used(1) or node.used(2)):
             rows = self._rows(b, lengths)
             tokens = plus(b, lengths.room, lengths.new)
-            present = [_picked(b, node, x, rows, tokens) for x in (keys, values)]
+            ends = b.add(lengths.kept, lengths.new)
+            held = b.unsqueeze(b.lt(positions(b, size(b, rows, 1)), ends), dims=(1, 3))
+            picked = (_picked(b, node, x, rows, tokens) for x in (keys, values))
+            present = [b.mul(x, b.cast(held, dtype=b.view.type(x).dtype)) for x in picked]
         return [join_heads(b, node, out), *present]
 
     def _heads(self, b: Build, node: Inputs) -> tuple[Value, Value, Value]:

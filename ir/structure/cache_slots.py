@@ -187,12 +187,13 @@ def _input_above(view: View, value: Operand) -> Value | None:
 
 def _output_below(view: View, value: Value) -> Value | None:
     """The value itself, or one that it is shaped into, that the graph returns; where rows of a
-    batch differ in length, each one's tokens may be picked out of it."""
+    batch differ in length, each one's tokens may be picked out of it, and the rest made zeros."""
     queue = [value]
     for current in queue:
         if view.is_output(current):
             return current
         users = view.users(current)
-        shaping = (u for u in users if _passes_on(view, u) or view.op(u) == "index_select")
+        picking = ("index_select", "mul")
+        shaping = (u for u in users if _passes_on(view, u) or view.op(u) in picking)
         queue += [view.results(u)[0] for u in shaping if view.operands(u)[0] is current]
     return None
