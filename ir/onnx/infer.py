@@ -7,7 +7,7 @@ import onnx_ir
 from ..core.errors import Refusal
 from .edit import OnnxEditor
 from .node_session import declared_outputs
-from .parts import set_dtype
+from .parts import is_no_tensor, own_graphs, set_dtype
 
 
 def infer_unknown(view: OnnxEditor) -> bool:
@@ -21,6 +21,51 @@ def infer_unknown(view: OnnxEditor) -> bool:
         if not all(_is_typed(value) for value in node.outputs):
             changed |= _infer_node(view, node)
     return changed
+
+
+_SEQUENCES = frozenset({
+    "SequenceEmpty", "SequenceConstruct", "SequenceInsert", "SequenceErase", "SequenceMap",
+    "SplitToSequence", "Optional",
+})  # fmt: skip
+"""Ops whose results are no tensors."""
+
+
+def untyped_sequences(graph: onnx_ir.Graph) -> set[onnx_ir.Value]:
+    """The values, also of graphs inside, that are sequences or optional and bear no type.
+
+    onnx-ir's inference gives them that of their elements, which makes the graph invalid; without
+    a type they are what runtimes infer.
+    """
+    found: set[onnx_ir.Value] = set()
+    _add_sequences(graph, found)
+    return found
+
+
+def _add_sequences(graph: onnx_ir.Graph, found: set[onnx_ir.Value]) -> None:
+    for node in graph:
+        for inner in own_graphs(node):
+            _add_sequences(inner, found)
+        for value in node.outputs:
+            if value.type is None and _is_sequence(node, value.index() or 0, found):
+                found.add(value)
+
+
+def _is_sequence(node: onnx_ir.Node, index: int, known: set[onnx_ir.Value]) -> bool:
+    if node.domain != "":
+        return False
+    if node.op_type in _SEQUENCES:
+        return True
+    sources: list[onnx_ir.Value | None] = []
+    if node.op_type in ("Identity", "OptionalGetElement"):
+        sources = [node.inputs[0]]
+    elif node.op_type == "If":
+        sources = [node.attributes[name].value.outputs[index] for name in _BRANCHES]
+    elif node.op_type == "Loop":  # its body gives the condition first
+        sources = list(node.attributes["body"].value.outputs[index + 1 : index + 2])
+    return any(v is not None and (v in known or is_no_tensor(v)) for v in sources)
+
+
+_BRANCHES = ("then_branch", "else_branch")
 
 
 def _is_typed(value: onnx_ir.Value) -> bool:

@@ -130,12 +130,19 @@ def innermost_scope(text: str) -> str:
 
 
 def set_type(value: onnx_ir.Value, type_: Type) -> None:
-    """Declare as much of a type as is known."""
+    """Declare as much of a type as is known; a value that is no tensor stays what it is."""
+    if is_no_tensor(value):
+        return
     if type_.dtype is not None:
         set_dtype(value, from_torch_dtype(type_.dtype))
     if type_.shape is not None:
         dims = [None if d == UNKNOWN_DIM else d for d in type_.shape]
         value.shape = onnx_ir.Shape(dims)
+
+
+def is_no_tensor(value: onnx_ir.Value) -> bool:
+    """Whether a value is known to be a sequence or an optional one."""
+    return isinstance(value.type, onnx_ir.SequenceType | onnx_ir.OptionalType)
 
 
 def set_dtype(value: onnx_ir.Value, dtype: onnx_ir.DataType) -> None:
@@ -169,7 +176,8 @@ def has_subgraph(node: onnx_ir.Node) -> bool:
     return any(a.type in kinds for a in node.attributes.values())
 
 
-def _own_graphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
+def own_graphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
+    """The graphs in a node's attributes."""
     for attr in node.attributes.values():
         if attr.type == onnx_ir.AttributeType.GRAPH:
             yield attr.value
@@ -181,7 +189,7 @@ def subgraphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
     """The graphs in a node's attributes, and those in the nodes of these."""
     if not has_subgraph(node):
         return
-    for graph in _own_graphs(node):
+    for graph in own_graphs(node):
         yield graph
         for inner in graph:
             yield from subgraphs(inner)
@@ -189,7 +197,7 @@ def subgraphs(node: onnx_ir.Node) -> Iterator[onnx_ir.Graph]:
 
 def captured(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
     """Values of the outer graph that a node's subgraphs read."""
-    for graph in _own_graphs(node):
+    for graph in own_graphs(node):
         nodes = list(graph.all_nodes())
         inner = set(graph.inputs) | set(graph.initializers.values())
         inner |= {v for n in nodes for v in n.outputs}

@@ -24,6 +24,7 @@ from .parts import (
     dim_of,
     has_subgraph,
     innermost_scope,
+    is_no_tensor,
     is_plain_model,
     is_untyped_constant,
     name_everything,
@@ -148,6 +149,8 @@ class OnnxReader(View):
         return tuple(str(v.name) for v in self.outputs())
 
     def type(self, value: onnx_ir.Value) -> Type:
+        if is_no_tensor(value):
+            return UNKNOWN
         shape, dtype = value.shape, value.dtype
         if shape is None or dtype is None:
             const = value.const_value

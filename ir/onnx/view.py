@@ -11,7 +11,7 @@ from ..core.view import Source, View
 from .bounds import refuse_unbounded
 from .edit import OnnxEditor
 from .execute import execute
-from .infer import infer_unknown
+from .infer import infer_unknown, untyped_sequences
 from .native import NativeNodes
 
 
@@ -28,7 +28,10 @@ class OnnxView(OnnxEditor):
         self._natives = NativeNodes(self.model)
 
     def infer_types(self) -> bool:
+        sequences = untyped_sequences(self.model.graph)
         by_onnx = super().infer_types()
+        for value in sequences:
+            value.type = value.shape = None
         return infer_unknown(self) or by_onnx
 
     def copy(self) -> OnnxView:

@@ -25,9 +25,12 @@ from typing import Any, Literal
 import ml_dtypes
 import numpy as np
 import onnx
+import onnx_ir
 from rich.console import Console
 from rich.table import Table
 
+from ...backends.lowering import lowered
+from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import GraphwrightError
 from ...ir.core.values import to_numpy, to_value
 from ...ir.load.onnx_file import load_onnx
@@ -85,19 +88,46 @@ def _run(path: Path, model: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any]
     return [to_numpy(made[output.name]) for output in model.graph.output]
 
 
+def judge_written(test: Any, folder: Path) -> Verdict:
+    """The same of what is written: the graph, canonical and lowered again, beside the file itself,
+    both in ONNX Runtime. Refused is also what the runtime does not take in the first place."""
+    path, written = folder / "model.onnx", folder / "written.onnx"
+    onnx.save(test.model, path)
+    ((inputs, _),) = test.data_sets
+    right = _in_runtime(path, test.model, inputs)
+    if not right:
+        return Verdict(test.name, "refused", "ONNX Runtime does not run the file itself")
+    try:
+        view = load_onnx(path)
+        canonicalize(view)
+        onnx_ir.save(lowered(view).model, written)
+        found = _run_session(written, test.model, inputs)
+    except GraphwrightError as error:
+        return Verdict(test.name, "refused", str(error).replace(f"{path}: ", ""))
+    except Exception as error:
+        return Verdict(test.name, "wrong", f"{type(error).__name__}: {error}")
+    difference = _difference(test, found, right)
+    return Verdict(test.name, "equal" if difference is None else "wrong", difference or "")
+
+
 def _in_runtime(path: Path, model: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any]:
     """What ONNX Runtime says of the file itself; nothing, where it does not take it."""
+    try:
+        return _run_session(path, model, inputs)
+    except Exception:  # its errors share no base
+        return []
+
+
+def _run_session(path: Path, model: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any]:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    try:
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        given = {i.name: x for i, x in zip(model.graph.input, inputs, strict=True)}
-        return list(session.run(None, given))
-    except Exception:  # its errors share no base
-        return []
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    given = {i.name: _plain(x) for i, x in zip(model.graph.input, inputs, strict=True)}
+    return list(session.run([o.name for o in model.graph.output], given))
 
 
 def _difference(test: Any, found: Sequence[Any], right: Sequence[Any]) -> str | None:
@@ -155,9 +185,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Judge the tests, print those that are not equal and the counts; 1 where one is wrong."""
     parser = argparse.ArgumentParser(prog="node_tests", description=__doc__)
     parser.add_argument("--only", default="*", help="such as 'test_reduce_*'")
+    parser.add_argument("--written", action="store_true", help="judge what is written again")
     options = parser.parse_args(arguments)
+    how = judge_written if options.written else judge
     with tempfile.TemporaryDirectory() as folder:
-        verdicts = [judge(test, Path(folder)) for test in collect(options.only)]
+        verdicts = [how(test, Path(folder)) for test in collect(options.only)]
     console = Console(soft_wrap=True)
     for verdict in sorted(verdicts, key=lambda v: v.outcome):
         if verdict.outcome != "equal":

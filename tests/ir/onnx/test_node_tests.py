@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from graphwright.tools.bench.node_tests import Verdict, collect, judge
+from graphwright.tools.bench.node_tests import Verdict, collect, judge, judge_written
 
 REASONS = {
     r"gives other numbers at each run": "noise",
@@ -47,3 +47,12 @@ def test_what_is_refused_is_refused_for_a_known_reason(verdicts: list[Verdict]) 
 
 def test_what_the_runtime_has_otherwise(verdicts: list[Verdict]) -> None:
     assert {v.name for v in verdicts if v.outcome == "runtime"} <= OF_THE_RUNTIME
+
+
+def test_what_is_written_again_computes_the_same(tmp_path: Path) -> None:
+    """One test in ten, and all of sequences, whose types are the easiest to lose; all with
+    ``python -m graphwright.tools.bench.node_tests --written``."""
+    tests = {test.name: test for test in [*collect()[::10], *collect("test_*seq*")]}
+    verdicts = [judge_written(test, tmp_path) for test in tests.values()]
+    assert [v for v in verdicts if v.outcome == "wrong"] == []
+    assert sum(v.outcome == "equal" for v in verdicts) > 0.6 * len(verdicts)
