@@ -148,6 +148,8 @@ class OnnxRuntimeExecutable:
             for axis, (dim, size) in enumerate(zip(shape, tensor.shape, strict=True)):
                 if axis == PAST_AXIS and name in self._caches:
                     continue  # where tokens were dropped between blocks, caches differ in length
+                if dim == UNKNOWN_DIM:
+                    continue  # some files call all dimensions that they do not know so
                 known, first = sizes.setdefault(dim, (size, name)) if dim else (size, name)
                 if isinstance(dim, str) and known != size:
                     raise BadInput(f"{dim} is {known} in input {first} and {size} in input {name}")

@@ -219,6 +219,12 @@ def test_what_a_kernel_does_not_take_is_not_computed_otherwise(tmp_path: Path) -
     assert sweep(view, {"x": X[:1]})["y"].shape == (1, 1, 1, 2)
 
 
+def test_dimensions_that_are_called_unknown_may_differ(tmp_path: Path) -> None:
+    proto = model([N("Softplus", ["x"], ["y"])], shape=("?", "?"))
+    executable = compile_model(loaded(proto, tmp_path), backend="onnxruntime")
+    assert executable(x=X)["y"].shape == X.shape
+
+
 def test_wide_unsigned_integers(tmp_path: Path) -> None:
     """Of which torch has no arithmetic."""
     nodes = [
