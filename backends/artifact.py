@@ -21,6 +21,8 @@ MODEL_FILES = (MODEL_FILE, DATA_FILE)
 MANIFEST_FILE = "graphwright.json"
 """The file by which a folder is known to be ours."""
 REPORT_FILE = "report.html"
+GENAI_FILE = "genai_config.json"
+"""See ``backends.genai``."""
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -74,7 +76,7 @@ def _places(source: str | Path) -> list[Path]:
 
 def _foreign(out: Path) -> Iterator[str]:
     """Names below a folder that are in no artifact, as they are found."""
-    ours = {*MODEL_FILES, MANIFEST_FILE, REPORT_FILE, *SIDE_FILES}
+    ours = {*MODEL_FILES, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, *SIDE_FILES}
     for folder, _, files in os.walk(out):
         for name in files:
             inner = (Path(folder) / name).relative_to(out).as_posix()

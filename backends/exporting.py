@@ -23,6 +23,7 @@ from .artifact import (
     publish,
     write_model,
 )
+from .genai import write_genai_config
 from .judging import Judge, check_artifact
 from .lowering import lowered
 from .original import give_original
@@ -51,6 +52,7 @@ def export(
     with publish(Path(out), force=force) as folder:
         write_model(model, folder)
         copy_side_files(graph.source.folder, folder)
+        write_genai_config(graph, folder)
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         manifest["verification"]["runtime"] = _run(graph, folder, samples)
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)

@@ -18,7 +18,7 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.files import open_regular
 from ...ir.core.types import Dim
 from ...ir.core.view import View
-from .side_files import read_json
+from ...ir.load.side_files import read_json
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")

@@ -14,8 +14,8 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
+from ...ir.load.side_files import longest_text
 from ...ir.load.zoo.text import read_tokenizer
-from .side_files import longest_text
 
 LENGTH = 512
 """Tokens in a window of text, unless the model takes fewer: 128 windows of it are 65,536 tokens,

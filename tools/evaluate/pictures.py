@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from ...ir.core.errors import BadInput, Missing
+from ...ir.load.side_files import read_json
 from ...ir.load.zoo import scenes
-from ..data.side_files import read_json
 from .subject import IMAGE, IMAGE_TEXT, Subject
 from .task import Setting
 

@@ -16,12 +16,12 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.scratch import Scratch
 from ...ir.core.view import View
 from ...ir.load.intact import check_files
+from ...ir.load.side_files import longest_text, read_json
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.inputs import sample_inputs
 from ...ir.structure.cache_slots import POSITIONS, past_slot
 from ...ir.structure.costs import weight_bytes
-from ..data.side_files import longest_text, read_json
 from ..report import manifest
 
 TEXT, IMAGE_TEXT = "text-generation", "image-text-to-text"

@@ -16,12 +16,12 @@ from ...backends.artifact import MANIFEST_FILE
 from ...backends.decode import Decoder, Sampling
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
+from ...ir.load.side_files import longest_text, read_json, text_settings
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.batches import check_ids, table_rows
 from ...ir.structure.vision import COUNT_KEY
 from ..data.images import Placeholders, Preprocessing
-from ..data.side_files import longest_text, read_json, text_settings
 
 Image = str | Path | torch.Tensor
 """A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""

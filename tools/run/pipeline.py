@@ -15,6 +15,7 @@ import torch
 
 from ...backends import artifact, find_backend
 from ...backends.fx_to_onnx import TRANSLATION_KEY
+from ...backends.genai import write_genai_config
 from ...backends.lowering import lowered
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
@@ -170,6 +171,7 @@ def _published(
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)
         _note_left(artifact.copy_side_files(view.source.folder, folder), done)
+        write_genai_config(result.graph, folder)
         verify(
             done.verification, view, result, folder, device=request.device,
             backend=request.backend, progress=progress,

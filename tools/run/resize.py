@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ...backends import artifact
 from ...backends import compile as compile_model
+from ...backends.genai import write_genai_config
 from ...backends.lowering import lowered
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.view import View
@@ -44,6 +45,7 @@ def resize(
         done.eval = None
         done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         artifact.copy_side_files(str(folder), target)
+        write_genai_config(view, target)
         manifest.write(target, done)
         report.write(target, done)
     return done

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from ...ir.core.errors import BadInput
+from ..core.errors import BadInput
 
 
 def read_json(folder: str | Path | None, name: str) -> dict[str, Any]:

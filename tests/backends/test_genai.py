@@ -1,0 +1,64 @@
+"""``genai_config.json``: written for decoders of text with a cache, with the graph's own sizes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.backends.genai import genai_config
+
+SMALLEST = {"type", "context_length", "vocab_size", "eos_token_id", "pad_token_id", "decoder"}
+"""The runtime refuses keys that it does not know; these and ``bos_token_id`` it has long known."""
+
+
+def folder(path: Path, kind: str = "Llama", **settings: Any) -> Path:
+    import transformers
+
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=160, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64, **settings,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}ForCausalLM")(config).save_pretrained(path)
+    return path
+
+
+def test_the_file_says_what_the_graph_is(tmp_path: Path) -> None:
+    source = folder(tmp_path / "source", bos_token_id=3, eos_token_id=[5, 6], pad_token_id=None)
+    view = gw.optimize(gw.load(source), "path{blocks=0,0,1}").graph
+    out = gw.export(view, tmp_path / "out")
+    found = json.loads((out / "genai_config.json").read_text())
+    assert set(found) == {"model", "search"}
+    assert set(found["model"]) == SMALLEST | {"bos_token_id"}
+    assert found["model"] | {"decoder": None} == {
+        "type": "llama", "context_length": 64, "vocab_size": 160, "bos_token_id": 3,
+        "eos_token_id": [5, 6], "pad_token_id": 5, "decoder": None,
+    }  # fmt: skip
+    assert found["model"]["decoder"] == {
+        "filename": "model.onnx", "head_size": 8, "num_key_value_heads": 2,
+        "num_hidden_layers": 3,  # a cache for each time that a block runs
+    }  # fmt: skip
+    assert found["search"] == {"max_length": 64, "past_present_share_buffer": False}
+    gw.export(view, out)  # a folder with the file is still ours
+
+
+def test_names_that_the_runtime_lacks_are_its_neutral_one(tmp_path: Path) -> None:
+    view = gw.load(folder(tmp_path / "source", "StableLm"))
+    found = genai_config(view, view.source.folder)
+    assert found is not None and found["model"]["type"] == "decoder"
+
+
+@pytest.mark.parametrize("model", ["zoo:tiny-vit", "zoo:tiny-llava"])
+def test_other_models_have_none(model: str) -> None:
+    view = gw.load(model)
+    assert genai_config(view, view.source.folder) is None
+
+
+def test_without_a_cache_there_is_none(tmp_path: Path) -> None:
+    source = folder(tmp_path / "source")
+    out = gw.export(gw.load(source, cache=False), tmp_path / "out")
+    assert not (out / "genai_config.json").exists()
