@@ -84,14 +84,16 @@ def _call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
 
 
 def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The library's forward with a cache of its own kind, positions as its ``generate`` has them.
+    """The library's forward with a cache that keeps all tokens, as the graph's does: of layers that
+    look at the last ones alone the library's own would drop the others, which their masks hide.
 
-    A prompt starts without a cache; a step without an image leaves the pixels away.
+    Positions are as its ``generate`` has them. A prompt starts without a cache; a step without an
+    image leaves the pixels away.
     """
     from transformers.cache_utils import DynamicCache
 
     inputs = _with_crops({n: t for n, t in given.items() if not n.startswith("past_key_values.")})
-    cache = DynamicCache(config=model.config.get_text_config(decoder=True))
+    cache = DynamicCache()
     layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
     for layer in layers if past_name(0, PARTS[0]) in given else ():
         cache.update(*(given[past_name(layer, part)] for part in PARTS), layer)

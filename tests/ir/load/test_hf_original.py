@@ -53,3 +53,16 @@ def test_what_the_library_does_not_load_is_told(folder: Path, tmp_path: Path) ->
     assert graph.source.original is not None
     with pytest.raises(BadInput, match=r"Qwen2ForCausalLM in transformers .* does not load it"):
         graph.source.original.start()
+
+
+def test_layers_that_look_at_the_last_tokens_alone_keep_a_whole_cache(tmp_path: Path) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    config = transformers.MistralConfig(
+        vocab_size=64, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, sliding_window=4,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.MistralForCausalLM(config).save_pretrained(tmp_path)
+    truth = gw.optimize(gw.load(tmp_path), "quantize{bits=8 group=32}").report.truth
+    assert truth["probes"][1:] == ["a chunk after it", "a step after that"]
+    assert truth["error"]["rel_l2"] < 1e-5
