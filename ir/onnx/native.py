@@ -17,6 +17,7 @@ import onnx_ir
 import torch
 
 from ..core.errors import BadInput, NodeFailed
+from .fatal import why_fatal
 from .node_model import inner_nodes
 from .node_session import Feeds, Run, Unfit, evaluator, session, session_with_constants
 from .parts import has_subgraph
@@ -48,8 +49,8 @@ class NativeNodes:
     def run(self, node: onnx_ir.Node, feeds: Feeds) -> tuple[Any, ...]:
         """A value for each output of the node, ``None`` for one that the node omits.
 
-        Raises ``BadInput`` where neither runtime takes it, and where its results differ from run to
-        run.
+        Raises ``BadInput`` where neither runtime takes it, where its results differ from run to
+        run, and where ONNX Runtime would end the process.
         """
         _refuse_random(self._model, node, feeds)
         key = (node, tuple((v.name, v.dtype, _kind(given)) for v, given in feeds.items()))
@@ -67,6 +68,7 @@ class NativeNodes:
 
     def _first(self, key: _Key, feeds: Feeds) -> Sequence[Any]:
         """Find a way that runs the node, and keep it."""
+        _refuse_fatal(self._model, key[0])
         reasons: list[str] = []
         kernel = False
         for way in (session, session_with_constants, evaluator):
@@ -106,6 +108,13 @@ def _kind(given: Any) -> Any:
     if isinstance(given, torch.Tensor | np.ndarray):
         return given.dtype, given.ndim
     return type(given)
+
+
+def _refuse_fatal(model: onnx_ir.Model, node: onnx_ir.Node) -> None:
+    for one in (node, *inner_nodes(model, node)):
+        fatal = why_fatal(one, one.inputs)
+        if fatal:
+            raise BadInput(f"{_label(one)} {fatal}")
 
 
 def _refuse_random(model: onnx_ir.Model, node: onnx_ir.Node, feeds: Feeds) -> None:

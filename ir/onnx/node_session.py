@@ -1,4 +1,8 @@
-"""One native node made ready to run: in an ONNX Runtime session, or in onnx's evaluator."""
+"""One native node made ready to run: in an ONNX Runtime session, or in onnx's evaluator.
+
+A session runs in this process: a kernel that ends it instead of raising an error ends all of us.
+The nodes that are known to are in ``fatal``, and refused before they come here.
+"""
 
 from __future__ import annotations
 

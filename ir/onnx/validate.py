@@ -15,6 +15,7 @@ import onnx
 from ..core.errors import BadInput, near_misses
 from ..vocab import is_known, load_dialects, ops_with, spec
 from ..vocab.onnx import DOMAIN
+from .fatal import why_fatal
 from .validate_tensor import DTYPES, check_tensor
 
 _KIND = onnx.AttributeProto
@@ -125,6 +126,9 @@ class _Checker:
             return
         if (node.domain, node.op_type, node.overload) in self._functions:
             return
+        fatal = why_fatal(node, node.input)
+        if fatal:
+            raise self._wrong(fatal, node)
         schema = _schema(node.domain, node.op_type, self._versions.get(node.domain, 1))
         if schema is None:
             return

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime
 import pytest
 import torch
@@ -258,3 +259,20 @@ def test_sessions_are_made_once_and_few_are_kept(
     before = len(made)
     sweep(few, {"x": X})
     assert len(made) == before
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_what_would_end_the_process_is_refused(inside: bool, tmp_path: Path) -> None:
+    """ONNX Runtime 1.31 crashes on this node, as it is and in a graph inside another."""
+    node = N("Attention", ["x", "w"], ["y"], "fused", domain="com.microsoft", num_heads=2)
+    weights = {"w": rng.standard_normal((8, 24)).astype(np.float32), "yes": np.bool_(True)}
+    if inside:
+        body = helper.make_graph([node], "b", [], [helper.make_tensor_value_info("y", FLOAT, None)])
+        node = N("If", ["yes"], ["y"], "if", then_branch=body, else_branch=body)
+    proto = model([node], stored=weights, shape=("rows", 3, 8))
+    reason = r"fused .*Attention\) has no bias, at which ONNX Runtime's kernel ends the process"
+    with pytest.raises(BadInput, match=f"m.onnx: the node .*{reason}"):
+        loaded(proto, tmp_path)
+    view = OnnxView(onnx_ir.serde.deserialize_model(proto))
+    with pytest.raises(BadInput, match=reason):
+        sweep(view, {"x": torch.ones(2, 3, 8)})
