@@ -11,6 +11,7 @@ from torch.export import Dim
 
 from ..structure.cache_slots import PARTS, past_name, present_name
 from .hf_llava import image_features, merge_rows
+from .hf_model import longest_text
 
 PAST, SEQ = 3, 2
 """Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
@@ -24,7 +25,7 @@ def cached_inputs(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Example inputs and dynamic shapes of a decoder with its cache, from those without."""
     config = model.config.get_text_config(decoder=True)
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest_text(config)
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     dtype = next(model.parameters()).dtype

@@ -22,7 +22,7 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_llava import crop_count, llava_forward
 from .hf_match import converts, listed, match
-from .hf_model import build, read_config, stored_dtype
+from .hf_model import build, longest_text, read_config, stored_dtype
 from .hf_original import hf_original
 from .trace import trace
 
@@ -130,7 +130,7 @@ def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             return inputs, shapes
         prompt = list(_image_prompt(model))
     config = getattr(model.config, "text_config", None) or model.config
-    longest = getattr(config, "max_position_embeddings", None)
+    longest = longest_text(config)
     ids = torch.tensor([prompt + [1] * min(8, longest or 8)] * 2)
     text_shape = {0: batch, 1: Dim("seq", max=longest)}
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -143,7 +143,7 @@ def _image_prompt(model: Any) -> tuple[int, ...]:
     if token is None:
         return ()
     length = getattr(model.config, "image_seq_length", 0)
-    longest = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    longest = longest_text(model.config.get_text_config())
     if longest is not None and length > longest:
         raise BadInput(f"image_seq_length is {length}, and a text has {longest} tokens at most")
     return (token,) * length

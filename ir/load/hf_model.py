@@ -172,7 +172,7 @@ def build(
     """The model with parameters on the meta device and computed buffers in memory."""
     cls = _model_class(folder, config, trust_remote_code)
     handles = {} if checkpoint is None else checkpoint.tensors
-    _check_layers(folder, config, len(handles) or MOST_LAYERS)
+    _check_sizes(folder, config, len(handles) or MOST_LAYERS)
     dtype = dtype or config.dtype or stored_dtype(handles)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise BadInput(f"{folder}/config.json: dtype {dtype} is none that models compute in")
@@ -202,15 +202,30 @@ def _untie(model: torch.nn.Module, name: str) -> None:
     module._parameters[key] = torch.nn.Parameter(fresh, requires_grad=False)
 
 
-def _check_layers(folder: Path, config: Any, most: int) -> None:
-    """Raise ``BadInput`` before layers are made that no checkpoint has weights for."""
+def longest_text(config: Any) -> int | None:
+    """Tokens that a text has at most; ``None`` where the config sets no bound, or says -1."""
+    longest: int | None = getattr(config, "max_position_embeddings", None)
+    return None if longest == -1 else longest
+
+
+def _check_sizes(folder: Path, config: Any, most: int) -> None:
+    """Raise ``BadInput`` before layers are made that no checkpoint has weights for, and for texts
+    of no token."""
     for part in (config, *vars(config).values()):
+        if not hasattr(part, "attribute_map"):
+            continue
         # By transformers' name for it, whatever the config's own is.
-        layers = getattr(part, "num_hidden_layers", 0) if hasattr(part, "attribute_map") else 0
+        layers = getattr(part, "num_hidden_layers", 0)
         if isinstance(layers, int) and layers > most:
             raise BadInput(
                 f"{folder}/config.json: {layers} layers, where at most {most} can be: the "
                 "checkpoint has no more tensors, or it is absent"
+            )
+        longest = longest_text(part)
+        if isinstance(longest, int) and longest < 1:
+            raise BadInput(
+                f"{folder}/config.json: max_position_embeddings is {longest}, and a text has at "
+                "least 1 token"
             )
 
 

@@ -10,6 +10,7 @@ pickled. What is left for torch is data.
 from __future__ import annotations
 
 import ast
+import contextlib
 import io
 import json
 import os
@@ -130,12 +131,9 @@ def _load(path: Path) -> torch.export.ExportedProgram:
 
 def _inspect(path: Path) -> None:
     # torch's own reader, so that what is inspected is what is loaded.
-    try:
+    with _reading(path):
         archive = torch._C.PyTorchFileReader(str(path))
         records: list[str] = archive.get_all_records()
-    except RuntimeError as error:
-        reason = next(iter(str(error).splitlines()), "")
-        raise BadInput(f"{path}: not a .pt2 archive ({reason})") from None
     strange = [r for r in records if not _RECORDS.fullmatch(r)]
     if strange or len(set(records)) != len(records):
         raise _refused(path, f"it holds {strange[0] if strange else 'a file twice'}")
@@ -150,12 +148,13 @@ def _inspect(path: Path) -> None:
         raise BadInput(f"{path}: not an archive of torch.export.save (no {absent[0]})")
     sizes = record_sizes(path)
     for record in needed[:3]:
-        described = _json(path, archive.get_record(record))
+        described = _json(path, archive, record)
         for problem in _problems(described, ""):
             raise _refused(path, f"{record}: {problem}")
         if record != needed[0]:
             check_tensors(described, record.rpartition("/")[0], sizes, path)
-    samples = archive.get_record(needed[3])
+    with _reading(path):
+        samples = archive.get_record(needed[3])
     try:
         if samples:
             torch.load(io.BytesIO(samples), weights_only=True)
@@ -170,11 +169,23 @@ def _refused(path: Path, what: str) -> BadInput:
     )
 
 
-def _json(path: Path, data: bytes) -> Any:
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Whatever torch's reader raises as ``BadInput``; names that are no text are ``ValueError``."""
+    try:
+        yield
+    except Exception as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
+        raise BadInput(f"{path}: not a .pt2 archive, or damaged ({reason})") from None
+
+
+def _json(path: Path, archive: Any, record: str) -> Any:
+    with _reading(path):
+        data = archive.get_record(record)
     try:
         return json.loads(data)
     except (ValueError, RecursionError):
-        raise BadInput(f"{path}: not a .pt2 archive (its description is not JSON)") from None
+        raise BadInput(f"{path}: not a .pt2 archive ({record} is not JSON)") from None
 
 
 def _problems(item: Any, key: str, depth: int = 0) -> Iterator[str]:

@@ -6,6 +6,7 @@ that uses the beginning of it.
 
 from __future__ import annotations
 
+import struct
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ def record_sizes(path: Path) -> dict[str, int]:
     try:
         with zipfile.ZipFile(path) as archive:
             sizes = {i.filename.partition("/")[2]: i.file_size for i in archive.infolist()}
-    except (zipfile.BadZipFile, ValueError, NotImplementedError) as error:
+    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError, struct.error) as error:
         raise BadInput(f"{path}: not a .pt2 archive ({error})") from None
     claimed, held = sum(sizes.values()), path.stat().st_size
     if claimed > held:

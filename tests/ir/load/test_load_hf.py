@@ -378,6 +378,7 @@ def test_a_checkpoint_of_another_model_is_refused(bert: Path, tmp_path: Path) ->
         ({"dtype": "float8_e4m3fn"}, "none that models compute in"),
         ({"num_hidden_layers": 10**5}, "100000 layers, where at most 26 can be"),
         ({"max_position_embeddings": 10**12}, "model makes by its config would take 8000.0 GB"),
+        ({"max_position_embeddings": 0}, r"config\.json: max_position_embeddings is 0, and a text"),
     ],
 )
 def test_configs_that_are_refused(

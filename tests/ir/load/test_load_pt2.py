@@ -72,6 +72,19 @@ def test_a_truncated_archive(saved: tuple[Path, nn.Module], tmp_path: Path) -> N
             load(tmp_path / "m.pt2")
 
 
+@pytest.mark.parametrize("place", ["the header of a record", "a name in the list of records"])
+def test_a_damaged_archive(place: str, saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """torch's reader finds the one at its first use, and says the other in a text of no UTF-8."""
+    damaged = bytearray(saved[0].read_bytes())
+    with zipfile.ZipFile(saved[0]) as archive:
+        header = next(i.header_offset for i in archive.infolist() if i.filename.endswith(MODEL))
+    at = header if place.startswith("the header") else damaged.rindex(MODEL.encode()) + 2
+    damaged[at] = 0xFE
+    (tmp_path / "m.pt2").write_bytes(damaged)
+    with pytest.raises(BadInput, match=r"m\.pt2: not a \.pt2 archive, or damaged"):
+        load(tmp_path / "m.pt2")
+
+
 def test_a_state_dict_is_no_program(tmp_path: Path) -> None:
     torch.save({"w": torch.ones(2)}, tmp_path / "m.pt2")
     with pytest.raises(BadInput, match=r"refused: it holds data\.pkl"):
