@@ -35,7 +35,8 @@ QUANTIZERS = (
     "quantize{bits=2 group=32},eora{rank=8}",
     "bitstack{blocks=3}",
 )
-NO_TOWER = "fastervlm: the model has no vision tower"
+NO_TOWER = "fastervlm: the model has no vision tower: it takes no images"
+NO_TEXT = "fastervlm: the model has no language model"
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,9 @@ class Case:
     @property
     def refusal(self) -> str:
         """What the run says where it cannot be done; else empty."""
-        shown = self.source.model in SHOWN
-        return NO_TOWER if self.recipe.startswith("vlm-") and not shown else ""
+        if not self.recipe.startswith("vlm-") or self.source.model in SHOWN:
+            return ""
+        return NO_TEXT if self.source.model == "tiny-vit" else NO_TOWER
 
 
 SOURCES = [

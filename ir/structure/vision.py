@@ -7,7 +7,7 @@ features at the placeholders' positions and the words' embeddings elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from ..core.errors import Refusal
@@ -84,6 +84,8 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     language = tuple(b for b in structure.blocks if b.tower == last)
     towers = [b for b in structure.blocks if b.tower == last - 1]
     if not towers:
+        if any(True for _ in _pictures(view)):
+            raise Refusal("the model has no language model: its images are not put into a text")
         raise Refusal("the model has no vision tower: it takes no images")
     merged, kept = uncut(view, language[0].entry)
     for block in language[1 : layer + 1]:
@@ -108,7 +110,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         # Exporters drop the reshape that joins an image's crops where another one follows it.
         images, tokens = crops[0], tokens * crops[1]
     return ImageTokens(
-        tuple(towers), site, cut is not None, _grid(view, structure, patches), patches,
+        tuple(towers), site, cut is not None, _grid(view, patches), patches,
         max(1, tokens // patches), _names(structure.linears, set(path)), features, images, merged,
         placeholders, language, kept, _count(view, kept, tokens),
     )  # fmt: skip
@@ -120,7 +122,7 @@ def find_patches(view: View, structure: Structure) -> Patches:
         raise Refusal("no block is recognised, so there is no stream of patches")
     tokens = _static(view, structure.blocks[0].entry, 1)
     for extra in (0, 1):
-        grid = _grid(view, structure, tokens - extra)
+        grid = _grid(view, tokens - extra)
         if grid is not None:
             return Patches(grid, bool(extra))
     raise Refusal(f"no convolution makes the {tokens} tokens of the stream")
@@ -209,16 +211,21 @@ def _static(view: View, value: Value, axis: int) -> int:
     return size
 
 
-def _grid(view: View, structure: Structure, patches: int) -> tuple[int, int] | None:
+def _grid(view: View, patches: int) -> tuple[int, int] | None:
+    for rows, columns in _pictures(view):
+        if isinstance(rows, int) and isinstance(columns, int) and rows * columns == patches:
+            return rows, columns
+    return None
+
+
+def _pictures(view: View) -> Iterator[tuple[Dim, ...]]:
+    """Rows and columns of what each convolution over pictures gives."""
     for node in view.nodes():
         if view.op(node) != "conv":
             continue
         shape = view.type(view.result(node)).shape
         if shape is not None and len(shape) == 4:
-            rows, columns = shape[2:]
-            if isinstance(rows, int) and isinstance(columns, int) and rows * columns == patches:
-                return rows, columns
-    return None
+            yield shape[2:]
 
 
 def _names(linears: Iterable[Linear], members: set[Node]) -> tuple[str, ...]:

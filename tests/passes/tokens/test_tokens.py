@@ -405,9 +405,13 @@ def test_bad_options(models: Models, recipe: str, message: str) -> None:
         gw.optimize(models.plain["fx"], recipe, samples=[prompts(2)])
 
 
-def test_a_text_model_is_refused() -> None:
-    graph = gw.load("zoo:tiny-llama", cache=False)
-    with pytest.raises(BadInput, match=r"no vision tower.*vision-language model"):
+@pytest.mark.parametrize(
+    ("model", "lacks"),
+    [("tiny-llama", "vision tower: it takes no images"), ("tiny-vit", "language model: its")],
+)
+def test_a_model_of_text_or_of_images_alone_is_refused(model: str, lacks: str) -> None:
+    graph = gw.load(f"zoo:{model}", cache=False if model == "tiny-llama" else None)
+    with pytest.raises(BadInput, match=rf"no {lacks}.*vision-language model"):
         gw.optimize(graph, "fastervlm{keep=4}", samples=graph.source.samples[:1])
 
 
