@@ -19,7 +19,7 @@ from ..ir.core.weights import SPOOLED_BYTES, Spool
 from ..ir.run.batches import check_batches, count_samples
 from ..ir.run.inputs import sample_inputs
 from ..ir.run.sweep import sweep
-from ..ir.run.truth import Truth, ask_source, hold
+from ..ir.run.truth import Truth, ask_source, check_read, hold
 from ..ir.run.verify import Difference, check_structure, tolerance, worst_of
 from ..ir.structure.cache_slots import answers
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
@@ -100,9 +100,10 @@ def optimize(
     Before the first pass the graph is held against the source itself, where something runs it:
     ``truth`` is what it gave on the samples, if they were already put to it.
 
-    Raises ``BadInput`` for a recipe that does not fit, ``Missing`` for a need that is not met, and
-    ``BoundExceeded`` where the graph is not the source's, an exact pass changed numbers or a bound
-    was passed; ``graph`` stays as it is in any case.
+    Raises ``BadInput`` for a recipe that does not fit and a source that contradicts itself,
+    ``Missing`` for a need that is not met, and ``BoundExceeded`` where the graph is not the
+    source's, an exact pass changed numbers or a bound was passed; ``graph`` stays as it is in any
+    case.
     """
     recipe = as_recipe(recipe)
     _check_needs(recipe)
@@ -110,7 +111,7 @@ def optimize(
     batches, data = _choose_samples(graph, samples)
     view = graph.copy()
     canonicalize(view)
-    check_structure(view)
+    check_read(view, graph, batches, truth)
     if calibration is not None:
         check_batches(view, calibration)
     original = view.copy()

@@ -15,7 +15,7 @@ from ..structure.cache_slots import answers, has_cache, later, next_step
 from .inputs import sample_inputs
 from .locate import first_wrong
 from .sweep import sweep, sweep_together
-from .verify import Difference, difference, runtime_tolerance
+from .verify import Difference, check_structure, difference, runtime_tolerance
 
 Inputs = Mapping[str, torch.Tensor]
 Outputs = dict[str, torch.Tensor]
@@ -46,6 +46,8 @@ class Truth:
     probes: list[Seen] = field(default_factory=list)
     unheard: str = ""
     """Why the source was not run, or on no other sizes."""
+    refused: bool = False
+    """Whether what would run it does not even load it."""
 
 
 def ask_source(graph: View, samples: Sequence[Inputs]) -> Truth:
@@ -85,7 +87,7 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
     try:
         run = original.start()
     except (BadInput, Missing) as error:
-        return Truth(unheard=str(error))
+        return Truth(unheard=str(error), refused=isinstance(error, BadInput))
     try:
         seen = [Seen(f"sample {i}", batch, run(batch)) for i, batch in enumerate(samples, 1)]
     except BadInput as error:
@@ -112,6 +114,25 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
             continue
         truth.probes.append(Seen(what, inputs, outputs))
     return truth
+
+
+def check_read(
+    read: View, graph: View, samples: Sequence[Inputs], truth: Truth | None = None
+) -> None:
+    """``check_structure`` of ``read``, which is ``graph`` in the words of the vocabulary.
+
+    Raises ``InvalidGraph`` where our reading is at fault, and ``BadInput`` where the source is:
+    what would run it does not load it either. ``truth`` is the source's, if it was asked already.
+    """
+    try:
+        check_structure(read)
+    except InvalidGraph as error:
+        truth = truth or ask_source(graph, samples)
+        if not truth.refused:
+            raise
+        raise BadInput(
+            f"{graph.source.name} contradicts itself: {error}. {truth.unheard}"
+        ) from None
 
 
 def probe(graph: View) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphwright.ir.core.errors import BadInput, BoundExceeded
+from graphwright.ir.core.errors import BadInput, BoundExceeded, InvalidGraph
 from graphwright.ir.core.view import View
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.onnx.view import OnnxView
@@ -361,6 +361,21 @@ def test_samples_that_the_source_refuses_are_an_error_that_says_what_to_give(
     model = file(tmp_path, nodes, [whole("ends", 0, 20, 0, 20)], ("n", "samples"))
     with pytest.raises(BadInput, match=r"Pad.* give others that the model takes by --calib"):
         gw.optimize(gw.load(model), "clean{optional=true}")
+
+
+def test_a_source_that_contradicts_itself_is_the_files_fault(tmp_path: Path) -> None:
+    """Gemm takes two dimensions. Read as a linear it takes three, and then the output is wrong."""
+    path = mlp(tmp_path)
+    model = onnx.load(path)
+    for value in (model.graph.input[0], model.graph.output[0]):
+        value.CopyFrom(helper.make_tensor_value_info(value.name, TensorProto.FLOAT, [2, 3, 32]))
+    onnx.save(model, path)
+    graph = gw.load(path)
+    with pytest.raises(BadInput, match=r"model\.onnx contradicts itself: down.*ONNX Runtime does"):
+        gw.optimize(graph, "clean{optional=true}")
+    graph.source.original = None
+    with pytest.raises(InvalidGraph, match=r"down.* the graph says"):
+        gw.optimize(graph, "clean{optional=true}", samples=[{"x": torch.ones(2, 3, 32)}])
 
 
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
