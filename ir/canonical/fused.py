@@ -12,18 +12,13 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
-import torch
-
 from ..core.errors import Refusal
-from ..core.types import UNKNOWN_DIM, Type
 from ..core.view import NATIVE, Node, Origin, Value, View
-from ..onnx.forms import as_value, native_node, native_value
-from ..onnx.parts import set_type
+from ..onnx.forms import as_value, native_node
 from ..rewrite.driver import RewriteReport
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule, apply
-from ..rewrite.shapes import Sizes
-from ..vocab.onnx import attribute
+from .open_types import OpenTypes
 
 logger = logging.getLogger(__name__)
 
@@ -159,10 +154,11 @@ def _expand_all(
     """Expand what can be, in the order of the graph; whether anything was."""
     before = report.total
     previous = view.origin
-    types = _Types(view)
+    types = OpenTypes(view)
     try:
         for node in list(view.nodes()):
             if _is_fused(view, node, by_op):
+                types.forget(node)
                 _expand(view, node, by_op[view.native_op(node)], step, report)
             else:
                 types.settle(node)
@@ -183,61 +179,6 @@ def _expand(
             continue
         report.applied[rule.name] += 1
         return
-
-
-class _Types:
-    """Types what follows an expanded node, in the order of the graph: onnx's inference stops at
-    ops that it does not know, and behind them calls sizes ``unk__7``."""
-
-    def __init__(self, view: View) -> None:
-        self._view, self._sizes = view, Sizes(view)
-
-    def settle(self, node: Node) -> None:
-        view, dims = self._view, self._sizes.note(node)
-        if view.op(node) == NATIVE:
-            self._settle_native(node, dims)
-            return
-        if not any(_is_open(view.type(result)) for result in view.results(node)):
-            return
-        try:
-            view.refresh_type(node)
-        except Refusal:
-            return
-        self._take_target(node)
-
-    def _settle_native(self, node: Node, dims: Any) -> None:
-        """The two native ops that exporters put between fused ones."""
-        view, op = self._view, self._view.native_op(node)
-        if op == "Shape" and isinstance(dims, tuple):
-            self._declare(node, Type(torch.int64, (len(dims),)))
-        elif op == "Gemm" and _is_open(view.type(view.result(node))):
-            attrs = view.attrs(node)
-            x, w = (view.type(view.tensor(node, i)) for i in (0, 1))
-            if x.rank == 2 and w.rank == 2 and x.shape and w.shape:
-                sizes = x.shape[bool(attrs.get("transA", 0))], w.shape[not attrs.get("transB", 0)]
-                self._declare(node, Type(x.dtype, sizes))
-
-    def _take_target(self, node: Node) -> None:
-        """The sizes of a reshape whose target is computed out of sizes."""
-        view, operands = self._view, self._view.operands(node)
-        if view.op(node) != "reshape" or len(operands) != 2:
-            return
-        dims, x = self._sizes.of(operands[1]), view.type(view.tensor(node))
-        if not isinstance(dims, tuple) or attribute(native_node(node), "allowzero", 0):
-            return
-        before = dict(enumerate(x.shape or ()))
-        shape = [before.get(i, UNKNOWN_DIM) if d == 0 else d for i, d in enumerate(dims)]
-        self._declare(node, Type(x.dtype, tuple(UNKNOWN_DIM if d == -1 else d for d in shape)))
-
-    def _declare(self, node: Node, type_: Type) -> None:
-        set_type(native_value(self._view.result(node)), type_)
-
-
-def _is_open(type_: Type) -> bool:
-    if type_.dtype is None or type_.shape is None:
-        return True
-    return any(isinstance(d, str) and (d == UNKNOWN_DIM or d.startswith("unk__"))
-               for d in type_.shape)  # fmt: skip
 
 
 def _warn(view: View, by_op: dict[str, list[Fused]], report: RewriteReport) -> None:

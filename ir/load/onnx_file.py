@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx_ir
 
 from ..canonical.nbit import canonicalize_stored
+from ..canonical.open_types import settle_types
 from ..core.errors import BadInput
 from ..core.quiet import quiet
 from ..core.tensors import weight_of
@@ -55,6 +56,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     )
     with contextlib.suppress(ValueError):  # which is told next, with the node's name
         view.infer_types()
+        settle_types(view)
     check_types(view, str(path))
     canonicalize_stored(view)
     view.edits = 0

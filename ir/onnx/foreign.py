@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 import onnx_ir
 
+from ..core.types import Dim
+
+MADE_UP = "unk__"
+"""How the names begin that onnx's own inference makes up."""
 _NAME = re.compile(r"[A-Za-z_]\w*(?![\w(])")
 
 
@@ -16,20 +21,26 @@ def forget_foreign_dims(graph: onnx_ir.Graph) -> None:
     follow, and a name that is there is never inferred better. Numbers, names of the inputs and sums
     of those stay; the outputs are part of the model's face, and stay as they are.
     """
-    known = {name for value in graph.inputs for name in _names(value)}
+    known = {name for value in graph.inputs for name in names_of(_dims(value))}
     for value in (value for node in graph for value in node.outputs):
         if value.shape is None or value.is_graph_output():
             continue
-        dims = list(value.shape.dims)
-        kept = [None if _is_foreign(dim, known) else dim for dim in dims]
+        dims = _dims(value)
+        kept = [None if is_foreign(dim, known) else dim for dim in dims]
         if kept != dims:
             value.shape = onnx_ir.Shape(kept)
 
 
-def _names(value: onnx_ir.Value) -> set[str]:
+def _dims(value: onnx_ir.Value) -> list[Dim]:
     dims = () if value.shape is None else value.shape.dims
-    return {name for dim in dims if not isinstance(dim, int) for name in _NAME.findall(str(dim))}
+    return [dim if isinstance(dim, int) else str(dim.value) for dim in dims]
 
 
-def _is_foreign(dim: int | onnx_ir.SymbolicDim, known: set[str]) -> bool:
-    return not isinstance(dim, int) and not set(_NAME.findall(str(dim.value))) <= known
+def names_of(dims: Iterable[Dim]) -> set[str]:
+    """The names in dimensions: of ``past + 1`` it is ``past``."""
+    return {name for dim in dims if isinstance(dim, str) for name in _NAME.findall(dim)}
+
+
+def is_foreign(dim: Dim, known: set[str]) -> bool:
+    """Whether a dimension has a name that is not ``known``."""
+    return isinstance(dim, str) and not names_of([dim]) <= known

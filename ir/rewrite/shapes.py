@@ -13,6 +13,10 @@ _END = 1 << 31
 """A slice that ends beyond this ends nowhere."""
 
 
+_MOST = 16
+"""Numbers that a shape, or what is computed of one, has at most."""
+
+
 class Sizes:
     """The dimensions that integer values hold: numbers, names, or ``UNKNOWN_DIM``.
 
@@ -33,7 +37,7 @@ class Sizes:
         if operand in self._known:
             return self._known[operand]
         weight = self._view.weight(operand)
-        if weight is None or weight.dtype.is_floating_point or weight.numel > 16:
+        if weight is None or weight.dtype.is_floating_point or weight.numel > _MOST:
             return None
         if len(weight.shape) > 1 or weight.dtype.itemsize < 4:
             return None
@@ -45,7 +49,8 @@ class Sizes:
         view = self._view
         op = view.op(node)
         if op == NATIVE:
-            dims = self._shape(node) if view.native_op(node) == "Shape" else None
+            rule = _NATIVE_RULES.get(view.native_op(node))
+            dims = None if rule is None else rule(self, node)
         else:
             rule = _RULES.get(op)
             dims = None if rule is None else rule(self, view.operands(node), view.attrs(node))
@@ -60,6 +65,16 @@ class Sizes:
             return None
         attrs = self._view.attrs(node)
         return shape[attrs.get("start") : attrs.get("end")]
+
+    def _filled(self, node: Node) -> tuple[Dim, ...] | None:
+        """What ``ConstantOfShape`` makes, as a vector of at most ``_MOST`` whole numbers."""
+        dims, type_ = self.of(self._view.tensor(node)), self._view.type(self._view.result(node))
+        if not isinstance(dims, tuple) or len(dims) != 1 or type_.dtype != torch.int64:
+            return None
+        if not isinstance(dims[0], int) or not 0 < dims[0] <= _MOST:
+            return None
+        (made,) = self._view.execute(node, [torch.tensor(dims)])
+        return tuple(made.tolist())
 
     # --- one rule for each op that shape arithmetic is made of ------------------------------------
 
@@ -111,25 +126,58 @@ class Sizes:
         items = self.of(operands[0])
         return (items,) if isinstance(items, int | str) else items
 
-    def _arithmetic(self, operands: Any, attrs: Any, what: str = "") -> Dim | None:
-        a, b = (self.of(o) for o in operands)
+    def _pairs(self, operands: Any) -> tuple[bool, list[tuple[Dim, ...]]] | None:
+        """Whether the result is a vector, and what its elements are made of."""
+        sides = [self.of(o) for o in operands]
+        if any(side is None for side in sides):
+            return None
+        lengths = {len(side) for side in sides if isinstance(side, tuple)} - {1}
+        if len(lengths) > 1:
+            return None
+        count = max(lengths, default=1)
+        wide = [side if isinstance(side, tuple) else (side,) for side in sides]
+        columns = [side * count if len(side) == 1 else side for side in wide]
+        return any(isinstance(side, tuple) for side in sides), list(zip(*columns, strict=True))
+
+    def _elementwise(self, operands: Any, each: Any) -> tuple[Dim, ...] | Dim | None:
+        pairs = self._pairs(operands)
+        found = [] if pairs is None else [each(*elements) for elements in pairs[1]]
+        if pairs is None or any(item is None for item in found):
+            return None
+        return tuple(found) if pairs[0] else found[0]
+
+
+def _arithmetic(what: str) -> Any:
+    def each(a: Dim, b: Dim) -> Dim | None:
         if not isinstance(a, int) or not isinstance(b, int):
             return None
         if what == "div":
             return int(a / b) if b else None
         return {"add": a + b, "sub": a - b, "mul": a * b}[what]
 
-
-def _arithmetic(what: str) -> Any:
-    return lambda sizes, operands, attrs: sizes._arithmetic(operands, attrs, what)
+    return lambda sizes, operands, attrs: sizes._elementwise(operands, each)
 
 
+def _equal(a: Dim, b: Dim) -> bool | None:
+    """A size with a name is not below 0: exporters ask whether one is -1, which is to be kept."""
+    if isinstance(a, int) and isinstance(b, int):
+        return a == b
+    return False if any(isinstance(d, int) and d < 0 for d in (a, b)) else None
+
+
+def _chosen(which: Dim, a: Dim, b: Dim) -> Dim | None:
+    return (a if which else b) if isinstance(which, int) else None
+
+
+_NATIVE_RULES: dict[str, Any] = {"Shape": Sizes._shape, "ConstantOfShape": Sizes._filled}
 _RULES: dict[str, Any] = {
     "identity": Sizes._same, "cast": Sizes._cast, "size": Sizes._size,
     "index_select": Sizes._index, "slice": Sizes._slice, "concat": Sizes._concat,
     "unsqueeze": Sizes._vector, "squeeze": Sizes._scalar, "reshape": Sizes._reshape,
     "add": _arithmetic("add"), "sub": _arithmetic("sub"), "mul": _arithmetic("mul"),
     "div": _arithmetic("div"),
+    "eq": lambda sizes, operands, attrs: sizes._elementwise(operands, _equal),
+    "where": lambda sizes, operands, attrs: sizes._elementwise(operands, _chosen),
 }  # fmt: skip
 
 

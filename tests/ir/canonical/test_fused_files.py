@@ -3,6 +3,7 @@ onnxruntime-genai's builder writes it."""
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
+from graphwright.ir.load.onnx_file import load_onnx
 from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.moves import follow
 from graphwright.ir.run.inputs import sample_inputs
@@ -76,6 +78,80 @@ def test_an_optimized_bert_is_read_whole(bert: onnx.ModelProto) -> None:
     (expected,) = in_runtime(bert, feeds)
     torch.testing.assert_close(sweep(view, tensors(feeds))["y"], expected, rtol=1e-4, atol=1e-5)
     assert canonicalize(view).total == 0
+
+
+# --- GPT-2 ----------------------------------------------------------------------------------------
+
+
+class Gpt2(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        from transformers import GPT2Config, GPT2Model
+
+        config = GPT2Config(
+            vocab_size=VOCAB, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS, n_positions=32,
+            attn_implementation="eager", use_cache=False,
+        )  # fmt: skip
+        torch.manual_seed(0)
+        self.model = GPT2Model(config)
+
+    def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        out = self.model(input_ids=ids, attention_mask=mask)
+        return out.last_hidden_state  # type: ignore[no-any-return]
+
+
+@pytest.fixture(scope="module")
+def gpt2(tmp_path_factory: pytest.TempPathFactory) -> tuple[Gpt2, Path]:
+    """GPT-2, and the file that torch exports of it below opset 18, without shapes inside."""
+    file: Path = tmp_path_factory.mktemp("gpt2") / "model.onnx"
+    module, ids = Gpt2().eval(), torch.arange(10).reshape(2, 5)
+    torch.onnx.export(
+        module, (ids, torch.ones_like(ids)), str(file), input_names=["ids", "mask"],
+        output_names=["y"], opset_version=17, dynamo=False,
+        dynamic_axes={name: {0: "batch", 1: "tokens"} for name in ("ids", "mask", "y")},
+    )  # fmt: skip
+    return module, file
+
+
+def optimized_gpt2(file: Path) -> onnx.ModelProto:
+    from onnxruntime.transformers import optimizer
+
+    model = optimizer.optimize_model(str(file), "gpt2", HEADS, WIDTH, opt_level=0).model
+    made = {node.op_type for node in model.graph.node}
+    assert {"SkipLayerNormalization", "FastGelu"} <= made
+    return model
+
+
+@pytest.mark.parametrize("written_by", ["torch", "onnxruntime", "onnx"])
+def test_a_gpt2_loses_a_block_whoever_named_its_sizes(
+    written_by: str, gpt2: tuple[Gpt2, Path], tmp_path: Path
+) -> None:
+    module, file = gpt2
+    model = onnx.load(file)
+    if written_by == "onnxruntime":
+        model = optimized_gpt2(file)
+    if written_by == "onnx":
+        model = onnx.shape_inference.infer_shapes(model)
+        names = {d.dim_param for v in model.graph.value_info for d in v.type.tensor_type.shape.dim}
+        assert any(name.startswith("unk__") for name in names)
+    onnx.save(model, tmp_path / "model.onnx")
+    view = load_onnx(tmp_path / "model.onnx")
+    canonicalize(view)
+    structure = recognize(view)
+    assert [site.heads for site in structure.attentions] == [HEADS] * LAYERS
+    ends = [view.type(block.exit).shape for block in structure.blocks]
+    assert ends == [("batch", "tokens", WIDTH)] * LAYERS
+    follow(view, structure.blocks, BlockPath.parse("0,2"), rule="test")
+    check_structure(view)
+    ids = torch.arange(14).reshape(2, 7)
+    mask = torch.ones_like(ids)
+    mask[1, :3] = 0
+    short = copy.deepcopy(module)
+    del short.model.h[1]
+    with torch.no_grad():
+        expected = short(ids, mask)
+    found = sweep(view, {"ids": ids, "mask": mask})["y"]
+    torch.testing.assert_close(found[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-5)
 
 
 # --- a decoder ------------------------------------------------------------------------------------
