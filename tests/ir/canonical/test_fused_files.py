@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graphwright.backends.original import load
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.load.onnx_file import load_onnx
@@ -18,6 +19,7 @@ from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.moves import follow
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.truth import ask, hold
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.recognize import recognize
 from onnx import helper
@@ -265,3 +267,18 @@ def test_a_decoder_with_a_cache_is_read_whole_and_loses_a_block() -> None:
     check_structure(view)
     assert len(view.input_names()) == 2 + 2 * (LAYERS - 1)
     assert len(recognize(view).blocks) == LAYERS - 1
+
+
+def test_a_decoder_that_takes_no_chunk_of_several_rows_is_asked_for_a_step(tmp_path: Path) -> None:
+    """GroupQueryAttention takes several tokens behind a cache of one row alone."""
+    onnx.save(decoder(), tmp_path / "model.onnx")
+    view = load(tmp_path / "model.onnx")
+    assert view.source.original is not None
+    truth = ask(view, view.source.original, [sample_inputs(view)])
+    asked = ["an input of 3 x 5, padded on the left", "a step after that"]
+    assert [seen.what for seen in truth.probes] == asked
+    assert not truth.unheard
+    assert truth.probes[-1].inputs["past_key_values.0.key"].shape == (3, KV_HEADS, 5, HEAD)
+    graph = view.copy()
+    canonicalize(graph)
+    hold(view, graph, truth, [sweep(graph, seen.inputs) for seen in truth.samples])
