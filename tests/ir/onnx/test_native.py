@@ -79,6 +79,19 @@ CASES = {
         ],
         stored=QUANTIZED,
     ),
+    "DynamicQuantizeLSTM": model(
+        [
+            N("Mul", ["x", "rows"], ["t"]),
+            N("DynamicQuantizeLSTM", ["t", "w", "r", "", "", "", "", "", "s", "z", "s", "z"],
+              ["y"], domain="com.microsoft", hidden_size=8),
+        ],
+        stored={
+            "rows": np.array([[1], [7]], np.float32), "s": np.full(1, 0.03, np.float32),
+            "w": rng.integers(-99, 99, (1, 8, 32), np.int8), "z": np.zeros(1, np.int8),
+            "r": rng.integers(-99, 99, (1, 8, 32), np.int8),
+        },
+        shape=("rows", 2, 8),
+    ),
     "GlobalMaxPool": model(
         [N("Unsqueeze", ["x", "o"], ["u"]), N("GlobalMaxPool", ["u"], ["y"])],
         stored={"o": np.array([1])},
