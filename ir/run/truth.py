@@ -92,8 +92,9 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
         seen = [Seen(f"sample {i}", batch, run(batch)) for i, batch in enumerate(samples, 1)]
     except BadInput as error:
         raise BadInput(
-            f"{error}. These are the inputs that the run would be judged on: give others that the "
-            "model takes by --calib DATA (samples=[...] in Python)"
+            f"{error}. These are the inputs that the run would be judged on: {_shapes(samples)}. "
+            "Give others that the model takes by --calib DATA (samples=[...] in Python), a .npz of "
+            f"{_wanted(graph)}"
         ) from None
     truth = Truth(original.by, seen)
     try:
@@ -133,6 +134,17 @@ def check_read(
         raise BadInput(
             f"{graph.source.name} contradicts itself: {error}. {truth.unheard}"
         ) from None
+
+
+def _shapes(samples: Sequence[Inputs]) -> str:
+    tensors = samples[0].items() if samples else ()
+    return ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in tensors)
+
+
+def _wanted(graph: View) -> str:
+    """The inputs by name with their types: ``x f32[batch, 3, 224, 224]``."""
+    named = zip(graph.input_names(), graph.inputs(), strict=True)
+    return ", ".join(f"{name} {graph.type(value)}" for name, value in named)
 
 
 def probe(graph: View) -> dict[str, torch.Tensor]:

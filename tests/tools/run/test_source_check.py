@@ -359,7 +359,11 @@ def test_samples_that_the_source_refuses_are_an_error_that_says_what_to_give(
         node("Relu", ["p"], ["y"], name="act"),
     ]
     model = file(tmp_path, nodes, [whole("ends", 0, 20, 0, 20)], ("n", "samples"))
-    with pytest.raises(BadInput, match=r"Pad.* give others that the model takes by --calib"):
+    told = (
+        r"Pad.*: x \[2, 12\]\. Give others that the model takes by --calib DATA .*, a \.npz of "
+        r"x f32\[n, samples\]"
+    )
+    with pytest.raises(BadInput, match=told):
         gw.optimize(gw.load(model), "clean{optional=true}")
 
 
