@@ -37,6 +37,20 @@ def dim_value(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     return int(found) if found == math.floor(found) else None
 
 
+def names_in(dim: Dim) -> list[str]:
+    """The names that a dimension is computed of, in their order; text that is no arithmetic is one
+    itself, as ``p2o.DynamicDimension.0`` is."""
+    if isinstance(dim, int):
+        return []
+    tree = _parsed(dim)
+    parts = [] if tree is None else list(ast.walk(tree))
+    if not parts or any(isinstance(part, ast.Attribute) for part in parts):
+        return [dim]
+    called = {part.func for part in parts if isinstance(part, ast.Call)}
+    names = [part for part in parts if isinstance(part, ast.Name) and part not in called]
+    return [name.id for name in sorted(names, key=lambda name: (name.lineno, name.col_offset))]
+
+
 def shape_value(type_: Type, sizes: Mapping[str, int]) -> tuple[int, ...] | None:
     """The shape in numbers; ``None`` where a dimension is not known."""
     if type_.shape is None:

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 
-from ..core.dims import dim_value
+from ..core.dims import dim_value, names_in
 from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from ..core.types import UNKNOWN_DIM, Dim, Type
@@ -47,6 +46,7 @@ def sample_inputs(
     chosen |= dict.fromkeys(empty, 0)
     if lengths:
         _fit_mask(view, named, chosen, next(iter(lengths.values())), usual)
+    drawn: list[tuple[str, torch.dtype, list[int]]] = []
     for name, value in named.items():
         if lengths.get(name) in empty:
             continue
@@ -56,10 +56,12 @@ def sample_inputs(
         shape = [
             _size(value, axis, dim, chosen, needs, usual) for axis, dim in enumerate(type_.shape)
         ]
-        needed = _COPIES * math.prod(shape) * type_.dtype.itemsize
-        what = f"the input {name}, {Type(type_.dtype, tuple(shape))}, with what is computed of it,"
+        drawn.append((name, type_.dtype, shape))
+    for name, dtype, shape in drawn:
+        needed = _COPIES * math.prod(shape) * dtype.itemsize
+        what = f"the input {name}, {Type(dtype, tuple(shape))}, with what is computed of it,"
         refuse_beyond_memory(needed, what)
-        inputs[name] = _sample(view, value, type_.dtype, shape, generator)
+        inputs[name] = _sample(view, named[name], dtype, shape, generator, chosen)
     if view.source.prompt:
         inputs["input_ids"] = _with_image(inputs["input_ids"], view.source.prompt)
     if POSITIONS in inputs:
@@ -120,7 +122,7 @@ def _size(
     known = dim_value(dim, chosen)
     if known is not None:
         return known
-    for name in re.findall(r"\b[A-Za-z_]\w*\b(?!\()", str(dim)):
+    for name in names_in(dim):
         size = _next_size(chosen, usual)
         chosen.setdefault(name, size if needs is None else _needed(needs, name, size))
     known = dim_value(dim, chosen)
@@ -143,13 +145,14 @@ def _next_size(chosen: Mapping[str, int], usual: Sequence[int]) -> int:
 
 
 def _sample(
-    view: View, value: Value, dtype: torch.dtype, shape: list[int], generator: torch.Generator
-) -> torch.Tensor:
+    view: View, value: Value, dtype: torch.dtype, shape: list[int], generator: torch.Generator,
+    sizes: Mapping[str, int],
+) -> torch.Tensor:  # fmt: skip
     if dtype.is_floating_point:
         return torch.randn(shape, generator=generator).to(dtype)
     if len(shape) == 1 and _is_target(view, value):
         return torch.tensor([-1, *[1] * (shape[0] - 1)], dtype=dtype)[: shape[0]]
-    bound = _id_bound(view, value)
+    bound = _id_bound(view, value, sizes)
     if bound is None:
         return torch.ones(shape, dtype=dtype)
     return torch.randint(0, bound, shape, generator=generator).to(dtype)
@@ -161,13 +164,13 @@ def _is_target(view: View, value: Value) -> bool:
     return any(view.operands(user)[1:] == (value,) for user in users)
 
 
-def _id_bound(view: View, value: Value) -> int | None:
+def _id_bound(view: View, value: Value, sizes: Mapping[str, int]) -> int | None:
     """Rows of the table that an integer input indexes; ``None`` for a mask."""
     for table, axis in picked_tables(view, value):
         shape = view.type(table).shape or ()
         # Where the graph does not say along which axis, an index below the least size is safe.
         rows = shape if axis is None else shape[axis : axis + 1]
-        sizes = [size for size in rows if isinstance(size, int)]
-        if sizes:
-            return min(sizes)
+        known = [size for size in (dim_value(dim, sizes) for dim in rows) if size]
+        if known:
+            return min(known)
     return None

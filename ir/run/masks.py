@@ -153,6 +153,8 @@ def picked_tables(view: View, value: Value, depth: int = 4) -> Iterator[tuple[Va
             yield view.tensor(user, 1 - ids), int(view.attrs(user).get("dim", 0))
         if op == NATIVE and view.native_op(user) in _PICKING and value in arguments[1:]:
             yield arguments[0], None
+        if view.native_op(user) == "ScatterElements" and arguments[1] is value:
+            yield arguments[0], int(view.attrs(user).get("axis", 0))
         if (op == "clamp" or traits(op).rearranges) and arguments[0] is value and depth:
             yield from picked_tables(view, view.results(user)[0], depth - 1)
 

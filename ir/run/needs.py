@@ -7,9 +7,10 @@ or leave them without a name. What the nodes do with them says it.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from ..core.dims import names_in
 from ..core.types import UNKNOWN_DIM, Dim
 from ..core.view import NATIVE, Node, Operand, Value, View, is_value
 from ..vocab import spec
@@ -17,10 +18,13 @@ from ..vocab.rules import comparison, elementwise
 
 Key = str | tuple[Value, int]
 """A dimension: its name, or an input and the axis where it has none."""
-
+Window = Callable[[Node, Sequence[Any], list[int]], list[int]]
+"""What a window asks of each axis of its operand, of what is asked of its result's."""
 _WINDOWED = frozenset({"Conv", "MaxPool", "AveragePool", "LpPool"})
 _CHANNELS = {"BatchNormalization": 0, "InstanceNormalization": 0, "ConvTranspose": 0}
 """Native ops whose second dimension is as long as a dimension of their first weight."""
+_WIDENING = frozenset({"Resize", "Upsample"})
+"""Native ops that make axes longer."""
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
 _SAME_TYPE = frozenset({
     "Relu", "LeakyRelu", "Elu", "Selu", "PRelu", "HardSigmoid", "HardSwish", "Softplus", "Clip",
@@ -44,7 +48,9 @@ class Needs:
             for a, b in self._equal(node):
                 if a is not None and isinstance(b, int) and b > 0:
                     self.fixed.setdefault(a, b)
-        self._follow_windows(nodes)
+        self._take_least(nodes)
+        if any(view.native_op(node) in _WIDENING for node in nodes):
+            self._take_strides(nodes)
 
     def key(self, value: Value, axis: int) -> Key | None:
         """What stands for a dimension that is open."""
@@ -54,7 +60,7 @@ class Needs:
         dim = shape[axis]
         if dim == UNKNOWN_DIM:
             return (value, axis % len(shape)) if value in self._inputs else None
-        return dim if isinstance(dim, str) and dim.isidentifier() else None
+        return dim if isinstance(dim, str) and names_in(dim) == [dim] else None
 
     def _shape(self, operand: Operand) -> tuple[Dim, ...] | None:
         return self._view.type(operand).shape if is_value(operand) else None
@@ -141,30 +147,55 @@ class Needs:
             yield self.key(x, 0 if attrs.get("transA") else 1), weight[bool(attrs.get("transB"))]
         elif op in _RECURRENT and len(weight) == 3:
             yield self.key(x, 2), weight[2]
+            yield from self._states(x, operands[3:], int(attrs.get("layout", 0)))
+
+    def _states(
+        self, x: Value, operands: Sequence[Any], layout: int
+    ) -> Iterator[tuple[Key | None, Dim]]:
+        """The rows of a recurrent node are as many as those of the states that it begins with, the
+        only operands of three dimensions behind its weights."""
+        for state in operands:
+            shape = self._shape(state) or ()
+            if len(shape) == 3:
+                yield self.key(x, 1 - layout), shape[1 - layout]
+                yield self.key(state, 1 - layout), (self._shape(x) or shape)[1 - layout]
 
     # --- windows ----------------------------------------------------------------------------------
 
-    def _follow_windows(self, nodes: Sequence[Node]) -> None:
-        """From the outputs to the inputs: how long each axis must be for all windows behind it."""
+    def _take_least(self, nodes: Sequence[Node]) -> None:
+        """How long each axis must be for all windows behind it."""
+        for key, size in self._follow(nodes, self._reach, max):
+            self.least[key] = max(size, self.least.get(key, 1))
+
+    def _take_strides(self, nodes: Sequence[Node]) -> None:
+        """What is widened again is added to what it was before it was made narrower: the strides
+        on the way divide the axis, or the two are not equally long."""
+        for key, size in self._follow(nodes, self._strides, math.lcm):
+            self.multiples[key] = math.lcm(size, self.multiples.get(key, 1))
+
+    def _follow(
+        self, nodes: Sequence[Node], window: Window, join: Callable[[int, int], int]
+    ) -> Iterator[tuple[Key, int]]:
+        """From the outputs to the inputs: the sizes above 1 that the windows ask of open axes."""
         wanted: dict[Value, list[int]] = {}
         for node in reversed(nodes):
             results = self._view.results(node)
             shape = self._shape(results[0]) if results else None
             after = wanted.get(results[0]) if results else None
-            for value, sizes in self._before(node, after, shape):
+            for value, sizes in self._before(node, after, shape, window):
                 known = wanted.setdefault(value, [1] * len(sizes))
                 if len(known) == len(sizes):
-                    wanted[value] = [max(a, b) for a, b in zip(known, sizes, strict=True)]
+                    wanted[value] = [join(a, b) for a, b in zip(known, sizes, strict=True)]
         for value in self._inputs & set(wanted):
             for axis, size in enumerate(wanted[value]):
                 key = self.key(value, axis)
                 if key is not None and size > 1:
-                    self.least[key] = max(size, self.least.get(key, 1))
+                    yield key, size
 
     def _before(
-        self, node: Node, after: list[int] | None, result: tuple[Dim, ...] | None
+        self, node: Node, after: list[int] | None, result: tuple[Dim, ...] | None, window: Window
     ) -> Iterator[tuple[Value, list[int]]]:
-        """The operands with the least size of each of their axes."""
+        """The operands with what is asked of each of their axes."""
         view = self._view
         op, operands = view.op(node), view.operands(node)
         x = operands[0] if operands else None
@@ -173,7 +204,7 @@ class Needs:
             return
         native = view.native_op(node) if op == NATIVE else ""
         if op == "conv" or native in _WINDOWED:
-            yield x, self._window(node, operands, after or [1] * len(shape), len(shape))
+            yield x, window(node, operands, after or [1] * len(shape))
         elif after is None:
             return
         elif op == "transpose":
@@ -192,10 +223,24 @@ class Needs:
                     open_ = [not isinstance(d, int) for d in own]
                     yield value, [a if o else 1 for a, o in zip(after, open_, strict=True)]
 
-    def _window(
-        self, node: Node, operands: Sequence[Any], after: list[int], rank: int
-    ) -> list[int]:
-        attrs, spatial = self._view.attrs(node), rank - 2
+    def _reach(self, node: Node, operands: Sequence[Any], after: list[int]) -> list[int]:
+        """The least sizes that give ``after``."""
+        sizes = [1, 1]
+        for size, (kernel, stride, dilation, edges) in self._axes(node, operands, after):
+            sizes.append(max(1, (size - 1) * stride + dilation * (kernel - 1) + 1 - edges))
+        return sizes if len(sizes) == len(after) else [1] * len(after)
+
+    def _strides(self, node: Node, operands: Sequence[Any], after: list[int]) -> list[int]:
+        """The sizes that ``stride`` times ``after`` divides."""
+        sizes = [1, 1, *(n * stride for n, (_, stride, _, _) in self._axes(node, operands, after))]
+        return sizes if len(sizes) == len(after) else [1] * len(after)
+
+    def _axes(
+        self, node: Node, operands: Sequence[Any], after: list[int]
+    ) -> Iterator[tuple[int, tuple[int, int, int, int]]]:
+        """Of each spatial axis what is behind it, and the window's kernel, stride, dilation and
+        padding at both ends together; nothing where the graph does not say it."""
+        attrs, spatial = self._view.attrs(node), len(after) - 2
         weight = self._shape(operands[1]) if len(operands) > 1 else None
         ours = "stride" in attrs
         kernel = (weight or ())[2:] if ours or weight else attrs.get("kernel_shape", ())
@@ -205,12 +250,9 @@ class Needs:
         pads = [*padding, *padding] if ours and padding else padding or [0] * 2 * spatial
         known = [*kernel, *strides, *dilations, *pads]
         if len(kernel) != spatial or len(known) != 5 * spatial:
-            return [1] * rank
+            return
         if not all(isinstance(n, int) for n in known) or "SAME" in str(attrs.get("auto_pad")):
-            return [1] * rank
-        sizes = [1, 1]
+            return
         for i in range(spatial):
-            reach = int(dilations[i]) * (int(kernel[i]) - 1) + 1
             edges = int(pads[i]) + int(pads[i + spatial])
-            sizes.append(max(1, (after[i + 2] - 1) * int(strides[i]) + reach - edges))
-        return sizes
+            yield after[i + 2], (int(kernel[i]), int(strides[i]), int(dilations[i]), edges)

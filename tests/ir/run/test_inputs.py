@@ -105,6 +105,30 @@ input %k: f32[4, 3, h]
 """,
         (2, 11),
     ),
+    "a state of one row": (
+        """input %x: f32[t, b, 8]
+input %h: f32[1, 1, 4]
+weight @w: f32[1, 12, 8]
+weight @r: f32[1, 12, 4]
+(%a: f32[t, 1, b, 4], %y: f32[1, b, 4]) = ai.onnx::GRU(%x, @w, @r, None, None, %h) \
+{hidden_size = 4}
+""",
+        (2, 1, 8),
+    ),
+    "widened again, and added": (
+        """input %x: f32[b, 1, p2o.Dim.0, w]
+weight @k: f32[3, 1, 3, 3]
+weight @l: f32[3, 3, 3, 3]
+weight @twice: f32[4] = [1.0, 1.0, 2.0, 3.0]
+%u: f32[b, 3, h2, w2] = conv(%x, @k) {stride = (2, 2), padding = (1, 1), dilation = (1, 1), \
+groups = 1}
+%v: f32[b, 3, h4, w4] = conv(%u, @l) {stride = (2, 3), padding = (1, 1), dilation = (1, 1), \
+groups = 1}
+%z: f32[b, 3, h2, w2] = ai.onnx::Resize(%v, None, @twice)
+%y: f32[b, 3, h2, w2] = add(%u, %z)
+""",
+        (2, 1, 12, 12),
+    ),
     "no names": (
         "input %x: f32[?, ?, 6]\nweight @w: f32[9, 6]\n%y: f32[?, 9, 6] = add(%x, @w)\n", (2, 9, 6),
     ),
@@ -112,11 +136,11 @@ input %k: f32[4, 3, h]
 
 
 def filled(lines: str) -> View:
-    """An ONNX graph whose weights hold numbers."""
+    """An ONNX graph whose weights hold numbers: ones, where the text gives none."""
     view = graph("onnx", lines)
     for value in {value for node in view.nodes() for value in view.arguments(node)}:
         held = view.weight(value)
-        if held is not None and held.dtype.is_floating_point:
+        if held is not None and not isinstance(held, MemoryWeight):
             view.set_weight(value, MemoryWeight(torch.ones(held.shape)))
     return view
 
@@ -127,6 +151,19 @@ def test_samples_have_the_sizes_that_nodes_need(name: str) -> None:
     view = filled(lines + "output y = %y\n")
     made = sample_inputs(view)
     assert tuple(made["x"].shape) == shape
+    sweep(view, made)
+
+
+def test_an_index_keeps_to_rows_that_have_a_size_by_an_input_behind_it() -> None:
+    lines = """input %nodes: f32[n, 6]
+input %graph: i64[n, 6]
+input %slots: f32[g, 6]
+%y: f32[g, 6] = ai.onnx::ScatterElements(%slots, %graph, %nodes)
+output y = %y
+"""
+    view = graph("onnx", lines)
+    made = sample_inputs(view, sizes={"n": 40, "g": 3})
+    assert int(made["graph"].max()) == 2
     sweep(view, made)
 
 
