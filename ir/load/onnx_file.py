@@ -112,6 +112,11 @@ def _tensors(model: onnx_ir.Model) -> list[onnx_ir.TensorProtocol]:
     return tensors
 
 
+_NORMALIZED = 17
+"""The opset that has LayerNormalization, and no op that differs from opset 16's. ONNX Runtime takes
+that node in older ones too, where its optimizer writes it and the converter knows of none."""
+
+
 def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
     opset = model.opset_imports[""]
     if opset >= MIN_OPSET:
@@ -125,6 +130,10 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
     ranks = _ranks(model)
     with quiet():
         try:
+            if opset < _NORMALIZED:
+                version_converter.convert_version(model, target_version=16, fallback=True)
+                if model.opset_imports[""] == 16:
+                    model.opset_imports[""] = _NORMALIZED
             version_converter.convert_version(model, target_version=MIN_OPSET, fallback=True)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)

@@ -89,6 +89,17 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
     assert [view.op(n) for n in view.nodes()] == ["matmul", "relu"]
 
 
+@pytest.mark.parametrize("opset", [11, 14, 16, 17])
+def test_the_runtimes_layer_norm_in_opsets_that_have_none(opset: int, tmp_path: Path) -> None:
+    """As ``onnxruntime.transformers.optimizer`` writes it."""
+    nodes = [
+        node("LayerNormalization", ["x", "s"], ["n"], axis=-1), node("MatMul", ["n", "w"], ["y"])
+    ]  # fmt: skip
+    path = save(tmp_path / "m.onnx", nodes, [W, const("s", _numbers(6))], opset=opset)
+    view = check(path, x=_numbers(3, 6))
+    assert [view.op(n) for n in view.nodes()] == ["layer_norm", "matmul"]
+
+
 def test_a_default_that_a_caller_may_override_is_no_constant(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
