@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import BadInput, Refusal
+from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Node, Value, View
 from ..structure.recognize import Block, SubBlock
 from ..vocab.builder import Builder
@@ -233,12 +234,38 @@ def _body(view: View, block: Block | SubBlock, order: Mapping[Node, int]) -> lis
     return inside
 
 
+def is_one_stream(view: View, entry: Type, leaving: Type) -> bool:
+    """Whether two types differ at most in sizes that go by names that no input has.
+
+    Shape inference makes one up (``unk__26``) for each size that it cannot follow, behind every
+    sum anew.
+    """
+    if entry.dtype != leaving.dtype or entry.shape is None or leaving.shape is None:
+        return entry == leaving
+    given = (dim for value in view.inputs() for dim in view.type(value).shape or ())
+    known = {word for dim in given for word in _words(dim)}
+
+    def is_open(dim: Dim) -> bool:
+        return dim == UNKNOWN_DIM or not _words(dim) <= known
+
+    if len(entry.shape) != len(leaving.shape):
+        return False
+    return all(
+        a == b or (not {type(a), type(b)} & {int} and (is_open(a) or is_open(b)))
+        for a, b in zip(entry.shape, leaving.shape, strict=True)
+    )
+
+
+def _words(dim: Dim) -> set[str]:
+    return set() if isinstance(dim, int) else set(re.findall(r"[A-Za-z_]\w*", dim))
+
+
 def _check_closed(
     view: View, block: Block | SubBlock, inside: Sequence[Node], slots: Slots
 ) -> None:
     name = f"block {block.index}"
     entry, leaving = view.type(block.entry), view.type(block.exit)
-    if (entry.dtype, entry.shape) != (leaving.dtype, leaving.shape):
+    if not is_one_stream(view, entry, leaving):
         raise Refusal(f"{name} changes the stream from {entry} to {leaving}")
     own = slots.within(inside)
     members = {*inside, *slots.exports(own, inside)}

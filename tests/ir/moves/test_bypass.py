@@ -10,9 +10,11 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput, Refusal
+from graphwright.ir.core.types import Dim, Type
 from graphwright.ir.core.view import Origin, View
 from graphwright.ir.load.trace import trace
 from graphwright.ir.moves import Path, bypass, follow
+from graphwright.ir.moves.bypass_blocks import is_one_stream
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.recognize import recognize
@@ -204,3 +206,30 @@ def test_a_value_that_is_needed_elsewhere() -> None:
     assert [view.name(n) for n in view.nodes()] == before
     bypass(view, blocks[0], rule="drop")
     assert len(recognize(view).blocks) == 1
+
+
+MADE_UP = [
+    (("batch", "tokens", 32), ("unk__2", "unk__3", 32), True),
+    (("batch", "?", 32), ("batch", "unk__3", 32), True),
+    (("batch", "tokens", 32), ("batch", "past + tokens", 32), False),
+    (("batch", "unk__1", 32), ("batch", 5, 32), False),
+    (("batch", "tokens", 32), ("batch", "tokens", "unk__1"), False),
+    (("batch", "tokens", 32), ("tokens", 32), False),
+]
+
+
+@pytest.mark.parametrize(("entry", "leaving", "same"), MADE_UP)
+def test_sizes_by_names_that_no_input_has_are_not_told_apart(
+    entry: tuple[Dim, ...], leaving: tuple[Dim, ...], same: bool
+) -> None:
+    class Three(torch.nn.Module):
+        def forward(self, x: torch.Tensor, past: torch.Tensor) -> torch.Tensor:
+            return x.sum() + past.sum()
+
+    batch, tokens, past = (torch.export.Dim(n) for n in ("batch", "tokens", "past"))
+    view = trace(
+        Three(), (torch.randn(2, 3, 32), torch.randn(2, 4)),
+        dynamic_shapes=({0: batch, 1: tokens}, {0: batch, 1: past}),
+    )  # fmt: skip
+    types = (Type(torch.float32, shape) for shape in (entry, leaving))
+    assert is_one_stream(view, *types) is same
