@@ -79,7 +79,7 @@ def load_folder(
             source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
             task=_task(model),
             prompt=_image_prompt(model),
-            notes=notes,
+            notes=(*notes, *_not_taken(model)),
             original=original,
         ),
     )
@@ -135,6 +135,19 @@ def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     text_shape = {0: batch, 1: Dim("seq", max=longest)}
     text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     return text | inputs, dict.fromkeys(text, text_shape) | shapes
+
+
+def _not_taken(model: Any) -> tuple[str, ...]:
+    """What a person should know of the inputs that the graph does not have."""
+    kinds = getattr(model.config, "type_vocab_size", None) or 0
+    if kinds < 2 or "token_type_ids" not in inspect.signature(type(model).forward).parameters:
+        return ()
+    lost = (
+        "token_type_ids is no input here: every token is of kind 0, and of a pair of texts the "
+        "second one is read as if it went on with the first. Where that matters, trace a module "
+        "that takes them (package.module:factory), or give an ONNX file"
+    )
+    return (lost,)
 
 
 def _image_prompt(model: Any) -> tuple[int, ...]:

@@ -255,7 +255,9 @@ def test_what_is_cast_or_left_out_is_named_and_as_the_library_has_it(
     assert view.source.notes == (
         f"weights of f8e4m3 in the checkpoint and f32 in the model were converted (1): {name}",
         "tensors of the checkpoint that the model has not were left out (1): extra.weight",
+        view.source.notes[-1],
     )
+    assert view.source.notes[-1].startswith("token_type_ids is no input here")
     given = inputs_for(("input_ids", "attention_mask"))
     with torch.no_grad():
         expected = transformers.BertForMaskedLM.from_pretrained(folder).eval()(**given).logits
