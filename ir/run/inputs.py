@@ -52,7 +52,9 @@ def sample_inputs(
             continue
         type_ = view.type(value)
         if type_.shape is None or type_.dtype is None:
-            raise BadInput(f"input {name} has no type: give samples")
+            raise BadInput(
+                f"input {name} has no type: give samples, by --calib DATA (samples=[...] in Python)"
+            )
         shape = [
             _size(value, axis, dim, chosen, needs, usual) for axis, dim in enumerate(type_.shape)
         ]

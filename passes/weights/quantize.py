@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
@@ -29,7 +30,8 @@ class Quantize(NBitPass):
     the shrinkage of its range with the least ``sum |error|^2.4`` (the search of GPTQ's quantizer,
     arXiv 2210.17323). Weights that are not finite are refused. ``embeddings`` stores tables of
     embeddings in 4 or 8 bits as well; a head that is tied to its table then reads the same bytes.
-    Otherwise such a pair is kept, since to quantize the head alone would save nothing.
+    Otherwise such a pair is kept, since to quantize the head alone would save nothing; so it is
+    where ``exclude`` names one of the two.
     """
 
     name: ClassVar[str] = "quantize"
@@ -82,11 +84,12 @@ class Quantize(NBitPass):
             self.name, self.embeddings, self.group, level, self.scale_dtype, not self.symmetric
         )
         for table in chosen:
-            reason = form.refusal(table)
+            names = (table.embedding.name, *(head.name for head in table.heads))
+            kept = [n for n in names if any(fnmatchcase(n, glob) for glob in self.exclude)]
+            reason = f"exclude keeps {kept[0]}" if kept else form.refusal(table)
             if reason is None:
                 do(table, form)
             else:
-                names = (table.embedding.name, *(head.name for head in table.heads))
                 result.refused += [(name, reason) for name in names]
 
     def _table_rows(self, weight: Tensor, name: str) -> Quantized:

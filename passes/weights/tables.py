@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,19 +33,17 @@ class Table:
 
 
 def tables(view: View, structure: Structure) -> list[Table]:
-    """The tables that are large enough, each once."""
+    """The tables of floats, each once."""
     found: dict[Hashable, Table] = {}
     for embedding in structure.embeddings:
         weight = view.weight(embedding.weight)
-        if view.op(embedding.node) != "embedding" or weight is None or _is_small(weight):
+        if view.op(embedding.node) != "embedding" or weight is None:
+            continue
+        if not weight.dtype.is_floating_point:
             continue
         heads = [x for x in structure.linears if _holds(view, x, weight)]
         found.setdefault(weight.key, Table(embedding, heads))
     return list(found.values())
-
-
-def _is_small(weight: Weight) -> bool:
-    return weight.numel < LEAST_NUMBERS or not weight.dtype.is_floating_point
 
 
 def _holds(view: View, linear: Linear, weight: Weight) -> bool:
@@ -66,7 +64,10 @@ class TableForm:
     integer_zeros: bool
 
     def refusal(self, table: Table) -> str | None:
-        width = table.embedding.width
+        """Why a table stays as it is; ``None`` where it does not."""
+        rows, width = table.embedding.rows, table.embedding.width
+        if rows * width < LEAST_NUMBERS:
+            return f"a table of {rows * width} numbers stays: smaller than {LEAST_NUMBERS}"
         if not self.group or width % self.group:
             return (
                 f"a row of {width} numbers is no whole number of groups of {self.group}: "
@@ -112,7 +113,9 @@ class TableForm:
                 if self._same(view, embedding, weight):
                     self._swap(view, embedding, parts)
         for head in table.heads:
-            self._swap_head(context, head, parts, result)
+            # A table or a linear that feeds it directly may have been swapped since it was read.
+            current = replace(head, x=view.tensor(head.node))
+            self._swap_head(context, current, parts, result)
         context.edited()
         result.sites.append(site)
 

@@ -76,6 +76,31 @@ def test_a_tied_head_reads_the_tables_bytes(
     assert rel(sweep(source, toy_inputs), swept) < (0.2 if bits == 4 else 0.02)
 
 
+@pytest.mark.parametrize("narrow", [False, True])
+def test_a_head_right_behind_its_table_or_another_linear(narrow: bool) -> None:
+    """The latter as in OPT-350m."""
+
+    class Lookup(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed = torch.nn.Embedding(17, 32)
+            self.down = torch.nn.Linear(32, 32) if narrow else torch.nn.Identity()
+            self.head = torch.nn.Linear(32, 17, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            return self.head(self.down(self.embed(ids)))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    ids = {"ids": torch.arange(12).reshape(3, 4)}
+    source = gw.trace(Lookup(), tuple(ids.values()))
+    result = optimize(source, "quantize{bits=8 group=32 embeddings=8}", ids)
+    *others, site = result.report.passes[0].result.sites
+    assert [s.name for s in others] == ["down"] * narrow
+    assert site.note == "one stored copy with head"
+    assert rel(sweep(source, ids), sweep(result.graph, ids)) < 0.02
+
+
 def test_a_table_alone(toy_graph: Graphs, toy_inputs: Inputs) -> None:
     result = optimize(toy_graph("fx"), "quantize{bits=8 group=32 embeddings=4}", toy_inputs)
     sites = {s.name: s for s in result.report.passes[0].result.sites}
@@ -105,4 +130,17 @@ def test_small_tables_stay(
 ) -> None:
     monkeypatch.setattr(tables, "LEAST_NUMBERS", 1 << 16)
     result = optimize(toy_graph("fx", tie), "quantize{group=16 embeddings=8}", toy_inputs)
-    assert [site for site, _ in result.report.passes[0].result.refused] == ["head"]
+    reason = "a table of 544 numbers stays: smaller than 65536"
+    assert result.report.passes[0].result.refused == [("embed", reason), ("head", reason)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_head_that_is_excluded_keeps_its_table(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    result = optimize(
+        toy_graph(kind, tie), "quantize{group=16 embeddings=8 exclude=[head]}", toy_inputs
+    )
+    refused = result.report.passes[0].result.refused
+    assert refused == [("embed", "exclude keeps head"), ("head", "exclude keeps head")]
+    assert "head" not in {s.name for s in result.report.passes[0].result.sites}
