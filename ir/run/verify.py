@@ -93,7 +93,7 @@ def joint_difference(
             )
         sides = (torch.split(whole.reshape(-1), _PIECE) for whole in (whole_a, whole_b))
         pieces = zip(*sides, strict=True)
-        for a, b in ((a.double(), b.double()) for a, b in pieces if a.numel()):
+        for a, b in ((_real(a), _real(b)) for a, b in pieces if a.numel()):
             gap = a - b
             if not bool(torch.isfinite(gap).all()):
                 a, b = _without_agreed(a, b)
@@ -114,6 +114,11 @@ def joint_difference(
 
 
 _PIECE = 1 << 18
+
+
+def _real(piece: torch.Tensor) -> torch.Tensor:
+    """In float64; of complex numbers both parts, one after the other."""
+    return (torch.view_as_real(piece).flatten() if piece.is_complex() else piece).double()
 
 
 def _without_agreed(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

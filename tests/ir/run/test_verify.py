@@ -175,3 +175,10 @@ def test_operands_that_do_not_fit() -> None:
     view = graph("fx", CHAIN.replace("matmul(%x, @w)", "matmul(%x, %x)").replace("batch", "7"))
     with pytest.raises(InvalidGraph, match=r"a: matmul does not fit its operands: .* 5 and 7"):
         check_structure(view)
+
+
+def test_complex_numbers_differ_by_both_parts() -> None:
+    a = torch.tensor([3 + 4j, 0j])
+    assert difference(a, a).rel_l2 == 0.0
+    found = difference(a, torch.tensor([3 + 1j, 0j]))
+    assert found.rel_l2 == pytest.approx(0.6) and found.max_abs == pytest.approx(3.0)
