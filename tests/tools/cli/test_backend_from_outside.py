@@ -119,7 +119,7 @@ def test_the_command_also_runs_the_result_there(name: str, package: Any, command
         ("eager", 2, "--backend eager: it is what the artifact is compared with"),
         ("optimized", 2, "a backend cannot be named optimized"),
         ("broken", 3, "the abacus lacks its beads"),
-        ("wrong", 1, "wrong is 0.01 (relative L2) from the reference"),
+        ("wrong", 1, "wrong: the output output is 0.01 (relative L2; bound 0.0001) from what"),
     ],
 )
 def test_the_command_refuses(
