@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -32,7 +33,7 @@ def settle_types(view: View) -> None:
 
 class OpenTypes:
     """Types nodes that are given in the order of the graph: by the rules of the vocabulary, and
-    by what is known of the sizes that others compute."""
+    by what is known of the sizes that nodes compute."""
 
     def __init__(self, view: View) -> None:
         self._view, self._sizes = view, Sizes(view)
@@ -93,7 +94,9 @@ class OpenTypes:
     def _target(self, node: Node, dims: tuple[Dim, ...]) -> tuple[Dim, ...] | None:
         before = self._view.type(self._view.tensor(node)).shape
         if self._view.op(node) == "expand":
-            return broadcast(before, dims)
+            with contextlib.suppress(ValueError):  # the node's own failure, where it is run
+                return broadcast(before, dims)
+            return None
         if attribute(native_node(node), "allowzero", 0):
             return None
         kept: Mapping[int, Dim] = dict(enumerate(before or ()))
