@@ -111,7 +111,9 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
             break
         try:
             inputs, outputs = following, run(following)
-        except BadInput:  # GroupQueryAttention takes a chunk after others of one row alone
+        except BadInput as error:
+            # GroupQueryAttention, for one, takes a chunk behind a cache of one row alone.
+            truth.unheard = f"not on {what}: {next(iter(str(error).splitlines()), '')}"
             continue
         truth.probes.append(Seen(what, inputs, outputs))
     return truth
@@ -183,8 +185,11 @@ def hold(
     pairs = zip([*truth.samples[: len(outputs)], *truth.probes], [*outputs, *found], strict=True)
     worst = Difference(0.0, 1.0, 0.0, 0.0)
     for seen, ours in pairs:
+        gone = sorted(set(answers(seen.outputs)) - set(ours))
+        if gone:
+            raise BoundExceeded(f"{_whose(read)}: it does not give {', '.join(gone)}")
         for name, expected in seen.outputs.items():
-            if name not in ours:
+            if name not in ours:  # a cache, which samples are not judged by
                 continue
             gap = _gap(expected, ours[name])
             if isinstance(gap, Difference) and gap.within(bound):
@@ -204,7 +209,8 @@ def _probed(read: View, graph: View, truth: Truth) -> list[Outputs]:
     except (BadInput, RuntimeError, ValueError, IndexError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise BoundExceeded(
-            f"{_whose(read)} fails on {truth.probes[0].what}, which {truth.by} takes: {reason}. "
+            f"{_whose(read)} fails on {', '.join(s.what for s in truth.probes)}, which {truth.by} "
+            f"takes: {reason}. "
             "Nothing is published. Please report this as a bug, with the model's structure"
         ) from error
 

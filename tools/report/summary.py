@@ -161,7 +161,8 @@ def heard(checks: VerificationEntry) -> str:
         return ""
     if not truth.by:
         return f"not held against the source itself: {truth.unheard}"
-    also = f", {', '.join(truth.probes)}" if truth.probes else f" ({truth.unheard})"
+    also = f", {', '.join(truth.probes)}" if truth.probes else ""
+    also += f" ({truth.unheard})" if truth.unheard else ""
     far = "" if truth.error is None else f": rel. L2 {error_text(truth.error.rel_l2)}"
     return f"read as {truth.by} gives it, on these samples{also}{far}"
 

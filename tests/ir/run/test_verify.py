@@ -182,3 +182,16 @@ def test_complex_numbers_differ_by_both_parts() -> None:
     assert difference(a, a).rel_l2 == 0.0
     found = difference(a, torch.tensor([3 + 1j, 0j]))
     assert found.rel_l2 == pytest.approx(0.6) and found.max_abs == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_ids_and_flags_are_compared_by_the_share_that_differ(dtype: torch.dtype) -> None:
+    expected = torch.full((1000,), 50_000).to(dtype)
+    actual = expected.clone()
+    actual[:2] = torch.tensor([50_001, 0]).to(dtype)
+    found = difference(expected, actual)
+    assert found.rel_l2 == (0.001 if dtype == torch.bool else 0.002)
+    assert not found.within(1e-4) and found.within(1e-2)
+    assert difference(expected, expected).within(0.0)
+    rounded = difference(torch.full((9,), 100, dtype=torch.uint8), torch.full((9,), 101).byte())
+    assert rounded.rel_l2 == pytest.approx(0.01), "quantities of 8 bits are compared as numbers"
