@@ -51,8 +51,8 @@ def _no_ref(value: Any) -> Any:
 def check(view: OnnxView) -> None:
     """Raise ``BadInput`` where a constant has a dtype that the text form has no word for."""
     for node in view.nodes():
-        for value in view.arguments(node):
-            if value.const_value is None:
+        for value in node.inputs:  # arguments leave out what no handle stands for
+            if value is None or value.const_value is None:
                 continue
             if view.weight(value) is None or view.type(value).dtype is None:
                 raise BadInput(

@@ -423,7 +423,7 @@ def test_a_tower_without_cls_token_is_refused(tmp_path: Path, models: Models) ->
     model = transformers.LlavaForConditionalGeneration(transformers.LlavaConfig(**config))
     model.save_pretrained(tmp_path)
     with pytest.raises(BadInput, match=r"no CLS token.*uniform-tokens"):
-        gw.optimize(load(tmp_path, cache=False), "fastervlm{keep=4}", samples=[prompts(2)])
+        gw.optimize(load(tmp_path, cache=False), "fastervlm{keep=4}")
 
 
 # --- structure ----------------------------------------------------------------------------------
