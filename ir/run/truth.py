@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 import torch
 
-from ..core.errors import BadInput, BoundExceeded, InvalidGraph, Missing
+from ..core.errors import BadInput, BoundExceeded, InvalidGraph, Missing, NodeFailed
 from ..core.view import Original, Run, View
 from ..structure.cache_slots import answers, has_cache, later, next_step
 from .inputs import sample_inputs
@@ -82,8 +82,12 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
     A probe has padding before the text where the graph takes a mask of tokens, and where it has a
     cache, a chunk of tokens and a step follow the prompt.
 
-    Raises ``BadInput`` where the source does not take the samples.
+    Raises ``BadInput`` where the source does not take the samples, and for a loop without an end.
     """
+    if any(graph.native_op(node) == "Loop" for node in graph.nodes()):
+        # Nothing bounds the trips of what runs the source, as our own run of it does.
+        with contextlib.suppress(NodeFailed):
+            sweep(graph, samples[0])
     try:
         run = original.start()
     except (BadInput, Missing) as error:

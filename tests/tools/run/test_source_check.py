@@ -382,6 +382,21 @@ def test_a_source_that_contradicts_itself_is_the_files_fault(tmp_path: Path) -> 
         gw.optimize(graph, "clean{optional=true}", samples=[{"x": torch.ones(2, 3, 32)}])
 
 
+def test_a_loop_without_an_end_is_not_run_by_the_source_either(tmp_path: Path) -> None:
+    kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "v": TensorProto.FLOAT}
+    ends = [helper.make_tensor_value_info(n, kind, None) for n, kind in kinds.items()]
+    results = [
+        helper.make_tensor_value_info(new, kinds[old], None) for new, old in ("dc", "wv")
+    ]
+    turns = [node("Identity", ["c"], ["d"]), node("Add", ["v", "v"], ["w"])]
+    loop = node("Loop", ["n", "t", "x"], ["y"], body=helper.make_graph(turns, "b", ends, results))
+    tensors = [numpy_helper.from_array(np.array(1 << 62), "n"),
+               numpy_helper.from_array(np.array(True), "t")]  # fmt: skip
+    path = file(tmp_path, [loop], tensors, ("n", 4))
+    with pytest.raises(BadInput, match="makes 4,611,686,018,427,387,904 trips"):
+        gw.optimize(gw.load(path), "clean{optional=true}")
+
+
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
     graph = gw.trace(*net())
     first = gw.optimize(graph, "quantize{bits=4 group=32}")
