@@ -15,7 +15,7 @@ from ..ir.load import sources
 from ..ir.run.verify import exact_tolerance, rounds_activations, tolerance
 from .onnxruntime import OnnxRuntimeExecutable
 
-REPACKED_BYTES = 1 << 29
+REPACKED_BYTES = 1 << 28
 """Largest model whose checks always let ONNX Runtime repack the weights, as it does by default: a
 copy of them in memory. Larger ones are checked on weights that stay in their file, unless an op
 rounds activations: there the two differ by that rounding."""
