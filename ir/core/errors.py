@@ -63,6 +63,11 @@ class Refusal(Exception):
         return self.reason if name is None else f"{self.reason} (at {name})"
 
 
+def first_line(error: BaseException) -> str:
+    """What an error of another library says first; the name of its class where it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 def near_misses(word: str, known: Iterable[str]) -> str:
     """A phrase that names up to three close matches, or the whole list where it is short."""
     known = sorted(known)

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, first_line
 from ..core.memory import refuse_beyond_memory
 from ..core.view import Source
 from ..core.weights import AbsentWeight, Weight
@@ -101,7 +101,7 @@ def _by_config(folder: Path) -> Iterator[None]:
     except BadInput as error:
         raise BadInput(f"{folder}/config.json: {error}") from None
     except (RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BadInput(
             f"{folder}/config.json: no example inputs follow from these sizes: {reason}"
         ) from error

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from ..core.errors import BadInput, Missing
+from ..core.errors import BadInput, Missing, first_line
 from ..core.files import open_regular
 from ..core.memory import refuse_beyond_memory
 from ..core.quiet import quiet
@@ -40,7 +40,7 @@ def download(hub_id: str) -> Path:
         try:
             return Path(snapshot_download(hub_id, allow_patterns=HUB_FILES))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise Missing(
                 f"{hub_id}: no folder of that name here, and the model hub did not give it "
                 f"({reason}). Try `hf download {hub_id}` on a machine with network access, then "

@@ -11,7 +11,7 @@ import onnx_ir
 
 from ..canonical.nbit import canonicalize_stored
 from ..canonical.open_types import settle_types
-from ..core.errors import BadInput
+from ..core.errors import BadInput, first_line
 from ..core.quiet import quiet
 from ..core.tensors import weight_of
 from ..core.view import Source
@@ -136,7 +136,7 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
                     model.opset_imports[""] = _NORMALIZED
             version_converter.convert_version(model, target_version=MIN_OPSET, fallback=True)
         except (RuntimeError, ValueError, TypeError, KeyError, AttributeError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise BadInput(f"{path}: {advice} ({reason})") from error
     if model.opset_imports[""] != MIN_OPSET:
         raise BadInput(f"{path}: {advice}")

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import onnx_ir
 
-from ..core.errors import BadInput, Missing
+from ..core.errors import BadInput, Missing, first_line
 from ..core.quiet import quiet
 from ..onnx.functions import inline_functions
 from ..onnx.order import put_in_order
@@ -78,7 +78,7 @@ def _reason(error: BaseException) -> str:
     """The first line of what an error was caused by in the end."""
     while error.__cause__ is not None:
         error = error.__cause__
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    return first_line(error)
 
 
 def _forget_maps(infos: Iterable[onnx.ValueInfoProto]) -> None:

@@ -12,7 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule
 from torch.utils import _pytree as pytree
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, first_line
 from ..core.quiet import quiet
 from ..core.view import Run, Value, View
 from ..fx.program import input_names, output_names
@@ -37,7 +37,7 @@ class ModuleOriginal:
             with quiet(), torch.random.fork_rng(devices=[]):
                 module = self.make()
         except Exception as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise BadInput(f"{self.by} does not load it: {reason}") from error
 
         def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -53,7 +53,7 @@ class ModuleOriginal:
                     outputs = self.call(module, given)
             except Exception as error:
                 # Whatever a model's own code raises, the person must hear of it.
-                reason = next(iter(str(error).splitlines()), type(error).__name__)
+                reason = first_line(error)
                 raise BadInput(f"the source does not take these inputs: {reason}") from error
             finally:
                 for hook in hooks:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ..core.errors import BadInput, Missing
+from ..core.errors import BadInput, Missing, first_line
 from ..core.files import open_regular
 from ..core.quiet import quiet
 from ..core.view import Source
@@ -117,7 +117,7 @@ def _load(path: Path) -> torch.export.ExportedProgram:
             return read_archive(str(path)).exported_programs["model"]
     except Exception as error:
         # torch's reader raises errors of every kind for what it does not understand.
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BadInput(f"{path}: torch {torch.__version__} cannot load it: {reason}") from error
     finally:
         if before is None:
@@ -175,7 +175,7 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__).partition(". ")[0]
+        reason = first_line(error).partition(". ")[0]
         raise BadInput(f"{path}: not a .pt2 archive, or damaged ({reason})") from None
 
 

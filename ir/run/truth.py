@@ -9,7 +9,7 @@ from functools import cached_property, partial
 
 import torch
 
-from ..core.errors import BadInput, BoundExceeded, InvalidGraph, Missing, NodeFailed
+from ..core.errors import BadInput, BoundExceeded, InvalidGraph, Missing, NodeFailed, first_line
 from ..core.view import Original, Run, View
 from ..structure.cache_slots import answers, has_cache, later, next_step
 from .inputs import sample_inputs
@@ -117,7 +117,7 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
             inputs, outputs = following, run(following)
         except BadInput as error:
             # GroupQueryAttention, for one, takes a chunk behind a cache of one row alone.
-            truth.unheard = f"not on {what}: {next(iter(str(error).splitlines()), '')}"
+            truth.unheard = f"not on {what}: {first_line(error)}"
             continue
         truth.probes.append(Seen(what, inputs, outputs))
     return truth
@@ -211,7 +211,7 @@ def _probed(read: View, graph: View, truth: Truth) -> list[Outputs]:
     try:
         return sweep_together(graph, [seen.inputs for seen in truth.probes])
     except (BadInput, RuntimeError, ValueError, IndexError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        reason = first_line(error)
         raise BoundExceeded(
             f"{_whose(read)} fails on {', '.join(s.what for s in truth.probes)}, which {truth.by} "
             f"takes: {reason}. "
