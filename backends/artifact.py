@@ -12,6 +12,7 @@ from pathlib import Path
 import onnx_ir
 
 from ..ir.core.errors import FULL, BadInput, DiskFull
+from ..ir.core.files import is_own
 from . import data_file
 from .claim import NEW, claimed, recover, switch
 
@@ -156,17 +157,9 @@ def copy_side_files(source: str | None, folder: Path) -> list[str]:
         path = Path(str(source)) / name
         if not path.is_file():
             continue
-        if not _is_own(path, Path(str(source))):
+        if not is_own(path, Path(str(source))):
             left.append(name)
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
     return left
-
-
-def _is_own(path: Path, folder: Path) -> bool:
-    """Whether a file lies in the model's folder, links followed, or in the blobs of the cache of
-    the hub that the folder is a snapshot of."""
-    real = folder.resolve()
-    stores = [real, *(p.parent / "blobs" for p in real.parents if p.name == "snapshots")]
-    return any(store in path.resolve().parents for store in stores)

@@ -57,19 +57,27 @@ def changed(path: Path) -> BadInput:
     )
 
 
-def belongs(path: Path, folder: Path) -> bool:
+def is_own(path: Path, folder: Path) -> bool:
     """Whether a file is one of a model's folder once all links are followed.
 
     A model in the cache of the Hugging Face hub is a folder ``snapshots/REVISION`` of links into
-    ``blobs`` beside ``snapshots``, or on into ``blobs`` of the whole cache
-    (``huggingface_hub.utils._shared_blobs``): those are its own files too.
+    ``blobs`` beside ``snapshots``: those are its own files too.
     """
-    target, home = path.resolve(), folder.resolve()
-    if target.is_relative_to(home):
-        return True
-    stores = [place.parent for place in (home, *home.parents) if place.name == "snapshots"]
-    return any(
-        target.is_relative_to(blobs)
-        for store in stores[:1]
-        for blobs in (store / "blobs", store.parent / "blobs")
-    )
+    store = _hub_store(folder)
+    places = [folder.resolve(), *([] if store is None else [store / "blobs"])]
+    return any(path.resolve().is_relative_to(place) for place in places)
+
+
+def belongs(path: Path, folder: Path) -> bool:
+    """``is_own``, or in the ``blobs`` of the whole cache, into which newer hubs link on
+    (``huggingface_hub.utils._shared_blobs``)."""
+    store = _hub_store(folder)
+    shared = store is not None and path.resolve().is_relative_to(store.parent / "blobs")
+    return shared or is_own(path, folder)
+
+
+def _hub_store(folder: Path) -> Path | None:
+    """The folder in the hub's cache of the model that ``folder`` is a snapshot of."""
+    home = folder.resolve()
+    places = (home, *home.parents)
+    return next((place.parent for place in places if place.name == "snapshots"), None)
