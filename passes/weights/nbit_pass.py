@@ -102,14 +102,17 @@ class NBitPass(StoringPass):
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
         """Bytes of codes, scales, zero points and the forecast outliers of one matrix."""
         fan_in, fan_out = linear.in_features, linear.out_features
-        types = operand_types(
-            fan_in, fan_out, bits=self.bits, group=self.group,
-            zeros=self.zero_points(), scale_dtype=self.scale_dtype,
-        )  # fmt: skip
-        total = sum(_bytes(t) for t in types if t is not None)
         outliers = int(self.outlier_rate() * fan_in * fan_out)
         width = index_dtype(fan_in).itemsize + index_dtype(fan_out).itemsize
-        return total + outliers * (width + 4)
+        return self.coded_bytes(fan_out, fan_in) + outliers * (width + 4)
+
+    def coded_bytes(self, rows: int, columns: int) -> int:
+        """Bytes of codes, scales and zero points of a matrix."""
+        types = operand_types(
+            columns, rows, bits=self.bits, group=self.group,
+            zeros=self.zero_points(), scale_dtype=self.scale_dtype,
+        )  # fmt: skip
+        return sum(_bytes(t) for t in types if t is not None)
 
 
 def _bytes(type_: Type) -> int:

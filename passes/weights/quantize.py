@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import ClassVar, Literal
 
 import torch
-from torch import Tensor
 
 from ...ir.structure.recognize import Linear
 from ..base import Context, PassResult
@@ -55,9 +54,7 @@ class Quantize(NBitPass):
     def run(self, context: Context) -> PassResult:
         chosen = self._tables(context)
         result = super().run(context)
-        self._each(chosen, result, lambda table, form: form.store(
-            context, table, self._table_rows, result
-        ))  # fmt: skip
+        self._each(chosen, result, lambda table, form: form.store(context, table, result))
         return result
 
     def plan(self, context: Context) -> PassResult:
@@ -80,9 +77,7 @@ class Quantize(NBitPass):
         if self.embeddings == "keep":
             return
         level = 4 if self.embeddings == 8 else self.level
-        form = TableForm(
-            self.name, self.embeddings, self.group, level, self.scale_dtype, not self.symmetric
-        )
+        form = TableForm(replace(self, bits=self.embeddings), level)
         for table in chosen:
             names = (table.embedding.name, *(head.name for head in table.heads))
             kept = [n for n in names if any(fnmatchcase(n, glob) for glob in self.exclude)]
@@ -91,13 +86,6 @@ class Quantize(NBitPass):
                 do(table, form)
             else:
                 result.refused += [(name, reason) for name in names]
-
-    def _table_rows(self, weight: Tensor, name: str) -> Quantized:
-        assert self.embeddings != "keep"
-        return rtn(
-            weight, self.embeddings, self.group, self.symmetric, self.mse,
-            scale_dtype=self.scale_dtype, name=name,
-        )  # fmt: skip
 
     def seconds(self, planned: PassResult) -> float:
         return super().seconds(planned) * (MSE_TIMES if self.mse else 1)

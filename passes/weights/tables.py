@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from ...ir.core.errors import Refusal
 from ...ir.core.view import View
 from ...ir.core.weights import Weight
 from ...ir.moves import swap
 from ...ir.ops.embedding_nbit import EMBEDDING_NBIT
-from ...ir.ops.pack import n_groups, zero_bytes
 from ...ir.structure.recognize import Embedding, Linear, Structure
 from ...ir.vocab.builder import Builder
 from ..base import Context, PassResult, Site
-from .quantized import Quantized
+from .nbit_pass import NBitPass
 
 LEAST_NUMBERS = 1 << 16
 """Tables of fewer numbers stay: a position table of 512 x 64 is not what makes a model large."""
@@ -41,45 +39,41 @@ def tables(view: View, structure: Structure) -> list[Table]:
             continue
         if not weight.dtype.is_floating_point:
             continue
-        heads = [x for x in structure.linears if _holds(view, x, weight)]
+        linears = (x for x in structure.linears if view.op(x.node) == "linear")
+        heads = [x for x in linears if _holds(view, x, weight)]
         found.setdefault(weight.key, Table(embedding, heads))
     return list(found.values())
 
 
-def _holds(view: View, linear: Linear, weight: Weight) -> bool:
-    held = view.weight(linear.weight)
-    return view.op(linear.node) == "linear" and held is not None and held.key == weight.key
+def _holds(view: View, site: Linear | Embedding, weight: Weight) -> bool:
+    held = view.weight(site.weight)
+    return held is not None and held.key == weight.key
 
 
 @dataclass(frozen=True)
 class TableForm:
     """How tables are stored."""
 
-    rule: str
-    bits: int
-    group: int
+    by: NBitPass
+    """The pass that stores them, at their bits."""
     level: int
     """``accuracy_level`` of the heads."""
-    scale_dtype: torch.dtype
-    integer_zeros: bool
 
     def refusal(self, table: Table) -> str | None:
         """Why a table stays as it is; ``None`` where it does not."""
         rows, width = table.embedding.rows, table.embedding.width
         if rows * width < LEAST_NUMBERS:
             return f"a table of {rows * width} numbers stays: smaller than {LEAST_NUMBERS}"
-        if not self.group or width % self.group:
+        if not self.by.group or width % self.by.group:
             return (
-                f"a row of {width} numbers is no whole number of groups of {self.group}: "
+                f"a row of {width} numbers is no whole number of groups of {self.by.group}: "
                 "GatherBlockQuantized takes only such tables"
             )
         return None
 
     def site(self, table: Table, before: int, error: float | None = None) -> Site:
         rows, width = table.embedding.rows, table.embedding.width
-        groups = n_groups(self.group, width)
-        zeros = zero_bytes(self.bits, groups) if self.integer_zeros else 0
-        after = rows * (width * self.bits // 8 + groups * self.scale_dtype.itemsize + zeros)
+        after = self.by.coded_bytes(rows, width)
         heads = ", ".join(head.name for head in table.heads)
         return Site(
             name=table.embedding.name, kind="embedding", shape=(rows, width), bytes_before=before,
@@ -87,17 +81,14 @@ class TableForm:
             note=f"one stored copy with {heads}" if heads else "",
         )  # fmt: skip
 
-    def store(
-        self, context: Context, table: Table, quantize: Callable[[Tensor, str], Quantized],
-        result: PassResult,
-    ) -> None:  # fmt: skip
+    def store(self, context: Context, table: Table, result: PassResult) -> None:
         """Let the table's embeddings, and its heads, read its codes."""
         view, name = context.view, table.embedding.name
         weight = view.weight(table.embedding.weight)
         assert weight is not None
 
         def made() -> dict[str, Any]:
-            found = quantize(weight.read(), name)
+            found = self.by.quantize(weight.read(), name)
             parts = dict(zip(("codes", "scales", "zeros"), found.operands(), strict=True))
             return {**parts, "rel_l2": found.rel_l2}
 
@@ -108,9 +99,9 @@ class TableForm:
             if stored[part] is not None
         }
         site = self.site(table, weight.nbytes, stored["rel_l2"])
-        with view.made_by(self.rule, context.step):
+        with view.made_by(self.by.name, context.step):
             for embedding in context.structure.embeddings:
-                if self._same(view, embedding, weight):
+                if _holds(view, embedding, weight):
                     self._swap(view, embedding, parts)
         for head in table.heads:
             # A table or a linear that feeds it directly may have been swapped since it was read.
@@ -118,11 +109,6 @@ class TableForm:
             self._swap_head(context, current, parts, result)
         context.edited()
         result.sites.append(site)
-
-    @staticmethod
-    def _same(view: View, embedding: Embedding, weight: Weight) -> bool:
-        held = view.weight(embedding.weight)
-        return held is not None and held.key == weight.key
 
     def _swap(self, view: View, embedding: Embedding, parts: Mapping[str, Weight]) -> None:
         node, old = embedding.node, view.results(embedding.node)[0]
@@ -133,7 +119,7 @@ class TableForm:
         ids = view.operands(node)[1]
         rows = build.build(
             EMBEDDING_NBIT.name, ids, codes, *rest,
-            bits=self.bits, group=self.group, width=embedding.width,
+            bits=self.by.bits, group=self.by.group, width=embedding.width,
         )  # fmt: skip
         dtype = view.type(old).dtype
         view.replace(old, rows if dtype == torch.float32 else build.cast(rows, dtype=dtype))
@@ -144,12 +130,12 @@ class TableForm:
     ) -> None:
         operands = [*parts.items(), *[None] * (3 - len(parts))]
         attrs = {
-            "bits": self.bits, "group": self.group, "in_features": head.in_features,
+            "bits": self.by.bits, "group": self.by.group, "in_features": head.in_features,
             "out_features": head.out_features, "accuracy_level": self.level,
         }  # fmt: skip
         try:
             swap(
-                context.view, head, "linear_nbit", operands, attrs, rule=self.rule,
+                context.view, head, "linear_nbit", operands, attrs, rule=self.by.name,
                 step=context.step,
             )  # fmt: skip
         except Refusal as refusal:
