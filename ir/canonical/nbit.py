@@ -27,10 +27,11 @@ from ..core.errors import BadInput, Refusal
 from ..core.view import Node, Operand, Value, View
 from ..onnx.forms import native_node, same_form, stand_in
 from ..onnx.view import native_view
-from ..ops.linear_nbit import MICROSOFT, Form, operand_types
+from ..ops.linear_nbit import Form, operand_types
 from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
+from ..vocab.onnx import MICROSOFT
 from . import nbit_sums, sparse
 from .nbit_sums import OURS, dtype_of, source_of
 from .own import own_rules

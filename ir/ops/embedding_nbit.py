@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.errors import InvalidGraph, Refusal
 from ..core.types import Type
 from ..core.view import Node, Operand, View
+from ..vocab.onnx import MICROSOFT
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
 from .pack import dequantize, n_groups, pack, pack_zeros, zero_bytes
@@ -24,7 +25,6 @@ if TYPE_CHECKING:
     from onnx_ir.tape import Tape
 
 NODE = "GatherBlockQuantized"
-MICROSOFT = "com.microsoft"
 BITS = (4, 8)
 
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from ..core.errors import InvalidGraph
 from ..core.types import Type
 from ..vocab.linear import linear_macs
+from ..vocab.onnx import MICROSOFT
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, own_op
 from .emit import cast, constant, derived
@@ -38,8 +39,6 @@ from .pack import zero_bytes as row_zero_bytes
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
-
-MICROSOFT = "com.microsoft"
 
 
 def linear_nbit(

@@ -18,8 +18,6 @@ from .onnx import OnnxForm
 from .rules import promote, same_size
 from .spec import REQUIRED, Attrs, Macs, OpSpec, Shape, Types
 
-MICROSOFT = "com.microsoft"
-
 # --- matmul ---------------------------------------------------------------------------------------
 
 
@@ -73,7 +71,7 @@ def _lower_linear(e: onnx.Lowering) -> onnx_ir.Value:
     x, weight, *bias = e.operands
     if e.view.type(x).dtype == torch.float32 and _is_read_elsewhere(e, weight):
         e.view.at(e.node)
-        node = e.view.emit("FusedMatMul", [x, weight], {"transB": 1}, domain=MICROSOFT)
+        node = e.view.emit("FusedMatMul", [x, weight], {"transB": 1}, domain=onnx.MICROSOFT)
         product = node.outputs[0]
         e.view.retype(product, e.node.outputs[0])
     else:

@@ -17,6 +17,8 @@ import onnx_ir
 
 DOMAIN = "graphwright"
 """The domain of vocabulary ops that stock ONNX lacks."""
+MICROSOFT = "com.microsoft"
+"""The domain of the ops that ONNX Runtime adds."""
 
 Reading = tuple[tuple[Any, ...], dict[str, Any]]
 Decode = Callable[[onnx_ir.Node], Reading | None]
