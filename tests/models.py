@@ -197,3 +197,18 @@ BUILDERS: Mapping[str, Callable[..., Small]] = {
     "llama": llama, "qwen2": qwen2, "gemma2": gemma2, "gpt2": gpt2, "opt": opt, "bert": bert,
     "clip_vision": clip_vision, "vit": vit, "t5_encoder": t5_encoder,
 }  # fmt: skip
+
+
+NET_SOURCE = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.wide = torch.nn.Linear(32, 64)
+        self.last = torch.nn.Linear(64, 8)
+
+    def forward(self, x):
+        return self.last(torch.relu(self.wide(x)))
+"""

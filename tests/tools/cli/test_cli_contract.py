@@ -17,20 +17,10 @@ from graphwright.backends import artifact as artifact_files
 from graphwright.tools.report import manifest
 from graphwright.tools.run import pipeline, replay
 
+from ...models import NET_SOURCE
+
 MODEL = "graphwright_toy_factory:make"
-FACTORY = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.wide = torch.nn.Linear(32, 64)
-        self.last = torch.nn.Linear(64, 8)
-
-    def forward(self, x):
-        return self.last(torch.relu(self.wide(x)))
-
+FACTORY = f"""{NET_SOURCE}
 def make():
     return Net(), (torch.randn(2, 32),)
 """

@@ -24,6 +24,8 @@ from graphwright.tools.data.calibration import read
 from graphwright.tools.data.text import LENGTH, read_texts
 from graphwright.tools.report import manifest
 
+from ...models import NET_SOURCE
+
 WORDS = "The quick brown fox jumps over the lazy dog. " * 40
 
 
@@ -400,21 +402,9 @@ def test_the_zoo_s_text_is_tokenized_by_the_model(llama: View) -> None:
 # --- the command ---------------------------------------------------------------------------------
 
 
-FACTORY = """
-import torch
-
-class Net(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.wide = torch.nn.Linear(32, 64)
-        self.last = torch.nn.Linear(64, 8)
-
-    def forward(self, x):
-        return self.last(torch.relu(self.wide(x)))
-
+FACTORY = f"""{NET_SOURCE}
 def make():
-    return Net(), (torch.randn(2, 32),), None, {"x": {0: torch.export.Dim("batch")}}
+    return Net(), (torch.randn(2, 32),), None, {{"x": {{0: torch.export.Dim("batch")}}}}
 """
 
 
