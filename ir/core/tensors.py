@@ -213,7 +213,9 @@ def _is_inside(path: Path, folder: Path) -> bool:
     """Whether a file lies in a model's folder, or in the store that links in this folder lead to.
 
     The cache of the Hugging Face hub keeps each file once, in ``blobs``, and links to it from
-    ``snapshots/REVISION``: a link there may lead to that store's own blobs, and nowhere else.
+    ``snapshots/REVISION``: a link there may lead to that store's own blobs, and nowhere else. The
+    runtime's own rule is as narrow (1.31 refuses the blobs of the whole cache, which ``belongs``
+    lets through): what it would not run is not read.
     """
     real = path.resolve()
     if real.is_relative_to(folder.resolve()):
