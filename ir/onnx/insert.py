@@ -238,7 +238,8 @@ class OnnxInserter(OnnxReader):
     def _constant(self, array: np.ndarray[Any, Any]) -> onnx_ir.Value:
         key = (str(array.dtype), array.shape, array.tobytes())
         known = self._constants.get(key)
-        if known is not None and known.name in self.model.graph.initializers:
+        # Its name may be another's by now, if nothing used it for a while.
+        if known is not None and self.model.graph.initializers.get(str(known.name)) is known:
             return known
         value = self._register("const", onnx_ir.Tensor(array))
         self._constants[key] = value
@@ -259,7 +260,7 @@ class OnnxInserter(OnnxReader):
     def add_weight(self, name: str, weight: Weight) -> onnx_ir.Value:
         shared = self._by_key.get(weight.key)
         # A key may be an address, and what was stored there may be gone by now.
-        if shared is not None and shared.name in self.model.graph.initializers:
+        if shared is not None and self.model.graph.initializers.get(str(shared.name)) is shared:
             held = self.weight(shared)
             if held is not None and held.key == weight.key:
                 return shared

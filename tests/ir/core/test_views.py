@@ -322,6 +322,26 @@ def test_unused_weights_are_dropped(draft: Drafts) -> None:
     assert list(view.weights()) == ["used"] and view.drop_unused_weights() == 0
 
 
+@pytest.mark.parametrize("kept", [2.0, torch.full((5,), 2.0)])
+def test_what_was_dropped_is_added_again_where_another_has_its_name(
+    draft: Drafts, kept: Any
+) -> None:
+    d = draft(x=(3, 5))
+
+    def times(factor: Any) -> Any:
+        weight = MemoryWeight(factor) if isinstance(factor, torch.Tensor) else None
+        return d.op("mul", d.x, factor if weight is None else d.view.add_weight("w", weight))
+
+    d.view.erase(d.view.maker(times(kept)))
+    d.view.drop_unused_weights()
+    other = times(kept + 1)
+    view = d.finish(d.op("sub", other, times(kept)))
+    check_structure(view)
+    factors = [view.operands(n)[1] for n in view.nodes() if view.op(n) == "mul"]
+    names = {view.name(f) for f in factors if not isinstance(f, float)}
+    assert names == set(view.weights()) and len(names) in (0, 2)
+
+
 def test_a_graph_without_inputs_takes_weights() -> None:
     graph = torch.fx.Graph()
     graph.output(())
