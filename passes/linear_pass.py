@@ -235,7 +235,7 @@ class StoringPass(LinearPass):
             result.sites.append(
                 linear_site(
                     linear, weight.nbytes, stored.nbytes, stored.form.rel_l2,
-                    sparsity=stored.form.sparsity,
+                    note=stored.form.note, sparsity=stored.form.sparsity,
                 )
             )  # fmt: skip
         context.edited()

@@ -16,6 +16,7 @@ _BUILT_IN = {
     "fold-constants": "exact.fold_constants:FoldConstants",
     "quantize": "weights.quantize:Quantize",
     "easyquant": "weights.easyquant:EasyQuant",
+    "gptq": "weights.gptq:GPTQ",
     "hqq": "weights.hqq:HQQ",
     "magnitude": "weights.magnitude:Magnitude",
     "fastervlm": "tokens.fastervlm:FasterVLM",

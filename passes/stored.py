@@ -33,6 +33,8 @@ class Stored:
     """``rows``, ``cols`` and ``values`` of a ``sparse_linear`` beside it; empty for none."""
     sparsity: float | None = None
     """Share of zeros, where they are what the method makes."""
+    note: str = ""
+    """What a reader of its site should know."""
 
     @property
     def nbytes(self) -> int:

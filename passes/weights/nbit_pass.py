@@ -26,7 +26,7 @@ SCALE_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": tor
 
 
 @dataclass(frozen=True, kw_only=True)
-class NBitPass(StoringPass):
+class CodedPass(StoringPass):
     """Base of the passes that swap linears for ``linear_nbit``.
 
     ``bits`` is 2, 3, 4 or 8; ``group`` is 16 to 256 (a power of two) input features that share a
@@ -61,10 +61,6 @@ class NBitPass(StoringPass):
             )
 
     @abstractmethod
-    def quantize(self, weight: Tensor, name: str) -> Quantized:
-        """Codes, scales and the rest of one matrix [out, in]; ``name`` is for errors."""
-
-    @abstractmethod
     def zero_points(self) -> Literal["none", "integer", "real"]:
         """What kind of zero points the pass stores."""
 
@@ -85,9 +81,9 @@ class NBitPass(StoringPass):
 
     # --- the pass ----------------------------------------------------------------------------
 
-    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
-        made = self.quantize(weight, name)
-        fan_out, fan_in = weight.shape
+    def stored(self, made: Quantized, note: str = "") -> Stored:
+        """The stored form of a quantized matrix."""
+        fan_out, fan_in = len(made.codes), made.in_features
         kept = made.outliers
         side = {} if kept is None or not kept.values.numel() else vars(kept)
         return Stored(
@@ -97,6 +93,7 @@ class NBitPass(StoringPass):
             {"bits": self.bits, "group": self.group, "in_features": fan_in,
              "out_features": fan_out, "accuracy_level": self.level},
             side,
+            note=note,
         )  # fmt: skip
 
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
@@ -113,6 +110,18 @@ class NBitPass(StoringPass):
             zeros=self.zero_points(), scale_dtype=self.scale_dtype,
         )  # fmt: skip
         return sum(_bytes(t) for t in types if t is not None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class NBitPass(CodedPass):
+    """Base of the passes of that kind that look at the weight only."""
+
+    @abstractmethod
+    def quantize(self, weight: Tensor, name: str) -> Quantized:
+        """Codes, scales and the rest of one matrix [out, in]; ``name`` is for errors."""
+
+    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
+        return self.stored(self.quantize(weight, name))
 
 
 def _bytes(type_: Type) -> int:

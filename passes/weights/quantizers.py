@@ -120,7 +120,7 @@ def rtn(
                 scale, zero = torch.cat([scale, scale]), torch.cat([zero, other])
         if mse_search:
             scale, zero = _least_loss(groups.x, scale, zero, bits, _POWER)
-        return _codes(groups.x, scale, zero, bits), scale, zero
+        return codes_of(groups.x, scale, zero, bits), scale, zero
 
     _check(weight, bits, group, name)
     return _Coding(weight, fit, bits, group, name).run(scale_dtype)
@@ -164,7 +164,7 @@ def hqq(
         for _ in range(iters + 1):
             if round_zero:
                 zero = zero.round().clamp_(0, (1 << bits) - 1)
-            codes = _codes(x, scale, zero, bits)
+            codes = codes_of(x, scale, zero, bits)
             error = x - (codes - zero).mul_(scale)
             size = error.abs()
             _keep_best(best, [size.sum(-1, keepdim=True), zero])
@@ -173,7 +173,7 @@ def hqq(
             rest = codes.sub_((x - shrunk).div_(scale)).mul_(valid)
             zero = rest.sum(-1, keepdim=True) / valid.sum(-1, keepdim=True)
         zero = best[1] if round_zero else _rounded_zeros(best[1], dtype)
-        return _codes(x, scale, zero, bits), scale, zero
+        return codes_of(x, scale, zero, bits), scale, zero
 
     return _Coding(weight, fit, bits, group, name, real_zeros=not round_zero).run(scale_dtype)
 
@@ -215,7 +215,7 @@ def easyquant(
     def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
         scale, zero = _symmetric(groups.extreme(), bits, dtype)
         scale = _SOLVERS[solver](groups.x, scale, bits, dtype)
-        return _codes(groups.x, scale, zero, bits), scale, zero
+        return codes_of(groups.x, scale, zero, bits), scale, zero
 
     def inliers(rows: Tensor) -> Tensor:
         return rows.masked_fill(outlying(rows), 0.0)
@@ -243,7 +243,7 @@ def _als(x: Tensor, start: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     scale, _ = _least_loss(x, grid, zero, bits, 2)
     best: list[Tensor] = []
     for _ in range(11):
-        steps = _codes(x, scale, zero, bits).sub_(zero)
+        steps = codes_of(x, scale, zero, bits).sub_(zero)
         _keep_best(best, [(steps * scale).sub_(x).square_().sum(-1, keepdim=True), scale])
         energy = (steps * steps).sum(-1, keepdim=True)
         fitted = (x * steps).sum(-1, keepdim=True) / energy.clamp_min(1)
@@ -273,13 +273,13 @@ _SOLVERS: dict[str, Callable[[Tensor, Tensor, int, torch.dtype], Tensor]] = {
 def scale_gradient(x: Tensor, scale: Tensor, bits: int) -> Tensor:
     """``d/ds sum (q(x) - x)^2 = 2 sum (q(x) - x) code`` over the last dimension, codes fixed."""
     middle = 1 << (bits - 1)
-    steps = _codes(x, scale, float(middle), bits) - middle
+    steps = codes_of(x, scale, float(middle), bits) - middle
     return 2 * ((steps * scale - x) * steps).sum(-1, keepdim=True)
 
 
 def _loss(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int, power: float) -> Tensor:
     """``sum |q(x) - x|^power`` of each group."""
-    gap = _codes(x, scale, zero, bits).sub_(zero).mul_(scale).sub_(x)
+    gap = codes_of(x, scale, zero, bits).sub_(zero).mul_(scale).sub_(x)
     return (gap.square_() if power == 2 else gap.abs_().pow_(power)).sum(-1, keepdim=True)
 
 
@@ -309,7 +309,7 @@ def _keep_best(best: list[Tensor], candidate: list[Tensor]) -> None:
     best[:] = [torch.where(better, new, old) for new, old in zip(candidate, best, strict=True)]
 
 
-def _codes(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tensor:
+def codes_of(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tensor:
     # Adding and subtracting 1.5 * 2^23 rounds half to even, as ``round`` does. But torch
     # shares ``round`` among threads from 2048 elements: with two on a busy machine a block took
     # 8 ms instead of 20 us. From 2^22 on it rounds otherwise; there ``clamp`` decides.
