@@ -6,34 +6,42 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from .ir.core.errors import BadInput, BoundExceeded, GraphwrightError, InvalidGraph, Missing
 from .ir.core.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from . import passes
     from .backends import compile, export
     from .backends.original import load
+    from .ir.core.view import View
     from .ir.load.trace import trace
-    from .passes.manager import Result, optimize, plan
+    from .passes.manager import Result
     from .passes.recipe import Recipe
     from .tools.run.generating import generate
+    from .tools.run.named_model import optimize, plan
 
 # ONNX Runtime reports to its maker unless this is set when it is imported: its own call comes too
 # late. In a program that imported it before us, it does.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "trace": ".ir.load.trace", "load": ".backends.original", "optimize": ".passes.manager",
-    "plan": ".passes.manager", "Result": ".passes.manager", "Recipe": ".passes.recipe",
-    "compile": ".backends", "export": ".backends", "generate": ".tools.run.generating",
+    "trace": ".ir.load.trace", "load": ".backends.original", "View": ".ir.core.view",
+    "optimize": ".tools.run.named_model", "plan": ".tools.run.named_model",
+    "Result": ".passes.manager", "Recipe": ".passes.recipe", "compile": ".backends",
+    "export": ".backends", "generate": ".tools.run.generating", "passes": ".passes",
 }  # fmt: skip
 __all__ = [
-    "trace", "load", "optimize", "plan", "Result", "Recipe", "compile", "export", "generate",
-    "passes",
+    "trace", "load", "optimize", "plan", "compile", "export", "generate", "passes", "View",
+    "Result", "Recipe", "GraphwrightError", "BadInput", "Missing", "BoundExceeded", "InvalidGraph",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    home = importlib.import_module(_HOMES.get(name, ".passes"), __name__)
+    home = importlib.import_module(_HOMES[name], __name__)
     return getattr(home, name, home)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

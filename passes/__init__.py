@@ -19,3 +19,7 @@ def __getattr__(name: str) -> Any:
         if class_name(pass_name) == name:
             return pass_class(pass_name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *map(class_name, pass_names())})
