@@ -188,6 +188,11 @@ def _options(
             value, position = _word(tokens, position, f"a value for {name}", text)
             while position < len(tokens) and tokens[position] == ",":
                 more, position = _word(tokens, position + 1, f"a value for {name}", text)
+                if tokens[position : position + 1] == ["="]:
+                    raise BadInput(
+                        f"recipe {text!r}: options are separated by a space, not by a comma: "
+                        f"{name}={value} {more}=..."
+                    )
                 value = f"{value},{more}"
         options.append((name, value))
     if position >= len(tokens):

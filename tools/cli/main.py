@@ -15,6 +15,7 @@ import typer
 
 from ...ir.core.errors import BadInput, GraphwrightError, Missing, near_misses
 from ...ir.core.heap import uncollected
+from ...ir.core.version import __version__
 from . import threads
 
 if TYPE_CHECKING:
@@ -44,8 +45,19 @@ TrustSource = Annotated[
 ]
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        sys.stdout.write(f"graphwright {__version__}\n")
+        raise typer.Exit
+
+
 @app.callback()
-def root() -> None:
+def root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print it."),
+    ] = False,
+) -> None:
     """Rewrite transformer models as graphs: smaller, faster, checked after every pass.
 
     `optimize-model MODEL -p 'quantize{bits=8 group=64}' -o OUT` is short for `optimize-model run`.
@@ -84,13 +96,15 @@ def run(
 ) -> None:
     """Optimize MODEL and write the artifact to OUT."""
     with uncollected():
+        from ...ir.load.sources import form_of
         from ..run import pipeline
     from . import terminal
 
     _check_backend(backend)
     _check_choice("device", device, ("cpu", "cuda"))
     console = _console(stderr=True)
-    chosen = _choose_recipe(recipe, passes, console, quiet=as_json)
+    # Of a name that is no model's, only that is said.
+    chosen = _choose_recipe(recipe, passes, console, quiet=as_json or not form_of(model))
     if max_error is not None and not max_error > 0:
         raise BadInput(f"--max-error {max_error} must be above 0")
     request = pipeline.Request(
@@ -412,9 +426,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and exits with the contract's code (0, 1, 2, 3 or 130)."""
     threads.share_the_cores()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
-    if arguments[0] not in (*COMMANDS, "-h", "--help"):
+    if arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
+        near = _near_commands(arguments[0])
+        if near:
+            _tell(f"there is no command {arguments[0]!r}, and no model of that name; {near}")
+            sys.exit(2)
         arguments.insert(0, "run")
     sys.exit(_guarded(arguments))
+
+
+def _near_commands(word: str) -> str:
+    """Near misses of a mistyped command; empty for an option, and for what may be a model."""
+    if word.startswith("-") or not set(word).isdisjoint(":/.~") or Path(word).exists():
+        return ""
+    near = near_misses(word, COMMANDS)
+    return near if near.startswith("did you mean") else ""
 
 
 def _guarded(arguments: list[str]) -> int:

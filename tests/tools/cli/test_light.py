@@ -18,13 +18,17 @@ finally:
 """
 
 
+MISTAKES = (["--no-such-option"], ["insect"])
+
+
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["--help"], ["run", "--help"], ["passes", "-h"], ["eval", "--help"], ["--no-such-option"]],
+    [[], ["--help"], ["--version"], ["run", "--help"], ["passes", "-h"], ["eval", "--help"],
+     *MISTAKES],
     ids=" ".join,
-)
+)  # fmt: skip
 def test_help_and_mistakes_load_no_heavy_library(arguments: list[str]) -> None:
     command = [sys.executable, "-c", CODE.format(heavy=HEAVY), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stderr.splitlines()[-1] == "[]"
-    assert done.returncode == (2 if arguments == ["--no-such-option"] else 0), done.stderr
+    assert done.returncode == (2 if arguments in MISTAKES else 0), done.stderr
