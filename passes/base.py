@@ -18,6 +18,7 @@ from ..ir.run.calibrate import Compressed
 from ..ir.run.statistics import Stat, Statistics
 from ..ir.structure.recognize import Linear, Structure, recognize
 from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
+from .options import check_types
 
 STORED, MASKED, COMPENSATED = "stored weights", "masked weights", "compensated linears"
 CHANGED = "changed weights"
@@ -190,9 +191,12 @@ class Pass(ABC):
     follows: ClassVar[tuple[str, ...]] = ()
     """What earlier passes must have left at some of its sites."""
     optional: bool = False
+    """It is no error if the pass finds nothing to do."""
     max_error: float | None = None
+    """Most that an output may move, in relative L2."""
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.max_error is not None and not self.max_error > 0:
             raise BadInput(f"{self.name}: max_error={self.max_error} must be above 0")
 

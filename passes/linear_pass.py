@@ -37,9 +37,13 @@ class LinearPass(Pass):
 
     exact: ClassVar[bool] = False
     include: tuple[str, ...] = ()
+    """Globs of the sites to work on; all, if empty."""
     exclude: tuple[str, ...] = ()
+    """Globs of the sites to leave alone."""
     kinds: tuple[str, ...] = ()
+    """Roles to work on: q, k, v, o, gate, up, down, head."""
     min_size: int = 0
+    """Leave matrices of fewer weights alone."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,8 +29,11 @@ class DropBlocks(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     count: int = 1
+    """Blocks to leave out."""
     score: Literal["influence", "angular", "random"] = "influence"
+    """How blocks are chosen; the first two take data."""
     seed: int = 0
+    """Of score=random."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -25,6 +25,7 @@ class FollowPath(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     blocks: str
+    """The blocks in order, as 0-3,3,5-11."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -17,6 +17,7 @@ class FoldConstants(Pass):
     name: ClassVar[str] = "fold-constants"
     exact: ClassVar[bool] = True
     max_bytes: int = 1 << 20
+    """Largest result to store."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,6 +29,7 @@ class FastV(ScoredTokens):
     positions: ClassVar[Positions] = "kept"
     keep: str = "50%"
     layer: int = 2
+    """The block of the language model before which tokens leave."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -23,6 +23,7 @@ class RandomTokens(TokenPass):
     name: ClassVar[str] = "random-tokens"
     positions: ClassVar[Positions] = "renumbered"
     seed: int = 0
+    """Of the places that are drawn."""
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

@@ -31,6 +31,7 @@ class TokenPass(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (TOKENS,)
     keep: str
+    """Image tokens to keep: a number, or a share, as 25%."""
     positions: ClassVar[Positions]
 
     def __post_init__(self) -> None:

@@ -23,6 +23,7 @@ class VTCCLS(ClsScoredTokens):
 
     name: ClassVar[str] = "vtc-cls"
     layers: int = 7
+    """The last layers of the tower whose attention is summed."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

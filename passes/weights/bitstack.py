@@ -68,9 +68,13 @@ class BitStack(LinearPass):
     provides: ClassVar[tuple[str, ...]] = (STORED, CHANGED)
     excludes: ClassVar[tuple[str, ...]] = (STORED,)
     blocks: int = 8
+    """Most blocks of one bit a weight at a site."""
     rank: int | None = None
+    """Of a block's magnitudes; by the matrix's size."""
     scaling: Literal["activations", "none"] = "activations"
+    """Scale columns by their inputs, which takes data."""
     order: Literal["levels", "perplexity"] = "levels"
+    """Which blocks come first where fewer are loaded."""
     weights_per_second: ClassVar[float] = 2e7
     """Matrix entries put into one block a second on one core of the reference CPU."""
 

@@ -79,8 +79,11 @@ class Compensate(LinearPass):
     excludes: ClassVar[tuple[str, ...]] = (COMPENSATED,)
     follows: ClassVar[tuple[str, ...]] = (CHANGED,)
     rank: int | None = None
+    """Rank of each path (32); with a budget the most."""
     budget: float | None = None
+    """Bits per weight of all paths, put where they help."""
     factors: Literal["float16", "float32"] = "float16"
+    """In what the paths are stored."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

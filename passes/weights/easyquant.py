@@ -27,9 +27,13 @@ class EasyQuant(NBitPass):
     name: ClassVar[str] = "easyquant"
     weights_per_second: ClassVar[float] = 1.2e7
     group: int = 0
+    """Inputs that share a scale: 16 to 256; 0 for a whole row."""
     nsig: float = 3.0
+    """Weights this many deviations from the mean stay exact."""
     per_row: bool = False
+    """Take the deviation of each row, not of the matrix."""
     solver: Literal["als", "adam"] = "als"
+    """How scales are fitted: exact steps, or as in the paper."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

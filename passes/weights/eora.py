@@ -29,6 +29,7 @@ class EoRA(Compensate):
     name: ClassVar[str] = "eora"
     needs: ClassVar[Needs] = Needs(stats=(Stat("gram", at="linear"),))
     propagate: Literal["compensated", "dense"] = "compensated"
+    """The graph whose inputs it is fitted to."""
 
     def requires(self) -> Needs:
         return replace(self.needs, propagate=self.propagate)

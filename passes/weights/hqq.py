@@ -26,10 +26,15 @@ class HQQ(NBitPass):
     name: ClassVar[str] = "hqq"
     weights_per_second: ClassVar[float] = 8e6
     group: int = 64
+    """Inputs that share a scale: 16 to 256; 0 for a whole row."""
     iters: int = 20
+    """Rounds of fitting."""
     beta: float = 10.0
+    """How strongly the error is pulled to its sparse part."""
     p: float = 0.7
+    """Of the error's norm l_p: below 1, outliers count less."""
     round_zero: bool = False
+    """Integer zero points: fewer bytes, more error."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,6 +35,7 @@ class Magnitude(StoringPass):
     excludes: ClassVar[tuple[str, ...]] = (MASKED, STORED)
     keeps_form: ClassVar[bool] = True
     pattern: str = "2:4"
+    """N:M, of which N stay of M in a row; or a share, as 50%."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

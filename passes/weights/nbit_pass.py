@@ -41,9 +41,13 @@ class CodedPass(StoringPass):
     """
 
     bits: int = 4
+    """Bits of a weight: 2, 3, 4 or 8."""
     group: int = 32
+    """Inputs that share a scale: 16 to 256; 0 for a whole row."""
     scales: ScaleName = "float16"
+    """In what scales are stored."""
     accuracy_level: Literal[0, 4] | None = None
+    """4: compute in 8 bits, 0: in floats; by the bits."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

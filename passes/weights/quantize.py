@@ -36,8 +36,11 @@ class Quantize(NBitPass):
     name: ClassVar[str] = "quantize"
     weights_per_second: ClassVar[float] = 1.5e8
     symmetric: bool = True
+    """Fix the zero point at the middle; else one a group."""
     mse: bool = False
+    """Search the range of each group for the least error."""
     embeddings: Literal["keep", 4, 8] = "keep"
+    """Bits of tables, and of heads that are tied to them."""
 
     def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
         return rtn(

@@ -19,6 +19,7 @@ from ...ir.load.sources import load
 from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import Linear, recognize
 from ...ir.vocab import spec
+from ...passes.options import option_text, purposes
 from ...passes.recipe import Recipe, recipe_names, recipe_summary
 from ...passes.registry import pass_class, pass_names
 from ..report.summary import group_name, size
@@ -45,31 +46,19 @@ def print_passes(console: Console) -> None:
 
 
 def print_pass(console: Console, name: str) -> None:
-    """One pass: its docstring and its options with types and defaults."""
+    """One pass: its docstring, and a line for each option: its default, and what it is for."""
     found = pass_class(name)
     console.print(Text(f"{name} ({'exact' if found.exact else 'lossy'})", style="bold"))
-    console.print(Text(inspect.getdoc(found) or ""))
-    table = _table("option", "type", "default")
-    hints = typing.get_type_hints(found)
+    for paragraph in (inspect.getdoc(found) or "").split("\n\n"):
+        console.print(Text(" ".join(paragraph.split())))
+        console.print()
+    table = _table("option", "what it is for")
+    hints, said = typing.get_type_hints(found), purposes(found)
     for field in dataclasses.fields(found):
-        table.add_row(field.name, Text(_type_text(hints[field.name])), Text(_default_text(field)))
-    console.print()
+        required = " Required." if field.default is dataclasses.MISSING else ""
+        option = option_text(field, hints[field.name])
+        table.add_row(Text(option), Text(said.get(field.name, "") + required))
     console.print(table)
-
-
-def _type_text(hint: Any) -> str:
-    if typing.get_origin(hint) is typing.Literal:
-        return " | ".join(str(a) for a in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return "[globs]"
-    parts = [a for a in typing.get_args(hint) if a is not type(None)] or [hint]
-    return " | ".join(getattr(p, "__name__", str(p)) for p in parts)
-
-
-def _default_text(field: Any) -> str:
-    if field.default is dataclasses.MISSING:
-        return "required"
-    return {None: "none", (): "[]"}.get(field.default, str(field.default).lower())
 
 
 def print_recipes(console: Console) -> None:

@@ -6,6 +6,7 @@ into a pipe is not broken. Names and messages are printed as they are, never rea
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -267,19 +268,24 @@ def _forecast(predicted: ForecastEntry) -> list[str]:
 
 
 def print_diff(console: Console, rows: Sequence[Row], a: str, b: str) -> None:
-    """The rows of ``manifest_diff.diff`` as a table with a column for each side."""
+    """The rows of ``manifest_diff.diff``, a table for each section with a column for each side."""
     if not rows:
         _say(console, f"{a} and {b} agree in all but times and memory")
         return
-    table = _table("", a, b, fold=True)
-    section = ""
-    for row in rows:
-        if row.section != section:
-            section = row.section
-            table.add_section()
-            table.add_row(Text(section, style="bold"), "", "")
-        table.add_row(Text(f"  {row.name}"), Text(_cell(row.a)), Text(_cell(row.b)))
-    console.print(table)
+    _say(console, f"a: {a}")
+    _say(console, f"b: {b}")
+    # Names stand whole: what is left of the width is for the two sides, in all sections alike.
+    names = max(len(row.name) for row in rows)
+    side = max(12, min(30, (console.width - names - 4) // 2))
+    for section, members in itertools.groupby(rows, key=lambda row: row.section):
+        _say(console, Text(f"\n{section}", style="bold"))
+        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+        table.add_column(min_width=names + 2, overflow="fold")
+        for _ in ("a", "b"):
+            table.add_column(width=side, justify="right", overflow="fold")
+        for row in members:
+            table.add_row(Text(f"  {row.name}"), Text(_cell(row.a)), Text(_cell(row.b)))
+        console.print(table)
 
 
 def bench_table(

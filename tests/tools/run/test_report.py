@@ -311,6 +311,7 @@ def test_diff_shows_both_sides(make_manifest: Make) -> None:
     lines = said(out).splitlines()
     assert max(map(len, lines)) <= 80
     assert any(line.split() == ["2", "eora:", "rank", "-", "32"] for line in lines)
+    assert "sites encoder.layer.*.attention.output.dense" in lines
     out = console()
     terminal.print_diff(out, diff(a, a), "out4", "out8")
     assert "agree" in said(out)
