@@ -17,6 +17,7 @@ from ..ir.core.weights import Spool, Weight
 from ..ir.run.calibrate import Compressed
 from ..ir.run.statistics import Stat, Statistics
 from ..ir.structure.recognize import Linear, Structure, recognize
+from ..ir.structure.units import Unit
 from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
 from .options import check_types
 
@@ -102,8 +103,10 @@ class Gatherer(Protocol):
     ) -> None:
         """Call ``done`` with the statistics of each group of linears."""  # fmt: skip
 
-    def at_blocks(self, context: Context, needs: Needs) -> dict[Stat, list[Statistics]]:
-        """The statistics of each run of blocks."""
+    def at_units(
+        self, context: Context, stats: Sequence[Stat], units: Sequence[Unit]
+    ) -> dict[Stat, list[Statistics]]:
+        """The statistics of each run of blocks, or of halves of them, by its first one."""
 
 
 class Context:

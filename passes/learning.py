@@ -14,7 +14,8 @@ from ..ir.core.view import Node, View
 from ..ir.core.weights import Spool, Weight
 from ..ir.run.calibrate import Compressed, Place, Request, calibrate
 from ..ir.run.statistics import Stat, Statistic, Statistics
-from ..ir.structure.recognize import Structure, last_tower, recognize
+from ..ir.structure.recognize import Structure, recognize
+from ..ir.structure.units import Unit
 from .base import CHANGED, Context, Group, Needs, Pass, Propagate, named_linears
 from .linear_pass import LinearPass
 
@@ -72,17 +73,17 @@ class Learning:
         at: dict[Node, Compressed] = {nodes[name]: made for name, made in compressed.items()}
         calibrate(view, context.calibration, requests, at)
 
-    def at_blocks(self, context: Context, needs: Needs) -> dict[Stat, list[Statistics]]:
-        """The statistics of each run of blocks of the last tower, by its first block."""
-        view, structure = self._graph(context, needs.propagate)
-        blocks = last_tower(structure)
-        found: dict[Stat, list[Statistics]] = {stat: [] for stat in needs.stats}
+    def at_units(
+        self, context: Context, stats: Sequence[Stat], units: Sequence[Unit]
+    ) -> dict[Stat, list[Statistics]]:
+        """The statistics of each run of ``span`` units in the graph as it is, by its first one."""
+        found: dict[Stat, list[Statistics]] = {stat: [] for stat in stats}
         requests = [
-            Request(f"block {i}", ((first.entry, last.exit),), (stat,), found[stat].append)
-            for stat in needs.stats
-            for i, (first, last) in enumerate(zip(blocks, blocks[stat.span - 1 :], strict=False))
+            Request(first.name, ((first.entry, last.exit),), (stat,), found[stat].append)
+            for stat in stats
+            for first, last in zip(units, units[stat.span - 1 :], strict=False)
         ]
-        calibrate(view, context.calibration, requests)
+        calibrate(context.view, context.calibration, requests)
         return found
 
     def _hand_out(self, stored: Sequence[tuple[Group, list[_PutAway]]], done: Done) -> None:

@@ -4,7 +4,8 @@
 ``shrink`` a token axis.
 """
 
-from .bypass_blocks import Path, bypass, follow
+from .block_path import Path
+from .bypass_blocks import bypass, follow
 from .graft_path import graft, graft_low_rank
 from .shrink_dim import shrink
 from .swap_linear import swap

@@ -274,3 +274,33 @@ class AngularDistance(Statistic):
     @property
     def distance(self) -> float:
         return self.total / max(1, self.count) / math.pi
+
+
+@register
+class StreamFit(Statistic):
+    """Sums from which a map of the stream ``x`` to what was added to it, ``d = behind - before``,
+    follows by least squares. ``K`` is the stream's width."""
+
+    name = "stream_fit"
+    at = "block"
+
+    def __init__(self) -> None:
+        self.x = torch.zeros(0, dtype=torch.float64)
+        """``[K]``, sum of x."""
+        self.d = torch.zeros(0, dtype=torch.float64)
+        """``[K]``, sum of d."""
+        self.xx = torch.zeros(0, dtype=torch.float64)
+        """``[K, K]``, sum of x x^T."""
+        self.xd = torch.zeros(0, dtype=torch.float64)
+        """``[K, K]``, sum of x d^T."""
+        self.dd = 0.0
+        """Sum of ``|d|^2``."""
+
+    def add(self, *parts: Tensor) -> None:
+        before, behind = (part.double() for part in parts)
+        added = behind - before
+        sums = before.sum(0), added.sum(0), before.T @ before, before.T @ added
+        if self.x.numel():
+            sums = self.x + sums[0], self.d + sums[1], self.xx + sums[2], self.xd + sums[3]
+        self.x, self.d, self.xx, self.xd = sums
+        self.dd += float(added.square().sum())

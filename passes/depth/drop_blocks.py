@@ -6,32 +6,38 @@ import random
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from ...ir.core.errors import BadInput, Refusal
-from ...ir.moves.bypass_blocks import Path, follow, refusals
+from ...ir.core.errors import BadInput
+from ...ir.moves.block_path import Path
+from ...ir.moves.bypass_blocks import refusals
 from ...ir.run.statistics import AngularDistance, BlockInfluence, Stat, Statistics
-from ...ir.structure.recognize import Block, last_tower
-from ..base import BLOCKS, Context, Needs, Pass, PassResult
-from .blocks import block_sites
+from ...ir.structure.recognize import last_tower
+from ...ir.structure.units import Unit, in_halves, whole
+from ..base import Context, Needs, PassResult
+from .path_pass import PathPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class DropBlocks(Pass):
-    """Bypass ``count`` blocks of the (language) model.
+class DropBlocks(PathPass):
+    """Bypass ``count`` blocks of the (language) model, or as many halves of blocks.
 
     ``score=influence`` drops those that turn the residual stream least, one by one (ShortGPT, Men
     et al. 2024, arXiv 2403.03853); ``score=angular`` the run of ``count`` blocks over which the
     last token turns least, never the last block (Gromov et al. 2024, arXiv 2403.17887);
     ``score=random`` is the baseline, with ``seed``. The first two need calibration data. All scores
     are in the report.
+
+    ``of=attn`` leaves out attention and keeps the feed-forward layers of its block, ``of=mlp`` the
+    other way round, ``of=half`` takes the least of both (He et al. 2024, arXiv 2406.15786, find
+    attention the cheaper half).
     """
 
     name: ClassVar[str] = "drop-blocks"
-    exact: ClassVar[bool] = False
-    provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     count: int = 1
     """Blocks to leave out."""
     score: Literal["influence", "angular", "random"] = "influence"
     """How blocks are chosen; the first two take data."""
+    of: Literal["block", "attn", "mlp", "half"] = "block"
+    """What is left out: blocks, or halves of them."""
     seed: int = 0
     """Of score=random."""
 
@@ -39,100 +45,121 @@ class DropBlocks(Pass):
         super().__post_init__()
         if self.count < 1:
             raise BadInput(f"drop-blocks: count={self.count} must be at least 1")
+        if self.score == "angular" and self.of != "block":
+            raise BadInput(
+                f"drop-blocks: score=angular is of runs of whole blocks, not of={self.of}; use "
+                "score=influence"
+            )
 
     def requires(self) -> Needs:
-        stats = {
-            "influence": (Stat("block_influence", at="block"),),
-            "angular": (Stat("angular_distance", at="block", span=self.count),),
-            "random": (),
-        }
-        return Needs(stats=stats[self.score])
+        return Needs(stats=(*self._scored, *self.heal_stats()))
+
+    @property
+    def _scored(self) -> tuple[Stat, ...]:
+        if self.score == "influence":
+            return (Stat("block_influence", at="block"),)
+        if self.score == "angular":
+            return (Stat("angular_distance", at="block", span=self.count),)
+        return ()
 
     def run(self, context: Context) -> PassResult:
-        blocks = self._blocks(context)
+        units, free = self._units(context)
         result = PassResult()
-        reasons = refusals(context.view, blocks)
-        fixed = {i for i, reason in enumerate(reasons) if reason}
-        result.refused += [(f"block {i}", reasons[i]) for i in sorted(fixed)]
-        if self.count > len(blocks) - len(fixed):
+        reasons = refusals(context.view, [units[i] for i in free])
+        result.refused += [
+            (units[i].name, reason) for i, reason in zip(free, reasons, strict=True) if reason
+        ]
+        free = [i for i, reason in zip(free, reasons, strict=True) if not reason]
+        if self.count > len(free):
             raise BadInput(
-                f"drop-blocks: count={self.count}, but of {len(blocks)} blocks only "
-                f"{len(blocks) - len(fixed)} can be left out ({result.refused[0][1]})"
+                f"drop-blocks: count={self.count}, but of {len(reasons)} {self._what} only "
+                f"{len(free)} can be left out ({result.refused[0][1]})"
             )
-        dropped = self._choose(context, blocks, fixed, result)
-        result.sites += block_sites(context.view, blocks, dict.fromkeys(dropped, 0))
-        kept = Path(tuple(i for i in range(len(blocks)) if i not in dropped))
-        try:
-            follow(context.view, blocks, kept, rule=self.name, step=context.step)
-        except Refusal as refusal:
-            raise BadInput(f"drop-blocks: {refusal}") from None
+        dropped = self._choose(context, units, free, result)
+        kept = Path.through(unit for i, unit in enumerate(units) if i not in dropped)
+        self.follow(context, kept, result)
         result.notes.append(f"path of the blocks that stay: {kept}")
-        context.edited()
         return result
 
     def plan(self, context: Context) -> PassResult:
         """Which blocks go is decided by data: the forecast takes the last but one and those before
         it."""
-        blocks = self._blocks(context)
+        units, free = self._units(context)
         result = PassResult()
         if self.score == "random":
-            chosen = self._random(list(range(len(blocks))))
+            chosen = self._random(free)
         else:
-            chosen = list(range(len(blocks)))[-1 - self.count : -1]
-            result.notes.append("which blocks go is decided by the calibration data")
-        result.sites += block_sites(context.view, blocks, dict.fromkeys(chosen, 0))
+            chosen = free[-1 - self.count : -1]
+            result.notes.append(f"which {self._what} go is decided by the calibration data")
+        kept = Path.through(unit for i, unit in enumerate(units) if i not in chosen)
+        result.sites += self.sites(context, kept)
         return result
 
-    def _blocks(self, context: Context) -> list[Block]:
+    @property
+    def _what(self) -> str:
+        return "blocks" if self.of == "block" else "halves of blocks"
+
+    def _units(self, context: Context) -> tuple[list[Unit], list[int]]:
+        """What the tower is cut into, and the places of what may go."""
         blocks = last_tower(context.structure)
-        if self.count >= len(blocks):
+        units = whole(blocks) if self.of == "block" else in_halves(blocks)
+        parts = {"block": ("",), "attn": ("attn",), "mlp": ("mlp",), "half": ("attn", "mlp")}
+        free = [i for i, unit in enumerate(units) if unit.part in parts[self.of]]
+        if not free:
             raise BadInput(
-                f"drop-blocks: count={self.count} of {len(blocks)} blocks; at least one must stay"
+                f"drop-blocks: of={self.of}, but no block here has halves: no sum lies between "
+                "attention and feed-forward layers"
             )
-        return blocks
+        if self.count >= len(free):
+            raise BadInput(
+                f"drop-blocks: count={self.count} of {len(free)} {self._what}; at least one must "
+                "stay"
+            )
+        return units, free
 
     def _choose(
-        self, context: Context, blocks: list[Block], fixed: set[int], result: PassResult
+        self, context: Context, units: list[Unit], free: list[int], result: PassResult
     ) -> list[int]:
-        """Which blocks go; those in ``fixed`` stay."""
+        """Which go, of those in ``free``."""
         if self.score == "random":
-            return self._random([i for i in range(len(blocks)) if i not in fixed])
+            return self._random(free)
         if self.score == "angular":
-            return self._run_of_blocks(context, blocks, fixed, result)
+            return self._run_of_blocks(context, units, free, result)
         influence = context.once(
-            "influence", lambda: [s[BlockInfluence].influence for s in self._statistics(context)]
+            "influence",
+            lambda: [s[BlockInfluence].influence for s in self._statistics(context, units)],
         )
-        result.notes.append("block influence: " + _listed(influence))
-        free = [i for i in range(len(blocks)) if i not in fixed]
+        result.notes.append("block influence: " + _listed(units, influence))
         return sorted(sorted(free, key=lambda i: (influence[i], i))[: self.count])
 
     def _run_of_blocks(
-        self, context: Context, blocks: list[Block], fixed: set[int], result: PassResult
+        self, context: Context, units: list[Unit], free: list[int], result: PassResult
     ) -> list[int]:
         # The run that holds the last block is left out.
         turned = context.once(
-            "angles", lambda: [s[AngularDistance].distance for s in self._statistics(context)][:-1]
+            "angles",
+            lambda: [s[AngularDistance].distance for s in self._statistics(context, units)][:-1],
         )
-        result.notes.append("angular distance by first block: " + _listed(turned))
-        runs = [range(i, i + self.count) for i in range(len(turned))]
-        free = [run for run in runs if not fixed.intersection(run)]
-        if not free:
+        result.notes.append("angular distance by first block: " + _listed(units, turned))
+        starts = [i for i in range(len(turned)) if set(range(i, i + self.count)).issubset(free)]
+        if not starts:
             raise BadInput(
                 f"drop-blocks: no run of {self.count} blocks can be left out as a whole; use "
                 "score=influence"
             )
-        best = min(free, key=lambda run: (turned[run.start], run.start))
-        return list(best)
+        start = min(starts, key=lambda i: (turned[i], i))
+        return list(range(start, start + self.count))
 
-    def _statistics(self, context: Context) -> list[Statistics]:
-        """Of each run of blocks, by its first one."""
+    def _statistics(self, context: Context, units: list[Unit]) -> list[Statistics]:
+        """Of each run of ``span`` units, by its first one."""
         assert context.learning is not None
-        (found,) = context.learning.at_blocks(context, self.requires()).values()
+        (found,) = context.learning.at_units(context, self._scored, units).values()
         return found
 
     def _random(self, free: list[int]) -> list[int]:
         return sorted(random.Random(self.seed).sample(free, self.count))
 
 
-def _listed(scores: list[float]) -> str:
-    return " ".join(f"{i}:{score:.4g}" for i, score in enumerate(scores))
+def _listed(units: list[Unit], scores: list[float]) -> str:
+    names = (unit.name.removeprefix("block ") for unit in units)
+    return " ".join(f"{name}:{score:.4g}" for name, score in zip(names, scores, strict=False))

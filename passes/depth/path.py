@@ -5,25 +5,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...ir.core.errors import BadInput, Refusal
-from ...ir.moves import Path, follow
+from ...ir.moves import Path
 from ...ir.structure.recognize import last_tower
-from ..base import BLOCKS, Context, Pass, PassResult
-from .blocks import block_sites
+from ..base import Context, Needs, PassResult
+from .path_pass import PathPass
 
 
 @dataclass(frozen=True, kw_only=True)
-class FollowPath(Pass):
+class FollowPath(PathPass):
     """Freeze one path through the blocks of the (language) model into the graph.
 
-    ``blocks=0-3,3,5-11`` leaves out block 4 and runs block 3 twice. Repeated blocks share their
-    weights. Such paths are what CoLa searches for (Li et al. 2025, arXiv 2507.07996), one for each
-    input; this pass takes one for all. The path of every block once, in order, is the identity.
+    ``blocks=0-3,3,5.attn,7-11`` runs block 3 twice, leaves out blocks 4 and 6, and of block 5 its
+    feed-forward layers (``.mlp`` leaves out its attention). Repeated blocks share their weights.
+    Such paths are what CoLa searches for (Li et al. 2025, arXiv 2507.07996), one for each input;
+    this pass takes one for all. Halves are what Draft & Verify leaves out (Zhang et al. 2023, arXiv
+    2309.08168). The path of every block once, in order, is the identity.
     """
 
     name: ClassVar[str] = "path"
-    exact: ClassVar[bool] = False
-    provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     blocks: str
     """The blocks in order, as 0-3,3,5-11."""
 
@@ -31,21 +30,15 @@ class FollowPath(Pass):
         super().__post_init__()
         Path.parse(self.blocks)
 
+    def requires(self) -> Needs:
+        return Needs(stats=self.heal_stats())
+
     def run(self, context: Context) -> PassResult:
+        result, path = PassResult(), Path.parse(self.blocks)
         blocks = last_tower(context.structure)
-        path = Path.parse(self.blocks)
-        before = self.plan(context)
-        try:
-            counts = follow(context.view, blocks, path, rule=self.name, step=context.step)
-        except Refusal as refusal:
-            raise BadInput(f"path: {refusal}") from None
-        before.notes.append(f"{sum(counts)} blocks are run through, of {len(blocks)}")
-        context.edited()
-        return before
+        self.follow(context, path, result)
+        result.notes.append(f"path {path}, of {len(blocks)} blocks")
+        return result
 
     def plan(self, context: Context) -> PassResult:
-        blocks = last_tower(context.structure)
-        path = Path.parse(self.blocks)
-        counts = {i: path.blocks.count(i) for i in range(len(blocks))}
-        changed = {i: count for i, count in counts.items() if count != 1}
-        return PassResult(sites=block_sites(context.view, blocks, changed))
+        return PassResult(sites=self.sites(context, Path.parse(self.blocks)))

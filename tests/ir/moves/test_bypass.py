@@ -18,6 +18,7 @@ from graphwright.ir.moves.bypass_blocks import is_one_stream
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.units import in_halves, whole
 
 from ... import models as small_models
 
@@ -92,8 +93,7 @@ def test_a_path_equals_the_models_own_layers(
     view = views[kind].copy()
     structure = recognize(view)
     assert [b.tower for b in structure.blocks] == [0, 0, 0]
-    counts = follow(view, structure.blocks, Path(path), rule="path", step=3)
-    assert counts == tuple(path.count(i) for i in range(3))
+    follow(view, structure.blocks, Path.of(path), rule="path", step=3)
     assert_same(view, small, eager(small, name, path))
     assert len(recognize(view).blocks) == len(path)
 
@@ -103,7 +103,7 @@ def test_a_path_equals_the_models_own_layers(
 def test_the_first_block_can_go(name: str, kind: str, models: Any) -> None:
     small, views = models[name]
     view = views[kind].copy()
-    bypass(view, recognize(view).blocks[0], rule="drop-blocks")
+    bypass(view, whole(recognize(view).blocks)[0], rule="drop-blocks")
     assert_same(view, small, eager(small, name, (1, 2)))
     assert len(recognize(view).blocks) == 2
 
@@ -114,7 +114,7 @@ def test_every_block_once_changes_nothing(name: str, kind: str, models: Any) -> 
     small, views = models[name]
     view = views[kind].copy()
     nodes = [view.name(n) for n in view.nodes()]
-    follow(view, recognize(view).blocks, Path((0, 1, 2)), rule="path")
+    follow(view, recognize(view).blocks, Path.of((0, 1, 2)), rule="path")
     assert [view.name(n) for n in view.nodes()] == nodes
     for a, b in zip(sweep(views[kind], small.inputs).values(),
                     sweep(view, small.inputs).values(), strict=True):  # fmt: skip
@@ -125,7 +125,7 @@ def test_every_block_once_changes_nothing(name: str, kind: str, models: Any) -> 
 def test_weights_leave_with_a_block_and_are_shared_by_copies(kind: str, models: Any) -> None:
     view = models["llama"][1][kind].copy()
     names = set(view.weights())
-    follow(view, recognize(view).blocks, Path((0, 2, 2)), rule="path")
+    follow(view, recognize(view).blocks, Path.of((0, 2, 2)), rule="path")
     gone = {n for n in names - set(view.weights()) if "weight" in n}
     assert gone == {n for n in names if ".layers.1." in n and "weight" in n}
     assert set(view.weights()) <= names
@@ -144,7 +144,7 @@ def _origin(view: View, node: Any) -> Any:
 def test_half_a_block_can_go(kind: str, models: Any) -> None:
     small, views = models["llama"]
     view = views[kind].copy()
-    mlp = recognize(view).blocks[1].sub_blocks[1]
+    mlp = in_halves(recognize(view).blocks)[3]
     bypass(view, mlp, rule="drop")
     down = small.module.model.model.layers[1].mlp.down_proj
     kept = down.weight.detach().clone()
@@ -160,13 +160,14 @@ def test_half_a_block_can_go(kind: str, models: Any) -> None:
 
 
 def test_a_path_prints_as_it_is_read() -> None:
-    for text in ("0-3,3,5-11", "0", "2,2,2", "0-1,0-1"):
+    for text in ("0-3,3,5-11", "0", "2,2,2", "0-1,0-1", "0-3,5.attn,7-11", "0-2.mlp,3.attn,3"):
         assert str(Path.parse(text)) == text
-    assert Path.parse("0-3,3,5-6").blocks == (0, 1, 2, 3, 3, 5, 6)
-    assert str(Path((0, 1, 2, 3, 5))) == "0-3,5"
+    assert Path.parse("0-1,1,3.mlp").steps == ((0, ""), (1, ""), (1, ""), (3, "mlp"))
+    assert str(Path.of((0, 1, 2, 3, 5))) == "0-3,5"
     no_block = "is not a block"
     for text, reason in (("", no_block), ("0-", no_block), ("a", f"'a' {no_block}"),
-                         ("3-1", "goes backwards"), ("1,,2", no_block)):  # fmt: skip
+                         ("3-1", "goes backwards"), ("1,,2", no_block),
+                         ("1.ffn", no_block)):  # fmt: skip
         with pytest.raises(BadInput, match=reason):
             Path.parse(text)
 
@@ -175,9 +176,11 @@ def test_blocks_that_are_not_there_or_move_forward(models: Any) -> None:
     view = models["llama"][1]["fx"].copy()
     blocks = recognize(view).blocks
     with pytest.raises(BadInput, match="there is no block 3; there are 0 to 2"):
-        follow(view, blocks, Path((0, 3)), rule="path")
+        follow(view, blocks, Path.of((0, 3)), rule="path")
     with pytest.raises(Refusal, match="block 1 comes first after a later one"):
-        follow(view, blocks, Path((0, 2, 1)), rule="path")
+        follow(view, blocks, Path.of((0, 2, 1)), rule="path")
+    with pytest.raises(Refusal, match=r"block 1\.attn comes first after a later one"):
+        follow(view, blocks, Path.parse("0,1.mlp,1.attn"), rule="path")
 
 
 class Peeking(torch.nn.Module):
@@ -198,7 +201,7 @@ class Peeking(torch.nn.Module):
 def test_a_value_that_is_needed_elsewhere() -> None:
     view = trace(Peeking().eval(), torch.randn(2, 3, 8))
     canonicalize(view)
-    blocks = recognize(view).blocks
+    blocks = whole(recognize(view).blocks)
     assert len(blocks) == 2
     before = [view.name(n) for n in view.nodes()]
     with pytest.raises(Refusal, match=r"returns .* from inside block 1"):

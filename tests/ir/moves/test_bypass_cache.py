@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,9 +19,10 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.cache_slots import PARTS, SLOTS_KEY, past_name, present_name
 from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.units import in_halves, whole
 
 from ... import models as small_models
-from .test_bypass import layers
+from .test_bypass import OWNERS, layers
 
 KINDS = ("fx", "onnx")
 MODELS = ("llama", "gemma2", "gpt2")
@@ -88,9 +90,14 @@ def test_a_path_with_a_cache_equals_the_models_own_layers(
 ) -> None:
     small, views = models[name]
     view = views[kind].copy()
-    follow(view, recognize(view).blocks, Path(path), rule="path")
+    follow(view, recognize(view).blocks, Path.of(path), rule="path")
     check_structure(view)
     assert_slots(view, path)
+    assert_text_of(view, small, name, path)
+
+
+def assert_text_of(view: View, small: Any, name: str, path: tuple[int, ...]) -> None:
+    """The graph writes by its cache what the model's own layers do without one."""
     prompts = [[5, 17, 60, 2], [9]]
     written, logits = greedy(view, prompts)
     for row, (prompt, tokens) in enumerate(zip(prompts, written, strict=True)):
@@ -102,25 +109,71 @@ def test_a_path_with_a_cache_equals_the_models_own_layers(
         assert expected.argmax(-1).tolist() == tokens
 
 
+WITHOUT: dict[str, dict[str, Callable[[Any], Any]]] = {
+    "llama": {"attn": lambda b: b.self_attn.o_proj, "mlp": lambda b: b.mlp.down_proj},
+    "gpt2": {"attn": lambda b: b.attn.c_proj, "mlp": lambda b: b.mlp.c_proj},
+}
+"""The last linear of each half: without its numbers the half adds nothing."""
+
+
+@pytest.fixture(params=list(WITHOUT))
+def halved(request: pytest.FixtureRequest, models: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A model whose layer 3 is layer 1 without its feed-forward part, and 4 without attention."""
+    name: str = request.param
+    get, attribute = OWNERS[name]
+    owner = get(models[name][0].module)
+    own = getattr(owner, attribute)
+    added = []
+    for part in ("mlp", "attn"):
+        layer = copy.deepcopy(own[1])
+        for parameter in WITHOUT[name][part](layer).parameters():
+            parameter.data.zero_()
+        added.append(layer)
+    setattr(owner, attribute, torch.nn.ModuleList([*own, *added]))
+    yield name, models[name]
+    setattr(owner, attribute, own)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("path", "layers_run", "slots"),
+    [
+        ("0,1.mlp,2", (0, 4, 2), (0, 2)),
+        ("0,1.attn,1-2", (0, 3, 1, 2), (0, 1, 1, 2)),
+        ("0-1,1.mlp,2", (0, 1, 4, 2), (0, 1, 2)),
+        ("0.attn,0.mlp,1.attn,2", (0, 3, 2), (0, 1, 2)),
+    ],
+)
+def test_halves_of_blocks_equal_the_models_own(
+    path: str, layers_run: tuple[int, ...], slots: tuple[int, ...], kind: str, halved: Any
+) -> None:
+    name, (small, views) = halved
+    view = views[kind].copy()
+    follow(view, recognize(view).blocks, Path.parse(path), rule="path")
+    check_structure(view)
+    assert_slots(view, slots)
+    assert_text_of(view, small, name, layers_run)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_block_once_changes_nothing(kind: str, models: Any) -> None:
-    whole = models["llama"][1][kind]
-    view = whole.copy()
-    follow(view, recognize(view).blocks, Path((0, 1, 2)), rule="path")
+    given = models["llama"][1][kind]
+    view = given.copy()
+    follow(view, recognize(view).blocks, Path.of((0, 1, 2)), rule="path")
     assert SLOTS_KEY not in view.metadata()
-    assert view.input_names() == whole.input_names()
-    (tokens, logits), (same, expected) = greedy(view, [[3, 4]]), greedy(whole, [[3, 4]])
+    assert view.input_names() == given.input_names()
+    (tokens, logits), (same, expected) = greedy(view, [[3, 4]]), greedy(given, [[3, 4]])
     assert tokens == same and torch.equal(logits, expected)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_numbers_are_kept_over_several_edits(kind: str, models: Any) -> None:
     view = models["llama"][1][kind].copy()
-    follow(view, recognize(view).blocks, Path((0, 1, 2, 2)), rule="path")
+    follow(view, recognize(view).blocks, Path.of((0, 1, 2, 2)), rule="path")
     assert_slots(view, (0, 1, 2, 2))
-    bypass(view, recognize(view).blocks[0], rule="drop-blocks")
+    bypass(view, whole(recognize(view).blocks)[0], rule="drop-blocks")
     assert_slots(view, (1, 2, 2))
-    bypass(view, recognize(view).blocks[1], rule="drop-blocks")
+    bypass(view, whole(recognize(view).blocks)[1], rule="drop-blocks")
     assert_slots(view, (1, 2))
     check_structure(view)
     assert not any(".layers.0." in name for name in view.weights())
@@ -129,7 +182,7 @@ def test_numbers_are_kept_over_several_edits(kind: str, models: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_a_block_takes_its_slot_along(kind: str, models: Any) -> None:
     view = models["llama"][1][kind].copy()
-    attention, mlp = recognize(view).blocks[1].sub_blocks
+    _, _, attention, mlp, *_ = in_halves(recognize(view).blocks)
     bypass(view, mlp, rule="drop")
     assert_slots(view, (0, 1, 2))
     bypass(view, attention, rule="drop")
@@ -141,17 +194,17 @@ def test_half_a_block_takes_its_slot_along(kind: str, models: Any) -> None:
 def test_the_last_slot_stays(kind: str, models: Any) -> None:
     """Masks and positions are sized by a cache: the last one cannot leave."""
     view = models["llama"][1][kind].copy()
-    follow(view, recognize(view).blocks, Path((1,)), rule="path")
+    follow(view, recognize(view).blocks, Path.of((1,)), rule="path")
     names = [view.name(node) for node in view.nodes()]
     with pytest.raises(Refusal, match="no other of its length stays"):
-        bypass(view, recognize(view).blocks[0], rule="drop")
+        bypass(view, whole(recognize(view).blocks)[0], rule="drop")
     assert [view.name(node) for node in view.nodes()] == names
     assert_slots(view, (1,))
 
 
 def test_an_export_takes_the_numbers_along(models: Any) -> None:
     view = models["llama"][1]["fx"].copy()
-    follow(view, recognize(view).blocks, Path((0, 2, 2)), rule="path")
+    follow(view, recognize(view).blocks, Path.of((0, 2, 2)), rule="path")
     onnx = translated(view)
     assert onnx.input_names() == view.input_names()
     assert onnx.output_names() == view.output_names()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import math
 from pathlib import Path
 from typing import Any
 
 import graphwright as gw
+import numpy as np
 import pytest
 import torch
 from graphwright.backends.lowering import translated
@@ -100,6 +102,40 @@ def test_block_influence(models: Any, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
+@pytest.mark.parametrize("of", ["attn", "half"])
+def test_influence_of_halves(models: Any, kind: str, of: str) -> None:
+    model, graphs = models
+    found = gw.optimize(graphs[kind], f"drop-blocks{{count=2 of={of}}}", calibration=batches())
+    turned: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * (2 * LAYERS)
+    for batch in batches():
+        between: list[Tensor] = []
+        hooks = [
+            layer.post_attention_layernorm.register_forward_pre_hook(
+                lambda _, given, to=between: to.append(given[0].double())
+            )
+            for layer in model.model.layers
+        ]
+        stream = states(model, batch)
+        for hook in hooks:
+            hook.remove()
+        counts = batch["attention_mask"].bool()
+        ends = [x for pair in zip(stream, between, strict=False) for x in pair] + [stream[-1]]
+        for i, (before, behind) in enumerate(itertools.pairwise(ends)):
+            turned[i] = torch.cat([turned[i], 1 - cosines(before, behind)[counts]])
+    expected = [float(t.mean()) for t in turned]
+    assert scores(found.report, "block influence") == pytest.approx(expected, rel=2e-3)
+    free = range(0, 2 * LAYERS, 2 if of == "attn" else 1)
+    weakest = sorted(sorted(free, key=lambda i: expected[i])[:2])
+    (done,) = found.report.passes
+    names = [f"block {i // 2}.{'mlp' if i % 2 else 'attn'}" for i in weakest]
+    # Both halves of a block are the block.
+    names = ["block 2"] if names == ["block 2.attn", "block 2.mlp"] else names
+    assert [s.name for s in done.result.sites] == names
+    with pytest.raises(BadInput, match=r"score=angular is of runs of whole blocks, not of=attn"):
+        gw.optimize(graphs[kind], "drop-blocks{of=attn score=angular}", calibration=batches())
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize("count", [1, 3])
 def test_angular_distance(models: Any, kind: str, count: int) -> None:
     model, graphs = models
@@ -148,6 +184,45 @@ def test_the_whole_path_changes_no_bit(models: Any) -> None:
     canonicalize(raised)
     found = gw.optimize(graphs["fx"], f"path{{blocks=0-{LAYERS - 1} optional=true}}")
     assert torch.equal(sweep(found.graph, batch)["logits"], sweep(raised, batch)["logits"])
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+@pytest.mark.parametrize("recipe", ["drop-blocks{count=2 score=angular", "path{blocks=0-1,2.mlp,4"])
+def test_healing_is_the_least_squares_map(models: Any, kind: str, recipe: str) -> None:
+    """What stands in for a run of blocks, against numpy's own least squares on hidden states."""
+    model, graphs = models
+    calibration = batches()
+    (plain, mean, linear) = (
+        gw.optimize(graphs[kind], f"{recipe}{heal}}}", calibration=calibration)
+        for heal in ("", " heal=mean", " heal=linear heal_rank=24")
+    )
+    sites = linear.report.passes[0].result.sites
+    healed = [s for s in sites if s.kind == "heal"]
+    assert [(s.shape, s.bytes_after) for s in healed] == [((24, 24), 49 * 24 * 4)] * len(healed)
+    assert [s for s in sites if s.kind != "heal"] == plain.report.passes[0].result.sites
+    rows: list[Tensor] = []
+    for batch in calibration:
+        stream = torch.stack(states(model, batch))
+        rows.append(stream[:, batch["attention_mask"].bool()])
+    stream = torch.cat(rows, 1)
+    if recipe.startswith("drop"):
+        start = int(sites[0].name.split()[1])
+        x, d = stream[start].numpy(), (stream[start + 2] - stream[start]).numpy()
+        one = np.c_[x, np.ones(len(x))]
+        rest = d - one @ np.linalg.lstsq(one, d, rcond=None)[0]
+        best = 1 - (rest**2).sum() / (d**2).sum()
+        note = next(n for n in linear.report.passes[0].result.notes if n.startswith("healed"))
+        assert float(note.split(": ")[1].split("%")[0]) / 100 == pytest.approx(best, abs=0.01)
+    (batch, _) = calibration
+    real = batch["attention_mask"].bool()
+    with torch.no_grad():
+        expected = model(**batch, use_cache=False).logits[real]
+    errors = [
+        float((sweep(found.graph, batch)["logits"][real] - expected).norm())
+        for found in (plain, mean, linear)
+    ]
+    assert errors[2] < errors[1] < errors[0]
+    assert len(recognize(linear.graph).blocks) == len(recognize(plain.graph).blocks)
 
 
 def test_random_blocks_are_drawn_by_seed(models: Any) -> None:
