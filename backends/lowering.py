@@ -10,7 +10,9 @@ from ..ir.onnx.view import OnnxView
 from ..ir.onnx.widen import widen
 from ..ir.ops.bitstack_blocks import forget_types
 from ..ir.rewrite.cleanup import clean
+from ..ir.rewrite.driver import rewrite
 from ..ir.run.verify import check_structure
+from .attention_form import ShareKeys, SpellAttention
 from .fx_to_onnx import translated
 
 
@@ -25,6 +27,7 @@ def lowered(view: View) -> OnnxView:
     assert isinstance(onnx, OnnxView)
     widen(onnx)
     clean(onnx)
+    rewrite(onnx, [ShareKeys(), SpellAttention()])
     lower(onnx)
     clean(onnx)
     check_structure(onnx)

@@ -26,7 +26,7 @@ _NEVER = -1e30
 
 
 @dataclass(frozen=True, slots=True)
-class _Logits:
+class Logits:
     q: Value
     kt: Value
     scale: float
@@ -34,6 +34,8 @@ class _Logits:
     where: tuple[Value, float] | None
     """Condition and fill, where masked logits are replaced instead of added to."""
     softcap: float | None
+    apart: Value | None = None
+    """The product reshaped, where it is not that itself which is masked."""
 
 
 class FuseAttention(Rule):
@@ -46,17 +48,23 @@ class FuseAttention(Rule):
 
     def where(self, match: Match) -> None:
         logits = read_logits(match.view, match.value("logits"), match.root)
-        _check_shapes(match.view, logits, match.value("v"), match.root)
+        if logits.apart is not None:
+            match.refuse("the product is reshaped before the softmax, but its weights are not")
+        check_shapes(match.view, logits, match.value("v"), match.root)
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         logits = read_logits(build.view, build.match.value("logits"), build.match.root)
-        k = _last_two_swapped(build, logits.kt)
-        operands = [logits.q, k, bound["v"]]
-        mask = _mask(build, logits)
-        if mask is not None:
-            operands.append(mask)
-        scale = _round_scale(build.view, logits)
-        return build.sdpa(*operands, scale=scale, causal=False, softcap=logits.softcap)
+        return attend(build, logits, logits.q, bound["v"])
+
+
+def attend(build: Build, logits: Logits, q: Value, v: Operand, *, gqa: bool = False) -> Value:
+    """The ``sdpa`` of logits that were read."""
+    operands = [q, _last_two_swapped(build, logits.kt), v]
+    mask = _mask(build, logits)
+    if mask is not None:
+        operands.append(mask)
+    scale = _round_scale(build.view, logits)
+    return build.sdpa(*operands, scale=scale, causal=False, gqa=gqa, softcap=logits.softcap)
 
 
 class FuseGuardedAttention(FuseAttention):
@@ -79,7 +87,7 @@ class FuseWideAttention(FuseAttention):
         return p.matmul(p.cast(weights), v)
 
 
-def read_logits(view: View, value: Value, root: Node) -> _Logits:
+def read_logits(view: View, value: Value, root: Node) -> Logits:
     """Take logits apart into q, kᵀ, scale, cap and mask. ``Refusal`` where they are none."""
     masks: list[Value] = []
     replaced: tuple[Value, float] | None = None
@@ -93,6 +101,9 @@ def read_logits(view: View, value: Value, root: Node) -> _Logits:
         if number is None:
             raise Refusal("where: masked logits are not replaced by a number", root)
         value, replaced = view.tensor(node, 1), (view.tensor(node, 0), float(number))
+    node, apart = _only_for_this(view, value, root), None
+    if view.op(node) == "reshape":
+        apart, value = value, view.tensor(node)
     value, scale = _unscaled(view, value)
     node = _only_for_this(view, value, root)
     cap = None
@@ -108,7 +119,7 @@ def read_logits(view: View, value: Value, root: Node) -> _Logits:
         raise Refusal(f"the softmax is of `{view.op(node)}`, not of a product of matrices", root)
     q, on_q = _unscaled(view, view.tensor(node, 0))
     kt, on_k = _unscaled(view, view.tensor(node, 1))
-    return _Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced, cap)
+    return Logits(q, kt, scale * on_q * on_k, tuple(masks), replaced, cap, apart)
 
 
 def _only_for_this(view: View, value: Value, root: Node) -> Node:
@@ -125,7 +136,7 @@ def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
     for scores, mask in ((a, b), (b, a)):
         if not is_value(scores) or not is_value(mask) or view.number(mask) is not None:
             continue
-        maker = view.producer(_unscaled(view, scores)[0])
+        maker = view.producer(_joined(view, scores))
         if maker is None:
             continue
         if _is_product(view, maker) or (view.op(maker) == "add" and _holds_product(view, maker)):
@@ -135,9 +146,16 @@ def _scores_and_mask(view: View, node: Node) -> tuple[Value, Value]:
 
 def _holds_product(view: View, node: Node) -> bool:
     """Whether one of two summands is a product of matrices: the scores, with a mask added."""
-    summands = [_unscaled(view, o)[0] for o in view.operands(node) if is_value(o)]
+    summands = [_joined(view, o) for o in view.operands(node) if is_value(o)]
     products = [view.producer(value) for value in summands]
     return any(p is not None and _is_product(view, p) for p in products)
+
+
+def _joined(view: View, scores: Value) -> Value:
+    """Scores without the number that they are multiplied by, nor a reshape that parts the heads."""
+    node = view.producer(scores)
+    inner = view.tensor(node) if node is not None and view.op(node) == "reshape" else scores
+    return _unscaled(view, inner)[0]
 
 
 def _is_product(view: View, node: Node) -> bool:
@@ -159,7 +177,7 @@ def _unscaled(view: View, value: Value) -> tuple[Value, float]:
     return (b, float(number)) if is_value(b) and number is not None else (value, 1.0)
 
 
-def _check_shapes(view: View, logits: _Logits, v: Value, root: Node) -> None:
+def check_shapes(view: View, logits: Logits, v: Value, root: Node) -> None:
     q, kt, values = (view.type(x) for x in (logits.q, logits.kt, v))
     if q.rank is None or q.rank != kt.rank or q.rank != values.rank:
         raise Refusal(f"q {q}, kᵀ {kt} and v {values} differ in rank", root)
@@ -176,7 +194,7 @@ def _check_shapes(view: View, logits: _Logits, v: Value, root: Node) -> None:
         raise Refusal(f"masked logits become {logits.where[1]:g}, which sdpa cannot express", root)
 
 
-def _mask(build: Build, logits: _Logits) -> Value | None:
+def _mask(build: Build, logits: Logits) -> Value | None:
     """The mask of sdpa: boolean for minus infinity, else added as it stands.
 
     A row that is masked as a whole is uniform under the least finite number and 0 under minus
@@ -199,7 +217,7 @@ def _mask(build: Build, logits: _Logits) -> Value | None:
     return view.tensor(maker) if boolean else first
 
 
-def _round_scale(view: View, logits: _Logits) -> float:
+def _round_scale(view: View, logits: Logits) -> float:
     """The usual 1/√(head dim) to its last digit, where the graph's roots of it lost some."""
     width = (view.type(logits.q).shape or (1,))[-1]
     usual = 1 / math.sqrt(width) if isinstance(width, int) else logits.scale

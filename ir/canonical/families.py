@@ -21,6 +21,7 @@ from . import (
     nbit,
     norm,
     shape,
+    shared_keys,
     stored,
 )
 
@@ -32,6 +33,7 @@ RULES: tuple[type[Rule], ...] = (
     *einsum.RULES,
     *shape.RULES,
     *attention.RULES,
+    *shared_keys.RULES,
     *bitstack.RULES,
     *dequantize.RULES,
 )

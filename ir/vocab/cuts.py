@@ -33,11 +33,21 @@ def _infer_concat(operands: Sequence[Any], attrs: Attrs) -> Types:
         rest = [(a, b) for i, (a, b) in enumerate(zip(shapes[0], shape, strict=True)) if i != dim]
         for a, b in rest:
             same_size(a, b, "concat", "the other")
-    sizes = [s[dim] for s in shapes]
-    total: Dim = sum(sizes) if all(isinstance(s, int) for s in sizes) else UNKNOWN_DIM
     out = list(shapes[0])
-    out[dim] = total
+    out[dim] = _sum([s[dim] for s in shapes])
     return (operands[0].with_shape(out),)
+
+
+def _sum(sizes: Sequence[Dim]) -> Dim:
+    """As torch writes it, ``past + seq + 1``; unknown where that takes more than putting different
+    names in a row."""
+    number = sum(s for s in sizes if isinstance(s, int))
+    names = sorted(s for s in sizes if isinstance(s, str))
+    if not names:
+        return number
+    if len(set(names)) < len(names) or not all(name.isidentifier() for name in names):
+        return UNKNOWN_DIM
+    return " + ".join([*names, str(number)] if number else names)
 
 
 def _decode_concat(node: Node) -> fx.Reading | None:
