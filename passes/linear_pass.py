@@ -165,8 +165,8 @@ class LinearPass(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class StoringPass(LinearPass):
-    """Base of the passes that are one function from a weight and its statistics to a stored form.
+class LinearStoringPass(LinearPass):
+    """Base of the passes that let each linear hold its weight in a stored form.
 
     ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles (``q``, ``up``);
     ``min_size`` is the least number of weights of a matrix.
@@ -181,8 +181,8 @@ class StoringPass(LinearPass):
     """Whether what is stored is the same linear with other numbers (``View.set_weight``)."""
 
     @abstractmethod
-    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
-        """The stored form of one matrix [out, in]; ``name`` is for errors."""
+    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
+        """The stored form of one linear's matrix [out, in]."""
 
     @abstractmethod
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
@@ -217,8 +217,7 @@ class StoringPass(LinearPass):
 
         def fit(linear: Linear, statistics: Statistics) -> Shelved:
             def stored() -> dict[str, Any]:
-                weight = weight_of(view, linear).read()
-                return vars(self.fit(weight, statistics, linear.name))
+                return vars(self.fit_linear(context, linear, statistics))
 
             form = context.once(f"site {linear.name}", stored)
             return Shelved.of(Stored(**form), context.spool)
@@ -254,6 +253,22 @@ class StoringPass(LinearPass):
 
     def peak_bytes(self, planned: PassResult) -> int:
         return max((s.shape[0] * s.shape[1] for s in planned.sites), default=0) * 4 * 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoringPass(LinearStoringPass):
+    """Base of the passes that are one function from a weight and its statistics to a stored form.
+
+    ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles (``q``, ``up``);
+    ``min_size`` is the least number of weights of a matrix.
+    """
+
+    @abstractmethod
+    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
+        """The stored form of one matrix [out, in]; ``name`` is for errors."""
+
+    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
+        return self.fit(weight_of(context.view, linear).read(), statistics, linear.name)
 
 
 def weight_of(view: View, linear: Linear) -> Weight:

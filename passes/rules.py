@@ -22,7 +22,10 @@ _CLASH = {
 }
 _LACK = {
     CHANGED: "corrects what an earlier pass did to weights, and none before it changes weights",
+    MASKED: "refines the mask of an earlier pass, and none before it masks weights",
 }
+_FIRST = {CHANGED: ", such as hqq", MASKED: ", such as wanda"}
+"""What provides it, for instance."""
 _RESHAPE = {TOKENS: "drops tokens", BLOCKS: "changes which blocks there are"}
 
 
@@ -83,7 +86,8 @@ def _check_follows(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -
         why = _LACK.get(tag, f"needs {tag}, which no pass before it provides")
         if not earlier:
             later = [p.name for p in passes[place + 1 :] if _may_provide(p, tag)]
-            advice = f"put it behind {later[0]}" if later else "put one in front of it, such as hqq"
+            one = f"put one in front of it{_FIRST.get(tag, '')}"
+            advice = f"put it behind {later[0]}" if later else one
             raise BadInput(f"{pass_.name} {why}: {advice}")
         known = [sites[i] for i in earlier]
         if mine is None or None in known or mine & frozenset().union(*(s or () for s in known)):

@@ -51,11 +51,13 @@ class Stored:
         return out
 
 
-def numbers(weight: Tensor, source: Tensor, *, sparsity: float | None = None) -> Stored:
+def numbers(
+    weight: Tensor, source: Tensor, *, sparsity: float | None = None, note: str = ""
+) -> Stored:
     """The same linear with other numbers, of the shape and dtype of ``source``."""
     weight = weight.to(source.dtype)
     error = relative_error(source, weight)
-    return Stored("linear", {"weight": weight}, error, sparsity=sparsity)
+    return Stored("linear", {"weight": weight}, error, sparsity=sparsity, note=note)
 
 
 def relative_error(source: Tensor, weight: Tensor) -> float:

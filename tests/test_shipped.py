@@ -31,6 +31,7 @@ QUANTIZERS = (
     "easyquant{bits=4}",
     "hqq{bits=2 group=16}",
     "magnitude{pattern=2:4}",
+    "sparsegpt,dsnot",
     "quantize{bits=3 group=32},svd-compensate{rank=8}",
     "quantize{bits=2 group=32},eora{rank=8}",
     "bitstack{blocks=3}",
@@ -74,7 +75,7 @@ SOURCES = [
 RECIPES = (*recipe_names(), *QUANTIZERS)
 EVERY = [Case(source, recipe) for source in SOURCES for recipe in RECIPES]
 TRIED = {
-    "tiny-vit/fx": ("any-size", "w4", "vlm-small"),
+    "tiny-vit/fx": ("any-size", "w4", "sparsegpt,dsnot", "vlm-small"),
     "tiny-vit/onnx": ("magnitude{pattern=2:4}", "quantize{bits=4 accuracy_level=4}"),
     "tiny-llama/fx": ("hqq{bits=2 group=16}", "quantize{bits=2 group=32}", "vlm-fast"),
     "tiny-llama/onnx": ("quantize{bits=3 group=32},svd-compensate{rank=8}",),

@@ -1,12 +1,13 @@
 """What the methods do to the zoo's models, each beside its baselines.
 
-``python -m graphwright.tools.bench.method_tables tokens|depth|rank|recipes [--samples N]``
+``python -m graphwright.tools.bench.method_tables tokens|depth|rank|masks|recipes [--samples N]``
 prints one table. Graphs are judged in ONNX Runtime.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Callable, Iterable, Sequence
 
@@ -26,6 +27,10 @@ TOKEN_PASSES = ("fastervlm", "fastv{layer=2}", "random-tokens", "uniform-tokens"
 SCORES = ("influence", "angular", "random")
 MOST_DROPPED = 5
 BITS, RANKS = (4, 3, 2), (8, 16, 32)
+MASKS = ("sparsity=0.5", "sparsity=0.6", "sparsity=0.7", "pattern=2:4")
+MASK_PASSES = ("magnitude", "wanda", "sparsegpt")
+MASK_RANK = 16
+NO_HEAD = "exclude=[*lm_head*]"
 RECIPES = {
     "zoo:tiny-llama": ("w8", "w4", "w4-eora"),
     "zoo:tiny-llava": ("w4", "vlm-fast", "vlm-small"),
@@ -42,6 +47,8 @@ class Bench:
     def __init__(self, name: str, task: str, samples: int | None) -> None:
         self.graph = load(name, cache=False)
         self.task, self.samples = task, samples
+        self.value = math.nan
+        """The first figure of what was judged last."""
         self.data = calibration.read(name, self.graph).batches
 
     def figure(self, recipe: str | Recipe | None) -> str:
@@ -54,7 +61,17 @@ class Bench:
         folder = self.graph.source.folder
         subject = Subject.of(graph, backend="onnxruntime", tokenizer=folder)
         found = evaluate(subject, self.task, samples=self.samples)
+        self.value = next(iter(next(iter(found.values())).figures.values()))
         return "  ".join(_figure(result) for result in found.values())
+
+    def repaired(self, recipe: str, source: float) -> Sequence[str]:
+        """The figures of a mask alone, of it refined, of it compensated, and what share of its loss
+        in log perplexity the compensation recovers."""
+        alone, value = self.figure(recipe), self.value
+        refined = self.figure(f"{recipe},dsnot")
+        compensated = self.figure(f"{recipe},eora{{rank={MASK_RANK}}}")
+        share = math.log(value / self.value) / math.log(value / source)
+        return alone, refined, compensated, f"{share:.0%}"
 
 
 def tokens(samples: int | None) -> tuple[str, Sequence[str], Rows]:
@@ -99,6 +116,22 @@ def rank(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     return "perplexity by bits and rank of the path beside them", columns, rows()
 
 
+def masks(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench("zoo:tiny-llama", "perplexity", samples)
+
+    def rows() -> Rows:
+        yield "source", "", bench.figure(None), "", "", ""
+        source = bench.value
+        for how in MASKS:
+            for made in MASK_PASSES:
+                yield how, made, *bench.repaired(f"{made}{{{how} {NO_HEAD}}}", source)
+
+    columns = (
+        "zeros", "mask", "alone", "with dsnot", f"with eora {MASK_RANK}", "of the loss recovered"
+    )  # fmt: skip
+    return "perplexity by mask, the head left out", columns, rows()
+
+
 def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     def rows() -> Rows:
         for name, chosen in RECIPES.items():
@@ -111,7 +144,7 @@ def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     return "built-in recipes", ("model", "recipe", "figures"), rows()
 
 
-TABLES = {"tokens": tokens, "depth": depth, "rank": rank, "recipes": recipes}
+TABLES = {"tokens": tokens, "depth": depth, "rank": rank, "masks": masks, "recipes": recipes}
 
 
 def _with_keep(made: str, keep: str) -> str:

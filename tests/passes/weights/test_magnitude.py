@@ -55,11 +55,13 @@ def test_two_of_four_stay(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> N
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("pattern", "zeros"), [("30%", 0.3), ("75%", 0.75), ("1:4", 0.75)])
+@pytest.mark.parametrize(
+    ("how", "zeros"), [("sparsity=0.3", 0.3), ("sparsity=0.75", 0.75), ("pattern=1:4", 0.75)]
+)
 def test_the_share_of_zeros(
-    kind: str, pattern: str, zeros: float, toy_graph: Graphs, toy_inputs: Inputs
+    kind: str, how: str, zeros: float, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
-    recipe = f"magnitude{{pattern={pattern}}}"
+    recipe = f"magnitude{{{how}}}"
     result = gw.optimize(toy_graph(kind), recipe, samples=[toy_inputs])
     source = weights(toy_graph(kind))
     for name, masked in weights(result.graph).items():
@@ -67,7 +69,7 @@ def test_the_share_of_zeros(
         share = float((masked == 0).float().mean())
         assert site.sparsity == pytest.approx(share)
         assert abs(share - zeros) * masked.numel() < 1 + 1e-3
-        if "%" in pattern:
+        if "sparsity" in how:
             kept, lost = source[name][masked != 0].abs(), source[name][masked == 0].abs()
             assert float(kept.min()) >= float(lost.max())
 
@@ -118,10 +120,21 @@ def test_the_plan_reads_nothing(graph: View, no_reads: Any, toy_inputs: Inputs) 
 # --- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("pattern", ["4:2", "0:4", "0%", "100%", "half", "2:4:8"])
+@pytest.mark.parametrize("pattern", ["4:2", "0:4", "50%", "half", "2:4:8"])
 def test_patterns_that_are_none(pattern: str) -> None:
-    with pytest.raises(BadInput, match=f"pattern={pattern} is neither N:M"):
+    with pytest.raises(BadInput, match=f"pattern={pattern} is not N:M"):
         gw.passes.Magnitude(pattern=pattern)
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 1.0, -0.5, 50.0, float("nan")])
+def test_shares_that_are_none(sparsity: float) -> None:
+    with pytest.raises(BadInput, match=f"sparsity={sparsity} must be above 0 and below 1"):
+        gw.passes.Magnitude(sparsity=sparsity)
+
+
+def test_a_share_and_a_pattern() -> None:
+    with pytest.raises(BadInput, match="give sparsity= or pattern=, not both"):
+        gw.passes.Magnitude(sparsity=0.5, pattern="2:4")
 
 
 def test_rows_that_are_no_multiple(graph: View, toy_inputs: Inputs) -> None:
@@ -165,10 +178,10 @@ def test_a_weight_of_an_embedding(toy_graph: Graphs, toy_inputs: Inputs) -> None
     assert site == "head" and reason.startswith("its weight is tied to an embedding")
 
 
-@pytest.mark.parametrize(("pattern", "zeros"), [("10%", 1), ("30%", 3), ("70%", 7), ("26%", 3)])
-def test_a_share_is_rounded_once(pattern: str, zeros: int) -> None:
+@pytest.mark.parametrize(("sparsity", "zeros"), [(0.1, 1), (0.3, 3), (0.7, 7), (0.26, 3)])
+def test_a_share_is_rounded_once(sparsity: float, zeros: int) -> None:
     weight = torch.arange(1.0, 11.0).reshape(2, 5)
-    stored = Magnitude(pattern=pattern).fit(weight, Statistics(), "here")
+    stored = Magnitude(sparsity=sparsity).fit(weight, Statistics(), "here")
     assert stored.sparsity == pytest.approx(zeros / 10)
 
 

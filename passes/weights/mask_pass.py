@@ -1,0 +1,132 @@
+"""What all passes that set weights to zero share: how many, in which groups, and what is stored."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...ir.core.errors import BadInput
+from ...ir.core.weights import Weight
+from ...ir.structure.recognize import Linear
+from ..base import CHANGED, MASKED, STORED, Context, PassResult
+from ..linear_pass import LinearStoringPass, StoringPass
+from ..stored import Stored, numbers
+from .quantizers import not_finite
+
+ZEROS_ARE_STORED = (
+    "zeros are stored like other numbers: no runtime of ours multiplies by a sparse matrix as fast "
+    "as by a dense one, so a mask alone saves no bytes and no time; an archive of the file shrinks"
+)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """``N:M``: so many weights stay of each M inputs in a row."""
+
+    stay: int
+    group: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskingPass(LinearStoringPass):
+    """Base of the passes that leave a dense weight with zeros in it.
+
+    Zeros are stored like other numbers. The form for a few outliers (``sparse_linear``) takes 8
+    bytes an entry, as many as two dense float32 weights, and at 0.5 % of the entries already the
+    time of the whole dense product; ONNX Runtime has no kernel for 2:4.
+    """
+
+    provides: ClassVar[tuple[str, ...]] = (MASKED, CHANGED)
+    excludes: ClassVar[tuple[str, ...]] = (MASKED, STORED)
+    keeps_form: ClassVar[bool] = True
+
+    def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
+        return weight.nbytes
+
+    def run(self, context: Context) -> PassResult:
+        return said(super().run(context))
+
+    def plan(self, context: Context) -> PassResult:
+        return said(super().plan(context))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPass(MaskingPass, StoringPass):
+    """Base of the passes that choose a mask.
+
+    ``sparsity`` is a share of zeros, above 0 and below 1; ``pattern`` is ``N:M``: N weights stay of
+    each M inputs in a row, which must divide the row. Give one of them; it is ``pattern=2:4``
+    unless one is given.
+    """
+
+    sparsity: float | None = None
+    pattern: str | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity is not None and self.pattern is not None:
+            raise BadInput(f"{self.name}: give sparsity= or pattern=, not both")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise BadInput(f"{self.name}: sparsity={self.sparsity} must be above 0 and below 1")
+        _ = self.ratio
+
+    @property
+    def ratio(self) -> Ratio | None:
+        """What stays of each group; ``None`` where a share is given."""
+        if self.sparsity is not None:
+            return None
+        pattern = "2:4" if self.pattern is None else self.pattern
+        found = re.fullmatch(r"(\d+):(\d+)", pattern)
+        if found is None or not 0 < int(found[1]) < int(found[2]):
+            raise BadInput(
+                f"{self.name}: pattern={pattern} is not N:M with N below M, as 2:4; a share of "
+                "zeros is sparsity=0.5"
+            )
+        return Ratio(int(found[1]), int(found[2]))
+
+    def reason_against(self, context: Context, linear: Linear) -> str | None:
+        reason, ratio = super().reason_against(context, linear), self.ratio
+        if reason is None and ratio is not None and linear.in_features % ratio.group:
+            return f"its {linear.in_features} inputs are no multiple of {ratio.group}"
+        return reason
+
+
+def masked(weight: Tensor, stays: Tensor) -> Stored:
+    """The weight with zeros where the mask does not let it stay."""
+    return with_zeros(torch.where(stays, weight, 0.0), weight)
+
+
+def with_zeros(made: Tensor, source: Tensor, note: str = "") -> Stored:
+    """Numbers of which some are zero, and their share."""
+    share = float((made == 0).float().mean())
+    return numbers(made, source, sparsity=share, note=note)
+
+
+def highest(scores: Tensor, count: int) -> Tensor:
+    """Where the ``count`` highest scores of each row are; of equal ones the first stay."""
+    order = scores.argsort(dim=1, descending=True, stable=True)
+    return torch.zeros_like(scores, dtype=torch.bool).scatter_(1, order[:, :count], True)
+
+
+def highest_in_groups(scores: Tensor, ratio: Ratio) -> Tensor:
+    """As ``highest``, in each group of a row."""
+    groups = scores.reshape(-1, ratio.group)
+    return highest(groups, ratio.stay).reshape(scores.shape)
+
+
+def finite(weight: Tensor, name: str) -> Tensor:
+    """The weight. Raises ``BadInput`` where it holds NaN or infinities."""
+    if not torch.isfinite(weight).all():
+        raise not_finite(weight, name)
+    return weight
+
+
+def said(result: PassResult) -> PassResult:
+    """The result with what a reader of masks should know."""
+    if result.sites:
+        result.notes.append(ZEROS_ARE_STORED)
+    return result
