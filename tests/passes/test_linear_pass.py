@@ -327,7 +327,7 @@ class Kept(dict[str, Any]):
 @pytest.mark.parametrize("recipe", ["quantize{bits=2 group=16},eora{rank=3}",
                                     "quantize{bits=2 group=16},eora{budget=1.5}",
                                     "bitstack{blocks=2},eora{rank=3 propagate=dense}",
-                                     "gptq{bits=2 group=16},eora{rank=3}",
+                                    "gptq{bits=2 group=16},eora{rank=3}",
                                     "sparsegpt,dsnot,eora{rank=3}"])  # fmt: skip
 def test_a_killed_run_goes_on_to_the_same_bytes(
     recipe: str, toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int]
