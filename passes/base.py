@@ -16,6 +16,7 @@ from ..ir.core.view import View
 from ..ir.core.weights import Spool, Weight
 from ..ir.run.calibrate import Compressed
 from ..ir.run.statistics import Stat, Statistics
+from ..ir.structure.low_rank import Whole, wholes
 from ..ir.structure.recognize import Linear, Structure, recognize
 from ..ir.structure.units import Unit
 from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
@@ -132,6 +133,7 @@ class Context:
         self._progress = progress
         self._checkpoints = checkpoints
         self._structure = structure
+        self._wholes: Mapping[str, Whole] | None = None
 
     @property
     def structure(self) -> Structure:
@@ -139,6 +141,13 @@ class Context:
         if self._structure is None:
             self._structure = recognize(self.view)
         return self._structure
+
+    @property
+    def wholes(self) -> Mapping[str, Whole]:
+        """The linears as the source has them, by name; computed once until ``edited``."""
+        if self._wholes is None:
+            self._wholes = wholes(self.structure)
+        return self._wholes
 
     @cached_property
     def original_linears(self) -> Mapping[str, Linear]:
@@ -155,7 +164,7 @@ class Context:
 
     def edited(self) -> None:
         """Forget the structure: the graph has changed."""
-        self._structure = None
+        self._structure = self._wholes = None
 
     def once(self, what: str, make: Callable[[], T]) -> T:
         """What ``make`` gives, or gave in an earlier, killed run: wrap what takes long in it.

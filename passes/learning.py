@@ -14,9 +14,11 @@ from ..ir.core.view import Node, View
 from ..ir.core.weights import Spool, Weight
 from ..ir.run.calibrate import Compressed, Place, Request, calibrate
 from ..ir.run.statistics import Stat, Statistic, Statistics
+from ..ir.run.sweep import Results
+from ..ir.structure.low_rank import wholes
 from ..ir.structure.recognize import Structure, recognize
 from ..ir.structure.units import Unit
-from .base import CHANGED, Context, Group, Needs, Pass, Propagate, named_linears
+from .base import CHANGED, Context, Group, Needs, Pass, Propagate
 from .linear_pass import LinearPass
 
 Done = Callable[[Group, Statistics], None]
@@ -69,8 +71,10 @@ class Learning:
         if needs.propagate == "dense" or unchanged:
             changed = {name for group in groups for name in group}
             requests += self._of_later_passes(context, view, structure, changed)
-        nodes = {linear.name: linear.node for linear in structure.linears}
-        at: dict[Node, Compressed] = {nodes[name]: made for name, made in compressed.items()}
+        at: dict[Node, Compressed] = {}
+        found = wholes(structure) if compressed else {}
+        for name, made in compressed.items():
+            at.update(_compressed_at(found[name].nodes, made))
         calibrate(view, context.calibration, requests, at)
 
     def at_units(
@@ -107,7 +111,7 @@ class Learning:
     ) -> list[Request]:
         """What the passes behind this one ask of the same graph, as long as they only change
         linears; it is put away until they run. ``changed`` are the linears of this one."""
-        linears = named_linears(structure)
+        linears = wholes(structure)
         found: list[Request] = []
         stored: WeakKeyDictionary[Statistic, _PutAway] = WeakKeyDictionary()
         for step, pass_ in enumerate(self._passes[context.step :], context.step + 1):
@@ -119,7 +123,8 @@ class Learning:
                 changed = changed.union(names)
             if not needs.stats or needs.propagate != "dense":
                 continue
-            groups = pass_.groups(view, [linears[name] for name in names if name in linears])
+            there = [linears[name].linear for name in names if name in linears]
+            groups = pass_.groups(view, there)
 
             def put_away(group: Group, statistics: Statistics, step: int = step) -> None:
                 for item in statistics.values():
@@ -153,10 +158,30 @@ class _PutAway:
         return statistic
 
 
+def _compressed_at(nodes: Sequence[Node], made: Compressed) -> dict[Node, Compressed]:
+    """Where ``made`` stands in for the results of a linear. One of two nodes reads its input at the
+    first of them and gives its results at the second."""
+    first, last = nodes[0], nodes[-1]
+    if first is last:
+        return {last: made}
+    held: list[Tensor] = []
+
+    def hold(inputs: list[Tensor], results: list[Results]) -> list[Results]:
+        held[:] = inputs
+        return results
+
+    def change(inputs: list[Tensor], results: list[Results]) -> list[Results]:
+        changed = made(list(held), results)
+        held.clear()
+        return changed
+
+    return {first: hold, last: change}
+
+
 def _at_linears(
     view: View, structure: Structure, needs: Needs, groups: Sequence[Group], done: Done
 ) -> list[Request]:
-    linears = named_linears(structure)
+    linears = wholes(structure)
     requests = []
     for group in groups:
         unknown = [name for name in group if name not in linears]
@@ -167,6 +192,6 @@ def _at_linears(
             )
         # What is compressed on the way is decided at the first linear that holds the weight.
         seen = group if needs.propagate in ("current", "dense") else group[:1]
-        places: tuple[Place, ...] = tuple((view.tensor(linears[name].node),) for name in seen)
+        places: tuple[Place, ...] = tuple((linears[name].input(view),) for name in seen)
         requests.append(Request(group[0], places, needs.stats, partial(done, group)))
     return requests

@@ -22,6 +22,8 @@ _BUILT_IN = {
     "wanda": "weights.wanda:Wanda",
     "sparsegpt": "weights.sparsegpt:SparseGPT",
     "dsnot": "weights.dsnot:DSnoT",
+    "low-rank": "weights.low_rank_pass:LowRank",
+    "welore": "weights.welore:WeLore",
     "fastervlm": "tokens.fastervlm:FasterVLM",
     "fastv": "tokens.fastv:FastV",
     "vtc-cls": "tokens.vtc_cls:VTCCLS",

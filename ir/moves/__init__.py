@@ -1,13 +1,14 @@
 """The graph surgeries that every method is made of.
 
 ``swap`` a linear, ``graft`` a side path, ``bypass`` a block or ``follow`` a path through blocks,
-``shrink`` a token axis.
+``shrink`` a token axis, ``factorize`` a linear.
 """
 
 from .block_path import Path
 from .bypass_blocks import bypass, follow
+from .factorize_linear import factorize
 from .graft_path import graft, graft_low_rank
 from .shrink_dim import shrink
 from .swap_linear import swap
 
-__all__ = ["Path", "bypass", "follow", "graft", "graft_low_rank", "shrink", "swap"]
+__all__ = ["Path", "bypass", "factorize", "follow", "graft", "graft_low_rank", "shrink", "swap"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Container, Hashable, Mapping, Sequence
@@ -15,9 +16,10 @@ from ...ir.core.errors import BadInput
 from ...ir.core.view import Node, Value, View, is_value
 from ...ir.moves import graft_low_rank
 from ...ir.run.statistics import Statistics
-from ...ir.structure.recognize import Linear
+from ...ir.structure.low_rank import FIRST, SECOND, wholes
+from ...ir.structure.recognize import Linear, Structure
 from ...ir.vocab import dense_weight
-from ..base import CHANGED, COMPENSATED, Context, PassResult, Site
+from ..base import CHANGED, COMPENSATED, Context, PassResult, Site, select_linears
 from ..checkpoint_store import settled
 from ..linear_pass import LinearPass, linear_site
 from .low_rank import Spectrum, allocate, fits_half, stacked
@@ -103,6 +105,14 @@ class Compensate(LinearPass):
 
     # --- the pass ----------------------------------------------------------------------------
 
+    def select(self, structure: Structure) -> list[Linear]:
+        """As the source has them: two that were made of one are that one."""
+        linears = [whole.linear for whole in wholes(structure).values()]
+        return select_linears(
+            linears,
+            include=self.include, exclude=self.exclude, kinds=self.kinds, min_size=self.min_size,
+        )  # fmt: skip
+
     def run(self, context: Context) -> PassResult:
         result = PassResult()
         chosen = self.choose(context, result)
@@ -141,7 +151,7 @@ class Compensate(LinearPass):
     def gap(self, context: Context, linear: Linear) -> tuple[Tensor, Tensor]:
         """The source model's weight, and that less what the graph computes: ``[out, in]`` f32."""
         source = context.original_weight(linear).read().float()
-        gap = source - dense_weight(context.view, linear.node)
+        gap = source - context.wholes[linear.name].matrix(context.view)
         for side in _chain(context.view, linear):
             gap -= dense_weight(context.view, side)
         return source, gap
@@ -214,7 +224,7 @@ class Compensate(LinearPass):
         groups: dict[Value, list[Linear]] = {}
         for linear in linears:
             if paths[linear.name].rank:
-                x = context.view.tensor(linear.node)
+                x = context.wholes[linear.name].input(context.view)
                 groups.setdefault(x, []).append(linear)
         for x, members in groups.items():
             self._attach_group(context, x, members, paths, result)
@@ -246,6 +256,7 @@ class Compensate(LinearPass):
         stored = torch.float16 if half else dtype
         down = stacked([path.down for path in chosen]).to(stored)
         ups = [path.up.to(stored) for path in chosen]
+        sizes = {linear.name: _stored_bytes(context, linear) for linear in members}
         first = members[0].name
         graft_low_rank(
             context.view, x, (f"{first}.{self.name}.down", context.spool.store(down)),
@@ -255,7 +266,7 @@ class Compensate(LinearPass):
         )  # fmt: skip
         for linear, path, up in zip(members, chosen, ups, strict=True):
             extra = (path.up.numel() + path.down.numel()) * up.element_size()
-            size = _stored_bytes(context.view, linear)
+            size = sizes[linear.name]
             error = path.rel_l2 if half else path.wide_rel_l2
             result.sites.append(linear_site(linear, size, size + extra, error, note=path.note))
 
@@ -269,12 +280,18 @@ class Compensate(LinearPass):
                 result.sites.append(self.planned_site(context, linear))
             else:
                 result.refused.append((linear.name, _UNTOUCHED))
-        weights = {x.name: context.view.weight(x.weight) for x in chosen}
-        _say_break_even(result, {name: w.nbytes for name, w in weights.items() if w is not None})
+        sources = {}
+        for linear in chosen:
+            weight = context.view.weight(linear.weight)
+            if weight is not None:
+                sources[linear.name] = math.prod(_shape(linear)) * weight.dtype.itemsize
+        _say_break_even(result, sources)
         return result
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
-        before = context.planned[linear.name].bytes_after
+        factors = [context.planned.get(linear.name + end) for end in (FIRST, SECOND)]
+        parts = [part for part in factors if part] or [context.planned[linear.name]]
+        before = sum(part.bytes_after for part in parts)
         numbers = self._planned_rank(linear) * (linear.in_features + linear.out_features)
         return linear_site(linear, before, before + numbers * self._width)
 
@@ -317,13 +334,11 @@ _UNTOUCHED = "its weight is the source's own: there is nothing to compensate"
 _SHORT = "fewer calibration tokens than inputs: chosen by what they span"
 
 
-def _stored_bytes(view: View, linear: Linear) -> int:
-    operands = [*view.operands(linear.node)[1:]]
-    if linear.bias is not None:
-        operands = [o for o in operands if o is not linear.bias]
+def _stored_bytes(context: Context, linear: Linear) -> int:
+    view = context.view
+    nodes = [*context.wholes[linear.name].nodes, *_chain(view, linear)]
+    operands = [o for node in nodes for o in view.operands(node)[1:] if o is not linear.bias]
     handles = [view.weight(o) for o in operands]
-    for node in _chain(view, linear):
-        handles += [view.weight(o) for o in view.operands(node)[1:]]
     return sum(h.nbytes for h in handles if h is not None)
 
 

@@ -38,13 +38,13 @@ class EoRA(Compensate):
         self, source: Tensor, gap: Tensor, statistics: Statistics, rank: int | None
     ) -> Spectrum:
         gram = statistics[Gram]
-        return spectrum(source, gap, _whitening(gram), rank, gram.count)
+        return spectrum(source, gap, whitening(gram), rank, gram.count)
 
 
 _WHITENINGS: WeakKeyDictionary[Gram, Whitening] = WeakKeyDictionary()
 
 
-def _whitening(gram: Gram) -> Whitening:
+def whitening(gram: Gram) -> Whitening:
     """Of a Gram matrix, the same for all linears with one input: what it computes, it does once."""
     if gram not in _WHITENINGS:
         _WHITENINGS[gram] = Whitening(gram.matrix)

@@ -328,7 +328,8 @@ class Kept(dict[str, Any]):
                                     "quantize{bits=2 group=16},eora{budget=1.5}",
                                     "bitstack{blocks=2},eora{rank=3 propagate=dense}",
                                     "gptq{bits=2 group=16},eora{rank=3}",
-                                    "sparsegpt,dsnot,eora{rank=3}"])  # fmt: skip
+                                    "sparsegpt,dsnot,eora{rank=3}",
+                                    "low-rank{whiten=gram rank=8},eora{rank=3}"])  # fmt: skip
 def test_a_killed_run_goes_on_to_the_same_bytes(
     recipe: str, toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int]
 ) -> None:

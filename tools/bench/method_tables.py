@@ -1,7 +1,8 @@
 """What the methods do to the zoo's models, each beside its baselines.
 
-``python -m graphwright.tools.bench.method_tables tokens|depth|rank|masks|recipes [--samples N]``
-prints one table. Graphs are judged in ONNX Runtime.
+``python -m graphwright.tools.bench.method_tables TABLE [--samples N]`` prints one table, of
+``tokens``, ``depth``, ``rank``, ``masks``, ``low-rank`` or ``recipes``. Graphs are judged in ONNX
+Runtime.
 """
 
 from __future__ import annotations
@@ -30,6 +31,10 @@ BITS, RANKS = (4, 3, 2), (8, 16, 32)
 MASKS = ("sparsity=0.5", "sparsity=0.6", "sparsity=0.7", "pattern=2:4")
 MASK_PASSES = ("magnitude", "wanda", "sparsegpt")
 MASK_RANK = 16
+SHARES = (0.1, 0.3, 0.5)
+"""Of all numbers of the matrices, what goes."""
+LOW_RANK = ("low-rank{{ratio={0} {1}}}", "welore{{target={0} {1}}}",
+            "low-rank{{ratio={0} whiten=gram {1}}}")  # fmt: skip
 NO_HEAD = "exclude=[*lm_head*]"
 RECIPES = {
     "zoo:tiny-llama": ("w8", "w4", "w4-eora"),
@@ -132,6 +137,18 @@ def masks(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     return "perplexity by mask, the head left out", columns, rows()
 
 
+def low_rank(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench("zoo:tiny-llama", "perplexity", samples)
+
+    def rows() -> Rows:
+        yield "0", *[bench.figure(None)] * len(LOW_RANK)
+        for share in SHARES:
+            yield f"{share:.0%}", *(bench.figure(how.format(share, NO_HEAD)) for how in LOW_RANK)
+
+    columns = ("numbers gone", "uniform SVD", "welore", "whitened")
+    return "perplexity by ranks, the head left out", columns, rows()
+
+
 def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     def rows() -> Rows:
         for name, chosen in RECIPES.items():
@@ -144,7 +161,10 @@ def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     return "built-in recipes", ("model", "recipe", "figures"), rows()
 
 
-TABLES = {"tokens": tokens, "depth": depth, "rank": rank, "masks": masks, "recipes": recipes}
+TABLES = {
+    "tokens": tokens, "depth": depth, "rank": rank, "masks": masks, "low-rank": low_rank,
+    "recipes": recipes,
+}  # fmt: skip
 
 
 def _with_keep(made: str, keep: str) -> str:
