@@ -14,7 +14,7 @@ from ..ir.core.view import View
 from ..ir.run.sweep import sweep
 from ..ir.run.truth import Reference
 from ..ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
-from ..ir.structure.cache_slots import answers, next_step
+from ..ir.structure.cache_slots import answers, has_cache, next_step
 from .artifact import MODEL_FILE, model_bytes
 from .original import REPACKED_BYTES, must_repack
 from .registry import DEFAULT, compile
@@ -52,7 +52,8 @@ class Judge:
         self._rule, self._reference, self.samples = Rule.of(graph), reference, samples
         self.inputs = [samples[0]]
         self.expected = [sweep(graph, samples[0]) if expected is None else expected]
-        step = next_step(self.inputs[0], self.expected[0])
+        # A graph may give its keys and values without taking any.
+        step = next_step(self.inputs[0], self.expected[0]) if has_cache(graph) else None
         if step is not None:
             self.inputs.append(step)
             self.expected.append(sweep(graph, step))

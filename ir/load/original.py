@@ -14,8 +14,11 @@ from torch.utils import _pytree as pytree
 
 from ..core.errors import BadInput, first_line
 from ..core.quiet import quiet
+from ..core.types import UNKNOWN, Type
 from ..core.view import Run, Value, View
 from ..fx.program import input_names, output_names
+from ..structure.cache_slots import empty_past
+from .plain_call import TENSORS, PlainCall
 
 Call = Callable[[Any, Mapping[str, torch.Tensor]], Mapping[str, torch.Tensor]]
 """Calls a module with inputs by the graph's names; its outputs by the graph's names."""
@@ -140,14 +143,20 @@ class _Watching(torch.fx.Interpreter):
         return result
 
 
-def traced_call(program: ExportedProgram) -> Call:
-    """The call by which ``torch.export`` traced a module."""
-    inputs, outputs = input_names(program), output_names(program)
+def traced_call(
+    program: ExportedProgram, made: PlainCall = TENSORS, types: Mapping[str, Type] | None = None
+) -> Call:
+    """The call by which ``torch.export`` traced a module. ``types`` are those of the graph's
+    inputs, in order, where they have other names than the program's."""
+    types = types or dict.fromkeys(input_names(program), UNKNOWN)
+    inputs, outputs = list(types), output_names(program)
     in_spec = program.module_call_graph[0].signature.in_spec
 
     def call(module: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        args, kwargs = pytree.tree_unflatten([given[name] for name in inputs], in_spec)
-        return dict(zip(outputs, pytree.tree_leaves(module(*args, **kwargs)), strict=True))
+        tensors = {**given, **empty_past(types, given)}
+        args, kwargs = pytree.tree_unflatten([tensors[name] for name in inputs], in_spec)
+        leaves = pytree.tree_leaves(made.run(module, *args, **kwargs))
+        return dict(zip(outputs, leaves, strict=True))
 
     return call
 

@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
+import functools
 import re
 import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+    Callable,
+    Container,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +27,11 @@ from ..core.quiet import quiet
 from ..core.view import Source
 from ..core.weights import Weight
 from ..fx.view import FxView
+from ..structure.cache_slots import PAST_AXIS
 from .fake import Inputs, fake_meta
 from .functional import functional
 from .original import ModuleOriginal, traced_call
+from .plain_call import bind, plain_call
 
 
 def trace(
@@ -37,6 +46,9 @@ def trace(
     """The graph of ``module`` in evaluation mode, functional, without gradients.
 
     ``args`` and ``kwargs`` are example inputs, by which the module is called with fake tensors.
+    What of them is no tensor (flags, numbers, ``None``) is bound; a cache of transformers is given
+    in its tensors (``past_key_values.N.key``), and what a model returns in a class of its own goes
+    by the names of that class (``logits``, ``present.N.key``).
     ``dynamic_shapes`` is what ``torch.export.export`` takes; ``None`` makes dimension 0 of every
     input dynamic (``batch``), and dimension 1 of 2-D inputs of integers (``seq``), as far as the
     module allows; ``{}`` keeps every shape as given. Parameters on the meta device stay there:
@@ -48,37 +60,36 @@ def trace(
     (naming the submodule and the line), and where it draws random numbers in evaluation mode.
     """
     given = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    inputs: Inputs = _distinct((given, dict(kwargs or {})))
-    bound = _bind(module, *inputs)
-    auto = dynamic_shapes is None
-    if auto:
-        inputs = pytree.tree_map(_widen, inputs)
-        bound = _bind(module, *inputs)
-        dynamic_shapes = _auto_shapes(bound)
-    with _evaluation(module), quiet(), torch.no_grad(), uncollected(), _uncached():
+    call = plain_call(module, given, kwargs or {})
+    inputs: Inputs = _distinct(call.inputs)
+    with (
+        call.given_to(module), _evaluation(module), quiet(), torch.no_grad(), uncollected(),
+        _uncached(),
+    ):  # fmt: skip
+        shapes = None
+        if dynamic_shapes is None:
+            # A mask is as long as a cache and its text: of one token more, nothing would fit.
+            inputs = pytree.tree_map(_two_rows if call.caches else _widen, inputs)
+            shapes = functools.partial(_auto_shapes, bind(module, *inputs), call.caches)
+            dynamic_shapes = shapes()
         inputs = fake_meta(module, inputs)
-        program = _export(module, inputs, dynamic_shapes, bound if auto else None)
+        program = _export(module, inputs, dynamic_shapes, shapes)
     refuse_randomness(program)
     names = dim_names(program, dynamic_shapes)
     if source is None:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         source = Source(kind="memory", name=type(module).__name__, source_bytes=size)
     view = FxView.from_program(program, weights=weights, source=source, dim_names=names)
+    if call.caches:
+        view.set_inputs(dict(zip(call.input_names(view.input_names()), view.inputs(), strict=True)))
+        view.edits = 0
     if source.original is None and weights is None:
+        named = zip(view.input_names(), map(view.type, view.inputs()), strict=True)
         source.original = ModuleOriginal(
-            f"the module {type(module).__name__}", lambda: module, traced_call(program)
-        )
+            f"the module {type(module).__name__}", lambda: module,
+            traced_call(program, call, dict(named)),
+        )  # fmt: skip
     return view
-
-
-def _bind(module: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    signature = inspect.signature(module.forward)
-    try:
-        return dict(signature.bind(*args, **kwargs).arguments)
-    except TypeError as error:
-        raise BadInput(
-            f"the inputs do not fit {type(module).__name__}.forward{signature}: {error}"
-        ) from None
 
 
 def _distinct(inputs: Any) -> Any:
@@ -112,22 +123,35 @@ def _widen(leaf: Any) -> Any:
     return leaf
 
 
-def _auto_shapes(bound: Mapping[str, Any], loose: Iterable[str] = ()) -> dict[str, Any]:
+def _two_rows(leaf: Any) -> Any:
+    """``_widen`` along dimension 0 alone."""
+    one = isinstance(leaf, torch.Tensor) and leaf.dim() > 0 and leaf.shape[0] == 1
+    return torch.cat([leaf, leaf]) if one else leaf
+
+
+def _auto_shapes(
+    bound: Mapping[str, Any], caches: Container[str], loose: Iterable[str] = ()
+) -> dict[str, Any]:
     """Dynamic shapes for the inputs: equal sizes are one dimension, but for those named ``loose``.
 
-    Of a loose dimension the exporter may make several, or a constant.
+    Of a loose dimension the exporter may make several, or a constant. ``caches`` names arguments
+    whose tensors hold the tokens before.
     """
     sizes: dict[str, int] = {}
-    dims = {"batch": Dim("batch"), "seq": Dim("seq")}
+    dims = {name: Dim(name) for name in ("batch", "seq", "past")}
 
-    def spec(leaf: Any) -> dict[int, Any] | None:
+    def spec(leaf: Any, cached: bool) -> dict[int, Any] | None:
         found: dict[int, Any] = {}
-        for index, name in _dynamic_dims(leaf).items():
+        of_cache = {0: "batch", PAST_AXIS: "past"}
+        for index, name in (of_cache if cached else _dynamic_dims(leaf)).items():
             same = sizes.setdefault(name, leaf.shape[index]) == leaf.shape[index]
             found[index] = dims[name] if same and name not in loose else Dim.AUTO
         return found or None
 
-    return {name: pytree.tree_map(spec, value) for name, value in bound.items()}
+    return {
+        name: pytree.tree_map(functools.partial(spec, cached=name in caches), value)
+        for name, value in bound.items()
+    }
 
 
 def dim_names(program: ExportedProgram, dynamic_shapes: Any = None) -> dict[str, str]:
@@ -194,9 +218,9 @@ def _export(
     module: torch.nn.Module,
     inputs: Inputs,
     dynamic_shapes: Any,
-    bound: Mapping[str, Any] | None,
+    auto_shapes: Callable[..., Any] | None,
 ) -> ExportedProgram:
-    """A functional program; with ``bound``, dimensions that the module fixes are set loose."""
+    """A functional program; with ``auto_shapes``, dimensions that are fixed are set loose."""
     loose: set[str] = set()
     while True:
         try:
@@ -206,10 +230,10 @@ def _export(
             return _on_cpu(functional(program))
         except Exception as error:
             named = re.search(r"Constraints violated \(([^)]*)\)", str(error))
-            violated = set(named[1].split(", ")) & {"batch", "seq"} if named else set()
-            if bound is not None and violated - loose:
+            violated = set(named[1].split(", ")) & {"batch", "seq", "past"} if named else set()
+            if auto_shapes is not None and violated - loose:
                 loose |= violated
-                dynamic_shapes = _auto_shapes(bound, loose)
+                dynamic_shapes = auto_shapes(loose)
                 continue
             # Whatever a model's own code raises, the person who named the model must hear of it.
             raise BadInput(_explain(module, error)) from error

@@ -245,6 +245,8 @@ class Reference:
     @cached_property
     def first(self) -> list[Outputs]:
         """On the first sample and, with a cache, on the step that follows it."""
+        if not has_cache(self._source):
+            return [self._first]
         step = next_step(self._samples[0], self._first)
         return [self._first] if step is None else [self._first, self._run(step)]
 

@@ -33,12 +33,17 @@ class CacheSlot:
     present: tuple[Value, Value]
 
 
-def past_name(slot: int, part: str) -> str:
-    return f"past_key_values.{slot}.{part}"
+_PRESENT = r"present\.\d+\.(?:(?:de|en)coder\.)?(?:key|value)"
 
 
-def present_name(slot: int, part: str) -> str:
-    return f"present.{slot}.{part}"
+def past_name(slot: int, part: str, of: str = "") -> str:
+    """The name of a graph's input; ``of`` is ``decoder`` or ``encoder`` where a decoder looks at an
+    encoder too, and holds keys and values of both."""
+    return ".".join(filter(None, ("past_key_values", str(slot), of, part)))
+
+
+def present_name(slot: int, part: str, of: str = "") -> str:
+    return ".".join(filter(None, ("present", str(slot), of, part)))
 
 
 def past_slot(name: str) -> int | None:
@@ -54,7 +59,7 @@ def has_cache(view: View) -> bool:
 
 def answers(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A graph's outputs without its cache, which is state: what passes are measured by."""
-    return {n: t for n, t in outputs.items() if not re.fullmatch(r"present\.\d+\.\w+", n)}
+    return {n: t for n, t in outputs.items() if not re.fullmatch(_PRESENT, n)}
 
 
 def empty_past(

@@ -1,0 +1,214 @@
+"""A module's call in tensors alone, as a graph has it.
+
+Libraries take numbers, flags and caches beside tensors, and return classes of outputs with caches
+in them. What is no tensor is bound to the call; a cache is given and taken in its tensors; outputs
+go by the names that their class gives them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from ..core.errors import BadInput
+from ..structure.cache_slots import PARTS, past_name, present_name
+from .fake import Inputs
+
+
+@dataclass(frozen=True)
+class PlainCall:
+    """The tensors of a call, and what is bound to it."""
+
+    inputs: Inputs
+    """Tensors and plain containers of them; a cache is a list of pairs, keys and values."""
+    bound: Mapping[str, Any]
+    """Arguments that hold no tensor, by name."""
+    caches: frozenset[str]
+    """Arguments that are caches."""
+
+    def run(self, called: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Call a module, or its forward, with ``inputs`` or others like them; plain outputs."""
+        kwargs |= {name: cache_of(kwargs[name]) for name in self.caches & kwargs.keys()}
+        # A copy: a cache without tokens is bound, and the call fills it.
+        return plain_outputs(called(*args, **kwargs, **copy.deepcopy(dict(self.bound))))
+
+    @contextlib.contextmanager
+    def given_to(self, module: torch.nn.Module) -> Iterator[None]:
+        """Meanwhile the module's own forward is this call."""
+        forward, own = module.forward, "forward" in vars(module)
+        signature = inspect.signature(forward)
+        kept = [p for name, p in signature.parameters.items() if name not in self.bound]
+
+        @functools.wraps(forward)
+        def plain(*args: Any, **kwargs: Any) -> Any:
+            return self.run(forward, *args, **kwargs)
+
+        plain.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        module.forward = plain
+        try:
+            yield
+        finally:
+            if own:
+                module.forward = forward
+            else:
+                del module.forward
+
+    def input_names(self, names: Sequence[str]) -> list[str]:
+        """A graph's input names; those of a cache's tensors are the ones that exporters use."""
+        slots = (past_name(i, part) for i in range(len(names)) for part in PARTS)
+        return [next(slots) if self._in_cache(name) else name for name in names]
+
+    def _in_cache(self, name: str) -> bool:
+        return any(name.startswith(f"{cache}_") for cache in self.caches)
+
+
+TENSORS = PlainCall(((), {}), {}, frozenset())
+"""A call to which nothing is bound."""
+
+
+def plain_call(
+    module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> PlainCall:
+    """The call of ``module`` with these arguments.
+
+    Raises ``BadInput`` where they do not fit its ``forward``.
+    """
+    arguments = bind(module, args, kwargs) | _whole_cache(module, kwargs)
+    if all(_holds_tensors(value) for value in arguments.values()):
+        return PlainCall((tuple(args), dict(kwargs)), {}, frozenset())
+    signature = inspect.signature(module.forward)
+    kinds = {name: p.kind for name, p in signature.parameters.items()}
+    for name, value in arguments.items():
+        if kinds[name] is inspect.Parameter.POSITIONAL_ONLY or (
+            kinds[name] is inspect.Parameter.VAR_POSITIONAL and not _holds_tensors(value)
+        ):
+            raise BadInput(f"the input {name} is not a tensor, and has no name to be bound by")
+    for name, kind in kinds.items():
+        if kind is inspect.Parameter.VAR_KEYWORD:
+            arguments |= arguments.pop(name, {})
+    rest = next((arguments.pop(n, ()) for n, k in kinds.items()
+                 if k is inspect.Parameter.VAR_POSITIONAL), ())  # fmt: skip
+    caches = {n: v for n, v in arguments.items() if is_cache(v) and _pairs(v)}
+    bound = {n: v for n, v in arguments.items() if n not in caches and not _holds_tensors(v)}
+    tensors = {n: v for n, v in arguments.items() if n not in bound}
+    return PlainCall(
+        (tuple(rest), tensors | {n: _pairs(v) for n, v in caches.items()}), bound, frozenset(caches)
+    )
+
+
+def bind(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments by the names that ``forward`` has for them. Raises as ``plain_call``."""
+    signature = inspect.signature(module.forward)
+    try:
+        return dict(signature.bind(*args, **kwargs).arguments)
+    except TypeError as error:
+        raise BadInput(
+            f"the inputs do not fit {type(module).__name__}.forward{signature}: {error}"
+        ) from None
+
+
+def _holds_tensors(value: Any) -> bool:
+    leaves = [] if is_cache(value) else pytree.tree_leaves(value)
+    return bool(leaves) and all(isinstance(leaf, torch.Tensor) for leaf in leaves)
+
+
+# --- caches -------------------------------------------------------------------------------------
+
+
+def _whole_cache(module: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """An empty cache that keeps all tokens, for a model of transformers that would make one whose
+    layers keep the last ones alone: how many there are is told by the length of a text."""
+    config = getattr(module, "config", None)
+    windows = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)
+    accepted = inspect.signature(module.forward).parameters
+    if not windows or "past_key_values" in kwargs or "past_key_values" not in accepted:
+        return {}
+    if not kwargs.get("use_cache", getattr(config, "use_cache", False)):
+        return {}
+    return {"past_key_values": cache_of(())}
+
+
+def is_cache(value: Any) -> bool:
+    """Whether a value is a cache of transformers, which is not imported for it."""
+    module = sys.modules.get("transformers.cache_utils")
+    return module is not None and isinstance(value, module.Cache)
+
+
+def cache_of(pairs: Sequence[Sequence[torch.Tensor]]) -> Any:
+    """A library's cache that holds these keys and values, a pair ``[batch, heads, past, head_dim]``
+    a layer; every layer keeps all that it has seen."""
+    from transformers.cache_utils import DynamicCache, DynamicLayer
+
+    cache = DynamicCache()
+    for keys, values in pairs:
+        # Filled by hand: `update` would first join the cache to an empty tensor.
+        layer = DynamicLayer()
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        layer.dtype, layer.device = keys.dtype, keys.device
+        cache.layers.append(layer)
+    return cache
+
+
+def presents(cache: Any) -> dict[str, torch.Tensor]:
+    """Keys and values of a cache by the names that exporters give them."""
+    both = [(getattr(cache, f"{attention}_attention_cache", None), of)
+            for attention, of in (("self", "decoder"), ("cross", "encoder"))]  # fmt: skip
+    halves = [(half, of) for half, of in both if half is not None] or [(cache, "")]
+    return {
+        present_name(slot, part, of): tensor
+        for half, of in halves
+        for slot, pair in enumerate(_pairs(half))
+        for part, tensor in zip(PARTS, pair, strict=True)
+    }
+
+
+def _pairs(cache: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Keys and values of the layers of a cache that have any; none of a cache of another kind."""
+    layers = getattr(cache, "layers", ())
+    pairs = [(getattr(layer, "keys", None), getattr(layer, "values", None)) for layer in layers]
+    return [(k, v) for k, v in pairs if k is not None and v is not None]
+
+
+# --- outputs ------------------------------------------------------------------------------------
+
+
+def plain_outputs(output: Any) -> Any:
+    """Tensors and plain containers of them as they are; of what else is returned the tensors by
+    name: ``logits``, ``hidden_states.0``, ``present.0.key``."""
+    if _is_plain(output):
+        return output
+    found: dict[str, torch.Tensor] = {}
+    _collect(found, "", output)
+    return found
+
+
+def _is_plain(output: Any) -> bool:
+    if type(output) in (tuple, list):
+        return all(map(_is_plain, output))
+    if type(output) is dict:
+        return all(map(_is_plain, output.values()))
+    return isinstance(output, torch.Tensor)
+
+
+def _collect(found: dict[str, torch.Tensor], name: str, value: Any) -> None:
+    if isinstance(value, torch.Tensor):
+        found[name or "output"] = value
+    elif is_cache(value):
+        found.update(presents(value))
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            _collect(found, f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, tuple | list):
+        for index, inner in enumerate(value):
+            _collect(found, f"{name}.{index}" if name else f"output_{index}", inner)
+    elif is_dataclass(value):
+        _collect(found, name, {field.name: getattr(value, field.name) for field in fields(value)})
