@@ -26,6 +26,7 @@ _BUILT_IN = {
     "welore": "weights.welore:WeLore",
     "fastervlm": "tokens.fastervlm:FasterVLM",
     "fastv": "tokens.fastv:FastV",
+    "tome": "tokens.tome:ToMe",
     "vtc-cls": "tokens.vtc_cls:VTCCLS",
     "random-tokens": "tokens.random_tokens:RandomTokens",
     "uniform-tokens": "tokens.uniform_tokens:UniformTokens",

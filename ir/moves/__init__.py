@@ -1,7 +1,7 @@
 """The graph surgeries that every method is made of.
 
 ``swap`` a linear, ``graft`` a side path, ``bypass`` a block or ``follow`` a path through blocks,
-``shrink`` a token axis, ``factorize`` a linear.
+``shrink`` a token axis, that of a prompt or that of a tower's pictures, ``factorize`` a linear.
 """
 
 from .block_path import Path
@@ -9,6 +9,10 @@ from .bypass_blocks import bypass, follow
 from .factorize_linear import factorize
 from .graft_path import graft, graft_low_rank
 from .shrink_dim import shrink
+from .shrink_pictures import shrink_pictures
 from .swap_linear import swap
 
-__all__ = ["Path", "bypass", "factorize", "follow", "graft", "graft_low_rank", "shrink", "swap"]
+__all__ = [
+    "Path", "bypass", "factorize", "follow", "graft", "graft_low_rank", "shrink",
+    "shrink_pictures", "swap",
+]  # fmt: skip

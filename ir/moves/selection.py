@@ -65,12 +65,13 @@ def best(b: Builder, scores: Value, count: int) -> Value:
 
 
 def kept_positions(
-    b: Builder, images: ImageTokens, marked: Value, chosen: Value, count: int
+    b: Builder, images: ImageTokens, marked: Value, chosen: Value | None, count: int
 ) -> Value:
     """The positions of a sequence that stay: all but the image tokens that were not chosen.
 
     ``marked`` bool ``[rows, seq]`` marks one run of ``images.count`` image tokens in each row,
-    ``chosen`` i64 ``[rows, count]``, or ``[images, count]``, says, ascending, which of them stay.
+    ``chosen`` i64 ``[rows, count]``, or ``[images, count]``, says, ascending, which of them stay;
+    it is ``None`` where none does.
     The result is i64 ``[rows, seq - images.count + count]``, ascending. Where a graph may run
     without any image (a step with a cache), all positions stay then.
     """
@@ -90,7 +91,9 @@ def kept_positions(
     # Counted, not made by ``arange``, so that the type says the length by name.
     every = b.sub(b.cumsum(_ones(b, short), dim=1), 1)
     start = image_start(b, marked)
-    turn = b.sub(every, start)
+    turn, later = b.sub(every, start), b.add(every, dropped)
+    if chosen is None:
+        return b.where(b.lt(turn, 0), every, later)
     inside = b.clamp(turn, min=0, max=count - 1)
     shape = view.type(chosen).shape
     if shape is not None and same_dim(shape[0], rows):
@@ -98,7 +101,6 @@ def kept_positions(
     else:
         picked = _picked(b, marked, chosen, inside, count)
     picked = b.add(picked, start)
-    later = b.add(every, dropped)
     is_before, is_image = b.lt(turn, 0), b.lt(turn, count)
     kept = b.where(is_image, picked, later)
     return b.where(is_before, every, kept)

@@ -95,13 +95,14 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         raise Refusal("no place is recognised at which image features replace words' embeddings")
     condition, picked = view.tensor(where, 0), view.tensor(where, 1)
     placeholders = _unspread(view, condition)
-    path = _between(view, towers[-1].exit, picked)
+    whole = _given_back(view, towers[-1].exit)
+    path = _between(view, whole, picked)
     if not path:
         raise Refusal("what enters the text does not come from the tower before it")
     features = _features(view, path, picked)
     cut = next((n for n in path if _cuts_first(view, n)), None)
     tokens, images = _static(view, features, 1), (view.type(features).shape or ("images",))[0]
-    patches = _static(view, towers[-1].exit, 1) - (cut is not None)
+    patches = _static(view, whole, 1) - (cut is not None)
     site = next((s for s in structure.attentions if s.block == towers[-1].index), None)
     if site is None:
         raise Refusal("the vision tower's last layer has no attention")
@@ -141,6 +142,14 @@ def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:
             raise Refusal("tokens were selected here before, by something else than a token pass")
         tokens = counts[view.name(value)]
     return tokens
+
+
+def _given_back(view: View, value: Value) -> Value:
+    """A tower's result with a row for each token, where fewer went through it."""
+    for user in view.users(value):
+        if view.op(user) == "token_select":
+            return view.result(user)
+    return value
 
 
 def _unspread(view: View, value: Value) -> Value:

@@ -12,7 +12,7 @@ from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
-from .token_pass import ScoredTokens
+from .token_pass import ScoredTokens, behind, marked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,7 @@ class FastV(ScoredTokens):
     name: ClassVar[str] = "fastv"
     positions: ClassVar[Positions] = "kept"
     keep: str = "50%"
+    """Image tokens to keep: a number, or a share, as 25%."""
     layer: int = 2
     """The block of the language model before which tokens leave."""
 
@@ -56,7 +57,7 @@ class FastV(ScoredTokens):
             raise Refusal(f"block {self.layer - 1} has no attention to score tokens by")
         site = structure.attentions[sites[-1]]
         row = attention_row(view, site.node, "last")
-        b = self.behind(view, row, images.language[self.layer].entry)
+        b = behind(view, row, images.language[self.layer].entry)
         if site.cache is not None:
             row = b.slice(row, b.size(site.cache.past[0], dim=2), END, dim=1)
-        return image_scores(b, row, self.marked(b, images), images.count)
+        return image_scores(b, row, marked(b, images), images.count)

@@ -10,11 +10,11 @@ from ...ir.core.view import Value, View
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
-from .token_pass import TokenPass, same_for_all
+from .token_pass import KeepPass, same_for_all
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomTokens(TokenPass):
+class RandomTokens(KeepPass):
     """Keep image tokens at random places before the language model, the same for every image.
 
     The places are drawn once, with ``seed``, and frozen into the graph.

@@ -1,8 +1,9 @@
-"""What passes that prune visual tokens share: how many to keep, which, and the cut itself."""
+"""What passes that prune visual tokens share: how many to keep, which, and the cuts themselves."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -19,29 +20,34 @@ from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
 
 
+@dataclass(frozen=True)
+class Cut:
+    """One place at which image tokens leave the text."""
+
+    block: int
+    """The block of the language model before which they do."""
+    count: int
+    """Image tokens that come there."""
+    left: int
+    """Those that go on."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TokenPass(Pass):
-    """Keep ``keep`` of the image tokens of each prompt: a count, or a share such as ``25%``.
+    """Base of the passes after which fewer image tokens of each prompt go on.
 
-    The graph still takes prompts with all placeholders; behind the cut the sequence is shorter, and
+    The graph still takes prompts with all placeholders; behind a cut the sequence is shorter, and
     so are ``logits``: positions after the image move forward by the number of tokens dropped. Each
     row of a batch must hold one image. Prompts of unequal length are padded on the left.
     """
 
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (TOKENS,)
-    keep: str
-    """Image tokens to keep: a number, or a share, as 25%."""
     positions: ClassVar[Positions]
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self._count(None)
-
-    @property
-    def block(self) -> int:
-        """The block of the language model before which tokens leave."""
-        return 0
+    @abstractmethod
+    def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
+        """Where tokens leave, from the first block to the last. Raises ``Refusal``."""
 
     @abstractmethod
     def choose(
@@ -49,93 +55,87 @@ class TokenPass(Pass):
     ) -> Value:
         """Which image tokens stay: i64 ``[rows, left]``, ascending."""
 
-    def check(self, images: ImageTokens) -> None:
-        """Raise ``Refusal`` where the model lacks what the score is made of."""
-
     def run(self, context: Context) -> PassResult:
-        view = context.view
-        images, left, result = self._survey(context)
-        if left == images.count:
-            result.notes.append(f"all {left} image tokens are kept: the graph stays as it is")
-            return result
-        value = images.language[self.block].entry
-        try:
-            with view.made_by(self.name, context.step):
-                chosen = self.choose(view, context.structure, images, left)
-                kept = self._kept(view, images, chosen, left)
-            shrink(view, value, kept, positions=self.positions, rule=self.name, step=context.step)
-        except Refusal as refusal:
-            raise BadInput(f"{self.name}: {refusal}") from None
-        note_count(view, kept, left)
-        result.shortened = True
-        context.edited()
+        cuts, result = self._survey(context)
+        for cut in cuts:
+            if cut.left < cut.count:
+                self._apply(context, cut)
+                result.shortened = True
         return result
 
     def plan(self, context: Context) -> PassResult:
-        return self._survey(context)[2]
+        return self._survey(context)[1]
 
-    def _survey(self, context: Context) -> tuple[ImageTokens, int, PassResult]:
+    def _apply(self, context: Context, cut: Cut) -> None:
+        view = context.view
         try:
-            images = find_image_tokens(context.view, context.structure, self.block)
-            self.check(images)
+            images = find_image_tokens(view, context.structure, cut.block)
+            value = images.language[cut.block].entry
+            with view.made_by(self.name, context.step):
+                makers, chosen = [value], None
+                if cut.left:
+                    chosen = self.choose(view, context.structure, images, cut.left)
+                    makers.append(chosen)
+                b = behind(view, *makers)
+                kept = kept_positions(b, images, marked(b, images), chosen, cut.left)
+            shrink(view, value, kept, positions=self.positions, rule=self.name, step=context.step)
+        except Refusal as refusal:
+            raise BadInput(f"{self.name}: {refusal}") from None
+        note_count(view, kept, cut.left)
+        context.edited()
+
+    def _survey(self, context: Context) -> tuple[Sequence[Cut], PassResult]:
+        view, structure = context.view, context.structure
+        try:
+            cuts = self.cuts(view, structure)
+            check_order(view, structure, cuts[0].block)
         except Refusal as refusal:
             raise BadInput(
                 f"{self.name}: {refusal}. Token passes need a vision-language model of which the "
                 "vision tower, the projector and the language model are in one graph"
             ) from None
-        left = self._count(images.count)
         result = PassResult()
-        result.sites.append(
-            Site(name=f"image tokens before block {self.block}", kind="tokens",
-                 shape=(images.count, left), bytes_before=0, bytes_after=0)
-        )
-        result.notes.append(f"{left} of {images.count} image tokens go on from there")
-        return images, left, result
-
-    def _kept(self, view: View, images: ImageTokens, chosen: Value, left: int) -> Value:
-        b = self.behind(view, images.language[self.block].entry, chosen)
-        return kept_positions(b, images, self.marked(b, images), chosen, left)
-
-    def marked(self, b: Builder, images: ImageTokens) -> Value:
-        """Which positions are image tokens where this pass cuts: bool ``[rows, tokens]``."""
-        marked = images.placeholders
-        for kept in images.kept:
-            marked = b.token_select(marked, kept)
-        return marked
-
-    def behind(self, view: View, *values: Value) -> Builder:
-        """A builder right behind the last of the nodes that make the values."""
-        makers = {view.producer(value) for value in values}
-        return Builder(view, view.after([node for node in view.nodes() if node in makers][-1]))
-
-    def _count(self, total: int | None) -> int:
-        """How many of ``total`` are kept; with ``None`` the option alone is checked."""
-        text = self.keep.strip()
-        share = text.endswith("%")
-        try:
-            number = float(text[:-1]) if share else int(text)
-        except ValueError:
-            raise BadInput(
-                f"{self.name}: keep={self.keep} is neither a count, as 144, nor a share, as 25%"
-            ) from None
-        if not number > 0 or (share and number > 100):
-            raise BadInput(
-                f"{self.name}: keep={self.keep} must be "
-                + ("above 0 % and at most 100 %" if share else "at least 1")
+        for cut in cuts:
+            result.sites.append(
+                Site(name=f"image tokens before block {cut.block}", kind="tokens",
+                     shape=(cut.count, cut.left), bytes_before=0, bytes_after=0)
+            )  # fmt: skip
+            result.notes.append(
+                f"{cut.left} of {cut.count} image tokens go on from block {cut.block}"
+                if cut.left < cut.count
+                else f"all {cut.left} image tokens are kept: the graph stays as it is"
             )
-        if total is None:
-            return 0
-        left = round(total * number / 100) if share else int(number)
-        if not 0 < left <= total:
-            raise BadInput(
-                f"{self.name}: keep={self.keep} of {total} image tokens is {left}; between 1 and "
-                f"{total} can be kept"
-            )
-        return left
+        return cuts, result
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScoredTokens(TokenPass):
+class KeepPass(TokenPass):
+    """Base of the passes that cut once: ``keep`` is a count, or a share such as ``25%``."""
+
+    keep: str
+    """Image tokens to keep: a number, or a share, as 25%."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        parsed(self.name, self.keep)
+
+    @property
+    def block(self) -> int:
+        """The block of the language model before which tokens leave."""
+        return 0
+
+    def check(self, images: ImageTokens) -> None:
+        """Raise ``Refusal`` where the model lacks what the score is made of."""
+
+    def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
+        images = find_image_tokens(view, structure, self.block)
+        self.check(images)
+        left = counted(self.name, self.keep, images.count)
+        return [Cut(self.block, images.count, left)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoredTokens(KeepPass):
     """Base of the token passes that are one function: from the graph to a score of each token."""
 
     @abstractmethod
@@ -150,27 +150,49 @@ class ScoredTokens(TokenPass):
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
         scores = self.score(view, structure, images)
-        of_a_picture = (view.type(scores).shape or ())[1:] == (images.patches,)
-        pictures = images.pictures if of_a_picture else 1
-        if left % pictures:
-            near = left - left % pictures
-            raise Refusal(
-                f"keep={left} is not divisible among the {pictures} pictures of an image: "
-                f"{near or pictures} is"
-            )
+        each = shared(view, scores, images, left)
         b = Builder(view, view.after(view.maker(scores)))
-        chosen = best(b, scores, left // pictures)
-        return chosen if pictures == 1 else _joined(view, chosen, images, left)
+        return in_image(view, best(b, scores, each), images, left)
 
 
-def _joined(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
+def shared(view: View, scores: Value, images: ImageTokens, left: int) -> int:
+    """How many of ``left`` tokens each row of scores keeps: a row is an image, or one of its
+    pictures. Raises ``Refusal`` where they cannot be shared out."""
+    of_a_picture = (view.type(scores).shape or ())[1:2] == (images.patches,)
+    pictures = images.pictures if of_a_picture else 1
+    if left % pictures:
+        near = left - left % pictures
+        raise Refusal(
+            f"keep={left} is not divisible among the {pictures} pictures of an image: "
+            f"{near or pictures} is"
+        )
+    return left // pictures
+
+
+def in_image(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
     """Places in each picture ``[rows x pictures, left / pictures]`` as places in the image."""
+    each = (view.type(chosen).shape or ())[1]
+    if each == left:
+        return chosen
     b = Builder(view, view.after(view.maker(chosen)))
-    each = left // images.pictures
-    apart = b.reshape(chosen, -1, images.pictures, each)
+    apart = b.reshape(chosen, -1, images.pictures, left // images.pictures)
     total = images.pictures * images.patches
     first = b.arange(0, total, images.patches, dtype=torch.int64)
     return b.reshape(b.add(apart, b.unsqueeze(first, dims=(0, 2))), -1, left)
+
+
+def marked(b: Builder, images: ImageTokens) -> Value:
+    """Which positions are image tokens where a pass cuts: bool ``[rows, tokens]``."""
+    found = images.placeholders
+    for kept in images.kept:
+        found = b.token_select(found, kept)
+    return found
+
+
+def behind(view: View, *values: Value) -> Builder:
+    """A builder right behind the last of the nodes that make the values."""
+    makers = {view.producer(value) for value in values}
+    return Builder(view, view.after([node for node in view.nodes() if node in makers][-1]))
 
 
 def same_for_all(view: View, images: ImageTokens, places: list[int], name: str) -> Value:
@@ -180,3 +202,45 @@ def same_for_all(view: View, images: ImageTokens, places: list[int], name: str) 
     # Zeros of one column, as many as there are rows.
     rows = b.cast(b.slice(images.placeholders, 0, 1, dim=1), dtype=torch.int64)
     return b.add(b.mul(rows, 0), table)
+
+
+def parsed(name: str, keep: str) -> tuple[float, bool]:
+    """The number of an option ``keep``, and whether it is a share in percent."""
+    text = keep.strip()
+    share = text.endswith("%")
+    try:
+        number = float(text[:-1]) if share else int(text)
+    except ValueError:
+        raise BadInput(
+            f"{name}: keep={keep} is neither a count, as 144, nor a share, as 25%"
+        ) from None
+    if not number > 0 or (share and number > 100):
+        raise BadInput(
+            f"{name}: keep={keep} must be "
+            + ("above 0 % and at most 100 %" if share else "at least 1")
+        )
+    return number, share
+
+
+def counted(name: str, keep: str, total: int) -> int:
+    """How many of ``total`` an option ``keep`` means."""
+    number, share = parsed(name, keep)
+    left = round(total * number / 100) if share else int(number)
+    if not 0 < left <= total:
+        raise BadInput(
+            f"{name}: keep={keep} of {total} image tokens is {left}; between 1 and "
+            f"{total} can be kept"
+        )
+    return left
+
+
+def check_order(view: View, structure: Structure, block: int) -> None:
+    """Raise ``Refusal`` where tokens leave behind ``block`` already: what chose them counted the
+    tokens that came there."""
+    here = find_image_tokens(view, structure, block)
+    later = find_image_tokens(view, structure, len(here.language) - 1)
+    if len(later.kept) > len(here.kept):
+        raise Refusal(
+            f"tokens leave behind block {block} already: put the cut that comes first in the model "
+            "first in the recipe"
+        )

@@ -9,11 +9,11 @@ from ...ir.core.view import Value, View
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
-from .token_pass import TokenPass, same_for_all
+from .token_pass import KeepPass, same_for_all
 
 
 @dataclass(frozen=True, kw_only=True)
-class UniformTokens(TokenPass):
+class UniformTokens(KeepPass):
     """Keep every n-th image token before the language model: each stands in the middle of its run.
 
     In raster order, so that few tokens fall into few columns of the patch grid.

@@ -10,6 +10,7 @@ from ...ir.core.view import Value, View
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from .fastervlm import ClsScoredTokens, cls_row
+from .token_pass import behind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,5 +41,5 @@ class VTCCLS(ClsScoredTokens):
         rows = [cls_row(view, structure.attentions[block.attentions[-1]]) for block in late]
         total = rows[0]
         for row in rows[1:]:
-            total = self.behind(view, total, row).add(total, row)
+            total = behind(view, total, row).add(total, row)
         return total

@@ -20,7 +20,7 @@ from graphwright.ir.structure.vision import find_image_tokens
 from torch import Tensor
 
 from ...ir.load.test_hf_llava import prompts, save_llava
-from .test_tokens import best, close, cls_scores, cut, run, staying
+from .llava import best, close, cls_scores, cut, run, staying
 
 CROPS, PATCHES = 5, 9
 TOKENS = CROPS * PATCHES

@@ -1,0 +1,12 @@
+"""Models that the tests of token passes share."""
+
+from __future__ import annotations
+
+import pytest
+
+from .llava import Models, made
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    return made(tmp_path_factory.mktemp("llava"))

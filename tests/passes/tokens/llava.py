@@ -1,0 +1,188 @@
+"""A random LLaVA: its graphs, prompts for it, and the library's modules cut by boolean masks."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from graphwright.backends.lowering import translated
+from graphwright.ir.core.view import View
+from graphwright.ir.load.sources import load
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.cache_slots import empty_past
+from torch import Tensor
+
+transformers: Any = importlib.import_module("transformers")
+
+PATCHES, IMAGE, LAYERS, WORDS = 16, 29, 4, 30
+Batch = dict[str, Tensor]
+
+
+@dataclass
+class Models:
+    """One random LLaVA: the library's, and its graphs by kind, without and with a cache."""
+
+    eager: Any
+    plain: dict[str, View]
+    cached: dict[str, View]
+
+
+def made(folder: Path) -> Models:
+    """The model, written to a folder and loaded from there."""
+    torch.manual_seed(0)
+    config = transformers.LlavaConfig(
+        vision_config=transformers.CLIPVisionConfig(
+            image_size=32, patch_size=8, hidden_size=16, intermediate_size=24,
+            num_hidden_layers=3, num_attention_heads=2, projection_dim=16,
+        ),
+        text_config=transformers.LlamaConfig(
+            vocab_size=WORDS, hidden_size=24, intermediate_size=32, num_hidden_layers=LAYERS,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96,
+        ),
+        image_token_id=IMAGE, vision_feature_layer=-2, image_seq_length=PATCHES,
+        vision_feature_select_strategy="default",
+    )  # fmt: skip
+    model = transformers.LlavaForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(folder)
+    model.set_attn_implementation("eager")
+    plain, cached = load(folder, cache=False), load(folder, cache=True)
+    return Models(
+        model,
+        {"fx": plain, "onnx": translated(plain)},
+        {"fx": cached, "onnx": translated(cached)},
+    )
+
+
+def prompts(batch: int, seed: int = 0, more: int = 0) -> Batch:
+    """Rows of unequal length, padded on the left, one image each; ``more`` words behind."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def words(count: int) -> Tensor:
+        return torch.randint(1, IMAGE, (count,), generator=generator)
+
+    rows = [
+        torch.cat([words(1 + row % 2), torch.full((PATCHES,), IMAGE), words(2 + row % 3 + more)])
+        for row in range(batch)
+    ]
+    longest = max(map(len, rows))
+    ids = torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0)) for r in rows])
+    pixels = torch.randn(batch, 3, 32, 32, generator=generator)
+    return {"input_ids": ids, "attention_mask": (ids != 0).long(), "pixel_values": pixels}
+
+
+# --- the reference ------------------------------------------------------------------------------
+
+
+def cls_scores(model: Any, pixels: Tensor, layers: int = 1) -> Tensor:
+    """Of the last layers but one, which makes no features."""
+    found = model.model.vision_tower(pixels, output_attentions=True)
+    rows: list[Tensor] = [a[:, :, 0, 1:].mean(1) for a in found.attentions[-1 - layers : -1]]
+    return torch.stack(rows).sum(0)
+
+
+def best(scores: Tensor, count: int) -> Tensor:
+    """Which of the columns are among each row's ``count`` highest: bool."""
+    return torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(count).indices, True)
+
+
+def staying(ids: Tensor, chosen: Tensor) -> Tensor:
+    """Positions that stay, bool ``[rows, seq]``."""
+    keep = ids != IMAGE
+    for row, wanted in zip(keep, chosen, strict=True):
+        row[(~row).nonzero().squeeze(1)[wanted]] = True
+    return keep
+
+
+def cut(tensor: Tensor, keep: Tensor) -> Tensor:
+    return torch.stack([row[k] for row, k in zip(tensor, keep, strict=True)])
+
+
+def run(
+    model: Any, batch: Batch, *, layer: int, chosen: Tensor | None = None, count: int = 0,
+    renumber: bool = False, features: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Logits with image tokens cut before ``layer``, and the choice: by the last token's attention
+    where none is given. ``features`` are the tower's, where they are not its own."""  # fmt: skip
+    inner = model.model
+    ids, mask = batch["input_ids"], batch["attention_mask"].bool()
+    if features is None:
+        tower = inner.vision_tower(batch["pixel_values"], output_hidden_states=True)
+        features = tower.hidden_states[-2][:, 1:]
+    state = inner.get_input_embeddings()(ids)
+    state[ids == IMAGE] = inner.multi_modal_projector(features).flatten(0, 1)
+    last = torch.empty(0)
+    language = inner.language_model
+    length = ids.shape[1]
+    places = torch.arange(length).expand(len(ids), -1)
+    seen = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None]
+    for index, block in enumerate(language.layers):
+        if index == layer:
+            if chosen is None:
+                row = last[ids == IMAGE].reshape(len(ids), -1)
+                chosen = best(row, count)
+            keep = staying(ids, chosen)
+            state, places = cut(state, keep), cut(places, keep)
+            seen = torch.stack([s[k][:, k] for s, k in zip(seen, keep, strict=True)])
+            if renumber:
+                places = torch.arange(state.shape[1]).expand(len(ids), -1)
+        tables = language.rotary_emb(state, places)
+        bias = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
+        normed = block.input_layernorm(state)
+        given = {"position_embeddings": tables, "attention_mask": bias}
+        last = block.self_attn(normed, **given)[1][:, :, -1].mean(1)
+        state = block(state, **given)
+        state = state[0] if isinstance(state, tuple) else state
+    assert chosen is not None
+    return model.lm_head(language.norm(state)), chosen
+
+
+def places(chosen: Tensor) -> Tensor:
+    """The same choice as column numbers, ascending."""
+    return cut(torch.arange(chosen.shape[1]).expand_as(chosen), chosen)
+
+
+def chosen_in(view: View, batch: Batch) -> Tensor:
+    """The places among the image tokens that the graph chose: the last ascending ``topk``."""
+    found: list[Tensor] = []
+
+    def note(node: Any, given: list[Any], results: tuple[Any, ...]) -> None:
+        if view.op(node) == "topk" and not view.attrs(node)["largest"]:
+            found.append(results[0])
+
+    sweep(view, batch, observe=note)
+    return found[-1]
+
+
+def close(actual: Tensor, expected: Tensor, rows: Tensor | None = None) -> None:
+    if rows is not None:
+        actual, expected = actual[rows], expected[rows]
+    torch.testing.assert_close(actual, expected, rtol=2e-4, atol=2e-4)
+
+
+def decoded(view: View, prompt: Batch, words: Tensor) -> tuple[Tensor, list[int]]:
+    """Logits of the prompt's last position and of each word after it, and the cache's lengths."""
+    types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
+    outputs = sweep(view, prompt | empty_past(types, prompt))
+    logits = [outputs["logits"][:, -1]]
+    lengths = [t.shape[2] for n, t in outputs.items() if n.endswith(".key")]
+    padding = prompt["attention_mask"]
+    for step in range(words.shape[1]):
+        past = lengths[0] + step
+        ones = torch.ones(len(words), past + 1, dtype=torch.int64)
+        ones[:, : padding.shape[1]] = padding[:, : past + 1]
+        caches = {n.replace("present", "past_key_values"): t for n, t in outputs.items()
+                  if n.startswith("present")}  # fmt: skip
+        outputs = sweep(view, {
+            "input_ids": words[:, step : step + 1], "attention_mask": ones,
+            "pixel_values": prompt["pixel_values"][:0], **caches,
+        })  # fmt: skip
+        assert outputs["logits"].shape[1] == 1
+        logits.append(outputs["logits"][:, -1])
+    return torch.stack(logits, 1), lengths
