@@ -95,25 +95,28 @@ def run(
     trust_remote_code: Trust = False,
 ) -> None:
     """Optimize MODEL and write the artifact to OUT."""
-    with uncollected():
-        from ...ir.load.sources import form_of
-        from ..run import pipeline
     from . import terminal
 
-    _check_backend(backend)
-    _check_choice("device", device, ("cpu", "cuda"))
     console = _console(stderr=True)
-    # Of a name that is no model's, only that is said.
-    chosen = _choose_recipe(recipe, passes, console, quiet=as_json or not form_of(model))
-    if max_error is not None and not max_error > 0:
-        raise BadInput(f"--max-error {max_error} must be above 0")
-    request = pipeline.Request(
-        model, chosen, out, max_error=max_error, device=device, force=force,
-        trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
-        calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
-        backend=backend, resume=resume,
-    )  # fmt: skip
     with terminal.Steps(console, silent=as_json) as steps:
+        steps("starting", 0, 1)
+        with uncollected():
+            from ...ir.load.sources import form_of
+
+            # Of a name that is no model's, only that is said.
+            chosen = _choose_recipe(recipe, passes, console, quiet=as_json or not form_of(model))
+            from ..run import pipeline
+
+        _check_backend(backend)
+        _check_choice("device", device, ("cpu", "cuda"))
+        if max_error is not None and not max_error > 0:
+            raise BadInput(f"--max-error {max_error} must be above 0")
+        request = pipeline.Request(
+            model, chosen, out, max_error=max_error, device=device, force=force,
+            trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
+            calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
+            backend=backend, resume=resume,
+        )  # fmt: skip
         done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
     if as_json:
         _print_json(done.to_json())

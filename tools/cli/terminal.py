@@ -15,7 +15,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderableType
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
@@ -324,6 +324,18 @@ def print_error(console: Console, error: BaseException | str, hint: str = "") ->
         _say(console, line)
 
 
+class _Clock(ProgressColumn):
+    """The time since the work began: rich's own stands still where a bar is full."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        super().__init__()
+        self._clock, self._began = clock, clock()
+
+    def render(self, task: Task) -> Text:
+        minutes, seconds = divmod(int(self._clock() - self._began), 60)
+        return Text(f"{minutes}:{seconds:02d}")
+
+
 class Steps:
     """Progress of long work: ``steps(label, done, total)`` as often as one likes.
 
@@ -348,11 +360,11 @@ class Steps:
         columns = (
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
+            TextColumn("{task.fields[count]}", markup=False),
+            _Clock(clock),
         )
         self._bar = Progress(*columns, console=console, transient=True)
-        self._task = self._bar.add_task("", total=None)
+        self._task = self._bar.add_task("", total=None, count="")
         # The bar appears by a timer, so that one long first step does not look like a hang.
         self._timer = threading.Timer(after, self._show)
         self._timer.daemon = True
@@ -375,15 +387,20 @@ class Steps:
                 self._bar.stop()
 
     def __call__(self, label: str, done: int, total: int | None = None) -> None:
-        """``done`` of ``total`` steps of ``label`` are over; ``total`` is ``None`` if unknown."""
+        """``done`` of ``total`` steps of ``label`` are over; ``total`` is ``None`` if unknown.
+
+        The bar of one step, or of an unknown number, runs to and fro: how far it is, nobody knows.
+        """
         if self._silent:
             return
-        self._bar.update(self._task, description=label, completed=done, total=total)
+        known = total if total is not None and total > 1 else None
+        count = "" if known is None else f"{done}/{known}"
+        self._bar.update(self._task, description=label, completed=done, total=known, count=count)
         now = self._clock()
         if self._console.is_terminal or now < self._next_line:
             return
         self._next_line = now + self._every
-        _say(self._console, f"{label}: {done} of {total}" if total else f"{label}: {done}")
+        _say(self._console, label if known is None else f"{label}: {done} of {known}")
 
     def _show(self) -> None:
         with self._lock:

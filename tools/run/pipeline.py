@@ -25,7 +25,7 @@ from ...ir.load.sources import fingerprint, load
 from ...ir.onnx.view import OnnxView
 from ...ir.structure.cache_slots import has_cache
 from ...passes.base import Pass, PassResult
-from ...passes.manager import Plan, Result, optimize, peak_rss_bytes, plan
+from ...passes.manager import Plan, Result, check_needs, optimize, peak_rss_bytes, plan
 from ...passes.recipe import Recipe
 from ...passes.report import versions
 from ..data.calibration import Calibration
@@ -106,6 +106,7 @@ def run(request: Request, progress: Progress) -> Manifest:
     """Make the artifact; the manifest. Nothing is published where a check fails."""
     if request.out is not None:
         artifact.check_target(request.out, force=request.force, sources=[request.model])
+    check_needs(request.recipe, calibrated=bool(request.calibration))
     check_backend_name(request.backend)
     for name in dict.fromkeys((DEFAULT, request.backend)):
         find_backend(name).check_device(request.device)

@@ -74,6 +74,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
         (("zoo:minilm", "--backend", "tensorrt"), 2, "onnxruntime"),
         (("zoo:minilm", "-p", "quantize{bits=4,group=32}"), 2, "by a comma: bits=4 group=..."),
         (("zoo:minilm", "--nonsense"), 2, "No such option"),
+        (("nowhere.onnx", "-p", "bitstack"), 2, "bitstack needs calibration data: give --calib"),
         (("insect", "zoo:minilm"), 2, "no command 'insect', and no model of that name; did you"),
         (("bogus",), 2, "error: bogus: a model is zoo:NAME"),
         (("diff", "nowhere", "nowhere"), 2, "nowhere"),

@@ -378,6 +378,19 @@ def test_progress_bar_on_a_terminal() -> None:
     assert "3/7" in text
 
 
+def test_the_clock_of_a_full_bar_runs_on_and_one_step_is_not_counted() -> None:
+    out, clock = console(terminal_=True), Clock()
+    with terminal.Steps(out, after=0.0, clock=clock) as steps:
+        steps._timer.join()
+        for label, done, total in (("quantize", 7, 7), ("checking", 0, 1)):
+            steps(label, done, total)
+            clock.now += 61.0
+            steps._bar.refresh()
+    text = said(out)
+    assert "7/7 1:01" in text
+    assert "2:02" in text and "0/1" not in text
+
+
 def test_numbers_as_text() -> None:
     assert [duration(s) for s in (0.2, 59.5, 200.2, 7500)] == [
         "1 s",
