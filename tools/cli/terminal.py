@@ -22,6 +22,7 @@ from rich.text import Text
 
 from ..report.manifest import ComparedEntry, ErrorEntry, EvaluatedEntry, ForecastEntry, Manifest
 from ..report.manifest_diff import Row
+from ..report.meaning import kept, meaning
 from ..report.summary import (
     counted,
     duration,
@@ -62,6 +63,9 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_source_notes(console, manifest)
     if with_weights(merged_sites(manifest)):
         console.print(site_table(manifest))
+        left = kept(manifest)
+        if left is not None and left.advice:
+            _say(console, left.advice)
     print_passes(console, manifest)
     print_refused(console, manifest)
     print_costs(console, manifest)
@@ -75,7 +79,7 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
 
 
 def site_table(manifest: Manifest) -> Table:
-    """One row for all changed weights of equal role, and their sums."""
+    """One row for all changed weights of equal role, their sums, and what was kept."""
     groups = site_groups(with_weights(merged_sites(manifest)))
     timed = any(group.seconds is not None for group in groups)
     table = _table("site group", "sites", "before", "after", "bits/w", "rel. L2")
@@ -96,6 +100,9 @@ def site_table(manifest: Manifest) -> Table:
     before, after = (sum(g.bytes_before for g in groups), sum(g.bytes_after for g in groups))
     total = str(sum(group.count for group in groups))
     table.add_row("all changed weights", total, size(before), size(after), style="bold")
+    left = kept(manifest)
+    if left is not None:
+        table.add_row("kept as they were", "", size(left.bytes_before), size(left.bytes_after))
     return table
 
 
@@ -164,6 +171,8 @@ def print_verification(console: Console, manifest: Manifest) -> None:
     if error is not None:
         over = f"judged on {judged_on(checks)}" if checks.samples else "judged"
         _say(console, f"{over}: {_error_line(error)}", "green")
+    if meaning(manifest):
+        _say(console, meaning(manifest))
     if heard(checks):
         _say(console, heard(checks), "green" if checks.source and checks.source.by else "yellow")
     for label, found in runs(checks):
