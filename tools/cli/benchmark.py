@@ -17,7 +17,7 @@ from ...ir.core.view import View
 from ...ir.fx.view import FxView
 from ...ir.run.inputs import sample_inputs
 from ..report import manifest
-from ..run.named_source import load_named
+from ..run.named_source import load_named, located
 from . import terminal
 
 Runner = Callable[[Mapping[str, torch.Tensor]], Any]
@@ -31,7 +31,8 @@ def main(
 
     Raises as ``named_source.load_named``.
     """
-    sources = {manifest.load(folder).source.name for folder in folders}
+    known = [(manifest.load(folder).source, folder) for folder in folders]
+    sources = {located(source.name, source.beside, folder) for source, folder in known}
     if len(sources) != 1:
         raise BadInput(f"the artifacts come from different models: {', '.join(sorted(sources))}")
     view = load_named(sources.pop(), trusted=trust_source, cache=False)

@@ -200,6 +200,9 @@ def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> N
 def replay(
     artifact: Path,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write it.")] = None,
+    source: Annotated[
+        str, typer.Option(metavar="MODEL", help="Where its model lies now, if it was moved.")
+    ] = "",
     force: Annotated[bool, typer.Option("--force")] = False,
     trust_source: TrustSource = False,
     as_json: Json = False,
@@ -211,7 +214,9 @@ def replay(
 
     console = _console(stderr=True)
     with terminal.Steps(console, silent=as_json) as steps:
-        done = replay.replay(artifact, out, steps, force=force, trust_source=trust_source)
+        done = replay.replay(
+            artifact, out, steps, force=force, trust_source=trust_source, source=source
+        )
     if as_json:
         _print_json(done)
     else:

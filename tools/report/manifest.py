@@ -77,6 +77,8 @@ class SourceEntry(Entry):
     """Where it came from."""
     name: str
     """The MODEL argument, such as `zoo:minilm` or a path."""
+    beside: str = ""
+    """Its path from the artifact's folder, where it has one: `../model`."""
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
     """Hash of the input's weights and graph; empty for a model that exists in memory only."""
     task: str = ""
@@ -112,6 +114,8 @@ class CalibrationEntry(Entry):
 
     name: str
     """The data as it was asked for."""
+    beside: str = ""
+    """Its path from the artifact's folder, where it has one."""
     sha256: Sha256
     """Hash of the batches that were used."""
     samples: Count

@@ -36,8 +36,9 @@ def diff(a: Manifest, b: Manifest) -> list[Row]:
 
 def _facts(manifest: Manifest) -> Iterator[Fact]:
     yield ("recipe", "recipe"), manifest.recipe
-    yield from _named("source", "", manifest.source)
-    yield from _named("calibration", "", manifest.calibration or {})
+    for section, entry in (("source", manifest.source), ("calibration", manifest.calibration)):
+        # Where it lies tells nothing of what it is.
+        yield from _named(section, "", entry.model_copy(update={"beside": ""}) if entry else {})
     yield from _named("sizes", "", manifest.sizes)
     yield from _named("structure", "", manifest.structure or {})
     yield from _named("versions", "", manifest.versions)

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
 from ...ir.load.hf_model import cached
 from ...ir.load.sources import form_of, load
 
 FLAG = "--trust-source"
+
+
+def beside(name: str, folder: Path) -> str:
+    """The path of a model or of data from an artifact's folder; empty for what is no path."""
+    path = Path(name).expanduser()
+    return os.path.relpath(path.resolve(), folder.resolve()) if name and path.exists() else ""
+
+
+def located(name: str, way: str, folder: Path) -> str:
+    """Where a model or data lie that a manifest names: as it says, else by their way from the
+    artifact in ``folder``, so that a run is repeated from any folder. ``name`` where neither
+    leads to anything."""
+    if Path(name).expanduser().exists() or not way:
+        return name
+    other = Path(os.path.normpath(folder.resolve() / way))
+    return str(other) if other.exists() else name
 
 
 def check_name(name: str, *, trusted: bool) -> None:

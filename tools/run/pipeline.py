@@ -46,6 +46,7 @@ from ..report.manifest import (
 )
 from ..report.module_tree import module_tree
 from . import report
+from .named_source import beside
 from .resume import remembering
 from .verifying import ask, check_backend_name, verify
 
@@ -165,6 +166,9 @@ def _published(
     done.graph_after = module_tree(result.graph)
     if request.out is None:
         return done
+    done.source.beside = beside(request.model, request.out)
+    if done.calibration is not None:
+        done.calibration.beside = beside(request.calibration, request.out)
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph)
     _note_translation(onnx, done)

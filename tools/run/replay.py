@@ -11,23 +11,28 @@ from typing import Any
 import torch
 
 from ...backends import artifact
-from ...ir.core.errors import BadInput, BoundExceeded
+from ...ir.core.errors import BadInput, BoundExceeded, Missing
 from ...ir.core.scratch import Scratch
 from ...ir.load.intact import check_files
+from ...ir.load.sources import form_of
 from ...passes.recipe import Recipe
 from ..report import manifest
 from . import named_source, pipeline
 
+_PATHS = ("", "onnx", "pt2")
+"""What ``form_of`` takes a path for that leads to nothing."""
 MOST_THREADS = 256
 """More than these are not started for what a manifest says."""
 
 
 def replay(
     folder: Path, out: Path | None, progress: pipeline.Progress, *, force: bool = False,
-    trust_source: bool = False,
+    trust_source: bool = False, source: str = "",
 ) -> dict[str, Any]:  # fmt: skip
     """Run the recipe of ``folder`` on its source again, into ``out`` or a temporary folder.
 
+    ``source`` is where the model lies now, if it is not where the manifest says, seen from here or
+    from the artifact.
     ``out`` is written where the result is the same, and stays as it was elsewhere. Returns a
     summary. Raises ``BadInput`` where ``out`` is ``folder``, and where the source or the
     calibration data has changed since, ``BoundExceeded`` where the weights come out different, and
@@ -36,30 +41,35 @@ def replay(
     known = manifest.load(folder)
     if out is not None and out.resolve() == folder.resolve():
         raise BadInput(f"{out} is the artifact itself: give another --out")
-    source = known.source
-    gone = source.kind == "pt2" and not Path(source.name).exists()
-    if source.kind == "memory" or gone:
+    name = source or named_source.located(known.source.name, known.source.beside, folder)
+    kind = known.source.kind
+    if kind == "memory" and not source:
         raise BadInput(
-            f"{folder}: made from a {source.kind} graph ({source.name}), which cannot be "
+            f"{folder}: made from a memory graph ({name}), which cannot be "
             "loaded again: run gw.optimize on it with the recipe " + known.recipe
         )
+    if kind in ("hf", "onnx", "pt2") and form_of(name) in _PATHS and not Path(name).exists():
+        raise Missing(
+            f"{folder}: its source, {name}, is not there, from here or from the artifact "
+            f"({known.source.beside or 'which does not say'}): give it with --source MODEL"
+        )
     check_files(folder, whole=True)
-    named_source.check_name(source.name, trusted=trust_source)
+    named_source.check_name(name, trusted=trust_source)
     with contextlib.ExitStack() as place:
         if out is None:
             target = place.enter_context(Scratch("replay")) / "artifact"
         else:
-            artifact.check_target(out, force=force, sources=[source.name, folder])
+            artifact.check_target(out, force=force, sources=[name, folder])
             target = place.enter_context(artifact.publish(out, force=force))
         # What was found to be the same takes its place at the end of the block.
         with _as_many_threads(known.machine):
-            made = _repeated(known, target, progress, trust_source)
+            made = _repeated(folder, known, name, target, progress, trust_source)
         _compare(folder, known, target, made)
     return {
         "artifact": str(folder),
         "recipe": known.recipe,
         "identical": True,
-        "summary": f"{folder}: replayed {known.recipe} on {source.name}: "
+        "summary": f"{folder}: replayed {known.recipe} on {name}: "
         f"{' and '.join(artifact.MODEL_FILES)} byte-identical",
     }
 
@@ -78,15 +88,16 @@ def _as_many_threads(machine: manifest.MachineEntry | None) -> Iterator[None]:
 
 
 def _repeated(
-    known: manifest.Manifest, target: Path, progress: pipeline.Progress, trusted: bool
-) -> manifest.Manifest:
-    """The run that a manifest tells of, into another folder."""
+    folder: Path, known: manifest.Manifest, name: str, target: Path, progress: pipeline.Progress,
+    trusted: bool,
+) -> manifest.Manifest:  # fmt: skip
+    """The run that the manifest of ``folder`` tells of, on the source ``name``, into ``target``."""
     data = known.calibration
     request = pipeline.Request(
-        known.source.name, Recipe.parse(known.recipe), target,
+        name, Recipe.parse(known.recipe), target,
         max_error=known.verification.max_error, cache=known.source.cache,
         trust_remote_code=trusted,
-        calibration=data.name if data else "",
+        calibration=named_source.located(data.name, data.beside, folder) if data else "",
         calibration_samples=data.samples if data else None,
         calibration_length=data.length if data else None,
         calibration_sha256=data.sha256 if data else "",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
+from typing import Any
 
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.tools.evaluate.task import silent
 from graphwright.tools.run.replay import replay
 
@@ -35,3 +37,21 @@ def test_an_artifact_is_not_replayed_onto_itself(artifact: Path) -> None:
 def test_a_graph_of_memory_is_gone(artifact: Path) -> None:
     with pytest.raises(BadInput, match=r"made from a memory graph .* run gw.optimize on it"):
         replay(artifact, None, silent)
+
+
+def test_a_source_is_found_from_any_folder(
+    language_model: Path, publish: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "work").mkdir()
+    (tmp_path / "other").mkdir()
+    shutil.copytree(language_model, tmp_path / "work" / "model")
+    (tmp_path / "work" / "text.txt").write_text("Any text that is long enough to learn from. " * 9)
+    monkeypatch.chdir(tmp_path / "work")
+    made = publish("model", "magnitude,eora{rank=2}", "--calib", "text.txt")
+    monkeypatch.chdir(tmp_path / "other")
+    assert replay(made, None, silent)["identical"]
+    moved = tmp_path / "work" / "moved"
+    (tmp_path / "work" / "model").rename(moved)
+    with pytest.raises(Missing, match=r"its source, model, is not there.* --source MODEL"):
+        replay(made, None, silent)
+    assert replay(made, None, silent, source=str(moved))["identical"]
