@@ -53,6 +53,7 @@ class ToMe(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (TOKENS,)
     r: int = 8
+    """Pairs of tokens that become one, in each block."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

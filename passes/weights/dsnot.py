@@ -47,7 +47,9 @@ class DSnoT(MaskingPass):
         stats=(Stat("mean", at="linear"), Stat("square", at="linear")), propagate="sequential"
     )
     cycles: int = 50
+    """Most swaps in a row."""
     tolerance: float = 0.1
+    """Expected loss of an output at which its row ends."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

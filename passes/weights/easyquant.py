@@ -27,7 +27,7 @@ class EasyQuant(NBitPass):
     name: ClassVar[str] = "easyquant"
     weights_per_second: ClassVar[float] = 1.2e7
     group: int = 0
-    """Inputs that share a scale: 16 to 256; 0 for a whole row."""
+    """Inputs that share a scale: 16 to 256; 0: a row."""
     nsig: float = 3.0
     """Weights this many deviations from the mean stay exact."""
     per_row: bool = False

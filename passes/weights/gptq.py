@@ -39,10 +39,15 @@ class GPTQ(CodedPass):
     name: ClassVar[str] = "gptq"
     needs: ClassVar[Needs] = Needs(stats=(Stat("gram", at="linear"),))
     symmetric: bool = True
+    """Fix the zero point at the middle; else one a group."""
     mse: bool = False
+    """Search the range of each group for the least error."""
     act_order: bool = True
+    """Take the inputs of most energy first."""
     damp: float = 0.01
+    """Damping, as a share of the mean of the diagonal."""
     propagate: Literal["sequential", "dense"] = "sequential"
+    """The graph whose inputs it is fitted to."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -26,7 +26,7 @@ class HQQ(NBitPass):
     name: ClassVar[str] = "hqq"
     weights_per_second: ClassVar[float] = 8e6
     group: int = 64
-    """Inputs that share a scale: 16 to 256; 0 for a whole row."""
+    """Inputs that share a scale: 16 to 256; 0: a row."""
     iters: int = 20
     """Rounds of fitting."""
     beta: float = 10.0

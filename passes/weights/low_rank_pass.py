@@ -34,8 +34,11 @@ class LowRank(FactorPass):
 
     name: ClassVar[str] = "low-rank"
     ratio: float | None = None
+    """Share of the numbers of each matrix that goes (0.3)."""
     rank: int | None = None
+    """One rank for all matrices instead."""
     whiten: Literal["none", "gram"] = "none"
+    """Keep what matters to weights, or to outputs: needs data."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -64,7 +64,9 @@ class MaskPass(MaskingPass, StoringPass):
     """
 
     sparsity: float | None = None
+    """Share of the weights that become 0."""
     pattern: str | None = None
+    """N:M, of which N stay of M in a row; 2:4 by itself."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -43,7 +43,7 @@ class CodedPass(StoringPass):
     bits: int = 4
     """Bits of a weight: 2, 3, 4 or 8."""
     group: int = 32
-    """Inputs that share a scale: 16 to 256; 0 for a whole row."""
+    """Inputs that share a scale: 16 to 256; 0: a row."""
     scales: ScaleName = "float16"
     """In what scales are stored."""
     accuracy_level: Literal[0, 4] | None = None

@@ -36,6 +36,7 @@ class WeLore(FactorPass):
     name: ClassVar[str] = "welore"
     weights_per_second: ClassVar[float] = 2e6
     target: float = 0.2
+    """Share of the numbers of all matrices that goes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
