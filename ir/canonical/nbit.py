@@ -8,8 +8,8 @@ Codes stay the bytes that they are, behind their handles: they are not read, and
 again has them as they were. Casts, repetitions and widenings are undone where they are the ones
 that ``linear_nbit`` itself writes (codes of 2 and 3 bits, scales of float16, one scale a row).
 
-Models of other tools are read in the forms that ``com.microsoft::MatMulNBits`` documents: 4 and 8
-bits, blocks of 16 to 256, zero points packed, of floats or absent, each operand flat or in its
+Models of other tools are read in the forms that ``com.microsoft::MatMulNBits`` documents: 2, 4 and
+8 bits, blocks of 16 to 256, zero points packed, of floats or absent, each operand flat or in its
 rows. ``accuracy_level`` 4 is kept; 1 to 3, which let a runtime compute in narrower floats, become
 0. A ``bias`` operand is written as an addition when the graph is lowered.
 """
@@ -21,13 +21,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import onnx_ir
+import torch
 from onnx_ir.tape import Tape
+from torch import Tensor
 
 from ..core.errors import BadInput, Refusal
 from ..core.view import Node, Operand, Value, View
+from ..core.weights import ComputedWeight, Weight
 from ..onnx.forms import native_node, same_form, stand_in
 from ..onnx.view import native_view
-from ..ops.linear_nbit import Form, operand_types
+from ..ops.linear_nbit import operand_types
+from ..ops.matmul_nbits import Form
+from ..ops.pack import n_groups, pack_zeros, zero_bytes
 from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
@@ -129,8 +134,8 @@ class _Reader:
             raise self.refuse("its codes are packed for one kind of GPU (weight_prepacked)")
         if min(self.block, self.attrs["in_features"], self.attrs["out_features"]) < 1:
             raise self.refuse("K, N and block_size must be given, each 1 or more")
-        if self.bits not in (4, 8):
-            raise self.refuse(f"bits={self.bits}: 4 and 8 are read")
+        if self.bits not in (2, 4, 8):
+            raise self.refuse(f"bits={self.bits}: 2, 4 and 8 are read")
         bias = self.bias
         if bias is not None and self.view.weight(bias) is None:
             raise self.refuse("its bias is not a constant")
@@ -172,6 +177,8 @@ class _Reader:
         handle = self.view.weight(self.zeros)
         if handle is not None:
             real = handle.dtype.is_floating_point
+            if self.bits == 2 and not real:
+                return self._quarters(self.zeros, handle)
             return self._rows(self.zeros, 2, "zero points", real=real)
         source = source_of(self.zeros)
         leaf, form = stand_in(source), self._form()
@@ -180,6 +187,21 @@ class _Reader:
         if same_form(self.zeros, form.zeros(leaf), {leaf: source}):
             return source
         raise self.refuse("its zero points are computed")
+
+    def _quarters(self, value: onnx_ir.Value, handle: Weight) -> onnx_ir.Value:
+        """Zero points of 2 bits lie four a byte in the node, and two a byte in ``linear_nbit``."""
+        rows = self.attrs["out_features"]
+        groups = n_groups(self.block, self.attrs["in_features"])
+        if handle.numel != rows * -(-groups // 4):
+            raise self.refuse(f"its zero points are {list(handle.shape)}")
+
+        def make() -> Tensor:
+            apart = [handle.read().reshape(rows, -1) >> shift & 3 for shift in (0, 2, 4, 6)]
+            return pack_zeros(torch.stack(apart, -1).flatten(1)[:, :groups].contiguous(), 2)
+
+        shape = (rows, zero_bytes(2, groups))
+        stored = ComputedWeight(make, shape, torch.uint8, ("two a byte", handle.key))
+        return self.view.add_weight(self.view.name(value), stored)
 
     def _form(self, group: int | None = None) -> Form:
         attrs = self.attrs if group is None else {**self.attrs, "group": group}

@@ -16,7 +16,7 @@ from onnx_ir.tape import Tape
 from ..core.view import Node, Operand, Value, View
 from ..onnx.forms import native_value, same_form, stand_in
 from ..onnx.view import OnnxView, native_view
-from ..ops.linear_nbit import Form
+from ..ops.matmul_nbits import Form
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 

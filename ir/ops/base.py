@@ -68,8 +68,10 @@ class OwnOp(OpSpec):
     """One op of ours, computed in float32 by its reference and cast to the dtype of ``x``."""
 
     record: Record
-    """Its ONNX form."""
+    """Its ONNX form for ONNX Runtime."""
     samples: Callable[[], list[Sample]]
+    forms: Mapping[str, Record] = field(default_factory=dict)
+    """Other ONNX forms by the names by which a target asks for them: see ``vocab.targets``."""
     tolerances: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCES)
     decoders: tuple[StockDecoder, ...] = ()
 

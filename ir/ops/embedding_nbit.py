@@ -17,6 +17,7 @@ from ..core.errors import InvalidGraph, Refusal
 from ..core.types import Type
 from ..core.view import Node, Operand, View
 from ..vocab.onnx import MICROSOFT
+from . import dequantized
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
 from .pack import dequantize, n_groups, pack, pack_zeros, zero_bytes
@@ -144,4 +145,5 @@ EMBEDDING_NBIT = own_op(
     embedding_nbit, infer=_infer, record=_record, samples=_samples,
     heavy=True, table=1, tolerances={torch.float32: 1e-6},
     decoders=(StockDecoder(f"{MICROSOFT}::{NODE}", _decode),),
+    forms={dequantized.FORM: dequantized.record_embedding},
 )  # fmt: skip

@@ -13,7 +13,7 @@ from ...ir.core.errors import BadInput
 from ...ir.core.types import Type
 from ...ir.core.weights import Weight
 from ...ir.ops.linear_nbit import operand_types
-from ...ir.ops.pack import BITS, GROUPS
+from ...ir.ops.pack import BITS, GROUPS, block_of
 from ...ir.ops.sparse_linear import index_dtype
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
@@ -21,6 +21,8 @@ from ..linear_pass import StoringPass
 from ..stored import Stored
 from .quantized import Quantized
 
+LEAST_BLOCK_OF_2_BITS = 32
+"""ONNX Runtime 1.31 computes narrower ones in floats, whatever their level."""
 ScaleName = Literal["float32", "float16"]
 SCALE_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": torch.float16}
 
@@ -58,10 +60,10 @@ class CodedPass(StoringPass):
                 f"{self.name}: group={self.group} must be one of {_list(GROUPS[1:])}, or 0 for one "
                 "scale per row (ONNX Runtime stores blocks of these sizes)"
             )
-        if self.accuracy_level == 4 and self.bits not in (4, 8):
+        if self.accuracy_level == 4 and (self.bits == 3 or (self.bits, self.group) == (2, 16)):
             raise BadInput(
-                f"{self.name}: accuracy_level=4 needs bits=4 or 8, not {self.bits}: narrower codes "
-                "are widened when the model runs"
+                f"{self.name}: accuracy_level=4 needs bits=4 or 8, or bits=2 in groups of 32 and "
+                "more: the runtime multiplies no others as integers"
             )
 
     @abstractmethod
@@ -79,6 +81,11 @@ class CodedPass(StoringPass):
             return 4 if self.bits == 8 else 0
         return self.accuracy_level
 
+    def _level(self, columns: int) -> int:
+        """The same for one matrix: a row's one scale may be stored in narrow blocks."""
+        fits = self.bits != 2 or block_of(self.group, columns) >= LEAST_BLOCK_OF_2_BITS
+        return self.level if fits else 0
+
     def outlier_rate(self) -> float:
         """Share of weights that the pass keeps exactly, as a forecast."""
         return 0.0
@@ -95,7 +102,7 @@ class CodedPass(StoringPass):
             dict(zip(("codes", "scales", "zeros"), made.operands(), strict=True)),
             made.rel_l2,
             {"bits": self.bits, "group": self.group, "in_features": fan_in,
-             "out_features": fan_out, "accuracy_level": self.level},
+             "out_features": fan_out, "accuracy_level": self._level(fan_in)},
             side,
             note=note,
         )  # fmt: skip

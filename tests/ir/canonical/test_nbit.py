@@ -152,6 +152,12 @@ def test_lowering_again_writes_the_same_bytes(sample: Sample) -> None:
 # --- what others write ---------------------------------------------------------------------------
 
 
+def fourths(points: torch.Tensor) -> torch.Tensor:
+    """Zero points of 2 bits, four a byte, as the node has them: nibbles are ``linear_nbit``'s."""
+    wide = torch.nn.functional.pad(points, (0, -points.shape[1] % 4)).unflatten(1, (-1, 4))
+    return (wide << torch.tensor([0, 2, 4, 6], dtype=torch.uint8)).sum(-1, dtype=torch.uint8)
+
+
 def foreign(
     x: tuple[int, ...] = (3, 45), *, bits: int = 4, block: int = 16, outputs: int = 7,
     zeros: str = "none", flat: bool = False, bias: bool = False, dtype: torch.dtype = torch.float32,
@@ -168,6 +174,7 @@ def foreign(
     if zeros == "packed":
         whole = torch.randint(0, 1 << bits, (outputs, groups), generator=rng, dtype=torch.uint8)
         points = pack_zeros(whole, bits)
+        lain = fourths(whole) if bits == 2 else points
     if zeros == "real":
         points = (torch.rand(outputs, groups, generator=rng) * (1 << bits)).to(dtype)
     added = torch.randn(outputs, generator=rng).to(dtype) if bias else None
@@ -175,7 +182,8 @@ def foreign(
             "accuracy_level": 4 if level == 4 else 0}  # fmt: skip
     inputs = torch.randn(*x, generator=rng).to(dtype)
     sample = Sample((inputs, codes, scales, points, added), form, "foreign")
-    shaped = [t.reshape(-1) if flat and t is not None else t for t in (codes, scales, points)]
+    given_points = lain if zeros == "packed" else points
+    shaped = [t.reshape(-1) if flat and t is not None else t for t in (codes, scales, given_points)]
     named = dict(zip(("w_Q4", "w_scales", "w_zp", "g", "b"), (*shaped, index, added), strict=True))
     held = {name: value(name, t) for name, t in named.items() if t is not None}
     given = ir.Value(name="x", type=ir.TensorType(from_torch_dtype(dtype)), shape=ir.Shape(x))
@@ -193,6 +201,9 @@ FOREIGN: dict[str, dict[str, Any]] = {
     "flat": {"zeros": "packed", "flat": True, "bias": True},
     "real": {"zeros": "real"}, "real flat": {"zeros": "real", "flat": True},
     "8 bits": {"bits": 8, "block": 64, "x": (2, 3, 123), "zeros": "packed"},
+    "2 bits": {"bits": 2, "block": 32, "x": (2, 200), "zeros": "packed", "level": 4},
+    "2 bits flat": {"bits": 2, "block": 32, "x": (2, 72), "zeros": "packed", "flat": True},
+    "2 bits alone": {"bits": 2, "block": 32, "level": 4, "bias": True},
     "block 256": {"block": 256, "x": (5, 123), "outputs": 1},
     "one column": {"x": (1, 1), "outputs": 5, "bias": True},
     "half": {"dtype": torch.float16, "bias": True, "outputs": 16},
@@ -228,7 +239,7 @@ def test_levels_of_floats_become_none() -> None:
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "act-order": ({"index": torch.arange(48, dtype=torch.int32) % 3}, "g_idx assigns columns"),
-    "2 bits": ({"bits": 2}, "bits=2: 4 and 8 are read"),
+    "3 bits": ({"bits": 3}, "bits=3: 2, 4 and 8 are read"),
     "prepacked": ({"weight_prepacked": 1}, "packed for one kind of GPU"),
     "N": ({"N": 9}, r"its codes are \[7, 3, 8\], expected \[9, 3, 8\]"),
     "no size": ({"K": 0}, "K, N and block_size must be given, each 1 or more"),

@@ -15,6 +15,7 @@ from graphwright.ir.core.view import Origin, View
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import compare
 from graphwright.ir.structure.recognize import recognize
+from graphwright.passes.weights.quantize import Quantize
 
 KINDS = ("fx", "onnx")
 SITES = {"gate", "up", "down", "head"}
@@ -131,6 +132,22 @@ def test_a_choice_that_matches_nothing(
 ) -> None:
     with pytest.raises(BadInput, match=re.escape(message)):
         run(graph, f"quantize{{{options}}}")
+
+
+@pytest.mark.parametrize("options", [{"bits": 3}, {"bits": 2, "group": 16}])
+def test_an_accuracy_level_that_the_runtime_has_not(options: dict[str, int]) -> None:
+    with pytest.raises(BadInput, match="accuracy_level=4 needs bits=4 or 8, or bits=2 in groups"):
+        Quantize(accuracy_level=4, **options)
+
+
+def test_a_row_in_blocks_of_16_is_not_rounded_at_2_bits() -> None:
+    made = Quantize(accuracy_level=4, bits=2, group=0)
+    rng = torch.Generator().manual_seed(0)
+    levels = [
+        made.fit(torch.randn(4, columns, generator=rng), {}, "w").attrs["accuracy_level"]
+        for columns in (48, 64)
+    ]
+    assert levels == [0, 4]
 
 
 def test_an_optional_pass_may_find_nothing(graph: View, toy_inputs: Inputs) -> None:
