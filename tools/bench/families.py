@@ -1,0 +1,314 @@
+"""What holds for which family of models, as a table: loaded, counted, quantized, exact.
+
+``python -m graphwright.tools.bench.families [--only GLOB] [--markdown]`` makes a small model of
+each of about 100 families with random weights, without a download, saves it as a folder, loads that
+folder as ``gw.load`` does, and holds what ONNX Runtime makes of the graph against the library's own
+model: on a sample, on inputs of other sizes and, with a cache, on a chunk and a step after them.
+About ten seconds a family on one core. It ends with 1 where a graph gives other numbers than the
+library, which nothing may do in silence.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import re
+import signal
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...backends.artifact import MODEL_FILE, write_model
+from ...backends.lowering import lowered
+from ...backends.registry import compile as compile_model
+from ...ir.canonical.families import canonicalize
+from ...ir.core.errors import GraphwrightError, InvalidGraph, first_line, near_misses
+from ...ir.core.quiet import quiet
+from ...ir.core.view import View
+from ...ir.load.original import ModuleOriginal
+from ...ir.load.sources import load
+from ...ir.run.inputs import sample_inputs
+from ...ir.run.truth import Seen, ask_source
+from ...ir.run.verify import RUNTIME_REL_L2, Difference, difference
+from ...ir.structure.recognize import recognize
+from ...passes.manager import optimize
+from .family_models import FAMILIES, Family
+
+SECONDS = 240
+"""Time that one family may take."""
+BOUND = RUNTIME_REL_L2[torch.float32]
+QUANTIZE = "quantize{bits=8 group=32}"
+
+
+@dataclass
+class Row:
+    """One family, and what holds for it. What was not come to is empty."""
+
+    name: str
+    loads: bool = False
+    blocks: str = ""
+    """``2 + 2``; where there should be others, ``4, not 2 + 2``."""
+    attention: str = ""
+    """Attention sites, in the same words."""
+    linears: str = ""
+    """Linears of the graph, of those that the library's model runs."""
+    quantized: str = ""
+    """Linears that ``quantize`` stored, of the same; a head that is tied to a table may stay with
+    it."""
+    exact: Difference | None = None
+    """The worst output on a sample and on other sizes, ONNX Runtime's against the library's."""
+    cache: Difference | None = None
+    """The same on a chunk and a step behind them."""
+    words: tuple[str, ...] = ()
+    """What was refused, or is wrong."""
+    wrong: bool = False
+    """Whether the artifact gives other numbers, and nothing refused it."""
+
+    @property
+    def counted(self) -> bool:
+        return bool(self.blocks) and "not" not in self.blocks + self.attention
+
+    @property
+    def whole(self) -> bool:
+        found, _, ran = self.quantized.partition(" of ")
+        return bool(ran) and int(found) >= int(ran)
+
+
+def save(family: Family, folder: Path) -> None:
+    """Write a family's model with random weights: biases and norms too, that a lost one shows."""
+    import transformers
+
+    with quiet():
+        config = getattr(transformers, family.config)(**family.sizes)
+        torch.manual_seed(0)
+        model = getattr(transformers, family.model)(config)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                parameter += torch.randn(parameter.shape, generator=generator) * 0.1
+        model.save_pretrained(folder)
+
+
+def judge(name: str, family: Family) -> Row:
+    """Make a family's model and try what people do with it."""
+    row = Row(name)
+    with tempfile.TemporaryDirectory(prefix="graphwright-family-") as scratch:
+        folder = Path(scratch) / "model"
+        for step in (save, partial(_load_and_compare, row), partial(_quantize, row)):
+            try:
+                with _at_most(SECONDS):
+                    step(family, folder)
+            except Exception as error:
+                # A row says what went wrong, whatever it is: the other families go on.
+                kind = "" if isinstance(error, GraphwrightError) else f"{type(error).__name__}: "
+                row.words += (kind + first_line(error).replace(f"{folder}", "the folder"),)
+                if not row.loads:
+                    break
+    return row
+
+
+@contextlib.contextmanager
+def _at_most(seconds: int) -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"not done in {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def _load_and_compare(row: Row, family: Family, folder: Path) -> None:
+    view = load(folder)
+    row.loads = True
+    read = view.copy()
+    canonicalize(read)
+    _count(row, family, read)
+    truth = ask_source(view, [sample_inputs(view)])
+    if truth.unheard:
+        row.words += (truth.unheard,)
+    onnx = lowered(view)
+    artifact = folder.parent / "artifact"
+    artifact.mkdir()
+    write_model(onnx.model, artifact)
+    run = compile_model(artifact / MODEL_FILE, optimize=False)
+    compared = [(seen, _furthest(seen, run(**seen.inputs))) for seen in truth.samples]
+    plain = len(compared)
+    compared += [(seen, _furthest(seen, run(**seen.inputs))) for seen in truth.probes]
+    far = [f"{seen.what}: {gap}" for seen, gap in compared if isinstance(gap, str)]
+    gaps = [gap if isinstance(gap, Difference) else _NONE for _, gap in compared]
+    row.words += tuple(far)
+    row.wrong = not all(gap.within(BOUND) for gap in gaps)
+    if truth.probes:
+        row.exact = max(gaps[: plain + 1], key=lambda gap: gap.rel_l2)
+        row.cache = max(gaps[plain + 1 :], key=lambda gap: gap.rel_l2, default=None)
+
+
+_NONE = Difference(float("inf"), 0.0, float("inf"))
+
+
+def _furthest(seen: Seen, outputs: Any) -> Difference | str:
+    """The output that is furthest from the library's, or why that cannot be told."""
+    lost = sorted(set(seen.outputs) - set(outputs))
+    if lost:
+        return f"no output {', '.join(lost)}"
+    try:
+        gaps = [difference(tensor, outputs[name]) for name, tensor in seen.outputs.items()]
+    except InvalidGraph as error:
+        return str(error)
+    return max(gaps, key=lambda gap: 0.0 if gap.within(BOUND) else gap.rel_l2)
+
+
+def _count(row: Row, family: Family, read: View) -> None:
+    structure = recognize(read)
+    towers = Counter(block.tower for block in structure.blocks)
+    found = tuple(towers[tower] for tower in sorted(towers))
+    row.blocks = _told(_sum(found), _sum(family.blocks))
+    sites = sum(family.blocks) if family.sites is None else family.sites
+    row.attention = _told(str(len(structure.attentions)), str(sites))
+    row.linears = f"{len(structure.linears)} of {_linears_run(read)}"
+
+
+def _told(found: str, wanted: str) -> str:
+    return found if found == wanted else f"{found}, not {wanted}"
+
+
+def _sum(counts: Sequence[int]) -> str:
+    return " + ".join(map(str, counts)) or "0"
+
+
+def _linears_run(view: View) -> int:
+    """How many linears of the library's own model have a part in its outputs; experts and
+    convolutions of a kernel of 1 are such, and one whose input is a constant is none."""
+    original = view.source.original
+    assert isinstance(original, ModuleOriginal)
+    with quiet():
+        module = original.make().eval()
+    module.requires_grad_(True)
+    calls: list[tuple[Any, float]] = []
+    hooks = [
+        part.register_forward_hook(lambda part, x, _: calls.append((part, float(x[0].sum()))))
+        for part in module.modules() if _is_linear(part)
+    ]  # fmt: skip
+    for seed in (1, 0):
+        first, calls = calls, []
+        _run_backwards(original, module, sample_inputs(view, seed=seed))
+    for hook in hooks:
+        hook.remove()
+    moved = [part for (part, x), (_, y) in zip(calls, first, strict=True) if x != y]
+    stacks = [
+        parameter.shape[0] for name, parameter in module.named_parameters()
+        if parameter.dim() == 3 and "experts" in name
+    ]  # fmt: skip
+    return sum(stacks) + sum(part.weight.grad is not None for part in moved)
+
+
+def _run_backwards(original: ModuleOriginal, module: Any, inputs: Any) -> None:
+    with quiet(), torch.enable_grad():
+        outputs = original.call(module, inputs)
+        torch.stack([t.sum() for t in outputs.values() if t.requires_grad]).sum().backward()
+
+
+def _is_linear(part: torch.nn.Module) -> bool:
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(part, torch.nn.Conv1d | torch.nn.Conv2d):
+        return part.groups == 1 and set(part.kernel_size) == {1}
+    return isinstance(part, torch.nn.Linear | Conv1D)
+
+
+def _quantize(row: Row, family: Family, folder: Path) -> None:
+    done = optimize(load(folder), QUANTIZE).report.passes[-1].result
+    tied = sum("tied to an embedding" in reason for _, reason in done.refused)
+    row.quantized = f"{len(done.sites) + tied} of {row.linears.partition(' of ')[2]}"
+    others = [(site, reason) for site, reason in done.refused
+              if not re.search("tied to an embedding|the kernel is", reason)]  # fmt: skip
+    row.words += tuple(f"{site}: {reason}" for site, reason in others[:2])
+
+
+COLUMNS = ("family", "loads", "blocks", "attention", "linears", "quantized", "exact", "cache")
+
+
+def cells(row: Row) -> tuple[str, ...]:
+    """A row's text, column by column."""
+    return (
+        row.name, "yes" if row.loads else "no", row.blocks, row.attention, row.linears,
+        row.quantized, _distance(row.exact), _distance(row.cache),
+    )  # fmt: skip
+
+
+def _distance(gap: Difference | None) -> str:
+    return "" if gap is None else f"{gap.rel_l2:.1e}" + ("" if gap.within(BOUND) else " WRONG")
+
+
+def summary(rows: Sequence[Row]) -> str:
+    """How many of the families each thing holds for."""
+    caches = [row for row in rows if FAMILIES[row.name].cache]
+    facts = {
+        "load": [row.loads for row in rows],
+        "counted right": [row.counted for row in rows],
+        "every linear quantized": [row.whole for row in rows],
+        "exact on other shapes": [_holds(row.exact) for row in rows],
+        "cache exact": [_holds(row.cache) for row in caches],
+        "wrong in silence": [row.wrong for row in rows],
+    }
+    return ", ".join(f"{what} {sum(held)} of {len(held)}" for what, held in facts.items())
+
+
+def _holds(gap: Difference | None) -> bool:
+    return gap is not None and gap.within(BOUND)
+
+
+def printed(rows: Sequence[Row], console: Console, *, markdown: bool) -> None:
+    """Print the table, the counts, and what was refused."""
+    if markdown:
+        for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)):
+            console.print(Text("| " + " | ".join(line) + " |"), soft_wrap=True)
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for column in COLUMNS:
+            table.add_column(column, overflow="fold")
+        for row in rows:
+            table.add_row(*map(Text, cells(row)))
+        console.print(table)
+    console.print(Text(f"\n{len(rows)} families: {summary(rows)}.\n"), soft_wrap=True)
+    for row in rows:
+        for text in row.words:
+            console.print(Text(f"* {row.name}: {text}"), soft_wrap=True)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; 1 where an artifact is wrong in silence, 2 for a glob that fits nothing."""
+    parser = argparse.ArgumentParser(prog="families", description=__doc__)
+    parser.add_argument("--only", default="*", metavar="GLOB", help="families of these names")
+    parser.add_argument("--markdown", action="store_true")
+    asked = parser.parse_args(arguments)
+    names = [name for name in FAMILIES if fnmatchcase(name, asked.only)]
+    if not names:
+        print(f"error: no family {asked.only!r}; {near_misses(asked.only, FAMILIES)}",
+              file=sys.stderr)  # fmt: skip
+        return 2
+    rows = []
+    for name in names:
+        print(f"judging {name}", file=sys.stderr, flush=True)
+        rows.append(judge(name, FAMILIES[name]))
+    printed(rows, Console(width=None if sys.stdout.isatty() else 150), markdown=asked.markdown)
+    return int(any(row.wrong for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
