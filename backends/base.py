@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -31,6 +31,26 @@ class Executable(Protocol):
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """Outputs by name. Raises ``BadInput`` where the inputs do not fit the graph."""
+
+
+class Steps(Protocol):
+    """A text in the making: the cache is kept between calls."""
+
+    def __call__(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Logits ``[rows, 1, words]`` behind each row's next token, which is then in the cache too.
+        They may lie in memory that the next call writes to.
+
+        ``feeds`` are the inputs without the cache, each of the graph's own dtype. Raises
+        ``BadInput`` where they do not fit the graph.
+        """
+
+
+@runtime_checkable
+class Stepping(Executable, Protocol):
+    """An executable that has a way of its own to keep a cache."""
+
+    def steps(self, outputs: Mapping[str, torch.Tensor]) -> Steps:
+        """What goes on behind a prompt that gave these outputs."""
 
 
 class ViewExecutable:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +17,8 @@ from ..ir.core.view import View
 from ..ir.load.intact import check_files
 from ..ir.structure.cache_slots import PAST_AXIS, past_slot
 from .artifact import MANIFEST_FILE, MODEL_FILE
-from .base import Backend, bind
+from .base import Backend, Steps, bind
+from .steps import BoundSteps, PlainSteps
 
 T = TypeVar("T")
 _RUNTIME_NAMES = {
@@ -118,6 +119,21 @@ class OnnxRuntimeExecutable:
         binding.synchronize_outputs()
         values = binding.get_outputs()
         return {name: _tensor(v) for name, v in zip(self._outputs, values, strict=True)}
+
+    def steps(self, outputs: Mapping[str, torch.Tensor]) -> Steps:
+        """See ``Stepping``."""
+        plain = PlainSteps(self, outputs)
+        if self._opaque:
+            return plain
+        binding = self._session.io_binding()
+
+        def run() -> None:
+            if self._device == "cuda":
+                torch.cuda.current_stream().synchronize()
+            self._run(lambda: self._session.run_with_iobinding(binding))
+            binding.synchronize_outputs()
+
+        return BoundSteps(binding, run, self._device, plain, outputs["logits"])
 
     def _run(self, work: Callable[[], T]) -> T:
         try:

@@ -46,6 +46,11 @@ def present_name(slot: int, part: str, of: str = "") -> str:
     return ".".join(filter(None, ("present", str(slot), of, part)))
 
 
+def present_of(past: str) -> str:
+    """The output that goes on with an input of a cache."""
+    return past.replace("past_key_values", "present", 1)
+
+
 def past_slot(name: str) -> int | None:
     """The slot that an input of this name belongs to; ``None`` for any other input."""
     found = re.fullmatch(r"past_key_values\.(\d+)\.(?:key|value)", name)

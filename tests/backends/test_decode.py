@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import importlib
 import math
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import onnx
 import pytest
 import torch
-from graphwright.backends import Executable, compile
-from graphwright.backends.decode import Decoder, Sampling, nucleus
+from graphwright.backends import Executable, compile, steps
+from graphwright.backends.decode import Decoder
+from graphwright.backends.sampling import FLOOR, Chooser, Sampling, candidates
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.types import Type
 from graphwright.ir.load.sources import load
@@ -147,6 +150,74 @@ def test_the_cache_is_bound_where_it_lies(cached: Any) -> None:
     assert not any(name.startswith("past") for name in run.given[0])
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2"])
+def test_bound_steps_are_plain_steps(
+    name: str, cached: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Buffers that take turns and grow within the text, against outputs that the runtime makes."""
+    monkeypatch.setattr(steps, "ROOM", 4)
+    asked = prompts([7, 1, 4])
+    free: list[list[torch.Tensor]] = []
+    for run in (cached[name], Recorded(cached[name])):
+        heard: list[torch.Tensor] = []
+        monkeypatch.setattr(Chooser, "__call__", partial(_hear, heard))
+        list(Decoder(run).decode(asked, max_new_tokens=STEPS))
+        free.append(heard)
+    assert len(free[0]) == STEPS
+    for bound, plain in zip(*free, strict=True):
+        torch.testing.assert_close(bound, plain, rtol=1e-5, atol=1e-6)
+
+
+def _hear(heard: list[torch.Tensor], logits: torch.Tensor) -> list[int]:
+    heard.append(logits.clone())
+    return [5 + len(heard)] * len(logits)
+
+
+WINDOW = """
+<ir_version: 9, opset_import: ["" : 17]>
+window (
+    int64[batch,seq] input_ids, float[batch,1,past,1] past_key, float[batch,1,past,1] past_value
+)
+    => (
+    float[batch,seq,8] logits,
+    float[batch,1,kept,1] present_key, float[batch,1,kept,1] present_value
+)
+<int64[4] shape = {0, 1, -1, 1}, int64[1] begin = {-3}, int64[1] end = {99}, int64[1] axis = {2},
+ int64 words = {8}, float[2] onoff = {0, 1}> {
+    read = Cast<to = 1>(input_ids)
+    column = Reshape(read, shape)
+    keys = Concat<axis = 2>(past_key, column)
+    values = Concat<axis = 2>(past_value, column)
+    present_key = Slice(keys, begin, end, axis)
+    present_value = Slice(values, begin, end, axis)
+    seen = ReduceSum<keepdims = 0>(present_key)
+    next = Cast<to = 7>(seen)
+    word = Mod(next, words)
+    shifted = Add(input_ids, word)
+    chosen = Mod(shifted, words)
+    logits = OneHot<axis = -1>(chosen, words, onoff)
+}
+"""
+
+
+def test_a_cache_that_keeps_a_window(tmp_path: Path) -> None:
+    """It does not grow by what is read, and the text goes on all the same."""
+    model = onnx.parser.parse_model(WINDOW)
+    for part in PARTS:  # ONNX's text has no names with dots
+        for node in model.graph.node:
+            named = {f"past_{part}": past_name(0, part), f"present_{part}": present_name(0, part)}
+            for names in (node.input, node.output):
+                names[:] = [named.get(name, name) for name in names]
+        for value in (*model.graph.input, *model.graph.output):
+            value.name = named.get(value.name, value.name)
+    onnx.save(model, tmp_path / "window.onnx")
+    run = compile(tmp_path / "window.onnx")
+    text = [3, 1]
+    for _ in range(9):
+        text.append((text[-1] + sum(text[-3:])) % 8)
+    assert columns(Decoder(run).decode([[3, 1]], max_new_tokens=9)) == [text[2:]]
+
+
 def test_without_a_cache_the_text_is_the_same(cached: Any, whole: Any) -> None:
     asked = prompts([3, 6, 3])
     slow, fast = Decoder(whole["llama"], CONTEXT), Decoder(cached["llama"], CONTEXT)
@@ -223,10 +294,27 @@ def test_a_row_draws_alike_alone_and_in_a_batch(cached: Any) -> None:
 )  # fmt: skip
 def test_words_are_drawn_from_the_nucleus(top_p: float, words: set[int]) -> None:
     assert set(drawn(200, temperature=1.0, top_p=top_p)) == words
-    kept = nucleus(torch.tensor([LIKELY, LIKELY[::-1]]), top_p)
-    assert set(kept[0].nonzero().flatten().tolist()) == words
-    assert kept[0].tolist() == [p if i in words else 0 for i, p in enumerate(LIKELY)]
-    assert int((kept[1] > 0).sum()) == len(words)
+    kept, likely = candidates(torch.tensor(LIKELY).log(), Sampling(1.0, top_p))
+    assert kept.tolist() == sorted(words)
+    torch.testing.assert_close(likely, torch.tensor(LIKELY)[: len(words)])
+
+
+@pytest.mark.parametrize(("top_k", "top_p", "words"), [
+    (1, 1.0, {0}), (3, 1.0, {0, 1, 2}), (3, 0.6, {0, 1}), (9, 1.0, {0, 1, 2, 3, 4}),
+])  # fmt: skip
+def test_words_are_drawn_from_the_top_k_and_its_nucleus(
+    top_k: int, top_p: float, words: set[int]
+) -> None:
+    assert set(drawn(200, temperature=1.0, top_k=top_k, top_p=top_p)) == words
+
+
+def test_a_nucleus_reaches_below_the_floor() -> None:
+    """Words that are too unlikely to be sorted first belong to it where the others do not do."""
+    likely = torch.tensor([0.5, *[0.5 / 4096] * 4096])
+    words, found = candidates(likely.log(), Sampling(1.0, 0.75))
+    assert likely[1] < FLOOR * likely[0]
+    assert len(set(words.tolist())) == len(words) == 2049 and int(words[0]) == 0
+    torch.testing.assert_close(found, likely[: len(words)])
 
 
 def test_words_are_drawn_as_often_as_they_are_likely() -> None:
@@ -289,7 +377,8 @@ def test_sampling_out_of_range() -> None:
     for given, reason in (({"temperature": -0.1}, "temperature -0.1 must be 0"),
                           ({"temperature": math.nan}, "temperature nan must be 0"),
                           ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
-                          ({"top_p": 1.5}, "top_p 1.5 must be above 0")):  # fmt: skip
+                          ({"top_p": 1.5}, "top_p 1.5 must be above 0"),
+                          ({"top_k": -1}, "top_k -1 must be 0")):  # fmt: skip
         with pytest.raises(BadInput, match=reason):
             Sampling(**given)
 

@@ -249,35 +249,43 @@ def resize(
 @app.command()
 def generate(
     model: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="An artifact, or a model.")],
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
-    image: Annotated[Path | None, typer.Option(help="An image that the prompt is about.")] = None,
+    prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.")],
+    image: Annotated[
+        list[Path] | None, typer.Option(help="An image that the prompt is about; one a prompt.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
     temperature: Annotated[float, typer.Option(help="0: the likeliest token, always.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Draw among the likeliest, of this share.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="Draw among so many of the likeliest; 0: all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verbose: Verbose = False,
 ) -> None:
-    """Continue PROMPT, word by word on stdout."""
-    from ...backends.decode import Sampling
+    """Continue PROMPT, word by word on stdout; several are read as one batch, an answer a line."""
+    from ...backends.sampling import Sampling
     from ..run import generating
     from . import terminal
 
     _check_choice("device", device, ("cpu", "cuda"))
-    sampling = Sampling(temperature, top_p, seed)
+    sampling = Sampling(temperature, top_p, seed, top_k)
     console = _console(stderr=True)
     with terminal.Steps(console) as steps:
         steps(f"loading {model}", 0, 1)
         writer = generating.Writer(model, tokenizer=tokenizer or None, device=device)
     if writer.note:
         console.print(f"note: {writer.note}", markup=False, highlight=False)
-    (made,) = writer.write(
-        [prompt], [image], sampling, max_new_tokens=max_new_tokens, stream=_write_out
-    )
+    made = writer.write(
+        prompts, image or None, sampling, max_new_tokens=max_new_tokens,
+        stream=_write_out if len(prompts) == 1 else None,
+    )  # fmt: skip
+    if len(made) > 1:
+        _write_out(0, "\n".join(answer.text for answer in made))
     sys.stdout.write("\n")
-    said = f"{made.prompt_tokens} tokens read, {len(made.ids)} written, ended by {made.ended}"
-    console.print(said, markup=False, highlight=False)
+    for row in made:
+        said = f"{row.prompt_tokens} tokens read, {len(row.ids)} written, ended by {row.ended}"
+        console.print(said, markup=False, highlight=False)
+    console.print(str(made[0].speed), markup=False, highlight=False)
 
 
 def _write_out(_: int, text: str) -> None:

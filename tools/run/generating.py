@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 import warnings
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ import torch
 from ...backends import Executable
 from ...backends import compile as compile_model
 from ...backends.artifact import MANIFEST_FILE
-from ...backends.decode import Decoder, Sampling
+from ...backends.decode import Decoder
+from ...backends.sampling import Sampling
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text, read_json, text_settings
@@ -33,6 +35,22 @@ _UNFINISHED = "\ufffd"
 """What a tokenizer makes of bytes that are not yet a character."""
 
 
+@dataclass
+class Speed:
+    """Tokens and seconds of a run over all its prompts: what was read up to the first new token,
+    and what was written behind it, one step a row at a time."""
+
+    read: int
+    read_seconds: float = 0.0
+    written: int = 0
+    written_seconds: float = 0.0
+
+    def __str__(self) -> str:
+        parts = (("reading", self.read, self.read_seconds),
+                 ("writing", self.written, self.written_seconds))  # fmt: skip
+        return ", ".join(f"{what} {n / s:.1f} tokens/s" for what, n, s in parts if n and s)
+
+
 @dataclass(frozen=True)
 class Generated:
     """The answer to one prompt."""
@@ -44,6 +62,8 @@ class Generated:
     """Tokens of the prompt, placeholders of its image among them."""
     ended: str
     """``eos``, ``length`` (``max_new_tokens``), or ``context``, which is then full."""
+    speed: Speed = field(compare=False, repr=False)
+    """Of the run that this answer was written in, with all its other prompts."""
 
     def __str__(self) -> str:
         return self.text
@@ -57,6 +77,7 @@ def generate(
     max_new_tokens: int = MAX_NEW_TOKENS,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    top_k: int = 0,
     seed: int = 0,
     stream: Stream | None = None,
     tokenizer: str | Path | None = None,
@@ -68,8 +89,8 @@ def generate(
     folder of its ``tokenizer``), or the name of a model, which is then loaded with its cache.
     ``images`` are one a prompt, ``None`` for a prompt without; in the prompt an image stands where
     the tokenizer's image token does, else before the text. An image of another size is resized as
-    the model's ``preprocessor_config.json`` says. ``temperature``, ``top_p`` and ``seed``: see
-    ``Sampling``. ``stream`` hears the answers as they grow.
+    the model's ``preprocessor_config.json`` says. ``temperature``, ``top_p``, ``top_k`` and
+    ``seed``: see ``Sampling``. ``stream`` hears the answers as they grow.
 
     Raises ``BadInput`` for a graph that is not a text model, for an empty prompt, for one that is
     longer than the context and for an image that the model does not take, ``Missing`` without a
@@ -80,7 +101,7 @@ def generate(
         warnings.warn(writer.note, stacklevel=2)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
     shown = [images] if isinstance(images, str | Path | torch.Tensor) else images
-    sampling = Sampling(temperature, top_p, seed)
+    sampling = Sampling(temperature, top_p, seed, top_k)
     return writer.write(asked, shown, sampling, max_new_tokens=max_new_tokens, stream=stream)
 
 
@@ -124,7 +145,8 @@ class Writer:
         steps = self._decoder.decode(
             asked, max_new_tokens=max_new_tokens, sampling=sampling, eos=self._eos, images=pixels
         )
-        for step in steps:
+        speed = Speed(sum(map(len, asked)))
+        for step in _timed(steps, speed):
             for index, token in enumerate(step):
                 added = "" if token is None else rows[index].add(token)
                 if added and stream is not None:
@@ -134,7 +156,7 @@ class Writer:
             if added and stream is not None:
                 stream(index, added)
         return [
-            Generated(row.text, tuple(row.ids), len(ids), row.ended(max_new_tokens))
+            Generated(row.text, tuple(row.ids), len(ids), row.ended(max_new_tokens), speed)
             for row, ids in zip(rows, asked, strict=True)
         ]
 
@@ -182,6 +204,22 @@ class Writer:
                 "the graph"
             )
         return self._graph
+
+
+def _timed(
+    steps: Iterator[list[int | None]], speed: Speed
+) -> Iterator[list[int | None]]:
+    """The steps; ``speed`` learns how long each took, without what their reader does with it."""
+    began = time.perf_counter()
+    for number, step in enumerate(steps):
+        took = time.perf_counter() - began
+        if number == 0:
+            speed.read_seconds = took
+        else:
+            speed.written += sum(token is not None for token in step)
+            speed.written_seconds += took
+        yield step
+        began = time.perf_counter()
 
 
 class _Row:

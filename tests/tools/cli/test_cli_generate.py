@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -106,6 +107,19 @@ def test_the_command_writes_what_the_model_does(
     assert code == 0 and out == f"{made.text}\n"
     assert f"{len(ids)} tokens read, {len(expected)} written, ended by {made.ended}" in err
     assert "note:" not in err
+    found = re.search(r"reading ([0-9.]+) tokens/s, writing ([0-9.]+) tokens/s", err)
+    assert found is not None and min(map(float, found.groups())) > 1
+
+
+def test_several_prompts_are_one_batch(artifact: Path, command: Any) -> None:
+    asked = [PROMPT, "If"]
+    made = gw.generate(artifact, asked, max_new_tokens=6)
+    code, out, err = command(str(artifact), *asked, "--max-new-tokens", "6")
+    assert code == 0 and out == "".join(f"{answer.text}\n" for answer in made)
+    assert err.count("tokens read, 6 written") == 2
+    speed = made[0].speed
+    assert made[1].speed is speed and speed.written == 2 * 5
+    assert speed.read == sum(answer.prompt_tokens for answer in made)
 
 
 def test_without_a_cache_it_says_so(
@@ -122,6 +136,8 @@ def test_sampling_from_the_command(artifact: Path, command: Any) -> None:
     options = ["--temperature", "1.5", "--top-p", "0.9", "--max-new-tokens", "16", "--seed"]
     first, again, other = (command(str(artifact), PROMPT, *options, s)[1] for s in "778")
     assert first == again != other
+    greedy = command(str(artifact), PROMPT, "--max-new-tokens", "16")[1]
+    assert command(str(artifact), PROMPT, *options, "7", "--top-k", "1")[1] == greedy
 
 
 def test_batches_and_streams(artifact: Path) -> None:
@@ -247,6 +263,7 @@ def test_what_cannot_be_generated(
         ([text, long], 2, f"the model's context is {CONTEXT}: shorten it"),
         ([text, ""], 2, "a prompt is empty"),
         ([text, PROMPT, "--top-p", "0"], 2, "top_p 0.0 must be above 0"),
+        ([text, PROMPT, "--top-k", "-1"], 2, "top_k -1 must be 0"),
         ([text, PROMPT, "--temperature", "-1"], 2, "temperature -1.0 must be 0"),
         ([text, PROMPT, "--max-new-tokens", "0"], 2, "max_new_tokens 0 must be 1 or more"),
         ([text, PROMPT, "--device", "tpu"], 2, "--device tpu is unknown"),
