@@ -9,22 +9,30 @@ from __future__ import annotations
 
 import math
 import re
-import tomllib
 import types
 import typing
 from collections.abc import Iterator, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ..ir.core.errors import BadInput, near_misses
 from .base import Pass
+from .recipe_file import SUFFIXES, read_recipe_file
 from .registry import pass_class
 from .rules import check_order
 
 _TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\]=,"]+|[{}\[\]=,]')
 FOLDER = Path(__file__).with_name("recipes")
 """The built-in recipes, one TOML file each."""
+SCHEMES = {
+    "W4A16": "clean{optional=true},quantize{bits=4 group=128}",
+    "W8A16": "clean{optional=true},quantize{bits=8 group=0}",
+}
+"""Recipes by the names that llm-compressor and vLLM give to a scheme of weights: symmetric, in
+groups of 128 inputs or a scale a row; activations are not quantized. Other files call them so."""
+ALIASES = {"group_size": "group", "block_size": "group", "ignore": "exclude"}
+"""What other tools call an option."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +76,14 @@ class Recipe:
 
     @classmethod
     def load(cls, name: str) -> Recipe:
-        """A built-in recipe by name, or a TOML file by path."""
-        path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+        """A built-in recipe or a scheme by name, or a TOML or YAML file by path."""
+        if name.upper() in SCHEMES:
+            return replace(cls.parse(SCHEMES[name.upper()]), name=name.upper())
+        path = Path(name) if name.endswith(SUFFIXES) else FOLDER / f"{name}.toml"
         if not path.is_file():
-            hint = near_misses(name, recipe_names())
-            raise BadInput(f"there is no recipe {name!r}; {hint} (or give a .toml file)")
-        return _from_toml(path)
+            hint = near_misses(name, [*recipe_names(), *SCHEMES])
+            raise BadInput(f"there is no recipe {name!r}; {hint} (or give a .toml or .yaml file)")
+        return _from_file(path)
 
     @property
     def passes(self) -> tuple[Pass, ...]:
@@ -90,19 +100,14 @@ def recipe_names() -> list[str]:
 
 def recipe_summary(name: str) -> str:
     """The one sentence that a recipe file says of itself."""
-    with (FOLDER / f"{name}.toml").open("rb") as file:
-        return str(tomllib.load(file).get("summary", ""))
+    return str(read_recipe_file(FOLDER / f"{name}.toml").get("summary", ""))
 
 
-def _from_toml(path: Path) -> Recipe:
-    try:
-        with path.open("rb") as file:
-            data = tomllib.load(file)
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, also
-        raise BadInput(f"{path}: not a TOML file: {error}") from None
-    entries = data.get("passes")
+def _from_file(path: Path) -> Recipe:
+    entries = read_recipe_file(path).get("passes")
     if not isinstance(entries, list) or not entries:
-        raise BadInput(f"{path}: a recipe holds [[passes]] tables, each with a name")
+        shape = "[[passes]] tables" if path.suffix == ".toml" else "a list of passes"
+        raise BadInput(f"{path}: a recipe holds {shape}, each with a name")
     try:
         return checked(Recipe(tuple(map(_entry_step, entries)), path.stem))
     except BadInput as error:
@@ -112,8 +117,8 @@ def _from_toml(path: Path) -> Recipe:
 def _entry_step(entry: object) -> Step:
     name = entry.get("name") if isinstance(entry, dict) else None
     if not isinstance(entry, dict) or not isinstance(name, str):
-        raise BadInput("each of [[passes]] needs a name, a text")
-    options = [(key, value) for key, value in entry.items() if key != "name"]
+        raise BadInput("each of the passes needs a name, a text")
+    options = [(str(key), value) for key, value in entry.items() if key != "name"]
     for key, value in options:
         parts = value if isinstance(value, list) else [value]
         if not all(isinstance(part, str | int | float) for part in parts):
@@ -206,9 +211,10 @@ def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
     hints = typing.get_type_hints(pass_)
     known = [f.name for f in fields(pass_)]
     values: dict[str, Any] = {}
-    for option, raw in options:
+    for written, raw in options:
+        option = written if written in known else ALIASES.get(written, written)
         if option not in known:
-            raise BadInput(f"{name} has no option {option!r}; {near_misses(option, known)}")
+            raise BadInput(f"{name} has no option {written!r}; {near_misses(option, known)}")
         if option in values:
             raise BadInput(f"{name}: the option {option} is given twice")
         values[option] = _convert(name, option, raw, hints[option])

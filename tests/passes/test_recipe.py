@@ -109,5 +109,53 @@ def test_files_that_hold_no_recipe(tmp_path: Path, text: str, message: str) -> N
         Recipe.load(str(path))
 
 
+def test_a_yaml_recipe_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(
+        "summary: Mine.\npasses:\n  - name: quantize\n    bits: 8\n    symmetric: no\n"
+        "    ignore: [lm_head, 'b*']\n  - {name: fold-constants}\n"
+    )
+    found = Recipe.load(str(path))
+    assert str(found) == "quantize{bits=8 symmetric=false exclude=[lm_head b*]},fold-constants"
+    assert found.name == "mine"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("passes: 3", "holds a list of passes, each with a name"),
+        ("- name: quantize", "holds a list of passes"),
+        ("passes: [", "not a YAML file: while parsing"),
+        ("passes:\n- name: !!python/object:os.system {}", "not a YAML file: could not determine"),
+        ("a: &a [x, x]\nb: [*a, *a]\npasses: *a", "not a YAML file: aliases are not read"),
+        ("passes:\n- name: quantize\n  4: 5", "quantize has no option '4'"),
+        ("passes:\n- name: quantize\n  bits: 2026-01-01", "bits=2026-01-01 is wrong"),
+        ("passes:\n- bits: 4", "needs a name, a text"),
+        ("a: " + "[" * 100_000, "not a YAML file"),
+        ("a: \x00", "not a YAML file"),
+    ],
+)
+def test_yaml_that_holds_no_recipe(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "mine.yml"
+    path.write_text(text)
+    with pytest.raises(BadInput, match=rf"mine\.yml: .*{message}"):
+        Recipe.load(str(path))
+
+
+def test_names_that_other_tools_use() -> None:
+    expected = Recipe.parse("quantize{bits=4 group=64 exclude=[lm_head]}").passes
+    for word in ("group_size", "block_size"):
+        assert Recipe.parse(f"quantize{{bits=4 {word}=64 ignore=lm_head}}").passes == expected
+    with pytest.raises(BadInput, match="the option group is given twice"):
+        Recipe.parse("quantize{group=32 group_size=32}")
+    with pytest.raises(BadInput, match="clean has no option 'group_size'"):
+        Recipe.parse("clean{group_size=32}")
+    four, eight = Recipe.load("W4A16"), Recipe.load("w8a16")
+    assert four.name == "W4A16" and str(eight).endswith("quantize{bits=8 group=0}")
+    assert Recipe.parse(str(four)).passes == four.passes
+    with pytest.raises(BadInput, match="did you mean W4A16"):
+        Recipe.load("W4A8")
+
+
 def test_every_pass_is_listed() -> None:
     assert {"clean", "fold-constants", "quantize", "easyquant", "hqq"} <= set(pass_names())

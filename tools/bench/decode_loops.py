@@ -1,6 +1,6 @@
-"""``python -m graphwright.tools.bench.decode_loops DIR --peer-python PYTHON``: the loop and genai's.
+"""``python -m graphwright.tools.bench.decode_loops DIR --peer-python PYTHON``: ours and genai's.
 
-Both loops run the same folder, an artifact with its ``genai_config.json``, each in a process of its own
+Both loops run one folder, an artifact with its ``genai_config.json``, each in a process of its own
 that loads it once. They take turns at a few tokens: what else the machine does meets both. A cell
 holds the median over the turns, tokens a second by the clock, and by the processor's time where
 there is one thread. The tokens that both write are compared. onnxruntime-genai needs plain

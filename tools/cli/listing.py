@@ -20,7 +20,7 @@ from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import Linear, recognize
 from ...ir.vocab import spec
 from ...passes.options import option_text, purposes
-from ...passes.recipe import Recipe, recipe_names, recipe_summary
+from ...passes.recipe import SCHEMES, Recipe, recipe_names, recipe_summary
 from ...passes.registry import pass_class, pass_names
 from ..report.summary import group_name, size
 
@@ -65,6 +65,8 @@ def print_recipes(console: Console) -> None:
     table = _table("recipe", "passes", "what it is for")
     for name in recipe_names():
         table.add_row(name, Text(str(Recipe.load(name))), Text(recipe_summary(name)))
+    for name, passes in SCHEMES.items():
+        table.add_row(name, Text(passes), Text("Weights of that scheme, symmetric, as others do."))
     console.print(table)
 
 

@@ -67,9 +67,13 @@ def root(
 @app.command()
 def run(
     model: Model,
-    recipe: Annotated[str, typer.Option("-r", "--recipe", help="A recipe's name or TOML.")] = "",
+    recipe: Annotated[
+        str, typer.Option("-r", "--recipe", help="A recipe's name, or a TOML or YAML file.")
+    ] = "",
     passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Artifact folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", "--output", help="Artifact folder.")
+    ] = None,
     backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     max_error: Annotated[
@@ -199,7 +203,9 @@ def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> N
 @app.command()
 def replay(
     artifact: Path,
-    out: Annotated[Path | None, typer.Option("-o", "--out", help="Where to write it.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", "--output", help="Where to write it.")
+    ] = None,
     source: Annotated[
         str, typer.Option(metavar="MODEL", help="Where its model lies now, if it was moved.")
     ] = "",
@@ -227,7 +233,7 @@ def replay(
 def resize(
     artifact: Path,
     max_bytes: Annotated[int, typer.Option("--max-bytes", help="Of model.onnx and its data.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="Where to write it.")],
+    out: Annotated[Path, typer.Option("-o", "--out", "--output", help="Where to write it.")],
     force: Annotated[bool, typer.Option("--force")] = False,
     as_json: Json = False,
     verbose: Verbose = False,

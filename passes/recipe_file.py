@@ -1,0 +1,43 @@
+"""Files that hold a recipe, as TOML or YAML: ``passes``, a list of tables with a ``name`` each."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+from ..ir.core.errors import BadInput
+
+SUFFIXES = (".toml", ".yaml", ".yml")
+
+
+def read_recipe_file(path: Path) -> dict[str, Any]:
+    """The content of a file. Raises ``BadInput`` where it is not of its format or no table."""
+    kind = "TOML" if path.suffix == ".toml" else "YAML"
+    try:
+        content = _toml(path) if kind == "TOML" else _yaml(path)
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, also
+        raise BadInput(f"{path}: not a {kind} file: {error}") from None
+    return content if isinstance(content, dict) else {}
+
+
+def _toml(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return tomllib.load(file)
+
+
+def _yaml(path: Path) -> Any:
+    """Plain YAML: no tags that make objects, and no aliases, by which a short file is a large
+    one."""
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                raise ValueError("aliases are not read: write the value out")
+            return super().compose_node(parent, index)
+
+    try:
+        return yaml.load(path.read_bytes(), Loader)
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).split())) from None
