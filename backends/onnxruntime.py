@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +19,7 @@ from ..ir.load.intact import check_files
 from ..ir.structure.cache_slots import PAST_AXIS, past_slot
 from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, Steps, bind
+from .runtime_packages import mixed_builds
 from .steps import BoundSteps, PlainSteps
 
 T = TypeVar("T")
@@ -53,6 +55,8 @@ class OnnxRuntimeExecutable:
 
         if threads is not None and threads < 1:
             raise BadInput(f"threads={threads}: give 1 or more")
+        if mixed_builds():
+            warnings.warn(mixed_builds(), RuntimeWarning, stacklevel=2)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what it says is in the error that it raises
         level = ort.GraphOptimizationLevel
@@ -74,7 +78,9 @@ class OnnxRuntimeExecutable:
         except Exception as error:
             if not _is_the_runtimes(error):
                 raise
-            raise BadInput(f"{path}: ONNX Runtime does not load it: {_line(error)}") from error
+            told = "".join(f"\n{line}" for line in [mixed_builds()] if line)
+            said = f"{path}: ONNX Runtime does not load it: {_line(error)}"
+            raise BadInput(f"{said}{told}") from error
         _refuse_fallback(providers, self._session.get_providers())
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._caches = frozenset(name for name in self._inputs if past_slot(name) is not None)
@@ -210,10 +216,8 @@ def _providers(ort: Any, device: str) -> list[str]:
             "driver and a CUDA build of torch"
         )
     if "CUDAExecutionProvider" not in ort.get_available_providers():
-        raise Missing(
-            "this ONNX Runtime has no CUDA provider: pip uninstall onnxruntime && "
-            "pip install onnxruntime-gpu, or run with --device cpu"
-        )
+        mend = mixed_builds() or "pip uninstall onnxruntime && pip install onnxruntime-gpu"
+        raise Missing(f"this ONNX Runtime has no CUDA provider: {mend}, or run with --device cpu")
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
 
 
