@@ -7,12 +7,20 @@
 from .block_path import Path
 from .bypass_blocks import bypass, follow
 from .factorize_linear import factorize
-from .graft_path import graft, graft_low_rank
+from .graft_path import Factor, graft, graft_low_rank
 from .shrink_dim import shrink
 from .shrink_pictures import shrink_pictures
 from .swap_linear import swap
 
 __all__ = [
-    "Path", "bypass", "factorize", "follow", "graft", "graft_low_rank", "shrink",
-    "shrink_pictures", "swap",
-]  # fmt: skip
+    "Factor",
+    "Path",
+    "bypass",
+    "factorize",
+    "follow",
+    "graft",
+    "graft_low_rank",
+    "shrink",
+    "shrink_pictures",
+    "swap",
+]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..core.errors import Refusal
@@ -36,39 +37,58 @@ def graft(
     return total
 
 
+@dataclass(frozen=True)
+class Factor:
+    """One factor of a low-rank path as it is stored: ``op(x, *weights, **attrs)``."""
+
+    rows: int
+    columns: int
+    weights: Sequence[tuple[str, Weight] | None]
+    """(name, handle) pairs, ``None`` for an absent operand."""
+    op: str = "linear"
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def dense(cls, name: str, weight: Weight) -> Factor:
+        rows, columns = weight.shape
+        return cls(rows, columns, ((name, weight),))
+
+    @property
+    def nbytes(self) -> int:
+        return sum(pair[1].nbytes for pair in self.weights if pair is not None)
+
+
 def graft_low_rank(
     view: View,
     x: Value,
-    down: tuple[str, Weight],
-    members: Sequence[tuple[Value, str, Weight]],
+    down: Factor,
+    members: Sequence[tuple[Value, Factor]],
     *,
     rule: str,
     step: int = 0,
 ) -> list[Value]:
-    """``onto => add(onto, linear(linear(x, down), up))`` for each member; the sums.
+    """``onto => add(onto, up(down(x)))`` for each member; the sums.
 
-    ``down`` is (name, handle) of A, ``[r, in]``; members are (onto, name, handle of B) with B
-    ``[out, r_i]``, the ``r_i`` adding up to ``r``, in the order of the graph: siblings that share
-    ``x`` share one matmul, whose result is cut. Factors stored in a narrower dtype than ``x`` are
-    cast when the model runs. Raises ``Refusal`` where the ranks do not add up, or a path's result
-    does not have its member's type.
+    ``down`` is A, ``[r, in]``; members are (onto, B) with B ``[out, r_i]``, the ``r_i`` adding up
+    to ``r``, in the order of the graph: siblings that share ``x`` share one matmul, whose result is
+    cut. Dense factors stored in a narrower dtype than ``x`` are cast when the model runs. Raises
+    ``Refusal`` where the ranks do not add up, or a path's result does not have its member's type.
     """
-    ranks = [weight.shape[1] for _, _, weight in members]
-    if sum(ranks) != down[1].shape[0]:
-        raise Refusal(f"ranks {ranks} do not add up to {down[1].shape[0]}, the rows of A")
+    ranks = [up.columns for _, up in members]
+    if sum(ranks) != down.rows:
+        raise Refusal(f"ranks {ranks} do not add up to {down.rows}, the rows of A")
     first = view.maker(members[0][0])
     dtype = view.type(x).dtype
     with view.made_by(rule, step):
-        b = Builder(view, first)
-        narrow = b.linear(x, _factor(b, *down, dtype))
+        narrow = _applied(Builder(view, first), down, x, dtype)
         sums, start = [], 0
-        for (onto, name, weight), rank in zip(members, ranks, strict=True):
+        for (onto, up), rank in zip(members, ranks, strict=True):
             b = Builder(view, view.after(view.maker(onto)))
             part = narrow
             if len(members) > 1:
                 last = (view.type(x).rank or 0) - 1
                 part = b.slice(narrow, start, start + rank, dim=last)
-            side = b.linear(part, _factor(b, name, weight, dtype), like=onto)
+            side = _applied(b, up, part, dtype, like=onto)
             total = b.add(onto, side, like=onto)
             view.replace(onto, total)
             sums.append(total)
@@ -76,6 +96,14 @@ def graft_low_rank(
     return sums
 
 
-def _factor(b: Builder, name: str, weight: Weight, dtype: Any) -> Value:
-    constant = b.view.add_weight(name, weight)
-    return constant if weight.dtype == dtype else b.cast(constant, dtype=dtype)
+def _applied(
+    b: Builder, factor: Factor, x: Value, dtype: Any, like: Value | None = None
+) -> Value:
+    operands = [None if pair is None else b.view.add_weight(*pair) for pair in factor.weights]
+    while operands[-1] is None:
+        operands.pop()
+    first, handle = operands[0], factor.weights[0]
+    if factor.op == "linear" and handle is not None and handle[1].dtype != dtype:
+        assert first is not None
+        operands[0] = b.cast(first, dtype=dtype)
+    return b.build(factor.op, x, *operands, like=like, **factor.attrs)

@@ -22,6 +22,7 @@ from ...ir.vocab import dense_weight
 from ..base import CHANGED, COMPENSATED, Context, PassResult, Site, select_linears
 from ..checkpoint_store import settled
 from ..linear_pass import LinearPass, linear_site
+from .factor_form import FactorForm
 from .low_rank import Spectrum, allocate, fits_half, stacked
 
 DEFAULT_RANK = 32
@@ -73,7 +74,9 @@ class Compensate(LinearPass):
     may get. ``budget`` is the storage of all factors together in bits per weight of the chosen
     linears, spent where it removes most error (``low_rank.allocate``). Linears with one input (q, k
     and v; gate and up) share one stacked A. Factors are stored as ``factors`` says; ``float16`` is
-    widened where a factor does not fit. ``include``, ``exclude``, ``kinds`` and ``min_size`` choose
+    widened where a factor does not fit. With ``factor_bits`` they are stored as ``quantize`` stores
+    weights, in groups of up to 32 (INT2.1's form, Chai et al. 2023, arXiv 2306.08162, in closed
+    form instead of training). ``include``, ``exclude``, ``kinds`` and ``min_size`` choose
     sites as in the quantizing passes.
     """
 
@@ -86,6 +89,8 @@ class Compensate(LinearPass):
     """Bits per weight of all paths, put where they help."""
     factors: Literal["float16", "float32"] = "float16"
     """In what the paths are stored."""
+    factor_bits: Literal[4, 8] | None = None
+    """Bits of the paths' weights, stored as quantize stores them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -201,7 +206,8 @@ class Compensate(LinearPass):
 
     def _path(self, source: Tensor, gap: Tensor, found: Spectrum, asked: int) -> Path:
         rank = min(asked, len(found.sigma))
-        down, up = settled(found.factors(rank))
+        form = self._planned_form
+        down, up = settled([form.rounded(factor) for factor in found.factors(rank)])
         norm = torch.linalg.norm(source)
 
         def error(dtype: torch.dtype) -> float:
@@ -232,6 +238,7 @@ class Compensate(LinearPass):
         after = sum(path.left for path in paths.values()) / len(paths)
         result.notes.append(
             f"mean relative error of the linears' outputs: {before:.4g}, compensated {after:.4g}"
+            + ("" if self.factor_bits is None else ", before the factors are rounded")
         )
         none = [x.name for x in linears if not paths[x.name].rank and paths[x.name].asked]
         if none:
@@ -251,21 +258,20 @@ class Compensate(LinearPass):
     ) -> None:  # fmt: skip
         chosen = [paths[linear.name] for linear in members]
         dtype = context.view.type(x).dtype or torch.float32
-        factors = [factor for path in chosen for factor in (path.down, path.up)]
-        half = self.factors == "float16" and fits_half(*factors)
-        stored = torch.float16 if half else dtype
-        down = stacked([path.down for path in chosen]).to(stored)
-        ups = [path.up.to(stored) for path in chosen]
+        half = self.factors == "float16" and all(fits_half(p.down, p.up) for p in chosen)
+        form = FactorForm(self.factor_bits, torch.float16 if half else dtype)
         sizes = {linear.name: _stored_bytes(context, linear) for linear in members}
-        first = members[0].name
-        graft_low_rank(
-            context.view, x, (f"{first}.{self.name}.down", context.spool.store(down)),
-            [(linear.out, f"{linear.name}.{self.name}.up", context.spool.store(up))
-             for linear, up in zip(members, ups, strict=True)],
-            rule=self.name, step=context.step,
-        )  # fmt: skip
-        for linear, path, up in zip(members, chosen, ups, strict=True):
-            extra = (path.up.numel() + path.down.numel()) * up.element_size()
+        stem = f"{members[0].name}.{self.name}"
+        down = form.stored(f"{stem}.down", stacked([p.down for p in chosen]), context.spool)
+        ups = [
+            form.stored(f"{linear.name}.{self.name}.up", path.up, context.spool)
+            for linear, path in zip(members, chosen, strict=True)
+        ]
+        onto = [linear.out for linear in members]
+        pairs = list(zip(onto, ups, strict=True))
+        graft_low_rank(context.view, x, down, pairs, rule=self.name, step=context.step)
+        for linear, path in zip(members, chosen, strict=True):
+            extra = form.nbytes(*path.down.shape) + form.nbytes(*path.up.shape)
             size = sizes[linear.name]
             error = path.rel_l2 if half else path.wide_rel_l2
             result.sites.append(linear_site(linear, size, size + extra, error, note=path.note))
@@ -292,8 +298,9 @@ class Compensate(LinearPass):
         factors = [context.planned.get(linear.name + end) for end in (FIRST, SECOND)]
         parts = [part for part in factors if part] or [context.planned[linear.name]]
         before = sum(part.bytes_after for part in parts)
-        numbers = self._planned_rank(linear) * (linear.in_features + linear.out_features)
-        return linear_site(linear, before, before + numbers * self._width)
+        form, rank = self._planned_form, self._planned_rank(linear)
+        extra = form.nbytes(rank, linear.in_features) + form.nbytes(linear.out_features, rank)
+        return linear_site(linear, before, before + (extra if rank else 0))
 
     def _planned_rank(self, linear: Linear) -> int:
         m, n = _shape(linear)
@@ -308,8 +315,14 @@ class Compensate(LinearPass):
         return DEFAULT_RANK if self.rank is None else self.rank
 
     @property
-    def _width(self) -> int:
-        return 2 if self.factors == "float16" else 4
+    def _planned_form(self) -> FactorForm:
+        wide = torch.float16 if self.factors == "float16" else torch.float32
+        return FactorForm(self.factor_bits, wide)
+
+    @property
+    def _width(self) -> float:
+        """Bytes of one number of a factor."""
+        return self._planned_form.width
 
 
 def _shape(linear: Linear) -> tuple[int, int]:
@@ -357,18 +370,19 @@ def _chain(view: View, linear: Linear) -> list[Node]:
     return found
 
 
-_DOWN = re.compile(r"\.down(_\d+)?(\.T)?(_\d+)?$")
+_FACTORS = ("linear", "linear_nbit")
+_DOWN = re.compile(r"\.down(\.codes)?(_\d+)?(\.T)?(_\d+)?$")
 """How the name of a path's first factor ends, in either graph: not that of a ``down_proj``."""
 
 
 def is_low_rank(view: View, node: Node) -> bool:
     """Whether a node is the second linear of a low-rank path, behind a cut or not."""
-    if view.op(node) != "linear" or _constant(view, view.tensor(node, 1)) is None:
+    if view.op(node) not in _FACTORS or _constant(view, view.tensor(node, 1)) is None:
         return False
     inner = view.producer(view.tensor(node))
     if inner is not None and view.op(inner) == "slice":
         inner = view.producer(view.tensor(inner))
-    if inner is None or view.op(inner) != "linear":
+    if inner is None or view.op(inner) not in _FACTORS:
         return False
     narrow = _constant(view, view.tensor(inner, 1))
     return narrow is not None and _DOWN.search(view.name(narrow)) is not None

@@ -325,7 +325,7 @@ class Kept(dict[str, Any]):
 
 
 @pytest.mark.parametrize("recipe", ["quantize{bits=2 group=16},eora{rank=3}",
-                                    "quantize{bits=2 group=16},eora{budget=1.5}",
+                                    "quantize{bits=2 group=16},eora{budget=1.5 factor_bits=8}",
                                     "bitstack{blocks=2},eora{rank=3 propagate=dense}",
                                     "gptq{bits=2 group=16},eora{rank=3}",
                                     "sparsegpt,dsnot,eora{rank=3}",

@@ -28,7 +28,7 @@ from ...ir.core.errors import BadInput, GraphwrightError
 from ...ir.core.view import View
 from ...ir.core.weights import MemoryWeight
 from ...ir.load.trace import trace
-from ...ir.moves.graft_path import graft_low_rank
+from ...ir.moves.graft_path import Factor, graft_low_rank
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
 from ..cli.benchmark import Runner, in_turns
@@ -79,8 +79,9 @@ def with_low_rank(view: View, rank: int) -> View:
         down, up = factor(rank, site.in_features), factor(site.out_features, rank)
         x = copied.tensor(site.node)
         graft_low_rank(
-            copied, x, (f"{site.name}.A", down), [(site.out, f"{site.name}.B", up)], rule=RULE
-        )
+            copied, x, Factor.dense(f"{site.name}.A", down),
+            [(site.out, Factor.dense(f"{site.name}.B", up))], rule=RULE,
+        )  # fmt: skip
     return copied
 
 

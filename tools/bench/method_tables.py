@@ -107,7 +107,7 @@ def rank(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     bench = Bench("zoo:tiny-llama", "perplexity", samples)
 
     def rows() -> Rows:
-        yield "source", "", bench.figure(None), "", ""
+        yield "source", "", bench.figure(None), "", "", ""
         for bits in BITS:
             base = f"quantize{{bits={bits} group=32}}"
             alone = bench.figure(base)
@@ -115,9 +115,10 @@ def rank(samples: int | None) -> tuple[str, Sequence[str], Rows]:
                 yield (
                     str(bits), str(r), alone, bench.figure(f"{base},svd-compensate{{rank={r}}}"),
                     bench.figure(f"{base},eora{{rank={r}}}"),
+                    bench.figure(f"{base},eora{{rank={r} factor_bits=4}}"),
                 )  # fmt: skip
 
-    columns = ("bits", "rank", "quantize", "svd-compensate", "eora")
+    columns = ("bits", "rank", "quantize", "svd-compensate", "eora", "eora, factors in 4 bits")
     return "perplexity by bits and rank of the path beside them", columns, rows()
 
 

@@ -15,7 +15,9 @@ from graphwright.ir.core.view import View
 from graphwright.ir.run.statistics import Gram
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
-from graphwright.passes.weights.compensate import Compensate
+from graphwright.ir.vocab import dense_weight
+from graphwright.passes.weights.compensate import Compensate, _chain
+from graphwright.passes.weights.factor_form import FactorForm
 from graphwright.passes.weights.low_rank import Spectrum, Whitening, allocate, spectrum
 
 from ..calibrated import many, optimize, rel
@@ -290,3 +292,68 @@ def test_a_rank_above_break_even_is_said(graph: View, toy_inputs: Inputs) -> Non
         assert said.startswith("above break-even at ") and "Choose a lower rank" in said
     low = optimize(graph, f"{QUANTIZE},svd-compensate{{rank=3}}", toy_inputs).report.passes[1]
     assert not any("break-even" in n for n in low.result.notes)
+
+
+# --- factors in few bits --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_factors_in_few_bits(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    source = toy_graph(kind)
+    expected, errors, sizes = sweep(source, toy_inputs), {}, {}
+    for bits in ("", " factor_bits=8", " factor_bits=4"):
+        recipe = f"{QUANTIZE},eora{{rank=16{bits}}}"
+        found = optimize(source, recipe, toy_inputs)
+        planned, done = gw.plan(source, recipe).passes[1][1], found.report.passes[1].result
+        assert [s.bytes_after for s in planned.sites] == [s.bytes_after for s in done.sites]
+        computed = sweep(found.graph, toy_inputs)
+        errors[bits] = rel(expected, computed)
+        sizes[bits] = sum(s.bytes_after - s.bytes_before for s in done.sites)
+        assert found.report.passes[1].bytes_after - found.report.passes[1].bytes_before == (
+            pytest.approx(sizes[bits], abs=64)
+        )
+        ran = gw.compile(found.graph, backend="onnxruntime")(**toy_inputs)
+        assert rel(computed, ran) < 1e-5
+    without = rel(expected, sweep(optimize(source, QUANTIZE, toy_inputs).graph, toy_inputs))
+    assert errors[""] < errors[" factor_bits=8"] < errors[" factor_bits=4"] < 0.3 * without
+    assert sizes[" factor_bits=4"] < sizes[" factor_bits=8"] < sizes[""]
+
+
+def test_rounded_factors_hold_what_was_measured(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    """What few bits hold they hold again: the graph's factors are those that were compared."""
+    for bits in (4, 8):
+        form = FactorForm(bits, torch.float16)
+        for shape in ((16, 40), (40, 16), (7, 33), (5, 3)):
+            once = form.rounded(torch.randn(shape, generator=torch.Generator().manual_seed(bits)))
+            assert torch.equal(form.rounded(once), once)
+    recipe = f"{QUANTIZE},eora{{rank=8 factor_bits=4}}"
+    found = optimize(toy_graph("fx"), recipe, toy_inputs)
+    source = toy_graph("fx")
+    weights = {x.name: source.weight(x.weight) for x in recognize(source).linears}
+    structure, seen = {x.name: x for x in recognize(found.graph).linears}, []
+    for site in found.report.passes[1].result.sites:
+        weight, linear = weights[site.name], structure[site.name]
+        assert weight is not None
+        held = dense_weight(found.graph, linear.node)
+        (side,) = _chain(found.graph, linear)
+        inner = found.graph.producer(found.graph.tensor(side))
+        if inner is None or found.graph.op(inner) == "slice":
+            continue  # gate and up share a first factor
+        held = held + dense_weight(found.graph, side) @ dense_weight(found.graph, inner)
+        seen.append(site.name)
+        gap = (weight.read() - held).norm() / weight.read().norm()
+        assert site.rel_l2 == pytest.approx(float(gap), rel=1e-4)
+    assert seen == ["down", "head"]
+
+
+def test_factors_in_few_bits_under_a_budget(graph: View, toy_inputs: Inputs) -> None:
+    recipe = f"{QUANTIZE},eora{{budget=4 factor_bits=4}}"
+    sites = optimize(graph, recipe, toy_inputs).report.passes[1].result.sites
+    spent = sum(8 * (s.bytes_after - s.bytes_before) for s in sites)
+    assert 0.7 * 4 <= spent / sum(s.shape[0] * s.shape[1] for s in sites) <= 1.5 * 4
+
+
+def test_a_path_of_few_bits_is_seen(graph: View, toy_inputs: Inputs) -> None:
+    recipe = f"{QUANTIZE},eora{{factor_bits=4 rank=8 include=[up]}},eora{{rank=2}}"
+    result = optimize(graph, recipe, toy_inputs).report.passes[2].result
+    assert ("up", "a low-rank path compensates it already") in result.refused
