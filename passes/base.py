@@ -25,6 +25,8 @@ from .options import check_types
 STORED, MASKED, COMPENSATED = "stored weights", "masked weights", "compensated linears"
 CHANGED = "changed weights"
 """What any pass leaves that gives linears other numbers: there is something to compensate."""
+REDEFINED = "another model"
+"""Of a pass that adds what was learned elsewhere: what follows is held against its result."""
 TOKENS, BLOCKS = "fewer tokens", "other blocks"
 """What passes leave behind: see ``Pass.provides``."""
 
@@ -123,7 +125,8 @@ class Context:
         self.view = view
         self.calibration = calibration
         self.original = original
-        """The canonical source graph, as before the first pass; ``None`` is ``view`` itself."""
+        """The canonical source graph, as before the first pass, or behind the last one that made
+        another model of it; ``None`` is ``view`` itself."""
         self.planned: dict[str, Site] = {}
         """In a forecast: the sites that earlier passes would have changed, by name."""
         self.step = step

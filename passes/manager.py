@@ -24,7 +24,7 @@ from ..ir.run.verify import Difference, check_structure, tolerance, worst_of
 from ..ir.structure.cache_slots import answers
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from ..ir.structure.recognize import Structure, recognize
-from .base import Context, Pass, PassResult
+from .base import REDEFINED, Context, Pass, PassResult
 from .checkpoint_store import CheckpointStore, remembered
 from .learning import Learning
 from .recipe import Recipe
@@ -119,7 +119,7 @@ def optimize(
     check_read(view, graph, batches, truth)
     if calibration is not None:
         check_batches(view, calibration)
-    original = view.copy()
+    original = reference = view.copy()
     structure = recognize(view)
     check_order(recipe.passes, structure)
     notes = remarks(recipe.passes)
@@ -148,7 +148,7 @@ def optimize(
         started = time.perf_counter()
         context = Context(
             view, step=step, spool=spool, progress=progress, calibration=calibration or (),
-            original=original, checkpoints=checkpoints, learning=learning, structure=structure,
+            original=reference, checkpoints=checkpoints, learning=learning, structure=structure,
         )  # fmt: skip
         learning.before(context)
         edits = view.edits
@@ -172,6 +172,8 @@ def optimize(
             _check_bounds(entry.pass_, done, errors, tolerance(view), max_error)
             before, structure = after, context.structure
             costs = graph_costs(view, sample_sizes(view, batches[0]), structure)
+        if REDEFINED in entry.pass_.provides:
+            reference = view.copy()
         done.errors_to_source = errors
         done.seconds = time.perf_counter() - started
         report.add_costs(f"{step} {entry.pass_.name}", costs)
