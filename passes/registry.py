@@ -22,6 +22,7 @@ _BUILT_IN = {
     "wanda": "weights.wanda:Wanda",
     "sparsegpt": "weights.sparsegpt:SparseGPT",
     "dsnot": "weights.dsnot:DSnoT",
+    "sparse-plus-low-rank": "weights.sparse_plus_low_rank:SparsePlusLowRank",
     "low-rank": "weights.low_rank_pass:LowRank",
     "welore": "weights.welore:WeLore",
     "dare": "weights.dare:Dare",

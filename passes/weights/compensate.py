@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import Node, Value, View, is_value
-from ...ir.moves import graft_low_rank
 from ...ir.run.statistics import Statistics
 from ...ir.structure.low_rank import FIRST, SECOND, wholes
 from ...ir.structure.recognize import Linear, Structure
@@ -22,8 +21,8 @@ from ...ir.vocab import dense_weight
 from ..base import CHANGED, COMPENSATED, Context, PassResult, Site, select_linears
 from ..checkpoint_store import settled
 from ..linear_pass import LinearPass, linear_site
-from .factor_form import FactorForm
-from .low_rank import Spectrum, allocate, fits_half, stacked
+from .factor_form import FactorForm, graft_group
+from .low_rank import Spectrum, allocate, fits_half
 
 DEFAULT_RANK = 32
 
@@ -261,15 +260,7 @@ class Compensate(LinearPass):
         half = self.factors == "float16" and all(fits_half(p.down, p.up) for p in chosen)
         form = FactorForm(self.factor_bits, torch.float16 if half else dtype)
         sizes = {linear.name: _stored_bytes(context, linear) for linear in members}
-        stem = f"{members[0].name}.{self.name}"
-        down = form.stored(f"{stem}.down", stacked([p.down for p in chosen]), context.spool)
-        ups = [
-            form.stored(f"{linear.name}.{self.name}.up", path.up, context.spool)
-            for linear, path in zip(members, chosen, strict=True)
-        ]
-        onto = [linear.out for linear in members]
-        pairs = list(zip(onto, ups, strict=True))
-        graft_low_rank(context.view, x, down, pairs, rule=self.name, step=context.step)
+        graft_group(context, members, [(p.down, p.up) for p in chosen], form, self.name)
         for linear, path in zip(members, chosen, strict=True):
             extra = form.nbytes(*path.down.shape) + form.nbytes(*path.up.shape)
             size = sizes[linear.name]

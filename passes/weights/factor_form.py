@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...ir.core.weights import Spool
-from ...ir.moves import Factor
+from ...ir.moves import Factor, graft_low_rank
 from ...ir.ops.linear_nbit import operand_types
+from ...ir.structure.recognize import Linear
+from ..base import Context
 from .quantizers import rtn
 
 
@@ -31,7 +33,7 @@ class FactorForm:
         if self.bits is None:
             return rows * columns * self.dtype.itemsize
         types = operand_types(columns, rows, bits=self.bits, group=_group(columns))
-        return sum(math.prod(t.shape or ()) * t.dtype.itemsize for t in types if t and t.dtype)
+        return sum((t.numel or 0) * t.dtype.itemsize for t in types if t and t.dtype)
 
     def rounded(self, factor: Tensor) -> Tensor:
         """The numbers f32 that few bits hold; what they hold they hold again."""
@@ -60,3 +62,18 @@ LONG, SHORT = 32, 16
 
 def _group(columns: int) -> int:
     return LONG if columns > SHORT else SHORT
+
+
+def graft_group(
+    context: Context, members: Sequence[Linear], factors: Sequence[tuple[Tensor, Tensor]],
+    form: FactorForm, rule: str,
+) -> None:  # fmt: skip
+    """Graft the paths ``(down, up)`` of linears of one input, which share one stacked A."""
+    x = context.wholes[members[0].name].input(context.view)
+    stem = f"{members[0].name}.{rule}"
+    down = form.stored(f"{stem}.down", torch.cat([d for d, _ in factors]), context.spool)
+    ups = [
+        (linear.out, form.stored(f"{linear.name}.{rule}.up", up, context.spool))
+        for linear, (_, up) in zip(members, factors, strict=True)
+    ]
+    graft_low_rank(context.view, x, down, ups, rule=rule, step=context.step)

@@ -266,8 +266,3 @@ def _balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
 def fits_half(*tensors: Tensor) -> bool:
     """Whether float16 can hold the numbers."""
     return all(float(t.abs().max()) < HALF_MAX for t in tensors if t.numel())
-
-
-def stacked(parts: Sequence[Tensor]) -> Tensor:
-    """The factors ``A_i [r_i, n]`` of linears with one input as one ``[sum r_i, n]``."""
-    return torch.cat(list(parts), 0)

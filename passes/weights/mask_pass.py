@@ -13,7 +13,7 @@ from ...ir.core.errors import BadInput
 from ...ir.core.weights import Weight
 from ...ir.structure.recognize import Linear
 from ..base import CHANGED, MASKED, STORED, Context, PassResult
-from ..linear_pass import LinearStoringPass, StoringPass
+from ..linear_pass import LinearPass, LinearStoringPass, StoringPass
 from ..stored import Stored, numbers
 from .quantizers import not_finite
 
@@ -55,12 +55,10 @@ class MaskingPass(LinearStoringPass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskPass(MaskingPass, StoringPass):
-    """Base of the passes that choose a mask.
-
-    ``sparsity`` is a share of zeros, above 0 and below 1; ``pattern`` is ``N:M``: N weights stay of
-    each M inputs in a row, which must divide the row. Give one of them; it is ``pattern=2:4``
-    unless one is given.
+class MaskOptions(LinearPass):
+    """How many zeros. ``sparsity`` is a share of zeros, above 0 and below 1; ``pattern`` is
+    ``N:M``: N weights stay of each M inputs in a row, which must divide the row. Give one of them;
+    it is ``pattern=2:4`` unless one is given.
     """
 
     sparsity: float | None = None
@@ -90,11 +88,20 @@ class MaskPass(MaskingPass, StoringPass):
             )
         return Ratio(int(found[1]), int(found[2]))
 
+    def reason_against_groups(self, linear: Linear) -> str | None:
+        """Why the pattern does not fit a linear; ``None`` where it does."""
+        ratio = self.ratio
+        if ratio is None or linear.in_features % ratio.group == 0:
+            return None
+        return f"its {linear.in_features} inputs are no multiple of {ratio.group}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskPass(MaskOptions, MaskingPass, StoringPass):
+    """Base of the passes that choose a mask."""
+
     def reason_against(self, context: Context, linear: Linear) -> str | None:
-        reason, ratio = super().reason_against(context, linear), self.ratio
-        if reason is None and ratio is not None and linear.in_features % ratio.group:
-            return f"its {linear.in_features} inputs are no multiple of {ratio.group}"
-        return reason
+        return super().reason_against(context, linear) or self.reason_against_groups(linear)
 
 
 def masked(weight: Tensor, stays: Tensor) -> Stored:
@@ -106,6 +113,14 @@ def with_zeros(made: Tensor, source: Tensor, note: str = "") -> Stored:
     """Numbers of which some are zero, and their share."""
     share = float((made == 0).float().mean())
     return numbers(made, source, sparsity=share, note=note)
+
+
+def highest_of_rows(scores: Tensor, ratio: Ratio | None, sparsity: float | None) -> Tensor:
+    """Where the highest scores of each row are: in its groups, or all but a share of it."""
+    if ratio is not None:
+        return highest_in_groups(scores, ratio)
+    assert sparsity is not None
+    return highest(scores, scores.shape[1] - round(sparsity * scores.shape[1]))
 
 
 def highest(scores: Tensor, count: int) -> Tensor:

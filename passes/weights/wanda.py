@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ir.run.statistics import Square, Stat, Statistics
 from ..base import Needs
 from ..stored import Stored
-from .mask_pass import MaskPass, finite, highest, highest_in_groups, masked
+from .mask_pass import MaskPass, finite, highest_of_rows, masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,12 +30,7 @@ class Wanda(MaskPass):
 
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         scores = wanda_scores(finite(weight, name), statistics[Square])
-        ratio = self.ratio
-        if ratio is not None:
-            return masked(weight, highest_in_groups(scores, ratio))
-        assert self.sparsity is not None
-        stay = weight.shape[1] - round(self.sparsity * weight.shape[1])
-        return masked(weight, highest(scores, stay))
+        return masked(weight, highest_of_rows(scores, self.ratio, self.sparsity))
 
 
 def wanda_scores(weight: Tensor, square: Square) -> Tensor:

@@ -97,7 +97,7 @@ def ranks_for(
         )
         return sum(saved) / whole
 
-    steps = torch.cat([heights[x.name] for x in linears]).unique().tolist()
+    steps = sorted({height for x in linears for height in heights[x.name].tolist()})
     low, high = 0, len(steps) - 1
     if gone(at(steps[high])) < target:
         raise BadInput(

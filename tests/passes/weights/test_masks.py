@@ -13,7 +13,9 @@ from graphwright.ir.core.view import View
 from graphwright.ir.run.statistics import Gram, Mean, Square, Statistic, Statistics
 from graphwright.ir.run.sweep import sweep
 from graphwright.passes.weights.dsnot import group_of_mask, refined
+from graphwright.passes.weights.low_rank import Whitening
 from graphwright.passes.weights.mask_pass import ZEROS_ARE_STORED, Ratio
+from graphwright.passes.weights.sparse_plus_low_rank import split
 from graphwright.passes.weights.wanda import Wanda
 
 from ..calibrated import many, optimize, rel
@@ -261,3 +263,64 @@ def test_weights_that_are_not_finite(
 
     with pytest.raises(BadInput, match="NaN or infinite"):
         gw.optimize(toy_graph("fx", spoil), method, samples=[toy_inputs], calibration=many())
+
+
+# --- with a low-rank path ------------------------------------------------------------------------
+
+BOTH = "sparse-plus-low-rank{sparsity=0.6 rank=4}"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sparse_plus_low_rank(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs, no_reads: Any
+) -> None:
+    source = toy_graph(kind)
+    with no_reads():
+        planned = gw.plan(source, BOTH).passes[0][1]
+    done = optimize(source, BOTH, toy_inputs)
+    result = done.report.passes[0].result
+    assert [(s.name, s.bytes_after) for s in planned.sites] == [
+        (s.name, s.bytes_after) for s in result.sites
+    ]
+    assert all(s.sparsity == pytest.approx(0.6, abs=0.02) for s in result.sites)
+    expected = sweep(source, toy_inputs)
+    composed = optimize(source, "wanda{sparsity=0.6},eora{rank=4}", toy_inputs)
+    error = rel(expected, sweep(done.graph, toy_inputs))
+    assert error < rel(expected, sweep(composed.graph, toy_inputs))
+    ran = gw.compile(done.graph, backend="onnxruntime")(**toy_inputs)
+    assert rel(sweep(done.graph, toy_inputs), ran) < 1e-5
+    small = optimize(source, f"{BOTH},quantize{{bits=8}}", toy_inputs)
+    assert rel(expected, sweep(small.graph, toy_inputs)) < error + 0.03
+
+
+@pytest.mark.parametrize(("ratio", "share"), [(FOUR, None), (None, 0.5)])
+def test_each_round_is_kept_if_it_is_better(ratio: Ratio | None, share: float | None) -> None:
+    x, weight = inputs_of(32), random_weight(24)
+    statistics = seen(x, Gram, Square)
+    inputs, square = Whitening(statistics[Gram].matrix), statistics[Square]
+    errors = []
+    for rounds in (1, 2, 8):
+        found = split(weight, square, inputs, 4, rounds, ratio, share)
+        made = found.sparse + found.up @ found.down
+        left = float((x @ (weight - made).T).norm() / (x @ weight.T).norm())
+        assert found.left == pytest.approx(left, rel=1e-3)
+        assert float((found.sparse == 0).float().mean()) == 0.5
+        errors.append(left)
+    assert errors[2] <= errors[1] <= errors[0] and errors[2] < 0.95 * errors[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("sparse-plus-low-rank{rank=0}", "rank=0 must be at least 1"),
+        ("sparse-plus-low-rank{rounds=0}", "rounds=0 must be at least 1"),
+        ("sparse-plus-low-rank,eora", "would both correct the same sites"),
+        ("wanda,sparse-plus-low-rank", "would both mask the same sites"),
+        ("sparse-plus-low-rank{pattern=8:16 include=[down]}", "40 inputs are no multiple of 16"),
+    ],
+)
+def test_what_cannot_be_split(
+    recipe: str, reason: str, graph: View, toy_inputs: Inputs
+) -> None:
+    with pytest.raises(BadInput, match=reason):
+        optimize(graph, recipe, toy_inputs)
