@@ -111,6 +111,9 @@ class Gatherer(Protocol):
     ) -> dict[Stat, list[Statistics]]:
         """The statistics of each run of blocks, or of halves of them, by its first one."""
 
+    def graph_before_weights_changed(self) -> View | None:
+        """The graph that ``propagate="dense"`` learns from, where one is kept."""
+
 
 class Context:
     """The graph a pass edits, its structure, and where new weights go."""
@@ -169,6 +172,25 @@ class Context:
         """Forget the structure: the graph has changed."""
         self._structure = self._wholes = None
 
+    def references(self) -> list[View]:
+        """The graphs that later passes compare weights with, or learn from, beside ``view``."""
+        dense = None if self.learning is None else self.learning.graph_before_weights_changed()
+        return [graph for graph in (self.original, dense) if graph is not None]
+
+    def in_all_graphs(self, change: Callable[[View, Structure], None]) -> None:
+        """Make an exact change in ``view`` and in its ``references`` alike.
+
+        After it values are in other units, or in another basis; a gap to the source's weights is
+        one of weights in the same units.
+        """
+        change(self.view, self.structure)
+        self.edited()
+        if self.original is not None:
+            self.original = self.original.copy()
+            self.__dict__.pop("original_linears", None)
+        for graph in self.references():
+            change(graph, recognize(graph))
+
     def once(self, what: str, make: Callable[[], T]) -> T:
         """What ``make`` gives, or gave in an earlier, killed run: wrap what takes long in it.
 
@@ -205,6 +227,9 @@ class Pass(ABC):
     """What no earlier pass may have left at all of its sites."""
     follows: ClassVar[tuple[str, ...]] = ()
     """What earlier passes must have left at some of its sites."""
+    rebases: ClassVar[bool] = False
+    """Whether values are in other units behind it (``Context.in_all_graphs``): statistics that were
+    taken before do not fit."""
     optional: bool = False
     """It is no error if the pass finds nothing to do."""
     max_error: float | None = None

@@ -90,6 +90,10 @@ class Learning:
         calibrate(context.view, context.calibration, requests)
         return found
 
+    def graph_before_weights_changed(self) -> View | None:
+        """The dense graph, where a pass that is still to come asks for it."""
+        return None if self._dense is None else self._dense[0]
+
     def _hand_out(self, stored: Sequence[tuple[Group, list[_PutAway]]], done: Done) -> None:
         """Linears with one input follow each other: what is read for the first serves them all, and
         is gone before anything else is read."""
@@ -111,11 +115,13 @@ class Learning:
     ) -> list[Request]:
         """What the passes behind this one ask of the same graph, as long as they only change
         linears; it is put away until they run. ``changed`` are the linears of this one."""
-        linears = wholes(structure)
         found: list[Request] = []
+        if self._passes[context.step - 1].rebases:
+            return found
+        linears = wholes(structure)
         stored: WeakKeyDictionary[Statistic, _PutAway] = WeakKeyDictionary()
         for step, pass_ in enumerate(self._passes[context.step :], context.step + 1):
-            if not isinstance(pass_, LinearPass):
+            if pass_.rebases or not isinstance(pass_, LinearPass):
                 break
             needs = pass_.requires()
             names = [linear.name for linear in pass_.foreseen(context, changed)]

@@ -153,6 +153,7 @@ def optimize(
         learning.before(context)
         edits = view.edits
         done.result = entry.pass_.run(context)
+        reference = context.original or reference
         _require_change(entry.pass_, done.result)
         done.result.notes += notes[step - 1]
         done.errors = dict.fromkeys(first[0], _SAME)

@@ -1,25 +1,30 @@
 """The graph surgeries that every method is made of.
 
 ``swap`` a linear, ``graft`` a side path, ``bypass`` a block or ``follow`` a path through blocks,
-``shrink`` a token axis, that of a prompt or that of a tower's pictures, ``factorize`` a linear.
+``shrink`` a token axis, that of a prompt or that of a tower's pictures, ``factorize`` a linear,
+``rescale`` what linears read.
 """
 
 from .block_path import Path
 from .bypass_blocks import bypass, follow
 from .factorize_linear import factorize
 from .graft_path import Factor, graft, graft_low_rank
+from .rescale import Inlet, find_inlets, rescale
 from .shrink_dim import shrink
 from .shrink_pictures import shrink_pictures
 from .swap_linear import swap
 
 __all__ = [
     "Factor",
+    "Inlet",
     "Path",
     "bypass",
     "factorize",
+    "find_inlets",
     "follow",
     "graft",
     "graft_low_rank",
+    "rescale",
     "shrink",
     "shrink_pictures",
     "swap",
