@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Container, Hashable, Sequence
+from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, ClassVar, TypeVar
@@ -165,8 +165,8 @@ class LinearPass(Pass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearStoringPass(LinearPass):
-    """Base of the passes that let each linear hold its weight in a stored form.
+class FormPass(LinearPass):
+    """Base of the passes that give linears weights in another form.
 
     ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles (``q``, ``up``);
     ``min_size`` is the least number of weights of a matrix.
@@ -179,10 +179,6 @@ class LinearStoringPass(LinearPass):
 
     keeps_form: ClassVar[bool] = False
     """Whether what is stored is the same linear with other numbers (``View.set_weight``)."""
-
-    @abstractmethod
-    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
-        """The stored form of one linear's matrix [out, in]."""
 
     @abstractmethod
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
@@ -211,6 +207,49 @@ class LinearStoringPass(LinearPass):
             result.refused.append((linear.name, f"{reason} and keeps it: choose both or neither"))
         return left
 
+    def put_all(
+        self, context: Context, linears: Sequence[Linear], made: Mapping[str, Shelved],
+        result: PassResult,
+    ) -> None:  # fmt: skip
+        """Let each linear hold the form that was made for it; their sites go into ``result``."""
+        for linear in linears:
+            weight, stored = weight_of(context.view, linear), made[linear.name]
+            try:
+                stored.put(context.view, linear, rule=self.name, step=context.step)
+            except Refusal as refusal:
+                result.refused.append((linear.name, str(refusal)))
+                continue
+            result.sites.append(
+                linear_site(
+                    linear, weight.nbytes, stored.nbytes, stored.form.rel_l2,
+                    note=stored.form.note, sparsity=stored.form.sparsity,
+                )
+            )  # fmt: skip
+        context.edited()
+
+    def planned_site(self, context: Context, linear: Linear) -> Site:
+        weight = weight_of(context.view, linear)
+        return linear_site(linear, weight.nbytes, self.predicted_bytes(linear, weight))
+
+    def seconds(self, planned: PassResult) -> float:
+        return sum(s.shape[0] * s.shape[1] for s in planned.sites) / self.weights_per_second
+
+    def peak_bytes(self, planned: PassResult) -> int:
+        return max((s.shape[0] * s.shape[1] for s in planned.sites), default=0) * 4 * 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearStoringPass(FormPass):
+    """Base of the passes that let each linear hold its weight in a stored form.
+
+    ``include`` and ``exclude`` are globs on site names, ``kinds`` are roles (``q``, ``up``);
+    ``min_size`` is the least number of weights of a matrix.
+    """
+
+    @abstractmethod
+    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
+        """The stored form of one linear's matrix [out, in]."""
+
     def run(self, context: Context) -> PassResult:
         result = PassResult()
         view, chosen = context.view, self.choose(context, result)
@@ -228,31 +267,8 @@ class LinearStoringPass(LinearPass):
 
         on_the_way = self.requires().propagate in ("sequential", "compensated")
         made = self.fit_all(context, chosen, fit, outputs if on_the_way else None)
-        for linear in chosen:
-            weight, stored = weight_of(view, linear), made[linear.name]
-            try:
-                stored.put(view, linear, rule=self.name, step=context.step)
-            except Refusal as refusal:
-                result.refused.append((linear.name, str(refusal)))
-                continue
-            result.sites.append(
-                linear_site(
-                    linear, weight.nbytes, stored.nbytes, stored.form.rel_l2,
-                    note=stored.form.note, sparsity=stored.form.sparsity,
-                )
-            )  # fmt: skip
-        context.edited()
+        self.put_all(context, chosen, made, result)
         return result
-
-    def planned_site(self, context: Context, linear: Linear) -> Site:
-        weight = weight_of(context.view, linear)
-        return linear_site(linear, weight.nbytes, self.predicted_bytes(linear, weight))
-
-    def seconds(self, planned: PassResult) -> float:
-        return sum(s.shape[0] * s.shape[1] for s in planned.sites) / self.weights_per_second
-
-    def peak_bytes(self, planned: PassResult) -> int:
-        return max((s.shape[0] * s.shape[1] for s in planned.sites), default=0) * 4 * 6
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ _BUILT_IN = {
     "easyquant": "weights.easyquant:EasyQuant",
     "gptq": "weights.gptq:GPTQ",
     "hqq": "weights.hqq:HQQ",
+    "awq": "weights.awq:AWQ",
     "smooth": "weights.smooth:Smooth",
     "magnitude": "weights.magnitude:Magnitude",
     "wanda": "weights.wanda:Wanda",

@@ -202,6 +202,26 @@ class AbsMax(Statistic):
 
 
 @register
+class AbsMean(Statistic):
+    """The mean magnitude of each feature."""
+
+    name = "absmean"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.total: Tensor | float = 0.0
+        """Sum of ``|x|``, ``[K]`` f64."""
+
+    def add(self, *parts: Tensor) -> None:
+        self.total = self.total + parts[0].abs().sum(0, dtype=torch.float64)
+
+    @property
+    def mean(self) -> Tensor:
+        """``[K]`` f64."""
+        return torch.as_tensor(self.total) / max(1, self.count)
+
+
+@register
 class Tokens(Statistic):
     """A sample of the tokens, each as likely as any other, in the order in which they came."""
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...ir.core.errors import BadInput
 from ...ir.run.statistics import Gram, Stat, Statistics
 from ..base import Needs, PassResult
+from ..linear_pass import StoringPass
 from ..stored import Stored
 from .feedback import MOST_DAMPING, Feedback, rounded_with_feedback
 from .nbit_pass import CodedPass
@@ -18,7 +19,7 @@ from .quantizers import rtn
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(CodedPass):
+class GPTQ(CodedPass, StoringPass):
     """Round one input after another; those behind it make up for what that does to the outputs.
 
     GPTQ (Frantar et al. 2022, arXiv 2210.17323): with ``H^-1 = U^T U`` of the Gram matrix of the

@@ -17,7 +17,7 @@ from ...ir.ops.pack import BITS, GROUPS, block_of
 from ...ir.ops.sparse_linear import index_dtype
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
-from ..linear_pass import StoringPass
+from ..linear_pass import FormPass, StoringPass
 from ..stored import Stored
 from .quantized import Quantized
 
@@ -28,7 +28,7 @@ SCALE_DTYPES: dict[str, torch.dtype] = {"float32": torch.float32, "float16": tor
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodedPass(StoringPass):
+class CodedPass(FormPass):
     """Base of the passes that swap linears for ``linear_nbit``.
 
     ``bits`` is 2, 3, 4 or 8; ``group`` is 16 to 256 (a power of two) input features that share a
@@ -124,7 +124,7 @@ class CodedPass(StoringPass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NBitPass(CodedPass):
+class NBitPass(CodedPass, StoringPass):
     """Base of the passes of that kind that look at the weight only."""
 
     @abstractmethod

@@ -331,7 +331,7 @@ class Kept(dict[str, Any]):
                                     "sparsegpt,dsnot,eora{rank=3}",
                                     "low-rank{whiten=gram rank=8},eora{rank=3}",
                                     "sparse-plus-low-rank{rank=3}",
-                                    "smooth,quantize{bits=2 group=16}"])  # fmt: skip
+                                    "smooth,awq{bits=2 group=16}"])  # fmt: skip
 def test_a_killed_run_goes_on_to_the_same_bytes(
     recipe: str, toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int]
 ) -> None:
