@@ -15,6 +15,7 @@ from ..ir.load.intact import facts
 from ..ir.run.inputs import sample_inputs
 from ..ir.run.truth import Reference, Truth
 from ..ir.structure.costs import weight_bytes
+from ..ir.vocab.targets import CPU, find_target
 from .artifact import (
     MANIFEST_FILE,
     check_target,
@@ -36,25 +37,28 @@ def export(
     report: Any = None,
     samples: Sequence[Mapping[str, torch.Tensor]] | None = None,
     force: bool = False,
+    target: str = CPU.name,
 ) -> Path:
     """Write a graph as a folder that a stock ONNX Runtime loads; the folder's path.
 
     Before the folder takes its place ONNX Runtime runs it, graph optimisation on and off, on the
     first of ``samples``: the source's own where absent, or random inputs. ``report`` is that of
     ``optimize`` and makes the manifest; without it the manifest only says where the graph came
-    from. ``optimize-model`` adds a page to look at. Raises as ``publish``, ``BadInput`` where an
-    op has no ONNX form or the runtime rejects what was written, and ``BoundExceeded`` where it
+    from. ``optimize-model`` adds a page to look at. ``target`` names what it is written for:
+    ``cpu``, or ``portable`` for standard ONNX ops alone. Raises as ``publish``, ``BadInput`` where
+    an op has no ONNX form or the runtime rejects what was written, and ``BoundExceeded`` where it
     computes something else.
     """
     sources: list[str | Path] = [graph.source.folder or "", *graph.source.files]
     check_target(Path(out), force=force, sources=sources)
-    model = lowered(graph).model
+    model = lowered(graph, find_target(target)).model
     with publish(Path(out), force=force) as folder:
         write_model(model, folder)
         copy_side_files(graph.source.folder, folder)
         write_genai_config(graph, folder)
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         manifest["verification"]["runtime"] = _run(graph, folder, samples)
+        manifest["target"] = target
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
         manifest["files"] = facts(folder)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

@@ -1,7 +1,8 @@
-"""From a rewritten graph of either kind to an ONNX graph of stock ops."""
+"""From a rewritten graph of either kind to an ONNX graph of stock ops, in the forms of a target."""
 
 from __future__ import annotations
 
+from ..ir.core.errors import BadInput
 from ..ir.core.heap import uncollected
 from ..ir.core.view import View
 from ..ir.fx.view import FxView
@@ -11,28 +12,44 @@ from ..ir.onnx.widen import widen
 from ..ir.ops.bitstack_blocks import forget_types
 from ..ir.rewrite.cleanup import clean
 from ..ir.rewrite.driver import rewrite
+from ..ir.rewrite.rule import Rule
 from ..ir.run.verify import check_structure
+from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
 from .fx_to_onnx import translated
 
+FORMS: dict[str, tuple[type[Rule], ...]] = {"shared-keys": (ShareKeys, SpellAttention)}
+"""Forms that rules make, by the names that targets have for them; others are the ops' own."""
+
 
 @uncollected()
-def lowered(view: View) -> OnnxView:
-    """An ONNX graph that stock ONNX Runtime runs; ``view`` stays as it is.
+def lowered(view: View, target: Target = CPU) -> OnnxView:
+    """An ONNX graph of stock ops in the forms that ``target`` likes; ``view`` stays as it is.
 
     What is bfloat16 becomes float32, inputs and outputs too: see ``widen``. Raises ``BadInput``
-    where an op of an FX graph has no ONNX form.
+    where an op of an FX graph has no ONNX form, and for an ONNX graph of an opset that is too old.
     """
     onnx = translated(view) if isinstance(view, FxView) else view.copy()
     assert isinstance(onnx, OnnxView)
+    _check_opset(onnx, target)
     widen(onnx)
     clean(onnx)
-    rewrite(onnx, [ShareKeys(), SpellAttention()])
-    lower(onnx)
+    rewrite(onnx, [rule() for row in target.rows for rule in FORMS.get(row.form, ())])
+    lower(onnx, target)
     clean(onnx)
     check_structure(onnx)
     forget_types(onnx.model)
     return onnx
+
+
+def _check_opset(view: OnnxView, target: Target) -> None:
+    opset = view.model.opset_imports.get("", target.opset)
+    if opset < target.opset:
+        raise BadInput(
+            f"the model is of opset {opset}, and the forms of target {target.name} need "
+            f"{target.opset}: export it with opset_version={target.opset} or later, or convert it "
+            "with onnx.version_converter"
+        )
 
 
 __all__ = ["lowered", "translated"]

@@ -19,6 +19,7 @@ from ..ir.run.statistics import Stat, Statistics
 from ..ir.structure.low_rank import Whole, wholes
 from ..ir.structure.recognize import Linear, Structure, recognize
 from ..ir.structure.units import Unit
+from ..ir.vocab.targets import Target
 from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
 from .options import check_types
 
@@ -243,6 +244,10 @@ class Pass(ABC):
     def requires(self) -> Needs:
         """What this pass needs with the options that it has."""
         return self.needs
+
+    def settled(self, target: Target) -> Pass:
+        """The pass with what it leaves open as an artifact for ``target`` wants it."""
+        return self
 
     @abstractmethod
     def run(self, context: Context) -> PassResult:

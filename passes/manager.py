@@ -24,6 +24,7 @@ from ..ir.run.verify import Difference, check_structure, tolerance, worst_of
 from ..ir.structure.cache_slots import answers
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from ..ir.structure.recognize import Structure, recognize
+from ..ir.vocab.targets import find_target
 from .base import REDEFINED, Context, Pass, PassResult
 from .checkpoint_store import CheckpointStore, remembered
 from .learning import Learning
@@ -92,6 +93,7 @@ def optimize(
     progress: Progress | None = None,
     checkpoints: CheckpointStore | None = None,
     truth: Truth | None = None,
+    target: str | None = None,
 ) -> Result:
     """Apply a recipe to a copy of ``graph``; each pass is checked before the next one runs.
 
@@ -99,7 +101,8 @@ def optimize(
     (``graph.source``) or random ones where absent; ``calibration`` is what passes that need data
     learn from. ``max_error`` bounds the relative L2 of any output against the source graph.
     ``checkpoints`` keeps what takes long, and gives it back to a run of the same recipe on the same
-    graph and data.
+    graph and data. ``target`` names what the artifact is for (``vocab.targets``): what passes leave
+    open, such as ``accuracy_level``, is then as that likes it.
 
     Before the first pass the graph is held against the source itself, where something runs it:
     ``truth`` is what it gave on the samples, if they were already put to it.
@@ -110,6 +113,8 @@ def optimize(
     case.
     """
     recipe = as_recipe(recipe)
+    if target is not None:
+        recipe = recipe.settled(find_target(target))
     check_needs(recipe, calibrated=bool(calibration))
     tell = progress or (lambda *_: None)
     batches, data = _choose_samples(graph, samples)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.core.errors import BadInput, near_misses
+from ..ir.vocab.targets import Target
 from .base import Pass
 from .recipe_file import SUFFIXES, read_recipe_file
 from .registry import pass_class
@@ -41,6 +42,16 @@ class Step:
 
     pass_: Pass
     options: tuple[tuple[str, Any], ...]
+
+    def settled(self, target: Target) -> Step:
+        """The step with what its pass leaves open as ``target`` wants it."""
+        made = self.pass_.settled(target)
+        changed = {
+            f.name: getattr(made, f.name)
+            for f in fields(made)
+            if getattr(made, f.name) != getattr(self.pass_, f.name)
+        }
+        return Step(made, tuple({**dict(self.options), **changed}.items())) if changed else self
 
     def __str__(self) -> str:
         if not self.options:
@@ -88,6 +99,10 @@ class Recipe:
     @property
     def passes(self) -> tuple[Pass, ...]:
         return tuple(step.pass_ for step in self.steps)
+
+    def settled(self, target: Target) -> Recipe:
+        """The recipe with what its passes leave open as ``target`` wants it, and saying so."""
+        return Recipe(tuple(step.settled(target) for step in self.steps), self.name)
 
     def __str__(self) -> str:
         return ",".join(str(step) for step in self.steps)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,8 +18,10 @@ from ...ir.ops.pack import BITS, GROUPS, block_of
 from ...ir.ops.sparse_linear import index_dtype
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear
+from ...ir.vocab.targets import Target
+from ..base import Context, PassResult
 from ..linear_pass import FormPass, StoringPass
-from ..stored import Stored
+from ..stored import Shelved, Stored
 from .quantized import Quantized
 
 LEAST_BLOCK_OF_2_BITS = 32
@@ -37,9 +40,9 @@ class CodedPass(FormPass):
     stored; a matrix whose scales would suffer from float16's range keeps float32. ``include`` and
     ``exclude`` are globs on site names, ``kinds`` are roles (``q``, ``up``); ``min_size`` is
     the least number of weights of a matrix. ``accuracy_level=4`` rounds activations to 8 bits in
-    each group and computes in integers, 0 computes in floats. Unless it is given, 8 bits take 4 (on
-    the reference CPU 0 is slower than the dense matrix, 4 up to twice as fast) and fewer bits take
-    0 (which rounds nothing and is as fast).
+    each group and computes in integers, 0 computes in floats. Unless it is given, it is what the
+    target likes (``vocab.targets``); without a target 8 bits take 4 (on the reference CPU 0 is
+    slower than the dense matrix, 4 up to twice as fast) and fewer bits take 0.
     """
 
     bits: int = 4
@@ -66,6 +69,13 @@ class CodedPass(FormPass):
                 "more: the runtime multiplies no others as integers"
             )
 
+    def settled(self, target: Target) -> CodedPass:
+        """With the accuracy level that the target likes, where it is not the default."""
+        wanted = target.level(self.bits, self.group or GROUPS[-1])
+        if self.accuracy_level is not None or wanted == self.level:
+            return self
+        return replace(self, accuracy_level=wanted)
+
     @abstractmethod
     def zero_points(self) -> Literal["none", "integer", "real"]:
         """What kind of zero points the pass stores."""
@@ -91,6 +101,17 @@ class CodedPass(FormPass):
         return 0.0
 
     # --- the pass ----------------------------------------------------------------------------
+
+    def put_all(
+        self, context: Context, linears: Sequence[Linear], made: Mapping[str, Shelved],
+        result: PassResult,
+    ) -> None:  # fmt: skip
+        super().put_all(context, linears, made, result)
+        if self.level == 4 and result.sites:
+            result.notes.append(
+                "activations are rounded to 8 bits where these weights multiply them, which the "
+                "error counts (accuracy_level=0 does not)"
+            )
 
     def stored(self, made: Quantized, note: str = "") -> Stored:
         """The stored form of a quantized matrix."""

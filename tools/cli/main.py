@@ -76,6 +76,9 @@ def run(
     ] = None,
     backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="What it is written for: cpu, or portable (standard ONNX alone).")
+    ] = "cpu",
     max_error: Annotated[
         float | None, typer.Option(help="Bound on relative L2 of any output.")
     ] = None,
@@ -106,6 +109,7 @@ def run(
         steps("starting", 0, 1)
         with uncollected():
             from ...ir.load.sources import form_of
+            from ...ir.vocab.targets import TARGETS
 
             # Of a name that is no model's, only that is said.
             chosen = _choose_recipe(recipe, passes, console, quiet=as_json or not form_of(model))
@@ -113,13 +117,14 @@ def run(
 
         _check_backend(backend)
         _check_choice("device", device, ("cpu", "cuda"))
+        _check_choice("target", target, tuple(TARGETS))
         if max_error is not None and not max_error > 0:
             raise BadInput(f"--max-error {max_error} must be above 0")
         request = pipeline.Request(
             model, chosen, out, max_error=max_error, device=device, force=force,
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
-            backend=backend, resume=resume,
+            backend=backend, resume=resume, target=target,
         )  # fmt: skip
         done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
     if as_json:

@@ -434,6 +434,9 @@ class Manifest(Entry):
     """The model that went in."""
     recipe: str
     """The passes in order, as text that `optimize-model -p` takes."""
+    target: str = "cpu"
+    """What the artifact is written for: `cpu` is ONNX Runtime on a CPU, `portable` standard ONNX
+    ops alone."""
     versions: Annotated[
         dict[str, str],
         AfterValidator(_ours),

@@ -24,6 +24,7 @@ from ...ir.core.view import View
 from ...ir.load.sources import fingerprint, load
 from ...ir.onnx.view import OnnxView
 from ...ir.structure.cache_slots import has_cache
+from ...ir.vocab.targets import CPU, find_target
 from ...passes.base import Pass, PassResult
 from ...passes.manager import Plan, Result, check_needs, optimize, peak_rss_bytes, plan
 from ...passes.recipe import Recipe
@@ -78,6 +79,8 @@ class Request:
     cache: bool | None = None
     """Whether a zoo or Hugging Face model gets its key-value cache as inputs and outputs; ``None``:
     if it writes text."""
+    target: str = CPU.name
+    """What the artifact is written for: see ``vocab.targets``."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
 
@@ -85,6 +88,7 @@ class Request:
         amounts = {
             "--calib-samples": self.calibration_samples, "--calib-length": self.calibration_length
         }  # fmt: skip
+        object.__setattr__(self, "recipe", self.recipe.settled(find_target(self.target)))
         given = [option for option, amount in amounts.items() if amount is not None]
         if given and not self.calibration:
             raise BadInput(f"{given[0]} says how much of --calib is used: give --calib DATA too")
@@ -146,6 +150,7 @@ def _marks(request: Request, view: View, data: Calibration | None) -> dict[str, 
     return {
         "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),
         "recipe": str(request.recipe),
+        "target": request.target,
         "calibration data": "" if data is None else data.sha256,
         "version": ", ".join(f"{name} {known[name]}" for name in used if name in known),
     }
@@ -162,6 +167,7 @@ def _published(
     if data is not None and view.source.sampler is None:
         done.verification.data = f"samples of --calib {data.name}"
     done.machine = _machine(request.device)
+    done.target = request.target
     done.graph_before = module_tree(result.source)
     done.graph_after = module_tree(result.graph)
     if request.out is None:
@@ -170,7 +176,7 @@ def _published(
     if done.calibration is not None:
         done.calibration.beside = beside(request.calibration, request.out)
     progress("exporting to ONNX", 0, 1)
-    onnx = lowered(result.graph)
+    onnx = lowered(result.graph, find_target(request.target))
     _note_translation(onnx, done)
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)

@@ -16,6 +16,7 @@ from ...ir.load.intact import check_files
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.verify import Rule, worst, worst_of
+from ...ir.vocab.targets import Target, find_target
 from ..report import manifest
 from ..report.manifest import Manifest, RuntimeEntry, VerificationEntry
 from . import pipeline, report
@@ -37,7 +38,7 @@ def resize(
     check_files(folder, whole=True)
     with artifact.publish(out, force=force) as target:
         progress(f"cutting {folder}", 0, 1)
-        view = _written(folder, max_bytes, target, progress)
+        view = _written(folder, max_bytes, target, progress, find_target(done.target))
         done.verification = _checked(view, target, progress)
         done.sizes.artifact_bytes = artifact.model_bytes(target)
         done.files = manifest.files(target)
@@ -51,12 +52,14 @@ def resize(
     return done
 
 
-def _written(folder: Path, max_bytes: int, target: Path, progress: pipeline.Progress) -> View:
+def _written(
+    folder: Path, max_bytes: int, target: Path, progress: pipeline.Progress, runtime: Target
+) -> View:
     """The graph of the largest size that fits, its files written."""
     budget, least = max_bytes, possible_sizes(folder / artifact.MODEL_FILE)[0]
     while True:
         view = load(folder, max_bytes=budget)
-        artifact.write_model(lowered(view).model, target, progress)
+        artifact.write_model(lowered(view, runtime).model, target, progress)
         over = artifact.model_bytes(target) - max_bytes
         if over <= 0:
             return view

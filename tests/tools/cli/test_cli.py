@@ -14,7 +14,7 @@ from graphwright.tools.report import manifest
 
 @pytest.fixture(scope="module")
 def artifact(publish: Callable[..., Path]) -> Path:
-    return publish("zoo:minilm", "quantize{bits=4 group=32}")
+    return publish("zoo:minilm", "quantize{bits=4 group=32 accuracy_level=0}")
 
 
 def test_the_manifest_keeps_to_its_schema_and_tells_what_happened(
@@ -40,6 +40,19 @@ def test_the_manifest_keeps_to_its_schema_and_tells_what_happened(
 def test_replay_gives_the_same_bytes(artifact: Path, command: Any) -> None:
     code, out, _ = command("replay", str(artifact))
     assert code == 0 and "byte-identical" in out
+
+
+def test_the_target_decides_what_the_recipe_leaves_open(
+    publish: Callable[..., Path], command: Any
+) -> None:
+    folder = publish("zoo:tiny-vit", "quantize{bits=4 group=16}", "--target", "portable")
+    done = manifest.load(folder)
+    assert (done.target, done.recipe) == ("portable", "quantize{bits=4 group=16 accuracy_level=4}")
+    assert "activations are rounded to 8 bits" in done.passes[0].notes[-1]
+    code, out, _ = command("replay", str(folder))
+    assert code == 0 and "byte-identical" in out
+    code, _, err = command("zoo:tiny-vit", "--target", "portabel")
+    assert code == 2 and "did you mean portable?" in err
 
 
 def test_a_bound_that_fails_publishes_nothing(tmp_path: Path, command: Any) -> None:

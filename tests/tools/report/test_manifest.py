@@ -179,7 +179,7 @@ def test_what_export_writes_by_itself_is_a_manifest(tmp_path: Any, keeps_schema:
     keeps_schema(json.loads((folder / mf.FILE_NAME).read_text()))
     done = mf.load(folder)
     bare = {name for name, field in mf.Manifest.model_fields.items() if field.is_required()}
-    assert done.model_fields_set == {*bare, "files"}
+    assert done.model_fields_set == {*bare, "files", "target"}
     assert done.sizes.source_bytes == 40 and done.sizes.artifact_bytes > 40
     assert artifact.MANIFEST_FILE == mf.FILE_NAME
 

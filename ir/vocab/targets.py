@@ -1,0 +1,105 @@
+"""Targets: what an artifact is written for, and which form of each op that takes or likes.
+
+A row holds an op, the name of its form, and the reason or the measurement. Lowering is rules over
+these rows (``backends.lowering``); nothing else asks which target it is. Forms are declared with
+the ops (``ops.base``, ``OwnOp.forms``) or as rules (``backends.lowering.FORMS``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from ..core.errors import BadInput, near_misses
+
+
+@dataclass(frozen=True)
+class Row:
+    """The form in which a target gets an op."""
+
+    op: str
+    form: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Target:
+    """What runs the artifact."""
+
+    name: str
+    summary: str
+    rows: tuple[Row, ...]
+    levels: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """``accuracy_level`` of a linear by its bits and least block, where its pass leaves it open."""
+    dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.float16})
+    """The floats that it computes in; others become float32."""
+    opset: int = 18
+    """The least that its forms need."""
+
+    def form(self, op: str) -> str | None:
+        """The name of an op's form; ``None`` where it has the usual one."""
+        return next((row.form for row in self.rows if row.op == op), None)
+
+    def level(self, bits: int, block: int) -> int:
+        """``accuracy_level`` of a linear of these bits in blocks of so many columns."""
+        fitting = [least for b, least in self.levels if b == bits and least <= block]
+        return self.levels[bits, max(fitting)] if fitting else 0
+
+
+_DIVISION = Row(
+    "rms_norm", "x / sqrt(mean(x²) + eps) · w",
+    "standard ops that ONNX Runtime and OpenVINO make one node of: a row of 896 takes 4.7 us "
+    "so, and 6.4 us with a reciprocal, which ONNX Runtime 1.31 leaves as seven nodes",
+)  # fmt: skip
+_SHARED = Row(
+    "sdpa", "shared-keys",
+    "one product for the query heads that share keys, none of which is repeated: 81 us at 1,024 "
+    "keys and 239 us at 4,000, against 253 and 1,159 us with Expand (ONNX Runtime 1.31, one core)",
+)  # fmt: skip
+_ROUNDS = (
+    "activations are rounded to 8 bits in each block and multiplied as integers: 0.081 ms a row of "
+    "2048 x 4096 at 4 bits, against 0.323 ms in floats (ONNX Runtime 1.31, one AVX-512 core)"
+)
+
+CPU = Target(
+    "cpu", "ONNX Runtime on a CPU",
+    (
+        _DIVISION,
+        _SHARED,
+        Row("linear_nbit", "matmul-nbits", _ROUNDS),
+        Row("embedding_nbit", "gather-block-quantized", "reads the rows' bytes where they lie, "
+            "and a tied head multiplies by the same ones"),
+    ),
+    # 2 bits: 0.076 ms in groups of 64, but 32 rows take 11.8 ms in groups of 32, where 4 bits take
+    # 1.9 ms. 3 bits are widened when the model loads, which such a node does not allow.
+    levels={(4, 16): 4, (8, 16): 4, (2, 64): 4},
+)  # fmt: skip
+
+PORTABLE = Target(
+    "portable", "standard ONNX ops alone, for any runtime",
+    (
+        _DIVISION,
+        _SHARED,
+        Row("linear_nbit", "dequantize-linear", "blocks of INT4 and INT8 that ONNX Runtime, "
+            "OpenVINO and TensorRT read; ONNX Runtime makes its own node of them, which rounds "
+            "activations to 8 bits"),
+        Row("embedding_nbit", "dequantize-linear", "GatherBlockQuantized is ONNX Runtime's own"),
+    ),
+    levels={(2, 16): 4, (4, 16): 4, (8, 16): 4},
+    opset=21,
+)  # fmt: skip
+
+TARGETS = {target.name: target for target in (CPU, PORTABLE)}
+
+
+DEFAULTS = {"cpu": CPU}
+"""The target where none is named, by the device that the artifact is checked on."""
+
+
+def find_target(name: str) -> Target:
+    """A target by name. Raises ``BadInput``."""
+    if name not in TARGETS:
+        raise BadInput(f"there is no target {name!r}; {near_misses(name, list(TARGETS))}")
+    return TARGETS[name]
