@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Container, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from torch import Tensor
 
@@ -184,6 +184,10 @@ class FormPass(LinearPass):
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
         """Stored bytes of one matrix, from shapes alone."""
 
+    def at(self, linear: Linear) -> Self:
+        """The pass as it stores one linear, where that depends on what the linear is."""
+        return self
+
     def reason_against(self, context: Context, linear: Linear) -> str | None:
         return reason_against_storing(context.view, linear)
 
@@ -229,7 +233,8 @@ class FormPass(LinearPass):
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
         weight = weight_of(context.view, linear)
-        return linear_site(linear, weight.nbytes, self.predicted_bytes(linear, weight))
+        planned = self.at(linear).predicted_bytes(linear, weight)
+        return linear_site(linear, weight.nbytes, planned)
 
     def seconds(self, planned: PassResult) -> float:
         return sum(s.shape[0] * s.shape[1] for s in planned.sites) / self.weights_per_second
@@ -256,7 +261,7 @@ class LinearStoringPass(FormPass):
 
         def fit(linear: Linear, statistics: Statistics) -> Shelved:
             def stored() -> dict[str, Any]:
-                return vars(self.fit_linear(context, linear, statistics))
+                return vars(self.at(linear).fit_linear(context, linear, statistics))
 
             form = context.once(f"site {linear.name}", stored)
             return Shelved.of(Stored(**form), context.spool)

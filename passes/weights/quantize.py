@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
 
@@ -16,6 +16,9 @@ from .quantized import Quantized
 from .quantizers import rtn
 from .tables import Table, TableForm, tables
 
+HEAD = "head"
+TABLE_BITS = 8
+"""Of tables that a head is tied to, where nothing else is asked for."""
 MSE_TIMES = 35
 """How much longer a search takes than rounding."""
 
@@ -27,10 +30,14 @@ class Quantize(NBitPass):
     ``w ≈ (code - zero) * scale`` in groups of ``group`` inputs. ``symmetric`` fixes the zero point
     at the middle code; otherwise it is an integer for each group. ``mse`` searches, for each group,
     the shrinkage of its range with the least ``sum |error|^2.4`` (the search of GPTQ's quantizer,
-    arXiv 2210.17323). Weights that are not finite are refused. ``embeddings`` stores tables of
-    embeddings in 4 or 8 bits as well; a head that is tied to its table then reads the same bytes.
-    Otherwise such a pair is kept, since to quantize the head alone would save nothing; so it is
-    where ``exclude`` names one of the two.
+    arXiv 2210.17323). Weights that are not finite are refused.
+
+    ``embeddings=4`` or ``8`` stores tables of embeddings in so many bits; a head that is tied to
+    its table then reads the same bytes. ``auto`` stores those alone that a chosen head is tied to,
+    in 8 bits, as llama.cpp does: such a head is read whole for each token, as an untied one is, and
+    few bits hurt it most. ``keep`` leaves both as they are, since to quantize the head alone would
+    save nothing; so it is where ``exclude`` names one of the two. ``head_bits`` are those of a head
+    that is tied to no table, where it is to have others than the rest.
     """
 
     name: ClassVar[str] = "quantize"
@@ -39,8 +46,14 @@ class Quantize(NBitPass):
     """Fix the zero point at the middle; else one a group."""
     mse: bool = False
     """Search the range of each group for the least error."""
-    embeddings: Literal["keep", 4, 8] = "keep"
-    """Bits of tables, and of heads that are tied to them."""
+    embeddings: Literal["auto", "keep", 4, 8] = "auto"
+    """Bits of tables and of heads tied to them; auto: those, 8."""
+    head_bits: Literal[4, 8] | None = None
+    """Bits of a head that is tied to no table."""
+
+    def at(self, linear: Linear) -> Self:
+        other = linear.role == HEAD and self.head_bits not in (None, self.bits)
+        return replace(self, bits=self.head_bits) if other else self
 
     def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
         return rtn(
@@ -72,23 +85,28 @@ class Quantize(NBitPass):
         return result
 
     def _tables(self, context: Context) -> list[Table]:
-        return [] if self.embeddings == "keep" else tables(context.view, context.structure)
+        if self.embeddings == "keep":
+            return []
+        found = tables(context.view, context.structure)
+        if self.embeddings != "auto":
+            return found
+        chosen = {linear.name for linear in self.select(context.structure)}
+        return [t for t in found if t.heads and chosen.issuperset(head.name for head in t.heads)]
 
     def _each(
         self, chosen: list[Table], result: PassResult, do: Callable[[Table, TableForm], None]
     ) -> None:
-        if self.embeddings == "keep":
-            return
-        level = 4 if self.embeddings == 8 else self.level
-        form = TableForm(replace(self, bits=self.embeddings), level)
+        asked = isinstance(self.embeddings, int)
+        form = TableForm(replace(self, bits=self.embeddings if asked else TABLE_BITS))
         for table in chosen:
-            names = (table.embedding.name, *(head.name for head in table.heads))
+            heads = [head.name for head in table.heads]
+            names = (table.embedding.name, *heads)
             kept = [n for n in names if any(fnmatchcase(n, glob) for glob in self.exclude)]
             reason = f"exclude keeps {kept[0]}" if kept else form.refusal(table)
             if reason is None:
                 do(table, form)
             else:
-                result.refused += [(name, reason) for name in names]
+                result.refused += [(name, reason) for name in (names if asked else heads)]
 
     def seconds(self, planned: PassResult) -> float:
         return super().seconds(planned) * (MSE_TIMES if self.mse else 1)

@@ -56,8 +56,6 @@ class TableForm:
 
     by: NBitPass
     """The pass that stores them, at their bits."""
-    level: int
-    """``accuracy_level`` of the heads."""
 
     def refusal(self, table: Table) -> str | None:
         """Why a table stays as it is; ``None`` where it does not."""
@@ -71,9 +69,14 @@ class TableForm:
             )
         return None
 
+    def _storing(self, table: Table) -> NBitPass:
+        """A head that rounds activations wants scales in float32, and shares them so."""
+        shared = table.heads and self.by.level == 4
+        return replace(self.by, scales="float32") if shared else self.by
+
     def site(self, table: Table, before: int, error: float | None = None) -> Site:
         rows, width = table.embedding.rows, table.embedding.width
-        after = self.by.coded_bytes(rows, width)
+        after = self._storing(table).coded_bytes(rows, width)
         heads = ", ".join(head.name for head in table.heads)
         return Site(
             name=table.embedding.name, kind="embedding", shape=(rows, width), bytes_before=before,
@@ -83,12 +86,12 @@ class TableForm:
 
     def store(self, context: Context, table: Table, result: PassResult) -> None:
         """Let the table's embeddings, and its heads, read its codes."""
-        view, name = context.view, table.embedding.name
+        view, name, by = context.view, table.embedding.name, self._storing(table)
         weight = view.weight(table.embedding.weight)
         assert weight is not None
 
         def made() -> dict[str, Any]:
-            found = self.by.quantize(weight.read(), name)
+            found = by.quantize(weight.read(), name)
             parts = dict(zip(("codes", "scales", "zeros"), found.operands(), strict=True))
             return {**parts, "rel_l2": found.rel_l2}
 
@@ -131,7 +134,7 @@ class TableForm:
         operands = [*parts.items(), *[None] * (3 - len(parts))]
         attrs = {
             "bits": self.by.bits, "group": self.by.group, "in_features": head.in_features,
-            "out_features": head.out_features, "accuracy_level": self.level,
+            "out_features": head.out_features, "accuracy_level": self.by.level,
         }  # fmt: skip
         try:
             swap(

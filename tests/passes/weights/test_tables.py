@@ -48,15 +48,18 @@ def test_a_tied_head_reads_the_tables_bytes(
     assert site.note == "one stored copy with head"
     bits = 4 if "=4" in options else 8
     zeros = 17 * 2 if bits == 8 else 0
-    assert site.bytes_after == 17 * 32 * bits // 8 + 17 * 2 * 2 + zeros
+    width = torch.float16.itemsize if bits == 4 else torch.float32.itemsize
+    assert site.bytes_after == 17 * 32 * bits // 8 + 17 * 2 * width + zeros
     out = gw.export(result.graph, tmp_path / "out", samples=[toy_inputs])
     graph = onnx.load(out / "model.onnx", load_external_data=False).graph
     codes = [t for t in graph.initializer if list(t.dims) == [17, 2, bits * 2]]
-    assert len(codes) == 1
+    scales = [t for t in graph.initializer if "embed.scales" in t.name]
+    assert len(codes) == len(scales) == 1
     # Both compute with the numbers that rounding gives, and the runtime does.
     table = source.weight(recognize(source).embeddings[0].weight)
     assert table is not None
-    rounded = rtn(table.read(), bits, 16, symmetric=bits == 4).dequantized()
+    dtype = torch.float16 if bits == 4 else torch.float32
+    rounded = rtn(table.read(), bits, 16, symmetric=bits == 4, scale_dtype=dtype).dequantized()
     again = gw.load(out)
     canonicalize(again)
     (embedding,) = recognize(again).embeddings
@@ -112,12 +115,44 @@ def test_a_table_alone(toy_graph: Graphs, toy_inputs: Inputs) -> None:
     ]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_table_that_a_head_is_tied_to_has_8_bits_unless_it_is_asked_for(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    def sites(graph: View, options: str) -> dict[str, float | None]:
+        (step,) = optimize(graph, f"quantize{{group=16 {options}}}", toy_inputs).report.passes
+        return {s.name: s.bits_per_weight for s in step.result.sites}
+
+    tied, apart = toy_graph(kind, tie), toy_graph(kind)
+    linears = {"gate": 5.0, "up": 5.0, "down": 6.0}
+    assert sites(tied, "bits=4") == {**linears, "embed": 10.0}
+    assert sites(tied, "bits=4 accuracy_level=0") == {**linears, "embed": 9.0}
+    assert sites(tied, "bits=4 embeddings=keep") == linears
+    assert sites(tied, "bits=4 include=[up]") == {"up": 5.0}
+    assert sites(apart, "bits=4") == {**linears, "head": 5.0}
+    assert sites(apart, "bits=4 head_bits=8") == {**linears, "head": 9.0}
+    planned = gw.plan(apart, "quantize{bits=4 group=16 head_bits=8}").passes[0][1]
+    assert planned.sites[-1].bits_per_weight == 9.0
+
+
+@pytest.mark.parametrize(("given", "level"), [("", 4), ("accuracy_level=0", 0)])
+def test_a_level_that_is_given_reaches_a_tied_head(
+    given: str, level: int, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    graph = optimize(toy_graph("fx", tie), f"quantize{{group=16 {given}}}", toy_inputs).graph
+    nodes = {x.name: x.node for x in recognize(graph).linears}
+    assert graph.attrs(nodes["head"])["accuracy_level"] == level
+
+
 def test_groups_that_do_not_fit_and_pairs_that_are_kept(
     toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     tied = toy_graph("fx", tie)
-    kept = optimize(tied, "quantize{group=16}", toy_inputs).report.passes[0].result.refused
+    keep = "quantize{group=16 embeddings=keep}"
+    kept = optimize(tied, keep, toy_inputs).report.passes[0].result.refused
     assert [site for site, _ in kept] == ["head"] and "embeddings=8" in kept[0][1]
+    alone = optimize(tied, "quantize{group=64}", toy_inputs).report.passes[0].result.refused
+    assert [site for site, _ in alone] == ["head"] and "groups of 64" in alone[0][1]
     refused = optimize(
         tied, "quantize{group=64 embeddings=8}", toy_inputs
     ).report.passes[0].result.refused
