@@ -31,13 +31,10 @@ def _yaml(path: Path) -> Any:
     one."""
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                raise ValueError("aliases are not read: write the value out")
-            return super().compose_node(parent, index)
-
+    text = path.read_bytes()
     try:
-        return yaml.load(path.read_bytes(), Loader)
+        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
+            raise ValueError("aliases are not read: write the value out")
+        return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None
