@@ -23,6 +23,7 @@ from . import (
     shape,
     shared_keys,
     stored,
+    stored_nbit,
 )
 
 RULES: tuple[type[Rule], ...] = (
@@ -36,6 +37,7 @@ RULES: tuple[type[Rule], ...] = (
     *shared_keys.RULES,
     *bitstack.RULES,
     *dequantize.RULES,
+    *stored_nbit.RULES,
 )
 """Every rule, in the order in which they are tried at a node."""
 

@@ -22,8 +22,9 @@ from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_llava import crop_count, llava_forward
 from .hf_match import converts, listed, match
-from .hf_model import build, longest_text, read_config, stored_dtype
+from .hf_model import build, longest_text, read_config, read_object, stored_dtype
 from .hf_original import hf_original
+from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
 
 
@@ -51,6 +52,9 @@ def load_folder(
     """
     config = read_config(folder, trust_remote_code=trust_remote_code)
     checkpoint = read_checkpoint(folder, allow_missing=allow_missing_weights)
+    quantization = quantization_of(read_object(folder / "config.json"), folder / "config.json")
+    if checkpoint is not None and quantization is not None:
+        checkpoint = with_dense_names(checkpoint, quantization, folder)
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     with _by_config(folder):
         inputs, shapes = _example_inputs(model)
@@ -64,8 +68,9 @@ def load_folder(
     _give_forward(model, inputs)
     weights, notes = bind_weights(model, checkpoint, folder)
     original = None if checkpoint is None else hf_original(
-        folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code
-    )
+        folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code,
+        weights=None if quantization is None else weights,
+    )  # fmt: skip
     view = trace(
         model,
         kwargs=inputs,

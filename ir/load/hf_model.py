@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -18,9 +19,8 @@ from ..core.quiet import quiet
 from ..core.weights import Weight
 from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
 from .hf_match import match
+from .quantized_checkpoint import KEYS, quantization_of
 
-_QUANTIZED = ("quantization_config", "compression_config")
-"""Where a config says how its checkpoint was quantized; the second is an old name."""
 _MAKERS = (torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye)
 _SMALL_BYTES = 1 << 28
 MOST_LAYERS = 2000
@@ -71,12 +71,8 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     checkpoint is quantized, where transformers refuses it, and where it needs code of its own.
     """
     path = folder / "config.json"
-    raw = _read_object(path)
-    if any(part.get(key) for part in _parts(raw) for key in _QUANTIZED):
-        raise BadInput(
-            f"{path}: the checkpoint is already quantized (quantization_config); give the "
-            "original one"
-        )
+    raw = read_object(path)
+    quantization_of(raw, path)
     named, found = raw.get("transformers_weights"), SINGLE if (folder / SINGLE).exists() else INDEX
     if named not in (None, found):
         raise BadInput(f"{path}: transformers_weights names {named!r}, and {found} would be read")
@@ -92,15 +88,19 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         )
     with quiet():
         try:
-            return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:
             # Configs check their own fields, each in its way, and raise errors of any kind.
             raise BadInput(
                 f"{path}: transformers does not take this config: {_reason(error)}"
             ) from error
+    for part, key in itertools.product((config, *vars(config).values()), KEYS):
+        if hasattr(part, "attribute_map"):
+            vars(part).pop(key, None)  # its class is that of the weights as they are read here
+    return config
 
 
-def _read_object(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     if not path.exists():
         raise Missing(
             f"{path.parent}: no config.json, so this is not a Hugging Face model; give the folder "
@@ -115,11 +115,6 @@ def _read_object(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: not a JSON object")
     return raw
-
-
-def _parts(raw: dict[str, Any]) -> list[dict[str, Any]]:
-    """The config, and those of its parts, as of a text model within."""
-    return [raw, *(value for value in raw.values() if isinstance(value, dict))]
 
 
 def _reason(error: Exception) -> str:

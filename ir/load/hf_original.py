@@ -10,15 +10,19 @@ from typing import Any
 import torch
 
 from ..core.memory import available_bytes
+from ..core.weights import Weight
 from ..structure.cache_slots import PARTS, past_name, present_name
 from .original import Call, ModuleOriginal
 
 
 def hf_original(
     folder: Path, model: Any, stored: torch.dtype, *, trust_remote_code: bool,
-    call: Call | None = None,
+    call: Call | None = None, weights: Mapping[str, Weight] | None = None,
 ) -> ModuleOriginal:  # fmt: skip
     """``from_pretrained`` of the class, config, dtype and attention that ``model`` was built with.
+
+    ``weights`` are given where the library cannot read the checkpoint without a package of its own,
+    of a quantized one: its forward then runs with what was read here.
 
     In the dtype that the file stores the library maps the weights: they take no memory of their
     own. In another one, where a copy of them all would take more than half of what the machine has
@@ -35,6 +39,15 @@ def hf_original(
     whole = stored == dtype or size <= available_bytes() // 2
     cached = call is None and "past_key_values" in inspect.signature(model.forward).parameters
 
+    def filled() -> torch.nn.Module:
+        made: torch.nn.Module = cls._from_config(
+            config, dtype=dtype, attn_implementation=attention, **options
+        )
+        with torch.no_grad():
+            for name, parameter in made.named_parameters():
+                parameter.copy_(weights[name].read())  # type: ignore[index]
+        return made.eval()
+
     def make() -> torch.nn.Module:
         loaded: torch.nn.Module = cls.from_pretrained(
             folder, config=config, dtype=dtype if whole else stored,
@@ -47,6 +60,8 @@ def hf_original(
 
     usual = _cached_call if cached else _call
     by = f"{cls.__name__} in transformers {__version__}"
+    if weights is not None:
+        return ModuleOriginal(f"{by} with the dequantized weights", filled, call or usual)
     how = "" if whole else ", the weights of one module at a time"
     return ModuleOriginal(by + how, make, call or usual)
 

@@ -1,0 +1,84 @@
+"""A linear's stored parts as a reader of a checkpoint finds them, and the weight that they make."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..core.errors import BadInput
+from ..core.weights import ComputedWeight, Weight
+from ..ops.nbit_weight import NBitForm, NBitWeight
+from ..ops.pack import BITS, GROUPS, block_of, n_blocks, n_groups, pack, pack_zeros, zero_bytes
+
+SPLIT = GROUPS[-1]
+"""Groups of a multiple of so many columns are cut into such, each with the same scale."""
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Codes, scales and zero points of one linear ``[N, K]``, each read when it is called."""
+
+    name: str
+    """Of the linear, for errors."""
+    rows: int
+    columns: int
+    bits: int
+    group: int
+    """Columns of a group; 0 for one a row."""
+    codes: Callable[[], Tensor]
+    """uint8 ``[N, K]``, in the order of the groups."""
+    scales: Callable[[], Tensor]
+    """``[N, groups]`` in ``scale_dtype``."""
+    scale_dtype: torch.dtype
+    zeros: Callable[[], Tensor] | None
+    """uint8 ``[N, groups]``; ``None`` where all are the middle code."""
+    order: Callable[[], Tensor] | None = None
+    """i64 ``[K]``: see ``NBitForm``."""
+    key: object = None
+    """Identity of the bytes."""
+
+    def weight(self) -> NBitWeight:
+        """The weight. Raises ``BadInput`` where no form of ours is equal to it."""
+        group = self._group()
+        if self.bits not in BITS:
+            raise BadInput(
+                f"{self.name}: {self.bits} bits a weight; {', '.join(map(str, BITS))} are read"
+            )
+        groups, times = n_groups(group, self.columns), self.group // group if group else 1
+
+        def handle(what: str, make: Callable[[], Tensor], shape: tuple[int, ...],
+                   kind: torch.dtype) -> Weight:  # fmt: skip
+            return ComputedWeight(make, shape, kind, (what, self.key, self.name))
+
+        def spread(make: Callable[[], Tensor]) -> Tensor:
+            return make().repeat_interleave(times, 1)[:, :groups].contiguous()
+
+        row = (n_blocks(group, self.columns), block_of(group, self.columns) * self.bits // 8)
+        zeros, order = self.zeros, self.order
+        form = NBitForm(
+            self.bits, group,
+            handle("codes", lambda: pack(self.codes(), self.bits, group), (self.rows, *row),
+                   torch.uint8),
+            handle("scales", lambda: spread(self.scales), (self.rows, groups), self.scale_dtype),
+            None if zeros is None else handle(
+                "zeros", lambda: pack_zeros(spread(zeros), self.bits),
+                (self.rows, zero_bytes(self.bits, groups)), torch.uint8,
+            ),
+            None if order is None else handle("order", order, (self.columns,), torch.int64),
+        )  # fmt: skip
+        return NBitWeight(form, (self.rows, self.columns))
+
+    def _group(self) -> int:
+        if self.group in GROUPS:
+            return self.group
+        if self.group >= self.columns:
+            return 0
+        if self.group % SPLIT == 0:
+            return SPLIT
+        raise BadInput(
+            f"{self.name}: groups of {self.group} columns; {', '.join(map(str, GROUPS[1:]))}, "
+            f"multiples of {SPLIT} and one for a whole row are read"
+        )

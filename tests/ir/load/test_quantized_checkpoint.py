@@ -1,0 +1,248 @@
+"""Checkpoints of other tools: dense weights are the layout's own formula, graphs compute it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import numpy as np
+import pytest
+import torch
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.load.packed_bits import pack_rows, unpack_rows
+from graphwright.ir.structure.recognize import recognize
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+K, N, GROUP = 64, 96, 32
+LINEAR = "model.layers.0.mlp.up_proj"
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Llama in float32; its ``up_proj`` is ``[96, 64]``."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("dense")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=K, intermediate_size=N, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+Tensors = dict[str, torch.Tensor]
+
+
+def written(
+    dense: Path, out: Path, quantization: dict[str, Any], parts: Tensors, name: str = LINEAR
+) -> Path:
+    """The folder with one linear's weight in these parts, and a config that says so."""
+    tensors = load_file(dense / "model.safetensors")
+    del tensors[f"{name}.weight"]
+    tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
+    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    config = json.loads((dense / "config.json").read_text())
+    config["quantization_config"] = quantization
+    (out / "config.json").write_text(json.dumps(config))
+    return out
+
+
+def straight(codes: np.ndarray, bits: int) -> torch.Tensor:
+    """int32 words along the last axis, one bit after the other."""
+    rows, count = codes.shape
+    words = np.zeros((rows, -(-count * bits // 32)), np.uint32)
+    for place in range(count * bits):
+        code, bit = divmod(place, bits)
+        words[:, place // 32] |= ((codes[:, code] >> bit) & 1).astype(np.uint32) << (place % 32)
+    return torch.from_numpy(words.view(np.int32))
+
+
+def drawn(bits: int, *, symmetric: bool, group: int = GROUP) -> tuple[np.ndarray, ...]:
+    """Codes ``[N, K]``, scales f16 and zero points ``[N, groups]``."""
+    rng = np.random.default_rng(bits)
+    groups = -(-K // group)
+    codes = rng.integers(0, 1 << bits, (N, K))
+    scales = (rng.random((N, groups)) * 0.02 + 0.01).astype(np.float16)
+    low = 0 if not symmetric else 1 << (bits - 1)
+    zeros = rng.integers(low, (1 << bits) if not symmetric else low + 1, (N, groups))
+    return codes, scales, zeros
+
+
+def expected(codes: Any, scales: Any, zeros: Any, index: Any) -> torch.Tensor:
+    wide = scales.astype(np.float32)
+    return torch.from_numpy((codes - zeros[:, index]) * wide[:, index]).float()
+
+
+def check(folder: Path, wanted: torch.Tensor, bits: int, *, ordered: bool = False) -> None:
+    """The weight of the graph, dense and in few bits, and what transformers' forward makes of it in
+    ONNX Runtime."""
+    view = gw.load(folder, cache=False)
+    names = {view.name(v): view.weight(v) for node in view.nodes() for v in _constants(view, node)}
+    torch.testing.assert_close(names[f"{LINEAR}.weight"].read().float(), wanted, rtol=0, atol=0)
+    canonicalize(view)
+    site = next(site for site in recognize(view).linears if site.name == LINEAR)
+    assert view.op(site.node) == "linear_nbit" and view.attrs(site.node)["bits"] == bits
+    gathers = [node for node in view.nodes() if view.op(node) == "index_select"]
+    assert bool([g for g in gathers if view.result(g) is site.x]) == ordered
+    ids = torch.arange(1, 13).reshape(2, 6)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    made = gw.compile(view)(**given)["logits"]
+    torch.testing.assert_close(made, _original(folder, wanted, given), rtol=2e-4, atol=2e-5)
+
+
+def _constants(view: Any, node: Any) -> list[Any]:
+    values = [v for v in view.operands(node) if v is not None and not isinstance(v, int | float)]
+    return [v for v in values if view.weight(v) is not None]
+
+
+def _original(folder: Path, wanted: torch.Tensor, given: Tensors) -> torch.Tensor:
+    import transformers
+
+    config = json.loads((folder / "config.json").read_text())
+    del config["quantization_config"]
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config)).eval()
+    tensors = load_file(folder / "model.safetensors")
+    tensors[f"{LINEAR}.weight"] = wanted
+    model.load_state_dict(tensors, strict=False)
+    with torch.no_grad():
+        return model(**given).logits
+
+
+def gptq(
+    bits: int, version: str, *, symmetric: bool, group: int = GROUP, shuffled: bool = False
+) -> tuple[dict[str, Any], Tensors, torch.Tensor]:
+    codes, scales, zeros = drawn(bits, symmetric=symmetric, group=group)
+    index = np.arange(K) // group
+    if shuffled:
+        index = np.random.default_rng(1).permutation(index)
+    stored = (zeros - (version == "gptq")) % (1 << bits)
+    parts = {
+        "qweight": straight(codes.T.T, bits).T, "qzeros": straight(stored.T, bits),
+        "scales": torch.from_numpy(scales.T.copy()), "g_idx": torch.from_numpy(index).int(),
+    }  # fmt: skip
+    config = {"quant_method": "gptq", "bits": bits, "group_size": group if group < K else -1,
+              "sym": symmetric, "desc_act": shuffled, "checkpoint_format": version}  # fmt: skip
+    return config, parts, expected(codes, scales, zeros, index)
+
+
+@pytest.mark.parametrize(
+    ("bits", "version", "symmetric", "group", "shuffled"),
+    [(4, "gptq", True, 32, False), (4, "gptq", False, 32, True), (3, "gptq_v2", False, 32, False),
+     (8, "gptq", True, 64, False), (2, "gptq_v2", True, 16, True)],
+)  # fmt: skip
+def test_gptq(
+    bits: int, version: str, symmetric: bool, group: int, shuffled: bool, dense: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    config, parts, wanted = gptq(bits, version, symmetric=symmetric, group=group, shuffled=shuffled)
+    folder = written(dense, tmp_path, config, parts)
+    check(folder, wanted, bits, ordered=shuffled)
+    assert any("quantized by gptq, taken as it is stored: 1 of" in n
+               for n in gw.load(folder).source.notes)  # fmt: skip
+
+
+def test_the_version_of_gptq_counts(dense: Path, tmp_path: Path) -> None:
+    """Read as the other version every weight is off by its scale: the check can fail."""
+    config, parts, wanted = gptq(4, "gptq", symmetric=False)
+    folder = written(dense, tmp_path, {**config, "checkpoint_format": "gptq_v2"}, parts)
+    with pytest.raises(AssertionError):
+        check(folder, wanted, 4)
+
+
+def test_awq(dense: Path, tmp_path: Path) -> None:
+    codes, scales, zeros = drawn(4, symmetric=False)
+    order = [0, 2, 4, 6, 1, 3, 5, 7]  # nibble i of a word holds column order[i]
+
+    def words(columns: np.ndarray) -> torch.Tensor:
+        return straight(columns.reshape(len(columns), -1, 8)[..., order].reshape(columns.shape), 4)
+
+    parts = {"qweight": words(codes.T), "qzeros": words(zeros.T),
+             "scales": torch.from_numpy(scales.T.copy())}  # fmt: skip
+    config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True,
+              "version": "gemm"}  # fmt: skip
+    wanted = expected(codes, scales, zeros, np.arange(K) // GROUP)
+    check(written(dense, tmp_path, config, parts), wanted, 4)
+
+
+def packed(
+    bits: int, *, symmetric: bool, strategy: str = "group", old: bool = False
+) -> tuple[dict[str, Any], Tensors, torch.Tensor]:
+    group = GROUP if strategy == "group" else K
+    codes, scales, zeros = drawn(bits, symmetric=symmetric, group=group)
+    each = 32 // bits
+    padded = np.pad(codes, ((0, 0), (0, -K % each))).reshape(N, -1, each)
+    old_words = sum(padded[..., i].astype(np.uint32) << (bits * i) for i in range(each))
+    parts = {
+        "weight_packed": torch.from_numpy(old_words.astype(np.uint32).view(np.int32)) if old
+        else straight(codes, bits),
+        "weight_scale": torch.from_numpy(scales), "weight_shape": torch.tensor([N, K]),
+    }  # fmt: skip
+    if not symmetric:
+        parts["weight_zero_point"] = straight(zeros.T, bits).T
+    args = {"num_bits": bits, "type": "int", "symmetric": symmetric, "strategy": strategy,
+            "group_size": group if strategy == "group" else None}  # fmt: skip
+    groups = {"group_0": {"targets": ["Linear"], "weights": args}}
+    config = {"quant_method": "compressed-tensors", "format": "pack-quantized",
+              "config_groups": groups, "ignore": ["lm_head"]}  # fmt: skip
+    return config, parts, expected(codes, scales, zeros, np.arange(K) // group)
+
+
+@pytest.mark.parametrize(("bits", "options"), [
+    (4, {"symmetric": True}), (8, {"symmetric": True, "strategy": "channel"}),
+    (4, {"symmetric": False}), (3, {"symmetric": True}), (3, {"symmetric": True, "old": True}),
+])  # fmt: skip
+def test_compressed_tensors(
+    bits: int, options: dict[str, Any], dense: Path, tmp_path: Path
+) -> None:
+    config, parts, wanted = packed(bits, **options)
+    check(written(dense, tmp_path, config, parts), wanted, bits)
+
+
+def _without(part: str) -> Callable[[dict[str, Any], Tensors], None]:
+    return lambda _, parts: parts.pop(part)
+
+
+def _config(**changed: Any) -> Callable[[dict[str, Any], Tensors], None]:
+    return lambda config, _: config.update(changed)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_without("scales"), "up_proj: scales is not in the checkpoint, and qweight is"),
+        (_without("g_idx"), "up_proj: desc_act is true, and g_idx is not in the checkpoint"),
+        (_config(bits=8), r"up_proj.scales is \[2, 96\]; 8 bits in groups of 32"),
+        (_config(group_size=64), r"up_proj.scales is \[2, 96\]; 4 bits in groups of 64"),
+        (_config(bits=5), "up_proj: bits=5 of quantization_config"),
+        (_config(checkpoint_format="marlin"), "up_proj: checkpoint_format 'marlin'"),
+        (_config(quant_method="bitsandbytes"), "quantized by 'bitsandbytes', which is not read"),
+        (lambda _, parts: parts["g_idx"].fill_(0), "up_proj.g_idx: its groups are not of 32"),
+        (lambda _, parts: [parts.pop(p) for p in list(parts)] + [parts.update(weight=torch.ones(
+            N, K))], "quantization_config says gptq, and the checkpoint has no tensor qweight"),
+        (lambda _, parts: parts.update(weight=torch.ones(N, K)), "both a weight and a qweight"),
+    ],
+)  # fmt: skip
+def test_what_contradicts_itself(
+    change: Callable[[dict[str, Any], Tensors], Any], message: str, dense: Path, tmp_path: Path
+) -> None:
+    config, parts, _ = gptq(4, "gptq", symmetric=True, shuffled=True)
+    change(config, parts)
+    with pytest.raises(BadInput, match=message):
+        gw.load(written(dense, tmp_path, config, parts))
+
+
+@given(bits=st.sampled_from([2, 3, 4, 8]), rows=st.integers(1, 4), count=st.integers(1, 70))
+def test_words_round_trip(bits: int, rows: int, count: int) -> None:
+    rng = np.random.default_rng(count)
+    codes = rng.integers(0, 1 << bits, (rows, count)).astype(np.uint8)
+    words = straight(codes, bits)
+    assert torch.equal(pack_rows(torch.from_numpy(codes), bits), words)
+    assert torch.equal(unpack_rows(words, bits, count), torch.from_numpy(codes))
