@@ -9,6 +9,7 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -68,6 +69,17 @@ def print_recipes(console: Console) -> None:
     for name, passes in SCHEMES.items():
         table.add_row(name, Text(passes), Text("Weights of that scheme, symmetric, as others do."))
     console.print(table)
+
+
+def print_tasks(console: Console) -> None:
+    """The tasks of ``eval``: what each says, and which kinds of model it fits."""
+    from ..evaluate import TASKS
+
+    for name, task in TASKS.items():
+        console.print(Text(name, style="bold"))
+        console.print(Padding(Text(first_line(task)), (0, 0, 0, 2)))
+        fits = ", ".join(task.kinds) or "every kind of model"
+        console.print(Padding(Text(f"for: {fits}", style="dim"), (0, 0, 0, 2)))
 
 
 def print_structure(

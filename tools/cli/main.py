@@ -32,6 +32,8 @@ COMMANDS = (
     "generate",
 )  # fmt: skip
 MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
+LIST_TASKS = "list"
+"""What ``eval --tasks`` stands for where no task is named."""
 DEFAULT_RECIPE = "w8"
 """The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
 
@@ -330,7 +332,9 @@ def bench(
 @app.command("eval")
 def evaluate(
     subjects: Annotated[list[str] | None, typer.Argument(metavar="OUT|MODEL...")] = None,
-    tasks: Annotated[str, typer.Option(help="Tasks: a,b. Default: by the model's kind.")] = "",
+    tasks: Annotated[
+        str, typer.Option(help="Tasks: a,b; by itself lists them. Default: by the model's kind.")
+    ] = "",
     reference: Annotated[str, typer.Option(help="The original; default: the first one.")] = "",
     samples: Annotated[int | None, typer.Option(help="Samples, in each task's unit.")] = None,
     data: Annotated[Path | None, typer.Option(help="Text, or JSON lines with `text`.")] = None,
@@ -356,6 +360,11 @@ def evaluate(
     With several, a Pareto plot is written (eval.svg; with --json only where --plot asks for it),
     and the comparison into the report of each artifact.
     """
+    if tasks == LIST_TASKS:
+        from . import listing
+
+        listing.print_tasks(_console())
+        return
     from ...backends import backend_names
     from ..evaluate import Setting, too_wide
     from ..run import evaluation
@@ -453,6 +462,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Entry point: runs a command and exits with the contract's code (0, 1, 2, 3 or 130)."""
     threads.share_the_cores()
     arguments = list(sys.argv[1:] if argv is None else argv) or ["--help"]
+    if arguments[0] == "eval" and arguments[-1] == "--tasks":
+        arguments.append(LIST_TASKS)
     if arguments[0] not in (*COMMANDS, "-h", "--help", "--version"):
         near = _near_commands(arguments[0])
         if near:

@@ -17,6 +17,7 @@ from .embed import Embed
 from .generate import Generate
 from .latency import Latency
 from .memory import Memory
+from .outputs import Outputs
 from .perplexity import Perplexity
 from .recall import Recall
 from .subject import Subject
@@ -28,8 +29,8 @@ __all__ = ["EvalResult", "Setting", "Subject", "TASKS", "evaluate", "evaluate_al
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Perplexity(), Agreement(), Recall(), Vqa(), Classify(), Embed(), Generate(), Latency(),
-        Memory(),
+        Perplexity(), Agreement(), Recall(), Vqa(), Classify(), Embed(), Generate(), Outputs(),
+        Latency(), Memory(),
     )
 }  # fmt: skip
 

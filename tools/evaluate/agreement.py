@@ -13,21 +13,23 @@ from ...ir.core.errors import BadInput
 from .documents import check_text
 from .pictures import check_pictures
 from .probes import logits, probes
+from .sentences import sentences
 from .stats import bootstrap
-from .subject import IMAGE, IMAGE_TEXT, TEXT, Subject
+from .subject import IMAGE, IMAGE_TEXT, READERS, TEXT, Subject
 from .task import EvalResult, Finite, Setting, Task
 
 
 class Agreement(Task):
-    """Agreement with the original's distribution over the next token, or over the classes.
+    """Agreement with the original's distribution over the next token, or over classes.
 
     ``top1``: share of predictions whose most likely entry is the original's. ``kl``: mean of
     KL(original || model) in nats, in float64. A sample is a window of text (as ``perplexity``
-    takes), a question or an image. Intervals: bootstrap over the samples.
+    takes), a question, an image, or for models that give classes of a text or of its tokens a
+    sentence (as ``embed`` takes). Intervals: bootstrap over the samples.
     """
 
     name = "agreement"
-    kinds = (TEXT, IMAGE_TEXT, IMAGE)
+    kinds = (TEXT, IMAGE_TEXT, IMAGE, *READERS)
     needs_reference = True
     headlines: ClassVar = {"top1": "higher", "kl": "lower"}
     proportions = ("top1",)
@@ -36,6 +38,9 @@ class Agreement(Task):
         super().check(subject, setting)
         if subject.kind == TEXT:
             check_text(subject, setting)
+        elif subject.kind in READERS:
+            subject.tokenizer_file()
+            sentences(setting)
         else:
             check_pictures(subject, setting)
 

@@ -8,15 +8,10 @@ from typing import ClassVar
 import torch
 
 from ...ir.core.errors import BadInput
-from ...ir.load.zoo.text import english_sentences
-from .documents import documents
+from .sentences import SENTENCES, encoded, sentences
 from .stats import bootstrap, wilson
 from .subject import EMBEDDING, Subject
 from .task import EvalResult, Finite, Setting, Task, limited
-
-SENTENCES = 256
-BATCH = 32
-TOKENS = 128
 
 
 class Embed(Task):
@@ -37,24 +32,24 @@ class Embed(Task):
     def check(self, subject: Subject, setting: Setting) -> None:
         super().check(subject, setting)
         subject.tokenizer_file()
-        if len(_sentences(setting)) < 3:
+        if len(sentences(setting)) < 3:
             raise BadInput("embed: retrieval among fewer than 3 sentences says nothing")
 
     def run(
         self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
     ) -> list[EvalResult]:
         assert reference is not None
-        available = _sentences(setting)
+        available = sentences(setting)
         count, notes = limited(len(available), setting, SENTENCES, "sentences")
-        sentences = available[:count]
+        chosen = available[:count]
         if count < 3:
             raise BadInput("embed: retrieval among fewer than 3 sentences says nothing")
-        original = self._vectors(reference, sentences, setting)
+        original = self._vectors(reference, chosen, setting)
         nearest = _nearest(original)
         results = []
         for subject in subjects:
             same = subject is reference
-            vectors = original if same else self._vectors(subject, sentences, setting)
+            vectors = original if same else self._vectors(subject, chosen, setting)
             if vectors.shape != original.shape:
                 raise BadInput(
                     f"{subject.name} gives vectors of {vectors.shape[1]}, the original of "
@@ -72,35 +67,18 @@ class Embed(Task):
             )
         return results
 
-    def _vectors(
-        self, subject: Subject, sentences: Sequence[str], setting: Setting
-    ) -> torch.Tensor:
+    def _vectors(self, subject: Subject, texts: Sequence[str], setting: Setting) -> torch.Tensor:
         """Unit vectors ``[sentences, width]`` f64."""
-        tokenizer = subject.tokenizer()
-        tokenizer.enable_truncation(min(TOKENS, subject.max_tokens))
-        tokenizer.enable_padding()
-        found = []
-        for start in range(0, len(sentences), BATCH):
-            setting.progress(f"{self.name} of {subject.name}", start, len(sentences))
-            encoded = tokenizer.encode_batch(list(sentences[start : start + BATCH]))
-            mask = torch.tensor([e.attention_mask for e in encoded])
-            outputs = subject.run(
-                {"input_ids": torch.tensor([e.ids for e in encoded]), "attention_mask": mask,
-                 "token_type_ids": torch.zeros_like(mask)}
-            )  # fmt: skip
-            found.append(_pooled(outputs, mask))
+        found: list[torch.Tensor] = []
+        for part in encoded(subject, texts):
+            setting.progress(f"{self.name} of {subject.name}", sum(map(len, found)), len(texts))
+            found.append(_pooled(subject.run(part.inputs), part.inputs["attention_mask"]))
         vectors = torch.cat(found)
         finite = Finite(self.name, subject, "sentences")
         for vector in vectors:
             finite(vector)
         finite.settle()
         return torch.nn.functional.normalize(vectors, dim=1)
-
-
-def _sentences(setting: Setting) -> list[str]:
-    if setting.data is not None:
-        return documents(setting)
-    return english_sentences(max(SENTENCES, setting.samples or 0))
 
 
 def _pooled(outputs: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:

@@ -53,8 +53,8 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
             raise Missing(
                 f"{subject.name} takes images {list(shape)[1:]}: the images that come with this "
                 f"package are {list(wanted)}, for zoo:tiny-vit, zoo:tiny-llava and "
-                "zoo:tiny-llava-next. Judge other models on your own data by subject.run in "
-                "Python, or by latency and memory here"
+                "zoo:tiny-llava-next. Judge other models by the task outputs, on images of "
+                "your own with --data FOLDER"
             )
 
 

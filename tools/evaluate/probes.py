@@ -10,8 +10,9 @@ import torch
 from ...ir.core.errors import BadInput
 from . import pictures
 from .documents import batched, chosen_windows, text_logits
-from .subject import IMAGE, IMAGE_TEXT, TEXT, Subject
-from .task import Setting
+from .sentences import SENTENCES, encoded, sentences
+from .subject import ANSWERS, IMAGE_TEXT, READERS, TEXT, TEXT_CLASSES, Subject
+from .task import Setting, limited
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ def probes(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, l
     """The batches, the number of samples, what a sample is, and notes."""
     if subject.kind == TEXT:
         return _text(subject, setting)
+    if subject.kind in READERS:
+        return _sentences(subject, setting)
     if subject.kind == IMAGE_TEXT:
         asked = pictures.asked(subject, setting)
         return list(_numbered(asked.batches, -1)), asked.count, "questions", []
@@ -56,6 +59,19 @@ def _text(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, li
     return made, len(windows), "windows", notes
 
 
+def _sentences(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, list[str]]:
+    texts = sentences(setting)
+    count, notes = limited(len(texts), setting, SENTENCES, "sentences")
+    made: list[Probe] = []
+    first = 0
+    for part in encoded(subject, texts[:count]):
+        ends = (1,) * len(part.lengths) if subject.kind == TEXT_CLASSES else part.lengths
+        places = tuple(Place(first + row, row, 0, end) for row, end in enumerate(ends))
+        made.append(Probe(part.inputs, places))
+        first += len(ends)
+    return made, count, "sentences", notes
+
+
 def _numbered(batches: Sequence[dict[str, torch.Tensor]], position: int) -> Iterator[Probe]:
     """One place a row: position 0 of its logits, or the last one (-1)."""
     count = 0
@@ -66,15 +82,22 @@ def _numbered(batches: Sequence[dict[str, torch.Tensor]], position: int) -> Iter
 
 
 def logits(subject: Subject, probe: Probe) -> list[torch.Tensor]:
-    """Logits ``[positions, classes]`` f32 at each place of a probe."""
+    """Logits ``[positions, classes]`` f32 at each place of a probe. Where an answer starts and
+    where it ends are two positions, whose classes are the tokens."""
     if subject.kind == TEXT:
         found = text_logits(subject, probe.inputs)
         return [found[p.row, p.start : p.stop] for p in probe.places]
-    found = subject.run(probe.inputs)["logits"]
-    if subject.kind == IMAGE:
+    outputs = subject.run(probe.inputs)
+    if subject.kind == ANSWERS:
+        both = torch.stack([outputs["start_logits"], outputs["end_logits"]], 1)
+        return [both[p.row, :, p.start : p.stop] for p in probe.places]
+    found = outputs["logits"]
+    if found.dim() == 2:
         found = found[:, None]
     if found.dim() != 3 or found.shape[0] != len(probe.places):
         raise BadInput(
             f"{subject.name} gives logits {list(found.shape)} for {len(probe.places)} samples"
         )
+    if subject.kind in READERS:
+        return [found[p.row, p.start : p.stop] for p in probe.places]
     return [found[p.row, p.start :][:1] for p in probe.places]

@@ -26,7 +26,11 @@ from ..report import manifest
 
 TEXT, IMAGE_TEXT = "text-generation", "image-text-to-text"
 IMAGE, EMBEDDING = "image-classification", "text-embedding"
-KINDS = (TEXT, IMAGE_TEXT, IMAGE, EMBEDDING)
+TEXT_CLASSES, TOKEN_CLASSES = "text-classification", "token-classification"
+ANSWERS = "question-answering"
+KINDS = (TEXT, IMAGE_TEXT, IMAGE, EMBEDDING, TEXT_CLASSES, TOKEN_CLASSES, ANSWERS)
+READERS = (TEXT_CLASSES, TOKEN_CLASSES, ANSWERS)
+"""The kinds that read a text and give classes: of it, of its tokens, or of where an answer is."""
 DEFAULT_TOKENS = 512
 """Longest input of a model whose config does not say."""
 
@@ -231,6 +235,22 @@ def _kind(word: str, folder: Path | None, subject: Subject) -> str:
         return IMAGE if "logits" in outputs else ""
     if "input_ids" not in inputs:
         return ""
+    if {"start_logits", "end_logits"} <= outputs:
+        return ANSWERS
     if "logits" in outputs:
-        return TEXT if texts else ""
+        return _kind_of_logits(subject, texts)
     return EMBEDDING if outputs & {"sentence_embedding", "last_hidden_state"} else ""
+
+
+def _kind_of_logits(subject: Subject, texts: bool) -> str:
+    """By their shape, which an executable does not tell: one row of classes for a text is a class
+    of it; one for each token is a class of that, where it is no next token."""
+    rank = None
+    if subject.view is not None:
+        values = dict(zip(subject.output_names, subject.view.outputs(), strict=True))
+        rank = subject.view.type(values["logits"]).rank
+    if rank == 2:
+        return TEXT_CLASSES
+    if texts:
+        return TEXT
+    return TOKEN_CLASSES if rank == 3 else ""

@@ -22,7 +22,10 @@ OWN_TASKS = {
     "image-text-to-text": ("vqa", "agreement", "latency"),
     "image-classification": ("classify", "agreement", "latency"),
     "text-embedding": ("embed", "latency"),
-    "": ("latency", "memory"),
+    "text-classification": ("agreement", "latency"),
+    "token-classification": ("agreement", "latency"),
+    "question-answering": ("agreement", "latency"),
+    "": ("outputs", "latency", "memory"),
 }
 """The tasks of each kind of model where none are named."""
 

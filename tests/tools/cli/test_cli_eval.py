@@ -65,7 +65,7 @@ def test_the_final_table_shows_before_and_after(made: Path) -> None:
 @pytest.mark.parametrize(
     ("tasks", "code", "message"),
     [("vqa", 2, "vqa does not fit"), ("perplexty", 2, "did you mean perplexity?"),
-     ("recall,,embed", 2, "these do: perplexity, agreement, recall, generate, latency, memory"),
+     ("recall,,embed", 2, "do: perplexity, agreement, recall, generate, outputs, latency, memory"),
      (",", 2, "name at least one task")],
 )  # fmt: skip
 def test_tasks_are_checked_before_any_work(
@@ -167,3 +167,11 @@ def test_an_interval_that_is_too_wide_is_said_after_the_table(
     )
     assert code == 2 and "6 prompts" in out
     assert "6 prompts give" in err and "more than the ±0.05 asked for" in err
+
+
+def test_tasks_are_listed_with_the_kinds_that_they_fit(command: Any) -> None:
+    from graphwright.tools.evaluate import TASKS
+
+    code, out, _ = command("eval", "--tasks")
+    assert code == 0 and {*TASKS} <= {*out.splitlines()}
+    assert "for: text-embedding" in out and "for: every kind of model" in out
