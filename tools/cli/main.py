@@ -337,7 +337,7 @@ def evaluate(
     ] = "",
     reference: Annotated[str, typer.Option(help="The original; default: the first one.")] = "",
     samples: Annotated[int | None, typer.Option(help="Samples, in each task's unit.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Text, or JSON lines with `text`.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Text, lines, inputs: see --tasks.")] = None,
     tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
     window: Annotated[int | None, typer.Option(help="Tokens in a window of text.")] = None,
     stride: Annotated[int | None, typer.Option(help="Tokens between windows.")] = None,

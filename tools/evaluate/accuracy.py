@@ -37,9 +37,10 @@ class Accuracy(Task):
     def run(
         self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
     ) -> list[EvalResult]:
-        return [self._judge(subject, setting) for subject in subjects]
+        return [self.judge(subject, setting) for subject in subjects]
 
-    def _judge(self, subject: Subject, setting: Setting) -> EvalResult:
+    def judge(self, subject: Subject, setting: Setting) -> EvalResult:
+        """The result of one subject."""
         exam = self.exam(subject, setting)
         finite = Finite(self.name, subject, self.unit)
         hits: list[tuple[str, bool]] = []

@@ -35,7 +35,8 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
     """
     if setting.data is not None:
         raise BadInput(
-            "--data is text; images and questions are drawn by ir.load.zoo.scenes: leave it out"
+            "the images of this task are drawn by ir.load.zoo.scenes: leave out --data, or take "
+            "the task outputs for images of your own"
         )
     if subject.kind == IMAGE_TEXT:
         _check_words(subject)

@@ -82,7 +82,8 @@ class Subject:
         return cls(thing, name=name or word, kind=kind, folder=folder, backend=word)
 
     @cached_property
-    def _executable(self) -> Executable:
+    def executable(self) -> Executable:
+        """What runs it, compiled when it is asked for."""
         made: Any = self._made
         return made if hasattr(made, "input_names") else made()  # type: ignore[no-any-return]
 
@@ -100,7 +101,7 @@ class Subject:
             n: batch[n].to(self._dtypes.get(n, batch[n].dtype))
             for n in self.input_names if n not in absent
         }  # fmt: skip
-        found = self._executable(**given)
+        found = self.executable(**given)
         return {n: v.float().cpu() if v.is_floating_point() else v for n, v in found.items()}
 
     def example(self, batch: int, length: int) -> dict[str, torch.Tensor]:

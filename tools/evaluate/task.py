@@ -30,7 +30,8 @@ class Setting:
     samples: int | None = None
     """How many samples, in the task's own unit; ``None`` for the task's own number."""
     data: Path | None = None
-    """Text to use in place of the shipped one: plain, or JSON lines with ``text``."""
+    """What a person judges on: text, plain or JSON lines with ``text``; labels, questions or inputs
+    for the tasks that say so."""
     window: int | None = None
     """Tokens in a window of text; ``None``: 512, or what the model takes."""
     stride: int | None = None

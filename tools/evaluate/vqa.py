@@ -4,22 +4,38 @@ from __future__ import annotations
 
 import torch
 
+from . import own_questions
 from .accuracy import Accuracy
 from .pictures import Exam, asked
 from .subject import IMAGE_TEXT, Subject
-from .task import Setting
+from .task import EvalResult, Setting, Task
 
 
 class Vqa(Accuracy):
-    """Share of questions about test images that are answered right, by question type.
+    """Share of questions about images that are answered right.
 
-    A sample is a question (500 of the test split of ``ir.load.zoo.scenes``). The answer is the most
-    likely next token after the question. Interval: Wilson.
+    A sample is a question (500 of the test split of ``ir.load.zoo.scenes``), its answer the most
+    likely next token; by question type. With ``--data FILE.jsonl`` it is a line of ``image`` (a
+    path from the file), ``question`` and ``answers``, answered in words and judged by VQAv2's soft
+    accuracy (``own_questions``). Interval: Wilson; of soft accuracy bootstrap over questions.
     """
 
     name = "vqa"
     kinds = (IMAGE_TEXT,)
     unit = "questions"
+
+    def check(self, subject: Subject, setting: Setting) -> None:
+        if setting.data is None:
+            super().check(subject, setting)
+            return
+        Task.check(self, subject, setting)
+        subject.tokenizer_file()
+        own_questions.own_questions(setting)
+
+    def judge(self, subject: Subject, setting: Setting) -> EvalResult:
+        if setting.data is None:
+            return super().judge(subject, setting)
+        return own_questions.judge(self.name, subject, setting)
 
     def exam(self, subject: Subject, setting: Setting) -> Exam:
         return asked(subject, setting)
