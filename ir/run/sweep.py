@@ -7,7 +7,7 @@ together, so that every weight is read once for all of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -60,9 +60,7 @@ def sweep_together(
     calibration data would take more memory than anything else. Raises as ``sweep``.
     """
     values = [_bind(view, inputs) for inputs in batches]
-    env: dict[Value, list[Any]] = {
-        value: [given[i] for given in values] for i, value in enumerate(view.inputs())
-    }
+    env = _columns(view, values)
     order = list(view.nodes())
     if not outputs and nodes is not None:
         order = order[: max((i for i, n in enumerate(order, 1) if n in nodes), default=0)]
@@ -91,6 +89,40 @@ def sweep_together(
         {name: numbers(column[row][0]) for name, column in zip(names, found, strict=True)}
         for row in range(len(batches))
     ]
+
+
+def run_part(
+    view: View, nodes: Sequence[Node], given: Mapping[Value, list[Any]], keep: Collection[Value]
+) -> dict[Value, list[Any]]:
+    """Run some nodes, in this order, on values that are there already, batch by batch.
+
+    Gives the values of ``keep`` that are then known; what else was computed is let go after its
+    last use.
+    """
+    env, last = dict(given), _last_uses(view, list(nodes))
+    count = len(next(iter(env.values())))
+    with torch.no_grad():
+        for position, node in enumerate(nodes):
+            arguments = view.arguments(node)
+            results = _executed(view, node, _given(view, env, arguments, count))
+            for i, value in enumerate(view.results(node)):
+                if value in last or value in keep:
+                    env[value] = [row[i] for row in results]
+            for value in arguments:
+                if last[value] == position and value not in keep:
+                    env.pop(value, None)
+    return {value: env[value] for value in keep if value in env}
+
+
+def bound(
+    view: View, batches: Sequence[Mapping[str, torch.Tensor]]
+) -> dict[Value, list[Any]]:
+    """What the graph's inputs hold, batch by batch. Raises ``BadInput`` as ``sweep``."""
+    return _columns(view, [_bind(view, inputs) for inputs in batches])
+
+
+def _columns(view: View, values: Sequence[Sequence[Any]]) -> dict[Value, list[Any]]:
+    return {value: [given[i] for given in values] for i, value in enumerate(view.inputs())}
 
 
 def _executed(view: View, node: Node, given: list[list[Any]]) -> list[Results]:

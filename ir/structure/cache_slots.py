@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from ..core.types import Type
 from ..core.view import Node, Operand, Value, View
 from ..vocab import traits
 
+T = TypeVar("T")
 PARTS = ("key", "value")
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
@@ -62,8 +64,8 @@ def has_cache(view: View) -> bool:
     return any(past_slot(name) is not None for name in view.input_names())
 
 
-def answers(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A graph's outputs without its cache, which is state: what passes are measured by."""
+def answers(outputs: Mapping[str, T]) -> dict[str, T]:
+    """Outputs by name without the cache, which is state: what passes are measured by."""
     return {n: t for n, t in outputs.items() if not re.fullmatch(_PRESENT, n)}
 
 

@@ -17,10 +17,16 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
+from graphwright.ir.moves import Path as BlockPath
+from graphwright.ir.moves import follow
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.units import whole
 from graphwright.passes import Recipe
+from graphwright.passes.depth.path_runner import PathRunner
 from torch import Tensor
+
+from ... import models as small_models
 
 transformers: Any = importlib.import_module("transformers")
 LAYERS = 5
@@ -184,6 +190,70 @@ def test_the_whole_path_changes_no_bit(models: Any) -> None:
     canonicalize(raised)
     found = gw.optimize(graphs["fx"], f"path{{blocks=0-{LAYERS - 1} optional=true}}")
     assert torch.equal(sweep(found.graph, batch)["logits"], sweep(raised, batch)["logits"])
+
+
+def logits_of(model: Any, batch: Batch, blocks: list[int]) -> Tensor:
+    """The library's own through these layers, at the tokens that count."""
+    own = model.model.layers
+    try:
+        model.model.layers = torch.nn.ModuleList([own[i] for i in blocks])
+        model.config.num_hidden_layers = len(blocks)
+        with torch.no_grad():
+            found: Tensor = model(**batch, use_cache=False).logits
+    finally:
+        model.model.layers, model.config.num_hidden_layers = own, LAYERS
+    return found[batch["attention_mask"].bool()].double().log_softmax(-1)
+
+
+def divergence(model: Any, blocks: list[int]) -> float:
+    """Mean KL divergence of the words that come next from those of all layers."""
+    source, found = (
+        torch.cat([logits_of(model, batch, path) for batch in batches()])
+        for path in (list(range(LAYERS)), blocks)
+    )
+    return float((source.exp() * (source - found)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+@pytest.mark.parametrize("score", ["kl", "greedy"])
+def test_blocks_by_what_the_outputs_do_without_them(models: Any, kind: str, score: str) -> None:
+    model, graphs = models
+    recipe = f"drop-blocks{{count=2 score={score}}}"
+    (done,) = gw.optimize(graphs[kind], recipe, calibration=batches()).report.passes
+    path, rounds = list(range(LAYERS)), []
+    for _ in range(2 if score == "greedy" else 1):
+        rounds.append([divergence(model, [b for b in path if b != i]) for i in path])
+        path.pop(rounds[-1].index(min(rounds[-1])))
+    notes = [n.split(": ")[1] for n in done.result.notes if n.startswith("outputs move")]
+    for note, expected in zip(notes, rounds, strict=True):
+        moved = [float(part.split(":")[1]) for part in note.split()]
+        assert moved == pytest.approx(expected, rel=2e-3)
+    if score == "kl":
+        path = sorted(sorted(range(LAYERS), key=lambda i: rounds[0][i])[2:])
+    assert str(BlockPath.of(path)) == done.result.notes[-1].split(": ")[1]
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_paths_of_other_models_are_measured_too(name: str) -> None:
+    """A model without a head: the relative L2 of its output, at the tokens that count."""
+    small = getattr(small_models, name)(layers=3)
+    view = small_models.raised(small)["fx"]
+    structure = recognize(view)
+    units = whole(structure.blocks)
+    runner = PathRunner(view, structure, units, [small.inputs])
+    for path in ((0, 2), (0, 1, 1, 2), (1,)):
+        changed = view.copy()
+        follow(changed, recognize(changed).blocks, BlockPath.of(path), rule="test")
+        source, found = (next(iter(sweep(g, small.inputs).values())) for g in (view, changed))
+        counts = small.inputs["attention_mask"].bool()
+        source, found = source[counts], found[counts]
+        if name == "bert":
+            expected = float((found - source).norm() / source.norm())
+        else:
+            a, b = source.log_softmax(-1), found.log_softmax(-1)
+            expected = float((a.exp() * (a - b)).sum(-1).mean())
+        assert runner.divergence(path) == pytest.approx(expected, rel=1e-3)
+    assert (runner.units_asked, runner.units_run) == (7, 6)
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
