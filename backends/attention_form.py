@@ -146,7 +146,9 @@ class _Heads:
     def __init__(self, build: Build, q: Value, k: Value, v: Value) -> None:
         self._b, self._q, self._k, self._v = build, q, k, v
         shapes = [build.view.type(x).shape or () for x in (q, k, v)]
-        self._heads, self._shared, self._width = shapes[0][1], shapes[1][1], shapes[0][3]
+        # ``where`` has seen to it that these are numbers.
+        numbers = shapes[0][1], shapes[1][1], shapes[0][3]
+        self._heads, self._shared, self._width = map(int, numbers)
         self._keys = size(build, k, 2)
 
     def logits(self, attrs: Mapping[str, Any]) -> Value:

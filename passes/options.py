@@ -57,6 +57,10 @@ def _kind_text(kind: Any) -> str:
     return str(getattr(kind, "__name__", kind))
 
 
+FEW = 4
+"""Choices of an option that are told with its name; of others what it is for tells them."""
+
+
 def option_text(field: dataclasses.Field[Any], hint: Any) -> str:
     """An option as a recipe writes it, at its default: ``bits=4``; the choices where there are few,
     that one first, ``solver=als|adam``; the type where there is none, ``rank=int``."""
@@ -64,8 +68,9 @@ def option_text(field: dataclasses.Field[Any], hint: Any) -> str:
     if field.default in (dataclasses.MISSING, None, ()):
         return f"{field.name}={takes}"
     default = str(field.default)
-    if "|" in takes:
-        return f"{field.name}={'|'.join(sorted(takes.split('|'), key=lambda c: c != default))}"
+    choices = sorted(takes.split("|"), key=lambda choice: choice != default)
+    if 1 < len(choices) <= FEW:
+        return f"{field.name}={'|'.join(choices)}"
     return f"{field.name}={default.lower() if isinstance(field.default, bool) else default}"
 
 

@@ -73,7 +73,8 @@ def _check_heads(view: View, logits: Logits, v: Value, root: Node) -> None:
     if not kept or any(shape[:3] != (batch, heads, rows) for shape in apart):
         raise Refusal(f"{view.type(q)} as {view.type(logits.q)}: more than heads are joined", root)
     known = isinstance(heads, int) and isinstance(shared, int) and shared > 0
-    if not known or heads % shared or UNKNOWN_DIM in (batch, rows, width):
+    divides = known and int(heads) % int(shared) == 0
+    if not divides or UNKNOWN_DIM in (batch, rows, width):
         raise Refusal(f"{view.type(q)} as {view.type(logits.q)}: sizes are not known", root)
 
 
@@ -133,8 +134,8 @@ def _boolean(view: View, mask: Value) -> Value:
     if maker is None or view.op(maker) != "where":
         return mask
     condition, kept, fill = view.operands(maker)
-    plain = view.number(kept) == 0 and view.number(fill) == -math.inf and is_value(condition)
-    return condition if plain else mask
+    plain = view.number(kept) == 0 and view.number(fill) == -math.inf
+    return condition if plain and is_value(condition) else mask
 
 
 RULES: tuple[type[Rule], ...] = (FuseGuardedSharedKeys, FuseSharedKeys, FuseEmptyRows)

@@ -110,13 +110,14 @@ class _Cut:
         if traits(op).is_linear or (op in _BY_TOKEN and attrs.get("dims", 1) == 1):
             return axis if axis < rank - 1 else None
         if op == "transpose":
-            return tuple(attrs["perm"]).index(axis)
+            perm: tuple[int, ...] = tuple(attrs["perm"])
+            return perm.index(axis)
         if op == "reshape":
             return self._reshaped(first, view.results(node)[0])
         if op in ("softmax", "split", "slice"):
             return axis if attrs["dim"] != axis else None
         if op == "squeeze":
-            return axis - sum(dim < axis for dim in attrs["dims"])
+            return axis - sum(int(dim < axis) for dim in attrs["dims"])
         return None
 
     def _attention(self, node: Node, operands: Sequence[Operand]) -> int | None:
@@ -184,7 +185,8 @@ class _Cut:
     def _reshape_anew(self, node: Node, result: Value, axis: int) -> Value:
         """Sizes are constants: that of the token axis is another one now."""
         view = self.view
-        source, *sizes = view.operands(node)
+        source, *given = view.operands(node)
+        sizes: list[Operand | str] = [*given]
         assert is_value(source)
         old, shape = (view.type(v).shape or () for v in (source, result))
         for i, dim in enumerate(shape):

@@ -37,7 +37,7 @@ def farthest_tokens(x: Tensor, *, count: int) -> Tensor:
     distance = x.float().masked_fill(itself, _TAKEN)
     least = min(2, tokens)
     reached = distance.topk(least, dim=2, largest=False).values[:, None, :, -1]
-    places = []
+    places: list[Tensor] = []
     for _ in range(count):
         place = reached.argmax(dim=2)
         row = distance.gather(1, place.unsqueeze(2).expand(-1, 1, tokens))

@@ -51,7 +51,8 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
             raise ValueError(f"token_merge: {name} is {operand}, it must have {rank} dimensions")
     if x.shape is None:
         return (x,)
-    sizes = [s[1] for s in (x.shape, into.shape or ()) if len(s) > 1 and isinstance(s[1], int)]
+    shapes: list[tuple[Any, ...]] = [x.shape, into.shape or ()]
+    sizes = [s[1] for s in shapes if len(s) > 1 and isinstance(s[1], int)]
     if len(set(sizes)) > 1:
         raise ValueError(f"token_merge: x has {sizes[0]} tokens and into {sizes[1]}")
     return (x.with_shape((x.shape[0], attrs["count"], x.shape[2])),)

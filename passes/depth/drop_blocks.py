@@ -39,9 +39,9 @@ class DropBlocks(PathPass):
     count: int = 1
     """Blocks to leave out."""
     score: Literal["influence", "angular", "kl", "greedy", "random"] = "influence"
-    """How blocks are chosen; all but random take data."""
+    """Or angular, kl, greedy: by data; random."""
     of: Literal["block", "attn", "mlp", "half"] = "block"
-    """What is left out: blocks, or halves of them."""
+    """What is left out."""
     seed: int = 0
     """Of score=random."""
 

@@ -33,7 +33,7 @@ class PathPass(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (BLOCKS,)
     heal: Literal["none", "mean", "linear"] = "none"
-    """What stands in for what is left out; takes data."""
+    """What stands in for it; takes data."""
     heal_rank: int = 16
     """Of heal=linear."""
 

@@ -161,15 +161,16 @@ def _around(
             reached.add(node)
     before = [node for node in order if node not in reached]
     needed: set[Node] = set()
-    stack = [view.producer(output)] if output is not last else []
+    stack = [output]
     while stack:
-        node = stack.pop()
-        if node is None or node in needed or node not in reached:
+        value = stack.pop()
+        maker = None if value is last else view.producer(value)
+        if maker is None or maker in needed or maker not in reached:
             continue
-        if node in members:
-            raise Refusal(f"the output needs what {view.name(node)} computes inside the blocks")
-        needed.add(node)
-        stack += [view.producer(value) for value in view.arguments(node) if value is not last]
+        if maker in members:
+            raise Refusal(f"the output needs what {view.name(maker)} computes inside the blocks")
+        needed.add(maker)
+        stack += view.arguments(maker)
     return before, [node for node in order if node in needed]
 
 

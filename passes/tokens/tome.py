@@ -86,7 +86,8 @@ class ToMe(Pass):
                 f"tome: {refusal}. It needs a vision tower, of a classifier or of a "
                 "vision-language model, and a fixed number of patches"
             ) from None
-        left, result = [], PassResult()
+        left: list[int] = []
+        result = PassResult()
         for block in tower.blocks:
             before = left[-1] if left else tower.tokens
             left.append(before - min(self.r, (before - tower.cls_token) // 2))

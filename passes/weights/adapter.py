@@ -55,8 +55,11 @@ class Adapter(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (REDEFINED,)
     path: str
+    """The folder of the adapter."""
     fold: bool = True
+    """Add it to the weights; else a path beside them."""
     scale: float = 1.0
+    """Times its own strength."""
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()

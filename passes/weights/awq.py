@@ -49,8 +49,11 @@ class AWQ(CodedPass):
                                                   options=(("most", TOKENS),)))
     )  # fmt: skip
     symmetric: bool = False
+    """Fix the zero point at the middle; else one a group."""
     scale: bool = True
+    """Search scales of features."""
     clip: bool = True
+    """Search the range of each group."""
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()

@@ -89,7 +89,7 @@ class Compensate(LinearPass):
     factors: Literal["float16", "float32"] = "float16"
     """In what the paths are stored."""
     factor_bits: Literal[4, 8] | None = None
-    """Bits of the paths' weights, stored as quantize stores them."""
+    """Bits of the paths, stored as by quantize."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -24,8 +24,11 @@ class Dare(DeltaPass):
 
     name: ClassVar[str] = "dare"
     base: str
+    """The checkpoint that it was fine-tuned from."""
     p: float = 0.9
+    """Share of the differences that is dropped."""
     seed: int = 0
+    """Of the choice."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -45,6 +45,7 @@ class DeltaPass(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (REDEFINED,)
     exclude: tuple[str, ...] = ()
+    """Globs of the weights to leave alone."""
 
     @abstractmethod
     def places(self) -> Mapping[str, str]:

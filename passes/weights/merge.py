@@ -25,10 +25,15 @@ class Merge(DeltaPass):
 
     name: ClassVar[str] = "merge"
     deltas: tuple[str, ...]
+    """Checkpoints whose differences are added."""
     base: str | None = None
+    """What they were fine-tuned from; else the model."""
     scale: float = 1.0
+    """Times each difference."""
     drop: float = 0.0
+    """Share of each that is dropped, as dare does."""
     seed: int = 0
+    """Of what is dropped."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

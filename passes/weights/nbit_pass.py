@@ -71,7 +71,7 @@ class CodedPass(FormPass):
 
     def settled(self, target: Target) -> CodedPass:
         """With the accuracy level that the target likes, where it is not the default."""
-        wanted = target.level(self.bits, self.group or GROUPS[-1])
+        wanted: Literal[0, 4] = 4 if target.level(self.bits, self.group or GROUPS[-1]) == 4 else 0
         if self.accuracy_level is not None or wanted == self.level:
             return self
         return replace(self, accuracy_level=wanted)
@@ -85,7 +85,7 @@ class CodedPass(FormPass):
         return SCALE_DTYPES[self.scales]
 
     @property
-    def level(self) -> int:
+    def level(self) -> Literal[0, 4]:
         """The accuracy level that is stored."""
         if self.accuracy_level is None:
             return 4 if self.bits == 8 else 0

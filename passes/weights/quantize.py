@@ -47,13 +47,14 @@ class Quantize(NBitPass):
     mse: bool = False
     """Search the range of each group for the least error."""
     embeddings: Literal["auto", "keep", 4, 8] = "auto"
-    """Bits of tables and of heads tied to them; auto: those, 8."""
+    """Bits of tables; auto: 8 where a head is tied."""
     head_bits: Literal[4, 8] | None = None
     """Bits of a head that is tied to no table."""
 
     def at(self, linear: Linear) -> Self:
-        other = linear.role == HEAD and self.head_bits not in (None, self.bits)
-        return replace(self, bits=self.head_bits) if other else self
+        if linear.role != HEAD or self.head_bits in (None, self.bits):
+            return self
+        return replace(self, bits=self.head_bits)
 
     def quantize(self, weight: torch.Tensor, name: str) -> Quantized:
         return rtn(
@@ -97,7 +98,8 @@ class Quantize(NBitPass):
         self, chosen: list[Table], result: PassResult, do: Callable[[Table, TableForm], None]
     ) -> None:
         asked = isinstance(self.embeddings, int)
-        form = TableForm(replace(self, bits=self.embeddings if asked else TABLE_BITS))
+        bits = self.embeddings if isinstance(self.embeddings, int) else TABLE_BITS
+        form = TableForm(replace(self, bits=bits))
         for table in chosen:
             heads = [head.name for head in table.heads]
             names = (table.embedding.name, *heads)

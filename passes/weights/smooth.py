@@ -38,6 +38,7 @@ class Smooth(LinearPass):
     rebases: ClassVar[bool] = True
     needs: ClassVar[Needs] = Needs(stats=(Stat("absmax", at="linear"),))
     alpha: float = 0.5
+    """0: all left in activations, 1: all into weights."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

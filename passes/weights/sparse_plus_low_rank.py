@@ -57,7 +57,9 @@ class SparsePlusLowRank(MaskOptions):
         stats=(Stat("gram", at="linear"), Stat("square", at="linear")), propagate="compensated"
     )
     rank: int = 16
+    """Of the path beside each mask."""
     rounds: int = 8
+    """How often both are fitted in turn, at most."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

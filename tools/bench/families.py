@@ -220,7 +220,8 @@ def _linears_run(view: View) -> int:
 def _run_backwards(original: ModuleOriginal, module: Any, inputs: Any) -> None:
     with quiet(), torch.enable_grad():
         outputs = original.call(module, inputs)
-        torch.stack([t.sum() for t in outputs.values() if t.requires_grad]).sum().backward()
+        total = torch.stack([t.sum() for t in outputs.values() if t.requires_grad]).sum()
+        total.backward()  # type: ignore[no-untyped-call]
 
 
 def _is_linear(part: torch.nn.Module) -> bool:
