@@ -108,7 +108,9 @@ class Quantize(NBitPass):
             if reason is None:
                 do(table, form)
             else:
-                result.refused += [(name, reason) for name in (names if asked else heads)]
+                tied = f"its weight is tied to an embedding: {reason}"
+                refused = names if asked else heads
+                result.refused += [(name, reason if asked else tied) for name in refused]
 
     def seconds(self, planned: PassResult) -> float:
         return super().seconds(planned) * (MSE_TIMES if self.mse else 1)
