@@ -71,6 +71,8 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_costs(console, manifest)
     print_verification(console, manifest)
     print_before_after(console, manifest)
+    if manifest.sizes.tensors:
+        console.print(tensor_table(manifest))
     before, after = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes
     line = f"size: {size(before)} -> {size(after)}"
     if before > 0 and after > 0:
@@ -103,6 +105,18 @@ def site_table(manifest: Manifest) -> Table:
     left = kept(manifest)
     if left is not None:
         table.add_row("kept as they were", "", size(left.bytes_before), size(left.bytes_after))
+    return table
+
+
+def tensor_table(manifest: Manifest) -> Table:
+    """Where the artifact's bytes are, by role; why a tensor is wider than it was."""
+    table = _table("tensors of 1 % and more", "dtype", "count", "bytes", "share")
+    table.add_column("wider than it was")
+    block, whole = "", max(manifest.sizes.artifact_bytes, 1)
+    for entry in manifest.sizes.tensors:
+        block, label = _named_row(table, block, entry.name)
+        share = f"{entry.bytes / whole:.1%}"
+        table.add_row(label, entry.dtype, str(entry.count), size(entry.bytes), share, entry.wider)
     return table
 
 

@@ -137,6 +137,21 @@ class StructureEntry(Entry):
     """Number of attention sites."""
 
 
+class TensorsEntry(Entry):
+    """Tensors of one role in all blocks."""
+
+    name: str
+    """Their name, each index as `*`."""
+    dtype: str
+    """What they hold."""
+    count: Count
+    """How many there are."""
+    bytes: Count
+    """Bytes of them all."""
+    wider: str = ""
+    """Why they take more bytes than what they were made of; empty where they do not."""
+
+
 class SizesEntry(Entry):
     """Sizes in bytes."""
 
@@ -144,6 +159,9 @@ class SizesEntry(Entry):
     """The source's weights."""
     artifact_bytes: Count
     """The artifact's model files: model.onnx and its external data."""
+    tensors: list[TensorsEntry] = []
+    """Where the artifact's bytes are: every role of tensors that holds at least 1 % of them, the
+    largest first."""
     whole_bytes: Count | None = None
     """The model files of the artifact of any size that this one was cut from."""
 

@@ -36,10 +36,14 @@ def diff(a: Manifest, b: Manifest) -> list[Row]:
 
 def _facts(manifest: Manifest) -> Iterator[Fact]:
     yield ("recipe", "recipe"), manifest.recipe
+    yield ("recipe", "target"), manifest.target
     for section, entry in (("source", manifest.source), ("calibration", manifest.calibration)):
         # Where it lies tells nothing of what it is.
         yield from _named(section, "", entry.model_copy(update={"beside": ""}) if entry else {})
-    yield from _named("sizes", "", manifest.sizes)
+    sizes = manifest.sizes.model_dump(exclude={"tensors"}, exclude_unset=True)
+    yield from _named("sizes", "", sizes)
+    for group in manifest.sizes.tensors:
+        yield ("tensors", f"{group.name} {group.dtype}"), group.bytes
     yield from _named("structure", "", manifest.structure or {})
     yield from _named("versions", "", manifest.versions)
     for row in manifest.costs.rows if manifest.costs else ():

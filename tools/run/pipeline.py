@@ -46,6 +46,7 @@ from ..report.manifest import (
     VerificationEntry,
 )
 from ..report.module_tree import module_tree
+from ..report.tensors import tensors
 from . import report
 from .named_source import beside
 from .resume import remembering
@@ -178,6 +179,7 @@ def _published(
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph, find_target(request.target))
     _note_translation(onnx, done)
+    done.sizes.tensors = tensors(onnx, result.graph.weights(), result.source.weights())
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)

@@ -41,6 +41,7 @@ def resize(
         view = _written(folder, max_bytes, target, progress, find_target(done.target))
         done.verification = _checked(view, target, progress)
         done.sizes.artifact_bytes = artifact.model_bytes(target)
+        done.sizes.tensors = []
         done.files = manifest.files(target)
         done.sizes.whole_bytes = possible_sizes(folder / artifact.MODEL_FILE)[-1]
         done.eval = None
