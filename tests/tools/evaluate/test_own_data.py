@@ -11,7 +11,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.load.zoo import scenes
-from graphwright.tools.evaluate import evaluate
+from graphwright.tools.evaluate import Subject, evaluate
 from graphwright.tools.evaluate.own_questions import normalized, soft_accuracy
 from PIL import Image
 
@@ -36,19 +36,20 @@ def test_questions_about_ones_own_images(tmp_path: Path) -> None:
          "answers": [q.answer]}
         for i, q in enumerate(asked)
     ]  # fmt: skip
-    shipped = evaluate("zoo:tiny-llava", "vqa", samples=12)["vqa"]
-    own = evaluate("zoo:tiny-llava", "vqa", data=write_lines(tmp_path / "a.jsonl", lines))["vqa"]
+    model = Subject.of("zoo:tiny-llava")
+    shipped = evaluate(model, "vqa", samples=12)["vqa"]
+    own = evaluate(model, "vqa", data=write_lines(tmp_path / "a.jsonl", lines))["vqa"]
     said = [answer.split(" ") for answer in own.detail["answers"]]
     hits = [words[0] == q.answer for words, q in zip(said, asked, strict=True)]
     exact = [hit and len(words) == 1 for hit, words in zip(hits, said, strict=True)]
     assert sum(hits) / 12 == pytest.approx(shipped.figures["accuracy"])
     assert own.figures["accuracy"] == pytest.approx(sum(exact) / 12) and own.samples == 12
     wrong = [line | {"answers": ["some other thing"]} for line in lines[:2]]
-    own = evaluate("zoo:tiny-llava", "vqa", data=write_lines(tmp_path / "b.jsonl", wrong))["vqa"]
+    own = evaluate(model, "vqa", data=write_lines(tmp_path / "b.jsonl", wrong))["vqa"]
     assert own.figures["accuracy"] == 0.0
     with pytest.raises(BadInput, match="question 1: has no answers"):
         evaluate(
-            "zoo:tiny-llava", "vqa",
+            model, "vqa",
             data=write_lines(tmp_path / "c.jsonl", [{"image": "a.png", "question": "what ?"}]),
         )  # fmt: skip
 
@@ -80,11 +81,12 @@ def test_labels_of_ones_own_images(tmp_path: Path) -> None:
         for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True))
     ]
     data = write_lines(tmp_path / "labels.jsonl", lines)
-    shipped = evaluate("zoo:tiny-vit", "classify", samples=8)["classify"]
-    own = evaluate("zoo:tiny-vit", "classify", data=data)["classify"]
+    model = Subject.of("zoo:tiny-vit")
+    shipped = evaluate(model, "classify", samples=8)["classify"]
+    own = evaluate(model, "classify", data=data)["classify"]
     assert own.figures == shipped.figures
     with pytest.raises(BadInput, match="sample 1: label is 'no such', and takes the number"):
-        evaluate("zoo:tiny-vit", "classify",
+        evaluate(model, "classify",
                  data=write_lines(data, [lines[0] | {"label": "no such"}]))  # fmt: skip
 
 
