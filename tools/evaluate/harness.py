@@ -117,8 +117,8 @@ def language_model(
     """
     try:
         from lm_eval.api.model import LM
-    except ImportError:
-        raise Missing("the harness is an extra: pip install 'graphwright[lm-eval]'") from None
+    except ImportError as error:
+        raise Missing(f"{error}: pip install 'graphwright[lm-eval]'") from None
 
     class Judged(Scorer, LM):  # type: ignore[misc]
         def __init__(self, subject: Subject) -> None:

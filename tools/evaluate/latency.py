@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
 
 import torch
@@ -17,15 +18,22 @@ from .task import EvalResult, Setting, Task
 
 WARMUPS = 2
 DEFAULT_LENGTH = 128
+FEWEST = 5
+"""Rounds of which a median says something."""
+BUSY = 0.75
+"""Share of the cores that other work may have had before the first round."""
+SPREAD = 0.25
+"""Distance of the quartiles, by the median, from which on it says more of the machine."""
 
 
 class Latency(Task):
     """Wall time of one run on a batch of a given size and length, in ms.
 
-    All subjects run in turns in one process, so that noise falls on all alike. ``median_ms`` is the
-    median over the rounds (15; two more warm up), ``spread_ms`` the distance of its quartiles. A
-    sample is a round. Interval of the median: bootstrap over rounds. Models that take images and
-    text run on real questions, whose length is their own.
+    All subjects run in turns in one process, every other round in reverse, so that noise falls on
+    all alike; a note says where load, spread or too few rounds make the figure void.
+    ``median_ms`` is the median over the rounds (15; two more warm up), ``spread_ms`` the distance
+    of its quartiles. A sample is a round. Interval of the median: bootstrap over rounds. Models
+    that take images and text run on real questions, whose length is their own.
     """
 
     name = "latency"
@@ -40,20 +48,22 @@ class Latency(Task):
         self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
     ) -> list[EvalResult]:
         inputs = [inputs_of(s, setting) for s in subjects]
+        load = os.getloadavg()[0]
         times: list[list[float]] = [[] for _ in subjects]
         for number in range(-WARMUPS, setting.rounds):
             setting.progress("timing", max(0, number), setting.rounds)
-            for subject, given, taken in zip(subjects, inputs, times, strict=True):
+            turn = list(zip(subjects, inputs, times, strict=True))
+            for subject, given, taken in turn if number % 2 else reversed(turn):
                 started = time.perf_counter()
                 subject.run(given)
                 if number >= 0:
                     taken.append(1e3 * (time.perf_counter() - started))
-        return [self._result(s, g, t, setting)
+        return [self._result(s, g, t, load, setting)
                 for s, g, t in zip(subjects, inputs, times, strict=True)]  # fmt: skip
 
     def _result(
         self, subject: Subject, inputs: dict[str, torch.Tensor], taken: list[float],
-        setting: Setting,
+        load: float, setting: Setting,
     ) -> EvalResult:  # fmt: skip
         quarters = statistics.quantiles(taken, n=4) if len(taken) > 1 else [0.0, 0.0, 0.0]
         figures = {"median_ms": statistics.median(taken), "spread_ms": quarters[2] - quarters[0]}
@@ -61,8 +71,30 @@ class Latency(Task):
         return EvalResult(
             self.name, figures, {} if ends is None else {"median_ms": ends}, len(taken), "rounds",
             detail={"shapes": {n: list(t.shape) for n, t in inputs.items()},
-                    "backend": subject.backend, "threads": torch.get_num_threads()},
+                    "backend": subject.backend, "threads": torch.get_num_threads(),
+                    "load": round(load, 2)},
+            notes=tuple(_void(subject, figures, len(taken), load)),
         )  # fmt: skip
+
+
+def _void(
+    subject: Subject, figures: Mapping[str, float], rounds: int, load: float
+) -> Iterator[str]:
+    """What makes a median worth nothing, one sentence each."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if load > cores * BUSY:
+        yield (
+            f"latency is void: before it began, work for {load:.1f} cores ran on a machine of "
+            f"{cores}: repeat it where nothing else runs"
+        )
+    if rounds < FEWEST:
+        yield f"latency is void: {rounds} rounds tell nothing; give {FEWEST} or more"
+    elif figures["spread_ms"] > SPREAD * figures["median_ms"]:
+        share = figures["spread_ms"] / figures["median_ms"]
+        yield (
+            f"latency of {subject.name} is void: half of its rounds lie {share:.0%} of the median "
+            "apart: other work ran beside it"
+        )
 
 
 def inputs_of(subject: Subject, setting: Setting) -> dict[str, torch.Tensor]:

@@ -44,7 +44,7 @@ def comparison(rows: Sequence[ComparedEntry]) -> dict[str, Any] | None:
     columns = 1 + max(panel["column"] for panel in made)
     bottom = max(panel["bottom"] for panel in made) + 52
     legend = [
-        {"label": shorten(row.name, 60), "colour": min(i, COLOURS - 1),
+        {"label": f"{i + 1}  {shorten(row.name, 60)}", "colour": min(i, COLOURS - 1),
          "y": bottom + LEGEND_ROW * i + 6}
         for i, row in enumerate(rows)
     ]  # fmt: skip
@@ -66,7 +66,8 @@ def _points(
         if result and amount and value is not None:
             ends = result.interval.get(figure) or (value, value)
             found.append({"cost": amount * scale, "value": value, "ends": ends,
-                          "name": row.name, "colour": min(number, COLOURS - 1)})  # fmt: skip
+                          "name": row.name, "number": number + 1,
+                          "colour": min(number, COLOURS - 1)})  # fmt: skip
     return found
 
 
@@ -86,7 +87,9 @@ def _panel(
 
     drawn = [
         {"x": across.at(p["cost"]), "y": up(p["value"]), "low": up(p["ends"][0]),
-         "high": up(p["ends"][1]), "colour": p["colour"],
+         "high": up(p["ends"][1]), "colour": p["colour"], "number": p["number"],
+         # Beside the point, and below it where the panel ends above.
+         "label_y": up(p["value"]) + (16 if up(p["value"]) < top + 20 else -8),
          "title": f"{p['name']}: {figure} {p['value']:.4g}, {label} {p['cost']:.4g}"}
         for p in points
     ]  # fmt: skip

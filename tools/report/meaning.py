@@ -15,13 +15,17 @@ from .manifest import Manifest, TreeEntry
 from .summary import merged_sites, size, with_weights, worst
 
 _SCALE = (
-    (1e-4, "which is rounding"),
-    (0.03, "small: of the zoo's models 98 % of likeliest tokens and nearest neighbours stayed"),
-    (0.15, "middling: of the zoo's models about 83 % of likeliest tokens stayed, and all classes"),
-    (0.3, "large: of the zoo's models 66 to 80 % of likeliest tokens and neighbours stayed"),
-    (float("inf"), "very large: of the zoo's models half of likeliest tokens and neighbours moved"),
-)
-"""Relative L2 up to which a sentence holds."""
+    (1e-4, "as the source", "which is rounding"),
+    (0.03, "close to the source",
+     "small: of the zoo's models 98 % of likeliest tokens and nearest neighbours stayed"),
+    (0.15, "some change",
+     "middling: of the zoo's models about 83 % of likeliest tokens stayed, and all classes"),
+    (0.3, "large change",
+     "large: of the zoo's models 66 to 80 % of likeliest tokens and neighbours stayed"),
+    (float("inf"), "very large change",
+     "very large: of the zoo's models half of likeliest tokens and neighbours moved"),
+)  # fmt: skip
+"""Relative L2 up to which words hold: for a card, and for a sentence."""
 _TABLES = 0.05
 """Share of the artifact's weights from which tables of embeddings are worth a word."""
 
@@ -32,11 +36,19 @@ def meaning(manifest: Manifest) -> str:
     error = worst(checks.outputs)
     if error is None or error.rel_l2 is None:
         return ""
-    text = f"rel. L2 is {next(said for bound, said in _SCALE if error.rel_l2 <= bound)}"
+    text = f"rel. L2 is {next(said for bound, _, said in _SCALE if error.rel_l2 <= bound)}"
     if manifest.eval or error.rel_l2 <= _SCALE[0][0]:
         return text
     random = ", and random inputs are none that it was made for" if "random" in checks.data else ""
     return f"{text}. Models differ{random}: --eval judges this one (`optimize-model eval --tasks`)"
+
+
+def verdict(manifest: Manifest) -> str:
+    """Two or three words for how far the result is from its source."""
+    error = worst(manifest.verification.outputs)
+    if error is None or error.rel_l2 is None:
+        return "not compared"
+    return next(words for bound, words, _ in _SCALE if error.rel_l2 <= bound).capitalize()
 
 
 @dataclass(frozen=True)

@@ -68,13 +68,13 @@ def power(mantissa: int, exponent: int) -> str:
 def error_by_pass(rows: Sequence[tuple[str, float | None]]) -> dict[str, Any]:
     """One labelled row for each (text, relative L2 error). Zero and unmeasured have no place on a
     logarithmic axis and are told in words."""
-    left, row_height, top = 300, 34, 10
+    left, row_height, top = 320, 34, 10
     axis = LogAxis.over([e for _, e in rows if e is not None], left, WIDTH - 90)
     bottom = top + row_height * len(rows)
     marks = [
         {
             "y": top + row_height * i + row_height / 2,
-            "label": shorten(label, 42),
+            "label": shorten(label, 38),
             "title": label,
             "x": axis.at(error) if error else None,
             "value": error,

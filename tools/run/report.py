@@ -22,6 +22,7 @@ from ...backends.artifact import REPORT_FILE
 from ..evaluate.plot import TEMPLATES
 from ..report import plots
 from ..report.manifest import ErrorEntry, MachineEntry, Manifest, TreeEntry
+from ..report.meaning import kept, meaning, verdict
 from ..report.summary import (
     ChangedSite,
     SiteGroup,
@@ -46,7 +47,7 @@ from ..report.summary import (
 from ..report.visible import visible
 
 BAR_ROWS = 40
-"""More sites than this are drawn one bar a group, and listed one by one in a folded table."""
+"""More groups of sites than this are not drawn: the smallest share a bar."""
 
 UNMEASURED = ErrorEntry(rel_l2=None, cosine=None, max_abs=None)
 
@@ -75,6 +76,8 @@ def render(manifest: Manifest) -> str:
         sentence=_sentence(manifest, changed),
         judged_on=judged_on(manifest.verification),
         heard=heard(manifest.verification),
+        meaning=meaning(manifest),
+        kept=kept(manifest),
         headlines=_headlines(manifest),
         sites=sites,
         bars=_bars(sites),
@@ -134,20 +137,62 @@ def _sentence(manifest: Manifest, sites: Sequence[ChangedSite]) -> str:
 
 
 def _headlines(manifest: Manifest) -> list[dict[str, str]]:
+    """The cards: verdict, quality, size, speed."""
     before, after = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes
+    left = kept(manifest)
+    whole = "" if left is None else f"; {size(left.bytes_after)} kept as they were"
+    return [
+        {"label": "Verdict", "value": verdict(manifest), "note": _checked(manifest)},
+        _quality(manifest),
+        {"label": "Size", "value": f"{size(before)} → {size(after)}",
+         "note": f"{ratio(before, after)} smaller{whole}"},
+        _speed(manifest),
+    ]  # fmt: skip
+
+
+def _checked(manifest: Manifest) -> str:
+    runtime = manifest.verification.runtime
+    if runtime.optimized is None or runtime.unoptimized is None:
+        return "no artifact was run"
+    return "ONNX Runtime gives what the graph gives, its optimisation on and off"
+
+
+def _quality(manifest: Manifest) -> dict[str, str]:
+    """The first figure of quality that was evaluated; else the distance to the source."""
+    from ..evaluate import TASKS
+
+    for task, sides in (manifest.eval or {}).items():
+        if task not in TASKS or not TASKS[task].quality or not sides.after.figures:
+            continue
+        figure = next(iter(TASKS[task].headlines))
+        old, new = (evaluated_text(s, figure).split("\n")[0] for s in (sides.before, sides.after))
+        named = figure if figure == task else f"{task}: {figure}"
+        return {"label": "Quality", "value": f"{old} → {new}",
+                "note": f"{named}, on {sides.after.samples} {sides.after.unit}"}  # fmt: skip
     outputs = manifest.verification.outputs
     error = worst(outputs) or UNMEASURED
     over = "" if len(outputs) == 1 else f", worst of {len(outputs)} outputs"
-    return [
-        {"label": "Size", "value": f"{size(before)} → {size(after)}", "note": "source → artifact"},
-        {"label": "Smaller by", "value": ratio(before, after), "note": "source / artifact"},
-        {"label": "Cosine", "value": number(error.cosine, 6), "note": f"to the source{over}"},
-        {
-            "label": "Relative L2 error",
-            "value": error_text(error.rel_l2),
-            "note": f"against the source{over}",
-        },
-    ]
+    return {
+        "label": "Quality", "value": f"cosine {number(error.cosine, 6)}",
+        "note": f"relative L2 error {error_text(error.rel_l2)} to the source{over}",
+    }  # fmt: skip
+
+
+def _speed(manifest: Manifest) -> dict[str, str]:
+    """Latency, where it was evaluated; else what a sample costs by its shapes."""
+    timed = (manifest.eval or {}).get("latency")
+    if timed is not None:
+        old, new = (side.figures.get("median_ms") or 0.0 for side in (timed.before, timed.after))
+        void = "; ".join(n for n in timed.after.notes if "void" in n)
+        faster = f"{old / new:.2f}× as fast as the source in ONNX Runtime" if new else ""
+        return {"label": "Speed", "value": f"{old:.3g} → {new:.3g} ms", "note": void or faster}
+    rows = manifest.costs.rows if manifest.costs else []
+    if not rows or rows[0].macs is None or rows[-1].macs is None:
+        return {"label": "Speed", "value": "not measured", "note": "--eval latency measures it"}
+    return {
+        "label": "Speed", "value": f"{magnitude(rows[0].macs)} → {magnitude(rows[-1].macs)}",
+        "note": "MACs of a sample; --eval latency measures milliseconds",
+    }  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -166,12 +211,10 @@ class Bar:
 
 
 def _bars(sites: Sequence[ChangedSite]) -> list[Bar]:
-    """Rows of the size chart under headings: a site each, or a group of sites each."""
-    if len(sites) <= BAR_ROWS:
-        rows = [(split_name(s.name)[0], s.name, 1, s.bytes_before, s.bytes_after) for s in sites]
-    else:
-        groups = _largest(site_groups(sites))
-        rows = [("", g.name, g.count, g.bytes_before, g.bytes_after) for g in groups]
+    """Rows of the size chart under headings: a role in all blocks each. Blocks are alike, and a bar
+    for each of their sites would say the same many times."""
+    groups = _largest(site_groups(sites))
+    rows = [(split_name(g.name)[0], g.name, g.count, g.bytes_before, g.bytes_after) for g in groups]
     longest = max((max(before, after) for *_, before, after in rows), default=0) or 1
     return [
         Bar(

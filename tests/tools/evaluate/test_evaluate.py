@@ -385,3 +385,22 @@ def test_probes_of_another_vocabulary_are_refused(language_model: Path, text: Pa
     wide, narrow = flat(800), flat(700)
     with pytest.raises(BadInput, match="700 classes and the original 800"):
         evaluate(narrow, "agreement", wide, 2, data=text, tokenizer=language_model)
+
+
+def test_a_latency_that_says_more_of_the_machine_is_called_void(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from graphwright.tools.evaluate import latency
+
+    def notes(load: float, rounds: int = 9, spread: float = 1.0) -> str:
+        figures = {"median_ms": 10.0, "spread_ms": spread}
+        subject = Subject.of(Fake(lambda batch: batch["input_ids"].float()))
+        return "; ".join(latency._void(subject, figures, rounds, load))
+
+    monkeypatch.setattr(latency.os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
+    assert notes(load=0.5) == ""
+    assert "work for 6.0 cores ran on a machine of 2" in notes(load=6.0)
+    assert "3 rounds tell nothing; give 5 or more" in notes(load=0.5, rounds=3)
+    assert "half of its rounds lie 40% of the median apart" in notes(load=0.5, spread=4.0)
+    result = evaluate(Fake(lambda batch: batch["input_ids"].float()), "latency")["latency"]
+    assert result.samples == 15 and result.detail["load"] >= 0

@@ -101,6 +101,6 @@ def test_the_file_is_svg_and_names_are_text(tmp_path: Path) -> None:
     root = ElementTree.parse(tmp_path / "eval.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     said = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"a & b", "<b>", "perplexity (lower is better)"} <= set(said)
+    assert {"1  a & b", "2  <b>", "1", "2", "perplexity (lower is better)"} <= set(said)
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 2 + 2

@@ -241,6 +241,30 @@ def test_more_groups_than_bars_are_summed(make_manifest: Make) -> None:
     assert sum(bar.bytes_after for bar in bars) == sum(s.bytes_after for s in sites)
 
 
+def test_bars_are_of_roles_and_cards_say_the_result(make_manifest: Make) -> None:
+    manifest = make_manifest("quantize")
+    bars = report._bars(report.merged_sites(manifest))
+    assert [(bar.heading, bar.label, bar.count) for bar in bars[-2:]] == [
+        ("encoder.layer.*", "output.dense", 6), ("", "pooler.dense", 1),
+    ]  # fmt: skip
+    assert len(bars) == 7
+    cards = {card["label"]: card["value"] for card in report._headlines(manifest)}
+    assert cards == {
+        "Verdict": "Close to the source", "Quality": "cosine 0.999561",
+        "Size": "90.7 MB → 53.8 MB", "Speed": "not measured",
+    }  # fmt: skip
+    sides = [
+        mf.EvaluatedEntry(
+            figures={"median_ms": ms}, interval={}, samples=9, unit="rounds", detail={}, notes=[],
+            seconds=1.0,
+        )
+        for ms in (12.0, 8.0)
+    ]  # fmt: skip
+    manifest.eval = {"latency": mf.BeforeAfterEntry(before=sides[0], after=sides[1])}
+    *_, speed = report._headlines(manifest)
+    assert (speed["value"], speed["note"][:19]) == ("12 → 8 ms", "1.50× as fast as th")
+
+
 # --- the terminal --------------------------------------------------------------------------------
 
 
