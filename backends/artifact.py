@@ -19,6 +19,8 @@ from .claim import NEW, claimed, recover, switch
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 MODEL_FILES = (MODEL_FILE, DATA_FILE)
+PAIR_FILES = {part: f"{part}_model.onnx" for part in ("encoder", "decoder", "decoder_with_past")}
+"""The graphs of an encoder-decoder; the data of each lies beside it."""
 MANIFEST_FILE = "graphwright.json"
 """The file by which a folder is known to be ours."""
 REPORT_FILE = "report.html"
@@ -77,7 +79,8 @@ def _places(source: str | Path) -> list[Path]:
 
 def _foreign(out: Path) -> Iterator[str]:
     """Names below a folder that are in no artifact, as they are found."""
-    ours = {*MODEL_FILES, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, *SIDE_FILES}
+    pair = {*PAIR_FILES.values(), *(f"{name}.data" for name in PAIR_FILES.values())}
+    ours = {*MODEL_FILES, *pair, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, *SIDE_FILES}
     for folder, _, files in os.walk(out):
         for name in files:
             inner = (Path(folder) / name).relative_to(out).as_posix()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NewType, Protocol, TypeAlias, TypeGuard
@@ -92,6 +92,8 @@ class Source:
     empty where unknown."""
     prompt: tuple[int, ...] = ()
     """Tokens that every row of ``input_ids`` must hold: one for each feature of its image."""
+    least: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of dimensions, by name, below which the model takes nothing."""
     files: tuple[Path, ...] = ()
     """The files that ``sha256`` is taken over: see ``load.fingerprint``."""
     notes: tuple[str, ...] = ()

@@ -26,8 +26,7 @@ def cached_inputs(
     """Example inputs and dynamic shapes of a decoder with its cache, from those without."""
     config = model.config.get_text_config(decoder=True)
     longest = longest_text(config)
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, widths = _slot_sizes(config)
     dtype = next(model.parameters()).dtype
     batch, past = Dim("batch"), Dim("past", max=longest)
     layer = {0: batch, 2: past}
@@ -39,7 +38,8 @@ def cached_inputs(
         "input_ids": torch.ones(2, seq, dtype=torch.int64),
         "attention_mask": torch.ones(2, PAST + seq, dtype=torch.int64),
         "past_key_values": [
-            tuple(torch.zeros(2, heads, PAST, width, dtype=dtype) for _ in PARTS) for _ in layers
+            tuple(torch.zeros(2, heads, PAST, width, dtype=dtype) for width in widths)
+            for _ in layers
         ],
     }
     shapes: dict[str, Any] = {
@@ -51,6 +51,19 @@ def cached_inputs(
         made["pixel_values"] = torch.cat([pixels, pixels])[:3]
         shapes["pixel_values"] = {0: Dim("images")}
     return made, shapes
+
+
+def _slot_sizes(config: Any) -> tuple[int, tuple[int, int]]:
+    """Heads of a layer's cache, and the widths of its keys and of its values."""
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    if getattr(config, "multi_query", False):
+        heads = 1
+    if getattr(config, "new_decoder_architecture", False):  # Falcon's, whatever multi_query says
+        heads = config.num_kv_heads
+    if getattr(config, "kv_lora_rank", None):  # DeepSeek's latent attention (arXiv 2405.04434)
+        return 1, (config.kv_lora_rank, config.qk_rope_head_dim)
+    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return heads, (width, width)
 
 
 def input_names(model: Any, names: Sequence[str]) -> list[str]:

@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
-from torch.export import Dim
 
 from ..core.errors import BadInput, first_line
-from ..core.memory import refuse_beyond_memory
 from ..core.view import Source
 from ..core.weights import AbsentWeight, Weight
 from ..fx.view import FxView
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
-from .hf_llava import crop_count, llava_forward
+from .hf_experts import expert_notes
+from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples
+from .hf_llava import llava_forward
 from .hf_match import converts, listed, match
-from .hf_model import build, longest_text, read_config, read_object, stored_dtype
+from .hf_model import build, read_config, read_object, stored_dtype
 from .hf_original import hf_original
+from .hf_pair import Part, pair_part
+from .hf_rope import settle_rope
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
 
@@ -36,6 +37,7 @@ def load_folder(
     dtype: torch.dtype | None = None,
     allow_missing_weights: bool = False,
     cache: bool | None = None,
+    part: str | None = None,
 ) -> FxView:
     """The graph of a model folder. No weight is read, not even for tracing.
 
@@ -44,7 +46,8 @@ def load_folder(
     ``[batch, crops, channels, height, width]`` where ``image_seq_length`` counts the features of
     several crops, and give ``logits``; other outputs have the model's own names. ``dtype``
     overrides the config's. A model that generates text takes and gives its keys and values too (see
-    ``hf_cache``), unless ``cache`` is false.
+    ``hf_cache``), unless ``cache`` is false. ``part`` takes one of the graphs of an encoder-decoder
+    (see ``hf_pair``), which is one graph without a cache otherwise.
 
     Raises ``BadInput`` for a model that is not understood, for weights that do not fit it and for
     a true ``cache`` of a model that has none, ``Missing`` for absent files; with
@@ -56,26 +59,33 @@ def load_folder(
     if checkpoint is not None and quantization is not None:
         checkpoint = with_dense_names(checkpoint, quantization, folder)
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
+    settled = (*settle_rope(model), *expert_notes(model))
     with _by_config(folder):
-        inputs, shapes = _example_inputs(model)
+        inputs, shapes = example_inputs(model, folder)
         names = list(inputs)
         lacking = "" if cache is False else why_uncached(model, _task(model))
-        if cache is not False and not lacking:
+        if cache is not False and not lacking and part is None:
             inputs, shapes = cached_inputs(model, inputs)
             names = input_names(model, list(inputs))
-    if cache and lacking:
+    if cache and lacking and part is None:
         raise BadInput(f"{folder}: {lacking}")
-    _give_forward(model, inputs)
+    called = None if part is None else pair_part(model, part, (inputs, shapes))
+    if called is None:
+        _give_forward(model, inputs)
+    else:
+        names, inputs, shapes = _take_part(model, called)
     weights, notes = bind_weights(model, checkpoint, folder)
     original = None if checkpoint is None else hf_original(
         folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code,
         weights=None if quantization is None else weights,
+        call=None if called is None else called.call,
     )  # fmt: skip
     view = trace(
         model,
         kwargs=inputs,
         dynamic_shapes=shapes,
         weights=weights,
+        narrow=True,
         source=Source(
             kind="hf",
             name=name or str(folder),
@@ -83,14 +93,28 @@ def load_folder(
             files=source_files(folder, checkpoint),
             source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
             task=_task(model),
-            prompt=_image_prompt(model),
-            notes=(*notes, *_not_taken(model)),
+            prompt=image_prompt(model),
+            least={SAMPLES: least_samples(model)} if SOUND in inputs else {},
+            notes=(*notes, *settled),
             original=original,
         ),
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
+    if part is not None:
+        view.drop_unused_weights()
+        view.source.source_bytes = sum(
+            w.nbytes for w in {w.key: w for w in view.weights().values()}.values()
+        )
     view.edits = 0
     return view
+
+
+def _take_part(model: Any, part: Part) -> tuple[list[str], dict[str, Any], dict[str, Any]]:
+    """Give the model its part's call; the names of the inputs, the call's arguments and shapes."""
+    part.give_to(model)
+    names = list(part.inputs)
+    shapes = {"tensors": [part.shapes[name] for name in names]}
+    return names, {"tensors": list(part.inputs.values())}, shapes
 
 
 def source_files(folder: Path, checkpoint: Checkpoint | None) -> tuple[Path, ...]:
@@ -115,58 +139,6 @@ def _by_config(folder: Path) -> Iterator[None]:
 # --- inputs and outputs -------------------------------------------------------------------------
 
 
-def _example_inputs(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    accepted = inspect.signature(model.forward).parameters
-    batch = Dim("batch")
-    inputs: dict[str, torch.Tensor] = {}
-    shapes: dict[str, Any] = {}
-    prompt: list[int] = []
-    if "pixel_values" in accepted:
-        config = getattr(model.config, "vision_config", None) or model.config
-        size = config.image_size
-        height, width = size if isinstance(size, tuple | list) else (size, size)
-        crops = crop_count(model.config) if "input_ids" in accepted else 1
-        shape = 2, *([crops] if crops > 1 else []), getattr(config, "num_channels", 3)
-        refuse_beyond_memory(4 * math.prod(shape) * height * width, "an image of this size")
-        pixels = torch.zeros(*shape, height, width)
-        inputs["pixel_values"] = pixels.to(next(model.parameters()).dtype)
-        shapes["pixel_values"] = {0: batch}
-        if "input_ids" not in accepted:
-            return inputs, shapes
-        prompt = list(_image_prompt(model))
-    config = getattr(model.config, "text_config", None) or model.config
-    longest = longest_text(config)
-    ids = torch.tensor([prompt + [1] * min(8, longest or 8)] * 2)
-    text_shape = {0: batch, 1: Dim("seq", max=longest)}
-    text = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    return text | inputs, dict.fromkeys(text, text_shape) | shapes
-
-
-def _not_taken(model: Any) -> tuple[str, ...]:
-    """What a person should know of the inputs that the graph does not have."""
-    kinds = getattr(model.config, "type_vocab_size", None) or 0
-    if kinds < 2 or "token_type_ids" not in inspect.signature(type(model).forward).parameters:
-        return ()
-    lost = (
-        "token_type_ids is no input here: every token is of kind 0, and of a pair of texts the "
-        "second one is read as if it went on with the first. Where that matters, trace a module "
-        "that takes them (package.module:factory), or give an ONNX file"
-    )
-    return (lost,)
-
-
-def _image_prompt(model: Any) -> tuple[int, ...]:
-    """The placeholders of one image, one for each of the features that the model makes of it."""
-    token = getattr(model.config, "image_token_id", None)
-    if token is None:
-        return ()
-    length = getattr(model.config, "image_seq_length", 0)
-    longest = longest_text(model.config.get_text_config())
-    if longest is not None and length > longest:
-        raise BadInput(f"image_seq_length is {length}, and a text has {longest} tokens at most")
-    return (token,) * length
-
-
 def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
     """Let the model take these inputs by name and return its tensors by name.
 
@@ -183,20 +155,18 @@ def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
         output = original(self, **given, **fixed)
         return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
-    def text(
-        self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor
-    ) -> dict[str, torch.Tensor]:
-        return tensors(self, {"input_ids": input_ids, "attention_mask": attention_mask})
+    def named(self: Any, **given: torch.Tensor) -> dict[str, torch.Tensor]:
+        return tensors(self, given)
 
-    def vision(self: Any, pixel_values: torch.Tensor) -> dict[str, torch.Tensor]:
-        return tensors(self, {"pixel_values": pixel_values})
-
-    shown = "pixel_values" in inputs
-    forward: Any = llava_forward if shown else text
+    # The exporter calls what the forward's signature names.
+    named.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        for name in ("self", *inputs)
+    ])  # fmt: skip
+    merged = bool(image_prompt(model)) and "pixel_values" in inputs
+    forward: Any = llava_forward if merged else named
     if "past_key_values" in inputs:
-        forward = cached_llava_forward if shown else cached_forward
-    elif "input_ids" not in inputs:
-        forward = vision
+        forward = cached_llava_forward if merged else cached_forward
     model.forward = MethodType(forward, model)
 
 
@@ -204,7 +174,7 @@ def _task(model: Any) -> str:
     """The task in the words of the hub, where the class says it."""
     name = type(model).__name__
     accepted = inspect.signature(type(model).forward).parameters
-    if "pixel_values" in accepted and "input_ids" in accepted:
+    if "pixel_values" in accepted and image_prompt(model):
         return "image-text-to-text"
     if "pixel_values" in accepted:
         return "image-classification" if "ImageClassification" in name else ""

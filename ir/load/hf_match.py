@@ -11,7 +11,8 @@ import torch
 
 from ..core.errors import BadInput
 from ..core.types import DTYPE_NAMES
-from ..core.weights import CastWeight, Weight
+from ..core.weights import CastWeight, MemoryWeight, Weight
+from .hf_experts import by_expert
 
 NAMED = 5
 """Tensors that a sentence names, at most."""
@@ -87,12 +88,13 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
     parameters share the handle of whichever name the checkpoint has. Raises ``BadInput`` where a
     shape differs.
     """
+    # Buffers that are no state, such as rotary frequencies, are the model's own to compute.
+    state = model.state_dict(keep_vars=True)
+    handles = by_expert(state, handles)
     table = _renamed(model, handles)
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     found: dict[str, Weight] = {}
     keys: dict[str, str] = {}
-    # Buffers that are no state, such as rotary frequencies, are the model's own to compute.
-    state = model.state_dict(keep_vars=True)
     for name, tensor in state.items():
         forms = (name, prefix + name, name.removeprefix(prefix))
         key = next((table[s] for s in forms if s in table), None)
@@ -104,6 +106,11 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
         twin = shared.get(id(parameter))
         if name not in found and twin is not None:
             found[name], keys[name] = found[twin], keys[twin]
+    for name in (name for name in parameters if name not in found):
+        # Sinusoids of positions are made by the module, though they are parameters.
+        create = getattr(model.get_submodule(name.rpartition(".")[0]), "create_weight", None)
+        if create is not None and name.endswith(".weight"):
+            found[name] = MemoryWeight(create().to(parameters[name].dtype))
     absent = [name for name in parameters if name not in found]
     return Match(found, keys, absent, _unused(model, table, set(keys.values())))
 

@@ -18,10 +18,13 @@ from ..core.memory import refuse_beyond_memory
 from ..core.quiet import quiet
 from ..core.weights import Weight
 from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
+from .hf_experts import split_experts
 from .hf_match import match
 from .quantized_checkpoint import KEYS, quantization_of
 
 _MAKERS = (torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye)
+WITH_IMAGES = ("llava",)
+"""Model types that put images into a text and are read."""
 _SMALL_BYTES = 1 << 28
 MOST_LAYERS = 2000
 """Of a model without weights, for a dry run; one with weights has a tensor a layer at least."""
@@ -172,6 +175,7 @@ def build(
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise BadInput(f"{folder}/config.json: dtype {dtype} is none that models compute in")
     model: torch.nn.Module = _construct(folder, cls, config, dtype)
+    split_experts(model)
     absent = match(model, handles).absent if handles else ()
     poolers = absent and all("pooler" in key for key in absent)
     if poolers and "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
@@ -200,6 +204,7 @@ def _untie(model: torch.nn.Module, name: str) -> None:
 def longest_text(config: Any) -> int | None:
     """Tokens that a text has at most; ``None`` where the config sets no bound, or says -1."""
     longest: int | None = getattr(config, "max_position_embeddings", None)
+    longest = longest or getattr(config, "max_seq_len", None)  # MPT's name of it
     return None if longest == -1 else longest
 
 
@@ -224,15 +229,20 @@ def _check_sizes(folder: Path, config: Any, most: int) -> None:
             )
 
 
-def _construct(folder: Path, cls: Any, config: Any, dtype: torch.dtype, **options: bool) -> Any:
+def _construct(
+    folder: Path, cls: Any, config: Any, dtype: torch.dtype, *, attention: str = "", **options: Any
+) -> Any:
     # Attention that sdpa cannot say, as Gemma 2's capped logits, is there in plain ops alone.
-    attention = "sdpa" if getattr(cls, "_supports_sdpa", False) else "eager"
+    attention = attention or ("sdpa" if getattr(cls, "_supports_sdpa", False) else "eager")
+    options = options | {"attn_implementation": attention}
     try:
         with quiet(), torch.no_grad(), _EmptyOnMeta():
-            return cls._from_config(config, dtype=dtype, attn_implementation=attention, **options)
+            return cls._from_config(config, dtype=dtype, **options)
     except BadInput as error:
         raise BadInput(f"{folder}/config.json: {error}") from None
     except Exception as error:
+        if attention == "sdpa" and "does not support an attention implementation" in str(error):
+            return _construct(folder, cls, config, dtype, attention="eager")  # a backbone within
         # A model's code meets the config's values unchecked, and raises errors of any kind.
         reason = f"{type(error).__name__}: {_reason(error)}"
         raise BadInput(
@@ -247,8 +257,8 @@ def _model_class(folder: Path, config: Any, trust_remote_code: bool) -> Any:
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise BadInput(f"{folder}/config.json: architectures must be a list of names, not {names}")
     if names:
-        return _refuse_decoder(folder, _named_class(folder, config, names[0], trust_remote_code),
-                               config)  # fmt: skip
+        return _check_taken(folder, _named_class(folder, config, names[0], trust_remote_code),
+                            config)  # fmt: skip
     with quiet():
         try:
             model = transformers.AutoModel._model_mapping[type(config)]
@@ -258,7 +268,7 @@ def _model_class(folder: Path, config: Any, trust_remote_code: bool) -> Any:
                 'name its class under "architectures"'
             ) from None
     model = model[0] if isinstance(model, tuple | list) else model
-    return _refuse_decoder(folder, model, config)
+    return _check_taken(folder, model, config)
 
 
 def _named_class(folder: Path, config: Any, name: str, trust_remote_code: bool) -> Any:
@@ -283,27 +293,35 @@ def _named_class(folder: Path, config: Any, name: str, trust_remote_code: bool) 
     return cls
 
 
-def _refuse_decoder(folder: Path, cls: Any, config: Any) -> Any:
+def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
+    """The class, if it is one of those whose inputs are known. Raises ``BadInput``."""
     names = set(inspect.signature(cls.forward).parameters)
-    if "decoder_input_ids" in names:
-        encoder = f"{config.model_type.upper()}EncoderModel"
+    if not names & {"input_ids", "pixel_values", "input_values", "input_features"}:
         raise BadInput(
-            f"{folder}: {cls.__name__} is an encoder-decoder, which is not traced yet. For its "
-            f'encoder alone set "architectures": ["{encoder}"] in config.json'
+            f"{folder}: {cls.__name__} takes none of input_ids, pixel_values, input_values and "
+            "input_features; trace it with package.module:factory"
         )
-    both = {"input_ids", "pixel_values"} <= names
-    if both and config.model_type != "llava":
+    images = getattr(config, "image_token_id", None) is not None and "pixel_values" in names
+    if images and config.model_type not in WITH_IMAGES:
         raise BadInput(
-            f"{folder}: {cls.__name__} takes text and images together, which is traced for LLaVA "
-            "models only. "
-            'Name one tower under "architectures" in config.json, as "CLIPVisionModel"'
-        )
-    if not names & {"input_ids", "pixel_values"}:
-        raise BadInput(
-            f"{folder}: {cls.__name__} takes neither input_ids nor pixel_values; trace it with "
-            "package.module:factory"
+            f"{folder}: {cls.__name__} puts images into a text, which is read for "
+            f"{', '.join(WITH_IMAGES)}. gw.trace(model, kwargs=processor(...)) traces it for "
+            f"images of one size{_towers(config)}"
         )
     return cls
+
+
+def _towers(config: Any) -> str:
+    """Advice that names the classes of the model's parts, where transformers has one."""
+    import transformers
+
+    parts = (getattr(config, name, None) for name in ("vision_config", "text_config"))
+    known = transformers.AutoModel._model_mapping
+    classes = [known[type(part)] for part in parts if part is not None and type(part) in known]
+    names = [cls.__name__ for cls in classes if isinstance(cls, type)]
+    if not names:
+        return ""
+    return f"; its parts alone are {' and '.join(names)}, saved as folders of their own"
 
 
 def stored_dtype(handles: Mapping[str, Weight]) -> torch.dtype:

@@ -12,6 +12,7 @@ import torch
 from ..core.memory import available_bytes
 from ..core.weights import Weight
 from ..structure.cache_slots import PARTS, past_name, present_name
+from .hf_inputs import image_prompt
 from .original import Call, ModuleOriginal
 
 
@@ -93,7 +94,7 @@ def _call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         fixed = {name: value for name, value in fixed.items() if name in accepted}
     output = model(**inputs, **fixed)
-    if {"input_ids", "pixel_values"} <= set(given):
+    if image_prompt(model) and "pixel_values" in given:
         return {"logits": output.logits}
     return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 

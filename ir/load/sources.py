@@ -38,6 +38,7 @@ def load(
     allow_missing_weights: bool = False,
     cache: bool | None = None,
     max_bytes: int | None = None,
+    part: str | None = None,
 ) -> View:
     """The graph of a model: see ``FORMS`` for what ``spec`` may be.
 
@@ -47,7 +48,8 @@ def load(
     model that writes text has its key-value cache as inputs and outputs
     (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by step; ``cache`` is
     false to leave it out, true to refuse a model that has none. ``max_bytes`` loads the artifact of
-    a recipe with ``bitstack`` in the largest size that fits, from the beginning of its data. No
+    a recipe with ``bitstack`` in the largest size that fits, from the beginning of its data.
+    ``part`` is ``encoder``, ``decoder`` or ``decoder_with_past`` of an encoder-decoder's folder. No
     weight of a Hugging Face or ONNX model is taken into memory.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
@@ -55,6 +57,8 @@ def load(
     text, path, form = str(spec), Path(spec).expanduser(), form_of(spec)
     if max_bytes is not None:
         return _cut(text, max_bytes)
+    if part is not None and form not in ("folder", "hub"):
+        raise BadInput(f"{text}: part is for the folders of encoder-decoders")
     if form == "zoo":
         return load_zoo(text.removeprefix("zoo:"), dtype=dtype, cache=cache)
     if cache and form in ("artifact", "onnx", "pt2", "factory"):
@@ -69,7 +73,7 @@ def load(
     if not text:
         raise BadInput(f"the model has an empty name; a model is {FORMS}")
     if form == "folder":
-        return _folder(path, text, trust_remote_code, dtype, allow_missing_weights, cache)
+        return _folder(path, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
     if form in ("artifact", "onnx"):
         from .onnx_file import load_onnx
 
@@ -88,7 +92,7 @@ def load(
         from .hf_model import download
 
         hub = download(text)
-        return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache)
+        return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
     raise _unknown(text, path)
 
 
@@ -112,8 +116,9 @@ def form_of(spec: str | Path) -> str:
 
 
 def _folder(
-    path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool | None
-) -> View:
+    path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool | None,
+    part: str | None,
+) -> View:  # fmt: skip
     from .hf_folder import load_folder
 
     return load_folder(
@@ -123,6 +128,7 @@ def _folder(
         dtype=dtype,
         allow_missing_weights=allow,
         cache=cache,
+        part=part,
     )
 
 

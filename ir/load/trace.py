@@ -42,6 +42,7 @@ def trace(
     dynamic_shapes: Any = None,
     source: Source | None = None,
     weights: Mapping[str, Weight] | None = None,
+    narrow: bool = False,
 ) -> FxView:
     """The graph of ``module`` in evaluation mode, functional, without gradients.
 
@@ -52,9 +53,10 @@ def trace(
     ``dynamic_shapes`` is what ``torch.export.export`` takes; ``None`` makes dimension 0 of every
     input dynamic (``batch``), and dimension 1 of 2-D inputs of integers (``seq``), as far as the
     module allows; ``{}`` keeps every shape as given. Parameters on the meta device stay there:
-    ``weights`` gives their handles by qualified name. The module is left as it was, but for meta
-    parameters, which become fake ones. The graph keeps it: it is what ``optimize`` holds the graph
-    against.
+    ``weights`` gives their handles by qualified name. With ``narrow``, dimensions that the module
+    bounds more closely than ``dynamic_shapes`` says are bounded so, and ``source`` notes it. The
+    module is left as it was, but for meta parameters, which become fake ones. The graph keeps it:
+    it is what ``optimize`` holds the graph against.
 
     Raises ``BadInput`` where the inputs do not fit ``forward``, where the module cannot be traced
     (naming the submodule and the line), and where it draws random numbers in evaluation mode.
@@ -66,19 +68,24 @@ def trace(
         call.given_to(module), _evaluation(module), quiet(), torch.no_grad(), uncollected(),
         _uncached(),
     ):  # fmt: skip
-        shapes = None
+        shapes: Callable[[set[str], str], Any | None] | None = None
         if dynamic_shapes is None:
             # A mask is as long as a cache and its text: of one token more, nothing would fit.
             inputs = pytree.tree_map(_two_rows if call.caches else _widen, inputs)
-            shapes = functools.partial(_auto_shapes, bind(module, *inputs), call.caches)
-            dynamic_shapes = shapes()
+            arguments = bind(module, *inputs)
+            shapes = functools.partial(_loosened, arguments, call.caches)
+            dynamic_shapes = _auto_shapes(arguments, call.caches)
         inputs = fake_meta(module, inputs)
+        bounds: dict[str, str] = {}
+        if narrow:
+            shapes = functools.partial(_bounded, dynamic_shapes, bounds)
         program = _export(module, inputs, dynamic_shapes, shapes)
     refuse_randomness(program)
     names = dim_names(program, dynamic_shapes)
     if source is None:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         source = Source(kind="memory", name=type(module).__name__, source_bytes=size)
+    source.notes += tuple(bounds.values())
     view = FxView.from_program(program, weights=weights, source=source, dim_names=names)
     if call.caches:
         view.set_inputs(dict(zip(call.input_names(view.input_names()), view.inputs(), strict=True)))
@@ -218,9 +225,10 @@ def _export(
     module: torch.nn.Module,
     inputs: Inputs,
     dynamic_shapes: Any,
-    auto_shapes: Callable[..., Any] | None,
+    narrower: Callable[[set[str], str], Any | None] | None,
 ) -> ExportedProgram:
-    """A functional program; with ``auto_shapes``, dimensions that are fixed are set loose."""
+    """A functional program. ``narrower`` makes other shapes of what was tried and the exporter's
+    words, or none."""
     loose: set[str] = set()
     while True:
         try:
@@ -229,14 +237,69 @@ def _export(
             )
             return _on_cpu(functional(program))
         except Exception as error:
-            named = re.search(r"Constraints violated \(([^)]*)\)", str(error))
-            violated = set(named[1].split(", ")) & {"batch", "seq", "past"} if named else set()
-            if auto_shapes is not None and violated - loose:
-                loose |= violated
-                dynamic_shapes = auto_shapes(loose)
-                continue
-            # Whatever a model's own code raises, the person who named the model must hear of it.
-            raise BadInput(_explain(module, error)) from error
+            changed = None if narrower is None else narrower(loose, str(error))
+            if changed is None:
+                # Whatever a model's own code raises, the person who named the model must hear it.
+                raise BadInput(_explain(module, error)) from error
+            dynamic_shapes = changed
+
+
+def _loosened(
+    bound: Mapping[str, Any], caches: Container[str], loose: set[str], message: str
+) -> Any | None:
+    """Shapes without those names that the exporter says are violated; ``None`` where none are."""
+    named = re.search(r"Constraints violated \(([^)]*)\)", message)
+    violated = set(named[1].split(", ")) & {"batch", "seq", "past"} if named else set()
+    if not violated - loose:
+        return None
+    loose |= violated
+    return _auto_shapes(bound, caches, loose)
+
+
+_ALONE = r"(\w+) = L\[.* guard (?:\(\((-?\d+)\) \+ )?L\[[^ ]+\)? != (\d+)\.?(?:\s|$)"
+"""In the exporter's words, a dimension, and the one size of it that behaves as no other does: the
+number behind ``!=``, less what is added before it."""
+
+
+def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -> Any | None:
+    """The shapes that are given, bounded as the exporter proposes; ``None`` where it does not.
+
+    It proposes no bound where one size behaves as no other does: then that one is left out.
+    """
+    if message in tried or "Constraints violated" not in message:
+        return None
+    tried.add(message)
+    found = {
+        name: dict(re.findall(r"(min|max)=(\d+)", bounds))
+        for name, bounds in re.findall(r"^\s*(\w+) = Dim\('\w+'(.*)\)$", message, re.M)
+    }
+    fixed = dict(re.findall(r"^\s*(\w+) = (\d+)$", message, re.M))
+    limits = {d.__name__: d.max for d in pytree.tree_leaves(given) if isinstance(d, Dim)}
+    for name, shift, number in re.findall(_ALONE, message):
+        alone = int(number) - int(shift or 0)
+        # Left out with what lies behind it on the side that is farther from the usual sizes.
+        bound = {"max": alone - 1} if alone > limits.get(name, 0) // 2 else {"min": alone + 1}
+        found.setdefault(name, {key: str(size) for key, size in bound.items()})
+    if not found and not fixed:
+        return None
+    for name, bounds in found.items():
+        said = [f"{word} {bounds[key]}" for key, word in (("min", "at least"), ("max", "at most"))
+                if key in bounds]  # fmt: skip
+        notes[name] = f"the graph is for sizes of {name} of {' and '.join(said)}"
+    for name, size in fixed.items():
+        notes[name] = f"the model's code fixes {name}: the graph is for {size} alone"
+
+    def narrowed(dim: Any) -> Any:
+        if not isinstance(dim, Dim):
+            return dim
+        name = dim.__name__
+        if name in fixed:
+            return None
+        limits = {key: int(value) for key, value in found.get(name, {}).items()}
+        kept = {"min": getattr(dim, "min", None), "max": getattr(dim, "max", None)} | limits
+        return Dim(name, **{key: size for key, size in kept.items() if size is not None})
+
+    return pytree.tree_map_only(Dim, narrowed, given)
 
 
 def _on_cpu(program: ExportedProgram) -> ExportedProgram:

@@ -36,6 +36,8 @@ def sample_inputs(
     """
     generator = torch.Generator().manual_seed(seed)
     chosen: dict[str, int] = dict(sizes or {})
+    for number, (name, least) in enumerate(view.source.least.items()):
+        chosen.setdefault(name, least + usual[number % len(usual)])
     inputs: dict[str, torch.Tensor] = {}
     named = dict(zip(view.input_names(), view.inputs(), strict=True))
     needs = Needs(view) if view.kind == "onnx" else None

@@ -92,6 +92,10 @@ POSITIONS = "position_ids"
 """The input that says at which place of its text each token stands."""
 
 
+TOKEN_TYPES = "token_type_ids"
+"""The input that says of which kind each token is: 0, but in the second text of a pair."""
+
+
 def positions(mask: torch.Tensor, count: int) -> torch.Tensor:
     """Places i64 ``[rows, count]`` of the last tokens, of all that ``mask`` ``[rows, all]`` counts;
     what is masked out at the left has the first."""
@@ -101,9 +105,12 @@ def positions(mask: torch.Tensor, count: int) -> torch.Tensor:
 def left_out(
     types: Mapping[str, Type], given: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What follows from the inputs that are given: ``empty_past``, and the positions of tokens."""
+    """What follows from the inputs that are given: ``empty_past``, the positions of tokens, and
+    that all are of one kind."""
     found = empty_past(types, given)
     ids = given.get("input_ids")
+    if TOKEN_TYPES in types and TOKEN_TYPES not in given and ids is not None:
+        found[TOKEN_TYPES] = torch.zeros_like(ids, dtype=types[TOKEN_TYPES].dtype or torch.int64)
     if POSITIONS not in types or POSITIONS in given or ids is None or ids.dim() != 2:
         return found
     if types[POSITIONS].rank not in (None, 2):

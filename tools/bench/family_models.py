@@ -96,6 +96,10 @@ DECODERS: Mapping[str, Family] = {
     "llama-yarn": _causal("LlamaForCausalLM", _GROUPED | {
         "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0,
                             "original_max_position_embeddings": 32}}),
+    "phi3-longrope": _causal("Phi3ForCausalLM", _GROUPED | {
+        "original_max_position_embeddings": 8, "rope_parameters": {
+            "rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [2.0] * 4,
+            "short_factor": [1.0, 1.1, 1.2, 1.3], "original_max_position_embeddings": 8}}),
     "mistral": _causal("MistralForCausalLM", _GROUPED | {"sliding_window": 4}),
     "qwen2": _causal("Qwen2ForCausalLM", _GROUPED),
     "qwen3": _causal("Qwen3ForCausalLM", _HEADED),

@@ -1,0 +1,149 @@
+"""Experts as linears of their own: what transformers keeps in one stack is split, expert by expert.
+
+A layer of experts runs a few of many gated feed-forwards for each token. The library picks them by
+the tokens' values, which no graph of fixed nodes can; here each expert runs on every token, and the
+router's weight of those that it did not pick is 0:
+
+    out = sum over e of w_e * down_e(act(gate_e(x)) * up_e(x))
+
+The sum is the library's to rounding, at the price of all experts' arithmetic. Each matrix is a
+linear like any other: it is listed, stored in few bits, or given a path beside it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from types import MethodType
+from typing import Any
+
+import torch
+
+from ..core.errors import BadInput
+from ..core.weights import FileWeight, Weight
+
+_OWN_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
+"""Mixtral's names of an expert's matrices, and those of everybody else."""
+_ONE = re.compile(r"(.*\.experts\.\d+\.)(w[123])(\.weight)")
+_STACK = re.compile(r"(.*\.experts\.)(gate_up_proj|down_proj)(_bias)?")
+
+
+def split_experts(model: torch.nn.Module) -> None:
+    """Split every stack of experts into modules named by number. Raises ``BadInput`` for experts
+    that are no gated feed-forwards."""
+    for part in list(model.modules()):
+        stack = part._parameters.get("gate_up_proj")
+        if stack is None or stack.dim() != 3 or not hasattr(part, "is_transposed"):
+            continue
+        if not part.has_gate or part.has_post_expert_norm:
+            raise BadInput(f"{type(part).__name__} has experts of a form that is not read")
+        _split(part)
+
+
+def expert_notes(model: torch.nn.Module) -> tuple[str, ...]:
+    """What a person should know of a model that has been split."""
+    split = [part for part in model.modules() if getattr(part.forward, "__func__", 0) is _run_all]
+    counts = sorted({int(part.num_experts) for part in split})  # type: ignore[arg-type]
+    if not counts:
+        return ()
+    said = (
+        f"each of {', '.join(map(str, counts))} experts runs on every token, and counts where the "
+        "router picked it: the numbers are the model's, the time is that of all experts"
+    )
+    return (said,)
+
+
+def _split(part: Any) -> None:
+    shapes = {name: tuple(parameter.shape[1:]) for name, parameter in part._parameters.items()}
+    dtype = part.gate_up_proj.dtype
+    part._parameters.clear()
+
+    def parameter(*shape: int) -> torch.nn.Parameter:
+        return torch.nn.Parameter(torch.empty(shape, dtype=dtype, device="meta"), False)
+
+    for index in range(part.num_experts):
+        expert = torch.nn.Module()
+        if part.is_transposed:
+            for name, shape in shapes.items():
+                expert.register_parameter(name, parameter(*shape))
+        else:
+            (double, width), (out, inner) = shapes["gate_up_proj"], shapes["down_proj"]
+            sizes = {"gate_proj": (double // 2, width), "up_proj": (double // 2, width),
+                     "down_proj": (out, inner)}  # fmt: skip
+            for name, size in sizes.items():
+                expert.add_module(name, torch.nn.Linear(*size[::-1], bias=False, device="meta"))
+                getattr(expert, name).weight = parameter(*size)
+        part.add_module(str(index), expert)
+    part.forward = MethodType(_run_all, part)
+
+
+def _run_all(
+    self: Any, x: torch.Tensor, picked: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """``x`` ``[tokens, width]``; ``picked`` ``[tokens, k]`` i64, the experts of each token, and
+    ``weights`` ``[tokens, k]`` theirs."""
+    empty = weights.new_zeros(x.shape[0], self.num_experts)
+    shares = empty.scatter(1, picked, weights).unsqueeze(-1)
+    out = torch.zeros_like(x)
+    for index in range(self.num_experts):
+        expert = self._modules[str(index)]
+        found = _gated(self, expert, x) if self.is_transposed else expert.down_proj(
+            self.act_fn(expert.gate_proj(x)) * expert.up_proj(x)
+        )  # fmt: skip
+        out = out + (found * shares[:, index]).to(out.dtype)
+    return out
+
+
+def _gated(self: Any, expert: Any, x: torch.Tensor) -> torch.Tensor:
+    """An expert that is stored [in, out], gate and up together as its class takes them apart."""
+    inner = x @ expert.gate_up_proj
+    inner = self._apply_gate(inner + expert.gate_up_proj_bias if self.has_bias else inner)
+    out = inner @ expert.down_proj
+    return out + expert.down_proj_bias if self.has_bias else out
+
+
+# --- checkpoints --------------------------------------------------------------------------------
+
+
+def by_expert(state: Mapping[str, Any], handles: Mapping[str, Weight]) -> dict[str, Weight]:
+    """A checkpoint's handles with experts by the names that a split model has in ``state``; stacks
+    are cut where they lie in their file."""
+    if not any(re.search(r"\.experts\.\d+\.", name) for name in state):
+        return dict(handles)
+    found: dict[str, Weight] = {}
+    for name, handle in handles.items():
+        stack, one = _STACK.fullmatch(name), _ONE.fullmatch(name)
+        if one is not None:
+            found[f"{one[1]}{_OWN_NAMES[one[2]]}{one[3]}"] = handle
+        elif stack is not None and isinstance(handle, FileWeight):
+            found |= _cut(stack, handle, state)
+        else:
+            found[name] = handle
+    return found
+
+
+def _cut(name: re.Match[str], stack: FileWeight, state: Mapping[str, Any]) -> dict[str, Weight]:
+    prefix, kind, bias = name[1], name[2], name[3] or ""
+    experts = dict(enumerate(_parts(stack, stack.shape[0])))
+    as_stored = any(key.endswith(f".experts.0.{kind}{bias}") for key in state)
+    found: dict[str, Weight] = {}
+    for i, part in experts.items():
+        whole = FileWeight(part.path, part.offset, part.shape[1:], part.dtype, stamp=part._stamp)
+        if as_stored:
+            found[f"{prefix}{i}.{kind}{bias}"] = whole
+            continue
+        if kind == "down_proj":
+            found[f"{prefix}{i}.down_proj.weight"] = whole
+            continue
+        for half, cut in zip(("gate_proj", "up_proj"), _parts(whole, 2), strict=True):
+            found[f"{prefix}{i}.{half}.weight"] = cut
+    return found
+
+
+def _parts(weight: FileWeight, count: int) -> Iterator[FileWeight]:
+    """Equal parts along the first dimension."""
+    rows = weight.shape[0] // count
+    shape = (rows, *weight.shape[1:])
+    for index in range(count):
+        offset = weight.offset + index * (weight.nbytes // count)
+        yield FileWeight(weight.path, offset, shape, weight.dtype, stamp=weight._stamp)

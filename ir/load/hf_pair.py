@@ -1,0 +1,136 @@
+"""Encoder-decoders in the three graphs that the ecosystem has of them.
+
+``encoder`` reads the source; ``decoder`` the first tokens of the answer, and gives the keys and
+values of both of its attentions (``present.N.decoder.key``, ``present.N.encoder.key``);
+``decoder_with_past`` goes on from those, and gives its own grown ones. The names are Optimum's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch.export import Dim
+
+from ..core.errors import BadInput, near_misses
+from ..structure.cache_slots import PARTS, past_name
+from .hf_inputs import Example
+from .hf_model import longest_text
+from .plain_call import cache_of, presents
+
+PARTS_OF_PAIR = ("encoder", "decoder", "decoder_with_past")
+_OF = ("decoder", "encoder")
+"""Whose keys and values: those of the answer so far, and those of the source."""
+_BATCH, _SOURCE, _ANSWER, _PAST = 2, 7, 3, 5
+"""Sizes of the example: no two may agree by chance."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the graphs: example inputs, dimensions that vary, and the call in tensors by name."""
+
+    inputs: dict[str, torch.Tensor]
+    shapes: dict[str, Any]
+    call: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+
+    def give_to(self, model: Any) -> None:
+        """Let the model's forward be this call, on inputs in the order of the example."""
+        names, call = list(self.inputs), self.call
+
+        def forward(self: Any, tensors: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+            return call(self, dict(zip(names, tensors, strict=True)))
+
+        model.forward = MethodType(forward, model)
+
+
+def pair_part(model: Any, part: str, whole: Example) -> Part:
+    """One of ``PARTS_OF_PAIR`` of a model whose inputs as a whole are ``whole``.
+
+    Raises ``BadInput`` for a model that is no encoder-decoder, and for a part that none has.
+    """
+    inputs, shapes = whole
+    if part not in PARTS_OF_PAIR:
+        raise BadInput(f"there is no part {part!r}; {near_misses(part, PARTS_OF_PAIR)}")
+    if "decoder_input_ids" not in inputs or not hasattr(model, "get_encoder"):
+        raise BadInput(f"{type(model).__name__} is no encoder-decoder: it has no part {part!r}")
+    if part == "encoder":
+        source = {name: t for name, t in inputs.items() if name != "decoder_input_ids"}
+        return Part(source, {name: shapes[name] for name in source}, _encode)
+    return _decoder(model, masked="attention_mask" in inputs, goes_on=part != "decoder")
+
+
+def _encode(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    found = model.get_encoder()(**given, return_dict=True)
+    return {"last_hidden_state": found.last_hidden_state}
+
+
+def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
+    config = model.config.get_text_config(decoder=True)
+    longest = longest_text(config)
+    batch, source = Dim("batch"), Dim("encoder_seq", max=longest_text(model.config))
+    dtype = next(model.parameters()).dtype
+    inputs = {"input_ids": torch.ones(_BATCH, _ANSWER, dtype=torch.int64)}
+    shapes: dict[str, Any] = {"input_ids": {0: batch, 1: Dim("seq", max=longest)}}
+    if masked:
+        inputs["encoder_attention_mask"] = torch.ones(_BATCH, _SOURCE, dtype=torch.int64)
+        shapes["encoder_attention_mask"] = {0: batch, 1: source}
+    if not goes_on:
+        width = model.config.hidden_size
+        inputs["encoder_hidden_states"] = torch.zeros(_BATCH, _SOURCE, width, dtype=dtype)
+        shapes["encoder_hidden_states"] = {0: batch, 1: source}
+        return Part(inputs, shapes, _start)
+    heads = config.num_attention_heads
+    width = getattr(config, "d_kv", None) or config.hidden_size // heads
+    lengths = {"decoder": (_PAST, Dim("past", max=longest)), "encoder": (_SOURCE, source)}
+    for layer in range(_layers(model)):
+        for of in _OF:
+            for kind in PARTS:
+                name, (length, dim) = past_name(layer, kind, of), lengths[of]
+                inputs[name] = torch.zeros(_BATCH, heads, length, width, dtype=dtype)
+                shapes[name] = {0: batch, 2: dim}
+    return Part(inputs, shapes, _go_on)
+
+
+def _layers(model: Any) -> int:
+    config = model.config
+    found = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
+    return int(found or config.num_hidden_layers)
+
+
+def _start(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from transformers.cache_utils import DynamicCache, EncoderDecoderCache
+
+    cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
+    return _decode(model, given, given["encoder_hidden_states"], cache)
+
+
+def _go_on(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    from transformers.cache_utils import EncoderDecoderCache
+
+    caches = [
+        cache_of([
+            [given[past_name(layer, kind, of)] for kind in PARTS] for layer in range(_layers(model))
+        ])
+        for of in _OF
+    ]  # fmt: skip
+    cross = given[past_name(0, PARTS[0], "encoder")]
+    # Of the encoder's result the length is read alone: its keys and values are there.
+    hidden = cross.new_zeros(cross.shape[0], cross.shape[2], model.config.hidden_size)
+    found = _decode(model, given, hidden, EncoderDecoderCache(*caches))
+    return {name: tensor for name, tensor in found.items() if ".encoder." not in name}
+
+
+def _decode(
+    model: Any, given: Mapping[str, torch.Tensor], hidden: torch.Tensor, cache: Any
+) -> dict[str, torch.Tensor]:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    output = type(model).forward(
+        model, encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        attention_mask=given.get("encoder_attention_mask"), decoder_input_ids=given["input_ids"],
+        past_key_values=cache, use_cache=True, return_dict=True,
+    )  # fmt: skip
+    return {"logits": output.logits} | presents(output.past_key_values)

@@ -1,0 +1,45 @@
+"""Rotary positions that change with the length of a text, as a graph can have them.
+
+``dynamic`` (NTK by length) computes its frequencies anew behind ``max_position_embeddings`` alone,
+which is the longest text that a graph is for; ``longrope`` (arXiv 2402.13753) has one set for texts
+up to the original length, and another behind it. The library writes both into the module as it
+runs.
+"""
+
+from __future__ import annotations
+
+import inspect
+from types import MethodType, SimpleNamespace
+from typing import Any
+
+import torch
+
+
+def settle_rope(model: torch.nn.Module) -> tuple[str, ...]:
+    """Let the rotary modules of a model compute without state; what a person should know of it."""
+    notes: list[str] = []
+    for part in model.modules():
+        kind = getattr(part, "rope_type", None)
+        if kind == "longrope":
+            part.forward = MethodType(_by_length, part)
+        if kind == "dynamic":
+            part.rope_type = "default"  # type: ignore[assignment]
+            longest = getattr(part, "original_max_seq_len", None)
+            notes.append(
+                f"rope_type=dynamic: for texts of at most {longest} tokens; behind them the "
+                "frequencies of the rotary positions would have to change"
+            )
+    return tuple(dict.fromkeys(notes))
+
+
+def _by_length(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
+    """The module's own forward with the frequencies of this length, which are not kept."""
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    original = self.config.rope_parameters["original_max_position_embeddings"]
+    long, _ = ROPE_INIT_FUNCTIONS["longrope"](self.config, x.device, seq_len=original + 1)
+    inv_freq = torch.where(position_ids.max() + 1 > original, long, self.original_inv_freq)
+    chosen = SimpleNamespace(
+        inv_freq=inv_freq, attention_scaling=self.attention_scaling, config=self.config
+    )
+    return inspect.unwrap(type(self).forward)(chosen, x, position_ids)

@@ -1,0 +1,83 @@
+"""Folders of many families: the graph is the library's own model on other shapes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.load.sources import load
+from graphwright.ir.run.inputs import sample_inputs
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.truth import Truth, ask_source
+from graphwright.ir.run.verify import compare
+from graphwright.ir.structure.recognize import recognize
+from graphwright.tools.bench.families import save
+from graphwright.tools.bench.family_models import FAMILIES
+
+EXACT = 2e-5
+
+
+def checked(name: str, folder: Path) -> tuple[tuple[str, ...], Truth]:
+    """Load a family's folder; its inputs, and what its library gives, which the graph gives too."""
+    save(FAMILIES[name], folder)
+    view = load(folder)
+    truth = ask_source(view, [sample_inputs(view)])
+    assert truth.samples and truth.probes
+    for seen in (*truth.samples, *truth.probes):
+        errors = compare(seen.outputs, sweep(view, seen.inputs))
+        assert all(error.within(EXACT) for error in errors.values()), (seen.what, errors)
+    return view.input_names(), truth
+
+
+@pytest.mark.parametrize(
+    ("name", "inputs"),
+    [
+        ("bert", ("input_ids", "attention_mask", "token_type_ids")),
+        ("fnet", ("input_ids", "token_type_ids")),
+        ("clip", ("input_ids", "attention_mask", "pixel_values")),
+        ("marian", ("input_ids", "attention_mask", "decoder_input_ids")),
+        ("whisper", ("input_features", "decoder_input_ids")),
+        ("hubert", ("input_values",)),
+        ("detr", ("pixel_values",)),
+    ],
+)
+def test_inputs_are_those_that_the_model_takes(
+    name: str, inputs: tuple[str, ...], tmp_path: Path
+) -> None:
+    assert checked(name, tmp_path)[0] == inputs
+
+
+@pytest.mark.parametrize("name", ["falcon", "phi3-longrope", "deepseek-v3", "gpt-oss"])
+def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Path) -> None:
+    """A cache of one head or of latents, frequencies by the length of a text, experts in stacks."""
+    _, truth = checked(name, tmp_path)
+    assert [seen.what for seen in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+
+
+def test_what_is_fixed_or_bounded_is_said(tmp_path: Path) -> None:
+    save(FAMILIES["mamba"], tmp_path / "mamba")
+    view = load(tmp_path / "mamba")
+    assert view.source.notes == ("the model's code fixes seq: the graph is for 8 alone",)
+    assert str(view.type(view.inputs()[0])) == "i64[batch, 8]"
+    save(FAMILIES["xglm"], tmp_path / "xglm")
+    notes = load(tmp_path / "xglm").source.notes
+    assert "the graph is for sizes of seq of at most 62" in notes
+
+
+def test_every_expert_is_a_linear(tmp_path: Path) -> None:
+    save(FAMILIES["mixtral"], tmp_path)
+    view = load(tmp_path)
+    assert view.source.notes[-1].startswith("each of 4 experts runs on every token")
+    canonicalize(view)
+    names = {linear.name for linear in recognize(view).linears}
+    experts = {f"model.layers.{layer}.mlp.experts.{e}.{what}_proj"
+               for layer in range(2) for e in range(4)
+               for what in ("gate", "up", "down")}  # fmt: skip
+    assert experts <= names
+    given = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3).long()}
+    original = view.source.original
+    assert original is not None
+    expected = original.start()(given)["logits"]
+    assert compare({"x": expected}, {"x": sweep(view, given)["logits"]})["x"].within(EXACT)
