@@ -20,6 +20,7 @@ _BUILT_IN = {
     "hqq": "weights.hqq:HQQ",
     "awq": "weights.awq:AWQ",
     "smooth": "weights.smooth:Smooth",
+    "rotate": "weights.rotate:Rotate",
     "magnitude": "weights.magnitude:Magnitude",
     "wanda": "weights.wanda:Wanda",
     "sparsegpt": "weights.sparsegpt:SparseGPT",

@@ -2,7 +2,7 @@
 
 ``swap`` a linear, ``graft`` a side path, ``bypass`` a block or ``follow`` a path through blocks,
 ``shrink`` a token axis, that of a prompt or that of a tower's pictures, ``factorize`` a linear,
-``rescale`` what linears read.
+``rescale`` what linears read, ``rotate_stream`` and ``rotate_heads`` into another basis.
 """
 
 from .block_path import Path
@@ -10,6 +10,7 @@ from .bypass_blocks import bypass, follow
 from .factorize_linear import factorize
 from .graft_path import Factor, graft, graft_low_rank
 from .rescale import Inlet, find_inlets, rescale
+from .rotate import Stream, find_stream, heads_of, rotate_heads, rotate_stream
 from .shrink_dim import shrink
 from .shrink_pictures import shrink_pictures
 from .swap_linear import swap
@@ -18,13 +19,18 @@ __all__ = [
     "Factor",
     "Inlet",
     "Path",
+    "Stream",
     "bypass",
     "factorize",
     "find_inlets",
+    "find_stream",
     "follow",
     "graft",
     "graft_low_rank",
+    "heads_of",
     "rescale",
+    "rotate_heads",
+    "rotate_stream",
     "shrink",
     "shrink_pictures",
     "swap",

@@ -50,7 +50,7 @@ def find_inlets(view: View, structure: Structure) -> tuple[list[Inlet], list[tup
     """The inputs of linears that can be rescaled, and for the others each linear and the reason."""
     groups: dict[Value, list[Linear]] = {}
     for linear in structure.linears:
-        groups.setdefault(_root(view, view.tensor(linear.node)), []).append(linear)
+        groups.setdefault(feature_root(view, view.tensor(linear.node)), []).append(linear)
     found: list[Inlet] = []
     refused: list[tuple[str, str]] = []
     for root, linears in groups.items():
@@ -103,7 +103,7 @@ def _constant(view: View, value: Value) -> Weight:
 # --- who reads it --------------------------------------------------------------------------------
 
 
-def _root(view: View, value: Value) -> Value:
+def feature_root(view: View, value: Value) -> Value:
     """The value behind reshapes and casts that leave features as they are."""
     while True:
         node = view.producer(value)
@@ -112,7 +112,7 @@ def _root(view: View, value: Value) -> Value:
         value = view.tensor(node)
 
 
-def _readers(view: View, root: Value) -> Iterator[Node]:
+def feature_readers(view: View, root: Value) -> Iterator[Node]:
     """The nodes that read a value, through what leaves its features as they are."""
     stack = [root]
     while stack:
@@ -128,7 +128,7 @@ def _readers(view: View, root: Value) -> Iterator[Node]:
 
 def _inlet(view: View, structure: Structure, root: Value, linears: Sequence[Linear]) -> Inlet:
     nodes = {linear.node: linear for linear in linears}
-    for user in _readers(view, root):
+    for user in feature_readers(view, root):
         if user not in nodes:
             raise Refusal(f"{view.op(user)} ({view.name(user)}) reads its input too")
     for linear in linears:
