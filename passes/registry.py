@@ -18,6 +18,7 @@ _BUILT_IN = {
     "easyquant": "weights.easyquant:EasyQuant",
     "gptq": "weights.gptq:GPTQ",
     "hqq": "weights.hqq:HQQ",
+    "autoround": "weights.autoround:AutoRound",
     "finequant": "weights.finequant:FineQuant",
     "awq": "weights.awq:AWQ",
     "smooth": "weights.smooth:Smooth",

@@ -239,7 +239,7 @@ def _spread(rows: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
 
 def _als(x: Tensor, start: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     zero = float(1 << (bits - 1))
-    grid = _storable(start * _candidates(torch.linspace(1.0, 0.3, 29).tolist()), dtype)
+    grid = storable(start * _candidates(torch.linspace(1.0, 0.3, 29).tolist()), dtype)
     scale, _ = _least_loss(x, grid, zero, bits, 2)
     best: list[Tensor] = []
     for _ in range(11):
@@ -247,7 +247,7 @@ def _als(x: Tensor, start: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
         _keep_best(best, [(steps * scale).sub_(x).square_().sum(-1, keepdim=True), scale])
         energy = (steps * steps).sum(-1, keepdim=True)
         fitted = (x * steps).sum(-1, keepdim=True) / energy.clamp_min(1)
-        scale = _storable(torch.where(energy > 0, fitted, scale), dtype)
+        scale = storable(torch.where(energy > 0, fitted, scale), dtype)
     return best[1]
 
 
@@ -259,7 +259,7 @@ def _adam(x: Tensor, start: Tensor, bits: int, dtype: torch.dtype) -> Tensor:
     for _ in range(200):
         ratio.grad = scale_gradient(x, start * ratio.detach(), bits) * start
         adam.step()
-        scale = _storable(start * ratio.detach(), dtype)
+        scale = storable(start * ratio.detach(), dtype)
         _keep_best(best, [_loss(x, scale, zero, bits, 2), scale])
     return best[1]
 
@@ -320,14 +320,14 @@ def codes_of(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tenso
 def _symmetric(extreme: Tensor, bits: int, dtype: torch.dtype) -> tuple[Tensor, float]:
     """Scale of groups whose code 0 stands for ``extreme`` [..., 1], and their zero point."""
     middle = float(1 << (bits - 1))
-    return _storable(-extreme / middle, dtype), middle
+    return storable(-extreme / middle, dtype), middle
 
 
 def _asymmetric(
     low: Tensor, high: Tensor, bits: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Scale and real zero point of groups that reach from ``low`` to ``high``, 0 between them."""
-    scale = _storable((high - low) / ((1 << bits) - 1), dtype)
+    scale = storable((high - low) / ((1 << bits) - 1), dtype)
     return scale, -low / scale
 
 
@@ -337,7 +337,7 @@ def _rounded_zeros(zero: Tensor, dtype: torch.dtype) -> Tensor:
     return zero.clamp(-most, most).to(dtype).float()
 
 
-def _storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
+def storable(scale: Tensor, dtype: torch.dtype) -> Tensor:
     """Scales rounded to a dtype, none of them 0 or denormal; an all-zero group gets the least."""
     least = SMALLEST_SCALE[dtype]
     raised = torch.where(scale < 0, scale.clamp_max(-least), scale.clamp_min(least))

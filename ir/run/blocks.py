@@ -1,0 +1,124 @@
+"""One block of a graph, run by itself: with other weights than it holds, and with gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import Refusal
+from ..core.view import NATIVE, Node, Value, View, is_value
+from ..structure.recognize import Block
+from ..vocab import spec
+from .sweep import Results, sweep_together
+
+
+@dataclass(frozen=True)
+class BlockGraph:
+    """The nodes between the stream before a block and that behind it."""
+
+    view: View
+    entry: Value
+    exit: Value
+    nodes: tuple[Node, ...]
+    """In the order of the graph."""
+    outside: tuple[Value, ...]
+    """Computed values that come from elsewhere: masks, rotary tables."""
+    weights: tuple[Value, ...]
+
+    def without_gradient(self) -> Node | None:
+        """A node that computes outside of torch, through which no gradient comes."""
+        natives = (n for n in self.nodes if self.view.op(n) == NATIVE)
+        return next((n for n in natives if not self.view.native_op(n).startswith("aten.")), None)
+
+    def constants(self) -> dict[Value, Tensor]:
+        """The numbers of its weights."""
+        found = {}
+        for value in self.weights:
+            weight = self.view.default(value)
+            assert weight is not None
+            found[value] = weight.read()
+        return found
+
+    def run(
+        self, x: Tensor, outside: Mapping[Value, Any], weights: Mapping[Value, Tensor]
+    ) -> Tensor:
+        """The stream behind the block, of that before it. Gradients flow to ``x`` and ``weights``
+        where they are asked for."""
+        known: dict[Value, Any] = {**weights, **outside, self.entry: x}
+        for node in self.nodes:
+            known.update(zip(self.view.results(node), self._executed(node, known), strict=True))
+        found: Tensor = known[self.exit]
+        return found
+
+    def _executed(self, node: Node, known: Mapping[Value, Any]) -> Results:
+        view = self.view
+        if not (torch.is_grad_enabled() and view.native_op(node).startswith("graphwright")):
+            return view.execute(node, [known[value] for value in view.arguments(node)])
+        # To torch an op of ours is a kernel without a derivative; its reference has one.
+        operands = [known[o] if is_value(o) else o for o in view.operands(node)]
+        made = spec(view.op(node)).reference(*operands, **view.attrs(node))
+        return made if isinstance(made, tuple) else (made,)
+
+
+def block_graphs(view: View, blocks: Sequence[Block]) -> list[BlockGraph]:
+    """The graph of each block; linear in the size of the graph.
+
+    Raises ``Refusal`` where a block's end is not computed from its beginning.
+    """
+    order = list(view.nodes())
+    place = {node: i for i, node in enumerate(order)}
+    return [_graph_of(view, order, place, block) for block in blocks]
+
+
+def _graph_of(
+    view: View, order: Sequence[Node], place: Mapping[Node, int], block: Block
+) -> BlockGraph:
+    first, last = view.producer(block.entry), view.producer(block.exit)
+    if last is None:
+        raise Refusal(f"block {block.index} computes nothing")
+    start = 0 if first is None else place[first] + 1
+    behind = {block.entry}
+    reached = []
+    for node in order[start : place[last] + 1]:
+        if any(value in behind for value in view.arguments(node)):
+            reached.append(node)
+            behind.update(view.results(node))
+    wanted, nodes = {block.exit}, []
+    for node in reversed(reached):
+        if any(value in wanted for value in view.results(node)):
+            nodes.append(node)
+            wanted.update(view.arguments(node))
+    made = {value for node in nodes for value in view.results(node)} | {block.entry}
+    if block.exit not in made:
+        raise Refusal(f"the end of block {block.index} is not computed from its beginning")
+    others = dict.fromkeys(v for n in reversed(nodes) for v in view.arguments(n) if v not in made)
+    held = tuple(value for value in others if view.default(value) is not None)
+    outside = tuple(value for value in others if value not in held)
+    return BlockGraph(view, block.entry, block.exit, tuple(reversed(nodes)), outside, held)
+
+
+def captured(
+    view: View, batches: Sequence[Mapping[str, Tensor]], values: Sequence[Value]
+) -> list[dict[Value, Any]]:
+    """What the graph computes for some values, inputs of the graph among them, batch by batch."""
+    names = dict(zip(view.inputs(), view.input_names(), strict=True))
+    found: list[dict[Value, Any]] = [
+        {value: batch[names[value]] for value in values if value in names} for batch in batches
+    ]
+    wanted = set(values)
+
+    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+        for i, value in enumerate(view.results(node)):
+            if value in wanted:
+                for row, result in zip(found, results, strict=True):
+                    row[value] = result[i]
+
+    makers = (view.producer(value) for value in values)
+    nodes = frozenset(node for node in makers if node is not None)
+    with torch.no_grad():
+        sweep_together(view, batches, visit, nodes, outputs=False)
+    return found
