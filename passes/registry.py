@@ -22,6 +22,7 @@ _BUILT_IN = {
     "finequant": "weights.finequant:FineQuant",
     "awq": "weights.awq:AWQ",
     "smooth": "weights.smooth:Smooth",
+    "w8a8": "weights.w8a8:W8A8",
     "rotate": "weights.rotate:Rotate",
     "magnitude": "weights.magnitude:Magnitude",
     "wanda": "weights.wanda:Wanda",

@@ -1,0 +1,108 @@
+"""8-bit weights and activations: the form, what smoothing does for it, the artifact, refusals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.run.statistics import Statistics
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
+from graphwright.passes.weights.w8a8 import W8A8
+from torch import Tensor
+
+from ..calibrated import optimize, rel
+
+KINDS = ("fx", "onnx")
+Graphs = Callable[..., View]
+Inputs = dict[str, Tensor]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sites_bytes_and_outputs(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs, no_reads: Any
+) -> None:
+    graph = toy_graph(kind)
+    with no_reads():
+        planned = gw.plan(graph, "w8a8")
+    result = optimize(graph, "w8a8", toy_inputs)
+    (step,) = result.report.passes
+    assert step.bytes_after == planned.artifact_bytes
+    sizes = {site.name: site.bytes_after for site in step.result.sites}
+    assert sizes == {"gate": 40 * 36, "up": 40 * 36, "down": 32 * 44, "head": 17 * 36}
+    assert all(0 < (site.rel_l2 or 0) < 0.01 for site in step.result.sites)
+    assert 1e-4 < rel(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)) < 0.02
+    assert {result.graph.op(x.node) for x in recognize(result.graph).linears} == {"linear_w8a8"}
+
+
+def test_the_formula() -> None:
+    weight = torch.tensor([[1.27, -0.64, 0.0], [0.0, 0.0, 0.0], [-2.54, 1.0, 0.01]])
+    stored = W8A8().fit(weight, Statistics(), "here")
+    codes, scales = stored.operands.values()
+    assert codes is not None and codes.tolist() == [[127, -64, 0], [0, 0, 0], [-127, 50, 0]]
+    assert scales is not None and scales[[0, 2]].tolist() == pytest.approx([0.01, 0.02])
+    # A token's activations are rounded by its own range: to 127 and -64 steps of 2 / 127.
+    out = stored.outputs(torch.tensor([[2.0, -1.0, 0.0], [0.0, 0.0, 0.0]]), None)
+    step = 2 / 127
+    assert out[0, 0] == pytest.approx((127 * 127 + 64 * 64) * step * 0.01, rel=1e-5)
+    assert out[1].tolist() == [0, 0, 0]
+
+
+def test_tokens_do_not_depend_on_each_other(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    found = optimize(toy_graph("fx"), "w8a8", toy_inputs).graph
+    (whole,) = sweep(found, toy_inputs).values()
+    (first,) = sweep(found, {"ids": toy_inputs["ids"][:1]}).values()
+    assert torch.allclose(whole[:1], first, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_smoothing_helps_where_features_are_large(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    def spread(toy: Any) -> None:
+        toy.up.weight[::10] *= 60
+        toy.down.weight[:, ::10] /= 60
+
+    source = toy_graph(kind, spread)
+    expected = sweep(source, toy_inputs)
+    plain, smoothed = (
+        rel(expected, sweep(optimize(source, recipe, toy_inputs).graph, toy_inputs))
+        for recipe in ("w8a8{include=down}", "smooth{include=down},w8a8{include=down}")
+    )
+    assert smoothed < 0.5 * plain
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_path_behind_it(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    source = toy_graph(kind)
+    recipe = "w8a8,eora{rank=2}"
+    step = optimize(source, recipe, toy_inputs).report.passes[1]
+    assert len(step.result.sites) == 4
+
+
+def test_the_artifact_is_read_back(toy_inputs: Inputs, toy_graph: Graphs, tmp_path: Path) -> None:
+    """ONNX Runtime gives what the reference gives; the file's linears are linears again."""
+    result = optimize(toy_graph("fx"), "w8a8", toy_inputs)
+    gw.export(result.graph, tmp_path / "out", report=result.report)
+    again = gw.load(str(tmp_path / "out" / "model.onnx"))
+    before, after = (recognize(view) for view in (result.graph, again))
+    assert [x.name for x in after.linears if x.quantized] == [x.name for x in before.linears]
+    run = gw.compile(result.graph, backend="onnxruntime")
+    outputs = {name: torch.as_tensor(x) for name, x in run(**toy_inputs).items()}
+    assert rel(sweep(result.graph, toy_inputs), outputs) < 1e-5
+    assert rel(outputs, sweep(again, toy_inputs)) < 1e-5
+
+
+def test_refusals(toy_graph: Graphs, toy_inputs: Inputs) -> None:
+    graph = toy_graph("fx", lambda toy: toy.down.weight[3, 4].fill_(torch.inf))
+    with pytest.raises(BadInput, match=r"^down: 1 of 1280 weights are NaN or infinite"):
+        optimize(graph, "w8a8", toy_inputs)
+    twice = "w8a8{include=up},quantize"
+    (refused,) = optimize(toy_graph("fx"), twice, toy_inputs).report.passes[1].result.refused
+    assert refused == ("up", "its weight is quantized already")
