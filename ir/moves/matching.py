@@ -15,6 +15,7 @@ from ..core.view import Value
 from ..core.weights import MemoryWeight
 from ..vocab import END
 from ..vocab.builder import Builder
+from .selection import ascending, top_places
 
 _EPS = 1e-6
 _NEVER = -1e4
@@ -32,16 +33,34 @@ class Matching:
     """i64 ``[rows, left]``: the token that each new row goes on from."""
 
 
+def lengths(b: Builder, x: Value) -> Value:
+    """``|x|`` over the last dimension of ``[rows, tokens, width]``, never 0: ``[.., 1]``."""
+    squares = b.sum(b.mul(x, x), dims=(2,), keepdim=True)
+    return b.add(b.sqrt(squares), _EPS)
+
+
 def directions(b: Builder, x: Value) -> Value:
     """``x / |x|`` over the last dimension of ``[rows, tokens, width]``; 0 stays 0."""
-    squares = b.sum(b.mul(x, x), dims=(2,), keepdim=True)
-    return b.div(x, b.add(b.sqrt(squares), _EPS))
+    return b.div(x, lengths(b, x))
 
 
 def similarity(b: Builder, x: Value) -> Value:
     """The cosine of each pair of tokens: ``[rows, tokens, tokens]``."""
     unit = directions(b, x)
     return b.matmul(unit, b.transpose(unit, perm=(0, 2, 1)))
+
+
+def closest_of(b: Builder, alike: Value, kept: Value, tokens: int) -> Value:
+    """For each of the tokens the one of ``kept`` that it is most like, itself where it is kept.
+
+    ``alike`` is ``[rows, tokens, tokens]``, ``kept`` i64 ``[rows, count]``; i64 ``[rows, tokens]``.
+    """
+    rows = b.token_select(alike, kept)
+    every = b.view.add_weight("tokens.every", MemoryWeight(torch.arange(tokens)))
+    itself = b.cast(b.eq(b.unsqueeze(kept, dims=(2,)), every), dtype=b.view.type(alike).dtype)
+    # No cosine comes near 4: a kept token is its own nearest, copies of it or not.
+    rows = b.add(rows, b.mul(itself, 4.0))
+    return b.squeeze(top_places(b, b.topk(rows, k=1, dim=1, largest=True, sorted=True)), dims=(1,))
 
 
 def match(b: Builder, metric: Value, count: int, *, first: bool) -> Matching:
@@ -65,12 +84,12 @@ def match(b: Builder, metric: Value, count: int, *, first: bool) -> Matching:
     if first:
         scores = b.add(scores, _never_first(b, scores, even))
     closest = b.topk(scores, k=1, dim=2, largest=True, sorted=True)
-    target = b.squeeze(_places(b, closest), dims=(2,))
+    target = b.squeeze(top_places(b, closest), dims=(2,))
     ranked = b.topk(b.squeeze(closest, dims=(2,)), k=even, dim=1, largest=True, sorted=True)
-    order = _places(b, ranked)
+    order = top_places(b, ranked)
     staying = ascending(b, b.slice(order, count, END, dim=1), even - count)
     # Sorting a permutation says at which place of it each number stands.
-    place = _places(b, b.topk(order, k=even, dim=1, largest=False, sorted=True))
+    place = top_places(b, b.topk(order, k=even, dim=1, largest=False, sorted=True))
     stays = b.ge(place, count)
     counted = b.sub(b.cumsum(b.cast(stays, dtype=torch.int64), dim=1), 1)
     homes = b.where(stays, counted, b.add(target, even - count))
@@ -80,15 +99,6 @@ def match(b: Builder, metric: Value, count: int, *, first: bool) -> Matching:
     home = b.index_select(b.concat(homes, others, dim=1), index, dim=1)
     kept = b.concat(b.mul(staying, 2), _numbers(b, homes, 2 * torch.arange(odd) + 1), dim=1)
     return Matching(tokens - count, home, kept)
-
-
-def ascending(b: Builder, places: Value, count: int) -> Value:
-    """The ``count`` numbers of each row in order."""
-    return b.topk(places, k=count, dim=1, largest=False, sorted=True)
-
-
-def _places(b: Builder, top: Value) -> Value:
-    return b.view.results(b.view.maker(top))[1]
 
 
 def _never_first(b: Builder, scores: Value, even: int) -> Value:

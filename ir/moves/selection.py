@@ -1,67 +1,49 @@
-"""Choosing tokens in a graph: one row of attention as a score, the best ones, where they lie.
+"""Choosing tokens in a graph: the best by a score, and where they lie in the sequence.
 
-Static shapes throughout: ``TopK`` of a constant count, then positions in ascending order. Nothing
-of the size tokens x tokens is made.
+Static shapes throughout: ``TopK`` of a constant count, then positions in ascending order.
 """
 
 from __future__ import annotations
-
-import math
-from typing import Literal
 
 import torch
 
 from ..core.errors import Refusal
 from ..core.types import same_dim
-from ..core.view import Node, Value, View, is_value
+from ..core.view import Value
 from ..core.weights import MemoryWeight
 from ..structure.vision import ImageTokens
 from ..vocab import END
 from ..vocab.builder import Builder
 
 
-def attention_row(view: View, site: Node, row: Literal["first", "last"]) -> Value:
-    """What one query pays to each key, the mean of the heads: ``[rows, keys]``, behind ``site``.
-
-    A branch beside the ``sdpa`` node, with its scale, soft cap and mask, over all keys: the
-    attention itself stays fused. Raises ``Refusal`` where the site's form is another.
-    """
-    q, k = view.tensor(site, 0), view.tensor(site, 1)
-    mask = next(iter(view.operands(site)[3:]), None)
-    attrs = view.attrs(site)
-    if row == "first" and attrs["causal"]:
-        raise Refusal("the first query of causal attention sees itself alone", site)
-    heads, width = _head_shape(view, q, site)
-    groups, _ = _head_shape(view, k, site)
-    b = Builder(view, view.after(site))
-    start, end = (0, 1) if row == "first" else (-1, END)
-    query = b.slice(q, start, end, dim=2)
-    if heads != groups:
-        query = b.reshape(query, -1, groups, heads // groups, width)
-    logits = b.matmul(query, b.transpose(k, perm=(0, 1, 3, 2)))
-    scale, cap = attrs["scale"] or 1 / math.sqrt(width), attrs["softcap"]
-    logits = b.mul(logits, scale if cap is None else scale / cap)
-    if cap is not None:
-        logits = b.mul(b.tanh(logits), cap)
-    if is_value(mask):
-        logits = _masked(b, logits, mask, start, end, heads == groups)
-    weights = b.softmax(logits, dim=3)
-    if heads != groups:
-        return b.mean(weights, dims=(1, 2), keepdim=False)
-    # Not by a mean: ONNX Runtime 1.31's keeps the shape of a tensor without elements (no images).
-    sums = b.cumsum(b.squeeze(weights, dims=(2,)), dim=1)
-    total = b.squeeze(b.slice(sums, -1, END, dim=1), dims=(1,))
-    return b.mul(total, 1 / heads)
-
-
-def best(b: Builder, scores: Value, count: int) -> Value:
+def best(b: Builder, scores: Value, count: int, *, skipped: int = 0) -> Value:
     """Places of the ``count`` highest scores of each row, ascending: i64 ``[rows, count]``.
 
-    Which of equal scores is taken is up to the runtime.
+    The ``skipped`` highest are left out. Which of equal scores is taken is up to the runtime.
     """
-    highest = b.topk(scores, k=count, dim=1, largest=True, sorted=True)
-    places = b.view.results(b.view.maker(highest))[1]
+    highest = b.topk(scores, k=count + skipped, dim=1, largest=True, sorted=True)
+    places = top_places(b, highest)
+    if skipped:
+        places = b.slice(places, skipped, END, dim=1)
+    return ascending(b, places, count)
+
+
+def ascending(b: Builder, places: Value, count: int) -> Value:
+    """The ``count`` numbers of each row in order."""
     return b.topk(places, k=count, dim=1, largest=False, sorted=True)
+
+
+def top_places(b: Builder, top: Value) -> Value:
+    """The places that a ``topk`` gives beside its values."""
+    return b.view.results(b.view.maker(top))[1]
+
+
+def ranks(b: Builder, scores: Value, count: int) -> Value:
+    """The rank of each of ``count`` scores along the last dimension, 0 the highest: i64."""
+    dim = (b.view.type(scores).rank or 2) - 1
+    order = top_places(b, b.topk(scores, k=count, dim=dim, largest=True, sorted=True))
+    # Sorting a permutation says at which place of it each number stands.
+    return top_places(b, b.topk(order, k=count, dim=dim, largest=False, sorted=True))
 
 
 def kept_positions(
@@ -150,28 +132,3 @@ def image_scores(b: Builder, scores: Value, image: Value, count: int) -> Value:
     steps = b.unsqueeze(b.arange(0, count, 1, dtype=torch.int64), dims=(0,))
     places = b.minimum(b.add(start, steps), end)
     return b.token_select(scores, places)
-
-
-def _masked(
-    b: Builder, logits: Value, mask: Value, start: int, end: int, all_heads: bool
-) -> Value:
-    view = b.view
-    shape = view.type(mask).shape
-    if shape is None or len(shape) != 4 or not (all_heads or shape[1] == 1):
-        raise Refusal(f"the mask is {view.type(mask)}, of which one row cannot be taken")
-    if shape[2] != 1:
-        mask = b.slice(mask, start, end, dim=2)
-    if view.type(mask).dtype != torch.bool:
-        return b.add(logits, mask)
-    dtype = view.type(logits).dtype or torch.float32
-    return b.where(mask, logits, torch.finfo(dtype).min)
-
-
-def _head_shape(view: View, value: Value, site: Node) -> tuple[int, int]:
-    shape = view.type(value).shape
-    if shape is None or len(shape) != 4:
-        raise Refusal(f"attention over {view.type(value)}, [rows, heads, tokens, width] is needed")
-    heads, width = shape[1], shape[3]
-    if not isinstance(heads, int) or not isinstance(width, int):
-        raise Refusal("the number of heads is not fixed", site)
-    return heads, width

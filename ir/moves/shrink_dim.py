@@ -7,6 +7,7 @@ again for the new length, per-token data that was computed before the cut is sel
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -16,6 +17,7 @@ from ..core.view import NATIVE, Node, Value, View
 from ..structure.cache_slots import is_past
 from ..vocab import END, traits
 from ..vocab.builder import Builder
+from .upstream import upstream
 
 Positions = Literal["kept", "renumbered"]
 
@@ -79,13 +81,7 @@ class _Cut:
 
     def _flow(self) -> tuple[list[Node], set[Value]]:
         """Nodes behind the cut in order, and their results; what ``kept`` is made of is before."""
-        before: set[Node] = set()
-        stack = [self.view.producer(self.kept)]
-        while stack:
-            node = stack.pop()
-            if node is not None and node not in before:
-                before.add(node)
-                stack += [self.view.producer(v) for v in self.view.arguments(node)]
+        before = upstream(self.view, self.kept)
         flow: set[Value] = {self.value}
         nodes = []
         for node in self.order:
@@ -242,7 +238,13 @@ class _Cut:
         return taken if axis < 2 else b.unsqueeze(taken, dims=tuple(range(1, axis)))
 
     def _mentions(self, dim: int | str) -> bool:
-        return isinstance(dim, str) and mentions(dim, self.dim)
+        return isinstance(dim, str) and (mentions(dim, self.dim) or self._sums(dim))
+
+    def _sums(self, dim: str) -> bool:
+        """Whether the dimension, a difference behind an earlier cut, is among the terms of another
+        sum: torch writes terms in an order of its own."""
+        own = _terms(self.dim)
+        return own.total() > 1 and own <= _terms(dim)
 
     # --- what a value is --------------------------------------------------------------------------
 
@@ -282,6 +284,11 @@ class _Cut:
             return not any(self._moves(source, shape[d : d + 1], d) for d in taken)
         return False
 
+    def _is_size(self, node: Node) -> bool:
+        """Whether only the shape of a node's operand is read: what is in it need not be made."""
+        op = self.view.op(node)
+        return traits(op).shape_only or (op == NATIVE and self.view.native_op(node) == "Shape")
+
     def _moves(self, source: Value, dims: tuple[int | str, ...], place: int) -> bool:
         """Whether a size is of the shrinking dimension, or of a cache that another stands for."""
         if any(map(self._mentions, dims)):
@@ -298,7 +305,8 @@ class _Cut:
             seen.add(node)
             if traits(self.view.op(node)).heavy:
                 return True
-            if not self._other_size(node):
+            # What an earlier cut selected is selected once more, not made again.
+            if not self._is_size(node) and self.view.op(node) != "token_select":
                 stack += [self.view.producer(v) for v in self.view.arguments(node)]
         return False
 
@@ -312,6 +320,19 @@ class _Cut:
         if place is None or place <= self.place:
             return self.anchor
         return self.view.after(node)
+
+
+def _terms(dim: str) -> Counter[str]:
+    """``a - (b - c) + d`` => ``+a``, ``-(b - c)``, ``+d``."""
+    found, term, depth = [], "", 0
+    for char in dim.replace(" ", ""):
+        depth += (char == "(") - (char == ")")
+        if char in "+-" and not depth:
+            found.append(term)
+            term = ""
+        term += char
+    terms = [t for t in (*found, term) if t]
+    return Counter(t if t[0] in "+-" else f"+{t}" for t in terms)
 
 
 def _shape_part(view: View, node: Node) -> slice:

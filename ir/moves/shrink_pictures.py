@@ -15,6 +15,7 @@ from ..core.types import Dim
 from ..core.view import Node, Operand, Value, View, is_value
 from ..vocab import traits
 from ..vocab.builder import Builder
+from .upstream import upstream
 
 _ELEMENTWISE = frozenset({
     "add", "sub", "mul", "div", "pow", "maximum", "minimum", "eq", "ne", "lt", "le", "gt", "ge",
@@ -62,7 +63,7 @@ class _Cut:
         self.axis: dict[Value, int] = {value: 1}
         self.whole: dict[Value, Value] = {}
         """The same with all tokens in their places."""
-        self.before = self._before(new, home)
+        self.before = upstream(view, new, home)
         self.replaced: list[Node] = []
 
     def apply(self) -> None:
@@ -78,16 +79,6 @@ class _Cut:
         self._return_whole()
         for node in self.replaced:
             self.view.erase_dead(node)
-
-    def _before(self, *values: Value) -> set[Node]:
-        found: set[Node] = set()
-        stack = [self.view.producer(value) for value in values]
-        while stack:
-            node = stack.pop()
-            if node is not None and node not in found:
-                found.add(node)
-                stack += [self.view.producer(v) for v in self.view.arguments(node)]
-        return found
 
     # --- which axis of a result holds the tokens ------------------------------------------------
 

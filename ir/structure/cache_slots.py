@@ -7,6 +7,7 @@ A slot is four values. What was computed before comes in as ``past_key_values.N.
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -142,7 +143,10 @@ def later(
     mask, ids = inputs["attention_mask"], inputs["input_ids"][:, -tokens:]
     past = {name.replace("present", "past_key_values"): t for name, t in state.items()}
     rest = {n: t[:0] for n, t in inputs.items() if n == "pixel_values"}
-    grown = torch.cat([mask, mask.new_ones(ids.shape)], 1)
+    # Where image tokens left before the first slot, it holds fewer: padding is on the left.
+    held = min((t.shape[2] for t in itertools.islice(past.values(), 1) if t.dim() == 4),
+               default=mask.shape[1])  # fmt: skip
+    grown = torch.cat([mask[:, :held], mask.new_ones(ids.shape)], 1)
     if POSITIONS in inputs:
         rest[POSITIONS] = positions(grown, ids.shape[1]).to(inputs[POSITIONS].dtype)
     return {

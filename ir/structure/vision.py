@@ -53,6 +53,8 @@ class ImageTokens:
     """Which positions of the prompt as given are image tokens: bool ``[rows, seq]``."""
     language: tuple[Block, ...]
     """Blocks of the language model."""
+    block: int
+    """Which of them the stream was asked about, at its entry."""
     kept: tuple[Value, ...]
     """Positions that earlier cuts of the stream kept, each i64 ``[rows, positions]``, in order."""
     count: int
@@ -113,7 +115,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     return ImageTokens(
         tuple(towers), site, cut is not None, _grid(view, patches), patches,
         max(1, tokens // patches), _names(structure.linears, set(path)), features, images, merged,
-        placeholders, language, kept, _count(view, kept, tokens),
+        placeholders, language, layer, kept, _count(view, kept, tokens),
     )  # fmt: skip
 
 

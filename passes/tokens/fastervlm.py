@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
-from ...ir.core.errors import Refusal
+from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
-from ...ir.moves.selection import attention_row
+from ...ir.moves.attention_scores import attention_row
+from ...ir.moves.selection import best
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
-from .token_pass import ScoredTokens
+from .token_pass import ScoredTokens, in_image, shared
+
+OUTLIERS = 10 / 576
+"""The share of patches that DAMRO takes for outliers: 10 of LLaVA-1.5's."""
+
+
+def check_cls(images: ImageTokens) -> None:
+    """Raise ``Refusal`` where there are no CLS scores of all patches."""
+    if not images.cls_token:
+        raise Refusal(
+            "the vision tower has no CLS token to score patches by; `fopru` scores by what patches "
+            "receive, and `diverse`, `fastv` and `uniform-tokens` need none either"
+        )
+    if images.kept:
+        raise Refusal("image tokens were pruned before already: CLS scores are of all patches")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,13 +38,7 @@ class ClsScoredTokens(ScoredTokens):
     positions: ClassVar[Positions] = "renumbered"
 
     def check(self, images: ImageTokens) -> None:
-        if not images.cls_token:
-            raise Refusal(
-                "the vision tower has no CLS token to score patches by; `fastv` and "
-                "`uniform-tokens` need none"
-            )
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: CLS scores are of all patches")
+        check_cls(images)
 
 
 def cls_row(view: View, site: Attention) -> Value:
@@ -47,9 +56,37 @@ class FasterVLM(ClsScoredTokens):
     the positions that they would have if there had been no others. Where an image comes as several
     pictures (thumbnail and crops), each keeps the same number. A tower without a CLS token is
     refused.
+
+    ``background=damro`` leaves out the patches that CLS looks at most, ``outliers`` of a picture
+    (0: as many as 10 of 576): DAMRO (Gong et al. 2024, arXiv 2410.04514) found that large towers
+    keep there what they know of the whole picture, often on background. As it corrects decoding by
+    them and prunes nothing, this is its finding put to another use.
     """
 
     name: ClassVar[str] = "fastervlm"
+    background: Literal["kept", "damro"] = "kept"
+    outliers: int = 0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.outliers < 0 or (self.outliers and self.background == "kept"):
+            raise BadInput(
+                f"fastervlm: outliers={self.outliers} must be at least 0, and is an option of "
+                "background=damro"
+            )
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
         return cls_row(view, images.attention)
+
+    def choose(
+        self, view: View, structure: Structure, images: ImageTokens, left: int
+    ) -> Value:
+        if self.background == "kept":
+            return super().choose(view, structure, images, left)
+        scores = self.score(view, structure, images)
+        each = shared(view, scores, images, left)
+        skipped = self.outliers or max(1, round(OUTLIERS * images.patches))
+        # Where nearly all are kept, some outliers are.
+        skipped = min(skipped, images.patches - each)
+        b = Builder(view, view.after(view.maker(scores)))
+        return in_image(view, best(b, scores, each, skipped=skipped), images, left)

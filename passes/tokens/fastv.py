@@ -7,12 +7,13 @@ from typing import ClassVar
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
-from ...ir.moves.selection import attention_row, image_scores
+from ...ir.moves.attention_scores import attention_row
+from ...ir.moves.selection import image_scores
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
-from .token_pass import ScoredTokens, behind, marked
+from .token_pass import ScoredTokens, behind, block_attention, marked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,10 +53,7 @@ class FastV(ScoredTokens):
             )
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
-        sites = images.language[self.layer - 1].attentions
-        if not sites:
-            raise Refusal(f"block {self.layer - 1} has no attention to score tokens by")
-        site = structure.attentions[sites[-1]]
+        site = block_attention(structure, images.language[self.layer - 1])
         row = attention_row(view, site.node, "last")
         b = behind(view, row, images.language[self.layer].entry)
         if site.cache is not None:

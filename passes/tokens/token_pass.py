@@ -14,7 +14,8 @@ from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
-from ...ir.structure.recognize import Structure
+from ...ir.moves.upstream import redirect
+from ...ir.structure.recognize import Attention, Block, Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens, note_count
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
@@ -181,6 +182,35 @@ def in_image(view: View, chosen: Value, images: ImageTokens, left: int) -> Value
     return b.reshape(b.add(apart, b.unsqueeze(first, dims=(0, 2))), -1, left)
 
 
+def by_picture(view: View, images: ImageTokens) -> Value:
+    """The projected features, a row for each picture: ``[pictures, patches, width]``."""
+    shape = view.type(images.features).shape or ()
+    if shape[1:2] == (images.patches,):
+        return images.features
+    b = Builder(view, view.after(view.maker(images.features)))
+    return b.reshape(images.features, -1, images.patches, shape[2])
+
+
+def put_back(view: View, images: ImageTokens, merged: Value, home: Value) -> None:
+    """Let the text read, at each image token's place, the row of ``merged`` that it went into.
+
+    ``merged`` is ``[pictures, fewer, width]`` and ``home`` i64 ``[pictures, patches]``.
+    """
+    b = behind(view, merged, home)
+    whole = b.token_select(merged, home)
+    shape = view.type(images.features).shape or ()
+    if shape[1:2] != (images.patches,):
+        whole = b.reshape(whole, -1, *shape[1:])
+    redirect(view, images.features, whole)
+
+
+def block_attention(structure: Structure, block: Block) -> Attention:
+    """The attention of a block; ``Refusal`` where it has none."""
+    if not block.attentions:
+        raise Refusal(f"block {block.index} has no attention to score tokens by")
+    return structure.attentions[block.attentions[-1]]
+
+
 def marked(b: Builder, images: ImageTokens) -> Value:
     """Which positions are image tokens where a pass cuts: bool ``[rows, tokens]``."""
     found = images.placeholders
@@ -204,31 +234,31 @@ def same_for_all(view: View, images: ImageTokens, places: list[int], name: str) 
     return b.add(b.mul(rows, 0), table)
 
 
-def parsed(name: str, keep: str) -> tuple[float, bool]:
-    """The number of an option ``keep``, and whether it is a share in percent."""
+def parsed(name: str, keep: str, option: str = "keep") -> tuple[float, bool]:
+    """The number of an option such as ``keep``, and whether it is a share in percent."""
     text = keep.strip()
     share = text.endswith("%")
     try:
         number = float(text[:-1]) if share else int(text)
     except ValueError:
         raise BadInput(
-            f"{name}: keep={keep} is neither a count, as 144, nor a share, as 25%"
+            f"{name}: {option}={keep} is neither a count, as 144, nor a share, as 25%"
         ) from None
     if not number > 0 or (share and number > 100):
         raise BadInput(
-            f"{name}: keep={keep} must be "
+            f"{name}: {option}={keep} must be "
             + ("above 0 % and at most 100 %" if share else "at least 1")
         )
     return number, share
 
 
-def counted(name: str, keep: str, total: int) -> int:
-    """How many of ``total`` an option ``keep`` means."""
-    number, share = parsed(name, keep)
+def counted(name: str, keep: str, total: int, option: str = "keep") -> int:
+    """How many of ``total`` an option such as ``keep`` means."""
+    number, share = parsed(name, keep, option)
     left = round(total * number / 100) if share else int(number)
     if not 0 < left <= total:
         raise BadInput(
-            f"{name}: keep={keep} of {total} image tokens is {left}; between 1 and "
+            f"{name}: {option}={keep} of {total} image tokens is {left}; between 1 and "
             f"{total} can be kept"
         )
     return left

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Node, Value, View, is_value
-from ...ir.moves.matching import ascending, match
-from ...ir.moves.selection import kept_positions
+from ...ir.moves.matching import match
+from ...ir.moves.selection import ascending, kept_positions
 from ...ir.moves.shrink_dim import shrink
 from ...ir.moves.shrink_pictures import hides_nothing, shrink_pictures
 from ...ir.structure.recognize import Block, Structure

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def best(scores: Tensor, count: int) -> Tensor:
 
 def staying(ids: Tensor, chosen: Tensor) -> Tensor:
     """Positions that stay, bool ``[rows, seq]``."""
-    keep = ids != IMAGE
+    keep: Tensor = ids != IMAGE
     for row, wanted in zip(keep, chosen, strict=True):
         row[(~row).nonzero().squeeze(1)[wanted]] = True
     return keep
@@ -104,43 +105,89 @@ def cut(tensor: Tensor, keep: Tensor) -> Tensor:
     return torch.stack([row[k] for row, k in zip(tensor, keep, strict=True)])
 
 
-def run(
-    model: Any, batch: Batch, *, layer: int, chosen: Tensor | None = None, count: int = 0,
+Score = Callable[[Tensor, Tensor], Tensor]
+"""Of the attention of the block before a cut and of the block behind it, ``[rows, heads, queries,
+keys]`` each and both of the tokens before the cut, what each token counts: ``[rows, tokens]``."""
+
+
+def last_paid(before: Tensor, here: Tensor) -> Tensor:
+    return before[:, :, -1].mean(1)
+
+
+def last_will_pay(before: Tensor, here: Tensor) -> Tensor:
+    return here[:, :, -1].mean(1)
+
+
+def staged(
+    model: Any, batch: Batch, cuts: Mapping[int, int | Tensor], *, score: Score = last_paid,
     renumber: bool = False, features: Tensor | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Logits with image tokens cut before ``layer``, and the choice: by the last token's attention
-    where none is given. ``features`` are the tower's, where they are not its own."""  # fmt: skip
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    """Logits with image tokens cut before blocks, and each choice among those that came there: what
+    is given, or so many by the score. ``features`` are the tower's, where they are not its own."""
     inner = model.model
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     if features is None:
         tower = inner.vision_tower(batch["pixel_values"], output_hidden_states=True)
         features = tower.hidden_states[-2][:, 1:]
+    return _decoded(model, ids, mask, inner.multi_modal_projector(features), cuts, score, renumber)
+
+
+def _decoded(
+    model: Any, ids: Tensor, mask: Tensor, projected: Tensor, cuts: Mapping[int, int | Tensor],
+    score: Score, renumber: bool,
+) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+    inner = model.model
     state = inner.get_input_embeddings()(ids)
-    state[ids == IMAGE] = inner.multi_modal_projector(features).flatten(0, 1)
-    last = torch.empty(0)
+    state[ids == IMAGE] = projected.flatten(0, 1)
     language = inner.language_model
     length = ids.shape[1]
     places = torch.arange(length).expand(len(ids), -1)
     seen = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None]
+    before, choices = torch.empty(0), []
     for index, block in enumerate(language.layers):
-        if index == layer:
-            if chosen is None:
-                row = last[ids == IMAGE].reshape(len(ids), -1)
-                chosen = best(row, count)
-            keep = staying(ids, chosen)
-            state, places = cut(state, keep), cut(places, keep)
+        here = _attention(language, block, state, places, seen)
+        if index in cuts:
+            wanted = cuts[index]
+            if isinstance(wanted, int):
+                row = score(before, here)[ids == IMAGE].reshape(len(ids), -1)
+                wanted = best(row, wanted)
+            choices.append(wanted)
+            keep = staying(ids, wanted)
+            ids, state, places = cut(ids, keep), cut(state, keep), cut(places, keep)
             seen = torch.stack([s[k][:, k] for s, k in zip(seen, keep, strict=True)])
             if renumber:
                 places = torch.arange(state.shape[1]).expand(len(ids), -1)
-        tables = language.rotary_emb(state, places)
-        bias = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
-        normed = block.input_layernorm(state)
-        given = {"position_embeddings": tables, "attention_mask": bias}
-        last = block.self_attn(normed, **given)[1][:, :, -1].mean(1)
+            here = _attention(language, block, state, places, seen)
+        before = here
+        given = _given(language, state, places, seen)
         state = block(state, **given)
         state = state[0] if isinstance(state, tuple) else state
-    assert chosen is not None
-    return model.lm_head(language.norm(state)), chosen
+    return model.lm_head(language.norm(state)), choices
+
+
+def _given(language: Any, state: Tensor, places: Tensor, seen: Tensor) -> dict[str, Any]:
+    bias = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
+    return {"position_embeddings": language.rotary_emb(state, places), "attention_mask": bias}
+
+
+def _attention(
+    language: Any, block: Any, state: Tensor, places: Tensor, seen: Tensor
+) -> Tensor:
+    given = _given(language, state, places, seen)
+    weights: Tensor = block.self_attn(block.input_layernorm(state), **given)[1]
+    return weights
+
+
+def run(
+    model: Any, batch: Batch, *, layer: int, chosen: Tensor | None = None, count: int = 0,
+    renumber: bool = False, features: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """``staged`` with one cut."""
+    wanted = count if chosen is None else chosen
+    logits, choices = staged(
+        model, batch, {layer: wanted}, renumber=renumber, features=features
+    )
+    return logits, choices[0]
 
 
 def places(chosen: Tensor) -> Tensor:

@@ -72,6 +72,19 @@ def test_vtc_cls_sums_over_layers(models: Models, kind: str) -> None:
     assert differs, "the sum chooses other tokens than the last layer alone"
 
 
+def test_damro_leaves_out_what_cls_looks_at_most(models: Models) -> None:
+    """Three of 16; and fewer where nearly all are kept."""
+    batch = prompts(8)
+    with torch.no_grad():
+        order = cls_scores(models.eager, batch["pixel_values"]).argsort(1, descending=True)
+    for graph in models.plain.values():
+        for count, skipped in ((5, 3), (15, 1)):
+            recipe = f"fastervlm{{keep={count} background=damro outliers=3}}"
+            view = gw.optimize(graph, recipe, samples=[prompts(3)]).graph
+            wanted = order[:, skipped : skipped + count].sort(1).values
+            assert torch.equal(chosen_in(view, batch), wanted)
+
+
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 def test_vtc_cls_of_one_layer_is_fastervlm(models: Models, kind: str) -> None:
     batch = prompts(3)
@@ -232,6 +245,7 @@ def test_a_pruned_graph_with_a_cache_has_an_onnx_form(models: Models, recipe: st
         ("fastervlm{keep=17}", "keep=17 of 16 image tokens is 17; between 1 and 16 can be"),
         ("fastervlm{keep=some}", "neither a count, as 144, nor a share, as 25%"),
         ("uniform-tokens{keep=1%}", "keep=1% of 16 image tokens is 0; between 1 and 16"),
+        ("fastervlm{keep=4 outliers=2}", "is an option of background=damro"),
         ("fastv{layer=0}", "to prune before the language model, use fastervlm"),
         ("fastv{layer=4}", "the blocks 0 to 3"),
         ("uniform-tokens{keep=8},fastervlm{keep=4}", "pruned before already"),

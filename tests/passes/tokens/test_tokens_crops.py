@@ -17,10 +17,11 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.cache_slots import empty_past
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.structure.vision import find_image_tokens
+from graphwright.passes.tokens import globalcom2
 from torch import Tensor
 
 from ...ir.load.test_hf_llava import prompts, save_llava
-from .llava import best, close, cls_scores, cut, run, staying
+from .llava import Models, best, close, cls_scores, cut, run, staying
 
 CROPS, PATCHES = 5, 9
 TOKENS = CROPS * PATCHES
@@ -98,3 +99,99 @@ def test_a_number_that_the_pictures_cannot_share(made: tuple[Any, Graphs]) -> No
     graph = made[1]["fx", False]
     with pytest.raises(BadInput, match=r"keep=11 is not divisible among the 5 pictures.*: 10 is"):
         gw.optimize(graph, "fastervlm{keep=11}", samples=[inputs(graph, 2)])
+
+
+# --- a budget for each crop -----------------------------------------------------------------------
+
+TEMPERATURE = 0.3
+
+
+def cls_logits(model: Any, pixels: Tensor) -> Tensor:
+    """What the CLS query gives for each patch before the softmax, ``[pictures, patches]``."""
+    vision = model.model.vision_tower
+    layer = vision.encoder.layers[-2]
+    site = layer.self_attn
+    normed = layer.layer_norm1(vision(pixels, output_hidden_states=True).hidden_states[-3])
+    q, k = (p(normed).unflatten(2, (site.num_heads, -1)).transpose(1, 2)
+            for p in (site.q_proj, site.k_proj))  # fmt: skip
+    logits: Tensor = (q[:, :, :1] @ k.mT / q.shape[-1] ** 0.5).mean(1)[:, 0, 1:]
+    return logits
+
+
+def shared_out(scores: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
+    """Which of ``[5, 9]`` scores of a thumbnail and four crops stay, and each crop's share."""
+    thumbnail, crops = scores[0].reshape(3, 3), scores[1:]
+    regions = [thumbnail[:1, :1], thumbnail[:1, 1:], thumbnail[1:, :1], thumbnail[1:, 1:]]
+    weight = torch.softmax(torch.stack([r.sum() for r in regions]) / TEMPERATURE, 0)
+    share = (ratio * (1 + weight - 1 / 4)).clamp(max=1)
+    large = torch.nn.functional.interpolate(
+        thumbnail[None, None], size=(6, 6), mode="bilinear", align_corners=False
+    )[0, 0]
+    parts = [large[i : i + 3, j : j + 3].flatten() for i in (0, 3) for j in (0, 3)]
+    keys = []
+    for j, (own, part) in enumerate(zip(crops, parts, strict=True)):
+        both = own / own.norm() + part / part.norm()
+        for rank, place in enumerate(both.argsort(descending=True).tolist()):
+            keys.append(((rank + 0.5) / (float(share[j]) * PATCHES), (j + 1) * PATCHES + place))
+    each = round(ratio * PATCHES)
+    chosen = torch.zeros(TOKENS, dtype=torch.bool)
+    chosen[scores[0].topk(each).indices] = True
+    chosen[[place for _, place in sorted(keys)[: 4 * each]]] = True
+    return chosen, share
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_globalcom2_shares_out_by_the_thumbnail(
+    made: tuple[Any, Graphs], kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a temperature at which so small a tower's logits make a difference."""
+    monkeypatch.setattr(globalcom2, "TEMPERATURE", TEMPERATURE)
+    model, graphs = made
+    uneven = 0
+    for ratio in (0.25, 0.5):
+        graph = graphs[kind, kind == "fx"]
+        recipe = f"globalcom2{{ratio={ratio}}}"
+        view = gw.optimize(graph, recipe, samples=[inputs(graph, 3)]).graph
+        for batch in (1, 12):
+            given = inputs(graph, batch)
+            flat = given | {"pixel_values": given["pixel_values"].flatten(0, 1)}
+            with torch.no_grad():
+                scores = cls_logits(model, flat["pixel_values"]).reshape(batch, CROPS, PATCHES)
+                both = [shared_out(row, ratio) for row in scores]
+                wanted = torch.stack([chosen for chosen, _ in both])
+                expected, _ = run(model, flat, layer=0, chosen=wanted, renumber=True)
+            counts = wanted.reshape(batch, CROPS, PATCHES).sum(2)
+            assert (counts.sum(1) == CROPS * round(ratio * PATCHES)).all()
+            total = 4 * round(ratio * PATCHES)
+            for row, (_, share) in zip(counts, both, strict=True):
+                assert ((row[1:] - total * share / share.sum()).abs() < 1).all()
+            uneven += int((counts[:, 1:].amax(1) > counts[:, 1:].amin(1)).sum())
+            kept = cut(given["attention_mask"], staying(given["input_ids"], wanted)).bool()
+            close(sweep(view, given)["logits"], expected, kept)
+    assert uneven, "some image has crops of unequal counts"
+
+
+def test_globalcom2_and_others_by_picture(made: tuple[Any, Graphs], models: Models) -> None:
+    """Each picture keeps as many, and merges within itself; what has no crops is refused."""
+    graph = made[1]["fx", False]
+    given = inputs(graph, 2)
+    for recipe, left in (
+        ("diverse{keep=10}", 10), ("similarity{keep=10 merge=true}", 10), ("tome{r=1}", 35),
+        ("fopru{keep=15 strategy=row}", 15),
+    ):  # fmt: skip
+        logits = sweep(gw.optimize(graph, recipe, samples=[given]).graph, given)["logits"]
+        assert logits.shape[1] == given["input_ids"].shape[1] - TOKENS + left, recipe
+        assert logits.isfinite().all()
+    for recipe, message in (
+        ("globalcom2{ratio=0}", "must be above 0 and at most 1"),
+        ("globalcom2{grid=2by2}", "is no grid of crops"),
+        ("globalcom2{grid=1x3}", "4 crops are no grid of 1x3: give theirs, as grid=1x4"),
+        ("globalcom2{ratio=0.01}", "keeps none of 9 patches"),
+        ("aim{merge=11}", "not divisible among the 5 pictures.*: 10 is"),
+        ("aim{merge=10}", "prune_to=2: the language model has the blocks 0 to 1"),
+        ("fopru{keep=20 strategy=row}", "whole rows of 3 patches in each of 5 pictures: 15 or 30"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            gw.optimize(graph, recipe, samples=[given])
+    with pytest.raises(BadInput, match="an image is one picture here: there are no crops"):
+        gw.optimize(models.plain["fx"], "globalcom2{ratio=0.25}")

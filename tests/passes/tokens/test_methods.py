@@ -1,0 +1,311 @@
+"""Each score and schedule of image tokens against the library's modules, cut by boolean masks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.backends.lowering import lowered
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.cache_slots import empty_past, next_step
+from torch import Tensor
+
+from .llava import (
+    IMAGE,
+    LAYERS,
+    PATCHES,
+    Batch,
+    Models,
+    best,
+    chosen_in,
+    close,
+    cut,
+    decoded,
+    last_will_pay,
+    places,
+    prompts,
+    run,
+    staged,
+    staying,
+)
+
+# --- what each method keeps -----------------------------------------------------------------------
+
+
+def projected(models: Models, pixels: Tensor) -> Tensor:
+    inner = models.eager.model
+    hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    found: Tensor = inner.multi_modal_projector(hidden)
+    return found
+
+
+def cosines(x: Tensor) -> Tensor:
+    return torch.nn.functional.cosine_similarity(x[:, :, None], x[:, None], dim=3)
+
+
+def diverse(models: Models, pixels: Tensor, count: int) -> Tensor:
+    """One after another, each as far from all before as can be."""
+    chosen = torch.zeros(len(pixels), PATCHES, dtype=torch.bool)
+    for row, distance in zip(chosen, 1 - cosines(projected(models, pixels)), strict=True):
+        others = distance + 9 * torch.eye(PATCHES)
+        row[others.amin(1).argmax()] = True
+        while row.sum() < count:
+            least = distance[row].amin(0)
+            row[least.masked_fill(row, -1).argmax()] = True
+    return chosen
+
+
+def unlike(models: Models, pixels: Tensor, count: int) -> Tensor:
+    alike = cosines(projected(models, pixels)) - 9 * torch.eye(PATCHES)
+    return best(1 - alike.amax(2) - 3e-7 * torch.arange(PATCHES), count)
+
+
+def received(models: Models, pixels: Tensor) -> Tensor:
+    found = models.eager.model.vision_tower(pixels, output_attentions=True).attentions[-2]
+    scores: Tensor = found.mean(1).sum(1)[:, 1:]
+    return scores
+
+
+def focal(models: Models, pixels: Tensor, count: int) -> Tensor:
+    return best(received(models, pixels), count)
+
+
+def focal_rows(models: Models, pixels: Tensor, count: int) -> Tensor:
+    rows = received(models, pixels).reshape(-1, 4, 4).sum(2)
+    return best(rows, count // 4).repeat_interleave(4, 1)
+
+
+KEPT: dict[str, Callable[[Models, Tensor, int], Tensor]] = {
+    "diverse": diverse, "similarity": unlike, "fopru": focal, "fopru{strategy=row}": focal_rows,
+}  # fmt: skip
+
+
+def with_keep(name: str, count: int) -> str:
+    return f"{name[:-1]} keep={count}}}" if name.endswith("}") else f"{name}{{keep={count}}}"
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_what_is_kept_equals_a_boolean_mask(models: Models, name: str) -> None:
+    """On 200 images, and what the text says then."""
+    for kind, graph in models.plain.items():
+        view = gw.optimize(graph, with_keep(name, 8), samples=[prompts(3)]).graph
+        for seed in range(5 if kind == "fx" else 1):
+            batch = prompts(40, seed)
+            with torch.no_grad():
+                wanted = KEPT[name](models, batch["pixel_values"], 8)
+                expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
+            found = places(wanted)
+            if "row" in name:
+                found = found[:, ::4] // 4
+            assert torch.equal(chosen_in(view, batch), found)
+            kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+            close(sweep(view, batch)["logits"], expected, kept)
+
+
+# --- merging --------------------------------------------------------------------------------------
+
+
+def test_dropped_tokens_go_into_their_nearest(models: Models) -> None:
+    batch = prompts(20, 4)
+    with torch.no_grad():
+        x = projected(models, batch["pixel_values"])
+        wanted = unlike(models, batch["pixel_values"], 5)
+        rows = [[] for _ in x]
+        for row, alike, chosen in zip(rows, cosines(x), wanted, strict=True):
+            kept = chosen.nonzero().squeeze(1)
+            home = kept[alike[:, kept].argmax(1)]
+            row += [home == i for i in range(PATCHES)]
+        merged = torch.stack([
+            torch.stack([v[m].mean(0) if m.any() else v[0] for m in row])
+            for v, row in zip(x, rows, strict=True)
+        ])  # fmt: skip
+        expected = spoken(models, batch, merged, wanted)
+    kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+    for graph in models.plain.values():
+        recipe = "similarity{keep=5 merge=true}"
+        view = gw.optimize(graph, recipe, samples=[prompts(3)]).graph
+        close(sweep(view, batch)["logits"], expected, kept)
+
+
+def spoken(models: Models, batch: Batch, features: Tensor, wanted: Tensor) -> Tensor:
+    """Logits of a text that reads features which are projected already."""
+    projector = models.eager.model.multi_modal_projector
+    forward, projector.forward = projector.forward, lambda x: x
+    try:
+        logits, _ = run(
+            models.eager, batch, layer=0, chosen=wanted, renumber=True, features=features
+        )
+    finally:
+        projector.forward = forward
+    return logits
+
+
+def paired(x: Tensor, count: int) -> tuple[Tensor, list[int]]:
+    """Even rows go into the odd ones most like them until ``count`` are left, in raster order."""
+    rows = [([i], v) for i, v in enumerate(x)]
+    while len(rows) > count:
+        vectors = torch.stack([v for _, v in rows])
+        alike = cosines(vectors[None])[0]
+        odd = range(1, len(rows), 2)
+        pairs = [(max(odd, key=lambda j: float(alike[i, j])), i) for i in range(0, len(rows), 2)]
+        pairs.sort(key=lambda pair: -float(alike[pair[1], pair[0]]))
+        gone = {i: j for j, i in pairs[: min(len(rows) // 2, len(rows) - count)]}
+        order = [i for i in range(0, len(rows), 2) if i not in gone] + list(odd)
+        groups = [[i, *(s for s, j in gone.items() if j == i)] for i in order]
+        rows = [
+            ([rows[g[0]][0][0]], torch.stack([rows[i][1] for i in g]).mean(0)) for g in groups
+        ]
+    rows.sort(key=lambda row: row[0])
+    return torch.stack([v for _, v in rows]), [i for (i,), _ in rows]
+
+
+def linked(before: Tensor, here: Tensor) -> Tensor:
+    """PageRank of AIM; of softmax(logits / .1) is left what the tenth power of softmax leaves."""
+    weights = before**10 / (before**10).sum(3, keepdim=True)
+    start = (before[:, :, -1:] > 0).float()
+    ranked = start / start.sum(3, keepdim=True)
+    for _ in range(5):
+        ranked = ranked @ weights
+    return ranked.square().mean(1).sqrt().squeeze(1)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+def test_aim_merges_and_prunes(models: Models, batch_size: int) -> None:
+    batch = prompts(batch_size, 6)
+    with torch.no_grad():
+        features = torch.zeros(batch_size, PATCHES, 24)
+        wanted = torch.zeros(batch_size, PATCHES, dtype=torch.bool)
+        for row, x in enumerate(projected(models, batch["pixel_values"])):
+            vectors, homes = paired(x, 6)
+            features[row, homes], wanted[row, homes] = vectors, True
+        projector = models.eager.model.multi_modal_projector
+        forward, projector.forward = projector.forward, lambda x: x
+        try:
+            expected, _ = staged(
+                models.eager, batch, {0: wanted, 2: 3, 3: 0}, score=linked, features=features
+            )
+        finally:
+            projector.forward = forward
+    for graph in models.plain.values():
+        recipe = "aim{merge=6 prune_from=1 prune_to=3}"
+        found = gw.optimize(graph, recipe, samples=[prompts(3)])
+        sites = [site.shape for site in found.report.passes[0].result.sites]
+        assert sites == [(16, 6), (6, 3), (3, 0)]
+        actual = sweep(found.graph, batch)["logits"]
+        close(actual[:, -2:], expected[:, -2:])
+
+
+# --- schedules, with a cache ----------------------------------------------------------------------
+
+STEPS = 32
+
+
+def with_past(view: View, prompt: Batch) -> Batch:
+    types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
+    return prompt | empty_past(types, prompt)
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+@pytest.mark.parametrize(
+    ("recipe", "cuts", "renumber"),
+    [
+        ("pyramid-drop", {1: 8, 2: 4, 3: 2}, True),
+        ("pyramid-drop{stages=2 ratio=0.3}", {2: 4}, True),
+        ("visual-exit{layer=1}", {1: 0}, False),
+        ("diverse{keep=5}", {0: 5}, True),
+        ("aim{merge=100% prune_from=1 prune_to=3}", {2: 8, 3: 0}, False),
+    ],
+)
+def test_steps_after_a_prompt_in_stages(
+    models: Models, kind: str, recipe: str, cuts: dict[int, int | Tensor], renumber: bool
+) -> None:
+    """As one forward over prompt and words with the prompt's choices; batches of 1 and 4."""
+    graph = models.cached[kind]
+    view: View | None = None
+    for batch in (4, 1):
+        prompt = prompts(batch, 3)
+        words = torch.randint(1, IMAGE, (batch, STEPS), generator=torch.Generator().manual_seed(1))
+        if view is None:
+            view = gw.optimize(graph, recipe, samples=[with_past(graph, prompt)]).graph
+        score = linked if recipe.startswith("aim") else last_will_pay
+        if 0 in cuts:
+            cuts[0] = diverse(models, prompt["pixel_values"], 5)
+        with torch.no_grad():
+            _, choices = staged(models.eager, prompt, cuts, score=score, renumber=renumber)
+            whole = prompt | {
+                "input_ids": torch.cat([prompt["input_ids"], words], 1),
+                "attention_mask": torch.cat([prompt["attention_mask"], torch.ones_like(words)], 1),
+            }
+            chosen = dict(zip(cuts, choices, strict=True))
+            expected, _ = staged(models.eager, whole, chosen, renumber=renumber)
+        found, lengths = decoded(view, prompt, words)
+        length = prompt["input_ids"].shape[1]
+        left = [length] * LAYERS
+        for block, wanted in chosen.items():
+            left[block:] = [length - PATCHES + int(wanted[0].sum())] * (LAYERS - block)
+        assert lengths == left
+        close(found, expected[:, -STEPS - 1 :])
+
+
+# --- what is exported -----------------------------------------------------------------------------
+
+ALL = (
+    "diverse{keep=4}", "similarity{keep=4 merge=true}", "fopru{keep=4 strategy=row}",
+    "pyramid-drop", "visual-exit{layer=2}", "aim", "tome{r=2}", "vtc-cls{keep=4 layers=2}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", ALL)
+def test_the_onnx_form_has_no_data_dependent_shape(models: Models, recipe: str) -> None:
+    """And gives in ONNX Runtime what the FX graph gives: for a prompt, and for steps after it."""
+    graph = models.cached["fx"]
+    prompt = with_past(graph, prompts(4, 3))
+    view = gw.optimize(graph, recipe, samples=[prompt]).graph
+    onnx = lowered(view)
+    ops = {onnx.native_op(node) for node in onnx.nodes()}
+    assert not ops & {"NonZero", "Loop", "If", "Scan"} and "TopK" in ops | {"TopK"}
+    executable = gw.compile(view, backend="onnxruntime")
+    batch: Batch | None = prompt
+    for _ in range(2):
+        assert batch is not None
+        expected = sweep(view, batch)
+        actual = executable(**batch)
+        for name, value in expected.items():
+            assert actual[name].shape == value.shape, name
+            assert (actual[name] - value).norm() <= 2e-5 * value.norm()
+        batch = next_step(batch, expected)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("recipe", "message"),
+    [
+        ("fopru{keep=6 strategy=row}", "keep=6 is no number of whole rows of 4 patches in each of"),
+        ("fopru{keep=2 strategy=row}", "1 pictures: 4 or 8 is"),
+        ("fopru{keep=8 strategy=column}", "strategy"),
+        ("pyramid-drop{stages=1}", "stages=1 must be at least 2"),
+        ("pyramid-drop{stages=5}", "stages=5: the language model has 4 blocks"),
+        ("pyramid-drop{ratio=0.1}", "ratio=0.1 leaves none of 16 image tokens from block 2 on"),
+        ("pyramid-drop{ratio=1.5}", "must be above 0 and at most 1"),
+        ("visual-exit{layer=0}", "without any layer that sees the image the answer is blind"),
+        ("visual-exit{layer=4}", "the blocks 0 to 3"),
+        ("visual-exit{layer=2},fastv{layer=3 keep=50%}", "0 image tokens"),
+        ("aim{merge=0%}", "merge=0% must be above 0 %"),
+        ("aim{prune_from=3 prune_to=2}", "the second must be a block behind the first"),
+        ("aim{prune_from=3 prune_to=4}", "prune_to=4: the language model has the blocks 0 to"),
+        ("diverse{keep=8},aim", "put aim first in the recipe"),
+        ("diverse{keep=8},similarity{keep=4 merge=true}", "pruned before already"),
+        ("fastv{layer=2 keep=8},fastv{layer=1 keep=4}", "tokens leave behind block 1 already"),
+        ("pyramid-drop,diverse{keep=8}", "put the cut that comes first in the model first"),
+    ],
+)
+def test_bad_options(models: Models, recipe: str, message: str) -> None:
+    with pytest.raises(BadInput, match=re.escape(message)):
+        gw.optimize(models.plain["fx"], recipe, samples=[prompts(2)])
