@@ -27,7 +27,8 @@ STORED, MASKED, COMPENSATED = "stored weights", "masked weights", "compensated l
 CHANGED = "changed weights"
 """What any pass leaves that gives linears other numbers: there is something to compensate."""
 REDEFINED = "another model"
-"""Of a pass that adds what was learned elsewhere: what follows is held against its result."""
+"""Of a pass that adds what was learned elsewhere, or takes heads away: what follows is held against
+its result."""
 TOKENS, BLOCKS = "fewer tokens", "other blocks"
 """What passes leave behind: see ``Pass.provides``."""
 

@@ -31,6 +31,8 @@ _BUILT_IN = {
     "sparse-plus-low-rank": "weights.sparse_plus_low_rank:SparsePlusLowRank",
     "low-rank": "weights.low_rank_pass:LowRank",
     "welore": "weights.welore:WeLore",
+    "flap": "weights.flap:FLAP",
+    "dormant-heads": "weights.dormant_heads:DormantHeads",
     "dare": "weights.dare:Dare",
     "merge": "weights.merge:Merge",
     "adapter": "weights.adapter:Adapter",

@@ -312,6 +312,10 @@ class View(ABC):
         """
 
     @abstractmethod
+    def resize_weight(self, value: Value, weight: Weight) -> None:
+        """As ``set_weight``, with another shape: types follow at the nodes that read it."""
+
+    @abstractmethod
     def drop_unused_weights(self) -> int:
         """Remove weights that nothing uses; the number removed."""
 

@@ -260,6 +260,14 @@ class FxEditor(FxReader):
         self.edits += 1
         self._weights[value.meta["weight"]] = weight
 
+    def resize_weight(self, value: FxNode, weight: Weight) -> None:
+        self.edits += 1
+        with self._fake_mode():
+            value.meta["val"] = torch.empty(weight.shape, dtype=weight.dtype)
+        self._weights[value.meta["weight"]] = weight
+        self._by_key[weight.key] = value
+        self.refresh_types(list(value.users))
+
     def drop_unused_weights(self) -> int:
         dead = [n for n in self._placeholders if "weight" in n.meta and not n.users]
         for node in dead:

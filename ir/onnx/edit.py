@@ -8,7 +8,7 @@ import onnx_ir
 
 from ..core.errors import InvalidGraph, Refusal
 from ..core.tensors import tensor_of
-from ..core.types import UNKNOWN_DIM, agree, substitute, unify
+from ..core.types import UNKNOWN_DIM, Type, agree, substitute, unify
 from ..core.weights import Weight
 from .insert import OnnxInserter
 from .parts import Operand, is_used, set_type
@@ -92,6 +92,13 @@ class OnnxEditor(OnnxInserter):
             raise InvalidGraph(f"{value.name}: {weight} cannot stand for {old}")
         self.edits += 1
         value.const_value = tensor_of(weight, str(value.name))
+
+    def resize_weight(self, value: onnx_ir.Value, weight: Weight) -> None:
+        self.edits += 1
+        value.const_value = tensor_of(weight, str(value.name))
+        self._handles.pop(value, None)
+        set_type(value, Type(weight.dtype, weight.shape))
+        self.refresh_types(self._owners.get(node.graph, node) for node, _ in value.uses())
 
     def drop_unused_weights(self) -> int:
         graph = self.model.graph

@@ -1,0 +1,184 @@
+"""``flap``: heads and units whose inputs hardly vary go; their mean stays as a bias."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from ...ir.core.errors import BadInput
+from ...ir.run.statistics import Gram, Mean, Square, Stat, Statistics
+from ..base import REDEFINED, STORED, Context, Needs, Pass, PassResult
+from ..linear_pass import weight_of
+from .structured import Place, find_places, shrunk_sites, take_away
+
+SHRUNK = "fewer channels"
+DAMPING = 1e-2
+"""Share of the mean variance that is added to each before covariances are inverted."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FLAP(Pass):
+    """Remove whole heads and feed-forward units whose contribution fluctuates least.
+
+    FLAP (An et al. 2023, arXiv 2312.11983): of input j of the linear that takes them up (``o``,
+    ``down``), ``score_j = Var(x_j) ||W_:,j||^2``, a head's the mean of its inputs'; scores are
+    standardised in each linear and compared over the whole model, and the lowest go until a share
+    ``ratio`` of the weights of all these places is gone. What goes leaves its mean behind: ``b +=
+    sum_j W_:,j mu_j``. With ``repair=regression`` (not the paper's) the inputs that stay predict
+    what goes: ``W_K += W_R C_RK (C_KK + damping)^-1`` of their covariance, and the bias is of what
+    is left. ``repair=none`` leaves the bias as it is. Heads that share keys go together; at least
+    one head and one unit stay in each place. ``parts`` are ``heads``, ``units`` or both. (The
+    published code squares the scores of ``o``; the paper and this do not.)
+
+    A graph with a key-value cache keeps its heads: the cache would change its shape; ``--no-cache``
+    makes one without. What the passes behind compensate is the gap to the smaller model. Needs
+    calibration data.
+    """
+
+    name: ClassVar[str] = "flap"
+    exact: ClassVar[bool] = False
+    provides: ClassVar[tuple[str, ...]] = (SHRUNK, REDEFINED)
+    excludes: ClassVar[tuple[str, ...]] = (STORED,)
+    ratio: float = 0.2
+    parts: tuple[str, ...] = ("heads", "units")
+    repair: Literal["bias", "regression", "none"] = "bias"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.ratio < 1:
+            raise BadInput(f"flap: ratio={self.ratio} must be above 0 and below 1")
+        unknown = [part for part in self.parts if part not in ("heads", "units")]
+        if unknown or not self.parts:
+            raise BadInput(f"flap: parts={' '.join(self.parts)} are heads, units or both")
+
+    def requires(self) -> Needs:
+        second = "gram" if self.repair == "regression" else "square"
+        stats = (Stat("mean", at="linear"), Stat(second, at="linear"))
+        return replace(self.needs, stats=stats)
+
+    def run(self, context: Context) -> PassResult:
+        result = PassResult()
+        places = find_places(context, result, self.parts)
+        if not places:
+            return result
+        scores = self._learned(context, places, self._scores, "scores")
+        kept = chosen(places, {n: f["scores"] for n, f in scores.items()}, self.ratio)
+        made: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        if self.repair != "none":
+
+            def repaired(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
+                return self._repaired(context, place, statistics, kept[place.name])
+
+            shrinking = [p for p in places if len(kept[p.name]) < p.count]
+            found = self._learned(context, shrinking, repaired, "repair")
+            made = {name: (f["sink"], f["bias"]) for name, f in found.items()}
+        take_away(context, kept, places, made, result, self.name)
+        result.notes.append(_said(places, kept))
+        return result
+
+    def plan(self, context: Context) -> PassResult:
+        """What goes is decided by data: the forecast takes the same share of each place."""
+        result = PassResult()
+        for place in find_places(context, result, self.parts):
+            left = max(1, round((1 - self.ratio) * place.count))
+            if left < place.count:
+                result.sites += shrunk_sites(context, place, left)
+        result.notes.append("which heads and units go is decided by the calibration data")
+        return result
+
+    def _learned(
+        self, context: Context, places: Sequence[Place], fit: Any, what: str
+    ) -> dict[str, dict[str, Any]]:
+        """What ``fit`` makes of each place's statistics, by name; remembered, where a run was
+        killed, without sweeping again."""
+        by_name = {place.name: place for place in places}
+        found: dict[str, dict[str, Any]] = {}
+
+        def done(group: tuple[str, ...], statistics: Statistics) -> None:
+            (name,) = group
+            context.progress(f"flap: {name}", len(found), len(places))
+            found[name] = context.once(
+                f"{what} {name}", lambda: fit(context, by_name[name], statistics)
+            )
+
+        groups = [(name,) for name in by_name]
+        if context.remembers(f"swept {what}"):
+            for group in groups:
+                done(group, Statistics())
+            return found
+        assert context.learning is not None
+        context.learning.at_linears(context, self.requires(), groups, done, {})
+        context.once(f"swept {what}", lambda: True)
+        return found
+
+    def _scores(self, context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
+        weight = weight_of(context.view, place.sink).read().double()
+        second = (
+            statistics[Gram].matrix.diagonal().double() if self.repair == "regression"
+            else statistics[Square].total
+        )  # fmt: skip
+        mean = statistics[Mean]
+        variance = (second / mean.count - mean.mean.square()).clamp_min(0)
+        by_column = variance * weight.square().sum(0)
+        return {"scores": by_column.reshape(place.count, place.each).mean(1)}
+
+    def _repaired(
+        self, context: Context, place: Place, statistics: Statistics, kept: Sequence[int]
+    ) -> dict[str, Any]:
+        weight, mean = weight_of(context.view, place.sink).read(), statistics[Mean].mean
+        stays = place.columns(kept)
+        gone = torch.ones(weight.shape[1], dtype=torch.bool)
+        gone[stays] = False
+        wide = weight.double()
+        if self.repair == "bias":
+            return {"sink": None, "bias": wide[:, gone] @ mean[gone]}
+        gram = statistics[Gram]
+        columns = regressed(wide, gram.matrix.double() / gram.count, mean, stays, gone)
+        bias = wide @ mean - columns @ mean[stays]
+        return {"sink": columns.to(weight.dtype), "bias": bias}
+
+
+def regressed(
+    weight: Tensor, second: Tensor, mean: Tensor, stays: Tensor, gone: Tensor
+) -> Tensor:
+    """``W_K + W_R C_RK C_KK^-1`` f64, with C of the second moments and the mean."""
+    covariance = second - mean[:, None] * mean
+    inner = covariance[stays][:, stays]
+    inner = inner + DAMPING * inner.diagonal().mean().clamp_min(1e-30) * torch.eye(len(stays))
+    pull = torch.linalg.solve(inner, covariance[stays][:, gone] @ weight[:, gone].T)
+    return weight[:, stays] + pull.T
+
+
+def chosen(
+    places: Sequence[Place], scores: Mapping[str, Tensor], ratio: float
+) -> dict[str, list[int]]:
+    """Which heads and units stay, ascending, by place: the highest standardised scores, until the
+    rest has a share ``ratio`` of the weights of all places; the highest of each place stays."""
+    total = sum(place.cost * place.count for place in places)
+    entries = []
+    for place in places:
+        own = scores[place.name]
+        spread = float(own.std()) if len(own) > 1 else 0.0
+        level = (own - own.mean()) / spread if spread > 0 else torch.zeros_like(own)
+        best = int(level.argmax())
+        entries += [
+            (float(level[i]), place.name, i, place.cost) for i in range(place.count) if i != best
+        ]
+    gone: dict[str, set[int]] = {place.name: set() for place in places}
+    budget = ratio * total
+    for _, name, i, cost in sorted(entries):
+        if cost / 2 > budget:  # closest to what is asked
+            continue
+        gone[name].add(i)
+        budget -= cost
+    return {p.name: [i for i in range(p.count) if i not in gone[p.name]] for p in places}
+
+
+def _said(places: Sequence[Place], kept: Mapping[str, Sequence[int]]) -> str:
+    total = sum(place.cost * place.count for place in places)
+    left = sum(place.cost * len(kept[place.name]) for place in places)
+    return f"{1 - left / total:.1%} of the weights of {len(places)} places are gone"

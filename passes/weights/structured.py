@@ -1,0 +1,141 @@
+"""What the passes that take whole heads and units away share: places, sizes, what stands in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ...ir.core.errors import Refusal
+from ...ir.moves import (
+    Kept,
+    Shrunk,
+    kept_heads,
+    kept_units,
+    reason_against_shrinking,
+    shrink_channels,
+)
+from ...ir.structure.channels import Channels, heads_of, units_of
+from ...ir.structure.recognize import Attention, Linear, Structure
+from ..base import Context, PassResult, Site
+from ..linear_pass import linear_site, weight_of
+
+
+@dataclass(frozen=True)
+class Place:
+    """An attention or a feed-forward from which channels can be taken."""
+
+    kind: Literal["heads", "units"]
+    channels: Channels
+    count: int
+    """Heads of keys, each with its queries; or units."""
+    each: int
+    """Columns of the sink that one of them is."""
+    site: Attention | None = None
+
+    @property
+    def sink(self) -> Linear:
+        return self.channels.sink
+
+    @property
+    def name(self) -> str:
+        return self.sink.name
+
+    @property
+    def cost(self) -> int:
+        """Weights that one of them has, in all linears of the place."""
+        return sum(x.out_features * x.in_features for x in self.linears) // self.count
+
+    @property
+    def linears(self) -> list[Linear]:
+        return [*self.channels.linears.values(), self.sink]
+
+    def columns(self, chosen: Sequence[int]) -> Tensor:
+        """The columns of the sink that belong to some of them."""
+        start = torch.tensor(sorted(chosen), dtype=torch.long) * self.each
+        return (start[:, None] + torch.arange(self.each)).flatten()
+
+    def kept(self, chosen: Sequence[int]) -> Kept:
+        """What the move keeps: of an attention, heads of keys with all their queries."""
+        if self.site is None:
+            return kept_units(self.channels, chosen)
+        assert self.site.heads is not None
+        shared = self.site.heads // self.count
+        return kept_heads(self.channels, [g * shared + i for g in chosen for i in range(shared)])
+
+
+def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> list[Place]:
+    """The places of a graph in its order; those that cannot shrink are refused with reasons."""
+    view, structure = context.view, context.structure
+    order = {node: place for place, node in enumerate(view.nodes())}
+    linears = {linear.name: linear for linear in structure.linears}
+    found: list[Place] = []
+    for site in structure.attentions if "heads" in kinds else ():
+        try:
+            channels = heads_of(view, site, linears, order)
+        except Refusal as refusal:
+            result.refused.append((site.o or view.name(site.node), refusal.reason))
+            continue
+        assert site.kv_heads is not None
+        each = channels.sink.in_features // site.kv_heads
+        found.append(Place("heads", channels, site.kv_heads, each, site))
+    for first, last in _feed_forwards(structure) if "units" in kinds else ():
+        try:
+            channels = units_of(view, first, last, linears, order)
+        except Refusal as refusal:
+            result.refused.append((last.name, refusal.reason))
+            continue
+        found.append(Place("units", channels, last.in_features, 1))
+    places = []
+    for place in sorted(found, key=lambda p: order[p.sink.node]):
+        reason = reason_against_shrinking(view, place.channels)
+        if reason is None:
+            places.append(place)
+        else:
+            result.refused.append((place.name, reason))
+    return places
+
+
+def _feed_forwards(structure: Structure) -> list[tuple[list[Linear], Linear]]:
+    linears = {linear.name: linear for linear in structure.linears}
+    found = []
+    for sub in structure.sub_blocks:
+        by_role: dict[str, Linear] = {linears[name].role: linears[name] for name in sub.linears}
+        first = [by_role[role] for role in ("gate", "up", "fc1") if role in by_role]
+        last = by_role.get("down") or by_role.get("fc2")
+        if first and last is not None:
+            found.append((first, last))
+    return found
+
+
+def take_away(
+    context: Context, kept: Mapping[str, Sequence[int]], places: Sequence[Place],
+    made: Mapping[str, tuple[Tensor | None, Tensor | None]], result: PassResult, rule: str,
+) -> None:  # fmt: skip
+    """Keep of each place those that ``kept`` names; ``made`` are the sink's columns that stay and
+    what is added to its bias, where they are not as they were."""
+    shrunk = []
+    for place in places:
+        if len(kept[place.name]) == place.count:
+            continue
+        sink, bias = made.get(place.name, (None, None))
+        shrunk.append(Shrunk(place.channels, place.kept(kept[place.name]), sink, bias))
+        result.sites += shrunk_sites(context, place, len(kept[place.name]))
+    shrink_channels(context.view, shrunk, spool=context.spool, rule=rule, step=context.step)
+    context.edited()
+
+
+def shrunk_sites(context: Context, place: Place, left: int) -> list[Site]:
+    """A site for each linear of a place of which ``left`` heads or units stay."""
+    sites = []
+    for linear in place.linears:
+        before = weight_of(context.view, linear).nbytes
+        note = f"{left} of {place.count} {_NAMES[place.kind]} stay"
+        sites.append(linear_site(linear, before, before * left // place.count, note=note))
+    return sites
+
+
+_NAMES = {"heads": "heads of keys", "units": "units"}
