@@ -324,3 +324,63 @@ class StreamFit(Statistic):
             sums = self.x + sums[0], self.d + sums[1], self.xx + sums[2], self.xd + sums[3]
         self.x, self.d, self.xx, self.xd = sums
         self.dd += float(added.square().sum())
+
+
+# --- of outliers in a linear's input ---------------------------------------------------------
+
+
+@register
+class Moments(Statistic):
+    """How heavy the tails of a linear's input are.
+
+    ``kurtosis`` is the mean over tokens of ``E[(x - mean)^4] / Var^2 - 3`` over the features: 0 for
+    Gaussian ones. (Outlier-Safe Pre-training, Park et al. 2025, arXiv 2506.19697, cuts it off at 0
+    and does not centre it, which gives 7 for a mean shift of one deviation.) A massive activation
+    is above 100 and above 1000 times the median of its token (Sun et al. 2024, arXiv 2402.17762).
+    """
+
+    name = "moments"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.excess = 0.0
+        self.massive = 0
+        self.squares = torch.zeros(0, dtype=torch.float64)
+        """Sum of x^2, ``[K]`` f64."""
+        self.most = 0.0
+        """The largest magnitude."""
+
+    def add(self, *parts: Tensor) -> None:
+        x = parts[0].double()
+        if not len(x):
+            return
+        centred = x - x.mean(1, keepdim=True)
+        variance = centred.square().mean(1)
+        fourth = centred.pow(4).mean(1)
+        self.excess += float((fourth / variance.square().clamp_min(1e-300) - 3).sum())
+        size = x.abs()
+        median = size.median(1, keepdim=True).values
+        self.massive += int(((size > 100) & (size > 1000 * median)).sum())
+        self.most = max(self.most, float(size.max()))
+        more = x.square().sum(0)
+        self.squares = self.squares + more if self.squares.numel() else more
+
+    @property
+    def kurtosis(self) -> float:
+        return self.excess / max(1, self.count)
+
+    @property
+    def peak(self) -> float:
+        """The largest magnitude over the root mean square."""
+        mean = float(self.squares.sum()) / max(1, self.count * len(self.squares))
+        return self.most / math.sqrt(max(mean, 1e-300))
+
+    @property
+    def top_share(self) -> float:
+        """The share of all energy that the largest feature has."""
+        return float(self.squares.max()) / max(float(self.squares.sum()), 1e-300)
+
+    def outliers(self, times: float = 6.0) -> int:
+        """Features whose root mean square is so many times the median feature's."""
+        size = self.squares.sqrt()
+        return int((size > times * size.median()).sum())

@@ -258,8 +258,8 @@ def _attended(view: View, node: Node, axes: Mapping[Value, _Axes]) -> _Axes:
         raise Refusal("keys are not repeated as queries are grouped")
     if _named([*q[2:], *k[2:], *v[2:]]):
         raise Refusal("heads are told apart by what is within them")
-    for operand in operands[3:]:
-        dims = view.type(operand).shape or () if is_value(operand) else ()
+    for operand in filter(is_value, operands[3:]):
+        dims = view.type(operand).shape or ()
         if len(dims) > 2 and dims[-3] != 1:
             raise Refusal(f"{view.name(operand)} is another mask for each head")
     return (*q[:3], v[3])

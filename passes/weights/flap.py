@@ -150,7 +150,8 @@ def regressed(
     inner = covariance[stays][:, stays]
     inner = inner + DAMPING * inner.diagonal().mean().clamp_min(1e-30) * torch.eye(len(stays))
     pull = torch.linalg.solve(inner, covariance[stays][:, gone] @ weight[:, gone].T)
-    return weight[:, stays] + pull.T
+    made: Tensor = weight[:, stays] + pull.T
+    return made
 
 
 def chosen(

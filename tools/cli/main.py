@@ -161,10 +161,25 @@ def recipes() -> None:
 def inspect(
     model: Model,
     text: Annotated[bool, typer.Option("--text", help="Print the graph as text.")] = False,
+    outliers: Annotated[
+        bool, typer.Option("--outliers", help="Tails of activations, dormant heads, forecasts.")
+    ] = False,
+    calib: Annotated[str, typer.Option("--calib", help="Data for --outliers.")] = "",
+    calib_samples: Annotated[int | None, typer.Option("--calib-samples")] = None,
+    bits: Annotated[int, typer.Option("--bits", min=2, max=8, help="Of the forecast.")] = 4,
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
 ) -> None:
     """Show what is recognised in MODEL: blocks, linears, attention sites."""
+    if outliers or calib:
+        from . import outlook
+
+        if not outliers or not calib:
+            raise BadInput("--outliers needs --calib DATA, and --calib is for --outliers")
+        outlook.print_outliers(
+            _console(), model, calib, samples=calib_samples, bits=bits, trust=trust_remote_code
+        )
+        return
     from . import listing
 
     listing.print_structure(_console(), model, text=text, trust_remote_code=trust_remote_code)

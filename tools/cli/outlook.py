@@ -1,0 +1,55 @@
+"""What ``optimize-model inspect MODEL --calib DATA --outliers`` prints."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ...ir.canonical.families import canonicalize
+from ...ir.load.sources import load
+from ..data import calibration
+from ..run.outliers import DORMANT, GROUP, Outlook, outlook
+
+LONGEST_NAME = 34
+"""Columns that a site's name gets of a narrow terminal, the longest ones folded."""
+
+
+def print_outliers(
+    console: Console, model: str, calib: str, *, samples: int | None, bits: int, trust: bool
+) -> None:
+    """Load, sweep and print. Raises what ``load`` and ``calibration.read`` raise."""
+    view = load(model, trust_remote_code=trust, cache=False)
+    data = calibration.read(calib, view, samples=samples)
+    canonicalize(view)
+    _print(console, model, data.name, outlook(view, data.batches, bits))
+
+
+def _print(console: Console, model: str, data: str, found: Outlook) -> None:
+    console.print(Text(f"{model} on {data}"))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    widest = max(len(site.name) for site in found.sites)
+    table.add_column("input of", overflow="fold", min_width=min(widest, LONGEST_NAME))
+    for name in ("kurtosis", "peak", "outliers", "top", "massive", "dormant", "forecast",
+                 "measured"):  # fmt: skip
+        table.add_column(name, justify="right")
+    for site in found.sites:
+        heads = found.dormant.get(site.name)
+        dormant = "" if heads is None else f"{int((heads >= DORMANT).sum())} of {len(heads)}"
+        table.add_row(
+            Text(site.name), f"{site.kurtosis:.1f}", f"{site.peak:.1f}", str(site.outliers),
+            f"{site.top_share:.1%}", str(site.massive), dormant, f"{site.forecast:.4f}",
+            f"{site.measured:.4f}",
+        )  # fmt: skip
+    console.print(table)
+    console.print(Text(
+        "kurtosis: 0 for Gaussian features; peak: largest magnitude by root mean square; outliers: "
+        "channels six times as large as the median one; top: the largest channel's share of all "
+        "energy; massive: activations above 100 and 1000 times their token's median; dormant: "
+        f"heads that give the first token {DORMANT:.0%} of their attention or more"
+    ))  # fmt: skip
+    console.print(Text(
+        f"forecast, measured: relative error of outputs, weights rounded to {found.bits} bits in "
+        f"groups of {GROUP}; the two agree by a rank correlation of {found.agreement:.2f} over "
+        f"{len(found.sites)} linears"
+    ))  # fmt: skip
