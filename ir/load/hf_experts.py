@@ -98,7 +98,7 @@ def _gated(self: Any, expert: Any, x: torch.Tensor) -> torch.Tensor:
     """An expert that is stored [in, out], gate and up together as its class takes them apart."""
     inner = x @ expert.gate_up_proj
     inner = self._apply_gate(inner + expert.gate_up_proj_bias if self.has_bias else inner)
-    out = inner @ expert.down_proj
+    out: torch.Tensor = inner @ expert.down_proj
     return out + expert.down_proj_bias if self.has_bias else out
 
 

@@ -2,8 +2,8 @@
 
 ``swap`` a linear, ``graft`` a side path, ``bypass`` a block or ``follow`` a path through blocks,
 ``shrink`` a token axis, that of a prompt or that of a tower's pictures, ``shrink_channels`` from
-linears to the next one, ``factorize`` a linear, ``rescale`` what linears read, ``rotate_stream`` and
-``rotate_heads`` into another basis.
+linears to the next one, ``factorize`` a linear, ``rescale`` what linears read, ``rotate_stream``
+and ``rotate_heads`` into another basis.
 """
 
 from .block_path import Path

@@ -54,8 +54,11 @@ class AIM(TokenPass):
     name: ClassVar[str] = "aim"
     positions: ClassVar[Positions] = "kept"
     merge: str = "25%"
+    """Tokens left by merging: a number or a share."""
     prune_from: int = 0
+    """The block before which pruning starts."""
     prune_to: int = 0
+    """The block from which no image token is left."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -35,6 +35,7 @@ class FoPru(ScoredTokens):
     name: ClassVar[str] = "fopru"
     positions: ClassVar[Positions] = "renumbered"
     strategy: Literal["rank", "row"] = "rank"
+    """By tokens, or by whole rows of them."""
 
     def check(self, images: ImageTokens) -> None:
         if images.kept:

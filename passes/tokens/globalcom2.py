@@ -51,7 +51,9 @@ class GlobalCom2(TokenPass):
     name: ClassVar[str] = "globalcom2"
     positions: ClassVar[Positions] = "renumbered"
     ratio: float = 0.25
+    """Share of image tokens to keep."""
     grid: str = ""
+    """Rows x columns of crops, as 2x3."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

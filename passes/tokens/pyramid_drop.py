@@ -30,7 +30,9 @@ class PyramidDrop(TokenPass):
     name: ClassVar[str] = "pyramid-drop"
     positions: ClassVar[Positions] = "renumbered"
     stages: int = 4
+    """Into how many runs of blocks they are cut."""
     ratio: float = 0.5
+    """Share that stays at each cut."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

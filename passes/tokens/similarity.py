@@ -38,6 +38,7 @@ class Similarity(KeepPass):
     name: ClassVar[str] = "similarity"
     positions: ClassVar[Positions] = "renumbered"
     merge: bool = False
+    """Add what leaves to the token most like it."""
 
     def check(self, images: ImageTokens) -> None:
         if images.kept and self.merge:

@@ -114,7 +114,7 @@ class KeepPass(TokenPass):
     """Base of the passes that cut once: ``keep`` is a count, or a share such as ``25%``."""
 
     keep: str
-    """Image tokens to keep: a number, or a share, as 25%."""
+    """Image tokens to keep, as 64 or 25%."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

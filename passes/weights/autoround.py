@@ -46,8 +46,11 @@ class AutoRound(CodedPass):
     needs: ClassVar[Needs] = Needs(calibration=True)
     weights_per_second: ClassVar[float] = 2e3
     symmetric: bool = True
+    """Fix the zero point at the middle; else one a group."""
     steps: int = 200
+    """Of descent, each block."""
     seed: int = 0
+    """Of the batches."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

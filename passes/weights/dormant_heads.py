@@ -37,6 +37,7 @@ class DormantHeads(Pass):
     provides: ClassVar[tuple[str, ...]] = (SHRUNK, REDEFINED)
     excludes: ClassVar[tuple[str, ...]] = (STORED,)
     threshold: float = 0.95
+    """Least mean attention to the first token."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

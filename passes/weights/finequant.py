@@ -36,7 +36,9 @@ class FineQuant(CodedPass, StoringPass):
     weights_per_second: ClassVar[float] = 1e8
     group: int = 64
     symmetric: bool = True
+    """Fix the zero point at the middle; else one a group."""
     alpha: float = 0.08
+    """What halving must take off the ranges."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

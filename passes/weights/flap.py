@@ -44,8 +44,11 @@ class FLAP(Pass):
     provides: ClassVar[tuple[str, ...]] = (SHRUNK, REDEFINED)
     excludes: ClassVar[tuple[str, ...]] = (STORED,)
     ratio: float = 0.2
+    """Share of all heads and units that goes."""
     parts: tuple[str, ...] = ("heads", "units")
+    """What may go."""
     repair: Literal["bias", "regression", "none"] = "bias"
+    """What stands in for what goes."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

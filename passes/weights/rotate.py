@@ -59,8 +59,11 @@ class Rotate(Pass):
     exact: ClassVar[bool] = True
     rebases: ClassVar[bool] = True
     stream: bool = True
+    """Turn the residual stream."""
     heads: bool = True
+    """Turn values and what reads them."""
     seed: int = 0
+    """Of the signs."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -42,8 +42,8 @@ def _facts(manifest: Manifest) -> Iterator[Fact]:
         yield from _named(section, "", entry.model_copy(update={"beside": ""}) if entry else {})
     sizes = manifest.sizes.model_dump(exclude={"tensors"}, exclude_unset=True)
     yield from _named("sizes", "", sizes)
-    for group in manifest.sizes.tensors:
-        yield ("tensors", f"{group.name} {group.dtype}"), group.bytes
+    for part in manifest.sizes.tensors:
+        yield ("tensors", f"{part.name} {part.dtype}"), part.bytes
     yield from _named("structure", "", manifest.structure or {})
     yield from _named("versions", "", manifest.versions)
     for row in manifest.costs.rows if manifest.costs else ():
