@@ -1,0 +1,50 @@
+"""The examples run, and give what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import graphwright as gw
+import pytest
+from graphwright.tools.examples import (
+    any_size,
+    onnx_file,
+    own_pass,
+    pruned_vision,
+    sentence_encoder,
+    text_model,
+)
+from PIL import Image
+
+
+def test_sentence_encoder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sentence_encoder.main(tmp_path / "out")
+    assert (tmp_path / "out" / "modules.json").is_file()
+    assert "sentence_embedding: cosine 0.999" in capsys.readouterr().out
+
+
+def test_text_model(tmp_path: Path) -> None:
+    assert len(text_model.main(tmp_path / "out").split()) > 10
+
+
+def test_pruned_vision(tmp_path: Path) -> None:
+    assert pruned_vision.main(tmp_path / "out") == "1"
+    assert Image.open(tmp_path / "scene.png").size == (96, 96)
+
+
+def test_own_pass() -> None:
+    clip, quantize = own_pass.main().report.passes
+    assert len(clip.result.sites) == len(quantize.result.sites) == 37
+    assert 0.01 < max(site.rel_l2 or 0.0 for site in clip.result.sites) < 0.2
+    with pytest.raises(gw.BadInput, match="sigmas=0 must be above 0"):
+        own_pass.Clip(sigmas=0)
+
+
+def test_onnx_file(tmp_path: Path) -> None:
+    before, after = onnx_file.main(tmp_path / "out")
+    assert after < 0.2 * before
+
+
+def test_any_size(tmp_path: Path) -> None:
+    found = any_size.main(tmp_path / "out")
+    assert len(found) == 3 and sorted(found.values()) == [*found.values()]
