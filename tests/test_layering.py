@@ -51,12 +51,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools/report": {*IR},
     "tools/evaluate": {*IR, "backends", "tools/data", "tools/report"},
     "tools/run": {*IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate"},
+    "tools/formats": {*IR, "passes", "backends", "tools/report"},
     "tools/cli": {
         *IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate", "tools/run",
+        "tools/formats",
     },
     "tools/bench": {
         ".", *IR, *PASSES, "kernels", "backends", "tools/data", "tools/report", "tools/evaluate",
-        "tools/run", "tools/cli",
+        "tools/run", "tools/cli", "tools/formats",
     },
     "tools/examples": set(),
     "tools/zoo": {*IR, "backends", "tools/data", "tools/evaluate"},

@@ -50,7 +50,7 @@ class Worker:
     def __init__(self, name: str, python: str, folder: Path, threads: int) -> None:
         self.name = name
         ours = name == OURS
-        module = ["-m", decode_ours.__name__] if ours else [decode_worker.__file__]
+        module = ["-m", decode_ours.__name__] if ours else ["-P", decode_worker.__file__]
         extra = {} if ours else {"PYTHONPATH": ""}  # a peer's packages are its own
         self._process = subprocess.Popen(
             [python, *module, str(folder), str(threads)], env=environment(threads, extra),

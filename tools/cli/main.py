@@ -29,7 +29,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 COMMANDS = (
     "run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay", "resize",
-    "generate",
+    "generate", "convert",
 )  # fmt: skip
 MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
 LIST_TASKS = "list"
@@ -272,6 +272,20 @@ def resize(
     else:
         said = f"{out}: {done.sizes.artifact_bytes} bytes of {done.sizes.whole_bytes}"
         _console().print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def convert(
+    artifact: Path,
+    to: Annotated[str, typer.Option("--to", help="compressed-tensors, gptq or peft.")],
+    out: Annotated[Path, typer.Option("-o", "--out", "--output", help="A new folder.")],
+    verbose: Verbose = False,
+) -> None:
+    """Write ARTIFACT in another tool's format, with the same numbers."""
+    from ..formats.convert import convert
+
+    for note in convert(artifact, to, out):
+        _console().print(f"{out}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

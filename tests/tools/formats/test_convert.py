@@ -1,0 +1,171 @@
+"""Artifacts in other tools' formats: read back they are the same codes, and compute the same."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.weights import CastWeight
+from graphwright.tools.formats import model_state
+from graphwright.tools.formats.convert import convert
+from safetensors.torch import load_file
+
+IDS = torch.arange(1, 13).reshape(2, 6)
+GIVEN = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small Qwen2 in float32: with biases, and a head that is tied to its table."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("source") / "model"
+    config = transformers.Qwen2Config(
+        vocab_size=1100, hidden_size=64, intermediate_size=96, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    made = transformers.Qwen2ForCausalLM(config)
+    for name, parameter in made.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    made.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def artifacts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The artifact of a recipe, made once."""
+    made: dict[str, Path] = {}
+    graph = gw.load(model)
+
+    def of(recipe: str) -> Path:
+        if recipe not in made:
+            samples = [GIVEN]
+            calibration = [GIVEN] if "eora" in recipe or "drop" in recipe else None
+            result = gw.optimize(graph, recipe, samples=samples, calibration=calibration)
+            out = tmp_path_factory.mktemp("made") / "out"
+            made[recipe] = gw.export(result.graph, out, report=result.report)
+        return made[recipe]
+
+    return of
+
+
+def logits(folder: Path) -> torch.Tensor:
+    run = gw.compile(folder if (folder / "model.onnx").is_file() else gw.load(folder))
+    return run(**GIVEN)["logits"]
+
+
+CASES = [
+    ("gptq", "quantize{bits=4 group=32}", {"bits": 4, "checkpoint_format": "gptq"}),
+    ("gptq", "quantize{bits=3 group=0 symmetric=false}",
+     {"bits": 3, "group_size": -1, "sym": False, "checkpoint_format": "gptq_v2"}),
+    ("compressed-tensors", "quantize{bits=4 group=32}", {"format": "pack-quantized"}),
+    ("compressed-tensors", "quantize{bits=8 group=0 symmetric=false accuracy_level=0}", {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("to", "recipe", "settings"), CASES, ids=lambda v: str(v)[:28])
+def test_what_is_written_is_read_back(
+    to: str, recipe: str, settings: dict[str, Any], artifacts: Any, tmp_path: Path
+) -> None:
+    artifact = artifacts(recipe)
+    assert "14 linears in few bits" in convert(artifact, to, tmp_path / "out")[0]
+    found = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert found["quant_method"] == to and {name: found[name] for name in settings} == settings
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(artifact), rtol=1e-4, atol=1e-5)
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+def test_forms_that_differ(artifacts: Any, tmp_path: Path) -> None:
+    """Each linear's own bits and group, and one that is left whole."""
+    down, rest = "*.layers.1.mlp.down_proj", "*.layers.0.*"
+    recipe = (f"quantize{{bits=8 group=16 include=[{down}] accuracy_level=0}},"
+              f"quantize{{bits=4 group=32 include=[{rest}]}}")  # fmt: skip
+    artifact = artifacts(recipe)
+    for to in ("gptq", "compressed-tensors"):
+        convert(artifact, to, tmp_path / to)
+        torch.testing.assert_close(logits(tmp_path / to), logits(artifact), rtol=1e-4, atol=1e-5)
+        settings = json.loads((tmp_path / to / "config.json").read_text())["quantization_config"]
+        if to == "gptq":
+            pattern = r"+:^model\.layers\.1\.mlp\.down_proj$"
+            assert settings["dynamic"][pattern] == {"bits": 8, "group_size": 16}
+            assert r"-:^model\.layers\.1\.mlp\.up_proj$" in settings["dynamic"]
+        else:
+            assert "model.layers.1.mlp.up_proj" in settings["ignore"]
+            assert "model.layers.0.mlp.up_proj" not in settings["ignore"]
+            assert len(settings["config_groups"]) == 2
+
+
+def test_scales_that_are_rounded_are_told(
+    artifacts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those of an artifact are float16 numbers, in float32 where its runtime wants that."""
+    artifact = artifacts("quantize{bits=8 group=16 include=[*.1.mlp.down_proj]}")
+    for to, name in (("compressed-tensors", "weight_scale"), ("gptq", "scales")):
+        assert len(convert(artifact, to, tmp_path / to)) == 1
+        stored = load_file(tmp_path / to / "model.safetensors")
+        assert stored[f"model.layers.1.mlp.down_proj.{name}"].dtype == torch.float16
+    monkeypatch.setattr(model_state, "narrowed", lambda weight: CastWeight(weight, torch.float32))
+    notes = convert(artifact, "gptq", tmp_path / "rounded")
+    assert notes[1] == "scales of 1 linears rounded to float16, 5e-4 of each at most"
+
+
+def test_paths_become_an_adapter(artifacts: Any, model: Path, tmp_path: Path) -> None:
+    """``W^ + B A`` of every linear, by the adapter's names, is what the artifact computes."""
+    artifact = artifacts("quantize{bits=3 group=32},eora{rank=4}")
+    notes = convert(artifact, "gptq", tmp_path / "out")
+    assert "low-rank paths as a PEFT adapter of rank 4" in notes[1]
+    convert(artifact, "peft", tmp_path / "alone")
+    adapter = load_file(tmp_path / "out/adapter/adapter_model.safetensors")
+    alone = load_file(tmp_path / "alone/adapter_model.safetensors")
+    assert adapter.keys() == alone.keys() and len(adapter) == 28
+    settings = json.loads((tmp_path / "alone/adapter_config.json").read_text())
+    assert settings["r"] == settings["lora_alpha"] == 4 and settings["peft_type"] == "LORA"
+    folded = _folded(tmp_path / "out", adapter, model)
+    torch.testing.assert_close(folded, logits(artifact), rtol=1e-4, atol=1e-5)
+
+
+def _folded(folder: Path, adapter: dict[str, torch.Tensor], model: Path) -> torch.Tensor:
+    """transformers' forward with the dequantized weights and the factors multiplied in."""
+    import transformers
+
+    view = gw.load(folder, cache=False)
+    weights = {view.name(v): view.weight(v) for node in view.nodes() for v in view.operands(node)
+               if v is not None and not isinstance(v, int | float) and view.weight(v) is not None}
+    made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    parameters = dict(made.named_parameters())
+    for key, down in adapter.items():
+        if key.endswith("lora_B.weight"):
+            continue
+        name = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+        up = adapter[key.replace("lora_A", "lora_B")]
+        whole = weights[f"{name}.weight"].read() + up.float() @ down.float()
+        parameters[f"{name}.weight"].data.copy_(whole)
+    with torch.no_grad():
+        return made(**GIVEN).logits
+
+
+def test_what_no_format_holds(artifacts: Any, model: Path, tmp_path: Path) -> None:
+    plain = artifacts("quantize{bits=4 group=32}")
+    for to, artifact, reason in (
+        ("gptq", artifacts("hqq{bits=4 group=32}"), "has real zero points"),
+        ("gptq", artifacts("drop-blocks{count=1},quantize{bits=4 group=32}"), "other blocks"),
+        ("gptq", artifacts("quantize{bits=4 embeddings=8}"), "is stored as embedding_nbit"),
+        ("peft", plain, "has no low-rank path"),
+        ("gguff", plain, "there is no format 'gguff'"),
+        ("gptq", model, "is no artifact"),
+    ):
+        with pytest.raises(BadInput, match=reason):
+            convert(artifact, to, tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+    (tmp_path / "out").mkdir()
+    with pytest.raises(BadInput, match="out exists: give a new folder"):
+        convert(plain, "gptq", tmp_path / "out")

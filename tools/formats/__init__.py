@@ -1,0 +1,1 @@
+"""Files that other tools run, made of artifacts: see ``convert``."""
