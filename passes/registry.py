@@ -32,6 +32,7 @@ _BUILT_IN = {
     "low-rank": "weights.low_rank_pass:LowRank",
     "welore": "weights.welore:WeLore",
     "flap": "weights.flap:FLAP",
+    "ziplm": "weights.ziplm:ZipLM",
     "dormant-heads": "weights.dormant_heads:DormantHeads",
     "dare": "weights.dare:Dare",
     "merge": "weights.merge:Merge",

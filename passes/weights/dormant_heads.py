@@ -17,7 +17,7 @@ from ...ir.run.sweep import Results, sweep_together
 from ..base import REDEFINED, STORED, Context, Needs, Pass, PassResult
 from ..linear_pass import weight_of
 from .flap import SHRUNK
-from .structured import Place, find_places, take_away
+from .structured import Place, find_places, learned, take_away
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,27 +81,13 @@ class DormantHeads(Pass):
     def _biases(
         self, context: Context, places: Sequence[Place], kept: dict[str, list[int]]
     ) -> dict[str, Tensor]:
-        by_name, found = {place.name: place for place in places}, {}
+        def bias(context: Context, place: Place, statistics: Statistics) -> dict[str, Tensor]:
+            mean = statistics[Mean].mean
+            mean[place.columns(kept[place.name])] = 0
+            return {"bias": weight_of(context.view, place.sink).read().double() @ mean}
 
-        def done(group: tuple[str, ...], statistics: Statistics) -> None:
-            place = by_name[group[0]]
-
-            def bias() -> Tensor:
-                mean = statistics[Mean].mean
-                mean[place.columns(kept[place.name])] = 0
-                return weight_of(context.view, place.sink).read().double() @ mean
-
-            found[place.name] = context.once(f"bias {place.name}", bias)
-
-        groups = [(name,) for name in by_name]
-        if context.remembers("swept means"):
-            for group in groups:
-                done(group, Statistics())
-            return found
-        assert context.learning is not None
-        context.learning.at_linears(context, self.requires(), groups, done, {})
-        context.once("swept means", lambda: True)
-        return found
+        found = learned(context, self, places, bias, "means")
+        return {name: fields["bias"] for name, fields in found.items()}
 
 
 def awake(shares: Tensor, groups: int, threshold: float) -> list[int]:

@@ -13,7 +13,7 @@ from ...ir.core.errors import BadInput
 from ...ir.run.statistics import Gram, Mean, Square, Stat, Statistics
 from ..base import REDEFINED, STORED, Context, Needs, Pass, PassResult
 from ..linear_pass import weight_of
-from .structured import Place, find_places, shrunk_sites, take_away
+from .structured import Place, find_places, learned, shrunk_sites, take_away
 
 SHRUNK = "fewer channels"
 DAMPING = 1e-2
@@ -68,7 +68,7 @@ class FLAP(Pass):
         places = find_places(context, result, self.parts)
         if not places:
             return result
-        scores = self._learned(context, places, self._scores, "scores")
+        scores = learned(context, self, places, self._scores, "scores")
         kept = chosen(places, {n: f["scores"] for n, f in scores.items()}, self.ratio)
         made: dict[str, tuple[Tensor | None, Tensor | None]] = {}
         if self.repair != "none":
@@ -77,7 +77,7 @@ class FLAP(Pass):
                 return self._repaired(context, place, statistics, kept[place.name])
 
             shrinking = [p for p in places if len(kept[p.name]) < p.count]
-            found = self._learned(context, shrinking, repaired, "repair")
+            found = learned(context, self, shrinking, repaired, "repair")
             made = {name: (f["sink"], f["bias"]) for name, f in found.items()}
         take_away(context, kept, places, made, result, self.name)
         result.notes.append(_said(places, kept))
@@ -92,31 +92,6 @@ class FLAP(Pass):
                 result.sites += shrunk_sites(context, place, left)
         result.notes.append("which heads and units go is decided by the calibration data")
         return result
-
-    def _learned(
-        self, context: Context, places: Sequence[Place], fit: Any, what: str
-    ) -> dict[str, dict[str, Any]]:
-        """What ``fit`` makes of each place's statistics, by name; remembered, where a run was
-        killed, without sweeping again."""
-        by_name = {place.name: place for place in places}
-        found: dict[str, dict[str, Any]] = {}
-
-        def done(group: tuple[str, ...], statistics: Statistics) -> None:
-            (name,) = group
-            context.progress(f"flap: {name}", len(found), len(places))
-            found[name] = context.once(
-                f"{what} {name}", lambda: fit(context, by_name[name], statistics)
-            )
-
-        groups = [(name,) for name in by_name]
-        if context.remembers(f"swept {what}"):
-            for group in groups:
-                done(group, Statistics())
-            return found
-        assert context.learning is not None
-        context.learning.at_linears(context, self.requires(), groups, done, {})
-        context.once(f"swept {what}", lambda: True)
-        return found
 
     def _scores(self, context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
         weight = weight_of(context.view, place.sink).read().double()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,10 @@ from ...ir.moves import (
     reason_against_shrinking,
     shrink_channels,
 )
+from ...ir.run.statistics import Statistics
 from ...ir.structure.channels import Channels, heads_of, units_of
 from ...ir.structure.recognize import Attention, Linear, Structure
-from ..base import Context, PassResult, Site
+from ..base import Context, Group, Pass, PassResult, Site
 from ..linear_pass import linear_site, weight_of
 
 
@@ -48,6 +49,12 @@ class Place:
     def cost(self) -> int:
         """Weights that one of them has, in all linears of the place."""
         return sum(x.out_features * x.in_features for x in self.linears) // self.count
+
+    @property
+    def signature(self) -> str:
+        """Equal for places that take equally long: the kind, and the sizes of the linears."""
+        sizes = ",".join(f"{x.out_features}x{x.in_features}" for x in self.linears)
+        return f"{self.kind}:{sizes}"
 
     @property
     def linears(self) -> list[Linear]:
@@ -108,6 +115,35 @@ def _feed_forwards(structure: Structure) -> list[tuple[list[Linear], Linear]]:
         last = by_role.get("down") or by_role.get("fc2")
         if first and last is not None:
             found.append((first, last))
+    return found
+
+
+Fit = Callable[[Context, Place, Statistics], dict[str, Any]]
+
+
+def learned(
+    context: Context, pass_: Pass, places: Sequence[Place], fit: Fit, what: str
+) -> dict[str, dict[str, Any]]:
+    """What ``fit`` makes of the statistics at each place's sink, by name; where a run was killed it
+    is remembered, without sweeping again."""
+    by_name = {place.name: place for place in places}
+    found: dict[str, dict[str, Any]] = {}
+
+    def done(group: Group, statistics: Statistics) -> None:
+        (name,) = group
+        context.progress(f"{pass_.name}: {name}", len(found), len(places))
+        found[name] = context.once(
+            f"{what} {name}", lambda: fit(context, by_name[name], statistics)
+        )
+
+    groups: list[Group] = [(name,) for name in by_name]
+    if context.remembers(f"swept {what}"):
+        for group in groups:
+            done(group, Statistics())
+        return found
+    assert context.learning is not None
+    context.learning.at_linears(context, pass_.requires(), groups, done, {})
+    context.once(f"swept {what}", lambda: True)
     return found
 
 

@@ -1,8 +1,8 @@
 """What the methods do to the zoo's models, each beside its baselines.
 
 ``python -m graphwright.tools.bench.method_tables TABLE [--samples N]`` prints one table, of
-``tokens``, ``depth``, ``rank``, ``masks``, ``low-rank`` or ``recipes``. Graphs are judged in ONNX
-Runtime.
+``tokens``, ``depth``, ``rank``, ``masks``, ``low-rank``, ``structure`` or ``recipes``. Graphs are
+judged in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -31,6 +31,15 @@ BITS, RANKS = (4, 3, 2), (8, 16, 32)
 MASKS = ("sparsity=0.5", "sparsity=0.6", "sparsity=0.7", "pattern=2:4")
 MASK_PASSES = ("magnitude", "wanda", "sparsegpt")
 MASK_RANK = 16
+STRUCTURE = {
+    "10%": ("flap{ratio=0.1}", "flap{ratio=0.1 repair=regression}", "ziplm{speedup=1.11}",
+            "drop-blocks{count=1}"),
+    "20%": ("flap{ratio=0.2}", "flap{ratio=0.2 repair=regression}", "ziplm{speedup=1.25}",
+            "drop-blocks{count=2}"),
+    "30%": ("flap{ratio=0.3}", "flap{ratio=0.3 repair=regression}", "ziplm{speedup=1.43}",
+            "drop-blocks{count=3}"),
+}  # fmt: skip
+"""Passes that take about one share of the blocks' weights away; ziplm counts the head's too."""
 SHARES = (0.1, 0.3, 0.5)
 """Of all numbers of the matrices, what goes."""
 LOW_RANK = ("low-rank{{ratio={0} {1}}}", "welore{{target={0} {1}}}",
@@ -150,6 +159,18 @@ def low_rank(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     return "perplexity by ranks, the head left out", columns, rows()
 
 
+def structure(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench("zoo:tiny-llama", "perplexity", samples)
+
+    def rows() -> Rows:
+        yield "0", *[bench.figure(None)] * 4
+        for share, made in STRUCTURE.items():
+            yield share, *(bench.figure(one) for one in made)
+
+    columns = ("weights gone", "flap", "flap, regression", "ziplm", "drop-blocks")
+    return "perplexity by what is taken away", columns, rows()
+
+
 def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
     def rows() -> Rows:
         for name, chosen in RECIPES.items():
@@ -164,7 +185,7 @@ def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
 
 TABLES = {
     "tokens": tokens, "depth": depth, "rank": rank, "masks": masks, "low-rank": low_rank,
-    "recipes": recipes,
+    "structure": structure, "recipes": recipes,
 }  # fmt: skip
 
 
