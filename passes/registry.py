@@ -44,6 +44,7 @@ _BUILT_IN = {
     "fopru": "tokens.fopru:FoPru",
     "pyramid-drop": "tokens.pyramid_drop:PyramidDrop",
     "visual-exit": "tokens.visual_exit:VisualExit",
+    "no-image": "tokens.visual_exit:NoImage",
     "aim": "tokens.aim:AIM",
     "globalcom2": "tokens.globalcom2:GlobalCom2",
     "tome": "tokens.tome:ToMe",

@@ -40,7 +40,9 @@ def lengths(b: Builder, x: Value) -> Value:
 
 
 def directions(b: Builder, x: Value) -> Value:
-    """``x / |x|`` over the last dimension of ``[rows, tokens, width]``; 0 stays 0."""
+    """``x / |x|`` over the last dimension of ``[rows, tokens, width]``, in float32; 0 stays 0."""
+    if b.view.type(x).dtype != torch.float32:
+        x = b.cast(x, dtype=torch.float32)
     return b.div(x, lengths(b, x))
 
 

@@ -101,7 +101,7 @@ class _Cut:
         if traits(op).is_linear or (op in _BY_TOKEN and attrs.get("dims", 1) == 1):
             return axis if axis < rank - 1 else None
         if op == "transpose":
-            perm: tuple[int, ...] = tuple(attrs["perm"])
+            perm: Sequence[int] = attrs["perm"]
             return perm.index(axis)
         if op == "reshape":
             return self._reshaped(first, view.results(node)[0])
@@ -176,9 +176,7 @@ class _Cut:
     def _reshape_anew(self, node: Node, result: Value, axis: int) -> Value:
         """Sizes are constants: that of the token axis is another one now."""
         view = self.view
-        source, *given = view.operands(node)
-        sizes: list[Operand | str] = [*given]
-        assert is_value(source)
+        source, sizes = view.tensor(node), list(view.operands(node)[1:])
         old, shape = (view.type(v).shape or () for v in (source, result))
         for i, dim in enumerate(shape):
             if i == axis:

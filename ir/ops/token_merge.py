@@ -63,7 +63,7 @@ def _record(
 ) -> onnx_ir.Value:
     import onnx_ir as ir
 
-    x, into, weight = (*operands, None)[:3]
+    x, into, weight = [*operands, None][:3]
     assert x is not None and into is not None and x.dtype is not None
     last = constant(tape, [-1])
     given = cast(tape, x, ir.DataType.FLOAT)

@@ -84,6 +84,7 @@ class GlobalCom2(TokenPass):
         crops, patches, each = images.pictures - 1, images.patches, left // images.pictures
         row = attention_row(view, images.attention.node, "first", logits=True)
         b = Builder(view, view.after(view.maker(row)))
+        row = b.cast(row, dtype=torch.float32)
         scores = b.reshape(b.slice(row, 1, END, dim=1), -1, images.pictures, patches)
         thumbnail = b.slice(scores, 0, 1, dim=1)
         own = b.slice(scores, 1, END, dim=1)

@@ -1,8 +1,8 @@
 """What the methods do to the zoo's models, each beside its baselines.
 
 ``python -m graphwright.tools.bench.method_tables TABLE [--samples N]`` prints one table, of
-``tokens``, ``depth``, ``rank``, ``masks``, ``low-rank``, ``structure`` or ``recipes``. Graphs are
-judged in ONNX Runtime.
+``tokens``, ``crops``, ``depth``, ``rank``, ``masks``, ``low-rank``, ``structure`` or ``recipes``.
+Graphs are judged in ONNX Runtime.
 """
 
 from __future__ import annotations
@@ -24,7 +24,16 @@ from ..data import calibration
 from ..evaluate import EvalResult, Subject, evaluate
 
 KEPT = ("100%", "50%", "25%", "12.5%")
-TOKEN_PASSES = ("fastervlm", "fastv{layer=2}", "random-tokens", "uniform-tokens")
+TOKEN_PASSES = (
+    "random-tokens", "uniform-tokens", "fastervlm", "fastervlm{background=damro}",
+    "vtc-cls{layers=5}", "fopru", "diverse", "similarity", "similarity{merge=true}",
+    "fastv{layer=2}",
+)  # fmt: skip
+STAGED = ("aim{merge=KEPT}", "globalcom2{ratio=SHARE}")
+"""Methods whose number of tokens has another name; what they keep, they keep before the text."""
+SCHEDULES = ("pyramid-drop", "visual-exit{layer=2}", "visual-exit{layer=4}", "no-image")
+"""What keeps no share of its own; ``tome`` is among them by its own numbers."""
+MERGES = ("tome{r=5}", "tome{r=10}", "tome{r=20}")
 SCORES = ("influence", "angular", "random")
 MOST_DROPPED = 5
 BITS, RANKS = (4, 3, 2), (8, 16, 32)
@@ -89,13 +98,27 @@ class Bench:
 
 
 def tokens(samples: int | None) -> tuple[str, Sequence[str], Rows]:
-    bench = Bench("zoo:tiny-llava", "vqa", samples)
+    return _pruned("zoo:tiny-llava", samples, (*TOKEN_PASSES, STAGED[0]))
+
+
+def crops(samples: int | None) -> tuple[str, Sequence[str], Rows]:
+    return _pruned("zoo:tiny-llava-next", samples, (*TOKEN_PASSES, *STAGED))
+
+
+def _pruned(
+    name: str, samples: int | None, methods: Sequence[str]
+) -> tuple[str, Sequence[str], Rows]:
+    bench = Bench(name, "vqa", samples)
 
     def rows() -> Rows:
-        for keep in KEPT:
-            yield keep, *(bench.figure(_with_keep(made, keep)) for made in TOKEN_PASSES)
+        yield "source", "100%", bench.figure(None)
+        for method in methods:
+            for keep in KEPT[1:]:
+                yield method, keep, bench.figure(_with_keep(method, keep))
+        for method in (*SCHEDULES, *MERGES):
+            yield method, "", bench.figure(method)
 
-    return "accuracy by image tokens kept", ("keep", *TOKEN_PASSES), rows()
+    return f"right answers of {name}", ("method", "keep", "accuracy"), rows()
 
 
 def depth(samples: int | None) -> tuple[str, Sequence[str], Rows]:
@@ -184,12 +207,15 @@ def recipes(samples: int | None) -> tuple[str, Sequence[str], Rows]:
 
 
 TABLES = {
-    "tokens": tokens, "depth": depth, "rank": rank, "masks": masks, "low-rank": low_rank,
-    "structure": structure, "recipes": recipes,
+    "tokens": tokens, "crops": crops, "depth": depth, "rank": rank, "masks": masks,
+    "low-rank": low_rank, "structure": structure, "recipes": recipes,
 }  # fmt: skip
 
 
 def _with_keep(made: str, keep: str) -> str:
+    if "KEPT" in made or "SHARE" in made:
+        share = float(keep.rstrip("%")) / 100
+        return made.replace("KEPT", keep).replace("SHARE", f"{share:g}")
     return f"{made[:-1]} keep={keep}}}" if made.endswith("}") else f"{made}{{keep={keep}}}"
 
 

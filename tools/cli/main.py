@@ -29,7 +29,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 COMMANDS = (
     "run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay", "resize",
-    "generate", "convert",
+    "generate", "convert", "compare-tokens",
 )  # fmt: skip
 MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
 LIST_TASKS = "list"
@@ -423,6 +423,39 @@ def evaluate(
     wide = [] if interval is None else too_wide(judged, found, interval)
     if wide:
         raise BadInput("\n".join(wide))
+
+
+@app.command("compare-tokens")
+def compare_tokens(
+    model: Model,
+    calib: Annotated[str, typer.Option(metavar="DATA", help="Prompts to compare on.")],
+    keep: Annotated[str, typer.Option(help="Shares of image tokens.")] = "50%,25%,12%",
+    task: Annotated[str, typer.Option("--eval", help="vqa: judge by right answers.")] = "",
+    samples: Annotated[int | None, typer.Option(help="Prompts, or questions of vqa.")] = None,
+    rounds: Annotated[int, typer.Option(help="Timed rounds of a prompt.")] = 7,
+    as_json: Annotated[bool, typer.Option("--json", help="Print data only, on stdout.")] = False,
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Compare the methods that prune image tokens and fit MODEL: quality, cost, measured prefill.
+
+    Quality is how often the next token is the source's, or with --eval vqa the share of right
+    answers, beside what the model says without the image.
+    """
+    from ..run import comparing_tokens
+    from . import terminal, token_table
+
+    if task not in ("", "vqa"):
+        raise BadInput(f"--eval {task} is unknown here; vqa is what image tokens are judged by")
+    with terminal.Steps(_console(stderr=True), silent=as_json) as steps:
+        found = comparing_tokens.compare(
+            model, calib, [part.strip() for part in keep.split(",")], vqa=bool(task),
+            samples=samples, rounds=rounds, progress=steps, trust_remote_code=trust_remote_code,
+        )  # fmt: skip
+    if as_json:
+        _print_json(found.to_json())
+    else:
+        token_table.print_compared(_console(), found)
 
 
 def _tasks(text: str) -> tuple[str, ...]:

@@ -95,7 +95,7 @@ def test_what_is_kept_equals_a_boolean_mask(models: Models, name: str) -> None:
     for kind, graph in models.plain.items():
         view = gw.optimize(graph, with_keep(name, 8), samples=[prompts(3)]).graph
         for seed in range(5 if kind == "fx" else 1):
-            batch = prompts(40, seed)
+            batch = prompts(40 if kind == "fx" else 8, seed)
             with torch.no_grad():
                 wanted = KEPT[name](models, batch["pixel_values"], 8)
                 expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
@@ -174,8 +174,8 @@ def linked(before: Tensor, here: Tensor) -> Tensor:
     return ranked.square().mean(1).sqrt().squeeze(1)
 
 
-@pytest.mark.parametrize("batch_size", [1, 4])
-def test_aim_merges_and_prunes(models: Models, batch_size: int) -> None:
+def test_aim_merges_and_prunes(models: Models) -> None:
+    batch_size = 4
     batch = prompts(batch_size, 6)
     with torch.no_grad():
         features = torch.zeros(batch_size, PATCHES, 24)
@@ -210,15 +210,14 @@ def with_past(view: View, prompt: Batch) -> Batch:
     return prompt | empty_past(types, prompt)
 
 
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize(
-    ("recipe", "cuts", "renumber"),
+    ("kind", "recipe", "cuts", "renumber"),
     [
-        ("pyramid-drop", {1: 8, 2: 4, 3: 2}, True),
-        ("pyramid-drop{stages=2 ratio=0.3}", {2: 4}, True),
-        ("visual-exit{layer=1}", {1: 0}, False),
-        ("diverse{keep=5}", {0: 5}, True),
-        ("aim{merge=100% prune_from=1 prune_to=3}", {2: 8, 3: 0}, False),
+        ("fx", "pyramid-drop", {1: 8, 2: 4, 3: 2}, True),
+        ("onnx", "pyramid-drop", {1: 8, 2: 4, 3: 2}, True),
+        ("fx", "visual-exit{layer=1}", {1: 0}, False),
+        ("onnx", "diverse{keep=5}", {0: 5}, True),
+        ("onnx", "aim{merge=100% prune_from=1 prune_to=3}", {2: 8, 3: 0}, False),
     ],
 )
 def test_steps_after_a_prompt_in_stages(
@@ -256,7 +255,7 @@ def test_steps_after_a_prompt_in_stages(
 
 ALL = (
     "diverse{keep=4}", "similarity{keep=4 merge=true}", "fopru{keep=4 strategy=row}",
-    "pyramid-drop", "visual-exit{layer=2}", "aim", "tome{r=2}", "vtc-cls{keep=4 layers=2}",
+    "pyramid-drop", "aim", "tome{r=2}",
 )  # fmt: skip
 
 
@@ -268,7 +267,7 @@ def test_the_onnx_form_has_no_data_dependent_shape(models: Models, recipe: str) 
     view = gw.optimize(graph, recipe, samples=[prompt]).graph
     onnx = lowered(view)
     ops = {onnx.native_op(node) for node in onnx.nodes()}
-    assert not ops & {"NonZero", "Loop", "If", "Scan"} and "TopK" in ops | {"TopK"}
+    assert not ops & {"NonZero", "Loop", "If", "Scan"}
     executable = gw.compile(view, backend="onnxruntime")
     batch: Batch | None = prompt
     for _ in range(2):
@@ -297,6 +296,7 @@ def test_the_onnx_form_has_no_data_dependent_shape(models: Models, recipe: str) 
         ("visual-exit{layer=0}", "without any layer that sees the image the answer is blind"),
         ("visual-exit{layer=4}", "the blocks 0 to 3"),
         ("visual-exit{layer=2},fastv{layer=3 keep=50%}", "0 image tokens"),
+        ("visual-exit{layer=2},visual-exit{layer=3}", "all image tokens left before already"),
         ("aim{merge=0%}", "merge=0% must be above 0 %"),
         ("aim{prune_from=3 prune_to=2}", "the second must be a block behind the first"),
         ("aim{prune_from=3 prune_to=4}", "prune_to=4: the language model has the blocks 0 to"),

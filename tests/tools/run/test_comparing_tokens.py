@@ -1,0 +1,77 @@
+"""``compare-tokens``: what is compared, what is measured, what is said of it."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import graphwright as gw
+import pytest
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.vision import find_image_tokens
+from graphwright.passes.recipe import Recipe
+from graphwright.tools.cli.main import main
+from graphwright.tools.run import comparing_tokens
+from graphwright.tools.run.comparing_tokens import Comparison, Row
+
+
+def test_every_method_is_asked_for_about_the_same_tokens() -> None:
+    view = gw.load("zoo:tiny-llava", cache=False)
+    canonicalize(view)
+    images = find_image_tokens(view, recognize(view))
+    recipes = list(comparing_tokens._recipes(images, ["50%", "25%"]))
+    for _, _, recipe in recipes:
+        Recipe.parse(recipe)
+    named = {(method, keep): recipe for method, keep, recipe in recipes}
+    assert named["diverse", "25%"] == "diverse{keep=36}"
+    assert named["tome", "50%"] == "tome{r=14}"
+    assert named["visual-exit", "50%"] == "visual-exit{layer=3}"
+    ratio = float(re.findall(r"ratio=([\d.]+)", named["pyramid-drop", "50%"])[0])
+    assert sum(ratio**i for i in range(4)) / 4 == pytest.approx(0.5, abs=0.01)
+    assert ("pyramid-drop", "25%") not in named, "four stages keep more than a quarter"
+
+
+def test_a_comparison_as_json(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = [("random-tokens", "9", "random-tokens{keep=9}"), ("no-image", "0%", "no-image"),
+           ("fopru", "9", "fopru{keep=9 strategy=row}")]  # fmt: skip
+    monkeypatch.setattr(comparing_tokens, "_recipes", lambda images, keeps: few)
+    given = ["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
+             "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json"]  # fmt: skip
+    with pytest.raises(SystemExit) as ended:
+        main(given)
+    assert ended.value.code == 0
+    found = json.loads(capsys.readouterr().out)
+    source, random, blind = found["rows"]
+    assert [r["tokens"] for r in found["rows"]] == [[144], [144, 9], [144, 0]]
+    assert source["macs"] > random["macs"] > blind["macs"]
+    assert source["quality"] > blind["quality"]
+    assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in found["rows"])
+    assert all(row["prefill_ms"] > 0 for row in found["rows"])
+    assert [recipe for recipe, _ in found["refused"]] == ["fopru{keep=9 strategy=row}"]
+    assert "no number of whole rows of 12" in found["refused"][0][1]
+    assert found["notes"][0].startswith("without the image: ")
+
+
+def test_what_does_not_beat_random_tokens_is_said() -> None:
+    def row(method: str, quality: float, low: float, keep: str = "25%") -> Row:
+        return Row(method, keep, "", (), 1, 1, quality, (low, 1.0), 1.0)
+
+    made = Comparison("m", "q", 10, [
+        row("source", 0.9, 0.8, ""), row("random-tokens", 0.6, 0.4), row("good", 0.8, 0.7),
+        row("weak", 0.8, 0.5), row("no-image", 0.5, 0.3, "0%"),
+    ])  # fmt: skip
+    comparing_tokens._warn(made)
+    assert [r.method for r in made.rows if r.warning] == ["weak"]
+    assert "56% of the source's" in made.notes[0] and "need no image" in made.notes[0]
+
+
+def test_a_model_of_text_alone_and_bad_options() -> None:
+    with pytest.raises(BadInput, match="it takes no images: compare-tokens is for vision"):
+        comparing_tokens.compare(
+            "zoo:tiny-llama", "zoo:tiny-llama", ["50%"], vqa=False, samples=2, rounds=1,
+            progress=lambda *_: None,
+        )  # fmt: skip

@@ -1,0 +1,248 @@
+"""``optimize-model compare-tokens``: the methods that prune image tokens side by side."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from ...backends import compile as compile_model
+from ...ir.canonical.families import canonicalize
+from ...ir.core.errors import BadInput, Refusal
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...ir.structure.costs import graph_costs, sample_sizes
+from ...ir.structure.recognize import recognize
+from ...ir.structure.vision import ImageTokens, find_image_tokens
+from ...passes.manager import optimize
+from ...passes.tokens.token_pass import counted
+from ..data import calibration
+from ..evaluate import Subject, evaluate
+from ..evaluate.stats import Interval, wilson
+
+Progress = Callable[[str, int, int], None]
+BASELINE, BLIND = "random-tokens", "no-image"
+PROMPTS = 64
+"""Prompts that methods are compared on where none is said."""
+WARMUPS = 2
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method at one share of image tokens; ``recipe`` is empty for the source."""
+
+    method: str
+    keep: str
+    recipe: str
+    tokens: tuple[int, ...]
+    """Image tokens before the first cut and behind each."""
+    macs: int
+    kv_bytes: int
+    quality: float
+    interval: Interval
+    prefill_ms: float
+    warning: str = ""
+
+
+@dataclass
+class Comparison:
+    """All rows, the source's first, and the methods that do not fit."""
+
+    model: str
+    quality: str
+    """What is measured, in words."""
+    prompts: int
+    rows: list[Row] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compare(
+    model: str, data: str, keeps: Sequence[str], *, vqa: bool, samples: int | None, rounds: int,
+    progress: Progress, trust_remote_code: bool = False,
+) -> Comparison:  # fmt: skip
+    """Prune ``model`` by every method that fits it, at each share of ``keeps``.
+
+    ``data`` are prompts with their images (``--calib``). All graphs run in ONNX Runtime; prefill is
+    the median of ``rounds`` runs of one prompt, all graphs in turns. Raises ``BadInput`` for a
+    model without image tokens and a share that keeps none.
+    """
+    graph = load(model, cache=False, trust_remote_code=trust_remote_code)
+    images = _images(graph)
+    batches = calibration.read(data, graph, samples=samples or PROMPTS).batches
+    judge = _answers(graph, samples) if vqa else _agreement(graph, batches)
+    made = Comparison(model, judge.words, judge.count)
+    views: list[tuple[str, str, str, View, tuple[int, ...]]] = [("source", "", "", graph, ())]
+    recipes = list(_recipes(images, keeps))
+    truth = None
+    for number, (method, keep, recipe) in enumerate(recipes):
+        progress(f"pruning by {method}", number, len(recipes))
+        try:
+            result = optimize(graph, recipe, samples=batches[:1], truth=truth)
+        except BadInput as error:
+            made.refused.append((recipe, str(error)))
+            continue
+        truth = result.truth
+        sites = result.report.passes[0].result.sites
+        tokens = (sites[0].shape[0], *(site.shape[1] for site in sites))
+        views.append((method, keep, recipe, result.graph, tokens))
+    runs = [compile_model(view, backend="onnxruntime") for *_, view, _ in views]
+    times = _times(runs, _one(batches[0]), rounds, progress)
+    for (method, keep, recipe, view, tokens), taken in zip(views, times, strict=True):
+        progress(f"judging {method}", len(made.rows), len(views))
+        right, count = judge(view)
+        raised = view.copy()
+        canonicalize(raised)
+        costs = graph_costs(raised, sample_sizes(raised, _one(batches[0])))
+        made.rows.append(Row(
+            method, keep, recipe, tokens or (images.count,), costs.macs or 0, costs.kv_bytes or 0,
+            right / count, wilson(right, count), taken,
+        ))  # fmt: skip
+    _warn(made)
+    return made
+
+
+# --- which methods -------------------------------------------------------------------------------
+
+
+def _images(graph: View) -> ImageTokens:
+    view = graph.copy()
+    canonicalize(view)
+    try:
+        return find_image_tokens(view, recognize(view))
+    except Refusal as refusal:
+        raise BadInput(
+            f"{refusal}: compare-tokens is for vision-language models, of which the tower, the "
+            "projector and the language model are in one graph"
+        ) from None
+
+
+def _recipes(images: ImageTokens, keeps: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Method, share and recipe; every share is of the image tokens that a block sees on average."""
+    blocks, tower = len(images.language), len(images.tower)
+    layers = min(7, tower)
+    once = (
+        BASELINE, "uniform-tokens", "fastervlm", f"vtc-cls{{layers={layers}}}", "fopru", "diverse",
+        "similarity", "similarity{merge=true}", "fastv{layer=1}",
+    )  # fmt: skip
+    for keep in keeps:
+        left = counted("compare-tokens", keep, images.count, "keep")
+        left = max(images.pictures, left - left % images.pictures)
+        for method in once:
+            yield method, keep, _with(method, f"keep={left}")
+        share = left / images.count
+        if images.pictures > 1:
+            yield "globalcom2", keep, f"globalcom2{{ratio={share:.4g}}}"
+        yield "aim", keep, f"aim{{merge={left}}}"
+        if blocks >= 4 and share > 0.3:
+            yield "pyramid-drop", keep, f"pyramid-drop{{ratio={_ratio(share):.3g}}}"
+        merged = (images.patches - left // images.pictures) // tower
+        if 0 < merged <= left // images.pictures:
+            yield "tome", keep, f"tome{{r={merged}}}"
+        if 0 < round(share * blocks) < blocks:
+            yield "visual-exit", keep, f"visual-exit{{layer={round(share * blocks)}}}"
+    yield BLIND, "0%", BLIND
+
+
+def _with(method: str, option: str) -> str:
+    return f"{method[:-1]} {option}}}" if method.endswith("}") else f"{method}{{{option}}}"
+
+
+def _ratio(share: float) -> float:
+    """The ratio at which four stages keep ``share`` on average: (1 + r + r² + r³) / 4."""
+    low, high = 0.0, 1.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        kept = sum(middle**stage for stage in range(4)) / 4
+        low, high = (middle, high) if kept < share else (low, middle)
+    return low
+
+
+# --- quality, and time ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Judge:
+    words: str
+    count: int
+    right: Callable[[View], tuple[int, int]]
+
+    def __call__(self, view: View) -> tuple[int, int]:
+        return self.right(view)
+
+
+def _agreement(graph: View, batches: Sequence[Mapping[str, torch.Tensor]]) -> _Judge:
+    """How many prompts have the source's next token."""
+
+    def said(view: View) -> list[int]:
+        run = compile_model(view, backend="onnxruntime")
+        return [int(n) for batch in batches for n in run(**batch)["logits"][:, -1].argmax(-1)]
+
+    wanted = said(graph)
+
+    def right(view: View) -> tuple[int, int]:
+        found = said(view)
+        return sum(a == b for a, b in zip(found, wanted, strict=True)), len(wanted)
+
+    return _Judge("prompts whose next token is the source's", len(wanted), right)
+
+
+def _answers(graph: View, samples: int | None) -> _Judge:
+    """How many questions of the task ``vqa`` are answered right."""
+    folder = graph.source.folder
+    count = samples or 500
+
+    def right(view: View) -> tuple[int, int]:
+        subject = Subject.of(view, backend="onnxruntime", tokenizer=folder)
+        found = evaluate(subject, "vqa", samples=count)["vqa"]
+        return round(found.figures["accuracy"] * found.samples), found.samples
+
+    return _Judge("questions answered right", count, right)
+
+
+def _one(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The first prompt of a batch."""
+    return {name: tensor[:1] for name, tensor in batch.items()}
+
+
+def _times(
+    runs: Sequence[Any], prompt: Mapping[str, torch.Tensor], rounds: int, progress: Progress
+) -> list[float]:
+    taken: list[list[float]] = [[] for _ in runs]
+    for number in range(-WARMUPS, rounds):
+        progress("timing", max(0, number), rounds)
+        for run, times in zip(runs, taken, strict=True):
+            started = time.perf_counter()
+            run(**prompt)
+            if number >= 0:
+                times.append(1e3 * (time.perf_counter() - started))
+    return [statistics.median(times) for times in taken]
+
+
+def _warn(made: Comparison) -> None:
+    """Say of each row whether it beats random tokens, and of the blind answers how many are right.
+
+    A method beats random ones where their quality is below its interval.
+    """
+    random = {row.keep: row for row in made.rows if row.method == BASELINE}
+    for place, row in enumerate(made.rows):
+        rival = random.get(row.keep)
+        if rival is None or row.method == BASELINE or row.interval[0] > rival.quality:
+            continue
+        made.rows[place] = Row(**{**asdict(row), "warning": "does not beat random tokens"})
+    source = made.rows[0]
+    blind = next((row for row in made.rows if row.method == BLIND), None)
+    if blind is None or not source.quality:
+        return
+    share = blind.quality / source.quality
+    said = f"without the image: {blind.quality:.3f}, {share:.0%} of the source's"
+    if share > 0.5:
+        said += ". Most points need no image: these prompts say little about image tokens"
+    made.notes.append(said)
