@@ -163,7 +163,7 @@ def _sample(
 
 
 LINEAR_W8A8 = own_op(
-    linear_w8a8, infer=_infer, record=_record, samples=_samples, heavy=True,
+    linear_w8a8, infer=_infer, record=_record, samples=_samples, heavy=True, rounds=True,
     macs=Macs(linear_macs), dense=_dense, stored_linear=lambda attrs: "8 bits, activations too",
     decoders=(StockDecoder("mul", _decode),),
 )  # fmt: skip

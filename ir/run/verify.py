@@ -13,7 +13,7 @@ import torch
 from ..core.errors import InvalidGraph
 from ..core.types import Type, agree
 from ..core.view import NATIVE, Node, Value, View
-from ..vocab import spec
+from ..vocab import spec, traits
 
 EXACT_REL_L2: dict[torch.dtype, float] = {
     torch.float64: 1e-12,
@@ -222,8 +222,9 @@ _ROUNDING = re.compile(r"(?<!De)Quantize(?!d)|QLinear|QGemm|QAttention|Integer")
 def rounds_activations(view: View) -> bool:
     """Whether a node rounds what is computed to 8 bits."""
     return _rounds_natively(view) or any(
-        view.op(node) != NATIVE and view.attrs(node).get("accuracy_level") == 4
+        traits(view.op(node)).rounds or view.attrs(node).get("accuracy_level") == 4
         for node in view.nodes()
+        if view.op(node) != NATIVE
     )
 
 

@@ -99,6 +99,8 @@ class OpSpec:
     """Which operand is a table of rows that ids pick from, the other one of the first two."""
     activation: bool = False
     """A nonlinearity between linears."""
+    rounds: bool = False
+    """It rounds its first operand to 8 bits, whatever its attributes say."""
     macs: Macs | None = None
     dense: Dense | None = None
     """For an op ``x Wᵀ``, with a bias or not: what W is."""
