@@ -79,6 +79,16 @@ def _lower_linear(e: onnx.Lowering) -> onnx_ir.Value:
     return e.add(product, bias[0]) if bias and bias[0] is not None else product
 
 
+def _lower_linear_in_standard_ops(e: onnx.Lowering) -> onnx_ir.Value:
+    """linear(x, w, b) => add(matmul(x, wᵀ), b); a table that is read elsewhere is transposed in the
+    graph."""
+    x, weight, *bias = e.operands
+    shared = _is_read_elsewhere(e, weight)
+    turned = e.transpose(weight, perm=(1, 0)) if shared else _transposed(e, weight)
+    product = e.matmul(x, turned)
+    return e.add(product, bias[0]) if bias and bias[0] is not None else product
+
+
 def _is_read_elsewhere(e: onnx.Lowering, weight: onnx_ir.Value) -> bool:
     """Whether the constant behind a weight has a use that is no linear."""
     view, (stored, cast) = e.view, _stored(e, weight)
@@ -246,7 +256,7 @@ OPS = (
         aten=AtenForm(
             fx.calls(aten.linear.default), (fx.always(fx.plain, aten.linear.default),)
         ),
-        onnx=OnnxForm(lower=_lower_linear),
+        onnx=OnnxForm(lower=_lower_linear, forms={"transpose": _lower_linear_in_standard_ops}),
     ),
     OpSpec(
         name="conv", operands=("x", "weight", "bias?"),

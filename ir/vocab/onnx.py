@@ -9,7 +9,7 @@ ops.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -80,6 +80,8 @@ class OnnxForm:
     decoders: tuple[Decoder, ...] = ()
     lower: Lower | None = None
     """Spells a node of the domain ``graphwright`` out in ops of the vocabulary or of ONNX."""
+    forms: Mapping[str, Lower] = field(default_factory=dict)
+    """Other ways to spell it, by the names by which a target asks for them: see ``targets``."""
 
 
 def always(decode: Decode, *op_types: str) -> Decoder:

@@ -82,6 +82,8 @@ PORTABLE = Target(
     (
         _DIVISION,
         _SHARED,
+        Row("linear", "transpose", "FusedMatMul, which takes a tied head's table as it is stored, "
+            "is ONNX Runtime's own: the table is transposed when the model is loaded"),
         Row("linear_nbit", "dequantize-linear", "blocks of INT4 and INT8 that ONNX Runtime, "
             "OpenVINO and TensorRT read; ONNX Runtime makes its own node of them, which rounds "
             "activations to 8 bits"),

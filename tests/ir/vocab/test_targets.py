@@ -20,7 +20,8 @@ USUAL = {
 def test_rows_name_what_there_is(target: Target) -> None:
     assert len({row.op for row in target.rows}) == len(target.rows)
     for row in target.rows:
-        own = OWN_OPS[row.op].forms if row.op in OWN_OPS else {}
+        native = VOCABULARY[row.op].onnx
+        own = OWN_OPS[row.op].forms if row.op in OWN_OPS else native.forms if native else {}
         assert row.op in VOCABULARY and row.why
         assert row.form in {*own, *FORMS, USUAL.get(row.op)}
 
