@@ -13,6 +13,7 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.run.statistics import Statistics
 from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.verify import rounds_activations
 from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.weights.w8a8 import W8A8
 from torch import Tensor
@@ -38,6 +39,7 @@ def test_sites_bytes_and_outputs(
     assert sizes == {"gate": 40 * 36, "up": 40 * 36, "down": 32 * 44, "head": 17 * 36}
     assert all(0 < (site.rel_l2 or 0) < 0.01 for site in step.result.sites)
     assert 1e-4 < rel(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)) < 0.02
+    assert rounds_activations(result.graph) and not rounds_activations(graph)
     assert {result.graph.op(x.node) for x in recognize(result.graph).linears} == {"linear_w8a8"}
 
 
