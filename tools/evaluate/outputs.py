@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from ...ir.core.errors import BadInput
+from ...ir.run.inputs import sample_inputs
 from ...ir.structure.cache_slots import answers
 from ..data.calibration import read
 from .stats import Interval, bootstrap
@@ -17,7 +18,10 @@ from .subject import Subject
 from .task import EvalResult, Finite, Setting, Task
 
 SAMPLES = 64
+RANDOM_BATCHES = 4
+"""Of what is made up for a graph, whose sizes are those that it is known to take."""
 RANDOM_ROWS, RANDOM_LENGTH = 8, 16
+"""Of what is made up for an executable."""
 Batch = dict[str, torch.Tensor]
 
 
@@ -149,5 +153,8 @@ def _batches(subject: Subject, setting: Setting) -> tuple[list[Batch], str]:
             taken.append(dict(batch))
             count += rows
         return taken, ""
-    made = subject.example(min(wanted, RANDOM_ROWS), min(RANDOM_LENGTH, subject.max_tokens))
-    return [made], "the inputs are random: give some of the model's own with --data"
+    if subject.view is None:
+        made = [subject.example(RANDOM_ROWS, min(RANDOM_LENGTH, subject.max_tokens))]
+    else:
+        made = [sample_inputs(subject.view, seed=seed) for seed in range(RANDOM_BATCHES)]
+    return made, "the inputs are random: give some of the model's own with --data"
