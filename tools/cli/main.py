@@ -277,7 +277,9 @@ def resize(
 @app.command()
 def convert(
     artifact: Path,
-    to: Annotated[str, typer.Option("--to", help="compressed-tensors, gptq or peft.")],
+    to: Annotated[
+        str, typer.Option("--to", help="compressed-tensors, gptq, peft or transformers.js.")
+    ],
     out: Annotated[Path, typer.Option("-o", "--out", "--output", help="A new folder.")],
     verbose: Verbose = False,
 ) -> None:

@@ -15,13 +15,17 @@ from ...passes.registry import pass_class
 from ..report import manifest
 from .peft_adapter import write_adapter
 from .quantized_folder import write_compressed_tensors, write_gptq
+from .transformers_js import write_layout
 
 FORMATS: dict[str, Callable[[Path, Path], list[str]]] = {
     "compressed-tensors": write_compressed_tensors,
     "gptq": write_gptq,
     "peft": write_adapter,
+    "transformers.js": write_layout,
 }
 """What writes each format into an empty folder; what it says of it."""
+GRAPHS = {"transformers.js"}
+"""Those that hold the graph itself, whatever passes made of it."""
 
 
 def convert(artifact: Path, to: str, out: Path) -> list[str]:
@@ -35,7 +39,7 @@ def convert(artifact: Path, to: str, out: Path) -> list[str]:
     if not (artifact / MANIFEST_FILE).is_file():
         raise BadInput(f"{artifact} is no artifact: give the folder that optimize-model wrote")
     check_files(artifact)
-    for step in manifest.load(artifact).passes:
+    for step in () if to in GRAPHS else manifest.load(artifact).passes:
         lost = {TOKENS, BLOCKS} & {*pass_class(step.name).provides}
         if lost:
             raise BadInput(

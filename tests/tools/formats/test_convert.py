@@ -153,6 +153,23 @@ def _folded(folder: Path, adapter: dict[str, torch.Tensor], model: Path) -> torc
         return made(**GIVEN).logits
 
 
+@pytest.mark.parametrize(("recipe", "name", "dtype"), [
+    ("quantize{bits=4 group=32}", "model_q4.onnx", "q4"),
+    ("quantize{bits=8 group=0 symmetric=false accuracy_level=0}", "model_quantized.onnx", "q8"),
+    ("drop-blocks{count=1},quantize{bits=4 group=32}", "model_q4.onnx", "q4"),
+])  # fmt: skip
+def test_the_layout_of_transformers_js(
+    recipe: str, name: str, dtype: str, artifacts: Any, tmp_path: Path
+) -> None:
+    artifact, out = artifacts(recipe), tmp_path / "out"
+    assert convert(artifact, "transformers.js", out) == [f"onnx/{name}, dtype {dtype}"]
+    assert sorted(p.name for p in (out / "onnx").iterdir()) == [name, f"{name}_data"]
+    settings = json.loads((out / "config.json").read_text())["transformers.js_config"]
+    assert settings == {"dtype": dtype, "use_external_data_format": {name: 1}}
+    found = gw.compile(out / "onnx" / name)(**GIVEN)["logits"]
+    assert torch.equal(found, logits(artifact))
+
+
 def test_what_no_format_holds(artifacts: Any, model: Path, tmp_path: Path) -> None:
     plain = artifacts("quantize{bits=4 group=32}")
     for to, artifact, reason in (
