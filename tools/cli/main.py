@@ -435,6 +435,9 @@ def compare_tokens(
     task: Annotated[str, typer.Option("--eval", help="vqa: judge by right answers.")] = "",
     samples: Annotated[int | None, typer.Option(help="Prompts, or questions of vqa.")] = None,
     rounds: Annotated[int, typer.Option(help="Timed rounds of a prompt.")] = 7,
+    picture: Annotated[
+        Path | None, typer.Option(help="SVG of one image with the tokens kept by each method.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print data only, on stdout.")] = False,
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
@@ -453,6 +456,7 @@ def compare_tokens(
         found = comparing_tokens.compare(
             model, calib, [part.strip() for part in keep.split(",")], vqa=bool(task),
             samples=samples, rounds=rounds, progress=steps, trust_remote_code=trust_remote_code,
+            picture=picture,
         )  # fmt: skip
     if as_json:
         _print_json(found.to_json())

@@ -6,6 +6,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from ...passes.tokens.token_pass import counted
 from ..data import calibration
 from ..evaluate import Subject, evaluate
 from ..evaluate.stats import Interval, wilson
+from ..report.token_picture import draw, kept_tokens
 
 Progress = Callable[[str, int, int], None]
 BASELINE, BLIND = "random-tokens", "no-image"
@@ -66,13 +68,14 @@ class Comparison:
 
 def compare(
     model: str, data: str, keeps: Sequence[str], *, vqa: bool, samples: int | None, rounds: int,
-    progress: Progress, trust_remote_code: bool = False,
+    progress: Progress, trust_remote_code: bool = False, picture: Path | None = None,
 ) -> Comparison:  # fmt: skip
     """Prune ``model`` by every method that fits it, at each share of ``keeps``.
 
     ``data`` are prompts with their images (``--calib``). All graphs run in ONNX Runtime; prefill is
-    the median of ``rounds`` runs of one prompt, all graphs in turns. Raises ``BadInput`` for a
-    model without image tokens and a share that keeps none.
+    the median of ``rounds`` runs of one prompt, all graphs in turns. ``picture`` is an SVG to
+    write: that prompt's image with the tokens marked that each method keeps. Raises ``BadInput``
+    for a model without image tokens and a share that keeps none.
     """
     graph = load(model, cache=False, trust_remote_code=trust_remote_code)
     images = _images(graph)
@@ -106,6 +109,12 @@ def compare(
             right / count, wilson(right, count), taken,
         ))  # fmt: skip
     _warn(made)
+    if picture is not None:
+        prompt = _one(batches[0])
+        kept = [entry for method, keep, _, view, _ in views[1:]
+                for entry in kept_tokens(view, prompt, f"{method} at {keep}")]  # fmt: skip
+        picture.write_text(draw(views[-1][3], prompt["pixel_values"][0], kept))
+        made.notes.append(f"kept tokens are marked in {picture}")
     return made
 
 

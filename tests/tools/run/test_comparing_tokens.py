@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import graphwright as gw
 import pytest
@@ -34,13 +35,14 @@ def test_every_method_is_asked_for_about_the_same_tokens() -> None:
 
 
 def test_a_comparison_as_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     few = [("random-tokens", "9", "random-tokens{keep=9}"), ("no-image", "0%", "no-image"),
            ("fopru", "9", "fopru{keep=9 strategy=row}")]  # fmt: skip
     monkeypatch.setattr(comparing_tokens, "_recipes", lambda images, keeps: few)
     given = ["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
-             "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json"]  # fmt: skip
+             "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json",
+             "--picture", str(tmp_path / "kept.svg")]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
         main(given)
     assert ended.value.code == 0
@@ -54,6 +56,9 @@ def test_a_comparison_as_json(
     assert [recipe for recipe, _ in found["refused"]] == ["fopru{keep=9 strategy=row}"]
     assert "no number of whole rows of 12" in found["refused"][0][1]
     assert found["notes"][0].startswith("without the image: ")
+    drawn = (tmp_path / "kept.svg").read_text()
+    assert "random-tokens at 9, from block 0: 9 of 144" in drawn
+    assert drawn.count("<rect") == 144 - 9 + 144
 
 
 def test_what_does_not_beat_random_tokens_is_said() -> None:
