@@ -50,9 +50,7 @@ def test_a_portable_artifact_is_standard_onnx(source: View, tmp_path: Path) -> N
     assert len(found.attentions) == len(known.attentions)
 
 
-def test_a_table_and_its_head_that_are_kept_are_standard_too(
-    source: View, tmp_path: Path
-) -> None:
+def test_a_table_and_its_head_that_are_kept_are_standard_too(source: View, tmp_path: Path) -> None:
     folder = exported(source, "portable", tmp_path, "quantize{bits=4 group=16 embeddings=keep}")
     model = onnx.load(folder / "model.onnx", load_external_data=False)
     assert [o.domain for o in model.opset_import] == [""]
