@@ -2,7 +2,8 @@
 
 Weights have a scale a row, activations one a token, found as the model runs; products are summed in
 int32. The ONNX form is ``MatMulInteger`` between ops of the standard. Measured with ONNX Runtime
-1.31 on one AVX-512 VNNI core, other processes beside it, in ms for 1 / 16 / 128 rows:
+1.31 on one AVX-512 VNNI core, other processes beside it, in ms for 1 / 16 / 128 rows
+(``python -m graphwright.tools.bench.w8a8``):
 
 ===========================  ===========================  ============================
 form                         K x N = 1536 x 384           2048 x 2048

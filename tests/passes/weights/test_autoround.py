@@ -72,7 +72,8 @@ def test_what_is_learned_is_what_is_stored(bits: int, group: int, symmetric: boo
     for _ in range(9):
         rounding.rounded().square().sum().backward()
         rounding.step(0.2)
-    assert float(rounding.moves.abs().max()) <= 0.5 and float(rounding.shrinks.min()) >= 0.5
+    moves, shrinks = (parameter.detach() for parameter in rounding.parameters)
+    assert float(moves.abs().max()) <= 0.5 and float(shrinks.min()) >= 0.5
 
 
 @pytest.mark.parametrize("kind", KINDS)
