@@ -2,20 +2,30 @@
 
 ``format_peer.py FOLDER OUT.npy [ADAPTER]``: transformers with compressed-tensors or gptqmodel as
 the folder's config asks, weights dequantized where the library can do that; with ``ADAPTER`` by
-PEFT on top. The ids are 1 to 24.
+PEFT on top. ``model.gguf`` is read by transformers, and run by llama.cpp (xllamacpp), whose
+log-probabilities behind the last id are written to ``OUT.llama.npy``. The ids are 1 to 24.
 """
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+
+COUNT = 24
 
 
 def main(folder: str, out: str, adapter: str = "") -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
+    if (Path(folder) / "model.gguf").is_file():
+        np.save(f"{out.removesuffix('.npy')}.llama.npy", llama(str(Path(folder) / "model.gguf")))
+        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf",
+                                                     dtype=torch.float32)  # fmt: skip
+        return save(model, out)
     method = getattr(AutoConfig.from_pretrained(folder), "quantization_config", {})
     options = {}
     if method.get("quant_method") == "compressed-tensors":
@@ -25,9 +35,36 @@ def main(folder: str, out: str, adapter: str = "") -> None:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, adapter)
-    ids = torch.arange(1, 25)[None]
+    return save(model, out)
+
+
+def save(model: Any, out: str) -> None:
+    ids = torch.arange(1, COUNT + 1)[None]
     with torch.no_grad():
         np.save(out, model(input_ids=ids).logits.float().numpy())
+
+
+def llama(path: str) -> np.ndarray[Any, Any]:
+    """Log-probabilities of every word, in float32 as far as llama.cpp computes in it."""
+    import xllamacpp as lib
+
+    settings = lib.CommonParams()
+    settings.model.path = path
+    settings.n_ctx = settings.n_batch = 64
+    settings.cpuparams.n_threads = 1
+    settings.warmup = False
+    settings.cache_type_k = settings.cache_type_v = lib.ggml_type.GGML_TYPE_F32
+    settings.flash_attn_type = lib.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+    words = 1 << 17
+    made = lib.Server(settings).handle_completions({
+        "prompt": list(range(1, COUNT + 1)), "n_predict": 1, "temperature": 0, "logprobs": words,
+        "n_probs": words,
+    })  # fmt: skip
+    best = made["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    found = np.full(max(entry["id"] for entry in best) + 1, -np.inf)
+    for entry in best:
+        found[entry["id"]] = entry["logprob"]
+    return found
 
 
 if __name__ == "__main__":

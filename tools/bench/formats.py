@@ -5,9 +5,12 @@ artifact in ONNX Runtime; and those of the folder when it is read back here. An 
 low-rank paths is run with its adapter. The libraries get an environment of their own::
 
     python -m venv PEER
-    PEER/bin/pip install "torch>=2.11,<2.14" transformers compressed-tensors peft accelerate
+    PEER/bin/pip install "torch>=2.11,<2.14" transformers compressed-tensors peft accelerate \\
+        gguf xllamacpp
 
-GPTQ needs gptqmodel and optimum there; where they are missing its row says so.
+llama.cpp rounds the inputs of a quantized linear to 8 bits, which its figure shows; transformers,
+which reads the same file, shows the file. GPTQ needs gptqmodel and optimum there; where they are
+missing its row says so.
 """
 
 from __future__ import annotations
@@ -30,7 +33,7 @@ from ..formats.convert import convert
 from . import format_peer
 from .processes import CommandFailed, environment, measure
 
-FORMATS = ("compressed-tensors", "gptq")
+FORMATS = ("compressed-tensors", "gptq", "gguf")
 
 
 def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
@@ -48,10 +51,16 @@ def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
             adapter = folder / "adapter" if (folder / "adapter").is_dir() else None
             here = "with the adapter, not read here"
             if adapter is None:
-                again = compile(load(folder, dtype=torch.float32))(**given)["logits"].numpy()
-                here = f"{_error(own, again):.1e}"
+                here = _here(own, folder, given)
             table.add_row(name, here, _there(own, folder, adapter, peer))
     return table
+
+
+def _here(own: np.ndarray, folder: Path, given: dict[str, torch.Tensor]) -> str:
+    if not (folder / "config.json").is_file():
+        return "not read here"
+    again = compile(load(folder, dtype=torch.float32))(**given)["logits"].numpy()
+    return f"{_error(own, again):.1e}"
 
 
 def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> str:
@@ -63,7 +72,13 @@ def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> st
         measure(command, environment(None, {"PYTHONPATH": ""}))
     except CommandFailed as error:
         return str(error).strip().splitlines()[-1]
-    return f"{_error(own, np.load(out)):.1e}"
+    found, said = np.load(out), ""
+    llama = out.with_suffix(".llama.npy")
+    if llama.is_file():
+        wanted = torch.log_softmax(torch.from_numpy(own[0, -1]), -1).numpy()
+        gap = np.abs(np.load(llama) - wanted[: len(np.load(llama))])
+        said = f"; llama.cpp's log-probabilities {gap.mean():.1e} off, {gap.max():.1e} at most"
+    return f"{_error(own, found):.1e}{said}"
 
 
 def _error(own: np.ndarray, other: np.ndarray) -> float:

@@ -278,7 +278,8 @@ def resize(
 def convert(
     artifact: Path,
     to: Annotated[
-        str, typer.Option("--to", help="compressed-tensors, gptq, peft or transformers.js.")
+        str,
+        typer.Option("--to", help="compressed-tensors, gptq, gguf, peft or transformers.js."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", "--output", help="A new folder.")],
     verbose: Verbose = False,

@@ -13,12 +13,14 @@ from ...ir.load.intact import check_files
 from ...passes.base import BLOCKS, TOKENS
 from ...passes.registry import pass_class
 from ..report import manifest
+from .gguf_file import write_gguf
 from .peft_adapter import write_adapter
 from .quantized_folder import write_compressed_tensors, write_gptq
 from .transformers_js import write_layout
 
 FORMATS: dict[str, Callable[[Path, Path], list[str]]] = {
     "compressed-tensors": write_compressed_tensors,
+    "gguf": write_gguf,
     "gptq": write_gptq,
     "peft": write_adapter,
     "transformers.js": write_layout,

@@ -1,0 +1,121 @@
+"""GGUF: blocks by the layout's own formula, and a file by the library's reader."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import numpy as np
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.core.weights import MemoryWeight
+from graphwright.ir.ops.pack import n_groups, pack
+from graphwright.tools.formats.convert import convert
+from graphwright.tools.formats.gguf_file import _blocks, _rows
+from graphwright.tools.formats.model_state import PackedLinear, read_state
+
+ROWS, COLUMNS = 12, 64
+
+
+def packed(bits: int, group: int) -> tuple[PackedLinear, torch.Tensor]:
+    """A linear of random symmetric codes, and the matrix that it stands for."""
+    rng = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 1 << bits, (ROWS, COLUMNS), generator=rng, dtype=torch.uint8)
+    groups = n_groups(group, COLUMNS)
+    scales = (torch.rand(ROWS, groups, generator=rng) * 0.05 + 0.01).half()
+    dense = (codes.float() - (1 << (bits - 1))).view(ROWS, groups, -1) * scales.float().unsqueeze(2)
+    stored = MemoryWeight(pack(codes, bits, group)), MemoryWeight(scales), None
+    return PackedLinear("a.q_proj", ROWS, COLUMNS, bits, group, stored), dense.view(ROWS, COLUMNS)
+
+
+def decoded(data: np.ndarray, kind: str) -> torch.Tensor:
+    """Q4_0: the low nibbles are the first half of a block; Q8_0: signed bytes."""
+    size = {"Q4_0": 18, "Q8_0": 34}[kind]
+    blocks = data.reshape(ROWS, -1, size)
+    scale = blocks[..., :2].copy().view(np.float16).astype(np.float32)
+    body = blocks[..., 2:]
+    if kind == "Q4_0":
+        codes = np.concatenate([body & 15, body >> 4], -1).astype(np.float32) - 8
+    else:
+        codes = body.copy().view(np.int8).astype(np.float32)
+    return torch.from_numpy((codes * scale).reshape(ROWS, COLUMNS))
+
+
+@pytest.mark.parametrize(
+    ("bits", "group", "kind"),
+    [(4, 32, "Q4_0"), (4, 0, "Q4_0"), (3, 64, "Q4_0"), (2, 32, "Q4_0"), (8, 32, "Q8_0")],
+)
+def test_blocks_are_the_same_numbers(bits: int, group: int, kind: str) -> None:
+    linear, dense = packed(bits, group)
+    made = _blocks(linear, None)
+    assert made.kind == kind and made.make().shape == made.shape
+    assert torch.equal(decoded(made.make(), kind), dense)
+
+
+def test_heads_of_arch_llama_are_interleaved() -> None:
+    """Row ``2 i + h`` of a head is row ``i`` of its half ``h``; of other linears and archs none
+    moves."""
+    config = {"num_attention_heads": 3, "num_key_value_heads": 1}
+    linear, dense = packed(4, 32)
+    order = _rows("a.q_proj", ROWS, config, "llama")
+    heads = dense.view(3, 2, 2, COLUMNS)
+    wanted = torch.stack([heads[:, h, i] for i in range(2) for h in range(2)], 1)
+    found = decoded(_blocks(linear, order).make(), "Q4_0")
+    assert torch.equal(found, wanted.reshape(ROWS, COLUMNS)) and not torch.equal(found, dense)
+    assert _rows("a.v_proj", ROWS, config, "llama") is None
+    assert _rows("a.q_proj", ROWS, config, "qwen2") is None
+
+
+def test_what_no_block_is_equal_to() -> None:
+    linear, _ = packed(4, 16)
+    with pytest.raises(BadInput, match=r"groups of 16 of 64 columns are no blocks of 32"):
+        _blocks(linear, None)
+    codes, scales, _ = packed(4, 32)[0].stored
+    zeros = MemoryWeight(torch.zeros(ROWS, 1, dtype=torch.uint8))
+    uneven = PackedLinear("b", ROWS, COLUMNS, 4, 32, (codes, scales, zeros))
+    with pytest.raises(BadInput, match="b: Q4_0 and Q8_0 are symmetric"):
+        _blocks(uneven, None)
+
+
+@pytest.fixture(scope="module")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    import transformers
+
+    folder = tmp_path_factory.mktemp("gguf")
+    config = transformers.LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(folder / "source")
+    result = gw.optimize(gw.load(folder / "source"), "quantize{bits=4 group=32}")
+    return gw.export(result.graph, folder / "out", report=result.report)
+
+
+def test_without_the_package(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    with pytest.raises(Missing, match=r"pip install 'graphwright\[gguf\]'"):
+        convert(artifact, "gguf", tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_librarys_reader(artifact: Path, tmp_path: Path) -> None:
+    gguf: Any = pytest.importorskip("gguf")
+    assert convert(artifact, "gguf", tmp_path / "out") == [
+        "model.gguf: 4 tensors F32, 8 tensors Q4_0"
+    ]
+    reader = gguf.GGUFReader(tmp_path / "out/model.gguf")
+    assert reader.fields["llama.attention.head_count_kv"].contents() == 2
+    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    state = read_state(artifact)
+    table = state.whole["model.embed_tokens.weight"].read().numpy()
+    assert np.array_equal(tensors["token_embd.weight"].data, table)
+    found, linear = tensors["blk.0.ffn_down.weight"], state.packed["model.layers.0.mlp.down_proj"]
+    dense = (linear.codes().float() - 8).view(64, 3, 32) * linear.scales().float().unsqueeze(2)
+    made = gguf.quants.dequantize(found.data, found.tensor_type)
+    assert np.array_equal(made, dense.view(64, 96).numpy())
