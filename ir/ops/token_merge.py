@@ -63,7 +63,8 @@ def _record(
 ) -> onnx_ir.Value:
     import onnx_ir as ir
 
-    x, into, weight = [*operands, None][:3]
+    x, into, *weights = operands
+    weight = weights[0] if weights else None
     assert x is not None and into is not None and x.dtype is not None
     last = constant(tape, [-1])
     given = cast(tape, x, ir.DataType.FLOAT)

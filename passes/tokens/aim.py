@@ -41,9 +41,9 @@ class AIM(TokenPass):
     AIM (Zhong et al. 2024, arXiv 2412.03248). Before the language model, in each picture, even
     tokens go into the odd one that is most like them (cosine of the projected features), at most
     half of them at a time, until ``merge`` are left; a group is the unweighted mean of what was
-    merged each time. Block l then starts with ``int(1 - (l - prune_from) / (prune_to -
-    prune_from))`` of these, those with the highest PageRank over the attention of the block before:
-    5 steps at temperature .1, over all tokens, the root of the mean square of the heads. From
+    merged each time. Block l then starts with ``(prune_to - l) / (prune_to - prune_from)`` of
+    these, rounded down: those with the highest PageRank over the attention of the block before, 5
+    steps at temperature .1 over all tokens, the root of the mean square of the heads. From
     ``prune_to`` on there is none. Tokens keep their positions.
 
     ``prune_from`` and ``prune_to`` at 0 are the paper's, 13 and 21 of 32 blocks, of the model's

@@ -210,3 +210,11 @@ output p = %p
     assert sweep(view, given)["p"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
     step = next_step({**given, "position_ids": mask}, {"present.0.key": torch.zeros(2, 1, 4, 2)})
     assert step is not None and step["position_ids"].tolist() == [[2], [4]]
+
+
+def test_the_step_after_a_pruned_prompt_has_the_mask_of_its_cache() -> None:
+    """Image tokens left before the first slot; padding is on the left and stays."""
+    given = {"input_ids": torch.zeros(1, 6, dtype=torch.int64),
+             "attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])}  # fmt: skip
+    step = next_step(given, {"present.0.key": torch.zeros(1, 1, 3, 2)})
+    assert step is not None and step["attention_mask"].tolist() == [[0, 1, 1, 1]]
