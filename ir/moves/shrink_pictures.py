@@ -57,7 +57,7 @@ class _Cut:
                 "number of tokens is needed"
             )
         self.view, self.home, self.first = view, home, first
-        self.tokens, self.left = shapes[0][1], shapes[1][1]
+        self.tokens, self.left = int(shapes[0][1]), int(shapes[1][1])
         self.new: dict[Value, Value] = {value: new}
         """What goes on in the place of each value behind the cut that has a token axis."""
         self.axis: dict[Value, int] = {value: 1}

@@ -34,7 +34,7 @@ def token_merge(
     [B, count, D]. Without ``mean`` it is the sum alone. A row that no token goes into is 0.
     """
     given = x.float()
-    weights = torch.ones(x.shape[:2]) if weight is None else weight.float()
+    weights = torch.ones(x.shape[:2], device=x.device) if weight is None else weight.float()
     places = into.unsqueeze(2)
     zeros = given.new_zeros(x.shape[0], count, x.shape[2])
     total = zeros.scatter_add(1, places.expand_as(given), given * weights.unsqueeze(2))
