@@ -178,14 +178,14 @@ def recognize(view: View) -> Structure:
             nodes[op].append(node)
     sites = sorted((n for op in linear_ops for n in nodes[op]), key=order.__getitem__)
     linears = _linears(view, sites)
-    spine = find_spine(view)
+    attending = (*nodes["sdpa"], *unread_attention(view, nodes["softmax"]))
+    spine = find_spine(view, attending)
     names = {site.node: site.name for site in linears}
     traced = [trace_attention(view, node, names) for node in nodes["sdpa"]]
     places = {n: _sub_block_of(spine, order, n) for n in (*names, *nodes["sdpa"])}
     roles = _roles(view, linears, traced, places, spine)
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
-    attending = (*nodes["sdpa"], *unread_attention(view, nodes["softmax"]))
-    attends = {_sub_block_of(spine, order, n) for n in attending}
+    attends = {_sub_block_of(spine, order, n) for n in attending if not _crosses(view, spine, n)}
     subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places, attends)
     blocks = _blocks(view, subs)
     block_of = {sub.index: block.index for block in blocks for sub in block.sub_blocks}
@@ -256,6 +256,14 @@ def _sub_block_of(spine: Spine, order: dict[Node, int], node: Node) -> int | Non
     if place is None or place >= len(spine.additions) or node in spine.chain:
         return None
     return None if place == 0 and order[node] <= spine.entry else place
+
+
+def _crosses(view: View, spine: Spine, node: Node) -> bool:
+    """Whether attention looks at another stream than its own, whose keys do not come from it."""
+    if node not in spine.position or view.op(node) != "sdpa":
+        return False
+    keys = view.producer(view.tensor(node, 1))
+    return keys is None or keys not in spine.position or keys in spine.besides
 
 
 def _at(table: dict[int, int], place: int | None) -> int | None:

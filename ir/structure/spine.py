@@ -6,7 +6,7 @@ in it is a chain; the chain's additions of two values of the flow are the sub-bl
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 import networkx
@@ -33,20 +33,69 @@ class Spine:
     """Place in graph order of the value that the first addition's branch starts from."""
     forks: tuple[Value, ...] = ()
     """For each addition, the value that its branch and the stream around it both start from."""
+    besides: frozenset[Node] = frozenset()
+    """Nodes between two streams, placed where the later one uses them: what a decoder makes of its
+    encoder's result."""
 
 
 NO_SPINE = Spine(None, (), {}, frozenset(), 0)
 
 
-def find_spine(view: View) -> Spine:
-    """The longest residual spine that starts at an embedding or a floating input."""
+def find_spine(view: View, attending: Collection[Node] = ()) -> Spine:
+    """The longest residual spine that starts at an embedding or a floating input.
+
+    Where another stream joins it that has additions of its own (a decoder that looks at its
+    encoder), or runs beside it with attention of its own (the second tower of CLIP), the spines of
+    both follow each other. ``attending`` are the nodes that attend.
+    """
     graph, order = _flow(view)
-    best = NO_SPINE
-    for start in _starts(view, order):
-        spine = _spine_from(view, graph, order, start)
-        if len(spine.additions) > len(best.additions):
-            best = spine
+    spines = [_spine_from(view, graph, order, start) for start in _starts(view, order)]
+    best = max(spines, key=lambda spine: len(spine.additions), default=NO_SPINE)
+    for other in sorted(spines, key=lambda spine: -len(spine.additions)):
+        joined = _joined(view, order, best, other, attending)
+        if joined is not None:
+            return joined
     return best
+
+
+def _joined(
+    view: View, order: Mapping[Node, int], best: Spine, other: Spine, attending: Collection[Node]
+) -> Spine | None:
+    """Both spines in a row; ``None`` where the other is no stream of its own."""
+    if other.start in best.position or best.start in other.position:
+        return None
+    if not any(n in other.position and n not in best.position for n in attending) or not any(
+        n in best.position and n not in other.position for n in attending
+    ):
+        return None
+    into, back = _reaches(best, other), _reaches(other, best)
+    if into and back:
+        return None
+    first, last = (best, other) if into else (other, best)
+    if not into and not back:
+        first, last = sorted((best, other), key=lambda spine: order[spine.additions[0]])
+    kept = sum(a not in last.position for a in first.additions)
+    if not kept:
+        return None
+    position = {n: place for n, place in first.position.items() if place < kept}
+    position |= {first.additions[kept - 1]: kept}
+    position |= {n: kept + place for n, place in last.position.items()}
+    besides: set[Node] = set()
+    for node in reversed([n for n in order if n in first.position and n not in position]):
+        users = [u for value in view.results(node) for u in view.users(value) if u in position]
+        if users:
+            position[node] = min(position[user] for user in users)
+            besides.add(node)
+    return Spine(
+        first.start, (*first.additions[:kept], *last.additions), position,
+        frozenset(n for n in first.chain | last.chain if n not in besides), first.entry,
+        (*first.forks[:kept], *last.forks), frozenset(besides),
+    )  # fmt: skip
+
+
+def _reaches(spine: Spine, other: Spine) -> bool:
+    """Whether a stream flows into additions that are the other's own."""
+    return any(a in spine.position for a in set(other.additions).difference(spine.additions))
 
 
 def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
