@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from ..structure.cache_slots import PARTS, past_name, present_name
-from .hf_llava import image_features, merge_rows
+from ..structure.cache_slots import PARTS, past_name
+from .hf_llava import image_features, logits_of, merge_rows
 from .hf_model import longest_text
+from .plain_call import cache_of, presents
 
 PAST, SEQ = 3, 2
 """Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
@@ -80,7 +81,9 @@ def why_uncached(model: Any, task: str) -> str:
         return f"{name} does not generate text, so it has no cache to export"
     config = model.config.get_text_config(decoder=True)
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
-    accepted = inspect.signature(type(model).forward).parameters
+    # One with its own head in it, as in BLIP-2, takes the cache.
+    inner = getattr(model, "language_model", model)
+    accepted = inspect.signature(type(inner).forward).parameters
     if not strange and "past_key_values" in accepted:
         return ""
     what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
@@ -96,13 +99,13 @@ def cached_forward(
     for padding on the left; ``past_key_values`` a pair ``[batch, heads, past, head_dim]`` a layer.
     """
     forward = type(self).forward
-    cache = _cache(past_key_values)
+    cache = cache_of(past_key_values)
     accepted = inspect.signature(forward).parameters
     options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "return_dict": True}
     if "position_ids" in accepted:
         options["position_ids"] = _positions(attention_mask, past_key_values)
     output = forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
-    return {"logits": output.logits} | _presents(cache)
+    return {"logits": output.logits} | presents(cache)
 
 
 def cached_llava_forward(
@@ -118,43 +121,16 @@ def cached_llava_forward(
     images of the whole batch, in the order of their placeholders in ``input_ids``, row by row. A
     step that reads no placeholder takes none: with ``images = 0`` the tower costs nothing.
     """
-    inner = self.model
-    words = inner.get_input_embeddings()(input_ids)
+    words = self.get_input_embeddings()(input_ids)
     features = image_features(self, pixel_values)
     merged = merge_rows(words, input_ids == self.config.image_token_id, features)
-    cache = _cache(past_key_values)
-    states = inner.language_model(
-        inputs_embeds=merged,
-        attention_mask=attention_mask,
-        position_ids=_positions(attention_mask, past_key_values),
-        past_key_values=cache,
-        use_cache=True,
-    ).last_hidden_state
-    return {"logits": self.lm_head(states)} | _presents(cache)
+    cache = cache_of(past_key_values)
+    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    options["position_ids"] = _positions(attention_mask, past_key_values)
+    logits = logits_of(self, merged, attention_mask=attention_mask, **options)
+    return {"logits": logits} | presents(cache)
 
 
 def _positions(attention_mask: torch.Tensor, past: Pairs) -> torch.Tensor:
     """Each token's place among the real ones of its row; padding, which nothing reads, has 0."""
     return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past[0][0].shape[2] :]
-
-
-def _cache(past: Pairs) -> Any:
-    """A library's cache that holds these tensors; every layer keeps all that it has seen."""
-    from transformers.cache_utils import DynamicCache, DynamicLayer
-
-    cache = DynamicCache()
-    for keys, values in past:
-        # Filled by hand: `update` would first join the cache to an empty tensor.
-        layer = DynamicLayer()
-        layer.keys, layer.values, layer.is_initialized = keys, values, True
-        layer.dtype, layer.device = keys.dtype, keys.device
-        cache.layers.append(layer)
-    return cache
-
-
-def _presents(cache: Any) -> dict[str, torch.Tensor]:
-    return {
-        present_name(slot, part): tensor
-        for slot, layer in enumerate(cache.layers)
-        for part, tensor in zip(PARTS, (layer.keys, layer.values), strict=True)
-    }

@@ -17,6 +17,7 @@ from ..core.memory import refuse_beyond_memory
 from ..structure.cache_slots import TOKEN_TYPES
 from .hf_llava import crop_count
 from .hf_model import longest_text
+from .hf_pictures import tokens_of
 
 Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Inputs by name, and the dimensions of each that vary."""
@@ -64,10 +65,10 @@ def image_prompt(model: Any) -> tuple[int, ...]:
     token = getattr(model.config, "image_token_id", None)
     if token is None:
         return ()
-    length = getattr(model.config, "image_seq_length", 0)
+    length = tokens_of(model.config)
     longest = longest_text(model.config.get_text_config())
     if longest is not None and length > longest:
-        raise BadInput(f"image_seq_length is {length}, and a text has {longest} tokens at most")
+        raise BadInput(f"an image takes {length} tokens, and a text has {longest} tokens at most")
     return (token,) * length
 
 

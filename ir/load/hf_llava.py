@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from .hf_pictures import FEATURES, RASTERS, crop_grid, projected
+
 
 def llava_forward(
     self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
@@ -21,21 +23,35 @@ def llava_forward(
     ``[batch, 3, height, width]``, or ``[batch, crops, 3, height, width]`` where an image comes as
     several crops, whose features follow each other.
     """
-    inner = self.model
     features = image_features(self, pixel_values)
-    words = inner.get_input_embeddings()(input_ids)
+    words = self.get_input_embeddings()(input_ids)
     merged = merge_features(words, input_ids == self.config.image_token_id, features)
-    states = inner.language_model(
-        inputs_embeds=merged, attention_mask=attention_mask, use_cache=False
-    ).last_hidden_state
-    return {"logits": self.lm_head(states)}
+    return {"logits": logits_of(self, merged, attention_mask=attention_mask, use_cache=False)}
+
+
+def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
+    """``logits`` of a stream ``[batch, seq, width]`` in which images and words are together."""
+    logits: torch.Tensor
+    if hasattr(model, "language_model"):  # one with its own head
+        logits = model.language_model(inputs_embeds=merged, **options).logits
+        return logits
+    text = model.model.text_model if hasattr(model.model, "text_model") else (
+        model.model.language_model
+    )  # fmt: skip
+    logits = model.lm_head(text(inputs_embeds=merged, **options).last_hidden_state)
+    return logits
 
 
 def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
-    """The projector's features, ``[images, tokens, width]``: of an image in crops all of them."""
+    """The features that enter the text, ``[images, tokens, width]``: of an image in crops all of
+    them."""
+    own = FEATURES.get(model.config.model_type)
+    if own is not None:
+        features: torch.Tensor = own(model, pixel_values)
+        return features
     crops = pixel_values.dim() == 5
     pixels = pixel_values.flatten(0, 1) if crops else pixel_values
-    features: torch.Tensor = model.model.multi_modal_projector(_selected(model, pixels))
+    features = projected(model, pixels)
     if not crops:
         return features
     images, count = pixel_values.shape[:2]
@@ -49,6 +65,11 @@ def crop_count(config: Any) -> int:
     It is how a config of transformers' ``LlavaConfig`` can say it; features follow each other
     without any token between.
     """
+    if config.model_type in RASTERS:
+        rows, columns = crop_grid(config)
+        return 1 + rows * columns
+    if config.model_type != "llava":
+        return 1
     vision = getattr(config, "vision_config", None)
     size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
     if not isinstance(size, int) or not isinstance(patch, int):
@@ -56,17 +77,6 @@ def crop_count(config: Any) -> int:
     tokens = (size // patch) ** 2 + (config.vision_feature_select_strategy == "full")
     count, rest = divmod(int(config.image_seq_length), tokens)
     return 1 if rest else max(1, count)
-
-
-def _selected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    """The tower's features as the config selects them, ``[images, tokens, width]``."""
-    config = model.config
-    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states
-    layers = config.vision_feature_layer
-    chosen = [hidden[i] for i in ([layers] if isinstance(layers, int) else layers)]
-    if config.vision_feature_select_strategy == "default":
-        chosen = [state[:, 1:] for state in chosen]
-    return chosen[0] if len(chosen) == 1 else torch.cat(chosen, -1)
 
 
 def merge_features(

@@ -20,10 +20,11 @@ from ..core.weights import Weight
 from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
 from .hf_experts import split_experts
 from .hf_match import match
+from .hf_pictures import FEATURES
 from .quantized_checkpoint import KEYS, quantization_of
 
 _MAKERS = (torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye)
-WITH_IMAGES = ("llava",)
+WITH_IMAGES = ("llava", *FEATURES)
 """Model types that put images into a text and are read."""
 _SMALL_BYTES = 1 << 28
 MOST_LAYERS = 2000
@@ -204,7 +205,8 @@ def _untie(model: torch.nn.Module, name: str) -> None:
 def longest_text(config: Any) -> int | None:
     """Tokens that a text has at most; ``None`` where the config sets no bound, or says -1."""
     longest: int | None = getattr(config, "max_position_embeddings", None)
-    longest = longest or getattr(config, "max_seq_len", None)  # MPT's name of it
+    if longest is None:
+        longest = getattr(config, "max_seq_len", None)  # MPT's name of it
     return None if longest == -1 else longest
 
 

@@ -13,6 +13,7 @@ from ..core.memory import available_bytes
 from ..core.weights import Weight
 from ..structure.cache_slots import PARTS, past_name, present_name
 from .hf_inputs import image_prompt
+from .hf_pictures import as_the_library_takes
 from .original import Call, ModuleOriginal
 
 
@@ -88,7 +89,7 @@ def _takes(function: Any, name: str) -> bool:
 def _call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The library's forward; of its outputs those that are tensors, for a model of images and text
     the logits alone, as its graph has them."""
-    inputs = _with_crops(given)
+    inputs = as_the_library_takes(model, given)
     fixed = {"return_dict": True, "use_cache": False}
     accepted = inspect.signature(model.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
@@ -108,29 +109,24 @@ def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, tor
     """
     from transformers.cache_utils import DynamicCache
 
-    inputs = _with_crops({n: t for n, t in given.items() if not n.startswith("past_key_values.")})
+    plain = {n: t for n, t in given.items() if not n.startswith("past_key_values.")}
+    inputs = as_the_library_takes(model, plain)
     cache = DynamicCache()
     layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
     for layer in layers if past_name(0, PARTS[0]) in given else ():
         cache.update(*(given[past_name(layer, part)] for part in PARTS), layer)
     if "pixel_values" in inputs and not len(inputs["pixel_values"]):
         del inputs["pixel_values"]
+        if model.config.model_type == "blip-2":  # whose forward is for texts with an image alone
+            model = model.language_model
     if _takes(model.forward, "position_ids"):
         places = inputs["attention_mask"].cumsum(-1) - 1
         seq = inputs["input_ids"].shape[1]
         inputs["position_ids"] = places.clamp(min=0)[:, places.shape[1] - seq :]
     output = model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
     presents = {
-        present_name(layer, part): getattr(output.past_key_values.layers[layer], f"{part}s")
+        present_name(layer, part): getattr(cache.layers[layer], f"{part}s")
         for layer in layers
         for part in PARTS
     }
     return {"logits": output.logits} | presents
-
-
-def _with_crops(given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Images in crops as the library takes them: all crops in a row."""
-    pixels = given.get("pixel_values")
-    if pixels is None or pixels.dim() != 5:
-        return dict(given)
-    return {**given, "pixel_values": pixels.flatten(0, 1)}

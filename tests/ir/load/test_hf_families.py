@@ -56,6 +56,14 @@ def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Pa
     assert [seen.what for seen in truth.probes[1:]] == ["a chunk after it", "a step after that"]
 
 
+@pytest.mark.parametrize("name", ["llava-next", "llava-onevision", "smolvlm", "blip-2"])
+def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path) -> None:
+    """Rasters of crops with newlines, shuffled patches, queries; steps without an image."""
+    inputs, truth = checked(name, tmp_path)
+    assert inputs[-1] == "pixel_values"
+    assert [seen.what for seen in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+
+
 def test_what_is_fixed_or_bounded_is_said(tmp_path: Path) -> None:
     save(FAMILIES["mamba"], tmp_path / "mamba")
     view = load(tmp_path / "mamba")
