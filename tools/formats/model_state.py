@@ -18,6 +18,7 @@ from ...ir.load.hf_match import listed
 from ...ir.load.hf_model import build, read_config
 from ...ir.load.side_files import read_json
 from ...ir.load.sources import load
+from ...ir.ops.nbit_weight import NBitForm, NBitWeight
 from ...ir.ops.pack import n_groups, unpack, unpack_zeros
 from ...ir.structure.recognize import Embedding, Linear, recognize
 
@@ -174,12 +175,15 @@ def _operands(view: View, node: Node) -> tuple[Weight | None, Weight | None, Wei
 
 
 def _table(view: View, table: Embedding) -> Weight | None:
+    """The table; one that is stored in few bits as the numbers that it stands for."""
     if view.op(table.node) == "embedding":
         return view.weight(table.weight)
-    raise BadInput(
-        f"{table.name} is stored as {view.op(table.node)}, which only the ONNX artifact holds: "
-        "leave out embeddings="
-    )
+    if view.op(table.node) != "embedding_nbit":
+        raise BadInput(f"{table.name} is stored as {view.op(table.node)}, which is not written")
+    attrs, (codes, scales, zeros) = view.attrs(table.node), _operands(view, table.node)
+    assert codes is not None and scales is not None
+    form = NBitForm(attrs["bits"], attrs["group"], codes, scales, zeros)
+    return NBitWeight(form, (table.rows, table.width))
 
 
 def _constants(view: View) -> Iterator[Value]:

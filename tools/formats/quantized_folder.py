@@ -20,6 +20,7 @@ from ...backends.artifact import SIDE_FILES, copy_side_files
 from ...ir.core.errors import BadInput
 from ...ir.core.weights import Weight
 from ...ir.load.packed_bits import pack_rows
+from ...ir.ops.nbit_weight import NBitWeight
 from . import peft_adapter
 from .model_state import ModelState, PackedLinear, narrowed, read_state
 from .safetensors_file import Entry, write
@@ -59,6 +60,9 @@ def _write(
     described = {**state.config, "quantization_config": settings}
     (out / SIDE_FILES[0]).write_text(json.dumps(described, indent=2) + "\n")
     notes = [f"{len(state.packed)} linears in few bits, {len(state.whole)} tensors whole"]
+    tables = [name for name, weight in state.whole.items() if isinstance(weight, NBitWeight)]
+    if tables:
+        notes.append(f"stored in few bits in the artifact, whole here: {', '.join(tables)}")
     wide = [x for x in state.packed.values() if scales and x.stored[1].dtype != scales]
     if wide:
         notes.append(f"scales of {len(wide)} linears rounded to float16, 5e-4 of each at most")

@@ -64,11 +64,13 @@ def logits(folder: Path) -> torch.Tensor:
 
 
 CASES = [
-    ("gptq", "quantize{bits=4 group=32}", {"bits": 4, "checkpoint_format": "gptq"}),
-    ("gptq", "quantize{bits=3 group=0 symmetric=false}",
+    ("gptq", "quantize{bits=4 group=32 embeddings=keep}", {"bits": 4, "checkpoint_format": "gptq"}),
+    ("gptq", "quantize{bits=3 group=0 symmetric=false embeddings=keep}",
      {"bits": 3, "group_size": -1, "sym": False, "checkpoint_format": "gptq_v2"}),
-    ("compressed-tensors", "quantize{bits=4 group=32}", {"format": "pack-quantized"}),
-    ("compressed-tensors", "quantize{bits=8 group=0 symmetric=false accuracy_level=0}", {}),
+    ("compressed-tensors", "quantize{bits=4 group=32 embeddings=keep}",
+     {"format": "pack-quantized"}),
+    ("compressed-tensors",
+     "quantize{bits=8 group=0 symmetric=false accuracy_level=0 embeddings=keep}", {}),
 ]  # fmt: skip
 
 
@@ -104,6 +106,19 @@ def test_forms_that_differ(artifacts: Any, tmp_path: Path) -> None:
             assert len(settings["config_groups"]) == 2
 
 
+def test_stored_tables_are_whole_numbers_there(artifacts: Any, tmp_path: Path) -> None:
+    """A tied head reads its table's bytes in the artifact, and its numbers in the folder."""
+    artifact = artifacts("quantize{bits=4 group=32 embeddings=8 accuracy_level=0}")
+    notes = convert(artifact, "gptq", tmp_path / "out")
+    told = "stored in few bits in the artifact, whole here: model.embed_tokens.weight"
+    assert told in notes
+    made = load_file(tmp_path / "out/model.safetensors")
+    assert "lm_head.weight" not in made and "lm_head.qweight" not in made
+    torch.testing.assert_close(logits(tmp_path / "out"), logits(artifact), rtol=0.05, atol=0.02)
+    graph = gw.compile(gw.load(artifact), backend="eager")(**GIVEN)
+    torch.testing.assert_close(logits(tmp_path / "out"), graph["logits"], rtol=1e-4, atol=1e-4)
+
+
 def test_scales_that_are_rounded_are_told(
     artifacts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -120,7 +135,7 @@ def test_scales_that_are_rounded_are_told(
 
 def test_paths_become_an_adapter(artifacts: Any, model: Path, tmp_path: Path) -> None:
     """``W^ + B A`` of every linear, by the adapter's names, is what the artifact computes."""
-    artifact = artifacts("quantize{bits=3 group=32},eora{rank=4}")
+    artifact = artifacts("quantize{bits=3 group=32 embeddings=keep},eora{rank=4}")
     notes = convert(artifact, "gptq", tmp_path / "out")
     assert "low-rank paths as a PEFT adapter of rank 4" in notes[1]
     convert(artifact, "peft", tmp_path / "alone")
@@ -175,7 +190,6 @@ def test_what_no_format_holds(artifacts: Any, model: Path, tmp_path: Path) -> No
     for to, artifact, reason in (
         ("gptq", artifacts("hqq{bits=4 group=32}"), "has real zero points"),
         ("gptq", artifacts("drop-blocks{count=1},quantize{bits=4 group=32}"), "other blocks"),
-        ("gptq", artifacts("quantize{bits=4 embeddings=8}"), "is stored as embedding_nbit"),
         ("peft", plain, "has no low-rank path"),
         ("gguff", plain, "there is no format 'gguff'"),
         ("gptq", model, "is no artifact"),
