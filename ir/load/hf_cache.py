@@ -57,10 +57,11 @@ def cached_inputs(
 def _slot_sizes(config: Any) -> tuple[int, tuple[int, int]]:
     """Heads of a layer's cache, and the widths of its keys and of its values."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    if getattr(config, "multi_query", False):
+    # Falcon's newer form repeats its heads before they are cached, whatever multi_query says.
+    if getattr(config, "multi_query", False) and not getattr(
+        config, "new_decoder_architecture", False
+    ):
         heads = 1
-    if getattr(config, "new_decoder_architecture", False):  # Falcon's, whatever multi_query says
-        heads = config.num_kv_heads
     if getattr(config, "kv_lora_rank", None):  # DeepSeek's latent attention (arXiv 2405.04434)
         return 1, (config.kv_lora_rank, config.qk_rope_head_dim)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads

@@ -45,7 +45,7 @@ from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
 from .family_models import FAMILIES, Family
 
-SECONDS = 240
+SECONDS = 150
 """Time that one family may take."""
 BOUND = RUNTIME_REL_L2[torch.float32]
 QUANTIZE = "quantize{bits=8 group=32}"

@@ -263,11 +263,14 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
         "vision_config": _CLIP_VISION | {"num_hidden_layers": 3}, "text_config": _LLAMA,
         "image_token_id": 96, "image_seq_length": 16}, blocks=_BOTH, cache=True),
     "llava-next": Family("LlavaNextForConditionalGeneration", "LlavaNextConfig", {
-        "vision_config": _CLIP_VISION | {"num_hidden_layers": 3}, "text_config": _LLAMA,
+        "vision_config": _CLIP_VISION | {"num_hidden_layers": 3},
+        "text_config": _LLAMA | {"max_position_embeddings": 256},
         "image_token_id": 96, "image_seq_length": 16,
         "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]}, blocks=_BOTH, cache=True),
     "llava-onevision": Family("LlavaOnevisionForConditionalGeneration", "LlavaOnevisionConfig", {
-        "vision_config": _SIGLIP, "text_config": _QWEN, "image_token_id": 96, "video_token_id": 95,
+        "vision_config": _SIGLIP | {"vision_use_head": False},
+        "text_config": _QWEN | {"max_position_embeddings": 256}, "image_token_id": 96,
+        "video_token_id": 95,
         "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]], "vision_feature_layer": -1},
         blocks=_BOTH, cache=True),
     "qwen2-vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", {
