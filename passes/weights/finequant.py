@@ -61,6 +61,8 @@ class FineQuant(CodedPass, StoringPass):
         for group in reversed(GROUPS[1:]):
             if group >= columns or group < self.group or self.group == 0:
                 continue
+            if columns % group and group != self.group:
+                continue  # the codes that pad its last group may take more than smaller groups do
             after = _mean_range(weight, group)
             halvings = math.log2(size / group)
             if not after or (before / after) ** (1 / halvings) <= 1 + self.alpha:

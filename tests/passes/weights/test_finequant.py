@@ -50,6 +50,12 @@ def test_the_rule(weight: Tensor, alpha: float, group: int) -> None:
     assert FineQuant(alpha=alpha, group=16).chosen_group(weight) == group
 
 
+def test_no_group_pads_a_row_that_smaller_ones_fill() -> None:
+    weight = torch.cat([gaussian(columns=128), 0.1 * gaussian(columns=64)], 1)
+    assert FineQuant(alpha=0.2, group=16).chosen_group(weight) == 64
+    assert FineQuant(alpha=0.2, group=128).chosen_group(weight) == 128
+
+
 def test_no_group_is_smaller_than_asked() -> None:
     assert FineQuant(alpha=0.0, group=64).chosen_group(gaussian()) == 64
     assert FineQuant(alpha=0.0, group=0).chosen_group(gaussian()) == 0
