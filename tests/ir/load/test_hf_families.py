@@ -49,7 +49,9 @@ def test_inputs_are_those_that_the_model_takes(
     assert checked(name, tmp_path)[0] == inputs
 
 
-@pytest.mark.parametrize("name", ["falcon", "falcon-40b", "phi3-longrope", "deepseek-v3", "gpt-oss"])
+@pytest.mark.parametrize(
+    "name", ["falcon", "falcon-40b", "phi3-longrope", "deepseek-v3", "gpt-oss"]
+)
 def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Path) -> None:
     """A cache of one head or of latents, frequencies by the length of a text, experts in stacks."""
     _, truth = checked(name, tmp_path)
