@@ -82,11 +82,7 @@ class Learning:
     ) -> dict[Stat, list[Statistics]]:
         """The statistics of each run of ``span`` units in the graph as it is, by its first one."""
         found: dict[Stat, list[Statistics]] = {stat: [] for stat in stats}
-        requests = [
-            Request(first.name, ((first.entry, last.exit),), (stat,), found[stat].append)
-            for stat in stats
-            for first, last in zip(units, units[stat.span - 1 :], strict=False)
-        ]
+        requests = [r for stat in stats for r in _at_units(stat, units, found[stat].append)]
         calibrate(context.view, context.calibration, requests)
         return found
 
@@ -201,3 +197,12 @@ def _at_linears(
         places: tuple[Place, ...] = tuple((linears[name].input(view),) for name in seen)
         requests.append(Request(group[0], places, needs.stats, partial(done, group)))
     return requests
+
+
+def _at_units(
+    stat: Stat, units: Sequence[Unit], done: Callable[[Statistics], None]
+) -> list[Request]:
+    ends = zip(units, units[stat.span - 1 :], strict=False)
+    return [
+        Request(first.name, ((first.entry, last.exit),), (stat,), done) for first, last in ends
+    ]

@@ -94,7 +94,7 @@ def _counting(inner: Any, calls: dict[str, int], name: str) -> Any:
 
 HQQ, STACK, SCORE, FIT = SLOW = (
     "graphwright.passes.weights.hqq.hqq", "graphwright.passes.weights.bitstack.decompose",
-    "graphwright.passes.learning.last_tower", "graphwright.passes.weights.eora.spectrum",
+    "graphwright.passes.learning._at_units", "graphwright.passes.weights.eora.spectrum",
 )  # fmt: skip
 
 
