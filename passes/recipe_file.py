@@ -9,6 +9,8 @@ from typing import Any
 from ..ir.core.errors import BadInput
 
 SUFFIXES = (".toml", ".yaml", ".yml")
+DEEPEST = 16
+"""Of YAML; a recipe takes four. Its parser takes the square of the depth."""
 
 
 def read_recipe_file(path: Path) -> dict[str, Any]:
@@ -32,9 +34,15 @@ def _yaml(path: Path) -> Any:
     import yaml
 
     text = path.read_bytes()
+    depth = 0
     try:
-        if any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, yaml.SafeLoader)):
-            raise ValueError("aliases are not read: write the value out")
+        for event in yaml.parse(text, yaml.SafeLoader):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("aliases are not read: write the value out")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > DEEPEST:
+                raise ValueError(f"lists and tables in each other, more than {DEEPEST} deep")
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).split())) from None

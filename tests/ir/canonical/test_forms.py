@@ -13,7 +13,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
-from graphwright.ir.moves.selection import attention_row
+from graphwright.ir.moves.attention_scores import attention_row
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.recognize import recognize

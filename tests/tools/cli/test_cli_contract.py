@@ -94,7 +94,7 @@ def test_replay_and_diff(workplace: Path, command: Any) -> None:
     assert f"threads {torch.get_num_threads() + 1} to {torch.get_num_threads()}" in err
     assert command(MODEL, "-p", "quantize{group=16}", "-o", "c")[0] == 0
     code, out, _ = command("diff", "a", "c", "--json")
-    assert code == 0 and "hqq{group=16}" in [row["a"] for row in json.loads(out)]
+    assert code == 0 and "hqq{group=16 accuracy_level=4}" in [row["a"] for row in json.loads(out)]
 
 
 def test_a_source_that_has_changed_is_not_replayed(workplace: Path, command: Any) -> None:
@@ -280,7 +280,7 @@ def test_a_runtime_that_computes_something_else(
         return lambda **inputs: {name: 1.01 * out for name, out in run(**inputs).items()}
 
     monkeypatch.setattr(judging, "compile", wrong)
-    code, out, err = command(MODEL, "-p", "quantize", "-o", "out")
+    code, out, err = command(MODEL, "-p", "quantize{accuracy_level=0}", "-o", "out")
     assert (code, out) == (1, "") and list(workplace.iterdir()) == []
     assert "ONNX Runtime (graph optimisation on): the output output is 0.01 (relative L2; " in err
 

@@ -60,10 +60,8 @@ def rows(kind: str, folder: Path) -> list[torch.Tensor]:
     found = []
     for text in english_sentences(256)[:TEXTS]:
         row = tokenizer.encode(QUESTION, text) if "question" in kind else tokenizer.encode(text)
-        ids = torch.tensor([row.ids])
-        # A graph of a folder reads every token as one of the first text.
         with torch.no_grad():
-            made = model(input_ids=ids, token_type_ids=torch.zeros_like(ids))
+            made = model(torch.tensor([row.ids]), token_type_ids=torch.tensor([row.type_ids]))
         both = "start_logits" in made
         found.append(torch.cat([made.start_logits, made.end_logits]) if both else made.logits)
     return [row if row.dim() == 2 else row[0] for row in found]
