@@ -10,12 +10,14 @@ arXiv 2210.17323) is this with rounding, SparseGPT (arXiv 2301.00774) with a mas
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.ops.pack import pack, unpack_zeros
+from ...ir.run.statistics import Gram
 from ..stored import relative_error
 from .quantized import Quantized
 from .quantizers import codes_of
@@ -36,8 +38,19 @@ class Feedback:
     """i64 ``[K]``: the input that is fixed first, then the next."""
     rows: Tensor
     """f32 ``[K, K]``, upper triangular in that order: row j is ``U_jk / U_jj``."""
+    diagonal: Tensor
+    """f32 ``[K]``, ``U_jj`` in that order: an error ``e_j`` costs ``(e_j / U_jj)^2``."""
     damping: float
     """The share of the mean of S's diagonal that was added to it."""
+
+    @classmethod
+    def at(cls, gram: Gram, damping: float, act_order: bool) -> Feedback:
+        """``of`` its matrix, computed once: linears with one input share its Gram matrix."""
+        made = _MADE.setdefault(gram, {})
+        key = damping, act_order
+        if key not in made:
+            made[key] = cls.of(gram.matrix, damping, act_order)
+        return made[key]
 
     @classmethod
     def of(cls, gram: Tensor, damping: float, act_order: bool) -> Feedback:
@@ -56,13 +69,17 @@ class Feedback:
                 factor = _inverse_factor(gram, order, tried, dtype)
                 if factor is not None:
                     scale = factor.diagonal().clone()
-                    return cls(order, factor.div_(scale.unsqueeze(1)).float(), tried)
+                    rows = factor.div_(scale.unsqueeze(1)).float()
+                    return cls(order, rows, scale.float(), tried)
             if tried >= MOST_DAMPING:
                 raise BadInput(
                     "the Gram matrix of its inputs is not positive definite, whatever is added to "
                     "its diagonal; check the calibration data for NaN and infinity"
                 )
             tried = min(max(10 * tried, 1e-3), MOST_DAMPING)
+
+
+_MADE: WeakKeyDictionary[Gram, dict[tuple[float, bool], Feedback]] = WeakKeyDictionary()
 
 
 def _inverse_factor(

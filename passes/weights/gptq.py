@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
-from weakref import WeakKeyDictionary
 
 from torch import Tensor
 
@@ -67,21 +66,13 @@ class GPTQ(CodedPass, StoringPass):
             scale_dtype=self.scale_dtype, name=name,
         )  # fmt: skip
         gram = statistics[Gram]
-        by = self._feedback(gram)
+        by = Feedback.at(gram, self.damp, self.act_order)
         notes = []
         if gram.count < len(gram.matrix):
             notes.append(f"{gram.count} calibration tokens for {len(gram.matrix)} inputs")
         if by.damping > self.damp:
             notes.append(f"damping raised to {by.damping:g}")
         return self.stored(rounded_with_feedback(weight, start, by), "; ".join(notes))
-
-    def _feedback(self, gram: Gram) -> Feedback:
-        """The same for all linears with one input: what it computes, it does once."""
-        made = _FEEDBACKS.setdefault(gram, {})
-        key = self.damp, self.act_order
-        if key not in made:
-            made[key] = Feedback.of(gram.matrix, self.damp, self.act_order)
-        return made[key]
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"
@@ -96,7 +87,6 @@ class GPTQ(CodedPass, StoringPass):
                    default=0)  # fmt: skip
 
 
-_FEEDBACKS: WeakKeyDictionary[Gram, dict[tuple[float, bool], Feedback]] = WeakKeyDictionary()
 _UPDATES, _ROUNDINGS, _FACTORS = 4e10, 4e7, 2e10
 """Of one core of the reference CPU: multiply-adds of feedback and columns' entries rounded a
 second; and cubed sizes of Gram matrices factorized a second."""

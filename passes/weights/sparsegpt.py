@@ -11,11 +11,11 @@ from torch import Tensor
 from ...ir.run.statistics import Gram, Stat, Statistics
 from ..base import Needs, PassResult
 from ..stored import Stored
-from .inverse_hessian import inverse_factor
+from .feedback import BLOCK, Feedback
 from .mask_pass import MaskPass, Ratio, finite, highest, highest_in_groups, with_zeros
 
-BLOCK = 128
-"""Inputs, about, whose errors are passed on within them at once, and then to all behind them."""
+DAMPING = 0.01
+"""Share of the mean of the Gram matrix's diagonal that is added to it, as in the authors' code."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class SparseGPT(MaskPass):
     SparseGPT (Frantar and Alistarh 2023, arXiv 2301.00774): with ``U^T U = (X X^T + damping)^-1``,
     ``score_ij = (w_ij / U_jj)^2`` of the weights as they are by then; a share ``sparsity`` of each
     block of 128 inputs goes, or with ``pattern=N:M`` all but N of each M in a row. What is pruned
-    leaves ``e = w / U_jj``, and the inputs behind it get ``-e U_jk``. Inputs are those of the graph
+    leaves ``e = w``, and the inputs behind it get ``-e U_jk / U_jj``. Inputs are those of the graph
     in which the linears before are pruned already. Needs calibration data: of fewer tokens than
     inputs the damping alone tells how to make up, which is noted. Weights that are not finite are
     refused.
@@ -37,7 +37,8 @@ class SparseGPT(MaskPass):
 
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         gram = statistics[Gram]
-        made = pruned(finite(weight, name), inverse_factor(gram), self.ratio, self.sparsity)
+        by = Feedback.at(gram, DAMPING, act_order=False)
+        made = pruned(finite(weight, name), by, self.ratio, self.sparsity)
         short = gram.count < weight.shape[1]
         return with_zeros(made, weight, "fewer calibration tokens than inputs" if short else "")
 
@@ -46,37 +47,35 @@ class SparseGPT(MaskPass):
         return max((16 * m * n + 24 * n * n for m, n in sizes), default=0)
 
 
-def pruned(weight: Tensor, factor: Tensor, ratio: Ratio | None, sparsity: float | None) -> Tensor:
-    """The pruned weight f32 ``[out, in]``; ``factor`` is that of ``inverse_factor``."""
+def pruned(weight: Tensor, by: Feedback, ratio: Ratio | None, sparsity: float | None) -> Tensor:
+    """The pruned weight f32 ``[out, in]``, inputs in the order in which they stand."""
     left = weight.to(torch.float32).T.contiguous()  # [in, out]: an input is a row in memory
     group = 1 if ratio is None else ratio.group
     width = max(group, BLOCK // group * group)
     for start in range(0, len(left), width):
-        stop = min(start + width, len(left))
-        block, upper = left[start:stop], factor[start:stop, start:stop]
-        errors = _prune_block(block, upper, ratio, sparsity)
-        left[stop:] -= factor[start:stop, stop:].T @ errors
+        part = slice(start, min(start + width, len(left)))
+        errors = _prune_block(left[part], by.rows[part, part], by.diagonal[part], ratio, sparsity)
+        left[part.stop :] -= by.rows[part, part.stop :].T @ errors
     return left.T.contiguous()
 
 
 def _prune_block(
-    block: Tensor, upper: Tensor, ratio: Ratio | None, sparsity: float | None
+    block: Tensor, rows: Tensor, diagonal: Tensor, ratio: Ratio | None, sparsity: float | None
 ) -> Tensor:
     """Prune ``block [inputs, out]`` in place; the errors of each of its inputs."""
-    diagonal = upper.diagonal()[:, None]
     stays = torch.empty_like(block, dtype=torch.bool)
     if ratio is None:
         assert sparsity is not None
         count = block.numel() - round(sparsity * block.numel())
-        scores = (block / diagonal).square()
+        scores = (block / diagonal[:, None]).square()
         stays = highest(scores.reshape(1, -1), count).reshape(block.shape)
     errors = torch.empty_like(block)
     for i in range(len(block)):
         if ratio is not None and i % ratio.group == 0:
             part = slice(i, i + ratio.group)
-            scores = (block[part] / diagonal[part]).square()
+            scores = (block[part] / diagonal[part, None]).square()
             stays[part] = highest_in_groups(scores.T, ratio).T
-        errors[i] = torch.where(stays[i], 0.0, block[i] / diagonal[i])
+        errors[i] = torch.where(stays[i], 0.0, block[i])
         block[i].masked_fill_(~stays[i], 0)
-        block[i + 1 :] -= upper[i, i + 1 :, None] * errors[i]
+        block[i + 1 :] -= rows[i, i + 1 :, None] * errors[i]
     return errors
