@@ -65,22 +65,15 @@ def sweep_together(
     if not outputs and nodes is not None:
         order = order[: max((i for i, n in enumerate(order, 1) if n in nodes), default=0)]
     refuse_unbounded(view, values, order)
-    last = _last_uses(view, order)
-    keep = set(view.outputs()) if outputs else set()
+    last = _last_uses(view, order, view.outputs() if outputs else ())
     with torch.no_grad():
         for position, node in enumerate(order):
-            arguments = view.arguments(node)
-            given = _given(view, env, arguments, len(batches))
+            given = _given(view, env, view.arguments(node), len(batches))
             results = _executed(view, node, given)
             if visit is not None and (nodes is None or node in nodes):
                 results = visit(node, given, results) or results
             del given
-            for i, value in enumerate(view.results(node)):
-                if value in last or value in keep:
-                    env[value] = [row[i] for row in results]
-            for value in arguments:
-                if last[value] == position and value not in keep:
-                    env.pop(value, None)
+            _take(view, node, results, env, last, position)
         if not outputs:
             return []
         found = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
@@ -99,19 +92,26 @@ def run_part(
     Gives the values of ``keep`` that are then known; what else was computed is let go after its
     last use.
     """
-    env, last = dict(given), _last_uses(view, list(nodes))
+    env, last = dict(given), _last_uses(view, nodes, keep)
     count = len(next(iter(env.values())))
     with torch.no_grad():
         for position, node in enumerate(nodes):
-            arguments = view.arguments(node)
-            results = _executed(view, node, _given(view, env, arguments, count))
-            for i, value in enumerate(view.results(node)):
-                if value in last or value in keep:
-                    env[value] = [row[i] for row in results]
-            for value in arguments:
-                if last[value] == position and value not in keep:
-                    env.pop(value, None)
+            results = _executed(view, node, _given(view, env, view.arguments(node), count))
+            _take(view, node, results, env, last, position)
     return {value: env[value] for value in keep if value in env}
+
+
+def _take(
+    view: View, node: Node, results: Sequence[Results], env: dict[Value, list[Any]],
+    last: Mapping[Value, int], position: int,
+) -> None:  # fmt: skip
+    """Keep what a node gave until its ``last`` use, and let its arguments go that had theirs."""
+    for i, value in enumerate(view.results(node)):
+        if value in last:
+            env[value] = [row[i] for row in results]
+    for value in view.arguments(node):
+        if last[value] == position:
+            env.pop(value, None)
 
 
 def bound(
@@ -173,12 +173,15 @@ def _weight(view: View, value: Value) -> torch.Tensor:
     return weight.read()
 
 
-def _last_uses(view: View, order: list[Node]) -> dict[Value, int]:
+def _last_uses(
+    view: View, order: Sequence[Node], keep: Collection[Value]
+) -> dict[Value, int]:
+    """Where each value is used for the last time; those to keep beyond the end."""
     last: dict[Value, int] = {}
     for position, node in enumerate(order):
         for value in view.arguments(node):
             last[value] = position
-    return last
+    return last | dict.fromkeys(keep, len(order))
 
 
 def _bind(view: View, inputs: Mapping[str, Any]) -> list[Any]:

@@ -26,7 +26,6 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from ...backends.artifact import MODEL_FILE, write_model
@@ -44,6 +43,7 @@ from ...ir.run.verify import RUNTIME_REL_L2, Difference, difference
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
 from .family_models import FAMILIES, Family
+from .structure_table import print_table
 
 SECONDS = 150
 """Time that one family may take."""
@@ -288,16 +288,7 @@ def _holds(gap: Difference | None) -> bool:
 
 def printed(rows: Sequence[Row], console: Console, *, markdown: bool) -> None:
     """Print the table, the counts, and what was refused."""
-    if markdown:
-        for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)):
-            console.print(Text("| " + " | ".join(line) + " |"), soft_wrap=True)
-    else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, cells(row)))
-        console.print(table)
+    print_table(COLUMNS, list(map(cells, rows)), console, markdown=markdown)
     console.print(Text(f"\n{len(rows)} families: {summary(rows)}.\n"), soft_wrap=True)
     for row in rows:
         for text in row.words:

@@ -247,18 +247,25 @@ def cells(row: Row) -> tuple[str, ...]:
     )  # fmt: skip
 
 
+def print_table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, markdown: bool
+) -> None:
+    """For a terminal, or as Markdown."""
+    if markdown:
+        for line in (columns, ["---"] * len(columns), *rows):
+            console.print(Text("| " + " | ".join(line) + " |"), soft_wrap=True)
+        return
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    console.print(table)
+
+
 def printed(rows: Sequence[Row], console: Console, *, markdown: bool) -> None:
     """Print the table, then what is wrong."""
-    if markdown:
-        for line in (COLUMNS, ["---"] * len(COLUMNS), *map(cells, rows)):
-            console.print(Text("| " + " | ".join(line) + " |"), soft_wrap=True)
-    else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for column in COLUMNS:
-            table.add_column(column, overflow="fold")
-        for row in rows:
-            table.add_row(*map(Text, cells(row)))
-        console.print(table)
+    print_table(COLUMNS, list(map(cells, rows)), console, markdown=markdown)
     for row in rows:
         for text in row.problems:
             console.print(Text(f"{row.name}: {text}"), soft_wrap=True)
