@@ -61,6 +61,14 @@ _MARIAN = _BART | {"pad_token_id": 96, "decoder_start_token_id": 96, "decoder_vo
 _WHISPER = _BART | {"num_mel_bins": 8, "max_source_positions": 16, "max_target_positions": 32}
 _VISION = _BODY | {"intermediate_size": 64, "image_size": 16, "patch_size": 4}
 _STAGES = {"hidden_sizes": [16, 24], "depths": [2, 2], "num_stages": 2, "embedding_size": 16}
+_DETECTION: dict[str, Any] = {
+    "d_model": 32, "encoder_layers": LAYERS, "decoder_layers": LAYERS,
+    "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64, "num_queries": 5, "use_timm_backbone": False,
+    "use_pretrained_backbone": False,
+    "backbone_config": _STAGES
+    | {"model_type": "resnet", "layer_type": "basic", "out_features": ["stage2"]},
+}  # fmt: skip
 _SPEECH = _BODY | {
     "intermediate_size": 64, "vocab_size": 32, "conv_dim": (16, 16), "conv_kernel": (10, 3),
     "conv_stride": (5, 2), "num_feat_extract_layers": 2, "num_conv_pos_embeddings": 16,
@@ -230,20 +238,10 @@ VISION: Mapping[str, Family] = {
     "mobilenet-v2": Family("MobileNetV2ForImageClassification", "MobileNetV2Config",
                            {"image_size": 32, "depth_multiplier": 0.25},
                            blocks=(1, 2, 3, 2, 2), sites=0),
-    "detr": Family("DetrForObjectDetection", "DetrConfig", {
-        "d_model": 32, "encoder_layers": LAYERS, "decoder_layers": LAYERS,
-        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64, "num_queries": 5, "use_timm_backbone": False,
-        "use_pretrained_backbone": False, "backbone_config": _STAGES | {
-            "model_type": "resnet", "layer_type": "basic", "out_features": ["stage2"]}},
-        blocks=_BOTH, sites=3 * LAYERS),
-    "table-transformer": Family("TableTransformerForObjectDetection", "TableTransformerConfig", {
-        "d_model": 32, "encoder_layers": LAYERS, "decoder_layers": LAYERS,
-        "encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 64,
-        "decoder_ffn_dim": 64, "num_queries": 5, "use_timm_backbone": False,
-        "use_pretrained_backbone": False, "backbone_config": _STAGES | {
-            "model_type": "resnet", "layer_type": "basic", "out_features": ["stage2"]}},
-        blocks=_BOTH, sites=3 * LAYERS),
+    "detr": Family("DetrForObjectDetection", "DetrConfig", _DETECTION,
+                   blocks=_BOTH, sites=3 * LAYERS),
+    "table-transformer": Family("TableTransformerForObjectDetection", "TableTransformerConfig",
+                                _DETECTION, blocks=_BOTH, sites=3 * LAYERS),
 }  # fmt: skip
 
 SPEECH: Mapping[str, Family] = {

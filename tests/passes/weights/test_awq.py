@@ -19,10 +19,10 @@ from torch import Tensor
 
 from ...models import llama, raised
 from ..calibrated import many, optimize, rel
+from .texts import Inputs, ids, on_model
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
-Inputs = dict[str, Tensor]
 
 
 def spread(toy: Any) -> None:
@@ -39,17 +39,6 @@ def data_error(source: View, found: View) -> float:
 @pytest.fixture(scope="module")
 def model() -> dict[str, View]:
     return raised(llama(layers=1))
-
-
-def ids(count: int = 3) -> list[Inputs]:
-    rng = torch.Generator().manual_seed(5)
-    mask = torch.ones(4, 9, dtype=torch.int64)
-    return [{"input_ids": torch.randint(0, 97, (4, 9), generator=rng), "attention_mask": mask}
-            for _ in range(count)]  # fmt: skip
-
-
-def on_model(view: View, recipe: str) -> Any:
-    return gw.optimize(view, recipe, samples=ids(1), calibration=ids())
 
 
 # --- awq -----------------------------------------------------------------------------------------

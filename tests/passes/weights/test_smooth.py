@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import graphwright as gw
 import pytest
@@ -14,30 +13,18 @@ from graphwright.ir.core.view import View
 from graphwright.ir.load.trace import trace
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
-from torch import Tensor
 
 from ...models import llama, raised
 from ..calibrated import optimize, rel
+from .texts import Inputs, ids, on_model
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
-Inputs = dict[str, Tensor]
 
 
 @pytest.fixture(scope="module")
 def model() -> dict[str, View]:
     return raised(llama(layers=1))
-
-
-def ids(count: int = 3) -> list[Inputs]:
-    rng = torch.Generator().manual_seed(5)
-    mask = torch.ones(4, 9, dtype=torch.int64)
-    return [{"input_ids": torch.randint(0, 97, (4, 9), generator=rng), "attention_mask": mask}
-            for _ in range(count)]  # fmt: skip
-
-
-def on_model(view: View, recipe: str) -> Any:
-    return gw.optimize(view, recipe, samples=ids(1), calibration=ids())
 
 
 @pytest.mark.parametrize("kind", KINDS)
