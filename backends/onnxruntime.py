@@ -11,6 +11,7 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
 from ..ir.core.errors import BadInput, Missing
+from ..ir.core.mapped_pages import release_files
 from ..ir.core.scratch import Scratch
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.values import numbers, to_numpy, to_value
@@ -82,6 +83,7 @@ class OnnxRuntimeExecutable:
             said = f"{path}: ONNX Runtime does not load it: {_line(error)}"
             raise BadInput(f"{said}{told}") from error
         _refuse_fallback(providers, self._session.get_providers())
+        release_files(path.absolute().parent)  # most of it was repacked into memory of its own
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._caches = frozenset(name for name in self._inputs if past_slot(name) is not None)
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}

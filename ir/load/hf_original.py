@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..core.mapped_pages import release_in_turn
 from ..core.memory import available_bytes
 from ..core.weights import Weight
 from ..structure.cache_slots import PARTS, past_name, present_name
@@ -56,6 +57,7 @@ def hf_original(
             attn_implementation=attention, trust_remote_code=trust_remote_code,
             local_files_only=True, use_safetensors=True, **options,
         )  # fmt: skip
+        release_in_turn(loaded)
         if not whole:
             cast_in_turn(loaded, dtype)
         return loaded
