@@ -15,6 +15,7 @@ class FxDims:
     def __init__(self, symbols: Mapping[str, str]) -> None:
         self.symbols = dict(symbols)
         self._texts: dict[Any, str] = {}
+        self._sizes: dict[str, torch.SymInt] = {}
 
     def text(self, dim: int | torch.SymInt) -> int | str:
         """A dimension in the words of ``types``: a number, or an expression of names."""
@@ -25,7 +26,12 @@ class FxDims:
         if text is None:
             text = re.sub(r"[a-z]+\d+", lambda m: self.symbols.get(m[0], m[0]), str(expr))
             self._texts[expr] = text
+            self._sizes[text] = dim
         return int(text) if text.isdigit() else text
+
+    def size(self, dim: int | str) -> int | torch.SymInt | None:
+        """The dimension as torch has it; ``None`` for one that ``text`` has not seen."""
+        return dim if isinstance(dim, int) else self._sizes.get(dim)
 
     def symbol(self, number: int, name: str, shape_env: Any, at: str) -> torch.SymInt:
         """A new symbol called ``name`` for a dimension that the example inputs made a number.

@@ -43,8 +43,6 @@ class Truth:
     by: str = ""
     """Who ran it: see ``Original``."""
     samples: list[Seen] = field(default_factory=list)
-    step: Outputs | None = None
-    """With a cache, the outputs on the step that follows the first sample."""
     probes: list[Seen] = field(default_factory=list)
     unheard: str = ""
     """Why the source was not run, or on no other sizes."""
@@ -102,7 +100,7 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
             "Give others that the model takes by --calib DATA (samples=[...] in Python), a .npz of "
             f"{_wanted(graph)}"
         ) from None
-    truth = Truth(original.by, seen, _step(graph, seen[:1], run))
+    truth = Truth(original.by, seen)
     try:
         inputs = probe(graph)
         outputs = run(inputs)
@@ -123,14 +121,6 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
             continue
         truth.probes.append(Seen(what, inputs, outputs))
     return truth
-
-
-def _step(graph: View, seen: Sequence[Seen], run: Run) -> Outputs | None:
-    for prompt in seen if has_cache(graph) else ():
-        following = next_step(prompt.inputs, prompt.outputs)
-        with contextlib.suppress(BadInput):
-            return None if following is None else run(following)
-    return None
 
 
 def check_read(
@@ -257,8 +247,6 @@ class Reference:
         """On the first sample and, with a cache, on the step that follows it."""
         if not has_cache(self._source):
             return [self._first]
-        if self._truth.step is not None:
-            return [self._first, self._truth.step]
         step = next_step(self._samples[0], self._first)
         return [self._first] if step is None else [self._first, self._run(step)]
 
