@@ -38,7 +38,7 @@ def write_genai_config(graph: View, folder: Path) -> bool:
 
 
 def genai_config(graph: View, source: str | None) -> dict[str, Any] | None:
-    """The content of the file; ``None`` for a graph that is no decoder of text with a cache, or
+    """The content of the file; ``None`` for a graph that is not a decoder of text with a cache, or
     whose longest text nobody says."""
     inputs = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
     outputs = dict(zip(graph.output_names(), map(graph.type, graph.outputs()), strict=True))

@@ -233,7 +233,7 @@ class Pass(ABC):
     """Whether values are in other units behind it (``Context.in_all_graphs``): statistics that were
     taken before do not fit."""
     optional: bool = False
-    """It is no error if the pass finds nothing to do."""
+    """It is not an error if the pass finds nothing to do."""
     max_error: float | None = None
     """Most that an output may move, in relative L2."""
 

@@ -28,7 +28,7 @@ class UseStoredBits(Rule):
         if stored_bits(match.view.weight(value)) is None:
             match.refuse("its weight is not stored in few bits")
         if any(match.view.op(user) != "linear" for user in match.view.users(value)):
-            match.refuse("its weight is tied to what is no linear")
+            match.refuse("its weight is tied to what is not a linear")
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, match = build.view, build.match

@@ -1,7 +1,7 @@
 """Products with a constant matrix that no rule made a linear, and why: nothing is silent.
 
-A vector that multiplies, such as the frequencies of rotary positions, is no matrix; a factor of a
-low-rank path, stored narrow and cast, belongs to the linear that it corrects.
+A vector that multiplies, such as the frequencies of rotary positions, is not a matrix; a factor of
+a low-rank path, stored narrow and cast, belongs to the linear that it corrects.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _NATIVE_PRODUCTS = frozenset({
 
 @dataclass(frozen=True)
 class UnreadProduct:
-    """A product with a constant matrix that is no linear."""
+    """A product with a constant matrix that is not a linear."""
 
     name: str
     reason: str
@@ -118,7 +118,7 @@ def _name(view: View, node: Node, constant: Value) -> str:
 
 
 class _Reasons:
-    """Why a product is no linear: what the rule that would make it one says."""
+    """Why a product is not a linear: what the rule that would make it one says."""
 
     def __init__(self, view: View) -> None:
         self._view = view

@@ -38,7 +38,7 @@ def dim_value(dim: Dim, sizes: Mapping[str, int]) -> int | None:
 
 
 def names_in(dim: Dim) -> list[str]:
-    """The names that a dimension is computed of, in their order; text that is no arithmetic is one
+    """The names that a dimension is computed of, in their order; text that is not arithmetic is one
     itself, as ``p2o.DynamicDimension.0`` is."""
     if isinstance(dim, int):
         return []

@@ -1,4 +1,4 @@
-"""What can go wrong, as a person is told it; each error carries the command's exit code."""
+"""What can go wrong, in messages for users; each error carries the command's exit code."""
 
 from __future__ import annotations
 

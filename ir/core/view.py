@@ -63,7 +63,7 @@ class Original(Protocol):
 
     @property
     def by(self) -> str:
-        """What runs it, as a person is told: ``ONNX Runtime 1.31.1``."""
+        """What runs it, in messages for users: ``ONNX Runtime 1.31.1``."""
 
     def start(self, watched: Collection[str] = ()) -> Run:
         """Load it. With ``watched``, names that ``visible`` gave, a run gives those values in the

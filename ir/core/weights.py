@@ -106,7 +106,7 @@ class MemoryWeight(Weight):
 
     def __init__(self, tensor: torch.Tensor) -> None:
         if tensor.device.type == "meta" or isinstance(tensor, FakeTensor):
-            raise ValueError(f"a {list(tensor.shape)} tensor without data is no weight in memory")
+            raise ValueError(f"a {list(tensor.shape)} tensor without data is not a weight")
         self._tensor = tensor.detach()
         self.shape = tuple(tensor.shape)
         self.dtype = tensor.dtype

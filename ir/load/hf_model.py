@@ -291,7 +291,7 @@ def _named_class(folder: Path, config: Any, name: str, trust_remote_code: bool) 
             "model brings its code"
         )
     if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
-        raise BadInput(f"{folder}/config.json: {name!r} under architectures is no class of a model")
+        raise BadInput(f"{folder}/config.json: {name!r} under architectures is not a model's class")
     return cls
 
 

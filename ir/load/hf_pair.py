@@ -49,13 +49,13 @@ class Part:
 def pair_part(model: Any, part: str, whole: Example) -> Part:
     """One of ``PARTS_OF_PAIR`` of a model whose inputs as a whole are ``whole``.
 
-    Raises ``BadInput`` for a model that is no encoder-decoder, and for a part that none has.
+    Raises ``BadInput`` for a model that is not an encoder-decoder, and for a part that none has.
     """
     inputs, shapes = whole
     if part not in PARTS_OF_PAIR:
         raise BadInput(f"there is no part {part!r}; {near_misses(part, PARTS_OF_PAIR)}")
     if "decoder_input_ids" not in inputs or not hasattr(model, "get_encoder"):
-        raise BadInput(f"{type(model).__name__} is no encoder-decoder: it has no part {part!r}")
+        raise BadInput(f"{type(model).__name__} is not an encoder-decoder: it has no part {part!r}")
     if part == "encoder":
         source = {name: t for name, t in inputs.items() if name != "decoder_input_ids"}
         return Part(source, {name: shapes[name] for name in source}, _encode)

@@ -43,7 +43,7 @@ def read_model(path: Path) -> onnx_ir.Model:
             raise BadInput(f"{path}: not an ONNX model, or cut short (no outputs or no opset)")
         check_model(proto, str(path))
     except UnicodeDecodeError as error:  # a name, where it is compared
-        raise BadInput(f"{path}: a name in it is no text: the file is damaged ({error})") from None
+        raise BadInput(f"{path}: a name in it is not text: the file is damaged ({error})") from None
     _forget_maps((*proto.graph.output, *proto.graph.value_info))
     try:
         with quiet():

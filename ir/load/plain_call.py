@@ -1,7 +1,7 @@
 """A module's call in tensors alone, as a graph has it.
 
 Libraries take numbers, flags and caches beside tensors, and return classes of outputs with caches
-in them. What is no tensor is bound to the call; a cache is given and taken in its tensors; outputs
+in them. What is not a tensor is bound to the call; a cache is given and taken as tensors; outputs
 go by the names that their class gives them.
 """
 

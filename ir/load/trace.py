@@ -47,9 +47,9 @@ def trace(
     """The graph of ``module`` in evaluation mode, functional, without gradients.
 
     ``args`` and ``kwargs`` are example inputs, by which the module is called with fake tensors.
-    What of them is no tensor (flags, numbers, ``None``) is bound; a cache of transformers is given
-    in its tensors (``past_key_values.N.key``), and what a model returns in a class of its own goes
-    by the names of that class (``logits``, ``present.N.key``).
+    What of them is not a tensor (flags, numbers, ``None``) is bound; a cache of transformers is
+    given in its tensors (``past_key_values.N.key``), and what a model returns in a class of its own
+    goes by the names of that class (``logits``, ``present.N.key``).
     ``dynamic_shapes`` is what ``torch.export.export`` takes; ``None`` makes dimension 0 of every
     input dynamic (``batch``), and dimension 1 of 2-D inputs of integers (``seq``), as far as the
     module allows; ``{}`` keeps every shape as given. Parameters on the meta device stay there:

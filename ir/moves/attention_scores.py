@@ -124,7 +124,7 @@ def ranked_by_links(view: View, site: Node, *, steps: int, temperature: float) -
 
 
 def _map(b: Builder, site: Node, factor: float = 1.0) -> Value:
-    """The logits of every query for every key that is no cached one, ``factor`` times as large
+    """The logits of every query for every key that is not a cached one, ``factor`` times as large
     before they are masked: ``[rows, heads, n, n]``."""
     view, keys = b.view, _Keys.of(b.view, site)
     q, k = view.tensor(site, 0), keys.fresh

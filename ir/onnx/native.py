@@ -73,7 +73,7 @@ class NativeNodes:
         kernel = False
         for way in (session, session_with_constants, evaluator):
             if way is evaluator and kernel and not has_subgraph(key[0]):
-                break  # what the runtime's kernel does not take is no operand
+                break  # what the runtime's kernel does not take is not an operand
             try:
                 ready = way(self._model, key[0], feeds)
                 kernel = True

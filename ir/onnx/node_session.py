@@ -98,8 +98,8 @@ def declared_outputs(
     """What the runtime infers of a node's results, those that it omits left out; empty where it
     does not know the op, or the graph an operand's dtype.
 
-    A dtype is ``None`` for what is no tensor. A shape is ``None`` where the rank is not known, and
-    for a tensor without dimensions, which the runtime does not tell apart.
+    A dtype is ``None`` for what is not a tensor. A shape is ``None`` where the rank is not known,
+    and for a tensor without dimensions, which the runtime does not tell apart.
     """
     read = (v for v in (*node.inputs, *captured(node)) if v is not None)
     values = [v for v in dict.fromkeys(read) if not is_untyped_constant(v)]

@@ -130,7 +130,7 @@ def innermost_scope(text: str) -> str:
 
 
 def set_type(value: onnx_ir.Value, type_: Type) -> None:
-    """Declare as much of a type as is known; a value that is no tensor stays what it is."""
+    """Declare as much of a type as is known; a value that is not a tensor stays what it is."""
     if is_no_tensor(value):
         return
     if type_.dtype is not None:

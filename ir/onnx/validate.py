@@ -204,7 +204,7 @@ class _Checker:
         """Protobuf gives what is not UTF-8 as the bytes that it is."""
         for name in names:
             if isinstance(name, bytes):
-                raise self._wrong(f"the name {name!r} is no text: {DAMAGED}")
+                raise self._wrong(f"the name {name!r} is not text: {DAMAGED}")
 
     def _label(self, node: onnx.NodeProto) -> str:
         return f"{self._where}: the node {node.name or node.op_type} ({node.op_type})"

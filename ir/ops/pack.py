@@ -1,6 +1,6 @@
 """How codes of 2, 3, 4 and 8 bits lie in bytes, and what numbers they stand for.
 
-The columns of a matrix [N, K] are cut into blocks; the last one is padded where K is no multiple.
+The columns of a matrix [N, K] are cut into blocks; the last is padded where K is not a multiple.
 A block of ``group`` columns has one scale. With ``group`` 0 a row has one scale, and its blocks are
 a storage matter only (``block_of``). Codes are uint8 [N, blocks, block * bits / 8]:
 

@@ -116,7 +116,7 @@ def _rows_behind(view: View, value: Value, node: Node) -> int | None:
 
 
 def check_ids(where: str, ids: torch.Tensor, rows: int) -> None:
-    """Raise ``BadInput`` where one of the ids, of any shape, is no row of a table."""
+    """Raise ``BadInput`` where one of the ids, of any shape, is not a row of a table."""
     low, high = int(ids.min()), int(ids.max())
     if low < 0 or high >= rows:
         wrong = low if low < 0 else high

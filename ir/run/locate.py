@@ -92,7 +92,7 @@ def _gaps(
     bound: float,
 ) -> dict[Value, str]:  # fmt: skip
     """How far each value is from the source's, in words; empty where it agrees. What the source
-    has in another shape is no value of its own and left out."""
+    has in another shape is not a value of its own and left out."""
     ours: dict[Value, torch.Tensor] = {}
 
     def note(node: Node, _: Sequence[object], results: tuple[object, ...]) -> None:

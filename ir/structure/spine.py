@@ -61,7 +61,7 @@ def find_spine(view: View, attending: Collection[Node] = ()) -> Spine:
 def _joined(
     view: View, order: Mapping[Node, int], best: Spine, other: Spine, attending: Collection[Node]
 ) -> Spine | None:
-    """Both spines in a row; ``None`` where the other is no stream of its own."""
+    """Both spines in a row; ``None`` where the other is not a stream of its own."""
     if other.start in best.position or best.start in other.position:
         return None
     if not any(n in other.position and n not in best.position for n in attending) or not any(

@@ -178,7 +178,7 @@ class Reader:
         if word == "proto":
             return Proto(base64.b64decode(text, validate=True))
         if word == "torch" and text not in _TORCH_WORDS:
-            raise ValueError(f"{text!r} is no memory format or layout: {', '.join(_TORCH_WORDS)}")
+            raise ValueError(f"{text!r} is not a format or layout: {', '.join(_TORCH_WORDS)}")
         try:
             return torch.device(text) if word == "device" else _TORCH_WORDS[text]
         except RuntimeError:

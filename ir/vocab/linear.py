@@ -90,7 +90,7 @@ def _lower_linear_in_standard_ops(e: onnx.Lowering) -> onnx_ir.Value:
 
 
 def _is_read_elsewhere(e: onnx.Lowering, weight: onnx_ir.Value) -> bool:
-    """Whether the constant behind a weight has a use that is no linear."""
+    """Whether the constant behind a weight has a use that is not a linear."""
     view, (stored, cast) = e.view, _stored(e, weight)
     users = [node for node in view.users(stored) if node is not cast]
     return view.weight(stored) is not None and any(view.op(node) != "linear" for node in users)

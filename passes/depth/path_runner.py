@@ -140,7 +140,7 @@ class PathRunner:
 
 
 def _output(view: View) -> Value:
-    """The first output of numbers that is no part of the cache."""
+    """The first output of numbers that is not a part of the cache."""
     for value in answers(dict(zip(view.output_names(), view.outputs(), strict=True))).values():
         dtype = view.type(value).dtype
         if dtype is not None and dtype.is_floating_point:

@@ -61,7 +61,7 @@ class FoPru(ScoredTokens):
             step = columns * images.pictures
             whole = left // step * step or step
             raise Refusal(
-                f"keep={left} is no number of whole rows of {columns} patches in each of "
+                f"keep={left} is not a number of whole rows of {columns} patches in each of "
                 f"{images.pictures} pictures: {whole} or {whole + step} is"
             )
         b = Builder(view, view.after(view.maker(scores)))

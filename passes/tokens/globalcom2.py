@@ -61,7 +61,7 @@ class GlobalCom2(TokenPass):
             raise BadInput(f"globalcom2: ratio={self.ratio:g} must be above 0 and at most 1")
         rows, by, columns = self.grid.partition("x")
         if self.grid and not (by and rows.isdigit() and columns.isdigit()):
-            raise BadInput(f"globalcom2: grid={self.grid} is no grid of crops, as 2x3 is")
+            raise BadInput(f"globalcom2: grid={self.grid} is not a grid of crops, as 2x3 is")
 
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)

@@ -149,7 +149,7 @@ def _opened(folder: Path) -> tuple[dict[str, Any], dict[str, Pair]]:
     """The configuration, and the factors by the names of the modules that they change."""
     if not (folder / CONFIG).is_file() or not (folder / TENSORS).is_file():
         raise BadInput(
-            f"adapter: path={folder} is no folder with {CONFIG} and {TENSORS}; of a pickled "
+            f"adapter: path={folder} is not a folder with {CONFIG} and {TENSORS}; of a pickled "
             "adapter (.bin) save safetensors first"
         )
     config = _config(folder / CONFIG)

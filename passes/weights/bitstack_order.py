@@ -114,7 +114,7 @@ def _loss(
     weights: Mapping[str, Tensor],
 ) -> float:  # fmt: skip
     """The mean negative log-likelihood of a token where the sites hold ``weights``; infinity where
-    it is no number, so that such a block comes last in its level."""
+    it is not a number, so that such a block comes last in its level."""
     view = context.view
     matrices = {
         linear.node: (linear, weights[name])

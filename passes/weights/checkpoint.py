@@ -67,7 +67,7 @@ def parameters(view: View, exclude: tuple[str, ...]) -> Iterator[tuple[str, Valu
 
 
 def counterpart(tensors: Mapping[str, Weight], name: str, weight: Weight, place: str) -> Weight:
-    """The tensor of a name. Raises ``BadInput`` where it has another shape or is no float."""
+    """The tensor of a name. Raises ``BadInput`` where it has another shape or is not a float."""
     found = tensors[name]
     if found.shape != weight.shape or not found.dtype.is_floating_point:
         raise BadInput(

@@ -136,7 +136,7 @@ def dropped(delta: Tensor, p: float, seed: int, name: str) -> Tensor:
 
 
 def check_share(pass_: str, option: str, p: float) -> None:
-    """Raises ``BadInput`` where ``p`` is no share that leaves anything."""
+    """Raises ``BadInput`` where ``p`` is not a share that leaves anything."""
     if not 0 <= p < 1:
         raise BadInput(f"{pass_}: {option}={p} must be at least 0 and below 1")
 

@@ -64,7 +64,7 @@ class TableForm:
             return f"a table of {rows * width} numbers stays: smaller than {LEAST_NUMBERS}"
         if not self.by.group or width % self.by.group:
             return (
-                f"a row of {width} numbers is no whole number of groups of {self.by.group}: "
+                f"a row of {width} numbers is not a whole number of groups of {self.by.group}: "
                 "GatherBlockQuantized takes only such tables"
             )
         return None

@@ -146,7 +146,7 @@ class Times:
 
     @classmethod
     def read(cls, path: Path, places: Sequence[Place]) -> Times:
-        """Raises ``BadInput`` where the file is no table, or lacks a place of this model."""
+        """Raises ``BadInput`` where the file is not a table, or lacks a place of this model."""
         try:
             held = json.loads(path.read_text())
             total = float(held["total_ms"])
@@ -157,7 +157,7 @@ class Times:
         except OSError as error:
             raise BadInput(f"ziplm: table={path}: {error.strerror}") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f"ziplm: table={path} is no table of times ({error!r})") from None
+            raise BadInput(f"ziplm: table={path} is not a table of times ({error!r})") from None
         lacking = [place for place in places if place.signature not in measured]
         if lacking:
             raise BadInput(

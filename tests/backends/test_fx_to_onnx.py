@@ -297,7 +297,7 @@ def test_what_a_form_has_built_before_it_refuses_goes(monkeypatch: pytest.Monkey
 
 
 def test_a_fill_of_an_unknown_shape_is_refused(view: FxView) -> None:
-    """It is no tensor without dimensions."""
+    """It is not a tensor without dimensions."""
     onnx, node = translated(view), next(iter(view.nodes()))
     x = onnx.inputs()[0]
     x.shape = None

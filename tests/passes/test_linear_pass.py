@@ -430,7 +430,7 @@ def test_a_site_that_the_dense_graph_lacks(toy_graph: Graphs, toy_inputs: Inputs
         run(toy_graph("fx"), passes, toy_inputs)
 
 
-# --- what is no plain linear ----------------------------------------------------------------------
+# --- what is not a plain linear -------------------------------------------------------------------
 
 
 class Odd(torch.nn.Module):

@@ -91,7 +91,7 @@ def _dying(point: int, counted: Path) -> Callable[[], None]:
 
 def readers(rng: Random, valid: Path, case: Path) -> str:
     """Load an artifact and read its weights while two others take its place in turns: each time
-    they are all of one, or a person is told."""
+    they are all of one, or there is an error message."""
     from ...backends.artifact import publish
     from ...ir.load.sources import load
 

@@ -113,7 +113,7 @@ def run(
             from ...ir.load.sources import form_of
             from ...ir.vocab.targets import TARGETS
 
-            # Of a name that is no model's, only that is said.
+            # Of a name that is not a model's, only that is said.
             chosen = _choose_recipe(recipe, passes, console, quiet=as_json or not form_of(model))
             from ..run import pipeline
 

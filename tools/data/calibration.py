@@ -143,7 +143,7 @@ def _rows(wanted: CalibrationRequest, path: Path) -> list[Tensors]:
 
 
 def _is_taken_once(wanted: CalibrationRequest, name: str, shape: tuple[int, ...]) -> bool:
-    """Whether an array is no samples: it has no dimensions, or is of the input's own fixed shape
+    """Whether an array is not samples: it has no dimensions, or is of the input's own fixed shape
     where that is not one of a single sample."""
     declared = wanted.view.type(wanted.view.inputs()[wanted.inputs.index(name)]).shape
     return shape == declared and shape[:1] != (1,)

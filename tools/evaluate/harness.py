@@ -41,7 +41,7 @@ class Scorer:
 
     def __init__(self, subject: Subject) -> None:
         if subject.kind != TEXT:
-            raise BadInput(f"{subject.describe()} is no language model, which the harness asks for")
+            raise BadInput(f"{subject.describe()} is not a language model, which the harness needs")
         self._subject = subject
         self._tokenizer: Any = subject.tokenizer()
 

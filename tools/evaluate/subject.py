@@ -245,7 +245,7 @@ def _kind(word: str, folder: Path | None, subject: Subject) -> str:
 
 def _kind_of_logits(subject: Subject, texts: bool) -> str:
     """By their shape, which an executable does not tell: one row of classes for a text is a class
-    of it; one for each token is a class of that, where it is no next token."""
+    of it; one for each token is a class of that, where it is not a next token."""
     rank = None
     if subject.view is not None:
         values = dict(zip(subject.output_names, subject.view.outputs(), strict=True))

@@ -33,13 +33,13 @@ GRAPHS = {"transformers.js"}
 def convert(artifact: Path, to: str, out: Path) -> list[str]:
     """Write an artifact as ``to`` into the new folder ``out``; what a person should know of it.
 
-    Raises ``BadInput`` for a folder that is no artifact, one of another than these formats, a
+    Raises ``BadInput`` for a folder that is not an artifact, one of another than these formats, a
     folder that is there already and an artifact that the format cannot hold.
     """
     if to not in FORMATS:
         raise BadInput(f"there is no format {to!r}; {near_misses(to, list(FORMATS))}")
     if not (artifact / MANIFEST_FILE).is_file():
-        raise BadInput(f"{artifact} is no artifact: give the folder that optimize-model wrote")
+        raise BadInput(f"{artifact} is not an artifact: give the folder that optimize-model wrote")
     check_files(artifact)
     for step in () if to in GRAPHS else manifest.load(artifact).passes:
         lost = {TOKENS, BLOCKS} & {*pass_class(step.name).provides}

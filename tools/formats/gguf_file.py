@@ -131,8 +131,8 @@ def _blocks(linear: PackedLinear, order: Tensor | None) -> _Tensor:
 
 
 def _whole(name: str, weight: Weight, order: Tensor | None) -> _Tensor:
-    """float32 for what is no matrix, as llama.cpp wants it; matrices in the dtype that they have,
-    or the half of it that holds their numbers."""
+    """float32 for what is not a matrix, as llama.cpp wants it; matrices in the dtype that they
+    have, or the half of it that holds their numbers."""
     kind = "F32"
     if len(weight.shape) == 2:
         narrow = narrowed(weight, torch.bfloat16)

@@ -14,7 +14,7 @@ FLAG = "--trust-source"
 
 
 def beside(name: str, folder: Path) -> str:
-    """The path of a model or of data from an artifact's folder; empty for what is no path."""
+    """The path of a model or of data from an artifact's folder; empty for what is not a path."""
     path = Path(name).expanduser()
     return os.path.relpath(path.resolve(), folder.resolve()) if name and path.exists() else ""
 

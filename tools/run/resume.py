@@ -153,7 +153,7 @@ def remembering(
     """The memory of a run that writes to ``out``; ``None`` where it writes nothing.
 
     ``marks`` say by name what decides the run's results. The folder goes when the block ends well
-    or with an error that a person is told; where the process is stopped, it stays. Raises
+    or with an error that users see; where the process is stopped, it stays. Raises
     ``BadInput`` as ``claimed``, and where ``resume`` is asked for and the folder is of another run.
     """
     if out is None:

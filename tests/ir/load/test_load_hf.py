@@ -373,7 +373,7 @@ def test_a_checkpoint_of_another_model_is_refused(bert: Path, tmp_path: Path) ->
         ({"text_config": {"compression_config": {"format": "float"}}}, "quantized by None, which"),
         ({"transformers_weights": "other.safetensors"}, "other.safetensors', and model"),
         ({"architectures": 5}, "architectures must be a list of names, not 5|not take this config"),
-        ({"architectures": ["pipeline"]}, "'pipeline' under architectures is no class of a model"),
+        ({"architectures": ["pipeline"]}, "'pipeline' under architectures is not a model's class"),
         ({"hidden_size": "32"}, "not take this config: Validation error for field 'hidden_size'"),
         ({"hidden_size": 10**30}, "cannot be built from its config.json"),
         ({"hidden_act": "evil"}, "BertForMaskedLM cannot be built .*evil"),

@@ -561,7 +561,7 @@ def test_damage_is_told_with_file_node_and_field(name: str, tmp_path: Path) -> N
 def test_a_name_that_is_no_text(tmp_path: Path) -> None:
     path = save(tmp_path / "m.onnx", [node("Relu", ["x"], ["y"], name="relu")])
     path.write_bytes(path.read_bytes().replace(b"relu", b"r\xd1\xffu"))
-    with pytest.raises(BadInput, match=r"the name b'r.*' is no text"):
+    with pytest.raises(BadInput, match=r"the name b'r.*' is not text"):
         load_onnx(path)
 
 

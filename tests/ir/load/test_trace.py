@@ -1,4 +1,4 @@
-"""``trace``: dynamic shapes, what survives of the module, and what a person is told on failure."""
+"""``trace``: dynamic shapes, what survives of the module, and the message on failure."""
 
 from __future__ import annotations
 

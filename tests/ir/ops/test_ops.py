@@ -51,7 +51,7 @@ def numpy_of(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
 def emit(
     op: OwnOp, sample: Sample, attrs: dict[str, Any] | None = None, form: str = ""
 ) -> ir.Model:
-    """A model whose only node is the op's ONNX form; what is no activation is an initializer."""
+    """A model whose only node is the op's ONNX form; all but activations are initializers."""
     tape, inputs, initializers, operands = Tape(), [], [], []
     all_free = op.name in ("rope", "sdpa")
     free = [name.rstrip("?") for name in op.operands] if all_free else [op.operands[0]]

@@ -76,7 +76,7 @@ def test_near_zero_it_is_the_difference_itself_that_must_be_small() -> None:
     assert difference(ones, ones + 5e-5).within(1e-4)
     assert not difference(ones, ones + 2e-4).within(1e-4)
     assert not difference(ones * 1e-2, ones * 1e-2 * (1 + 2e-4)).within(1e-4)
-    assert difference(zeros, ones).finite, "far from zero is no lack of numbers"
+    assert difference(zeros, ones).finite, "far from zero is not a lack of numbers"
 
 
 HALF = CHAIN.replace("f32", "f16")

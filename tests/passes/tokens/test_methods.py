@@ -286,7 +286,7 @@ def test_the_onnx_form_has_no_data_dependent_shape(models: Models, recipe: str) 
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
-        ("fopru{keep=6 strategy=row}", "keep=6 is no number of whole rows of 4 patches in each of"),
+        ("fopru{keep=6 strategy=row}", "keep=6 is not a number of whole rows of 4 patches in each"),
         ("fopru{keep=2 strategy=row}", "1 pictures: 4 or 8 is"),
         ("fopru{keep=8 strategy=column}", "strategy"),
         ("pyramid-drop{stages=1}", "stages=1 must be at least 2"),

@@ -184,7 +184,7 @@ def test_globalcom2_and_others_by_picture(made: tuple[Any, Graphs], models: Mode
         assert logits.isfinite().all()
     for recipe, message in (
         ("globalcom2{ratio=0}", "must be above 0 and at most 1"),
-        ("globalcom2{grid=2by2}", "is no grid of crops"),
+        ("globalcom2{grid=2by2}", "is not a grid of crops"),
         ("globalcom2{grid=1x3}", "4 crops are no grid of 1x3: give theirs, as grid=1x4"),
         ("globalcom2{ratio=0.01}", "keeps none of 9 patches"),
         ("aim{merge=11}", "not divisible among the 5 pictures.*: 10 is"),

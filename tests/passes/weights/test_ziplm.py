@@ -135,7 +135,7 @@ def test_a_table_decides(llama: tuple[Any, dict[str, View]], tmp_path: Path) -> 
     other = tmp_path / "other.json"
     other.write_text('{"total_ms": 10.0, "places": {}}')
     for table, reason in (
-        (tmp_path / "none", "No such file"), (spoilt, "is no table of times"),
+        (tmp_path / "none", "No such file"), (spoilt, "is not a table of times"),
         (other, "has no times of heads:.*it is another model's"),
     ):  # fmt: skip
         with pytest.raises(BadInput, match=reason):

@@ -71,5 +71,5 @@ def test_text_is_written_up_to_a_stop(scorer: Scorer, language_model: Path) -> N
 
 
 def test_what_writes_no_text_is_refused() -> None:
-    with pytest.raises(BadInput, match="is no language model"):
+    with pytest.raises(BadInput, match="is not a language model"):
         Scorer(Subject.of(gw.trace(torch.nn.Linear(3, 3), (torch.ones(1, 3),))))

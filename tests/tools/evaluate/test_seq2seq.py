@@ -80,7 +80,7 @@ def test_what_is_no_part_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="no part 'encodr'; did you mean encoder"):
         load(tmp_path / "t5", part="encodr")
     save(FAMILIES["bert"], tmp_path / "bert")
-    with pytest.raises(BadInput, match="BertModel is no encoder-decoder"):
+    with pytest.raises(BadInput, match="BertModel is not an encoder-decoder"):
         load(tmp_path / "bert", part="encoder")
     with pytest.raises(BadInput, match="part is for the folders of encoder-decoders"):
         load("zoo:tiny-llama", part="encoder")

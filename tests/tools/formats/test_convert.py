@@ -192,7 +192,7 @@ def test_what_no_format_holds(artifacts: Any, model: Path, tmp_path: Path) -> No
         ("gptq", artifacts("drop-blocks{count=1},quantize{bits=4 group=32}"), "other blocks"),
         ("peft", plain, "has no low-rank path"),
         ("gguff", plain, "there is no format 'gguff'"),
-        ("gptq", model, "is no artifact"),
+        ("gptq", model, "is not an artifact"),
     ):
         with pytest.raises(BadInput, match=reason):
             convert(artifact, to, tmp_path / "out")

@@ -1,4 +1,4 @@
-"""What a person is told of an error, and of the weights that stayed whole."""
+"""What users are told of an error, and of the weights that stayed whole."""
 
 from __future__ import annotations
 

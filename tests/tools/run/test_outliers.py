@@ -24,7 +24,7 @@ def test_kurtosis_is_centred_and_not_cut_off() -> None:
     rng = torch.Generator().manual_seed(0)
     x = torch.randn(500, 2048, generator=rng)
     assert abs(moments(x).kurtosis) < 0.02
-    assert abs(moments(x + 1).kurtosis) < 0.02, "a shift of the mean is no tail"
+    assert abs(moments(x + 1).kurtosis) < 0.02, "a shift of the mean is not a tail"
     assert moments(torch.rand(500, 2048, generator=rng)).kurtosis == pytest.approx(-1.2, abs=0.02)
     x[:, 7] *= 60
     tails = moments(x)
