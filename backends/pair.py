@@ -19,6 +19,7 @@ from .artifact import MANIFEST_FILE, PAIR_FILES, check_target, copy_side_files, 
 from .judging import Judge
 from .lowering import lowered
 from .registry import DEFAULT, compile
+from .unrounded import unrounded_file
 
 
 def export_pair(parts: Mapping[str, View], out: str | Path, *, force: bool = False) -> Path:
@@ -55,9 +56,10 @@ def _write(view: View, path: Path) -> int:
     data_file.save(model, path, f"{path.name}.data", lambda *_: None)
     batches = [sample_inputs(view)]
     judge = Judge(view, batches, Reference(view, batches, Truth()))
-    for optimized in (True, False):
-        run = compile(path, backend=DEFAULT, optimize=optimized)
-        what = f"{path.name} in ONNX Runtime (graph optimisation {'on' if optimized else 'off'})"
+    plain = unrounded_file(path) if judge.rounds else None
+    for mode, judged, instead in (("on", judge.judge_rounded, None), ("off", judge.judge, plain)):
+        run = compile(path, backend=DEFAULT, optimize=mode == "on", instead=instead)
+        what = f"{path.name} in ONNX Runtime (graph optimisation {mode})"
         actual = [run(**inputs) for inputs in judge.inputs]
-        judge.judge(actual, what, "Update onnxruntime, or report the model")
+        judged(actual, what, "Update onnxruntime, or report the model")
     return weight_bytes(view)

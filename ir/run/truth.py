@@ -242,13 +242,14 @@ class Reference:
         rest = range(1, len(self._samples))
         return [answers(self._first), *(answers(self._on(i)) for i in rest)]
 
+    def first(self, count: int) -> list[Outputs]:
+        """On the first sample and, with a cache and ``count`` 2, on the step that follows it."""
+        return [self._first, *self._step][:count] if count > 1 else [self._first]
+
     @cached_property
-    def first(self) -> list[Outputs]:
-        """On the first sample and, with a cache, on the step that follows it."""
-        if not has_cache(self._source):
-            return [self._first]
-        step = next_step(self._samples[0], self._first)
-        return [self._first] if step is None else [self._first, self._run(step)]
+    def _step(self) -> list[Outputs]:
+        step = next_step(self._samples[0], self._first) if has_cache(self._source) else None
+        return [] if step is None else [self._run(step)]
 
     @cached_property
     def _first(self) -> Outputs:

@@ -89,9 +89,7 @@ def joint_difference(
     count = sum(whole.numel() for whole in expected)
     for whole_a, whole_b in zip(expected, actual, strict=True):
         if whole_a.shape != whole_b.shape:
-            raise InvalidGraph(
-                f"shapes differ: {list(whole_a.shape)} became {list(whole_b.shape)}"
-            )
+            raise InvalidGraph(f"shapes differ: {list(whole_a.shape)} became {list(whole_b.shape)}")
         sides = (torch.split(whole.reshape(-1), _PIECE) for whole in (whole_a, whole_b))
         pieces = zip(*sides, strict=True)
         for a, b in ((_real(a), _real(b)) for a, b in pieces if a.numel()):
@@ -154,8 +152,10 @@ def compare_batches(
 
 
 def worst_of(
-    expected: Sequence[Mapping[str, torch.Tensor]], actual: Sequence[Mapping[str, torch.Tensor]],
-    *, shortened: bool = False,
+    expected: Sequence[Mapping[str, torch.Tensor]],
+    actual: Sequence[Mapping[str, torch.Tensor]],
+    *,
+    shortened: bool = False,
 ) -> dict[str, Difference]:
     """The error of each output over all batches together.
 
@@ -239,10 +239,11 @@ class Rule:
     """When an artifact computes what its graph says: the rule by which one is published.
 
     It does where it gives, within the tolerance between two runtimes, what the reference
-    interpreter makes of the graph. Where arithmetic is coarse (half types, activations rounded to 8
-    bits) two sound runs may differ by more, for their roundings have little in common. What decides
-    then is the source, as its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as
-    far from it as the graph is by the reference, and a tolerance. Every distance is relative, and
+    interpreter makes of the graph. Where arithmetic is coarse (half types, activations that ops of
+    their own round to 8 bits; of ``accuracy_level`` see ``backends.judging``) two sound runs may
+    differ by more, for their roundings have little in common. What decides then is the source, as
+    its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as far from it as the graph
+    is by the reference, and a tolerance. Every distance is relative, and
     absolute near zero: see ``Difference.within``.
     """
 
@@ -270,6 +271,11 @@ class Rule:
         return self.coarse and to_source.within(
             COARSE_SLACK * graph_to_source.rel_l2 + self.rounding
         )
+
+    def explains(self, to_plain: Difference, moved: Difference) -> bool:
+        """Whether rounding of activations explains how far a run is from one without it: the
+        reference interpreter's own rounding has ``moved`` that output so far."""
+        return to_plain.within(COARSE_SLACK * moved.rel_l2 + self.bound)
 
 
 def check_structure(view: View) -> None:

@@ -74,11 +74,12 @@ def verify(
     if backend == DEFAULT:
         return
     progress(f"running it in {backend}", 0, 1)
-    file = folder / artifact.MODEL_FILE
-    model = file if find_backend(backend).runs_artifacts else result.graph
+    whole = find_backend(backend).runs_artifacts
+    model = folder / artifact.MODEL_FILE if whole else judge.plain
     executable = compile_model(model, backend=backend, device=device)
     actual = [_on_cpu(executable(**inputs)) for inputs in judge.inputs]
-    error = judge.judge(actual, backend, "Use --backend onnxruntime")
+    judged = judge.judge_rounded if whole else judge.judge
+    error = judged(actual, backend, "Use --backend onnxruntime")
     checks.runtime.backends[backend] = ErrorEntry(**error.to_dict())
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from graphwright.backends import compile as compile_graph
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.run.verify import compare, exact_tolerance, tolerance
+from graphwright.ir.run.verify import ROUNDED_REL_L2, compare, exact_tolerance, tolerance
 from graphwright.tools.evaluate.task import silent
 from graphwright.tools.run import pipeline
 
@@ -48,9 +48,12 @@ def test_the_artifact_of_a_half_precision_checkpoint_runs(
         calibration=str(folder / "calib.npz"),
     )  # fmt: skip
     done = pipeline.run(request, silent)
-    for error in (done.verification.runtime.optimized, done.verification.runtime.unoptimized):
-        assert error is not None and error.rel_l2 is not None
-        assert 0 < error.rel_l2 < exact_tolerance(dtype)
+    runtime = done.verification.runtime
+    # Optimised it rounds activations to 8 bits, which turn here and there.
+    bounds = {"optimized": ROUNDED_REL_L2, "unoptimized": exact_tolerance(dtype)}
+    for name, bound in bounds.items():
+        error = getattr(runtime, name)
+        assert error.rel_l2 is not None and 0 < error.rel_l2 < bound
     inputs = {"input_ids": IDS[:2], "attention_mask": torch.ones_like(IDS[:2])}
     source = gw.load(folder, cache=False)
     assert tolerance(source) == exact_tolerance(dtype)
