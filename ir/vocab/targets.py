@@ -68,6 +68,8 @@ CPU = Target(
     (
         _DIVISION,
         _SHARED,
+        Row("rope", "rotary-embedding", "one node in the place of seven: a token of 24 layers of "
+            "width 896 takes 14.1 ms, and 16.6 ms with them (4 bits, ONNX Runtime 1.31, one core)"),
         Row("linear_nbit", "matmul-nbits", _ROUNDS),
         Row("embedding_nbit", "gather-block-quantized", "reads the rows' bytes where they lie, "
             "and a tied head multiplies by the same ones"),
