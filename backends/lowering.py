@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from ..ir.core.errors import BadInput
 from ..ir.core.heap import uncollected
 from ..ir.core.view import View
@@ -17,9 +19,12 @@ from ..ir.run.verify import check_structure
 from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
 from .fx_to_onnx import translated
+from .siblings import join_siblings
 
 FORMS: dict[str, tuple[type[Rule], ...]] = {"shared-keys": (ShareKeys, SpellAttention)}
 """Forms that rules make, by the names that targets have for them; others are the ops' own."""
+EDITS: dict[str, Callable[[View], int]] = {"one-product": join_siblings}
+"""Forms of several nodes at once, behind those that rules make."""
 
 
 @uncollected()
@@ -35,11 +40,17 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     widen(onnx)
     clean(onnx)
     rewrite(onnx, [rule() for row in target.rows for rule in FORMS.get(row.form, ())])
+    for row in target.rows:
+        EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
     clean(onnx)
     check_structure(onnx)
     forget_types(onnx.model)
     return onnx
+
+
+def _nothing(view: View) -> int:
+    return 0
 
 
 def _check_opset(view: OnnxView, target: Target) -> None:

@@ -22,6 +22,7 @@ from . import (
     norm,
     shape,
     shared_keys,
+    siblings,
     stored,
     stored_nbit,
 )
@@ -37,6 +38,7 @@ RULES: tuple[type[Rule], ...] = (
     *shared_keys.RULES,
     *bitstack.RULES,
     *dequantize.RULES,
+    *siblings.RULES,
     *stored_nbit.RULES,
 )
 """Every rule, in the order in which they are tried at a node."""

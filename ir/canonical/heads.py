@@ -11,13 +11,14 @@ from ..core.types import UNKNOWN_DIM
 from ..core.view import Operand, Value
 from ..core.weights import ComputedWeight
 from ..rewrite.rule import Build
+from ..vocab.builder import Builder
 from .fused import Inputs
 
 INTEGER = torch.int64
 """The dtype of positions and lengths, which is that of sizes."""
 
 
-def size(b: Build, value: Value, dim: int) -> Any:
+def size(b: Builder, value: Value, dim: int) -> Any:
     """The size of a dimension: a number where it is known.
 
     Where an input of the graph has a dimension of this name it is taken from there, so that layers
@@ -35,7 +36,7 @@ def size(b: Build, value: Value, dim: int) -> Any:
     return b.size(value, dim=dim % len(known))
 
 
-def shaped(b: Build, value: Value, *sizes: tuple[Value, int] | int) -> Value:
+def shaped(b: Builder, value: Value, *sizes: tuple[Value, int] | int) -> Value:
     """``value`` reshaped to numbers and dimensions of other values, whose names it takes over."""
     parts = [part if isinstance(part, int) else size(b, *part) for part in sizes]
     made = b.reshape(value, *parts)
@@ -45,7 +46,7 @@ def shaped(b: Build, value: Value, *sizes: tuple[Value, int] | int) -> Value:
     return made
 
 
-def name_after(b: Build, value: Value, axis: int, other: Value, dim: int) -> None:
+def name_after(b: Builder, value: Value, axis: int, other: Value, dim: int) -> None:
     """Call a dimension as that of another value is called, which it equals."""
     shape = b.view.type(other).shape
     name = None if shape is None else shape[dim]
