@@ -71,8 +71,13 @@ def stored_matrix(match: Match, name: str) -> Matrix:
     if handle is None:
         raise Refusal(f"{name} is not a constant", match.root)
     shape = handle.shape
-    if len(shape) < 2 or math.prod(shape[:-2]) != 1:
+    if len(shape) < 2:
         match.refuse(f"{name} is not a matrix: {list(shape)}")
+    if math.prod(shape[:-2]) != 1:
+        count = math.prod(shape[:-2])
+        match.refuse(
+            f"{name} is a stack of {count} matrices, {list(shape)}: a linear has one of its own"
+        )
     if len(shape) > 2:
         handle = handle.reshaped(shape[-2:])
     return Matrix(value, handle, dtype or handle.dtype)
@@ -287,7 +292,8 @@ class FusePointwiseConv(Rule):
         handle = view.weight(bound["w"])
         assert handle is not None
         rank = len(handle.shape)
-        matrix = view.add_weight(view.name(build.match.value("w")), _as_matrix(handle))
+        name = f"{view.name(build.match.value('w'))}.matrix"
+        matrix = view.add_weight(name, _as_matrix(handle))
         last = build.transpose(bound["x"], perm=(0, *range(2, rank), 1))
         product = build.linear(last, matrix, *view.operands(build.match.root)[2:])
         return build.transpose(product, perm=(0, rank - 1, *range(1, rank - 1)))
