@@ -252,16 +252,19 @@ class LinearStoringPass(FormPass):
     """
 
     @abstractmethod
-    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
-        """The stored form of one linear's matrix [out, in]."""
+    def fitting(
+        self, context: Context, chosen: Sequence[Linear]
+    ) -> Callable[[Linear, Statistics], Stored]:
+        """What makes the stored form of a linear's matrix [out, in], by its statistics."""
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()
         view, chosen = context.view, self.choose(context, result)
+        stored_form = self.fitting(context, chosen)
 
         def fit(linear: Linear, statistics: Statistics) -> Shelved:
             def stored() -> dict[str, Any]:
-                return vars(self.at(linear).fit_linear(context, linear, statistics))
+                return vars(stored_form(linear, statistics))
 
             form = context.once(f"site {linear.name}", stored)
             return Shelved.of(Stored(**form), context.spool)
@@ -288,8 +291,14 @@ class StoringPass(LinearStoringPass):
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         """The stored form of one matrix [out, in]; ``name`` is for errors."""
 
-    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
-        return self.fit(weight_of(context.view, linear).read(), statistics, linear.name)
+    def fitting(
+        self, context: Context, chosen: Sequence[Linear]
+    ) -> Callable[[Linear, Statistics], Stored]:
+        def fit(linear: Linear, statistics: Statistics) -> Stored:
+            weight = weight_of(context.view, linear).read()
+            return self.at(linear).fit(weight, statistics, linear.name)
+
+        return fit
 
 
 def weight_of(view: View, linear: Linear) -> Weight:

@@ -26,6 +26,7 @@ _BUILT_IN = {
     "rotate": "weights.rotate:Rotate",
     "magnitude": "weights.magnitude:Magnitude",
     "wanda": "weights.wanda:Wanda",
+    "gblm": "weights.gblm:GBLM",
     "sparsegpt": "weights.sparsegpt:SparseGPT",
     "dsnot": "weights.dsnot:DSnoT",
     "sparse-plus-low-rank": "weights.sparse_plus_low_rank:SparsePlusLowRank",

@@ -1,4 +1,4 @@
-"""One block of a graph, run by itself: with other weights than it holds, and with gradients."""
+"""A part of a graph, run by itself: with other weights than it holds, and with gradients."""
 
 from __future__ import annotations
 
@@ -71,34 +71,45 @@ def block_graphs(view: View, blocks: Sequence[Block]) -> list[BlockGraph]:
     """
     order = list(view.nodes())
     place = {node: i for i, node in enumerate(order)}
-    return [_graph_of(view, order, place, block) for block in blocks]
+    return [
+        _between(view, order, place, block.entry, block.exit, f"block {block.index}")
+        for block in blocks
+    ]
 
 
-def _graph_of(
-    view: View, order: Sequence[Node], place: Mapping[Node, int], block: Block
-) -> BlockGraph:
-    first, last = view.producer(block.entry), view.producer(block.exit)
+def graph_between(view: View, entry: Value, exit: Value) -> BlockGraph:
+    """The graph from one value to another. Raises ``Refusal`` as ``block_graphs``."""
+    order = list(view.nodes())
+    place = {node: i for i, node in enumerate(order)}
+    return _between(view, order, place, entry, exit, "the graph")
+
+
+def _between(
+    view: View, order: Sequence[Node], place: Mapping[Node, int], entry: Value, exit: Value,
+    what: str,
+) -> BlockGraph:  # fmt: skip
+    first, last = view.producer(entry), view.producer(exit)
     if last is None:
-        raise Refusal(f"block {block.index} computes nothing")
+        raise Refusal(f"{what} computes nothing")
     start = 0 if first is None else place[first] + 1
-    behind = {block.entry}
+    behind = {entry}
     reached = []
     for node in order[start : place[last] + 1]:
         if any(value in behind for value in view.arguments(node)):
             reached.append(node)
             behind.update(view.results(node))
-    wanted, nodes = {block.exit}, []
+    wanted, nodes = {exit}, []
     for node in reversed(reached):
         if any(value in wanted for value in view.results(node)):
             nodes.append(node)
             wanted.update(view.arguments(node))
-    made = {value for node in nodes for value in view.results(node)} | {block.entry}
-    if block.exit not in made:
-        raise Refusal(f"the end of block {block.index} is not computed from its beginning")
+    made = {value for node in nodes for value in view.results(node)} | {entry}
+    if exit not in made:
+        raise Refusal(f"the end of {what} is not computed from its beginning")
     others = dict.fromkeys(v for n in reversed(nodes) for v in view.arguments(n) if v not in made)
     held = tuple(value for value in others if view.default(value) is not None)
     outside = tuple(value for value in others if value not in held)
-    return BlockGraph(view, block.entry, block.exit, tuple(reversed(nodes)), outside, held)
+    return BlockGraph(view, entry, exit, tuple(reversed(nodes)), outside, held)
 
 
 def captured(

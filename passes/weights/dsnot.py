@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -76,7 +77,12 @@ class DSnoT(MaskingPass):
 
         return [linear for linear in self.select(context.structure) if fits(linear)]
 
-    def fit_linear(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
+    def fitting(
+        self, context: Context, chosen: Sequence[Linear]
+    ) -> Callable[[Linear, Statistics], Stored]:
+        return partial(self._refined, context)
+
+    def _refined(self, context: Context, linear: Linear, statistics: Statistics) -> Stored:
         source = finite(context.original_weight(linear).read(), linear.name)
         current = weight_of(context.view, linear).read()
         mean, square = statistics[Mean], statistics[Square]

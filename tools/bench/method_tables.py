@@ -38,7 +38,7 @@ SCORES = ("influence", "angular", "random")
 MOST_DROPPED = 5
 BITS, RANKS = (4, 3, 2), (8, 16, 32)
 MASKS = ("sparsity=0.5", "sparsity=0.6", "sparsity=0.7", "pattern=2:4")
-MASK_PASSES = ("magnitude", "wanda", "sparsegpt")
+MASK_PASSES = ("magnitude", "wanda", "gblm", "sparsegpt")
 MASK_RANK = 16
 STRUCTURE = {
     "10%": ("flap{ratio=0.1}", "flap{ratio=0.1 repair=regression}", "ziplm{speedup=1.11}",

@@ -17,23 +17,18 @@ from graphwright.passes.weights.descent import Rounding
 from graphwright.passes.weights.quantizers import rtn
 from torch import Tensor
 
-from ...models import BUILDERS, llama, raised
+from ...models import BUILDERS, Small, raised
 from ..calibrated import rel
+from ..test_linear_pass import Kept
+from .texts import ids as texts
 
 KINDS = ("fx", "onnx")
 FORMATS = [(4, 32, True), (3, 0, False), (2, 16, False), (8, 64, True)]
 
 
 @pytest.fixture(scope="module")
-def models() -> dict[str, View]:
-    return raised(llama(layers=2))
-
-
-def texts(count: int = 3) -> list[dict[str, Tensor]]:
-    rng = torch.Generator().manual_seed(5)
-    mask = torch.ones(4, 9, dtype=torch.int64)
-    return [{"input_ids": torch.randint(0, 97, (4, 9), generator=rng), "attention_mask": mask}
-            for _ in range(count)]  # fmt: skip
+def models(llama: tuple[Small, dict[str, View]]) -> dict[str, View]:
+    return llama[1]
 
 
 def run(view: View, recipe: str, **options: Any) -> Any:
@@ -150,20 +145,6 @@ def test_a_path_behind_it(models: dict[str, View]) -> None:
         for more in ("", ",eora{rank=64 factors=float32}")
     )
     assert whole < 1e-4 < alone
-
-
-class Kept(dict[str, Any]):
-    """A memory that stops taking anything in after so many results, as a killed run does."""
-
-    most = 10_000
-
-    def recall(self, key: str) -> Any:
-        return self[key]
-
-    def keep(self, key: str, result: Any) -> None:
-        if len(self) >= self.most:
-            raise KeyboardInterrupt
-        self[key] = result
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(

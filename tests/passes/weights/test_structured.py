@@ -22,12 +22,6 @@ KINDS = ("fx", "onnx")
 Inputs = dict[str, torch.Tensor]
 
 
-@pytest.fixture(scope="module")
-def llama() -> tuple[Any, dict[str, View]]:
-    small = small_models.llama()
-    return small, small_models.raised(small)
-
-
 def texts(count: int = 6) -> list[Inputs]:
     rng = torch.Generator().manual_seed(7)
     found = []

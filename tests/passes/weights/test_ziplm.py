@@ -21,19 +21,12 @@ from graphwright.passes.weights.structured_obs import _damped, refitted, removal
 from graphwright.passes.weights.ziplm import least_error
 from graphwright.tools.bench.latency_table import Setting, latency_table
 
-from ... import models as small_models
 from ..calibrated import rel
 from ..test_linear_pass import Kept
 from .test_structured import run
 
 KINDS = ("fx", "onnx")
 Inputs = dict[str, torch.Tensor]
-
-
-@pytest.fixture(scope="module")
-def llama() -> tuple[Any, dict[str, View]]:
-    small = small_models.llama()
-    return small, small_models.raised(small)
 
 
 @pytest.mark.parametrize("each", [1, 4])
