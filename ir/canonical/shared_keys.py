@@ -16,7 +16,8 @@ from ..core.types import UNKNOWN_DIM
 from ..core.view import Node, Operand, Value, View, is_value
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
-from .attention import Logits, attend, check_shapes, read_logits
+from .attention import attend, check_shapes
+from .logits import Logits, read_logits
 
 
 class FuseSharedKeys(Rule):
@@ -61,16 +62,17 @@ def _apart(view: View, logits: Logits) -> Value:
 
 def _check_heads(view: View, logits: Logits, v: Value, root: Node) -> None:
     """Refuse unless each reshape only joins or parts the heads that share keys and their rows."""
-    if logits.apart is None:
+    if len(logits.forms) != 1:
         raise Refusal("the weights are reshaped, but not the product that they are made of", root)
-    q, parts = _apart(view, logits), (logits.apart, view.results(root)[0])
+    masked = (step.at for step in logits.steps)
+    q, parts = _apart(view, logits), (*logits.forms, *masked, view.results(root)[0])
     shapes = [view.type(x).shape or () for x in (q, logits.q, v, *parts)]
     if any(len(shape) != 4 for shape in shapes):
         raise Refusal("its parts are not all [batch, heads, tokens, width]", root)
-    (batch, heads, rows, width), joined, values, *apart = shapes
+    (batch, heads, rows, width), joined, values, *both = shapes
     shared = joined[1]
     kept = (joined[0], joined[3], values[1]) == (batch, width, shared)
-    if not kept or any(shape[:3] != (batch, heads, rows) for shape in apart):
+    if not kept or any(shape[:3] != (batch, heads, rows) for shape in both):
         raise Refusal(f"{view.type(q)} as {view.type(logits.q)}: more than heads are joined", root)
     known = isinstance(heads, int) and isinstance(shared, int) and shared > 0
     divides = known and int(heads) % int(shared) == 0

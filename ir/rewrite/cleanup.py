@@ -287,9 +287,9 @@ def _constant_result(
         return None
     if any(place_of(view.name(a)) is not None for a in arguments):
         return None  # blocks stay apart, so that a file can be cut behind each of them
-    if op == "transpose" or (op == NATIVE and not arguments):
-        return None
     known = view.type(result)
+    if op == "transpose" or (op == NATIVE and not arguments and known.shape != ()):
+        return None
     if op == "cast" and known.rank == 2 and _widens(handles[0], known.dtype):
         return None
     if known.numel is not None and known.dtype is not None:

@@ -182,8 +182,10 @@ def _joined(view: View, operand: Operand) -> tuple[Value, Value] | None:
         if node is None or view.op(node) != "concat":
             continue
         past = _input_above(view, view.operands(node)[0])
+        if past is None:  # the row of an attention's sink stands behind all keys
+            return _joined(view, view.operands(node)[0])
         present = _output_below(view, value)
-        return None if past is None or present is None else (past, present)
+        return None if present is None else (past, present)
     return None
 
 

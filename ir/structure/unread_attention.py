@@ -1,7 +1,7 @@
 """Attention that no rule reads as ``sdpa``: a softmax that weighs the rows of a product.
 
-BLOOM's positions in the product, MPT's and DeBERTa's added scores and GPT-OSS's sinks are such
-spellings. Where they stand is where layers start, as at ``sdpa``.
+Logits that heads mix among them (arXiv 2003.02436), and weights that the graph returns, are such.
+Where they stand is where layers start, as at ``sdpa``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from ..core.view import Node, View, is_value
 from ..vocab import traits
 
 _PASSING = frozenset({"cast", "where", "mul", "add", "slice", "reshape", "expand", "identity"})
-"""What may stand between the softmax and its product: masks, heads, a sink that is cut off."""
+"""What may stand between the softmax and its product: masks, heads, weights that are cut off."""
 _REACH = 24
 
 

@@ -116,6 +116,14 @@ def _infer_where(operands: Sequence[Any], attrs: Attrs) -> Types:
     return (Type(promote(operands[1:]), shape),)
 
 
+def _decode_masked_fill(node: Node) -> fx.Reading | None:
+    """masked_fill(x, condition, number) => where(condition, number, x), in the dtype of x."""
+    x, condition, number = node.args
+    if isinstance(number, float) and fx.is_integral(x):
+        return None
+    return (condition, number, x), {}
+
+
 def _build_aten_where(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
     _, a, b = operands
     if isinstance(a, Node):
@@ -168,10 +176,13 @@ OPS = (
     ),
     OpSpec(
         name="where", operands=("condition", "a", "b"), infer=_infer_where, reference=torch.where,
-        aten=AtenForm(_build_aten_where, (fx.always(
-            fx.plain, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
-            aten.where.Scalar,
-        ),)),
+        aten=AtenForm(_build_aten_where, (
+            fx.always(
+                fx.plain, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf,
+                aten.where.Scalar,
+            ),
+            fx.sometimes(_decode_masked_fill, aten.masked_fill.Scalar),
+        )),
         onnx=OnnxForm(_build_where, (onnx.always(onnx.plain, "Where"),)),
     ),
 )  # fmt: skip

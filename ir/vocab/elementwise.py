@@ -93,13 +93,13 @@ def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
     return a, b
 
 
-def _extremum(name: str, op_type: str) -> OpSpec:
+def _extremum(name: str, op_type: str, *others: Any) -> OpSpec:
     function = getattr(torch, name)
     target = getattr(aten, name).default
     return OpSpec(
         name=name, operands=("a", "b"), infer=elementwise, commutative=True,
         reference=lambda a, b: function(*_pair(a, b)),
-        aten=AtenForm(fx.calls(target), (fx.sometimes(fx.binary, target),)),
+        aten=AtenForm(fx.calls(target), (fx.sometimes(fx.binary, target, *others),)),
         onnx=OnnxForm(onnx.same(op_type), (onnx.sometimes(_two_inputs, op_type),)),
     )  # fmt: skip
 
@@ -123,8 +123,8 @@ ARITHMETIC = (
         ),)),
         onnx=OnnxForm(onnx.same("Pow"), (onnx.sometimes(_read_pow, "Pow"),)),
     ),
-    _extremum("maximum", "Max"),
-    _extremum("minimum", "Min"),
+    _extremum("maximum", "Max", aten.max.other),
+    _extremum("minimum", "Min", aten.min.other),
 )  # fmt: skip
 
 

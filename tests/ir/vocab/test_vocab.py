@@ -396,6 +396,15 @@ def test_a_true_division_of_integers_is_native_in_fx() -> None:
     assert view.native_op(node) == "aten.div.Tensor"
 
 
+def test_a_masked_fill_is_a_choice_unless_it_cuts_a_number_off() -> None:
+    view = _empty("fx", {"x": _i(3, high=9), "y": _t(3), "seen": _b(3)}, 1)
+    x, y, seen = view.inputs()
+    fill = torch.ops.aten.masked_fill.Scalar
+    made = [view.graph.call_function(fill, args) for args in ((y, seen, 0.5), (x, seen, 0.5))]
+    assert [view.op(node) for node in made] == ["where", "native"]
+    assert view.operands(made[0]) == (seen, 0.5, y)
+
+
 def _f32(*shape: int) -> Type:
     return Type(torch.float32, shape)
 
