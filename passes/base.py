@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -125,13 +125,17 @@ class Context:
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
         checkpoints: CheckpointStore | None = None, learning: Gatherer | None = None,
-        structure: Structure | None = None,
+        structure: Structure | None = None, kept: Mapping[str, Hashable] | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
         self.original = original
         """The canonical source graph, as before the first pass, or behind the last one that made
-        another model of it; ``None`` is ``view`` itself."""
+        another model of it; of a source that was compressed from another model, that model.
+        ``None`` is ``view`` itself."""
+        self.kept = kept
+        """Of a source that was compressed from another model, which ``original`` then is: the keys
+        of the weights that are that model's own, by linear. ``None`` for any other source."""
         self.planned: dict[str, Site] = {}
         """In a forecast: the sites that earlier passes would have changed, by name."""
         self.step = step

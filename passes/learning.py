@@ -28,13 +28,17 @@ class Learning:
     """What one run keeps between its passes: the graph before its weights changed, and statistics
     that a pass shares a sweep with but uses later."""
 
-    def __init__(self, passes: Sequence[Pass]) -> None:
+    def __init__(self, passes: Sequence[Pass], original: View | None = None) -> None:
+        """``original`` is the dense graph of a source that is compressed already."""
         self._passes = passes
         changing = (
             i for i, p in enumerate(passes, 1) if isinstance(p, LinearPass) or CHANGED in p.provides
         )
         self._first = next(changing, len(passes) + 1)
         self._dense: tuple[View, Structure] | None = None
+        if original is not None:
+            self._first = 0
+            self._dense = original, recognize(original)
         self._put_away: dict[tuple[int, Group], list[_PutAway]] = {}
 
     def before(self, context: Context) -> None:

@@ -28,6 +28,7 @@ from ..ir.vocab.targets import find_target
 from .base import REDEFINED, Context, Pass, PassResult
 from .checkpoint_store import CheckpointStore, remembered
 from .learning import Learning
+from .original import compressed_sites, prepare
 from .recipe import Recipe
 from .report import PassReport, RunReport
 from .rules import check_order, remarks
@@ -94,6 +95,7 @@ def optimize(
     checkpoints: CheckpointStore | None = None,
     truth: Truth | None = None,
     target: str | None = None,
+    original: View | None = None,
 ) -> Result:
     """Apply a recipe to a copy of ``graph``; each pass is checked before the next one runs.
 
@@ -102,7 +104,9 @@ def optimize(
     learn from. ``max_error`` bounds the relative L2 of any output against the source graph.
     ``checkpoints`` keeps what takes long, and gives it back to a run of the same recipe on the same
     graph and data. ``target`` names what the artifact is for (``vocab.targets``): what passes leave
-    open, such as ``accuracy_level``, is then as that likes it.
+    open, such as ``accuracy_level``, is then as that likes it. ``original`` is the model that
+    ``graph`` was compressed from, where somebody else did that: passes that compensate then close
+    the gap to it.
 
     Before the first pass the graph is held against the source itself, where something runs it:
     ``truth`` is what it gave on the samples, if they were already put to it.
@@ -113,6 +117,7 @@ def optimize(
     case.
     """
     recipe = as_recipe(recipe)
+    check_order(recipe.passes, compressed=original is not None)
     if target is not None:
         recipe = recipe.settled(find_target(target))
     check_needs(recipe, calibrated=bool(calibration))
@@ -124,9 +129,12 @@ def optimize(
     check_read(view, graph, batches, truth)
     if calibration is not None:
         check_batches(view, calibration)
-    original = reference = view.copy()
+    as_read = reference = view.copy()
     structure = recognize(view)
-    check_order(recipe.passes, structure)
+    check_order(recipe.passes, structure, compressed=original is not None)
+    given = None if original is None else prepare(original, view, structure)
+    if given is not None:
+        reference = given.view
     notes = remarks(recipe.passes)
     report = _new_report(graph, structure, recipe, max_error)
     report.samples, report.data = count_samples(batches), data
@@ -138,13 +146,14 @@ def optimize(
     except NodeFailed as error:
         advice = f"do {data} fit the model?" if samples else _ADVICE
         raise BadInput(f"{error}: {advice}") from error
-    report.add_truth(truth, hold(graph, original, truth, outputs))
+    report.add_truth(truth, hold(graph, as_read, truth, outputs))
     costs = graph_costs(view, report.sizes, structure)
     report.add_costs("source", costs)
     before = first = [answers(row) for row in outputs]
     errors = dict.fromkeys(first[0], _SAME)
     shortened = False
-    learning = Learning(recipe.passes)
+    learning = Learning(recipe.passes, None if given is None else given.view)
+    kept = None if given is None else given.kept
     for step, entry in enumerate(recipe.steps, 1):
         done = PassReport(
             entry.pass_, str(entry), PassResult(), bytes_before=costs.weight_bytes,
@@ -154,6 +163,7 @@ def optimize(
         context = Context(
             view, step=step, spool=spool, progress=progress, calibration=calibration or (),
             original=reference, checkpoints=checkpoints, learning=learning, structure=structure,
+            kept=kept,
         )  # fmt: skip
         learning.before(context)
         edits = view.edits
@@ -187,10 +197,12 @@ def optimize(
         done.peak_rss_bytes = peak_rss_bytes()
         report.passes.append(done)
     report.errors, report.shortened = errors, shortened
-    return Result(view, report, original, batches, outputs, truth)
+    return Result(view, report, as_read, batches, outputs, truth)
 
 
-def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
+def plan(
+    graph: View, recipe: str | Recipe | Pass | Sequence[Pass], *, original: View | None = None
+) -> Plan:
     """What ``optimize`` would do and cost. No weight is read and the graph stays as it is."""
     recipe = as_recipe(recipe)
     _check_packages(recipe)
@@ -198,7 +210,9 @@ def plan(graph: View, recipe: str | Recipe | Pass | Sequence[Pass]) -> Plan:
     canonicalize(view)
     size = source = weight_bytes(view)
     context = Context(view)
-    check_order(recipe.passes, context.structure)
+    check_order(recipe.passes, context.structure, compressed=original is not None)
+    if original is not None:
+        context.planned.update(compressed_sites(view, context.structure))
     planned: list[tuple[str, PassResult]] = []
     seconds, working = 0.0, 0
     for entry, notes in zip(recipe.steps, remarks(recipe.passes), strict=True):

@@ -145,10 +145,14 @@ def _entry_step(entry: object) -> Step:
 
 
 def checked(recipe: Recipe) -> Recipe:
-    """The recipe itself. Raises ``BadInput`` where its passes do not go together: see ``rules``."""
+    """The recipe itself. Raises ``BadInput`` where its passes do not go together: see ``rules``.
+
+    Whether a pass that compensates has anything to do may depend on the source, which may have been
+    compressed by others: that is for who knows it.
+    """
     if not recipe.steps:
         raise BadInput("the recipe is empty: name at least one pass")
-    check_order(recipe.passes)
+    check_order(recipe.passes, compressed=None)
     return recipe
 
 

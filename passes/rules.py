@@ -6,7 +6,7 @@ the rules below hold for every pass, those of other packages among them.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..ir.core.errors import BadInput
 from ..ir.structure.recognize import Structure
@@ -24,24 +24,36 @@ _LACK = {
     CHANGED: "corrects what an earlier pass did to weights, and none before it changes weights",
     MASKED: "refines the mask of an earlier pass, and none before it masks weights",
 }
-_FIRST = {CHANGED: ", such as hqq", MASKED: ", such as wanda"}
+_FIRST = {
+    CHANGED: ", such as hqq, or give the model that a quantized one was made from with --original "
+    "(original= in Python)",
+    MASKED: ", such as wanda",
+}
 """What provides it, for instance."""
 _RESHAPE = {TOKENS: "drops tokens", BLOCKS: "changes which blocks there are"}
 
 
-def check_order(passes: Sequence[Pass], structure: Structure | None = None) -> None:
+def check_order(
+    passes: Sequence[Pass], structure: Structure | None = None, *, compressed: bool | None = False
+) -> None:
     """Whether the passes can run one after another.
 
     Without a ``structure`` passes are taken to meet where they choose sites by equal options; with
     that of the source, by the sites themselves. Optional passes may find nothing to do and are left
-    alone. Raises ``BadInput``, with the reason and what would work.
+    alone. ``compressed``: whether an original of the source is given, to which its weights are a
+    gap; ``None`` where that is not known. Raises ``BadInput``, with the reason and what would work.
     """
+    if compressed and not any(CHANGED in pass_.follows for pass_ in passes):
+        raise BadInput(
+            "an original is for passes that close the gap to it, such as eora: none of "
+            f"{', '.join(pass_.name for pass_ in passes)} does"
+        )
     sites = _all_sites(passes, structure)
     for place, pass_ in enumerate(passes):
         if pass_.optional:
             continue
         _check_excludes(passes, place, sites)
-        _check_follows(passes, place, sites)
+        _check_follows(passes, place, sites, set() if compressed is False else {CHANGED})
 
 
 def remarks(passes: Sequence[Pass]) -> list[list[str]]:
@@ -79,9 +91,12 @@ def _check_excludes(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) 
             )
 
 
-def _check_follows(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -> None:
+def _check_follows(
+    passes: Sequence[Pass], place: int, sites: Sequence[Sites], there: Collection[str]
+) -> None:
+    """``there`` is what the source itself has left."""
     pass_, mine = passes[place], sites[place]
-    for tag in pass_.follows:
+    for tag in set(pass_.follows).difference(there):
         earlier = [i for i in range(place) if _may_provide(passes[i], tag)]
         why = _LACK.get(tag, f"needs {tag}, which no pass before it provides")
         if not earlier:

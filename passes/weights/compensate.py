@@ -25,6 +25,8 @@ from .factor_form import FactorForm, graft_group
 from .low_rank import Spectrum, allocate, fits_half
 
 DEFAULT_RANK = 32
+LEAST_ALIKE = 0.5
+"""Cosine of a weight and of what was made of it, at least; signs alone have 0.8."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,8 @@ class Compensate(LinearPass):
         now, then = view.weight(linear.weight), (context.original or view).weight(original.weight)
         if now is None or then is None:
             return "its weight is not a constant"
-        if view.op(linear.node) == "linear" and now.key == then.key:
+        kept = (context.kept or {}).get(linear.name, then.key)
+        if view.op(linear.node) == "linear" and now.key in (then.key, kept):
             return _UNTOUCHED
         if any(is_low_rank(view, node) for node in _chain(view, linear)):
             return "a low-rank path compensates it already"
@@ -158,6 +161,8 @@ class Compensate(LinearPass):
         gap = source - context.wholes[linear.name].matrix(context.view)
         for side in _chain(context.view, linear):
             gap -= dense_weight(context.view, side)
+        if context.kept is not None:
+            _check_kin(linear.name, source, gap)
         return source, gap
 
     def _ranks(self, context: Context, linears: Sequence[Linear]) -> dict[str, int]:
@@ -314,6 +319,19 @@ class Compensate(LinearPass):
     def _width(self) -> float:
         """Bytes of one number of a factor."""
         return self._planned_form.width
+
+
+def _check_kin(name: str, source: Tensor, gap: Tensor) -> None:
+    """Raise ``BadInput`` for an original that is another model: ``gap`` is to its ``source``."""
+    now = source - gap
+    size = float(torch.linalg.norm(source) * torch.linalg.norm(now))
+    alike = float((source * now).sum()) / size if size else 1.0
+    if alike < LEAST_ALIKE:
+        raise BadInput(
+            f"the original's weight of {name} is that of another model, or in another basis: its "
+            f"cosine with the source's is {alike:.2f}. Give the model that the source was "
+            "quantized from"
+        )
 
 
 def _shape(linear: Linear) -> tuple[int, int]:

@@ -80,7 +80,7 @@ class Learner(Foreign):
 )
 def test_refused(recipe: str, reason: str) -> None:
     with pytest.raises(BadInput, match=reason):
-        Recipe.parse(recipe)
+        check_order(Recipe.parse(recipe).passes)
 
 
 @pytest.mark.parametrize(

@@ -88,6 +88,9 @@ def run(
         str, typer.Option(metavar="DATA", help="Data for passes that learn: a file or zoo:NAME.")
     ] = "",
     calib_samples: Annotated[int | None, typer.Option(help="Most samples; 128.")] = None,
+    original: Annotated[
+        str, typer.Option(metavar="MODEL", help="What a quantized MODEL was made from, for eora.")
+    ] = "",
     calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
@@ -126,7 +129,7 @@ def run(
             model, chosen, out, max_error=max_error, device=device, force=force,
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
-            backend=backend, resume=resume, target=target,
+            backend=backend, resume=resume, target=target, original=original,
         )  # fmt: skip
         done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
     if as_json:

@@ -91,6 +91,17 @@ class SourceEntry(Entry):
     """What a person should know of how its files were read, one sentence each."""
 
 
+class OriginalEntry(Entry):
+    """The model that a source was compressed from by another tool: what passes close the gap to."""
+
+    name: str
+    """The model as it was asked for."""
+    beside: str = ""
+    """Its path from the artifact's folder, where it has one."""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")]
+    """Hash of its weights and graph."""
+
+
 class MachineEntry(Entry):
     """The machine that made the artifact."""
 
@@ -451,6 +462,8 @@ class Manifest(Entry):
     """When the artifact was made, ISO 8601 in UTC."""
     source: SourceEntry
     """The model that went in."""
+    original: OriginalEntry | None = None
+    """The model that the source was compressed from; null or absent where none was given."""
     recipe: str
     """The passes in order, as text that `optimize-model -p` takes."""
     target: str = "cpu"

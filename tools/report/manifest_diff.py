@@ -37,7 +37,9 @@ def diff(a: Manifest, b: Manifest) -> list[Row]:
 def _facts(manifest: Manifest) -> Iterator[Fact]:
     yield ("recipe", "recipe"), manifest.recipe
     yield ("recipe", "target"), manifest.target
-    for section, entry in (("source", manifest.source), ("calibration", manifest.calibration)):
+    parts = {"source": manifest.source, "original": manifest.original,
+             "calibration": manifest.calibration}  # fmt: skip
+    for section, entry in parts.items():
         # Where it lies tells nothing of what it is.
         yield from _named(section, "", entry.model_copy(update={"beside": ""}) if entry else {})
     sizes = manifest.sizes.model_dump(exclude={"tensors"}, exclude_unset=True)

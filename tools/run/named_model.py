@@ -7,8 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Concatenate, ParamSpec, TypeVar
 
+import torch
+
 from ...backends.original import load
 from ...ir.core.view import View
+from ...ir.load.sources import form_of
 from ...passes import manager
 
 _Options = ParamSpec("_Options")
@@ -24,9 +27,24 @@ def _of_names(
     def named(
         graph: View | str | Path, /, *args: _Options.args, **options: _Options.kwargs
     ) -> _Done:
+        original = options.get("original")
+        if isinstance(original, str | Path):
+            options["original"] = load_original(original)
         return work(graph if isinstance(graph, View) else load(graph), *args, **options)
 
     return named
+
+
+def load_original(
+    name: str | Path, *, trust_remote_code: bool = False, allow_missing_weights: bool = False
+) -> View:
+    """The model that a source was compressed from: in float32, so that its weights can take the
+    source's units, and without a cache, since it writes no text."""
+    dtype = None if form_of(name) in ("artifact", "onnx", "pt2", "factory") else torch.float32
+    return load(
+        name, dtype=dtype, cache=False if dtype is not None else None,
+        trust_remote_code=trust_remote_code, allow_missing_weights=allow_missing_weights,
+    )  # fmt: skip
 
 
 optimize = _of_names(manager.optimize)

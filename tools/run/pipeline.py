@@ -29,6 +29,7 @@ from ...passes.base import Pass, PassResult
 from ...passes.manager import Plan, Result, check_needs, optimize, peak_rss_bytes, plan
 from ...passes.recipe import Recipe
 from ...passes.report import versions
+from ...passes.rules import check_order
 from ..data.calibration import Calibration
 from ..data.calibration import read as read_calibration
 from ..report import manifest
@@ -37,6 +38,7 @@ from ..report.manifest import (
     ForecastEntry,
     MachineEntry,
     Manifest,
+    OriginalEntry,
     PassEntry,
     RefusalEntry,
     RuntimeEntry,
@@ -48,6 +50,7 @@ from ..report.manifest import (
 from ..report.module_tree import module_tree
 from ..report.tensors import tensors
 from . import report
+from .named_model import load_original
 from .named_source import beside
 from .resume import remembering
 from .verifying import ask, check_backend_name, verify
@@ -82,6 +85,10 @@ class Request:
     if it writes text."""
     target: str = CPU.name
     """What the artifact is written for: see ``vocab.targets``."""
+    original: str = ""
+    """The model that ``model`` was compressed from: see ``passes.original``."""
+    original_sha256: str = ""
+    """Where given, an original of any other hash is refused."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
 
@@ -90,6 +97,7 @@ class Request:
             "--calib-samples": self.calibration_samples, "--calib-length": self.calibration_length
         }  # fmt: skip
         object.__setattr__(self, "recipe", self.recipe.settled(find_target(self.target)))
+        check_order(self.recipe.passes, compressed=bool(self.original))
         given = [option for option, amount in amounts.items() if amount is not None]
         if given and not self.calibration:
             raise BadInput(f"{given[0]} says how much of --calib is used: give --calib DATA too")
@@ -102,8 +110,9 @@ def dry_run(request: Request) -> Manifest:
         request.model, trust_remote_code=request.trust_remote_code, allow_missing_weights=True,
         cache=request.cache,
     )  # fmt: skip
+    original = _original(request, allow_missing=True)
     loading = time.perf_counter() - started
-    forecast = plan(view, request.recipe)
+    forecast = plan(view, request.recipe, original=original)
     forecast.seconds += loading
     return _forecast_manifest(view, request.recipe, forecast)
 
@@ -128,15 +137,37 @@ def run(request: Request, progress: Progress) -> Manifest:
 def _made(request: Request, view: View, progress: Progress) -> Manifest:
     """The rest of ``run``, once the graph is there."""
     view.source.sha256 = fingerprint(view.source)
+    if request.original:
+        progress(f"loading {request.original}", 0, 1)
+    original = _original(request)
     data = _calibration(request, view, progress)
     truth = ask(view, data, progress)
-    marks = _marks(request, view, data)
+    marks = _marks(request, view, data, original)
     with remembering(request.out, marks, resume=request.resume) as checkpoints:
         result = optimize(
             view, request.recipe, calibration=None if data is None else data.batches,
             max_error=request.max_error, progress=progress, checkpoints=checkpoints, truth=truth,
+            original=original,
         )  # fmt: skip
-        return _published(request, view, result, data, progress)
+        return _published(request, view, result, data, original, progress)
+
+
+def _original(request: Request, *, allow_missing: bool = False) -> View | None:
+    """The model that the source was compressed from, with its hash. Raises as ``load``, and
+    ``BadInput`` where it is not the one that it should be."""
+    if not request.original:
+        return None
+    view = load_original(
+        request.original, trust_remote_code=request.trust_remote_code,
+        allow_missing_weights=allow_missing,
+    )  # fmt: skip
+    found = "" if allow_missing else fingerprint(view.source)
+    if request.original_sha256 not in ("", found):
+        raise BadInput(
+            f"{request.original} has changed: its hash was {request.original_sha256[:12]}…, it is "
+            f"{found[:12]}…"
+        )
+    return view
 
 
 def _given_cache(view: View) -> bool:
@@ -144,7 +175,9 @@ def _given_cache(view: View) -> bool:
     return has_cache(view) and view.source.kind in ("hf", "zoo")
 
 
-def _marks(request: Request, view: View, data: Calibration | None) -> dict[str, str]:
+def _marks(
+    request: Request, view: View, data: Calibration | None, original: View | None
+) -> dict[str, str]:
     """What decides a run's results: a run that was killed goes on with the same alone."""
     known = versions()
     used = ("graphwright", "python", "torch", "transformers")
@@ -153,13 +186,15 @@ def _marks(request: Request, view: View, data: Calibration | None) -> dict[str, 
         "recipe": str(request.recipe),
         "target": request.target,
         "calibration data": "" if data is None else data.sha256,
+        "original": "" if original is None else original.source.sha256,
         "version": ", ".join(f"{name} {known[name]}" for name in used if name in known),
     }
 
 
 def _published(
-    request: Request, view: View, result: Result, data: Calibration | None, progress: Progress
-) -> Manifest:
+    request: Request, view: View, result: Result, data: Calibration | None, original: View | None,
+    progress: Progress,
+) -> Manifest:  # fmt: skip
     """The manifest; with ``request.out``, the artifact is there and checked."""
     done = Manifest.model_validate(result.report.to_dict())
     if _given_cache(view):
@@ -167,6 +202,9 @@ def _published(
     done.calibration = None if data is None else data.entry()
     if data is not None and view.source.sampler is None:
         done.verification.data = f"samples of --calib {data.name}"
+    if original is not None:
+        source = original.source
+        done.original = OriginalEntry(name=request.original, sha256=source.sha256)
     done.machine = _machine(request.device)
     done.target = request.target
     done.graph_before = module_tree(result.source)
@@ -176,6 +214,8 @@ def _published(
     done.source.beside = beside(request.model, request.out)
     if done.calibration is not None:
         done.calibration.beside = beside(request.calibration, request.out)
+    if done.original is not None:
+        done.original.beside = beside(request.original, request.out)
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph, find_target(request.target))
     _note_translation(onnx, done)

@@ -92,7 +92,10 @@ def _repeated(
     trusted: bool,
 ) -> manifest.Manifest:  # fmt: skip
     """The run that the manifest of ``folder`` tells of, on the source ``name``, into ``target``."""
-    data = known.calibration
+    data, before = known.calibration, known.original
+    original = named_source.located(before.name, before.beside, folder) if before else ""
+    if original:
+        named_source.check_name(original, trusted=trusted)
     request = pipeline.Request(
         name, Recipe.parse(known.recipe), target,
         max_error=known.verification.max_error, cache=known.source.cache,
@@ -100,7 +103,8 @@ def _repeated(
         calibration=named_source.located(data.name, data.beside, folder) if data else "",
         calibration_samples=data.samples if data else None,
         calibration_length=data.length if data else None,
-        calibration_sha256=data.sha256 if data else "",
+        calibration_sha256=data.sha256 if data else "", original=original,
+        original_sha256=before.sha256 if before else "",
     )  # fmt: skip
     return pipeline.run(request, progress)
 
