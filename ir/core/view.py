@@ -81,7 +81,7 @@ class Source:
     """Where a graph came from: for the manifest, for replay and for copying side files."""
 
     kind: str = "memory"
-    """``zoo``, ``hf``, ``onnx``, ``pt2``, ``factory`` or ``memory``."""
+    """``zoo``, ``hf``, ``onnx``, ``pt2``, ``gguf``, ``factory`` or ``memory``."""
     name: str = ""
     sha256: str = ""
     folder: str | None = None
@@ -104,6 +104,8 @@ class Source:
     """Runs the source itself, where it was read with what can."""
     truth: Any = None
     """What it gave: see ``run.truth``."""
+    owner: object = None
+    """What ``folder`` goes with, where it is a temporary one."""
 
     @cached_property
     def samples(self) -> list[dict[str, torch.Tensor]]:

@@ -58,6 +58,29 @@ def load_folder(
     quantization = quantization_of(read_object(folder / "config.json"), folder / "config.json")
     if checkpoint is not None and quantization is not None:
         checkpoint = with_dense_names(checkpoint, quantization, folder)
+    return load_model(
+        folder, config, checkpoint, name=name, trust_remote_code=trust_remote_code, dtype=dtype,
+        cache=cache, part=part, read_here=quantization is not None,
+        files=source_files(folder, checkpoint),
+    )  # fmt: skip
+
+
+def load_model(
+    folder: Path,
+    config: Any,
+    checkpoint: Checkpoint | None,
+    *,
+    files: tuple[Path, ...],
+    name: str | None = None,
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    cache: bool | None = None,
+    part: str | None = None,
+    read_here: bool = False,
+) -> FxView:
+    """``load_folder`` with a config and a checkpoint that were read already. ``read_here``:
+    transformers does not read it, and the library's forward runs with the weights as they were read
+    here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settled = (*settle_rope(model), *expert_notes(model))
     with _by_config(folder):
@@ -77,7 +100,7 @@ def load_folder(
     weights, notes = bind_weights(model, checkpoint, folder)
     original = None if checkpoint is None else hf_original(
         folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code,
-        weights=None if quantization is None else weights,
+        weights=weights if read_here else None,
         call=None if called is None else called.call,
     )  # fmt: skip
     view = trace(
@@ -90,7 +113,7 @@ def load_folder(
             kind="hf",
             name=name or str(folder),
             folder=str(folder),
-            files=source_files(folder, checkpoint),
+            files=files,
             source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
             task=_task(model),
             prompt=image_prompt(model),

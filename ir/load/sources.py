@@ -21,11 +21,12 @@ from .trace import trace
 from .zoo import ZOO, load_zoo
 
 FORMS = (
-    "zoo:NAME, a Hugging Face folder or id (organisation/name), FILE.onnx, FILE.pt2, or "
+    "zoo:NAME, a Hugging Face folder or id (organisation/name), FILE.onnx, FILE.pt2, FILE.gguf, or "
     "package.module:factory"
 )
 _FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
 _HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+_FILES = (".onnx", ".pt2", ".gguf")
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 
 
@@ -84,6 +85,10 @@ def load(
         from .pt2_file import load_pt2
 
         return load_pt2(path)
+    if form == "gguf":
+        from .gguf_graph import load_gguf
+
+        return load_gguf(path, name=text, dtype=dtype, cache=cache)
     if form == "factory":
         return _factory(text)
     if path.suffix in (*_PICKLES, ".safetensors"):
@@ -98,7 +103,8 @@ def load(
 
 def form_of(spec: str | Path) -> str:
     """What ``load`` takes a name for: ``zoo``, ``folder`` (of Hugging Face), ``artifact``,
-    ``onnx``, ``pt2``, ``factory``, ``hub``, or ``""`` for what it refuses. Nothing is opened."""
+    ``onnx``, ``pt2``, ``gguf``, ``factory``, ``hub``, or ``""`` for what it refuses. Nothing is
+    opened."""
     text, path = str(spec), Path(spec).expanduser()
     if text.startswith("zoo:"):
         return "zoo"
@@ -106,7 +112,7 @@ def form_of(spec: str | Path) -> str:
         return ""
     if path.is_dir():
         return "artifact" if (path / "graphwright.json").is_file() else "folder"
-    if path.suffix in (".onnx", ".pt2"):
+    if path.suffix in _FILES:
         return path.suffix.removeprefix(".")
     if re.fullmatch(_FACTORY, text):
         return "factory"
@@ -163,7 +169,7 @@ def _unknown(text: str, path: Path) -> GraphwrightError:
     if "/" in text:
         return Missing(f"{text}: no such file or folder; a model is {FORMS}")
     near = near_misses(text, [f"zoo:{name}" for name in ZOO])
-    siblings = [p.name for p in Path().iterdir() if p.is_dir() or p.suffix in (".onnx", ".pt2")]
+    siblings = [p.name for p in Path().iterdir() if p.is_dir() or p.suffix in _FILES]
     here = near_misses(text, siblings)
     hints = [h for h in (near, here) if h.startswith("did you mean")]
     return BadInput(f"{text}: {' '.join((*hints, f'a model is {FORMS}'))}")

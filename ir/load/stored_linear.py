@@ -13,6 +13,8 @@ from ..core.weights import ComputedWeight, Weight
 from ..ops.nbit_weight import NBitForm, NBitWeight
 from ..ops.pack import BITS, GROUPS, block_of, n_blocks, n_groups, pack, pack_zeros, zero_bytes
 
+Handle = Callable[[str, Callable[[], Tensor], tuple[int, ...], torch.dtype], Weight]
+Spread = Callable[[Callable[[], Tensor]], Tensor]
 SPLIT = GROUPS[-1]
 """Groups of a multiple of so many columns are cut into such, each with the same scale."""
 
@@ -39,6 +41,8 @@ class Parts:
     """i64 ``[K]``: see ``NBitForm``."""
     key: object = None
     """Identity of the bytes."""
+    real_zeros: bool = False
+    """Whether ``zeros`` are real numbers, ``[N, groups]`` in ``scale_dtype``."""
 
     def weight(self) -> NBitWeight:
         """The weight. Raises ``BadInput`` where no form of ours is equal to it."""
@@ -57,19 +61,26 @@ class Parts:
             return make().repeat_interleave(times, 1)[:, :groups].contiguous()
 
         row = (n_blocks(group, self.columns), block_of(group, self.columns) * self.bits // 8)
-        zeros, order = self.zeros, self.order
+        order = self.order
         form = NBitForm(
             self.bits, group,
             handle("codes", lambda: pack(self.codes(), self.bits, group), (self.rows, *row),
                    torch.uint8),
             handle("scales", lambda: spread(self.scales), (self.rows, groups), self.scale_dtype),
-            None if zeros is None else handle(
-                "zeros", lambda: pack_zeros(spread(zeros), self.bits),
-                (self.rows, zero_bytes(self.bits, groups)), torch.uint8,
-            ),
+            self._zeros(handle, spread, groups),
             None if order is None else handle("order", order, (self.columns,), torch.int64),
         )  # fmt: skip
         return NBitWeight(form, (self.rows, self.columns))
+
+    def _zeros(self, handle: Handle, spread: Spread, groups: int) -> Weight | None:
+        zeros = self.zeros
+        if zeros is None:
+            return None
+        if self.real_zeros:
+            return handle("zeros", lambda: spread(zeros), (self.rows, groups), self.scale_dtype)
+        size = zero_bytes(self.bits, groups)
+        return handle("zeros", lambda: pack_zeros(spread(zeros), self.bits), (self.rows, size),
+                      torch.uint8)  # fmt: skip
 
     def _group(self) -> int:
         if self.group in GROUPS:

@@ -11,10 +11,15 @@ from ..base import Context, Pass, PassResult
 
 @dataclass(frozen=True, kw_only=True)
 class Clean(Pass):
-    """Remove identities, checks, dead and repeated code; results stay bit-identical."""
+    """Remove identities, checks, dead and repeated code; results stay bit-identical.
+
+    A graph that has none is clean: ``-p clean`` writes any model as it is.
+    """
 
     name: ClassVar[str] = "clean"
     exact: ClassVar[bool] = True
+    optional: bool = True
+    """It is no error if the graph is clean already."""
 
     def run(self, context: Context) -> PassResult:
         report = cleanup.clean(context.view)

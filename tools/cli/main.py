@@ -31,7 +31,10 @@ COMMANDS = (
     "run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay", "resize",
     "generate", "convert", "compare-tokens",
 )  # fmt: skip
-MODEL_HELP = "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, or package.module:factory"
+MODEL_HELP = (
+    "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, FILE.gguf, or "
+    "package.module:factory"
+)
 LIST_TASKS = "list"
 """What ``eval --tasks`` stands for where no task is named."""
 DEFAULT_RECIPE = "w8"

@@ -73,7 +73,7 @@ class Entry(BaseModel):
 class SourceEntry(Entry):
     """The model that went in."""
 
-    kind: Literal["zoo", "hf", "onnx", "pt2", "factory", "memory"]
+    kind: Literal["zoo", "hf", "onnx", "pt2", "gguf", "factory", "memory"]
     """Where it came from."""
     name: str
     """The MODEL argument, such as `zoo:minilm` or a path."""

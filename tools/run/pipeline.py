@@ -172,7 +172,7 @@ def _original(request: Request, *, allow_missing: bool = False) -> View | None:
 
 def _given_cache(view: View) -> bool:
     """Whether it has a cache because ``load`` was asked for one."""
-    return has_cache(view) and view.source.kind in ("hf", "zoo")
+    return has_cache(view) and view.source.kind in ("hf", "zoo", "gguf")
 
 
 def _marks(

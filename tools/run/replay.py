@@ -19,7 +19,8 @@ from ...passes.recipe import Recipe
 from ..report import manifest
 from . import named_source, pipeline
 
-_PATHS = ("", "onnx", "pt2")
+_FILES = ("onnx", "pt2", "gguf")
+_PATHS = ("", *_FILES)
 """What ``form_of`` takes a path for that leads to nothing."""
 MOST_THREADS = 256
 """More than these are not started for what a manifest says."""
@@ -48,7 +49,7 @@ def replay(
             f"{folder}: made from a memory graph ({name}), which cannot be "
             "loaded again: run gw.optimize on it with the recipe " + known.recipe
         )
-    if kind in ("hf", "onnx", "pt2") and form_of(name) in _PATHS and not Path(name).exists():
+    if kind in ("hf", *_FILES) and form_of(name) in _PATHS and not Path(name).exists():
         raise Missing(
             f"{folder}: its source, {name}, is not there, from here or from the artifact "
             f"({known.source.beside or 'which does not say'}): give it with --source MODEL"

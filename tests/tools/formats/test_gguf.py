@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,6 +103,24 @@ def test_without_the_package(
     with pytest.raises(Missing, match=r"pip install 'graphwright\[gguf\]'"):
         convert(artifact, "gguf", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_read_back_as_a_person_types_it(
+    language_model: Path, publish: Any, tmp_path: Path
+) -> None:
+    """A file of ours, and what is made of it: the same numbers, its tokenizer beside them."""
+    pytest.importorskip("gguf")
+    first = publish(language_model, "quantize{bits=8 group=32 accuracy_level=0}")
+    convert(first, "gguf", tmp_path / "out")
+    again = publish(tmp_path / "out" / "model.gguf", "clean")
+    ids = torch.arange(3, 15).reshape(2, 6)
+    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = [gw.compile(folder)(**given)["logits"] for folder in (first, again)]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
+    words = [json.loads((x / "tokenizer.json").read_text())["model"] for x in (first, again)]
+    assert words[0]["vocab"] == words[1]["vocab"] and len(words[0]["vocab"]) > 500
+    known = json.loads((again / "graphwright.json").read_text())["source"]
+    assert known["kind"] == "gguf" and "6 of F32, 15 of Q8_0" in " ".join(known["notes"])
 
 
 def test_the_librarys_reader(artifact: Path, tmp_path: Path) -> None:
