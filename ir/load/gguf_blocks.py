@@ -127,13 +127,14 @@ def _bits(raw: Array) -> Array:
 
 def _pairs(raw: Array) -> Array:
     """Two bits of each of 64 bytes, 128 elements a half: shifts 0, 2, 4, 6 of 32 bytes each."""
-    shifts = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
-    found: Array = ((raw.reshape(-1, 2, 1, 32) >> shifts) & 3).reshape(-1, 256)
-    return found
+    shifts: Array = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
+    found: Array = (raw.reshape(-1, 2, 1, 32) >> shifts) & 3
+    return found.reshape(-1, 256)
 
 
 def _fives(raw: Array, high: int, low: int) -> Array:
-    return _nibbles(raw[:, low : low + 16]) | (_bits(raw[:, high : high + 4]) << 4)
+    found: Array = _nibbles(raw[:, low : low + 16]) | (_bits(raw[:, high : high + 4]) << 4)
+    return found
 
 
 def _sixes(raw: Array) -> tuple[Array, Array]:

@@ -2,31 +2,73 @@
 
 A linear's tensors (``qweight``, ``scales``, ...) become one handle by the name of the weight that
 they stand for: dense for whoever reads it, and ``linear_nbit`` in a canonical graph
-(``ir.canonical.stored_nbit``).
+(``ir.canonical.stored_nbit``). Codes that no form of ours is equal to are dense numbers.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.errors import BadInput
 from ..core.weights import Weight
-from . import awq_checkpoint, ct_checkpoint, gptq_checkpoint
+from . import awq_checkpoint, ct_checkpoint, dense_checkpoint, gptq_checkpoint, int8_checkpoint
 from .checkpoint import Checkpoint
+from .dense_checkpoint import Dense
 from .stored_linear import Parts
 
 KEYS = ("quantization_config", "compression_config")
 """Where a config says how its checkpoint was quantized; the second is an old name."""
-Reader = Callable[[str, Mapping[str, Weight], Mapping[str, Any]], Parts]
-_READERS: dict[str, tuple[Reader, str, tuple[str, ...]]] = {
-    "gptq": (gptq_checkpoint.read_linear, "qweight", gptq_checkpoint.TENSORS),
-    "awq": (awq_checkpoint.read_linear, "qweight", awq_checkpoint.TENSORS),
-    "compressed-tensors": (ct_checkpoint.read_linear, "weight_packed", ct_checkpoint.TENSORS),
+Reader = Callable[[str, Mapping[str, Weight], Mapping[str, Any]], Parts | Dense]
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """One way to store a linear."""
+
+    read: Reader
+    mark: str
+    """The tensor by which such a linear is known."""
+    tensors: tuple[str, ...]
+    """All that it may have."""
+    note: str = ""
+    """What of it is not read."""
+
+
+_ACTIVATIONS = "what it says of activations is left out: they stay floats"
+_PACKED = Scheme(ct_checkpoint.read_linear, "weight_packed", ct_checkpoint.TENSORS)
+_INT8 = Scheme(int8_checkpoint.read_int8, "weight_scale", int8_checkpoint.INT8_TENSORS,
+               _ACTIVATIONS)  # fmt: skip
+_FLOAT8 = Scheme(dense_checkpoint.read_float8, "weight_scale", dense_checkpoint.FLOAT8_TENSORS,
+                 _ACTIVATIONS)  # fmt: skip
+_FP4 = Scheme(int8_checkpoint.read_fp4, "weight_packed", int8_checkpoint.FP4_TENSORS,
+              _ACTIVATIONS)  # fmt: skip
+_METHODS: dict[str, tuple[Scheme, ...]] = {
+    "gptq": (Scheme(gptq_checkpoint.read_linear, "qweight", gptq_checkpoint.TENSORS),),
+    "awq": (Scheme(awq_checkpoint.read_linear, "qweight", awq_checkpoint.TENSORS),),
+    "compressed-tensors": (),
+    "fp8": (replace(_FLOAT8, mark="weight_scale_inv"), _FLOAT8),
+    "fbgemm_fp8": (_FLOAT8,),
+    "bitsandbytes": (
+        Scheme(dense_checkpoint.read_bnb4, "weight.absmax", dense_checkpoint.BNB4_TENSORS),
+        Scheme(int8_checkpoint.read_bnb8, "SCB", int8_checkpoint.BNB8_TENSORS),
+    ),
+    "modelopt": (
+        replace(_FP4, mark="weight_scale_2"),
+        replace(_FLOAT8, mark="weight_scale"),
+    ),
 }
-"""By ``quant_method``: what reads a linear, the tensor by which it is known, and all of them."""
+"""By ``quant_method``."""
+_FORMATS: dict[str, Scheme] = {
+    "pack-quantized": _PACKED, "int-quantized": _INT8, "naive-quantized": _INT8,
+    "float-quantized": _FLOAT8, "mxfp8-quantized": _FLOAT8, "nvfp4-pack-quantized": _FP4,
+    "mxfp4-pack-quantized": _FP4,
+}  # fmt: skip
+"""By ``format`` of compressed-tensors."""
+MIXED = "mixed-precision"
+"""A format that leaves the choice to each group."""
 
 
 def quantization_of(raw: Mapping[str, Any], where: object) -> dict[str, Any] | None:
@@ -37,15 +79,30 @@ def quantization_of(raw: Mapping[str, Any], where: object) -> dict[str, Any] | N
     if found is None:
         return None
     method = found.get("quant_method") if isinstance(found, dict) else None
-    if method not in _READERS:
+    if method not in _METHODS:
         raise BadInput(
             f"{where}: the checkpoint is quantized by {method!r}, which is not read "
-            f"({', '.join(_READERS)} are); give the original one"
+            f"({', '.join(_METHODS)} are); give the original one"
         )
-    kind = found.get("format", "pack-quantized")
-    if method == "compressed-tensors" and kind != "pack-quantized":
-        raise BadInput(f"{where}: compressed-tensors' format {kind!r}; pack-quantized is read")
+    if method == "compressed-tensors":
+        _check_formats(found, where)
     return dict(found)
+
+
+def _check_formats(config: Mapping[str, Any], where: object) -> None:
+    for kind in _formats(config):
+        if kind not in _FORMATS:
+            raise BadInput(
+                f"{where}: compressed-tensors' format {kind!r}; {', '.join(_FORMATS)} are read"
+            )
+
+
+def _formats(config: Mapping[str, Any]) -> list[str]:
+    """The formats of a compressed-tensors config, each once."""
+    outer = str(config.get("format") or "pack-quantized")
+    groups = [g for g in (config.get("config_groups") or {}).values() if isinstance(g, dict)]
+    inner = [str(group.get("format") or outer) for group in groups]
+    return list(dict.fromkeys(kind for kind in (inner or [outer]) if kind != MIXED))
 
 
 def with_dense_names(
@@ -53,37 +110,64 @@ def with_dense_names(
 ) -> Checkpoint:
     """The checkpoint with each quantized linear's tensors as one weight. Raises ``BadInput`` where
     they contradict the config or each other, naming the tensor."""
-    read, mark, parts = _READERS[config["quant_method"]]
+    method = config["quant_method"]
     tensors = dict(checkpoint.tensors)
-    names = [key.removesuffix(f".{mark}") for key in tensors if key.endswith(f".{mark}")]
-    if not names:
-        raise BadInput(
-            f"{where}: quantization_config says {config['quant_method']}, and the checkpoint has "
-            f"no tensor {mark}"
-        )
+    schemes = _METHODS[method] or tuple(_FORMATS[kind] for kind in _formats(config))
     forms: dict[str, int] = {}
-    for name in names:
-        own = {part: tensors.pop(f"{name}.{part}") for part in parts if f"{name}.{part}" in tensors}
-        if f"{name}.weight" in tensors:
-            raise BadInput(f"{where}: {name} has both a weight and a {mark}: one of them is stale")
-        try:
-            made = read(name, own, _settings(name, config))
-            tensors[f"{name}.weight"] = made.weight()
-        except BadInput as error:
-            raise BadInput(f"{where}: {error}") from None
-        form = f"{made.bits} bits, " + (f"groups of {made.group}" if made.group else "rows")
-        form += ", columns in the order of their groups" if made.order else ""
-        forms[form] = forms.get(form, 0) + 1
+    notes: dict[str, None] = {}
+    for scheme in dict.fromkeys(schemes):
+        end = f".{scheme.mark}"
+        for name in [key.removesuffix(end) for key in tensors if key.endswith(end)]:
+            if f"{name}{end}" not in tensors:
+                continue
+            try:
+                chosen = _scheme_of(name, config) or scheme
+                form = _join(tensors, name, chosen, _settings(name, config))
+            except BadInput as error:
+                raise BadInput(f"{where}: {error}") from None
+            forms[form] = forms.get(form, 0) + 1
+            notes[chosen.note] = None
+    if not forms:
+        marks = ", ".join(dict.fromkeys(scheme.mark for scheme in schemes))
+        raise BadInput(
+            f"{where}: quantization_config says {method}, and the checkpoint has no tensor {marks}"
+        )
     told = "; ".join(f"{count} of {form}" for form, count in forms.items())
-    note = f"quantized by {config['quant_method']}, taken as it is stored: {told}"
+    told = "; ".join((told, *filter(None, notes)))
+    note = f"quantized by {method}, taken as it is stored: {told}"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def _join(
+    tensors: dict[str, Weight], name: str, scheme: Scheme, settings: Mapping[str, Any]
+) -> str:
+    """Put a linear's weight in the place of its tensors; its form in words."""
+    own = {part: tensors.pop(f"{name}.{part}") for part in scheme.tensors
+           if f"{name}.{part}" in tensors}  # fmt: skip
+    if f"{name}.weight" in tensors:
+        raise BadInput(f"{name} has both a weight and a {scheme.mark}: one of them is stale")
+    made = scheme.read(name, own, settings)
+    if isinstance(made, Dense):
+        tensors[f"{name}.weight"] = made.weight
+        return f"{made.form}, which no form here is equal to: read as numbers"
+    tensors[f"{name}.weight"] = made.weight()
+    form = f"{made.bits} bits, " + (f"groups of {made.group}" if made.group else "rows")
+    return form + (", columns in the order of their groups" if made.order else "")
+
+
+def _scheme_of(name: str, config: Mapping[str, Any]) -> Scheme | None:
+    """That of the linear's group, where compressed-tensors names groups."""
+    if config["quant_method"] != "compressed-tensors":
+        return None
+    outer = config.get("format") or "pack-quantized"
+    return _FORMATS.get(str(_group_of(name, config).get("format") or outer))
 
 
 def _settings(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of one linear: of GPTQ with what ``dynamic`` overrides, of compressed-tensors the
     ``weights`` of the group that it is in."""
     if config["quant_method"] == "compressed-tensors":
-        return _group_of(name, config)
+        return _group_of(name, config).get("weights") or {}
     rules = config.get("dynamic") or {}
     if config["quant_method"] != "gptq" or not isinstance(rules, dict):
         return config
@@ -104,5 +188,5 @@ def _group_of(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     for fits in tests:
         for group in groups:
             if any(fits(target) for target in group.get("targets") or ()):
-                return group.get("weights") or {}
+                return group
     raise BadInput(f"{name}: none of config_groups names it, and it is quantized")

@@ -13,7 +13,10 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
+from graphwright.ir.load.checkpoint import Checkpoint, read_checkpoint
 from graphwright.ir.load.packed_bits import pack_rows, unpack_rows
+from graphwright.ir.load.quantized_checkpoint import quantization_of, with_dense_names
+from graphwright.ir.ops.nbit_weight import NBitWeight
 from graphwright.ir.structure.recognize import recognize
 from hypothesis import given
 from hypothesis import strategies as st
@@ -145,8 +148,7 @@ def test_gptq(
     config, parts, wanted = gptq(bits, version, symmetric=symmetric, group=group, shuffled=shuffled)
     folder = written(dense, tmp_path, config, parts)
     check(folder, wanted, bits, ordered=shuffled)
-    assert any("quantized by gptq, taken as it is stored: 1 of" in n
-               for n in gw.load(folder).source.notes)  # fmt: skip
+    assert joined(folder).notes[0].startswith("quantized by gptq, taken as it is stored: 1 of")
 
 
 def test_the_version_of_gptq_counts(dense: Path, tmp_path: Path) -> None:
@@ -206,6 +208,180 @@ def test_compressed_tensors(
     check(written(dense, tmp_path, config, parts), wanted, bits)
 
 
+Case = tuple[dict[str, Any], Tensors, torch.Tensor, int]
+"""The config, a linear's tensors, its numbers and the bits that the graph holds it in."""
+
+
+def int8() -> Case:
+    rng = torch.Generator().manual_seed(0)
+    codes = torch.randint(-128, 128, (N, K), generator=rng, dtype=torch.int8)
+    scale = torch.rand(N, 1, generator=rng).half() * 0.02
+    config = _of_groups("int-quantized", {"num_bits": 8, "strategy": "channel"})
+    parts = {"weight": codes, "weight_scale": scale, "input_scale": torch.ones(1)}
+    return config, parts, codes.float() * scale.float(), 8
+
+
+def bnb8() -> Case:
+    _, parts, _, _ = int8()
+    codes, scale = parts["weight"], parts["weight_scale"].float().flatten() * 127
+    made = {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    return config, made, codes.float() * (scale / 127)[:, None], 8
+
+
+NF4 = [-1, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004, 0, 0.0795803,
+       0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.562617, 0.7229568, 1]  # fmt: skip
+
+
+def nf4(*, nested: bool) -> Case:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, N * K).astype(np.uint8)
+    absmax = rng.random(N * K // 64).astype(np.float32) + 0.1
+    state: dict[str, Any] = {"quant_type": "nf4", "blocksize": 64, "dtype": "bfloat16",
+                             "shape": [N, K]}  # fmt: skip
+    table = np.array(NF4, np.float32)
+    parts = {
+        "weight": torch.from_numpy(codes[::2] << 4 | codes[1::2])[:, None],
+        "weight.absmax": torch.from_numpy(absmax), "weight.quant_map": torch.from_numpy(table),
+    }  # fmt: skip
+    if nested:
+        state |= {"nested_blocksize": 256, "nested_offset": 0.25, "nested_dtype": "float32"}
+        outer = np.linspace(-1, 1, 256).astype(np.float32)
+        small = rng.integers(0, 256, len(absmax)).astype(np.uint8)
+        parts |= {"weight.absmax": torch.from_numpy(small),
+                  "weight.nested_absmax": torch.tensor([0.5]),
+                  "weight.nested_quant_map": torch.from_numpy(outer)}  # fmt: skip
+        absmax = outer[small] * np.float32(0.5) + np.float32(0.25)
+    text = json.dumps(state).encode()
+    parts["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
+    wanted = table[codes] * np.repeat(absmax, 64)
+    config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    return config, parts, torch.from_numpy(wanted.reshape(N, K)), 0
+
+
+def float8(block: list[int] | None, key: str = "weight_scale") -> Case:
+    rng = torch.Generator().manual_seed(0)
+    weight = torch.randn(N, K, generator=rng).to(torch.float8_e4m3fn)
+    down, across = block or [1, K]
+    scale = torch.rand(-(-N // down), -(-K // across), generator=rng) * 0.1
+    each = scale.repeat_interleave(down, 0)[:N].repeat_interleave(across, 1)[:, :K]
+    config = {"quant_method": "fp8", "weight_block_size": block}
+    if key == "weight_scale":
+        config = _of_groups("float-quantized", {"num_bits": 8, "type": "float"})
+    return config, {"weight": weight, key: scale}, weight.float() * each, 0
+
+
+E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]
+
+
+def fp4(kind: str) -> Case:
+    rng = np.random.default_rng(0)
+    codes = rng.integers(0, 16, (N, K)).astype(np.uint8)
+    group = 32 if kind == "mxfp4" else 16
+    exponents = torch.from_numpy(rng.integers(118, 124, (N, K // group)).astype(np.uint8))
+    halves = (torch.rand(N, K // group) * 4).to(torch.float8_e4m3fn)
+    parts = {"weight_packed": torch.from_numpy(codes[:, ::2] | codes[:, 1::2] << 4),
+             "weight_scale": exponents if kind == "mxfp4" else halves}  # fmt: skip
+    scale = torch.exp2(exponents.float() - 127) if kind == "mxfp4" else halves.float() / 64
+    if kind != "mxfp4":
+        parts["weight_global_scale"] = torch.tensor([64.0])
+    config = _of_groups(f"{kind}-pack-quantized", {"num_bits": 4, "type": "float"})
+    if kind == "modelopt":
+        parts["weight"] = parts.pop("weight_packed")
+        parts["weight_scale_2"] = 1 / parts.pop("weight_global_scale")
+        config = {"quant_method": "modelopt", "quant_algo": "NVFP4"}
+    wide = torch.tensor(E2M1)[torch.from_numpy(codes).long()]
+    return config, parts, wide * scale.repeat_interleave(group, 1), 8
+
+
+def _of_groups(kind: str, args: dict[str, Any]) -> dict[str, Any]:
+    groups = {"group_0": {"targets": ["Linear"], "weights": args}}
+    return {"quant_method": "compressed-tensors", "format": kind, "config_groups": groups}
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        pytest.param(case, id=name) for name, case in {
+            "int8": int8, "bnb-int8": bnb8, "nf4": lambda: nf4(nested=False),
+            "nf4-nested": lambda: nf4(nested=True), "fp8-rows": lambda: float8(None),
+            "fp8-blocks": lambda: float8([40, 24], "weight_scale_inv"),
+            "nvfp4": lambda: fp4("nvfp4"), "mxfp4": lambda: fp4("mxfp4"),
+            "nvfp4-modelopt": lambda: fp4("modelopt"),
+        }.items()
+    ],
+)  # fmt: skip
+def test_other_codes(case: Callable[[], Case], dense: Path, tmp_path: Path) -> None:
+    """In our forms where one is equal to them, else in numbers, and the notes say which."""
+    config, parts, wanted, bits = case()
+    made = joined(written(dense, tmp_path, config, parts))
+    weight = made.tensors[f"{LINEAR}.weight"]
+    torch.testing.assert_close(weight.read(), wanted, rtol=0, atol=0)
+    assert isinstance(weight, NBitWeight) == (bits > 0)
+    assert not bits or weight.form.bits == bits
+    assert ("no form here is equal to" in made.notes[0]) == (bits == 0)
+    left = [name for name in made.tensors if name.startswith(LINEAR)]
+    assert left == [f"{LINEAR}.weight"]
+
+
+def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
+    """Each group of compressed-tensors has its own; the graph runs with all of them."""
+    names = {LINEAR: int8, LINEAR.replace("up", "gate"): lambda: float8(None)}
+    groups: dict[str, Any] = {}
+    folder, wanted = dense, torch.zeros(0)
+    for place, (name, case) in enumerate(names.items()):
+        config, parts, numbers, _ = case()
+        group = config["config_groups"]["group_0"] | {"format": config["format"]}
+        groups[f"group_{place}"] = group | {"targets": [f"re:.*{name.rpartition('.')[2]}"]}
+        out = tmp_path / str(place)
+        out.mkdir()
+        config = _of_groups("mixed-precision", {}) | {"config_groups": groups}
+        folder = written(folder, out, config, parts, name)
+        wanted = numbers if name == LINEAR else wanted
+    notes = " ".join(gw.load(folder, cache=False).source.notes)
+    for words in ("1 of 8 bits, rows", "1 of float8_e4m3fn with a scale a row, which no form here",
+                  "what it says of activations is left out"):  # fmt: skip
+        assert words in notes
+    made = joined(folder).tensors
+    torch.testing.assert_close(made[f"{LINEAR}.weight"].read(), wanted, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("case", "change", "message"),
+    [
+        (int8, lambda p: p.update(weight_scale=torch.ones(3, 1)), r"weight_scale is \[3, 1\]"),
+        (int8, lambda p: p.update(weight=p["weight"].float()), "weight is f32.* a matrix of int8"),
+        (bnb8, lambda p: p.pop("weight"), "up_proj: weight is not in the checkpoint"),
+        (lambda: nf4(nested=True), lambda p: p.pop("weight.nested_absmax"),
+         "up_proj: weight.nested_absmax is not in the checkpoint"),
+        (lambda: nf4(nested=False), lambda p: p.update({"weight.absmax": torch.ones(5)}),
+         "up_proj: 3072 bytes, 5 blocks and a table of 16 do not make 96 x 64"),
+        (lambda: float8([40, 24], "weight_scale_inv"),
+         lambda p: p.update(weight_scale_inv=torch.ones(2, 2)), r"\[2, 2\] scales of a matrix"),
+        (lambda: fp4("nvfp4"), lambda p: p.pop("weight_global_scale"),
+         "up_proj: weight_global_scale is not in the checkpoint"),
+        (lambda: fp4("mxfp4"), lambda p: p.update(weight_scale=p["weight_scale"][:, :1]),
+         r"weight_scale is \[96, 1\]; groups of 32 of 96 x 64 make \[96, 2\]"),
+    ],
+)  # fmt: skip
+def test_other_codes_that_contradict_themselves(
+    case: Callable[[], Case], change: Callable[[Tensors], Any], message: str, dense: Path,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    config, parts, _, _ = case()
+    change(parts)
+    with pytest.raises(BadInput, match=message):
+        joined(written(dense, tmp_path, config, parts))
+
+
+def joined(folder: Path) -> Checkpoint:
+    """The folder's checkpoint, without its model."""
+    found = read_checkpoint(folder)
+    config = quantization_of(json.loads((folder / "config.json").read_text()), folder)
+    assert found is not None and config is not None
+    return with_dense_names(found, config, folder)
+
+
 def _without(part: str) -> Callable[[dict[str, Any], Tensors], None]:
     return lambda _, parts: parts.pop(part)
 
@@ -223,7 +399,7 @@ def _config(**changed: Any) -> Callable[[dict[str, Any], Tensors], None]:
         (_config(group_size=64), r"up_proj.scales is \[2, 96\]; 4 bits in groups of 64"),
         (_config(bits=5), "up_proj: bits=5 of quantization_config"),
         (_config(checkpoint_format="marlin"), "up_proj: checkpoint_format 'marlin'"),
-        (_config(quant_method="bitsandbytes"), "quantized by 'bitsandbytes', which is not read"),
+        (_config(quant_method="vptq"), "quantized by 'vptq', which is not read"),
         (lambda _, parts: parts["g_idx"].fill_(0), "up_proj.g_idx: its groups are not of 32"),
         (lambda _, parts: [parts.pop(p) for p in list(parts)] + [parts.update(weight=torch.ones(
             N, K))], "quantization_config says gptq, and the checkpoint has no tensor qweight"),
@@ -236,7 +412,7 @@ def test_what_contradicts_itself(
     config, parts, _ = gptq(4, "gptq", symmetric=True, shuffled=True)
     change(config, parts)
     with pytest.raises(BadInput, match=message):
-        gw.load(written(dense, tmp_path, config, parts))
+        joined(written(dense, tmp_path, config, parts))
 
 
 @given(bits=st.sampled_from([2, 3, 4, 8]), rows=st.integers(1, 4), count=st.integers(1, 70))

@@ -1,0 +1,137 @@
+"""Checkpoints of codes that no form of ours is equal to: float8 with scales, bitsandbytes' 4 bits.
+
+They become dense numbers, computed in float32 when they are read:
+
+* float8: ``W = w8 * s``, s one number, one a row, or one a block of rows and columns, the last of
+  which may be smaller. DeepSeek's ``weight_scale_inv`` multiplies, whatever its name says.
+* bitsandbytes: ``W = map[code] * absmax`` over blocks of the flattened matrix, the earlier of two
+  codes in the high nibble. With double quantization absmax is ``nested_map[code] * nested_absmax +
+  offset``. Read from bitsandbytes 0.50 (``functional.py``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.errors import BadInput
+from ..core.weights import ComputedWeight, Weight
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+FLOAT8_TENSORS = ("weight", "weight_scale", "weight_scale_inv", "input_scale", "output_scale",
+                  "activation_scale")  # fmt: skip
+_STATE = "weight.quant_state.bitsandbytes__"
+BNB4_TENSORS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax",
+                "weight.nested_quant_map", f"{_STATE}nf4", f"{_STATE}fp4")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Dense:
+    """A weight in numbers, and what it was stored as."""
+
+    weight: Weight
+    form: str
+
+
+def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Dense:
+    """A float8 matrix with its scales. Raises ``BadInput`` where they contradict each other."""
+    weight = _needed(name, own, "weight")
+    scale = next(own[key] for key in ("weight_scale_inv", "weight_scale") if key in own)
+    if weight.dtype not in FLOAT8 or len(weight.shape) != 2:
+        raise BadInput(f"{name}.weight is {weight.type}; with a scale it is a float8 matrix")
+    rows, columns = weight.shape
+    block = config.get("weight_block_size") or config.get("block_structure")
+    if isinstance(block, str):
+        block = [int(size) for size in block.split("x")]
+    if config.get("type") == "float" and config.get("group_size"):
+        block = [1, int(config["group_size"])]
+    shape = tuple(scale.shape)
+    if scale.numel == 1:
+        block, form = [rows, columns], "one scale"
+    elif shape in ((rows,), (rows, 1)):
+        block, form = [1, columns], "a scale a row"
+    elif isinstance(block, list) and len(block) == 2 and min(block) > 0:
+        form = f"a scale for {block[0]} x {block[1]}"
+        if shape != (-(-rows // block[0]), -(-columns // block[1])):
+            raise BadInput(
+                f"{name}: {list(shape)} scales of a matrix {[rows, columns]} in blocks of {block}"
+            )
+    else:
+        raise BadInput(
+            f"{name}: {list(shape)} scales of a matrix {[rows, columns]}, and the config does not "
+            "say of which blocks"
+        )
+    down, across = block
+
+    def make() -> Tensor:
+        found = weight.read().float()
+        each = _scales(scale).reshape(-(-rows // down), -(-columns // across))
+        for start in range(0, rows, down):  # a copy as large as the matrix is not wanted
+            line = each[start // down].repeat_interleave(across)[:columns]
+            found[start : start + down] *= line
+        return found
+
+    handle = ComputedWeight(make, (rows, columns), torch.float32, (weight.key, scale.key))
+    return Dense(handle, f"{str(weight.dtype).removeprefix('torch.')} with {form}")
+
+
+def _scales(scale: Weight) -> Tensor:
+    """f32; exponents alone (``e8m0``) are powers of two."""
+    found = scale.read()
+    if found.dtype == torch.uint8:
+        return torch.exp2(found.float() - 127)
+    return found.float()
+
+
+def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Dense:
+    """A matrix in NF4 or FP4. Raises ``BadInput`` where its tensors contradict each other."""
+    codes, absmax, table = (_needed(name, own, key) for key in BNB4_TENSORS[:3])
+    key = next((key for key in BNB4_TENSORS[5:] if key in own), None)
+    if key is None:
+        raise BadInput(f"{name}: {BNB4_TENSORS[5]} is not in the checkpoint, and others of it are")
+    try:
+        state = json.loads(bytes(own[key].read().tolist()))
+        rows, columns = (int(size) for size in state["shape"])
+        block, kind = int(state["blocksize"]), str(state["quant_type"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(f"{name}.{key} is no state of bitsandbytes: {error}") from None
+    blocks = -(-rows * columns // max(block, 1))
+    if codes.numel * 2 != rows * columns or absmax.numel != blocks or table.numel != 16:
+        raise BadInput(
+            f"{name}: {codes.numel} bytes, {absmax.numel} blocks and a table of {table.numel} do "
+            f"not make {rows} x {columns} in blocks of {block}"
+        )
+    nested = "nested_blocksize" in state
+    if nested:
+        _needed(name, own, "weight.nested_absmax")
+        _needed(name, own, "weight.nested_quant_map")
+
+    def make() -> Tensor:
+        raw = codes.read().flatten()
+        values = table.read().float()
+        found = values[torch.stack((raw >> 4, raw & 15), 1).flatten().long()]
+        scale = _unnested(own, state) if nested else absmax.read().float()
+        padded = torch.nn.functional.pad(found, (0, blocks * block - len(found)))
+        padded = padded.view(blocks, block).mul_(scale[:, None])
+        return padded.flatten()[: rows * columns].view(rows, columns)
+
+    handle = ComputedWeight(make, (rows, columns), torch.float32, (codes.key, absmax.key))
+    return Dense(handle, f"{kind} in blocks of {block}")
+
+
+def _unnested(own: Mapping[str, Weight], state: Mapping[str, Any]) -> Tensor:
+    found = own["weight.nested_quant_map"].read().float()[own["weight.absmax"].read().long()]
+    outer = own["weight.nested_absmax"].read().float()
+    spread = outer.repeat_interleave(int(state["nested_blocksize"]))[: len(found)]
+    return found * spread + float(state.get("nested_offset", 0.0))
+
+
+def _needed(name: str, own: Mapping[str, Weight], key: str) -> Weight:
+    if key not in own:
+        raise BadInput(f"{name}: {key} is not in the checkpoint, and others of it are")
+    return own[key]
