@@ -18,21 +18,21 @@ if TYPE_CHECKING:
     from .passes.manager import Result
     from .passes.recipe import Recipe
     from .tools.run.generating import generate
-    from .tools.run.named_model import optimize, plan
+    from .tools.run.named_model import optimize, plan, search
 
-# ONNX Runtime reports to its maker unless this is set when it is imported: its own call comes too
-# late. In a program that imported it before us, it does.
+# ONNX Runtime reports to its maker if this is not set when it is imported, by us or before us.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
     "trace": ".ir.load.trace", "load": ".backends.original", "View": ".ir.core.view",
-    "optimize": ".tools.run.named_model", "plan": ".tools.run.named_model",
-    "Result": ".passes.manager", "Recipe": ".passes.recipe", "compile": ".backends",
-    "export": ".backends", "generate": ".tools.run.generating", "passes": ".passes",
+    "Result": ".passes.manager", "Recipe": ".passes.recipe", "passes": ".passes",
+    "compile": ".backends", "export": ".backends", "generate": ".tools.run.generating",
+    **dict.fromkeys(("optimize", "plan", "search"), ".tools.run.named_model"),
 }  # fmt: skip
 __all__ = [
-    "trace", "load", "optimize", "plan", "compile", "export", "generate", "passes", "View",
-    "Result", "Recipe", "GraphwrightError", "BadInput", "Missing", "BoundExceeded", "InvalidGraph",
+    "trace", "load", "optimize", "plan", "search", "compile", "export", "generate", "passes",
+    "View", "Result", "Recipe", "GraphwrightError", "BadInput", "Missing", "BoundExceeded",
+    "InvalidGraph",
 ]  # fmt: skip
 
 

@@ -50,15 +50,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tools/data": {*IR, "tools/report"},
     "tools/report": {*IR},
     "tools/evaluate": {*IR, "backends", "tools/data", "tools/report"},
-    "tools/run": {*IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate"},
+    "tools/search": {*IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate"},
+    "tools/run": {
+        *IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate", "tools/search",
+    },
     "tools/formats": {*IR, "passes", "backends", "tools/report"},
     "tools/cli": {
         *IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate", "tools/run",
-        "tools/formats",
+        "tools/formats", "tools/search",
     },
     "tools/bench": {
         ".", *IR, *PASSES, "kernels", "backends", "tools/data", "tools/report", "tools/evaluate",
-        "tools/run", "tools/cli", "tools/formats",
+        "tools/run", "tools/cli", "tools/formats", "tools/search",
     },
     "tools/examples": set(),
     "tools/zoo": {*IR, "backends", "tools/data", "tools/evaluate"},

@@ -29,7 +29,7 @@ _USAGE_ERROR: Any = typer.BadParameter.__mro__[2]
 
 COMMANDS = (
     "run", "passes", "recipes", "inspect", "bench", "eval", "diff", "explain", "replay", "resize",
-    "generate", "convert", "compare-tokens",
+    "generate", "convert", "compare-tokens", "front",
 )  # fmt: skip
 MODEL_HELP = (
     "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, FILE.gguf, or "
@@ -95,6 +95,11 @@ def run(
         str, typer.Option(metavar="MODEL", help="What a quantized MODEL was made from, for eora.")
     ] = "",
     calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
+    budget: Annotated[
+        str,
+        typer.Option(help="Search a recipe: bytes=25%,loss=1%; bytes of weights."),
+    ] = "",
+    using: Annotated[str, typer.Option(help="Knobs of the search: bits,rank.")] = "",
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
@@ -110,7 +115,7 @@ def run(
     trust_remote_code: Trust = False,
 ) -> None:
     """Optimize MODEL and write the artifact to OUT."""
-    from . import terminal
+    from . import front_table, terminal
 
     console = _console(stderr=True)
     with terminal.Steps(console, silent=as_json) as steps:
@@ -119,8 +124,10 @@ def run(
             from ...ir.load.sources import form_of
             from ...ir.vocab.targets import TARGETS
 
+            asked, knobs = _budget(budget, using, given=recipe or passes)
             # Of a name that is not a model's, only that is said.
-            chosen = _choose_recipe(recipe, passes, console, quiet=as_json or not form_of(model))
+            silent = as_json or bool(budget) or not form_of(model)
+            chosen = _choose_recipe(recipe, passes, console, quiet=silent)
             from ..run import pipeline
 
         _check_backend(backend)
@@ -132,15 +139,21 @@ def run(
             model, chosen, out, max_error=max_error, device=device, force=force,
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
-            backend=backend, resume=resume, target=target, original=original,
+            backend=backend, resume=resume, target=target, original=original, budget=asked,
+            using=knobs,
         )  # fmt: skip
-        done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
+        if dry_run and asked is not None:
+            done = pipeline.dry_search(request, steps)
+        else:
+            done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
     if as_json:
         _print_json(done.to_json())
     elif dry_run:
         terminal.print_plan(_console(), done)
     else:
         terminal.print_result(_console(), done, str(out) if out is not None else "")
+    if not as_json and done.search is not None:
+        front_table.print_front(_console(), done)
 
 
 @app.command()
@@ -278,6 +291,24 @@ def resize(
     else:
         said = f"{out}: {done.sizes.artifact_bytes} bytes of {done.sizes.whole_bytes}"
         _console().print(said, markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def front(artifact: Path, as_json: Json = False, verbose: Verbose = False) -> None:
+    """Show what the search behind ARTIFACT found: sizes and losses, and what a megabyte buys."""
+    from ..report import manifest
+    from . import front_table
+
+    done = manifest.load(artifact)
+    if done.search is None:
+        raise BadInput(
+            f"{artifact}: its recipe was given, not searched for: there is no front. Make it with "
+            "--budget, such as --budget bytes=25%"
+        )
+    if as_json:
+        _print_json(done.search.model_dump(mode="json", exclude_unset=True))
+    else:
+        front_table.print_front(_console(), done)
 
 
 @app.command()
@@ -469,6 +500,19 @@ def compare_tokens(
         _print_json(found.to_json())
     else:
         token_table.print_compared(_console(), found)
+
+
+def _budget(text: str, using: str, *, given: str) -> tuple[Any, tuple[str, ...]]:
+    """The budget, if any, and the knobs. Raises ``BadInput`` where a recipe is given too."""
+    from ..search.budget import Budget
+    from ..search.search import KNOBS
+
+    if using and not text:
+        raise BadInput("--using names the knobs of a search: give --budget too")
+    if text and given:
+        raise BadInput("--budget searches for a recipe: give it, or a recipe by -r or -p, not both")
+    knobs = tuple(part.strip() for part in using.split(",")) if using else KNOBS
+    return (Budget.parse(text) if text else None), knobs
 
 
 def _tasks(text: str) -> tuple[str, ...]:

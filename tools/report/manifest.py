@@ -451,6 +451,65 @@ class ComparisonEntry(Entry):
     """What was judged, in the order in which it was named."""
 
 
+class FrontEntry(Entry):
+    """One recipe of a search: what it takes and what it loses."""
+
+    recipe: str
+    """The passes in order."""
+    bytes: Count
+    """Bytes of all weights of the graph."""
+    loss: Amount
+    """How much is lost, as `SearchEntry.loss_is` says; measured, or forecast and corrected by what
+    was measured."""
+    interval: Annotated[list[Real], Field(min_length=2, max_length=2)] | None = None
+    """Ends of the 95 % interval of a measured loss; absent where it is a forecast."""
+    costs: dict[str, Real] = {}
+    """What else was bounded: `kv` in bytes, `ms`."""
+    chosen: bool = False
+    """Whether it is the artifact's."""
+
+
+class PriceEntry(Entry):
+    """What a megabyte buys on one knob: loss by 1,000,000 bytes, by forecast."""
+
+    knob: str
+    """`bits`, `rank`, `tables` or `layers`."""
+    last: Amount = None
+    """What the last one bought: what taking back the least useful step would lose."""
+    last_step: str = ""
+    """That step."""
+    next: Amount = None
+    """What one more would save by the most useful step."""
+    next_step: str = ""
+    """That step."""
+
+
+class SearchEntry(Entry):
+    """The search that found the recipe; it is not needed to repeat the run."""
+
+    budget: str
+    """What was asked for."""
+    limits: dict[str, Real]
+    """The bounds as numbers, by measure."""
+    using: list[str]
+    """The knobs that were turned."""
+    loss_is: str
+    """What the loss is, in words."""
+    judged: Count
+    """Rows of the calibration data that losses were measured on: nothing was fitted to them while
+    the search ran."""
+    held: dict[str, Count]
+    """How many linears hold what, and what was left out."""
+    front: list[FrontEntry]
+    """Recipes by size, measured and forecast."""
+    prices: list[PriceEntry]
+    """What megabytes buy, by knob."""
+    factors: dict[str, Real]
+    """What forecasts were multiplied by after measuring, by kind of candidate."""
+    notes: list[str] = []
+    """What a person should know about the search."""
+
+
 class Manifest(Entry):
     """The manifest of a Graphwright artifact, version 1: what went in, what was done to it, and how
     it was checked. All fields but times, memory peaks and the machine are the same on every run of
@@ -492,6 +551,8 @@ class Manifest(Entry):
     files: dict[Literal["model.onnx", "model.onnx.data"], FileEntry] = {}
     """The model's files as they were written, by name; they are compared when the artifact is
     opened. Absent where nothing was written."""
+    search: SearchEntry | None = None
+    """The search that found the recipe; absent where it was given."""
     predicted: ForecastEntry | None = None
     """Forecast of a dry run; absent in an artifact."""
     graph_before: TreeEntry | None = None

@@ -1,4 +1,4 @@
-"""``gw.optimize`` and ``gw.plan``: as the manager has them, and for a model that is named too."""
+"""``gw.optimize``, ``gw.plan`` and ``gw.search``: of a graph, and of a model that is named too."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ...backends.original import load
 from ...ir.core.view import View
 from ...ir.load.sources import form_of
 from ...passes import manager
+from ..search import search as searching
 
 _Options = ParamSpec("_Options")
 _Done = TypeVar("_Done")
@@ -49,3 +50,4 @@ def load_original(
 
 optimize = _of_names(manager.optimize)
 plan = _of_names(manager.plan)
+search = _of_names(searching.search)

@@ -8,7 +8,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -49,6 +49,9 @@ from ..report.manifest import (
 )
 from ..report.module_tree import module_tree
 from ..report.tensors import tensors
+from ..search.budget import Budget
+from ..search.search import KNOBS, ROUNDS, Found, search
+from ..search.telling import search_entry
 from . import report
 from .named_model import load_original
 from .named_source import beside
@@ -91,6 +94,10 @@ class Request:
     """Where given, an original of any other hash is refused."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
+    budget: Budget | None = None
+    """Where given, the recipe is searched for: see ``search``."""
+    using: tuple[str, ...] = KNOBS
+    """The knobs that the search turns."""
 
     def __post_init__(self) -> None:
         amounts = {
@@ -115,6 +122,27 @@ def dry_run(request: Request) -> Manifest:
     forecast = plan(view, request.recipe, original=original)
     forecast.seconds += loading
     return _forecast_manifest(view, request.recipe, forecast)
+
+
+def dry_search(request: Request, progress: Progress) -> Manifest:
+    """The forecast of a run whose recipe a budget decides: weights and data are read, no candidate
+    is measured."""
+    view = load(request.model, trust_remote_code=request.trust_remote_code, cache=request.cache)
+    found = _searched(request, view, _calibration(request, view, progress), progress, rounds=0)
+    done = _forecast_manifest(view, found.recipe, plan(view, found.recipe))
+    done.search = search_entry(found)
+    return done
+
+
+def _searched(
+    request: Request, view: View, data: Calibration | None, progress: Progress,
+    rounds: int = ROUNDS,
+) -> Found:  # fmt: skip
+    assert request.budget is not None
+    return search(
+        view, budget=request.budget, calibration=[] if data is None else data.batches,
+        using=request.using, target=request.target, rounds=rounds, progress=progress,
+    )  # fmt: skip
 
 
 def run(request: Request, progress: Progress) -> Manifest:
@@ -142,6 +170,10 @@ def _made(request: Request, view: View, progress: Progress) -> Manifest:
     original = _original(request)
     data = _calibration(request, view, progress)
     truth = ask(view, data, progress)
+    found = None
+    if request.budget is not None:
+        found = _searched(request, view, data, progress)
+        request = replace(request, recipe=found.recipe)
     marks = _marks(request, view, data, original)
     with remembering(request.out, marks, resume=request.resume) as checkpoints:
         result = optimize(
@@ -149,7 +181,7 @@ def _made(request: Request, view: View, progress: Progress) -> Manifest:
             max_error=request.max_error, progress=progress, checkpoints=checkpoints, truth=truth,
             original=original,
         )  # fmt: skip
-        return _published(request, view, result, data, original, progress)
+        return _published(request, view, result, data, original, found, progress)
 
 
 def _original(request: Request, *, allow_missing: bool = False) -> View | None:
@@ -193,6 +225,7 @@ def _marks(
 
 def _published(
     request: Request, view: View, result: Result, data: Calibration | None, original: View | None,
+    found: Found | None,
     progress: Progress,
 ) -> Manifest:  # fmt: skip
     """The manifest; with ``request.out``, the artifact is there and checked."""
@@ -205,6 +238,8 @@ def _published(
     if original is not None:
         source = original.source
         done.original = OriginalEntry(name=request.original, sha256=source.sha256)
+    if found is not None:
+        done.search = search_entry(found)
     done.machine = _machine(request.device)
     done.target = request.target
     done.graph_before = module_tree(result.source)
@@ -230,6 +265,7 @@ def _published(
             backend=request.backend, progress=progress,
         )  # fmt: skip
         done.sizes.artifact_bytes = artifact.model_bytes(folder)
+        _note_files(done)
         done.files = manifest.files(folder)
         if request.eval_tasks:
             manifest.write(folder, done)
@@ -245,6 +281,16 @@ def _note_translation(onnx: OnnxView, done: Manifest) -> None:
     remarks = onnx.metadata().get(TRANSLATION_KEY, "").splitlines()
     if remarks and done.passes:
         done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in remarks]
+
+
+def _note_files(done: Manifest) -> None:
+    """Say where the files are larger than a budget of bytes, which is one of weights."""
+    limit = None if done.search is None else done.search.limits.get("bytes")
+    if done.search is not None and limit is not None and done.sizes.artifact_bytes > limit:
+        done.search.notes.append(
+            f"the budget is one of weights: the model's files take {done.sizes.artifact_bytes} "
+            "bytes, with the graph itself and what the runtime wants wider"
+        )
 
 
 def _note_left(names: Sequence[str], done: Manifest) -> None:

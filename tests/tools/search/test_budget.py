@@ -1,0 +1,96 @@
+"""Budgets as text, and the integer program behind them."""
+
+from __future__ import annotations
+
+import itertools
+
+import graphwright as gw
+import pytest
+from graphwright.tools.search.budget import Budget
+from graphwright.tools.search.forms import Form
+from graphwright.tools.search.prices import prices
+from graphwright.tools.search.recipe_of import Held
+from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve, useful
+
+
+def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
+    budget = Budget.parse("bytes=25%, loss=1%")
+    assert budget.limits({"bytes": 400.0, "loss": 1.0}) == {"bytes": 100.0, "loss": 0.01}
+    assert (str(budget), budget.goal) == ("bytes=25%,loss=1%", "kv")
+    assert Budget.parse("bytes=1.5MB").limits({"bytes": 9e9}) == {"bytes": 1.5e6}
+    assert Budget.parse("ms=0.5x").limits({"ms": 8.0}) == {"ms": 4.0}
+    for text in ("bytes=25%", "bytes=300MB", "bytes=12345678", "ms=0.5x", "ms=12", "loss=0.5%"):
+        assert str(Budget.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [("byte=25%", "did you mean bytes"), ("bytes=lots", "25% of the source's weights"),
+     ("bytes=-1", "above 0"), ("loss", "1%, or 0.01"), ("bytes=1MB,bytes=2MB", "bounded twice"),
+     (" ", "the budget is empty")],
+)  # fmt: skip
+def test_what_is_no_budget_is_refused_with_one_that_is(text: str, said: str) -> None:
+    with pytest.raises(gw.BadInput, match=said):
+        Budget.parse(text)
+
+
+def test_a_measure_that_the_model_lacks_is_refused() -> None:
+    with pytest.raises(gw.BadInput, match="keeps no keys and values"):
+        Budget.parse("kv=50%").limits({"bytes": 1.0, "loss": 1.0})
+
+
+SIZES, LOSSES = ((90, 40, 25), (70, 30, 20), (50, 45, 10)), ((0, 3, 9), (0, 5, 6), (0, 1, 7))
+
+
+@pytest.fixture
+def problem() -> Problem:
+    places = [
+        Place(f"p{i}", [
+            Option((i, j), {"bytes": size, "loss": loss}, "any")
+            for j, (size, loss) in enumerate(zip(sizes, losses, strict=True))
+        ], unit="half" if i == 1 else "")
+        for i, (sizes, losses) in enumerate(zip(SIZES, LOSSES, strict=True))
+    ]  # fmt: skip
+    unit = Option("half", {"bytes": -2, "loss": 4.5}, "layers")
+    return Problem(places, {"bytes": 10}, {"half": unit})
+
+
+@pytest.mark.parametrize("limit", [63, 80, 97, 128, 150, 220])
+def test_the_choice_is_the_best_of_all(problem: Problem, limit: int) -> None:
+    def cost(measure: str, taken: tuple[Option, ...]) -> float:
+        return problem.fixed.get(measure, 0) + sum(o.costs[measure] for o in taken)
+
+    first, half, last = (place.options for place in problem.places)
+    every = itertools.product(first, [*half, problem.units["half"]], last)
+    within = [taken for taken in every if cost("bytes", taken) <= limit]
+    found = solve(problem, {"bytes": limit}, "loss")
+    assert found.costs["loss"] == min(cost("loss", taken) for taken in within)
+    assert found.costs["bytes"] <= limit
+    assert (found.dropped == ("half",)) == ("p1" not in found.chosen)
+
+
+def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:
+    with pytest.raises(gw.BadInput, match=r"bytes within 4e-05 MB: .* reach is 4.3e-05 MB"):
+        solve(problem, {"bytes": 40}, "loss")
+    with pytest.raises(gw.BadInput, match=r"contradict each other: with .*loss is 14.5"):
+        solve(problem, {"bytes": 58, "loss": 2}, "loss")
+    assert solve(problem, {"loss": 4}, "bytes").costs == {"bytes": 165, "loss": 4}
+
+
+def test_of_two_candidates_one_that_is_never_better_is_left_out() -> None:
+    costs = [(5, 1), (5, 2), (4, 2), (6, 1), (3, 3), (4, 2)]
+    options = [Option(i, {"bytes": b, "loss": x}, "") for i, (b, x) in enumerate(costs)]
+    assert [o.what for o in useful(options, ("bytes", "loss"))] == [4, 2, 0]
+
+
+def test_prices_are_those_of_the_cheapest_step_back_and_of_the_best_one_on() -> None:
+    held = [Held(("a",), Form("quantize", bits, 32)) for bits in (2, 4, 8)]
+    sizes: list[tuple[float, float]] = [(1e6, 9.0), (2e6, 4.0), (4e6, 1.0)]
+    options = [
+        Option(h, {"bytes": b, "loss": x}, "any") for h, (b, x) in zip(held, sizes, strict=True)
+    ]
+    problem = Problem([Place("a", options)], {})
+    (price,) = prices(problem, Choice({"a": options[1]}, (), {}))
+    assert price.knob == "bits" and price.last and price.next
+    assert (price.last.price, price.next.price) == (5.0, 1.5)
+    assert str(price.last) == "a: quantize 4/32 to quantize 2/32"

@@ -1,0 +1,235 @@
+"""The search: what it forecasts is what is measured, what it finds is a recipe like any other."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
+from graphwright.ir.run.calibrate import Request, calibrate
+from graphwright.ir.run.statistics import Gram, Stat, Statistics
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.vocab.targets import find_target
+from graphwright.passes.linear_pass import weight_of
+from graphwright.passes.weights.low_rank import Whitening
+from graphwright.tools.report import manifest
+from graphwright.tools.search.correct import corrections
+from graphwright.tools.search.data import parts
+from graphwright.tools.search.forms import NO_PATH, Form
+from graphwright.tools.search.forms import Path as SidePath
+from graphwright.tools.search.judge import Judge
+from graphwright.tools.search.probe import sensitivities, spread_over_blocks
+from graphwright.tools.search.search import Found, search
+from graphwright.tools.search.solve import Choice, Option, Place, Problem
+from graphwright.tools.search.survey import left_by_rank, stored, survey
+
+from tests.models import VOCAB, qwen2, raised
+
+Batches = list[dict[str, torch.Tensor]]
+TARGET = find_target("cpu")
+
+
+def silent(*_: Any) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def views() -> dict[str, View]:
+    return raised(qwen2())
+
+
+@pytest.fixture(scope="module")
+def batches() -> Batches:
+    rng = torch.Generator().manual_seed(5)
+    made = []
+    for _ in range(4):
+        ids = torch.randint(0, VOCAB, (4, 24), generator=rng)
+        mask = torch.ones_like(ids)
+        mask[3, 20:] = 0
+        made.append({"input_ids": ids, "attention_mask": mask})
+    return made
+
+
+@pytest.fixture(scope="module")
+def found(views: dict[str, View], batches: Batches) -> Found:
+    return search(views["fx"], budget="bytes=40%", calibration=batches, rounds=2)
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_the_loss_is_the_divergence_of_the_next_words(
+    views: dict[str, View], batches: Batches, kind: str
+) -> None:
+    view = views[kind]
+    judge = Judge(view, recognize(view), batches[:1])
+    assert judge.of(view).value == pytest.approx(0, abs=1e-6)
+    site = next(x for x in recognize(view).linears if x.role == "down")
+    moved = view.copy()
+    at = next(x for x in recognize(moved).linears if x.name == site.name)
+    weight = weight_of(moved, at)
+    moved.set_weight(at.weight, MemoryWeight(weight.read() * 1.3))
+    mask = batches[0]["attention_mask"].bool()
+    p, q = (sweep(v, batches[0])[judge.output][mask].log_softmax(-1) for v in (view, moved))
+    gap = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
+    loss = judge.of(moved)
+    assert judge.additive(loss.value) == pytest.approx(float(gap.mean()), rel=1e-3)
+    assert loss.low < loss.value < loss.high
+
+    def less(_: Any) -> torch.Tensor:
+        return -0.3 * weight.read().float()
+
+    minded = sensitivities(view, judge, [site], less, silent)
+    seen: list[torch.Tensor] = []
+
+    def visit(node: Any, given: Any, results: Any) -> None:
+        if node is site.node:
+            seen.append(0.3 * (results[0] - (0 if site.bias is None else given[-1])))
+
+    sweep(view, batches[0], observe=visit)
+    energy = float(seen[0][mask].square().sum()) / int(mask.sum())
+    assert minded[site.name] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
+
+
+def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
+    views: dict[str, View], batches: Batches
+) -> None:
+    view = views["fx"]
+    site = next(x for x in recognize(view).linears if x.role == "up")
+    forms = (Form("quantize", 3, 32), Form("gptq", 3, 32))
+    found = survey(view, batches, [site], forms, TARGET, silent, ranks=True)[site.name]
+    held: dict[str, Statistics] = {}
+    def keep(statistics: Statistics) -> None:
+        held["gram"] = statistics
+
+    place = ((view.tensor(site.node),),)
+    calibrate(view, batches, [Request(site.name, place, (Stat("gram", at="linear"),), keep)])
+    gram = held["gram"][Gram]
+    weight = weight_of(view, site).read()
+    for form in forms:
+        gap = (weight - stored(form, weight, held["gram"], site, TARGET)).double()
+        energy = float(((gap @ gram.matrix) * gap).sum()) / gram.count
+        assert found.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
+    assert found.of(forms[1], NO_PATH) < found.of(forms[0], NO_PATH)
+    whitening = Whitening(gram.matrix)
+    gap = weight - stored(forms[0], weight, held["gram"], site, TARGET)
+    for matrix in (gap, gap[:20]):
+        sigma = torch.linalg.svdvals(whitening.apply(matrix)).square()
+        left = left_by_rank(matrix, whitening)
+        assert float(left[4]) == pytest.approx(float(sigma[4:].sum() / sigma.sum()), rel=1e-6)
+    assert found.of(forms[0], SidePath(4)) < found.of(forms[0], SidePath(4, 4))
+
+
+def test_linears_that_are_not_probed_follow_their_neighbours(views: dict[str, View]) -> None:
+    linears = recognize(views["fx"]).linears
+    probed, filled = spread_over_blocks(linears, 10**6)
+    assert list(linears) == probed and filled({"a": 1.0}) == {"a": 1.0}
+    many = [replace(linears[0], name=str(i), block=i, role="q") for i in range(9)]
+    probed, filled = spread_over_blocks(many, 3)
+    assert [x.block for x in probed] == [0, 4, 8]
+    whole = filled({x.name: 10.0 ** -(x.block or 0) for x in probed})
+    assert whole["2"] == pytest.approx(1e-2) and len(whole) == 9
+
+
+def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
+    views: dict[str, View], batches: Batches, found: Found
+) -> None:
+    limit = 0.4 * found.source["bytes"]
+    measured = [point for point in found.front if point.measured]
+    assert len(measured) >= 3 and found.best in measured
+    for point in measured:
+        assert point.costs["bytes"] == point.choice.costs["bytes"]
+    assert found.limits == {"bytes": limit} and found.best.costs["bytes"] <= limit
+    assert found.best.costs["bytes"] > 0.9 * limit
+    losses = [p.costs["loss"] for p in found.front if not p.measured]
+    assert losses == sorted(losses, reverse=True)
+    text = str(found.recipe)
+    assert str(gw.Recipe.parse(text)) == text
+    done = gw.optimize(views["fx"], text, calibration=parts(views["fx"], batches).fit)
+    assert found.judge.of(done.graph).value == pytest.approx(found.best.costs["loss"], rel=1e-6)
+    again = search(views["fx"], budget="bytes=40%", calibration=batches, rounds=0)
+    assert again.best.measured is None and again.best.costs["bytes"] <= limit
+    assert str(again.recipe) in {str(point.recipe) for point in measured}
+
+
+def test_a_bound_on_the_loss_makes_the_model_as_small_as_it_can_be(
+    views: dict[str, View], batches: Batches
+) -> None:
+    loose, tight = (
+        search(views["onnx"], budget=f"loss={x}%", calibration=batches, rounds=0).best.costs
+        for x in (5, 0.05)
+    )
+    assert loose["loss"] <= 0.05 and tight["loss"] <= 0.0005
+    assert loose["bytes"] < tight["bytes"]
+
+
+def test_what_cannot_be_searched_is_refused(views: dict[str, View], batches: Batches) -> None:
+    def refused(**options: Any) -> str:
+        with pytest.raises(gw.BadInput) as error:
+            gw.search(views["fx"], **{"calibration": batches, "budget": "bytes=30%"} | options)
+        return str(error.value)
+
+    assert "give --calib DATA" in refused(calibration=[])
+    assert "did you mean bits" in refused(using=("bit",))
+    assert "the least that these knobs reach is" in refused(budget="bytes=1%", rounds=0)
+
+
+def test_forecasts_are_corrected_by_what_was_measured() -> None:
+    options = [Option(i, {"loss": 1.0}, kind) for i, kind in enumerate(("2 bits", "4 bits"))]
+    problem = Problem([Place("a", options), Place("b", options)], {})
+
+    def choice(a: int, b: int) -> Choice:
+        return Choice({"a": options[a], "b": options[b]}, (), {})
+
+    assert corrections(problem, []) == {}
+    one = corrections(problem, [(choice(1, 1), 3.0)])
+    assert one == pytest.approx({"2 bits": 1.5, "4 bits": 1.5})
+    several = corrections(problem, [(choice(1, 1), 1.0), (choice(0, 0), 6.0), (choice(0, 1), 3.5)])
+    assert several["4 bits"] == pytest.approx(0.5, rel=0.1)
+    assert several["2 bits"] == pytest.approx(3.0, rel=0.1)
+
+
+@pytest.fixture(scope="module")
+def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    from graphwright.ir.load.zoo.text import english_sentences
+    from graphwright.tools.cli.main import main
+
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "text.txt").write_text("\n\n".join(english_sentences(300)))
+    command = [str(language_model), "--budget", "bytes=60%", "--calib", str(folder / "text.txt"),
+               "--calib-length", "32", "--no-cache", "-o", str(folder / "out")]  # fmt: skip
+    with pytest.raises(SystemExit) as leave:
+        main(command)
+    assert leave.value.code == 0
+    return folder / "out"
+
+
+def test_the_manifest_holds_the_front_and_the_prices(
+    artifact: Path, command: Any, keeps_schema: Any
+) -> None:
+    keeps_schema(json.loads((artifact / manifest.FILE_NAME).read_bytes()))
+    done = manifest.load(artifact)
+    assert done.search is not None
+    (chosen,) = (point for point in done.search.front if point.chosen)
+    assert chosen.recipe == done.recipe and chosen.interval is not None
+    assert chosen.bytes == done.passes[-1].bytes_after <= 0.6 * done.passes[0].bytes_before
+    assert any(point.interval is None for point in done.search.front)
+    assert {"bits"} <= {price.knob for price in done.search.prices}
+    code, out, _ = command("front", str(artifact))
+    assert code == 0 and "chosen" in out and "forecast" in out and "loss by a megabyte" in out
+    code, _, _ = command("replay", str(artifact))
+    assert code == 0
+
+
+def test_the_command_refuses_a_recipe_beside_a_budget(plain_artifact: Path, command: Any) -> None:
+    code, _, err = command("zoo:tiny-vit", "--budget", "bytes=30%", "-r", "w4")
+    assert code == 2 and "not both" in err
+    code, _, err = command("zoo:tiny-vit", "--using", "bits")
+    assert code == 2 and "give --budget too" in err
+    code, _, err = command("front", str(plain_artifact))
+    assert code == 2 and ("not searched for" in err or "holds no" in err)

@@ -1,0 +1,55 @@
+"""What ``optimize-model front OUT`` prints: the front of a search, and its price list."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..report.manifest import FrontEntry, Manifest, PriceEntry
+from ..report.summary import size
+
+
+def print_front(console: Console, manifest: Manifest) -> None:
+    """Points by size, prices by knob, and what the linears hold."""
+    found = manifest.search
+    assert found is not None
+    console.print(_points(found.front, manifest.sizes.source_bytes))
+    console.print(Text(f"loss: {found.loss_is}; on {found.judged} rows that nothing was fitted to"))
+    if found.prices:
+        console.print(_prices(found.prices))
+    held = ", ".join(f"{what}: {count}" for what, count in found.held.items())
+    for line in (f"budget {found.budget}; {held}", *found.notes):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _points(front: list[FrontEntry], source: int) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("", no_wrap=True)
+    for name in ("weights", "of the source", "loss", "95 %"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for point in front:
+        ends = point.interval
+        interval = "forecast" if ends is None else f"{ends[0]:.3%} to {ends[1]:.3%}"
+        table.add_row(
+            "chosen" if point.chosen else "", size(point.bytes), f"{point.bytes / source:.1%}",
+            "" if point.loss is None else f"{point.loss:.3%}", interval,
+            style="bold" if point.chosen else "",
+        )  # fmt: skip
+    return table
+
+
+def _prices(prices: list[PriceEntry]) -> Table:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("loss by a megabyte", no_wrap=True)
+    table.add_column("the last bought", justify="right", no_wrap=True)
+    table.add_column("the next would", justify="right", no_wrap=True)
+    table.add_column("at", overflow="fold")
+    for price in prices:
+        steps = [step for step in (price.last_step, price.next_step) if step]
+        table.add_row(price.knob, _loss(price.last), _loss(price.next), Text("; ".join(steps)))
+    return table
+
+
+def _loss(price: float | None) -> str:
+    return "" if price is None else f"{price:.3%}"

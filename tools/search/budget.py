@@ -1,0 +1,124 @@
+"""What a person asks for: bounds on bytes, key-value cache, milliseconds or loss, as text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from ...ir.core.errors import BadInput, near_misses
+
+MEASURES = ("bytes", "kv", "ms", "loss")
+"""What may be bounded. What is not is the goal: the loss, or, where that is bounded, the first of
+the others that is not."""
+FORMS = {
+    "bytes": "25% of the source's weights, or 300MB",
+    "kv": "40% of the source's key-value cache, or 20MB",
+    "ms": "0.5x of the source's time, or 12 (milliseconds)",
+    "loss": "1%, or 0.01",
+}
+_UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
+
+
+@dataclass(frozen=True)
+class Bound:
+    """One bound as it was written: a share of the source's, or a number."""
+
+    measure: str
+    number: float
+    share: bool
+
+    @classmethod
+    def parse(cls, text: str) -> Bound:
+        """Raises ``BadInput`` for a measure that is not known and a number that is none."""
+        measure, equals, written = (part.strip() for part in text.partition("="))
+        if measure not in MEASURES:
+            raise BadInput(f"budget {text!r}: {near_misses(measure, MEASURES)}, as in bytes=25%")
+        number, share = _number(measure, written) if equals else (math.nan, False)
+        if not (number > 0 and math.isfinite(number)):
+            raise BadInput(f"budget {text!r}: expected a number above 0: {FORMS[measure]}")
+        return cls(measure, number, share)
+
+    def limit(self, source: Mapping[str, float]) -> float:
+        """The bound as a number, of a source that costs so much."""
+        return self.number * source[self.measure] if self.share else self.number
+
+    def __str__(self) -> str:
+        if self.measure == "ms":
+            return f"ms={self.number:g}{'x' if self.share else ''}"
+        if self.share or self.measure == "loss":
+            return f"{self.measure}={100 * self.number:g}%"
+        mega = self.number / 1e6
+        amount = f"{mega:g}MB" if float(f"{mega:g}") == mega else f"{self.number:.0f}"
+        return f"{self.measure}={amount}"
+
+
+def _number(measure: str, text: str) -> tuple[float, bool]:
+    """A number and whether it is a share of the source's; NaN where the text is no number."""
+    upper = text.upper()
+    if upper.endswith("%"):
+        return _float(text[:-1]) / 100, measure != "loss"
+    if upper.endswith("X") and measure == "ms":
+        return _float(text[:-1]), True
+    if measure in ("bytes", "kv"):
+        unit = max((u for u in _UNITS if upper.endswith(u)), key=len, default="")
+        return _float(upper.removesuffix(unit)) * _UNITS.get(unit, 1.0), False
+    return _float(text), False
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+@dataclass(frozen=True)
+class Budget:
+    """All bounds that hold at once. ``str`` gives the text that ``parse`` takes."""
+
+    bounds: tuple[Bound, ...]
+
+    @classmethod
+    def parse(cls, text: str) -> Budget:
+        """``bytes=25%``, ``bytes=300MB,loss=1%``. Raises ``BadInput``, also for two bounds on one
+        measure."""
+        bounds = tuple(Bound.parse(part) for part in text.split(",") if part.strip())
+        if not bounds:
+            raise BadInput(f"the budget is empty: give one such as bytes=25% ({_listed()})")
+        names = [bound.measure for bound in bounds]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise BadInput(f"budget {text!r}: {twice} is bounded twice; give one bound")
+        return cls(bounds)
+
+    def limits(self, source: Mapping[str, float]) -> dict[str, float]:
+        """The bounds as numbers by measure. Raises ``BadInput`` for a measure that the source does
+        not have."""
+        for bound in self.bounds:
+            if bound.measure not in source:
+                raise BadInput(f"budget {bound}: {_LACKING[bound.measure]}")
+        return {bound.measure: bound.limit(source) for bound in self.bounds}
+
+    @property
+    def goal(self) -> str:
+        """What is made as small as the bounds allow."""
+        bounded = {bound.measure for bound in self.bounds}
+        if "loss" not in bounded:
+            return "loss"
+        return next((name for name in MEASURES if name not in bounded), "loss")
+
+    def __str__(self) -> str:
+        return ",".join(map(str, self.bounds))
+
+
+_LACKING = {
+    "bytes": "the model holds no weights",
+    "kv": "the model keeps no keys and values: there is nothing to bound",
+    "ms": "the model's time cannot be measured here",
+    "loss": "the model returns no numbers",
+}
+
+
+def _listed() -> str:
+    return "; ".join(f"{name}: {form}" for name, form in FORMS.items())

@@ -1,0 +1,86 @@
+"""What the last megabyte bought on each knob, and what the next one would: single steps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from .recipe_of import Held, HeldTables
+from .solve import Choice, Option, Problem
+
+MB = 1e6
+
+
+@dataclass(frozen=True)
+class Step:
+    """Another option at one place."""
+
+    place: str
+    before: str
+    after: str
+    price: float
+    """Loss by a megabyte."""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.before} to {self.after}"
+
+
+@dataclass(frozen=True)
+class Price:
+    """Of one knob: the step back that costs least by the megabyte, which is what the last one
+    bought; and the step on that gains most, which is what the next one would buy."""
+
+    knob: str
+    last: Step | None
+    next: Step | None
+
+
+def prices(problem: Problem, choice: Choice) -> list[Price]:
+    """By knob, of a problem whose losses are corrected and a choice of it."""
+    back: dict[str, list[Step]] = {}
+    on: dict[str, list[Step]] = {}
+    for place in problem.places:
+        taken = choice.chosen.get(place.name)
+        if taken is None:
+            continue
+        now = next(option for option in place.options if option.what == taken.what)
+        for knob, step, smaller in _steps(place.name, now, place.options):
+            (back if smaller else on).setdefault(knob, []).append(step)
+    for name, unit in problem.units.items():
+        if name not in choice.dropped:
+            out = _leaving_out(name, unit, problem, choice)
+            back.setdefault("layers", []).extend([] if out is None else [out])
+    return [
+        Price(
+            knob, min(back.get(knob, []), key=lambda s: s.price, default=None),
+            max(on.get(knob, []), key=lambda s: s.price, default=None),
+        )
+        for knob in sorted({*back, *on})
+    ]  # fmt: skip
+
+
+def _steps(place: str, now: Option, options: Sequence[Option]) -> Iterator[tuple[str, Step, bool]]:
+    """Knob, step, and whether it takes bytes back."""
+    for other in options:
+        size = now.costs["bytes"] - other.costs["bytes"]
+        loss = other.costs["loss"] - now.costs["loss"]
+        if size * loss <= 0:
+            continue
+        step = Step(place, str(now.what), str(other.what), loss / size * MB)
+        yield _knob(now, other), step, size > 0
+
+
+def _knob(now: Option, other: Option) -> str:
+    """What differs between two options of a place."""
+    if isinstance(now.what, HeldTables):
+        return "tables"
+    assert isinstance(now.what, Held) and isinstance(other.what, Held)
+    return "rank" if now.what.form == other.what.form else "bits"
+
+
+def _leaving_out(name: str, unit: Option, problem: Problem, choice: Choice) -> Step | None:
+    """What leaving out a unit costs by the megabyte that goes with it and its places."""
+    inside = [p.name for p in problem.places if p.unit == name and p.name in choice.chosen]
+    size = sum(choice.chosen[n].costs["bytes"] for n in inside) - unit.costs.get("bytes", 0.0)
+    loss = unit.costs["loss"] - sum(choice.chosen[n].costs["loss"] for n in inside)
+    return Step(name, "kept", "left out", loss / size * MB) if size > 0 and loss > 0 else None

@@ -1,0 +1,129 @@
+"""How much the loss minds errors at each linear: one is moved, and what follows runs again."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ...ir.core.view import Node, Value, View
+from ...ir.run.masks import tokens_that_count
+from ...ir.run.sweep import bound, run_part
+from ...ir.structure.recognize import Linear
+from .judge import Judge, needed
+
+Progress = Callable[[str, int, int], None]
+Gap = Callable[[Linear], Tensor]
+"""What is taken from a linear's weight, f32 ``[out, in]``."""
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The nodes that the judged output is computed by, and where each value is used last."""
+
+    nodes: Sequence[Node]
+    last: Mapping[Value, int]
+    output: Value
+
+    @classmethod
+    def of(cls, view: View, name: str) -> _Order:
+        output = dict(zip(view.output_names(), view.outputs(), strict=True))[name]
+        nodes = needed(view, [output])
+        last = {v: i for i, node in enumerate(nodes) for v in view.arguments(node)}
+        return cls(nodes, {**last, output: len(nodes)}, output)
+
+    def alive(self, place: int) -> set[Value]:
+        """What is read behind the node at a place."""
+        return {value for value, last in self.last.items() if last > place}
+
+
+def sensitivities(
+    view: View, judge: Judge, linears: Sequence[Linear], gap: Gap, progress: Progress
+) -> dict[str, float]:
+    """The judge's ``mean`` for a mean squared error of 1 at the output of each linear, by name.
+
+    Each linear's output is moved by what ``gap`` takes from its weight, as rounding would move it,
+    and the nodes behind it run anew; those before it run once for all. Linears that the judged
+    output does not depend on are left out. Needs memory for the values of one cut of the graph.
+    """
+    order = _Order.of(view, judge.output)
+    places = {node: i for i, node in enumerate(order.nodes)}
+    there = sorted(
+        (linear for linear in linears if linear.node in places), key=lambda x: places[x.node]
+    )
+    known: dict[Value, list[Tensor]] = bound(view, judge.batches)
+    found: dict[str, float] = {}
+    start = 0
+    for number, linear in enumerate(there):
+        progress(f"probing {linear.name}", number, len(there))
+        place = places[linear.node]
+        x = view.tensor(linear.node)
+        keep = order.alive(place) | {x}
+        known = _run(view, order.nodes[start : place + 1], known, keep)
+        start = place + 1
+        found[linear.name] = _sensitivity(view, judge, order, place, linear, known, gap(linear))
+    return found
+
+
+def _run(
+    view: View, nodes: Sequence[Node], known: Mapping[Value, list[Tensor]], keep: Collection[Value]
+) -> dict[Value, list[Tensor]]:
+    return run_part(view, nodes, known, keep) if nodes else dict(known)
+
+
+def _sensitivity(
+    view: View, judge: Judge, order: _Order, place: int, linear: Linear,
+    known: Mapping[Value, list[Tensor]], gap: Tensor,
+) -> float:  # fmt: skip
+    moved, energy, tokens = [], 0.0, 0
+    columns = zip(known[view.tensor(linear.node)], known[linear.out], judge.masks, strict=True)
+    for x, out, masks in columns:
+        change = x.float() @ gap.T
+        seen = tokens_that_count(change, masks)
+        energy += float(seen.square().sum(dtype=torch.float64))
+        tokens += len(seen)
+        moved.append(out - change.to(out.dtype))
+    if not energy:
+        return 0.0
+    given = {**known, linear.out: moved}
+    behind = order.nodes[place + 1 :]
+    outputs = _run(view, behind, given, {order.output})[order.output]
+    return judge.mean(outputs) * tokens / energy
+
+
+def spread_over_blocks(
+    linears: Sequence[Linear], most: int
+) -> tuple[list[Linear], Callable[[Mapping[str, float]], dict[str, float]]]:
+    """Up to about ``most`` linears that stand for all: those outside of blocks, and those of blocks
+    at even distances; and what fills in the others by the next blocks' linears of their role, their
+    logarithms interpolated."""
+    blocks = sorted({x.block for x in linears if x.block is not None})
+    outside = [x for x in linears if x.block is None]
+    each = max(1, (len(linears) - len(outside)) // max(1, len(blocks)))
+    count = min(len(blocks), max(2, (most - len(outside)) // each))
+    if count >= len(blocks):
+        return list(linears), dict
+    chosen = {blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)}
+    probed = [x for x in linears if x.block is None or x.block in chosen]
+
+    def filled(found: Mapping[str, float]) -> dict[str, float]:
+        by_role: dict[str, list[tuple[int, float]]] = {}
+        for x in probed:
+            if x.block is not None and found.get(x.name, 0.0) > 0:
+                by_role.setdefault(x.role, []).append((x.block, found[x.name]))
+        missing = (x for x in linears if x.name not in found and x.block is not None)
+        return {**found, **{x.name: _between(by_role.get(x.role, []), x.block) for x in missing}}
+
+    return probed, filled
+
+
+def _between(known: Sequence[tuple[int, float]], block: int | None) -> float:
+    if not known or block is None:
+        return 0.0
+    at = bisect.bisect([b for b, _ in known], block)
+    (low, a), (high, b) = known[max(0, at - 1)], known[min(at, len(known) - 1)]
+    share = 0.0 if low == high else (block - low) / (high - low)
+    return float(a ** (1 - share) * b**share)

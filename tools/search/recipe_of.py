@@ -1,0 +1,82 @@
+"""A choice as a recipe: passes that the normal pipeline runs, and that replay without a search."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from ...ir.moves import Path as BlockPath
+from ...ir.vocab.targets import Target
+from ...passes.base import Pass
+from ...passes.depth.path import FollowPath
+from ...passes.exact.clean import Clean
+from ...passes.recipe import Recipe
+from ...passes.weights.quantize import Quantize
+from .forms import NO_PATH, Form, Path
+from .solve import Choice
+
+NO_LINEAR = 1 << 60
+"""A least number of weights that no linear has: the pass stores tables alone."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """What linears that share a weight hold."""
+
+    names: tuple[str, ...]
+    form: Form | None = None
+    """``None``: what the source has."""
+    path: Path = NO_PATH
+
+    def __str__(self) -> str:
+        return " + ".join(filter(None, (str(self.form or ""), str(self.path)))) or "kept"
+
+
+@dataclass(frozen=True)
+class HeldTables:
+    """What the tables of embeddings hold, and the heads that are tied to them."""
+
+    bits: Literal[4, 8] | None = None
+    group: int = 32
+
+    def pass_(self, target: Target) -> Pass:
+        """Raises ``AssertionError`` where they are kept."""
+        assert self.bits is not None
+        return Quantize(
+            bits=self.bits, group=self.group, embeddings=self.bits, min_size=NO_LINEAR
+        ).settled(target)
+
+    def __str__(self) -> str:
+        return "kept" if self.bits is None else f"tables {self.bits}/{self.group}"
+
+
+def recipe_of(
+    choice: Choice, target: Target, path: BlockPath | None = None, cut: Pass | None = None
+) -> Recipe:
+    """The passes of a choice: tokens, depth, bits, ranks, in the order in which they compose.
+
+    ``path`` is the path through the blocks that stay, ``cut`` the pass that drops image tokens.
+    """
+    passes: list[Pass] = [Clean(optional=True)]
+    passes += [] if cut is None else [cut]
+    if path is not None:
+        passes.append(FollowPath(blocks=str(path)))
+    held = [option.what for option in choice.chosen.values()]
+    forms = _sites(held, "form")
+    passes += [form.pass_(forms[form], target) for form in sorted(forms, key=str)]
+    tables = [what for what in held if isinstance(what, HeldTables) and what.bits]
+    passes += [what.pass_(target) for what in tables]
+    paths = _sites(held, "path")
+    passes += [beside.pass_(paths[beside]) for beside in sorted(paths, key=str) if beside.rank]
+    return Recipe.of(*passes)
+
+
+def _sites(held: list[Any], part: str) -> Mapping[Any, list[str]]:
+    """The names of linears by what they hold, in the order of the graph, as globs."""
+    found: dict[Any, list[str]] = {}
+    for what in held:
+        if isinstance(what, Held) and what.form is not None:
+            found.setdefault(getattr(what, part), []).extend(map(glob.escape, what.names))
+    return found

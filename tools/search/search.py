@@ -1,0 +1,234 @@
+"""The search: one survey, one integer program, and rounds of measuring what it chose."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+
+from ...ir.canonical.families import canonicalize
+from ...ir.core.errors import BadInput, near_misses
+from ...ir.core.view import View
+from ...ir.run.batches import check_batches
+from ...ir.structure.costs import weight_bytes
+from ...ir.structure.recognize import recognize
+from ...ir.vocab.targets import CPU, find_target
+from ...passes.manager import optimize
+from ...passes.recipe import Recipe
+from ..data.calibration import read
+from .budget import Budget
+from .correct import corrections
+from .data import Parts, parts
+from .judge import Judge, Loss
+from .menu import Menu
+from .recipe_of import recipe_of
+from .solve import Choice, solve
+
+Progress = Callable[[str, int, int], None]
+Batch = Mapping[str, torch.Tensor]
+KNOBS = ("bits", "rank")
+ROUNDS = 4
+"""Of measuring and solving again, at most."""
+STEPS = (0.7, 1.4)
+"""Beside a bound, the multiples of it that the first round measures too: corrections of forecasts
+need recipes that differ."""
+FRONT = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+"""Multiples of what was found, at which the front is forecast."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One recipe: what it is forecast to cost, and what was measured."""
+
+    choice: Choice
+    recipe: Recipe
+    costs: Mapping[str, float]
+    """By measure. ``loss`` as a share, corrected by what was measured so far."""
+    measured: Loss | None = None
+
+
+@dataclass
+class Found:
+    """What a search found. ``recipe`` is what ``optimize`` takes."""
+
+    recipe: Recipe
+    best: Point
+    budget: Budget
+    limits: Mapping[str, float]
+    source: Mapping[str, float]
+    front: list[Point]
+    """By bytes; measured ones and forecast ones."""
+    factors: Mapping[str, float]
+    """By which forecasts of each kind were corrected."""
+    menu: Menu
+    judge: Judge
+    notes: list[str] = field(default_factory=list)
+
+
+def search(
+    graph: View,
+    *,
+    budget: str | Budget,
+    calibration: str | Sequence[Batch],
+    using: Sequence[str] = KNOBS,
+    target: str = CPU.name,
+    rounds: int = ROUNDS,
+    progress: Progress | None = None,
+) -> Found:
+    """The recipe that spends ``budget`` best on ``graph``, which stays as it is.
+
+    ``budget`` bounds what it names (``bytes=25%``, ``loss=1%``) and makes what it does not name as
+    small as it can. Bytes are those of all weights of the graph, as the cost model counts them.
+    Three quarters of ``calibration`` are fitted to, by the rest losses are measured; it may be
+    named, as ``--calib`` takes it. ``using`` are the knobs. Without ``rounds`` nothing is measured:
+    the recipe is the best by forecast. Raises ``BadInput`` for a budget that nothing meets, with
+    the nearest that there is, for bounds that contradict each other, and where there are no data.
+    """
+    wanted = Budget.parse(budget) if isinstance(budget, str) else budget
+    unknown = [knob for knob in using if knob not in KNOBS]
+    if unknown:
+        raise BadInput(f"using {unknown[0]}: {near_misses(unknown[0], KNOBS)}")
+    if not calibration:
+        raise BadInput(
+            "a budget is spent by what the loss minds, which takes data: give --calib DATA "
+            "(calibration=[...] in Python)"
+        )
+    data = read(calibration, graph).batches if isinstance(calibration, str) else calibration
+    tell = progress or (lambda *_: None)
+    source = graph.copy()
+    canonicalize(source)
+    check_batches(source, data)
+    known = parts(source, data)
+    judge = Judge(source, recognize(source), known.judge)
+    menu = Menu.of(source, known, judge, find_target(target), using, tell)
+    return _Rounds(graph, source, wanted, known, menu, judge, rounds, tell).found()
+
+
+class _Rounds:
+    """Measure, correct, solve again."""
+
+    def __init__(
+        self, graph: View, source: View, budget: Budget, data: Parts, menu: Menu, judge: Judge,
+        rounds: int, progress: Progress,
+    ) -> None:  # fmt: skip
+        self.graph, self.budget, self.data, self.menu = graph, budget, data, menu
+        self.judge, self.rounds, self.tell = judge, rounds, progress
+        self.source = {"bytes": float(weight_bytes(source)), "loss": 1.0}
+        self.limits = budget.limits(self.source)
+        self.measured: dict[object, Point] = {}
+        self.factors: Mapping[str, float] = {}
+
+    def found(self) -> Found:
+        """Measured rounds, until a choice comes again."""
+        first = self.solve(self.limits)
+        notes = list(self.menu.notes)
+        if not self.rounds:
+            return self._told(
+                self.forecast(first), [*notes, "forecast alone: nothing was measured"]
+            )
+        try:
+            for number in range(self.rounds):
+                if not self.round(number):
+                    break
+        except KeyboardInterrupt:
+            if self.best() is None:
+                raise
+            notes.append("interrupted: the best that had been measured by then")
+        best = self.best()
+        if best is None:
+            raise BadInput(self._lost())
+        return self._told(best, notes)
+
+    def _told(self, best: Point, notes: list[str]) -> Found:
+        return Found(
+            best.recipe, best, self.budget, self.limits, self.source, self.front(best),
+            self.factors, self.menu, self.judge, notes,
+        )  # fmt: skip
+
+    def round(self, number: int) -> bool:
+        """Measure the choice at the budget, at first its neighbours too; whether that was news."""
+        scaled = [1.0, *(STEPS if number == 0 else ())]
+        news = False
+        for scale in scaled:
+            choice = self._near(scale)
+            if choice is None or choice.key in self.measured:
+                continue
+            news = True
+            self.measure(choice, f"round {number + 1}")
+        self.factors = corrections(
+            self.menu.problem, [(p.choice, self._additive(p)) for p in self.measured.values()]
+        )
+        return news
+
+    def solve(self, limits: Mapping[str, float]) -> Choice:
+        """The choice within limits by forecasts as they are corrected now."""
+        problem = self.menu.problem.corrected(self.factors)
+        within = {
+            m: self.judge.additive(limit) if m == "loss" else limit for m, limit in limits.items()
+        }
+        return solve(problem, within, self.budget.goal)
+
+    def _near(self, scale: float) -> Choice | None:
+        """The choice where the bounds are so many times as large; ``None`` where there is none."""
+        try:
+            return self.solve({m: limit * scale for m, limit in self.limits.items()})
+        except BadInput:
+            return None
+
+    def measure(self, choice: Choice, what: str) -> Point:
+        """Run the recipe of a choice on the fitting part, and judge it."""
+        best = self.best()
+        so_far = "" if best is None else f", best so far {self._shown(best)}"
+        self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
+        recipe = recipe_of(choice, self.menu.target)
+        sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
+        made = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit)
+        loss = self.judge.of(made.graph)
+        costs = {**choice.costs, "bytes": float(made.report.passes[-1].bytes_after)}
+        point = Point(choice, recipe, {**costs, "loss": loss.value}, loss)
+        self.measured[choice.key] = point
+        return point
+
+    def _shown(self, point: Point) -> str:
+        return f"loss {point.costs['loss']:.2%} in {point.costs['bytes'] / 1e6:.4g} MB"
+
+    def _additive(self, point: Point) -> float:
+        assert point.measured is not None
+        return self.judge.additive(point.measured.value)
+
+    def best(self) -> Point | None:
+        """Of what was measured and keeps all bounds, the one of the least goal."""
+        goal = self.budget.goal
+        kept = [
+            point for point in self.measured.values()
+            if all(point.costs[m] <= limit for m, limit in self.limits.items())
+        ]  # fmt: skip
+        return min(kept, key=lambda p: (p.costs[goal], p.costs["bytes"]), default=None)
+
+    def _lost(self) -> str:
+        nearest = min(self.measured.values(), key=lambda p: p.costs["loss"])
+        return (
+            f"nothing that was measured keeps {self.budget}: the nearest has {self._shown(nearest)}"
+        )
+
+    def forecast(self, choice: Choice) -> Point:
+        """A choice by its forecast, as it is corrected now."""
+        costs = {**choice.costs, "loss": self.judge.figure(choice.costs["loss"])}
+        return Point(choice, recipe_of(choice, self.menu.target), costs)
+
+    def front(self, best: Point) -> list[Point]:
+        """Measured points, and forecasts at other sizes, by bytes."""
+        points = list(self.measured.values())
+        for scale in FRONT:
+            limit = scale * best.costs["bytes"]
+            problem = self.menu.problem.corrected(self.factors)
+            try:
+                choice = solve(problem, {"bytes": limit}, "loss")
+            except BadInput:
+                continue
+            if choice.key in self.measured or choice.key == best.choice.key:
+                continue
+            points.append(self.forecast(choice))
+        points += [] if best.measured else [best]
+        return sorted(points, key=lambda p: p.costs["bytes"])

@@ -1,0 +1,214 @@
+"""The choice: an integer program over all candidates, solved by SciPy's HiGHS."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ...ir.core.errors import BadInput
+
+GAP, SECONDS = 1e-4, 60.0
+"""At most this far from the best, relatively; and how long is searched for a proof of it."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """One candidate at one place."""
+
+    what: Any
+    """What the place holds then: ``None`` is the source's own."""
+    costs: Mapping[str, float]
+    """By measure; ``loss`` as it adds up."""
+    kind: str
+    """Candidates whose forecast loss is corrected together."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where exactly one of some options is chosen, or none where its unit is left out."""
+
+    name: str
+    options: Sequence[Option]
+    unit: str = ""
+    """The half of a block that it lies in, where that may be left out."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """All that is chosen from. Costs of what is not chosen from are in ``fixed``."""
+
+    places: Sequence[Place]
+    fixed: Mapping[str, float]
+    units: Mapping[str, Option] = field(default_factory=dict)
+    """What may be left out, by name; costs may be negative: what goes with it beside its places."""
+
+    def corrected(self, factors: Mapping[str, float]) -> Problem:
+        """With the losses of each kind multiplied."""
+
+        def option(known: Option) -> Option:
+            loss = known.costs["loss"] * factors.get(known.kind, 1.0)
+            return replace(known, costs={**known.costs, "loss": loss})
+
+        places = [replace(p, options=[option(o) for o in p.options]) for p in self.places]
+        return replace(self, places=places, units={n: option(o) for n, o in self.units.items()})
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A solution: the option of each place that is there, and the units that are left out."""
+
+    chosen: Mapping[str, Option]
+    dropped: tuple[str, ...]
+    costs: Mapping[str, float]
+
+    @property
+    def key(self) -> tuple[Any, ...]:
+        """Equal for choices that make the same recipe."""
+        return (tuple((name, o.what) for name, o in self.chosen.items()), self.dropped)
+
+
+def solve(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice:
+    """The choice of the least ``goal`` within ``limits``, by measure.
+
+    Raises ``BadInput`` where there is none, with the nearest that there is.
+    """
+    found = _solved(problem, limits, goal)
+    if found is None:
+        raise BadInput(_nearest(problem, limits))
+    return found
+
+
+def _nearest(problem: Problem, limits: Mapping[str, float]) -> str:
+    """Which bound cannot be kept, and what can."""
+    for measure, limit in limits.items():
+        least = _solved(problem, {}, measure)
+        assert least is not None
+        if least.costs[measure] > limit:
+            return (
+                f"no choice keeps {measure} within {_shown(measure, limit)}: the least that these "
+                f"knobs reach is {_shown(measure, least.costs[measure])}"
+            )
+    kept: dict[str, float] = {}
+    for measure, limit in limits.items():
+        least = _solved(problem, kept, measure)
+        assert least is not None
+        if least.costs[measure] > limit:
+            others = " and ".join(f"{m} within {_shown(m, v)}" for m, v in kept.items())
+            return (
+                f"the bounds contradict each other: with {others}, the least {measure} is "
+                f"{_shown(measure, least.costs[measure])}, more than {_shown(measure, limit)}"
+            )
+        kept[measure] = limit
+    return "no choice keeps all the bounds"
+
+
+def _shown(measure: str, value: float) -> str:
+    if measure in ("bytes", "kv"):
+        return f"{value / 1e6:.4g} MB"
+    return f"{value:.4g} ms" if measure == "ms" else f"{value:.4g}"
+
+
+def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice | None:
+    from scipy.optimize import Bounds, LinearConstraint, milp
+
+    columns = _Columns.of(problem)
+    target = columns.costs(goal)
+    constraints = [LinearConstraint(columns.members, 1, 1)]
+    for measure, limit in limits.items():
+        room = limit - problem.fixed.get(measure, 0.0)
+        row = columns.costs(measure)
+        scale = max(abs(room), float(np.abs(row).max(initial=0.0)), 1e-300)
+        # In millionths of the bound, and a millionth of a millionth inside it: HiGHS keeps rows to
+        # an absolute 1e-6.
+        constraints.append(LinearConstraint(row[None] / scale * 1e6, -np.inf, room / scale * 1e6))
+    scale = max(float(np.abs(target).max(initial=0.0)), 1e-300)
+    with _silent():
+        made = milp(
+            target / scale * 1e4, constraints=constraints, integrality=np.ones(len(target)),
+            bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+        )  # fmt: skip
+    return None if made.x is None else columns.choice(made.x > 0.5)
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without what HiGHS 1.12 prints of its heuristics, past Python, on the process's own standard
+    output, where a manifest may be printed."""
+    library = ctypes.CDLL(None)
+    sys.stdout.flush()
+    library.fflush(None)
+    kept = os.dup(1)
+    try:
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), 1)
+            yield
+            library.fflush(None)
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """The variables: each option of each place, then each unit."""
+
+    problem: Problem
+    pairs: Sequence[tuple[str, Option]]
+    members: Any
+    """Sparse ``[places, variables]``: what of each place exactly one is chosen of."""
+
+    @classmethod
+    def of(cls, problem: Problem) -> _Columns:
+        from scipy.sparse import csr_array
+
+        pairs = [(place.name, option) for place in problem.places for option in place.options]
+        unit_at = {name: len(pairs) + i for i, name in enumerate(problem.units)}
+        rows, columns, start = [], [], 0
+        for row, place in enumerate(problem.places):
+            mine = [*range(start, start + len(place.options))]
+            mine += [unit_at[place.unit]] if place.unit in unit_at else []
+            start += len(place.options)
+            rows += [row] * len(mine)
+            columns += mine
+        shape = (len(problem.places), len(pairs) + len(unit_at))
+        ones = np.ones(len(rows))
+        pairs += list(problem.units.items())
+        return cls(problem, pairs, csr_array((ones, (rows, columns)), shape=shape))
+
+    def costs(self, measure: str) -> NDArray[np.float64]:
+        return np.array([o.costs.get(measure, 0.0) for _, o in self.pairs], dtype=np.float64)
+
+    def choice(self, taken: NDArray[np.bool_]) -> Choice:
+        kept = [pair for pair, is_taken in zip(self.pairs, taken, strict=True) if is_taken]
+        measures = {measure for _, option in self.pairs for measure in option.costs}
+        fixed = self.problem.fixed
+        costs = {
+            m: fixed.get(m, 0.0) + sum(o.costs.get(m, 0.0) for _, o in kept)
+            for m in sorted({*measures, *fixed})
+        }
+        dropped = tuple(name for name in self.problem.units if name in {n for n, _ in kept})
+        chosen = {name: option for name, option in kept if name not in self.problem.units}
+        return Choice(chosen, dropped, costs)
+
+
+def useful(options: Sequence[Option], measures: Sequence[str]) -> list[Option]:
+    """Those that no other beats, or equals, in all of ``measures``; the first of equals."""
+    kept: list[Option] = []
+    ordered = sorted(options, key=lambda o: [o.costs.get(m, 0.0) for m in measures])
+    for option in ordered:
+        costs = [option.costs.get(m, 0.0) for m in measures]
+        if not any(
+            all(k.costs.get(m, 0.0) <= c for m, c in zip(measures, costs, strict=True))
+            for k in kept
+        ):
+            kept.append(option)
+    return kept

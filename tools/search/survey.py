@@ -1,0 +1,115 @@
+"""One sweep over the calibration data: the output error of every candidate at every linear."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...ir.core.view import View
+from ...ir.ops.pack import dequantize
+from ...ir.run.calibrate import Request, calibrate
+from ...ir.run.statistics import Gram, Stat, Statistics
+from ...ir.structure.recognize import Linear
+from ...ir.vocab.targets import Target
+from ...passes.linear_pass import StoringPass, weight_of
+from ...passes.weights.low_rank import Whitening
+from .forms import Form, Path
+
+Progress = Callable[[str, int, int], None]
+FACTOR_ERROR = {None: 0.0, 4: 0.012, 8: 1e-4}
+"""Share of a path's energy that rounding its two factors to so many bits takes, in groups of 32:
+twice the relative squared error of a Gaussian row."""
+
+
+@dataclass(frozen=True)
+class Errors:
+    """What was found at one linear: mean squared errors of its outputs, by a token of the data."""
+
+    by_form: Mapping[Form, float]
+    left: Mapping[str, Tensor]
+    """By method: the share of the error that is left behind a path of each rank, f64 ``[k + 1]``.
+    It hardly depends on the bits: rounding errors are noise of one shape."""
+
+    def of(self, form: Form, path: Path) -> float:
+        """The error of a form with a path beside it."""
+        alone = self.by_form[form]
+        left = self.left.get(form.method)
+        if left is None or not path.rank:
+            return alone
+        share = float(left[min(path.rank, len(left) - 1)])
+        return alone * (share + (1 - share) * FACTOR_ERROR[path.bits])
+
+
+def survey(
+    view: View, batches: Sequence[Mapping[str, Tensor]], linears: Sequence[Linear],
+    forms: Sequence[Form], target: Target, progress: Progress, *, ranks: bool,
+) -> dict[str, Errors]:  # fmt: skip
+    """Fit every form at every linear to the Gram matrix of its inputs, ``||D X||^2`` of what each
+    takes from the weight; with ``ranks`` also what low-rank paths leave of it.
+
+    One sweep; in memory are one Gram matrix and one weight at a time.
+    """
+    found: dict[str, Errors] = {}
+
+    def done(linear: Linear, statistics: Statistics) -> None:
+        progress(f"fitting {linear.name}", len(found), len(linears))
+        found[linear.name] = _errors(view, linear, statistics, forms, target, ranks=ranks)
+
+    stats = (Stat("gram", at="linear"),)
+    requests = [
+        Request(x.name, ((view.tensor(x.node),),), stats, partial(done, x)) for x in linears
+    ]
+    calibrate(view, batches, requests)
+    return found
+
+
+def _errors(
+    view: View, linear: Linear, statistics: Statistics, forms: Sequence[Form], target: Target, *,
+    ranks: bool,
+) -> Errors:  # fmt: skip
+    weight, gram = weight_of(view, linear).read(), statistics[Gram]
+    whitening = Whitening(gram.matrix)
+    by_form: dict[Form, float] = {}
+    left: dict[str, Tensor] = {}
+    for form in forms:
+        gap = weight.float() - stored(form, weight, statistics, linear, target)
+        by_form[form] = max(0.0, whitening.energy(gap)) / gram.count
+        if ranks and form.method not in left:
+            left[form.method] = left_by_rank(gap, whitening)
+    return Errors(by_form, left)
+
+
+def stored(
+    form: Form, weight: Tensor, statistics: Statistics, linear: Linear, target: Target
+) -> Tensor:
+    """The matrix f32 ``[out, in]`` that a form holds in the place of ``weight``."""
+    by = form.pass_((), target).at(linear)
+    assert isinstance(by, StoringPass)
+    made = by.fit(weight, statistics, linear.name)
+    codes, scales, zeros = made.operands.values()
+    assert codes is not None and scales is not None
+    return dequantize(
+        codes, scales, zeros, bits=by.bits, group=by.group, in_features=weight.shape[1]
+    )
+
+
+def left_by_rank(gap: Tensor, whitening: Whitening) -> Tensor:
+    """``sum(sigma[r:]^2) / sum(sigma^2)`` for r from 0, of the singular values of ``D P``.
+
+    They are the roots of the eigenvalues of ``D S D^T``, or of ``P^T D^T D P`` where that is
+    smaller: no singular vectors are needed.
+    """
+    wide = gap.double()
+    if len(gap) <= gap.shape[1]:
+        product = whitening.correlate(wide) @ wide.T
+    else:
+        product = whitening.apply(gap)
+        product = product.T @ product
+    values = torch.linalg.eigvalsh(product).flip(0).clamp_min(0)
+    gone = values.cumsum(0)
+    total = gone[-1].clamp_min(1e-300)
+    return torch.cat((torch.ones(1, dtype=torch.float64), 1 - gone / total)).clamp(0, 1)
