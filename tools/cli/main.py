@@ -99,7 +99,7 @@ def run(
         str,
         typer.Option(help="Search a recipe: bytes=25%,loss=1%; bytes of weights."),
     ] = "",
-    using: Annotated[str, typer.Option(help="Knobs of the search: bits,rank.")] = "",
+    using: Annotated[str, typer.Option(help="Knobs of the search: tokens,layers,bits,rank.")] = "",
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",

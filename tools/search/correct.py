@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from .solve import Choice, Problem
+from .solve import Choice
 
 TRUST = 0.1
 """Of a kind's own factor against the common one: a measured recipe counts 1 where the factor
 differs by all of itself."""
 
 
-def by_kind(choice: Choice, problem: Problem) -> dict[str, float]:
+def by_kind(choice: Choice) -> dict[str, float]:
     """The uncorrected forecast loss of a choice, by kind of candidate."""
-    places = {place.name: place for place in problem.places}
     sums: dict[str, float] = {}
-    for name, taken in choice.chosen.items():
-        option = next(o for o in places[name].options if o.what == taken.what)
-        sums[option.kind] = sums.get(option.kind, 0.0) + option.costs["loss"]
-    for name in choice.dropped:
-        option = problem.units[name]
-        sums[option.kind] = sums.get(option.kind, 0.0) + option.costs["loss"]
+    for option in choice.options:
+        sums[option.kind] = sums.get(option.kind, 0.0) + option.uncorrected
     return sums
 
 
-def corrections(problem: Problem, measured: Sequence[tuple[Choice, float]]) -> dict[str, float]:
+def corrections(
+    measured: Sequence[tuple[Choice, float]], kinds: Collection[str]
+) -> dict[str, float]:
     """Factors of the kinds' forecasts, by least squares of relative errors.
 
     First one for all, the geometric mean of what was measured over what was forecast; then one of
@@ -35,7 +32,7 @@ def corrections(problem: Problem, measured: Sequence[tuple[Choice, float]]) -> d
     """
     from scipy.optimize import nnls
 
-    forecasts = [by_kind(choice, problem) for choice, _ in measured]
+    forecasts = [by_kind(choice) for choice, _ in measured]
     rows = [
         (row, loss) for row, (_, loss) in zip(forecasts, measured, strict=True)
         if sum(row.values()) > 0 and loss > 0
@@ -43,13 +40,11 @@ def corrections(problem: Problem, measured: Sequence[tuple[Choice, float]]) -> d
     if not rows:
         return {}
     common = math.exp(sum(math.log(loss / sum(row.values())) for row, loss in rows) / len(rows))
-    kinds = sorted({kind for row, _ in rows for kind, loss in row.items() if loss})
-    table = np.array([[row.get(kind, 0.0) * common / loss for kind in kinds] for row, loss in rows])
-    pull = TRUST * np.eye(len(kinds))
+    seen = sorted({kind for row, _ in rows for kind, loss in row.items() if loss})
+    table = np.array([[row.get(kind, 0.0) * common / loss for kind in seen] for row, loss in rows])
+    pull = TRUST * np.eye(len(seen))
     factors, _ = nnls(
-        np.vstack((table, pull)), np.concatenate((np.ones(len(rows)), np.full(len(kinds), TRUST)))
+        np.vstack((table, pull)), np.concatenate((np.ones(len(rows)), np.full(len(seen), TRUST)))
     )
-    others = {option.kind for place in problem.places for option in place.options}
-    others |= {unit.kind for unit in problem.units.values()}
-    found: Mapping[str, float] = dict(zip(kinds, map(float, factors * common), strict=True))
-    return {kind: found.get(kind, common) for kind in others}
+    found: Mapping[str, float] = dict(zip(seen, map(float, factors * common), strict=True))
+    return {kind: found.get(kind, common) for kind in sorted(kinds)}

@@ -13,6 +13,8 @@ Batch = Mapping[str, torch.Tensor]
 JUDGE_EVERY = 4
 """Each fourth batch is kept for judging."""
 FIT_TOKENS, JUDGE_TOKENS, PROBE_TOKENS = 16384, 4096, 1024
+LARGE, LARGE_PROBE_TOKENS = 5e8, 256
+"""Numbers in all weights from which fewer tokens are probed with."""
 """Tokens, or rows of data without any, that are used of each part at most."""
 JUDGED_LENGTH = 128
 """Tokens that texts are cut to where they are judged: more texts say more than longer ones."""
@@ -42,9 +44,10 @@ def parts(view: View, batches: Sequence[Batch]) -> Parts:
         judge = [_part(last, slice(kept, count))]
         fit = [*fit[:-1], *([_part(last, slice(0, kept))] if kept else [])] or list(batches)
     texts = [_cut(view, batch) for batch in fit]
+    large = sum(weight.numel for weight in view.weights().values()) >= LARGE
     return Parts(
         _limited(fit, FIT_TOKENS), _limited([_cut(view, batch) for batch in judge], JUDGE_TOKENS),
-        _limited(texts, PROBE_TOKENS), shared,
+        _limited(texts, LARGE_PROBE_TOKENS if large else PROBE_TOKENS), shared,
     )  # fmt: skip
 
 

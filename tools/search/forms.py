@@ -8,8 +8,6 @@ from typing import Any, Literal
 
 import torch
 
-from ...ir.core.weights import Weight
-from ...ir.structure.recognize import Linear
 from ...ir.vocab.targets import Target
 from ...passes.base import Pass
 from ...passes.weights.eora import EoRA
@@ -42,11 +40,6 @@ class Form:
         """The pass at some linears, as an artifact for ``target`` wants it."""
         kind = Quantize if self.method == "quantize" else GPTQ
         return kind(include=tuple(include), **self.options).settled(target)
-
-    def nbytes(self, linear: Linear, weight: Weight, target: Target) -> int:
-        """Stored bytes of a linear's weight."""
-        made = self.pass_((), target)
-        return made.at(linear).predicted_bytes(linear, weight)
 
     def __str__(self) -> str:
         return f"{self.method} {self.bits}/{self.group}{' mse' if self.mse else ''}"

@@ -4,24 +4,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
-from ...ir.structure.costs import weight_bytes
-from ...ir.structure.recognize import Linear, Structure, recognize
+from ...ir.structure.recognize import Linear, Structure, last_tower, recognize
+from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
 from ...passes.linear_pass import weight_of
+from ...passes.recipe import Recipe
 from ...passes.stored import reason_against_storing
+from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.quantizers import rtn
 from .data import Parts
 from .forms import FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .judge import Judge
 from .probe import sensitivities, spread_over_blocks
-from .recipe_of import Held
-from .solve import Option, Place, Problem, useful
+from .recipe_of import Cut, Held, recipe_of
+from .skips import Measured, graph_measures, left_out, token_cuts, units
+from .solve import KEPT, Choice, Option, Place, Problem, useful
 from .survey import Errors, survey
 from .tables import tables_place
 
@@ -29,19 +32,26 @@ Progress = Callable[[str, int, int], None]
 FED_BACK_UP_TO = 5e7
 """Weights in all linears up to which candidates with feedback are fitted: a matrix takes as many
 seconds for each of them as rounding takes for all."""
-PROBE_WORK = 2e12
-"""Multiply-accumulates that probing may take: a minute on one core of the reference CPU."""
+PROBE_WORK, DEPTH_WORK = 4e12, 4e12
+"""Multiply-accumulates that probing linears and leaving out halves of blocks may take: less than
+two minutes each on one core of the reference CPU."""
+RANK_ALONE = Form("quantize", 4, 32)
+"""What linears hold beside the source's own where only ranks are searched."""
+TOKENS = "image tokens"
+"""The place at which they are dropped, or not."""
 PROBE_BITS, PROBE_GROUP = 3, 32
 """What linears are rounded to where the loss is asked how much it minds."""
 
 
 @dataclass(frozen=True)
 class Menu:
-    """The problem, and what it was made of."""
+    """The problems, one for each way to drop image tokens, and what they were made of."""
 
-    problem: Problem
+    problems: Sequence[Problem]
     target: Target
     using: Sequence[str]
+    units: Sequence[Unit] = ()
+    """The halves of blocks, where they may be left out."""
     notes: Sequence[str] = ()
 
     @classmethod
@@ -51,30 +61,128 @@ class Menu:
     ) -> Menu:  # fmt: skip
         """Survey a canonical graph. Raises ``BadInput`` where there is nothing to choose from."""
         structure = recognize(view)
-        groups = _groups(view, structure)
-        linears = [group[0] for group in groups]
-        minded = _minded(view, structure, data, groups, progress)
-        large = sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
-        forms = () if "bits" not in using else ROUNDED if large else (*ROUNDED, *FED_BACK)
-        paths = (NO_PATH, *(PATHS if "rank" in using else ()))
-        errors = survey(view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1)
-        places, fixed = [], float(weight_bytes(view))
-        for group in groups:
-            loss = sum(minded.get(x.name, 0.0) for x in group)
-            if not all(x.name in minded for x in group):
-                continue  # what is judged does not depend on it: nobody knows what it is for
-            places.append(_place(view, group, loss, errors[group[0].name], forms, paths, target))
-            fixed -= weight_of(view, group[0]).nbytes
+        source = graph_measures(view, judge.batches[0])
+        probe = Judge(view, structure, data.probe)
+        work = _work(structure, data)
+        halves, notes = units(view, structure) if "layers" in using else [], []
+        if len(halves) * work > DEPTH_WORK:
+            halves, notes = [], ["layers: a model of this size takes too long to measure them"]
+        gone = {u.name: m for u, m in left_out(view, halves, probe, progress)}
+        places = _linear_places(view, structure, data, probe, target, using, progress)
         found = tables_place(view, structure, judge, target) if "bits" in using else None
-        if found is not None:
-            places.append(found[0])
-            fixed -= found[1]
-        if not places:
+        places += [] if found is None else [found]
+        places = [replace(place, unit=_unit_of(place, halves, structure, gone)) for place in places]
+        cuts = [*token_cuts(view, structure, judge, progress)] if "tokens" in using else []
+        whole = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
+        base = Problem(places, source, _left_out(source, places, gone))
+        held = sum(_kept_bytes(place) for place in places)
+        base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
+        behind = (behind_cut(base, source, cut, made) for cut, made in cuts)
+        problems = [replace(base, places=[*places, *whole]), *behind]
+        if not (places or gone or len(problems) > 1):
             raise BadInput(
-                "there is nothing to choose from: no linear of this model has a dense weight that "
-                "its output depends on"
+                f"there is nothing to choose from by {', '.join(using)}: no linear of this model "
+                "has a dense weight that its output depends on"
             )
-        return cls(Problem(places, {"bytes": fixed}), target, tuple(using))
+        return cls(problems, target, tuple(using), halves, notes)
+
+    @property
+    def kinds(self) -> set[str]:
+        """Of all candidates."""
+        places = (place for problem in self.problems for place in problem.places)
+        kinds = {option.kind for place in places for option in place.options}
+        return kinds | {unit.kind for unit in self.problems[0].units.values()}
+
+    def recipe(self, choice: Choice) -> Recipe:
+        return recipe_of(choice, self.target, self.units)
+
+    def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
+        """The problems with the losses of each kind multiplied."""
+        return [problem.corrected(factors) for problem in self.problems]
+
+
+def _work(structure: Structure, data: Parts) -> float:
+    """Multiply-accumulates of one run over the probing part, about."""
+    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in data.probe)
+    return float(tokens * sum(x.in_features * x.out_features for x in structure.linears))
+
+
+def _linear_places(
+    view: View, structure: Structure, data: Parts, probe: Judge, target: Target,
+    using: Collection[str], progress: Progress,
+) -> list[Place]:  # fmt: skip
+    if not {"bits", "rank"} & set(using):
+        return []
+    groups = _groups(view, structure)
+    linears = [group[0] for group in groups]
+    most = int(PROBE_WORK / max(1.0, _work(structure, data) / 2))
+    minded = _minded(view, probe, groups, most, progress)
+    large = sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
+    forms: Sequence[Form] = ROUNDED if large else (*ROUNDED, *FED_BACK)
+    if "bits" not in using:
+        forms = (RANK_ALONE,)
+    paths = (NO_PATH, *(PATHS if "rank" in using else ()))
+    errors = survey(view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1)
+    places = []
+    for group in groups:
+        if not all(x.name in minded for x in group):
+            continue  # what is judged does not depend on it: nobody knows what it is for
+        loss = sum(minded[x.name] for x in group)
+        places.append(_place(view, group, loss, errors[group[0].name], forms, paths))
+    return places
+
+
+def _unit_of(
+    place: Place, halves: Sequence[Unit], structure: Structure, gone: Mapping[str, Measured]
+) -> str:
+    """The half of a block that all linears of a place lie in, where it may be left out."""
+    held = _kept(place).what
+    if not isinstance(held, Held) or not halves:
+        return ""
+    blocks = last_tower(structure)
+    for unit in halves:
+        first, *rest = blocks[unit.block].sub_blocks
+        subs = {"attn": [first], "mlp": rest}.get(unit.part, [first, *rest])
+        inside = {name for sub in subs for name in sub.linears}
+        if unit.name in gone and inside.issuperset(held.names):
+            return unit.name
+    return ""
+
+
+def _kept(place: Place) -> Option:
+    return next(option for option in place.options if option.kind == KEPT)
+
+
+def _kept_bytes(place: Place) -> float:
+    return _kept(place).costs["bytes"]
+
+
+def _left_out(
+    source: Mapping[str, float], places: Sequence[Place], gone: Mapping[str, Measured]
+) -> dict[str, Option]:
+    """What each unit takes with it beside its places."""
+    found = {}
+    for name, made in gone.items():
+        inside = sum(_kept_bytes(place) for place in places if place.unit == name)
+        costs = {m: made.costs.get(m, 0.0) - cost for m, cost in source.items()}
+        costs |= {"bytes": costs["bytes"] + inside, "loss": made.loss}
+        found[name] = Option(name, costs, "layers")
+    return found
+
+
+def behind_cut(
+    base: Problem, source: Mapping[str, float], cut: KeepPass, made: Measured
+) -> Problem:
+    """The problem behind a cut, which scales what blocks cost beside their bytes."""
+    share = {m: made.costs.get(m, 0.0) / cost for m, cost in source.items()} | {"bytes": 1.0}
+    place = Place(TOKENS, [Option(Cut(cut), {"loss": made.loss}, "tokens")])
+    units = {
+        name: replace(o, costs={m: c * share.get(m, 1.0) for m, c in o.costs.items()})
+        for name, o in base.units.items()
+    }
+    fixed = {m: cost * share[m] for m, cost in base.fixed.items()}
+    fixed["bytes"] += made.costs["bytes"] - source["bytes"]
+    return Problem([*base.places, place], fixed, units)
 
 
 def _groups(view: View, structure: Structure) -> list[list[Linear]]:
@@ -87,39 +195,39 @@ def _groups(view: View, structure: Structure) -> list[list[Linear]]:
 
 
 def _minded(
-    view: View, structure: Structure, data: Parts, groups: Sequence[Sequence[Linear]],
-    progress: Progress,
-) -> dict[str, float]:  # fmt: skip
-    """How much the loss minds a mean squared error of 1 at each linear."""
+    view: View, probe: Judge, groups: Sequence[Sequence[Linear]], most: int, progress: Progress
+) -> dict[str, float]:
+    """How much the loss minds a mean squared error of 1 at each linear; about ``most`` of them are
+    asked."""
     linears = [linear for group in groups for linear in group]
-    judge = Judge(view, structure, data.probe)
-    tokens = sum(batch[next(iter(batch))].shape[:2].numel() for batch in data.probe)
-    weights = sum(x.in_features * x.out_features for x in structure.linears)
-    probed, filled = spread_over_blocks(linears, int(PROBE_WORK / (tokens * weights / 2)))
+    probed, filled = spread_over_blocks(linears, most)
 
     def gap(linear: Linear) -> Tensor:
         weight = weight_of(view, linear).read().float()
         return weight - rtn(weight, PROBE_BITS, PROBE_GROUP, name=linear.name).dequantized()
 
-    return filled(sensitivities(view, judge, probed, gap, progress))
+    return filled(sensitivities(view, probe, probed, gap, progress))
 
 
 def _place(
     view: View, group: Sequence[Linear], minded: float, errors: Errors, forms: Sequence[Form],
-    paths: Sequence[Path], target: Target,
+    paths: Sequence[Path],
 ) -> Place:  # fmt: skip
     linear, names = group[0], tuple(x.name for x in group)
     weight = weight_of(view, linear)
-    options = [Option(Held(names), {"bytes": weight.nbytes, "loss": 0.0}, "kept")]
+    kept = Option(Held(names), {"bytes": weight.nbytes, "loss": 0.0}, KEPT)
+    options = [kept]
     for form in forms:
-        size = form.nbytes(linear, weight, target)
+        size = errors.nbytes[form]
         for path in paths:
             beside = path.nbytes(linear.out_features, linear.in_features) * len(group)
             if 2 * path.rank >= min(linear.out_features, linear.in_features):
                 continue
             costs = {"bytes": size + beside, "loss": minded * errors.of(form, path)}
             options.append(Option(Held(names, form, path), costs, f"{form.bits} bits"))
-    return Place(linear.name, useful(options, ("bytes", "loss")))
+    chosen = useful(options, ("bytes", "loss"))
+    # What is kept exactly may be larger than what loses nothing; a recipe may still leave it.
+    return Place(linear.name, chosen if kept in chosen else [*chosen, kept])
 
 
 def used(choice: Mapping[str, Option]) -> dict[str, int]:

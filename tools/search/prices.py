@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .recipe_of import Held, HeldTables
+from .recipe_of import Cut, HeldTables
 from .solve import Choice, Option, Problem
 
 MB = 1e6
@@ -74,7 +74,8 @@ def _knob(now: Option, other: Option) -> str:
     """What differs between two options of a place."""
     if isinstance(now.what, HeldTables):
         return "tables"
-    assert isinstance(now.what, Held) and isinstance(other.what, Held)
+    if isinstance(now.what, Cut):
+        return "tokens"
     return "rank" if now.what.form == other.what.form else "bits"
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from ...ir.moves import Path as BlockPath
+from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
 from ...passes.base import Pass
 from ...passes.depth.path import FollowPath
 from ...passes.exact.clean import Clean
 from ...passes.recipe import Recipe
+from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.quantize import Quantize
 from .forms import NO_PATH, Form, Path
 from .solve import Choice
@@ -52,18 +54,27 @@ class HeldTables:
         return "kept" if self.bits is None else f"tables {self.bits}/{self.group}"
 
 
-def recipe_of(
-    choice: Choice, target: Target, path: BlockPath | None = None, cut: Pass | None = None
-) -> Recipe:
+@dataclass(frozen=True)
+class Cut:
+    """What drops image tokens."""
+
+    by: KeepPass | None = None
+
+    def __str__(self) -> str:
+        return "all image tokens" if self.by is None else f"{self.by.name} {self.by.keep}"
+
+
+def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Recipe:
     """The passes of a choice: tokens, depth, bits, ranks, in the order in which they compose.
 
-    ``path`` is the path through the blocks that stay, ``cut`` the pass that drops image tokens.
+    ``units`` are the halves of blocks, of which the choice may leave some out.
     """
-    passes: list[Pass] = [Clean(optional=True)]
-    passes += [] if cut is None else [cut]
-    if path is not None:
-        passes.append(FollowPath(blocks=str(path)))
     held = [option.what for option in choice.chosen.values()]
+    passes: list[Pass] = [Clean(optional=True)]
+    passes += [what.by for what in held if isinstance(what, Cut) and what.by is not None]
+    if choice.dropped:
+        path = BlockPath.through(unit for unit in units if unit.name not in choice.dropped)
+        passes.append(FollowPath(blocks=str(path)))
     forms = _sites(held, "form")
     passes += [form.pass_(forms[form], target) for form in sorted(forms, key=str)]
     tables = [what for what in held if isinstance(what, HeldTables) and what.bits]

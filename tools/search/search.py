@@ -11,7 +11,6 @@ from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.core.view import View
 from ...ir.run.batches import check_batches
-from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import CPU, find_target
 from ...passes.manager import optimize
@@ -22,12 +21,12 @@ from .correct import corrections
 from .data import Parts, parts
 from .judge import Judge, Loss
 from .menu import Menu
-from .recipe_of import recipe_of
+from .skips import graph_measures
 from .solve import Choice, solve
 
 Progress = Callable[[str, int, int], None]
 Batch = Mapping[str, torch.Tensor]
-KNOBS = ("bits", "rank")
+KNOBS = ("tokens", "layers", "bits", "rank")
 ROUNDS = 4
 """Of measuring and solving again, at most."""
 STEPS = (0.7, 1.4)
@@ -114,7 +113,7 @@ class _Rounds:
     ) -> None:  # fmt: skip
         self.graph, self.budget, self.data, self.menu = graph, budget, data, menu
         self.judge, self.rounds, self.tell = judge, rounds, progress
-        self.source = {"bytes": float(weight_bytes(source)), "loss": 1.0}
+        self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
         self.limits = budget.limits(self.source)
         self.measured: dict[object, Point] = {}
         self.factors: Mapping[str, float] = {}
@@ -156,18 +155,16 @@ class _Rounds:
                 continue
             news = True
             self.measure(choice, f"round {number + 1}")
-        self.factors = corrections(
-            self.menu.problem, [(p.choice, self._additive(p)) for p in self.measured.values()]
-        )
+        known = [(point.choice, self._additive(point)) for point in self.measured.values()]
+        self.factors = corrections(known, self.menu.kinds)
         return news
 
     def solve(self, limits: Mapping[str, float]) -> Choice:
         """The choice within limits by forecasts as they are corrected now."""
-        problem = self.menu.problem.corrected(self.factors)
         within = {
             m: self.judge.additive(limit) if m == "loss" else limit for m, limit in limits.items()
         }
-        return solve(problem, within, self.budget.goal)
+        return solve(self.menu.corrected(self.factors), within, self.budget.goal)
 
     def _near(self, scale: float) -> Choice | None:
         """The choice where the bounds are so many times as large; ``None`` where there is none."""
@@ -181,11 +178,11 @@ class _Rounds:
         best = self.best()
         so_far = "" if best is None else f", best so far {self._shown(best)}"
         self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
-        recipe = recipe_of(choice, self.menu.target)
+        recipe = self.menu.recipe(choice)
         sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
         made = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit)
         loss = self.judge.of(made.graph)
-        costs = {**choice.costs, "bytes": float(made.report.passes[-1].bytes_after)}
+        costs = {**choice.costs, **graph_measures(made.graph, self.judge.batches[0])}
         point = Point(choice, recipe, {**costs, "loss": loss.value}, loss)
         self.measured[choice.key] = point
         return point
@@ -215,16 +212,16 @@ class _Rounds:
     def forecast(self, choice: Choice) -> Point:
         """A choice by its forecast, as it is corrected now."""
         costs = {**choice.costs, "loss": self.judge.figure(choice.costs["loss"])}
-        return Point(choice, recipe_of(choice, self.menu.target), costs)
+        return Point(choice, self.menu.recipe(choice), costs)
 
     def front(self, best: Point) -> list[Point]:
         """Measured points, and forecasts at other sizes, by bytes."""
         points = list(self.measured.values())
+        others = {m: limit for m, limit in self.limits.items() if m not in ("bytes", "loss")}
         for scale in FRONT:
-            limit = scale * best.costs["bytes"]
-            problem = self.menu.problem.corrected(self.factors)
+            limits = {**others, "bytes": scale * best.costs["bytes"]}
             try:
-                choice = solve(problem, {"bytes": limit}, "loss")
+                choice = solve(self.menu.corrected(self.factors), limits, "loss")
             except BadInput:
                 continue
             if choice.key in self.measured or choice.key == best.choice.key:

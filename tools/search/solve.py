@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from ...ir.core.errors import BadInput
 
+KEPT = "kept"
+"""The kind of an option that changes nothing."""
 GAP, SECONDS = 1e-4, 60.0
 """At most this far from the best, relatively; and how long is searched for a proof of it."""
 
@@ -30,6 +32,12 @@ class Option:
     """By measure; ``loss`` as it adds up."""
     kind: str
     """Candidates whose forecast loss is corrected together."""
+    forecast: float | None = None
+    """The loss before it was corrected; ``None`` where it was not."""
+
+    @property
+    def uncorrected(self) -> float:
+        return self.costs["loss"] if self.forecast is None else self.forecast
 
 
 @dataclass(frozen=True)
@@ -55,8 +63,10 @@ class Problem:
         """With the losses of each kind multiplied."""
 
         def option(known: Option) -> Option:
-            loss = known.costs["loss"] * factors.get(known.kind, 1.0)
-            return replace(known, costs={**known.costs, "loss": loss})
+            loss = known.uncorrected * factors.get(known.kind, 1.0)
+            return replace(
+                known, costs={**known.costs, "loss": loss}, forecast=known.uncorrected
+            )
 
         places = [replace(p, options=[option(o) for o in p.options]) for p in self.places]
         return replace(self, places=places, units={n: option(o) for n, o in self.units.items()})
@@ -67,30 +77,42 @@ class Choice:
     """A solution: the option of each place that is there, and the units that are left out."""
 
     chosen: Mapping[str, Option]
-    dropped: tuple[str, ...]
+    dropped: Mapping[str, Option]
     costs: Mapping[str, float]
+
+    @property
+    def options(self) -> list[Option]:
+        """All that was taken."""
+        return [*self.chosen.values(), *self.dropped.values()]
 
     @property
     def key(self) -> tuple[Any, ...]:
         """Equal for choices that make the same recipe."""
-        return (tuple((name, o.what) for name, o in self.chosen.items()), self.dropped)
+        return (tuple((name, o.what) for name, o in self.chosen.items()), tuple(self.dropped))
 
 
-def solve(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice:
-    """The choice of the least ``goal`` within ``limits``, by measure.
+def solve(problems: Sequence[Problem], limits: Mapping[str, float], goal: str) -> Choice:
+    """The choice of the least ``goal`` within ``limits``, by measure, of all the problems.
 
     Raises ``BadInput`` where there is none, with the nearest that there is.
     """
-    found = _solved(problem, limits, goal)
+    found = _best(problems, limits, goal)
     if found is None:
-        raise BadInput(_nearest(problem, limits))
+        raise BadInput(_nearest(problems, limits))
     return found
 
 
-def _nearest(problem: Problem, limits: Mapping[str, float]) -> str:
+def _best(
+    problems: Sequence[Problem], limits: Mapping[str, float], goal: str
+) -> Choice | None:
+    made = (_solved(problem, limits, goal) for problem in problems)
+    return min((one for one in made if one is not None), key=lambda c: c.costs[goal], default=None)
+
+
+def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
     """Which bound cannot be kept, and what can."""
     for measure, limit in limits.items():
-        least = _solved(problem, {}, measure)
+        least = _best(problems, {}, measure)
         assert least is not None
         if least.costs[measure] > limit:
             return (
@@ -99,7 +121,7 @@ def _nearest(problem: Problem, limits: Mapping[str, float]) -> str:
             )
     kept: dict[str, float] = {}
     for measure, limit in limits.items():
-        least = _solved(problem, kept, measure)
+        least = _best(problems, kept, measure)
         assert least is not None
         if least.costs[measure] > limit:
             others = " and ".join(f"{m} within {_shown(m, v)}" for m, v in kept.items())
@@ -195,7 +217,7 @@ class _Columns:
             m: fixed.get(m, 0.0) + sum(o.costs.get(m, 0.0) for _, o in kept)
             for m in sorted({*measures, *fixed})
         }
-        dropped = tuple(name for name in self.problem.units if name in {n for n, _ in kept})
+        dropped = {name: option for name, option in kept if name in self.problem.units}
         chosen = {name: option for name, option in kept if name not in self.problem.units}
         return Choice(chosen, dropped, costs)
 

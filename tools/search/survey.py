@@ -30,6 +30,8 @@ class Errors:
     """What was found at one linear: mean squared errors of its outputs, by a token of the data."""
 
     by_form: Mapping[Form, float]
+    nbytes: Mapping[Form, int]
+    """What each takes as it is stored: scales that float16 does not hold are wider than others."""
     left: Mapping[str, Tensor]
     """By method: the share of the error that is left behind a path of each rank, f64 ``[k + 1]``.
     It hardly depends on the bits: rounding errors are noise of one shape."""
@@ -74,27 +76,30 @@ def _errors(
     weight, gram = weight_of(view, linear).read(), statistics[Gram]
     whitening = Whitening(gram.matrix)
     by_form: dict[Form, float] = {}
+    nbytes: dict[Form, int] = {}
     left: dict[str, Tensor] = {}
     for form in forms:
-        gap = weight.float() - stored(form, weight, statistics, linear, target)
+        rounded, nbytes[form] = stored(form, weight, statistics, linear, target)
+        gap = weight.float() - rounded
         by_form[form] = max(0.0, whitening.energy(gap)) / gram.count
         if ranks and form.method not in left:
             left[form.method] = left_by_rank(gap, whitening)
-    return Errors(by_form, left)
+    return Errors(by_form, nbytes, left)
 
 
 def stored(
     form: Form, weight: Tensor, statistics: Statistics, linear: Linear, target: Target
-) -> Tensor:
-    """The matrix f32 ``[out, in]`` that a form holds in the place of ``weight``."""
+) -> tuple[Tensor, int]:
+    """The matrix f32 ``[out, in]`` that a form holds in the place of ``weight``, and its bytes."""
     by = form.pass_((), target).at(linear)
     assert isinstance(by, StoringPass)
     made = by.fit(weight, statistics, linear.name)
     codes, scales, zeros = made.operands.values()
     assert codes is not None and scales is not None
-    return dequantize(
+    matrix = dequantize(
         codes, scales, zeros, bits=by.bits, group=by.group, in_features=weight.shape[1]
     )
+    return matrix, made.nbytes
 
 
 def left_by_rank(gap: Tensor, whitening: Whitening) -> Tensor:

@@ -13,7 +13,7 @@ from ...passes.weights.quantize import Quantize
 from ...passes.weights.tables import Table, TableForm, tables
 from .judge import Judge
 from .recipe_of import HeldTables
-from .solve import Option, Place
+from .solve import KEPT, Option, Place
 
 NAME, KIND = "tables of embeddings", "tables"
 FORMS = (HeldTables(8, 64), HeldTables(8, 32), HeldTables(4, 64), HeldTables(4, 32))
@@ -61,12 +61,12 @@ class Tables:
 
 def tables_place(
     view: View, structure: Structure, judge: Judge, target: Target
-) -> tuple[Place, int] | None:
-    """The place, and the bytes that its tables take now; ``None`` where no table can be stored."""
+) -> Place | None:
+    """The place; ``None`` where no table can be stored."""
     whole = max(
         (Tables.of(view, structure, held, target).nbytes(view)[0] for held in FORMS), default=0
     )
-    options = [Option(HeldTables(), {"bytes": whole, "loss": 0.0}, KIND)]
+    options = [Option(HeldTables(), {"bytes": whole, "loss": 0.0}, KEPT)]
     for held in FORMS:
         found = Tables.of(view, structure, held, target)
         if not found.stored:
@@ -74,4 +74,4 @@ def tables_place(
         before, after = found.nbytes(view)
         loss = judge.mean_of(found.rounded(view))
         options.append(Option(held, {"bytes": whole - before + after, "loss": loss}, KIND))
-    return (Place(NAME, options), whole) if len(options) > 1 else None
+    return Place(NAME, options) if len(options) > 1 else None

@@ -17,8 +17,8 @@ ENERGY = "squared error of the first output over its energy"
 
 def search_entry(found: Found) -> SearchEntry:
     """What the manifest tells of a search."""
-    problem = found.menu.problem.corrected(found.factors)
     choice = found.best.choice
+    problem = found.menu.corrected(found.factors)[0]
     return SearchEntry(
         budget=str(found.budget), limits=dict(found.limits), using=list(found.menu.using),
         loss_is=WORDS if found.judge.over_words else ENERGY,

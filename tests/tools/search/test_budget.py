@@ -63,18 +63,18 @@ def test_the_choice_is_the_best_of_all(problem: Problem, limit: int) -> None:
     first, half, last = (place.options for place in problem.places)
     every = itertools.product(first, [*half, problem.units["half"]], last)
     within = [taken for taken in every if cost("bytes", taken) <= limit]
-    found = solve(problem, {"bytes": limit}, "loss")
+    found = solve([problem], {"bytes": limit}, "loss")
     assert found.costs["loss"] == min(cost("loss", taken) for taken in within)
     assert found.costs["bytes"] <= limit
-    assert (found.dropped == ("half",)) == ("p1" not in found.chosen)
+    assert ("half" in found.dropped) == ("p1" not in found.chosen)
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:
     with pytest.raises(gw.BadInput, match=r"bytes within 4e-05 MB: .* reach is 4.3e-05 MB"):
-        solve(problem, {"bytes": 40}, "loss")
+        solve([problem], {"bytes": 40}, "loss")
     with pytest.raises(gw.BadInput, match=r"contradict each other: with .*loss is 14.5"):
-        solve(problem, {"bytes": 58, "loss": 2}, "loss")
-    assert solve(problem, {"loss": 4}, "bytes").costs == {"bytes": 165, "loss": 4}
+        solve([problem], {"bytes": 58, "loss": 2}, "loss")
+    assert solve([problem], {"loss": 4}, "bytes").costs == {"bytes": 165, "loss": 4}
 
 
 def test_of_two_candidates_one_that_is_never_better_is_left_out() -> None:
@@ -90,7 +90,7 @@ def test_prices_are_those_of_the_cheapest_step_back_and_of_the_best_one_on() -> 
         Option(h, {"bytes": b, "loss": x}, "any") for h, (b, x) in zip(held, sizes, strict=True)
     ]
     problem = Problem([Place("a", options)], {})
-    (price,) = prices(problem, Choice({"a": options[1]}, (), {}))
+    (price,) = prices(problem, Choice({"a": options[1]}, {}, {}))
     assert price.knob == "bits" and price.last and price.next
     assert (price.last.price, price.next.price) == (5.0, 1.5)
     assert str(price.last) == "a: quantize 4/32 to quantize 2/32"

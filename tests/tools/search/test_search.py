@@ -18,6 +18,7 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.linear_pass import weight_of
+from graphwright.passes.tokens.diverse import Diverse
 from graphwright.passes.weights.low_rank import Whitening
 from graphwright.tools.report import manifest
 from graphwright.tools.search.correct import corrections
@@ -25,9 +26,12 @@ from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge
+from graphwright.tools.search.menu import behind_cut
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
+from graphwright.tools.search.recipe_of import recipe_of
 from graphwright.tools.search.search import Found, search
-from graphwright.tools.search.solve import Choice, Option, Place, Problem
+from graphwright.tools.search.skips import Measured
+from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import left_by_rank, stored, survey
 
 from tests.models import VOCAB, qwen2, raised
@@ -112,12 +116,12 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     gram = held["gram"][Gram]
     weight = weight_of(view, site).read()
     for form in forms:
-        gap = (weight - stored(form, weight, held["gram"], site, TARGET)).double()
+        gap = (weight - stored(form, weight, held["gram"], site, TARGET)[0]).double()
         energy = float(((gap @ gram.matrix) * gap).sum()) / gram.count
         assert found.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
     assert found.of(forms[1], NO_PATH) < found.of(forms[0], NO_PATH)
     whitening = Whitening(gram.matrix)
-    gap = weight - stored(forms[0], weight, held["gram"], site, TARGET)
+    gap = weight - stored(forms[0], weight, held["gram"], site, TARGET)[0]
     for matrix in (gap, gap[:20]):
         sigma = torch.linalg.svdvals(whitening.apply(matrix)).square()
         left = left_by_rank(matrix, whitening)
@@ -181,17 +185,66 @@ def test_what_cannot_be_searched_is_refused(views: dict[str, View], batches: Bat
 
 def test_forecasts_are_corrected_by_what_was_measured() -> None:
     options = [Option(i, {"loss": 1.0}, kind) for i, kind in enumerate(("2 bits", "4 bits"))]
-    problem = Problem([Place("a", options), Place("b", options)], {})
 
     def choice(a: int, b: int) -> Choice:
-        return Choice({"a": options[a], "b": options[b]}, (), {})
+        return Choice({"a": options[a], "b": options[b]}, {}, {})
 
-    assert corrections(problem, []) == {}
-    one = corrections(problem, [(choice(1, 1), 3.0)])
-    assert one == pytest.approx({"2 bits": 1.5, "4 bits": 1.5})
-    several = corrections(problem, [(choice(1, 1), 1.0), (choice(0, 0), 6.0), (choice(0, 1), 3.5)])
-    assert several["4 bits"] == pytest.approx(0.5, rel=0.1)
-    assert several["2 bits"] == pytest.approx(3.0, rel=0.1)
+    kinds = {"2 bits", "4 bits", "layers"}
+    assert corrections([], kinds) == {}
+    assert corrections([(choice(1, 1), 3.0)], kinds) == pytest.approx(dict.fromkeys(kinds, 1.5))
+    measured = [(choice(1, 1), 1.0), (choice(0, 0), 6.0), (choice(0, 1), 3.5)]
+    factors = corrections(measured, kinds)
+    assert factors["4 bits"] == pytest.approx(0.5, rel=0.1)
+    assert factors["2 bits"] == pytest.approx(3.0, rel=0.1)
+    corrected = Problem([Place("a", options)], {}).corrected(factors).corrected(factors)
+    assert [o.costs["loss"] for o in corrected.places[0].options] == [
+        factors["2 bits"], factors["4 bits"]
+    ]  # fmt: skip
+
+
+def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
+    views: dict[str, View], batches: Batches
+) -> None:
+    done = search(
+        views["fx"], budget="kv=50%,bytes=60%", calibration=batches, using=("layers", "bits"),
+        rounds=1,
+    )  # fmt: skip
+    assert any(name.endswith(".attn") for name in done.best.choice.dropped)
+    assert "path{blocks=" in str(done.recipe)
+    for point in done.front:
+        assert point.costs["kv"] <= 0.5 * done.source["kv"]
+        if point.measured:
+            assert point.costs["kv"] == point.choice.costs["kv"]
+            # Where no attention is left, the table of rotary frequencies goes as well.
+            rotary = 0 if point.costs["kv"] else 16
+            assert point.costs["bytes"] == point.choice.costs["bytes"] - rotary
+
+
+def test_behind_a_cut_blocks_keep_less() -> None:
+    """A model of 100 bytes of which 40 lie in places, and 80 of cache; half of a cut's tokens."""
+    units = {"block 0.attn": Option("block 0.attn", {"bytes": -5, "kv": -40, "loss": 2}, "layers")}
+    base = Problem([Place("a", [Option("b", {"bytes": 40, "loss": 0}, "kept")])],
+                   {"bytes": 60, "kv": 80}, units)  # fmt: skip
+    cut = Diverse(keep="50%")
+    made = behind_cut(base, {"bytes": 100, "kv": 80}, cut, Measured({"bytes": 101, "kv": 40}, 0.5))
+    assert made.fixed == {"bytes": 61, "kv": 40}
+    assert made.units["block 0.attn"].costs == {"bytes": -5, "kv": -20, "loss": 2}
+    found = solve([base, made], {"kv": 30}, "loss")
+    assert "block 0.attn" in found.dropped and found.costs["kv"] == 40 - 20
+    found = solve([base, made], {"kv": 50}, "loss")
+    assert found.costs == {"bytes": 101, "kv": 40, "loss": 0.5}
+    assert [pass_.name for pass_ in recipe_of(found, TARGET).passes] == ["clean", "diverse"]
+
+
+def test_where_nothing_can_be_chosen_that_is_said() -> None:
+    with pytest.raises(gw.BadInput, match="nothing to choose from by layers"):
+        gw.search(tiny(), budget="bytes=50%", calibration=[{"input": torch.ones(4, 3)}],
+                  using=("layers",))  # fmt: skip
+
+
+def tiny() -> View:
+    """One linear, and no block."""
+    return gw.trace(torch.nn.Linear(3, 3), (torch.ones(4, 3),))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,236 @@
+"""The search under a budget, judged: its forecasts, and its recipes beside others of that size.
+
+``python -m graphwright.tools.bench.budget forecast zoo:tiny-llama --recipes 50`` draws recipes from
+the menu at random, from nearly all small to nearly all large, runs each, and prints the rank
+correlation of forecast and measured losses, and how many bytes came out as forecast.
+
+``... budgets zoo:tiny-llama`` searches at five budgets of bytes and measures what it finds beside
+uniform bits, uniform bits with EoRA, the built-in recipes, and bits alone by the same solver: on
+data of the test split, which no search and no fit has seen. Each of the others is the best of its
+kind that fits in the budget.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ...ir.canonical.families import canonicalize
+from ...ir.core.errors import BadInput
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...ir.load.zoo import scenes
+from ...ir.load.zoo.text import read_tokenizer, shipped_text
+from ...ir.structure.costs import weight_bytes
+from ...ir.structure.recognize import recognize
+from ...ir.vocab.targets import find_target
+from ...passes.manager import optimize
+from ...passes.recipe import Recipe
+from ..data import calibration
+from ..run.outliers import rank_correlation
+from ..search.data import parts
+from ..search.judge import Judge, Loss
+from ..search.menu import Menu
+from ..search.search import KNOBS, search
+from ..search.solve import KEPT, Choice, Option, Problem
+
+Batch = Mapping[str, torch.Tensor]
+SHARES = {"zoo:minilm": (0.12, 0.16, 0.2, 0.25, 0.3)}
+"""Budgets of a model in shares of its weights."""
+USUAL_SHARES = (0.1, 0.125, 0.15, 0.2, 0.25)
+UNIFORM = tuple(
+    f"{method}{{bits={bits} group={group}{more}}}"
+    for method, more in (("quantize", ""), ("gptq", ""))
+    for bits in (2, 3, 4, 8) for group in (32, 128)
+)  # fmt: skip
+RANKS = (8, 16, 32)
+TABLES = ("", ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000}")
+SHIPPED = ("w8", "w4", "w4-eora")
+ROWS = 64
+TEXT = 128
+"""Rows of unseen data, and tokens of a row of text."""
+
+
+class Bench:
+    """A model, its calibration data in parts, and unseen data to judge by."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.graph = load(name, cache=False)
+        self.data = calibration.read(name, self.graph).batches
+        self.source = self.graph.copy()
+        canonicalize(self.source)
+        self.structure = recognize(self.source)
+        self.parts = parts(self.source, self.data)
+        self.unseen = Judge(self.source, self.structure, _unseen(name, self.graph))
+        self.bytes = weight_bytes(self.source)
+
+    def made(self, recipe: str | Recipe) -> View:
+        sample = {name: tensor[:1] for name, tensor in self.parts.judge[0].items()}
+        return optimize(
+            self.graph, recipe, samples=[sample], calibration=self.parts.fit, target="cpu"
+        ).graph
+
+    def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:
+        made = self.made(recipe)
+        return weight_bytes(made), self.unseen.of(made)
+
+
+def _unseen(name: str, graph: View) -> list[Batch]:
+    if name == "zoo:tiny-vit":
+        drawn = scenes.classified("test", ROWS, 3, 16)
+        return [{"pixel_values": pixels} for pixels, _ in drawn]
+    if name == "zoo:tiny-llava":
+        asked = scenes.questions("test", ROWS, 3, scenes.IMAGE)
+        folder = graph.source.folder
+        assert folder is not None
+        return list(scenes.prompt_batches(asked, read_tokenizer(Path(folder)), batch=8))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.jsonl"
+        texts = [text for text in shipped_text("test") if len(text) > 6 * TEXT]
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts[:ROWS]))
+        return list(calibration.read(str(path), graph, samples=ROWS, length=TEXT).batches)
+
+
+# --- forecasts -----------------------------------------------------------------------------------
+
+
+def forecast(bench: Bench, count: int) -> None:
+    """Random recipes: forecast and measured losses, bytes, and their rank correlation."""
+    judge = Judge(bench.source, bench.structure, bench.parts.judge)
+    started = time.process_time()
+    menu = Menu.of(bench.source, bench.parts, judge, find_target("cpu"), KNOBS, lambda *_: None)
+    surveyed = time.process_time() - started
+    wanted, found, exact = [], [], 0
+    for number, choice in enumerate(_random_choices(menu.problems, count)):
+        made = bench.made(menu.recipe(choice))
+        measured = judge.of(made).value
+        wanted.append(measured)
+        found.append(judge.figure(choice.costs["loss"]))
+        size = weight_bytes(made)
+        exact += size == choice.costs["bytes"]
+        print(
+            f"{number}\t{choice.costs['bytes']:.0f}\t{size}\t{found[-1]:.5f}\t{measured:.5f}",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+    small = [i for i, loss in enumerate(wanted) if loss < 0.2]
+    print(
+        f"{bench.name}: {count} random recipes, losses of {min(wanted):.3g} to {max(wanted):.3g}: "
+        f"rank correlation {rank_correlation(found, wanted):.3f} "
+        f"({rank_correlation([found[i] for i in small], [wanted[i] for i in small]):.3f} over the "
+        f"{len(small)} below 20 %); bytes exact in {exact}; the survey took {surveyed:.0f} s of "
+        "processor time"
+    )
+
+
+def _random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> Iterator[Choice]:
+    """Choices between all small and all large: of each place an option near a level of the
+    recipe's own, or, by a share of its own, any."""
+    rng = random.Random(seed)
+    for _ in range(count):
+        problem = rng.choice(problems)
+        level, mixed = rng.random(), rng.random()
+        gone = rng.choices((0, 1, 2), (3, 2, 1))[0] if problem.units else 0
+        dropped = {name: problem.units[name] for name in rng.sample(list(problem.units), gone)}
+        chosen: dict[str, Option] = {}
+        for place in problem.places:
+            if place.unit in dropped:
+                continue
+            options = [o for o in place.options if o.kind != KEPT] or list(place.options)
+            at = rng.random() if rng.random() < mixed else level
+            chosen[place.name] = options[min(int(at * len(options)), len(options) - 1)]
+        taken = [*chosen.values(), *dropped.values()]
+        costs = {
+            m: problem.fixed.get(m, 0.0) + sum(o.costs.get(m, 0.0) for o in taken)
+            for m in ("bytes", "loss")
+        }
+        yield Choice(chosen, dropped, costs)
+
+
+# --- budgets -------------------------------------------------------------------------------------
+
+
+def budgets(bench: Bench) -> Table:
+    """At each budget what was found, and the best of each other kind."""
+    table = Table(title=f"{bench.name}: loss on unseen data", box=None, pad_edge=False)
+    for column in ("budget", "by", "MB", "loss", "95 %", "recipe"):
+        table.add_column(column, overflow="fold")
+    others = {kind: list(_judged(bench, recipes)) for kind, recipes in _others().items()}
+    for share in SHARES.get(bench.name, USUAL_SHARES):
+        limit = share * bench.bytes
+        searched = {"found": KNOBS, "bits alone": ("bits",)}
+        rows = [(by, *_found(bench, share, using)) for by, using in searched.items()]
+        for kind, known in others.items():
+            fitting = [row for row in known if row[1] <= limit]
+            if fitting:
+                rows.append((kind, *min(fitting, key=lambda row: row[2].value)))
+        for kind, recipe, size, loss in rows:
+            shown = recipe if len(recipe) < 80 else f"{recipe.count('{')} passes"
+            cells = (f"{share:.1%}", kind, f"{size / 1e6:.3f}", f"{loss.value:.3%}",
+                     f"{loss.low:.3%} to {loss.high:.3%}", shown)  # fmt: skip
+            table.add_row(*cells)
+            print(*cells, sep="\t", file=sys.stderr, flush=True)
+    return table
+
+
+def _others() -> dict[str, Sequence[str]]:
+    """Recipes by kind, of every size."""
+    eora = [f"{u},eora{{rank={r}}}" for u in UNIFORM if "bits=8" not in u for r in RANKS]
+    return {
+        "uniform bits": [uniform + table for uniform in UNIFORM for table in TABLES],
+        "uniform bits, EoRA": [e.replace(",eora", f"{t},eora") for e in eora for t in TABLES],
+        "built-in": SHIPPED,
+    }  # fmt: skip
+
+
+def _judged(bench: Bench, recipes: Sequence[str]) -> Iterator[tuple[str, int, Loss]]:
+    """Each that fits the model, measured."""
+    largest = max(SHARES.get(bench.name, USUAL_SHARES)) * bench.bytes
+    for recipe in recipes:
+        try:
+            known = Recipe.load(recipe) if "{" not in recipe else Recipe.parse(recipe)
+            size, loss = bench.judged(known)
+        except BadInput as error:
+            print(f"{recipe}: {error}", file=sys.stderr)
+            continue
+        print(recipe, size, f"{loss.value:.3%}", sep="\t", file=sys.stderr, flush=True)
+        if size <= largest:
+            yield str(known) if "{" in recipe else recipe, size, loss
+
+
+def _found(bench: Bench, share: float, using: Sequence[str]) -> tuple[str, int, Loss]:
+    started = time.process_time()
+    made = search(
+        bench.graph, budget=f"bytes={100 * share:g}%", calibration=bench.data, using=using
+    )
+    taken = time.process_time() - started
+    size, loss = bench.judged(made.recipe)
+    print(f"searched {'+'.join(using)} for {taken:.0f} s", file=sys.stderr, flush=True)
+    return str(made.recipe), size, loss
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", choices=("forecast", "budgets"))
+    parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
+    parser.add_argument("--recipes", type=int, default=50)
+    given = parser.parse_args()
+    bench = Bench(given.model)
+    if given.what == "forecast":
+        forecast(bench, given.recipes)
+    else:
+        Console().print(budgets(bench))
+
+
+if __name__ == "__main__":
+    main()
