@@ -192,8 +192,9 @@ class FxReader(View):
         except (ValueError, IndexError):
             return None  # torch says better what does not fit
         # What has no dimensions may be a size, which is not a tensor.
-        sizes = [self.dims.size(d) for d in found.shape or ()]
-        if not sizes or found.dtype is None or None in sizes:
+        known = [self.dims.size(d) for d in found.shape or ()]
+        sizes = [size for size in known if size is not None]
+        if not sizes or found.dtype is None or len(sizes) < len(known):
             return None
         with self._fake_mode():
             return torch.empty(sizes, dtype=found.dtype)
