@@ -14,7 +14,7 @@ from ..ir.core.heap import give_back
 from ..ir.core.view import View
 from ..ir.run.sweep import sweep, sweep_together
 from ..ir.run.truth import Reference
-from ..ir.run.unrounded import unrounded
+from ..ir.run.unrounded import chooses, unrounded
 from ..ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
 from ..ir.structure.cache_slots import answers, has_cache, next_step
 from .artifact import MODEL_FILE, model_bytes
@@ -103,7 +103,7 @@ class Judge:
         ``inputs`` where nothing rounds.
 
         Raises as ``judge``, where the rounding does not explain an output's distance from
-        ``plain``, or from the source.
+        ``plain``, or from the source. The source alone decides where a graph ``chooses``.
         """
         if not self.rounds:
             return self.judge(actual, what, advice)
@@ -113,9 +113,10 @@ class Judge:
             if not self._rule.explains(error, moved) and len(self.inputs) > 1:
                 moved = self._moved(2)[name]
             beside = self._to_source(name, actual[:1], self._rounded[:1])
-            if self._rule.explains(error, moved) and (
-                beside is None or self._rule.explains(*beside)
-            ):
+            explained = self._rule.explains(error, moved) or (
+                beside is not None and chooses(self.graph)
+            )
+            if explained and (beside is None or self._rule.explains(*beside)):
                 continue
             raise BoundExceeded(
                 f"{what}: the output {name} is {error.rel_l2:.3g} (relative L2) from what the "

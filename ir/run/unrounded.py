@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..core.view import NATIVE, Node, View
 
 
@@ -25,6 +27,16 @@ def unrounded(view: View) -> View:
         plain.replace(old, new)
         plain.erase(node)
     return plain
+
+
+_CHOICE = re.compile(r"topk|arg_?(max|min|sort)|\bsort|NonMaxSuppression", re.IGNORECASE)
+"""In the names of native ops that choose by comparing numbers."""
+
+
+def chooses(view: View) -> bool:
+    """Whether something is chosen by comparing what is computed, as tokens and experts are: a
+    rounding then changes which, and by that outputs by more than itself."""
+    return any(_CHOICE.search(view.native_op(node)) for node in view.nodes())
 
 
 def _rounds(view: View, node: Node) -> bool:
