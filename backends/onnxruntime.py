@@ -17,7 +17,8 @@ from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.values import numbers, to_numpy, to_value
 from ..ir.core.view import View
 from ..ir.load.intact import check_files
-from ..ir.structure.cache_slots import PAST_AXIS, past_slot
+from ..ir.structure.cache_slots import check_shared
+from ..ir.structure.pictured import check_pictured, read_prompt
 from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, Steps, bind
 from .runtime_packages import mixed_builds
@@ -85,7 +86,7 @@ class OnnxRuntimeExecutable:
         _refuse_fallback(providers, self._session.get_providers())
         release_files(path.absolute().parent)  # most of it was repacked into memory of its own
         self._inputs = {i.name: i for i in self._session.get_inputs()}
-        self._caches = frozenset(name for name in self._inputs if past_slot(name) is not None)
+        self._prompt = read_prompt(self._session.get_modelmeta().custom_metadata_map)
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
         outputs = self._session.get_outputs()
         self._outputs = tuple(o.name for o in outputs)
@@ -157,8 +158,8 @@ class OnnxRuntimeExecutable:
         return {n: numbers(to_value(x)) for n, x in zip(self._outputs, found, strict=True)}
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another."""
-        sizes: dict[str, tuple[int, str]] = {}
+        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, and
+        where a prompt lacks its image."""
         for name, tensor in inputs.items():
             declared = self._inputs[name]
             wanted = _type_name(declared)
@@ -169,14 +170,8 @@ class OnnxRuntimeExecutable:
             fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
             if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
                 raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
-            for axis, (dim, size) in enumerate(zip(shape, tensor.shape, strict=True)):
-                if axis == PAST_AXIS and name in self._caches:
-                    continue  # where tokens were dropped between blocks, caches differ in length
-                if dim == UNKNOWN_DIM:
-                    continue  # some files call all dimensions that they do not know so
-                known, first = sizes.setdefault(dim, (size, name)) if dim else (size, name)
-                if isinstance(dim, str) and known != size:
-                    raise BadInput(f"{dim} is {known} in input {first} and {size} in input {name}")
+        check_shared({n: (self._inputs[n].shape, t.shape) for n, t in inputs.items()})
+        check_pictured(self._prompt, inputs)
 
 
 def _widened(tensor: torch.Tensor, type_: Type) -> torch.Tensor:

@@ -18,6 +18,7 @@ from ..core.view import Source
 from ..onnx.foreign import forget_foreign_dims
 from ..onnx.validate_types import check_types
 from ..onnx.view import OnnxView
+from ..structure.pictured import read_prompt
 from .bitstack_size import cut
 from .onnx_proto import MIN_OPSET, read_model
 
@@ -52,6 +53,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
             folder=str(path.parent),
             files=files,
             source_bytes=sum(f.stat().st_size for f in files),
+            prompt=read_prompt(model.metadata_props),
         ),
     )
     with contextlib.suppress(ValueError):  # which is told next, with the node's name

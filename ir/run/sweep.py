@@ -15,7 +15,8 @@ import torch
 from ..core.errors import BadInput
 from ..core.values import numbers
 from ..core.view import Node, Value, View
-from ..structure.cache_slots import left_out
+from ..structure.cache_slots import check_shared, left_out
+from ..structure.pictured import check_pictured
 from ..vocab import traits
 from .predict import refuse_unbounded
 
@@ -204,4 +205,7 @@ def _bind(view: View, inputs: Mapping[str, Any]) -> list[Any]:
         fits = all(dim == size for dim, size in pairs if isinstance(dim, int))
         if declared.rank not in (None, given.dim()) or not fits:
             raise BadInput(f"input {name}: expected {declared}, got shape {list(given.shape)}")
+    shapes = {n: (types[n].shape or (), t.shape) for n, t in inputs.items() if torch.is_tensor(t)}
+    check_shared(shapes)
+    check_pictured(view.source.prompt, inputs)
     return [inputs[name] for name in names]

@@ -15,7 +15,8 @@ from typing import TypeVar
 
 import torch
 
-from ..core.types import Type
+from ..core.errors import BadInput
+from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Node, Operand, Value, View
 from ..vocab import traits
 
@@ -101,6 +102,25 @@ def positions(mask: torch.Tensor, count: int) -> torch.Tensor:
     """Places i64 ``[rows, count]`` of the last tokens, of all that ``mask`` ``[rows, all]`` counts;
     what is masked out at the left has the first."""
     return (mask.long().cumsum(1) - 1).clamp(min=0)[:, -count:]
+
+
+def check_shared(shapes: Mapping[str, tuple[Sequence[Dim], Sequence[int]]]) -> None:
+    """Raise ``BadInput`` where a dimension that inputs share by name has two sizes.
+
+    ``shapes`` are the declared and the given shape of each input. Where tokens were dropped between
+    blocks, caches differ in length.
+    """
+    sizes: dict[str, tuple[int, str]] = {}
+    for name, (declared, given) in shapes.items():
+        for axis, (dim, size) in enumerate(zip(declared, given, strict=False)):
+            # Some files call all dimensions that they do not know so.
+            if not isinstance(dim, str) or dim in ("", UNKNOWN_DIM):
+                continue
+            if axis == PAST_AXIS and past_slot(name) is not None:
+                continue
+            known, first = sizes.setdefault(dim, (size, name))
+            if known != size:
+                raise BadInput(f"{dim} is {known} in input {first} and {size} in input {name}")
 
 
 def left_out(

@@ -12,11 +12,13 @@ import graphwright as gw
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.load.zoo import scenes
 from graphwright.ir.load.zoo.text import read_tokenizer
 from graphwright.ir.load.zoo.tiny_vision import LLAVA, LLAVA_NEXT, VIT
 from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.pictured import read_prompt
 from graphwright.ir.structure.recognize import recognize
 
 FOLDERS = {"tiny-vit": VIT, "tiny-llava": LLAVA, "tiny-llava-next": LLAVA_NEXT}
@@ -39,6 +41,19 @@ def two(view: FxView) -> dict[str, torch.Tensor]:
 def real(batch: dict[str, torch.Tensor], logits: torch.Tensor) -> torch.Tensor:
     """Without the positions of padding, where nothing is promised."""
     return logits[batch["attention_mask"].bool()] if "attention_mask" in batch else logits
+
+
+def test_images_and_rows_that_do_not_fit_each_other(graphs: dict[str, FxView]) -> None:
+    """Without a cache a row has one image; a prompt without its image is none."""
+    view = graphs["tiny-llava"]
+    assert read_prompt(view.metadata()) == view.source.prompt == (3,) * 144
+    one = {name: value[:1] for name, value in view.source.samples[0].items()}
+    twice = {name: torch.cat([value, value], 1) for name, value in one.items()}
+    pair = twice | {"pixel_values": one["pixel_values"].expand(2, -1, -1, -1)}
+    with pytest.raises(BadInput, match="batch is 1 in input input_ids and 2 in input pixel_values"):
+        sweep(view, pair)
+    with pytest.raises(BadInput, match=r"288 times the token 3.* the 1 images of pixel_values"):
+        sweep(view, twice | {"pixel_values": one["pixel_values"]})
 
 
 @pytest.mark.parametrize(

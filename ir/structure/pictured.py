@@ -1,0 +1,46 @@
+"""Prompts that hold images: which token stands for one, and that the images are given."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from ..core.errors import BadInput
+from .cache_slots import PAST_AXIS, past_slot
+
+PROMPT_KEY = "graphwright.image_prompt"
+"""Metadata: the token that stands for a feature of an image, and how many an image has: 3 144."""
+
+
+def told(prompt: Sequence[int]) -> dict[str, str]:
+    """The metadata of a graph of which every image is this ``prompt``; none for a graph of text."""
+    return {PROMPT_KEY: f"{prompt[0]} {len(prompt)}"} if prompt else {}
+
+
+def read_prompt(metadata: Mapping[str, str]) -> tuple[int, ...]:
+    """What ``told`` says; empty where metadata say nothing that it could."""
+    found = re.fullmatch(r"(\d{1,9}) (\d{1,5})", metadata.get(PROMPT_KEY, ""))
+    return (int(found[1]),) * int(found[2]) if found else ()
+
+
+def check_pictured(prompt: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> None:
+    """Raise ``BadInput`` where ``input_ids`` names more images than ``pixel_values`` holds.
+
+    A graph would compute with the placeholders' own embeddings, and nothing in its outputs tells.
+    Steps are not looked at: their images came with the prompt.
+    """
+    ids, pixels = inputs.get("input_ids"), inputs.get("pixel_values")
+    if not prompt or ids is None or pixels is None:
+        return
+    pasts = (tensor for name, tensor in inputs.items() if past_slot(name) is not None)
+    if any(past.shape[PAST_AXIS] for past in pasts):
+        return
+    named, images = int((ids == prompt[0]).sum()), len(pixels)
+    if named > images * len(prompt):
+        raise BadInput(
+            f"input_ids holds {named} times the token {prompt[0]}, which stands for a feature of "
+            f"an image, and the {images} images of pixel_values have {images * len(prompt)}: give "
+            f"one image for each {len(prompt)} of them, or leave them out of the text"
+        )
