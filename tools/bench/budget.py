@@ -19,6 +19,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ TEXT = 128
 class Bench:
     """A model, its calibration data in parts, and unseen data to judge by."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, quick: bool = False) -> None:
         self.name = name
         self.graph = load(name, cache=False)
         self.data = calibration.read(name, self.graph).batches
@@ -72,6 +73,8 @@ class Bench:
         canonicalize(self.source)
         self.structure = recognize(self.source)
         self.parts = parts(self.source, self.data)
+        if quick:
+            self.parts = replace(self.parts, fit=self.parts.fit[:1], judge=self.parts.judge[:2])
         self.unseen = Judge(self.source, self.structure, _unseen(name, self.graph))
         self.bytes = weight_bytes(self.source)
 
@@ -224,8 +227,9 @@ def main() -> None:
     parser.add_argument("what", choices=("forecast", "budgets"))
     parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
     parser.add_argument("--recipes", type=int, default=50)
+    parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
     given = parser.parse_args()
-    bench = Bench(given.model)
+    bench = Bench(given.model, given.quick)
     if given.what == "forecast":
         forecast(bench, given.recipes)
     else:

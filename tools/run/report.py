@@ -23,6 +23,7 @@ from ..evaluate.plot import TEMPLATES
 from ..report import plots
 from ..report.manifest import ErrorEntry, MachineEntry, Manifest, TreeEntry
 from ..report.meaning import kept, meaning, verdict
+from ..report.search_plots import allocation, front
 from ..report.summary import (
     ChangedSite,
     SiteGroup,
@@ -67,7 +68,7 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
 def render(manifest: Manifest) -> str:
     """The report as HTML."""
     changed = merged_sites(manifest)
-    sites = with_weights(changed)
+    sites, found = with_weights(changed), manifest.search
     script_hash = base64.b64encode(hashlib.sha256(COPY_SCRIPT.encode()).digest()).decode()
     template = _environment().get_template("report.html.j2")
     page = template.render(
@@ -84,6 +85,8 @@ def render(manifest: Manifest) -> str:
         refusals=_refusals(manifest),
         pass_plot=plots.error_by_pass(_pass_errors(manifest)),
         site_plot=plots.error_by_site(sites),
+        front=None if found is None else front(found.front, manifest.sizes.source_bytes),
+        bits=None if found is None else allocation(sites, manifest.passes),
         evaluated=_evaluated(manifest),
         pareto=_pareto(manifest),
         tree=_tree(manifest),

@@ -275,6 +275,8 @@ def test_the_manifest_holds_the_front_and_the_prices(
     assert {"bits"} <= {price.knob for price in done.search.prices}
     code, out, _ = command("front", str(artifact))
     assert code == 0 and "chosen" in out and "forecast" in out and "loss by a megabyte" in out
+    page = (artifact / "report.html").read_text()
+    assert 'aria-label="Loss against size"' in page and "Bits of a weight by depth" in page
     code, _, _ = command("replay", str(artifact))
     assert code == 0
 
