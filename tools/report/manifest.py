@@ -464,7 +464,7 @@ class FrontEntry(Entry):
     interval: Annotated[list[Real], Field(min_length=2, max_length=2)] | None = None
     """Ends of the 95 % interval of a measured loss; absent where it is a forecast."""
     costs: dict[str, Real] = {}
-    """What else was bounded: `kv` in bytes, `ms`."""
+    """What else it costs: `kv`, bytes of keys and values of one sample."""
     chosen: bool = False
     """Whether it is the artifact's."""
 
@@ -473,7 +473,7 @@ class PriceEntry(Entry):
     """What a megabyte buys on one knob: loss by 1,000,000 bytes, by forecast."""
 
     knob: str
-    """`bits`, `rank`, `tables` or `layers`."""
+    """`bits`, `rank`, `tables`, `layers` or `tokens`."""
     last: Amount = None
     """What the last one bought: what taking back the least useful step would lose."""
     last_step: str = ""

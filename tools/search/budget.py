@@ -1,4 +1,4 @@
-"""What a person asks for: bounds on bytes, key-value cache, milliseconds or loss, as text."""
+"""What a person asks for: bounds on bytes, key-value cache or loss, as text."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 
 from ...ir.core.errors import BadInput, near_misses
 
-MEASURES = ("bytes", "kv", "ms", "loss")
+MEASURES = ("bytes", "kv", "loss")
 """What may be bounded. What is not is the goal: the loss, or, where that is bounded, the first of
 the others that is not."""
 FORMS = {
     "bytes": "25% of the source's weights, or 300MB",
     "kv": "40% of the source's key-value cache, or 20MB",
-    "ms": "0.5x of the source's time, or 12 (milliseconds)",
     "loss": "1%, or 0.01",
 }
 _UNITS = {"B": 1.0, "KB": 1e3, "MB": 1e6, "GB": 1e9, "KIB": 2.0**10, "MIB": 2.0**20, "GIB": 2.0**30}
@@ -44,8 +43,6 @@ class Bound:
         return self.number * source[self.measure] if self.share else self.number
 
     def __str__(self) -> str:
-        if self.measure == "ms":
-            return f"ms={self.number:g}{'x' if self.share else ''}"
         if self.share or self.measure == "loss":
             return f"{self.measure}={100 * self.number:g}%"
         mega = self.number / 1e6
@@ -58,8 +55,6 @@ def _number(measure: str, text: str) -> tuple[float, bool]:
     upper = text.upper()
     if upper.endswith("%"):
         return _float(text[:-1]) / 100, measure != "loss"
-    if upper.endswith("X") and measure == "ms":
-        return _float(text[:-1]), True
     if measure in ("bytes", "kv"):
         unit = max((u for u in _UNITS if upper.endswith(u)), key=len, default="")
         return _float(upper.removesuffix(unit)) * _UNITS.get(unit, 1.0), False
@@ -115,7 +110,6 @@ class Budget:
 _LACKING = {
     "bytes": "the model holds no weights",
     "kv": "the model keeps no keys and values: there is nothing to bound",
-    "ms": "the model's time cannot be measured here",
     "loss": "the model returns no numbers",
 }
 

@@ -13,8 +13,10 @@ Batch = Mapping[str, torch.Tensor]
 JUDGE_EVERY = 4
 """Each fourth batch is kept for judging."""
 FIT_TOKENS, JUDGE_TOKENS, PROBE_TOKENS = 16384, 4096, 1024
-LARGE, LARGE_PROBE_TOKENS = 5e8, 256
-"""Numbers in all weights from which fewer tokens are probed with."""
+LARGE = 5e8
+"""Numbers in all weights from which a model is large: 16384 tokens through it take minutes."""
+LARGE_FIT, LARGE_JUDGE, LARGE_PROBE = 2048, 512, 256
+"""The same tokens of a large model."""
 """Tokens, or rows of data without any, that are used of each part at most."""
 JUDGED_LENGTH = 128
 """Tokens that texts are cut to where they are judged: more texts say more than longer ones."""
@@ -29,6 +31,8 @@ class Parts:
     probe: Sequence[Batch]
     shared: bool = False
     """Whether the data are one row, which is both fitted to and judged by."""
+    large: bool = False
+    """Whether the model is, so that a forecast has to do with less."""
 
 
 def parts(view: View, batches: Sequence[Batch]) -> Parts:
@@ -45,10 +49,11 @@ def parts(view: View, batches: Sequence[Batch]) -> Parts:
         fit = [*fit[:-1], *([_part(last, slice(0, kept))] if kept else [])] or list(batches)
     texts = [_cut(view, batch) for batch in fit]
     large = sum(weight.numel for weight in view.weights().values()) >= LARGE
-    return Parts(
-        _limited(fit, FIT_TOKENS), _limited([_cut(view, batch) for batch in judge], JUDGE_TOKENS),
-        _limited(texts, LARGE_PROBE_TOKENS if large else PROBE_TOKENS), shared,
+    tokens = (LARGE_FIT, LARGE_JUDGE, LARGE_PROBE) if large else (
+        FIT_TOKENS, JUDGE_TOKENS, PROBE_TOKENS
     )  # fmt: skip
+    each = fit, [_cut(view, batch) for batch in judge], texts
+    return Parts(*map(_limited, each, tokens), shared, large)
 
 
 def _rows(batch: Batch) -> int:

@@ -66,7 +66,9 @@ class Menu:
         work = _work(structure, data)
         halves, notes = units(view, structure) if "layers" in using else [], []
         if len(halves) * work > DEPTH_WORK:
-            halves, notes = [], ["layers: a model of this size takes too long to measure them"]
+            halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
+        if data.large and "rank" in using:
+            notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         gone = {u.name: m for u, m in left_out(view, halves, probe, progress)}
         places = _linear_places(view, structure, data, probe, target, using, progress)
         found = tables_place(view, structure, judge, target) if "bits" in using else None
@@ -117,12 +119,14 @@ def _linear_places(
     linears = [group[0] for group in groups]
     most = int(PROBE_WORK / max(1.0, _work(structure, data) / 2))
     minded = _minded(view, probe, groups, most, progress)
-    large = sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
-    forms: Sequence[Form] = ROUNDED if large else (*ROUNDED, *FED_BACK)
+    many = data.large or sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
+    forms: Sequence[Form] = ROUNDED if many else (*ROUNDED, *FED_BACK)
     if "bits" not in using:
         forms = (RANK_ALONE,)
-    paths = (NO_PATH, *(PATHS if "rank" in using else ()))
-    errors = survey(view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1)
+    paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
+    errors = survey(
+        view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1, sampled=data.large
+    )
     places = []
     for group in groups:
         if not all(x.name in minded for x in group):

@@ -136,7 +136,7 @@ def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
 def _shown(measure: str, value: float) -> str:
     if measure in ("bytes", "kv"):
         return f"{value / 1e6:.4g} MB"
-    return f"{value:.4g} ms" if measure == "ms" else f"{value:.4g}"
+    return f"{value:.4g}"
 
 
 def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice | None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...ir.core.view import View
 from ...ir.ops.pack import dequantize
 from ...ir.run.calibrate import Request, calibrate
-from ...ir.run.statistics import Gram, Stat, Statistics
+from ...ir.run.statistics import Gram, Stat, Statistics, Tokens
 from ...ir.structure.recognize import Linear
 from ...ir.vocab.targets import Target
 from ...passes.linear_pass import StoringPass, weight_of
@@ -20,6 +20,8 @@ from ...passes.weights.low_rank import Whitening
 from .forms import Form, Path
 
 Progress = Callable[[str, int, int], None]
+SAMPLE = 512
+"""Tokens that stand for all where Gram matrices would take too long."""
 FACTOR_ERROR = {None: 0.0, 4: 0.012, 8: 1e-4}
 """Share of a path's energy that rounding its two factors to so many bits takes, in groups of 32:
 twice the relative squared error of a Gaussian row."""
@@ -48,20 +50,24 @@ class Errors:
 
 def survey(
     view: View, batches: Sequence[Mapping[str, Tensor]], linears: Sequence[Linear],
-    forms: Sequence[Form], target: Target, progress: Progress, *, ranks: bool,
+    forms: Sequence[Form], target: Target, progress: Progress, *, ranks: bool, sampled: bool,
 ) -> dict[str, Errors]:  # fmt: skip
-    """Fit every form at every linear to the Gram matrix of its inputs, ``||D X||^2`` of what each
-    takes from the weight; with ``ranks`` also what low-rank paths leave of it.
+    """Fit every form at every linear, and take ``||D X||^2`` of what each takes from the weight;
+    with ``ranks`` also what low-rank paths leave of it.
 
-    One sweep; in memory are one Gram matrix and one weight at a time.
+    ``X`` are all inputs, by their Gram matrix, or, ``sampled``, some of them: forms that learn
+    from a Gram matrix, and ranks, then cannot be asked for. One sweep; in memory are the statistics
+    of one input and one weight at a time.
     """
     found: dict[str, Errors] = {}
+    assert not (sampled and ranks)
 
     def done(linear: Linear, statistics: Statistics) -> None:
         progress(f"fitting {linear.name}", len(found), len(linears))
         found[linear.name] = _errors(view, linear, statistics, forms, target, ranks=ranks)
 
-    stats = (Stat("gram", at="linear"),)
+    sample = Stat("tokens", at="linear", options=(("most", SAMPLE),))
+    stats = (sample if sampled else Stat("gram", at="linear"),)
     requests = [
         Request(x.name, ((view.tensor(x.node),),), stats, partial(done, x)) for x in linears
     ]
@@ -73,18 +79,30 @@ def _errors(
     view: View, linear: Linear, statistics: Statistics, forms: Sequence[Form], target: Target, *,
     ranks: bool,
 ) -> Errors:  # fmt: skip
-    weight, gram = weight_of(view, linear).read(), statistics[Gram]
-    whitening = Whitening(gram.matrix)
+    weight = weight_of(view, linear).read()
+    mean_error, whitening = _measure(statistics)
     by_form: dict[Form, float] = {}
     nbytes: dict[Form, int] = {}
     left: dict[str, Tensor] = {}
     for form in forms:
         rounded, nbytes[form] = stored(form, weight, statistics, linear, target)
         gap = weight.float() - rounded
-        by_form[form] = max(0.0, whitening.energy(gap)) / gram.count
-        if ranks and form.method not in left:
+        by_form[form] = mean_error(gap)
+        if ranks and whitening is not None and form.method not in left:
             left[form.method] = left_by_rank(gap, whitening)
     return Errors(by_form, nbytes, left)
+
+
+def _measure(statistics: Statistics) -> tuple[Callable[[Tensor], float], Whitening | None]:
+    """What gives the mean squared error of outputs for a gap ``[out, in]``, and the inputs'
+    whitening where their Gram matrix is known."""
+    known = next(iter(statistics.values()))
+    if isinstance(known, Tokens):
+        rows = known.rows.float()
+        return lambda gap: float((rows @ gap.T).square().sum(dtype=torch.float64)) / len(rows), None
+    gram = statistics[Gram]
+    whitening = Whitening(gram.matrix)
+    return lambda gap: max(0.0, whitening.energy(gap)) / gram.count, whitening
 
 
 def stored(

@@ -106,7 +106,13 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     view = views["fx"]
     site = next(x for x in recognize(view).linears if x.role == "up")
     forms = (Form("quantize", 3, 32), Form("gptq", 3, 32))
-    found = survey(view, batches, [site], forms, TARGET, silent, ranks=True)[site.name]
+    found = survey(view, batches, [site], forms, TARGET, silent, ranks=True, sampled=False)[
+        site.name
+    ]
+    by_rows = survey(view, batches, [site], forms[:1], TARGET, silent, ranks=False, sampled=True)
+    assert by_rows[site.name].of(forms[0], NO_PATH) == pytest.approx(
+        found.of(forms[0], NO_PATH), rel=1e-4
+    )
     held: dict[str, Statistics] = {}
     def keep(statistics: Statistics) -> None:
         held["gram"] = statistics
@@ -170,6 +176,18 @@ def test_a_bound_on_the_loss_makes_the_model_as_small_as_it_can_be(
     )
     assert loose["loss"] <= 0.05 and tight["loss"] <= 0.0005
     assert loose["bytes"] < tight["bytes"]
+
+
+def test_an_interrupt_gives_the_best_so_far(views: dict[str, View], batches: Batches) -> None:
+    def interrupt(what: str, done: int, total: int) -> None:
+        if "best so far" in what:
+            raise KeyboardInterrupt
+
+    done = search(
+        views["onnx"], budget="bytes=45%", calibration=batches, using=("bits",), progress=interrupt
+    )
+    assert done.best.measured is not None and "interrupted" in done.notes[-1]
+    assert sum(point.measured is not None for point in done.front) == 1
 
 
 def test_what_cannot_be_searched_is_refused(views: dict[str, View], batches: Batches) -> None:
