@@ -18,7 +18,7 @@ from ..ir.run.unrounded import chooses, unrounded
 from ..ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
 from ..ir.structure.cache_slots import answers, has_cache, next_step
 from .artifact import MODEL_FILE, model_bytes
-from .original import REPACKED_BYTES, must_repack
+from .original import REPACKED_BYTES, ROUNDED_BYTES, must_repack
 from .registry import DEFAULT, compile
 from .unrounded import unrounded_file
 
@@ -37,7 +37,8 @@ class Checked:
     prepacked: bool
     """Whether the runtime, its optimisation on, repacked the weights as it does for a user."""
     outputs: list[Outputs]
-    """Of every sample, optimisation on, without a key-value cache."""
+    """Of every sample, optimisation on, without a key-value cache; none where the runtime was kept
+    from rounding activations as it does for a user."""
 
 
 class Judge:
@@ -161,22 +162,28 @@ def check_artifact(
 
     Raises ``BoundExceeded`` as ``Judge.judge``, and ``BadInput`` where the runtime rejects it.
     """
-    prepacked = rounds_activations(graph) or model_bytes(folder) <= REPACKED_BYTES
+    size = model_bytes(folder)
     file = folder / MODEL_FILE
+    plain = unrounded_file(file) if judge.rounds else None
+    rounds = rounds_activations(graph) and (plain is None or size <= ROUNDED_BYTES)
+    prepacked = rounds or size <= REPACKED_BYTES
     open_session = partial(compile, file, backend=DEFAULT, device=device)
     advice = "Update onnxruntime, or report the model"
     progress("running the artifact, graph optimisation on", 0, 1)
-    executable = open_session(optimize=True, lean=not prepacked)
+    instead = None if prepacked else plain
+    executable = open_session(optimize=True, lean=not prepacked, instead=instead)
     actual = [executable(**inputs) for inputs in judge.inputs]
-    optimized = judge.judge_rounded(actual, "ONNX Runtime (graph optimisation on)", advice)
-    rest = (answers(executable(**inputs)) for inputs in judge.samples[1:])
-    outputs: list[Outputs] = [answers(actual[0]), *rest]
+    judged = judge.judge_rounded if instead is None else judge.judge
+    optimized = judged(actual, "ONNX Runtime (graph optimisation on)", advice)
+    outputs: list[Outputs] = []
+    if instead is None:
+        rest = (answers(executable(**inputs)) for inputs in judge.samples[1:])
+        outputs = [answers(actual[0]), *rest]
     # The next session is made when this one is gone: each may hold the whole model.
     del actual, executable
     give_back()
     progress("running the artifact, graph optimisation off", 0, 1)
-    instead = unrounded_file(file) if judge.rounds else None
-    executable = open_session(optimize=False, lean=not must_repack(judge.plain), instead=instead)
+    executable = open_session(optimize=False, lean=not must_repack(judge.plain), instead=plain)
     actual = [executable(**inputs) for inputs in judge.inputs]
     unoptimized = judge.judge(actual, "ONNX Runtime (graph optimisation off)", advice)
     del actual, executable

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
 from ..ir.core.errors import BadInput, Missing
-from ..ir.core.mapped_pages import release_files
+from ..ir.core.mapped_pages import release_files, releasing_files
 from ..ir.core.scratch import Scratch
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.values import numbers, to_numpy, to_value
@@ -84,7 +85,9 @@ class OnnxRuntimeExecutable:
             said = f"{path}: ONNX Runtime does not load it: {_line(error)}"
             raise BadInput(f"{said}{told}") from error
         _refuse_fallback(providers, self._session.get_providers())
-        release_files(path.absolute().parent)  # most of it was repacked into memory of its own
+        # What was repacked into memory of its own is read no more; a lean session reads it all.
+        release_files(path.absolute().parent)
+        self._mapped = path.absolute().parent if lean else None
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._prompt = read_prompt(self._session.get_modelmeta().custom_metadata_map)
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
@@ -145,8 +148,10 @@ class OnnxRuntimeExecutable:
         return BoundSteps(binding, run, self._device, plain, outputs["logits"])
 
     def _run(self, work: Callable[[], T]) -> T:
+        mapped = self._mapped
         try:
-            return work()
+            with contextlib.nullcontext() if mapped is None else releasing_files(mapped):
+                return work()
         except Exception as error:
             if not _is_the_runtimes(error):
                 raise

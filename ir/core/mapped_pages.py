@@ -6,9 +6,11 @@ until the system is short: a model of 13 GB looks like a process of 13 GB.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import mmap
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +19,7 @@ import torch
 
 LEAST_BYTES = 1 << 20
 """Smaller tensors are left where they are."""
+RELEASE_SECONDS = 0.1
 _MAPPINGS = Path("/proc/self/smaps")
 
 
@@ -52,6 +55,29 @@ def release_files(folder: Path) -> None:
         return
     there = folder.resolve()
     _release(advise, [e for e, path in _file_mappings() if Path(path).parent == there])
+
+
+@contextlib.contextmanager
+def releasing_files(folder: Path, seconds: float = RELEASE_SECONDS) -> Iterator[None]:
+    """``release_files`` again and again while the block runs, ``seconds`` apart, and at its end.
+
+    For a long run over a large file that takes each page once: no more of it is in memory than what
+    is read in that time.
+    """
+    ended = threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(seconds):
+            release_files(folder)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        release_files(folder)
 
 
 def _release(advise: Callable[[Extent], None], extents: Iterable[Extent], *_: object) -> None:

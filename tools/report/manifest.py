@@ -392,8 +392,9 @@ class VerificationEntry(Entry):
     """The artifact in the runtime against the rewritten graph."""
     prepacked: bool = True
     """Whether ONNX Runtime, its optimisation on, repacked the weights as it does for a user; not
-    where they were large and repacking them changes no more than the order of sums. With the
-    optimisation off it did only where an op rounds activations that no attribute keeps it from."""
+    where they were large: then it ran without the rounding of activations that repacked weights
+    bring. With the optimisation off it did only where an op rounds activations that no attribute
+    keeps it from."""
 
 
 class EvaluatedEntry(Entry):

@@ -1,10 +1,11 @@
 """Pages of a mapped file: they leave memory, and what they hold is there at the next touch."""
 
+import time
 from pathlib import Path
 
 import pytest
 import torch
-from graphwright.ir.core.mapped_pages import release_files, release_in_turn
+from graphwright.ir.core.mapped_pages import release_files, release_in_turn, releasing_files
 from graphwright.ir.core.weights import read_safetensors_header
 from safetensors.torch import save_file
 
@@ -54,6 +55,17 @@ def test_the_files_of_a_folder_leave_memory(mapped) -> None:
     assert _resident_megabytes(path) > 0.9 * MEGABYTES
     release_files(path.parent)
     assert _resident_megabytes(path) < 0.1 * MEGABYTES
+    assert torch.equal(linear.weight, weight)
+
+
+def test_a_folder_is_left_while_a_block_runs(mapped) -> None:
+    linear, weight, path = mapped
+    deadline = time.monotonic() + 30
+    with releasing_files(path.parent, seconds=0.001):
+        assert torch.equal(linear.weight, weight)
+        while _resident_megabytes(path) > 0.1 * MEGABYTES and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert _resident_megabytes(path) < 0.1 * MEGABYTES
     assert torch.equal(linear.weight, weight)
 
 

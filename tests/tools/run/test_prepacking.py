@@ -14,16 +14,18 @@ from graphwright.tools.run import pipeline
 
 
 @pytest.mark.parametrize(
-    ("largest", "recipe", "prepacked"),
+    ("largest", "rounded", "recipe", "prepacked"),
     [
-        (1 << 29, "quantize{bits=4 group=32 accuracy_level=0}", True),
-        (0, "quantize{bits=4 group=32 accuracy_level=0}", False),
-        (0, "quantize{bits=4 group=32}", True),
+        (1 << 29, 0, "quantize{bits=4 group=32 accuracy_level=0}", True),
+        (0, 0, "quantize{bits=4 group=32 accuracy_level=0}", False),
+        (0, 1 << 29, "quantize{bits=4 group=32}", True),
+        (0, 0, "quantize{bits=4 group=32}", False),
     ],
 )
 def test_a_large_artifact_is_checked_as_it_will_run_or_the_manifest_says_not(
-    largest: int, recipe: str, prepacked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    largest: int, rounded: int, recipe: str, prepacked: bool, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     lean: dict[bool, bool] = {}
     whole = judging.compile
 
@@ -33,10 +35,15 @@ def test_a_large_artifact_is_checked_as_it_will_run_or_the_manifest_says_not(
 
     monkeypatch.setattr(judging, "compile", noting)
     monkeypatch.setattr(judging, "REPACKED_BYTES", largest)
+    monkeypatch.setattr(judging, "ROUNDED_BYTES", rounded)
     request = pipeline.Request("zoo:tiny-vit", gw.Recipe.parse(recipe), tmp_path / "out")
     checks = pipeline.run(request, silent).verification
     assert lean == {True: not prepacked, False: True}
     assert checks.prepacked is prepacked
+    assert checks.runtime.optimized is not None
+    # Rounding alone makes two sound runs differ by as much.
+    assert (checks.runtime.optimized.rel_l2 > 1e-4) is (rounded > 0 and prepacked and largest == 0)
+    assert checks.outputs[0].rel_l2 > 1e-3
     labels = [label for label, _ in runs(checks)]
     assert ("ONNX Runtime, optimisation on, weights not repacked" in labels) is not prepacked
     page = (tmp_path / "out" / "report.html").read_text()
