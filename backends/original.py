@@ -19,7 +19,7 @@ REPACKED_BYTES = 1 << 28
 """Largest model whose checks always let ONNX Runtime repack the weights, as it does by default: a
 copy of them in memory. Larger ones are checked on weights that stay in their file, unless an op
 rounds activations: there the two differ by that rounding."""
-ROUNDED_BYTES = 1 << 30
+ROUNDED_BYTES = 1 << 29
 """Largest model that is checked with that rounding. Of a larger one the runtime is held to what the
 graph gives without it, and the graph's own, by the reference interpreter, to the source."""
 
