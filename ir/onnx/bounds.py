@@ -9,26 +9,21 @@ from typing import Any
 
 import onnx_ir
 
-from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from .read import OnnxReader
+from .trips import check_trips
 
 _ALWAYS = 1 << 26
 """Bytes that a result may take whatever the machine has."""
-MOST_TRIPS = 1 << 20
-"""Trips of a loop that nothing ends before: 5 seconds for a body of two nodes, and more than any
-model makes."""
 
 Env = Mapping[onnx_ir.Value, Any]
 Predict = Callable[[onnx_ir.Node, Env], float]
 
 
 def refuse_unbounded(view: OnnxReader, node: onnx_ir.Node, env: Env) -> None:
-    """Raise ``BadInput`` for a node whose result does not fit into memory, and for a loop without
+    """Raise ``BadInput`` for a node whose result does not fit into memory, and for loops without
     an end; ``env`` holds a tensor for each of its arguments."""
-    if node.op_type == "Loop" and node.domain == "":
-        _check_trips(node, env)
-        return
+    check_trips(node, env)
     count = _predicted(view, node, env)
     if count is not None and count > _ALWAYS:
         refuse_beyond_memory(count, f"{node.name} ({node.op_type}): its result")
@@ -85,21 +80,3 @@ _NATIVE: dict[str, Predict] = {
     "Tile": _repeated, "OneHot": _repeated, "Pad": _padded, "Resize": _resized,
 }  # fmt: skip
 """Ops whose result grows with numbers that they are given: how many it has, at most."""
-
-
-def _check_trips(node: onnx_ir.Node, env: Env) -> None:
-    trips = _numbers(node, 0, env)
-    if trips and trips[0] > MOST_TRIPS and not _may_end(node):
-        raise BadInput(
-            f"{node.name} (Loop) makes {int(trips[0]):,} trips, which nothing ends before; up to "
-            f"{MOST_TRIPS:,} are run"
-        )
-
-
-def _may_end(node: onnx_ir.Node) -> bool:
-    """Whether the body computes its condition."""
-    body = node.attributes["body"].value
-    value = body.outputs[0]
-    while (maker := value.producer()) is not None and maker.op_type == "Identity":
-        value = maker.inputs[0]
-    return maker is not None and maker.op_type != "Constant"

@@ -21,6 +21,7 @@ from .fatal import why_fatal
 from .node_model import inner_nodes
 from .node_session import Feeds, Run, Unfit, evaluator, session, session_with_constants
 from .parts import has_subgraph
+from .trips import is_open
 
 KEPT = 256
 """Sessions that a graph keeps. Each is of one node without its weights: 0.2 ms to make, and less
@@ -61,6 +62,8 @@ class NativeNodes:
         self._ready.move_to_end(key)
         try:
             return self._ready[key](feeds)
+        except BadInput:
+            raise
         except Exception as error:  # as in ``_first``
             raise NodeFailed(
                 f"{_label(key[0])} does not take its operands: {_line(error)}"
@@ -74,12 +77,16 @@ class NativeNodes:
         for way in (session, session_with_constants, evaluator):
             if way is evaluator and kernel and not has_subgraph(key[0]):
                 break  # what the runtime's kernel does not take is not an operand
+            if way is evaluator and is_open(key[0]):
+                break  # nothing ends it
             try:
                 ready = way(self._model, key[0], feeds)
                 kernel = True
                 results = ready(feeds)
             except Unfit:
                 continue
+            except BadInput:  # it had come to no end
+                raise
             except Exception as error:  # the runtime's errors share no base; onnx's are numpy's own
                 reasons.append(f"{_WAYS[way]}: {_line(error)}")
                 continue

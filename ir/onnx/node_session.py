@@ -18,6 +18,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 from ..core.values import to_numpy, to_value
 from .node_model import initializer, node_model
 from .parts import captured, is_untyped_constant
+from .trips import is_open, run_watched
 
 CONSTANT_BYTES = 1 << 26
 """Bytes of operands that are written into a node's model where a kernel wants them constant."""
@@ -81,13 +82,15 @@ def session(
     for index, dtype in narrow.items():
         _cast_output(proto.graph, index, _CARRIERS[dtype])
     session = _start(proto, threads) if narrow else session
+    watched = is_open(node)
 
     def run(feeds: Feeds) -> list[Any]:
         given = {
             f"{v.name}{_CARRIED if v in carried else ''}": _fed(feeds[v], v in carried)
             for v in varying
         }
-        return [_found(r, d) for r, d in zip(session.run(None, given), outputs, strict=True)]
+        found = run_watched(session, given, node) if watched else session.run(None, given)
+        return [_found(r, d) for r, d in zip(found, outputs, strict=True)]
 
     return run
 

@@ -22,6 +22,7 @@ Outputs = dict[str, torch.Tensor]
 
 PROBE_SIZES = (3, 5, 4, 6, 2)
 """Sizes of the symbolic dimensions of a probe: others than a trace or a sample has."""
+_HOLDING_LOOPS = ("Loop", "If", "Scan")
 CHUNK = 2
 """Tokens that a probe with a cache reads at once after its prompt."""
 
@@ -84,10 +85,9 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
 
     Raises ``BadInput`` where the source does not take the samples, and for a loop without an end.
     """
-    if any(graph.native_op(node) == "Loop" for node in graph.nodes()):
-        # Nothing bounds the trips of what runs the source, as our own run of it does.
-        with contextlib.suppress(NodeFailed):
-            sweep(graph, samples[0])
+    loops = any(graph.native_op(node) in _HOLDING_LOOPS for node in graph.nodes())
+    if loops:
+        _see_loops_end(graph, samples[0])
     try:
         run = original.start()
     except (BadInput, Missing) as error:
@@ -103,6 +103,8 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
     truth = Truth(original.by, seen)
     try:
         inputs = probe(graph)
+        if loops:
+            _see_loops_end(graph, inputs)
         outputs = run(inputs)
     except BadInput as error:
         truth.unheard = f"no inputs of other sizes: {error}"
@@ -121,6 +123,15 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
             continue
         truth.probes.append(Seen(what, inputs, outputs))
     return truth
+
+
+def _see_loops_end(graph: View, inputs: Inputs) -> None:
+    """Raise ``BadInput`` where loops do not: nothing bounds them in what runs the source.
+
+    Our own run does. What else is wrong with it is told when it is held against the source.
+    """
+    with contextlib.suppress(NodeFailed, RuntimeError, ValueError, IndexError):
+        sweep(graph, inputs)
 
 
 def check_read(

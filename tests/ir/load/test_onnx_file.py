@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnx_ir
 import onnxruntime
 import pytest
@@ -21,6 +22,7 @@ from graphwright.ir.core.errors import BadInput, GraphwrightError, NodeFailed
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.load.onnx_file import load_onnx
+from graphwright.ir.onnx import trips
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
@@ -457,18 +459,65 @@ def test_a_result_larger_than_memory_is_refused(tmp_path: Path) -> None:
             sweep(view, {"x": torch.ones(1, 6)})
 
 
-def test_a_loop_without_an_end_is_refused(tmp_path: Path) -> None:
+def turns(name: str, *held: onnx.NodeProto, condition: onnx.NodeProto | None = None) -> Any:
+    """A body that doubles what it carries, after what it holds."""
     info = helper.make_tensor_value_info
-    ends = [info("i", TensorProto.INT64, []), info("c", TensorProto.BOOL, [])]
-    ends += [info("v", TensorProto.FLOAT, None)]
-    body = helper.make_graph(
-        [node("Identity", ["c"], ["d"]), node("Add", ["v", "v"], ["w"])], "body", ends,
-        [info("d", TensorProto.BOOL, []), info("w", TensorProto.FLOAT, None)],
-    )  # fmt: skip
-    loop = node("Loop", ["n", "t", "x"], ["y"], body=body)
-    constants = [const("n", np.array(1 << 62)), const("t", np.array(True))]
-    view = load_onnx(save(tmp_path / "m.onnx", [loop], constants))
-    with pytest.raises(BadInput, match="makes 4,611,686,018,427,387,904 trips, which nothing ends"):
+    ends = [info(f"{name}i", TensorProto.INT64, []), info(f"{name}c", TensorProto.BOOL, [])]
+    ends += [info(f"{name}v", TensorProto.FLOAT, None)]
+    given = condition or node("Identity", [f"{name}c"], [f"{name}d"])
+    turned = node("Add", [f"{name}v", f"{name}v"], [f"{name}w"])
+    results = [info(f"{name}d", TensorProto.BOOL, []), info(f"{name}w", TensorProto.FLOAT, None)]
+    return helper.make_graph([*held, given, turned], name, ends, results)
+
+
+def endless(body: Any) -> onnx.NodeProto:
+    return node("Loop", ["n", "t", "x"], ["y"], body=body)
+
+
+INNER = node("Loop", ["m", "t", "x"], ["z"], body=turns("inner"))
+COUNTED = node("Constant", [], ["k"], value_int=1 << 40)
+LOOPS = {
+    "alone": (endless(turns("b")), 1 << 62, "makes 4,611,686,018,427,387,904 trips, which nothing"),
+    "nested": (
+        endless(turns("b", INNER)), 1 << 11, r"\(Loop\) and what it holds makes 4,194,304 trips",
+    ),
+    "counted within": (
+        endless(turns("b", COUNTED, node("Loop", ["k", "t", "x"], ["z"], body=turns("inner")))), 1,
+        "makes 1,099,511,627,776 trips",
+    ),
+    "in a branch": (
+        node("If", ["t"], ["y"], **{
+            f"{branch}_branch": helper.make_graph(
+                [endless(turns("b"))], branch, [],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+            ) for branch in ("then", "else")
+        }), 1 << 62, r"\(If\) and what it holds makes 4,611",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", LOOPS)
+def test_loops_without_an_end_are_refused(case: str, tmp_path: Path) -> None:
+    made, count, message = LOOPS[case]
+    constants = [
+        const("n", np.array(count)), const("m", np.array(1 << 11)), const("t", np.array(True)),
+    ]  # fmt: skip
+    view = load_onnx(save(tmp_path / "m.onnx", [made], constants))
+    with pytest.raises(BadInput, match=message):
+        sweep(view, {"x": torch.ones(1, 6)})
+
+
+def test_a_loop_that_never_comes_to_its_condition_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trips, "MOST_SECONDS", 0.2)
+    always = node("GreaterOrEqual", ["bi", "zero"], ["bd"])
+    constants = [
+        const("n", np.array(1 << 62)), const("t", np.array(True)), const("zero", np.array(0)),
+    ]  # fmt: skip
+    made = endless(turns("b", condition=always))
+    view = load_onnx(save(tmp_path / "m.onnx", [made], constants))
+    with pytest.raises(BadInput, match=r"\(Loop\) had come to no end after 0.2 seconds"):
         sweep(view, {"x": torch.ones(1, 6)})
 
 
