@@ -31,6 +31,8 @@ _NATIVE_PRODUCTS = frozenset({
     "aten._grouped_mm.default", "aten._int_mm.default", "aten._scaled_mm.default",
 })  # fmt: skip
 """The native ops that multiply by matrices, under the names of ONNX and of ATen."""
+_OF_CODES = frozenset({"MatMulInteger", "QLinearMatMul", "ConvInteger", "QLinearConv"})
+"""Those of them whose operands are whole numbers."""
 
 
 @dataclass(frozen=True)
@@ -144,6 +146,8 @@ class _Reasons:
                 rule.where(match)
             except Refusal as refusal:
                 return refusal.reason
+        if op == NATIVE and native in _OF_CODES:
+            return f"`{native}` multiplies codes of 8 bits: the file is quantized already"
         return f"`{native if op == NATIVE else op}` is not read as a linear"
 
 

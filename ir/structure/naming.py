@@ -13,6 +13,8 @@ from .weights import readers, weight_behind
 _MADE_UP = re.compile(r"(?:val|const|onnx|onnx::\w+|t|_?tensor_constant|lifted_tensor|w)?[_:]*\d*")
 _TURNED = re.compile(r"(\.matrix)?(\.T)?$")
 """What ``ir/canonical/linear`` adds to the name of a constant that it flattens or transposes."""
+_QUANTIZED = re.compile(r"(?:_quantized|_DequantizeLinear(?:_Output)?(?:\.folded)?)$")
+"""What ONNX Runtime's quantizer, and folding after it, add to a weight's name."""
 
 
 def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
@@ -46,7 +48,7 @@ def _wanted(view: View, node: Node) -> str:
 def _of_weight(view: View, node: Node, weight: Value) -> str:
     if len(readers(view, weight)) > 1:
         return ""
-    name = _TURNED.sub("", view.name(weight), count=1)
+    name = _QUANTIZED.sub("", _TURNED.sub("", view.name(weight), count=1))
     head, dot, last = name.rpartition(".")
     if traits(view.op(node)).stored_linear or last == "codes":
         return head.removesuffix(".weight")

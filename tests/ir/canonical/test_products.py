@@ -98,7 +98,7 @@ UNREAD: dict[str, tuple[list[Any], dict[str, Any], str, str]] = {
     "integers": (
         [node("DynamicQuantizeLinear", ["x"], ["q", "qs", "qz"]),
          node("MatMulInteger", ["q", "w", "qz"], ["i"]), op("Cast", "i", to=TensorProto.FLOAT)],
-        QUANTIZED, "w", "`MatMulInteger` is not read as a linear",
+        QUANTIZED, "w", "`MatMulInteger` multiplies codes of 8 bits: the file is quantized already",
     ),
     "another domain's": (
         [op("DynamicQuantizeMatMul", "x", "w", "s", domain="com.microsoft")],

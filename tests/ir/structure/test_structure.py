@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+import onnx_ir
 import pytest
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.lowering import lowered, translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.quiet import quiet
 from graphwright.ir.core.view import View
@@ -95,6 +97,33 @@ def test_canonicalizing_keeps_the_numbers_and_settles(name: str, views: Any) -> 
         errors = compare(before, sweep(view, small.inputs))
         assert max(d.rel_l2 for d in errors.values()) < 2e-6
         assert canonicalize(view).total == 0, "canonicalizing is idempotent"
+
+
+def test_products_of_rounded_operands_are_attention(views: Any) -> None:
+    """As ONNX Runtime's quantizer writes QDQ files; whole layers are blocks all the same."""
+    _, fx, _, _ = views["vit"]
+    model = lowered(fx).model
+    scale, zero = (
+        onnx_ir.Value(name=name, const_value=onnx_ir.tensor(number, name=name))
+        for name, number in (("s", np.float32(0.05)), ("z", np.int8(0)))
+    )
+    model.graph.initializers.add(scale)
+    model.graph.initializers.add(zero)
+    for node in [node for node in model.graph if node.op_type == "MatMul"]:
+        for index, value in enumerate(node.inputs):
+            if value is None or value.const_value is not None:
+                continue
+            rounded = onnx_ir.node("QuantizeLinear", [value, scale, zero])
+            again = onnx_ir.node("DequantizeLinear", [rounded.outputs[0], scale, zero])
+            model.graph.insert_before(node, [rounded, again])
+            node.replace_input_with(index, again.outputs[0])
+    view = OnnxView(model)
+    view.infer_types()
+    canonicalize(view)
+    found = recognize(view)
+    assert not found.attentions and len(found.linears) == len(recognize(fx).linears)
+    attends = [[sub.attends for sub in block.sub_blocks] for block in found.blocks]
+    assert attends == [[True, False], [True, False]]
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "bert"])
