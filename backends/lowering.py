@@ -19,11 +19,14 @@ from ..ir.run.verify import check_structure
 from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
 from .fx_to_onnx import translated
+from .norm_form import sum_before_norms
 from .siblings import join_siblings
 
 FORMS: dict[str, tuple[type[Rule], ...]] = {"shared-keys": (ShareKeys, SpellAttention)}
 """Forms that rules make, by the names that targets have for them; others are the ops' own."""
-EDITS: dict[str, Callable[[View], int]] = {"one-product": join_siblings}
+EDITS: dict[str, Callable[[View], int]] = {
+    "one-product": join_siblings, "sum-apart": sum_before_norms
+}  # fmt: skip
 """Forms of several nodes at once, behind those that rules make."""
 
 

@@ -29,9 +29,11 @@ FOLDER = Path(__file__).with_name("recipes")
 SCHEMES = {
     "W4A16": "clean{optional=true},quantize{bits=4 group=128}",
     "W8A16": "clean{optional=true},quantize{bits=8 group=0}",
+    "W8A8": "clean{optional=true},w8a8",
 }
 """Recipes by the names that llm-compressor and vLLM give to a scheme of weights: symmetric, in
-groups of 128 inputs or a scale a row; activations are not quantized. Other files call them so."""
+groups of 128 inputs or a scale a row; activations stay floats, or are rounded to 8 bits by token
+as the model runs (A8). Other files call them so."""
 ALIASES = {"group_size": "group", "block_size": "group", "ignore": "exclude"}
 """What other tools call an option."""
 
@@ -191,9 +193,7 @@ def _word(tokens: Sequence[str], position: int, what: str, text: str) -> tuple[s
     return word, position + 1
 
 
-def _options(
-    tokens: Sequence[str], position: int, text: str
-) -> tuple[list[tuple[str, Any]], int]:
+def _options(tokens: Sequence[str], position: int, text: str) -> tuple[list[tuple[str, Any]], int]:
     options: list[tuple[str, Any]] = []
     while position < len(tokens) and tokens[position] != "}":
         name, position = _word(tokens, position, "an option or '}'", text)

@@ -30,8 +30,9 @@ from torch import Tensor
 
 from ..core.errors import InvalidGraph, Refusal
 from ..core.types import Type
-from ..core.view import Node, Operand, View
+from ..core.view import Node, Operand, View, is_value
 from ..vocab.linear import linear_macs
+from ..vocab.onnx import MICROSOFT
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
@@ -39,6 +40,7 @@ from .emit import cast, constant
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
 
+NODE = "MatMulIntegerToFloat"
 LEAST = 1e-30
 """Below it a token counts as 0: its step would be no normal number."""
 
@@ -86,9 +88,7 @@ def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str,
         raise InvalidGraph("linear_w8a8 needs x with a known dtype, codes and scales")
     work = ir.DataType.FLOAT
     wide = cast(tape, x, work)
-    most = tape.op("ReduceMax", [tape.op("Abs", [wide]), constant(tape, [-1])], {"keepdims": 1})
-    most = tape.op("Max", [most, constant(tape, LEAST, np.float32)])
-    step = tape.op("Div", [most, constant(tape, 127, np.float32)])
+    step = _step(tape, wide)
     rounded = tape.op("Round", [tape.op("Div", [wide, step])])
     # Unsigned with a zero point: what every provider takes beside signed weights.
     moved = tape.op("Add", [rounded, constant(tape, 128, np.float32)])
@@ -101,6 +101,63 @@ def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str,
     if bias is not None:
         y = tape.op("Add", [y, cast(tape, bias, work)])
     return cast(tape, y, x.dtype) if x.dtype != work else y
+
+
+FORM = "matmul-integer-to-float"
+"""The name by which a target asks for nodes that only ONNX Runtime's CPU provider has."""
+
+
+def _record_fused(
+    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
+) -> ir.Value:
+    """As ``_record``; rounding is one node, and so are the product, its cast and the scales."""
+    x, codes, scales, bias = (*operands, None)[:4]
+    if x is None or codes is None or scales is None or x.dtype is None:
+        raise InvalidGraph("linear_w8a8 needs x with a known dtype, codes and scales")
+    work = ir.DataType.FLOAT
+    wide = cast(tape, x, work)
+    step = _step(tape, wide)
+    zero, one = constant(tape, 128, np.uint8), constant(tape, 1.0, np.float32)
+    rounded = tape.op("QuantizeLinear", [tape.op("Div", [wide, step]), one, zero])
+    turned = tape.op("Transpose", [codes], {"perm": [1, 0]})
+    y = tape.op(NODE, [rounded, turned, one, scales, zero], domain=MICROSOFT, version=1)
+    y = tape.op("Mul", [y, step])
+    if bias is not None:
+        y = tape.op("Add", [y, cast(tape, bias, work)])
+    return cast(tape, y, x.dtype) if x.dtype != work else y
+
+
+def _step(tape: Tape, x: ir.Value) -> ir.Value:
+    """max |x| / 127 of each token"""
+    most = tape.op("ReduceMax", [tape.op("Abs", [x]), constant(tape, [-1])], {"keepdims": 1})
+    most = tape.op("Max", [most, constant(tape, LEAST, np.float32)])
+    return tape.op("Div", [most, constant(tape, 127, np.float32)])
+
+
+def _decode_fused(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
+    """From the product with the step up to x."""
+    sums, step = view.operands(node)
+    product = view.producer(sums) if is_value(sums) else None
+    if product is None or view.native_op(product) != f"{MICROSOFT}::{NODE}":
+        raise Refusal(f"{NODE} is not where linear_w8a8 has it", node)
+    rounded, turned, one, scales, *_ = view.operands(product)
+    quantized, swap = (view.producer(v) if is_value(v) else None for v in (rounded, turned))
+    if quantized is None or view.native_op(quantized) != "QuantizeLinear" or swap is None:
+        raise Refusal("its activations or codes are no such as linear_w8a8 has", node)
+    parted, unit, *_ = view.operands(quantized)
+    quotient = view.producer(parted) if is_value(parted) else None
+    if quotient is None or view.op(quotient) != "div" or view.operands(quotient)[1] is not step:
+        raise Refusal("its activations are not divided by their step", node)
+    if (view.number(one), view.number(unit)) != (1, 1) or view.op(swap) != "transpose":
+        raise Refusal("its activations have another scale", node)
+    x, codes = view.operands(quotient)[0], view.operands(swap)[0]
+    stored, factor = view.weight(codes), view.weight(scales)
+    if stored is None or factor is None or stored.dtype != torch.int8:
+        raise Refusal("its codes or scales are no constants", node)
+    if factor.shape != stored.shape[:1]:
+        raise Refusal("its scales are not one a row", node)
+    rows, columns = stored.shape
+    return (x, codes, scales), {"in_features": columns, "out_features": rows}
 
 
 def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
@@ -166,5 +223,6 @@ def _sample(
 LINEAR_W8A8 = own_op(
     linear_w8a8, infer=_infer, record=_record, samples=_samples, heavy=True, rounds=True,
     macs=Macs(linear_macs), dense=_dense, stored_linear=lambda attrs: "8 bits, activations too",
-    decoders=(StockDecoder("mul", _decode),),
+    forms={FORM: _record_fused},
+    decoders=(StockDecoder("mul", _decode), StockDecoder("mul", _decode_fused)),
 )  # fmt: skip

@@ -20,8 +20,9 @@ from .spec import Attrs, OpSpec
 
 
 def _overloaded(
-    name: str, op_type: str, *, commutative: bool = False, rule: Any = elementwise
-) -> OpSpec:
+    name: str, op_type: str, *, commutative: bool = False, rule: Any = elementwise,
+    also: tuple[onnx.Decoder, ...] = (),
+) -> OpSpec:  # fmt: skip
     """An op of the name that torch has it by, with an overload for a number."""
     overloads = getattr(aten, name)
     return OpSpec(
@@ -31,8 +32,12 @@ def _overloaded(
             fx.tensor_or_scalar(overloads),
             (fx.sometimes(fx.binary, overloads.Tensor, overloads.Scalar),),
         ),
-        onnx=OnnxForm(onnx.same(op_type), (onnx.always(onnx.plain, op_type),)),
+        onnx=OnnxForm(onnx.same(op_type), (onnx.always(onnx.plain, op_type), *also)),
     )  # fmt: skip
+
+
+def _two_inputs(node: onnx_ir.Node) -> onnx.Reading | None:
+    return (tuple(node.inputs), {}) if len(node.inputs) == 2 else None
 
 
 def _is_float(operand: Any) -> bool:
@@ -66,8 +71,10 @@ def _build_div(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
 
 def _build_pow(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:
     a, b = operands
-    name = "Scalar" if not isinstance(a, Node) else "Tensor_" + (
-        "Tensor" if isinstance(b, Node) else "Scalar"
+    name = (
+        "Scalar"
+        if not isinstance(a, Node)
+        else "Tensor_" + ("Tensor" if isinstance(b, Node) else "Scalar")
     )
     return fx.call(graph, getattr(aten.pow, name), (a, b))
 
@@ -79,10 +86,6 @@ def _read_pow(node: onnx_ir.Node) -> onnx.Reading | None:
         return tuple(node.inputs), {}
     keeps = base.is_floating_point() and not exponent.is_floating_point()
     return (tuple(node.inputs), {}) if keeps else None
-
-
-def _two_inputs(node: onnx_ir.Node) -> onnx.Reading | None:
-    return (tuple(node.inputs), {}) if len(node.inputs) == 2 else None
 
 
 def _pair(a: Any, b: Any) -> tuple[Tensor, Tensor]:
@@ -105,7 +108,7 @@ def _extremum(name: str, op_type: str, *others: Any) -> OpSpec:
 
 
 ARITHMETIC = (
-    _overloaded("add", "Add", commutative=True),
+    _overloaded("add", "Add", commutative=True, also=(onnx.sometimes(_two_inputs, "Sum"),)),
     _overloaded("sub", "Sub"),
     _overloaded("mul", "Mul", commutative=True),
     OpSpec(

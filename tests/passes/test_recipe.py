@@ -152,8 +152,9 @@ def test_names_that_other_tools_use() -> None:
         Recipe.parse("clean{group_size=32}")
     four, eight = Recipe.load("W4A16"), Recipe.load("w8a16")
     assert four.name == "W4A16" and str(eight).endswith("quantize{bits=8 group=0}")
+    assert str(Recipe.load("W8A8")) == "clean{optional=true},w8a8"
     assert Recipe.parse(str(four)).passes == four.passes
-    with pytest.raises(BadInput, match="did you mean W4A16"):
+    with pytest.raises(BadInput, match="did you mean W8A8, W4A16"):
         Recipe.load("W4A8")
 
 
