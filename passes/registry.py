@@ -23,6 +23,7 @@ _BUILT_IN = {
     "awq": "weights.awq:AWQ",
     "smooth": "weights.smooth:Smooth",
     "w8a8": "weights.w8a8:W8A8",
+    "quantize-cache": "weights.quantize_cache:QuantizeCache",
     "rotate": "weights.rotate:Rotate",
     "magnitude": "weights.magnitude:Magnitude",
     "wanda": "weights.wanda:Wanda",

@@ -222,10 +222,20 @@ _ROUNDING = re.compile(r"(?<!De)Quantize(?!d)|QLinear|QGemm|QAttention|Integer")
 def rounds_activations(view: View) -> bool:
     """Whether a node rounds what is computed to 8 bits."""
     return _rounds_natively(view) or any(
-        traits(view.op(node)).rounds or view.attrs(node).get("accuracy_level") == 4
+        traits(view.op(node)).rounds
+        or view.attrs(node).get("accuracy_level") == 4
+        or _is_coded(view, node)
         for node in view.nodes()
         if view.op(node) != NATIVE
     )
+
+
+def _is_coded(view: View, node: Node) -> bool:
+    """Whether a node makes codes of 8 bits or fewer of numbers, such as those of a cache."""
+    if view.op(node) != "cast" or view.attrs(node)["dtype"] not in (torch.int8, torch.uint8):
+        return False
+    dtype = view.type(view.tensor(node)).dtype
+    return dtype is not None and dtype.is_floating_point
 
 
 def _rounds_natively(view: View) -> bool:

@@ -22,6 +22,7 @@ from ..vocab import traits
 
 T = TypeVar("T")
 PARTS = ("key", "value")
+_WIDENING = frozenset({"rope", "mul", "sub", "div", "floor"})
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
 SLOTS_KEY = "graphwright.kv_slots"
@@ -220,9 +221,10 @@ def _chain(view: View, value: Operand, step: Callable[[Node], Operand]) -> Seque
 
 
 def _passes_on(view: View, node: Node) -> bool:
-    """Whether keys and values go through a node between the cache and ``sdpa``."""
+    """Whether keys and values go through a node between the cache and ``sdpa``; where the cache
+    holds codes, these are made numbers again."""
     op = view.op(node)
-    return op == "rope" or traits(op).rearranges
+    return op in _WIDENING or traits(op).rearranges
 
 
 def _input_above(view: View, value: Operand) -> Value | None:

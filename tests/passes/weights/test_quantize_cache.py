@@ -1,0 +1,105 @@
+"""Caches in 8 and 4 bits: codes by their formula, one step like another, bytes, refusals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import graphwright as gw
+import pytest
+import torch
+from graphwright.backends.lowering import translated
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.load.sources import load
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.cache_slots import later
+from graphwright.ir.structure.recognize import recognize
+from torch import Tensor
+
+from ...models import Small
+from ..calibrated import rel
+from .texts import ids
+
+KINDS = ("fx", "onnx")
+FORMS = [(8, torch.int8, 127), (4, torch.uint8, 7)]
+KEY = "present.0.key"
+
+
+@pytest.fixture(scope="module")
+def models(
+    llama: tuple[Small, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, View]:
+    folder = tmp_path_factory.mktemp("llama")
+    module: Any = llama[0].module
+    module.model.save_pretrained(folder)
+    fx = load(folder, cache=True)
+    return {"fx": fx, "onnx": translated(fx)}
+
+
+def run(view: View, recipe: str) -> Any:
+    return gw.optimize(view, recipe, samples=ids(1), calibration=ids())
+
+
+def prompt(tokens: int = 9) -> dict[str, Tensor]:
+    return {name: tensor[:, :tokens] for name, tensor in ids(1)[0].items()}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("bits", "dtype", "most"), FORMS)
+def test_the_cache_holds_codes_of_what_it_held(
+    bits: int, dtype: torch.dtype, most: int, kind: str, models: dict[str, View], no_reads: Any
+) -> None:
+    source, recipe = models[kind], f"quantize-cache{{bits={bits}}}"
+    with no_reads():
+        planned = gw.plan(source, recipe).passes[0][1]
+    made = run(source, recipe)
+    result = made.report.passes[0].result
+    assert (planned.sites, planned.notes) == (result.sites, result.notes)
+
+    exact, found = sweep(source, prompt()), sweep(made.graph, prompt())
+    assert found[KEY].dtype == dtype
+    assert found[KEY].nbytes == exact[KEY].nbytes * bits // 32, "not a byte more"
+    batches = [sweep(source, batch)[KEY] for batch in ids()]
+    scale = torch.cat(batches).abs().amax((0, 2), keepdim=True) / most
+    codes = found[KEY].float()
+    if bits == 4:
+        codes = torch.stack([codes % 16, (codes / 16).floor()], -1).flatten(-2) - 8
+    assert float(((codes * scale - exact[KEY]).abs() / scale).max()) < 0.5 + 1e-3
+    assert 0 < rel({"y": exact["logits"]}, {"y": found["logits"]}) < (0.02 if bits == 8 else 0.3)
+
+
+@pytest.mark.parametrize(("bits", "kind"), [(8, "fx"), (4, "onnx")])
+def test_a_step_sees_what_the_prompt_would(bits: int, kind: str, models: dict[str, View]) -> None:
+    """Tokens one at a time give what all at once do; so in ONNX Runtime, from its own cache."""
+    graph = run(models[kind], f"quantize-cache{{bits={bits}}}").graph
+    whole = sweep(graph, prompt())
+    held = later(prompt(), sweep(graph, prompt(8)), 1)
+    assert held is not None
+    given = {"input_ids": prompt()["input_ids"][:, 8:], "attention_mask": torch.ones(4, 9).long()}
+    step = {**held, **given}
+    by_steps = sweep(graph, step)
+    assert rel({"y": whole["logits"][:, -1:]}, {"y": by_steps["logits"]}) < 1e-4
+    assert torch.equal(by_steps[KEY], whole[KEY])
+    ran = gw.compile(graph, backend="onnxruntime")(**step)
+    assert ran[KEY].dtype == whole[KEY].dtype
+    assert rel({"y": by_steps["logits"]}, {"y": ran["logits"]}) < 1e-4
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_structure_and_other_passes_find_the_slots(kind: str, models: dict[str, View]) -> None:
+    recipe = "quantize{bits=4 group=16},quantize-cache,drop-blocks{count=1}"
+    made = run(models[kind], recipe)
+    (site,) = recognize(made.graph).attentions
+    assert site.cache is not None and site.k.endswith("k_proj")
+    names = [n for n in made.graph.input_names() if "past" in n]
+    assert names == ["past_key_values.0.key", "past_key_values.0.value"]
+    assert sweep(made.graph, prompt())[KEY].dtype == torch.int8
+
+
+def test_what_has_no_cache(graph: View, toy_inputs: dict[str, Tensor], models: Any) -> None:
+    with pytest.raises(BadInput, match="takes no keys and values that were computed before"):
+        gw.optimize(graph, "quantize-cache", samples=[toy_inputs], calibration=[toy_inputs])
+    with pytest.raises(BadInput, match="quantize-cache needs calibration data"):
+        gw.optimize(models["fx"], "quantize-cache", samples=ids(1))
+    with pytest.raises(BadInput, match="it holds codes already"):
+        run(models["fx"], "quantize-cache,quantize-cache{bits=4}")
