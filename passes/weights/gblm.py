@@ -32,10 +32,10 @@ class GBLM(MaskOptions, MaskingPass):
 
     Gradients are those of the graph before this pass, a forward and a backward run for each text of
     the calibration data, which it needs: about three times the time of ``wanda``'s data, and 8
-    bytes for each weight that is chosen beside the model's own. It need not be better: with 2:4 on the
-zoo's tiny-llama perplexity is 75.9, and 71.5 with ``wanda`` (source 34.7). Refused for a graph without logits
-    over the next token, or with an op that computes outside of torch. Weights that are not finite
-    are refused.
+    bytes for each weight that is chosen beside the model's own. It need not be better: with 2:4 on
+    the zoo's tiny-llama perplexity is 75.9, and 71.5 with ``wanda`` (source 34.7). Refused for a
+    graph without logits over the next token, or with an op that computes outside of torch. Weights
+    that are not finite are refused.
     """
 
     name: ClassVar[str] = "gblm"

@@ -20,7 +20,6 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,8 +29,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ...ir.core.errors import GraphwrightError, Missing
+from ...ir.core.errors import Missing
 from .processes import CommandFailed
+from .showing import ended
 
 _DTYPES = {
     "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(int64)": np.int64,
@@ -244,8 +244,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=_numbers, default=[16, 256, 1024])
     parser.add_argument("--tokens", type=int, default=10, help="written after each prompt")
     options = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 160)
-    try:
+
+    def show(console: Console) -> None:
         found = steps(
             options.folders, options.past, threads=options.threads, rounds=options.rounds,
             repeats=options.repeats,
@@ -258,10 +258,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 threads=options.threads, rounds=options.rounds, tokens=options.tokens,
             )  # fmt: skip
             console.print(_text_table(written, options.tokens))
-    except GraphwrightError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+
+    return ended(show)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ missing its row says so.
 from __future__ import annotations
 
 import argparse
-import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,11 +26,11 @@ from rich.console import Console
 from rich.table import Table
 
 from ...backends import compile
-from ...ir.core.errors import GraphwrightError
 from ...ir.load.sources import load
 from ..formats.convert import convert
 from . import format_peer
 from .processes import CommandFailed, environment, measure
+from .showing import ended
 
 FORMATS = ("compressed-tensors", "gptq", "gguf")
 
@@ -94,13 +93,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-python", required=True, help="of the libraries' environment")
     parser.add_argument("--formats", default=",".join(FORMATS))
     options = parser.parse_args(arguments)
-    try:
-        found = measured(options.artifact, options.peer_python, options.formats.split(","))
-        Console(width=None if sys.stdout.isatty() else 120).print(found)
-    except GraphwrightError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+
+    def show(console: Console) -> None:
+        formats = options.formats.split(",")
+        console.print(measured(options.artifact, options.peer_python, formats))
+
+    return ended(show, width=120)
 
 
 if __name__ == "__main__":

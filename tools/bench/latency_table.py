@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +24,7 @@ from rich.table import Table
 from ...backends.base import Executable
 from ...backends.registry import compile
 from ...ir.canonical.families import canonicalize
-from ...ir.core.errors import BadInput, GraphwrightError
+from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
@@ -34,6 +33,7 @@ from ...passes.manager import optimize
 from ...passes.weights.structured import Place, find_places, take_away
 from ..cli.benchmark import in_turns
 from ..data import calibration
+from .showing import ended
 
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.12, 0.05)
 """Of the units of a feed-forward, what stays in the sizes that are timed, and one unit."""
@@ -142,8 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--speedup", type=float, help="ask ziplm for it and time the result")
     parser.add_argument("--calib", default="", metavar="DATA", help="for --speedup")
     options = parser.parse_args(arguments)
-    console = Console(width=None if sys.stdout.isatty() else 140)
-    try:
+
+    def show(console: Console) -> None:
         graph = load(options.model, cache=False)
         setting = Setting(inputs_of(graph, options.tokens), options.threads, options.rounds)
         view = graph.copy()
@@ -153,10 +153,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print_json(data=found)
         if options.speedup:
             console.print(_check(graph, options.output, options.speedup, options.calib, setting))
-    except GraphwrightError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
-    return 0
+
+    return ended(show, width=140)
 
 
 if __name__ == "__main__":

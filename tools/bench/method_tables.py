@@ -9,19 +9,15 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable, Iterable, Sequence
 
-from rich.console import Console
-from rich.table import Table
-
-from ...ir.core.errors import GraphwrightError
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ..data import calibration
 from ..evaluate import EvalResult, Subject, evaluate
+from .showing import ended, growing
 
 KEPT = ("100%", "50%", "25%", "12.5%")
 TOKEN_PASSES = (
@@ -228,21 +224,14 @@ def _figure(result: EvalResult) -> str:
     return parts[0] if result.task != "recall" else "recall " + " ".join(parts)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--samples", type=int, help="questions or windows of text to judge by")
-    given = parser.parse_args()
-    try:
-        title, columns, rows = TABLES[given.table](given.samples)
-        table = Table(*columns, title=title)
-        for row in rows:
-            table.add_row(*row)
-            print(*row, sep="\t", file=sys.stderr, flush=True)
-    except GraphwrightError as error:
-        sys.exit(f"error: {error}")
-    Console().print(table)
+    given = parser.parse_args(arguments)
+    return ended(lambda console: console.print(growing(*TABLES[given.table](given.samples))))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

@@ -11,20 +11,19 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 import time
 from collections.abc import Iterator, Sequence
 
 from rich.console import Console
-from rich.table import Table
 
-from ...ir.core.errors import BadInput, GraphwrightError, near_misses
+from ...ir.core.errors import BadInput, near_misses
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...passes.manager import optimize
 from ...passes.report import RunReport
 from ..data import calibration
 from ..evaluate import EvalResult, Subject, evaluate
+from .showing import ended, growing
 
 METHODS = {
     "quantize": "quantize{{bits={bits} group=32{keep}}}",
@@ -51,18 +50,28 @@ class Judge:
         self.source = Subject.of(self.graph, backend="onnxruntime", tokenizer=folder)
 
     def row(self, recipe: str) -> tuple[str, str, str, str]:
+        graph, report, seconds = self.made(recipe)
+        perplexity, kl = self.figures(graph)
+        return perplexity, kl, f"{bits_per_weight(report):.3f}", f"{seconds:.0f}"
+
+    def made(self, recipe: str) -> tuple[View, RunReport, float]:
+        """What a recipe makes of the model, and the processor seconds of that."""
         started = time.process_time()
         result = optimize(self.graph, recipe, calibration=self.data)
-        seconds = time.process_time() - started
-        perplexity, kl = self.figures(result.graph)
-        return perplexity, kl, f"{bits_per_weight(result.report):.3f}", f"{seconds:.0f}"
+        return result.graph, result.report, time.process_time() - started
 
     def figures(self, graph: View) -> tuple[str, str]:
-        folder = self.graph.source.folder
-        judged = Subject.of(graph, backend="onnxruntime", tokenizer=folder)
-        tasks = ["perplexity", "agreement"]
+        judged, tasks = self._judged(graph), ["perplexity", "agreement"]
         found = evaluate(judged, tasks, reference=self.source, samples=self.samples)
         return _figure(found["perplexity"], "perplexity"), _figure(found["agreement"], "kl")
+
+    def perplexity(self, graph: View) -> str:
+        """That figure alone."""
+        found = evaluate(self._judged(graph), "perplexity", samples=self.samples)
+        return _figure(found["perplexity"], "perplexity")
+
+    def _judged(self, graph: View) -> Subject:
+        return Subject.of(graph, backend="onnxruntime", tokenizer=self.graph.source.folder)
 
 
 def bits_per_weight(report: RunReport) -> float:
@@ -89,7 +98,7 @@ def rows(
         yield width, method, first, last, *judge.row(recipe)
 
 
-def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
+def chosen(text: str, known: Sequence[str], what: str) -> list[str]:
     names = text.split(",")
     for name in names:
         if name not in known:
@@ -97,7 +106,8 @@ def _chosen(text: str, known: Sequence[str], what: str) -> list[str]:
     return names
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="zoo:tiny-llama")
     parser.add_argument("--bits", default="8,4,3,2")
@@ -105,22 +115,20 @@ def main() -> None:
     parser.add_argument("--before", default=",".join(BEFORE))
     parser.add_argument("--behind", default=",".join(BEHIND))
     parser.add_argument("--samples", type=int, default=40, help="windows of text to judge by")
-    given = parser.parse_args()
-    try:
+    given = parser.parse_args(arguments)
+
+    def show(console: Console) -> None:
+        asked = (
+            chosen(given.bits, ("2", "3", "4", "8"), "width"),
+            chosen(given.methods, tuple(METHODS), "method"),
+            chosen(given.before, tuple(BEFORE), "pass"),
+            chosen(given.behind, tuple(BEHIND), "pass"),
+        )
         judge = Judge(given.model, given.samples)
-        table = Table(*COLUMNS, title=given.model)
-        for row in rows(
-            judge, _chosen(given.bits, ("2", "3", "4", "8"), "width"),
-            _chosen(given.methods, tuple(METHODS), "method"),
-            _chosen(given.before, tuple(BEFORE), "pass"),
-            _chosen(given.behind, tuple(BEHIND), "pass"),
-        ):  # fmt: skip
-            table.add_row(*row)
-            print(*row, sep="\t", file=sys.stderr, flush=True)
-    except GraphwrightError as error:
-        sys.exit(f"error: {error}")
-    Console().print(table)
+        console.print(growing(given.model, COLUMNS, rows(judge, *asked)))
+
+    return ended(show)
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())
