@@ -18,6 +18,7 @@ from ..ir.rewrite.rule import Rule
 from ..ir.run.verify import check_structure
 from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
+from .expert_form import RouteExperts
 from .fx_to_onnx import translated
 from .norm_form import sum_before_norms
 from .siblings import join_siblings
@@ -42,7 +43,8 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     _check_opset(onnx, target)
     widen(onnx)
     clean(onnx)
-    rewrite(onnx, [rule() for row in target.rows for rule in FORMS.get(row.form, ())])
+    forms = [rule() for row in target.rows for rule in FORMS.get(row.form, ())]
+    rewrite(onnx, [RouteExperts(), *forms])
     for row in target.rows:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)

@@ -1,13 +1,13 @@
 """Experts as linears of their own: what transformers keeps in one stack is split, expert by expert.
 
-A layer of experts runs a few of many gated feed-forwards for each token. The library picks them by
-the tokens' values, which no graph of fixed nodes can; here each expert runs on every token, and the
-router's weight of those that it did not pick is 0:
+A layer of experts runs a few of many gated feed-forwards for each token. In the graph each expert
+runs on every token, and the router's weight of those that it did not pick is 0:
 
     out = sum over e of w_e * down_e(act(gate_e(x)) * up_e(x))
 
-The sum is the library's to rounding, at the price of all experts' arithmetic. Each matrix is a
-linear like any other: it is listed, stored in few bits, or given a path beside it.
+The sum is the library's to rounding. Each matrix is a linear like any other: it is listed, stored
+in few bits, or given a path beside it. An artifact runs each expert on the rows that picked it, see
+``backends.expert_form``; what runs the graph itself pays for all experts' arithmetic.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def expert_notes(model: torch.nn.Module) -> tuple[str, ...]:
     if not counts:
         return ()
     said = (
-        f"each of {', '.join(map(str, counts))} experts runs on every token, and counts where the "
-        "router picked it: the numbers are the model's, the time is that of all experts"
+        f"an artifact runs each of {', '.join(map(str, counts))} experts on the tokens that the "
+        "router picked it for; calibration and checks of the graph itself run all on every token"
     )
     return (said,)
 

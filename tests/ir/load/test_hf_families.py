@@ -79,7 +79,7 @@ def test_what_is_fixed_or_bounded_is_said(tmp_path: Path) -> None:
 def test_every_expert_is_a_linear(tmp_path: Path) -> None:
     save(FAMILIES["mixtral"], tmp_path)
     view = load(tmp_path)
-    assert view.source.notes[-1].startswith("each of 4 experts runs on every token")
+    assert view.source.notes[-1].startswith("an artifact runs each of 4 experts on the tokens")
     canonicalize(view)
     names = {linear.name for linear in recognize(view).linears}
     experts = {f"model.layers.{layer}.mlp.experts.{e}.{what}_proj"
