@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
@@ -13,6 +14,8 @@ import onnx_ir
 
 from ..ir.core.errors import FULL, BadInput, DiskFull
 from ..ir.core.files import is_own
+from ..ir.load.quantized_checkpoint import KEYS
+from ..ir.load.side_files import read_json
 from . import data_file
 from .claim import NEW, claimed, recover, switch
 
@@ -165,4 +168,15 @@ def copy_side_files(source: str | None, folder: Path) -> list[str]:
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
+    _forget_quantization(folder / SIDE_FILES[0])
     return left
+
+
+def _forget_quantization(path: Path) -> None:
+    """Take out of a copied config how its checkpoint was quantized: readers would look for tensors
+    of that format, and the artifact is a graph."""
+    config = read_json(path.parent, path.name)
+    if config.keys().isdisjoint(KEYS):
+        return
+    kept = {key: value for key, value in config.items() if key not in KEYS}
+    path.write_text(json.dumps(kept, indent=2) + "\n")

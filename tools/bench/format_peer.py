@@ -3,11 +3,13 @@
 ``format_peer.py FOLDER OUT.npy [ADAPTER]``: transformers with compressed-tensors or gptqmodel as
 the folder's config asks, weights dequantized where the library can do that; with ``ADAPTER`` by
 PEFT on top. ``model.gguf`` is read by transformers, and run by llama.cpp (xllamacpp), whose
-log-probabilities behind the last id are written to ``OUT.llama.npy``. The ids are 1 to 24.
+log-probabilities behind the last id are written to ``OUT.llama.npy``, and to ``OUT.whole.npy``
+those of the same numbers in float32, for which it rounds nothing. The ids are 1 to 24.
 """
 
 from __future__ import annotations
 
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,11 +24,20 @@ def main(folder: str, out: str, adapter: str = "") -> None:
     from transformers import AutoConfig, AutoModelForCausalLM, CompressedTensorsConfig
 
     if (Path(folder) / "model.gguf").is_file():
-        np.save(f"{out.removesuffix('.npy')}.llama.npy", llama(str(Path(folder) / "model.gguf")))
+        stem, path = out.removesuffix(".npy"), str(Path(folder) / "model.gguf")
+        np.save(f"{stem}.llama.npy", llama(path))
+        transcode = runpy.run_path(str(Path(__file__).with_name("gguf_types.py")))["transcode"]
+        transcode(path, f"{stem}.whole.gguf", "F32")
+        np.save(f"{stem}.whole.npy", llama(f"{stem}.whole.gguf"))
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf",
                                                      dtype=torch.float32)  # fmt: skip
         return save(model, out)
     method = getattr(AutoConfig.from_pretrained(folder), "quantization_config", {})
+    if method.get("quant_method") == "gptq":
+        from gptqmodel import BACKEND, GPTQModel
+
+        model = GPTQModel.load(folder, backend=BACKEND.GPTQ_TORCH, device="cpu")
+        return save(model.model, out)
     options = {}
     if method.get("quant_method") == "compressed-tensors":
         options["quantization_config"] = CompressedTensorsConfig(dequantize=True)

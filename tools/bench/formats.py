@@ -1,45 +1,179 @@
-"""``python -m graphwright.tools.bench.formats ARTIFACT --peer-python PYTHON``: written, run there.
+"""``python -m graphwright.tools.bench.formats [ARTIFACT] --peer-python PYTHON``: in and out.
 
-Converts an artifact into each format and compares the logits of its own library with those of the
-artifact in ONNX Runtime; and those of the folder when it is read back here. An artifact with
-low-rank paths is run with its adapter. The libraries get an environment of their own::
+Without an artifact the table of formats: a small Llama, a Qwen2 with biases and a tied head and a
+Gemma. *out*: an artifact is converted, and the format's own library computes its logits; *in*: the
+library writes a checkpoint, and what is loaded of it runs in ONNX Runtime against the library's
+numbers. A cell says ``exact``, how much rounding there is (relative L2), or why it was refused.
+
+With an artifact it is written in each format, run there, and read back here; one with low-rank
+paths is run with its adapter. The libraries get an environment of their own::
 
     python -m venv PEER
     PEER/bin/pip install "torch>=2.11,<2.14" transformers compressed-tensors peft accelerate \\
-        gguf xllamacpp
+        bitsandbytes gguf xllamacpp gptqmodel
 
-llama.cpp rounds the inputs of a quantized linear to 8 bits, which its figure shows; transformers,
-which reads the same file, shows the file. GPTQ needs gptqmodel and optimum there; where they are
-missing its row says so.
+llama.cpp rounds the inputs of a quantized linear to 8 bits, and its figure shows that; beside it is
+the figure for the same numbers in a file of float32, for which it rounds nothing. Rows of what is
+missing there say so.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...backends import compile
+from ...backends import compile, export
+from ...ir.core.errors import GraphwrightError
 from ...ir.load.sources import load
+from ...passes.manager import optimize
 from ..formats.convert import convert
-from . import format_peer
+from . import format_peer, format_writer, gguf_types
 from .processes import CommandFailed, environment, measure
 from .showing import ended
 
 FORMATS = ("compressed-tensors", "gptq", "gguf")
+ARCHS = {"llama": "Llama", "qwen2": "Qwen2", "gemma": "Gemma"}
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
+"""Types of GGUF that its own package writes."""
+FOUR = "quantize{bits=4 group=32 accuracy_level=0}"
+OUT = {
+    "compressed-tensors": FOUR,
+    "compressed-tensors 3 bits": "quantize{bits=3 group=32}",
+    "compressed-tensors + PEFT": f"{FOUR},svd-compensate{{rank=8}}",
+    "gptq": FOUR,
+    "gptq v2 (asymmetric)": "quantize{bits=4 group=32 accuracy_level=0 symmetric=false}",
+    "gguf Q4_0": FOUR,
+    "gguf Q8_0": "quantize{bits=8 group=32 accuracy_level=0 scales=float16}",
+}
+"""Rows of what is written: the format, more words, and what is made of the model."""
+WORDS = 288
+EXACT = 1e-6
+"""Relative L2 of logits that float32 itself leaves."""
+Given = dict[str, torch.Tensor]
+
+
+def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Table:
+    """Every format in every direction that there is, for each kind of model."""
+    made = Table(title="relative L2 of logits", title_justify="left")
+    for name in ("format", "direction", *archs):
+        made.add_column(name)
+    with tempfile.TemporaryDirectory() as scratch:
+        folders = {arch: small(arch, Path(scratch) / arch) for arch in archs}
+        for name, way, cell in _rows(peer):
+            if rows and not any(row in name for row in rows):
+                continue
+            cells = []
+            for folder in folders.values():
+                with tempfile.TemporaryDirectory(dir=scratch) as place:
+                    cells.append(_told(cell, folder, Path(place)))
+            made.add_row(name, way, *cells)
+    return made
+
+
+def _rows(peer: str) -> list[tuple[str, str, Callable[[Path, Path], str]]]:
+    out = [
+        (name, "out", lambda f, p, n=name, r=recipe: _written(f, p, n.split()[0], r, peer))
+        for name, recipe in OUT.items()
+    ]
+    read = [(f"gguf {k}", "in", lambda f, p, k=k: _from_gguf(f, p, k, peer)) for k in BLOCKS]
+    read += [
+        (name, "in", lambda f, p, n=name: _from_library(f, p, n, peer))
+        for name in format_writer.WRITERS
+    ]
+    return [*out, *read]
+
+
+def _told(cell: Callable[[Path, Path], str], folder: Path, place: Path) -> str:
+    try:
+        return cell(folder, place)
+    except CommandFailed as error:
+        return _failure(error)
+    except GraphwrightError as error:
+        return f"refused: {error}"
+
+
+def _failure(error: CommandFailed) -> str:
+    """The line of what a command said that tells why it ended."""
+    lines = str(error).strip().splitlines()
+    told = [line for line in lines if "Error" in line or "ASSERT" in line]
+    return f"failed there: {(told or lines)[-1].strip()}"
+
+
+def small(arch: str, folder: Path) -> Path:
+    """A random model of two blocks: Qwen2 with biases, all but Llama with a tied head."""
+    import tokenizers
+    import transformers
+
+    words = tokenizers.ByteLevelBPETokenizer()
+    words.train_from_iterator(["a b"], vocab_size=WORDS, special_tokens=["<s>", "</s>"],
+                              show_progress=False)  # fmt: skip
+
+    name = ARCHS[arch]
+    config = getattr(transformers, f"{name}Config")(
+        vocab_size=WORDS, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+        tie_word_embeddings=arch != "llama", **({"head_dim": 32} if arch == "gemma" else {}),
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    for key, parameter in model.named_parameters():
+        if key.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder)
+    words.save(str(folder / "tokenizer.json"))
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
+    ).save_pretrained(folder)
+    return folder
+
+
+def _given() -> Given:
+    ids = torch.arange(1, format_peer.COUNT + 1)[None]
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+
+def _logits(model: Any) -> np.ndarray:
+    return np.asarray(compile(model)(**_given())["logits"].float().numpy())
+
+
+def _written(folder: Path, place: Path, to: str, recipe: str, peer: str) -> str:
+    """An artifact of ``recipe`` as ``to``, in its library."""
+    result = optimize(load(folder), recipe)
+    artifact = export(result.graph, place / "artifact", report=result.report)
+    own = _logits(artifact)
+    convert(artifact, to, place / "made")
+    adapter = place / "made" / "adapter"
+    return _there(own, place / "made", adapter if adapter.is_dir() else None, peer)
+
+
+def _from_library(folder: Path, place: Path, kind: str, peer: str) -> str:
+    """What a library has written, read here."""
+    _run(peer, format_writer.__file__, folder, place / "made", kind)
+    wanted = np.load(place / "made.npy")
+    return _words(_error(wanted, _logits(load(place / "made", dtype=torch.float32, cache=False))))
+
+
+def _from_gguf(folder: Path, place: Path, kind: str, peer: str) -> str:
+    """A file of these blocks, read here, against transformers and llama.cpp."""
+    result = optimize(load(folder), "clean")
+    convert(export(result.graph, place / "artifact", report=result.report), "gguf", place / "whole")
+    (place / "made").mkdir()
+    path = place / "made" / "model.gguf"
+    gguf_types.transcode(str(place / "whole" / "model.gguf"), str(path), kind)
+    return _there(_logits(load(path, cache=False)), path.parent, None, peer)
 
 
 def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
     """A row a format: relative L2 of its logits to the artifact's, read back here and there."""
-    ids = torch.arange(1, 25)[None]
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    own = compile(artifact)(**given)["logits"].float().numpy()
+    own = _logits(artifact)
     table = Table(title=str(artifact), title_justify="left")
     for name in ("format", "read back here", "its own library"):
         table.add_column(name)
@@ -50,34 +184,37 @@ def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
             adapter = folder / "adapter" if (folder / "adapter").is_dir() else None
             here = "with the adapter, not read here"
             if adapter is None:
-                here = _here(own, folder, given)
-            table.add_row(name, here, _there(own, folder, adapter, peer))
+                source = folder / "model.gguf" if name == "gguf" else folder
+                here = _words(_error(own, _logits(load(source, dtype=torch.float32))))
+            try:
+                there = _there(own, folder, adapter, peer)
+            except CommandFailed as error:
+                there = _failure(error)
+            table.add_row(name, here, there)
     return table
-
-
-def _here(own: np.ndarray, folder: Path, given: dict[str, torch.Tensor]) -> str:
-    if not (folder / "config.json").is_file():
-        return "not read here"
-    again = compile(load(folder, dtype=torch.float32))(**given)["logits"].numpy()
-    return f"{_error(own, again):.1e}"
 
 
 def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> str:
     out = folder.with_suffix(".npy")
-    more = [] if adapter is None else [str(adapter)]
+    _run(peer, format_peer.__file__, folder, out, *([] if adapter is None else [adapter]))
+    said = ""
+    wanted = torch.log_softmax(torch.from_numpy(own[0, -1]), -1).numpy()
+    for name, words in (("llama", "llama.cpp"), ("whole", "in float32 files")):
+        path = out.with_suffix(f".{name}.npy")
+        if path.is_file():
+            found = np.load(path)
+            gap = np.abs(found - wanted[: len(found)])
+            said += f"; {words} {gap.mean():.1e}, at most {gap.max():.1e}"
+    return f"{_words(_error(own, np.load(out)))}{said}"
+
+
+def _run(peer: str, script: str | None, *arguments: object) -> None:
     # -P: a module of this folder must not stand in for a library of its name.
-    command = [peer, "-P", format_peer.__file__, str(folder), str(out), *more]
-    try:
-        measure(command, environment(None, {"PYTHONPATH": ""}))
-    except CommandFailed as error:
-        return str(error).strip().splitlines()[-1]
-    found, said = np.load(out), ""
-    llama = out.with_suffix(".llama.npy")
-    if llama.is_file():
-        wanted = torch.log_softmax(torch.from_numpy(own[0, -1]), -1).numpy()
-        gap = np.abs(np.load(llama) - wanted[: len(np.load(llama))])
-        said = f"; llama.cpp's log-probabilities {gap.mean():.1e} off, {gap.max():.1e} at most"
-    return f"{_error(own, found):.1e}{said}"
+    measure([peer, "-P", str(script), *map(str, arguments)], environment(None, {"PYTHONPATH": ""}))
+
+
+def _words(error: float) -> str:
+    return "exact" if error <= EXACT else f"rounding {error:.1e}"
 
 
 def _error(own: np.ndarray, other: np.ndarray) -> float:
@@ -89,16 +226,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="formats", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
+    parser.add_argument("artifact", type=Path, nargs="?", metavar="ARTIFACT")
     parser.add_argument("--peer-python", required=True, help="of the libraries' environment")
-    parser.add_argument("--formats", default=",".join(FORMATS))
+    parser.add_argument("--formats", default="", help="a,b: of the artifact, or rows of the table")
+    parser.add_argument("--archs", default=",".join(ARCHS))
     options = parser.parse_args(arguments)
+    chosen = [name for name in options.formats.split(",") if name]
 
     def show(console: Console) -> None:
-        formats = options.formats.split(",")
-        console.print(measured(options.artifact, options.peer_python, formats))
+        if options.artifact is None:
+            console.print(table(options.peer_python, options.archs.split(","), chosen))
+        else:
+            console.print(measured(options.artifact, options.peer_python, chosen or FORMATS))
 
-    return ended(show, width=120)
+    return ended(show)
 
 
 if __name__ == "__main__":

@@ -32,6 +32,9 @@ def test_eora_on_a_quantized_folder(
     known = json.loads((made / "graphwright.json").read_text())
     assert known["original"]["name"] == str(model)
     assert known["original"]["sha256"] and known["original"]["beside"]
+    # The artifact is a graph: its config tells of no tensors of another format.
+    assert "quantization_config" in json.loads((tmp_path / "quantized/config.json").read_text())
+    assert "quantization_config" not in json.loads((made / "config.json").read_text())
     ids = torch.arange(3, 13)[None]
     given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     wanted, found, before = (
