@@ -22,6 +22,8 @@ BROWSER_BYTES = 2**31
 """A browser takes no file of so many bytes at once."""
 _SUFFIXES = {0: ("", "fp32"), 2: ("_q2", "q2"), 4: ("_q4", "q4"), 8: ("_quantized", "q8")}
 """Ends of file names, and what the library calls the dtype, by the bits of most weights."""
+_HALF = {0: ("_fp16", "fp16"), 2: ("_q2f16", "q2f16"), 4: ("_q4f16", "q4f16")}
+"""The same of graphs that compute in float16; of 8 bits the library has no name for them."""
 
 
 def write_layout(artifact: Path, out: Path) -> list[str]:
@@ -30,7 +32,7 @@ def write_layout(artifact: Path, out: Path) -> list[str]:
     if not config:
         raise BadInput(f"{artifact} has no config.json, which transformers.js reads first")
     model = onnx.load(artifact / MODEL_FILE, load_external_data=False)
-    suffix, dtype = _SUFFIXES[_bits(model.graph)]
+    suffix, dtype = file_form(model.graph)
     name = f"model{suffix}.onnx"
     data = artifact / DATA_FILE
     for tensor in _tensors(model.graph):
@@ -39,6 +41,8 @@ def write_layout(artifact: Path, out: Path) -> list[str]:
     (out / "onnx").mkdir()
     onnx.save(model, out / "onnx" / name)
     settings: dict[str, object] = {"dtype": dtype}
+    if dtype in {called for _, called in _HALF.values()}:
+        settings["kv_cache_dtype"] = {dtype: "float16"}
     notes = [f"onnx/{name}, dtype {dtype}"]
     if data.is_file():
         shutil.copyfile(data, out / "onnx" / f"{name}_data")
@@ -49,6 +53,13 @@ def write_layout(artifact: Path, out: Path) -> list[str]:
     described = {**config, "transformers.js_config": settings}
     (out / SIDE_FILES[0]).write_text(json.dumps(described, indent=2) + "\n")
     return notes
+
+
+def file_form(graph: onnx.GraphProto) -> tuple[str, str]:
+    """The end of the file's name, and what the library calls the dtype."""
+    bits = _bits(graph)
+    half = [o.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16 for o in graph.output]
+    return _HALF[bits] if any(half) and bits in _HALF else _SUFFIXES[bits]
 
 
 def _bits(graph: onnx.GraphProto) -> int:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import graphwright as gw
+import onnx
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.weights import CastWeight
 from graphwright.tools.formats import model_state
 from graphwright.tools.formats.convert import convert
+from graphwright.tools.formats.transformers_js import file_form
 from safetensors.torch import load_file
 
 IDS = torch.arange(1, 13).reshape(2, 6)
@@ -183,6 +185,19 @@ def test_the_layout_of_transformers_js(
     assert settings == {"dtype": dtype, "use_external_data_format": {name: 1}}
     found = gw.compile(out / "onnx" / name)(**GIVEN)["logits"]
     assert torch.equal(found, logits(artifact))
+
+
+@pytest.mark.parametrize(("bits", "half", "form"), [
+    (0, True, ("_fp16", "fp16")), (4, True, ("_q4f16", "q4f16")), (2, True, ("_q2f16", "q2f16")),
+    (8, True, ("_quantized", "q8")), (4, False, ("_q4", "q4")),
+])  # fmt: skip
+def test_names_of_transformers_js_tell_what_a_graph_computes_in(
+    bits: int, half: bool, form: tuple[str, str]
+) -> None:
+    kind = onnx.TensorProto.FLOAT16 if half else onnx.TensorProto.FLOAT
+    out = onnx.helper.make_tensor_value_info("y", kind, [1])
+    nodes = [onnx.helper.make_node("MatMulNBits", ["x"], ["y"], bits=bits)] if bits else []
+    assert file_form(onnx.helper.make_graph(nodes, "g", [], [out])) == form
 
 
 def test_what_no_format_holds(artifacts: Any, model: Path, tmp_path: Path) -> None:
