@@ -5,9 +5,9 @@ the menu at random, from nearly all small to nearly all large, runs each, and pr
 correlation of forecast and measured losses, and how many bytes came out as forecast.
 
 ``... budgets zoo:tiny-llama`` searches at five budgets of bytes and measures what it finds beside
-uniform bits, uniform bits with EoRA, the built-in recipes, and bits alone by the same solver: on
-data of the test split, which no search and no fit has seen. Each of the others is the best of its
-kind that fits in the budget.
+uniform bits by two methods, these with EoRA, the built-in recipes, and bits alone by the same
+solver: on data of the test split, which no search and no fit has seen. Each of the others is the
+better one of the two largest of its kind that fit in the budget.
 """
 
 from __future__ import annotations
@@ -35,31 +35,40 @@ from ...ir.load.zoo.text import read_tokenizer, shipped_text
 from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import find_target
-from ...passes.manager import optimize
+from ...passes.manager import optimize, plan
 from ...passes.recipe import Recipe
 from ..data import calibration
 from ..run.outliers import rank_correlation
+from ..search.budget import Budget
 from ..search.data import parts
 from ..search.judge import Judge, Loss
 from ..search.menu import Menu
-from ..search.search import KNOBS, search
+from ..search.recipe_of import Held, HeldTables
+from ..search.search import KNOBS, ROUNDS, Rounds
 from ..search.solve import KEPT, Choice, Option, Problem
+from ..search.tables import Tables
 
 Batch = Mapping[str, torch.Tensor]
 SHARES = {"zoo:minilm": (0.12, 0.16, 0.2, 0.25, 0.3)}
 """Budgets of a model in shares of its weights."""
 USUAL_SHARES = (0.1, 0.125, 0.15, 0.2, 0.25)
-UNIFORM = tuple(
-    f"{method}{{bits={bits} group={group}{more}}}"
-    for method, more in (("quantize", ""), ("gptq", ""))
-    for bits in (2, 3, 4, 8) for group in (32, 128)
-)  # fmt: skip
-RANKS = (8, 16, 32)
-TABLES = ("", ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000}")
-SHIPPED = ("w8", "w4", "w4-eora")
-ROWS = 64
-TEXT = 128
-"""Rows of unseen data, and tokens of a row of text."""
+TABLE = ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000}"
+GROUPS = (32, 64, 128)
+OTHERS = {
+    "quantize": [f"quantize{{bits={b} group={g}}}{t}" for b in (2, 3, 4, 8) for g in GROUPS
+                 for t in ("", TABLE)],
+    "gptq": [f"gptq{{bits={b} group={g}}}{TABLE}" for b in (2, 3, 4, 8) for g in GROUPS],
+    "quantize, eora": [f"quantize{{bits={b} group=32}}{TABLE},eora{{rank={r}}}"
+                       for b in (2, 3, 4) for r in (8, 16, 32)],
+    "gptq, eora": [f"gptq{{bits={b} group=64}}{TABLE},eora{{rank={r}}}"
+                   for b in (2, 3, 4) for r in (8, 16, 32)],
+    "built-in": ["w8", "w4", "w4-eora"],
+}  # fmt: skip
+"""Recipes of one form for all linears, by kind."""
+LARGEST = 2
+"""Of each kind those of the most bytes that fit in a budget are measured."""
+ROWS, TEXT, PICTURES = 64, 128, 512
+"""Rows of unseen data, tokens of a row of text, and rows of a classifier."""
 
 
 class Bench:
@@ -91,7 +100,7 @@ class Bench:
 
 def _unseen(name: str, graph: View) -> list[Batch]:
     if name == "zoo:tiny-vit":
-        drawn = scenes.classified("test", ROWS, 3, 16)
+        drawn = scenes.classified("test", PICTURES, 3, 64)
         return [{"pixel_values": pixels} for pixels, _ in drawn]
     if name == "zoo:tiny-llava":
         asked = scenes.questions("test", ROWS, 3, scenes.IMAGE)
@@ -115,7 +124,7 @@ def forecast(bench: Bench, count: int) -> None:
     menu = Menu.of(bench.source, bench.parts, judge, find_target("cpu"), KNOBS, lambda *_: None)
     surveyed = time.process_time() - started
     wanted, found, exact = [], [], 0
-    for number, choice in enumerate(_random_choices(menu.problems, count)):
+    for number, choice in enumerate(random_choices(menu.problems, count)):
         made = bench.made(menu.recipe(choice))
         measured = judge.of(made).value
         wanted.append(measured)
@@ -136,14 +145,14 @@ def forecast(bench: Bench, count: int) -> None:
     )
 
 
-def _random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> Iterator[Choice]:
+def random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> Iterator[Choice]:
     """Choices between all small and all large: of each place an option near a level of the
     recipe's own, or, by a share of its own, any."""
     rng = random.Random(seed)
     for _ in range(count):
         problem = rng.choice(problems)
         level, mixed = rng.random(), rng.random()
-        gone = rng.choices((0, 1, 2), (3, 2, 1))[0] if problem.units else 0
+        gone = min(rng.choices((0, 1, 2), (3, 2, 1))[0], len(problem.units))
         dropped = {name: problem.units[name] for name in rng.sample(list(problem.units), gone)}
         chosen: dict[str, Option] = {}
         for place in problem.places:
@@ -164,62 +173,60 @@ def _random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> I
 
 
 def budgets(bench: Bench) -> Table:
-    """At each budget what was found, and the best of each other kind."""
+    """At each budget what was found, and the best of each other kind, on unseen data."""
     table = Table(title=f"{bench.name}: loss on unseen data", box=None, pad_edge=False)
     for column in ("budget", "by", "MB", "loss", "95 %", "recipe"):
         table.add_column(column, overflow="fold")
-    others = {kind: list(_judged(bench, recipes)) for kind, recipes in _others().items()}
+    judge = Judge(bench.source, bench.structure, bench.parts.judge)
+    whole = Menu.of(bench.source, bench.parts, judge, find_target("cpu"), KNOBS, lambda *_: None)
+    menus = {"found": whole, "bits alone": bits_alone(whole)}
+    others = {kind: list(_planned(bench, recipes)) for kind, recipes in OTHERS.items()}
+    known: dict[str, tuple[int, Loss]] = {}
     for share in SHARES.get(bench.name, USUAL_SHARES):
-        limit = share * bench.bytes
-        searched = {"found": KNOBS, "bits alone": ("bits",)}
-        rows = [(by, *_found(bench, share, using)) for by, using in searched.items()]
-        for kind, known in others.items():
-            fitting = [row for row in known if row[1] <= limit]
-            if fitting:
-                rows.append((kind, *min(fitting, key=lambda row: row[2].value)))
-        for kind, recipe, size, loss in rows:
-            shown = recipe if len(recipe) < 80 else f"{recipe.count('{')} passes"
-            cells = (f"{share:.1%}", kind, f"{size / 1e6:.3f}", f"{loss.value:.3%}",
+        rows = []
+        for by, menu in menus.items():
+            made = Rounds(
+                bench.graph, bench.source, Budget.parse(f"bytes={100 * share:g}%"), bench.parts,
+                menu, judge, ROUNDS, lambda *_: None,
+            ).found()  # fmt: skip
+            rows.append((by, str(made.recipe), *bench.judged(made.recipe)))
+        for by, planned in others.items():
+            fitting = sorted(pair for pair in planned if pair[0] <= share * bench.bytes)
+            for _, recipe in fitting[-LARGEST:]:
+                if recipe not in known:
+                    known[recipe] = bench.judged(recipe)
+            judged = [(by, recipe, *known[recipe]) for _, recipe in fitting[-LARGEST:]]
+            rows += [min(judged, key=lambda row: row[3].value)] if judged else []
+        for by, recipe, size, loss in rows:
+            shown = recipe if len(recipe) < 90 else f"{recipe.count('{')} passes"
+            cells = (f"{share:.1%}", by, f"{size / 1e6:.3f}", f"{loss.value:.3%}",
                      f"{loss.low:.3%} to {loss.high:.3%}", shown)  # fmt: skip
             table.add_row(*cells)
             print(*cells, sep="\t", file=sys.stderr, flush=True)
     return table
 
 
-def _others() -> dict[str, Sequence[str]]:
-    """Recipes by kind, of every size."""
-    eora = [f"{u},eora{{rank={r}}}" for u in UNIFORM if "bits=8" not in u for r in RANKS]
-    return {
-        "uniform bits": [uniform + table for uniform in UNIFORM for table in TABLES],
-        "uniform bits, EoRA": [e.replace(",eora", f"{t},eora") for e in eora for t in TABLES],
-        "built-in": SHIPPED,
-    }  # fmt: skip
+def bits_alone(menu: Menu) -> Menu:
+    """The same candidates without paths, and with every block and every token."""
+    base = menu.problems[0]
+    places = [
+        replace(place, options=[
+            o for o in place.options if not isinstance(o.what, Held) or not o.what.path.rank
+        ])
+        for place in base.places
+    ]  # fmt: skip
+    return replace(menu, problems=[replace(base, places=places, units={})], using=("bits",))
 
 
-def _judged(bench: Bench, recipes: Sequence[str]) -> Iterator[tuple[str, int, Loss]]:
-    """Each that fits the model, measured."""
-    largest = max(SHARES.get(bench.name, USUAL_SHARES)) * bench.bytes
-    for recipe in recipes:
+def _planned(bench: Bench, recipes: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Bytes and text of the recipes that fit the model."""
+    stored = Tables.of(bench.source, bench.structure, HeldTables(8, 64), find_target("cpu")).stored
+    for recipe in dict.fromkeys(r if stored else r.replace(TABLE, "") for r in recipes):
+        chosen = Recipe.parse(recipe) if "{" in recipe else Recipe.load(recipe)
         try:
-            known = Recipe.load(recipe) if "{" not in recipe else Recipe.parse(recipe)
-            size, loss = bench.judged(known)
+            yield plan(bench.graph, chosen.settled(find_target("cpu"))).artifact_bytes, str(chosen)
         except BadInput as error:
             print(f"{recipe}: {error}", file=sys.stderr)
-            continue
-        print(recipe, size, f"{loss.value:.3%}", sep="\t", file=sys.stderr, flush=True)
-        if size <= largest:
-            yield str(known) if "{" in recipe else recipe, size, loss
-
-
-def _found(bench: Bench, share: float, using: Sequence[str]) -> tuple[str, int, Loss]:
-    started = time.process_time()
-    made = search(
-        bench.graph, budget=f"bytes={100 * share:g}%", calibration=bench.data, using=using
-    )
-    taken = time.process_time() - started
-    size, loss = bench.judged(made.recipe)
-    print(f"searched {'+'.join(using)} for {taken:.0f} s", file=sys.stderr, flush=True)
-    return str(made.recipe), size, loss
 
 
 def main() -> None:

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 from ...ir.core.errors import BadInput, near_misses
 
 MEASURES = ("bytes", "kv", "loss")
-"""What may be bounded. What is not is the goal: the loss, or, where that is bounded, the first of
-the others that is not."""
+"""What may be bounded. The goal is the loss, or, where that is bounded and they are not, bytes."""
 FORMS = {
     "bytes": "25% of the source's weights, or 300MB",
     "kv": "40% of the source's key-value cache, or 20MB",
@@ -98,10 +97,12 @@ class Budget:
     @property
     def goal(self) -> str:
         """What is made as small as the bounds allow."""
-        bounded = {bound.measure for bound in self.bounds}
-        if "loss" not in bounded:
-            return "loss"
-        return next((name for name in MEASURES if name not in bounded), "loss")
+        return "bytes" if "loss" in self.bounded and "bytes" not in self.bounded else "loss"
+
+    @property
+    def bounded(self) -> set[str]:
+        """The measures that are."""
+        return {bound.measure for bound in self.bounds}
 
     def __str__(self) -> str:
         return ",".join(map(str, self.bounds))

@@ -12,12 +12,12 @@ from ...ir.core.view import View
 Batch = Mapping[str, torch.Tensor]
 JUDGE_EVERY = 4
 """Each fourth batch is kept for judging."""
-FIT_TOKENS, JUDGE_TOKENS, PROBE_TOKENS = 16384, 4096, 1024
+TOKENS = 16384, 4096, 1024
+"""Tokens, or rows of data without any, that are fitted to, judged by and probed with at most."""
 LARGE = 5e8
 """Numbers in all weights from which a model is large: 16384 tokens through it take minutes."""
-LARGE_FIT, LARGE_JUDGE, LARGE_PROBE = 2048, 512, 256
-"""The same tokens of a large model."""
-"""Tokens, or rows of data without any, that are used of each part at most."""
+LARGE_TOKENS = 2048, 512, 256
+"""As ``TOKENS``, of a large model."""
 JUDGED_LENGTH = 128
 """Tokens that texts are cut to where they are judged: more texts say more than longer ones."""
 
@@ -49,11 +49,11 @@ def parts(view: View, batches: Sequence[Batch]) -> Parts:
         fit = [*fit[:-1], *([_part(last, slice(0, kept))] if kept else [])] or list(batches)
     texts = [_cut(view, batch) for batch in fit]
     large = sum(weight.numel for weight in view.weights().values()) >= LARGE
-    tokens = (LARGE_FIT, LARGE_JUDGE, LARGE_PROBE) if large else (
-        FIT_TOKENS, JUDGE_TOKENS, PROBE_TOKENS
-    )  # fmt: skip
-    each = fit, [_cut(view, batch) for batch in judge], texts
-    return Parts(*map(_limited, each, tokens), shared, large)
+    fitting, judging, probing = LARGE_TOKENS if large else TOKENS
+    judge = [_cut(view, batch) for batch in judge]
+    return Parts(
+        _limited(fit, fitting), _limited(judge, judging), _limited(texts, probing), shared, large
+    )
 
 
 def _rows(batch: Batch) -> int:

@@ -80,9 +80,11 @@ def search(
     ``budget`` bounds what it names (``bytes=25%``, ``loss=1%``) and makes what it does not name as
     small as it can. Bytes are those of all weights of the graph, as the cost model counts them.
     Three quarters of ``calibration`` are fitted to, by the rest losses are measured; it may be
-    named, as ``--calib`` takes it. ``using`` are the knobs. Without ``rounds`` nothing is measured:
-    the recipe is the best by forecast. Raises ``BadInput`` for a budget that nothing meets, with
-    the nearest that there is, for bounds that contradict each other, and where there are no data.
+    named, as ``--calib`` takes it. ``using`` are the knobs; image tokens are only dropped where the
+    cache is bounded. Without ``rounds`` nothing is measured: the recipe is the best by forecast.
+
+    Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
+    that contradict each other, and where there are no data.
     """
     wanted = Budget.parse(budget) if isinstance(budget, str) else budget
     unknown = [knob for knob in using if knob not in KNOBS]
@@ -93,6 +95,10 @@ def search(
             "a budget is spent by what the loss minds, which takes data: give --calib DATA "
             "(calibration=[...] in Python)"
         )
+    # Fewer image tokens take no byte of a weight: to measure them would be for nothing.
+    turned = [knob for knob in using if knob != "tokens" or "kv" in wanted.bounded]
+    if not turned:
+        raise BadInput("tokens are in the cache, not in the weights: bound it, such as by kv=50%")
     data = read(calibration, graph).batches if isinstance(calibration, str) else calibration
     tell = progress or (lambda *_: None)
     source = graph.copy()
@@ -100,12 +106,12 @@ def search(
     check_batches(source, data)
     known = parts(source, data)
     judge = Judge(source, recognize(source), known.judge)
-    menu = Menu.of(source, known, judge, find_target(target), using, tell)
-    return _Rounds(graph, source, wanted, known, menu, judge, rounds, tell).found()
+    menu = Menu.of(source, known, judge, find_target(target), turned, tell)
+    return Rounds(graph, source, wanted, known, menu, judge, rounds, tell).found()
 
 
-class _Rounds:
-    """Measure, correct, solve again."""
+class Rounds:
+    """Measure, correct, solve again: what ``search`` does with a menu."""
 
     def __init__(
         self, graph: View, source: View, budget: Budget, data: Parts, menu: Menu, judge: Judge,

@@ -16,8 +16,9 @@ from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
     budget = Budget.parse("bytes=25%, loss=1%")
     assert budget.limits({"bytes": 400.0, "loss": 1.0}) == {"bytes": 100.0, "loss": 0.01}
-    assert (str(budget), budget.goal) == ("bytes=25%,loss=1%", "kv")
+    assert (str(budget), budget.goal) == ("bytes=25%,loss=1%", "loss")
     assert Budget.parse("bytes=1.5MB").limits({"bytes": 9e9}) == {"bytes": 1.5e6}
+    assert Budget.parse("kv=50%,loss=2%").goal == "bytes" != Budget.parse("kv=50%").goal
     assert Budget.parse("kv=50%").limits({"kv": 8.0}) == {"kv": 4.0}
     for text in ("bytes=25%", "bytes=300MB", "bytes=12345678", "kv=2.5%", "loss=0.5%"):
         assert str(Budget.parse(text)) == text

@@ -198,6 +198,7 @@ def test_what_cannot_be_searched_is_refused(views: dict[str, View], batches: Bat
 
     assert "give --calib DATA" in refused(calibration=[])
     assert "did you mean bits" in refused(using=("bit",))
+    assert "such as by kv=50%" in refused(using=("tokens",))
     assert "the least that these knobs reach is" in refused(budget="bytes=1%", rounds=0)
 
 
@@ -273,7 +274,7 @@ def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("searched")
     (folder / "text.txt").write_text("\n\n".join(english_sentences(300)))
     command = [str(language_model), "--budget", "bytes=60%", "--calib", str(folder / "text.txt"),
-               "--calib-length", "32", "--no-cache", "-o", str(folder / "out")]  # fmt: skip
+               "--calib-length", "32", "-o", str(folder / "out")]  # fmt: skip
     with pytest.raises(SystemExit) as leave:
         main(command)
     assert leave.value.code == 0

@@ -1,0 +1,48 @@
+"""The bench of searches: what it draws at random, and what it holds searches against."""
+
+from __future__ import annotations
+
+import graphwright as gw
+from graphwright.ir.vocab.targets import find_target
+from graphwright.tools.bench.budget import OTHERS, bits_alone, random_choices
+from graphwright.tools.search.forms import NO_PATH, Form, Path
+from graphwright.tools.search.menu import Menu
+from graphwright.tools.search.recipe_of import Held
+from graphwright.tools.search.solve import KEPT, Option, Place, Problem
+
+
+def menu() -> Menu:
+    def held(form: Form | None, path: Path, size: float, loss: float) -> Option:
+        kind = KEPT if form is None else f"{form.bits} bits"
+        return Option(Held(("a",), form, path), {"bytes": size, "loss": loss}, kind)
+
+    two, four = Form("quantize", 2, 32), Form("quantize", 4, 32)
+    options = [held(two, NO_PATH, 2, 9), held(two, Path(8), 3, 5), held(four, NO_PATH, 4, 1),
+               held(None, NO_PATH, 32, 0)]  # fmt: skip
+    places = [Place(name, options, unit) for name, unit in (("a", "half"), ("b", ""), ("c", ""))]
+    unit = Option("half", {"bytes": -1, "loss": 3}, "layers")
+    return Menu([Problem(places, {"bytes": 10}, {"half": unit})], find_target("cpu"), ("bits",))
+
+
+def test_random_choices_are_legal_of_every_size_and_cost_what_they_say() -> None:
+    made = list(random_choices(menu().problems, 40))
+    assert {choice.key for choice in made} == {c.key for c in random_choices(menu().problems, 40)}
+    assert len({choice.costs["bytes"] for choice in made}) > 6
+    for choice in made:
+        assert ("a" in choice.chosen) == (not choice.dropped)
+        assert choice.costs["loss"] == sum(option.costs["loss"] for option in choice.options)
+        size = 10 + sum(option.costs["bytes"] for option in choice.options)
+        assert choice.costs["bytes"] == size
+        assert not any(option.kind == KEPT for option in choice.options)
+
+
+def test_bits_alone_have_no_paths_and_every_block() -> None:
+    (problem,) = bits_alone(menu()).problems
+    assert not problem.units
+    assert [len(place.options) for place in problem.places] == [3, 3, 3]
+
+
+def test_what_searches_are_held_against_can_be_read() -> None:
+    for recipes in OTHERS.values():
+        for recipe in recipes:
+            assert gw.Recipe.parse(recipe) if "{" in recipe else gw.Recipe.load(recipe)
