@@ -52,7 +52,7 @@ Batch = Mapping[str, torch.Tensor]
 SHARES = {"zoo:minilm": (0.12, 0.16, 0.2, 0.25, 0.3)}
 """Budgets of a model in shares of its weights."""
 USUAL_SHARES = (0.1, 0.125, 0.15, 0.2, 0.25)
-TABLE = ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000}"
+TABLE = ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000 optional=true}"
 GROUPS = (32, 64, 128)
 OTHERS = {
     "quantize": [f"quantize{{bits={b} group={g}}}{t}" for b in (2, 3, 4, 8) for g in GROUPS
@@ -190,6 +190,7 @@ def budgets(bench: Bench) -> Table:
                 menu, judge, ROUNDS, lambda *_: None,
             ).found()  # fmt: skip
             rows.append((by, str(made.recipe), *bench.judged(made.recipe)))
+            print(f"{share:.1%}", by, rows[-1][2:], sep="\t", file=sys.stderr, flush=True)
         for by, planned in others.items():
             fitting = sorted(pair for pair in planned if pair[0] <= share * bench.bytes)
             for _, recipe in fitting[-LARGEST:]:
