@@ -49,9 +49,11 @@ from ..search.solve import KEPT, Choice, Option, Problem
 from ..search.tables import Tables
 
 Batch = Mapping[str, torch.Tensor]
-SHARES = {"zoo:minilm": (0.12, 0.16, 0.2, 0.25, 0.3)}
+SHARES = {
+    "zoo:minilm": (0.25, 0.2, 0.16, 0.3, 0.4), "zoo:tiny-vit": (0.15, 0.2, 0.25, 0.13, 0.3),
+}  # fmt: skip
 """Budgets of a model in shares of its weights."""
-USUAL_SHARES = (0.1, 0.125, 0.15, 0.2, 0.25)
+USUAL_SHARES = (0.15, 0.2, 0.125, 0.25, 0.1)
 TABLE = ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000 optional=true}"
 GROUPS = (32, 64, 128)
 OTHERS = {
