@@ -113,7 +113,8 @@ def small(arch: str, folder: Path) -> Path:
     import transformers
 
     words = tokenizers.ByteLevelBPETokenizer()
-    words.train_from_iterator(["a b"], vocab_size=WORDS, special_tokens=["<s>", "</s>"],
+    # llama.cpp takes no vocabulary without merges.
+    words.train_from_iterator([__doc__ or ""], vocab_size=WORDS, special_tokens=["<s>", "</s>"],
                               show_progress=False)  # fmt: skip
 
     name = ARCHS[arch]
