@@ -19,6 +19,9 @@ from .spine import NO_SPINE, Spine, find_spine
 from .unread_attention import unread_attention
 from .weights import stored_weight, weight_behind
 
+_BEHIND = 6
+"""Ops at most between a sum and the stream that the next branch starts from."""
+
 
 @dataclass(frozen=True)
 class Linear:
@@ -148,7 +151,7 @@ def _period(structure: Structure) -> int:
     """After how many branches their linears repeat, where none attends; 1 where all are alike, or
     none repeats."""
     subs = structure.sub_blocks
-    if any(sub.attends for sub in subs):
+    if any(sub.attends or not sub.linears for sub in subs):
         return 1
     shapes = {site.name: (site.out_features, site.in_features) for site in structure.linears}
     kinds = [tuple(shapes[name] for name in sub.linears) for sub in subs]
@@ -321,17 +324,46 @@ def _sub_blocks(
 
 def _exits(view: View, spine: Spine, entries: Sequence[Value]) -> list[Value]:
     """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
-    come after the sums (as in BERT), and the last sum's norm belongs to it likewise."""
+    come after the sums (as in BERT), and the last sum's norm belongs to it likewise; so it is with
+    what scales a sum or is added to it (MobileBERT, the positions of YOLOS)."""
     sums = [_reshaped_back(view, spine, view.results(addition)[0]) for addition in spine.additions]
     exits: list[Value] = []
+    usual: tuple[str, ...] = ()
     for i, value in enumerate(sums):
-        normed = _normed(view, value)
+        behind = _behind(view, spine, value)
+        values = [value, *(result for _, result in behind)]
+        ops = tuple(op for op, _ in behind)
         if i + 1 < len(sums):
-            norm_follows = normed is entries[i + 1]
+            reached = values.index(entries[i + 1]) if entries[i + 1] in values else 0
+            usual = ops[:reached]
+        elif ops[: len(usual)] != usual:
+            reached = 0
         else:
-            norm_follows = bool(exits) and exits[-1] is not sums[i - 1]
-        exits.append(normed if norm_follows and normed is not None else value)
+            reached = len(usual)
+        exits.append(values[reached])
     return exits
+
+
+def _behind(view: View, spine: Spine, value: Value) -> list[tuple[str, Value]]:
+    """Norms, scales and constants that a sum goes through, each its only use; and their ops."""
+    found: list[tuple[str, Value]] = []
+    users = view.users(value)
+    while len(users) == 1 and len(found) < _BEHIND and _keeps(view, spine, users[0], value):
+        value = view.results(users[0])[0]
+        found.append((view.op(users[0]), value))
+        users = view.users(value)
+    return found
+
+
+def _keeps(view: View, spine: Spine, node: Node, stream: Value) -> bool:
+    """Whether a node norms a stream, turns its axes, or scales or adds to it what is constant."""
+    op = view.op(node)
+    if op in ("layer_norm", "rms_norm", "transpose"):
+        return True
+    others = [o for o in view.operands(node) if is_value(o) and o is not stream]
+    return op in ("add", "mul") and not any(
+        o in spine.position or view.producer(o) in spine.position for o in others
+    )
 
 
 def _unflattened(view: View, spine: Spine, fork: Value) -> Value:
@@ -352,24 +384,10 @@ def _reshaped_back(view: View, spine: Spine, value: Value) -> Value:
     return result if view.type(result).rank == rank else value
 
 
-def _normed(view: View, value: Value) -> Value | None:
-    """The norm of a value, where that is its only use."""
-    users = view.users(value)
-    if len(users) != 1 or view.op(users[0]) not in ("layer_norm", "rms_norm"):
-        return None
-    return view.results(users[0])[0]
-
-
 def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
     """Sub-blocks in runs: a run starts at attention, or at each one where there is none at all."""
-    attends = any(sub.attends for sub in subs)
-    runs: list[list[SubBlock]] = []
-    for sub in subs:
-        if not runs or sub.attends or not attends:
-            runs.append([])
-        runs[-1].append(sub)
     blocks: list[Block] = []
-    for i, run in enumerate(runs):
+    for i, run in enumerate(_runs(view, subs)):
         names = tuple(name for sub in run for name in sub.linears)
         sites = tuple(a for sub in run for a in sub.attentions)
         tower = 0
@@ -378,6 +396,29 @@ def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
             tower = blocks[-1].tower + (not goes_on)
         blocks.append(Block(i, tuple(run), names, sites, tower))
     return tuple(blocks)
+
+
+def _runs(view: View, subs: Sequence[SubBlock]) -> list[list[SubBlock]]:
+    """Layers. Where nothing attends, branches without a linear, which join tokens (FNet), start
+    them. What comes before the first and has no linear, or another rank, is a stem: positions by
+    convolution, a backbone."""
+    starts = [sub.attends for sub in subs]
+    if not any(starts):
+        joins = [not sub.linears for sub in subs]
+        starts = joins if any(joins) and not all(joins) else [True] * len(subs)
+    runs: list[list[SubBlock]] = []
+    first = subs[starts.index(True)] if subs else None
+    for sub, start in zip(subs, starts, strict=True):
+        assert first is not None
+        if start or (not runs and sub.linears and _rank(view, sub) == _rank(view, first)):
+            runs.append([])
+        if runs:
+            runs[-1].append(sub)
+    return runs
+
+
+def _rank(view: View, sub: SubBlock) -> int | None:
+    return view.type(sub.entry).rank
 
 
 def uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:

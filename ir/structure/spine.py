@@ -6,7 +6,8 @@ in it is a chain; the chain's additions of two values of the flow are the sub-bl
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import networkx
@@ -18,6 +19,10 @@ from .cache_slots import is_past
 
 _NO_STREAM = frozenset({torch.int64, torch.bool})
 """Dtypes of ids, positions and masks: what is chosen by the stream is not a part of it."""
+_REACH = 32
+"""Nodes at most between a constant and the first attention of a stream that starts there."""
+_ALONG = frozenset({"add", "cast", "identity", "transpose"})
+"""What a stream may go through between two additions and remain itself."""
 
 
 @dataclass(frozen=True)
@@ -44,18 +49,57 @@ NO_SPINE = Spine(None, (), {}, frozenset(), 0)
 def find_spine(view: View, attending: Collection[Node] = ()) -> Spine:
     """The longest residual spine that starts at an embedding or a floating input.
 
-    Where another stream joins it that has additions of its own (a decoder that looks at its
-    encoder), or runs beside it with attention of its own (the second tower of CLIP), the spines of
-    both follow each other. ``attending`` are the nodes that attend.
+    Where other streams join it that have additions of their own (a decoder that looks at its
+    encoder), or run beside it with attention of their own (the second tower of CLIP), the spines
+    follow each other. A stream that attends before it meets an input starts at a constant (the
+    queries of DETR and of BLIP-2). ``attending`` are the nodes that attend.
     """
     graph, order = _flow(view)
     spines = [_spine_from(view, graph, order, start) for start in _starts(view, order)]
-    best = max(spines, key=lambda spine: len(spine.additions), default=NO_SPINE)
-    for other in sorted(spines, key=lambda spine: -len(spine.additions)):
-        joined = _joined(view, order, best, other, attending)
-        if joined is not None:
-            return joined
+    spines.sort(key=lambda spine: -len(spine.additions))
+    best = _all_joined(view, order, spines, attending)
+    if best.start is not None and _is_crowded(best, attending):
+        # Layers whose results leave the stream before its end, as a neck takes them (DPT), are on
+        # no way to the output.
+        whole = _spine_from(view, graph, order, best.start, to_output=False)
+        if len(whole.additions) > len(best.additions):
+            return whole
+    apart = next((node for node in attending if node not in best.position), None)
+    if apart is None:
+        return best
+    queries = [_spine_from(view, graph, order, start)
+               for start in _constants_above(view, graph, apart, order)]  # fmt: skip
+    longest = max(queries, key=lambda spine: len(spine.additions), default=NO_SPINE)
+    return _all_joined(view, order, [*spines, longest], attending)
+
+
+def _all_joined(
+    view: View, order: Mapping[Node, int], spines: Sequence[Spine], attending: Collection[Node]
+) -> Spine:
+    """The first of the spines and all that are streams of their own, in a row."""
+    best = spines[0] if spines else NO_SPINE
+    for other in spines[1:]:
+        best = _joined(view, order, best, other, attending) or best
     return best
+
+
+def _is_crowded(spine: Spine, attending: Collection[Node]) -> bool:
+    """Whether two attentions lie between two additions, or one behind the last."""
+    counts = Counter(spine.position[node] for node in attending if node in spine.position)
+    return len(spine.additions) in counts or max(counts.values(), default=0) > 1
+
+
+def _constants_above(
+    view: View, graph: networkx.MultiDiGraph, node: Node, order: Mapping[Node, int]
+) -> list[Node]:
+    """Nodes that make attention's queries of constants alone, in the order of the graph."""
+    queue: list[Node | Value] = [node]
+    for current in queue:
+        if len(queue) > _REACH:
+            return []
+        queue += [above for above in graph.predecessors(current) if above not in queue]
+    made = [current for current in queue if current in order and current is not node]
+    return [] if len(made) + 1 < len(queue) else sorted(made, key=order.__getitem__)  # type: ignore[arg-type]
 
 
 def _joined(
@@ -125,28 +169,43 @@ def _starts(view: View, order: dict[Node, int]) -> Iterable[Value | Node]:
 
 
 def _spine_from(
-    view: View, graph: networkx.MultiDiGraph, order: dict[Node, int], start: Value | Node
-) -> Spine:
+    view: View, graph: networkx.MultiDiGraph, order: dict[Node, int], start: Value | Node,
+    *, to_output: bool = True,
+) -> Spine:  # fmt: skip
+    """The spine of one stream: of the additions that every path to an output goes through, or of
+    the most that follow each other."""
     if start not in graph:
         return NO_SPINE
     above = networkx.immediate_dominators(graph, start) | {start: start}
+    # A node comes after its dominator in graph order; the start may be an input without a place.
+    inner = sorted((n for n in above if n in order and n is not start), key=order.__getitem__)
     longest: list[Node] = []
-    for value in view.outputs():
+    if inner and not to_output:
+        depths = _counted(inner, above, start, frozenset(_additions(view, inner, above)))
+        longest = _chain(above, max(inner, key=depths.__getitem__), start)
+    for value in view.outputs() if to_output else ():
         chain = _chain(above, view.producer(value), start)
         if len(_additions(view, chain, above)) > len(_additions(view, longest, above)):
             longest = chain
     additions = _additions(view, longest, above)
     if not additions:
         return NO_SPINE
-    boundaries = set(additions)
-    counts: dict[Node | Value, int] = {start: 0}
-    # A node comes after its dominator in graph order; the start may be an input without a place.
-    for node in sorted((n for n in above if n in order and n is not start), key=order.__getitem__):
-        counts[node] = counts.get(above[node], 0) + (node in boundaries)
+    counts = _counted(inner, above, start, frozenset(additions))
     entry = order.get(above[additions[0]], -1)
     forks = tuple(above[a] if above[a] not in order else view.results(above[a])[0]
                   for a in additions)  # fmt: skip
     return Spine(start, tuple(additions), counts, frozenset(longest), entry, forks)
+
+
+def _counted(
+    inner: Sequence[Node], above: Mapping[Node, Node], start: Value | Node,
+    additions: Collection[Node],
+) -> dict[Node | Value, int]:  # fmt: skip
+    """How many of the additions dominate each node, itself among them."""
+    counts: dict[Node | Value, int] = {start: 0}
+    for node in inner:
+        counts[node] = counts.get(above[node], 0) + (node in additions)
+    return counts
 
 
 def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> list[Node]:
@@ -177,7 +236,7 @@ def _maker(view: View, operand: Operand) -> Node | Value | None:
 
 
 def _passes(view: View, node: Node, source: Node | Value) -> bool:
-    """Whether ``source`` reaches ``node`` through additions and casts alone."""
+    """Whether ``source`` reaches ``node`` as it is: added to, cast, or turned."""
     stack = [node]
     while stack:
         for operand in view.operands(stack.pop()):
@@ -186,6 +245,6 @@ def _passes(view: View, node: Node, source: Node | Value) -> bool:
             maker = view.producer(operand)
             if (maker or operand) is source:
                 return True
-            if maker is not None and view.op(maker) in ("add", "cast", "identity"):
+            if maker is not None and view.op(maker) in _ALONG:
                 stack.append(maker)
     return False

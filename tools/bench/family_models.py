@@ -153,7 +153,8 @@ DECODERS: Mapping[str, Family] = {
     "olmoe": _causal("OlmoeForCausalLM", _GROUPED | _EXPERTS),
     "deepseek-v3": _causal("DeepseekV3ForCausalLM", _DEEPSEEK),
     "mamba": Family("MambaForCausalLM", "MambaConfig", {
-        "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 4, "vocab_size": 97} | _ENDS),
+        "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 4, "vocab_size": 97} | _ENDS,
+        sites=0),
     "rwkv": Family("RwkvForCausalLM", "RwkvConfig", {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "attention_hidden_size": 32,
         "vocab_size": 97, "context_length": 64} | _ENDS, blocks=(2 * LAYERS,), sites=0),

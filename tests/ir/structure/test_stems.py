@@ -1,0 +1,108 @@
+"""Layers are counted as the library counts them: beside stems, necks and learned queries."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.load.trace import trace
+from graphwright.ir.structure.recognize import recognize
+from torch.nn.functional import relu, scaled_dot_product_attention
+
+WIDTH, TOKENS, LAYERS = 8, 6, 2
+
+
+class Layer(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.kv = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, 2 * WIDTH)
+        self.o, self.fc = torch.nn.Linear(WIDTH, WIDTH), torch.nn.Linear(WIDTH, WIDTH)
+
+    def attend(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
+        k, v = self.kv(memory)[:, None].chunk(2, -1)
+        found: torch.Tensor = self.o(scaled_dot_product_attention(self.q(x)[:, None], k, v)[:, 0])
+        return found
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x + self.attend(x, x)
+        made: torch.Tensor = x + relu(self.fc(x))
+        return made
+
+
+class Stack(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(Layer() for _ in range(LAYERS))
+        self.constant = torch.nn.Parameter(torch.randn(1, TOKENS, WIDTH))
+        self.conv = torch.nn.Conv1d(WIDTH, WIDTH, 3, padding=1, groups=2)
+        self.heads = torch.nn.ModuleList(torch.nn.Linear(WIDTH, 3) for _ in range(LAYERS))
+
+
+class Stem(Stack):
+    """Positions by convolution, as those of wav2vec2."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        x = x + relu(self.conv(x.transpose(1, 2))).transpose(1, 2)
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+class Between(Stack):
+    """Positions added and scaled between layers, as those of YOLOS; MobileBERT's norms are such."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for layer in self.layers:
+            x = layer(x) * self.constant[:, 0] + self.constant
+        return x
+
+
+class Neck(Stack):
+    """The result of each layer leaves the stream, as DPT's."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        taken = []
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            x = layer(x)
+            taken.append(relu(head(x)))
+        return torch.stack(taken).sum(0)
+
+
+class Queries(Stack):
+    """A second stack that starts at learned queries and looks at the first, as DETR's."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.layers
+        memory = first(x)
+        queries = self.constant.expand(x.shape[0], -1, -1)
+        queries = queries + second.attend(queries, queries)
+        queries = queries + first.attend(queries, memory)
+        return queries + relu(second.fc(queries))
+
+
+class Mixing(Stack):
+    """Tokens are joined without a linear and without attention, as FNet's."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for layer in self.layers:
+            x = x + torch.cumsum(x, 1)
+            x = x + relu(layer.fc(x))
+        return x
+
+
+@pytest.mark.parametrize(
+    ("make", "towers"),
+    [(Stem, [0, 0]), (Between, [0, 0]), (Neck, [0, 0]), (Queries, [0, 1]), (Mixing, [0, 0])],
+)
+def test_layers(make: type[Stack], towers: list[int]) -> None:
+    torch.manual_seed(0)
+    shapes = {"x": {0: torch.export.Dim("batch")}}
+    inputs = {"x": torch.randn(2, TOKENS, WIDTH)}
+    view = trace(make().eval(), kwargs=inputs, dynamic_shapes=shapes)
+    canonicalize(view)
+    structure = recognize(view)
+    assert [block.tower for block in structure.blocks] == towers
+    inside = [len([s for s in block.sub_blocks if s.attends]) for block in structure.blocks]
+    assert inside == [0 if make is Mixing else 1] * LAYERS
