@@ -12,7 +12,7 @@ from torch.export import Dim
 from ..structure.cache_slots import PARTS, past_name
 from .hf_llava import image_features, logits_of, merge_rows
 from .hf_model import longest_text
-from .plain_call import cache_of, presents
+from .plain_call import cache_name, cache_of, presents
 
 PAST, SEQ = 3, 2
 """Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
@@ -84,8 +84,7 @@ def why_uncached(model: Any, task: str) -> str:
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
     # One with its own head in it, as in BLIP-2, takes the cache.
     inner = getattr(model, "language_model", model)
-    accepted = inspect.signature(type(inner).forward).parameters
-    if not strange and "past_key_values" in accepted:
+    if not strange and cache_name(type(inner).forward):
         return ""
     what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
     return f"{name} has {what}, whose state is not a cache of keys and values; load it without"
@@ -102,7 +101,9 @@ def cached_forward(
     forward = type(self).forward
     cache = cache_of(past_key_values)
     accepted = inspect.signature(forward).parameters
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True, "return_dict": True}
+    options: dict[str, Any] = {
+        cache_name(forward): cache, "use_cache": True, "return_dict": True
+    }  # fmt: skip
     if "position_ids" in accepted:
         options["position_ids"] = _positions(attention_mask, past_key_values)
     output = forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
@@ -126,7 +127,7 @@ def cached_llava_forward(
     features = image_features(self, pixel_values)
     merged = merge_rows(words, input_ids == self.config.image_token_id, features)
     cache = cache_of(past_key_values)
-    options: dict[str, Any] = {"past_key_values": cache, "use_cache": True}
+    options: dict[str, Any] = {cache_name(type(self).forward): cache, "use_cache": True}
     options["position_ids"] = _positions(attention_mask, past_key_values)
     logits = logits_of(self, merged, attention_mask=attention_mask, **options)
     return {"logits": logits} | presents(cache)

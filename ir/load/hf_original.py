@@ -16,6 +16,7 @@ from ..structure.cache_slots import PARTS, past_name, present_name
 from .hf_inputs import image_prompt
 from .hf_pictures import as_the_library_takes
 from .original import Call, ModuleOriginal
+from .plain_call import cache_name
 
 
 def hf_original(
@@ -40,7 +41,7 @@ def hf_original(
         options["add_pooling_layer"] = False
     size = sum(p.numel() for p in model.parameters()) * dtype.itemsize
     whole = stored == dtype or size <= available_bytes() // 2
-    cached = call is None and "past_key_values" in inspect.signature(model.forward).parameters
+    cached = call is None and bool(cache_name(model.forward))
 
     def filled() -> torch.nn.Module:
         made: torch.nn.Module = cls._from_config(
@@ -125,7 +126,8 @@ def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, tor
         places = inputs["attention_mask"].cumsum(-1) - 1
         seq = inputs["input_ids"].shape[1]
         inputs["position_ids"] = places.clamp(min=0)[:, places.shape[1] - seq :]
-    output = model(**inputs, past_key_values=cache, use_cache=True, return_dict=True)
+    options = {cache_name(model.forward): cache, "use_cache": True, "return_dict": True}
+    output = model(**inputs, **options)
     presents = {
         present_name(layer, part): getattr(cache.layers[layer], f"{part}s")
         for layer in layers

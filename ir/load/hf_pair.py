@@ -19,7 +19,7 @@ from ..core.errors import BadInput, near_misses
 from ..structure.cache_slots import PARTS, past_name
 from .hf_inputs import Example
 from .hf_model import longest_text
-from .plain_call import cache_of, presents
+from .plain_call import cache_name, cache_of, presents
 
 PARTS_OF_PAIR = ("encoder", "decoder", "decoder_with_past")
 _OF = ("decoder", "encoder")
@@ -128,9 +128,10 @@ def _decode(
 ) -> dict[str, torch.Tensor]:
     from transformers.modeling_outputs import BaseModelOutput
 
-    output = type(model).forward(
+    forward = type(model).forward
+    output = forward(
         model, encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
         attention_mask=given.get("encoder_attention_mask"), decoder_input_ids=given["input_ids"],
-        past_key_values=cache, use_cache=True, return_dict=True,
+        use_cache=True, return_dict=True, **{cache_name(forward): cache},
     )  # fmt: skip
-    return {"logits": output.logits} | presents(output.past_key_values)
+    return {"logits": output.logits} | presents(cache)

@@ -124,17 +124,24 @@ def _holds_tensors(value: Any) -> bool:
 # --- caches -------------------------------------------------------------------------------------
 
 
+def cache_name(forward: Callable[..., Any]) -> str:
+    """What a forward of transformers calls the cache that it takes: ``cache`` since 5.24,
+    ``past_key_values`` before; empty where it takes none."""
+    accepted = inspect.signature(forward).parameters
+    return next((name for name in ("past_key_values", "cache") if name in accepted), "")
+
+
 def _whole_cache(module: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """An empty cache that keeps all tokens, for a model of transformers that would make one whose
     layers keep the last ones alone: how many there are is told by the length of a text."""
     config = getattr(module, "config", None)
     windows = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)
-    accepted = inspect.signature(module.forward).parameters
-    if not windows or "past_key_values" in kwargs or "past_key_values" not in accepted:
+    name = cache_name(module.forward)
+    if not windows or not name or {name, "past_key_values"} & set(kwargs):
         return {}
     if not kwargs.get("use_cache", getattr(config, "use_cache", False)):
         return {}
-    return {"past_key_values": cache_of(())}
+    return {name: cache_of(())}
 
 
 def is_cache(value: Any) -> bool:
