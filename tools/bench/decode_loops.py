@@ -9,7 +9,10 @@ there is one thread. The tokens that both write are compared. onnxruntime-genai 
     python -m venv PEER && PEER/bin/pip install onnxruntime-genai numpy
 
 Our loop runs in this environment, or by ``--python`` in another one: the two should have the same
-release of ONNX Runtime, which the table names.
+release of ONNX Runtime, which the table names. ``--peer-folder`` is the peer's own model of the
+same checkpoint (``onnxruntime_genai.models.builder``), which it then runs beside ours: other
+roundings write other tokens. Processes are started anew in each round, in turned order in every
+second: where the memory of one lies has moved its times by a fifth.
 """
 
 from __future__ import annotations
@@ -32,7 +35,7 @@ from ...ir.core.errors import GraphwrightError, Missing
 from . import decode_ours, decode_worker
 from .processes import CommandFailed, environment
 
-OURS, PEER = "ours", "genai"
+OURS, PEER, OWN = "ours", "genai", "genai, its own model"
 PROMPTS, TURNS, TOKENS = (16, 256, 1024), 8, 8
 
 
@@ -78,47 +81,53 @@ class Worker:
         self._process.wait()
 
 
-def cell(workers: Sequence[Worker], prompt: int, rounds: int) -> tuple[dict[str, Times], bool]:
-    """Times of all loops at one length of prompt, and whether they wrote the same tokens."""
-    times = {worker.name: Times() for worker in workers}
-    texts = {}
-    for _ in range(rounds):
+def cell(workers: Sequence[Worker], prompt: int, times: dict[str, Times]) -> dict[str, list[int]]:
+    """One round of all loops at one length of prompt, added to ``times``; what they wrote."""
+    for worker in workers:
+        times[worker.name].read.append(worker.ask("read", prompt, TURNS * TOKENS + 1))
+    for _ in range(TURNS):
         for worker in workers:
-            times[worker.name].read.append(worker.ask("read", prompt, TURNS * TOKENS + 1))
-        for _ in range(TURNS):
-            for worker in workers:
-                times[worker.name].written.append(worker.ask("write", TOKENS))
-        texts = {worker.name: tuple(worker.ask("text")) for worker in workers}
-    return times, len(set(texts.values())) == 1
+            times[worker.name].written.append(worker.ask("write", TOKENS))
+    return {worker.name: worker.ask("text") for worker in workers}
 
 
 def measured(
-    folder: Path, pythons: dict[str, str], threads: Sequence[int], prompts: Sequence[int],
-    rounds: int,
+    loops: dict[str, tuple[str, Path]], threads: Sequence[int], prompts: Sequence[int], rounds: int,
 ) -> Table:  # fmt: skip
-    """A row for each number of threads, prompt and loop."""
-    table = Table(title=f"{folder.name}; load {os.getloadavg()[0]:.1f}", title_justify="left")
+    """A row for each number of threads, prompt and loop; ``loops`` by name, python and folder."""
+    title = f"{next(iter(loops.values()))[1].name}; load {os.getloadavg()[0]:.1f}"
+    table = Table(title=title, title_justify="left")
     for name in (
         "threads", "prompt", "loop", "reading tok/s", "writing tok/s", "best", "by processor",
-        "tokens",
+        "best", "tokens",
     ):  # fmt: skip
         table.add_column(name, justify="left" if name == "loop" else "right")
     for count in threads:
-        workers = [Worker(name, python, folder, count) for name, python in pythons.items()]
-        for prompt in prompts:
-            times, same = cell(workers, prompt, rounds)
+        times = {prompt: {name: Times() for name in loops} for prompt in prompts}
+        texts: dict[int, dict[str, list[int]]] = {}
+        libraries: dict[str, str] = {}
+        for turn in range(rounds):
+            names = list(loops)[:: -1 if turn % 2 else 1]
+            workers = [Worker(name, *loops[name], count) for name in names]
+            libraries |= {worker.name: worker.library for worker in workers}
+            for prompt in prompts:
+                texts[prompt] = cell(workers, prompt, times[prompt])
             for worker in workers:
-                found = times[worker.name]
-                clock, used = zip(*found.written, strict=True)
-                by_processor = _rate(TOKENS, used) if count == 1 else ""
-                table.add_row(
-                    str(count), str(prompt), f"{worker.name} ({worker.library})",
-                    _rate(prompt, [wall for wall, _ in found.read]), _rate(TOKENS, clock),
-                    f"{TOKENS / min(clock):.1f}", by_processor, "equal" if same else "differ",
-                )  # fmt: skip
-        for worker in workers:
-            worker.close()
+                worker.close()
+        for prompt in prompts:
+            for name, found in times[prompt].items():
+                same = texts[prompt][name] == texts[prompt][next(iter(loops))]
+                label = f"{name} ({libraries[name]})"
+                table.add_row(*_row(count, prompt, label, found), "equal" if same else "differ")
     return table
+
+
+def _row(threads: int, prompt: int, loop: str, found: Times) -> list[str]:
+    clock, used = zip(*found.written, strict=True)
+    read = [wall for wall, _ in found.read]
+    alone = (_rate(TOKENS, used), f"{TOKENS / min(used):.1f}") if threads == 1 else ("", "")
+    rates = (_rate(prompt, read), _rate(TOKENS, clock), f"{TOKENS / min(clock):.1f}")
+    return [str(threads), str(prompt), loop, *rates, *alone]
 
 
 def _rate(tokens: int, seconds: Sequence[float]) -> str:
@@ -133,6 +142,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--peer-python", default="", help="of onnxruntime-genai's environment")
+    parser.add_argument("--peer-folder", type=Path, help="the model of onnxruntime-genai's builder")
     parser.add_argument("--python", default=sys.executable, help="of our loop")
     parser.add_argument("--threads", type=_numbers, default=(1, 2))
     parser.add_argument("--prompts", type=_numbers, default=PROMPTS)
@@ -141,9 +151,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if not (options.folder / "genai_config.json").is_file():
             raise Missing(f"{options.folder}: no genai_config.json; give an artifact with a cache")
-        pythons = {OURS: options.python}
-        pythons |= {PEER: options.peer_python} if options.peer_python else {}
-        found = measured(options.folder, pythons, options.threads, options.prompts, options.rounds)
+        loops = {OURS: (options.python, options.folder)}
+        if options.peer_python:
+            loops[PEER] = options.peer_python, options.folder
+        if options.peer_python and options.peer_folder:
+            loops[OWN] = options.peer_python, options.peer_folder
+        found = measured(loops, options.threads, options.prompts, options.rounds)
         Console(width=None if sys.stdout.isatty() else 160).print(found)
     except GraphwrightError as error:
         sys.stderr.write(f"error: {error}\n")
