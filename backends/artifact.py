@@ -16,6 +16,7 @@ from ..ir.core.errors import FULL, BadInput, DiskFull
 from ..ir.core.files import is_own
 from ..ir.load.quantized_checkpoint import KEYS
 from ..ir.load.side_files import read_json
+from ..ir.structure.cache_slots import ROWS_KEY
 from . import data_file
 from .claim import NEW, claimed, recover, switch
 
@@ -150,6 +151,11 @@ def model_bytes(folder: Path) -> int:
     """Size of the model's files."""
     files = [folder / name for name in MODEL_FILES]
     return sum(path.stat().st_size for path in files if path.is_file())
+
+
+def rows_begin(folder: Path) -> bool:
+    """Whether attention takes a row's padding to be at its end: see ``cache_slots.ROWS_KEY``."""
+    return ROWS_KEY in onnx_ir.load(folder / MODEL_FILE).metadata_props
 
 
 def copy_side_files(source: str | None, folder: Path) -> list[str]:

@@ -11,7 +11,7 @@ import torch
 from ..ir.core.errors import BadInput
 from ..ir.core.types import Type
 from ..ir.core.view import View
-from ..ir.structure.cache_slots import left_out
+from ..ir.structure.cache_slots import ROWS_KEY, left_out
 
 
 class Executable(Protocol):
@@ -62,6 +62,11 @@ class ViewExecutable:
     @property
     def input_names(self) -> tuple[str, ...]:
         return self._view.input_names()
+
+    @property
+    def rows_begin(self) -> bool:
+        """Whether padding must be at the end of a row: see ``ROWS_KEY``."""
+        return ROWS_KEY in self._view.metadata()
 
     @property
     def input_types(self) -> dict[str, Type]:

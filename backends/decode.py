@@ -31,6 +31,7 @@ class Decoder:
         names, known = executable.input_names, {"input_ids", "attention_mask", "pixel_values"}
         self._run = executable
         self._cached = any(past_slot(name) is not None for name in names)
+        self._begin = bool(getattr(executable, "rows_begin", False))
         self.context = context
         strange = [n for n in names if n not in known | {POSITIONS} and past_slot(n) is None]
         if strange or "input_ids" not in names or "logits" not in executable.output_names:
@@ -70,7 +71,7 @@ class Decoder:
         texts = [list(prompt) for prompt in prompts]
         limits = [self._limit(len(prompt), max_new_tokens) for prompt in prompts]
         pictures = list(images) if images is not None else [None] * len(texts)
-        logits_of = _Cached(self._run) if self.cached else _Whole(self._run)
+        logits_of = _Cached(self._run, self._begin) if self.cached else _Whole(self._run)
         open_ = [True] * len(texts)
         while any(open_):
             tokens = chosen(logits_of(texts, open_, pictures))
@@ -110,10 +111,14 @@ class Decoder:
 
 
 class _Cached:
-    """Logits behind each text's last token: prompts padded on the left, then one token a step."""
+    """Logits behind each text's last token: prompts padded on the left, then one token a step.
 
-    def __init__(self, run: Executable) -> None:
-        self._run = run
+    Where attention takes rows by their length (``begin``) they are padded on the right: a step then
+    puts its token behind each row's own last one.
+    """
+
+    def __init__(self, run: Executable, begin: bool = False) -> None:
+        self._run, self._begin = run, begin
         self._steps: Steps | None = None
         self._length = 0
         self._ids = self._places = self._mask = torch.empty(0, 0, dtype=torch.int64)
@@ -137,15 +142,17 @@ class _Cached:
 
     def _read(self, texts: Sequence[Prompt], images: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Logits behind the prompts, which fill the cache."""
-        ids, self._mask = _padded(texts)
+        ids, self._mask = _padded(texts, right=self._begin)
         self._length = ids.shape[1]
         places = positions(self._mask, self._length)
-        self._ids, self._places = ids[:, -1:].clone(), places[:, -1:].clone()
+        last = torch.tensor([len(text) - 1 if self._begin else -1 for text in texts])
+        rows = torch.arange(len(texts))
+        self._ids, self._places = ids[rows, last, None], places[rows, last, None]
         shown = [image for image in images if image is not None]
         found = self._run(**self._feeds(ids, places, shown))
         run = self._run
         self._steps = run.steps(found) if isinstance(run, Stepping) else PlainSteps(run, found)
-        return found["logits"][:, -1]
+        return found["logits"][rows, last]
 
     def _feeds(
         self, ids: torch.Tensor, places: torch.Tensor, shown: Sequence[torch.Tensor]
@@ -202,13 +209,14 @@ def _taken(run: Executable, feeds: dict[str, torch.Tensor]) -> dict[str, torch.T
     return {name: tensor for name, tensor in feeds.items() if name in run.input_names}
 
 
-def _padded(texts: Sequence[Prompt]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask, ``[batch, longest]`` i64, padded on the left; the mask hides the padding."""
-    longest = max(map(len, texts))
-    gaps = [[0] * (longest - len(text)) for text in texts]
-    ids = [[*gap, *text] for gap, text in zip(gaps, texts, strict=True)]
-    mask = [[*gap, *[1] * len(text)] for gap, text in zip(gaps, texts, strict=True)]
-    return torch.tensor(ids), torch.tensor(mask)
+def _padded(texts: Sequence[Prompt], *, right: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
+    """Ids and mask, ``[batch, longest]`` i64, padded on one side; the mask hides the padding."""
+    lengths = torch.tensor([[len(text)] for text in texts])
+    places = torch.arange(int(lengths.max()))
+    held = places < lengths if right else places >= len(places) - lengths
+    ids = torch.zeros(held.shape, dtype=torch.int64)
+    ids[held] = torch.tensor([token for text in texts for token in text])
+    return ids, held.long()
 
 
 def _image_type(run: Executable) -> Type:

@@ -25,8 +25,8 @@ from .artifact import (
     write_model,
 )
 from .genai import write_genai_config
-from .judging import Judge, check_artifact
-from .lowering import lowered
+from .judging import Judge, check_artifact, checkable
+from .lowering import lowered, remarks
 from .original import give_original
 
 
@@ -45,20 +45,22 @@ def export(
     first of ``samples``: the source's own where absent, or random inputs. ``report`` is that of
     ``optimize`` and makes the manifest; without it the manifest only says where the graph came
     from. ``optimize-model`` adds a page to look at. ``target`` names what it is written for:
-    ``cpu``, or ``portable`` for standard ONNX ops alone. Raises as ``publish``, ``BadInput`` where
-    an op has no ONNX form or the runtime rejects what was written, and ``BoundExceeded`` where it
-    computes something else.
+    ``cpu``, ``cuda`` for half floats on a GPU, or ``portable`` for standard ONNX ops alone. Raises
+    as ``publish``, ``BadInput`` where an op has no ONNX form or the runtime rejects what was
+    written, and ``BoundExceeded`` where it computes something else.
     """
     sources: list[str | Path] = [graph.source.folder or "", *graph.source.files]
     check_target(Path(out), force=force, sources=sources)
-    model = lowered(graph, find_target(target)).model
+    onnx = lowered(graph, find_target(target))
     with publish(Path(out), force=force) as folder:
-        write_model(model, folder)
+        write_model(onnx.model, folder)
         copy_side_files(graph.source.folder, folder)
-        write_genai_config(graph, folder)
+        write_genai_config(onnx, folder, find_target(target))
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         manifest["verification"]["runtime"] = _run(graph, folder, samples)
         manifest["target"] = target
+        for step in manifest["passes"][-1:]:
+            step["notes"] += [f"writing ONNX: {remark}" for remark in remarks(onnx)]
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
         manifest["files"] = facts(folder)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
@@ -69,7 +71,8 @@ def _run(
     graph: View, folder: Path, samples: Sequence[Mapping[str, torch.Tensor]] | None
 ) -> dict[str, Any]:
     give_original(graph)
-    batches = (samples or graph.source.samples or [sample_inputs(graph)])[:1]
+    given = (samples or graph.source.samples or [sample_inputs(graph)])[:1]
+    batches = checkable(folder, given)
     judge = Judge(graph, batches, Reference(graph, batches, Truth()))
     found = check_artifact(folder, graph, judge)
     return {"optimized": found.optimized.to_dict(), "unoptimized": found.unoptimized.to_dict()}

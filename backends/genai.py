@@ -14,7 +14,8 @@ from typing import Any
 
 from ..ir.core.view import View
 from ..ir.load.side_files import longest_text, read_json, text_settings
-from ..ir.structure.cache_slots import POSITIONS, past_slot
+from ..ir.structure.cache_slots import POSITIONS, ROWS_KEY, past_slot
+from ..ir.vocab.targets import CPU, Target
 from .artifact import GENAI_FILE, MODEL_FILE
 
 TYPES = frozenset({
@@ -26,18 +27,22 @@ word; ``gpt2`` is a type with a cache of another form, which our graphs have not
 _INPUTS = {"input_ids", "attention_mask", POSITIONS}
 
 
-def write_genai_config(graph: View, folder: Path) -> bool:
+def write_genai_config(graph: View, folder: Path, target: Target = CPU) -> bool:
     """Write the file where ``graph`` is a decoder that the runtime can drive; whether it was.
 
     Its sizes are the graph's, its special tokens and longest text those of the source's folder.
+    ``graph`` is the one that was written for ``target``: attention that keeps its own cache
+    (``ROWS_KEY``) gets one buffer a layer, of the longest text, in which it writes.
     """
-    config = genai_config(graph, graph.source.folder)
+    config = genai_config(graph, graph.source.folder, target)
     if config is not None:
         (folder / GENAI_FILE).write_text(json.dumps(config, indent=2) + "\n")
     return config is not None
 
 
-def genai_config(graph: View, source: str | None) -> dict[str, Any] | None:
+def genai_config(
+    graph: View, source: str | None, target: Target = CPU
+) -> dict[str, Any] | None:
     """The content of the file; ``None`` for a graph that is not a decoder of text with a cache, or
     whose longest text nobody says."""
     inputs = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
@@ -62,13 +67,22 @@ def genai_config(graph: View, source: str | None) -> dict[str, Any] | None:
             **_special_tokens(settings),
             "decoder": {
                 "filename": MODEL_FILE,
+                **_session(target),
                 "head_size": shape[3],
                 "num_key_value_heads": shape[1],
                 "num_hidden_layers": len(caches) // 2,
             },
         },
-        "search": {"max_length": longest, "past_present_share_buffer": False},
-    }
+        "search": {
+            "max_length": longest, "past_present_share_buffer": ROWS_KEY in graph.metadata(),
+        },
+    }  # fmt: skip
+
+
+def _session(target: Target) -> dict[str, Any]:
+    """What the runtime starts instead of the CPU's provider, if anything."""
+    providers: list[dict[str, Any]] = [{name: {}} for name in target.providers]
+    return {"session_options": {"provider_options": providers}} if providers else {}
 
 
 def _known(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,10 +17,11 @@ from ..ir.run.truth import Reference
 from ..ir.run.unrounded import chooses, unrounded
 from ..ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
 from ..ir.structure.cache_slots import answers, has_cache, next_step
-from .artifact import MODEL_FILE, model_bytes
+from .artifact import MODEL_FILE, model_bytes, rows_begin
 from .original import REPACKED_BYTES, ROUNDED_BYTES, must_repack
 from .registry import DEFAULT, compile
 from .unrounded import unrounded_file
+from .widened import widened_twin
 
 Outputs = Mapping[str, torch.Tensor]
 Progress = Callable[[str, int, int], None]
@@ -39,6 +40,8 @@ class Checked:
     outputs: list[Outputs]
     """Of every sample, optimisation on, without a key-value cache; none where the runtime was kept
     from rounding activations as it does for a user."""
+    widened: bool
+    """Whether float32 was run in the place of bfloat16: see ``widened``."""
 
 
 class Judge:
@@ -168,6 +171,21 @@ class Judge:
             return None
 
 
+def checkable(
+    folder: Path, samples: Sequence[Mapping[str, torch.Tensor]]
+) -> Sequence[Mapping[str, torch.Tensor]]:
+    """The samples, as far as the artifact takes them: where it knows rows by their length, padding
+    before a text is read as text. They stay the very list where nothing is to be changed."""
+    masks = [inputs.get("attention_mask") for inputs in samples]
+    whole = all(mask is None or bool(mask.all()) for mask in masks)
+    if whole or not rows_begin(folder):
+        return samples
+    return [
+        inputs if mask is None else {**inputs, "attention_mask": torch.ones_like(mask)}
+        for inputs, mask in zip(samples, masks, strict=True)
+    ]
+
+
 def check_artifact(
     folder: Path, graph: View, judge: Judge, *, device: str = "cpu",
     progress: Progress = lambda *_: None,
@@ -179,13 +197,14 @@ def check_artifact(
     size = model_bytes(folder)
     file = folder / MODEL_FILE
     plain = unrounded_file(file) if judge.rounds else None
+    twin = widened_twin(file, device)
     rounds = rounds_activations(graph) and (plain is None or size <= ROUNDED_BYTES)
     prepacked = rounds or size <= REPACKED_BYTES
     open_session = partial(compile, file, backend=DEFAULT, device=device)
     advice = "Update onnxruntime, or report the model"
     progress("running the artifact, graph optimisation on", 0, 1)
     instead = None if prepacked else plain
-    executable = open_session(optimize=True, lean=not prepacked, instead=instead)
+    executable = open_session(optimize=True, lean=not prepacked, instead=instead or twin)
     actual = [executable(**inputs) for inputs in judge.inputs]
     judged = judge.judge_rounded if instead is None else judge.judge
     optimized = judged(actual, "ONNX Runtime (graph optimisation on)", advice)
@@ -197,9 +216,11 @@ def check_artifact(
     del actual, executable
     give_back()
     progress("running the artifact, graph optimisation off", 0, 1)
-    executable = open_session(optimize=False, lean=not must_repack(judge.plain), instead=plain)
+    executable = open_session(
+        optimize=False, lean=not must_repack(judge.plain), instead=plain or twin
+    )
     actual = [executable(**inputs) for inputs in judge.inputs]
     unoptimized = judge.judge(actual, "ONNX Runtime (graph optimisation off)", advice)
     del actual, executable
     give_back()
-    return Checked(optimized, unoptimized, prepacked, outputs)
+    return Checked(optimized, unoptimized, prepacked, outputs, twin is not None)

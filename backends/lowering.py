@@ -2,28 +2,51 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
+
+from ..ir.canonical.families import canonicalize
 from ..ir.core.errors import BadInput
 from ..ir.core.heap import uncollected
 from ..ir.core.view import View
 from ..ir.fx.view import FxView
+from ..ir.load.side_files import longest_text
 from ..ir.onnx.lower import lower
 from ..ir.onnx.view import OnnxView
 from ..ir.onnx.widen import widen
 from ..ir.ops.bitstack_blocks import forget_types
 from ..ir.rewrite.cleanup import clean
-from ..ir.rewrite.driver import rewrite
+from ..ir.rewrite.driver import RewriteReport, rewrite
 from ..ir.rewrite.rule import Rule
 from ..ir.run.verify import check_structure
+from ..ir.structure.cache_slots import ROWS_KEY
 from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
 from .expert_form import RouteExperts
 from .fx_to_onnx import translated
+from .group_query import UseGroupQuery
 from .norm_form import sum_before_norms
+from .row_places import Places
 from .siblings import join_siblings
 
-FORMS: dict[str, tuple[type[Rule], ...]] = {"shared-keys": (ShareKeys, SpellAttention)}
+FORMS_KEY = "graphwright.forms"
+"""Metadata: which forms of the target the graph does not have, and why, one remark a line."""
+
+
+def _shared_keys(_: OnnxView) -> Sequence[Rule]:
+    return ShareKeys(), SpellAttention()
+
+
+def _group_query(view: OnnxView) -> Sequence[Rule]:
+    canonicalize(view)  # a graph that no pass has seen is not in the words of the vocabulary yet
+    places = Places(view, longest_text(view.source.folder))
+    return ShareKeys(), UseGroupQuery(places), SpellAttention()
+
+
+FORMS: dict[str, Callable[[OnnxView], Sequence[Rule]]] = {
+    "shared-keys": _shared_keys, "group-query": _group_query
+}  # fmt: skip
 """Forms that rules make, by the names that targets have for them; others are the ops' own."""
 EDITS: dict[str, Callable[[View], int]] = {
     "one-product": join_siblings, "sum-apart": sum_before_norms
@@ -35,16 +58,19 @@ EDITS: dict[str, Callable[[View], int]] = {
 def lowered(view: View, target: Target = CPU) -> OnnxView:
     """An ONNX graph of stock ops in the forms that ``target`` likes; ``view`` stays as it is.
 
-    What is bfloat16 becomes float32, inputs and outputs too: see ``widen``. Raises ``BadInput``
-    where an op of an FX graph has no ONNX form, and for an ONNX graph of an opset that is too old.
+    What is bfloat16 becomes float32 where the target has no bfloat16, inputs and outputs too: see
+    ``widen``. What could not be written in a form of the target is said in its metadata. Raises
+    ``BadInput`` where an op of an FX graph has no ONNX form, and for an ONNX graph of an opset that
+    is too old.
     """
     onnx = translated(view) if isinstance(view, FxView) else view.copy()
     assert isinstance(onnx, OnnxView)
     _check_opset(onnx, target)
-    widen(onnx)
+    if torch.bfloat16 not in target.dtypes:
+        widen(onnx)
     clean(onnx)
-    forms = [rule() for row in target.rows for rule in FORMS.get(row.form, ())]
-    rewrite(onnx, [RouteExperts(), *forms])
+    forms = [rule for row in target.rows if row.form in FORMS for rule in FORMS[row.form](onnx)]
+    _remark(onnx, forms, rewrite(onnx, [RouteExperts(), *forms]))
     for row in target.rows:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
@@ -58,6 +84,31 @@ def _nothing(view: View) -> int:
     return 0
 
 
+def remarks(view: View) -> list[str]:
+    """What a person should know of how a graph was written, one sentence each."""
+    found = view.metadata().get(FORMS_KEY, "").splitlines()
+    if ROWS_KEY in view.metadata():
+        found.append("attention takes rows by their length: padding goes behind a text, not before")
+    return found
+
+
+def _remark(view: OnnxView, rules: Sequence[Rule], report: RewriteReport) -> None:
+    """Say in the metadata what became of attention where a form of it may be refused."""
+    if not any(isinstance(rule, UseGroupQuery) for rule in rules):
+        return
+    made, left = (report.applied[rule.name] for rule in (UseGroupQuery, SpellAttention))
+    if made:
+        view.metadata()[ROWS_KEY] = "begin"
+    refusal = report.refusals.get(UseGroupQuery.name)
+    if refusal is not None and left:
+        view.metadata()[FORMS_KEY] = (
+            f"{left} of {left + made} attentions keep their general form, not "
+            f"GroupQueryAttention: {refusal.reason}"
+        )
+    elif not made:
+        view.metadata()[FORMS_KEY] = "no attention is recognised: none becomes GroupQueryAttention"
+
+
 def _check_opset(view: OnnxView, target: Target) -> None:
     opset = view.model.opset_imports.get("", target.opset)
     if opset < target.opset:
@@ -68,4 +119,4 @@ def _check_opset(view: OnnxView, target: Target) -> None:
         )
 
 
-__all__ = ["lowered", "translated"]
+__all__ = ["lowered", "remarks", "translated"]

@@ -18,7 +18,7 @@ from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.values import numbers, to_numpy, to_value
 from ..ir.core.view import View
 from ..ir.load.intact import check_files
-from ..ir.structure.cache_slots import check_shared
+from ..ir.structure.cache_slots import ROWS_KEY, check_shared
 from ..ir.structure.pictured import check_pictured, read_prompt
 from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, Steps, bind
@@ -93,6 +93,7 @@ class OnnxRuntimeExecutable:
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
         outputs = self._session.get_outputs()
         self._outputs = tuple(o.name for o in outputs)
+        self.rows_begin = ROWS_KEY in self._session.get_modelmeta().custom_metadata_map
         self._opaque = any(_type_name(o) not in _RUNTIME_NAMES.values() for o in outputs)
 
     @property
@@ -164,7 +165,13 @@ class OnnxRuntimeExecutable:
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, and
-        where a prompt lacks its image."""
+        where a prompt lacks its image, or has padding where the graph takes none."""
+        mask = inputs.get("attention_mask")
+        if self.rows_begin and mask is not None and not bool((mask[:, :1] != 0).all()):
+            raise BadInput(
+                "attention_mask: padding comes before a text, and attention in this artifact takes "
+                "rows by their length: pad at the end, or make the artifact with --target cpu"
+            )
         for name, tensor in inputs.items():
             declared = self._inputs[name]
             wanted = _type_name(declared)

@@ -199,6 +199,9 @@ def _sample(
 
 LINEAR_NBIT = own_op(
     linear_nbit, infer=_infer, record=matmul_nbits.record, samples=_samples,
-    forms={dequantized.FORM: dequantized.record_linear},
+    forms={
+        dequantized.FORM: dequantized.record_linear,
+        matmul_nbits.HALF_FORM: matmul_nbits.record_half,
+    },
     heavy=True, macs=Macs(linear_macs), dense=_dense, stored_linear=_form,
 )  # fmt: skip

@@ -37,15 +37,37 @@ if TYPE_CHECKING:
     from onnx_ir.tape import Tape
 
 
+HALF_FORM = "matmul-nbits-half"
+
+
 def record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
+    """In float16 and float32. The CPU provider has no bfloat16 kernels: there in float32."""
+    return _recorded(tape, operands, attrs, frozenset({ir.DataType.FLOAT16}))
+
+
+def record_half(
+    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
+) -> ir.Value:
+    """For the CUDA provider, in the dtype of ``x``. Scales are stored in it: bfloat16's are rounded
+    to 8 bits of mantissa when they are written, so that every runtime computes with the same."""
+    return _recorded(tape, operands, attrs, frozenset({ir.DataType.FLOAT16, ir.DataType.BFLOAT16}))
+
+
+def _recorded(
+    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any],
+    dtypes: frozenset[ir.DataType],
+) -> ir.Value:  # fmt: skip
     x, codes, scales, zeros, bias = (*operands, None, None)[:5]
     if x is None or codes is None or scales is None or x.dtype is None:
         raise InvalidGraph("linear_nbit needs x with a known dtype, codes and scales")
     form = Form(tape, attrs)
-    # The CPU provider has no bfloat16 kernels, so those graphs compute in float32.
-    work = x.dtype if x.dtype == ir.DataType.FLOAT16 else ir.DataType.FLOAT
-    inner = cast(tape, x, work)
     real = zeros if zeros is not None and zeros.dtype != ir.DataType.UINT8 else None
+    # A real zero point is the small difference of large numbers: not for 8 bits of mantissa.
+    coarse = real is not None and x.dtype == ir.DataType.BFLOAT16
+    work = x.dtype if x.dtype in dtypes and not coarse else ir.DataType.FLOAT
+    inner = cast(tape, x, work)
+    if work == ir.DataType.BFLOAT16 and scales.const_value is not None:
+        scales = form.written(scales, work, form.blocks if not form.replicated else 1)
     wide = scales if form.level and real is None else cast(tape, scales, work)
     integer = None if real is not None else zeros
     y = tape.op(

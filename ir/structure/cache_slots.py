@@ -25,6 +25,9 @@ PARTS = ("key", "value")
 _WIDENING = frozenset({"rope", "mul", "sub", "div", "floor"})
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
+ROWS_KEY = "graphwright.rows"
+"""Metadata: ``begin`` where attention takes a row by its length, so that padding must be at its
+end."""
 SLOTS_KEY = "graphwright.kv_slots"
 """Metadata: JSON list, for each slot the number of the layer, in the source, that it belongs to."""
 

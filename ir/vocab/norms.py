@@ -77,11 +77,17 @@ def _lower_layer_norm(e: onnx.Lowering) -> onnx_ir.Value:
     if type_.dtype is None or not shape or not all(isinstance(d, int) for d in shape):
         raise InvalidGraph(f"{e.view.name(e.node)}: layer_norm over dimensions of unknown size")
     sizes = tuple(int(d) for d in shape)
-    dtype = type_.dtype
+    weight = _ones(e, sizes)
+    return e.layer_norm(x, weight, *e.operands[2:], dims=dims, eps=e.attrs["eps"])
+
+
+def _ones(e: onnx.Lowering, sizes: tuple[int, ...]) -> onnx_ir.Value:
+    """A weight of ones in the dtype of the first operand."""
+    dtype = e.view.type(e.operands[0]).dtype
     key = ("ones", sizes, dtype)
     ones = ComputedWeight(lambda: torch.ones(sizes, dtype=dtype), sizes, dtype, key)
-    weight = e.view.add_weight("ones", ones)
-    return e.layer_norm(x, weight, *e.operands[2:], dims=dims, eps=e.attrs["eps"])
+    weight: onnx_ir.Value = e.view.add_weight("ones", ones)
+    return weight
 
 
 # --- RMS norm -------------------------------------------------------------------------------------
@@ -133,6 +139,49 @@ def _lower_rms_norm(e: onnx.Lowering) -> onnx_ir.Value:
     return e.mul(weight[0], normed) if weight and weight[0] is not None else normed
 
 
+def _lower_rms_norm_with_sum(e: onnx.Lowering) -> onnx_ir.Value:
+    """rms_norm(add(x, y), w) => SkipSimplifiedLayerNormalization(x, y, w), whose fourth result is
+    the sum for all others who read it; of anything else SimplifiedLayerNormalization.
+
+    Both compute in float32 inside, whatever they take.
+    """
+    x, *weight = e.operands
+    known = e.view.type(x)
+    if known.dtype is None or not known.shape or not isinstance(known.shape[-1], int):
+        return _lower_rms_norm(e)
+    scale = weight[0] if weight and weight[0] is not None else _ones(e, (known.shape[-1],))
+    if e.view.type(scale).dtype != known.dtype or e.view.weight(scale) is None:
+        return _lower_rms_norm(e)
+    eps = {"epsilon": float(e.attrs["eps"])}
+    addition = _sum_before(e, x)
+    if addition is None:
+        e.view.at(e.node)
+        attrs = {"axis": -1, **eps, "stash_type": 1}
+        normed: onnx_ir.Node = e.view.emit("SimplifiedLayerNormalization", [x, scale], attrs)
+        return normed.outputs[0]
+    # Where the sum was, before all who read it.
+    e.view.at(addition)
+    made: onnx_ir.Node = e.view.emit(
+        "SkipSimplifiedLayerNormalization", [*e.view.operands(addition), scale], eps,
+        domain=onnx.MICROSOFT, outputs=4,
+    )  # fmt: skip
+    made.outputs[1].name = made.outputs[2].name = ""
+    e.view.retype(made.outputs[3], x)
+    e.view.replace(x, made.outputs[3])
+    e.view.erase(addition)
+    return made.outputs[0]
+
+
+def _sum_before(e: onnx.Lowering, x: onnx_ir.Value) -> onnx_ir.Node | None:
+    """The addition that makes ``x`` of two values of its own type; ``None`` where there is none."""
+    node = e.view.producer(x)
+    if node is None or e.view.op(node) != "add" or e.view.is_output(x):
+        return None
+    parts, wanted = e.view.operands(node), e.view.type(x)
+    alike = all(isinstance(p, onnx_ir.Value) and e.view.type(p) == wanted for p in parts)
+    return node if alike and wanted.rank in (2, 3) else None
+
+
 OPS = (
     OpSpec(
         name="layer_norm", operands=("x", "weight?", "bias?"), attrs={"dims": 1, "eps": 1e-5},
@@ -152,7 +201,8 @@ OPS = (
             _build_aten_rms_norm, (fx.sometimes(_decode_rms_norm, aten.rms_norm.default),)
         ),
         onnx=OnnxForm(
-            decoders=(onnx.sometimes(_read_rms_norm, "RMSNormalization"),), lower=_lower_rms_norm
+            decoders=(onnx.sometimes(_read_rms_norm, "RMSNormalization"),), lower=_lower_rms_norm,
+            forms={"skip-simplified-layer-norm": _lower_rms_norm_with_sum},
         ),
     ),
 )  # fmt: skip

@@ -35,6 +35,10 @@ class Target:
     """``accuracy_level`` of a linear by its bits and least block, where its pass leaves it open."""
     dtypes: frozenset[torch.dtype] = frozenset({torch.float32, torch.float16})
     """The floats that it computes in; others become float32."""
+    prefers: torch.dtype | None = None
+    """The float in which a float32 source is loaded for it, where nobody names one."""
+    providers: tuple[str, ...] = ()
+    """What onnxruntime-genai is to start beside the CPU's provider."""
     opset: int = 18
     """The least that its forms need."""
 
@@ -103,7 +107,27 @@ PORTABLE = Target(
     opset=21,
 )  # fmt: skip
 
-TARGETS = {target.name: target for target in (CPU, PORTABLE)}
+CUDA = Target(
+    "cuda", "ONNX Runtime on a CUDA device: half floats, attention and norms as one node each",
+    (
+        Row("rms_norm", "skip-simplified-layer-norm", "one kernel that reads the stream and the "
+            "branch once and writes their sum and its norm; the CUDA provider of 1.31 has it for "
+            "f32, f16 and bf16"),
+        Row("sdpa", "group-query", "turns queries and keys, writes them into the cache and attends "
+            "in one kernel, with queries, keys and values from one product; opset 23's Attention "
+            "copies the past in each step there (34 to 111 us a token more, onnxruntime #28352)"),
+        Row("linear", "fused-matmul", "takes a tied head's table as it is stored, in half floats "
+            "too: transposed, it would lie in the device's memory twice"),
+        Row("linear_nbit", "matmul-nbits-half", "the provider takes activations and scales in f16 "
+            "and bf16 as they are; integers do not pay there, so that no activation is rounded"),
+        Row("embedding_nbit", "gather-block-quantized", "reads the rows' bytes where they lie"),
+    ),
+    dtypes=frozenset({torch.float32, torch.float16, torch.bfloat16}),
+    prefers=torch.float16,
+    providers=("cuda",),
+)  # fmt: skip
+
+TARGETS = {target.name: target for target in (CPU, PORTABLE, CUDA)}
 
 
 DEFAULTS = {"cpu": CPU}

@@ -70,9 +70,12 @@ class CodedPass(FormPass):
             )
 
     def settled(self, target: Target) -> CodedPass:
-        """With the accuracy level that the target likes, where it is not the default."""
-        wanted: Literal[0, 4] = 4 if target.level(self.bits, self.group or GROUPS[-1]) == 4 else 0
-        if self.accuracy_level is not None or wanted == self.level:
+        """With the accuracy level that the target likes, where it is not the default: of these
+        bits, or of the 8 that a table and its head may have."""
+        block = self.group or GROUPS[-1]
+        wanted: Literal[0, 4] = 4 if target.level(self.bits, block) == 4 else 0
+        usual = wanted == self.level and target.level(8, block) == 4
+        if self.accuracy_level is not None or usual:
             return self
         return replace(self, accuracy_level=wanted)
 

@@ -82,8 +82,11 @@ def run(
     backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     target: Annotated[
-        str, typer.Option(help="What it is written for: cpu, or portable (standard ONNX alone).")
+        str, typer.Option(help="What it is written for: cpu, cuda, or portable (standard ONNX).")
     ] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Float to load MODEL in: fp32, fp16 or bf16; default: its own.")
+    ] = "",
     max_error: Annotated[
         float | None, typer.Option(help="Bound on relative L2 of any output.")
     ] = None,
@@ -133,6 +136,8 @@ def run(
         _check_backend(backend)
         _check_choice("device", device, ("cpu", "cuda"))
         _check_choice("target", target, tuple(TARGETS))
+        if dtype:
+            _check_choice("dtype", dtype, tuple(pipeline.FLOATS))
         if max_error is not None and not max_error > 0:
             raise BadInput(f"--max-error {max_error} must be above 0")
         request = pipeline.Request(
@@ -140,7 +145,7 @@ def run(
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
             backend=backend, resume=resume, target=target, original=original, budget=asked,
-            using=knobs,
+            using=knobs, dtype=dtype,
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)

@@ -527,8 +527,10 @@ class Manifest(Entry):
     recipe: str
     """The passes in order, as text that `optimize-model -p` takes."""
     target: str = "cpu"
-    """What the artifact is written for: `cpu` is ONNX Runtime on a CPU, `portable` standard ONNX
-    ops alone."""
+    """What the artifact is written for: `cpu` is ONNX Runtime on a CPU, `cuda` on a GPU,
+    `portable` standard ONNX ops alone."""
+    dtype: str = ""
+    """The float that the model was loaded in (`fp32`, `fp16`, `bf16`) because somebody asked."""
     versions: Annotated[
         dict[str, str],
         AfterValidator(_ours),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import math
 import os
@@ -16,12 +17,12 @@ import torch
 from ...backends import artifact, find_backend
 from ...backends.fx_to_onnx import TRANSLATION_KEY
 from ...backends.genai import write_genai_config
-from ...backends.lowering import lowered
+from ...backends.lowering import lowered, remarks
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import set_aside
 from ...ir.core.view import View
-from ...ir.load.sources import fingerprint, load
+from ...ir.load.sources import fingerprint, form_of, load
 from ...ir.onnx.view import OnnxView
 from ...ir.structure.cache_slots import has_cache
 from ...ir.vocab.targets import CPU, find_target
@@ -59,6 +60,8 @@ from .resume import remembering
 from .verifying import ask, check_backend_name, verify
 
 Progress = Callable[[str, int, int], None]
+FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""What ``--dtype`` takes."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,9 @@ class Request:
     """The model that ``model`` was compressed from: see ``passes.original``."""
     original_sha256: str = ""
     """Where given, an original of any other hash is refused."""
+    dtype: str = ""
+    """A name of ``FLOATS`` in which a zoo or Hugging Face model is loaded; empty for its own, or
+    for the one that the target prefers."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
     budget: Budget | None = None
@@ -113,10 +119,7 @@ class Request:
 def dry_run(request: Request) -> Manifest:
     """The forecast of a run as a manifest; weights may be absent."""
     started = time.perf_counter()
-    view = load(
-        request.model, trust_remote_code=request.trust_remote_code, allow_missing_weights=True,
-        cache=request.cache,
-    )  # fmt: skip
+    view = _loaded(request, allow_missing_weights=True)
     original = _original(request, allow_missing=True)
     loading = time.perf_counter() - started
     forecast = plan(view, request.recipe, original=original)
@@ -127,7 +130,7 @@ def dry_run(request: Request) -> Manifest:
 def dry_search(request: Request, progress: Progress) -> Manifest:
     """The forecast of a run whose recipe a budget decides: weights and data are read, no candidate
     is measured."""
-    view = load(request.model, trust_remote_code=request.trust_remote_code, cache=request.cache)
+    view = _loaded(request)
     found = _searched(request, view, _calibration(request, view, progress), progress, rounds=0)
     done = _forecast_manifest(view, found.recipe, plan(view, found.recipe))
     done.search = search_entry(found)
@@ -154,12 +157,31 @@ def run(request: Request, progress: Progress) -> Manifest:
     for name in dict.fromkeys((DEFAULT, request.backend)):
         find_backend(name).check_device(request.device)
     progress(f"loading {request.model}", 0, 1)
-    view = load(
-        request.model, trust_remote_code=request.trust_remote_code, cache=request.cache
-    )
+    view = _loaded(request)
     _check_eval(request, view)
     with set_aside():
         return _made(request, view, progress)
+
+
+def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
+    """The graph, in the float that was asked for, or that the target prefers to float32."""
+
+    def read(dtype: torch.dtype | None) -> View:
+        return load(
+            request.model, trust_remote_code=request.trust_remote_code, cache=request.cache,
+            allow_missing_weights=allow_missing_weights, dtype=dtype,
+        )  # fmt: skip
+
+    view, target = read(FLOATS.get(request.dtype)), find_target(request.target)
+    matrices = {w.dtype for w in view.weights().values() if len(w.shape) > 1}
+    given = form_of(request.model) in ("zoo", "folder", "hub")
+    if request.dtype or target.prefers is None or torch.float32 not in matrices or not given:
+        return view
+    name = next(name for name, dtype in FLOATS.items() if dtype == target.prefers)
+    view = read(target.prefers)
+    note = f"it is taken in {name}, which target {target.name} prefers to float32: see --dtype"
+    view.source = dataclasses.replace(view.source, notes=(*view.source.notes, note))
+    return view
 
 
 def _made(request: Request, view: View, progress: Progress) -> Manifest:
@@ -217,6 +239,7 @@ def _marks(
         "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),
         "recipe": str(request.recipe),
         "target": request.target,
+        "dtype": request.dtype,
         "calibration data": "" if data is None else data.sha256,
         "original": "" if original is None else original.source.sha256,
         "version": ", ".join(f"{name} {known[name]}" for name in used if name in known),
@@ -241,7 +264,7 @@ def _published(
     if found is not None:
         done.search = search_entry(found)
     done.machine = _machine(request.device)
-    done.target = request.target
+    done.target, done.dtype = request.target, request.dtype
     done.graph_before = module_tree(result.source)
     done.graph_after = module_tree(result.graph)
     if request.out is None:
@@ -253,17 +276,19 @@ def _published(
         done.original.beside = beside(request.original, request.out)
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph, find_target(request.target))
-    _note_translation(onnx, done)
+    _note_writing(onnx, done)
     done.sizes.tensors = tensors(onnx, result.graph.weights(), result.source.weights())
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)
         _note_left(artifact.copy_side_files(view.source.folder, folder), done)
-        write_genai_config(result.graph, folder)
-        verify(
+        write_genai_config(onnx, folder, find_target(request.target))
+        notes = verify(
             done.verification, view, result, folder, device=request.device,
             backend=request.backend, progress=progress,
         )  # fmt: skip
+        for step in done.passes[-1:]:
+            step.notes += notes
         done.sizes.artifact_bytes = artifact.model_bytes(folder)
         _note_files(done)
         done.files = manifest.files(folder)
@@ -276,11 +301,12 @@ def _published(
     return done
 
 
-def _note_translation(onnx: OnnxView, done: Manifest) -> None:
-    """Say in the report what of the graph ``torch.onnx`` has translated, where any was."""
-    remarks = onnx.metadata().get(TRANSLATION_KEY, "").splitlines()
-    if remarks and done.passes:
-        done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in remarks]
+def _note_writing(onnx: OnnxView, done: Manifest) -> None:
+    """Say in the report what of the graph ``torch.onnx`` has translated, where any was, and which
+    forms of the target it does not have."""
+    said = [*onnx.metadata().get(TRANSLATION_KEY, "").splitlines(), *remarks(onnx)]
+    if said and done.passes:
+        done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in said]
 
 
 def _note_files(done: Manifest) -> None:

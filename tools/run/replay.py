@@ -100,7 +100,7 @@ def _repeated(
     request = pipeline.Request(
         name, Recipe.parse(known.recipe), target,
         max_error=known.verification.max_error, cache=known.source.cache,
-        trust_remote_code=trusted, target=known.target,
+        trust_remote_code=trusted, target=known.target, dtype=known.dtype,
         calibration=named_source.located(data.name, data.beside, folder) if data else "",
         calibration_samples=data.samples if data else None,
         calibration_length=data.length if data else None,

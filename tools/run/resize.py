@@ -47,7 +47,7 @@ def resize(
         done.eval = None
         done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         artifact.copy_side_files(str(folder), target)
-        write_genai_config(view, target)
+        write_genai_config(view, target, find_target(done.target))
         manifest.write(target, done)
         report.write(target, done)
     return done

@@ -9,7 +9,7 @@ import torch
 
 from ...backends import artifact, find_backend
 from ...backends import compile as compile_model
-from ...backends.judging import Judge, check_artifact
+from ...backends.judging import Judge, check_artifact, checkable
 from ...backends.original import give_original
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
@@ -27,6 +27,10 @@ CHECKED_TOKENS = 256
 """Tokens of a calibration batch, at most, that checks run on: the first rows of it. Whole batches
 took two thirds of a calibrated run, and gigabytes of logits, for the same figures."""
 
+WIDENED = (
+    "the artifact computes in bfloat16, which ONNX Runtime's CPU provider does not: it was checked "
+    "with float32 in its place, and runs on a GPU alone"
+)
 Progress = Callable[[str, int, int], None]
 
 
@@ -55,16 +59,19 @@ def _shorter(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def verify(
     checks: VerificationEntry, source: View, result: Result, folder: Path, *, device: str,
     backend: str, progress: Progress,
-) -> None:  # fmt: skip
+) -> list[str]:  # fmt: skip
     """Run the artifact in ONNX Runtime, and the graph in another ``backend`` if one is named; note
     in ``checks`` how far they are from the rewritten graph and from the source.
 
     What ``optimize`` has computed is not computed again: ``result`` holds the rewritten graph's
-    outputs. Raises ``BoundExceeded`` where a result is not what it should be.
+    outputs. Gives what a person should know of how it was run. Raises ``BoundExceeded`` where a
+    result is not what it should be.
     """
-    batches = source.source.samples or result.batches
-    reference = Reference(source, batches, result.truth)
-    judge = Judge(result.graph, batches, reference, result.outputs[0])
+    known = source.source.samples or result.batches
+    batches = checkable(folder, known)
+    same = batches is known
+    reference = Reference(source, batches, result.truth if same else Truth())
+    judge = Judge(result.graph, batches, reference, result.outputs[0] if same else None)
     found = check_artifact(folder, result.graph, judge, device=device, progress=progress)
     checks.runtime.optimized = ErrorEntry(**found.optimized.to_dict())
     checks.runtime.unoptimized = ErrorEntry(**found.unoptimized.to_dict())
@@ -73,8 +80,9 @@ def verify(
     errors = worst_of(reference.outputs[: len(made)], made, shortened=True)
     checks.outputs = [OutputEntry(name=name, **d.to_dict()) for name, d in errors.items()]
     checks.samples = count_samples(batches[: len(made)])
+    notes = [WIDENED] if found.widened else []
     if backend == DEFAULT:
-        return
+        return notes
     progress(f"running it in {backend}", 0, 1)
     whole = find_backend(backend).runs_artifacts
     model = folder / artifact.MODEL_FILE if whole else judge.plain
@@ -83,6 +91,7 @@ def verify(
     judged = judge.judge_rounded if whole else judge.judge
     error = judged(actual, backend, "Use --backend onnxruntime")
     checks.runtime.backends[backend] = ErrorEntry(**error.to_dict())
+    return notes
 
 
 def _on_cpu(outputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -16,6 +16,7 @@ from graphwright.ir.core.errors import BadInput, InvalidGraph
 from graphwright.ir.core.types import Type
 from graphwright.ir.ops import OWN_OPS, OwnOp, Sample, torch_op
 from graphwright.ir.ops.linear_nbit import operand_types
+from graphwright.ir.ops.matmul_nbits import HALF_FORM
 from graphwright.ir.ops.pack import (
     BITS,
     GROUPS,
@@ -144,7 +145,25 @@ FORMS = [
     pytest.param(case.values[0], case.values[1], form, id=f"{case.id}-{form}")
     for case in CASES
     for form in case.values[0].forms
+    if form != HALF_FORM
 ]
+HALVES = [
+    pytest.param(*case.values, id=case.id)
+    for case in CASES
+    if HALF_FORM in case.values[0].forms and case.values[1].operands[0].dtype != torch.float32
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("op", "sample"), HALVES)
+def test_the_form_for_a_gpu_takes_half_floats_as_they_are(op: OwnOp, sample: Sample) -> None:
+    """But where real zero points meet bfloat16; on a CPU that is run as float32."""
+    model = emit(op, sample, form=HALF_FORM)
+    (node,) = (n for n in model.graph if n.op_type == "MatMulNBits")
+    want = op.reference(*sample.operands, **sample.attrs)
+    real = sample.operands[3] is not None and sample.operands[3].is_floating_point()
+    coarse = real and want.dtype == torch.bfloat16
+    assert node.inputs[2].dtype == from_torch_dtype(torch.float32 if coarse else want.dtype)
+    assert rel_l2(run(model, sample), want) <= op.tolerances[want.dtype]
 
 
 @pytest.mark.parametrize(("op", "sample", "form"), FORMS)

@@ -1,0 +1,69 @@
+"""Runs for a GPU: the float that is taken, what is said, and that they can be repeated."""
+
+from __future__ import annotations
+
+import importlib
+from pathlib import Path
+from typing import Any
+
+import graphwright as gw
+import onnx_ir
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput
+from graphwright.tools.evaluate.task import silent
+from graphwright.tools.report.manifest import Manifest
+from graphwright.tools.run import pipeline, replay, verifying
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    transformers: Any = importlib.import_module("transformers")
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=64, intermediate_size=48, num_hidden_layers=1,
+        num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("source")
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def run(source: Path, out: Path, dtype: str = "") -> Manifest:
+    recipe = gw.Recipe.parse("quantize{bits=4 group=32}")
+    return pipeline.run(
+        pipeline.Request(str(source), recipe, out, target="cuda", dtype=dtype), silent
+    )
+
+
+def floats(out: Path) -> set[onnx_ir.DataType | None]:
+    """Of the cache, and of the scales of linears."""
+    graph = onnx_ir.load(out / "model.onnx").graph
+    scales = {n.inputs[2] for n in graph if n.op_type == "MatMulNBits"}
+    return {value.dtype for value in (*graph.inputs[2:], *scales) if value is not None}
+
+
+def test_float32_is_taken_in_what_the_target_prefers(source: Path, tmp_path: Path) -> None:
+    done = run(source, tmp_path / "out")
+    assert any("taken in fp16, which target cuda prefers" in n for n in done.source.notes)
+    assert done.recipe == "quantize{bits=4 group=32 accuracy_level=0}" and done.dtype == ""
+    assert any("padding goes behind a text" in note for note in done.passes[-1].notes)
+    assert floats(tmp_path / "out") == {onnx_ir.DataType.FLOAT16}
+
+
+def test_the_float_that_was_asked_for_is_repeated(source: Path, tmp_path: Path) -> None:
+    done = run(source, tmp_path / "out", "bf16")
+    assert floats(tmp_path / "out") == {onnx_ir.DataType.BFLOAT16}
+    error = done.verification.runtime.optimized
+    assert error is not None and 0 < (error.rel_l2 or 0) < 4e-2
+    assert done.dtype == "bf16" and verifying.WIDENED in done.passes[-1].notes
+    with pytest.raises(BadInput, match="does not load it"):
+        gw.compile(tmp_path / "out")
+    replay.replay(tmp_path / "out", tmp_path / "again", silent)
+
+
+def test_a_file_keeps_its_own() -> None:
+    recipe = gw.Recipe.parse("clean")
+    request = pipeline.Request("model.onnx", recipe, None, target="cuda", dtype="fp16")
+    with pytest.raises(BadInput, match="dtype is for zoo and Hugging Face models"):
+        pipeline.run(request, silent)
