@@ -32,7 +32,7 @@ def write_genai_config(graph: View, folder: Path, target: Target = CPU) -> bool:
 
     Its sizes are the graph's, its special tokens and longest text those of the source's folder.
     ``graph`` is the one that was written for ``target``: attention that keeps its own cache
-    (``ROWS_KEY``) gets one buffer a layer, of the longest text, in which it writes.
+    gets one buffer a layer, of the longest text, in which it writes, where ``ROWS_KEY`` allows it.
     """
     config = genai_config(graph, graph.source.folder, target)
     if config is not None:
@@ -74,7 +74,8 @@ def genai_config(
             },
         },
         "search": {
-            "max_length": longest, "past_present_share_buffer": ROWS_KEY in graph.metadata(),
+            "max_length": longest,
+            "past_present_share_buffer": graph.metadata().get(ROWS_KEY) == "shared",
         },
     }  # fmt: skip
 

@@ -28,7 +28,8 @@ from ..ir.onnx.forms import as_value, native_value
 from ..ir.onnx.parts import set_type
 from ..ir.rewrite.pattern import Match
 from ..ir.rewrite.rule import Build, Rule
-from ..ir.structure.cache_slots import CacheSlot, find_slot
+from ..ir.structure.cache_slots import CacheSlot, find_slot, past_slot
+from ..ir.vocab import END
 from ..ir.vocab.onnx import MICROSOFT
 from .row_places import Places
 
@@ -140,6 +141,20 @@ class UseGroupQuery(Rule):
         return build.view.add_weight(f"{build.view.name(value)}.table", table)
 
 
+def caches_are_shared(view: View) -> bool:
+    """Whether these attentions alone look at keys and values of before. Where places are counted
+    by the length of a cache, it must be that of the text."""
+    named = zip(view.input_names(), view.inputs(), strict=True)
+    users = {u for name, past in named if past_slot(name) is not None for u in view.users(past)}
+    return all(view.native_op(u) == f"{MICROSOFT}::{NODE}" or _reads_rows(view, u) for u in users)
+
+
+def _reads_rows(view: View, node: Node) -> bool:
+    """Whether a node asks for the number of rows alone."""
+    attrs = view.attrs(node)
+    return view.native_op(node) == "Shape" and attrs.get("start", 0) == 0 and attrs.get("end") == 1
+
+
 def _joined(match: Match, name: str, slot: CacheSlot) -> Value:
     """New keys or values, of [past; new] that only this attention and the graph's caller read."""
     view, value = match.view, match.value(name)
@@ -176,12 +191,35 @@ def _sizes(match: Match, q: Value, k: Value, v: Value) -> tuple[int, int, int]:
 
 
 def _turn(view: View, value: Value) -> _Turn | None:
+    """rope(x), or [rope(x[..., :r]); x[..., r:]], which the node does by narrower tables."""
     node = view.producer(value)
-    if node is None or view.op(node) != "rope":
+    if node is not None and view.op(node) == "rope":
+        x, cos, sin = view.operands(node)
+        assert is_value(x) and is_value(cos) and is_value(sin)
+        return _Turn(x, cos, sin)
+    if node is None or view.op(node) != "concat" or view.attrs(node)["dim"] != 3:
         return None
-    x, cos, sin = view.operands(node)
-    assert is_value(x) and is_value(cos) and is_value(sin)
-    return _Turn(x, cos, sin)
+    head, *rest = view.operands(node)
+    first = _turn(view, head) if is_value(head) and len(rest) == 1 else None
+    if first is None or not is_value(rest[0]):
+        return None
+    front, back = (_part(view, x) for x in (first.x, rest[0]))
+    width = (view.type(value).shape or (None,))[-1]
+    if front is None or back is None or front[0] is not back[0]:
+        return None
+    whole = front[1] == 0 and front[2] == back[1] and back[2] in (width, END)
+    return _Turn(front[0], first.cos, first.sin) if whole else None
+
+
+def _part(view: View, value: Value) -> tuple[Value, Any, Any] | None:
+    """A slice of features, with its ends."""
+    node = view.producer(value)
+    if node is None or view.op(node) != "slice" or view.attrs(node)["dim"] != 3:
+        return None
+    x, start, end, *step = view.operands(node)
+    if not is_value(x) or any(view.number(s) != 1 for s in step):
+        return None
+    return x, view.number(start), view.number(end)
 
 
 def _heads_joined(view: View, root: Node, site: _Site) -> Value | None:

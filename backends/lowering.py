@@ -25,7 +25,7 @@ from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
 from .expert_form import RouteExperts
 from .fx_to_onnx import translated
-from .group_query import UseGroupQuery
+from .group_query import UseGroupQuery, caches_are_shared
 from .norm_form import sum_before_norms
 from .row_places import Places
 from .siblings import join_siblings
@@ -75,6 +75,8 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
     clean(onnx)
+    if ROWS_KEY in onnx.metadata() and caches_are_shared(onnx):
+        onnx.metadata()[ROWS_KEY] = "shared"
     check_structure(onnx)
     forget_types(onnx.model)
     return onnx

@@ -26,8 +26,9 @@ _WIDENING = frozenset({"rope", "mul", "sub", "div", "floor"})
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
 ROWS_KEY = "graphwright.rows"
-"""Metadata: ``begin`` where attention takes a row by its length, so that padding must be at its
-end."""
+"""Metadata: there where attention takes a row by its length, so that padding must be at its end.
+``shared`` where nothing else looks at a cache, not even at its length: keys and values may then lie
+in buffers of the longest text, in which attention writes; ``begin`` elsewhere."""
 SLOTS_KEY = "graphwright.kv_slots"
 """Metadata: JSON list, for each slot the number of the layer, in the source, that it belongs to."""
 

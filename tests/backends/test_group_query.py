@@ -164,6 +164,7 @@ KINDS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "normed": ("Qwen3", {}, {"do_rotary": 1}),
     "capped, in a window": ("Gemma2", {"sliding_window": 5, "attn_logit_softcapping": 20.0},
                             {"softcap": 20.0, "local_window_size": 5, "do_rotary": 1}),
+    "turned in part": ("Phi", {"hidden_size": 128, "head_dim": None}, {"do_rotary": 1}),
     "learned positions": ("GPT2", {"n_positions": 64, **PLAIN}, {"do_rotary": 0}),
 }  # fmt: skip
 
@@ -175,6 +176,9 @@ def test_kinds_of_attention(kind: str, tmp_path: Path) -> None:
     out = gw.export(gw.load(source, dtype=torch.float16), tmp_path / "out", target="cuda")
     found = nodes(OnnxView(onnx_ir.load(out / "model.onnx")))
     assert len(found) == 1 and wanted.items() <= attrs(found[0]).items()
+    config = json.loads((out / "genai_config.json").read_text())
+    # What is turned outside, or counted, goes by the length of the cache.
+    assert config["search"]["past_present_share_buffer"] == bool(wanted["do_rotary"])
     same(source, out, torch.ones(2, 9, dtype=torch.int64))
 
 
