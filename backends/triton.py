@@ -24,7 +24,9 @@ from ..ir.core.view import Node, Value, View, is_value
 from ..ir.core.weights import CastWeight
 from ..ir.fx.read import Operand as FxOperand
 from ..ir.fx.view import FxView
+from ..ir.rewrite.driver import rewrite
 from .base import Backend, ViewExecutable, bind
+from .score_kernel import RULES
 from .triton_kernels import NEEDED_COMPUTE, Binding, Bound, Fallback, bind_kernels
 
 logger = logging.getLogger(__name__)
@@ -83,6 +85,7 @@ def build(
     view = graph.copy()
     if not isinstance(view, FxView):
         canonicalize(view)
+    rewrite(view, [rule() for rule in RULES])
     binding = bind_kernels(view, compute)
     if strict:
         _refuse(binding.fallbacks, compute)

@@ -1,6 +1,6 @@
 """``linear_nbit`` on a CUDA device, alone or with a low-rank path: ``x W^T + bias + (x A^T) B^T``.
 
-Codes of 4 and 8 bits in the layout of ``ir.ops.pack``, as they lie in memory: nothing is repacked.
+Codes in the layout of ``ir.ops.pack``, as they lie in memory: nothing is repacked.
 Importing this module imports triton.
 """
 
@@ -17,12 +17,13 @@ from torch import Tensor
 from ..ir.core.errors import BadInput
 from ..ir.core.types import Type
 from ..ir.ops.linear_nbit import operand_types
+from ..ir.ops.pack import block_of
 from . import linear_nbit_gemm as gemm
 from . import linear_nbit_gemv as gemv
 from .launch import Launch, processors
 from .registry import HALF_AND_SINGLE, Kernel
 
-BITS = (4, 8)
+BITS = (2, 3, 4, 8)
 PRECISION = {torch.float32: "tf32x3"}
 """Three TF32 products make one of float32 to 1e-6; the half types ignore it."""
 
@@ -69,7 +70,7 @@ def linear_nbit(
     out_features: int,
     accuracy_level: int = 0,
 ) -> Tensor:
-    """As the op's reference (``ir.ops.linear_nbit``) for 4 and 8 bits.
+    """As the op's reference (``ir.ops.linear_nbit``).
 
     ``accuracy_level`` 4 lets ``x`` be rounded to 8 bits, which pays on a CPU: here it never is, so
     that the result is nearer to ``x W^T`` than the reference's. Raises ``BadInput`` for another
@@ -112,7 +113,7 @@ def linear_nbit_low_rank(
 
 def _check(x: Tensor, bits: int) -> None:
     if bits not in BITS:
-        raise BadInput(f"linear_nbit: the kernel takes 4 and 8 bits, not {bits}")
+        raise BadInput(f"linear_nbit: the kernel takes 2, 3, 4 and 8 bits, not {bits}")
     if x.dtype not in HALF_AND_SINGLE:
         raise BadInput(f"linear_nbit: the kernel takes {_names(HALF_AND_SINGLE)}, not {x.dtype}")
 
@@ -145,10 +146,13 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _gemv(o: _Operands, y: Tensor) -> Launch:
-    words = o.codes.reshape(o.outputs, -1).view(torch.int32)
-    width = words.shape[1]
-    tile = gemv.tile_for(width)
-    rows, per = o.x.shape[0], 32 // o.bits
+    # Of 3 bits a word is 16 codes too, and its parts are aligned to two bytes alone.
+    flat = o.codes.reshape(o.outputs, -1)
+    words = flat.view(torch.int16 if o.bits == 3 else torch.int32)
+    per = 16 if o.bits == 3 else 32 // o.bits
+    width = words.shape[1] // 3 if o.bits == 3 else words.shape[1]
+    tile = gemv.tile_for(width, o.bits)
+    rows = o.x.shape[0]
     # One row has no stride: it is aligned whatever K is.
     stride = o.x.stride(0) if rows > 1 else 0
     arguments = (
@@ -157,7 +161,8 @@ def _gemv(o: _Operands, y: Tensor) -> Launch:
         o.outputs, o.columns, width, o.groups, o.rank, gemv.MAGIC,
     )  # fmt: skip
     constants = {
-        "WORDS": tile.words, "BITS": o.bits, "GROUP": o.group, "REAL_ZEROS": o.real_zeros,
+        "WORDS": tile.words, "BITS": o.bits, "GROUP": o.group,
+        "BLOCK": block_of(o.group, o.columns), "REAL_ZEROS": o.real_zeros,
         "EVEN": o.columns % (tile.words * per) == 0,
         "ALIGNED": o.columns % per == 0 and stride % per == 0,
         "RANKS": min(64, triton.next_power_of_2(o.rank)) if o.rank else 0,
@@ -181,7 +186,7 @@ def _gemm(o: _Operands, y: Tensor) -> Iterator[Launch]:
     )  # fmt: skip
     constants = {
         "ROWS": tile.rows, "OUTPUTS": tile.outputs, "COLUMNS": tile.columns, "BITS": o.bits,
-        "GROUP": o.group, "REAL_ZEROS": o.real_zeros,
+        "GROUP": o.group, "BLOCK": block_of(o.group, o.columns), "REAL_ZEROS": o.real_zeros,
         "EVEN": o.columns % (tile.columns * splits) == 0,
         "RANKS": min(64, max(16, triton.next_power_of_2(o.rank))) if o.rank else 0,
         "PRECISION": PRECISION.get(o.x.dtype, "tf32"),
@@ -228,6 +233,9 @@ CASES = (
     Case(64, 4, 128, "integer", torch.float16),
     Case(128, 4, 32, "none", torch.float16, 32),
     Case(128, 8, 0, "real", torch.bfloat16),
+    Case(1, 3, 32, "integer", torch.bfloat16),
+    Case(1, 2, 64, "none", torch.float16),
+    Case(128, 3, 64, "none", torch.bfloat16),
 )
 """Every tile, both widths, each kind of zero points and both forms of the low-rank path."""
 

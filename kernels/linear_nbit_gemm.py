@@ -64,14 +64,28 @@ def _dot(a, b, total, PRECISION: tl.constexpr, WIDEN: tl.constexpr):
 
 
 @triton.jit
+def _quarters(q):
+    """The four codes of 2 bits of each byte, [..., 2, 2], the earliest first."""
+    return tl.join(tl.join(q & 3, (q >> 4) & 3), tl.join((q >> 2) & 3, q >> 6))
+
+
+@triton.jit
+def _eighths(q):
+    """The eight bits of each byte, [..., 2, 2, 2], the earliest first."""
+    even = tl.join(tl.join(q & 1, (q >> 4) & 1), tl.join((q >> 2) & 1, (q >> 6) & 1))
+    odd = tl.join(tl.join((q >> 1) & 1, (q >> 5) & 1), tl.join((q >> 3) & 1, q >> 7))
+    return tl.join(even, odd)
+
+
+@triton.jit
 def gemm_kernel(
     x, codes, scales, zeros, bias, narrow, up, y, x_stride, narrow_stride,
     M, N, K, B, G, R, steps, magic,
     ROWS: tl.constexpr, OUTPUTS: tl.constexpr, COLUMNS: tl.constexpr, BITS: tl.constexpr,
-    GROUP: tl.constexpr, REAL_ZEROS: tl.constexpr, EVEN: tl.constexpr, RANKS: tl.constexpr,
-    PRECISION: tl.constexpr, WIDEN: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, REAL_ZEROS: tl.constexpr, EVEN: tl.constexpr,
+    RANKS: tl.constexpr, PRECISION: tl.constexpr, WIDEN: tl.constexpr,
 ):  # fmt: skip
-    PER: tl.constexpr = 8 // BITS
+    PER: tl.constexpr = 4 if BITS == 3 else 8 // BITS
     # Groups that one step of K spans: at least one, and one where a row has one scale.
     SPAN: tl.constexpr = COLUMNS // GROUP if GROUP > 0 and GROUP < COLUMNS else 1
     MIDDLE: tl.constexpr = float(1 << (BITS - 1))
@@ -87,14 +101,25 @@ def gemm_kernel(
     for step in range(split * steps, (split + 1) * steps):
         k = step * COLUMNS + tl.arange(0, COLUMNS)
         b = step * (COLUMNS // PER) + tl.arange(0, COLUMNS // PER)
+        if BITS == 3:  # a block is its low bits, then its high ones
+            low = b * 4 // BLOCK * (BLOCK * 3 // 8) + b * 4 % BLOCK // 4
+            eighth = step * (COLUMNS // 8) + tl.arange(0, COLUMNS // 8)
+            high = eighth * 8 // BLOCK * (BLOCK * 3 // 8) + BLOCK // 4 + eighth * 8 % BLOCK // 8
+        else:
+            low = b
         if EVEN:
             a = tl.load(x_rows + k[None, :])
-            q = tl.load(code_rows + b[None, :])
+            q = tl.load(code_rows + low[None, :])
         else:
             a = tl.load(x_rows + k[None, :], mask=(k < K)[None, :], other=0)
-            q = tl.load(code_rows + b[None, :], mask=(b < B)[None, :], other=0)
+            q = tl.load(code_rows + low[None, :], mask=(low < B)[None, :], other=0)
         if BITS == 4:
             q = tl.reshape(tl.join(q & 15, q >> 4), (OUTPUTS, COLUMNS))
+        if BITS < 4:
+            q = tl.reshape(_quarters(q), (OUTPUTS, COLUMNS))
+        if BITS == 3:
+            top = tl.load(code_rows + high[None, :], mask=(high < B)[None, :], other=0)
+            q |= tl.reshape(_eighths(top), (OUTPUTS, COLUMNS)) << 2
         # Codes become floats by the bits of 2^23 + code: conversions run at an eighth of the rate.
         high = (q.to(tl.int32) | magic).to(tl.float32, bitcast=True)
         weight = tl.reshape(high, (OUTPUTS, SPAN, COLUMNS // SPAN))

@@ -39,14 +39,31 @@ class Tile:
     warps: int
 
 
-def tile_for(words: int) -> Tile:
+def tile_for(words: int, bits: int = 4) -> Tile:
     """The longest tile that leaves an eighth of its lanes idle at most; four words a thread.
 
-    Long tiles have more bytes in flight: all of a row where it is a power of two up to 1024.
+    Long tiles have more bytes in flight: all of a row where it is a power of two up to 1024. Of 2
+    and 3 bits a word is 16 columns of ``x``, and a thread holds one at a time.
     """
+    if bits < 4:
+        length = max(32, min(256, triton.next_power_of_2(words)))
+        return Tile(length, length // 32)
     lengths = [t for t in (1024, 512, 256, 128) if triton.cdiv(words, t) * t * 8 <= words * 9]
     length = lengths[0] if lengths else max(32, min(128, triton.next_power_of_2(words)))
     return Tile(length, max(1, length // 128))
+
+
+@triton.jit
+def _eight(v, WORDS: tl.constexpr):
+    """Eight numbers a word as eight vectors."""
+    even, odd = tl.split(tl.reshape(v, (WORDS, 2, 2, 2)))
+    even0, even1 = tl.split(even)
+    odd0, odd1 = tl.split(odd)
+    x0, x4 = tl.split(even0)
+    x2, x6 = tl.split(even1)
+    x1, x5 = tl.split(odd0)
+    x3, x7 = tl.split(odd1)
+    return x0, x1, x2, x3, x4, x5, x6, x7
 
 
 @triton.jit
@@ -62,15 +79,13 @@ def _columns(x, start, K, WORDS: tl.constexpr, PER: tl.constexpr, EVEN: tl.const
         x0, x2 = tl.split(even)
         x1, x3 = tl.split(odd)
         return x0, x1, x2, x3
-    else:  # noqa: RET505 - triton compiles what follows a return
-        even, odd = tl.split(tl.reshape(v, (WORDS, 2, 2, 2)))
-        even0, even1 = tl.split(even)
-        odd0, odd1 = tl.split(odd)
-        x0, x4 = tl.split(even0)
-        x2, x6 = tl.split(even1)
-        x1, x5 = tl.split(odd0)
-        x3, x7 = tl.split(odd1)
-        return x0, x1, x2, x3, x4, x5, x6, x7
+    elif PER == 16:  # noqa: RET505 - triton compiles what follows a return
+        even, odd = tl.split(tl.reshape(v, (WORDS, 8, 2)))
+        x0, x2, x4, x6, x8, x10, x12, x14 = _eight(even, WORDS)
+        x1, x3, x5, x7, x9, x11, x13, x15 = _eight(odd, WORDS)
+        return x0, x1, x2, x3, x4, x5, x6, x7, x8, x9, x10, x11, x12, x13, x14, x15
+    else:
+        return _eight(v, WORDS)
 
 
 @triton.jit
@@ -80,10 +95,35 @@ def _code(q, magic, MASK: tl.constexpr, STEP: tl.constexpr, MIDDLE: tl.constexpr
 
 
 @triton.jit
-def _products(q, magic, xs, PER: tl.constexpr, MIDDLE: tl.constexpr):
-    """``sum_i (code_i - MIDDLE) x_i`` of each word."""
+def _nth(
+    q, magic, AT: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, MIDDLE: tl.constexpr
+):
+    """The code of WIDTH bits before which AT others lie, times UNIT, less MIDDLE."""
+    MASK: tl.constexpr = ((1 << WIDTH) - 1) << (WIDTH * AT)
+    return _code(q, magic, MASK, UNIT / (1 << (WIDTH * AT)), MIDDLE)
+
+
+@triton.jit
+def _bits(
+    q, magic, xs, AT: tl.constexpr, WIDTH: tl.constexpr, UNIT: tl.constexpr, MIDDLE: tl.constexpr
+):
+    """``sum_i (code_i UNIT - MIDDLE) x_i`` over eight codes of WIDTH bits, from the lowest on; x
+    counts from AT."""
+    part = _nth(q, magic, 0, WIDTH, UNIT, MIDDLE) * xs[AT]
+    for i in tl.static_range(1, 8):
+        part += _nth(q, magic, i, WIDTH, UNIT, MIDDLE) * xs[AT + i]
+    return part
+
+
+@triton.jit
+def _products(q, top, magic, xs, PER: tl.constexpr, BITS: tl.constexpr, MIDDLE: tl.constexpr):
+    """``sum_i (code_i - MIDDLE) x_i`` of each word; ``top`` holds the third bits of 16 codes."""
     h = q >> 16
-    if PER == 4:
+    if PER == 16:
+        part = _bits(q, magic, xs, 0, 2, 1.0, MIDDLE) + _bits(h, magic, xs, 8, 2, 1.0, MIDDLE)
+        if BITS == 3:
+            part += _bits(top, magic, xs, 0, 1, 4.0, 0) + _bits(top >> 8, magic, xs, 8, 1, 4.0, 0)
+    elif PER == 4:
         part = _code(q, magic, 0xFF, 1.0, MIDDLE) * xs[0]
         part += _code(q, magic, 0xFF00, 0.00390625, MIDDLE) * xs[1]
         part += _code(h, magic, 0xFF, 1.0, MIDDLE) * xs[2]
@@ -114,18 +154,30 @@ def _zeros(zeros, n, g, G, within, BITS: tl.constexpr, REAL_ZEROS: tl.constexpr)
 @triton.jit
 def _add_row(
     total, words, scales, zeros, n, w, xs, x_sum, W, G, magic,
-    BITS: tl.constexpr, GROUP: tl.constexpr, REAL_ZEROS: tl.constexpr, EVEN: tl.constexpr,
+    BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr, REAL_ZEROS: tl.constexpr,
+    EVEN: tl.constexpr,
 ):  # fmt: skip
     """``total`` plus what output ``n`` gets from the words ``w``."""
-    PER: tl.constexpr = 32 // BITS
+    PER: tl.constexpr = 16 if BITS == 3 else 32 // BITS
     within = w < W
-    q = tl.load(words + n * W + w) if EVEN else tl.load(words + n * W + w, mask=within, other=0)
+    if BITS == 3:
+        # A block is its low bits, 16 codes in two halves of a word, then its high ones.
+        first = n * (W * 3) + w * 16 // BLOCK * (BLOCK * 3 // 16)
+        inside = w * 16 % BLOCK
+        low = words + first + inside // 8
+        q = tl.load(low, mask=within, other=0).to(tl.int32) & 0xFFFF
+        q |= tl.load(low + 1, mask=within, other=0).to(tl.int32) << 16
+        high = words + first + BLOCK // 8 + inside // 16
+        top = tl.load(high, mask=within, other=0).to(tl.int32) & 0xFFFF
+    else:
+        q = tl.load(words + n * W + w) if EVEN else tl.load(words + n * W + w, mask=within, other=0)
+        top = q
     g = w * 0 if GROUP == 0 else w * PER // GROUP
     if zeros is None:
         # The middle goes into the constant that takes 2^23 away.
-        part = _products(q, magic, xs, PER, 1 << (BITS - 1))
+        part = _products(q, top, magic, xs, PER, BITS, 1 << (BITS - 1))
     else:
-        part = _products(q, magic, xs, PER, 0)
+        part = _products(q, top, magic, xs, PER, BITS, 0)
         part -= _zeros(zeros, n, g, G, within, BITS, REAL_ZEROS) * x_sum
     if GROUP != 0:
         part *= tl.load(scales + n * G + g, mask=within, other=0).to(tl.float32)
@@ -156,10 +208,10 @@ def _store(
 @triton.jit(do_not_specialize=["W", "x_stride"])
 def gemv_kernel(
     x, words, scales, zeros, bias, narrow, up, y, x_stride, narrow_stride, N, K, W, G, R, magic,
-    WORDS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, REAL_ZEROS: tl.constexpr,
-    EVEN: tl.constexpr, ALIGNED: tl.constexpr, RANKS: tl.constexpr,
+    WORDS: tl.constexpr, BITS: tl.constexpr, GROUP: tl.constexpr, BLOCK: tl.constexpr,
+    REAL_ZEROS: tl.constexpr, EVEN: tl.constexpr, ALIGNED: tl.constexpr, RANKS: tl.constexpr,
 ):  # fmt: skip
-    PER: tl.constexpr = 32 // BITS
+    PER: tl.constexpr = 16 if BITS == 3 else 32 // BITS
     row = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * 4
     n0 = tl.minimum(n, N - 1).to(tl.int64)
@@ -175,16 +227,16 @@ def gemv_kernel(
         w = start + tl.arange(0, WORDS)
         xs = _columns(x, start, K, WORDS, PER, EVEN)
         x_sum = xs[0] + xs[1] + xs[2] + xs[3]
-        if BITS == 4:
-            x_sum += xs[4] + xs[5] + xs[6] + xs[7]
+        for i in tl.static_range(4, PER):
+            x_sum += xs[i]
         total0 = _add_row(total0, words, scales, zeros, n0, w, xs, x_sum, W, G, magic,
-                          BITS, GROUP, REAL_ZEROS, EVEN)  # fmt: skip
+                          BITS, GROUP, BLOCK, REAL_ZEROS, EVEN)  # fmt: skip
         total1 = _add_row(total1, words, scales, zeros, n1, w, xs, x_sum, W, G, magic,
-                          BITS, GROUP, REAL_ZEROS, EVEN)  # fmt: skip
+                          BITS, GROUP, BLOCK, REAL_ZEROS, EVEN)  # fmt: skip
         total2 = _add_row(total2, words, scales, zeros, n2, w, xs, x_sum, W, G, magic,
-                          BITS, GROUP, REAL_ZEROS, EVEN)  # fmt: skip
+                          BITS, GROUP, BLOCK, REAL_ZEROS, EVEN)  # fmt: skip
         total3 = _add_row(total3, words, scales, zeros, n3, w, xs, x_sum, W, G, magic,
-                          BITS, GROUP, REAL_ZEROS, EVEN)  # fmt: skip
+                          BITS, GROUP, BLOCK, REAL_ZEROS, EVEN)  # fmt: skip
     y += row * N
     narrow_row = narrow
     if RANKS > 0:

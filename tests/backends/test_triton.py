@@ -34,6 +34,7 @@ RECIPES = {
     "4 bits and eora": "quantize{bits=4 group=32},eora{rank=4}",
     "8 bits": "quantize{bits=8 group=16}",
     "3 bits": "quantize{bits=3 group=32}",
+    "8 bits both": "w8a8",
 }
 RUNS = [
     ("fx", "4 bits"), ("onnx", "8 bits"), ("fx", "3 bits"), ("onnx", "4 bits and eora"),
@@ -143,7 +144,7 @@ LINEARS = 8
 def test_the_numbers_of_eager(kind: str, name: str, interpreted: Mapping[str, Any]) -> None:
     found = interpreted[f"{kind}: {name}"]
     assert found["error"] <= (SLACK_INT8 if name == "8 bits" else 2e-6)
-    assert found["error"] > 0 or name == "3 bits"
+    assert found["error"] > 0
 
 
 def test_one_token(interpreted: Mapping[str, Any]) -> None:
@@ -171,10 +172,10 @@ def test_an_artifact_opened_again_runs_as_kernels(interpreted: Mapping[str, Any]
     assert 0 < found["error"] <= 2e-6
 
 
-def test_a_width_without_kernel_falls_back(interpreted: Mapping[str, Any]) -> None:
+def test_three_bits_have_a_kernel(interpreted: Mapping[str, Any]) -> None:
     found = interpreted["fx: 3 bits"]
-    assert found["fallbacks"] == {"linear_nbit: bits=3: its kernel takes 4, 8": LINEARS}
-    assert found["kernels"] == {"rope": 2}
+    assert found["fallbacks"] == {}
+    assert found["kernels"] == {"linear_nbit": LINEARS, "rope": 2}
 
 
 def test_an_artifact_and_a_half_precision_model(interpreted: Mapping[str, Any]) -> None:
@@ -224,12 +225,12 @@ def test_without_a_device(monkeypatch: pytest.MonkeyPatch, graphs: Callable[[str
 
 def test_strict(monkeypatch: pytest.MonkeyPatch, graphs: Callable[[str], Any]) -> None:
     monkeypatch.setattr(triton, "_place", lambda device: torch.device("cpu"))
-    three = graphs(RECIPES["3 bits"])
-    with pytest.raises(BadInput, match=r"linear_nbit\) would run by its .* bits=3.*7 more nodes"):
-        compile(three, backend="triton", strict=True)
+    both = graphs(RECIPES["8 bits both"])
+    with pytest.raises(BadInput, match=r"linear_w8a8\) would run .* no kernel, and 7 more nodes"):
+        compile(both, backend="triton", strict=True)
     strict = compile(graphs(RECIPES["4 bits"]), backend="triton", strict=True)
     assert isinstance(strict, triton.TritonExecutable) and strict.fallbacks == ()
-    old = bind_kernels(three, (7, 5)).fallbacks
+    old = bind_kernels(graphs(RECIPES["4 bits"]), (7, 5)).fallbacks
     with pytest.raises(Missing, match=r"need compute capability 8\.0, this device has 7\.5"):
         triton._refuse(old, (7, 5))
 
@@ -239,12 +240,12 @@ def test_fallbacks_are_logged_once_a_reason(
     caplog: pytest.LogCaptureFixture,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(triton, "_place", lambda device: torch.device("cpu"))
-    graph = graphs(RECIPES["3 bits"])
+    graph = graphs(RECIPES["8 bits both"])
     before = [graph.name(node) for node in graph.nodes()]
     with caplog.at_level("WARNING", logger=triton.__name__):
         compile(graph, backend="triton")
     assert [r.getMessage() for r in caplog.records] == [
-        "linear_nbit runs by its reference at 8 nodes: bits=3: its kernel takes 4, 8"
+        "linear_w8a8 runs by its reference at 8 nodes: it has no kernel"
     ]
     assert [graph.name(node) for node in graph.nodes()] == before
 
@@ -292,7 +293,9 @@ def test_kernels_are_found_by_the_name_of_their_op() -> None:
     if importlib.util.find_spec("triton") is None:
         return
     found = {name: kernel for name in OWN_OPS if (kernel := kernel_of(name)) is not None}
-    assert set(found) >= {"linear_nbit", "rope", "token_select"}
+    assert set(found) >= {
+        "linear_bitstack", "linear_nbit", "rope", "token_scores", "token_select"
+    }  # fmt: skip
     for name, kernel in found.items():
         assert set(kernel.attrs) <= set(OWN_OPS[name].attrs)
         assert kernel.function.__name__ == name

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-INTERPRETED = ("linear_nbit", "rope", "token_select")
+INTERPRETED = ("linear_bitstack", "linear_nbit", "rope", "token_scores", "token_select")
 collect_ignore_glob = [] if importlib.util.find_spec("triton") else ["test_*.py"]
 
 Errors = Mapping[str, Mapping[str, float]]

@@ -74,6 +74,15 @@ CASES = [
     replace(BASE, rows=(70,), columns=123, group=16, dtype=torch.float16, rank=70),
     replace(BASE, rows=(130,), outputs=130, dtype=torch.float16, zeros="integer"),
     replace(BASE, rows=(130,), outputs=33, columns=256, bits=8, group=0, zeros="real"),
+    replace(BASE, outputs=5, columns=123, group=16, bits=2, zeros="integer", bias=True),
+    replace(BASE, outputs=5, columns=123, group=16, bits=3, zeros="integer", bias=True),
+    replace(BASE, rows=(2,), outputs=5, columns=256, group=64, bits=3, dtype=torch.float16, rank=8),
+    replace(BASE, outputs=5, columns=300, group=0, bits=2, zeros="real", dtype=torch.bfloat16),
+    replace(BASE, outputs=3, columns=5000, group=256, bits=3),  # more words than a tile
+    replace(BASE, rows=(5,), columns=123, bits=2, dtype=torch.float16, bias=True),
+    replace(BASE, rows=(17,), columns=192, group=16, bits=3, zeros="real"),
+    replace(BASE, rows=(70,), columns=300, group=128, bits=2, zeros="integer", rank=8),
+    replace(BASE, rows=(130,), columns=256, group=0, bits=3, dtype=torch.bfloat16),
 ]
 
 
@@ -139,7 +148,7 @@ def test_labels_are_distinct() -> None:
 @pytest.mark.parametrize(
     ("bits", "dtype", "reason"),
     [
-        (3, torch.float32, "the kernel takes 4 and 8 bits, not 3"),
+        (5, torch.float32, "the kernel takes 2, 3, 4 and 8 bits, not 5"),
         (4, torch.float64, "takes float16, bfloat16, float32, not torch.float64"),
     ],
 )
