@@ -22,7 +22,7 @@ from ..ir.structure.cache_slots import ROWS_KEY, check_shared
 from ..ir.structure.pictured import check_pictured, read_prompt
 from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, Steps, bind
-from .runtime_packages import mixed_builds
+from .runtime_packages import PROVIDER, mixed_builds, no_cuda
 from .steps import BoundSteps, PlainSteps
 
 T = TypeVar("T")
@@ -73,7 +73,7 @@ class OnnxRuntimeExecutable:
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._device = device
-        providers = _providers(ort, device)
+        providers = _providers(device)
         try:
             if instead is not None:
                 options.add_session_config_entry(_WEIGHTS_FOLDER, str(path.absolute().parent))
@@ -211,23 +211,16 @@ def _tensor(value: Any) -> torch.Tensor:
 
 def check_device(device: str) -> None:
     """Raise ``Missing`` where ONNX Runtime cannot use the device."""
-    import onnxruntime as ort
-
-    _providers(ort, device)
+    _providers(device)
 
 
-def _providers(ort: Any, device: str) -> list[str]:
+def _providers(device: str) -> list[str]:
     if device == "cpu":
         return ["CPUExecutionProvider"]
-    if not torch.cuda.is_available():
-        raise Missing(
-            "torch sees no CUDA device: run with --device cpu, or on a machine with an NVIDIA "
-            "driver and a CUDA build of torch"
-        )
-    if "CUDAExecutionProvider" not in ort.get_available_providers():
-        mend = mixed_builds() or "pip uninstall onnxruntime && pip install onnxruntime-gpu"
-        raise Missing(f"this ONNX Runtime has no CUDA provider: {mend}, or run with --device cpu")
-    return ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    reason = no_cuda()
+    if reason:
+        raise Missing(reason)
+    return [PROVIDER, "CPUExecutionProvider"]
 
 
 def _refuse_fallback(wanted: Sequence[str], got: Sequence[str]) -> None:

@@ -30,6 +30,33 @@ def mixed_builds() -> str:
     )
 
 
+PROVIDER = "CUDAExecutionProvider"
+
+
+def no_cuda() -> str:
+    """Why ONNX Runtime and torch cannot work on a GPU together, and how to mend it; empty where
+    they can, as far as their builds tell. Each may be a build for CUDA while the other is none."""
+    import onnxruntime as ort
+    import torch
+
+    has_provider = PROVIDER in ort.get_available_providers()
+    if not torch.cuda.is_available():
+        built = torch.version.cuda
+        here = "is a CPU build" if built is None else f"is built for CUDA {built}, and no driver is"
+        said = f"torch sees no CUDA device: run with --device cpu; torch {torch.__version__} {here}"
+        if built is not None:
+            return f"{said} there: install NVIDIA's"
+        other = ", unlike this ONNX Runtime, which has a CUDA provider" if has_provider else ""
+        return f"{said}{other}: install one for CUDA (https://pytorch.org), and NVIDIA's driver"
+    if has_provider:
+        return ""
+    mend = mixed_builds() or (
+        f"torch {torch.__version__} is a build for CUDA, this ONNX Runtime is not: "
+        "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+    )
+    return f"this ONNX Runtime has no CUDA provider: {mend}, or run with --device cpu"
+
+
 def installed(package: str) -> str:
     """The version of a package; empty where it is not installed."""
     try:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -148,17 +148,6 @@ def test_names_and_options_that_are_wrong(view: FxView) -> None:
         compile(view, threads=0)
     with pytest.raises(BadInput, match="the eager backend runs on the CPU"):
         compile(view, backend="eager", device="cuda")
-
-
-def test_a_cuda_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = SimpleNamespace(get_available_providers=lambda: ["CPUExecutionProvider"])
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(Missing, match="torch sees no CUDA device") as caught:
-        onnxruntime_backend._providers(runtime, "cuda")
-    assert caught.value.exit_code == 3
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    with pytest.raises(Missing, match="pip install onnxruntime-gpu"):
-        onnxruntime_backend._providers(runtime, "cuda")
 
 
 def test_a_silent_fall_back_to_the_cpu_is_refused() -> None:

@@ -42,6 +42,29 @@ def test_two_builds(both: None, tmp_path: Path) -> None:
     assert "pip uninstall -y onnxruntime onnxruntime-gpu" in told
 
 
+@pytest.mark.parametrize(
+    ("device", "built", "providers", "told"),
+    [
+        (False, None, ["CUDAExecutionProvider"],
+         r"is a CPU build, unlike this ONNX Runtime, which has a CUDA provider: install one"),
+        (False, None, [], r"is a CPU build: install one for CUDA"),
+        (False, "13.0", [], r"is built for CUDA 13\.0, and no driver is there: install NVIDIA's"),
+        (True, "13.0", [], r"is a build for CUDA, this ONNX Runtime is not: pip uninstall -y"),
+    ],
+)  # fmt: skip
+def test_builds_of_two_kinds(
+    device: bool, built: str | None, providers: list[str], told: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    mixed_builds.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
+    monkeypatch.setattr(torch.version, "cuda", built)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
+    with pytest.raises(Missing, match=told) as caught:
+        backend.check_device("cuda")
+    assert caught.value.exit_code == 3
+
+
 def test_a_missing_provider_names_the_other_build(
     both: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
