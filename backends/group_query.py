@@ -20,10 +20,12 @@ import onnx_ir
 import torch
 
 from ..ir.canonical.heads import size
+from ..ir.canonical.siblings import joined_name
 from ..ir.core.errors import Refusal
+from ..ir.core.joined_weights import joined
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.view import Node, Operand, Value, View, is_value
-from ..ir.core.weights import ComputedWeight, MemoryWeight, Weight
+from ..ir.core.weights import MemoryWeight, Weight
 from ..ir.onnx.forms import as_value, native_value
 from ..ir.onnx.parts import set_type
 from ..ir.rewrite.pattern import Match
@@ -311,13 +313,9 @@ def _stacked(view: View, column: Sequence[Operand]) -> Any:
     if any(h is None for h in handles):
         return False
     found: list[Weight] = [h for h in handles if h is not None]
-    shape = (sum(h.shape[0] for h in found), *found[0].shape[1:])
-    weight = ComputedWeight(
-        lambda: torch.cat([h.read() for h in found]), shape, found[0].dtype,
-        ("rows", *(h.key for h in found)),
-    )  # fmt: skip
     names = [view.name(o) for o in column if is_value(o)]
-    return view.add_weight("+".join(names), weight)
+    # By a name of this form what was joined is parted again: see ``ir.canonical.siblings``.
+    return view.add_weight(joined_name(names) or "+".join(names), joined(found))
 
 
 def _emit(b: Build, inputs: Sequence[Value | None], attrs: dict[str, Any]) -> list[Value]:

@@ -19,7 +19,6 @@ from ..rewrite.rule import Build
 from . import heads as parts
 from .fused import MICROSOFT, Fused, Inputs
 from .heads import (
-    cut,
     default_scale,
     join_heads,
     places,
@@ -101,7 +100,10 @@ class ExpandGroupQueryAttention(Fused):
         if key is None or value is None:
             width = node.width(query) // (count + 2 * shared)
             widths = (count * width, shared * width, shared * width)
-            query, key, value = cut(b, node, query, widths)
+            if sum(widths) != node.width(query):
+                raise node.refuse(f"{node.width(query)} features are not those of its heads")
+            first = b.split(query, sizes=widths, dim=node.rank(query) - 1)
+            query, key, value = b.view.results(b.view.maker(first))
         q = split_heads(b, node, query, count)
         return q, split_heads(b, node, key, shared), split_heads(b, node, value, shared)
 

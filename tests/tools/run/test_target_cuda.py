@@ -10,7 +10,9 @@ import graphwright as gw
 import onnx_ir
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
+from graphwright.ir.structure.recognize import recognize
 from graphwright.tools.evaluate.task import silent
 from graphwright.tools.report.manifest import Manifest
 from graphwright.tools.run import pipeline, replay, verifying
@@ -49,6 +51,11 @@ def test_float32_is_taken_in_what_the_target_prefers(source: Path, tmp_path: Pat
     assert done.recipe == "quantize{bits=4 group=32 accuracy_level=0}" and done.dtype == ""
     assert any("padding goes behind a text" in note for note in done.passes[-1].notes)
     assert floats(tmp_path / "out") == {onnx_ir.DataType.FLOAT16}
+    view = gw.load(tmp_path / "out")
+    canonicalize(view)
+    # Queries, keys and values are one product in the file, and three again where it is read.
+    parts = {linear.name.rpartition(".")[2] for linear in recognize(view).linears}
+    assert parts >= {"q_proj", "k_proj", "v_proj", "o_proj"} and not any("+" in p for p in parts)
 
 
 def test_the_float_that_was_asked_for_is_repeated(source: Path, tmp_path: Path) -> None:
