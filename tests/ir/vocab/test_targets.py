@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.backends.lowering import FORMS
+from graphwright.backends.lowering import EDITS, FORMS
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.ops import OWN_OPS
 from graphwright.ir.vocab import VOCABULARY
@@ -18,12 +18,13 @@ USUAL = {
 
 @pytest.mark.parametrize("target", TARGETS.values(), ids=lambda t: t.name)
 def test_rows_name_what_there_is(target: Target) -> None:
-    assert len({row.op for row in target.rows}) == len(target.rows)
+    # Of an op, what makes nodes of it, and what joins several of it.
+    assert len({(row.op, row.form in EDITS) for row in target.rows}) == len(target.rows)
     for row in target.rows:
         native = VOCABULARY[row.op].onnx
         own = OWN_OPS[row.op].forms if row.op in OWN_OPS else native.forms if native else {}
         assert row.op in VOCABULARY and row.why
-        assert row.form in {*own, *FORMS, USUAL.get(row.op)}
+        assert row.form in {*own, *FORMS, *EDITS, USUAL.get(row.op)}
 
 
 @pytest.mark.parametrize(
