@@ -186,11 +186,11 @@ def test_random_inputs_fit_together(kind: str, models: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_step_after_a_prompt(kind: str, models: Any) -> None:
     view = models["llava"][1][kind]
-    prompt = sample_inputs(view, sizes={"batch": 3, "seq": 5, "images": 1})
+    prompt = sample_inputs(view, sizes={"batch": 3, "seq": 9, "images": 3})
     found = sweep(view, prompt)
     step = next_step(prompt, found)
     assert step is not None and step["pixel_values"].shape == (0, 3, 24, 24)
-    assert step["attention_mask"].shape == (3, 6)
+    assert step["attention_mask"].shape == (3, 10)
     assert torch.equal(step[past_name(1, "value")], found[present_name(1, "value")])
     assert sweep(view, step)["logits"].shape == (3, 1, 30)
     assert next_step(prompt, answers(found)) is None
