@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from graphwright.tools.cli import main, terminal
+from graphwright.tools.cli import artifacts, main, terminal
 from graphwright.tools.report.visible import visible
 from onnx import TensorProto, helper, numpy_helper
 
@@ -78,5 +78,5 @@ def test_a_terminal_gets_our_own_colours_and_moves_alone() -> None:
 
 
 def test_what_a_tokenizer_makes_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    main._write_out(0, f"{EVIL}\nnext")
+    artifacts._write_out(0, f"{EVIL}\nnext")
     assert capsys.readouterr().out == f"{SHOWN}\nnext"

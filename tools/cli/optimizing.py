@@ -1,0 +1,177 @@
+"""``optimize-model run`` and ``explain``: a recipe or a budget, and a model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...ir.core.errors import BadInput
+from ...ir.core.heap import uncollected
+from .options import Json, Model, Trust, Verbose, check_choice, make_console, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+DEFAULT_RECIPE = "w8"
+"""The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
+
+
+def run(
+    model: Model,
+    recipe: Annotated[
+        str, typer.Option("-r", "--recipe", help="A recipe's name, or a TOML or YAML file.")
+    ] = "",
+    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", "--output", help="Artifact folder.")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="What it is written for: cpu, cuda, or portable (standard ONNX).")
+    ] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Float to load MODEL in: fp32, fp16 or bf16; default: its own.")
+    ] = "",
+    max_error: Annotated[
+        float | None, typer.Option(help="Bound on relative L2 of any output.")
+    ] = None,
+    calib: Annotated[
+        str, typer.Option(metavar="DATA", help="Data for passes that learn: a file or zoo:NAME.")
+    ] = "",
+    calib_samples: Annotated[int | None, typer.Option(help="Most samples; 128.")] = None,
+    calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
+    original: Annotated[
+        str, typer.Option(metavar="MODEL", help="What a quantized MODEL was made from, for eora.")
+    ] = "",
+    budget: Annotated[
+        str,
+        typer.Option(help="Search a recipe: bytes=25%,loss=1%; bytes of weights."),
+    ] = "",
+    using: Annotated[str, typer.Option(help="Knobs of the search: tokens,layers,bits,rank.")] = "",
+    tasks: Annotated[
+        str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
+    ] = "",
+    cache: Annotated[
+        bool | None,
+        typer.Option("--cache/--no-cache", help="Key-value cache; default: if MODEL writes text."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,
+    as_json: Json = False,
+    verbose: Verbose = False,
+    trust_remote_code: Trust = False,
+) -> None:
+    """Optimize MODEL and write the artifact to OUT."""
+    from . import front_table, terminal
+
+    console = make_console(stderr=True)
+    with terminal.Steps(console, silent=as_json) as steps:
+        steps("starting", 0, 1)
+        with uncollected():
+            from ...ir.load.sources import form_of
+            from ...ir.vocab.targets import TARGETS
+
+            asked, knobs = _budget(budget, using, given=recipe or passes)
+            # Of a name that is not a model's, only that is said.
+            silent = as_json or bool(budget) or not form_of(model)
+            chosen = _choose_recipe(recipe, passes, console, quiet=silent)
+            from ..run import pipeline
+
+        _check_backend(backend)
+        check_choice("device", device, ("cpu", "cuda"))
+        check_choice("target", target, tuple(TARGETS))
+        if dtype:
+            check_choice("dtype", dtype, tuple(pipeline.FLOATS))
+        if max_error is not None and not max_error > 0:
+            raise BadInput(f"--max-error {max_error} must be above 0")
+        request = pipeline.Request(
+            model, chosen, out, max_error=max_error, device=device, force=force,
+            trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
+            calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
+            backend=backend, resume=resume, target=target, original=original, budget=asked,
+            using=knobs, dtype=dtype,
+        )  # fmt: skip
+        if dry_run and asked is not None:
+            done = pipeline.dry_search(request, steps)
+        else:
+            done = pipeline.dry_run(request) if dry_run else pipeline.run(request, steps)
+    if as_json:
+        print_json(done.to_json())
+    elif dry_run:
+        terminal.print_plan(make_console(), done)
+    else:
+        terminal.print_result(make_console(), done, str(out) if out is not None else "")
+    if not as_json and done.search is not None:
+        front_table.print_front(make_console(), done)
+
+
+def explain(
+    model: Model,
+    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    recipe: Annotated[str, typer.Option("-r", "--recipe")] = "",
+    trust_remote_code: Trust = False,
+    verbose: Verbose = False,
+) -> None:
+    """Say what the passes would do to MODEL, at which sites, and why not at the others."""
+    with uncollected():
+        from ..run import pipeline
+    from . import terminal
+
+    console = make_console(stderr=True)
+    chosen = _choose_recipe(recipe, passes, console, quiet=False)
+    request = pipeline.Request(model, chosen, None, trust_remote_code=trust_remote_code)
+    done = pipeline.dry_run(request)
+    terminal.print_plan(make_console(), done)
+
+
+def _budget(text: str, using: str, *, given: str) -> tuple[Any, tuple[str, ...]]:
+    """The budget, if any, and the knobs. Raises ``BadInput`` where a recipe is given too."""
+    from ..search.budget import Budget
+    from ..search.search import KNOBS
+
+    if using and not text:
+        raise BadInput("--using names the knobs of a search: give --budget too")
+    if text and given:
+        raise BadInput("--budget searches for a recipe: give it, or a recipe by -r or -p, not both")
+    knobs = tuple(part.strip() for part in using.split(",")) if using else KNOBS
+    return (Budget.parse(text) if text else None), knobs
+
+
+def _tasks(text: str) -> tuple[str, ...]:
+    if not text:
+        return ()
+    from ..evaluate import task_names
+
+    return tuple(task_names(text))
+
+
+def _choose_recipe(name: str, text: str, console: Console, *, quiet: bool) -> Any:
+    from ...passes.recipe import Recipe, recipe_summary
+
+    if name and text:
+        raise BadInput("give either -r or -p, not both")
+    if text:
+        return Recipe.parse(text)
+    if name:
+        return Recipe.load(name)
+    chosen = Recipe.load(DEFAULT_RECIPE)
+    if not quiet:
+        summary = recipe_summary(DEFAULT_RECIPE)
+        console.print(f"No recipe given: using {DEFAULT_RECIPE} ({chosen}). {summary}",
+                      markup=False, highlight=False)  # fmt: skip
+    return chosen
+
+
+def _check_backend(name: str) -> None:
+    """Refuse a backend that is not there, and the one that the others are held against."""
+    from ...backends import backend_names, find_backend
+
+    check_choice("backend", name, backend_names())
+    if find_backend(name).is_reference:
+        raise BadInput(
+            f"--backend {name}: it is what the artifact is compared with; name another one"
+        )

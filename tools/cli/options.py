@@ -1,0 +1,48 @@
+"""What commands share: options, consoles, choices.
+
+Results go to stdout, everything else to stderr. What a command needs is imported in it: help comes
+at once.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ...ir.core.errors import BadInput, near_misses
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+MODEL_HELP = (
+    "zoo:NAME, a Hugging Face folder or id, FILE.onnx, FILE.pt2, FILE.gguf, or "
+    "package.module:factory"
+)
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP)]
+Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
+Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
+Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a hub model run its code.")]
+TrustSource = Annotated[
+    bool,
+    typer.Option("--trust-source", help="Load what the manifest names, though that runs code."),
+]
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    from .terminal import VisibleConsole
+
+    return VisibleConsole(stderr=stderr)
+
+
+def print_json(data: Any) -> None:
+    sys.stdout.write(json.dumps(data, indent=2, sort_keys=True) + "\n")
+
+
+def check_choice(option: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise BadInput(f"--{option} {value} is unknown; {near_misses(value, known)}")
