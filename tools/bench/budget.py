@@ -40,10 +40,10 @@ from ...passes.recipe import Recipe
 from ..data import calibration
 from ..run.outliers import rank_correlation
 from ..search.budget import Budget
-from ..search.data import parts
+from ..search.data import parts, unfitted
 from ..search.judge import Judge, Loss
 from ..search.menu import Menu
-from ..search.recipe_of import Held, HeldTables
+from ..search.recipe_of import HeldTables
 from ..search.search import KNOBS, ROUNDS, Rounds
 from ..search.solve import KEPT, Choice, Option, Problem
 from ..search.tables import Tables
@@ -83,7 +83,7 @@ class Bench:
         self.source = self.graph.copy()
         canonicalize(self.source)
         self.structure = recognize(self.source)
-        self.parts = parts(self.source, self.data)
+        self.parts = parts(self.source, self.data, unfitted(name, self.graph, self.data))
         if quick:
             self.parts = replace(self.parts, fit=self.parts.fit[:1], judge=self.parts.judge[:2])
         self.unseen = Judge(self.source, self.structure, _unseen(name, self.graph))
@@ -174,17 +174,17 @@ def random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> It
 # --- budgets -------------------------------------------------------------------------------------
 
 
-def budgets(bench: Bench) -> Table:
+def budgets(bench: Bench, shares: Sequence[float]) -> Table:
     """At each budget what was found, and the best of each other kind, on unseen data."""
     table = Table(title=f"{bench.name}: loss on unseen data", box=None, pad_edge=False)
     for column in ("budget", "by", "MB", "loss", "95 %", "recipe"):
         table.add_column(column, overflow="fold")
     judge = Judge(bench.source, bench.structure, bench.parts.judge)
     whole = Menu.of(bench.source, bench.parts, judge, find_target("cpu"), KNOBS, lambda *_: None)
-    menus = {"found": whole, "bits alone": bits_alone(whole)}
+    menus = {"found": whole, "bits alone": whole.bits_alone()}
     others = {kind: list(_planned(bench, recipes)) for kind, recipes in OTHERS.items()}
     known: dict[str, tuple[int, Loss]] = {}
-    for share in SHARES.get(bench.name, USUAL_SHARES):
+    for share in shares:
         rows = []
         for by, menu in menus.items():
             made = Rounds(
@@ -209,18 +209,6 @@ def budgets(bench: Bench) -> Table:
     return table
 
 
-def bits_alone(menu: Menu) -> Menu:
-    """The same candidates without paths, and with every block and every token."""
-    base = menu.problems[0]
-    places = [
-        replace(place, options=[
-            o for o in place.options if not isinstance(o.what, Held) or not o.what.path.rank
-        ])
-        for place in base.places
-    ]  # fmt: skip
-    return replace(menu, problems=[replace(base, places=places, units={})], using=("bits",))
-
-
 def _planned(bench: Bench, recipes: Sequence[str]) -> Iterator[tuple[int, str]]:
     """Bytes and text of the recipes that fit the model."""
     stored = Tables.of(bench.source, bench.structure, HeldTables(8, 64), find_target("cpu")).stored
@@ -237,13 +225,16 @@ def main() -> None:
     parser.add_argument("what", choices=("forecast", "budgets"))
     parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
     parser.add_argument("--recipes", type=int, default=50)
+    parser.add_argument("--shares", help="of the source's bytes, in place of the usual budgets")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
     given = parser.parse_args()
     bench = Bench(given.model, given.quick)
     if given.what == "forecast":
         forecast(bench, given.recipes)
     else:
-        Console().print(budgets(bench))
+        usual = SHARES.get(bench.name, USUAL_SHARES)
+        shares = [float(x) for x in given.shares.split(",")] if given.shares else usual
+        Console().print(budgets(bench, shares))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -51,6 +51,7 @@ from ..report.manifest import (
 from ..report.module_tree import module_tree
 from ..report.tensors import tensors
 from ..search.budget import Budget
+from ..search.data import unfitted
 from ..search.search import KNOBS, ROUNDS, Found, search
 from ..search.telling import search_entry
 from . import report
@@ -142,9 +143,13 @@ def _searched(
     rounds: int = ROUNDS,
 ) -> Found:  # fmt: skip
     assert request.budget is not None
+    judged: Sequence[Mapping[str, torch.Tensor]] = []
+    if data is not None and request.calibration_samples is None:
+        judged = unfitted(data.name, view, data.batches, request.calibration_length)
     return search(
         view, budget=request.budget, calibration=[] if data is None else data.batches,
-        using=request.using, target=request.target, rounds=rounds, progress=progress,
+        judged=judged, using=request.using, target=request.target, rounds=rounds,
+        progress=progress,
     )  # fmt: skip
 
 

@@ -8,16 +8,24 @@ from dataclasses import dataclass
 import torch
 
 from ...ir.core.view import View
+from ...ir.run.batches import batches_sha256
+from ..data.calibration import SAMPLES, read
 
 Batch = Mapping[str, torch.Tensor]
-JUDGE_EVERY = 4
-"""Each fourth batch is kept for judging."""
-TOKENS = 16384, 4096, 1024
+JUDGE_EVERY = 2
+"""Each second batch is kept for judging: to tell recipes apart takes as many rows as to fit one."""
+JUDGED = 384
+"""Samples of named data, behind those that are fitted to, that recipes are judged by."""
+TOKENS = 16384, 16384, 1024
 """Tokens, or rows of data without any, that are fitted to, judged by and probed with at most."""
 LARGE = 5e8
 """Numbers in all weights from which a model is large: 16384 tokens through it take minutes."""
 LARGE_TOKENS = 2048, 512, 256
 """As ``TOKENS``, of a large model."""
+SURE_TOKENS = 4096
+"""Tokens that are judged by at least, whatever the model's outputs weigh."""
+NUMBERS = 1 << 26
+"""Numbers of outputs to which more tokens than those are judged: 256 MiB."""
 JUDGED_LENGTH = 128
 """Tokens that texts are cut to where they are judged: more texts say more than longer ones."""
 
@@ -35,8 +43,37 @@ class Parts:
     """Whether the model is, so that a forecast has to do with less."""
 
 
-def parts(view: View, batches: Sequence[Batch]) -> Parts:
-    """The parts of some data, which depend on nothing but the data."""
+def unfitted(
+    spec: str, view: View, fitted: Sequence[Batch], length: int | None = None
+) -> list[Batch]:
+    """What lies behind the first batches of the named data, which are fitted to: nothing where the
+    data end there, or come in another order where more of them are read."""
+    more = read(spec, view, samples=SAMPLES + JUDGED, length=length).batches
+    count = len(fitted)
+    if len(more) <= count or batches_sha256(more[:count]) != batches_sha256(fitted):
+        return []
+    return [*more[count:]]
+
+
+def parts(view: View, batches: Sequence[Batch], judged: Sequence[Batch] = ()) -> Parts:
+    """The parts of some data, which depend on nothing but the data and the model's size.
+
+    All of ``batches`` are for fitting where there are others to judge by. Else each second one is
+    judged by, and of the rest what is more than is fitted to.
+    """
+    fit, judge, shared = ([*batches], [*judged], False) if judged else _split(batches)
+    texts = [_cut(view, batch) for batch in fit]
+    large = sum(weight.numel for weight in view.weights().values()) >= LARGE
+    fitting, judging, probing = LARGE_TOKENS if large else TOKENS
+    if not large:
+        judging = min(judging, max(SURE_TOKENS, NUMBERS // _width(view)))
+    fitted = _limited(fit, fitting)
+    judge = [_cut(view, batch) for batch in (*judge, *fit[len(fitted) :])]
+    return Parts(fitted, _limited(judge, judging), _limited(texts, probing), shared, large)
+
+
+def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch], bool]:
+    """What is fitted to and what is judged by, and whether that is one row."""
     fit = [batch for i, batch in enumerate(batches) if i % JUDGE_EVERY != JUDGE_EVERY - 1]
     judge = [batch for i, batch in enumerate(batches) if i % JUDGE_EVERY == JUDGE_EVERY - 1]
     shared = False
@@ -47,13 +84,13 @@ def parts(view: View, batches: Sequence[Batch]) -> Parts:
         shared = not kept and len(fit) == 1
         judge = [_part(last, slice(kept, count))]
         fit = [*fit[:-1], *([_part(last, slice(0, kept))] if kept else [])] or list(batches)
-    texts = [_cut(view, batch) for batch in fit]
-    large = sum(weight.numel for weight in view.weights().values()) >= LARGE
-    fitting, judging, probing = LARGE_TOKENS if large else TOKENS
-    judge = [_cut(view, batch) for batch in judge]
-    return Parts(
-        _limited(fit, fitting), _limited(judge, judging), _limited(texts, probing), shared, large
-    )
+    return fit, judge, shared
+
+
+def _width(view: View) -> int:
+    """Numbers of a token, or a row, in the widest output."""
+    ends = [shape[-1] for value in view.outputs() if (shape := view.type(value).shape)]
+    return max((end for end in ends if isinstance(end, int)), default=1)
 
 
 def _rows(batch: Batch) -> int:

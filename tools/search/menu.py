@@ -63,13 +63,14 @@ class Menu:
         structure = recognize(view)
         source = graph_measures(view, judge.batches[0])
         probe = Judge(view, structure, data.probe)
-        work = _work(structure, data)
         halves, notes = units(view, structure) if "layers" in using else [], []
-        if len(halves) * work > DEPTH_WORK:
+        # By as many rows as time allows: of the halves, few are chosen by small differences.
+        wide = len(halves) * _work(structure, data.judge) <= DEPTH_WORK
+        if not wide and len(halves) * _work(structure, data.probe) > DEPTH_WORK:
             halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
-        gone = {u.name: m for u, m in left_out(view, halves, probe, progress)}
+        gone = {u.name: m for u, m in left_out(view, halves, judge if wide else probe, progress)}
         places = _linear_places(view, structure, data, probe, target, using, progress)
         found = tables_place(view, structure, judge, target) if "bits" in using else None
         places += [] if found is None else [found]
@@ -98,14 +99,25 @@ class Menu:
     def recipe(self, choice: Choice) -> Recipe:
         return recipe_of(choice, self.target, self.units)
 
+    def bits_alone(self) -> Menu:
+        """The same candidates without paths, and with every block and every token."""
+        base = self.problems[0]
+        places = [
+            replace(place, options=[
+                o for o in place.options if not isinstance(o.what, Held) or not o.what.path.rank
+            ])
+            for place in base.places
+        ]  # fmt: skip
+        return replace(self, problems=[replace(base, places=places, units={})], using=("bits",))
+
     def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
         """The problems with the losses of each kind multiplied."""
         return [problem.corrected(factors) for problem in self.problems]
 
 
-def _work(structure: Structure, data: Parts) -> float:
-    """Multiply-accumulates of one run over the probing part, about."""
-    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in data.probe)
+def _work(structure: Structure, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """Multiply-accumulates of one run over some batches, about."""
+    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
     return float(tokens * sum(x.in_features * x.out_features for x in structure.linears))
 
 
@@ -117,7 +129,7 @@ def _linear_places(
         return []
     groups = _groups(view, structure)
     linears = [group[0] for group in groups]
-    most = int(PROBE_WORK / max(1.0, _work(structure, data) / 2))
+    most = int(PROBE_WORK / max(1.0, _work(structure, data.probe) / 2))
     minded = _minded(view, probe, groups, most, progress)
     many = data.large or sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
     forms: Sequence[Form] = ROUNDED if many else (*ROUNDED, *FED_BACK)

@@ -18,7 +18,7 @@ from ...passes.recipe import Recipe
 from ..data.calibration import read
 from .budget import Budget
 from .correct import corrections
-from .data import Parts, parts
+from .data import Parts, parts, unfitted
 from .judge import Judge, Loss
 from .menu import Menu
 from .skips import graph_measures
@@ -70,6 +70,7 @@ def search(
     *,
     budget: str | Budget,
     calibration: str | Sequence[Batch],
+    judged: Sequence[Batch] = (),
     using: Sequence[str] = KNOBS,
     target: str = CPU.name,
     rounds: int = ROUNDS,
@@ -79,8 +80,9 @@ def search(
 
     ``budget`` bounds what it names (``bytes=25%``, ``loss=1%``) and makes what it does not name as
     small as it can. Bytes are those of all weights of the graph, as the cost model counts them.
-    Three quarters of ``calibration`` are fitted to, by the rest losses are measured; it may be
-    named, as ``--calib`` takes it. ``using`` are the knobs; image tokens are only dropped where the
+    ``calibration`` is fitted to and losses are measured by ``judged``; without that, by each second
+    batch of ``calibration``, the others being fitted to. Named as ``--calib`` takes it, it is read
+    on for what is judged by. ``using`` are the knobs; image tokens are only dropped where the
     cache is bounded. Without ``rounds`` nothing is measured: the recipe is the best by forecast.
 
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
@@ -99,12 +101,16 @@ def search(
     turned = [knob for knob in using if knob != "tokens" or "kv" in wanted.bounded]
     if not turned:
         raise BadInput("tokens are in the cache, not in the weights: bound it, such as by kv=50%")
-    data = read(calibration, graph).batches if isinstance(calibration, str) else calibration
+    if isinstance(calibration, str):
+        data: Sequence[Batch] = read(calibration, graph).batches
+        judged = judged or unfitted(calibration, graph, data)
+    else:
+        data = calibration
     tell = progress or (lambda *_: None)
     source = graph.copy()
     canonicalize(source)
-    check_batches(source, data)
-    known = parts(source, data)
+    check_batches(source, [*data, *judged])
+    known = parts(source, data, judged)
     judge = Judge(source, recognize(source), known.judge)
     menu = Menu.of(source, known, judge, find_target(target), turned, tell)
     return Rounds(graph, source, wanted, known, menu, judge, rounds, tell).found()
@@ -126,7 +132,7 @@ class Rounds:
 
     def found(self) -> Found:
         """Measured rounds, until a choice comes again."""
-        first = self.solve(self.limits)
+        first = self.solve(self.menu, self.limits)
         notes = list(self.menu.notes)
         if not self.rounds:
             return self._told(
@@ -152,11 +158,13 @@ class Rounds:
         )  # fmt: skip
 
     def round(self, number: int) -> bool:
-        """Measure the choice at the budget, at first its neighbours too; whether that was news."""
+        """Measure the choice at the budget, and that of bits alone, which forecasts may have missed
+        narrowly; at first the neighbours too. Whether any of it was news."""
         scaled = [1.0, *(STEPS if number == 0 else ())]
+        choices = [self._near(self.menu, scale) for scale in scaled]
+        choices.append(self._near(self.menu.bits_alone(), 1.0))
         news = False
-        for scale in scaled:
-            choice = self._near(scale)
+        for choice in choices:
             if choice is None or choice.key in self.measured:
                 continue
             news = True
@@ -165,17 +173,17 @@ class Rounds:
         self.factors = corrections(known, self.menu.kinds)
         return news
 
-    def solve(self, limits: Mapping[str, float]) -> Choice:
+    def solve(self, menu: Menu, limits: Mapping[str, float]) -> Choice:
         """The choice within limits by forecasts as they are corrected now."""
         within = {
             m: self.judge.additive(limit) if m == "loss" else limit for m, limit in limits.items()
         }
-        return solve(self.menu.corrected(self.factors), within, self.budget.goal)
+        return solve(menu.corrected(self.factors), within, self.budget.goal)
 
-    def _near(self, scale: float) -> Choice | None:
+    def _near(self, menu: Menu, scale: float) -> Choice | None:
         """The choice where the bounds are so many times as large; ``None`` where there is none."""
         try:
-            return self.solve({m: limit * scale for m, limit in self.limits.items()})
+            return self.solve(menu, {m: limit * scale for m, limit in self.limits.items()})
         except BadInput:
             return None
 
@@ -201,13 +209,21 @@ class Rounds:
         return self.judge.additive(point.measured.value)
 
     def best(self) -> Point | None:
-        """Of what was measured and keeps all bounds, the one of the least goal."""
-        goal = self.budget.goal
+        """Of what was measured and keeps all bounds, the one of the least goal.
+
+        Losses are compared by the upper ends of their intervals: the lowest of several that are
+        nearly equal would else be the one that the judged rows were kindest to.
+        """
         kept = [
             point for point in self.measured.values()
             if all(point.costs[m] <= limit for m, limit in self.limits.items())
         ]  # fmt: skip
-        return min(kept, key=lambda p: (p.costs[goal], p.costs["bytes"]), default=None)
+        return min(kept, key=self._rank, default=None)
+
+    def _rank(self, point: Point) -> tuple[float, float]:
+        assert point.measured is not None
+        goal = self.budget.goal
+        return point.measured.high if goal == "loss" else point.costs[goal], point.costs["bytes"]
 
     def _lost(self) -> str:
         nearest = min(self.measured.values(), key=lambda p: p.costs["loss"])

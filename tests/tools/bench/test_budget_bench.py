@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import graphwright as gw
 from graphwright.ir.vocab.targets import find_target
-from graphwright.tools.bench.budget import OTHERS, bits_alone, random_choices
+from graphwright.tools.bench.budget import OTHERS, random_choices
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.recipe_of import Held
@@ -37,7 +37,7 @@ def test_random_choices_are_legal_of_every_size_and_cost_what_they_say() -> None
 
 
 def test_bits_alone_have_no_paths_and_every_block() -> None:
-    (problem,) = bits_alone(menu()).problems
+    (problem,) = menu().bits_alone().problems
     assert not problem.units
     assert [len(place.options) for place in problem.places] == [3, 3, 3]
 

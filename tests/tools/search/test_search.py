@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import graphwright as gw
+import numpy as np
 import pytest
 import torch
 from graphwright.ir.core.view import View
@@ -21,18 +22,19 @@ from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.linear_pass import weight_of
 from graphwright.passes.tokens.diverse import Diverse
 from graphwright.passes.weights.low_rank import Whitening
+from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
-from graphwright.tools.search.data import parts
+from graphwright.tools.search.data import parts, unfitted
 from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
-from graphwright.tools.search.judge import Judge
+from graphwright.tools.search.judge import Judge, Loss, canonical
 from graphwright.tools.search.menu import behind_cut
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
-from graphwright.tools.search.search import Found, Rounds, search
-from graphwright.tools.search.skips import Measured
+from graphwright.tools.search.search import Found, Point, Rounds, search
+from graphwright.tools.search.skips import Measured, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import left_by_rank, stored, survey
 
@@ -172,6 +174,8 @@ def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
         assert point.costs["bytes"] == point.choice.costs["bytes"]
     assert found.limits == {"bytes": limit} and found.best.costs["bytes"] <= limit
     assert found.best.costs["bytes"] > 0.9 * limit
+    keys = {point.choice.key for point in measured}
+    assert solve(found.menu.bits_alone().problems, found.limits, "loss").key in keys
     losses = [p.costs["loss"] for p in found.front if not p.measured]
     assert losses == sorted(losses, reverse=True)
     text = str(found.recipe)
@@ -189,6 +193,38 @@ def test_without_rounds_the_forecast_decides(spend: Callable[..., Found], found:
     assert loose["bytes"] < tight["bytes"]
     with pytest.raises(gw.BadInput, match="the least that these knobs reach is"):
         spend("bytes=1%")
+
+
+def test_of_measured_points_that_are_nearly_equal_the_surest_is_taken(
+    views: dict[str, View], batches: Batches, found: Found
+) -> None:
+    view = views["fx"]
+    known = parts(view, batches)
+
+    def best(budget: str) -> str:
+        rounds = Rounds(view, view, Budget.parse(budget), known, found.menu, found.judge, 1, silent)
+        for name, size, *loss in (("sure", 9.0, 0.02, 0.01, 0.03), ("lucky", 8.0, 0.01, 0.0, 0.05)):
+            costs = {"bytes": size, "loss": loss[0]}
+            point = Point(Choice({}, {}, costs), found.recipe, costs, Loss(*loss))
+            rounds.measured[name] = point
+        return str(next(n for n, point in rounds.measured.items() if point is rounds.best()))
+
+    assert best("bytes=10") == "sure"
+    assert best("bytes=8") == best("loss=3%") == "lucky"
+
+
+def test_what_is_not_fitted_to_is_judged_by(tmp_path: Path) -> None:
+    view = tiny()
+    rows = torch.arange(1500.0).view(500, 3)
+    np.savez(tmp_path / "rows.npz", input=rows.numpy())
+    given = read(str(tmp_path / "rows.npz"), view).batches
+    more = unfitted(str(tmp_path / "rows.npz"), view, given)
+    known = parts(view, given, more)
+    fitted, judged = (torch.cat([b["input"] for b in part]) for part in (known.fit, known.judge))
+    assert torch.equal(torch.cat((fitted, judged)), rows) and len(fitted) == 128
+    assert not unfitted(str(tmp_path / "rows.npz"), view, more)
+    alone = parts(view, given)
+    assert sum(len(b["input"]) for b in alone.fit) == sum(len(b["input"]) for b in alone.judge)
 
 
 def test_an_interrupt_gives_the_best_so_far(spend: Callable[..., Found]) -> None:
@@ -240,6 +276,10 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     )  # fmt: skip
     assert any(name.endswith(".attn") for name in done.best.choice.dropped)
     assert "path{blocks=" in str(done.recipe)
+    source = canonical(views["fx"])
+    halves = units(source, recognize(source))
+    unit, made = next(left_out(source, halves, done.judge, silent))
+    assert done.menu.problems[0].units[unit.name].costs["loss"] == made.loss
     for point in done.front:
         assert point.costs["kv"] <= 0.5 * done.source["kv"]
         if point.measured:
