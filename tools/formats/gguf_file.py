@@ -3,7 +3,8 @@
 A block is 32 columns, a float16 scale and codes; ``W = d (q - 8)`` and ``d q``. Symmetric codes in
 groups of 32 or more are the same numbers there. Names come from the package ``gguf``; of arch
 ``llama`` the rows of q and k are put in the order that its rotary embedding wants, which moves
-whole rows (``convert_hf_to_gguf.py``, ``LlamaModel.permute``).
+whole rows (``convert_hf_to_gguf.py``, ``LlamaModel.permute``). Gemma's norms are stored there with
+the 1 that its code adds, which the file's readers do not.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from .model_state import ModelState, PackedLinear, narrowed, read_state
 
 FILE = "model.gguf"
 BLOCK = 32
-ARCHS = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2"}
+ARCHS = {
+    "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "gemma": "gemma", "gemma2": "gemma2",
+}  # fmt: skip
 """GGUF's names of the model types that are written."""
-_PRE = {"llama": "llama-bpe", "mistral": "default", "qwen2": "qwen2"}
+_GEMMA = ("gemma", "gemma2")
+_PRE = {"llama": "llama-bpe", "qwen2": "qwen2"}
+"""How words are parted before they are merged, where not by default."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,8 @@ def write_gguf(artifact: Path, out: Path) -> list[str]:
     arch = ARCHS.get(str(config.get("model_type")))
     if arch is None:
         raise BadInput(f"model_type {config.get('model_type')!r}; {', '.join(ARCHS)} are written")
+    if arch in _GEMMA:
+        _check_gemma(config)
     writer = gguf.GGUFWriter(None, arch)
     _settings(writer, config, state)
     _tokenizer(writer, artifact, config)
@@ -88,7 +95,8 @@ def _tensors(state: ModelState, arch: str) -> Iterator[_Tensor]:
         yield _blocks(linear, _rows(name, linear.rows, state.config, arch))
     for name, weight in state.whole.items():
         module = name.rpartition(".")[0]
-        yield _whole(name, weight, _rows(module, weight.shape[0], state.config, arch))
+        added = 1.0 if arch in _GEMMA and module.endswith("norm") else 0.0
+        yield _whole(name, weight, _rows(module, weight.shape[0], state.config, arch), added)
 
 
 def _rows(name: str, rows: int, config: Mapping[str, Any], arch: str) -> Tensor | None:
@@ -130,9 +138,9 @@ def _blocks(linear: PackedLinear, order: Tensor | None) -> _Tensor:
     return _Tensor(f"{name}.weight", kind, (rows, blocks * (width + 2)), make)
 
 
-def _whole(name: str, weight: Weight, order: Tensor | None) -> _Tensor:
+def _whole(name: str, weight: Weight, order: Tensor | None, added: float) -> _Tensor:
     """float32 for what is not a matrix, as llama.cpp wants it; matrices in the dtype that they
-    have, or the half of it that holds their numbers."""
+    have, or the half of it that holds their numbers. ``added``: to each of its numbers."""
     kind = "F32"
     if len(weight.shape) == 2:
         narrow = narrowed(weight, torch.bfloat16)
@@ -141,7 +149,7 @@ def _whole(name: str, weight: Weight, order: Tensor | None) -> _Tensor:
     final = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}[kind]
 
     def make() -> np.ndarray[Any, Any]:
-        tensor = weight.read().to(final)
+        tensor = (weight.read() + added).to(final) if added else weight.read().to(final)
         tensor = (tensor if order is None else tensor[order]).contiguous()
         return tensor.numpy() if kind == "F32" else tensor.view(torch.uint8).numpy()
 
@@ -166,12 +174,32 @@ def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> None
     writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
     writer.add_vocab_size(config["vocab_size"])
+    if config["model_type"] == "gemma2":
+        writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
+        writer.add_final_logit_softcapping(config["final_logit_softcapping"])
+        writer.add_sliding_window(config["sliding_window"])
     if head != hidden // heads:
         writer.add_key_length(head)
         writer.add_value_length(head)
     eight = any(linear.bits == 8 for linear in state.packed.values())
     writer.add_file_type(7 if eight else 2)  # mostly Q8_0, mostly Q4_0
     writer.add_quantization_version(2)
+
+
+def _check_gemma(config: Mapping[str, Any]) -> None:
+    """What llama.cpp takes for granted of Gemma. Raises ``BadInput`` for another."""
+    heads, hidden = config["num_attention_heads"], config["hidden_size"]
+    wide = config["num_hidden_layers"] == 46  # by which llama.cpp knows the model of 27B
+    scaled = hidden // heads if wide else config["head_dim"]
+    for name, wanted in (
+        ("hidden_activation", "gelu_pytorch_tanh"),
+        ("query_pre_attn_scalar", scaled),
+    ):
+        found = config.get(name)
+        if found not in (None, wanted):
+            raise BadInput(
+                f"{name} is {found!r} in config.json; a GGUF file of Gemma has {wanted!r}"
+            )
 
 
 def _tokenizer(writer: Any, folder: Path, config: Mapping[str, Any]) -> None:
@@ -189,7 +217,7 @@ def _tokenizer(writer: Any, folder: Path, config: Mapping[str, Any]) -> None:
     words |= {place: entry["content"] for place, entry in special.items()}
     size = config["vocab_size"]
     writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre(_PRE[config["model_type"]])
+    writer.add_tokenizer_pre(_PRE.get(config["model_type"], "default"))
     writer.add_token_list([words.get(place, f"[PAD{place}]") for place in range(size)])
     writer.add_token_types([
         (3 if special[place].get("special") else 4) if place in special

@@ -21,6 +21,7 @@ from ...ir.load.sources import load
 from ...ir.ops.nbit_weight import NBitForm, NBitWeight
 from ...ir.ops.pack import n_groups, unpack, unpack_zeros
 from ...ir.structure.recognize import Embedding, Linear, recognize
+from .norm_weights import norm_weights, parameter_of
 
 
 @dataclass(frozen=True)
@@ -106,6 +107,7 @@ def read_state(artifact: Path) -> ModelState:
     sites = {site.name: site for site in structure.linears}
     tables = {table.name: table for table in structure.embeddings}
     named = {view.name(value): value for value in _constants(view)}
+    norms = norm_weights(view)
     packed: dict[str, PackedLinear] = {}
     whole: dict[str, Weight] = {}
     lacking = []
@@ -114,6 +116,8 @@ def read_state(artifact: Path) -> ModelState:
         found = _found(view, kind, sites.get(module), tables.get(module)) or (
             view.weight(named[name]) if name in named else None
         )
+        if found is None and kind == "weight" and module in norms:
+            found = parameter_of(model.get_submodule(module), norms[module])
         if isinstance(found, PackedLinear):
             packed[module] = found
         elif found is not None and found.shape == tuple(parameter.shape):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -86,6 +87,58 @@ def test_what_is_written_is_read_back(
     assert found["quant_method"] == to and {name: found[name] for name in settings} == settings
     torch.testing.assert_close(logits(tmp_path / "out"), logits(artifact), rtol=1e-4, atol=1e-5)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A small Gemma 2, whose norms multiply by ``1 + w``, and an artifact of it."""
+    import transformers
+
+    folder = tmp_path_factory.mktemp("gemma")
+    config = transformers.Gemma2Config(
+        vocab_size=64, hidden_size=32, intermediate_size=64, num_hidden_layers=1, head_dim=32,
+        num_attention_heads=2, num_key_value_heads=1, max_position_embeddings=32,
+        query_pre_attn_scalar=32, sliding_window=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = transformers.Gemma2ForCausalLM(config)
+    for name, parameter in model.named_parameters():
+        if "norm" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    model.save_pretrained(folder / "source")
+    result = gw.optimize(gw.load(folder / "source"), "quantize{bits=4 group=32 embeddings=keep}")
+    return folder / "source", gw.export(result.graph, folder / "out", report=result.report)
+
+
+@pytest.mark.parametrize("to", ["gptq", "compressed-tensors", "gguf"])
+def test_norms_are_stored_as_their_class_reads_them(
+    to: str, gemma: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """In a folder ``w`` of a graph's ``1 + w``; in GGUF the sum, as llama.cpp multiplies by."""
+    source, artifact = gemma
+    given, name = load_file(source / "model.safetensors"), "model.layers.0.input_layernorm.weight"
+    made = tmp_path / "out"
+    if to == "gguf":
+        reader = pytest.importorskip("gguf").GGUFReader
+        convert(artifact, to, made)
+        tensors = {x.name: x.data for x in reader(made / "model.gguf").tensors}
+        found = torch.tensor(tensors["blk.0.attn_norm.weight"]) - 1
+        made = made / "model.gguf"
+    else:
+        convert(artifact, to, made)
+        found = load_file(made / "model.safetensors")[name]
+    torch.testing.assert_close(found, given[name], rtol=0, atol=2e-7)
+    torch.testing.assert_close(logits(made), logits(artifact), rtol=1e-4, atol=1e-5)
+
+
+def test_a_gemma_that_llama_cpp_does_not_have(gemma: tuple[Path, Path], tmp_path: Path) -> None:
+    pytest.importorskip("gguf")
+    shutil.copytree(gemma[1], tmp_path / "other")
+    settings = json.loads((tmp_path / "other/config.json").read_text())
+    settings["query_pre_attn_scalar"] = 24
+    (tmp_path / "other/config.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match=r"query_pre_attn_scalar is 24 .* has 32"):
+        convert(tmp_path / "other", "gguf", tmp_path / "out")
 
 
 def test_forms_that_differ(artifacts: Any, tmp_path: Path) -> None:
