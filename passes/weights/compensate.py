@@ -211,7 +211,8 @@ class Compensate(LinearPass):
     def _path(self, source: Tensor, gap: Tensor, found: Spectrum, asked: int) -> Path:
         rank = min(asked, len(found.sigma))
         form = self._planned_form
-        down, up = settled([form.rounded(factor) for factor in found.factors(rank)])
+        factors = form.even(*found.factors(rank))
+        down, up = settled([form.rounded(factor) for factor in factors])
         norm = torch.linalg.norm(source)
 
         def error(dtype: torch.dtype) -> float:
@@ -265,9 +266,9 @@ class Compensate(LinearPass):
         half = self.factors == "float16" and all(fits_half(p.down, p.up) for p in chosen)
         form = FactorForm(self.factor_bits, torch.float16 if half else dtype)
         sizes = {linear.name: _stored_bytes(context, linear) for linear in members}
-        graft_group(context, members, [(p.down, p.up) for p in chosen], form, self.name)
-        for linear, path in zip(members, chosen, strict=True):
-            extra = form.nbytes(*path.down.shape) + form.nbytes(*path.up.shape)
+        factors = [(p.down, p.up) for p in chosen]
+        extras = graft_group(context, members, factors, form, self.name)
+        for linear, path, extra in zip(members, chosen, extras, strict=True):
             size = sizes[linear.name]
             error = path.rel_l2 if half else path.wide_rel_l2
             result.sites.append(linear_site(linear, size, size + extra, error, note=path.note))

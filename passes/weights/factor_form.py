@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -35,6 +36,15 @@ class FactorForm:
         types = operand_types(columns, rows, bits=self.bits, group=_group(columns))
         return sum((t.numel or 0) * t.dtype.itemsize for t in types if t and t.dtype)
 
+    def even(self, down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        """The same product, moved by a power of two where one factor is so small that the float16
+        scales of its codes would not hold it and the other is not: which changes no code."""
+        if self.bits is None or not down.numel():
+            return down, up
+        a, b = (math.frexp(float(factor.abs().max()))[1] for factor in (down, up))
+        step = max(0, min(LEAST - a, b - LEAST)) - max(0, min(LEAST - b, a - LEAST))
+        return torch.ldexp(down, torch.tensor(step)), torch.ldexp(up, torch.tensor(-step))
+
     def rounded(self, factor: Tensor) -> Tensor:
         """The numbers f32 that few bits hold; what they hold they hold again."""
         if self.bits is None or not factor.numel():
@@ -56,6 +66,8 @@ class FactorForm:
         return Factor(rows, columns, weights, "linear_nbit", attrs)
 
 
+LEAST = -2
+"""Exponent of a factor's greatest number, at least 2^-3, from which float16 scales hold it."""
 LONG, SHORT = 32, 16
 """Groups of a row; a factor of rank 16 is not to be padded to 32."""
 
@@ -67,8 +79,9 @@ def _group(columns: int) -> int:
 def graft_group(
     context: Context, members: Sequence[Linear], factors: Sequence[tuple[Tensor, Tensor]],
     form: FactorForm, rule: str,
-) -> None:  # fmt: skip
-    """Graft the paths ``(down, up)`` of linears of one input, which share one stacked A."""
+) -> list[int]:  # fmt: skip
+    """Graft the paths ``(down, up)`` of linears of one input, which share one stacked A; the bytes
+    of each, its own rows of A among them."""
     x = context.wholes[members[0].name].input(context.view)
     stem = f"{members[0].name}.{rule}"
     down = form.stored(f"{stem}.down", torch.cat([d for d, _ in factors]), context.spool)
@@ -77,3 +90,5 @@ def graft_group(
         for linear, (_, up) in zip(members, factors, strict=True)
     ]
     graft_low_rank(context.view, x, down, ups, rule=rule, step=context.step)
+    row = down.nbytes // down.rows
+    return [row * up.columns + up.nbytes for _, up in ups]

@@ -12,6 +12,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.run.statistics import Gram
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
@@ -19,6 +20,7 @@ from graphwright.ir.vocab import dense_weight
 from graphwright.passes.weights.compensate import Compensate, _chain
 from graphwright.passes.weights.factor_form import FactorForm
 from graphwright.passes.weights.low_rank import Spectrum, Whitening, allocate, spectrum
+from graphwright.passes.weights.quantizers import rtn
 
 from ..calibrated import many, optimize, rel
 
@@ -344,6 +346,33 @@ def test_rounded_factors_hold_what_was_measured(toy_graph: Graphs, toy_inputs: I
         gap = (weight.read() - held).norm() / weight.read().norm()
         assert site.rel_l2 == pytest.approx(float(gap), rel=1e-4)
     assert seen == ["down", "head"]
+
+
+def test_a_small_factor_is_held_by_float16_scales_where_the_other_is_large() -> None:
+    draw = torch.Generator().manual_seed(2)
+    down, up = torch.randn((8, 64), generator=draw) * 2e-5, torch.randn((40, 8), generator=draw)
+    form = FactorForm(4, torch.float16)
+    for given in ((down, up * 1e4), (up.T * 1e4, down.T)):
+        even = form.even(*given)
+        assert torch.equal(even[1] @ even[0], given[1] @ given[0])
+        for before, after in zip(given, even, strict=True):
+            wide, made = rtn(before, 4, 16, scale_dtype=torch.float32), rtn(after, 4, 16)
+            assert made.scales.dtype == torch.float16
+            assert (made.codes != wide.codes).float().mean() < 0.01
+    assert torch.equal(form.even(up.T, up)[0], up.T)
+
+
+def test_what_float16_scales_do_not_hold_is_counted(graph: View, toy_inputs: Inputs) -> None:
+    source = graph.copy()
+    for linear in recognize(source).linears:
+        weight = source.weight(linear.weight)
+        assert weight is not None
+        source.set_weight(linear.weight, MemoryWeight(weight.read() * 1e-4))
+    step = optimize(source, f"{QUANTIZE},eora{{rank=8 factor_bits=4}}", toy_inputs).report.passes[1]
+    planned = gw.plan(source, f"{QUANTIZE},eora{{rank=8 factor_bits=4}}").passes[1][1].sites
+    sizes = [site.bytes_after - site.bytes_before for site in step.result.sites]
+    assert sum(sizes) == step.bytes_after - step.bytes_before
+    assert sum(sizes) > sum(site.bytes_after - site.bytes_before for site in planned)
 
 
 def test_factors_in_few_bits_under_a_budget(graph: View, toy_inputs: Inputs) -> None:
