@@ -29,8 +29,11 @@ def main(folder: str, out: str, adapter: str = "") -> None:
         transcode = runpy.run_path(str(Path(__file__).with_name("gguf_types.py")))["transcode"]
         transcode(path, f"{stem}.whole.gguf", "F32")
         np.save(f"{stem}.whole.npy", llama(f"{stem}.whole.gguf"))
-        model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf",
-                                                     dtype=torch.float32)  # fmt: skip
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf",
+                                                         dtype=torch.float32)  # fmt: skip
+        except ValueError:
+            return None  # some of what llama.cpp runs is not read by this release of transformers
         return save(model, out)
     method = getattr(AutoConfig.from_pretrained(folder), "quantization_config", {})
     if method.get("quant_method") == "gptq":

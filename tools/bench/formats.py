@@ -206,7 +206,8 @@ def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> st
             found = np.load(path)
             gap = np.abs(found - wanted[: len(found)])
             said += f"; {words} {gap.mean():.1e}, at most {gap.max():.1e}"
-    return f"{_words(_error(own, np.load(out)))}{said}"
+    whole = _words(_error(own, np.load(out))) if out.is_file() else "not read by transformers"
+    return f"{whole}{said}"
 
 
 def _run(peer: str, script: str | None, *arguments: object) -> None:
