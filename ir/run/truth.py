@@ -14,6 +14,7 @@ from ..core.view import Original, Run, View
 from ..structure.cache_slots import answers, has_cache, later, next_step
 from .inputs import sample_inputs
 from .locate import first_wrong
+from .predict import refuse_unbounded
 from .sweep import sweep, sweep_together
 from .verify import Difference, check_structure, difference, runtime_tolerance
 
@@ -83,8 +84,12 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
     A probe has padding before the text where the graph takes a mask of tokens, and where it has a
     cache, a chunk of tokens and a step follow the prompt.
 
-    Raises ``BadInput`` where the source does not take the samples, and for a loop without an end.
+    Raises ``BadInput`` where the source does not take the samples, for a loop without an end, and
+    for a value that does not fit into memory: what runs the source would take it all.
     """
+    for batch in samples:
+        row = [batch.get(name) for name in graph.input_names()]
+        refuse_unbounded(graph, [row], list(graph.nodes()))
     loops = any(graph.native_op(node) in _HOLDING_LOOPS for node in graph.nodes())
     if loops:
         _see_loops_end(graph, samples[0])

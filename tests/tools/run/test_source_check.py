@@ -13,8 +13,9 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from graphwright.backends.original import OnnxOriginal
 from graphwright.ir.core.errors import BadInput, BoundExceeded, InvalidGraph
-from graphwright.ir.core.view import View
+from graphwright.ir.core.view import Run, View
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.tools.evaluate.task import silent
@@ -385,9 +386,7 @@ def test_a_source_that_contradicts_itself_is_the_files_fault(tmp_path: Path) -> 
 def test_a_loop_without_an_end_is_not_run_by_the_source_either(tmp_path: Path) -> None:
     kinds = {"i": TensorProto.INT64, "c": TensorProto.BOOL, "v": TensorProto.FLOAT}
     ends = [helper.make_tensor_value_info(n, kind, None) for n, kind in kinds.items()]
-    results = [
-        helper.make_tensor_value_info(new, kinds[old], None) for new, old in ("dc", "wv")
-    ]
+    results = [helper.make_tensor_value_info(new, kinds[old], None) for new, old in ("dc", "wv")]
     turns = [node("Identity", ["c"], ["d"]), node("Add", ["v", "v"], ["w"])]
     loop = node("Loop", ["n", "t", "x"], ["y"], body=helper.make_graph(turns, "b", ends, results))
     tensors = [numpy_helper.from_array(np.array(1 << 62), "n"),
@@ -395,6 +394,27 @@ def test_a_loop_without_an_end_is_not_run_by_the_source_either(tmp_path: Path) -
     path = file(tmp_path, [loop], tensors, ("n", 4))
     with pytest.raises(BadInput, match="makes 4,611,686,018,427,387,904 trips"):
         gw.optimize(gw.load(path), "clean{optional=true}")
+
+
+def test_what_fits_into_no_memory_is_not_run_by_the_source_either(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told by shapes alone: of doublings, and of a size that the file gives."""
+
+    def start(self: OnnxOriginal) -> Run:
+        raise AssertionError("it would take all memory")
+
+    monkeypatch.setattr(OnnxOriginal, "start", start)
+    doubled = [node("Concat", [f"d{i}"] * 2, [f"d{i + 1}"], f"twice{i}", axis=0) for i in range(40)]
+    growing = [node("Identity", ["x"], ["d0"]), *doubled, node("ReduceSum", ["d40"], ["y"])]
+    given = [
+        node("ConstantOfShape", ["s"], ["z"], "big"), node("ReduceSum", ["z"], ["r"], keepdims=0),
+        node("Add", ["x", "r"], ["y"]),
+    ]  # fmt: skip
+    for name, nodes in (("twice", growing), ("big", given)):
+        graph = gw.load(file(tmp_path, nodes, [whole("s", 1 << 20, 1 << 20)], ("n", 4)))
+        with pytest.raises(BadInput, match=rf"^{name}.*its result.* would take .* GB of memory"):
+            gw.optimize(graph, "clean{optional=true}")
 
 
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
