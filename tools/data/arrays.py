@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -67,10 +68,14 @@ def _array(file: IO[bytes], rows: int, where: str) -> Rows:
 
 def _header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[np.void]]:
     version = np.lib.format.read_magic(file)
-    if version == (1, 0):
-        return np.lib.format.read_array_header_1_0(file)
-    if version == (2, 0):
-        return np.lib.format.read_array_header_2_0(file)
+    try:
+        if version == (1, 0):
+            return np.lib.format.read_array_header_1_0(file)
+        if version == (2, 0):
+            return np.lib.format.read_array_header_2_0(file)
+    except (SyntaxError, tokenize.TokenError) as error:
+        # What is no literal numpy reads once more, as Python 2 wrote it, by the tokenizer.
+        raise ValueError(f"no header of an array: {error}") from None
     raise ValueError(f"arrays of format {version} hold more than numbers")
 
 

@@ -264,6 +264,15 @@ def test_arrays_that_hold_no_numbers(tmp_path: Path, vit: View, array: Any) -> N
         read(str(tmp_path / "a.npz"), vit)
 
 
+@pytest.mark.parametrize("header", ["{'descr': ('<f4',", "  {}\n 1"], ids=["open", "indented"])
+def test_headers_that_are_no_python_are_refused(tmp_path: Path, vit: View, header: str) -> None:
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        array = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode()
+        archive.writestr("pixel_values.npy", array)
+    with pytest.raises(BadInput, match=r"not an \.npz file of numbers.*no header of an array"):
+        read(str(tmp_path / "a.npz"), vit)
+
+
 # --- images --------------------------------------------------------------------------------------
 
 
