@@ -25,6 +25,19 @@ class CheckpointStore(Protocol):
         """Keep a result; it is there whole or not at all."""
 
 
+class Under:
+    """A part of a store, for one of several runs that each number what they keep from the start."""
+
+    def __init__(self, checkpoints: CheckpointStore, name: str) -> None:
+        self.checkpoints, self.name = checkpoints, name
+
+    def recall(self, key: str) -> Any:
+        return self.checkpoints.recall(f"{self.name}: {key}")
+
+    def keep(self, key: str, result: Any) -> None:
+        self.checkpoints.keep(f"{self.name}: {key}", result)
+
+
 def remembered(checkpoints: CheckpointStore | None, key: str, make: Callable[[], T]) -> T:
     """What ``make`` gives, or gave in a run before.
 

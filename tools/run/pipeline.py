@@ -24,9 +24,11 @@ from ...ir.core.heap import set_aside
 from ...ir.core.view import View
 from ...ir.load.sources import fingerprint, form_of, load
 from ...ir.onnx.view import OnnxView
+from ...ir.run.batches import batches_sha256
 from ...ir.structure.cache_slots import has_cache
 from ...ir.vocab.targets import CPU, find_target
 from ...passes.base import Pass, PassResult
+from ...passes.checkpoint_store import CheckpointStore, Under
 from ...passes.manager import Plan, Result, check_needs, optimize, peak_rss_bytes, plan
 from ...passes.recipe import Recipe
 from ...passes.report import versions
@@ -61,6 +63,7 @@ from .resume import remembering
 from .verifying import ask, check_backend_name, verify
 
 Progress = Callable[[str, int, int], None]
+Batch = Mapping[str, torch.Tensor]
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """What ``--dtype`` takes."""
 
@@ -132,25 +135,30 @@ def dry_search(request: Request, progress: Progress) -> Manifest:
     """The forecast of a run whose recipe a budget decides: weights and data are read, no candidate
     is measured."""
     view = _loaded(request)
-    found = _searched(request, view, _calibration(request, view, progress), progress, rounds=0)
+    data = _calibration(request, view, progress)
+    found = _searched(request, view, data, _judged(request, view, data), progress, rounds=0)
     done = _forecast_manifest(view, found.recipe, plan(view, found.recipe))
     done.search = search_entry(found)
     return done
 
 
 def _searched(
-    request: Request, view: View, data: Calibration | None, progress: Progress,
-    rounds: int = ROUNDS,
+    request: Request, view: View, data: Calibration | None, judged: Sequence[Batch],
+    progress: Progress, checkpoints: CheckpointStore | None = None, rounds: int = ROUNDS,
 ) -> Found:  # fmt: skip
     assert request.budget is not None
-    judged: Sequence[Mapping[str, torch.Tensor]] = []
-    if data is not None and request.calibration_samples is None:
-        judged = unfitted(data.name, view, data.batches, request.calibration_length)
     return search(
         view, budget=request.budget, calibration=[] if data is None else data.batches,
         judged=judged, using=request.using, target=request.target, rounds=rounds,
-        progress=progress,
+        progress=progress, checkpoints=checkpoints,
     )  # fmt: skip
+
+
+def _judged(request: Request, view: View, data: Calibration | None) -> Sequence[Batch]:
+    """What a search judges by beside the calibration data, unless it was said how much is used."""
+    if request.budget is None or data is None or request.calibration_samples is not None:
+        return []
+    return unfitted(data.name, view, data.batches, request.calibration_length)
 
 
 def run(request: Request, progress: Progress) -> Manifest:
@@ -197,12 +205,14 @@ def _made(request: Request, view: View, progress: Progress) -> Manifest:
     original = _original(request)
     data = _calibration(request, view, progress)
     truth = ask(view, data, progress)
-    found = None
-    if request.budget is not None:
-        found = _searched(request, view, data, progress)
-        request = replace(request, recipe=found.recipe)
-    marks = _marks(request, view, data, original)
-    with remembering(request.out, marks, resume=request.resume) as checkpoints:
+    judged, found = _judged(request, view, data), None
+    marks = _marks(request, view, data, original, judged)
+    with remembering(request.out, marks, resume=request.resume) as store:
+        checkpoints: CheckpointStore | None = store
+        if request.budget is not None:
+            found = _searched(request, view, data, judged, progress, checkpoints)
+            request = replace(request, recipe=found.recipe)
+            checkpoints = None if store is None else Under(store, str(found.recipe))
         result = optimize(
             view, request.recipe, calibration=None if data is None else data.batches,
             max_error=request.max_error, progress=progress, checkpoints=checkpoints, truth=truth,
@@ -235,11 +245,16 @@ def _given_cache(view: View) -> bool:
 
 
 def _marks(
-    request: Request, view: View, data: Calibration | None, original: View | None
-) -> dict[str, str]:
+    request: Request, view: View, data: Calibration | None, original: View | None,
+    judged: Sequence[Batch],
+) -> dict[str, str]:  # fmt: skip
     """What decides a run's results: a run that was killed goes on with the same alone."""
     known = versions()
     used = ("graphwright", "python", "torch", "transformers")
+    searched = {} if request.budget is None else {
+        "budget": str(request.budget), "knobs": ", ".join(request.using),
+        "data to judge by": batches_sha256(judged),
+    }  # fmt: skip
     return {
         "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),
         "recipe": str(request.recipe),
@@ -248,6 +263,7 @@ def _marks(
         "calibration data": "" if data is None else data.sha256,
         "original": "" if original is None else original.source.sha256,
         "version": ", ".join(f"{name} {known[name]}" for name in used if name in known),
+        **searched,
     }
 
 

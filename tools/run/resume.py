@@ -1,6 +1,7 @@
 """``--resume``: what a run has computed lies in ``OUT.partial`` until its artifact is published.
 
-Only what takes time is kept: codes of matrices, factors, scores, outputs. A resumed run rewrites
+Only what takes time is kept: codes of matrices, factors, scores, outputs; of a search what it
+surveyed and each point that it measured. A resumed run rewrites
 the graph again from the start, takes these from the folder, and ends with the same bytes.
 """
 

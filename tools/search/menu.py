@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ...ir.core.view import View
 from ...ir.structure.recognize import Linear, Structure, last_tower, recognize
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
+from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.linear_pass import weight_of
 from ...passes.recipe import Recipe
 from ...passes.stored import reason_against_storing
@@ -57,7 +59,7 @@ class Menu:
     @classmethod
     def of(
         cls, view: View, data: Parts, judge: Judge, target: Target, using: Collection[str],
-        progress: Progress,
+        progress: Progress, checkpoints: CheckpointStore | None = None,
     ) -> Menu:  # fmt: skip
         """Survey a canonical graph. Raises ``BadInput`` where there is nothing to choose from."""
         structure = recognize(view)
@@ -70,8 +72,11 @@ class Menu:
             halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
-        gone = {u.name: m for u, m in left_out(view, halves, judge if wide else probe, progress)}
-        places = _linear_places(view, structure, data, probe, target, using, progress)
+        judging = judge if wide else probe
+        gone = _gone(view, halves, judging, progress, checkpoints)
+        places = _linear_places(
+            view, structure, data, probe, target, using, progress, checkpoints
+        )
         found = tables_place(view, structure, judge, target) if "bits" in using else None
         places += [] if found is None else [found]
         places = [replace(place, unit=_unit_of(place, halves, structure, gone)) for place in places]
@@ -123,22 +128,31 @@ def _work(structure: Structure, batches: Sequence[Mapping[str, Tensor]]) -> floa
 
 def _linear_places(
     view: View, structure: Structure, data: Parts, probe: Judge, target: Target,
-    using: Collection[str], progress: Progress,
+    using: Collection[str], progress: Progress, checkpoints: CheckpointStore | None,
 ) -> list[Place]:  # fmt: skip
     if not {"bits", "rank"} & set(using):
         return []
     groups = _groups(view, structure)
     linears = [group[0] for group in groups]
     most = int(PROBE_WORK / max(1.0, _work(structure, data.probe) / 2))
-    minded = _minded(view, probe, groups, most, progress)
+    minded = remembered(
+        checkpoints, "sensitivities", lambda: _minded(view, probe, groups, most, progress)
+    )
     many = data.large or sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
     forms: Sequence[Form] = ROUNDED if many else (*ROUNDED, *FED_BACK)
     if "bits" not in using:
         forms = (RANK_ALONE,)
     paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
-    errors = survey(
-        view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1, sampled=data.large
-    )
+
+    def surveyed() -> dict[str, Any]:
+        found = survey(
+            view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1,
+            sampled=data.large,
+        )  # fmt: skip
+        return {name: errors.listed() for name, errors in found.items()}
+
+    known = remembered(checkpoints, "survey", surveyed)
+    errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
     places = []
     for group in groups:
         if not all(x.name in minded for x in group):
@@ -146,6 +160,20 @@ def _linear_places(
         loss = sum(minded[x.name] for x in group)
         places.append(_place(view, group, loss, errors[group[0].name], forms, paths))
     return places
+
+
+def _gone(
+    view: View, halves: Sequence[Unit], judge: Judge, progress: Progress,
+    checkpoints: CheckpointStore | None,
+) -> dict[str, Measured]:  # fmt: skip
+    """The model without each half of a block that may be left out, by name."""
+
+    def run() -> dict[str, Any]:
+        found = left_out(view, halves, judge, progress)
+        return {unit.name: [dict(made.costs), made.loss] for unit, made in found}
+
+    known = remembered(checkpoints, "halves of blocks", run)
+    return {name: Measured(*made) for name, made in known.items()}
 
 
 def _unit_of(

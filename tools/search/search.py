@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -13,6 +14,7 @@ from ...ir.core.view import View
 from ...ir.run.batches import check_batches
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import CPU, find_target
+from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ..data.calibration import read
@@ -75,6 +77,7 @@ def search(
     target: str = CPU.name,
     rounds: int = ROUNDS,
     progress: Progress | None = None,
+    checkpoints: CheckpointStore | None = None,
 ) -> Found:
     """The recipe that spends ``budget`` best on ``graph``, which stays as it is.
 
@@ -84,6 +87,8 @@ def search(
     batch of ``calibration``, the others being fitted to. Named as ``--calib`` takes it, it is read
     on for what is judged by. ``using`` are the knobs; image tokens are only dropped where the
     cache is bounded. Without ``rounds`` nothing is measured: the recipe is the best by forecast.
+    ``checkpoints`` keeps what was surveyed and each measured point, and gives them back to the same
+    search on the same graph and data.
 
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
     that contradict each other, and where there are no data.
@@ -112,8 +117,8 @@ def search(
     check_batches(source, [*data, *judged])
     known = parts(source, data, judged)
     judge = Judge(source, recognize(source), known.judge)
-    menu = Menu.of(source, known, judge, find_target(target), turned, tell)
-    return Rounds(graph, source, wanted, known, menu, judge, rounds, tell).found()
+    menu = Menu.of(source, known, judge, find_target(target), turned, tell, checkpoints)
+    return Rounds(graph, source, wanted, known, menu, judge, rounds, tell, checkpoints).found()
 
 
 class Rounds:
@@ -121,10 +126,11 @@ class Rounds:
 
     def __init__(
         self, graph: View, source: View, budget: Budget, data: Parts, menu: Menu, judge: Judge,
-        rounds: int, progress: Progress,
+        rounds: int, progress: Progress, checkpoints: CheckpointStore | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.budget, self.data, self.menu = graph, budget, data, menu
         self.judge, self.rounds, self.tell = judge, rounds, progress
+        self.checkpoints = checkpoints
         self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
         self.limits = budget.limits(self.source)
         self.measured: dict[object, Point] = {}
@@ -189,16 +195,24 @@ class Rounds:
 
     def measure(self, choice: Choice, what: str) -> Point:
         """Run the recipe of a choice on the fitting part, and judge it."""
-        best = self.best()
-        so_far = "" if best is None else f", best so far {self._shown(best)}"
-        self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
         recipe = self.menu.recipe(choice)
-        sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
-        made = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit)
-        loss = self.judge.of(made.graph)
-        costs = {**choice.costs, **graph_measures(made.graph, self.judge.batches[0])}
-        point = Point(choice, recipe, {**costs, "loss": loss.value}, loss)
-        self.measured[choice.key] = point
+
+        def run() -> dict[str, Any]:
+            best = self.best()
+            so_far = "" if best is None else f", best so far {self._shown(best)}"
+            self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
+            sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
+            made = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit).graph
+            loss = self.judge.of(made)
+            return {
+                "costs": graph_measures(made, self.judge.batches[0]),
+                "loss": [loss.value, loss.low, loss.high],
+            }
+
+        known = remembered(self.checkpoints, f"measured {recipe}", run)
+        loss = Loss(*known["loss"])
+        costs = {**choice.costs, **known["costs"], "loss": loss.value}
+        self.measured[choice.key] = point = Point(choice, recipe, costs, loss)
         return point
 
     def _shown(self, point: Point) -> str:

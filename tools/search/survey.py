@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -37,6 +38,19 @@ class Errors:
     left: Mapping[str, Tensor]
     """By method: the share of the error that is left behind a path of each rank, f64 ``[k + 1]``.
     It hardly depends on the bits: rounding errors are noise of one shape."""
+
+    def listed(self) -> list[Any]:
+        """As a checkpoint keeps it: ``of_list`` reads it."""
+        return [[*self.by_form.values()], [*self.nbytes.values()], dict(self.left)]
+
+    @classmethod
+    def of_list(
+        cls, forms: Sequence[Form], errors: Sequence[float], nbytes: Sequence[int],
+        left: Mapping[str, Tensor],
+    ) -> Errors:  # fmt: skip
+        return cls(
+            dict(zip(forms, errors, strict=True)), dict(zip(forms, nbytes, strict=True)), left
+        )
 
     def of(self, form: Form, path: Path) -> float:
         """The error of a form with a path beside it."""

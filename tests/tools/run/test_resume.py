@@ -17,7 +17,7 @@ from graphwright.backends.artifact import MODEL_FILES
 from graphwright.backends.claim import partial_folder
 from graphwright.ir.core.errors import BadInput, DiskFull
 from graphwright.ir.core.weights import FileWeight, MemoryWeight, Spool
-from graphwright.passes.checkpoint_store import remembered, settled
+from graphwright.passes.checkpoint_store import Under, remembered, settled
 from graphwright.passes.recipe import Recipe
 from graphwright.tools.report import manifest
 from graphwright.tools.run import pipeline
@@ -259,6 +259,16 @@ def test_results_come_back_bit_by_bit_and_are_made_once(tmp_path: Path) -> None:
             assert found[name].untyped_storage().nbytes() == 8 * found[name].numel()
         assert found["list"][0].dtype == torch.bfloat16
         assert found["list"][1:3] == [3, "text"] and int(found["list"][3][0]) == 4
+
+
+def test_parts_of_a_store_share_nothing(tmp_path: Path) -> None:
+    store = FolderStore(tmp_path, {})
+    one, other = Under(store, "w4"), Under(store, "w8")
+    assert (remembered(one, "1: outputs", lambda: 1), remembered(other, "1: outputs", lambda: 2)) \
+        == (1, 2)  # fmt: skip
+    assert remembered(one, "1: outputs", lambda: 3) == 1
+    with pytest.raises(KeyError):
+        store.recall("1: outputs")
 
 
 def test_settled_leaves_what_is_settled() -> None:

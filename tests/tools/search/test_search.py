@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -24,6 +25,7 @@ from graphwright.passes.tokens.diverse import Diverse
 from graphwright.passes.weights.low_rank import Whitening
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
+from graphwright.tools.run.resume import FolderStore
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
@@ -237,6 +239,40 @@ def test_an_interrupt_gives_the_best_so_far(spend: Callable[..., Found]) -> None
     assert sum(point.measured is not None for point in done.front) == 1
 
 
+class Killed(Exception):
+    """What no search catches."""
+
+
+def test_a_killed_search_goes_on_to_the_same_end(
+    views: dict[str, View], batches: Batches, found: Found, tmp_path: Path
+) -> None:
+    def run(die_at: int) -> tuple[list[str], Found | None]:
+        said: list[str] = []
+
+        def progress(what: str, done: int, total: int) -> None:
+            said.append(what)
+            if sum("measuring" in one for one in said) == die_at:
+                raise Killed
+
+        with contextlib.suppress(Killed):
+            return said, search(
+                views["fx"], budget="bytes=40%", calibration=batches, rounds=1, progress=progress,
+                checkpoints=FolderStore(tmp_path, {}),
+            )  # fmt: skip
+        return said, None
+
+    said, nothing = run(2)
+    assert nothing is None and any("fitting" in what for what in said)
+    said, again = run(-1)
+    assert again is not None and again.factors == found.factors
+    assert said and all("measuring" in what for what in said)
+    assert len(said) == sum(point.measured is not None for point in found.front) - 1
+    for now, then in zip(again.front, found.front, strict=True):
+        assert (str(now.recipe), now.costs, now.measured) == (
+            str(then.recipe), then.costs, then.measured
+        )  # fmt: skip
+
+
 def test_what_cannot_be_searched_is_refused(views: dict[str, View], batches: Batches) -> None:
     def refused(**options: Any) -> str:
         with pytest.raises(gw.BadInput) as error:
@@ -325,10 +361,19 @@ def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     (folder / "text.txt").write_text("\n\n".join(english_sentences(300)))
     command = [str(language_model), "--budget", "bytes=60%", "--calib", str(folder / "text.txt"),
                "--calib-length", "32", "-o", str(folder / "out")]  # fmt: skip
-    with pytest.raises(SystemExit) as leave:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leave:
+        patch.setattr(Rounds, "front", broken)
         main(command)
+    assert leave.value.code == 1 and (folder / "out.partial" / "run.json").exists()
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leave:
+        patch.setattr(Judge, "of", broken)  # all was measured already
+        main([*command, "--resume"])
     assert leave.value.code == 0
     return folder / "out"
+
+
+def broken(*_: Any) -> Any:
+    raise Killed
 
 
 def test_the_manifest_holds_the_front_and_the_prices(
