@@ -32,10 +32,12 @@ def main(
     Raises as ``named_source.load_named``.
     """
     known = [(manifest.load(folder).source, folder) for folder in folders]
-    sources = {located(source.name, source.beside, folder) for source, folder in known}
+    sources = {(located(x.name, x.beside, folder), x.part) for x, folder in known}
     if len(sources) != 1:
-        raise BadInput(f"the artifacts come from different models: {', '.join(sorted(sources))}")
-    view = load_named(sources.pop(), trusted=trust_source, cache=False)
+        told = sorted(f"{name} {part}".rstrip() for name, part in sources)
+        raise BadInput(f"the artifacts come from different models: {', '.join(told)}")
+    (name, part), = sources
+    view = load_named(name, trusted=trust_source, cache=False, part=part)
     runners = _runners(view, folders, device)
     console = terminal.VisibleConsole()
     console.print(

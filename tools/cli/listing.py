@@ -83,10 +83,13 @@ def print_tasks(console: Console) -> None:
 
 
 def print_structure(
-    console: Console, model: str, *, text: bool = False, trust_remote_code: bool = False
-) -> None:
+    console: Console, model: str, *, text: bool = False, trust_remote_code: bool = False,
+    part: str = "",
+) -> None:  # fmt: skip
     """What is recognised in a model; with ``text`` the canonical graph itself."""
-    view = load(model, trust_remote_code=trust_remote_code, allow_missing_weights=True)
+    view = load(
+        model, trust_remote_code=trust_remote_code, allow_missing_weights=True, part=part or None
+    )
     canonicalize(view)
     if text:
         from ...ir.text.graph import print_graph

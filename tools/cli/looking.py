@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ...ir.core.errors import BadInput
-from .options import Json, Model, Trust, Verbose, make_console, print_json
+from .options import Json, Model, Part, Trust, Verbose, make_console, print_json
 
 
 def passes(name: Annotated[str, typer.Argument(metavar="[NAME]")] = "") -> None:
@@ -38,6 +38,7 @@ def inspect(
     calib: Annotated[str, typer.Option("--calib", help="Data for --outliers.")] = "",
     calib_samples: Annotated[int | None, typer.Option("--calib-samples")] = None,
     bits: Annotated[int, typer.Option("--bits", min=2, max=8, help="Of the forecast.")] = 4,
+    part: Part = "",
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
 ) -> None:
@@ -47,13 +48,17 @@ def inspect(
 
         if not outliers or not calib:
             raise BadInput("--outliers needs --calib DATA, and --calib is for --outliers")
+        if part:
+            raise BadInput("--outliers takes a whole model: leave out --part")
         outlook.print_outliers(
             make_console(), model, calib, samples=calib_samples, bits=bits, trust=trust_remote_code
         )
         return
     from . import listing
 
-    listing.print_structure(make_console(), model, text=text, trust_remote_code=trust_remote_code)
+    listing.print_structure(
+        make_console(), model, text=text, trust_remote_code=trust_remote_code, part=part
+    )
 
 
 def diff(a: Path, b: Path, as_json: Json = False, verbose: Verbose = False) -> None:

@@ -9,7 +9,7 @@ import typer
 
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import uncollected
-from .options import Json, Model, Trust, Verbose, check_choice, make_console, print_json
+from .options import Json, Model, Part, Trust, Verbose, check_choice, make_console, print_json
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -58,6 +58,7 @@ def run(
         bool | None,
         typer.Option("--cache/--no-cache", help="Key-value cache; default: if MODEL writes text."),
     ] = None,
+    part: Part = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace a foreign folder.")] = False,
@@ -93,7 +94,7 @@ def run(
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
             backend=backend, resume=resume, target=target, original=original, budget=asked,
-            using=knobs, dtype=dtype,
+            using=knobs, dtype=dtype, part=part,
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)
@@ -113,6 +114,7 @@ def explain(
     model: Model,
     passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
     recipe: Annotated[str, typer.Option("-r", "--recipe")] = "",
+    part: Part = "",
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
 ) -> None:
@@ -123,7 +125,9 @@ def explain(
 
     console = make_console(stderr=True)
     chosen = _choose_recipe(recipe, passes, console, quiet=False)
-    request = pipeline.Request(model, chosen, None, trust_remote_code=trust_remote_code)
+    request = pipeline.Request(
+        model, chosen, None, trust_remote_code=trust_remote_code, part=part
+    )
     done = pipeline.dry_run(request)
     terminal.print_plan(make_console(), done)
 

@@ -31,6 +31,9 @@ TrustSource = Annotated[
     bool,
     typer.Option("--trust-source", help="Load what the manifest names, though that runs code."),
 ]
+Part = Annotated[
+    str, typer.Option(help="encoder, decoder or decoder_with_past of an encoder-decoder.")
+]
 
 
 def make_console(*, stderr: bool = False) -> Console:

@@ -87,6 +87,9 @@ class SourceEntry(Entry):
     cache: bool = False
     """Whether the model was loaded with its key-value cache; absent where it was not
     (`--no-cache`, or a model that has none)."""
+    part: str = ""
+    """The graph of an encoder-decoder that was taken: `encoder`, `decoder` or `decoder_with_past`;
+    absent where it is the whole model."""
     notes: list[str] = []
     """What a person should know of how its files were read, one sentence each."""
 

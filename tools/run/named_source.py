@@ -47,8 +47,10 @@ def check_name(name: str, *, trusted: bool) -> None:
         )
 
 
-def load_named(name: str, *, trusted: bool, cache: bool | None = None) -> View:
+def load_named(
+    name: str, *, trusted: bool, cache: bool | None = None, part: str = ""
+) -> View:
     """The graph of a model that a manifest names; ``trusted`` lets it run code, that of a hub model
     too. Raises as ``check_name`` and ``load``."""
     check_name(name, trusted=trusted)
-    return load(name, cache=cache, trust_remote_code=trusted)
+    return load(name, cache=cache, trust_remote_code=trusted, part=part or None)

@@ -93,6 +93,8 @@ class Request:
     cache: bool | None = None
     """Whether a zoo or Hugging Face model gets its key-value cache as inputs and outputs; ``None``:
     if it writes text."""
+    part: str = ""
+    """Of an encoder-decoder's folder, the graph that is taken: see ``hf_pair.PARTS_OF_PAIR``."""
     target: str = CPU.name
     """What the artifact is written for: see ``vocab.targets``."""
     original: str = ""
@@ -182,7 +184,7 @@ def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
     def read(dtype: torch.dtype | None) -> View:
         return load(
             request.model, trust_remote_code=request.trust_remote_code, cache=request.cache,
-            allow_missing_weights=allow_missing_weights, dtype=dtype,
+            allow_missing_weights=allow_missing_weights, dtype=dtype, part=request.part or None,
         )  # fmt: skip
 
     view, target = read(FLOATS.get(request.dtype)), find_target(request.target)
@@ -257,6 +259,7 @@ def _marks(
     }  # fmt: skip
     return {
         "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),
+        "part": request.part,
         "recipe": str(request.recipe),
         "target": request.target,
         "dtype": request.dtype,
@@ -276,6 +279,8 @@ def _published(
     done = Manifest.model_validate(result.report.to_dict())
     if _given_cache(view):
         done.source.cache = True
+    if request.part:
+        done.source.part = request.part
     done.calibration = None if data is None else data.entry()
     if data is not None and view.source.sampler is None:
         done.verification.data = f"samples of --calib {data.name}"

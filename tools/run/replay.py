@@ -99,7 +99,7 @@ def _repeated(
         named_source.check_name(original, trusted=trusted)
     request = pipeline.Request(
         name, Recipe.parse(known.recipe), target,
-        max_error=known.verification.max_error, cache=known.source.cache,
+        max_error=known.verification.max_error, cache=known.source.cache, part=known.source.part,
         trust_remote_code=trusted, target=known.target, dtype=known.dtype,
         calibration=named_source.located(data.name, data.beside, folder) if data else "",
         calibration_samples=data.samples if data else None,
