@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import OutputKind
 from torch.utils import _pytree as pytree
 
 from ..core.errors import BadInput
@@ -59,7 +60,8 @@ def trace(
     it is what ``optimize`` holds the graph against.
 
     Raises ``BadInput`` where the inputs do not fit ``forward``, where the module cannot be traced
-    (naming the submodule and the line), and where it draws random numbers in evaluation mode.
+    (naming the submodule and the line), and where it draws random numbers or changes its own
+    parameters in evaluation mode.
     """
     given = (args,) if isinstance(args, torch.Tensor) else tuple(args)
     call = plain_call(module, given, kwargs or {})
@@ -79,8 +81,9 @@ def trace(
         bounds: dict[str, str] = {}
         if narrow:
             shapes = functools.partial(_bounded, dynamic_shapes, bounds)
-        program = _export(module, inputs, dynamic_shapes, shapes)
+        program = _export(module, inputs, dynamic_shapes, shapes, bounds if narrow else None)
     refuse_randomness(program)
+    _refuse_changed_parameters(program)
     names = dim_names(program, dynamic_shapes)
     if source is None:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
@@ -226,18 +229,30 @@ def _export(
     inputs: Inputs,
     dynamic_shapes: Any,
     narrower: Callable[[set[str], str], Any | None] | None,
+    notes: dict[str, str] | None = None,
 ) -> ExportedProgram:
     """A functional program. ``narrower`` makes other shapes of what was tried and the exporter's
-    words, or none."""
+    words, or none. With ``notes``, where the exporter cannot decide for all sizes what the code
+    asks of one, it goes as it does for the inputs, and they say so."""
     loose: set[str] = set()
+    assumed = False
     while True:
         try:
             program = torch.export.export(
-                module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False
-            )
+                module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
+                prefer_deferred_runtime_asserts_over_guards=assumed,
+            )  # fmt: skip
             return _on_cpu(functional(program))
         except Exception as error:
             changed = None if narrower is None else narrower(loose, str(error))
+            undecided = re.search(_UNDECIDED, str(error))
+            if changed is None and undecided and notes is not None and not assumed:
+                assumed, name = True, undecided[1]
+                notes[name] = (
+                    f"the model's code compares sizes of {name} in ways that are not decided for "
+                    "all of them: the graph goes as it does for the example's"
+                )
+                continue
             if changed is None:
                 # Whatever a model's own code raises, the person who named the model must hear it.
                 raise BadInput(_explain(module, error)) from error
@@ -261,6 +276,10 @@ _ALONE = r"(\w+) = L\[.* guard (?:\(\((-?\d+)\) \+ )?L\[[^ ]+\)? != (\d+)\.?(?:\
 number behind ``!=``, less what is added before it."""
 
 
+_UNDECIDED = r"values of (\w+) = .* generated guard"
+"""In the exporter's words, a dimension of which the code asks what no bound of it settles."""
+
+
 def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -> Any | None:
     """The shapes that are given, bounded as the exporter proposes; ``None`` where it does not.
 
@@ -269,12 +288,13 @@ def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -
     if message in tried or "Constraints violated" not in message:
         return None
     tried.add(message)
+    limits = {d.__name__: d.max for d in pytree.tree_leaves(given) if isinstance(d, Dim)}
     found = {
         name: dict(re.findall(r"(min|max)=(\d+)", bounds))
         for name, bounds in re.findall(r"^\s*(\w+) = Dim\('\w+'(.*)\)$", message, re.M)
+        if name in limits  # It proposes dims of its own too, that others are multiples of.
     }
     fixed = dict(re.findall(r"^\s*(\w+) = (\d+)$", message, re.M))
-    limits = {d.__name__: d.max for d in pytree.tree_leaves(given) if isinstance(d, Dim)}
     for name, shift, number in re.findall(_ALONE, message):
         alone = int(number) - int(shift or 0)
         # Left out with what lies behind it on the side that is farther from the usual sizes.
@@ -366,6 +386,18 @@ def refuse_randomness(program: ExportedProgram) -> None:
             raise BadInput(
                 f"{scope}: {node.target} draws random numbers or updates statistics in evaluation "
                 "mode. Try passing training=self.training to functional dropout and batch_norm"
+            )
+
+
+def _refuse_changed_parameters(program: ExportedProgram) -> None:
+    """Raise ``BadInput`` where a run leaves other parameters behind: a graph's stay as they are."""
+    for spec in program.graph_signature.output_specs:
+        if spec.kind is OutputKind.PARAMETER_MUTATION:
+            raise BadInput(
+                f"the forward changes its own parameter {spec.target!r}, which a graph cannot. Try "
+                "a module whose parameters have been changed before (as RWKV's are by a first "
+                "forward in evaluation mode), given to gw.trace, or one whose config does not ask "
+                "for it (rescale_every=0)"
             )
 
 

@@ -1,0 +1,43 @@
+"""What a model's code asks of sizes and does to itself, beyond what the exporter settles."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.load.trace import trace
+from torch.export import Dim
+
+
+class Asking(torch.nn.Module):
+    """Compares a product of sizes, which no bound of one settles for the exporter."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        count = x.shape[1] // 10
+        return x * 2 if (count - 1) * (count - 1) >= 2 else x * 3
+
+
+class Changing(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.ones(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            self.weight.div_(2)
+        return x * self.weight
+
+
+def test_a_comparison_that_is_not_decided_is_told() -> None:
+    shapes = {"x": {1: Dim("samples", min=90)}}
+    view = trace(Asking(), (torch.ones(2, 200),), dynamic_shapes=shapes, narrow=True)
+    assert len(view.source.notes) == 1 and "sizes of samples" in view.source.notes[0]
+    (x,) = view.inputs()
+    assert view.type(x).shape == (2, "samples")
+    with pytest.raises(BadInput, match="tracing failed: Not all values of samples"):
+        trace(Asking(), (torch.ones(2, 200),), dynamic_shapes=shapes)
+
+
+def test_a_forward_that_changes_its_parameters_is_refused() -> None:
+    with pytest.raises(BadInput, match=r"changes its own parameter 'weight'.* before .*gw\.trace"):
+        trace(Changing(), (torch.ones(2, 4),))
