@@ -88,7 +88,10 @@ class Quantize(NBitPass):
     def _tables(self, context: Context) -> list[Table]:
         if self.embeddings == "keep":
             return []
-        found = tables(context.view, context.structure)
+        found = [
+            table for table in tables(context.view, context.structure)
+            if table.embedding.name not in context.planned
+        ]
         if self.embeddings != "auto":
             return found
         chosen = {linear.name for linear in self.select(context.structure)}

@@ -133,6 +133,9 @@ def test_a_table_that_a_head_is_tied_to_has_8_bits_unless_it_is_asked_for(
     assert sites(apart, "bits=4 head_bits=8") == {**linears, "head": 9.0}
     planned = gw.plan(apart, "quantize{bits=4 group=16 head_bits=8}").passes[0][1]
     assert planned.sites[-1].bits_per_weight == 9.0
+    both = "quantize{group=16},quantize{group=16 embeddings=8 min_size=1000000 optional=true}"
+    once, twice = (gw.plan(tied, text).artifact_bytes for text in (both.split(",")[0], both))
+    assert once == twice, "a table is stored once in a forecast too"
 
 
 @pytest.mark.parametrize(("given", "level"), [("", 4), ("accuracy_level=0", 0)])
