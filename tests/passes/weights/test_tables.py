@@ -160,7 +160,7 @@ def test_groups_that_do_not_fit_and_pairs_that_are_kept(
         tied, "quantize{group=64 embeddings=8}", toy_inputs
     ).report.passes[0].result.refused
     assert [site for site, _ in refused] == ["embed", "head"]
-    assert "no whole number of groups of 64" in refused[0][1]
+    assert "not a whole number of groups of 64" in refused[0][1]
 
 
 def test_small_tables_stay(
