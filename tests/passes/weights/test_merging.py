@@ -256,7 +256,7 @@ def test_adapters_that_do_not_fit(tmp_path: Path, graph: View, toy_inputs: Input
             gw.plan(graph, f"adapter{{path={folder}}}")
     fine = adapter(tmp_path / "fine")
     for recipe, reason in (
-        (f"adapter{{path={tmp_path}}}", "no folder with adapter_config.json and"),
+        (f"adapter{{path={tmp_path}}}", "not a folder with adapter_config.json and"),
         (f"quantize,adapter{{path={fine}}}", "changed down: put adapter first, or .*fold=false"),
     ):
         with pytest.raises(BadInput, match=reason):

@@ -54,7 +54,7 @@ def test_a_comparison_as_json(
     assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in found["rows"])
     assert all(row["prefill_ms"] > 0 for row in found["rows"])
     assert [recipe for recipe, _ in found["refused"]] == ["fopru{keep=9 strategy=row}"]
-    assert "no number of whole rows of 12" in found["refused"][0][1]
+    assert "not a number of whole rows of 12" in found["refused"][0][1]
     assert found["notes"][0].startswith("without the image: ")
     drawn = (tmp_path / "kept.svg").read_text()
     assert "random-tokens at 9, from block 0: 9 of 144" in drawn
