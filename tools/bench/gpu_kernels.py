@@ -13,7 +13,7 @@ from ...ir.ops import OWN_OPS
 from ...ir.ops.linear_bitstack import operand_types as stack_types
 from ...ir.ops.linear_nbit import LINEAR_NBIT, operand_types
 from ...kernels.registry import Kernel, kernel_of
-from .gpu_setting import Row, Setting
+from .gpu_setting import Row, Setting, replayed
 
 REPEATS = 20
 ROWS = (1, 16, 128)
@@ -26,25 +26,7 @@ def milliseconds(work: Call, setting: Setting, repeats: int = REPEATS) -> float:
         begun = time.perf_counter()
         work()
         return 1000 * (time.perf_counter() - begun)
-    cuda: Any = torch.cuda  # partly untyped
-    stream = cuda.Stream()
-    stream.wait_stream(cuda.current_stream())
-    with cuda.stream(stream):
-        for _ in range(3):
-            work()
-    cuda.current_stream().wait_stream(stream)
-    graph = cuda.CUDAGraph()
-    with cuda.graph(graph):
-        work()
-    times = []
-    for _ in range(repeats):
-        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(float(start.elapsed_time(end)))
-    return min(times)
+    return replayed(work, repeats)
 
 
 # --- right ---------------------------------------------------------------------------------------

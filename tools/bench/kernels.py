@@ -15,7 +15,6 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from rich.console import Console
@@ -28,6 +27,7 @@ from ...ir.vocab import ops_with
 from ...kernels import offline as compiler
 from ...kernels.launch import Launch
 from ...kernels.registry import kernel_of
+from .gpu_setting import replayed
 
 linear = torch.nn.functional.linear
 
@@ -170,24 +170,12 @@ class _Weights:
 def measure(form: Form, rows: int) -> float:
     """Least milliseconds of all 16 linears, replayed from a CUDA graph."""
     x = torch.randn(rows, COLUMNS, device="cuda").bfloat16()
-    cuda: Any = torch.cuda  # partly untyped
-    with cuda.stream(cuda.Stream()):
+
+    def work() -> None:
         for i in range(LINEARS):
             form(x, i)
-    cuda.synchronize()
-    graph = cuda.CUDAGraph()
-    with cuda.graph(graph):
-        for i in range(LINEARS):
-            form(x, i)
-    times = []
-    for _ in range(REPEATS):
-        start, end = cuda.Event(enable_timing=True), cuda.Event(enable_timing=True)
-        start.record()
-        graph.replay()
-        end.record()
-        end.synchronize()
-        times.append(float(start.elapsed_time(end)))
-    return min(times)
+
+    return replayed(work, REPEATS)
 
 
 def bench() -> Table:
