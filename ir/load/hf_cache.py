@@ -12,7 +12,7 @@ from torch.export import Dim
 from ..structure.cache_slots import PARTS, past_name
 from .hf_llava import image_features, logits_of, merge_rows
 from .hf_model import longest_text
-from .plain_call import cache_name, cache_of, presents
+from .plain_call import cache_argument, cache_of, presents
 
 PAST, SEQ = 3, 2
 """Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
@@ -82,9 +82,7 @@ def why_uncached(model: Any, task: str) -> str:
         return f"{name} does not generate text, so it has no cache to export"
     config = model.config.get_text_config(decoder=True)
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
-    # One with its own head in it, as in BLIP-2, takes the cache.
-    inner = getattr(model, "language_model", model)
-    if not strange and cache_name(type(inner).forward):
+    if not strange and cache_argument(model):
         return ""
     what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
     return f"{name} has {what}, whose state is not a cache of keys and values; load it without"
@@ -102,7 +100,7 @@ def cached_forward(
     cache = cache_of(past_key_values)
     accepted = inspect.signature(forward).parameters
     options: dict[str, Any] = {
-        cache_name(forward): cache, "use_cache": True, "return_dict": True
+        cache_argument(self): cache, "use_cache": True, "return_dict": True
     }  # fmt: skip
     if "position_ids" in accepted:
         options["position_ids"] = _positions(attention_mask, past_key_values)
@@ -127,7 +125,7 @@ def cached_llava_forward(
     features = image_features(self, pixel_values)
     merged = merge_rows(words, input_ids == self.config.image_token_id, features)
     cache = cache_of(past_key_values)
-    options: dict[str, Any] = {cache_name(type(self).forward): cache, "use_cache": True}
+    options: dict[str, Any] = {cache_argument(self): cache, "use_cache": True}
     options["position_ids"] = _positions(attention_mask, past_key_values)
     logits = logits_of(self, merged, attention_mask=attention_mask, **options)
     return {"logits": logits} | presents(cache)

@@ -16,7 +16,7 @@ from ..structure.cache_slots import PARTS, past_name, present_name
 from .hf_inputs import image_prompt
 from .hf_pictures import as_the_library_takes
 from .original import Call, ModuleOriginal
-from .plain_call import cache_name
+from .plain_call import cache_argument, cache_name
 
 
 def hf_original(
@@ -126,7 +126,7 @@ def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, tor
         places = inputs["attention_mask"].cumsum(-1) - 1
         seq = inputs["input_ids"].shape[1]
         inputs["position_ids"] = places.clamp(min=0)[:, places.shape[1] - seq :]
-    options = {cache_name(model.forward): cache, "use_cache": True, "return_dict": True}
+    options = {cache_argument(model): cache, "use_cache": True, "return_dict": True}
     output = model(**inputs, **options)
     presents = {
         present_name(layer, part): getattr(cache.layers[layer], f"{part}s")

@@ -131,6 +131,13 @@ def cache_name(forward: Callable[..., Any]) -> str:
     return next((name for name in ("past_key_values", "cache") if name in accepted), "")
 
 
+def cache_argument(model: Any) -> str:
+    """``cache_name`` of a model's class, or of the one with a head of its own inside, to which
+    BLIP-2 passes what it does not know."""
+    inner = getattr(model, "language_model", model)
+    return cache_name(type(model).forward) or cache_name(type(inner).forward)
+
+
 def _whole_cache(module: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """An empty cache that keeps all tokens, for a model of transformers that would make one whose
     layers keep the last ones alone: how many there are is told by the length of a text."""
