@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import functools
 import mmap
+import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -19,6 +20,9 @@ import torch
 
 LEAST_BYTES = 1 << 20
 """Smaller tensors are left where they are."""
+LEAST_FILE = 1 << 24
+"""Bytes of a folder's largest file below which its files stay: to find what is mapped takes
+milliseconds."""
 RELEASE_SECONDS = 0.1
 _MAPPINGS = Path("/proc/self/smaps")
 
@@ -49,9 +53,10 @@ def release_in_turn(model: torch.nn.Module) -> None:
 
 
 def release_files(folder: Path) -> None:
-    """Let what is mapped of the files in ``folder`` leave memory until it is touched again."""
+    """Let what is mapped of the files in ``folder`` leave memory until it is touched again; small
+    ones stay."""
     advise = _advise()
-    if advise is None:
+    if advise is None or not _is_large(folder):
         return
     there = folder.resolve()
     _release(advise, [e for e, path in _file_mappings() if Path(path).parent == there])
@@ -64,6 +69,9 @@ def releasing_files(folder: Path, seconds: float = RELEASE_SECONDS) -> Iterator[
     For a long run over a large file that takes each page once: no more of it is in memory than what
     is read in that time.
     """
+    if not _is_large(folder):
+        yield
+        return
     ended = threading.Event()
 
     def watch() -> None:
@@ -78,6 +86,11 @@ def releasing_files(folder: Path, seconds: float = RELEASE_SECONDS) -> Iterator[
         ended.set()
         thread.join()
         release_files(folder)
+
+
+def _is_large(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(e.is_file() and e.stat().st_size >= LEAST_FILE for e in entries)
 
 
 def _release(advise: Callable[[Extent], None], extents: Iterable[Extent], *_: object) -> None:
