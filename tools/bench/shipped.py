@@ -128,6 +128,7 @@ class Sources(dict[Source, View]):
             folder = export(module, self._folder / f"{source.model}-{source.cache}")
             view = load(folder / "model.onnx")
         view.source.samples = module.source.samples
+        view.source.folder = module.source.folder  # where its tokenizer lies
         return view
 
 
