@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Node, Value, View
+from ...ir.moves.upstream import upstream
 from ...ir.run.masks import padding_masks
 from ...ir.run.sweep import bound, run_part
 from ...ir.structure.cache_slots import answers
@@ -133,13 +133,7 @@ def _cross_entropy(source: Tensor, logits: Tensor) -> Tensor:
 
 def needed(view: View, values: Collection[Value]) -> list[Node]:
     """The nodes that some values are computed by, in the order of the graph."""
-    found: set[Node] = set()
-    stack = list(values)
-    while stack:
-        maker = view.producer(stack.pop())
-        if maker is not None and maker not in found:
-            found.add(maker)
-            stack += view.arguments(maker)
+    found = upstream(view, *values)
     return [node for node in view.nodes() if node in found]
 
 
@@ -147,13 +141,6 @@ def outputs(view: View, name: str, batches: Sequence[Batch]) -> list[Tensor]:
     """One output of a graph on each batch; no other is computed."""
     value = dict(zip(view.output_names(), view.outputs(), strict=True))[name]
     return run_part(view, needed(view, [value]), bound(view, batches), {value})[value]
-
-
-def canonical(view: View) -> View:
-    """A copy in the words of the vocabulary."""
-    made = view.copy()
-    canonicalize(made)
-    return made
 
 
 def _output_name(view: View) -> str:

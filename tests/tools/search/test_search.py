@@ -13,6 +13,7 @@ import graphwright as gw
 import numpy as np
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.run.calibrate import Request, calibrate
@@ -31,7 +32,7 @@ from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
 from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
-from graphwright.tools.search.judge import Judge, Loss, canonical
+from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.menu import behind_cut
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
@@ -312,7 +313,8 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     )  # fmt: skip
     assert any(name.endswith(".attn") for name in done.best.choice.dropped)
     assert "path{blocks=" in str(done.recipe)
-    source = canonical(views["fx"])
+    source = views["fx"].copy()
+    canonicalize(source)
     halves = units(source, recognize(source))
     unit, made = next(left_out(source, halves, done.judge, silent))
     assert done.menu.problems[0].units[unit.name].costs["loss"] == made.loss
