@@ -22,10 +22,9 @@ import torch
 from ..ir.canonical.heads import size
 from ..ir.canonical.siblings import joined_name
 from ..ir.core.errors import Refusal
-from ..ir.core.joined_weights import joined
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.view import Node, Operand, Value, View, is_value
-from ..ir.core.weights import MemoryWeight, Weight
+from ..ir.core.weights import MemoryWeight
 from ..ir.onnx.forms import as_value, native_value
 from ..ir.onnx.parts import set_type
 from ..ir.rewrite.pattern import Match
@@ -34,6 +33,7 @@ from ..ir.structure.cache_slots import CacheSlot, find_slot, past_slot
 from ..ir.vocab import END
 from ..ir.vocab.onnx import MICROSOFT
 from .row_places import Places
+from .siblings import joined_operand, kind
 
 NODE = "GroupQueryAttention"
 MASK = "attention_mask"
@@ -283,39 +283,23 @@ def _packed(b: Build, flat: Sequence[Value]) -> Value | None:
     known: list[Node] = [node for node in nodes if node is not None]
     if len(set(known)) < 3 or any(len(view.users(value)) != 1 for value in flat):
         return None
-    operands = [view.operands(node) for node in known]
-    attrs = [{k: a for k, a in view.attrs(n).items() if k != "out_features"} for n in known]
-    alike = all(
-        view.op(n) == view.op(known[0])
-        and a == attrs[0]
-        and _forms(view, o) == _forms(view, operands[0])
-        for n, a, o in zip(known, attrs, operands, strict=True)
-    )
-    if not alike or len({id(o[0]) for o in operands}) > 1:
+    stored = [o for node in known for o in view.operands(node)[1:] if is_value(o)]
+    alike = len({(view.op(node), kind(view, node)) for node in known}) == 1
+    if not alike or any(view.weight(operand) is None for operand in stored):
         return None
-    parts = [_stacked(view, column) for column in zip(*(o[1:] for o in operands), strict=True)]
-    if any(part is False for part in parts):
-        return None
-    rest = {"out_features": sum(view.attrs(n)["out_features"] for n in known)} if attrs[0] else {}
-    return b.build(view.op(known[0]), operands[0][0], *parts, **attrs[0], **rest)
+    first = known[0]
+    parts = [_stacked(view, known, place) for place in range(1, len(view.operands(first)))]
+    attrs = dict(view.attrs(first))
+    if attrs:
+        attrs["out_features"] = sum(view.attrs(node)["out_features"] for node in known)
+    return b.build(view.op(first), view.operands(first)[0], *parts, **attrs)
 
 
-def _forms(view: View, operands: Sequence[Operand]) -> list[Any]:
-    return [(view.type(o).dtype, (view.type(o).shape or ())[1:]) if is_value(o) else o
-            for o in operands[1:]]  # fmt: skip
-
-
-def _stacked(view: View, column: Sequence[Operand]) -> Any:
-    """Constants one below the other; ``None`` for absent ones, false where one is computed."""
-    if all(o is None for o in column):
-        return None
-    handles = [view.weight(o) for o in column]
-    if any(h is None for h in handles):
-        return False
-    found: list[Weight] = [h for h in handles if h is not None]
-    names = [view.name(o) for o in column if is_value(o)]
+def _stacked(view: View, nodes: Sequence[Node], place: int) -> Operand:
+    """Constants one below the other; ``None`` for absent ones."""
+    names = [view.name(o) for node in nodes if is_value(o := view.operands(node)[place])]
     # By a name of this form what was joined is parted again: see ``ir.canonical.siblings``.
-    return view.add_weight(joined_name(names) or "+".join(names), joined(found))
+    return joined_operand(view, nodes, place, joined_name(names) or "+".join(names) or None)
 
 
 def _emit(b: Build, inputs: Sequence[Value | None], attrs: dict[str, Any]) -> list[Value]:

@@ -37,7 +37,7 @@ def _groups(view: View) -> Iterator[list[Node]]:
     found: dict[Any, list[list[Node]]] = {}
     for node in view.nodes():
         if view.op(node) == _OP and _is_its_own(view, node):
-            known = found.setdefault(_kind(view, node), [])
+            known = found.setdefault(kind(view, node), [])
             fitting = (g for g in known if _names(view, [*g, node]) is not None)
             group = next(fitting, None)
             if group is None:
@@ -56,7 +56,7 @@ def _is_its_own(view: View, node: Node) -> bool:
     return all(view.weight(o) is not None and len(view.users(o)) == 1 for o in stored)
 
 
-def _kind(view: View, node: Node) -> Any:
+def kind(view: View, node: Node) -> Any:
     """Equal for linears that take one value and are stored alike."""
     x, *stored = view.operands(node)
     attrs = tuple(sorted((k, v) for k, v in view.attrs(node).items() if k != "out_features"))
@@ -81,7 +81,7 @@ def _join(view: View, group: Sequence[Node]) -> Node:
     assert names is not None
     operands: list[Operand] = [view.operands(first)[0]]
     for place, name in enumerate(names, start=1):
-        operands.append(_joined(view, group, place, name))
+        operands.append(joined_operand(view, group, place, name))
     widths = tuple(int(view.attrs(node)["out_features"]) for node in group)
     attrs = {**view.attrs(first), "out_features": sum(widths)}
     whole = view.build(_OP, operands, attrs, before=first)
@@ -93,7 +93,8 @@ def _join(view: View, group: Sequence[Node]) -> Node:
     return node
 
 
-def _joined(view: View, group: Sequence[Node], place: int, name: str | None) -> Operand:
+def joined_operand(view: View, group: Sequence[Node], place: int, name: str | None) -> Operand:
+    """The rows of one operand of all linears, under a name; ``None`` where they have none."""
     handles = [view.weight(view.operands(node)[place]) for node in group]
     known = [handle for handle in handles if handle is not None]
     return view.add_weight(name, joined(known)) if name is not None else None
