@@ -46,10 +46,15 @@ class FuseAttention(Rule):
 
 def attend(build: Build, logits: Logits, q: Value, v: Operand, *, gqa: bool = False) -> Value:
     """The ``sdpa`` of logits that were read."""
-    operands = [q, last_two_swapped(build, logits.kt), v]
     mask = mask_of(build, logits, [step.value for step in logits.steps])
-    if mask is not None:
-        operands.append(mask)
+    return weighed(build, logits, (q, last_two_swapped(build, logits.kt), v), mask, gqa=gqa)
+
+
+def weighed(
+    build: Build, logits: Logits, qkv: Sequence[Operand], mask: Value | None, *, gqa: bool = False
+) -> Value:
+    """The ``sdpa`` with the scale and the cap of logits that were read."""
+    operands = [*qkv, *([] if mask is None else [mask])]
     scale = usual_scale(build.view, logits)
     return build.sdpa(*operands, scale=scale, causal=False, gqa=gqa, softcap=logits.softcap)
 

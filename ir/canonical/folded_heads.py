@@ -17,9 +17,9 @@ from ..core.types import UNKNOWN_DIM
 from ..core.view import Node, Operand, Value, View
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
-from .attention import check_shapes, last_two_swapped, mask_of
+from .attention import check_shapes, last_two_swapped, mask_of, weighed
 from .heads import shaped
-from .logits import Logits, read_logits, usual_scale
+from .logits import Logits, read_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,11 +52,7 @@ class FuseFoldedHeads(Rule):
         key = last_two_swapped(build, parts.k) if parts.swapped else parts.k
         added = [_parted(build, step.value, step.at, parts.q) for step in logits.steps]
         mask = mask_of(build, logits, added)
-        operands = (parts.q, key, parts.v) if mask is None else (parts.q, key, parts.v, mask)
-        return build.sdpa(
-            *operands, scale=usual_scale(build.view, logits), causal=False, gqa=False,
-            softcap=logits.softcap,
-        )  # fmt: skip
+        return weighed(build, logits, (parts.q, key, parts.v), mask)
 
 
 def _read(view: View, weights: Value, v: Value, root: Node) -> _Parts:

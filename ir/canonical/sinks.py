@@ -16,9 +16,9 @@ from ..core.errors import Refusal
 from ..core.view import NATIVE, Node, Operand, Value, View
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
-from .attention import check_shapes, last_two_swapped, mask_of, zero
+from .attention import check_shapes, last_two_swapped, mask_of, weighed, zero
 from .heads import size
-from .logits import Logits, read_logits, usual_scale
+from .logits import Logits, read_logits
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +53,7 @@ class FuseSinkAttention(Rule):
         sizes = (size(build, q, 0), size(build, q, 1), size(build, q, 2), size(build, keys, 2))
         wide = build.concat(build.expand(given, *sizes), sunk.sink, dim=3)
         k, v = (_one_more(build, value, q) for value in (keys, values))
-        scale = usual_scale(view, logits)
-        return build.sdpa(
-            q, k, v, wide, scale=scale, causal=False, gqa=False, softcap=logits.softcap
-        )
+        return weighed(build, logits, (q, k, v), wide)
 
 
 def _one_more(build: Build, value: Value, q: Value) -> Value:
