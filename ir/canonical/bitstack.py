@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..core.joined_weights import StackedWeight
 from ..core.view import Operand, Value, View, is_value
-from ..core.weights import StackedWeight
 from ..ops.bitstack_blocks import place_of
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule

@@ -32,6 +32,19 @@ class JoinedWeight(Weight):
         return ("joined", tuple(part.key for part in self.parts))
 
 
+class StackedWeight(JoinedWeight):
+    """Weights ``[1, ...]`` of one shape and dtype, one behind the other along the first dimension.
+
+    ``names`` are what the parts are called where they are stored one by one.
+    """
+
+    def __init__(self, parts: Sequence[Weight], names: Sequence[str]) -> None:
+        if any(part.shape != parts[0].shape for part in parts):
+            raise ValueError(f"these weights are not alike: {list(parts)}")
+        super().__init__(parts)
+        self.names = tuple(names)
+
+
 class RowsWeight(Weight):
     """The rows ``start`` to ``end`` of a weight."""
 

@@ -13,7 +13,7 @@ import os
 import struct
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, MutableMapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -257,27 +257,6 @@ class ComputedWeight(Weight):
     @property
     def key(self) -> Hashable:
         return ("computed", self._key)
-
-
-class StackedWeight(Weight):
-    """Weights ``[1, ...]`` of one shape and dtype, one behind the other along the first dimension.
-
-    ``names`` are what the parts are called where they are stored one by one.
-    """
-
-    def __init__(self, parts: Sequence[Weight], names: Sequence[str]) -> None:
-        first = parts[0]
-        if any((p.shape, p.dtype) != (first.shape, first.dtype) for p in parts):
-            raise ValueError(f"these weights are not alike: {list(parts)}")
-        self.parts, self.names = tuple(parts), tuple(names)
-        self.shape, self.dtype = (len(parts), *first.shape[1:]), first.dtype
-
-    def read(self) -> torch.Tensor:
-        return torch.cat([part.read() for part in self.parts])
-
-    @property
-    def key(self) -> Hashable:
-        return ("stacked", tuple(part.key for part in self.parts))
 
 
 SPOOLED_BYTES = 1 << 28

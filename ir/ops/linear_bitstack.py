@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InvalidGraph
+from ..core.joined_weights import StackedWeight
 from ..core.tensors import tensor_of, weight_of
 from ..core.types import Type
-from ..core.weights import StackedWeight
 from ..vocab.linear import linear_macs
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, own_op

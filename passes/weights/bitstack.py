@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from ...ir.core.errors import BadInput, Refusal
+from ...ir.core.joined_weights import StackedWeight
 from ...ir.core.view import View
-from ...ir.core.weights import StackedWeight, Weight
+from ...ir.core.weights import Weight
 from ...ir.moves import swap
 from ...ir.ops.bitstack_blocks import block_name
 from ...ir.run.statistics import Square, Stat, Statistics

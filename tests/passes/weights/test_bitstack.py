@@ -14,8 +14,9 @@ import torch
 from graphwright.backends import compile as compile_graph
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.joined_weights import StackedWeight
 from graphwright.ir.core.view import View
-from graphwright.ir.core.weights import MemoryWeight, StackedWeight
+from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.load.bitstack_size import possible_sizes
 from graphwright.ir.ops.bitstack_blocks import place_of
 from graphwright.ir.run.sweep import sweep
