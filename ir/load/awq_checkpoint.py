@@ -16,7 +16,7 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..core.weights import Weight
 from .packed_bits import unpack_rows
-from .stored_linear import Parts
+from .stored_linear import Parts, needed
 
 TENSORS = ("qweight", "qzeros", "scales")
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
@@ -32,10 +32,7 @@ def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     bits = config.get("bits", config.get("w_bit"))
     if bits != 4:
         raise BadInput(f"{name}: bits={bits} of quantization_config; AWQ has 4")
-    missing = [part for part in TENSORS if part not in own]
-    if missing:
-        raise BadInput(f"{name}: {missing[0]} is not in the checkpoint, and others of it are")
-    qweight, qzeros, scales = (own[part] for part in TENSORS)
+    qweight, qzeros, scales = (needed(name, own, part) for part in TENSORS)
     columns, rows = qweight.shape[0], qweight.shape[1] * 8
     stated = int(config.get("group_size", config.get("q_group_size", -1)))
     group = stated if stated > 0 else columns

@@ -18,7 +18,7 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..core.weights import Weight
 from .packed_bits import unpack_rows
-from .stored_linear import Parts
+from .stored_linear import Parts, needed
 
 TENSORS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
 
@@ -32,10 +32,8 @@ def read_linear(name: str, own: Mapping[str, Weight], args: Mapping[str, Any]) -
                        "and 8 are read")  # fmt: skip
     if strategy not in ("group", "channel", "tensor"):
         raise BadInput(f"{name}: strategy {strategy!r}; group, channel and tensor are read")
-    needed = TENSORS[:3] if args.get("symmetric", True) else TENSORS[:4]
-    missing = [part for part in needed if part not in own]
-    if missing:
-        raise BadInput(f"{name}: {missing[0]} is not in the checkpoint, and others of it are")
+    for part in TENSORS[:3] if args.get("symmetric", True) else TENSORS[:4]:
+        needed(name, own, part)
     packed, scale = own["weight_packed"], own["weight_scale"]
     rows, columns = (int(size) for size in own["weight_shape"].read())
     group = int(args.get("group_size") or 0) if strategy == "group" else columns

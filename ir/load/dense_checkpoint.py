@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.weights import ComputedWeight, Weight
+from .stored_linear import needed
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 FLOAT8_TENSORS = ("weight", "weight_scale", "weight_scale_inv", "input_scale", "output_scale",
@@ -40,7 +41,7 @@ class Dense:
 
 def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Dense:
     """A float8 matrix with its scales. Raises ``BadInput`` where they contradict each other."""
-    weight = _needed(name, own, "weight")
+    weight = needed(name, own, "weight")
     scale = next(own[key] for key in ("weight_scale_inv", "weight_scale") if key in own)
     if weight.dtype not in FLOAT8 or len(weight.shape) != 2:
         raise BadInput(f"{name}.weight is {weight.type}; with a scale it is a float8 matrix")
@@ -90,7 +91,7 @@ def _scales(scale: Weight) -> Tensor:
 
 def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Dense:
     """A matrix in NF4 or FP4. Raises ``BadInput`` where its tensors contradict each other."""
-    codes, absmax, table = (_needed(name, own, key) for key in BNB4_TENSORS[:3])
+    codes, absmax, table = (needed(name, own, key) for key in BNB4_TENSORS[:3])
     key = next((key for key in BNB4_TENSORS[5:] if key in own), None)
     if key is None:
         raise BadInput(f"{name}: {BNB4_TENSORS[5]} is not in the checkpoint, and others of it are")
@@ -108,8 +109,8 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
         )
     nested = "nested_blocksize" in state
     if nested:
-        _needed(name, own, "weight.nested_absmax")
-        _needed(name, own, "weight.nested_quant_map")
+        needed(name, own, "weight.nested_absmax")
+        needed(name, own, "weight.nested_quant_map")
 
     def make() -> Tensor:
         raw = codes.read().flatten()
@@ -129,9 +130,3 @@ def _unnested(own: Mapping[str, Weight], state: Mapping[str, Any]) -> Tensor:
     outer = own["weight.nested_absmax"].read().float()
     spread = outer.repeat_interleave(int(state["nested_blocksize"]))[: len(found)]
     return found * spread + float(state.get("nested_offset", 0.0))
-
-
-def _needed(name: str, own: Mapping[str, Weight], key: str) -> Weight:
-    if key not in own:
-        raise BadInput(f"{name}: {key} is not in the checkpoint, and others of it are")
-    return own[key]

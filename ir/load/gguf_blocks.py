@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..core.weights import Weight
+from .int8_checkpoint import TWICE
 from .stored_linear import Parts
 
 CHUNK = 1 << 22
@@ -25,7 +26,7 @@ CHUNK = 1 << 22
 Array = np.ndarray[Any, Any]
 _NL = np.array([-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113]) + 128
 """IQ4_NL's codebook, as codes of 8 bits."""
-_E2M1 = np.array([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12]) + 128
+_E2M1 = TWICE.numpy() + 128
 """Twice the values of FP4, likewise."""
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.weights import Weight
-from .stored_linear import Parts
+from .stored_linear import Parts, needed
 
 INT8_TENSORS = ("weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
                 "input_scale", "input_zero_point", "output_scale")  # fmt: skip
@@ -80,9 +80,7 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
         )
     outer = own.get("weight_global_scale", own.get("weight_scale_2"))
     if not exponents and outer is None:
-        raise BadInput(
-            f"{name}: weight_global_scale is not in the checkpoint, and others of it are"
-        )
+        needed(name, own, "weight_global_scale")
 
     def codes() -> Tensor:
         raw = packed.read()
@@ -103,9 +101,7 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
 
 
 def _matrix(name: str, own: Mapping[str, Weight], dtype: torch.dtype) -> Weight:
-    weight = own.get("weight")
-    if weight is None:
-        raise BadInput(f"{name}: weight is not in the checkpoint, and others of it are")
+    weight = needed(name, own, "weight")
     if weight.dtype != dtype or len(weight.shape) != 2:
         raise BadInput(f"{name}.weight is {weight.type}; by the config it is a matrix of "
                        f"{str(dtype).removeprefix('torch.')}")  # fmt: skip

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +17,13 @@ Handle = Callable[[str, Callable[[], Tensor], tuple[int, ...], torch.dtype], Wei
 Spread = Callable[[Callable[[], Tensor]], Tensor]
 SPLIT = GROUPS[-1]
 """Groups of a multiple of so many columns are cut into such, each with the same scale."""
+
+
+def needed(name: str, own: Mapping[str, Weight], part: str) -> Weight:
+    """A tensor of a linear. Raises ``BadInput`` where it is absent."""
+    if part not in own:
+        raise BadInput(f"{name}: {part} is not in the checkpoint, and others of it are")
+    return own[part]
 
 
 @dataclass(frozen=True)
