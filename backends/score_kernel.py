@@ -13,12 +13,10 @@ from typing import Any
 import torch
 
 from ..ir.core.view import Operand, Value, is_value
+from ..ir.moves.attention_scores import HIDDEN
 from ..ir.rewrite.pattern import Match
 from ..ir.rewrite.rule import Build, Rule
 from ..ir.vocab import END
-
-HIDDEN = -1e4
-"""What stands for the logit of a hidden key is below it."""
 
 
 def _weights(p: Any, q: Any, k: Any, scale: Any, mask: Any, low: Any) -> Any:

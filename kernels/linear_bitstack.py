@@ -19,10 +19,7 @@ from torch import Tensor
 from ..ir.core.errors import BadInput
 from ..ir.ops.linear_bitstack import operand_types
 from .launch import Launch
-from .registry import HALF_AND_SINGLE, Kernel
-
-PRECISION = {torch.float32: "tf32x3"}
-"""Three TF32 products make one of float32 to 1e-6; the half types ignore it."""
+from .registry import HALF_AND_SINGLE, PRECISION, Kernel
 
 
 @dataclass(frozen=True)

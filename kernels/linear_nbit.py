@@ -21,11 +21,9 @@ from ..ir.ops.pack import block_of
 from . import linear_nbit_gemm as gemm
 from . import linear_nbit_gemv as gemv
 from .launch import Launch, processors
-from .registry import HALF_AND_SINGLE, Kernel
+from .registry import HALF_AND_SINGLE, PRECISION, Kernel
 
 BITS = (2, 3, 4, 8)
-PRECISION = {torch.float32: "tf32x3"}
-"""Three TF32 products make one of float32 to 1e-6; the half types ignore it."""
 
 
 @dataclass(frozen=True)

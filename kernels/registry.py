@@ -19,6 +19,9 @@ from ..ir.core.errors import BadInput
 from .launch import Launch
 
 HALF_AND_SINGLE = (torch.float16, torch.bfloat16, torch.float32)
+PRECISION = {torch.float32: "tf32x3"}
+"""Of a product of matrices: three TF32 products make one of float32 to 1e-6; the half types ignore
+it."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from .upstream import upstream
 
 _SPREADING = ("reshape", "expand", "unsqueeze")
 """From the last to the first: how keys are repeated for each head of a group."""
-_HIDDEN = -1e4
+HIDDEN = -1e4
 """Logits below it are of keys that a mask hides."""
 
 
@@ -115,7 +115,7 @@ def ranked_by_links(view: View, site: Node, *, steps: int, temperature: float) -
     weights = b.softmax(logits, dim=3)
     # Not by the weights: a small one is 0 at a low temperature.
     last = b.slice(logits, -1, END, dim=2)
-    seen = b.cast(b.gt(last, _HIDDEN), dtype=view.type(weights).dtype)
+    seen = b.cast(b.gt(last, HIDDEN), dtype=view.type(weights).dtype)
     ranked = b.div(seen, b.sum(seen, dims=(3,), keepdim=True))
     for _ in range(steps):
         ranked = b.matmul(ranked, weights)
