@@ -83,9 +83,7 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
 
 
 def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
-    x, codes, scales, bias = (*operands, None)[:4]
-    if x is None or codes is None or scales is None or x.dtype is None:
-        raise InvalidGraph("linear_w8a8 needs x with a known dtype, codes and scales")
+    x, codes, scales, bias = _known(operands)
     work = ir.DataType.FLOAT
     wide = cast(tape, x, work)
     step = _step(tape, wide)
@@ -97,10 +95,25 @@ def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str,
         constant(tape, 128, np.uint8),
     ]  # fmt: skip
     sums = cast(tape, tape.op("MatMulInteger", inputs), work)
-    y = tape.op("Mul", [tape.op("Mul", [sums, step]), scales])
+    return _ended(tape, tape.op("Mul", [tape.op("Mul", [sums, step]), scales]), bias, x)
+
+
+def _known(
+    operands: Sequence[ir.Value | None],
+) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
+    """x, codes, scales and the bias, if any."""
+    x, codes, scales, bias = (*operands, None)[:4]
+    if x is None or codes is None or scales is None or x.dtype is None:
+        raise InvalidGraph("linear_w8a8 needs x with a known dtype, codes and scales")
+    return x, codes, scales, bias
+
+
+def _ended(tape: Tape, y: ir.Value, bias: ir.Value | None, x: ir.Value) -> ir.Value:
+    """``y`` f32 with the bias, in the dtype of ``x``."""
+    work = ir.DataType.FLOAT
     if bias is not None:
         y = tape.op("Add", [y, cast(tape, bias, work)])
-    return cast(tape, y, x.dtype) if x.dtype != work else y
+    return cast(tape, y, x.dtype) if x.dtype not in (work, None) else y
 
 
 FORM = "matmul-integer-to-float"
@@ -111,20 +124,14 @@ def _record_fused(
     tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
 ) -> ir.Value:
     """As ``_record``; rounding is one node, and so are the product, its cast and the scales."""
-    x, codes, scales, bias = (*operands, None)[:4]
-    if x is None or codes is None or scales is None or x.dtype is None:
-        raise InvalidGraph("linear_w8a8 needs x with a known dtype, codes and scales")
-    work = ir.DataType.FLOAT
-    wide = cast(tape, x, work)
+    x, codes, scales, bias = _known(operands)
+    wide = cast(tape, x, ir.DataType.FLOAT)
     step = _step(tape, wide)
     zero, one = constant(tape, 128, np.uint8), constant(tape, 1.0, np.float32)
     rounded = tape.op("QuantizeLinear", [tape.op("Div", [wide, step]), one, zero])
     turned = tape.op("Transpose", [codes], {"perm": [1, 0]})
     y = tape.op(NODE, [rounded, turned, one, scales, zero], domain=MICROSOFT, version=1)
-    y = tape.op("Mul", [y, step])
-    if bias is not None:
-        y = tape.op("Add", [y, cast(tape, bias, work)])
-    return cast(tape, y, x.dtype) if x.dtype != work else y
+    return _ended(tape, tape.op("Mul", [y, step]), bias, x)
 
 
 def _step(tape: Tape, x: ir.Value) -> ir.Value:
