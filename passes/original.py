@@ -52,11 +52,12 @@ def prepare(original: View, source: View, structure: Structure) -> Given:
     """
     view = original.copy()
     canonicalize(view)
-    theirs = {linear.name: linear for linear in recognize(view).linears}
+    found = recognize(view)
+    theirs = {linear.name: linear for linear in found.linears}
     for linear in structure.linears:
         _check(linear, theirs.get(linear.name), original.source.name)
-    _check_words(structure, recognize(view), original.source.name)
-    _take_units(view, source, structure)
+    _check_words(structure, found, original.source.name)
+    _take_units(view, found, source, structure)
     theirs = {linear.name: linear for linear in recognize(view).linears}
     kept = {}
     for linear in structure.linears:
@@ -135,13 +136,14 @@ def _sort_columns(view: View, linear: Linear, order: Weight) -> None:
 # --- units ---------------------------------------------------------------------------------------
 
 
-def _take_units(view: View, source: View, structure: Structure) -> None:
-    """Rescale the original's inputs as the source's are, found by what makes them: exactly by
-    norms, and where some of these differ, by the rows of linears too, in the least squares."""
+def _take_units(view: View, found: Structure, source: View, structure: Structure) -> None:
+    """Rescale the inputs of the original's linears, ``found`` in it, as the source's are, known by
+    what makes them: exactly by norms, and where some of these differ, by the rows of linears too,
+    in the least squares."""
     values = {source.name(value): value for value in _constants(source)}
     linears = {linear.name: linear for linear in structure.linears}
     rescaled = False
-    for inlet in find_inlets(view, recognize(view))[0]:
+    for inlet in find_inlets(view, found)[0]:
         makers = {view.name(value): value for value in inlet.makers}
         norms = not any(name.removesuffix(".weight") in linears for name in makers)
         if not norms and not rescaled:
