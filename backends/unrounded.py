@@ -1,4 +1,4 @@
-"""The same of an ONNX file, whose weights stay where they lie."""
+"""``ir.run.unrounded`` of an ONNX file, whose weights stay where they lie."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ LEVEL = "accuracy_level"
 
 
 def unrounded_file(path: Path) -> bytes:
-    """The model of a file, ``accuracy_level`` 0 at every node of its own: ``ir.run.unrounded``.
+    """The model of a file, ``accuracy_level`` 0 at every node of its own.
 
     Nodes in bodies keep theirs: ONNX Runtime runs them for the graph, too.
     """

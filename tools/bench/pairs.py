@@ -34,7 +34,7 @@ import json, sys, torch
 from optimum.onnxruntime import ORTModelForSeq2SeqLM, ORTModelForSpeechSeq2Seq
 kind, key, folder, given = sys.argv[1:]
 model = globals()[kind].from_pretrained(folder, use_merged=False)
-value = torch.load(given)
+value = torch.load(given, weights_only=True)
 made = model.generate(**{key: value}, do_sample=False, num_beams=1, max_new_tokens=%d)
 print(json.dumps(made.tolist()))
 """

@@ -272,8 +272,7 @@ def _marks(
 
 def _published(
     request: Request, view: View, result: Result, data: Calibration | None, original: View | None,
-    found: Found | None,
-    progress: Progress,
+    found: Found | None, progress: Progress,
 ) -> Manifest:  # fmt: skip
     """The manifest; with ``request.out``, the artifact is there and checked."""
     done = Manifest.model_validate(result.report.to_dict())
