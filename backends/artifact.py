@@ -103,9 +103,9 @@ def publish(out: Path, *, force: bool = False) -> Iterator[Path]:
     out = out.absolute()
     with claimed(out) as place:
         try:
-            made = place / NEW
-            made.mkdir()
-            yield made
+            folder = place / NEW
+            folder.mkdir()
+            yield folder
             check_target(out, force=force)
             _put_in_place(out)
         except OSError as error:
@@ -164,18 +164,18 @@ def copy_side_files(source: str | None, folder: Path) -> list[str]:
     A link that leads out of the model's own files is not followed, as what lies there was never
     given: the names of those are returned.
     """
-    left = []
+    links = []
     for name in SIDE_FILES if source is not None else ():
         path = Path(str(source)) / name
         if not path.is_file():
             continue
         if not is_own(path, Path(str(source))):
-            left.append(name)
+            links.append(name)
             continue
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, folder / name)
     _forget_quantization(folder / SIDE_FILES[0])
-    return left
+    return links
 
 
 def _forget_quantization(path: Path) -> None:

@@ -60,10 +60,10 @@ def _unrepeated(view: View, repeated: Value) -> Value:
     types = [view.type(value) for value in (x, apart, wide, repeated)]
     if [t.rank for t in types] != [4, 5, 5, 4]:
         raise Refusal(f"{types[0]}, {types[2]} and {types[3]} are not heads, apart and repeated")
-    one, lone, many, made = (t.shape or () for t in types)
+    one, lone, many, flat = (t.shape or () for t in types)
     kept = one == (*lone[:2], *lone[3:]) == (*many[:2], *many[3:])
     joined = (many[0], _product(many[1], many[2]), *many[3:])
-    if UNKNOWN_DIM in (*one, *made) or not kept or joined != made:
+    if UNKNOWN_DIM in (*one, *flat) or not kept or joined != flat:
         raise Refusal(f"{types[0]} as {types[2]} and {types[3]} does more than repeat heads")
     return x
 
@@ -71,8 +71,8 @@ def _unrepeated(view: View, repeated: Value) -> Value:
 def _made_by(view: View, value: Value, op: str) -> Value:
     node = view.producer(value)
     if node is None or view.op(node) != op:
-        made = "an input" if node is None else f"`{view.op(node)}`"
-        raise Refusal(f"keys or values come from {made}, not from `{op}`: no head is repeated")
+        origin = "an input" if node is None else f"`{view.op(node)}`"
+        raise Refusal(f"keys or values come from {origin}, not from `{op}`: no head is repeated")
     return view.tensor(node)
 
 
@@ -132,12 +132,12 @@ _WIDE = (torch.float32, torch.float64)
 
 def _causal(b: Build, q: Value, k: Value, mask: Value | None) -> Value:
     """A query sees the keys up to its own position, counted from the first of each."""
-    seen = causal(b, q, k, 0)
+    visible = causal(b, q, k, 0)
     if mask is None:
-        return seen
+        return visible
     if b.view.type(mask).dtype == torch.bool:
-        return b.logical_and(seen, mask)
-    return b.where(seen, mask, -math.inf)
+        return b.logical_and(visible, mask)
+    return b.where(visible, mask, -math.inf)
 
 
 class _Heads:
@@ -184,7 +184,7 @@ class _Heads:
         if self._heads == self._shared:
             return x
         b = self._b
-        made = b.reshape(x, size(b, self._q, 0), self._heads, size(b, self._q, 2), last)
+        apart = b.reshape(x, size(b, self._q, 0), self._heads, size(b, self._q, 2), last)
         for axis in (0, 2):
-            name_after(b, made, axis, self._q, axis)
-        return made
+            name_after(b, apart, axis, self._q, axis)
+        return apart

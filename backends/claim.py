@@ -124,8 +124,8 @@ def recover(out: Path) -> None:
     new, old = folder / NEW, folder / OLD
     if old.is_dir() and not out.exists():
         old.rename(out)
-    for left in (new, old, partial_folder(new)):
-        shutil.rmtree(left, ignore_errors=True)
+    for leftover in (new, old, partial_folder(new)):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def switch(out: Path) -> None:

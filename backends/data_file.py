@@ -37,7 +37,7 @@ def save(
         refuse_changed(tensor)
         callback(tensor, info)
 
-    made = [
+    tensors = [
         *external_data.convert_tensors_to_external(
             [v.const_value for v in outside if v.const_value is not None], path.parent, data,
             callback=checked, alignment=PAGE_BYTES, align_threshold=PAGE_ALIGNED_BYTES,
@@ -45,7 +45,7 @@ def save(
         *(_in_memory(v.const_value) for v in inside if v.const_value is not None),
     ]  # fmt: skip
     try:
-        for value, tensor in zip([*outside, *inside], made, strict=True):
+        for value, tensor in zip([*outside, *inside], tensors, strict=True):
             value.const_value = tensor
         onnx_ir.save(model, path)
     finally:

@@ -149,10 +149,10 @@ class _Cached:
         rows = torch.arange(len(texts))
         self._ids, self._places = ids[rows, last, None], places[rows, last, None]
         shown = [image for image in images if image is not None]
-        found = self._run(**self._feeds(ids, places, shown))
+        outputs = self._run(**self._feeds(ids, places, shown))
         run = self._run
-        self._steps = run.steps(found) if isinstance(run, Stepping) else PlainSteps(run, found)
-        return found["logits"][rows, last]
+        self._steps = run.steps(outputs) if isinstance(run, Stepping) else PlainSteps(run, outputs)
+        return outputs["logits"][rows, last]
 
     def _feeds(
         self, ids: torch.Tensor, places: torch.Tensor, shown: Sequence[torch.Tensor]

@@ -39,38 +39,38 @@ class RouteExperts(Rule):
 
     name = "route-experts"
 
-    def pattern(self, p: Any, acc: Any, found: Any, share: Any) -> Any:
-        return p.add(acc, p.mul(found, share))
+    def pattern(self, p: Any, acc: Any, output: Any, share: Any) -> Any:
+        return p.add(acc, p.mul(output, share))
 
     def where(self, match: Match) -> None:
         view = match.view
-        shapes = [view.type(match.value(name)).shape or () for name in ("acc", "found", "share")]
+        shapes = [view.type(match.value(name)).shape or () for name in ("acc", "output", "share")]
         if any(len(shape) != 2 for shape in shapes) or shapes[2][1] != 1:
             match.refuse("it is no sum of rows times a share of each")
-        acc, found, share = shapes
-        if acc != found or share[0] != found[0] or UNKNOWN_DIM in found:
-            match.refuse(f"{acc} and {found} are not known to be the same rows")
+        acc, output, share = shapes
+        if acc != output or share[0] != output[0] or UNKNOWN_DIM in output:
+            match.refuse(f"{acc} and {output} are not known to be the same rows")
         _check_shares(view, match.value("share"), match.root)
-        _expert(view, match.value("found"), match.root)
+        _expert(view, match.value("output"), match.root)
 
     def replace(self, build: Build, **bound: Operand) -> Value:
         view, match = build.view, build.match
         assert isinstance(view, OnnxView)
         graph: View = build.view
         share, acc = match.value("share"), match.value("acc")
-        nodes, x = _expert(view, match.value("found"), match.root)
+        nodes, x = _expert(view, match.value("output"), match.root)
         flat = build.reshape(share, -1)
         places = view.emit("NonZero", [flat]).outputs[0]
         columns: Any = view.emit("Transpose", [places], {"perm": [1, 0]}).outputs[0]
         set_type(places, Type(torch.int64, (1, UNKNOWN_DIM)))
         set_type(columns, Type(torch.int64, (UNKNOWN_DIM, 1)))
         rows = build.reshape(columns, -1)
-        made = {x: build.index_select(x, rows, dim=0)}
+        copies = {x: build.index_select(x, rows, dim=0)}
         for node in nodes:
-            results = graph.clone(node, made, before=match.root)
+            results = graph.clone(node, copies, before=match.root)
             graph.refresh_type(graph.maker(results[0]))
-            made |= dict(zip(graph.results(node), results, strict=True))
-        part = build.mul(made[match.value("found")], build.index_select(share, rows, dim=0))
+            copies |= dict(zip(graph.results(node), results, strict=True))
+        part = build.mul(copies[match.value("output")], build.index_select(share, rows, dim=0))
         inputs = [acc, columns, part]
         total: Any = view.emit("ScatterND", inputs, {"reduction": "add"}).outputs[0]
         graph.retype(total, graph.results(match.root)[0])
@@ -92,17 +92,17 @@ def _check_shares(view: View, share: Value, root: Node) -> None:
         raise Refusal("the router's shares are not scattered into zeros", root)
 
 
-def _expert(view: View, found: Value, root: Node) -> tuple[list[Node], Value]:
+def _expert(view: View, output: Value, root: Node) -> tuple[list[Node], Value]:
     """The nodes that make an expert's result and nothing else, in order, and what they are made of.
     ``Refusal`` where that is more than one value."""
-    last = view.maker(found)
+    last = view.maker(output)
     inside = {last}
     queue = [last]
     for node in queue:
         if not _by_row(view, node):
             raise Refusal(f"`{view.op(node)}` is no part of an expert", root)
-        made = [view.producer(o) for o in view.operands(node) if is_value(o)]
-        fresh = [n for n in made if n is not None and n not in inside and _by_row(view, n)]
+        producers = [view.producer(o) for o in view.operands(node) if is_value(o)]
+        fresh = [n for n in producers if n is not None and n not in inside and _by_row(view, n)]
         for maker in dict.fromkeys(fresh):
             users = [user for value in view.results(maker) for user in view.users(value)]
             if all(user in inside for user in users):

@@ -71,11 +71,11 @@ def _run(
     graph: View, folder: Path, samples: Sequence[Mapping[str, torch.Tensor]] | None
 ) -> dict[str, Any]:
     give_original(graph)
-    given = (samples or graph.source.samples or [sample_inputs(graph)])[:1]
-    batches = checkable(folder, given)
+    sample = (samples or graph.source.samples or [sample_inputs(graph)])[:1]
+    batches = checkable(folder, sample)
     judge = Judge(graph, batches, Reference(graph, batches, Truth()))
-    found = check_artifact(folder, graph, judge)
-    return {"optimized": found.optimized.to_dict(), "unoptimized": found.unoptimized.to_dict()}
+    outcome = check_artifact(folder, graph, judge)
+    return {"optimized": outcome.optimized.to_dict(), "unoptimized": outcome.unoptimized.to_dict()}
 
 
 def _bare_manifest(graph: View) -> dict[str, Any]:

@@ -89,7 +89,7 @@ class _Translator:
         self.fx = view
         self.live = _live(view)
         self.values: dict[FxNode, Value] = {}
-        self.made = _made_names(view)
+        self.new_names = _made_names(view)
         self.remarks: dict[str, None] = {}
         self.exported: dict[str, onnx_ir.Model] = {}
         self.onnx = OnnxView(self._start(), source=view.source)
@@ -176,12 +176,12 @@ class _Translator:
         if form is None:
             return self._by_exporter(emit, node, "")
         try:
-            made = form(emit, *self._arguments(node))
+            output = form(emit, *self._arguments(node))
         except Refusal as refusal:
             return self._by_exporter(emit, node, f" ({refusal.reason})")
-        if not _is_several(node) and made.producer() in (self.onnx.journal or ()):
-            set_type(made, self._joined(node, self.onnx.type(made), emit.result))
-        return made
+        if not _is_several(node) and output.producer() in (self.onnx.journal or ()):
+            set_type(output, self._joined(node, self.onnx.type(output), emit.result))
+        return output
 
     def _by_exporter(self, emit: Emit, node: FxNode, why: str) -> Any:
         """``torch.onnx``'s form of a node that we have none for."""
@@ -194,13 +194,13 @@ class _Translator:
             self.onnx.erase(part)  # what a form had built before it refused
         fresh = Emit(self.onnx, node, self._place(node), emit.result)  # its place was behind those
         try:
-            made = export_node(fresh, self.fx, self.values, self.exported)
+            output = export_node(fresh, self.fx, self.values, self.exported)
         except NoForm:
             raise
         except BadInput as error:
             raise _WholeGraph(f"{native} ({node.name}) does not go through it alone") from error
         self.remarks[f"{native} went through torch.onnx{why}"] = None
-        return made
+        return output
 
     def _joined(
         self, node: FxNode, inferred: Type, declared: Type, is_slice: bool = False
@@ -219,7 +219,7 @@ class _Translator:
         dims = []
         for a, b in zip(inferred.shape or declared.shape, declared.shape, strict=True):
             named = isinstance(b, str) and (
-                not is_slice or any(mentions(b, name) for name in self.made)
+                not is_slice or any(mentions(b, name) for name in self.new_names)
             )
             dims.append(b if named and not isinstance(a, int) else a)
         if inferred.shape is None:
@@ -240,12 +240,12 @@ class _Translator:
             return [self._mapped(item) for item in arg]
         return arg
 
-    def _note(self, node: FxNode, made: Any) -> None:
+    def _note(self, node: FxNode, output: Any) -> None:
         """Let what was made stand for the node; what is new bears the node's name."""
-        results = dict.fromkeys([node], made)
+        results = dict.fromkeys([node], output)
         if _is_several(node):
             items = [item for item in self.fx.results(node) if item in self.live]
-            results = {item: made[item_index(item)] for item in items}
+            results = {item: output[item_index(item)] for item in items}
         for result, value in results.items():
             if value.producer() in (self.onnx.journal or ()):
                 self.onnx.rename(value, result.name)

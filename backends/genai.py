@@ -96,8 +96,8 @@ def _special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     end = settings.get("eos_token_id")
     first = end[0] if isinstance(end, list) and end else end
     pad = settings.get("pad_token_id")
-    found = {
+    ids = {
         "bos_token_id": settings.get("bos_token_id"), "eos_token_id": end,
         "pad_token_id": first if pad is None else pad,
     }  # fmt: skip
-    return {name: value for name, value in found.items() if isinstance(value, int | list)}
+    return {name: value for name, value in ids.items() if isinstance(value, int | list)}

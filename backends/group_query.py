@@ -119,22 +119,22 @@ class UseGroupQuery(Rule):
         lengths = _lengths(build)
         tables = () if site.tables is None else tuple(self._table(build, t) for t in site.tables)
         inputs = [*_products(build, site), *site.slot.past, *lengths, *tables]
-        made = _emit(build, inputs, {
+        outputs = _emit(build, inputs, {
             "num_heads": site.heads, "kv_num_heads": site.shared, "scale": float(scale),
             "softcap": float(attrs["softcap"] or 0.0), "local_window_size": site.window,
             "do_rotary": int(bool(tables)), "rotary_interleaved": 0,
         })  # fmt: skip
-        for present, result in zip(site.slot.present, made[1:], strict=True):
+        for present, result in zip(site.slot.present, outputs[1:], strict=True):
             view.retype(result, present)
             view.replace(present, result)
         q = view.type(site.q)
         batch, _, tokens, _ = q.shape or ()
-        set_type(native_value(made[0]), Type(q.dtype, (batch, tokens, site.heads * site.width)))
+        set_type(native_value(outputs[0]), Type(q.dtype, (batch, tokens, site.heads * site.width)))
         joined = _heads_joined(view, root, site)
         if joined is not None:
-            view.replace(joined, made[0])
+            view.replace(joined, outputs[0])
         apart = build.reshape(
-            made[0], size(build, site.q, 0), size(build, site.q, 2), site.heads, site.width
+            outputs[0], size(build, site.q, 0), size(build, site.q, 2), site.heads, site.width
         )
         return build.transpose(apart, perm=(0, 2, 1, 3))
 

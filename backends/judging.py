@@ -122,8 +122,8 @@ class Judge:
             # A cache holds what was chosen: of another choice nothing in it can be compared, and
             # the run without rounding tells whether it is right.
             rounded = map(answers, self._with_rounding(len(self.inputs)))
-            told = list(map(answers, actual))
-            return self._held(Rule.of(self.graph), [*rounded], told, what, advice)
+            ours = list(map(answers, actual))
+            return self._held(Rule.of(self.graph), [*rounded], ours, what, advice)
         errors, moved = worst_of(self.expected, actual), self._moved(1)
         if len(self.inputs) > 1:
             unexplained = {n for n, e in errors.items() if not self._rule.explains(e, moved[n])}

@@ -88,26 +88,26 @@ def _nothing(view: View) -> int:
 
 def remarks(view: View) -> list[str]:
     """What a person should know of how a graph was written, one sentence each."""
-    found = view.metadata().get(FORMS_KEY, "").splitlines()
+    lines = view.metadata().get(FORMS_KEY, "").splitlines()
     if ROWS_KEY in view.metadata():
-        found.append("attention takes rows by their length: padding goes behind a text, not before")
-    return found
+        lines.append("attention takes rows by their length: padding goes behind a text, not before")
+    return lines
 
 
 def _remark(view: OnnxView, rules: Sequence[Rule], report: RewriteReport) -> None:
     """Say in the metadata what became of attention where a form of it may be refused."""
     if not any(isinstance(rule, UseGroupQuery) for rule in rules):
         return
-    made, left = (report.applied[rule.name] for rule in (UseGroupQuery, SpellAttention))
-    if made:
+    grouped, general = (report.applied[rule.name] for rule in (UseGroupQuery, SpellAttention))
+    if grouped:
         view.metadata()[ROWS_KEY] = "begin"
     refusal = report.refusals.get(UseGroupQuery.name)
-    if refusal is not None and left:
+    if refusal is not None and general:
         view.metadata()[FORMS_KEY] = (
-            f"{left} of {left + made} attentions keep their general form, not "
+            f"{general} of {general + grouped} attentions keep their general form, not "
             f"GroupQueryAttention: {refusal.reason}"
         )
-    elif not made:
+    elif not grouped:
         view.metadata()[FORMS_KEY] = "no attention is recognised: none becomes GroupQueryAttention"
 
 

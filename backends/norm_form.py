@@ -18,12 +18,12 @@ from ..ir.core.view import Node, View, is_value
 
 def sum_before_norms(view: View) -> int:
     """Write sums that only a layer norm reads as ``Sum``, in place; how many there were."""
-    found = [node for norm in view.nodes() if view.op(norm) == "layer_norm"
-             if (node := _sum(view, norm)) is not None]  # fmt: skip
-    for node in found:
+    sums = [node for norm in view.nodes() if view.op(norm) == "layer_norm"
+            if (node := _sum(view, norm)) is not None]  # fmt: skip
+    for node in sums:
         native: Any = node
         native.op_type = "Sum"
-    return len(found)
+    return len(sums)
 
 
 def _sum(view: View, norm: Node) -> Node | None:

@@ -81,9 +81,9 @@ class OnnxRuntimeExecutable:
         except Exception as error:
             if not _is_the_runtimes(error):
                 raise
-            told = "".join(f"\n{line}" for line in [mixed_builds()] if line)
-            said = f"{path}: ONNX Runtime does not load it: {_line(error)}"
-            raise BadInput(f"{said}{told}") from error
+            advice = "".join(f"\n{line}" for line in [mixed_builds()] if line)
+            message = f"{path}: ONNX Runtime does not load it: {_line(error)}"
+            raise BadInput(f"{message}{advice}") from error
         _refuse_fallback(providers, self._session.get_providers())
         # What was repacked into memory of its own is read no more; a lean session reads it all.
         release_files(path.absolute().parent)
@@ -160,8 +160,8 @@ class OnnxRuntimeExecutable:
 
     def _numbers(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs of a graph that gives strings, sequences or maps: see ``ir.core.values``."""
-        found = self._session.run(None, {name: to_numpy(t) for name, t in inputs.items()})
-        return {n: numbers(to_value(x)) for n, x in zip(self._outputs, found, strict=True)}
+        outputs = self._session.run(None, {name: to_numpy(t) for name, t in inputs.items()})
+        return {n: numbers(to_value(x)) for n, x in zip(self._outputs, outputs, strict=True)}
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
         """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, and
@@ -174,10 +174,10 @@ class OnnxRuntimeExecutable:
             )
         for name, tensor in inputs.items():
             declared = self._inputs[name]
-            wanted = _type_name(declared)
-            given = _RUNTIME_NAMES.get(tensor.dtype, str(tensor.dtype))
-            if wanted != given:
-                raise BadInput(f"input {name}: expected {wanted}, got {given}")
+            expected = _type_name(declared)
+            actual = _RUNTIME_NAMES.get(tensor.dtype, str(tensor.dtype))
+            if expected != actual:
+                raise BadInput(f"input {name}: expected {expected}, got {actual}")
             shape = declared.shape
             fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
             if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
@@ -223,9 +223,9 @@ def _providers(device: str) -> list[str]:
     return [PROVIDER, "CPUExecutionProvider"]
 
 
-def _refuse_fallback(wanted: Sequence[str], got: Sequence[str]) -> None:
+def _refuse_fallback(providers: Sequence[str], loaded: Sequence[str]) -> None:
     """The runtime falls back to the CPU in silence where a provider's libraries do not load."""
-    lost = [name for name in wanted if name not in got]
+    lost = [name for name in providers if name not in loaded]
     if lost:
         raise Missing(
             f"ONNX Runtime could not start its {lost[0]} (its CUDA or cuDNN libraries do not fit "

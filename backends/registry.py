@@ -31,14 +31,14 @@ def _third_party() -> dict[str, EntryPoint]:
 def find_backend(name: str) -> Backend:
     """A backend by its name. Raises ``BadInput`` with near misses where there is none."""
     if name in _BUILT_IN:
-        found = importlib.import_module(f"{__package__}.{name}").BACKEND
+        backend = importlib.import_module(f"{__package__}.{name}").BACKEND
     elif name in _third_party():
-        found = _third_party()[name].load()
+        backend = _third_party()[name].load()
     else:
         raise BadInput(f"there is no backend {name!r}; {near_misses(name, backend_names())}")
-    if not isinstance(found, Backend):
-        raise BadInput(f"the entry point {name!r} is not a graphwright backend: {found!r}")
-    return found
+    if not isinstance(backend, Backend):
+        raise BadInput(f"the entry point {name!r} is not a graphwright backend: {backend!r}")
+    return backend
 
 
 def compile(

@@ -112,8 +112,8 @@ class Places:
             if last >= self.longest:
                 continue
             rows = self._run(value, text)
-            found = rows.reshape(-1, text.new, table.shape[1]).expand(text.rows, -1, -1)
-            gap = (found - table[positions(text.kept, text.new)]).float().abs()[text.real]
+            values = rows.reshape(-1, text.new, table.shape[1]).expand(text.rows, -1, -1)
+            gap = (values - table[positions(text.kept, text.new)]).float().abs()[text.real]
             if float(gap.max()) > 4 * torch.finfo(table.dtype).eps:
                 raise Refusal("its angles do not follow from the place of a token in its row")
         return table
@@ -125,23 +125,23 @@ class Places:
         window = -1 if count == far else count
         wide = [Text(max(0, window - 2), 4)] if window > 0 else []
         for text in itertools.chain(TEXTS, wide):
-            found, wanted = self._seen(mask, text), text.seen(window)
-            if not torch.equal(found[text.real], wanted[text.real]):
+            visible, expected = self._seen(mask, text), text.seen(window)
+            if not torch.equal(visible[text.real], expected[text.real]):
                 raise Refusal("its mask hides other keys than padding and those behind a token")
         return window
 
     def _seen(self, mask: Value, text: Text) -> torch.Tensor:
         """[rows, new, keys]: which keys a mask lets be seen."""
-        found = self._run(mask, text)
-        if found.dtype != torch.bool:
-            hidden = found <= HIDDEN
-            if not bool((hidden | (found == 0)).all()):
+        visible = self._run(mask, text)
+        if visible.dtype != torch.bool:
+            hidden = visible <= HIDDEN
+            if not bool((hidden | (visible == 0)).all()):
                 raise Refusal("its mask adds numbers to the logits")
-            found = ~hidden
+            visible = ~hidden
         shape = (text.rows, text.new, text.past + text.new)
-        if found.dim() == 4 and found.shape[1] == 1:
-            found = found[:, 0]
-        return found.expand(shape)
+        if visible.dim() == 4 and visible.shape[1] == 1:
+            visible = visible[:, 0]
+        return visible.expand(shape)
 
     def _run(self, value: Value, text: Text) -> torch.Tensor:
         """``value`` on a text that says nothing."""
@@ -150,10 +150,11 @@ class Places:
             if view.native_op(node) == "Shape":
                 whole = torch.tensor(env[view.arguments(node)[0]].shape)
                 attrs = view.attrs(node)
-                found: tuple[torch.Tensor, ...] = (whole[attrs.get("start", 0) : attrs.get("end")],)
+                part = whole[attrs.get("start", 0) : attrs.get("end")]
+                results: tuple[torch.Tensor, ...] = (part,)
             else:
-                found = view.execute(node, [_known(view, env, a) for a in view.arguments(node)])
-            env.update(zip(view.results(node), found, strict=True))
+                results = view.execute(node, [_known(view, env, a) for a in view.arguments(node)])
+            env.update(zip(view.results(node), results, strict=True))
         return env[value]
 
     def _fed(self, text: Text) -> Mapping[Value, torch.Tensor]:
@@ -219,7 +220,7 @@ def _kept(work: Callable[[], T]) -> T | Refusal:
         return Refusal(f"it does not run on its own: {error}")
 
 
-def _given(found: T | Refusal) -> T:
-    if isinstance(found, Refusal):
-        raise found
-    return found
+def _given(answer: T | Refusal) -> T:
+    if isinstance(answer, Refusal):
+        raise answer
+    return answer

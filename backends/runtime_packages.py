@@ -15,17 +15,17 @@ def mixed_builds() -> str:
     Each writes its files over the other's, as where onnxruntime-genai brings plain ``onnxruntime``
     along: the one installed last runs, with what the other left beside it.
     """
-    found = {name: there for name in BUILDS if (there := installed(name))}
-    if len(found) < 2:
+    versions = {name: there for name in BUILDS if (there := installed(name))}
+    if len(versions) < 2:
         return ""
     import onnxruntime as ort
 
-    listed = " and ".join(f"{name} {there}" for name, there in found.items())
+    listed = " and ".join(f"{name} {there}" for name, there in versions.items())
     runs = ", ".join(p.removesuffix("ExecutionProvider") for p in ort.get_available_providers())
     return (
         f"{listed} are both installed, in one folder; what runs is the one installed last, here "
-        f"{ort.__version__} with {runs}. Keep one: pip uninstall -y {' '.join(found)}, then pip "
-        f"install 'onnxruntime-gpu=={found['onnxruntime-gpu']}', or onnxruntime on a machine "
+        f"{ort.__version__} with {runs}. Keep one: pip uninstall -y {' '.join(versions)}, then pip "
+        f"install 'onnxruntime-gpu=={versions['onnxruntime-gpu']}', or onnxruntime on a machine "
         "without a GPU"
     )
 
@@ -43,11 +43,11 @@ def no_cuda() -> str:
     if not torch.cuda.is_available():
         built = torch.version.cuda
         here = "is a CPU build" if built is None else f"is built for CUDA {built}, and no driver is"
-        said = f"torch sees no CUDA device: run with --device cpu; torch {torch.__version__} {here}"
+        text = f"torch sees no CUDA device: run with --device cpu; torch {torch.__version__} {here}"
         if built is not None:
-            return f"{said} there: install NVIDIA's"
+            return f"{text} there: install NVIDIA's"
         other = ", unlike this ONNX Runtime, which has a CUDA provider" if has_provider else ""
-        return f"{said}{other}: install one for CUDA (https://pytorch.org), and NVIDIA's driver"
+        return f"{text}{other}: install one for CUDA (https://pytorch.org), and NVIDIA's driver"
     if has_provider:
         return ""
     mend = mixed_builds() or (

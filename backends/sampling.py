@@ -65,8 +65,8 @@ class Chooser:
         words, likely = candidates(logits / self._sampling.temperature, self._sampling)
         sums = likely.double().cumsum(0)
         place = torch.rand(1, generator=source, dtype=torch.float64) * sums[-1]
-        found = int(torch.searchsorted(sums, place, right=True))
-        return int(words[min(found, len(words) - 1)])
+        index = int(torch.searchsorted(sums, place, right=True))
+        return int(words[min(index, len(words) - 1)])
 
 
 def candidates(logits: torch.Tensor, sampling: Sampling) -> tuple[torch.Tensor, torch.Tensor]:

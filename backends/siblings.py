@@ -34,17 +34,17 @@ def join_siblings(view: View) -> int:
 
 def _groups(view: View) -> Iterator[list[Node]]:
     """Linears that become one, in the order of the graph."""
-    found: dict[Any, list[list[Node]]] = {}
+    by_kind: dict[Any, list[list[Node]]] = {}
     for node in view.nodes():
         if view.op(node) == _OP and _is_its_own(view, node):
-            known = found.setdefault(kind(view, node), [])
+            known = by_kind.setdefault(kind(view, node), [])
             fitting = (g for g in known if _names(view, [*g, node]) is not None)
             group = next(fitting, None)
             if group is None:
                 known.append([node])
             else:
                 group.append(node)
-    for groups in found.values():
+    for groups in by_kind.values():
         yield from (group for group in groups if 1 < len(group) <= _MOST)
 
 
@@ -86,8 +86,8 @@ def _join(view: View, group: Sequence[Node]) -> Node:
     attrs = {**view.attrs(first), "out_features": sum(widths)}
     whole = view.build(_OP, operands, attrs, before=first)
     last = len(view.type(whole).shape or ()) - 1
-    made = view.build("split", [whole], {"sizes": widths, "dim": last}, before=first)
-    node = view.maker(made)
+    pieces = view.build("split", [whole], {"sizes": widths, "dim": last}, before=first)
+    node = view.maker(pieces)
     for sibling, part in zip(group, view.results(node), strict=True):
         _take_over(view, sibling, part)
     return node
@@ -111,16 +111,16 @@ def _part_heads(view: View, split: Node) -> None:
     """Let all heads be parted at once where each part is [batch, tokens, heads, width] next."""
     whole, parts = view.tensor(split), view.results(split)
     ends = [_end(view, part) for part in parts]
-    found = [end for end in ends if end is not None]
-    shapes = [view.type(view.results(end)[0]).shape or () for end in found]
+    transposes = [end for end in ends if end is not None]
+    shapes = [view.type(view.results(end)[0]).shape or () for end in transposes]
     width = shapes[0][3] if shapes else None
-    if len(found) < len(parts) or any(shape[3] != width for shape in shapes):
+    if len(transposes) < len(parts) or any(shape[3] != width for shape in shapes):
         return
     counts = tuple(int(shape[1]) for shape in shapes)
     b = Builder(view, split)
     apart = shaped(b, whole, (whole, 0), (whole, 1), sum(counts), int(shapes[0][3]))
-    made = b.split(b.transpose(apart, perm=(0, 2, 1, 3)), sizes=counts, dim=1)
-    for end, part in zip(found, view.results(view.maker(made)), strict=True):
+    heads = b.split(b.transpose(apart, perm=(0, 2, 1, 3)), sizes=counts, dim=1)
+    for end, part in zip(transposes, view.results(view.maker(heads)), strict=True):
         _take_over(view, end, part)
 
 
@@ -130,9 +130,9 @@ def _end(view: View, part: Value) -> Node | None:
     end = None if apart is None else _only_user(view, view.results(apart)[0], "transpose")
     if apart is None or end is None or view.attrs(end)["perm"] != (0, 2, 1, 3):
         return None
-    given, made = (view.type(v).shape or () for v in (part, view.results(apart)[0]))
-    whole = len(made) == 4 and all(isinstance(n, int) for n in made[2:])
-    return end if whole and len(given) == 3 and given[:2] == made[:2] else None
+    before, after = (view.type(v).shape or () for v in (part, view.results(apart)[0]))
+    whole = len(after) == 4 and all(isinstance(n, int) for n in after[2:])
+    return end if whole and len(before) == 3 and before[:2] == after[:2] else None
 
 
 def _only_user(view: View, value: Value, op: str) -> Node | None:

@@ -28,9 +28,9 @@ class PlainSteps:
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See ``Steps``."""
-        found = self._run(**feeds, **self.cache)
-        self.cache = {past: found[present_of(past)] for past in self.cache}
-        return found["logits"]
+        outputs = self._run(**feeds, **self.cache)
+        self.cache = {past: outputs[present_of(past)] for past in self.cache}
+        return outputs["logits"]
 
 
 class _Slot:

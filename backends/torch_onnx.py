@@ -197,9 +197,9 @@ def _own_op(target: torch._ops.OpOverload) -> Callable[..., Any]:
     def translate(*args: Any, **kwargs: Any) -> Any:
         from onnxscript.values import Op, Opset
 
-        given = dict(zip(is_tensor, args, strict=False)) | kwargs
-        inputs = {name: given.get(name) for name, tensor in is_tensor.items() if tensor}
-        attrs = {n: v for n, v in given.items() if not is_tensor[n] and v is not None}
+        arguments = dict(zip(is_tensor, args, strict=False)) | kwargs
+        inputs = {name: arguments.get(name) for name, tensor in is_tensor.items() if tensor}
+        attrs = {n: v for n, v in arguments.items() if not is_tensor[n] and v is not None}
         attrs = {n: int(v) if isinstance(v, bool) else v for n, v in attrs.items()}
         schema = _schema(target._opname, list(inputs), attrs, len(target._schema.returns))
         return Op(Opset(DOMAIN, 1), target._opname, schema)(*inputs.values(), **attrs)
@@ -354,9 +354,9 @@ def _explained(program: ExportedProgram, error: BaseException) -> BadInput:
     while chain[-1].__cause__ is not None:
         chain.append(chain[-1].__cause__)
     text = "\n".join(str(e) for e in chain)
-    found = re.search(r"translating node %?_*(\w+)", text)
+    match = re.search(r"translating node %?_*(\w+)", text)
     # The exporter decomposes further (linalg_eigh => _linalg_eigh): names differ by underscores.
-    node = next((n for n in program.graph.nodes if found and n.name.lstrip("_") == found[1]), None)
+    node = next((n for n in program.graph.nodes if match and n.name.lstrip("_") == match[1]), None)
     where = "" if node is None else f" (node {node.name}{_module_of(node)})"
     target = re.search(r"No ONNX function found for <OpOverload\(op='([^']+)'", text)
     if target is None:

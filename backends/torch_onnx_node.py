@@ -46,22 +46,22 @@ def export_node(
         known[key] = _exported(view, node)
     graph = known[key].clone().graph
     results = list(graph.outputs)
-    given = dict(zip(graph.inputs, (values[n] for n in node.all_input_nodes), strict=True))
+    inputs = dict(zip(graph.inputs, (values[n] for n in node.all_input_nodes), strict=True))
     constants, nodes = list(graph.initializers.values()), list(graph)
     graph.outputs.clear()
-    for value, ours in given.items():
+    for value, ours in inputs.items():
         value.replace_all_uses_with(ours)
     graph.initializers.clear()
     graph.remove(nodes)
     emit.view.adopt(constants)
     emit.view.splice(nodes, before=emit.before)
-    found = tuple(given.get(result, result) for result in results)
+    outputs = tuple(inputs.get(result, result) for result in results)
     if not isinstance(node.meta.get("val"), tuple | list):
-        set_type(found[0], emit.result)
-        return found[0]
+        set_type(outputs[0], emit.result)
+        return outputs[0]
     for item in view.results(node):
-        set_type(found[item_index(item)], view.type(item))
-    return found
+        set_type(outputs[item_index(item)], view.type(item))
+    return outputs
 
 
 def _key(view: FxView, node: FxNode) -> str:
@@ -74,11 +74,11 @@ def _exported(view: FxView, node: FxNode) -> onnx_ir.Model:
     mapping: dict[FxNode, FxNode] = {}
     inputs, names = [], []
     for source in node.all_input_nodes:
-        given = mapping[source] = graph.placeholder(source.name)
-        value = given.meta["val"] = source.meta["val"]
+        placeholder = mapping[source] = graph.placeholder(source.name)
+        value = placeholder.meta["val"] = source.meta["val"]
         kind = TensorArgument if isinstance(value, torch.Tensor) else SymIntArgument
-        inputs.append(InputSpec(InputKind.USER_INPUT, kind(given.name), None))
-        names.append(given.name)
+        inputs.append(InputSpec(InputKind.USER_INPUT, kind(placeholder.name), None))
+        names.append(placeholder.name)
     copied = graph.node_copy(node, mapping.__getitem__)
     results = [copied]
     if isinstance(node.meta["val"], tuple | list):

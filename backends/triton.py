@@ -52,12 +52,12 @@ class TritonExecutable(ViewExecutable):
         types = self.input_types
         bound = bind(types, args, inputs)
         for name, declared in types.items():
-            given = bound[name]
-            if declared.dtype not in (None, given.dtype) or declared.rank not in (
-                None, given.dim(),
+            tensor = bound[name]
+            if declared.dtype not in (None, tensor.dtype) or declared.rank not in (
+                None, tensor.dim(),
             ):  # fmt: skip
-                found = Type(given.dtype, tuple(given.shape))
-                raise BadInput(f"input {name}: expected {declared}, got {found}")
+                actual = Type(tensor.dtype, tuple(tensor.shape))
+                raise BadInput(f"input {name}: expected {declared}, got {actual}")
         with torch.no_grad():
             results = self._run([bound[name].to(self._device) for name in types])
         return dict(zip(self.output_names, results, strict=True))
