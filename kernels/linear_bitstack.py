@@ -147,7 +147,7 @@ CASES = (
 
 
 def _typical() -> list[tuple[str, Launch]]:
-    found = []
+    typical = []
     for rows, blocks, rank, dtype in CASES:
         stored = operand_types(2048, 5632, blocks=blocks, rank=rank)
         shapes: list[tuple[tuple[int, ...], torch.dtype]] = [
@@ -157,8 +157,8 @@ def _typical() -> list[tuple[str, Launch]]:
         operands = [torch.empty(shape, dtype=kind, device="meta") for shape, kind in shapes]
         name = str(dtype).removeprefix("torch.")
         label = f"{rows} x {blocks} blocks of rank {rank} {name}"
-        found += [(label, launch) for launch in launches(*operands)]
-    return found
+        typical += [(label, launch) for launch in launches(*operands)]
+    return typical
 
 
 KERNEL = Kernel(linear_bitstack, HALF_AND_SINGLE, launches=_typical)

@@ -56,13 +56,13 @@ def compile_for(launch: Launch, capability: int) -> Figures:
     source = ASTSource(launch.kernel, signature, constexprs=constants, attrs=attributes)
     target = GPUTarget("cuda", capability, 32)
     try:
-        made = triton.compile(source, target=target, options=launch.options)
+        kernel = triton.compile(source, target=target, options=launch.options)
     except (FileNotFoundError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and "Cannot find" not in str(error):
             raise
         raise Missing(f"{error}: triton's wheel carries ptxas; pip install triton") from None
-    registers, spilled = _usage(made.asm["cubin"])
-    return Figures(registers, spilled, made.metadata.shared)
+    registers, spilled = _usage(kernel.asm["cubin"])
+    return Figures(registers, spilled, kernel.metadata.shared)
 
 
 def _type(argument: Any) -> str:
@@ -88,7 +88,7 @@ def _usage(cubin: bytes) -> tuple[int, int]:
             text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except (FileNotFoundError, subprocess.CalledProcessError) as error:
             raise Missing(f"cuobjdump of triton does not run: {error}") from None
-    found = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
-    if found is None:
+    match = re.search(r"REG:(\d+) STACK:(\d+) .*LOCAL:(\d+)", text)
+    if match is None:
         raise Missing(f"cuobjdump of triton says nothing of registers: {text.strip()[-200:]}")
-    return int(found[1]), int(found[2]) + int(found[3])
+    return int(match[1]), int(match[2]) + int(match[3])

@@ -37,11 +37,11 @@ def logits_kernel(
     a = tl.load(q + row * q_row + head * q_head + d, mask=inside, other=0).to(tl.float32)
     keys = k + row * k_row + head // SHARE * k_group + n[:, None].to(tl.int64) * k_key + d[None, :]
     b = tl.load(keys, mask=(n < N)[:, None] & inside[None, :], other=0).to(tl.float32)
-    made = tl.sum(a[None, :] * b, 1) * SCALE
+    scores = tl.sum(a[None, :] * b, 1) * SCALE
     if mask is not None:
-        seen = tl.load(mask + row * mask_row + n * mask_key, mask=n < N, other=0)
-        made = tl.where(seen != 0, made, LOW)
-    tl.store(logits + line.to(tl.int64) * N + n, made, mask=n < N)
+        visible = tl.load(mask + row * mask_row + n * mask_key, mask=n < N, other=0)
+        scores = tl.where(visible != 0, scores, LOW)
+    tl.store(logits + line.to(tl.int64) * N + n, scores, mask=n < N)
 
 
 @triton.jit
@@ -93,20 +93,20 @@ def launches(
         return []
     (rows, heads, _, width), (groups, keys) = q.shape, k.shape[1:3]
     q, k = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k))
-    seen = None if mask is None else mask.expand(rows, 1, 1, keys).view(torch.uint8)
+    visible = None if mask is None else mask.expand(rows, 1, 1, keys).view(torch.uint8)
     logits = q.new_empty(rows, heads, keys, dtype=torch.float32)
     totals = q.new_empty(rows, heads, 2, dtype=torch.float32)
-    strides = (0, 0) if seen is None else (seen.stride(0), seen.stride(3))
+    strides = (0, 0) if visible is None else (visible.stride(0), visible.stride(3))
     arguments = (
-        q, k, seen, logits, q.stride(0), q.stride(1), k.stride(0), k.stride(1), k.stride(2),
+        q, k, visible, logits, q.stride(0), q.stride(1), k.stride(0), k.stride(1), k.stride(2),
         *strides, heads, heads // groups, keys, width,
     )  # fmt: skip
-    made = {
+    constants = {
         "SCALE": scale, "LOW": LOWEST, "TILE": KEYS, "WIDTH": triton.next_power_of_2(width)
     }  # fmt: skip
     tile, tiles = {"TILE": BLOCK}, (rows, triton.cdiv(keys, BLOCK))
     return [
-        Launch(logits_kernel, (rows * heads, triton.cdiv(keys, KEYS)), arguments, made),
+        Launch(logits_kernel, (rows * heads, triton.cdiv(keys, KEYS)), arguments, constants),
         Launch(totals_kernel, (rows * heads,), (logits, totals, keys), tile),
         Launch(mean_kernel, tiles, (logits, totals, y, heads, keys), tile),
     ]
