@@ -81,7 +81,7 @@ def compare(
     images = _images(graph)
     batches = calibration.read(data, graph, samples=samples or PROMPTS).batches
     judge = _answers(graph, samples) if vqa else _agreement(graph, batches)
-    made = Comparison(model, judge.words, judge.count)
+    comparison = Comparison(model, judge.words, judge.count)
     views: list[tuple[str, str, str, View, tuple[int, ...]]] = [("source", "", "", graph, ())]
     recipes = list(_recipes(images, keeps))
     truth = None
@@ -90,7 +90,7 @@ def compare(
         try:
             result = optimize(graph, recipe, samples=batches[:1], truth=truth)
         except BadInput as error:
-            made.refused.append((recipe, str(error)))
+            comparison.refused.append((recipe, str(error)))
             continue
         truth = result.truth
         sites = result.report.passes[0].result.sites
@@ -99,23 +99,23 @@ def compare(
     runs = [compile_model(view, backend="onnxruntime") for *_, view, _ in views]
     times = _times(runs, _one(batches[0]), rounds, progress)
     for (method, keep, recipe, view, tokens), taken in zip(views, times, strict=True):
-        progress(f"judging {method}", len(made.rows), len(views))
+        progress(f"judging {method}", len(comparison.rows), len(views))
         right, count = judge(view)
         raised = view.copy()
         canonicalize(raised)
         costs = graph_costs(raised, sample_sizes(raised, _one(batches[0])))
-        made.rows.append(Row(
+        comparison.rows.append(Row(
             method, keep, recipe, tokens or (images.count,), costs.macs or 0, costs.kv_bytes or 0,
             right / count, wilson(right, count), taken,
         ))  # fmt: skip
-    _warn(made)
+    _warn(comparison)
     if picture is not None:
         prompt = _one(batches[0])
         kept = [entry for method, keep, _, view, _ in views[1:]
                 for entry in kept_tokens(view, prompt, f"{method} at {keep}")]  # fmt: skip
         picture.write_text(draw(views[-1][3], prompt["pixel_values"][0], kept))
-        made.notes.append(f"kept tokens are marked in {picture}")
-    return made
+        comparison.notes.append(f"kept tokens are marked in {picture}")
+    return comparison
 
 
 # --- which methods -------------------------------------------------------------------------------
@@ -142,18 +142,18 @@ def _recipes(images: ImageTokens, keeps: Sequence[str]) -> Iterator[tuple[str, s
         "similarity", "similarity{merge=true}", "fastv{layer=1}",
     )  # fmt: skip
     for keep in keeps:
-        left = counted("compare-tokens", keep, images.count, "keep")
-        left = max(images.pictures, left - left % images.pictures)
+        count = counted("compare-tokens", keep, images.count, "keep")
+        count = max(images.pictures, count - count % images.pictures)
         for method in once:
-            yield method, keep, _with(method, f"keep={left}")
-        share = left / images.count
+            yield method, keep, _with(method, f"keep={count}")
+        share = count / images.count
         if images.pictures > 1:
             yield "globalcom2", keep, f"globalcom2{{ratio={share:.4g}}}"
-        yield "aim", keep, f"aim{{merge={left}}}"
+        yield "aim", keep, f"aim{{merge={count}}}"
         if blocks >= 4 and share > 0.3:
             yield "pyramid-drop", keep, f"pyramid-drop{{ratio={_ratio(share):.3g}}}"
-        merged = (images.patches - left // images.pictures) // tower
-        if 0 < merged <= left // images.pictures:
+        merged = (images.patches - count // images.pictures) // tower
+        if 0 < merged <= count // images.pictures:
             yield "tome", keep, f"tome{{r={merged}}}"
         if 0 < round(share * blocks) < blocks:
             yield "visual-exit", keep, f"visual-exit{{layer={round(share * blocks)}}}"
@@ -190,17 +190,17 @@ class _Judge:
 def _agreement(graph: View, batches: Sequence[Mapping[str, torch.Tensor]]) -> _Judge:
     """How many prompts have the source's next token."""
 
-    def said(view: View) -> list[int]:
+    def next_tokens(view: View) -> list[int]:
         run = compile_model(view, backend="onnxruntime")
         return [int(n) for batch in batches for n in run(**batch)["logits"][:, -1].argmax(-1)]
 
-    wanted = said(graph)
+    expected = next_tokens(graph)
 
     def right(view: View) -> tuple[int, int]:
-        found = said(view)
-        return sum(a == b for a, b in zip(found, wanted, strict=True)), len(wanted)
+        tokens = next_tokens(view)
+        return sum(a == b for a, b in zip(tokens, expected, strict=True)), len(expected)
 
-    return _Judge("prompts whose next token is the source's", len(wanted), right)
+    return _Judge("prompts whose next token is the source's", len(expected), right)
 
 
 def _answers(graph: View, samples: int | None) -> _Judge:
@@ -210,8 +210,8 @@ def _answers(graph: View, samples: int | None) -> _Judge:
 
     def right(view: View) -> tuple[int, int]:
         subject = Subject.of(view, backend="onnxruntime", tokenizer=folder)
-        found = evaluate(subject, "vqa", samples=count)["vqa"]
-        return round(found.figures["accuracy"] * found.samples), found.samples
+        score = evaluate(subject, "vqa", samples=count)["vqa"]
+        return round(score.figures["accuracy"] * score.samples), score.samples
 
     return _Judge("questions answered right", count, right)
 
@@ -235,23 +235,23 @@ def _times(
     return [statistics.median(times) for times in taken]
 
 
-def _warn(made: Comparison) -> None:
+def _warn(comparison: Comparison) -> None:
     """Say of each row whether it beats random tokens, and of the blind answers how many are right.
 
     A method beats random ones where their quality is below its interval.
     """
-    random = {row.keep: row for row in made.rows if row.method == BASELINE}
-    for place, row in enumerate(made.rows):
+    random = {row.keep: row for row in comparison.rows if row.method == BASELINE}
+    for place, row in enumerate(comparison.rows):
         rival = random.get(row.keep)
         if rival is None or row.method == BASELINE or row.interval[0] > rival.quality:
             continue
-        made.rows[place] = Row(**{**asdict(row), "warning": "does not beat random tokens"})
-    source = made.rows[0]
-    blind = next((row for row in made.rows if row.method == BLIND), None)
+        comparison.rows[place] = Row(**{**asdict(row), "warning": "does not beat random tokens"})
+    source = comparison.rows[0]
+    blind = next((row for row in comparison.rows if row.method == BLIND), None)
     if blind is None or not source.quality:
         return
     share = blind.quality / source.quality
-    said = f"without the image: {blind.quality:.3f}, {share:.0%} of the source's"
+    note = f"without the image: {blind.quality:.3f}, {share:.0%} of the source's"
     if share > 0.5:
-        said += ". Most points need no image: these prompts say little about image tokens"
-    made.notes.append(said)
+        note += ". Most points need no image: these prompts say little about image tokens"
+    comparison.notes.append(note)

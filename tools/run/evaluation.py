@@ -39,27 +39,27 @@ def judge(
     if not specs:
         raise BadInput("name at least one artifact folder or model")
     names = task_names(tasks) if tasks else []
-    made: dict[str, Subject] = {}
+    by_spec: dict[str, Subject] = {}
     for number, spec in enumerate(dict.fromkeys([*specs, *([reference] if reference else [])])):
         setting.progress(f"loading {spec}", number, len(specs))
-        made[spec] = Subject.of(
+        by_spec[spec] = Subject.of(
             spec, tokenizer=tokenizer or None, backend=backend, device=device,
             trust_remote_code=trust_remote_code,
         )  # fmt: skip
-    subjects = [made[spec] for spec in dict.fromkeys(specs)]
-    original = made[reference or specs[0]]
+    subjects = [by_spec[spec] for spec in dict.fromkeys(specs)]
+    original = by_spec[reference or specs[0]]
     chosen = names or [n for n in OWN_TASKS[original.kind] if n in fitting_tasks(original)]
     return subjects, evaluate_all(subjects, chosen, original, setting), original
 
 
 def rows_of(
-    subjects: Sequence[Subject], found: Mapping[str, Sequence[EvalResult]]
+    subjects: Sequence[Subject], by_task: Mapping[str, Sequence[EvalResult]]
 ) -> list[ComparedEntry]:
     """The subjects with their results, as the manifest holds them."""
     return [
         ComparedEntry(
             name=subject.name, kind=subject.kind, backend=subject.backend, bytes=subject.bytes,
-            results={task: results[number].entry() for task, results in found.items()},
+            results={task: results[number].entry() for task, results in by_task.items()},
         )
         for number, subject in enumerate(subjects)
     ]  # fmt: skip
@@ -96,8 +96,8 @@ def _into_report(folder: Path, rows: Sequence[ComparedEntry], reference: str) ->
         after.callback(recover, folder)
         scratch = place / NEW
         scratch.mkdir()
-        made = [manifest.write(scratch, known), report.write(scratch, known)]
-        for path in made:
+        files = [manifest.write(scratch, known), report.write(scratch, known)]
+        for path in files:
             path.replace(folder / path.name)
     return folder / artifact.REPORT_FILE
 

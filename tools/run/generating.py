@@ -212,12 +212,12 @@ def _timed(
     """The steps; ``speed`` learns how long each took, without what their reader does with it."""
     began = time.perf_counter()
     for number, step in enumerate(steps):
-        took = time.perf_counter() - began
+        seconds = time.perf_counter() - began
         if number == 0:
-            speed.read_seconds = took
+            speed.read_seconds = seconds
         else:
             speed.written += sum(token is not None for token in step)
-            speed.written_seconds += took
+            speed.written_seconds += seconds
         yield step
         began = time.perf_counter()
 
@@ -276,10 +276,10 @@ def _eos(folder: str) -> frozenset[int]:
     """The tokens that end a text, by the model's configs."""
     for name in ("generation_config.json", "config.json"):
         config = read_json(folder, name)
-        found = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
-        tokens = found if isinstance(found, list) else [found]
-        if found is not None and not all(isinstance(token, int) for token in tokens):
-            raise BadInput(f"{folder}/{name}: eos_token_id is {found}, and must be numbers")
-        if found is not None:
+        ids = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
+        tokens = ids if isinstance(ids, list) else [ids]
+        if ids is not None and not all(isinstance(token, int) for token in tokens):
+            raise BadInput(f"{folder}/{name}: eos_token_id is {ids}, and must be numbers")
+        if ids is not None:
             return frozenset(tokens)
     return frozenset()

@@ -55,11 +55,11 @@ def outlook(view: View, batches: Sequence[Mapping[str, Tensor]], bits: int) -> O
     Raises ``BadInput`` where there is no linear with a dense weight.
     """
     structure = recognize(view)
-    found: dict[str, Tails] = {}
+    tails: dict[str, Tails] = {}
     requests = [
         Request(
             linear.name, ((view.tensor(linear.node),),), _STATS,
-            partial(_see, view, linear, bits, found),
+            partial(_see, view, linear, bits, tails),
         )
         for linear in structure.linears
         if view.op(linear.node) == "linear"
@@ -67,7 +67,7 @@ def outlook(view: View, batches: Sequence[Mapping[str, Tensor]], bits: int) -> O
     if not requests:
         raise BadInput("no linear of this model has a dense weight: there is nothing to look at")
     calibrate(view, batches, requests)
-    sites = [found[linear.name] for linear in structure.linears if linear.name in found]
+    sites = [tails[linear.name] for linear in structure.linears if linear.name in tails]
     agreement = rank_correlation([s.forecast for s in sites], [s.measured for s in sites])
     return Outlook(sites, _heads(view, structure, batches), bits, agreement)
 
@@ -76,13 +76,13 @@ _STATS = (Stat("moments", at="linear"), Stat("gram", at="linear"))
 
 
 def _see(
-    view: View, linear: Linear, bits: int, found: dict[str, Tails], statistics: Statistics
+    view: View, linear: Linear, bits: int, tails: dict[str, Tails], statistics: Statistics
 ) -> None:
     moments, gram = statistics[Moments], statistics[Gram].matrix
     handle = view.weight(linear.weight)
     assert handle is not None
     weight = handle.read().float()
-    found[linear.name] = Tails(
+    tails[linear.name] = Tails(
         linear.name, moments.kurtosis, moments.peak, moments.outliers(), moments.top_share,
         moments.massive, forecast(weight, gram, bits), measured(weight, gram, bits),
     )  # fmt: skip
@@ -136,5 +136,5 @@ def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 def _ranks(values: Tensor) -> Tensor:
     below = (values[None] < values[:, None]).sum(1)
     equal = (values[None] == values[:, None]).sum(1)
-    found: Tensor = below + (equal - 1) / 2
-    return found
+    ranks: Tensor = below + (equal - 1) / 2
+    return ranks

@@ -117,9 +117,9 @@ class Request:
         }  # fmt: skip
         object.__setattr__(self, "recipe", self.recipe.settled(find_target(self.target)))
         check_order(self.recipe.passes, compressed=bool(self.original))
-        given = [option for option, amount in amounts.items() if amount is not None]
-        if given and not self.calibration:
-            raise BadInput(f"{given[0]} says how much of --calib is used: give --calib DATA too")
+        options = [option for option, amount in amounts.items() if amount is not None]
+        if options and not self.calibration:
+            raise BadInput(f"{options[0]} says how much of --calib is used: give --calib DATA too")
 
 
 def dry_run(request: Request) -> Manifest:
@@ -138,9 +138,9 @@ def dry_search(request: Request, progress: Progress) -> Manifest:
     is measured."""
     view = _loaded(request)
     data = _calibration(request, view, progress)
-    found = _searched(request, view, data, _judged(request, view, data), progress, rounds=0)
-    done = _forecast_manifest(view, found.recipe, plan(view, found.recipe))
-    done.search = search_entry(found)
+    outcome = _searched(request, view, data, _judged(request, view, data), progress, rounds=0)
+    done = _forecast_manifest(view, outcome.recipe, plan(view, outcome.recipe))
+    done.search = search_entry(outcome)
     return done
 
 
@@ -189,8 +189,8 @@ def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
 
     view, target = read(FLOATS.get(request.dtype)), find_target(request.target)
     matrices = {w.dtype for w in view.weights().values() if len(w.shape) > 1}
-    given = form_of(request.model) in ("zoo", "folder", "hub")
-    if request.dtype or target.prefers is None or torch.float32 not in matrices or not given:
+    castable = form_of(request.model) in ("zoo", "folder", "hub")
+    if request.dtype or target.prefers is None or torch.float32 not in matrices or not castable:
         return view
     name = next(name for name, dtype in FLOATS.items() if dtype == target.prefers)
     view = read(target.prefers)
@@ -207,20 +207,20 @@ def _made(request: Request, view: View, progress: Progress) -> Manifest:
     original = _original(request)
     data = _calibration(request, view, progress)
     truth = ask(view, data, progress)
-    judged, found = _judged(request, view, data), None
+    judged, outcome = _judged(request, view, data), None
     marks = _marks(request, view, data, original, judged)
     with remembering(request.out, marks, resume=request.resume) as store:
         checkpoints: CheckpointStore | None = store
         if request.budget is not None:
-            found = _searched(request, view, data, judged, progress, checkpoints)
-            request = replace(request, recipe=found.recipe)
-            checkpoints = None if store is None else Under(store, str(found.recipe))
+            outcome = _searched(request, view, data, judged, progress, checkpoints)
+            request = replace(request, recipe=outcome.recipe)
+            checkpoints = None if store is None else Under(store, str(outcome.recipe))
         result = optimize(
             view, request.recipe, calibration=None if data is None else data.batches,
             max_error=request.max_error, progress=progress, checkpoints=checkpoints, truth=truth,
             original=original,
         )  # fmt: skip
-        return _published(request, view, result, data, original, found, progress)
+        return _published(request, view, result, data, original, outcome, progress)
 
 
 def _original(request: Request, *, allow_missing: bool = False) -> View | None:
@@ -232,11 +232,11 @@ def _original(request: Request, *, allow_missing: bool = False) -> View | None:
         request.original, trust_remote_code=request.trust_remote_code,
         allow_missing_weights=allow_missing,
     )  # fmt: skip
-    found = "" if allow_missing else fingerprint(view.source)
-    if request.original_sha256 not in ("", found):
+    sha256 = "" if allow_missing else fingerprint(view.source)
+    if request.original_sha256 not in ("", sha256):
         raise BadInput(
             f"{request.original} has changed: its hash was {request.original_sha256[:12]}…, it is "
-            f"{found[:12]}…"
+            f"{sha256[:12]}…"
         )
     return view
 
@@ -272,7 +272,7 @@ def _marks(
 
 def _published(
     request: Request, view: View, result: Result, data: Calibration | None, original: View | None,
-    found: Found | None, progress: Progress,
+    outcome: Found | None, progress: Progress,
 ) -> Manifest:  # fmt: skip
     """The manifest; with ``request.out``, the artifact is there and checked."""
     done = Manifest.model_validate(result.report.to_dict())
@@ -286,8 +286,8 @@ def _published(
     if original is not None:
         source = original.source
         done.original = OriginalEntry(name=request.original, sha256=source.sha256)
-    if found is not None:
-        done.search = search_entry(found)
+    if outcome is not None:
+        done.search = search_entry(outcome)
     done.machine = _machine(request.device)
     done.target, done.dtype = request.target, request.dtype
     done.graph_before = module_tree(result.source)
@@ -329,9 +329,9 @@ def _published(
 def _note_writing(onnx: OnnxView, done: Manifest) -> None:
     """Say in the report what of the graph ``torch.onnx`` has translated, where any was, and which
     forms of the target it does not have."""
-    said = [*onnx.metadata().get(TRANSLATION_KEY, "").splitlines(), *remarks(onnx)]
-    if said and done.passes:
-        done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in said]
+    notes = [*onnx.metadata().get(TRANSLATION_KEY, "").splitlines(), *remarks(onnx)]
+    if notes and done.passes:
+        done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in notes]
 
 
 def _note_files(done: Manifest) -> None:
@@ -361,11 +361,11 @@ def _calibration(request: Request, view: View, progress: Progress) -> Calibratio
         request.calibration, view, samples=request.calibration_samples,
         length=request.calibration_length,
     )  # fmt: skip
-    wanted = request.calibration_sha256
-    if wanted not in ("", data.sha256):
+    expected = request.calibration_sha256
+    if expected not in ("", data.sha256):
         raise BadInput(
             f"{request.calibration} has changed: the batches that it gives had the hash "
-            f"{wanted[:12]}…, they have {data.sha256[:12]}…"
+            f"{expected[:12]}…, they have {data.sha256[:12]}…"
         )
     return data
 
@@ -389,15 +389,15 @@ def _evaluated(
     from .. import evaluate
 
     source = evaluate.Subject.of(view, backend=DEFAULT, device=request.device)
-    made = evaluate.Subject.of(
+    optimized = evaluate.Subject.of(
         folder, name="the artifact", device=request.device, kind=source.kind,
         tokenizer=source.folder if _has_tokenizer(source.folder) else None,
     )  # fmt: skip
     setting = evaluate.Setting(progress=progress)
-    found = evaluate.evaluate_all([source, made], request.eval_tasks, source, setting)
+    results = evaluate.evaluate_all([source, optimized], request.eval_tasks, source, setting)
     return {
         task: BeforeAfterEntry(before=before.entry(), after=after.entry())
-        for task, (before, after) in found.items()
+        for task, (before, after) in results.items()
     }
 
 
@@ -419,7 +419,7 @@ def _write_metadata(onnx: OnnxView, done: Manifest) -> None:
 
 
 def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> Manifest:
-    made = zip(forecast.passes, recipe.passes, strict=True)
+    pairs = zip(forecast.passes, recipe.passes, strict=True)
     return Manifest(
         schema=manifest.SCHEMA,
         source=SourceEntry.model_validate(
@@ -434,7 +434,7 @@ def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> Manifest:
         versions=versions(),
         passes=[
             _forecast_pass(order, text, pass_, result)
-            for order, ((text, result), pass_) in enumerate(made, 1)
+            for order, ((text, result), pass_) in enumerate(pairs, 1)
         ],
         verification=VerificationEntry(
             outputs=[],

@@ -64,8 +64,8 @@ def replay(
             target = place.enter_context(artifact.publish(out, force=force))
         # What was found to be the same takes its place at the end of the block.
         with _as_many_threads(known.machine):
-            made = _repeated(folder, known, name, target, progress, trust_source)
-        _compare(folder, known, target, made)
+            repeat = _repeated(folder, known, name, target, progress, trust_source)
+        _compare(folder, known, target, repeat)
     return {
         "artifact": str(folder),
         "recipe": known.recipe,
@@ -111,19 +111,19 @@ def _repeated(
 
 
 def _compare(
-    folder: Path, known: manifest.Manifest, target: Path, made: manifest.Manifest
+    folder: Path, known: manifest.Manifest, target: Path, repeat: manifest.Manifest
 ) -> None:
     """Raise ``BadInput`` where the source is another, ``BoundExceeded`` where the model is."""
     source = known.source
-    if made.source.sha256 != source.sha256:
+    if repeat.source.sha256 != source.sha256:
         raise BadInput(
             f"{source.name} has changed since {folder} was made: its hash was "
-            f"{source.sha256[:12]}…, it is {made.source.sha256[:12]}…"
+            f"{source.sha256[:12]}…, it is {repeat.source.sha256[:12]}…"
         )
     different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
     if different:
-        changed = _changed_versions(known.versions, made.versions)
-        changed += _changed_machine(known, made)
+        changed = _changed_versions(known.versions, repeat.versions)
+        changed += _changed_machine(known, repeat)
         raise BoundExceeded(
             f"replay of {folder}: {', '.join(different)} came out different"
             + (f" (changed since: {', '.join(changed)})" if changed else "")
@@ -145,9 +145,9 @@ def _changed_versions(a: dict[str, str], b: dict[str, str]) -> list[str]:
     return [f"{n} {a.get(n)} to {b.get(n)}" for n in names if a.get(n) != b.get(n)]
 
 
-def _changed_machine(known: manifest.Manifest, made: manifest.Manifest) -> list[str]:
+def _changed_machine(known: manifest.Manifest, repeat: manifest.Manifest) -> list[str]:
     """What of the machine decides the order of sums."""
-    a, b = known.machine, made.machine
+    a, b = known.machine, repeat.machine
     if a is None or b is None:
         return []
     pairs = (("processor", a.cpu, b.cpu), ("threads", a.threads, b.threads))

@@ -68,7 +68,7 @@ for (const button of document.querySelectorAll("button[data-copy]")) {
 def render(manifest: Manifest) -> str:
     """The report as HTML."""
     changed = merged_sites(manifest)
-    sites, found = with_weights(changed), manifest.search
+    sites, search = with_weights(changed), manifest.search
     script_hash = base64.b64encode(hashlib.sha256(COPY_SCRIPT.encode()).digest()).decode()
     template = _environment().get_template("report.html.j2")
     page = template.render(
@@ -85,8 +85,8 @@ def render(manifest: Manifest) -> str:
         refusals=_refusals(manifest),
         pass_plot=plots.error_by_pass(_pass_errors(manifest)),
         site_plot=plots.error_by_site(sites),
-        front=None if found is None else front(found.front, manifest.sizes.source_bytes),
-        bits=None if found is None else allocation(sites, manifest.passes),
+        front=None if search is None else front(search.front, manifest.sizes.source_bytes),
+        bits=None if search is None else allocation(sites, manifest.passes),
         evaluated=_evaluated(manifest),
         pareto=_pareto(manifest),
         tree=_tree(manifest),
@@ -142,8 +142,8 @@ def _sentence(manifest: Manifest, sites: Sequence[ChangedSite]) -> str:
 def _headlines(manifest: Manifest) -> list[dict[str, str]]:
     """The cards: verdict, quality, size, speed."""
     before, after = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes
-    left = kept(manifest)
-    whole = "" if left is None else f"; {size(left.bytes_after)} kept as they were"
+    unchanged = kept(manifest)
+    whole = "" if unchanged is None else f"; {size(unchanged.bytes_after)} kept as they were"
     return [
         {"label": "Verdict", "value": verdict(manifest), "note": _checked(manifest)},
         _quality(manifest),
@@ -245,11 +245,11 @@ def _largest(groups: list[SiteGroup]) -> list[SiteGroup]:
 
 def _refusals(manifest: Manifest) -> list[dict[str, Any]]:
     """Refused sites of all passes, by pass and reason."""
-    found: dict[tuple[str, str], list[str]] = {}
+    sites: dict[tuple[str, str], list[str]] = {}
     for order, step in enumerate(manifest.passes, 1):
         for refusal in step.refused:
-            found.setdefault((f"{order} {step.name}", refusal.reason), []).append(refusal.site)
-    return [{"pass": step, "reason": reason, "sites": s} for (step, reason), s in found.items()]
+            sites.setdefault((f"{order} {step.name}", refusal.reason), []).append(refusal.site)
+    return [{"pass": step, "reason": reason, "sites": s} for (step, reason), s in sites.items()]
 
 
 def _pass_errors(manifest: Manifest) -> list[tuple[str, float | None]]:
@@ -293,16 +293,16 @@ def _evaluated(manifest: Manifest) -> list[dict[str, Any]]:
 
 def _pareto(manifest: Manifest) -> dict[str, Any] | None:
     """The last comparison that the artifact took part in, as table and plot."""
-    found = manifest.comparison
-    if found is None:
+    compared = manifest.comparison
+    if compared is None:
         return None
     from ..evaluate import TASKS
     from ..evaluate.plot import comparison
 
-    rows = found.rows
+    rows = compared.rows
     columns = [(t, n) for t in rows[0].results if t in TASKS for n in TASKS[t].headlines]
     return {
-        "this": found.this, "reference": found.reference,
+        "this": compared.this, "reference": compared.reference,
         "plot": comparison(rows) if len(rows) > 1 else None,
         "columns": [n if n == t else f"{t}: {n}" for t, n in columns],
         "lines": [

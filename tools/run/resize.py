@@ -77,12 +77,12 @@ def _checked(view: View, target: Path, progress: pipeline.Progress) -> Verificat
         progress(f"running it, graph optimisation {'on' if optimized else 'off'}", 0, 1)
         executable = compile_model(target / artifact.MODEL_FILE, optimize=optimized)
         results.append(executable(**inputs))
-    found = worst(worst_of([results[0]], [results[1]]))
+    difference = worst(worst_of([results[0]], [results[1]]))
     rule = Rule.of(view)
-    if not rule.allows(found):
+    if not rule.allows(difference):
         raise BoundExceeded(
-            f"ONNX Runtime's graph optimisation changes the outputs by {found.rel_l2:.3g} "
+            f"ONNX Runtime's graph optimisation changes the outputs by {difference.rel_l2:.3g} "
             f"(relative L2), more than {rule.bound:g}: nothing is published. Update onnxruntime"
         )
-    checked = {"optimized": found.to_dict(), "unoptimized": None}
+    checked = {"optimized": difference.to_dict(), "unoptimized": None}
     return VerificationEntry(outputs=[], runtime=RuntimeEntry.model_validate(checked))

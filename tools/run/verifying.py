@@ -72,15 +72,15 @@ def verify(
     same = batches is known
     reference = Reference(source, batches, result.truth if same else Truth())
     judge = Judge(result.graph, batches, reference, result.outputs[0] if same else None)
-    found = check_artifact(folder, result.graph, judge, device=device, progress=progress)
-    checks.runtime.optimized = ErrorEntry(**found.optimized.to_dict())
-    checks.runtime.unoptimized = ErrorEntry(**found.unoptimized.to_dict())
-    checks.prepacked = found.prepacked
-    made = found.outputs or [answers(row) for row in result.outputs]
-    errors = worst_of(reference.outputs[: len(made)], made, shortened=True)
+    outcome = check_artifact(folder, result.graph, judge, device=device, progress=progress)
+    checks.runtime.optimized = ErrorEntry(**outcome.optimized.to_dict())
+    checks.runtime.unoptimized = ErrorEntry(**outcome.unoptimized.to_dict())
+    checks.prepacked = outcome.prepacked
+    outputs = outcome.outputs or [answers(row) for row in result.outputs]
+    errors = worst_of(reference.outputs[: len(outputs)], outputs, shortened=True)
     checks.outputs = [OutputEntry(name=name, **d.to_dict()) for name, d in errors.items()]
-    checks.samples = count_samples(batches[: len(made)])
-    notes = [WIDENED] if found.widened else []
+    checks.samples = count_samples(batches[: len(outputs)])
+    notes = [WIDENED] if outcome.widened else []
     if backend == DEFAULT:
         return notes
     progress(f"running it in {backend}", 0, 1)
