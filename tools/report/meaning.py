@@ -36,7 +36,7 @@ def meaning(manifest: Manifest) -> str:
     error = worst(checks.outputs)
     if error is None or error.rel_l2 is None:
         return ""
-    text = f"rel. L2 is {next(said for bound, _, said in _SCALE if error.rel_l2 <= bound)}"
+    text = f"rel. L2 is {next(words for bound, _, words in _SCALE if error.rel_l2 <= bound)}"
     if manifest.eval or error.rel_l2 <= _SCALE[0][0]:
         return text
     random = ", and random inputs are none that it was made for" if "random" in checks.data else ""

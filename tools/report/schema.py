@@ -25,9 +25,11 @@ class _Untitled(GenerateJsonSchema):
 
 def text() -> str:
     """The schema as its file holds it."""
-    made = manifest.Manifest.model_json_schema(schema_generator=_Untitled)
-    made = {"$schema": _Untitled.schema_dialect, **_unwrapped(made), "title": manifest.FILE_NAME}
-    return json.dumps(made, indent=2) + "\n"
+    schema = manifest.Manifest.model_json_schema(schema_generator=_Untitled)
+    schema = {
+        "$schema": _Untitled.schema_dialect, **_unwrapped(schema), "title": manifest.FILE_NAME
+    }  # fmt: skip
+    return json.dumps(schema, indent=2) + "\n"
 
 
 def _unwrapped(item: Any) -> Any:
@@ -36,8 +38,8 @@ def _unwrapped(item: Any) -> Any:
         return [_unwrapped(part) for part in item]
     if not isinstance(item, dict):
         return item
-    said = item.get("description")
-    joined = {"description": " ".join(said.split())} if isinstance(said, str) else {}
+    description = item.get("description")
+    joined = {"description": " ".join(description.split())} if isinstance(description, str) else {}
     return {key: _unwrapped(value) for key, value in (item | joined).items()}
 
 

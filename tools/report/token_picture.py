@@ -41,21 +41,21 @@ def kept_tokens(view: View, prompt: Mapping[str, Tensor], label: str) -> list[Ke
         images = _last(view)
     except Refusal as refusal:
         raise BadInput(f"there is no picture to draw: {refusal}") from None
-    seen = _observed(view, prompt, [images.placeholders, *images.kept])
-    placeholders, *cuts = (seen[value][0] for value in (images.placeholders, *images.kept))
+    masks = _observed(view, prompt, [images.placeholders, *images.kept])
+    placeholders, *cuts = (masks[value][0] for value in (images.placeholders, *images.kept))
     start = int(placeholders.long().argmax())
     count = int(placeholders.sum())
     if not cuts:
         return [Kept(label, torch.ones(count, dtype=torch.bool))]
     blocks = _blocks(view, images)
     places = torch.arange(len(placeholders))
-    found = []
+    entries = []
     for block, kept in zip(blocks, cuts, strict=True):
         places = places[kept]
-        left = torch.zeros(len(placeholders), dtype=torch.bool)
-        left[places] = True
-        found.append(Kept(f"{label}, from block {block}", left[start : start + count]))
-    return found
+        mask = torch.zeros(len(placeholders), dtype=torch.bool)
+        mask[places] = True
+        entries.append(Kept(f"{label}, from block {block}", mask[start : start + count]))
+    return entries
 
 
 def draw(view: View, pixels: Tensor, kept: Sequence[Kept]) -> str:
@@ -76,8 +76,8 @@ def draw(view: View, pixels: Tensor, kept: Sequence[Kept]) -> str:
     parts = [f'<svg xmlns="{space}" width="{width}" height="{height}" {font}>']
     for row, entry in enumerate(kept):
         top = GAP + row * (SIDE + LINE + GAP)
-        said = f"{entry.label}: {int(entry.tokens.sum())} of {len(entry.tokens)}"
-        parts.append(f'<text x="{GAP}" y="{top + 12}">{html.escape(said)}</text>')
+        caption = f"{entry.label}: {int(entry.tokens.sum())} of {len(entry.tokens)}"
+        parts.append(f'<text x="{GAP}" y="{top + 12}">{html.escape(caption)}</text>')
         masks = entry.tokens.reshape(len(pictures), *images.grid)
         for column, (png, mask) in enumerate(zip(pictures, masks, strict=True)):
             left = GAP + column * (SIDE + GAP)
@@ -123,23 +123,23 @@ def _last(view: View) -> ImageTokens:
 def _blocks(view: View, images: ImageTokens) -> list[int]:
     """The block before which each cut is."""
     structure = recognize(view)
-    found: list[int] = []
+    blocks: list[int] = []
     for block in range(len(images.language)):
         cuts = len(find_image_tokens(view, structure, block).kept)
-        found += [block] * (cuts - len(found))
-    return found
+        blocks += [block] * (cuts - len(blocks))
+    return blocks
 
 
 def _observed(
     view: View, prompt: Mapping[str, Tensor], values: Sequence[Value]
 ) -> dict[Value, Tensor]:
-    wanted = set(values)
-    found: dict[Value, Tensor] = {}
+    targets = set(values)
+    outputs: dict[Value, Tensor] = {}
 
-    def note(node: Node, given: list[Tensor], results: tuple[Tensor, ...]) -> None:
+    def note(node: Node, operands: list[Tensor], results: tuple[Tensor, ...]) -> None:
         for value, result in zip(view.results(node), results, strict=True):
-            if value in wanted:
-                found[value] = result
+            if value in targets:
+                outputs[value] = result
 
     sweep(view, prompt, observe=note)
-    return found
+    return outputs

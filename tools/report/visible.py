@@ -13,4 +13,4 @@ pairs, which no encoding writes."""
 
 def visible(text: str) -> str:
     """The text with the escape of each such character, ``\\x1b``, in its place."""
-    return _STEERING.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    return _STEERING.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
