@@ -58,8 +58,8 @@ def resize(
     if as_json:
         print_json(done.to_json())
     else:
-        said = f"{out}: {done.sizes.artifact_bytes} bytes of {done.sizes.whole_bytes}"
-        make_console().print(said, markup=False, highlight=False, soft_wrap=True)
+        message = f"{out}: {done.sizes.artifact_bytes} bytes of {done.sizes.whole_bytes}"
+        make_console().print(message, markup=False, highlight=False, soft_wrap=True)
 
 
 def front(artifact: Path, as_json: Json = False, verbose: Verbose = False) -> None:
@@ -123,17 +123,17 @@ def generate(
         writer = generating.Writer(model, tokenizer=tokenizer or None, device=device)
     if writer.note:
         console.print(f"note: {writer.note}", markup=False, highlight=False)
-    made = writer.write(
+    answers = writer.write(
         prompts, image or None, sampling, max_new_tokens=max_new_tokens,
         stream=_write_out if len(prompts) == 1 else None,
     )  # fmt: skip
-    if len(made) > 1:
-        _write_out(0, "\n".join(answer.text for answer in made))
+    if len(answers) > 1:
+        _write_out(0, "\n".join(answer.text for answer in answers))
     sys.stdout.write("\n")
-    for row in made:
-        said = f"{row.prompt_tokens} tokens read, {len(row.ids)} written, ended by {row.ended}"
-        console.print(said, markup=False, highlight=False)
-    console.print(str(made[0].speed), markup=False, highlight=False)
+    for row in answers:
+        message = f"{row.prompt_tokens} tokens read, {len(row.ids)} written, ended by {row.ended}"
+        console.print(message, markup=False, highlight=False)
+    console.print(str(answers[0].speed), markup=False, highlight=False)
 
 
 def _write_out(_: int, text: str) -> None:

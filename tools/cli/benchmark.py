@@ -34,8 +34,8 @@ def main(
     known = [(manifest.load(folder).source, folder) for folder in folders]
     sources = {(located(x.name, x.beside, folder), x.part) for x, folder in known}
     if len(sources) != 1:
-        told = sorted(f"{name} {part}".rstrip() for name, part in sources)
-        raise BadInput(f"the artifacts come from different models: {', '.join(told)}")
+        names = sorted(f"{name} {part}".rstrip() for name, part in sources)
+        raise BadInput(f"the artifacts come from different models: {', '.join(names)}")
     (name, part), = sources
     view = load_named(name, trusted=trust_source, cache=False, part=part)
     runners = _runners(view, folders, device)
@@ -52,16 +52,16 @@ def main(
 
 
 def _runners(view: View, folders: Sequence[Path], device: str) -> dict[str, Runner]:
-    found: dict[str, Runner] = {}
+    runners: dict[str, Runner] = {}
     reference = compile_model(view, backend="onnxruntime", device=device)
-    found["ONNX Runtime fp32"] = _named(reference)
+    runners["ONNX Runtime fp32"] = _named(reference)
     if isinstance(view, FxView):
-        found["torch fp32"] = _torch_runner(view, torch.float32)
-        found["torch bf16"] = _torch_runner(view, torch.bfloat16)
+        runners["torch fp32"] = _torch_runner(view, torch.float32)
+        runners["torch bf16"] = _torch_runner(view, torch.bfloat16)
     for folder in folders:
         compiled = compile_model(folder, backend="onnxruntime", device=device)
-        found[f"{folder.name} ({manifest.load(folder).recipe})"] = _named(compiled)
-    return found
+        runners[f"{folder.name} ({manifest.load(folder).recipe})"] = _named(compiled)
+    return runners
 
 
 def _named(executable: Executable) -> Runner:

@@ -12,14 +12,15 @@ from ..report.summary import size
 
 def print_front(console: Console, manifest: Manifest) -> None:
     """Points by size, prices by knob, and what the linears hold."""
-    found = manifest.search
-    assert found is not None
-    console.print(_points(found.front, manifest.sizes.source_bytes))
-    console.print(Text(f"loss: {found.loss_is}; on {found.judged} rows that nothing was fitted to"))
-    if found.prices:
-        console.print(_prices(found.prices))
-    held = ", ".join(f"{what}: {count}" for what, count in found.held.items())
-    for line in (f"budget {found.budget}; {held}", *found.notes):
+    search = manifest.search
+    assert search is not None
+    console.print(_points(search.front, manifest.sizes.source_bytes))
+    loss = f"loss: {search.loss_is}; on {search.judged} rows that nothing was fitted to"
+    console.print(Text(loss))
+    if search.prices:
+        console.print(_prices(search.prices))
+    held = ", ".join(f"{what}: {count}" for what, count in search.held.items())
+    for line in (f"budget {search.budget}; {held}", *search.notes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -83,11 +83,11 @@ def evaluate(
             samples=samples, data=data, window=window, stride=stride, batch=batch, length=length,
             rounds=rounds, seed=seed, progress=steps,
         )  # fmt: skip
-        judged, found, original = evaluation.judge(
+        judged, results, original = evaluation.judge(
             subjects or [], tasks, reference, setting, tokenizer=tokenizer, backend=backend,
             device=device, trust_remote_code=trust_remote_code,
         )  # fmt: skip
-    rows = evaluation.rows_of(judged, found)
+    rows = evaluation.rows_of(judged, results)
     target = plot if plot is not None or as_json else evaluation.DEFAULT_PLOT
     written, failed = evaluation.publish(rows, original.name, target)
     if as_json:
@@ -95,7 +95,7 @@ def evaluate(
     else:
         terminal.print_eval(make_console(), rows, original.name)
         terminal.print_written(make_console(stderr=True), written, failed)
-    wide = [] if interval is None else too_wide(judged, found, interval)
+    wide = [] if interval is None else too_wide(judged, results, interval)
     if wide:
         raise BadInput("\n".join(wide))
 
@@ -125,15 +125,15 @@ def compare_tokens(
     if task not in ("", "vqa"):
         raise BadInput(f"--eval {task} is unknown here; vqa is what image tokens are judged by")
     with terminal.Steps(make_console(stderr=True), silent=as_json) as steps:
-        found = comparing_tokens.compare(
+        comparison = comparing_tokens.compare(
             model, calib, [part.strip() for part in keep.split(",")], vqa=bool(task),
             samples=samples, rounds=rounds, progress=steps, trust_remote_code=trust_remote_code,
             picture=picture,
         )  # fmt: skip
     if as_json:
-        print_json(found.to_json())
+        print_json(comparison.to_json())
     else:
-        token_table.print_compared(make_console(), found)
+        token_table.print_compared(make_console(), comparison)
 
 
 def _integers(option: str, text: str) -> list[int]:

@@ -41,24 +41,24 @@ def first_line(item: Any) -> str:
 def print_passes(console: Console) -> None:
     table = _table("pass", "kind", "what it does")
     for name in pass_names():
-        found = pass_class(name)
-        table.add_row(name, "exact" if found.exact else "lossy", Text(first_line(found)))
+        pass_ = pass_class(name)
+        table.add_row(name, "exact" if pass_.exact else "lossy", Text(first_line(pass_)))
     console.print(table)
 
 
 def print_pass(console: Console, name: str) -> None:
     """One pass: its docstring, and a line for each option: its default, and what it is for."""
-    found = pass_class(name)
-    console.print(Text(f"{name} ({'exact' if found.exact else 'lossy'})", style="bold"))
-    for paragraph in (inspect.getdoc(found) or "").split("\n\n"):
+    pass_ = pass_class(name)
+    console.print(Text(f"{name} ({'exact' if pass_.exact else 'lossy'})", style="bold"))
+    for paragraph in (inspect.getdoc(pass_) or "").split("\n\n"):
         console.print(Text(" ".join(paragraph.split())))
         console.print()
     table = _table("option", "what it is for")
-    hints, said = typing.get_type_hints(found), purposes(found)
-    for field in dataclasses.fields(found):
+    hints, purpose = typing.get_type_hints(pass_), purposes(pass_)
+    for field in dataclasses.fields(pass_):
         required = " Required." if field.default is dataclasses.MISSING else ""
         option = option_text(field, hints[field.name])
-        table.add_row(Text(option), Text(said.get(field.name, "") + required))
+        table.add_row(Text(option), Text(purpose.get(field.name, "") + required))
     console.print(table)
 
 

@@ -76,7 +76,7 @@ def run(
             from ...ir.load.sources import form_of
             from ...ir.vocab.targets import TARGETS
 
-            asked, knobs = _budget(budget, using, given=recipe or passes)
+            asked, knobs = _budget(budget, using, recipe=recipe or passes)
             # Of a name that is not a model's, only that is said.
             silent = as_json or bool(budget) or not form_of(model)
             chosen = _choose_recipe(recipe, passes, console, quiet=silent)
@@ -132,14 +132,14 @@ def explain(
     terminal.print_plan(make_console(), done)
 
 
-def _budget(text: str, using: str, *, given: str) -> tuple[Any, tuple[str, ...]]:
+def _budget(text: str, using: str, *, recipe: str) -> tuple[Any, tuple[str, ...]]:
     """The budget, if any, and the knobs. Raises ``BadInput`` where a recipe is given too."""
     from ..search.budget import Budget
     from ..search.search import KNOBS
 
     if using and not text:
         raise BadInput("--using names the knobs of a search: give --budget too")
-    if text and given:
+    if text and recipe:
         raise BadInput("--budget searches for a recipe: give it, or a recipe by -r or -p, not both")
     knobs = tuple(part.strip() for part in using.split(",")) if using else KNOBS
     return (Budget.parse(text) if text else None), knobs

@@ -25,16 +25,16 @@ def print_outliers(
     _print(console, model, data.name, outlook(view, data.batches, bits))
 
 
-def _print(console: Console, model: str, data: str, found: Outlook) -> None:
+def _print(console: Console, model: str, data: str, survey: Outlook) -> None:
     console.print(Text(f"{model} on {data}"))
     table = Table(box=None, pad_edge=False, header_style="bold")
-    widest = max(len(site.name) for site in found.sites)
+    widest = max(len(site.name) for site in survey.sites)
     table.add_column("input of", overflow="fold", min_width=min(widest, LONGEST_NAME))
     for name in ("kurtosis", "peak", "outliers", "top", "massive", "dormant", "forecast",
                  "measured"):  # fmt: skip
         table.add_column(name, justify="right")
-    for site in found.sites:
-        heads = found.dormant.get(site.name)
+    for site in survey.sites:
+        heads = survey.dormant.get(site.name)
         dormant = "" if heads is None else f"{int((heads >= DORMANT).sum())} of {len(heads)}"
         table.add_row(
             Text(site.name), f"{site.kurtosis:.1f}", f"{site.peak:.1f}", str(site.outliers),
@@ -49,7 +49,7 @@ def _print(console: Console, model: str, data: str, found: Outlook) -> None:
         f"heads that give the first token {DORMANT:.0%} of their attention or more"
     ))  # fmt: skip
     console.print(Text(
-        f"forecast, measured: relative error of outputs, weights rounded to {found.bits} bits in "
-        f"groups of {GROUP}; the two agree by a rank correlation of {found.agreement:.2f} over "
-        f"{len(found.sites)} linears"
+        f"forecast, measured: relative error of outputs, weights rounded to {survey.bits} bits in "
+        f"groups of {GROUP}; the two agree by a rank correlation of {survey.agreement:.2f} over "
+        f"{len(survey.sites)} linears"
     ))  # fmt: skip

@@ -63,9 +63,9 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_source_notes(console, manifest)
     if with_weights(merged_sites(manifest)):
         console.print(site_table(manifest))
-        left = kept(manifest)
-        if left is not None and left.advice:
-            _say(console, left.advice)
+        whole = kept(manifest)
+        if whole is not None and whole.advice:
+            _say(console, whole.advice)
     print_passes(console, manifest)
     print_refused(console, manifest)
     print_costs(console, manifest)
@@ -102,9 +102,9 @@ def site_table(manifest: Manifest) -> Table:
     before, after = (sum(g.bytes_before for g in groups), sum(g.bytes_after for g in groups))
     total = str(sum(group.count for group in groups))
     table.add_row("all changed weights", total, size(before), size(after), style="bold")
-    left = kept(manifest)
-    if left is not None:
-        table.add_row("kept as they were", "", size(left.bytes_before), size(left.bytes_after))
+    whole = kept(manifest)
+    if whole is not None:
+        table.add_row("kept as they were", "", size(whole.bytes_before), size(whole.bytes_after))
     return table
 
 
@@ -189,18 +189,18 @@ def print_verification(console: Console, manifest: Manifest) -> None:
         _say(console, meaning(manifest))
     if heard(checks):
         _say(console, heard(checks), "green" if checks.source and checks.source.by else "yellow")
-    for label, found in runs(checks):
-        if found is not None:
-            _say(console, f"{label}: {_error_line(found)}", "green")
+    for label, difference in runs(checks):
+        if difference is not None:
+            _say(console, f"{label}: {_error_line(difference)}", "green")
 
 
 def print_before_after(console: Console, manifest: Manifest) -> None:
     """What ``--eval`` found: a row a figure, the source and the artifact beside each other."""
-    found = manifest.eval
-    if not found:
+    evaluations = manifest.eval
+    if not evaluations:
         return
     table = _table("evaluation", "samples", "before", "after", "change")
-    for task, sides in found.items():
+    for task, sides in evaluations.items():
         before, after = sides.before, sides.after
         for i, name in enumerate(after.figures):
             label = f"{task}: {name}" if name != task else task
@@ -209,7 +209,7 @@ def print_before_after(console: Console, manifest: Manifest) -> None:
             table.add_row(Text(label), count, old, new, _change(before, after, name))
     console.print(table)
     _say(console, "below a figure: its 95 % interval; before and after both in ONNX Runtime")
-    notes = [n for sides in found.values() for n in (*sides.before.notes, *sides.after.notes)]
+    notes = [n for sides in evaluations.values() for n in (*sides.before.notes, *sides.after.notes)]
     for note in dict.fromkeys(notes):
         _say(console, f"note: {note}", "yellow")
 
@@ -451,10 +451,10 @@ def _say(console: Console, text: str | Text, style: str = "") -> None:
 
 def _named_row(table: Table, block: str, name: str) -> tuple[str, Text]:
     """The block and the label of a name; a row of its own tells where a new block begins."""
-    found, rest = split_name(name)
-    if found and found != block:
-        table.add_row(Text(found, style="dim"))
-    return found, Text(f"  {rest}" if found else rest)
+    prefix, rest = split_name(name)
+    if prefix and prefix != block:
+        table.add_row(Text(prefix, style="dim"))
+    return prefix, Text(f"  {rest}" if prefix else rest)
 
 
 def _table(first: str, *others: str, fold: bool = False) -> Table:

@@ -13,14 +13,14 @@ from ..run.comparing_tokens import Comparison
 COLUMNS = ("keep", "tokens", "MACs", "quality", "95 %", "prefill", "faster")
 
 
-def print_compared(console: Console, found: Comparison) -> None:
+def print_compared(console: Console, comparison: Comparison) -> None:
     """One table by share of tokens, the best quality first; then what did not fit."""
-    source = found.rows[0]
+    source = comparison.rows[0]
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     table.add_column("method", no_wrap=True)
     for name in COLUMNS:
         table.add_column(name, justify="right", overflow="fold")
-    rest = found.rows[1:]
+    rest = comparison.rows[1:]
     keeps = list(dict.fromkeys(row.keep for row in rest))
     rest.sort(key=lambda row: (keeps.index(row.keep), -row.quality))
     for row in (source, *rest):
@@ -33,17 +33,19 @@ def print_compared(console: Console, found: Comparison) -> None:
         )  # fmt: skip
     console.print(table)
     units = "prefill in ms, and how many times faster than the source's"
-    lines = [f"quality: {found.quality}, {found.prompts} of them; {units}. {MAC_CONVENTION}."]
-    lines += found.notes
+    lines = [
+        f"quality: {comparison.quality}, {comparison.prompts} of them; {units}. {MAC_CONVENTION}."
+    ]
+    lines += comparison.notes
     weak = [f"{row.method} at {row.keep}" for row in rest if row.warning]
     if weak:
         lines.append(f"do not beat random tokens: {', '.join(weak)}")
-    lines += [f"not run: {recipe}: {reason}" for recipe, reason in found.refused]
+    lines += [f"not run: {recipe}: {reason}" for recipe, reason in comparison.refused]
     best = [row for row in rest if row.method != "no-image"]
     for keep in keeps:
         rows = [row for row in best if row.keep == keep]
         if rows:
-            command = f"optimize-model {found.model} -p '{rows[0].recipe}' -o OUT"
+            command = f"optimize-model {comparison.model} -p '{rows[0].recipe}' -o OUT"
             lines.append(f"best at {keep}: {command}")
     for line in lines:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
