@@ -122,12 +122,12 @@ def test_each_tensor_is_read_once_the_model_stays_and_bytes_repeat(tmp_path: Pat
         return ComputedWeight(make, (64, 64), torch.float32, ("full", i))
 
     model = model_of({f"w{i}": weight(i) for i in range(5)})
-    seen: list[tuple[str, int, int]] = []
+    steps: list[tuple[str, int, int]] = []
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        write_model(model, tmp_path / name, lambda *step: seen.append(step))
+        write_model(model, tmp_path / name, lambda *step: steps.append(step))
     assert sorted(reads) == sorted([*range(5), *range(5)])
-    assert seen[:5] == [("writing weights", i, 5) for i in range(5)]
+    assert steps[:5] == [("writing weights", i, 5) for i in range(5)]
     assert contents(tmp_path / "a") == contents(tmp_path / "b")
     kept = model.graph.initializers["w3"].const_value
     assert kept is not None and weight_of(kept).key == ("computed", ("full", 3))
@@ -143,10 +143,10 @@ def test_streaming_holds_one_tensor_at_a_time(tmp_path: Path) -> None:
 
         def make() -> torch.Tensor:
             nonlocal most
-            made = torch.full(shape, float(i))
-            alive.add(made)
+            tensor = torch.full(shape, float(i))
+            alive.add(tensor)
             most = max(most, len(alive))
-            return made
+            return tensor
 
         return ComputedWeight(make, shape, torch.float32, i)
 
@@ -168,7 +168,7 @@ def test_an_artifact_replaces_an_older_one_whole(published: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("failure", "seen"),
+    ("failure", "error"),
     [
         (RuntimeError("broken"), RuntimeError),
         (KeyboardInterrupt(), KeyboardInterrupt),
@@ -177,10 +177,10 @@ def test_an_artifact_replaces_an_older_one_whole(published: Path) -> None:
     ],
 )
 def test_a_failure_leaves_the_older_artifact_and_nothing_else(
-    published: Path, failure: BaseException, seen: type[BaseException]
+    published: Path, failure: BaseException, error: type[BaseException]
 ) -> None:
     before = contents(published)
-    with pytest.raises(seen), publish(published) as folder:
+    with pytest.raises(error), publish(published) as folder:
         (folder / "model.onnx").write_bytes(b"half")
         raise failure
     assert contents(published) == before
@@ -229,11 +229,11 @@ def test_what_no_artifact_has_is_kept_whatever_is_asked(
     (published / name).parent.mkdir(exist_ok=True)
     (published / name).write_text("years of work")
     before = contents(published)
-    told = f"out holds what no artifact has \\({name}\\).*: move it, or choose another"
-    with pytest.raises(BadInput, match=told), publish(published, force=force):
+    message = f"out holds what no artifact has \\({name}\\).*: move it, or choose another"
+    with pytest.raises(BadInput, match=message), publish(published, force=force):
         raise AssertionError("published")
     (published / name).rename(published.parent / "away")
-    with pytest.raises(BadInput, match=told), publish(published, force=force) as folder:
+    with pytest.raises(BadInput, match=message), publish(published, force=force) as folder:
         (folder / "model.onnx").write_bytes(b"new")
         (published.parent / "away").rename(published / name)
     assert contents(published) == before
@@ -343,8 +343,8 @@ def test_links_are_followed_within_the_models_own_files_only(tmp_path: Path) -> 
     (snapshot / "merges.txt").symlink_to("vocab.json")
     (snapshot / "vocab.txt").symlink_to(private / "key")
     (snapshot / "1_Pooling").symlink_to(private)
-    left = artifact.copy_side_files(str(snapshot), out)
-    assert left == ["vocab.txt", "1_Pooling/config.json"]
+    links = artifact.copy_side_files(str(snapshot), out)
+    assert links == ["vocab.txt", "1_Pooling/config.json"]
     assert contents(out) == {
         "merges.txt": b"beside", "tokenizer.json": b"of the hub", "vocab.json": b"beside",
     }  # fmt: skip

@@ -78,8 +78,8 @@ def test_keys_are_shared_and_rows_that_see_nothing_are_found_once(kind: str) -> 
     expected = Twice()(*args)
     assert torch.equal(expected[0], torch.zeros(HEADS, ROWS, WIDTH))
     model = spelled(args, Twice())
-    found = kinds(model)
-    assert (found["Softmax"], found["Expand"], found["IsNaN"]) == (3, 0, 1)
+    counts = kinds(model)
+    assert (counts["Softmax"], counts["Expand"], counts["IsNaN"]) == (3, 0, 1)
     names = [value.name for value in model.graph.inputs]
     for optimize in (True, False):
         got = run(model, dict(zip(names, args, strict=True)), optimize=optimize)["output"]

@@ -26,12 +26,12 @@ def out(tmp_path: Path) -> Path:
 
 
 def test_a_second_run_is_refused_and_harms_nothing(out: Path) -> None:
-    seen: list[str] = []
+    messages: list[str] = []
 
     def other() -> None:
         with pytest.raises(BadInput) as caught, publish(out):
             raise AssertionError("published")
-        seen.append(str(caught.value))
+        messages.append(str(caught.value))
 
     with publish(out) as folder:
         (folder / "model.onnx").write_text("new")
@@ -43,7 +43,7 @@ def test_a_second_run_is_refused_and_harms_nothing(out: Path) -> None:
         child.join()
         assert child.exitcode == 0
         assert (folder / "model.onnx").read_text() == "new"
-    assert seen == [
+    assert messages == [
         f"{out}: another run is writing there; wait until it ends, or choose another --out"
     ]
     assert (out / "model.onnx").read_text() == "new"
@@ -81,7 +81,7 @@ def test_killed_at_every_operation_the_next_run_goes_on(
     """``out`` is the old or the new one whenever the next run has begun; nothing else is left."""
     if not exchange:
         monkeypatch.setattr(claim, "_exchanged", lambda a, b: False)
-    absent, seen, point = 0, set(), 0
+    absent, texts, point = 0, set(), 0
     while True:
         point += 1
         child = multiprocessing.get_context("fork").Process(target=_dies, args=(out, point))
@@ -92,12 +92,12 @@ def test_killed_at_every_operation_the_next_run_goes_on(
         assert child.exitcode == -signal.SIGKILL
         absent += not out.exists()
         with claimed(out):
-            seen.add((out / "model.onnx").read_text())
+            texts.add((out / "model.onnx").read_text())
         assert [path.name for path in out.parent.iterdir()] == ["out"]
         with publish(out) as folder:
             (folder / "graphwright.json").write_text("{}")
             (folder / "model.onnx").write_text("old")
-    assert point > 10 and seen == {"old", "new"}
+    assert point > 10 and texts == {"old", "new"}
     assert absent == (0 if exchange else 1)
 
 

@@ -53,14 +53,14 @@ def llava() -> Any:
 @pytest.fixture(scope="module")
 def folders(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By name: the library's model, and the folder that it is saved in."""
-    found = {}
+    by_name = {}
     for name in (*TEXTS, "llava"):
         folder = tmp_path_factory.mktemp(name)
         model = llava() if name == "llava" else getattr(models, name)().module.model
         model.generation_config.eos_token_id = None
         model.save_pretrained(folder)
-        found[name] = model.eval(), folder
-    return found
+        by_name[name] = model.eval(), folder
+    return by_name
 
 
 @pytest.fixture(scope="module")
@@ -92,13 +92,13 @@ class Recorded:
         self.run = run
         self.input_names, self.output_names = run.input_names, run.output_names
         self.input_types = run.input_types
-        self.given: list[dict[str, torch.Tensor]] = []
-        self.made: list[dict[str, torch.Tensor]] = []
+        self.inputs: list[dict[str, torch.Tensor]] = []
+        self.outputs: list[dict[str, torch.Tensor]] = []
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        self.given.append(inputs)
-        self.made.append(self.run(*args, **inputs))
-        return self.made[-1]
+        self.inputs.append(inputs)
+        self.outputs.append(self.run(*args, **inputs))
+        return self.outputs[-1]
 
 
 def one_shot(model: Any, texts: list[list[int]], **more: Any) -> list[torch.Tensor]:
@@ -117,11 +117,11 @@ def test_logits_of_all_steps_are_the_one_shot_forwards(
     grown = columns(Decoder(run, CONTEXT).decode(asked, max_new_tokens=STEPS))
     texts = [prompt + tokens for prompt, tokens in zip(asked, grown, strict=True)]
     expected = one_shot(folders[name][0], texts)
-    assert len(run.made) == STEPS and [len(tokens) for tokens in grown] == [STEPS] * len(asked)
-    for step, made in enumerate(run.made):
+    assert len(run.outputs) == STEPS and [len(tokens) for tokens in grown] == [STEPS] * len(asked)
+    for step, outputs in enumerate(run.outputs):
         for row, prompt in enumerate(asked):
-            wanted = expected[row][len(prompt) - 1 + step]
-            torch.testing.assert_close(made["logits"][row, -1], wanted, rtol=1e-4, atol=1e-5)
+            logits = expected[row][len(prompt) - 1 + step]
+            torch.testing.assert_close(outputs["logits"][row, -1], logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS, ids=str)
@@ -141,13 +141,13 @@ def test_greedy_text_is_the_librarys(lengths: list[int], folders: Any, cached: A
 def test_the_cache_is_bound_where_it_lies(cached: Any) -> None:
     run = Recorded(cached["llama"])
     list(Decoder(run).decode(prompts([5, 2]), max_new_tokens=4))
-    for made, given in zip(run.made, run.given[1:], strict=False):
-        assert given["input_ids"].shape == (2, 1)
+    for outputs, inputs in zip(run.outputs, run.inputs[1:], strict=False):
+        assert inputs["input_ids"].shape == (2, 1)
         for slot in range(2):
             for part in PARTS:
-                assert given[past_name(slot, part)] is made[present_name(slot, part)]
-    assert [g["attention_mask"].shape[1] for g in run.given] == [5, 6, 7, 8]
-    assert not any(name.startswith("past") for name in run.given[0])
+                assert inputs[past_name(slot, part)] is outputs[present_name(slot, part)]
+    assert [g["attention_mask"].shape[1] for g in run.inputs] == [5, 6, 7, 8]
+    assert not any(name.startswith("past") for name in run.inputs[0])
 
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
@@ -222,8 +222,8 @@ def test_without_a_cache_the_text_is_the_same(cached: Any, whole: Any) -> None:
     asked = prompts([3, 6, 3])
     slow, fast = Decoder(whole["llama"], CONTEXT), Decoder(cached["llama"], CONTEXT)
     assert fast.cached and not slow.cached
-    given = {"max_new_tokens": 6}
-    assert columns(slow.decode(asked, **given)) == columns(fast.decode(asked, **given))
+    options = {"max_new_tokens": 6}
+    assert columns(slow.decode(asked, **options)) == columns(fast.decode(asked, **options))
 
 
 @pytest.mark.parametrize("kind", ["cached", "whole"])
@@ -243,7 +243,7 @@ def test_images_are_read_with_the_prompt(
         (logits,) = one_shot(model, [prompt + tokens], **more)
         assert logits[len(prompt) - 1 : -1].argmax(-1).tolist() == tokens
     if kind == "cached":
-        assert [len(g["pixel_values"]) for g in run.given] == [2] + [0] * 15
+        assert [len(g["pixel_values"]) for g in run.inputs] == [2] + [0] * 15
 
 
 # --- choosing -------------------------------------------------------------------------------------
@@ -274,9 +274,9 @@ def drawn(count: int, **sampling: Any) -> list[int]:
 
 
 def test_the_same_seed_draws_the_same_text() -> None:
-    given = {"temperature": 1.0, "top_p": 0.9}
-    assert drawn(40, seed=3, **given) == drawn(40, seed=3, **given)
-    assert drawn(40, seed=3, **given) != drawn(40, seed=4, **given)
+    options = {"temperature": 1.0, "top_p": 0.9}
+    assert drawn(40, seed=3, **options) == drawn(40, seed=3, **options)
+    assert drawn(40, seed=3, **options) != drawn(40, seed=4, **options)
 
 
 def test_a_row_draws_alike_alone_and_in_a_batch(cached: Any) -> None:
@@ -311,10 +311,10 @@ def test_words_are_drawn_from_the_top_k_and_its_nucleus(
 def test_a_nucleus_reaches_below_the_floor() -> None:
     """Words that are too unlikely to be sorted first belong to it where the others do not do."""
     likely = torch.tensor([0.5, *[0.5 / 4096] * 4096])
-    words, found = candidates(likely.log(), Sampling(1.0, 0.75))
+    words, chances = candidates(likely.log(), Sampling(1.0, 0.75))
     assert likely[1] < FLOOR * likely[0]
     assert len(set(words.tolist())) == len(words) == 2049 and int(words[0]) == 0
-    torch.testing.assert_close(found, likely[: len(words)])
+    torch.testing.assert_close(chances, likely[: len(words)])
 
 
 def test_words_are_drawn_as_often_as_they_are_likely() -> None:
@@ -343,28 +343,28 @@ def test_a_row_ends_at_its_end_token_and_the_others_go_on(cached: Any) -> None:
 def test_a_text_ends_where_the_context_is_full(kind: str, cached: Any, whole: Any) -> None:
     """GPT-2 has no position behind its last: the other row must not be led there."""
     run = cached["gpt2"] if kind == "cached" else whole["llama"]
-    found = columns(Decoder(run, CONTEXT).decode(prompts([CONTEXT - 2, 3]), max_new_tokens=9))
-    assert [len(row) for row in found] == [3, 9]
+    rows = columns(Decoder(run, CONTEXT).decode(prompts([CONTEXT - 2, 3]), max_new_tokens=9))
+    assert [len(row) for row in rows] == [3, 9]
 
 
-def refusal(run: Any, asked: list[list[int]], **given: Any) -> str:
+def refusal(run: Any, asked: list[list[int]], **options: Any) -> str:
     with pytest.raises(BadInput) as refused:
-        list(Decoder(run, CONTEXT).decode(asked, **{"max_new_tokens": 2, **given}))
+        list(Decoder(run, CONTEXT).decode(asked, **{"max_new_tokens": 2, **options}))
     return str(refused.value)
 
 
 def test_prompts_that_do_not_fit(cached: Any) -> None:
     run = cached["llama"]
-    found = refusal(run, prompts([3, CONTEXT + 1]))
-    assert "a prompt has 65 tokens, the model's context is 64" in found
+    message = refusal(run, prompts([3, CONTEXT + 1]))
+    assert "a prompt has 65 tokens, the model's context is 64" in message
     assert "a prompt is empty" in refusal(run, [[1], []])
     assert "a prompt is empty" in refusal(run, [])
     assert "max_new_tokens 0 must be 1 or more" in refusal(run, [[1]], max_new_tokens=0)
     pixels = torch.zeros(3, 24, 24)
     assert "the model reads text only" in refusal(run, [[1]], images=[pixels])
     assert "1 images for 2 prompts" in refusal(cached["llava"], [[1], [2]], images=[pixels])
-    found = refusal(cached["llava"], [[1]], images=[torch.zeros(3, 24, 23)])
-    assert "an image is [3, 24, 23], the graph takes [3, 24, 24]" in found
+    message = refusal(cached["llava"], [[1]], images=[torch.zeros(3, 24, 23)])
+    assert "an image is [3, 24, 23], the graph takes [3, 24, 24]" in message
 
 
 def test_a_graph_that_writes_no_text(models: ModuleType, tmp_path: Path) -> None:
@@ -374,13 +374,13 @@ def test_a_graph_that_writes_no_text(models: ModuleType, tmp_path: Path) -> None
 
 
 def test_sampling_out_of_range() -> None:
-    for given, reason in (({"temperature": -0.1}, "temperature -0.1 must be 0"),
-                          ({"temperature": math.nan}, "temperature nan must be 0"),
-                          ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
-                          ({"top_p": 1.5}, "top_p 1.5 must be above 0"),
-                          ({"top_k": -1}, "top_k -1 must be 0")):  # fmt: skip
+    for options, reason in (({"temperature": -0.1}, "temperature -0.1 must be 0"),
+                            ({"temperature": math.nan}, "temperature nan must be 0"),
+                            ({"top_p": 0.0}, "top_p 0.0 must be above 0"),
+                            ({"top_p": 1.5}, "top_p 1.5 must be above 0"),
+                            ({"top_k": -1}, "top_k -1 must be 0")):  # fmt: skip
         with pytest.raises(BadInput, match=reason):
-            Sampling(**given)
+            Sampling(**options)
 
 
 def test_logits_that_are_no_numbers() -> None:

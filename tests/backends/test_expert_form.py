@@ -48,7 +48,7 @@ def test_an_expert_runs_on_the_rows_that_picked_it(model: Experts, routed: int) 
     assert sum(node.op_type == "NonZero" for node in view.model.graph) == routed
     run = compile_model(view)
     for count in (4, 1):
-        given = {name: value[:count] for name, value in inputs.items()}
-        (found,) = run(**given).values()
+        batch = {name: value[:count] for name, value in inputs.items()}
+        (output,) = run(**batch).values()
         with torch.no_grad():
-            torch.testing.assert_close(found, model(**given), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(output, model(**batch), rtol=1e-5, atol=1e-6)

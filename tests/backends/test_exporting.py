@@ -102,5 +102,5 @@ def test_what_torch_passes_over_is_passed_over(module: torch.nn.Module, tmp_path
     """A dimension that is not 1 is not squeezed, a tensor of shape [0] joins nothing."""
     x = torch.randn(2, 3, 5)
     out = gw.export(gw.trace(module, (x,)), tmp_path / "out")
-    (found,) = gw.compile(out)(x).values()
-    assert torch.equal(found, module(x)) or torch.allclose(found, module(x), rtol=1e-6)
+    (output,) = gw.compile(out)(x).values()
+    assert torch.equal(output, module(x)) or torch.allclose(output, module(x), rtol=1e-6)

@@ -135,9 +135,9 @@ def test_architectures(models: ModuleType, family: str) -> None:
 
 
 def sites(view: View) -> list[str]:
-    found = recognize(view)
-    named = [*found.linears, *found.embeddings]
-    return [site.name for site in named] + [site.q for site in found.attentions]
+    structure = recognize(view)
+    named = [*structure.linears, *structure.embeddings]
+    return [site.name for site in named] + [site.q for site in structure.attentions]
 
 
 def test_a_layer_adds_no_shape_arithmetic(models: ModuleType) -> None:

@@ -31,25 +31,25 @@ def test_the_file_says_what_the_graph_is(tmp_path: Path) -> None:
     source = folder(tmp_path / "source", bos_token_id=3, eos_token_id=[5, 6], pad_token_id=None)
     view = gw.optimize(gw.load(source), "path{blocks=0,0,1}").graph
     out = gw.export(view, tmp_path / "out")
-    found = json.loads((out / "genai_config.json").read_text())
-    assert set(found) == {"model", "search"}
-    assert set(found["model"]) == SMALLEST | {"bos_token_id"}
-    assert found["model"] | {"decoder": None} == {
+    config = json.loads((out / "genai_config.json").read_text())
+    assert set(config) == {"model", "search"}
+    assert set(config["model"]) == SMALLEST | {"bos_token_id"}
+    assert config["model"] | {"decoder": None} == {
         "type": "llama", "context_length": 64, "vocab_size": 160, "bos_token_id": 3,
         "eos_token_id": [5, 6], "pad_token_id": 5, "decoder": None,
     }  # fmt: skip
-    assert found["model"]["decoder"] == {
+    assert config["model"]["decoder"] == {
         "filename": "model.onnx", "head_size": 8, "num_key_value_heads": 2,
         "num_hidden_layers": 3,  # a cache for each time that a block runs
     }  # fmt: skip
-    assert found["search"] == {"max_length": 64, "past_present_share_buffer": False}
+    assert config["search"] == {"max_length": 64, "past_present_share_buffer": False}
     gw.export(view, out)  # a folder with the file is still ours
 
 
 def test_names_that_the_runtime_lacks_are_its_neutral_one(tmp_path: Path) -> None:
     view = gw.load(folder(tmp_path / "source", "StableLm"))
-    found = genai_config(view, view.source.folder)
-    assert found is not None and found["model"]["type"] == "decoder"
+    config = genai_config(view, view.source.folder)
+    assert config is not None and config["model"]["type"] == "decoder"
 
 
 @pytest.mark.parametrize("model", ["zoo:tiny-vit", "zoo:tiny-llava"])

@@ -40,8 +40,8 @@ def folder(path: Path, kind: str = "Llama", **settings: Any) -> Path:
         "num_hidden_layers": LAYERS, "num_attention_heads": 4, "num_key_value_heads": 2,
         "max_position_embeddings": 64,
     }  # fmt: skip
-    given = {k: v for k, v in {**sizes, **settings}.items() if v is not None}
-    config = getattr(transformers, f"{kind}Config")(**given)
+    arguments = {k: v for k, v in {**sizes, **settings}.items() if v is not None}
+    config = getattr(transformers, f"{kind}Config")(**arguments)
     torch.manual_seed(0)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(path)
     return path
@@ -98,15 +98,16 @@ def same(path: Path, out: Path, mask: torch.Tensor, bound: float = F16) -> None:
     """The artifact gives what the library does, where there is text."""
     ids = torch.randint(1, WORDS, mask.shape, generator=torch.Generator().manual_seed(3))
     real = [mask.bool(), torch.ones(len(mask), 1, dtype=torch.bool)]
-    for wanted, found, held in zip(calls(path, ids, mask), ours(out, ids, mask), real, strict=True):
-        assert difference(wanted[held], found[held]).rel_l2 <= bound
+    pairs = zip(calls(path, ids, mask), ours(out, ids, mask), strict=True)
+    for (expected, actual), held in zip(pairs, real, strict=True):
+        assert difference(expected[held], actual[held]).rel_l2 <= bound
 
 
 def test_it_is_made_of_the_targets_nodes(artifact: Path) -> None:
     view = OnnxView(onnx_ir.load(artifact / "model.onnx"))
-    found = nodes(view)
-    assert len(found) == LAYERS
-    for node in found:
+    attentions = nodes(view)
+    assert len(attentions) == LAYERS
+    for node in attentions:
         assert attrs(node) == {
             "num_heads": 4, "kv_num_heads": 2, "scale": 0.25, "softcap": 0.0,
             "local_window_size": -1, "do_rotary": 1, "rotary_interleaved": 0,
@@ -151,12 +152,12 @@ def test_genai_is_told_to_share_the_cache(artifact: Path) -> None:
 def test_it_is_read_back(llama: Path, artifact: Path) -> None:
     view = gw.load(artifact)
     canonicalize(view)
-    found = recognize(view)
-    assert len(found.attentions) == len(found.blocks) == LAYERS
+    structure = recognize(view)
+    assert len(structure.attentions) == len(structure.blocks) == LAYERS
     inputs = {"input_ids": torch.arange(6)[None], "attention_mask": torch.ones(1, 6).long()}
-    made = gw.compile(view, backend="eager")(**inputs)["logits"]
-    wanted = library(llama)(**inputs).logits
-    assert difference(wanted, made).rel_l2 <= F16
+    logits = gw.compile(view, backend="eager")(**inputs)["logits"]
+    expected = library(llama)(**inputs).logits
+    assert difference(expected, logits).rel_l2 <= F16
 
 
 PLAIN = {"num_key_value_heads": None, "head_dim": None}
@@ -171,23 +172,23 @@ KINDS: Mapping[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_kinds_of_attention(kind: str, tmp_path: Path) -> None:
-    family, settings, wanted = KINDS[kind]
+    family, settings, expected = KINDS[kind]
     source = folder(tmp_path / "source", family, **settings, num_hidden_layers=1)
     out = gw.export(gw.load(source, dtype=torch.float16), tmp_path / "out", target="cuda")
-    found = nodes(OnnxView(onnx_ir.load(out / "model.onnx")))
-    assert len(found) == 1 and wanted.items() <= attrs(found[0]).items()
+    attentions = nodes(OnnxView(onnx_ir.load(out / "model.onnx")))
+    assert len(attentions) == 1 and expected.items() <= attrs(attentions[0]).items()
     config = json.loads((out / "genai_config.json").read_text())
     # What is turned outside, or counted, goes by the length of the cache.
-    assert config["search"]["past_present_share_buffer"] == bool(wanted["do_rotary"])
+    assert config["search"]["past_present_share_buffer"] == bool(expected["do_rotary"])
     same(source, out, torch.ones(2, 9, dtype=torch.int64))
 
 
 def test_float32_keeps_the_general_form_and_says_so(llama: Path) -> None:
     view = lowered(gw.load(llama), CUDA)
     assert not nodes(view) and ROWS_KEY not in view.metadata()
-    (said,) = remarks(view)
-    assert said.startswith("2 of 2 attentions keep their general form, not GroupQueryAttention: ")
-    assert "--dtype fp16 or bf16" in said
+    (remark,) = remarks(view)
+    assert remark.startswith("2 of 2 attentions keep their general form, not GroupQueryAttention: ")
+    assert "--dtype fp16 or bf16" in remark
 
 
 class Masked(torch.nn.Module):
@@ -229,8 +230,8 @@ def test_masks_of_rows(name: str, window: int, masked: tuple[Places, dict[str, A
 
 def test_angles_of_places(masked: tuple[Places, dict[str, Any]]) -> None:
     places, values = masked
-    found = places.angles(values["angles"])
-    assert torch.equal(found, (torch.arange(64)[:, None] * torch.tensor([0.5, 0.25])).cos())
+    angles = places.angles(values["angles"])
+    assert torch.equal(angles, (torch.arange(64)[:, None] * torch.tensor([0.5, 0.25])).cos())
     unknown = Places(places.view, None)
     with pytest.raises(Refusal, match="how long a text may be is not known"):
         unknown.angles(values["angles"])

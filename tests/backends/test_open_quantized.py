@@ -38,7 +38,7 @@ Feeds = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True)
-class Made:
+class Case:
     """A graph after a recipe, and the artifact that it was written to."""
 
     graph: View
@@ -53,7 +53,7 @@ class Made:
 
 
 def rel(got: Feeds, want: Feeds) -> float:
-    return max(found.rel_l2 for found in compare(want, got).values())
+    return max(difference.rel_l2 for difference in compare(want, got).values())
 
 
 def ops(view: View) -> Counter[str]:
@@ -61,25 +61,25 @@ def ops(view: View) -> Counter[str]:
 
 
 @pytest.fixture(scope="module")
-def made(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
-    """``made(name)`` of ``RECIPES``, on a Llama whose inner width of 56 fills no group of 32."""
+def case_of(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
+    """``case_of(name)`` of ``RECIPES``, on a Llama whose inner width of 56 fills no group of 32."""
     small = models.llama(layers=2)
     traced = gw.trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
 
     @cache
-    def make(name: str) -> Made:
+    def make(name: str) -> Case:
         result = gw.optimize(
             traced.copy(), RECIPES[name], samples=[small.inputs], calibration=[small.inputs]
         )
         folder = tmp_path_factory.mktemp("artifacts") / name
-        return Made(result.graph, gw.export(result.graph, folder), small.inputs)
+        return Case(result.graph, gw.export(result.graph, folder), small.inputs)
 
     return make
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_eager_gives_the_numbers_of_the_runtime(name: str, made: Callable[[str], Made]) -> None:
-    one = made(name)
+def test_eager_gives_the_numbers_of_the_runtime(name: str, case_of: Callable[[str], Case]) -> None:
+    one = case_of(name)
     want = gw.compile(one.folder, backend="onnxruntime", threads=1)(**one.inputs)
     assert rel(gw.compile(one.folder, backend="eager")(**one.inputs), want) <= one.slack
     got = gw.compile(gw.load(one.folder / "model.onnx"), backend="eager")(**one.inputs)
@@ -87,22 +87,22 @@ def test_eager_gives_the_numbers_of_the_runtime(name: str, made: Callable[[str],
 
 
 @pytest.mark.parametrize("name", RECIPES)
-def test_what_was_written_is_seen(name: str, made: Callable[[str], Made]) -> None:
-    one = made(name)
+def test_what_was_written_is_seen(name: str, case_of: Callable[[str], Case]) -> None:
+    one = case_of(name)
     opened = gw.load(one.folder / "model.onnx")
     canonicalize(opened)
-    seen, before = recognize(opened), recognize(one.graph)
+    after, before = recognize(opened), recognize(one.graph)
 
     def sites(structure: Any) -> list[Any]:
         return [(s.name, s.role, s.block, s.in_features, s.out_features, s.bias is None)
                 for s in structure.linears if s.quantized]  # fmt: skip
 
-    assert sites(seen) == sites(before)
-    assert len(sites(seen)) == 15
+    assert sites(after) == sites(before)
+    assert len(sites(after)) == 15
     assert ops(opened)["sparse_linear"] == ops(one.graph)["sparse_linear"]
-    assert len(seen.blocks) == len(before.blocks) == 2
+    assert len(after.blocks) == len(before.blocks) == 2
     sizes = sample_sizes(opened, one.inputs)
-    costs, source = graph_costs(opened, sizes, seen), graph_costs(one.graph, sizes, before)
+    costs, source = graph_costs(opened, sizes, after), graph_costs(one.graph, sizes, before)
     assert costs.macs == source.macs
     files = sum(f.stat().st_size for f in one.folder.glob("model.onnx*"))
     assert costs.weight_bytes < files
@@ -111,9 +111,9 @@ def test_what_was_written_is_seen(name: str, made: Callable[[str], Made]) -> Non
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_written_again_it_is_the_same(
-    name: str, made: Callable[[str], Made], tmp_path: Path
+    name: str, case_of: Callable[[str], Case], tmp_path: Path
 ) -> None:
-    one = made(name)
+    one = case_of(name)
     opened = gw.load(one.folder / "model.onnx")
     twice = gw.export(opened, tmp_path / "twice")
     first, second = (onnx.load(folder / "model.onnx") for folder in (one.folder, twice))
@@ -132,22 +132,22 @@ def _codes(model: Any) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ["4 bits", "eora"])
-def test_kernels_take_it(name: str, made: Callable[[str], Made]) -> None:
-    one = made(name)
+def test_kernels_take_it(name: str, case_of: Callable[[str], Case]) -> None:
+    one = case_of(name)
     opened = gw.load(one.folder / "model.onnx")
     canonicalize(opened)
-    found, before = bind_kernels(opened, None), bind_kernels(one.graph, None)
+    after, before = bind_kernels(opened, None), bind_kernels(one.graph, None)
 
     def linears(binding: Any) -> Counter[str]:
         names = [bound.kernel.__name__ for bound in binding.bound.values()]
         return Counter(name for name in names if name.startswith("linear"))
 
-    assert linears(found) == linears(before)
-    assert linears(found) == {"linear_nbit_low_rank" if name == "eora" else "linear_nbit": 15}
+    assert linears(after) == linears(before)
+    assert linears(after) == {"linear_nbit_low_rank" if name == "eora" else "linear_nbit": 15}
 
 
-def test_a_second_recipe_goes_on_from_there(made: Callable[[str], Made], tmp_path: Path) -> None:
-    one = made("eora")
+def test_a_second_recipe_goes_on_from_there(case_of: Callable[[str], Case], tmp_path: Path) -> None:
+    one = case_of("eora")
     opened = gw.load(one.folder)
     shorter = gw.optimize(opened, "path{blocks=1}", samples=[one.inputs]).graph
     assert ops(shorter)["linear_nbit"] == 8
@@ -160,8 +160,8 @@ def test_a_second_recipe_goes_on_from_there(made: Callable[[str], Made], tmp_pat
     assert weight_bytes(gw.load(folder)) < 0.75 * weight_bytes(opened)
 
 
-def test_weights_are_not_quantized_twice(made: Callable[[str], Made]) -> None:
-    one = made("8 bits")
+def test_weights_are_not_quantized_twice(case_of: Callable[[str], Case]) -> None:
+    one = case_of("8 bits")
     opened = gw.load(one.folder)
     with pytest.raises(BadInput, match="its weight is quantized already, to 8 bits"):
         gw.optimize(opened, "quantize{bits=4}", samples=[one.inputs])
@@ -170,13 +170,13 @@ def test_weights_are_not_quantized_twice(made: Callable[[str], Made]) -> None:
 
 
 def test_inspect_says_what_is_stored(
-    made: Callable[[str], Made], capsys: pytest.CaptureFixture[str]
+    case_of: Callable[[str], Case], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    print_structure(Console(width=200), str(made("8 bits").folder))
-    said = capsys.readouterr().out
-    assert "mlp.down_proj" in said
-    assert "8 bits, group 64" in said
-    assert "MatMulNBits" not in said
+    print_structure(Console(width=200), str(case_of("8 bits").folder))
+    text = capsys.readouterr().out
+    assert "mlp.down_proj" in text
+    assert "8 bits, group 64" in text
+    assert "MatMulNBits" not in text
 
 
 # --- models of another tool ----------------------------------------------------------------------

@@ -57,8 +57,8 @@ def kinds(model: onnx_ir.Model) -> Counter[str]:
 def test_one_node_turns_heads_and_is_read_back(shared: bool) -> None:
     module = Turned(shared=shared)
     model, inputs = spelled(module)
-    found = kinds(model)
-    assert (found["RotaryEmbedding"], found["Neg"]) == (1, 0)
+    counts = kinds(model)
+    assert (counts["RotaryEmbedding"], counts["Neg"]) == (1, 0)
     expected = module(*inputs.values())
     for optimize in (True, False):
         got = run(model, inputs, optimize=optimize)["output"]
@@ -66,7 +66,7 @@ def test_one_node_turns_heads_and_is_read_back(shared: bool) -> None:
     view = OnnxView(model.clone())
     canonicalize(view)
     assert [view.op(node) for node in view.nodes()].count("rope") == 1
-    assert kinds(lowered(view).model) == found
+    assert kinds(lowered(view).model) == counts
 
 
 def test_tables_of_two_halves_stay_as_they_are() -> None:

@@ -114,8 +114,8 @@ def test_another_resolution_than_was_traced(backend: str, models: ModuleType) ->
     small = models.clip_vision(layers=1)
     view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
     run = compile(view, backend=backend)
-    told = r"pixel_values: expected .*3, 16, 16\], got (shape )?\[2, 3, 32, 32\]"
-    with pytest.raises(BadInput, match=told):
+    message = r"pixel_values: expected .*3, 16, 16\], got (shape )?\[2, 3, 32, 32\]"
+    with pytest.raises(BadInput, match=message):
         run(pixel_values=torch.zeros(2, 3, 32, 32))
 
 
@@ -151,10 +151,10 @@ def test_names_and_options_that_are_wrong(view: FxView) -> None:
 
 
 def test_a_silent_fall_back_to_the_cpu_is_refused() -> None:
-    wanted = ["CUDAExecutionProvider", "CPUExecutionProvider"]
-    onnxruntime_backend._refuse_fallback(wanted, wanted)
+    providers = ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    onnxruntime_backend._refuse_fallback(providers, providers)
     with pytest.raises(Missing, match="could not start its CUDAExecutionProvider"):
-        onnxruntime_backend._refuse_fallback(wanted, wanted[1:])
+        onnxruntime_backend._refuse_fallback(providers, providers[1:])
 
 
 def test_export_stays_a_function_after_it_has_run(view: FxView, tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ from graphwright.ir.core.errors import BadInput, Missing
 
 @pytest.fixture
 def both(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    found = {"onnxruntime": "1.40.0", "onnxruntime-gpu": "1.31.1"}
-    monkeypatch.setattr(runtime_packages, "installed", found.get)
+    versions = {"onnxruntime": "1.40.0", "onnxruntime-gpu": "1.31.1"}
+    monkeypatch.setattr(runtime_packages, "installed", versions.get)
     mixed_builds.cache_clear()
     yield
     mixed_builds.cache_clear()
@@ -30,20 +30,20 @@ def test_one_build_is_nothing_to_tell() -> None:
 
 
 def test_two_builds(both: None, tmp_path: Path) -> None:
-    told = mixed_builds()
+    message = mixed_builds()
     (tmp_path / "model.onnx").write_bytes(b"no model")
     with (
         pytest.warns(RuntimeWarning, match="are both installed, in one folder"),
         pytest.raises(BadInput, match=r"does not load it: (.|\n)*are both installed"),
     ):
         backend.build(tmp_path)
-    assert "onnxruntime 1.40.0 and onnxruntime-gpu 1.31.1 are both installed" in told
-    assert f"here {onnxruntime.__version__} with " in told and "CPU" in told
-    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in told
+    assert "onnxruntime 1.40.0 and onnxruntime-gpu 1.31.1 are both installed" in message
+    assert f"here {onnxruntime.__version__} with " in message and "CPU" in message
+    assert "pip uninstall -y onnxruntime onnxruntime-gpu" in message
 
 
 @pytest.mark.parametrize(
-    ("device", "built", "providers", "told"),
+    ("device", "built", "providers", "message"),
     [
         (False, None, ["CUDAExecutionProvider"],
          r"is a CPU build, unlike this ONNX Runtime, which has a CUDA provider: install one"),
@@ -53,14 +53,14 @@ def test_two_builds(both: None, tmp_path: Path) -> None:
     ],
 )  # fmt: skip
 def test_builds_of_two_kinds(
-    device: bool, built: str | None, providers: list[str], told: str,
+    device: bool, built: str | None, providers: list[str], message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     mixed_builds.cache_clear()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: device)
     monkeypatch.setattr(torch.version, "cuda", built)
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    with pytest.raises(Missing, match=told) as caught:
+    with pytest.raises(Missing, match=message) as caught:
         backend.check_device("cuda")
     assert caught.value.exit_code == 3
 

@@ -41,10 +41,10 @@ def sites(view: View) -> dict[str, tuple[str, str]]:
 def test_a_block_has_four_products_and_is_read_as_seven(quantized: View) -> None:
     model = lowered(quantized).model
     blocks, linears = len(recognize(quantized).blocks), len(recognize(quantized).linears)
-    found = kinds(model)
-    assert (found["MatMulNBits"], found["Split"]) == (linears - 3 * blocks, 2 * blocks)
+    counts = kinds(model)
+    assert (counts["MatMulNBits"], counts["Split"]) == (linears - 3 * blocks, 2 * blocks)
     # Heads are parted after they are transposed: one transposition, and one of the result.
-    assert found["Transpose"] == 2 * blocks + found["MatMul"] // 2
+    assert counts["Transpose"] == 2 * blocks + counts["MatMul"] // 2
     view = OnnxView(model.clone())
     canonicalize(view)
     assert sites(view) == sites(quantized)
@@ -53,7 +53,7 @@ def test_a_block_has_four_products_and_is_read_as_seven(quantized: View) -> None
                  if name.startswith(site.name)}  # fmt: skip
         for name, numbers in known.items():
             assert torch.equal(view.weights()[name].read(), numbers)
-    assert kinds(lowered(view).model) == found
+    assert kinds(lowered(view).model) == counts
 
 
 def test_one_product_computes_the_same(quantized: View) -> None:

@@ -28,8 +28,8 @@ def source() -> View:
 
 
 def exported(source: View, target: str, folder: Path, recipe: str = RECIPE) -> Path:
-    made = gw.optimize(source, recipe, target=target)
-    return gw.export(made.graph, folder / target, report=made.report, target=target)
+    result = gw.optimize(source, recipe, target=target)
+    return gw.export(result.graph, folder / target, report=result.report, target=target)
 
 
 def test_a_portable_artifact_is_standard_onnx(source: View, tmp_path: Path) -> None:
@@ -45,9 +45,9 @@ def test_a_portable_artifact_is_standard_onnx(source: View, tmp_path: Path) -> N
     assert manifest["recipe"] == "quantize{bits=4 group=16 embeddings=8 accuracy_level=4}"
     view = OnnxView(onnx_ir.load(folder / "model.onnx"))
     canonicalize(view)
-    found, known = recognize(view), recognize(source)
-    assert len(found.linears) == linears and len(found.blocks) == len(known.blocks)
-    assert len(found.attentions) == len(known.attentions)
+    structure, known = recognize(view), recognize(source)
+    assert len(structure.linears) == linears and len(structure.blocks) == len(known.blocks)
+    assert len(structure.attentions) == len(known.attentions)
 
 
 def test_a_table_and_its_head_that_are_kept_are_standard_too(source: View, tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_an_older_opset_is_refused(tmp_path: Path) -> None:
     result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2])
     node = onnx.helper.make_node("Neg", ["x"], ["y"])
     graph = onnx.helper.make_graph([node], "g", [value], [result])
-    made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
-    view = OnnxView(onnx_ir.from_proto(made))
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 18)])
+    view = OnnxView(onnx_ir.from_proto(model))
     with pytest.raises(BadInput, match="opset 18, and the forms of target portable need 21"):
         lowered(view, PORTABLE)
     assert len(list(lowered(view).nodes())) == 1

@@ -134,8 +134,8 @@ def test_a_handle_of_another_shape_is_refused(view: FxView) -> None:
 def test_exports_are_byte_identical_silent_and_name_no_folder(
     view: FxView, capfd: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
 ) -> None:
-    given = view.weights(), ("ids", "mask"), ("states", "kept")
-    models = (to_onnx(view.to_program(), *given) for _ in range(2))
+    arguments = view.weights(), ("ids", "mask"), ("states", "kept")
+    models = (to_onnx(view.to_program(), *arguments) for _ in range(2))
     first, second = (
         onnx_ir.serde.serialize_model(model).SerializeToString(deterministic=True)
         for model in models

@@ -51,23 +51,23 @@ and a layer of it moves the logits by 1 %."""
 def main() -> None:
     small = _models().llama(layers=1)
     traced = gw.trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
-    found: dict[str, Any] = {}
+    reports: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         plain = gw.export(traced, Path(folder) / "plain")
         loaded = gw.load(plain / "model.onnx")
         for kind, name in RUNS:
             view = traced if kind == "fx" else loaded
             graph = gw.optimize(view, RECIPES[name], calibration=[small.inputs]).graph
-            found[f"{kind}: {name}"] = _run(graph, small.inputs)
+            reports[f"{kind}: {name}"] = _run(graph, small.inputs)
         opened = gw.export(graph, Path(folder) / "opened")
-        found["opened again"] = _run(opened, small.inputs)
+        reports["opened again"] = _run(opened, small.inputs)
         one = {n: tensor[:1, :1] for n, tensor in small.inputs.items()}
-        found["one token"] = _run(graph, one)
-        found["artifact"] = _run(plain, small.inputs)
-        found["half"] = _run(_half(small), small.inputs)
-        found["wrong inputs"] = _wrong_inputs(traced, small.inputs)
-        found["command"] = _command(plain / "model.onnx", Path(folder) / "out")
-    print(json.dumps(found))
+        reports["one token"] = _run(graph, one)
+        reports["artifact"] = _run(plain, small.inputs)
+        reports["half"] = _run(_half(small), small.inputs)
+        reports["wrong inputs"] = _wrong_inputs(traced, small.inputs)
+        reports["command"] = _command(plain / "model.onnx", Path(folder) / "out")
+    print(json.dumps(reports))
 
 
 def _run(graph: Any, inputs: dict[str, torch.Tensor]) -> dict[str, Any]:
@@ -90,15 +90,15 @@ def _half(small: Any) -> Any:
 
 
 def _wrong_inputs(view: Any, inputs: dict[str, torch.Tensor]) -> list[str]:
-    run, said = compile(view, backend="triton", device="cuda"), []
+    run, messages = compile(view, backend="triton", device="cuda"), []
     ids, mask = inputs["input_ids"], inputs["attention_mask"]
-    for given in ({"input_ids": ids}, {"input_ids": ids.int(), "attention_mask": mask},
+    for feeds in ({"input_ids": ids}, {"input_ids": ids.int(), "attention_mask": mask},
                   {"input_ids": ids, "attention_mask": mask[0]}):  # fmt: skip
         try:
-            run(**given)
+            run(**feeds)
         except BadInput as error:
-            said.append(str(error))
-    return said
+            messages.append(str(error))
+    return messages
 
 
 def _command(model: Path, out: Path) -> dict[str, Any]:
@@ -132,8 +132,8 @@ def interpreted() -> Mapping[str, Any]:
         [sys.executable, __file__], capture_output=True, text=True, env=environment
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    found: Mapping[str, Any] = json.loads(done.stdout)
-    return found
+    reports: Mapping[str, Any] = json.loads(done.stdout)
+    return reports
 
 
 LINEARS = 8
@@ -142,9 +142,9 @@ LINEARS = 8
 
 @pytest.mark.parametrize(("kind", "name"), RUNS)
 def test_the_numbers_of_eager(kind: str, name: str, interpreted: Mapping[str, Any]) -> None:
-    found = interpreted[f"{kind}: {name}"]
-    assert found["error"] <= (SLACK_INT8 if name == "8 bits" else 2e-6)
-    assert found["error"] > 0
+    report = interpreted[f"{kind}: {name}"]
+    assert report["error"] <= (SLACK_INT8 if name == "8 bits" else 2e-6)
+    assert report["error"] > 0
 
 
 def test_one_token(interpreted: Mapping[str, Any]) -> None:
@@ -160,22 +160,22 @@ def test_own_ops_run_as_kernels(interpreted: Mapping[str, Any]) -> None:
 
 def test_a_low_rank_path_goes_into_its_linear(interpreted: Mapping[str, Any]) -> None:
     for kind in ("fx", "onnx"):
-        found = interpreted[f"{kind}: 4 bits and eora"]
-        assert found["kernels"]["linear_nbit_low_rank"] == LINEARS
-        assert "linear_nbit" not in found["kernels"]
+        report = interpreted[f"{kind}: 4 bits and eora"]
+        assert report["kernels"]["linear_nbit_low_rank"] == LINEARS
+        assert "linear_nbit" not in report["kernels"]
 
 
 def test_an_artifact_opened_again_runs_as_kernels(interpreted: Mapping[str, Any]) -> None:
-    found = interpreted["opened again"]
-    assert found["kernels"] == interpreted["onnx: 4 bits and eora"]["kernels"]
-    assert found["kernels"]["linear_nbit_low_rank"] == LINEARS
-    assert 0 < found["error"] <= 2e-6
+    report = interpreted["opened again"]
+    assert report["kernels"] == interpreted["onnx: 4 bits and eora"]["kernels"]
+    assert report["kernels"]["linear_nbit_low_rank"] == LINEARS
+    assert 0 < report["error"] <= 2e-6
 
 
 def test_three_bits_have_a_kernel(interpreted: Mapping[str, Any]) -> None:
-    found = interpreted["fx: 3 bits"]
-    assert found["fallbacks"] == {}
-    assert found["kernels"] == {"linear_nbit": LINEARS, "rope": 2}
+    report = interpreted["fx: 3 bits"]
+    assert report["fallbacks"] == {}
+    assert report["kernels"] == {"linear_nbit": LINEARS, "rope": 2}
 
 
 def test_an_artifact_and_a_half_precision_model(interpreted: Mapping[str, Any]) -> None:
@@ -283,20 +283,20 @@ def test_each_limit_says_why() -> None:
         ("sparse_linear", (table, index, column, torch.ones(1)), {"out_features": 3},
          "it has no kernel"),
     ]:  # fmt: skip
-        found = [f.reason for f in _fallbacks(op, operands, attrs)]
-        assert len(found) == (reason is not None)
-        assert reason is None or reason in found[0], found
+        reasons = [f.reason for f in _fallbacks(op, operands, attrs)]
+        assert len(reasons) == (reason is not None)
+        assert reason is None or reason in reasons[0], reasons
 
 
 def test_kernels_are_found_by_the_name_of_their_op() -> None:
     assert "triton" in backend_names()
     if importlib.util.find_spec("triton") is None:
         return
-    found = {name: kernel for name in OWN_OPS if (kernel := kernel_of(name)) is not None}
-    assert set(found) >= {
+    kernels = {name: kernel for name in OWN_OPS if (kernel := kernel_of(name)) is not None}
+    assert set(kernels) >= {
         "linear_bitstack", "linear_nbit", "rope", "token_scores", "token_select"
     }  # fmt: skip
-    for name, kernel in found.items():
+    for name, kernel in kernels.items():
         assert set(kernel.attrs) <= set(OWN_OPS[name].attrs)
         assert kernel.function.__name__ == name
 
