@@ -31,7 +31,7 @@ def save(
     values = [v for g in model.graphs() for v in g.initializers.values() if _has_data(v)]
     outside = in_file_order(v for v in values if _is_outside(v))
     inside = [v for v in values if not _is_outside(v)]
-    kept = [(v, v.const_value) for v in values]
+    originals = [(v, v.const_value) for v in values]
 
     def checked(tensor: onnx_ir.TensorProtocol, info: external_data.CallbackInfo) -> None:
         refuse_changed(tensor)
@@ -49,7 +49,7 @@ def save(
             value.const_value = tensor
         onnx_ir.save(model, path)
     finally:
-        for value, before in kept:
+        for value, before in originals:
             value.const_value = before
 
 

@@ -110,9 +110,9 @@ def _flip(e: Emit, x: Value, dims: Sequence[int]) -> Value:
 def _pad(e: Emit, x: Value, pads: Sequence[Operand], number: Operand = 0) -> Value:
     """Pads come in pairs, the last dimension first; ONNX wants all starts and then all ends."""
     rank, pairs = e.rank(x), len(pads) // 2
-    kept = [0] * (rank - pairs)
+    zeros = [0] * (rank - pairs)
     starts, ends = list(pads[0::2])[::-1], list(pads[1::2])[::-1]
-    vector = e.vector([*kept, *starts, *kept, *ends])
+    vector = e.vector([*zeros, *starts, *zeros, *ends])
     return e.native("Pad", [x, vector, e.number(number, e.dtype)])
 
 
