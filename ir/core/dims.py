@@ -31,10 +31,10 @@ def dim_value(dim: Dim, sizes: Mapping[str, int]) -> int | None:
     if tree is None:
         return None
     try:
-        found = _value(tree, sizes)
+        number = _value(tree, sizes)
     except (KeyError, TypeError, ValueError, ArithmeticError):
         return None
-    return int(found) if found == math.floor(found) else None
+    return int(number) if number == math.floor(number) else None
 
 
 def names_in(dim: Dim) -> list[str]:
@@ -62,13 +62,13 @@ def shape_value(type_: Type, sizes: Mapping[str, int]) -> tuple[int, ...] | None
 
 def sizes_of(view: View, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
     """The sizes of the graph's symbolic dimensions where its inputs, by name, have these shapes."""
-    found: dict[str, int] = {}
+    sizes: dict[str, int] = {}
     for name, value in zip(view.input_names(), view.inputs(), strict=True):
         dims = view.type(value).shape or ()
         for dim, size in zip(dims, shapes.get(name, ()), strict=False):
             if isinstance(dim, str):
-                found.setdefault(dim, size)
-    return found
+                sizes.setdefault(dim, size)
+    return sizes
 
 
 @cache

@@ -19,8 +19,8 @@ class Stamp(NamedTuple):
     time_ns: int
 
     @classmethod
-    def of(cls, found: os.stat_result) -> Stamp:
-        return cls(found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns)
+    def of(cls, stat: os.stat_result) -> Stamp:
+        return cls(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -39,10 +39,10 @@ def check_unchanged(path: Path, stamp: Stamp) -> None:
     """Raise ``BadInput`` where a file is no longer the one of this stamp, ``Missing`` where it is
     gone."""
     try:
-        found = Stamp.of(path.stat())
+        current = Stamp.of(path.stat())
     except FileNotFoundError:
         raise gone(path) from None
-    if found != stamp:
+    if current != stamp:
         raise changed(path)
 
 

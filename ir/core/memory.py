@@ -11,9 +11,9 @@ from .errors import BadInput
 
 def available_bytes() -> int:
     """Memory that could be taken now without swapping: the system's, or what a limit leaves."""
-    found = _of_the_system()
+    free = _of_the_system()
     limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    return found if limit == resource.RLIM_INFINITY else min(found, limit - _taken())
+    return free if limit == resource.RLIM_INFINITY else min(free, limit - _taken())
 
 
 def _of_the_system() -> int:

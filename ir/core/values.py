@@ -49,11 +49,11 @@ def to_numpy(value: Any) -> Any:
     return tensor.contiguous().view(bits).numpy().view(raw)
 
 
-def to_value(found: Any) -> Any:
+def to_value(value: Any) -> Any:
     """The inverse of ``to_numpy``, of what a runtime gives: a tensor where torch has one."""
-    if not isinstance(found, np.ndarray | np.generic):
-        return found
-    array = np.asarray(found)
+    if not isinstance(value, np.ndarray | np.generic):
+        return value
+    array = np.asarray(value)
     array = array.astype(_BYTES.get(array.dtype, array.dtype), copy=False)
     if array.dtype in _TORCH:
         raw = np.ascontiguousarray(array).view(f"u{array.dtype.itemsize}")

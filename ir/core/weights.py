@@ -152,14 +152,14 @@ class FileWeight(Weight):
         except FileNotFoundError:
             raise gone(self.path) from None
         with file:
-            found = Stamp.of(os.fstat(file.fileno()))
+            stamp = Stamp.of(os.fstat(file.fileno()))
             raw = map_bytes(file.fileno(), self.offset, self.nbytes)
         if raw is None:
             raise BadInput(
                 f"{self.path}: truncated: a tensor of {self.nbytes} bytes at offset "
                 f"{self.offset} reaches past the end of the file"
             )
-        if self._stamp not in (None, found):
+        if self._stamp not in (None, stamp):
             raise changed(self.path)
         if self.offset % self.dtype.itemsize:
             raw = memoryview(bytearray(raw))
@@ -281,7 +281,7 @@ class Spool:
     """
 
     def __init__(self, budget_bytes: int = SPOOLED_BYTES) -> None:
-        self._left = budget_bytes
+        self._budget = budget_bytes
         self._scratch: Scratch | None = None
         self._file: BinaryIO | None = None
 
@@ -292,8 +292,8 @@ class Spool:
             return known
         tensor = tensor.detach().contiguous().cpu()
         size = tensor.numel() * tensor.element_size()
-        if size <= self._left:
-            self._left -= size
+        if size <= self._budget:
+            self._budget -= size
             # A slice would keep the whole tensor that it was cut from alive.
             whole = tensor.untyped_storage().nbytes() == size
             return MemoryWeight(tensor if whole else tensor.clone())
@@ -361,9 +361,9 @@ def read_safetensors_header(path: Path) -> Iterator[tuple[str, FileWeight]]:
     if not isinstance(header, dict):
         raise BadInput(f"{path}: not a safetensors file (its header is not an object)")
     header.pop("__metadata__", None)
-    found = {n: _safetensors_entry(path, n, e, 8 + length, stamp) for n, e in header.items()}
+    weights = {n: _safetensors_entry(path, n, e, 8 + length, stamp) for n, e in header.items()}
     _refuse_as_the_library(path)
-    yield from found.items()
+    yield from weights.items()
 
 
 def _safetensors_entry(

@@ -50,5 +50,5 @@ def test_what_a_killed_process_left_goes_and_what_is_in_use_stays(temporary: Pat
         assert len(list(temporary.glob(f"{PREFIX}killed-*"))) == 1
         sweep.cache_clear()
         sweep()
-        left = {path.name for path in temporary.iterdir()}
-        assert left == {mine.name, "graphwright-work", f"{PREFIX}link"}
+        names = {path.name for path in temporary.iterdir()}
+        assert names == {mine.name, "graphwright-work", f"{PREFIX}link"}

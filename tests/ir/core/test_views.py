@@ -263,13 +263,13 @@ def test_origin_and_name_of_a_built_node(draft: Drafts) -> None:
     view = d.finish(d.op("exp", d.x))
     (node,) = view.nodes()
     view.origin = Origin("some-rule", 3)
-    made = view.producer(view.build("neg", [d.x], before=node, name="chosen"))
-    assert view.name(made) == "chosen"
+    neg = view.producer(view.build("neg", [d.x], before=node, name="chosen"))
+    assert view.name(neg) == "chosen"
     if isinstance(view, FxView):
-        assert made.meta["graphwright"] == Origin("some-rule", 3)
+        assert neg.meta["graphwright"] == Origin("some-rule", 3)
     else:
-        assert made.metadata_props["graphwright.rule"] == "some-rule"
-        assert made.metadata_props["graphwright.pass"] == "3"
+        assert neg.metadata_props["graphwright.rule"] == "some-rule"
+        assert neg.metadata_props["graphwright.pass"] == "3"
     again = view.build("neg", [d.x], before=node, name="chosen")
     assert view.name(view.producer(again)) != "chosen"
 
@@ -620,11 +620,11 @@ def test_sweep_refuses_inputs_that_do_not_fit(draft: Drafts) -> None:
 def test_the_observer_sees_every_node_once_and_in_order(draft: Drafts) -> None:
     d = draft(x=(3, 5))
     view = d.finish(d.op("neg", d.op("exp", d.x)))
-    seen: list[tuple[str, torch.Tensor]] = []
+    runs: list[tuple[str, torch.Tensor]] = []
     x = torch.randn(3, 5)
-    sweep(view, {"x": x}, observe=lambda node, _, results: seen.append((view.op(node), results[0])))
-    assert [op for op, _ in seen] == ["exp", "neg"]
-    assert torch.equal(seen[0][1], x.exp())
+    sweep(view, {"x": x}, observe=lambda node, _, results: runs.append((view.op(node), results[0])))
+    assert [op for op, _ in runs] == ["exp", "neg"]
+    assert torch.equal(runs[0][1], x.exp())
 
 
 def test_every_edit_is_counted_and_nothing_else(draft: Drafts) -> None:
