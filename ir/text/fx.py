@@ -262,13 +262,13 @@ class _Dims:
     def size(self, dim: Dim) -> Any:
         if isinstance(dim, int) or dim.isdigit():
             return int(dim)
-        found = self._known.get(dim)
-        if found is None:
-            found = self._computed(dim)
-            found = self._fresh(dim) if found is None else found
+        size = self._known.get(dim)
+        if size is None:
+            size = self._computed(dim)
+            size = self._fresh(dim) if size is None else size
             if dim != UNKNOWN_DIM:
-                self._known[dim] = found
-        return found
+                self._known[dim] = size
+        return size
 
     def _fresh(self, text: str) -> Any:
         # Distinct odd hints of no small common factor: no two sizes look equal by accident.

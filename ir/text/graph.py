@@ -128,9 +128,9 @@ class _Printer:
 
     def _ref(self, value: Value) -> Ref:
         value = self.form.canonical(self.view, value)
-        found = self.refs.get(value)
-        if found is not None:
-            return found
+        ref = self.refs.get(value)
+        if ref is not None:
+            return ref
         name = self.view.name(value)
         if self.view.weight(value) is None:
             raise BadInput(f"{name} is used before it is computed")
@@ -225,14 +225,14 @@ class _Parser:
             raise ValueError(f"unknown op {op!r}; {near_misses(op, VOCABULARY)}")
         operands, attrs = reader.operands(), reader.attrs()
         reader.end()
-        made = self.maker.op(
+        values = self.maker.op(
             op,
             self._resolved(operands),
             {k: self._resolved(v) for k, v in attrs.items()},
             results,
             several,
         )
-        for result, value in zip(results, made, strict=True):
+        for result, value in zip(results, values, strict=True):
             if result is not None:
                 self._bind(Ref("%", result[0]), value)
 

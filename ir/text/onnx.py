@@ -125,8 +125,8 @@ class Maker:
             self.model.graph.opset_imports[domain] = reader.integer()
         elif word == "function":
             function = _parsed(onnx_ir_proto("FunctionProto"), reader.literal())
-            made = serde.deserialize_function(function)
-            self.model.functions[made.identifier()] = made
+            definition = serde.deserialize_function(function)
+            self.model.functions[definition.identifier()] = definition
         else:
             return False
         return True
@@ -164,17 +164,17 @@ class Maker:
             outputs = built.outputs
         if len(outputs) != len(results):
             raise ValueError(f"the op has {len(outputs)} results, not {len(results)}")
-        made: list[onnx_ir.Value | None] = []
+        values: list[onnx_ir.Value | None] = []
         maker = outputs[0].producer()
         assert maker is not None
         maker.name = next((result[0] for result in results if result is not None), maker.name)
         for value, result in zip(outputs, results, strict=True):
             value.name = "" if result is None else result[0]
-            made.append(None if result is None else value)
+            values.append(None if result is None else value)
             if result is not None:
                 _retype(value, parse_type(result[1]))
                 self._values[result[0]] = value
-        return made
+        return values
 
     def _native(
         self, op: str, inputs: Sequence[Any], attrs: Mapping[str, Any], count: int
@@ -205,12 +205,12 @@ class Maker:
 
     def finish(self, outputs: Sequence[tuple[str, onnx_ir.Value]]) -> OnnxView:
         for name, value in outputs:
-            made = value
+            output = value
             if name != value.name:
                 self.view.at(None)
-                made = self.view.emit("Identity", [value]).outputs[0]
-                made.name, made.type, made.shape = name, value.type, value.shape
-            self.model.graph.outputs.append(made)
+                output = self.view.emit("Identity", [value]).outputs[0]
+                output.name, output.type, output.shape = name, value.type, value.shape
+            self.model.graph.outputs.append(output)
         return OnnxView(self.model)
 
 

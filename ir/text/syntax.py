@@ -92,9 +92,9 @@ class Reader:
 
     def take(self, piece: str) -> bool:
         """Step over ``piece`` if it comes next."""
-        found = self.peek(piece)
-        self.at += len(piece) if found else 0
-        return found
+        present = self.peek(piece)
+        self.at += len(piece) if present else 0
+        return present
 
     def need(self, piece: str) -> None:
         if not self.take(piece):
@@ -136,8 +136,8 @@ class Reader:
         for end in range(self.at, len(self.text)):
             depth += {"[": 1, "(": 1, "]": -1, ")": -1}.get(self.text[end], 0)
             if depth == 0 and self.text[end] in "])":
-                found, self.at = self.text[self.at : end + 1], end + 1
-                return found
+                piece, self.at = self.text[self.at : end + 1], end + 1
+                return piece
         raise ValueError(f"expected a type such as f32[2, seq] before {self._rest()}")
 
     def literal(self) -> Any:
@@ -186,18 +186,18 @@ class Reader:
 
     def attrs(self) -> dict[str, Any]:
         """``{name = value, ...}``, or nothing."""
-        found: dict[str, Any] = {}
+        attrs: dict[str, Any] = {}
         if not self.take("{"):
-            return found
+            return attrs
         while not self.take("}"):
             key = self.word()
             self.need("=")
-            if key in found:
+            if key in attrs:
                 raise ValueError(f"the attribute {key} is given twice")
-            found[key] = self.literal()
+            attrs[key] = self.literal()
             if not self.peek("}"):
                 self.need(",")
-        return found
+        return attrs
 
     def operands(self) -> tuple[Any, ...]:
         self.need("(")
@@ -205,11 +205,11 @@ class Reader:
 
     def _match(self, pattern: re.Pattern[str], what: str) -> str:
         self._space()
-        found = pattern.match(self.text, self.at)
-        if found is None:
+        match = pattern.match(self.text, self.at)
+        if match is None:
             raise ValueError(f"expected {what} before {self._rest()}")
-        self.at = found.end()
-        return found[0]
+        self.at = match.end()
+        return match[0]
 
     def _space(self) -> None:
         while self.at < len(self.text) and self.text[self.at] == " ":

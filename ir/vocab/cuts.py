@@ -171,8 +171,8 @@ def _decode_split(node: Node) -> fx.Reading | None:
 
 def _read_split(node: onnx_ir.Node) -> onnx.Reading | None:
     axis = onnx.from_the_left((onnx.attribute(node, "axis", 0),), onnx.rank_of(node.inputs[0]))[0]
-    given = onnx.input_of(node, 1)
-    sizes = _even_sizes(node, axis) if given is None else onnx.integers_of(given)
+    lengths = onnx.input_of(node, 1)
+    sizes = _even_sizes(node, axis) if lengths is None else onnx.integers_of(lengths)
     return None if sizes is None else (tuple(node.inputs[:1]), {"sizes": sizes, "dim": axis})
 
 

@@ -161,15 +161,15 @@ def _lower_rms_norm_with_sum(e: onnx.Lowering) -> onnx_ir.Value:
         return normed.outputs[0]
     # Where the sum was, before all who read it.
     e.view.at(addition)
-    made: onnx_ir.Node = e.view.emit(
+    node: onnx_ir.Node = e.view.emit(
         "SkipSimplifiedLayerNormalization", [*e.view.operands(addition), scale], eps,
         domain=onnx.MICROSOFT, outputs=4,
     )  # fmt: skip
-    made.outputs[1].name = made.outputs[2].name = ""
-    e.view.retype(made.outputs[3], x)
-    e.view.replace(x, made.outputs[3])
+    node.outputs[1].name = node.outputs[2].name = ""
+    e.view.retype(node.outputs[3], x)
+    e.view.replace(x, node.outputs[3])
     e.view.erase(addition)
-    return made.outputs[0]
+    return node.outputs[0]
 
 
 def _sum_before(e: onnx.Lowering, x: onnx_ir.Value) -> onnx_ir.Node | None:
@@ -177,9 +177,9 @@ def _sum_before(e: onnx.Lowering, x: onnx_ir.Value) -> onnx_ir.Node | None:
     node = e.view.producer(x)
     if node is None or e.view.op(node) != "add" or e.view.is_output(x):
         return None
-    parts, wanted = e.view.operands(node), e.view.type(x)
-    alike = all(isinstance(p, onnx_ir.Value) and e.view.type(p) == wanted for p in parts)
-    return node if alike and wanted.rank in (2, 3) else None
+    parts, type_ = e.view.operands(node), e.view.type(x)
+    alike = all(isinstance(p, onnx_ir.Value) and e.view.type(p) == type_ for p in parts)
+    return node if alike and type_.rank in (2, 3) else None
 
 
 OPS = (

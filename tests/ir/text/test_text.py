@@ -38,9 +38,9 @@ def exported(family: str, kind: str) -> tuple[View, dict[str, torch.Tensor]]:
     if kind == "fx":
         dims = dict(zip(("s43", "s53"), ("batch", "seq"), strict=True))
         return FxView.from_program(program, dim_names=dims), small.inputs
-    made = torch.onnx.export(program, dynamo=True, verbose=False)
-    assert made is not None
-    return OnnxView(made.model), small.inputs
+    onnx_program = torch.onnx.export(program, dynamo=True, verbose=False)
+    assert onnx_program is not None
+    return OnnxView(onnx_program.model), small.inputs
 
 
 def weight_values(view: View) -> dict[str, Any]:
@@ -84,8 +84,8 @@ def test_a_large_weight_is_absent_once_parsed(kind: str) -> None:
         sweep(view, {"x": torch.ones(3, 5)})
     value = weight_values(view)["layer.0.w"]
     view.set_weight(value, MemoryWeight(torch.eye(5)))
-    found = sweep(view, {"x": torch.full((3, 5), 3.0)})["out"]
-    assert torch.equal(found, torch.full((3, 5), 3.0) * torch.tensor([0.1]))
+    actual = sweep(view, {"x": torch.full((3, 5), 3.0)})["out"]
+    assert torch.equal(actual, torch.full((3, 5), 3.0) * torch.tensor([0.1]))
 
 
 FX = """fx graph
@@ -265,9 +265,9 @@ def test_branches_and_functions_come_back_and_run() -> None:
     branches = {True: x.exp() + torch.tensor([1.0, -2.0, 3.0]), False: -x.exp()}
     for flag, expected in branches.items():
         for graph in (view, parsed):
-            found = sweep(graph, {"x": x, "flag": torch.tensor(flag)})
-            torch.testing.assert_close(found["y"], expected)
-            torch.testing.assert_close(found["z"], 2 * x.exp())
+            outputs = sweep(graph, {"x": x, "flag": torch.tensor(flag)})
+            torch.testing.assert_close(outputs["y"], expected)
+            torch.testing.assert_close(outputs["z"], 2 * x.exp())
 
 
 OPS = ("add", "mul", "sub", "maximum")

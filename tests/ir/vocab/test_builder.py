@@ -31,9 +31,9 @@ def test_name_and_type_may_be_given(draft: Drafts) -> None:
     d = draft(x=(3, 5))
     view = d.finish(d.op("exp", d.x))
     (last,) = view.nodes()
-    made = Builder(view, last).build("neg", d.x, like=view.outputs()[0], name="turned")
-    assert view.name(view.maker(made)) == "turned"
-    assert view.type(made) == view.type(view.outputs()[0])
+    value = Builder(view, last).build("neg", d.x, like=view.outputs()[0], name="turned")
+    assert view.name(view.maker(value)) == "turned"
+    assert view.type(value) == view.type(view.outputs()[0])
 
 
 def test_an_unknown_op_is_named_with_near_misses(draft: Drafts) -> None:

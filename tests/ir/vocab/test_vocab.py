@@ -223,22 +223,22 @@ def test_what_was_built_is_decoded_and_computes_the_reference(op: str, kind: str
             continue
         assert reading[0] == op
         assert len(reading[1]) == len(operands)
-        for got, given in zip(reading[1], operands, strict=True):
-            assert got is given or _is_number(view, got, given)
+        for got, operand in zip(reading[1], operands, strict=True):
+            assert got is operand or _is_number(view, got, operand)
         assert _from_the_left(reading[2], case) == _from_the_left(
             complete_attrs(op, case.attrs), case
         )
 
 
-def _is_number(view: View, got: Any, given: Any) -> bool:
+def _is_number(view: View, got: Any, operand: Any) -> bool:
     """Whether an operand is the number that was given, as the graph writes it."""
-    if not isinstance(given, int | float):
+    if not isinstance(operand, int | float):
         return False
     number = view.number(got)
     if number is None:  # ATen has no such scalar overload: a tensor full of it stands there
         maker = view.producer(got)
-        return view.native_op(maker) == "aten.full_like.default" and maker.args[1] == given
-    return number == given or {number, given} == {1, -1}  # of ``expand``: both keep a dimension
+        return view.native_op(maker) == "aten.full_like.default" and maker.args[1] == operand
+    return number == operand or {number, operand} == {1, -1}  # of ``expand``: both keep a dimension
 
 
 def _from_the_left(attrs: Mapping[str, Any], case: Case) -> dict[str, Any]:
@@ -268,11 +268,11 @@ def test_type_rule_says_what_the_reference_makes(op: str) -> None:
             else t
             for t in types
         ]
-        for said, made in zip(spec(op).infer(named, attrs), actual, strict=True):
-            assert agree(said, made)
+        for inferred, type_ in zip(spec(op).infer(named, attrs), actual, strict=True):
+            assert agree(inferred, type_)
         view, _, _ = build_case("onnx", case)
-        for value, made in zip(view.outputs(), actual, strict=True):
-            assert view.type(value) == made
+        for value, type_ in zip(view.outputs(), actual, strict=True):
+            assert view.type(value) == type_
 
 
 @pytest.mark.parametrize("op", OPS)
@@ -398,11 +398,11 @@ def test_a_true_division_of_integers_is_native_in_fx() -> None:
 
 def test_a_masked_fill_is_a_choice_unless_it_cuts_a_number_off() -> None:
     view = _empty("fx", {"x": _i(3, high=9), "y": _t(3), "seen": _b(3)}, 1)
-    x, y, seen = view.inputs()
+    x, y, mask = view.inputs()
     fill = torch.ops.aten.masked_fill.Scalar
-    made = [view.graph.call_function(fill, args) for args in ((y, seen, 0.5), (x, seen, 0.5))]
-    assert [view.op(node) for node in made] == ["where", "native"]
-    assert view.operands(made[0]) == (seen, 0.5, y)
+    fills = [view.graph.call_function(fill, args) for args in ((y, mask, 0.5), (x, mask, 0.5))]
+    assert [view.op(node) for node in fills] == ["where", "native"]
+    assert view.operands(fills[0]) == (mask, 0.5, y)
 
 
 def _f32(*shape: int) -> Type:
