@@ -76,24 +76,24 @@ def _check_names(where: str, batch: Batch, types: Mapping[str, Type]) -> None:
         )
 
 
-def _check_tensor(where: str, given: torch.Tensor, declared: Type, sizes: dict[str, int]) -> None:
-    shape = tuple(given.shape)
-    found = f"got {Type(given.dtype, shape)}"
-    if declared.dtype not in (None, given.dtype):
-        raise BadInput(f"{where}: expected {declared}, {found}")
-    if not given.numel():
-        raise BadInput(f"{where}: empty: {found}")
+def _check_tensor(where: str, tensor: torch.Tensor, declared: Type, sizes: dict[str, int]) -> None:
+    shape = tuple(tensor.shape)
+    actual = f"got {Type(tensor.dtype, shape)}"
+    if declared.dtype not in (None, tensor.dtype):
+        raise BadInput(f"{where}: expected {declared}, {actual}")
+    if not tensor.numel():
+        raise BadInput(f"{where}: empty: {actual}")
     if declared.shape is not None:
         if len(declared.shape) != len(shape):
-            raise BadInput(f"{where}: expected {declared}, {found}")
+            raise BadInput(f"{where}: expected {declared}, {actual}")
         for dim, size in zip(declared.shape, shape, strict=True):
             known = dim if isinstance(dim, int) else sizes.setdefault(dim, size)
             if known != size and dim != "?":
                 same = "" if isinstance(dim, int) else f", with {dim}={known} in this batch"
-                raise BadInput(f"{where}: expected {declared}{same}, {found}")
-    if given.dtype.is_floating_point and not torch.isfinite(given).all():
-        bad = int((~torch.isfinite(given)).sum())
-        raise BadInput(f"{where}: {bad} of {given.numel()} numbers are NaN or infinite")
+                raise BadInput(f"{where}: expected {declared}{same}, {actual}")
+    if tensor.dtype.is_floating_point and not torch.isfinite(tensor).all():
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise BadInput(f"{where}: {bad} of {tensor.numel()} numbers are NaN or infinite")
 
 
 def table_rows(view: View) -> dict[str, int]:

@@ -36,12 +36,12 @@ class BlockGraph:
 
     def constants(self) -> dict[Value, Tensor]:
         """The numbers of its weights."""
-        found = {}
+        numbers = {}
         for value in self.weights:
             weight = self.view.default(value)
             assert weight is not None
-            found[value] = weight.read()
-        return found
+            numbers[value] = weight.read()
+        return numbers
 
     def run(
         self, x: Tensor, outside: Mapping[Value, Any], weights: Mapping[Value, Tensor]
@@ -51,8 +51,8 @@ class BlockGraph:
         known: dict[Value, Any] = {**weights, **outside, self.entry: x}
         for node in self.nodes:
             known.update(zip(self.view.results(node), self._executed(node, known), strict=True))
-        found: Tensor = known[self.exit]
-        return found
+        stream: Tensor = known[self.exit]
+        return stream
 
     def _executed(self, node: Node, known: Mapping[Value, Any]) -> Results:
         view = self.view
@@ -60,8 +60,8 @@ class BlockGraph:
             return view.execute(node, [known[value] for value in view.arguments(node)])
         # To torch an op of ours is a kernel without a derivative; its reference has one.
         operands = [known[o] if is_value(o) else o for o in view.operands(node)]
-        made = spec(view.op(node)).reference(*operands, **view.attrs(node))
-        return made if isinstance(made, tuple) else (made,)
+        results = spec(view.op(node)).reference(*operands, **view.attrs(node))
+        return results if isinstance(results, tuple) else (results,)
 
 
 def block_graphs(view: View, blocks: Sequence[Block]) -> list[BlockGraph]:
@@ -98,15 +98,15 @@ def _between(
         if any(value in behind for value in view.arguments(node)):
             reached.append(node)
             behind.update(view.results(node))
-    wanted, nodes = {exit}, []
+    needs, nodes = {exit}, []
     for node in reversed(reached):
-        if any(value in wanted for value in view.results(node)):
+        if any(value in needs for value in view.results(node)):
             nodes.append(node)
-            wanted.update(view.arguments(node))
-    made = {value for node in nodes for value in view.results(node)} | {entry}
-    if exit not in made:
+            needs.update(view.arguments(node))
+    inside = {value for node in nodes for value in view.results(node)} | {entry}
+    if exit not in inside:
         raise Refusal(f"the end of {what} is not computed from its beginning")
-    others = dict.fromkeys(v for n in reversed(nodes) for v in view.arguments(n) if v not in made)
+    others = dict.fromkeys(v for n in reversed(nodes) for v in view.arguments(n) if v not in inside)
     held = tuple(value for value in others if view.default(value) is not None)
     outside = tuple(value for value in others if value not in held)
     return BlockGraph(view, entry, exit, tuple(reversed(nodes)), outside, held)
@@ -117,19 +117,19 @@ def captured(
 ) -> list[dict[Value, Any]]:
     """What the graph computes for some values, inputs of the graph among them, batch by batch."""
     names = dict(zip(view.inputs(), view.input_names(), strict=True))
-    found: list[dict[Value, Any]] = [
+    rows: list[dict[Value, Any]] = [
         {value: batch[names[value]] for value in values if value in names} for batch in batches
     ]
-    wanted = set(values)
+    targets = set(values)
 
-    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+    def visit(node: Node, arguments: list[list[Any]], results: list[Results]) -> None:
         for i, value in enumerate(view.results(node)):
-            if value in wanted:
-                for row, result in zip(found, results, strict=True):
+            if value in targets:
+                for row, result in zip(rows, results, strict=True):
                     row[value] = result[i]
 
     makers = (view.producer(value) for value in values)
     nodes = frozenset(node for node in makers if node is not None)
     with torch.no_grad():
         sweep_together(view, batches, visit, nodes, outputs=False)
-    return found
+    return rows

@@ -56,10 +56,10 @@ def calibrate(
     gathering = _Gathering(view, batches, requests)
     compressed = compressed or {}
 
-    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> list[Results]:
+    def visit(node: Node, arguments: list[list[Any]], results: list[Results]) -> list[Results]:
         if node in compressed:
             index = view.arguments(node).index(view.operands(node)[0])
-            results = compressed[node]([row[index] for row in given], results)
+            results = compressed[node]([row[index] for row in arguments], results)
         for i, value in enumerate(view.results(node)):
             gathering.see(value, [row[i] for row in results])
         return results
@@ -78,7 +78,7 @@ class _Tally:
 
     statistic: Statistic
     stat: Stat
-    left: int
+    missing: int
     """Places that were not seen yet."""
     requests: list[Request] = field(default_factory=list)
     held: dict[Place, dict[Value, list[Tensor]]] = field(default_factory=dict)
@@ -129,8 +129,8 @@ class _Gathering:
             for runs in zip(*(joined(held[v]) for v in place), strict=True):
                 tally.statistic.see(*map(torch.cat, runs))
             del tally.held[place]
-            tally.left -= 1
-            if not tally.left:
+            tally.missing -= 1
+            if not tally.missing:
                 self._complete(tally)
 
     def _complete(self, tally: _Tally) -> None:
@@ -139,14 +139,14 @@ class _Gathering:
         for request in tally.requests:
             statistics = self.missing[request]
             statistics[tally.stat] = tally.statistic
-            known = [found for found in statistics.values() if found is not None]
+            known = [statistic for statistic in statistics.values() if statistic is not None]
             if len(known) == len(statistics):
                 del self.missing[request]
                 request.done(Statistics(known))
 
     def check_complete(self) -> None:
         for request, statistics in self.missing.items():
-            names = ", ".join(stat.name for stat, found in statistics.items() if found is None)
+            names = ", ".join(stat.name for stat, entry in statistics.items() if entry is None)
             raise BadInput(
                 f"{names} matches no site: what {request.site} takes is never computed"
             )

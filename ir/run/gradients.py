@@ -59,8 +59,8 @@ def gradient_energies(
         for text, outside in zip(texts, around, strict=True):
             with torch.enable_grad():
                 loss = _loss(graph.run(text[IDS], outside, constants), text)
-                found = torch.autograd.grad([loss], learned, allow_unused=True)
-            for total, gradient in zip(sums, found, strict=True):
+                gradients = torch.autograd.grad([loss], learned, allow_unused=True)
+            for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total.addcmul_(gradient.float(), gradient.float())
     if not all(torch.isfinite(total).all() for total in sums):
@@ -72,7 +72,7 @@ def _loss(logits: Tensor, text: Mapping[str, Tensor]) -> Tensor:
     """The negative log-likelihood of the tokens that count, each after those before it."""
     ids = text[IDS].long()
     counts = text.get("attention_mask", torch.ones_like(ids)).bool()
-    seen = counts[:, 1:] & counts[:, :-1]
+    mask = counts[:, 1:] & counts[:, :-1]
     return torch.nn.functional.cross_entropy(
-        logits[:, :-1][seen].float(), ids[:, 1:][seen], reduction="sum"
+        logits[:, :-1][mask].float(), ids[:, 1:][mask], reduction="sum"
     )

@@ -24,11 +24,11 @@ def first_wrong(
     """
     for view in (read, graph):
         try:
-            found = _first_wrong(view, original, inputs, bound)
+            first = _first_wrong(view, original, inputs, bound)
         except (BadInput, Missing):
             continue
-        if found is not None:
-            return _sentence(view, *found)
+        if first is not None:
+            return _sentence(view, *first)
     return ""
 
 
@@ -77,14 +77,14 @@ def _spread(values: Sequence[Value], count: int) -> list[Value]:
 
 def _above(view: View, values: Sequence[Value]) -> set[Value]:
     """The values and all that they are computed from."""
-    found: set[Value] = set(values)
+    above: set[Value] = set(values)
     queue = list(values)
     while queue:
         node: Node | None = view.producer(queue.pop())
-        new = [v for v in (view.arguments(node) if node is not None else ()) if v not in found]
-        found.update(new)
+        new = [v for v in (view.arguments(node) if node is not None else ()) if v not in above]
+        above.update(new)
         queue += new
-    return found
+    return above
 
 
 def _gaps(
@@ -102,7 +102,7 @@ def _gaps(
 
     sweep(view, inputs, observe=note)
     theirs = original.start(tuple(names.values()))(inputs)
-    found: dict[Value, str] = {}
+    gaps: dict[Value, str] = {}
     for value, name in names.items():
         if value not in ours or name not in theirs:
             continue
@@ -110,8 +110,8 @@ def _gaps(
             gap = difference(theirs[name], ours[value])
         except InvalidGraph:
             continue
-        found[value] = "" if gap.within(bound) else _words(gap)
-    return found
+        gaps[value] = "" if gap.within(bound) else _words(gap)
+    return gaps
 
 
 def _words(gap: Difference) -> str:

@@ -104,17 +104,17 @@ def _behind(
     view: View, mask: Value, operands: Callable[[View, Node], Sequence[Value]]
 ) -> set[Value]:
     """The values that a mask is computed from, by these operands of each node on the way."""
-    found: set[Value] = set()
+    sources: set[Value] = set()
     stack = [mask]
     while stack:
         value = stack.pop()
-        if value in found:
+        if value in sources:
             continue
-        found.add(value)
+        sources.add(value)
         node = view.producer(value)
         if node is not None:
             stack += operands(view, node)
-    return found
+    return sources
 
 
 def _arguments(view: View, node: Node) -> Sequence[Value]:

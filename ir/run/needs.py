@@ -120,18 +120,18 @@ class Needs:
         shape = self._shape(x)
         if shape is None or not all(isinstance(s, int) for s in sizes):
             return
-        left = [i for i, d in enumerate(shape) if i >= len(sizes) or sizes[i] != 0]
-        open_ = [i for i in left if not isinstance(shape[i], int)]
-        wanted = math.prod(s for s in sizes if s > 0)
-        given = math.prod(d for i in left if isinstance(d := shape[i], int))
+        rest = [i for i, d in enumerate(shape) if i >= len(sizes) or sizes[i] != 0]
+        open_ = [i for i in rest if not isinstance(shape[i], int)]
+        total = math.prod(s for s in sizes if s > 0)
+        fixed = math.prod(d for i in rest if isinstance(d := shape[i], int))
         key = self.key(x, open_[0]) if len(open_) == 1 else None
-        if key is None or not given:
+        if key is None or not fixed:
             return
         if -1 not in sizes:
-            yield key, wanted // given
-        elif wanted // math.gcd(wanted, given) > 1:
+            yield key, total // fixed
+        elif total // math.gcd(total, fixed) > 1:
             known = self.multiples.get(key, 1)
-            self.multiples[key] = math.lcm(known, wanted // math.gcd(wanted, given))
+            self.multiples[key] = math.lcm(known, total // math.gcd(total, fixed))
 
     def _native(self, node: Node, operands: Sequence[Any]) -> Iterator[tuple[Key | None, Dim]]:
         op, x = self._view.native_op(node), operands[0]
@@ -177,17 +177,17 @@ class Needs:
         self, nodes: Sequence[Node], window: Window, join: Callable[[int, int], int]
     ) -> Iterator[tuple[Key, int]]:
         """From the outputs to the inputs: the sizes above 1 that the windows ask of open axes."""
-        wanted: dict[Value, list[int]] = {}
+        demands: dict[Value, list[int]] = {}
         for node in reversed(nodes):
             results = self._view.results(node)
             shape = self._shape(results[0]) if results else None
-            after = wanted.get(results[0]) if results else None
+            after = demands.get(results[0]) if results else None
             for value, sizes in self._before(node, after, shape, window):
-                known = wanted.setdefault(value, [1] * len(sizes))
+                known = demands.setdefault(value, [1] * len(sizes))
                 if len(known) == len(sizes):
-                    wanted[value] = [join(a, b) for a, b in zip(known, sizes, strict=True)]
-        for value in self._inputs & set(wanted):
-            for axis, size in enumerate(wanted[value]):
+                    demands[value] = [join(a, b) for a, b in zip(known, sizes, strict=True)]
+        for value in self._inputs & set(demands):
+            for axis, size in enumerate(demands[value]):
                 key = self.key(value, axis)
                 if key is not None and size > 1:
                     yield key, size

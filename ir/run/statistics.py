@@ -102,9 +102,9 @@ class Statistics:
         self._by_kind = {type(statistic): statistic for statistic in statistics}
 
     def __getitem__(self, kind: type[S]) -> S:
-        found = self._by_kind[kind]
-        assert isinstance(found, kind)
-        return found
+        statistic = self._by_kind[kind]
+        assert isinstance(statistic, kind)
+        return statistic
 
     def values(self) -> Iterable[Statistic]:
         return self._by_kind.values()

@@ -39,9 +39,9 @@ def sweep(
     Raises ``BadInput`` where an input is missing, unknown, or of another dtype, rank or fixed size.
     """
 
-    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+    def visit(node: Node, arguments: list[list[Any]], results: list[Results]) -> None:
         assert observe is not None
-        observe(node, given[0], results[0])
+        observe(node, arguments[0], results[0])
 
     return sweep_together(view, [inputs], None if observe is None else visit)[0]
 
@@ -69,31 +69,31 @@ def sweep_together(
     last = _last_uses(view, order, view.outputs() if outputs else ())
     with torch.no_grad():
         for position, node in enumerate(order):
-            given = _given(view, env, view.arguments(node), len(batches))
-            results = _executed(view, node, given)
+            arguments = _given(view, env, view.arguments(node), len(batches))
+            results = _executed(view, node, arguments)
             if visit is not None and (nodes is None or node in nodes):
-                results = visit(node, given, results) or results
-            del given
+                results = visit(node, arguments, results) or results
+            del arguments
             _take(view, node, results, env, last, position)
         if not outputs:
             return []
-        found = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
+        columns = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
     names = view.output_names()
     return [
-        {name: numbers(column[row][0]) for name, column in zip(names, found, strict=True)}
+        {name: numbers(column[row][0]) for name, column in zip(names, columns, strict=True)}
         for row in range(len(batches))
     ]
 
 
 def run_part(
-    view: View, nodes: Sequence[Node], given: Mapping[Value, list[Any]], keep: Collection[Value]
+    view: View, nodes: Sequence[Node], known: Mapping[Value, list[Any]], keep: Collection[Value]
 ) -> dict[Value, list[Any]]:
     """Run some nodes, in this order, on values that are there already, batch by batch.
 
     Gives the values of ``keep`` that are then known; what else was computed is let go after its
     last use.
     """
-    env, last = dict(given), _last_uses(view, nodes, keep)
+    env, last = dict(known), _last_uses(view, nodes, keep)
     count = len(next(iter(env.values())))
     with torch.no_grad():
         for position, node in enumerate(nodes):
@@ -123,27 +123,27 @@ def bound(
 
 
 def _columns(view: View, values: Sequence[Sequence[Any]]) -> dict[Value, list[Any]]:
-    return {value: [given[i] for given in values] for i, value in enumerate(view.inputs())}
+    return {value: [row[i] for row in values] for i, value in enumerate(view.inputs())}
 
 
-def _executed(view: View, node: Node, given: list[list[Any]]) -> list[Results]:
+def _executed(view: View, node: Node, arguments: list[list[Any]]) -> list[Results]:
     """The node's results, batch by batch.
 
     Batches of a stored linear are joined, up to ``JOINED`` tokens, since it makes its weight anew
     each time that it runs.
     """
-    if len(given) == 1 or traits(view.op(node)).stored_linear is None:
-        return [view.execute(node, row) for row in given]
+    if len(arguments) == 1 or traits(view.op(node)).stored_linear is None:
+        return [view.execute(node, row) for row in arguments]
     place = view.arguments(node).index(view.operands(node)[0])
-    inputs = [row[place] for row in given]
+    inputs = [row[place] for row in arguments]
     flat = [x.reshape(-1, x.shape[-1]) for x in inputs]
-    found: list[torch.Tensor] = []
+    parts: list[torch.Tensor] = []
     for run in joined(flat):
-        row = list(given[0])
+        row = list(arguments[0])
         row[place] = torch.cat(run)
-        found += view.execute(node, row)[0].split([len(x) for x in run])
+        parts += view.execute(node, row)[0].split([len(x) for x in run])
     return [
-        (y.reshape(*x.shape[:-1], y.shape[-1]),) for x, y in zip(inputs, found, strict=True)
+        (y.reshape(*x.shape[:-1], y.shape[-1]),) for x, y in zip(inputs, parts, strict=True)
     ]
 
 
@@ -196,15 +196,15 @@ def _bind(view: View, inputs: Mapping[str, Any]) -> list[Any]:
         takes = f"the graph takes {', '.join(names)}"
         raise BadInput(f"inputs do not fit: {'; '.join(parts)} ({takes})")
     for name, value in zip(names, view.inputs(), strict=True):
-        declared, given = view.type(value), inputs[name]
-        if not isinstance(given, torch.Tensor):
+        declared, tensor = view.type(value), inputs[name]
+        if not isinstance(tensor, torch.Tensor):
             continue  # a sequence, say: what reads it says whether it fits
-        if declared.dtype not in (None, given.dtype):
-            raise BadInput(f"input {name}: expected {declared}, got {given.dtype}")
-        pairs = zip(declared.shape or (), given.shape, strict=False)
+        if declared.dtype not in (None, tensor.dtype):
+            raise BadInput(f"input {name}: expected {declared}, got {tensor.dtype}")
+        pairs = zip(declared.shape or (), tensor.shape, strict=False)
         fits = all(dim == size for dim, size in pairs if isinstance(dim, int))
-        if declared.rank not in (None, given.dim()) or not fits:
-            raise BadInput(f"input {name}: expected {declared}, got shape {list(given.shape)}")
+        if declared.rank not in (None, tensor.dim()) or not fits:
+            raise BadInput(f"input {name}: expected {declared}, got shape {list(tensor.shape)}")
     shapes = {n: (types[n].shape or (), t.shape) for n, t in inputs.items() if torch.is_tensor(t)}
     check_shared(shapes)
     check_pictured(view.source.prompt, inputs)

@@ -63,7 +63,7 @@ def ask_source(graph: View, samples: Sequence[Inputs]) -> Truth:
     if graph.edits:
         return Truth(unheard="the graph was edited after it was read")
     known: Truth | None = graph.source.truth
-    if known is None or not _same([seen.inputs for seen in known.samples], samples):
+    if known is None or not _same([sample.inputs for sample in known.samples], samples):
         known = graph.source.truth = ask(graph, original, samples)
     return known
 
@@ -98,14 +98,14 @@ def ask(graph: View, original: Original, samples: Sequence[Inputs]) -> Truth:
     except (BadInput, Missing) as error:
         return Truth(unheard=str(error), refused=isinstance(error, BadInput))
     try:
-        seen = [Seen(f"sample {i}", batch, run(batch)) for i, batch in enumerate(samples, 1)]
+        theirs = [Seen(f"sample {i}", batch, run(batch)) for i, batch in enumerate(samples, 1)]
     except BadInput as error:
         raise BadInput(
             f"{error}. These are the inputs that the run would be judged on: {_shapes(samples)}. "
             "Give others that the model takes by --calib DATA (samples=[...] in Python), a .npz of "
             f"{_wanted(graph)}"
         ) from None
-    truth = Truth(original.by, seen)
+    truth = Truth(original.by, theirs)
     try:
         inputs = probe(graph)
         if loops:
@@ -201,22 +201,22 @@ def hold(
     bound = runtime_tolerance(read)
     if not truth.samples:
         return None
-    found = _probed(read, graph, truth) if truth.probes else []
-    pairs = zip([*truth.samples[: len(outputs)], *truth.probes], [*outputs, *found], strict=True)
+    probed = _probed(read, graph, truth) if truth.probes else []
+    pairs = zip([*truth.samples[: len(outputs)], *truth.probes], [*outputs, *probed], strict=True)
     worst = Difference(0.0, 1.0, 0.0, 0.0)
-    for seen, ours in pairs:
-        gone = sorted(set(answers(seen.outputs)) - set(ours))
+    for theirs, ours in pairs:
+        gone = sorted(set(answers(theirs.outputs)) - set(ours))
         if gone:
             raise BoundExceeded(f"{_whose(read)}: it does not give {', '.join(gone)}")
-        for name, expected in seen.outputs.items():
+        for name, expected in theirs.outputs.items():
             if name not in ours:  # a cache, which samples are not judged by
                 continue
             gap = _gap(expected, ours[name])
             if isinstance(gap, Difference) and gap.within(bound):
                 worst = max(worst, gap, key=lambda d: d.rel_l2)
                 continue
-            raise BoundExceeded(_told(read, graph, truth, seen, name, gap, bound))
-        lost = sorted(set(answers(ours)) - set(seen.outputs))
+            raise BoundExceeded(_told(read, graph, truth, theirs, name, gap, bound))
+        lost = sorted(set(answers(ours)) - set(theirs.outputs))
         if lost:
             raise BoundExceeded(f"{_whose(read)}: the source gives no {', '.join(lost)}")
     return worst
@@ -225,7 +225,7 @@ def hold(
 def _probed(read: View, graph: View, truth: Truth) -> list[Outputs]:
     """Our reading on the probes. ``BoundExceeded`` where it fails on what the source takes."""
     try:
-        return sweep_together(graph, [seen.inputs for seen in truth.probes])
+        return sweep_together(graph, [probe.inputs for probe in truth.probes])
     except (BadInput, RuntimeError, ValueError, IndexError) as error:
         reason = first_line(error)
         raise BoundExceeded(
@@ -284,14 +284,14 @@ def _gap(expected: torch.Tensor, ours: torch.Tensor) -> Difference | str:
 
 
 def _told(
-    read: View, graph: View, truth: Truth, seen: Seen, name: str, gap: Difference | str,
+    read: View, graph: View, truth: Truth, theirs: Seen, name: str, gap: Difference | str,
     bound: float,
 ) -> str:  # fmt: skip
     far = gap if isinstance(gap, str) else f"{gap.rel_l2:.3g} (relative L2; bound {bound:g}) away"
     original = read.source.original
-    where = "" if original is None else first_wrong(read, graph, original, seen.inputs, bound)
+    where = "" if original is None else first_wrong(read, graph, original, theirs.inputs, bound)
     return (
-        f"{_whose(read)} differs from the source: on {seen.what} the output {name} is {far} from "
+        f"{_whose(read)} differs from the source: on {theirs.what} the output {name} is {far} from "
         f"what {truth.by} gives. {where}Nothing is published. Please report this as a bug, with "
         "the model's structure"
     )

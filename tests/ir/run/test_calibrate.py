@@ -36,13 +36,13 @@ def graphs() -> dict[str, View]:
 def batches(view: View) -> list[Batch]:
     """Two batches; rows padded on the left and on the right."""
     rng = torch.Generator().manual_seed(3)
-    found = []
+    inputs = []
     for rows, length in ((3, 9), (2, 6)):
         ids = torch.randint(0, 97, (rows, length), generator=rng)
         mask = torch.ones_like(ids)
         mask[0, :2], mask[1, 4:] = 0, 0
-        found.append(dict(zip(view.input_names(), (ids, mask), strict=True)))
-    return found
+        inputs.append(dict(zip(view.input_names(), (ids, mask), strict=True)))
+    return inputs
 
 
 def by_role(view: View) -> dict[str, Linear]:
@@ -61,20 +61,20 @@ def test_statistics_are_those_of_the_inputs(graphs: dict[str, View], kind: str) 
     for batch in data:
         mask = batch[view.input_names()[1]].bool()
 
-        def note(node: Any, given: list[Any], _: Any, mask: Tensor = mask) -> None:
-            for role, seen in rows.items():
+        def note(node: Any, arguments: list[Any], _: Any, mask: Tensor = mask) -> None:
+            for role, parts in rows.items():
                 if node is linears[role].node:
-                    seen.append(given[view.arguments(node).index(linears[role].x)][mask])
+                    parts.append(arguments[view.arguments(node).index(linears[role].x)][mask])
 
         sweep(view, batch, observe=note)
-    found: dict[str, Statistics] = {}
-    requests = [request(linears[r], (GRAM, SQUARE), partial(found.__setitem__, r)) for r in rows]
+    stats: dict[str, Statistics] = {}
+    requests = [request(linears[r], (GRAM, SQUARE), partial(stats.__setitem__, r)) for r in rows]
     calibrate(view, data, requests)
-    for role, seen in rows.items():
-        x = torch.cat(seen).double()
-        assert found[role][Gram].count == len(x) == 3 * 9 - 7 + 2 * 6 - 4
-        torch.testing.assert_close(found[role][Gram].matrix, x.T @ x, rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(found[role][Square].total, x.square().sum(0))
+    for role, parts in rows.items():
+        x = torch.cat(parts).double()
+        assert stats[role][Gram].count == len(x) == 3 * 9 - 7 + 2 * 6 - 4
+        torch.testing.assert_close(stats[role][Gram].matrix, x.T @ x, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(stats[role][Square].total, x.square().sum(0))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,23 +106,23 @@ def test_linears_of_one_input_share_statistics_that_then_go(
 def test_what_follows_sees_the_compressed_result(graphs: dict[str, View], kind: str) -> None:
     view = graphs[kind]
     linears = by_role(view)
-    found: dict[str, Tensor] = {}
+    squares: dict[str, Tensor] = {}
 
     def totals(compressed: dict[Any, Any]) -> dict[str, Tensor]:
         def done(role: str, statistics: Statistics) -> None:
-            found[role] = statistics[Square].total
+            squares[role] = statistics[Square].total
 
         requests = [request(linears[role], (SQUARE,), partial(done, role))
                     for role in ("v", "o", "down")]  # fmt: skip
         calibrate(view, batches(view), requests, compressed)
-        return dict(found)
+        return dict(squares)
 
     def halved(inputs: list[Tensor], results: list[Any]) -> list[Any]:
-        assert len(inputs) == len(results) == 2 and "v" in found, "its statistics come first"
+        assert len(inputs) == len(results) == 2 and "v" in squares, "its statistics come first"
         return [(y / 2,) for (y,) in results]
 
     before = totals({})
-    found.clear()
+    squares.clear()
     after = totals({linears["v"].node: halved})
     assert torch.equal(before["v"], after["v"])
     torch.testing.assert_close(after["o"], before["o"] / 4, rtol=1e-5, atol=0)
@@ -149,8 +149,8 @@ def test_numbers_that_are_no_mask(graphs: dict[str, View]) -> None:
     view = graphs["fx"]
     ids, mask = view.input_names()
     binary = torch.ones(2, 4, dtype=torch.int64)
-    ((found,),) = padding_masks(view, [{ids: binary, mask: binary}])
-    assert torch.equal(found, binary.bool())
+    ((padding,),) = padding_masks(view, [{ids: binary, mask: binary}])
+    assert torch.equal(padding, binary.bool())
     assert padding_masks(view, [{ids: binary, mask: 3 * binary}]) == [[]]
 
 
@@ -205,8 +205,8 @@ def test_another_input_of_zeros_and_ones_is_no_padding_mask(
     attend: Callable[..., Tensor], table: bool
 ) -> None:
     """Segments that are compared, that pick from a table by an index, or that have no name."""
-    (found,) = _masks_of(_Masked(attend, table), SEGMENTS)
-    assert torch.equal(found, PADDED.bool())
+    (padding,) = _masks_of(_Masked(attend, table), SEGMENTS)
+    assert torch.equal(padding, PADDED.bool())
 
 
 def test_two_masks_of_one_shape_that_differ() -> None:
@@ -220,8 +220,8 @@ def test_positions_that_are_compared_are_no_mask() -> None:
     def causal(other: Tensor, mask: Tensor) -> Tensor:
         return (other[:, :, None] >= other[:, None, :])[:, None]
 
-    (found,) = _masks_of(_Masked(causal), SEGMENTS)
-    assert torch.equal(found, PADDED.bool())
+    (padding,) = _masks_of(_Masked(causal), SEGMENTS)
+    assert torch.equal(padding, PADDED.bool())
 
 
 # --- what cannot be ------------------------------------------------------------------------------

@@ -37,20 +37,20 @@ output half = %half
 @pytest.mark.parametrize("kind", KINDS)
 def test_samples_fit_the_graph(kind: str) -> None:
     view = graph(kind, IDS)
-    found = sample_inputs(view, sizes={"batch": 2, "seq": 123})
-    assert {k: (v.dtype, tuple(v.shape)) for k, v in found.items()} == {
+    samples = sample_inputs(view, sizes={"batch": 2, "seq": 123})
+    assert {k: (v.dtype, tuple(v.shape)) for k, v in samples.items()} == {
         "ids": (torch.int64, (2, 123)),
         "mask": (torch.int64, (2, 123)),
         "x": (torch.float16, (2, 123)),
     }
-    assert int(found["ids"].max()) == 6, "246 draws from seven ids reach the last one"
-    assert bool((found["mask"] == 1).all())
+    assert int(samples["ids"].max()) == 6, "246 draws from seven ids reach the last one"
+    assert bool((samples["mask"] == 1).all())
     again = sample_inputs(view, sizes={"batch": 2, "seq": 123})
-    assert all(torch.equal(found[k], again[k]) for k in found)
+    assert all(torch.equal(samples[k], again[k]) for k in samples)
     plain = sample_inputs(view)
     assert [tuple(t.shape) for t in plain.values()] == [(2, 12), (2, 12), (2, 123)]
     other = sample_inputs(view, seed=1, sizes={"batch": 2, "seq": 123})
-    assert not torch.equal(found["ids"], other["ids"])
+    assert not torch.equal(samples["ids"], other["ids"])
 
 
 def test_an_input_without_a_type_gives_no_sample() -> None:
@@ -149,9 +149,9 @@ def filled(lines: str) -> View:
 def test_samples_have_the_sizes_that_nodes_need(name: str) -> None:
     lines, shape = NEEDS[name]
     view = filled(lines + "output y = %y\n")
-    made = sample_inputs(view)
-    assert tuple(made["x"].shape) == shape
-    sweep(view, made)
+    samples = sample_inputs(view)
+    assert tuple(samples["x"].shape) == shape
+    sweep(view, samples)
 
 
 def test_an_index_keeps_to_rows_that_have_a_size_by_an_input_behind_it() -> None:
@@ -162,17 +162,17 @@ input %slots: f32[g, 6]
 output y = %y
 """
     view = graph("onnx", lines)
-    made = sample_inputs(view, sizes={"n": 40, "g": 3})
-    assert int(made["graph"].max()) == 2
-    sweep(view, made)
+    samples = sample_inputs(view, sizes={"n": 40, "g": 3})
+    assert int(samples["graph"].max()) == 2
+    sweep(view, samples)
 
 
 def test_a_sample_of_a_shape_is_one() -> None:
     lines = "input %x: f32[b, 6]\ninput %s: i64[3]\n%y: f32[?, ?, ?] = reshape(%x, %s)\n"
     view = graph("onnx", lines + "output y = %y\n")
-    made = sample_inputs(view)
-    assert made["s"].tolist() == [-1, 1, 1]
-    assert sweep(view, made)["y"].shape == (12, 1, 1)
+    samples = sample_inputs(view)
+    assert samples["s"].tolist() == [-1, 1, 1]
+    assert sweep(view, samples)["y"].shape == (12, 1, 1)
 
 
 def test_an_input_larger_than_memory_is_refused() -> None:
@@ -205,16 +205,16 @@ output p = %p
     view = filled(lines)
     assert sample_inputs(view)["position_ids"].tolist() == [list(range(12))] * 2
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]])
-    given = {"input_ids": torch.zeros(2, 4, dtype=torch.int64), "attention_mask": mask}
-    check_batches(view, [given])
-    assert sweep(view, given)["p"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
-    step = next_step({**given, "position_ids": mask}, {"present.0.key": torch.zeros(2, 1, 4, 2)})
+    inputs = {"input_ids": torch.zeros(2, 4, dtype=torch.int64), "attention_mask": mask}
+    check_batches(view, [inputs])
+    assert sweep(view, inputs)["p"].tolist() == [[0, 0, 0, 1], [0, 1, 2, 3]]
+    step = next_step({**inputs, "position_ids": mask}, {"present.0.key": torch.zeros(2, 1, 4, 2)})
     assert step is not None and step["position_ids"].tolist() == [[2], [4]]
 
 
 def test_the_step_after_a_pruned_prompt_has_the_mask_of_its_cache() -> None:
     """Image tokens left before the first slot; padding is on the left and stays."""
-    given = {"input_ids": torch.zeros(1, 6, dtype=torch.int64),
+    prompt = {"input_ids": torch.zeros(1, 6, dtype=torch.int64),
              "attention_mask": torch.tensor([[0, 1, 1, 1, 1, 1]])}  # fmt: skip
-    step = next_step(given, {"present.0.key": torch.zeros(1, 1, 3, 2)})
+    step = next_step(prompt, {"present.0.key": torch.zeros(1, 1, 3, 2)})
     assert step is not None and step["attention_mask"].tolist() == [[0, 1, 1, 1]]

@@ -39,12 +39,12 @@ def seen(statistic: Statistic, *values: Tensor, masks: tuple[Tensor, ...] = ()) 
 
 def test_moments_are_sums_over_all_batches() -> None:
     x = tokens()
-    found: dict[str, Statistic] = {kind.name: kind() for kind in (Gram, Mean, Square, AbsMax)}
+    statistics: dict[str, Statistic] = {kind.name: kind() for kind in (Gram, Mean, Square, AbsMax)}
     for batch in (x[:100].reshape(4, 25, -1), x[100:101], x[101:]):
-        for statistic in found.values():
+        for statistic in statistics.values():
             seen(statistic, batch)
-    assert {statistic.count for statistic in found.values()} == {500}
-    by_kind = Statistics(found.values())
+    assert {statistic.count for statistic in statistics.values()} == {500}
+    by_kind = Statistics(statistics.values())
     wide = x.double()
     torch.testing.assert_close(by_kind[Mean].mean, wide.mean(0))
     torch.testing.assert_close(by_kind[Square].total, wide.square().sum(0))
@@ -61,10 +61,10 @@ def test_moments_are_sums_over_all_batches() -> None:
 
 def test_a_reservoir_is_a_fair_sample() -> None:
     x = torch.arange(2000.0)[:, None]
-    found = Tokens(most=500)
+    sample = Tokens(most=500)
     for batch in x.split([700, 1, 1299]):
-        seen(found, batch)
-    rows = found.rows[:, 0]
+        seen(sample, batch)
+    rows = sample.rows[:, 0]
     assert len(rows) == len(rows.unique()) == 500
     assert bool((rows.diff() > 0).all()), "in the order of the stream"
     early = int((rows < 700).sum())
@@ -94,9 +94,9 @@ def test_masked_tokens_are_left_out() -> None:
     x = tokens(12).reshape(3, 4, -1)
     mask = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 0], [1, 1, 1, 1]]).bool()
     poisoned = x.masked_fill(~mask[..., None], torch.nan)
-    for given in (poisoned, poisoned.reshape(12, -1)):
+    for batch in (poisoned, poisoned.reshape(12, -1)):
         square = Square()
-        seen(square, given, masks=(mask,))
+        seen(square, batch, masks=(mask,))
         assert square.count == 9
         torch.testing.assert_close(square.total, x[mask].double().square().sum(0))
     angle = AngularDistance()
@@ -131,8 +131,8 @@ def test_what_is_not_finite_is_refused(bad: float) -> None:
 
 def test_names_and_places() -> None:
     assert isinstance(Stat("gram", at="linear").make(), Gram)
-    made = Stat("tokens", at="linear", options=(("most", 7),)).make()
-    assert isinstance(made, Tokens) and made.most == 7
+    statistic = Stat("tokens", at="linear", options=(("most", 7),)).make()
+    assert isinstance(statistic, Tokens) and statistic.most == 7
     with pytest.raises(BadInput, match="no statistic 'grams'; did you mean gram"):
         Stat("grams", at="linear")
     with pytest.raises(BadInput, match="gram is taken at a linear, not at a block"):
@@ -155,5 +155,5 @@ def test_a_statistic_is_one_class(monkeypatch: pytest.MonkeyPatch) -> None:
         def add(self, *parts: Tensor) -> None:
             self.least = min(self.least, float(parts[0].min()))
 
-    made = seen(Stat("least", at="linear").make(), tokens())
-    assert Statistics([made])[Least].least == float(tokens().min())
+    statistic = seen(Stat("least", at="linear").make(), tokens())
+    assert Statistics([statistic])[Least].least == float(tokens().min())

@@ -32,9 +32,9 @@ def test_both_forms_give_what_level_0_gives(tmp_path: Path) -> None:
     plain = unrounded(rounded)
     (name,) = rounded.input_names()
     (expected,) = sweep(exact, {name: X}).values()
-    (found,) = sweep(plain, {name: X}).values()
+    (actual,) = sweep(plain, {name: X}).values()
     (moved,) = sweep(rounded, {name: X}).values()
-    assert torch.equal(found, expected) and not torch.equal(moved, expected)
+    assert torch.equal(actual, expected) and not torch.equal(moved, expected)
     path = gw.export(rounded, tmp_path / "out") / "model.onnx"
     (tmp_path / "plain.onnx").write_bytes(unrounded_file(path))
     assert (levels(path), levels(tmp_path / "plain.onnx")) == ([4], [0])

@@ -39,26 +39,26 @@ output y = %y
 
 def test_equal_tensors_do_not_differ() -> None:
     a = torch.tensor([1.0, math.inf, -math.inf, math.nan])
-    found = difference(a, a.clone())
-    assert (found.rel_l2, found.cosine, found.max_abs) == (0.0, 1.0, 0.0)
+    gap = difference(a, a.clone())
+    assert (gap.rel_l2, gap.cosine, gap.max_abs) == (0.0, 1.0, 0.0)
     assert difference(torch.empty(0, 5), torch.empty(0, 5)).rel_l2 == 0.0
 
 
 def test_difference_is_relative_to_the_first() -> None:
-    found = difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
-    assert found.rel_l2 == pytest.approx(0.1)
-    assert found.max_abs == pytest.approx(0.5)
-    assert found.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
-    assert found.to_dict() == {
-        "rel_l2": found.rel_l2, "cosine": found.cosine, "max_abs": found.max_abs,
+    gap = difference(torch.tensor([3.0, 4.0]), torch.tensor([3.0, 4.5]))
+    assert gap.rel_l2 == pytest.approx(0.1)
+    assert gap.max_abs == pytest.approx(0.5)
+    assert gap.cosine == pytest.approx((9 + 18) / (5 * math.hypot(3, 4.5)))
+    assert gap.to_dict() == {
+        "rel_l2": gap.rel_l2, "cosine": gap.cosine, "max_abs": gap.max_abs,
     }  # fmt: skip
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_new_value_that_is_not_finite_is_an_infinite_error(value: float) -> None:
-    found = difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, value]))
-    assert found.rel_l2 == math.inf
-    assert not found.finite
+    gap = difference(torch.tensor([1.0, 2.0]), torch.tensor([1.0, value]))
+    assert gap.rel_l2 == math.inf
+    assert not gap.finite
 
 
 def test_an_infinity_of_the_other_sign_is_an_infinite_error() -> None:
@@ -180,8 +180,8 @@ def test_operands_that_do_not_fit() -> None:
 def test_complex_numbers_differ_by_both_parts() -> None:
     a = torch.tensor([3 + 4j, 0j])
     assert difference(a, a).rel_l2 == 0.0
-    found = difference(a, torch.tensor([3 + 1j, 0j]))
-    assert found.rel_l2 == pytest.approx(0.6) and found.max_abs == pytest.approx(3.0)
+    gap = difference(a, torch.tensor([3 + 1j, 0j]))
+    assert gap.rel_l2 == pytest.approx(0.6) and gap.max_abs == pytest.approx(3.0)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
@@ -189,9 +189,9 @@ def test_ids_and_flags_are_compared_by_the_share_that_differ(dtype: torch.dtype)
     expected = torch.full((1000,), 50_000).to(dtype)
     actual = expected.clone()
     actual[:2] = torch.tensor([50_001, 0]).to(dtype)
-    found = difference(expected, actual)
-    assert found.rel_l2 == (0.001 if dtype == torch.bool else 0.002)
-    assert not found.within(1e-4) and found.within(1e-2)
+    gap = difference(expected, actual)
+    assert gap.rel_l2 == (0.001 if dtype == torch.bool else 0.002)
+    assert not gap.within(1e-4) and gap.within(1e-2)
     assert difference(expected, expected).within(0.0)
     rounded = difference(torch.full((9,), 100, dtype=torch.uint8), torch.full((9,), 101).byte())
     assert rounded.rel_l2 == pytest.approx(0.01), "quantities of 8 bits are compared as numbers"
