@@ -15,8 +15,8 @@ from .base import OwnOp, Sample, StockDecoder, own_op
 
 def _declarations() -> Iterator[OwnOp]:
     for module in pkgutil.iter_modules(__path__):
-        found = importlib.import_module(f".{module.name}", __name__)
-        op = getattr(found, module.name.upper(), None)
+        source = importlib.import_module(f".{module.name}", __name__)
+        op = getattr(source, module.name.upper(), None)
         if isinstance(op, OwnOp):
             yield op
 

@@ -22,8 +22,8 @@ def block_name(place: int, part: str) -> str:
 
 def place_of(name: str | None) -> int | None:
     """The place in the order of the block that an initializer belongs to, if it does."""
-    found = _BLOCK.match(name or "")
-    return int(found[1]) if found else None
+    match = _BLOCK.match(name or "")
+    return int(match[1]) if match else None
 
 
 def in_file_order(values: Iterable[onnx_ir.Value]) -> list[onnx_ir.Value]:

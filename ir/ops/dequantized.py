@@ -74,8 +74,8 @@ class _Weight:
         # Also where a row has one scale: ONNX Runtime joins a form without blocks at either level,
         # into blocks of its own choice.
         attrs = {"axis": 0 if self._joined else 1, "block_size": self._block}
-        made = self._tape.op("DequantizeLinear", inputs, attrs)
-        return made if self._joined else self._tape.op("Transpose", [made], {"perm": [1, 0]})
+        matrix = self._tape.op("DequantizeLinear", inputs, attrs)
+        return matrix if self._joined else self._tape.op("Transpose", [matrix], {"perm": [1, 0]})
 
     def _stored(
         self, data: ir.Value, dtype: ir.DataType, numbers: Callable[[Tensor], Tensor], columns: int
@@ -87,12 +87,12 @@ class _Weight:
         shape = [columns, self._rows] if self._joined else [self._rows, columns]
 
         def make() -> ir.TensorProtocol:
-            made = numbers(torch.from_numpy(np.ascontiguousarray(source.numpy())))
-            made = made.expand(self._rows, columns)  # a row's one scale is that of its blocks
-            made = (made.t() if self._joined else made).contiguous()
+            values = numbers(torch.from_numpy(np.ascontiguousarray(source.numpy())))
+            values = values.expand(self._rows, columns)  # a row's one scale is that of its blocks
+            values = (values.t() if self._joined else values).contiguous()
             if dtype == ir.DataType.INT4:
-                return ir.PackedTensor(_nibbles(made), dtype, shape=shape)
-            return ir.tensor(made.numpy().astype(dtype.numpy()), dtype=dtype)
+                return ir.PackedTensor(_nibbles(values), dtype, shape=shape)
+            return ir.tensor(values.numpy().astype(dtype.numpy()), dtype=dtype)
 
         name = f"{data.name}.{'columns' if self._joined else 'rows'}"
         return derived(self._tape, name, make, dtype, shape)

@@ -73,10 +73,10 @@ def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str,
     flat = constant(tape, [-1, attrs["width"] * attrs["bits"] // 8])
     wide = cast(tape, scales, ir.DataType.FLOAT)
     inputs = [tape.op("Reshape", [codes, flat]), ids, wide, zeros]
-    made = {
+    options = {
         "bits": attrs["bits"], "block_size": attrs["group"], "gather_axis": 0, "quantize_axis": 1,
     }  # fmt: skip
-    return tape.op(NODE, inputs if zeros else inputs[:3], made, domain=MICROSOFT, version=1)
+    return tape.op(NODE, inputs if zeros else inputs[:3], options, domain=MICROSOFT, version=1)
 
 
 def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:

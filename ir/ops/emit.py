@@ -21,9 +21,9 @@ def cast(tape: Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     """``value`` in another dtype; no node where it has that dtype."""
     if value.dtype == dtype:
         return value
-    made = tape.op("Cast", [value], {"to": dtype})
-    made.dtype = dtype
-    return made
+    converted = tape.op("Cast", [value], {"to": dtype})
+    converted.dtype = dtype
+    return converted
 
 
 def derived(

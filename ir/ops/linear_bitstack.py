@@ -106,9 +106,9 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
     blocks = signs.shape[0] if signs.shape else None
     rank = factors.shape[1] if factors.rank == 3 else None
     if blocks is not None and rank is not None:
-        wanted = operand_types(fan_in, fan_out, blocks=blocks, rank=rank)
-        _same("signs", signs, wanted[0])
-        _same("factors", factors, wanted[1])
+        expected = operand_types(fan_in, fan_out, blocks=blocks, rank=rank)
+        _same("signs", signs, expected[0])
+        _same("factors", factors, expected[1])
     if bias is not None and bias.shape not in (None, (fan_out,)):
         raise ValueError(f"linear_bitstack: shape of bias is {bias.shape}, expected ({fan_out},)")
     if x.shape is None:

@@ -109,8 +109,8 @@ def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...
         zeros="none" if zeros is None else "real" if real else "integer",
         scale_dtype=scales.dtype,
     )  # fmt: skip
-    given = dict(zip(("codes", "scales", "zeros"), (codes, scales, zeros), strict=True))
-    for (name, got), want in zip(given.items(), expected, strict=True):
+    stored = dict(zip(("codes", "scales", "zeros"), (codes, scales, zeros), strict=True))
+    for (name, got), want in zip(stored.items(), expected, strict=True):
         if got is not None and want is not None:
             _same("shape of " + name, got.shape, want.shape)
             _same("dtype of " + name, got.dtype, want.dtype)

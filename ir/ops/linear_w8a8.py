@@ -69,8 +69,8 @@ def operand_types(in_features: int, out_features: int) -> tuple[Type, Type]:
 def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
     x, codes, scales, bias = (*operands, None)[:4]
     fan_in, fan_out = attrs["in_features"], attrs["out_features"]
-    wanted = operand_types(fan_in, fan_out)
-    for name, got, want in zip(("codes", "scales"), (codes, scales), wanted, strict=True):
+    expected = operand_types(fan_in, fan_out)
+    for name, got, want in zip(("codes", "scales"), (codes, scales), expected, strict=True):
         if got.shape is not None and (got.dtype, got.shape) != (want.dtype, want.shape):
             raise ValueError(f"linear_w8a8: {name} is {got}, expected {want}")
     if bias is not None and bias.shape not in (None, (fan_out,)):
@@ -221,10 +221,10 @@ def _sample(
     x[..., :1, :] *= 0 if len(lead) > 1 else 1
     codes = torch.randint(-127, 128, (fan_out, fan_in), generator=rng, dtype=torch.int8)
     scales = torch.rand(fan_out, generator=rng) * 0.05 + 0.01
-    made = torch.randn(fan_out, generator=rng).to(dtype) if bias else None
+    offset = torch.randn(fan_out, generator=rng).to(dtype) if bias else None
     attrs = {"in_features": fan_in, "out_features": fan_out}
     label = f"{fan_out}x{fan_in}-{str(dtype).removeprefix('torch.')}"
-    return Sample((x.to(dtype), codes, scales, made), attrs, label)
+    return Sample((x.to(dtype), codes, scales, offset), attrs, label)
 
 
 LINEAR_W8A8 = own_op(

@@ -138,10 +138,10 @@ class Form:
         shifts = constant(self.tape, by, np.uint8)
         return self.tape.op("BitShift", [column, shifts], {"direction": "RIGHT"})
 
-    def _field(self, data: ir.Value, mask: int, left: int) -> ir.Value:
+    def _field(self, data: ir.Value, mask: int, places: int) -> ir.Value:
         field = self.tape.op("BitwiseAnd", [data, constant(self.tape, mask, np.uint8)])
-        shift = [field, constant(self.tape, left, np.uint8)]
-        return self.tape.op("BitShift", shift, {"direction": "LEFT"}) if left else field
+        shift = [field, constant(self.tape, places, np.uint8)]
+        return self.tape.op("BitShift", shift, {"direction": "LEFT"}) if places else field
 
     def _joined(self, data: ir.Value) -> ir.Value:
         shape = constant(self.tape, [self.fan_out, self.blocks, self.block // 2])

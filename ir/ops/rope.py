@@ -141,9 +141,11 @@ def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any
     if any(view.attrs(node).get(name, 0) for name in ("interleaved", "is_packed_batching")):
         raise Refusal("it turns features in another order", node)
     tables = [_whole(view, half) for half in halves]
-    made = view.producer(rows) if is_value(rows) else None
+    maker = view.producer(rows) if is_value(rows) else None
     lone = view.number(rows) == 0
-    counted = made is not None and view.op(made) == "reshape" and _counts(view, view.tensor(made))
+    counted = (
+        maker is not None and view.op(maker) == "reshape" and _counts(view, view.tensor(maker))
+    )
     if len(tables) != 2 or not (lone or counted):
         raise Refusal("its rows are not counted through", node)
     return (x, *tables), {}

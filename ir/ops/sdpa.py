@@ -161,17 +161,17 @@ def _causal(
 
     square = tape.op("Concat", [_size(tape, q, -2), _size(tape, k, -2)], {"axis": 0})
     every = tape.op("Expand", [constant(tape, True, np.bool_), square])
-    seen = tape.op("Trilu", [every], {"upper": 0})
-    seen.dtype = ir.DataType.BOOL
+    visible = tape.op("Trilu", [every], {"upper": 0})
+    visible.dtype = ir.DataType.BOOL
     if mask is None:
-        return seen
+        return visible
     if mask.dtype == ir.DataType.BOOL:
-        both = tape.op("And", [seen, mask])
+        both = tape.op("And", [visible, mask])
         both.dtype = ir.DataType.BOOL
         return both
     assert q.dtype is not None
     never = constant(tape, -math.inf, q.dtype.numpy())
-    return tape.op("Where", [seen, mask, never])
+    return tape.op("Where", [visible, mask, never])
 
 
 def _size(tape: Tape, x: onnx_ir.Value, axis: int) -> onnx_ir.Value:
@@ -185,17 +185,17 @@ def _samples() -> list[Sample]:
     cases = []
     for heads, tokens, keys, width in ((1, 1, 1, 2), (3, 5, 7, 12)):
         q, k, v = (torch.randn(2, heads, n, width, generator=rng) for n in (tokens, keys, keys))
-        seen = torch.rand(2, 1, tokens, keys, generator=rng) > 0.3
-        seen[0, 0, -1] = False
-        lowest = torch.where(seen, 0.0, torch.finfo(torch.float32).min)
-        for label, mask in (("free", None), ("bool", seen), ("added", lowest)):
+        visible = torch.rand(2, 1, tokens, keys, generator=rng) > 0.3
+        visible[0, 0, -1] = False
+        lowest = torch.where(visible, 0.0, torch.finfo(torch.float32).min)
+        for label, mask in (("free", None), ("bool", visible), ("added", lowest)):
             attrs = {"scale": 2.0, "softcap": 1.5}
             cases.append(Sample((q, k, v, mask), attrs, f"{label}-{tokens}x{keys}"))
-        cases.append(Sample((q, k, v, seen), {}, f"uncapped-{tokens}x{keys}"))
+        cases.append(Sample((q, k, v, visible), {}, f"uncapped-{tokens}x{keys}"))
         cases.append(Sample((q, k, v, None), {"causal": True}, f"causal-{tokens}x{keys}"))
         cases.append(Sample((q, k, v, lowest), {"causal": True}, f"causal-added-{tokens}x{keys}"))
         if heads > 1:
-            grouped = (q, k[:, :1].contiguous(), v[:, :1].contiguous(), seen)
+            grouped = (q, k[:, :1].contiguous(), v[:, :1].contiguous(), visible)
             cases.append(Sample(grouped, {"gqa": True}, f"grouped-{tokens}x{keys}"))
     return cases
 

@@ -146,9 +146,9 @@ def entries(
         rows.append(np.repeat(order[row : row + count], kept.sum(axis=1)))
         slots.append(slot + np.flatnonzero(kept))
         row, slot = row + count, slot + count * width
-    found = np.concatenate(rows)
-    by_row = np.argsort(found, kind="stable")
-    return found[by_row], np.concatenate(slots)[by_row]
+    all_rows = np.concatenate(rows)
+    by_row = np.argsort(all_rows, kind="stable")
+    return all_rows[by_row], np.concatenate(slots)[by_row]
 
 
 def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:

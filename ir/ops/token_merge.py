@@ -33,11 +33,11 @@ def token_merge(
     x [B, N, D], into [B, N] i64 with 0 <= into < count, weight [B, N] (all 1 if absent); out
     [B, count, D]. Without ``mean`` it is the sum alone. A row that no token goes into is 0.
     """
-    given = x.float()
+    wide = x.float()
     weights = torch.ones(x.shape[:2], device=x.device) if weight is None else weight.float()
     places = into.unsqueeze(2)
-    zeros = given.new_zeros(x.shape[0], count, x.shape[2])
-    total = zeros.scatter_add(1, places.expand_as(given), given * weights.unsqueeze(2))
+    zeros = wide.new_zeros(x.shape[0], count, x.shape[2])
+    total = zeros.scatter_add(1, places.expand_as(wide), wide * weights.unsqueeze(2))
     if mean:
         counted = zeros[..., :1].scatter_add(1, places, weights.unsqueeze(2))
         total = total / counted.clamp(min=_LEAST)
@@ -67,12 +67,12 @@ def _record(
     weight = weights[0] if weights else None
     assert x is not None and into is not None and x.dtype is not None
     last = constant(tape, [-1])
-    given = cast(tape, x, ir.DataType.FLOAT)
+    wide = cast(tape, x, ir.DataType.FLOAT)
     places = tape.op("Unsqueeze", [into, last])
     if weight is not None:
         weight = tape.op("Unsqueeze", [cast(tape, weight, ir.DataType.FLOAT), last])
-        given = tape.op("Mul", [given, weight])
-    total = _sums(tape, given, places, attrs["count"])
+        wide = tape.op("Mul", [wide, weight])
+    total = _sums(tape, wide, places, attrs["count"])
     if attrs["mean"]:
         if weight is None:
             one = tape.op("Constant", [], {"value": ir.tensor(np.ones(1, np.float32))})
@@ -85,15 +85,15 @@ def _record(
 
 
 def _sums(
-    tape: Tape, given: onnx_ir.Value, places: onnx_ir.Value, count: int
+    tape: Tape, tokens: onnx_ir.Value, places: onnx_ir.Value, count: int
 ) -> onnx_ir.Value:
-    """``given [B, N, D]`` added up by ``places [B, N, 1]``: ``[B, count, D]``."""
-    shape = tape.op("Shape", [given])
+    """``tokens [B, N, D]`` added up by ``places [B, N, 1]``: ``[B, count, D]``."""
+    shape = tape.op("Shape", [tokens])
     ends = [tape.op("Gather", [shape, constant(tape, [axis])]) for axis in (0, 2)]
     target = tape.op("Concat", [ends[0], constant(tape, [count]), ends[1]], {"axis": 0})
     zeros = tape.op("Expand", [constant(tape, 0, np.float32), target])
     spread = tape.op("Expand", [places, shape])
-    return tape.op("ScatterElements", [zeros, spread, given], {"axis": 1, "reduction": "add"})
+    return tape.op("ScatterElements", [zeros, spread, tokens], {"axis": 1, "reduction": "add"})
 
 
 def _samples() -> list[Sample]:

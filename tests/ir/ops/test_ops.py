@@ -74,8 +74,8 @@ def emit(
         operands.append(value)
     record = op.forms[form] if form else op.record
     result = record(tape, operands, {**op.attrs, **sample.attrs, **(attrs or {})})
-    made = op.reference(*sample.operands, **{**op.attrs, **sample.attrs, **(attrs or {})})
-    result.name, result.type = "y", ir.TensorType(from_torch_dtype(made.dtype))
+    expected = op.reference(*sample.operands, **{**op.attrs, **sample.attrs, **(attrs or {})})
+    result.name, result.type = "y", ir.TensorType(from_torch_dtype(expected.dtype))
     graph = ir.Graph(
         inputs,
         [result],

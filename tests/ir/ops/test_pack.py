@@ -94,10 +94,10 @@ def test_dequantizing_is_bit_exact(
     }[kind]
     packed = pack.pack(codes, bits, group)
     form = {"bits": bits, "group": group, "in_features": columns}
-    made = pack.dequantize(packed, scales, stored, **form)
-    assert made.dtype == torch.float32
-    assert made.is_contiguous()
-    assert torch.equal(made, plain(codes, scales, zeros, group))
+    matrix = pack.dequantize(packed, scales, stored, **form)
+    assert matrix.dtype == torch.float32
+    assert matrix.is_contiguous()
+    assert torch.equal(matrix, plain(codes, scales, zeros, group))
 
 
 def test_blocks_of_rows_are_too_small_to_share_among_threads() -> None:
