@@ -45,8 +45,8 @@ def cut(model: onnx_ir.Model, path: Path, max_bytes: int) -> None:
         )
     last = fitting[-1]
     for node in joins(model):
-        kept = [v for v in node.inputs if v is not None and _place(v) <= last]
-        node.resize_inputs(len(kept))
+        inputs = [v for v in node.inputs if v is not None and _place(v) <= last]
+        node.resize_inputs(len(inputs))
     forget_types(model)
     initializers = model.graph.initializers
     for value in [v for v in initializers.values() if (place_of(v.name) or 0) > last]:

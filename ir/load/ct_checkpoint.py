@@ -54,8 +54,8 @@ def read_linear(name: str, own: Mapping[str, Weight], args: Mapping[str, Any]) -
 
     def codes() -> Tensor:
         words = packed.read()
-        found = unpack_rows(words, bits, columns) if dense else _padded(words, bits, columns)
-        return found if order is None else found[:, order]
+        matrix = unpack_rows(words, bits, columns) if dense else _padded(words, bits, columns)
+        return matrix if order is None else matrix[:, order]
 
     def zeros() -> Tensor:
         stored = unpack_rows(own["weight_zero_point"].read().T, bits, rows)

@@ -70,12 +70,12 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     down, across = block
 
     def make() -> Tensor:
-        found = weight.read().float()
+        matrix = weight.read().float()
         each = _scales(scale).reshape(-(-rows // down), -(-columns // across))
         for start in range(0, rows, down):  # a copy as large as the matrix is not wanted
             line = each[start // down].repeat_interleave(across)[:columns]
-            found[start : start + down] *= line
-        return found
+            matrix[start : start + down] *= line
+        return matrix
 
     handle = ComputedWeight(make, (rows, columns), torch.float32, (weight.key, scale.key))
     return Dense(handle, f"{str(weight.dtype).removeprefix('torch.')} with {form}")
@@ -83,10 +83,10 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
 
 def _scales(scale: Weight) -> Tensor:
     """f32; exponents alone (``e8m0``) are powers of two."""
-    found = scale.read()
-    if found.dtype == torch.uint8:
-        return torch.exp2(found.float() - 127)
-    return found.float()
+    stored = scale.read()
+    if stored.dtype == torch.uint8:
+        return torch.exp2(stored.float() - 127)
+    return stored.float()
 
 
 def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Dense:
@@ -115,9 +115,9 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
     def make() -> Tensor:
         raw = codes.read().flatten()
         values = table.read().float()
-        found = values[torch.stack((raw >> 4, raw & 15), 1).flatten().long()]
+        numbers = values[torch.stack((raw >> 4, raw & 15), 1).flatten().long()]
         scale = _unnested(own, state) if nested else absmax.read().float()
-        padded = torch.nn.functional.pad(found, (0, blocks * block - len(found)))
+        padded = torch.nn.functional.pad(numbers, (0, blocks * block - len(numbers)))
         padded = padded.view(blocks, block).mul_(scale[:, None])
         return padded.flatten()[: rows * columns].view(rows, columns)
 
@@ -126,7 +126,7 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
 
 
 def _unnested(own: Mapping[str, Weight], state: Mapping[str, Any]) -> Tensor:
-    found = own["weight.nested_quant_map"].read().float()[own["weight.absmax"].read().long()]
+    scales = own["weight.nested_quant_map"].read().float()[own["weight.absmax"].read().long()]
     outer = own["weight.nested_absmax"].read().float()
-    spread = outer.repeat_interleave(int(state["nested_blocksize"]))[: len(found)]
-    return found * spread + float(state.get("nested_offset", 0.0))
+    spread = outer.repeat_interleave(int(state["nested_blocksize"]))[: len(scales)]
+    return scales * spread + float(state.get("nested_offset", 0.0))

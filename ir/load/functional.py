@@ -102,12 +102,12 @@ def _settle_cast(graph: Graph, node: Node) -> None:
     source = node.args[0]
     assert isinstance(source, Node)
     dtype = node.meta["val"].dtype
-    made = source
+    cast = source
     if source.meta["val"].dtype != dtype:
         with graph.inserting_before(node):
-            made = graph.call_function(aten._to_copy.default, (source,), {"dtype": dtype})
-        made.meta = dict(node.meta)
-    node.replace_all_uses_with(made)
+            cast = graph.call_function(aten._to_copy.default, (source,), {"dtype": dtype})
+        cast.meta = dict(node.meta)
+    node.replace_all_uses_with(cast)
     graph.erase_node(node)
 
 
@@ -117,9 +117,9 @@ def _settle_size(graph: Graph, node: Node) -> None:
     assert homes is not None
     sizes = [home if isinstance(home, int) else _size_node(graph, *home) for home in homes]
     with graph.inserting_before(node):
-        made = graph.call_function(_SIZED[node.target], (node.args[0], sizes))  # type: ignore[index]
-    made.meta = dict(node.meta)
-    node.replace_all_uses_with(made)
+        new = graph.call_function(_SIZED[node.target], (node.args[0], sizes))  # type: ignore[index]
+    new.meta = dict(node.meta)
+    node.replace_all_uses_with(new)
     graph.erase_node(node)
 
 
@@ -149,9 +149,9 @@ def _size_node(graph: Graph, holder: Node, axis: int) -> Node:
             return node
         node = node.next
     with graph.inserting_after(last):
-        made = graph.call_function(aten.sym_size.int, (holder, axis))
-    made.meta["val"] = size
-    return made
+        size_node = graph.call_function(aten.sym_size.int, (holder, axis))
+    size_node.meta["val"] = size
+    return size_node
 
 
 def _placeholders(graph: Graph) -> list[Node]:

@@ -77,12 +77,12 @@ def _decoded(data: Weight, make: Callable[[Array], Array], block: int, columns: 
     raw = data.read()
     rows, each = len(raw), columns // block
     step = max(1, CHUNK // max(columns, 1))
-    found = []
+    pieces = []
     for start in range(0, rows, step):
         part = raw[start : start + step] if order is None else raw[order[start : start + step]]
-        made = make(part.numpy().reshape(len(part) * each, -1))
-        found.append(torch.from_numpy(np.ascontiguousarray(made.reshape(len(part), -1))))
-    return torch.cat(found)
+        numbers = make(part.numpy().reshape(len(part) * each, -1))
+        pieces.append(torch.from_numpy(np.ascontiguousarray(numbers.reshape(len(part), -1))))
+    return torch.cat(pieces)
 
 
 def _codes(kind: Kind, raw: Array) -> Array:
@@ -129,13 +129,13 @@ def _bits(raw: Array) -> Array:
 def _pairs(raw: Array) -> Array:
     """Two bits of each of 64 bytes, 128 elements a half: shifts 0, 2, 4, 6 of 32 bytes each."""
     shifts: Array = np.array([0, 2, 4, 6], np.uint8)[None, None, :, None]
-    found: Array = (raw.reshape(-1, 2, 1, 32) >> shifts) & 3
-    return found.reshape(-1, 256)
+    pairs: Array = (raw.reshape(-1, 2, 1, 32) >> shifts) & 3
+    return pairs.reshape(-1, 256)
 
 
 def _fives(raw: Array, high: int, low: int) -> Array:
-    found: Array = _nibbles(raw[:, low : low + 16]) | (_bits(raw[:, high : high + 4]) << 4)
-    return found
+    codes: Array = _nibbles(raw[:, low : low + 16]) | (_bits(raw[:, high : high + 4]) << 4)
+    return codes
 
 
 def _sixes(raw: Array) -> tuple[Array, Array]:
@@ -150,15 +150,15 @@ def _q3_scales(raw: Array) -> Array:
     low = _nibbles(raw[:, 96:104])
     shifts = np.array([0, 2, 4, 6], np.uint8)[None, :, None]
     high = ((raw[:, None, 104:108] >> shifts) & 3).reshape(-1, 16)
-    found: Array = _wide(raw, 108) * ((low | (high << 4)).astype(np.float32) - 32)
-    return found
+    scales: Array = _wide(raw, 108) * ((low | (high << 4)).astype(np.float32) - 32)
+    return scales
 
 
 def _q3_codes(raw: Array) -> Array:
     places = np.arange(8, dtype=np.uint8)[None, :, None]
     high = ((raw[:, None, :32] >> places) & 1).reshape(-1, 256)
-    found: Array = _pairs(raw[:, 32:96]) | (high << 2)
-    return found
+    codes: Array = _pairs(raw[:, 32:96]) | (high << 2)
+    return codes
 
 
 def _k_nibbles(raw: Array) -> Array:
@@ -170,15 +170,15 @@ def _k_nibbles(raw: Array) -> Array:
 def _q5_codes(raw: Array) -> Array:
     places = np.arange(8, dtype=np.uint8)[None, :, None]
     high = ((raw[:, None, 16:48] >> places) & 1).reshape(-1, 256)
-    found: Array = _k_nibbles(raw[:, 48:176]) | (high << 4)
-    return found
+    codes: Array = _k_nibbles(raw[:, 48:176]) | (high << 4)
+    return codes
 
 
 def _q6_codes(raw: Array) -> Array:
     each = raw[:, :128].reshape(-1, 2, 1, 64)
     low = np.concatenate([each & 15, each >> 4], 2).reshape(-1, 256)
-    found: Array = low | (_pairs(raw[:, 128:192]) << 4)
-    return found
+    codes: Array = low | (_pairs(raw[:, 128:192]) << 4)
+    return codes
 
 
 def _exponent(raw: Array) -> Array:

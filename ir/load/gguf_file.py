@@ -115,14 +115,14 @@ class _Reader:
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise BadInput(f"{self._path}: general.alignment is {alignment}, no power of two")
         start = -(-self._file.tell() // alignment) * alignment
-        made = {name: self._tensor(name, entry, start) for name, entry in entries.items()}
-        return GgufFile(self._path, keys, made)
+        by_name = {name: self._tensor(name, entry, start) for name, entry in entries.items()}
+        return GgufFile(self._path, keys, by_name)
 
     def _take(self, size: int) -> bytes:
-        found = self._file.read(size) if size <= self._stamp.size else b""
-        if len(found) < size:
+        content = self._file.read(size) if size <= self._stamp.size else b""
+        if len(content) < size:
             raise BadInput(f"{self._path}: truncated in {self._at}")
-        return found
+        return content
 
     def _number(self, code: str) -> int:
         return int(self._scalar(code))

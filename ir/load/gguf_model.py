@@ -73,7 +73,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
     words = file.tensors.get("token_embd.weight")
     if words is None or len(words.shape) != 2:
         raise BadInput(f"{file.path}: no tensor token_embd.weight")
-    found: dict[str, Any] = {
+    config: dict[str, Any] = {
         "architectures": [arch.model], "model_type": arch.model_type, "dtype": "float32",
         "hidden_size": hidden, "num_hidden_layers": keys.whole("block_count"),
         "intermediate_size": keys.whole("feed_forward_length"), "num_attention_heads": heads,
@@ -87,30 +87,30 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         raise BadInput(f"{file.path}: {file.arch}.rope.dimension_count is not the size of a head")
     if keys.whole("attention.value_length", head) != head:
         raise BadInput(f"{file.path}: {file.arch}.attention.value_length is not that of the keys")
-    for name, wanted in (("bos", 1), ("eos", 2), ("padding", None)):
-        token = file.keys.get(f"tokenizer.ggml.{name}_token_id", wanted)
-        found[f"{name.replace('padding', 'pad')}_token_id"] = token
+    for name, default in (("bos", 1), ("eos", 2), ("padding", None)):
+        token = file.keys.get(f"tokenizer.ggml.{name}_token_id", default)
+        config[f"{name.replace('padding', 'pad')}_token_id"] = token
     if arch.model_type == "llama":
-        found["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
+        config["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
     if arch.gemma:
-        found["hidden_activation"] = "gelu_pytorch_tanh"
+        config["hidden_activation"] = "gelu_pytorch_tanh"
     if arch.model_type == "gemma2":
         # llama.cpp goes by the number of layers: the 27B model scales by another size.
-        wide = found["num_hidden_layers"] == 46
-        found |= {
+        wide = config["num_hidden_layers"] == 46
+        config |= {
             "attn_logit_softcapping": keys.real("attn_logit_softcapping", 50.0),
             "final_logit_softcapping": keys.real("final_logit_softcapping", 30.0),
             "sliding_window": keys.whole("attention.sliding_window", 4096),
             "query_pre_attn_scalar": hidden // heads if wide else head,
         }
-    return found
+    return config
 
 
 def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
     """The tensors by the names that transformers gives them. Raises ``BadInput`` where one has a
     shape that the header's sizes contradict, or no place in the model."""
     arch = _arch(file)
-    found: dict[str, Weight] = {}
+    tensors: dict[str, Weight] = {}
     kinds: dict[str, int] = {}
     dense: list[str] = []
     for name, tensor in file.tensors.items():
@@ -119,15 +119,15 @@ def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
         path, end = _place(file, arch, name)
         _check_shape(file, tensor, path, config)
         order = _order(arch, path, tensor.shape[0], config)
-        found[f"{path}.{end}"] = _weight(file, tensor, order, arch, dense)
+        tensors[f"{path}.{end}"] = _weight(file, tensor, order, arch, dense)
         kinds[tensor.kind] = kinds.get(tensor.kind, 0) + 1
     _check_whole(file, arch, config["num_hidden_layers"])
-    told = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
-    notes = [f"GGUF of arch {file.arch}, taken as it is stored: {told}"]
+    summary = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
+    notes = [f"GGUF of arch {file.arch}, taken as it is stored: {summary}"]
     if dense:
         notes.append(f"read as dense numbers, for no form of ours is equal to their type: "
                      f"{len(dense)} tensors, such as {dense[0]}")  # fmt: skip
-    return Checkpoint(found, (file.path,), tuple(notes))
+    return Checkpoint(tensors, (file.path,), tuple(notes))
 
 
 def write_tokenizer(file: GgufFile, folder: Path) -> str:
@@ -138,9 +138,9 @@ def write_tokenizer(file: GgufFile, folder: Path) -> str:
         from transformers import AutoTokenizer
 
         with quiet():
-            made = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name,
+            tokenizer = AutoTokenizer.from_pretrained(file.path.parent, gguf_file=file.path.name,
                                                  local_files_only=True)  # fmt: skip
-            made.save_pretrained(folder)
+            tokenizer.save_pretrained(folder)
     except Exception as error:
         # The library goes by what the file says, and raises errors of any kind.
         return f"transformers makes no tokenizer of it: {first_line(error)}"
@@ -160,50 +160,50 @@ class _Keys:
     file: GgufFile
 
     def whole(self, name: str, other: int | None = None) -> int:
-        found = self._get(name, other)
-        if type(found) is not int or found < 1:
-            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {found!r}, not a number "
+        number = self._get(name, other)
+        if type(number) is not int or number < 1:
+            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {number!r}, not a number "
                            "above 0")  # fmt: skip
-        return found
+        return number
 
     def real(self, name: str, other: float | None = None) -> float:
-        found = self._get(name, other)
-        if not isinstance(found, int | float) or not math.isfinite(found):
-            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {found!r}, not a number")
-        return float(found)
+        number = self._get(name, other)
+        if not isinstance(number, int | float) or not math.isfinite(number):
+            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {number!r}, not a number")
+        return float(number)
 
     def _get(self, name: str, other: Any) -> Any:
-        found = self.file.keys.get(f"{self.file.arch}.{name}", other)
-        if found is None:
+        entry = self.file.keys.get(f"{self.file.arch}.{name}", other)
+        if entry is None:
             raise BadInput(f"{self.file.path}: no key {self.file.arch}.{name}")
-        return found
+        return entry
 
 
 # --- rotary embedding ----------------------------------------------------------------------------
 
 
 def _rope(file: GgufFile, keys: _Keys, head: int) -> dict[str, Any]:
-    made: dict[str, Any] = {
+    rope: dict[str, Any] = {
         "rope_type": "default", "rope_theta": keys.real("rope.freq_base", 10000.0)
     }  # fmt: skip
     scaling = file.keys.get(f"{file.arch}.rope.scaling.type", "none")
     if scaling not in ("none", "linear"):
         raise BadInput(f"{file.path}: {file.arch}.rope.scaling.type {scaling!r}; linear is read")
     if scaling == "linear":
-        made |= {"rope_type": "linear", "factor": keys.real("rope.scaling.factor")}
+        rope |= {"rope_type": "linear", "factor": keys.real("rope.scaling.factor")}
     factors = file.tensors.get(_FACTORS)
-    return made if factors is None else _llama3(file, factors, made, head)
+    return rope if factors is None else _llama3(file, factors, rope, head)
 
 
-def _llama3(file: GgufFile, factors: Tensor, made: dict[str, Any], head: int) -> dict[str, Any]:
+def _llama3(file: GgufFile, factors: Tensor, base: dict[str, Any], head: int) -> dict[str, Any]:
     """Llama 3's scaling, of which the file holds the outcome: the factors of each frequency."""
-    given = factors.data.read().float()
+    stored = factors.data.read().float()
     for factor in (8.0, 32.0):
-        rope = made | {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
+        rope = base | {"rope_type": "llama3", "factor": factor, "low_freq_factor": 1.0,
                        "high_freq_factor": 4.0,
                        "original_max_position_embeddings": 8192}  # fmt: skip
-        wanted = _llama3_factors(rope, head)
-        if given.shape == wanted.shape and torch.allclose(given, wanted, rtol=1e-4):
+        expected = _llama3_factors(rope, head)
+        if stored.shape == expected.shape and torch.allclose(stored, expected, rtol=1e-4):
             return rope
     raise BadInput(f"{file.path}: {_FACTORS} holds factors other than those of Llama 3")
 
@@ -254,15 +254,15 @@ def _check_shape(file: GgufFile, tensor: Tensor, path: str, config: Mapping[str,
         "down_proj": (hidden, inner), "embed_tokens": (config["vocab_size"], hidden),
         "lm_head": (config["vocab_size"], hidden), "q_norm": (head,), "k_norm": (head,),
     }  # fmt: skip
-    wanted = sizes.get(path.rpartition(".")[2], (hidden,))
-    wanted = wanted[:1] if tensor.name.endswith(".bias") else wanted
-    if tensor.shape != wanted:
+    expected = sizes.get(path.rpartition(".")[2], (hidden,))
+    expected = expected[:1] if tensor.name.endswith(".bias") else expected
+    if tensor.shape != expected:
         raise BadInput(f"{file.path}: the tensor {tensor.name!r} is {list(tensor.shape)}; by the "
-                       f"keys of arch {file.arch} it is {list(wanted)}")  # fmt: skip
+                       f"keys of arch {file.arch} it is {list(expected)}")  # fmt: skip
     words = file.keys.get("tokenizer.ggml.tokens")
-    if path == "model.embed_tokens" and words is not None and len(words) > wanted[0]:
+    if path == "model.embed_tokens" and words is not None and len(words) > expected[0]:
         raise BadInput(f"{file.path}: {len(words)} of tokenizer.ggml.tokens, and "
-                       f"{tensor.name!r} has {wanted[0]} rows")  # fmt: skip
+                       f"{tensor.name!r} has {expected[0]} rows")  # fmt: skip
 
 
 def _order(arch: Arch, path: str, rows: int, config: Mapping[str, Any]) -> torch.Tensor | None:
@@ -280,8 +280,8 @@ def _weight(file: GgufFile, tensor: Tensor, order: torch.Tensor | None, arch: Ar
     if tensor.kind in KINDS:
         rows, columns = tensor.shape
         block = next(size for name, size, _ in TYPES.values() if name == tensor.kind)
-        made = parts(tensor.name, KINDS[tensor.kind], (rows, columns), data, block, order)
-        return made.weight()
+        quantized = parts(tensor.name, KINDS[tensor.kind], (rows, columns), data, block, order)
+        return quantized.weight()
     if tensor.kind not in WHOLE:
         dense.append(f"{tensor.name} ({tensor.kind})")
         return _of_library(file, tensor, order)

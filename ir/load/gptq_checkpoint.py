@@ -52,8 +52,8 @@ def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     middle = bool((zeros == 1 << (bits - 1)).all())
 
     def codes() -> Tensor:
-        found = unpack_rows(qweight.read().T, bits, columns)
-        return found if order is None else found[:, order]
+        matrix = unpack_rows(qweight.read().T, bits, columns)
+        return matrix if order is None else matrix[:, order]
 
     return Parts(
         name, rows, columns, bits, 0 if group == columns else group, codes,
@@ -80,12 +80,12 @@ def _zeros(name: str, qzeros: Weight, bits: int, rows: int, config: Mapping[str,
 
 def _order(name: str, index: Tensor, columns: int, group: int) -> Tensor | None:
     """Columns in the order of their groups; ``None`` where they are in it already."""
-    wanted = torch.arange(columns) // group
+    ascending = torch.arange(columns) // group
     if index.shape != (columns,):
         raise BadInput(f"{name}.g_idx is {list(index.shape)}, for {columns} columns")
-    if torch.equal(index, wanted):
+    if torch.equal(index, ascending):
         return None
     order = torch.sort(index, stable=True).indices
-    if not torch.equal(index[order], wanted):
+    if not torch.equal(index[order], ascending):
         raise BadInput(f"{name}.g_idx: its groups are not of {group} columns each")
     return order

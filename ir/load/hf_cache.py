@@ -35,7 +35,7 @@ def cached_inputs(
     pixels = inputs.get("pixel_values")
     # Long enough for an image: sizes that depend on it (tokens left out) are told by the example.
     seq = SEQ if pixels is None else int(inputs["input_ids"].shape[1])
-    made: dict[str, Any] = {
+    examples: dict[str, Any] = {
         "input_ids": torch.ones(2, seq, dtype=torch.int64),
         "attention_mask": torch.ones(2, PAST + seq, dtype=torch.int64),
         "past_key_values": [
@@ -49,9 +49,9 @@ def cached_inputs(
         "past_key_values": [(layer, layer) for _ in layers],
     }
     if pixels is not None:
-        made["pixel_values"] = torch.cat([pixels, pixels])[:3]
+        examples["pixel_values"] = torch.cat([pixels, pixels])[:3]
         shapes["pixel_values"] = {0: Dim("images")}
-    return made, shapes
+    return examples, shapes
 
 
 def _slot_sizes(config: Any) -> tuple[int, tuple[int, int]]:

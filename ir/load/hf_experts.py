@@ -46,11 +46,11 @@ def expert_notes(model: torch.nn.Module) -> tuple[str, ...]:
     counts = sorted({int(part.num_experts) for part in split})  # type: ignore[arg-type]
     if not counts:
         return ()
-    said = (
+    note = (
         f"an artifact runs each of {', '.join(map(str, counts))} experts on the tokens that the "
         "router picked it for; calibration and checks of the graph itself run all on every token"
     )
-    return (said,)
+    return (note,)
 
 
 def _split(part: Any) -> None:
@@ -87,10 +87,10 @@ def _run_all(
     out = torch.zeros_like(x)
     for index in range(self.num_experts):
         expert = self._modules[str(index)]
-        found = _gated(self, expert, x) if self.is_transposed else expert.down_proj(
+        part = _gated(self, expert, x) if self.is_transposed else expert.down_proj(
             self.act_fn(expert.gate_proj(x)) * expert.up_proj(x)
         )  # fmt: skip
-        out = out + (found * shares[:, index]).to(out.dtype)
+        out = out + (part * shares[:, index]).to(out.dtype)
     return out
 
 
@@ -110,34 +110,34 @@ def by_expert(state: Mapping[str, Any], handles: Mapping[str, Weight]) -> dict[s
     are cut where they lie in their file."""
     if not any(re.search(r"\.experts\.\d+\.", name) for name in state):
         return dict(handles)
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     for name, handle in handles.items():
         stack, one = _STACK.fullmatch(name), _ONE.fullmatch(name)
         if one is not None:
-            found[f"{one[1]}{_OWN_NAMES[one[2]]}{one[3]}"] = handle
+            weights[f"{one[1]}{_OWN_NAMES[one[2]]}{one[3]}"] = handle
         elif stack is not None and isinstance(handle, FileWeight):
-            found |= _cut(stack, handle, state)
+            weights |= _cut(stack, handle, state)
         else:
-            found[name] = handle
-    return found
+            weights[name] = handle
+    return weights
 
 
 def _cut(name: re.Match[str], stack: FileWeight, state: Mapping[str, Any]) -> dict[str, Weight]:
     prefix, kind, bias = name[1], name[2], name[3] or ""
     experts = dict(enumerate(_parts(stack, stack.shape[0])))
     as_stored = any(key.endswith(f".experts.0.{kind}{bias}") for key in state)
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     for i, part in experts.items():
         whole = FileWeight(part.path, part.offset, part.shape[1:], part.dtype, stamp=part._stamp)
         if as_stored:
-            found[f"{prefix}{i}.{kind}{bias}"] = whole
+            weights[f"{prefix}{i}.{kind}{bias}"] = whole
             continue
         if kind == "down_proj":
-            found[f"{prefix}{i}.down_proj.weight"] = whole
+            weights[f"{prefix}{i}.down_proj.weight"] = whole
             continue
         for half, cut in zip(("gate_proj", "up_proj"), _parts(whole, 2), strict=True):
-            found[f"{prefix}{i}.{half}.weight"] = cut
-    return found
+            weights[f"{prefix}{i}.{half}.weight"] = cut
+    return weights
 
 
 def _parts(weight: FileWeight, count: int) -> Iterator[FileWeight]:

@@ -176,12 +176,12 @@ def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         fixed = {name: value for name, value in fixed.items() if name in accepted}
 
-    def tensors(self: Any, given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        output = original(self, **given, **fixed)
+    def tensors(self: Any, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        output = original(self, **feeds, **fixed)
         return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
-    def named(self: Any, **given: torch.Tensor) -> dict[str, torch.Tensor]:
-        return tensors(self, given)
+    def named(self: Any, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        return tensors(self, feeds)
 
     # The exporter calls what the forward's signature names.
     named.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
@@ -216,8 +216,8 @@ def bind_weights(
             name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
             for name, p in model.named_parameters(remove_duplicate=False)
         }, ()
-    found = match(model, checkpoint.tensors)
-    if found.absent:
+    matches = match(model, checkpoint.tensors)
+    if matches.absent:
         advice = 'Check "architectures" in config.json against the checkpoint'
         if converts(model):
             advice = (
@@ -226,10 +226,10 @@ def bind_weights(
                 "package.module:factory"
             )
         raise BadInput(
-            f"{folder}: {len(found.absent)} of the model's weights are not in the checkpoint: "
-            f"{listed(found.absent)}. {advice}"
+            f"{folder}: {len(matches.absent)} of the model's weights are not in the checkpoint: "
+            f"{listed(matches.absent)}. {advice}"
         )
-    unscaled = found.scale_left_out()
+    unscaled = matches.scale_left_out()
     if unscaled is not None:
         name, scale = unscaled
         raise BadInput(
@@ -237,4 +237,4 @@ def bind_weights(
             f"nothing would apply {scale!r}: the checkpoint is quantized in a way that config.json "
             "does not say. Give the original checkpoint, or one with its scales multiplied in"
         )
-    return found.by_parameter(model), (*checkpoint.notes, *found.notes())
+    return matches.by_parameter(model), (*checkpoint.notes, *matches.notes())

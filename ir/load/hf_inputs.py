@@ -96,8 +96,8 @@ def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
 def _sides(config: Any, folder: Path) -> tuple[int, int]:
     """Rows and columns: the config's, the preprocessor's, else the usual ones."""
     backbone = getattr(config, "backbone_config", None)
-    found = [getattr(c, "image_size", None) for c in (config, backbone)]
-    size = next((size for size in (*found, _preprocessed(folder)) if size), _SIDE)
+    sizes = [getattr(c, "image_size", None) for c in (config, backbone)]
+    size = next((size for size in (*sizes, _preprocessed(folder)) if size), _SIDE)
     height, width = size if isinstance(size, tuple | list) else (size, size)
     return int(height), int(width)
 
@@ -107,10 +107,10 @@ def _preprocessed(folder: Path) -> Any:
     if not path.is_file():
         return None
     try:
-        said = json.loads(path.read_bytes())
+        settings = json.loads(path.read_bytes())
     except ValueError as error:
         raise BadInput(f"{path}: not valid JSON: {error}") from None
-    size = said.get("crop_size") or said.get("size") if isinstance(said, dict) else None
+    size = settings.get("crop_size") or settings.get("size") if isinstance(settings, dict) else None
     if not isinstance(size, dict):
         return size
     return (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")

@@ -93,26 +93,26 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
     handles = by_expert(state, handles)
     table = _renamed(model, handles)
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
-    found: dict[str, Weight] = {}
+    weights: dict[str, Weight] = {}
     keys: dict[str, str] = {}
     for name, tensor in state.items():
         forms = (name, prefix + name, name.removeprefix(prefix))
         key = next((table[s] for s in forms if s in table), None)
         if key is not None:
-            found[name], keys[name] = _fit(name, handles[key], tensor), key
-    shared = {id(state[name]): name for name in found}
+            weights[name], keys[name] = _fit(name, handles[key], tensor), key
+    shared = {id(state[name]): name for name in weights}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():
         twin = shared.get(id(parameter))
-        if name not in found and twin is not None:
-            found[name], keys[name] = found[twin], keys[twin]
-    for name in (name for name in parameters if name not in found):
+        if name not in weights and twin is not None:
+            weights[name], keys[name] = weights[twin], keys[twin]
+    for name in (name for name in parameters if name not in weights):
         # Sinusoids of positions are made by the module, though they are parameters.
         create = getattr(model.get_submodule(name.rpartition(".")[0]), "create_weight", None)
         if create is not None and name.endswith(".weight"):
-            found[name] = MemoryWeight(create().to(parameters[name].dtype))
-    absent = [name for name in parameters if name not in found]
-    return Match(found, keys, absent, _unused(model, table, set(keys.values())))
+            weights[name] = MemoryWeight(create().to(parameters[name].dtype))
+    absent = [name for name in parameters if name not in weights]
+    return Match(weights, keys, absent, _unused(model, table, set(keys.values())))
 
 
 def _fit(name: str, weight: Weight, tensor: torch.Tensor) -> Weight:

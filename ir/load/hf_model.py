@@ -34,9 +34,9 @@ HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
 def download(hub_id: str) -> Path:
     """The local snapshot of a hub id, from the cache or over the network."""
-    found = cached(hub_id)
-    if found is not None:
-        return found
+    snapshot = cached(hub_id)
+    if snapshot is not None:
+        return snapshot
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -77,9 +77,9 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
     path = folder / "config.json"
     raw = read_object(path)
     quantization_of(raw, path)
-    named, found = raw.get("transformers_weights"), SINGLE if (folder / SINGLE).exists() else INDEX
-    if named not in (None, found):
-        raise BadInput(f"{path}: transformers_weights names {named!r}, and {found} would be read")
+    named, file = raw.get("transformers_weights"), SINGLE if (folder / SINGLE).exists() else INDEX
+    if named not in (None, file):
+        raise BadInput(f"{path}: transformers_weights names {named!r}, and {file} would be read")
     try:
         from transformers import CONFIG_MAPPING, AutoConfig
     except ImportError:

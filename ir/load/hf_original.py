@@ -44,13 +44,13 @@ def hf_original(
     cached = call is None and bool(cache_name(model.forward))
 
     def filled() -> torch.nn.Module:
-        made: torch.nn.Module = cls._from_config(
+        module: torch.nn.Module = cls._from_config(
             config, dtype=dtype, attn_implementation=attention, **options
         )
         with torch.no_grad():
-            for name, parameter in made.named_parameters():
+            for name, parameter in module.named_parameters():
                 parameter.copy_(weights[name].read())  # type: ignore[index]
-        return made.eval()
+        return module.eval()
 
     def make() -> torch.nn.Module:
         loaded: torch.nn.Module = cls.from_pretrained(
@@ -89,21 +89,21 @@ def _takes(function: Any, name: str) -> bool:
     return name in inspect.signature(function).parameters
 
 
-def _call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The library's forward; of its outputs those that are tensors, for a model of images and text
     the logits alone, as its graph has them."""
-    inputs = as_the_library_takes(model, given)
+    inputs = as_the_library_takes(model, feeds)
     fixed = {"return_dict": True, "use_cache": False}
     accepted = inspect.signature(model.forward).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         fixed = {name: value for name, value in fixed.items() if name in accepted}
     output = model(**inputs, **fixed)
-    if image_prompt(model) and "pixel_values" in given:
+    if image_prompt(model) and "pixel_values" in feeds:
         return {"logits": output.logits}
     return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
 
-def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _cached_call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The library's forward with a cache that keeps all tokens, as the graph's does: of layers that
     look at the last ones alone the library's own would drop the others, which their masks hide.
 
@@ -112,12 +112,12 @@ def _cached_call(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, tor
     """
     from transformers.cache_utils import DynamicCache
 
-    plain = {n: t for n, t in given.items() if not n.startswith("past_key_values.")}
+    plain = {n: t for n, t in feeds.items() if not n.startswith("past_key_values.")}
     inputs = as_the_library_takes(model, plain)
     cache = DynamicCache()
     layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
-    for layer in layers if past_name(0, PARTS[0]) in given else ():
-        cache.update(*(given[past_name(layer, part)] for part in PARTS), layer)
+    for layer in layers if past_name(0, PARTS[0]) in feeds else ():
+        cache.update(*(feeds[past_name(layer, part)] for part in PARTS), layer)
     if "pixel_values" in inputs and not len(inputs["pixel_values"]):
         del inputs["pixel_values"]
         if model.config.model_type == "blip-2":  # whose forward is for texts with an image alone

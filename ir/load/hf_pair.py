@@ -62,9 +62,9 @@ def pair_part(model: Any, part: str, whole: Example) -> Part:
     return _decoder(model, masked="attention_mask" in inputs, goes_on=part != "decoder")
 
 
-def _encode(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    found = model.get_encoder()(**given, return_dict=True)
-    return {"last_hidden_state": found.last_hidden_state}
+def _encode(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    output = model.get_encoder()(**feeds, return_dict=True)
+    return {"last_hidden_state": output.last_hidden_state}
 
 
 def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
@@ -96,42 +96,42 @@ def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
 
 def _layers(model: Any) -> int:
     config = model.config
-    found = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
-    return int(found or config.num_hidden_layers)
+    count = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
+    return int(count or config.num_hidden_layers)
 
 
-def _start(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _start(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
     cache = EncoderDecoderCache(DynamicCache(), DynamicCache())
-    return _decode(model, given, given["encoder_hidden_states"], cache)
+    return _decode(model, feeds, feeds["encoder_hidden_states"], cache)
 
 
-def _go_on(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _go_on(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     from transformers.cache_utils import EncoderDecoderCache
 
     caches = [
         cache_of([
-            [given[past_name(layer, kind, of)] for kind in PARTS] for layer in range(_layers(model))
+            [feeds[past_name(layer, kind, of)] for kind in PARTS] for layer in range(_layers(model))
         ])
         for of in _OF
     ]  # fmt: skip
-    cross = given[past_name(0, PARTS[0], "encoder")]
+    cross = feeds[past_name(0, PARTS[0], "encoder")]
     # Of the encoder's result the length is read alone: its keys and values are there.
     hidden = cross.new_zeros(cross.shape[0], cross.shape[2], model.config.hidden_size)
-    found = _decode(model, given, hidden, EncoderDecoderCache(*caches))
-    return {name: tensor for name, tensor in found.items() if ".encoder." not in name}
+    outputs = _decode(model, feeds, hidden, EncoderDecoderCache(*caches))
+    return {name: tensor for name, tensor in outputs.items() if ".encoder." not in name}
 
 
 def _decode(
-    model: Any, given: Mapping[str, torch.Tensor], hidden: torch.Tensor, cache: Any
+    model: Any, feeds: Mapping[str, torch.Tensor], hidden: torch.Tensor, cache: Any
 ) -> dict[str, torch.Tensor]:
     from transformers.modeling_outputs import BaseModelOutput
 
     forward = type(model).forward
     output = forward(
         model, encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
-        attention_mask=given.get("encoder_attention_mask"), decoder_input_ids=given["input_ids"],
+        attention_mask=feeds.get("encoder_attention_mask"), decoder_input_ids=feeds["input_ids"],
         use_cache=True, return_dict=True, **{cache_name(forward): cache},
     )  # fmt: skip
     return {"logits": output.logits} | presents(cache)

@@ -67,14 +67,14 @@ def _llava_next(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     config = model.config
     rows, columns = crop_grid(config)
     side = config.vision_config.image_size // config.vision_config.patch_size
-    found = projected(model, pixels.flatten(0, 1))
-    images, width = pixels.shape[0], found.shape[-1]
-    found = found.reshape(images, 1 + rows * columns, found.shape[1], width)
-    raster = found[:, 1:].reshape(images, rows, columns, side, side, width)
+    tokens = projected(model, pixels.flatten(0, 1))
+    images, width = pixels.shape[0], tokens.shape[-1]
+    tokens = tokens.reshape(images, 1 + rows * columns, tokens.shape[1], width)
+    raster = tokens[:, 1:].reshape(images, rows, columns, side, side, width)
     raster = raster.permute(0, 1, 3, 2, 4, 5).reshape(images, rows * side, columns * side, width)
     newline = model.model.image_newline.to(raster.dtype).expand(images, rows * side, 1, width)
     raster = torch.cat([raster, newline], 2)
-    return torch.cat([found[:, 0], raster.reshape(images, -1, width)], 1)
+    return torch.cat([tokens[:, 0], raster.reshape(images, -1, width)], 1)
 
 
 def _smolvlm(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -98,20 +98,20 @@ FEATURES: Mapping[str, Features] = {
 """By model type; LLaVA itself is in ``hf_llava``."""
 
 
-def as_the_library_takes(model: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A graph's inputs as the library's own forward has them."""
-    pixels = given.get("pixel_values")
+    pixels = inputs.get("pixel_values")
     if pixels is None or not len(pixels):
-        return dict(given)
+        return dict(inputs)
     kind = model.config.model_type
     if kind in RASTERS:
         side = model.config.vision_config.image_size
         rows, columns = crop_grid(model.config)
         sizes = torch.tensor([[rows * side, columns * side]] * len(pixels))
-        return {**given, "image_sizes": sizes}
+        return {**inputs, "image_sizes": sizes}
     if kind == "smolvlm":
-        rows = len(given["input_ids"])
+        rows = len(inputs["input_ids"])
         batch = rows if len(pixels) % rows == 0 else 1
-        return {**given, "pixel_values": pixels.reshape(batch, -1, *pixels.shape[1:])}
+        return {**inputs, "pixel_values": pixels.reshape(batch, -1, *pixels.shape[1:])}
     # All crops in a row.
-    return {**given, "pixel_values": pixels.flatten(0, 1)} if pixels.dim() == 5 else dict(given)
+    return {**inputs, "pixel_values": pixels.flatten(0, 1)} if pixels.dim() == 5 else dict(inputs)

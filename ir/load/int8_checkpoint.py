@@ -88,12 +88,12 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
         return (TWICE + 128).to(torch.uint8)[nibbles.long()]
 
     def scales() -> Tensor:
-        found = scale.read()
+        stored = scale.read()
         if exponents:
-            return torch.exp2(found.float() - 128)
+            return torch.exp2(stored.float() - 128)
         assert outer is not None
         whole = outer.read().float().reshape(())
-        wide = found.float() / 2
+        wide = stored.float() / 2
         return wide / whole if "weight_global_scale" in own else wide * whole
 
     return _parts(name, packed, (rows, columns), group, codes, scales, torch.float32,

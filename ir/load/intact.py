@@ -60,9 +60,9 @@ def open_whole(folder: Path, opened: Callable[[], Opened]) -> Opened:
         held = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             check_files(folder)
-            made = opened()
+            artifact = opened()
             if os.path.samestat(os.fstat(held), folder.stat()):
-                return made
+                return artifact
         except GraphwrightError:
             if os.path.samestat(os.fstat(held), folder.stat()):
                 raise
@@ -72,10 +72,10 @@ def open_whole(folder: Path, opened: Callable[[], Opened]) -> Opened:
 
 def _recorded(folder: Path, content: bytes) -> dict[str, Any]:
     try:
-        found = json.loads(content)
+        manifest = json.loads(content)
     except (ValueError, RecursionError) as error:
         raise BadInput(f"{folder / MANIFEST}: not JSON: {error}") from None
-    files = found.get("files", {}) if isinstance(found, dict) else {}
+    files = manifest.get("files", {}) if isinstance(manifest, dict) else {}
     known = files.values() if isinstance(files, dict) else [None]
     if not all(isinstance(file, dict) for file in known):
         raise BadInput(f"{folder / MANIFEST}: damaged: `files` should hold sizes and hashes")
@@ -102,8 +102,8 @@ def _wrong(folder: Path, files: dict[str, Any], whole: bool) -> str:
 
 
 def _hash(path: Path) -> str:
-    found = path.stat()
-    return _sha256(path.resolve(), found.st_ino, found.st_size, found.st_mtime_ns)
+    stat = path.stat()
+    return _sha256(path.resolve(), stat.st_ino, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache

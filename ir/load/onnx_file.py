@@ -85,11 +85,11 @@ def _check_external_data(model: onnx_ir.Model) -> set[Path]:
         if isinstance(tensor, onnx_ir.ExternalTensor):
             weight_of(tensor)
             start = tensor.offset or 0
-            found = places.setdefault(Path(tensor.path), {})
-            found[start, start + tensor.nbytes] = str(tensor.name)
-    for path, found in places.items():
+            spans = places.setdefault(Path(tensor.path), {})
+            spans[start, start + tensor.nbytes] = str(tensor.name)
+    for path, spans in places.items():
         for (one, (_, end)), (other, (start, _)) in itertools.pairwise(
-            (name, place) for place, name in sorted(found.items()) if place[0] < place[1]
+            (name, place) for place, name in sorted(spans.items()) if place[0] < place[1]
         ):
             if start < end:
                 raise BadInput(f"{path}: the bytes of {one!r} and {other!r} overlap")
@@ -142,8 +142,8 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
             raise BadInput(f"{path}: {advice} ({reason})") from error
     if model.opset_imports[""] != MIN_OPSET:
         raise BadInput(f"{path}: {advice}")
-    found = _ranks(model)
-    changed = [name for name, rank in ranks.items() if found.get(name, rank) != rank]
+    new_ranks = _ranks(model)
+    changed = [name for name, rank in ranks.items() if new_ranks.get(name, rank) != rank]
     if changed:  # as that of Scan before opset 9, which takes a batch
         raise BadInput(f"{path}: {advice} (it would change the shape of {changed[0]!r})")
     return model

@@ -44,16 +44,16 @@ class ModuleOriginal:
             raise BadInput(f"{self.by} does not load it: {reason}") from error
 
         def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            seen: dict[str, torch.Tensor] = {}
+            records: dict[str, torch.Tensor] = {}
             training = [(m, m.training) for m in module.modules()]
-            hooks = _watch(module, watched, seen)
+            hooks = _watch(module, watched, records)
             device = next((p.device for p in module.parameters()), torch.device("cpu"))
-            given = {name: t.clone().to(device) for name, t in inputs.items()}
+            feeds = {name: t.clone().to(device) for name, t in inputs.items()}
             try:
                 for part, _ in training:
                     part.training = False
                 with quiet(), torch.no_grad():
-                    outputs = self.call(module, given)
+                    outputs = self.call(module, feeds)
             except Exception as error:
                 # Whatever a model's own code raises, the person must hear of it.
                 reason = first_line(error)
@@ -63,8 +63,8 @@ class ModuleOriginal:
                     hook.remove()
                 for part, before in training:
                     part.training = before
-            found = seen if watched else outputs
-            return {name: t.detach().cpu() for name, t in found.items()}
+            tensors = records if watched else outputs
+            return {name: t.detach().cpu() for name, t in tensors.items()}
 
         return run
 
@@ -85,13 +85,13 @@ class ModuleOriginal:
                         gives[path].add(value)
                     for path in outer - inner:
                         takes[path].add(value)
-        found: dict[Value, str] = {}
+        places: dict[Value, str] = {}
         for sign, table in (("", gives), (ENTERS, takes)):
             # The innermost module last: of those that give one value it says most.
             for path, values in sorted(table.items(), key=lambda row: len(row[0])):
-                if len(values) == 1 and (not sign or values.isdisjoint(found)):
-                    found[next(iter(values))] = sign + path
-        return found
+                if len(values) == 1 and (not sign or values.isdisjoint(places)):
+                    places[next(iter(values))] = sign + path
+        return places
 
 
 @dataclass(frozen=True)
@@ -108,11 +108,11 @@ class ProgramOriginal(ModuleOriginal):
         names = [node.name for node in module.graph.nodes if node.op == "placeholder"]
 
         def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-            seen: dict[str, torch.Tensor] = {}
-            given = [inputs[name].clone() for name in names]
+            records: dict[str, torch.Tensor] = {}
+            feeds = [inputs[name].clone() for name in names]
             with quiet(), torch.no_grad():
-                _Watching(module, watched, seen).run(*given, enable_io_processing=False)
-            return seen
+                _Watching(module, watched, records).run(*feeds, enable_io_processing=False)
+            return records
 
         return run
 
@@ -131,20 +131,20 @@ class ProgramOriginal(ModuleOriginal):
 
 class _Watching(torch.fx.Interpreter):
     def __init__(
-        self, module: GraphModule, watched: Collection[str], seen: dict[str, torch.Tensor]
+        self, module: GraphModule, watched: Collection[str], records: dict[str, torch.Tensor]
     ) -> None:
         super().__init__(module)
-        self._watched, self._seen = watched, seen
+        self._watched, self._records = watched, records
 
     def run_node(self, n: torch.fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self._watched and isinstance(result, torch.Tensor):
-            self._seen[n.name] = result.clone()
+            self._records[n.name] = result.clone()
         return result
 
 
 def traced_call(
-    program: ExportedProgram, made: PlainCall = TENSORS, types: Mapping[str, Type] | None = None
+    program: ExportedProgram, plain: PlainCall = TENSORS, types: Mapping[str, Type] | None = None
 ) -> Call:
     """The call by which ``torch.export`` traced a module. ``types`` are those of the graph's
     inputs, in order, where they have other names than the program's."""
@@ -152,10 +152,10 @@ def traced_call(
     inputs, outputs = list(types), output_names(program)
     in_spec = program.module_call_graph[0].signature.in_spec
 
-    def call(module: Any, given: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        tensors = {**given, **empty_past(types, given)}
+    def call(module: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        tensors = {**feeds, **empty_past(types, feeds)}
         args, kwargs = pytree.tree_unflatten([tensors[name] for name in inputs], in_spec)
-        leaves = pytree.tree_leaves(made.run(module, *args, **kwargs))
+        leaves = pytree.tree_leaves(plain.run(module, *args, **kwargs))
         return dict(zip(outputs, leaves, strict=True))
 
     return call
@@ -168,13 +168,13 @@ def _paths(scope: str) -> set[str]:
 
 
 def _watch(
-    module: torch.nn.Module, watched: Collection[str], seen: dict[str, torch.Tensor]
+    module: torch.nn.Module, watched: Collection[str], records: dict[str, torch.Tensor]
 ) -> list[Any]:
     def before(name: str) -> Callable[..., None]:
-        return lambda _, args, kwargs: _note(seen, name, (args, kwargs))
+        return lambda _, args, kwargs: _note(records, name, (args, kwargs))
 
     def after(name: str) -> Callable[..., None]:
-        return lambda _, args, output: _note(seen, name, output)
+        return lambda _, args, output: _note(records, name, output)
 
     hooks: list[Any] = []
     for name in watched:
@@ -186,8 +186,8 @@ def _watch(
     return hooks
 
 
-def _note(seen: dict[str, torch.Tensor], name: str, value: Any) -> None:
+def _note(records: dict[str, torch.Tensor], name: str, value: Any) -> None:
     leaves = pytree.tree_leaves(value)
     tensor = next((leaf for leaf in leaves if isinstance(leaf, torch.Tensor)), None)
     if tensor is not None:
-        seen[name] = tensor.detach().clone()
+        records[name] = tensor.detach().clone()

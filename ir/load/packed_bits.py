@@ -13,11 +13,11 @@ CHUNK = 1 << 20
 def unpack_rows(words: Tensor, bits: int, count: int) -> Tensor:
     """int32 ``[rows, words]`` to uint8 codes ``[rows, count]``; a code may straddle two words."""
     data = words.contiguous().numpy().view(np.uint8)
-    found = np.empty((len(data), count), np.uint8)
+    codes = np.empty((len(data), count), np.uint8)
     step = max(1, CHUNK // max(count, 1))
     for start in range(0, len(data), step):
-        found[start : start + step] = _unpacked(data[start : start + step], bits, count)
-    return torch.from_numpy(found)
+        codes[start : start + step] = _unpacked(data[start : start + step], bits, count)
+    return torch.from_numpy(codes)
 
 
 def _unpacked(data: np.ndarray, bits: int, count: int) -> np.ndarray:
@@ -32,11 +32,11 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     left of the last word is 0."""
     rows, count = codes.shape
     width = -(-count * bits // 32)
-    found = np.zeros((rows, 4 * width), np.uint8)
+    words = np.zeros((rows, 4 * width), np.uint8)
     step = max(1, CHUNK // max(count, 1))
     for start in range(0, rows, step):
         flags = np.unpackbits(codes[start : start + step].contiguous().numpy()[..., None], axis=-1,
                               bitorder="little")[..., :bits]  # fmt: skip
         packed = np.packbits(flags.reshape(len(flags), -1), axis=1, bitorder="little")
-        found[start : start + step, : packed.shape[1]] = packed
-    return torch.from_numpy(found.view(np.int32))
+        words[start : start + step, : packed.shape[1]] = packed
+    return torch.from_numpy(words.view(np.int32))

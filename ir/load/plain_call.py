@@ -46,13 +46,13 @@ class PlainCall:
         """Meanwhile the module's own forward is this call."""
         forward, own = module.forward, "forward" in vars(module)
         signature = inspect.signature(forward)
-        kept = [p for name, p in signature.parameters.items() if name not in self.bound]
+        parameters = [p for name, p in signature.parameters.items() if name not in self.bound]
 
         @functools.wraps(forward)
         def plain(*args: Any, **kwargs: Any) -> Any:
             return self.run(forward, *args, **kwargs)
 
-        plain.__signature__ = signature.replace(parameters=kept)  # type: ignore[attr-defined]
+        plain.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         module.forward = plain
         try:
             yield
@@ -200,9 +200,9 @@ def plain_outputs(output: Any) -> Any:
     name: ``logits``, ``hidden_states.0``, ``present.0.key``."""
     if _is_plain(output):
         return output
-    found: dict[str, torch.Tensor] = {}
-    _collect(found, "", output)
-    return found
+    tensors: dict[str, torch.Tensor] = {}
+    _collect(tensors, "", output)
+    return tensors
 
 
 def _is_plain(output: Any) -> bool:
@@ -213,16 +213,16 @@ def _is_plain(output: Any) -> bool:
     return isinstance(output, torch.Tensor)
 
 
-def _collect(found: dict[str, torch.Tensor], name: str, value: Any) -> None:
+def _collect(tensors: dict[str, torch.Tensor], name: str, value: Any) -> None:
     if isinstance(value, torch.Tensor):
-        found[name or "output"] = value
+        tensors[name or "output"] = value
     elif is_cache(value):
-        found.update(presents(value))
+        tensors.update(presents(value))
     elif isinstance(value, Mapping):
         for key, inner in value.items():
-            _collect(found, f"{name}.{key}" if name else str(key), inner)
+            _collect(tensors, f"{name}.{key}" if name else str(key), inner)
     elif isinstance(value, tuple | list):
         for index, inner in enumerate(value):
-            _collect(found, f"{name}.{index}" if name else f"output_{index}", inner)
+            _collect(tensors, f"{name}.{index}" if name else f"output_{index}", inner)
     elif is_dataclass(value):
-        _collect(found, name, {field.name: getattr(value, field.name) for field in fields(value)})
+        _collect(tensors, name, {field.name: getattr(value, field.name) for field in fields(value)})

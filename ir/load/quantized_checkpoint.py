@@ -75,18 +75,18 @@ def quantization_of(raw: Mapping[str, Any], where: object) -> dict[str, Any] | N
     """The quantization that a config tells of; ``None`` where there is none. Raises ``BadInput``
     for one that is not read."""
     parts = [raw, *(value for value in raw.values() if isinstance(value, dict))]
-    found = next((part[key] for part in parts for key in KEYS if part.get(key)), None)
-    if found is None:
+    quantization = next((part[key] for part in parts for key in KEYS if part.get(key)), None)
+    if quantization is None:
         return None
-    method = found.get("quant_method") if isinstance(found, dict) else None
+    method = quantization.get("quant_method") if isinstance(quantization, dict) else None
     if method not in _METHODS:
         raise BadInput(
             f"{where}: the checkpoint is quantized by {method!r}, which is not read "
             f"({', '.join(_METHODS)} are); give the original one"
         )
     if method == "compressed-tensors":
-        _check_formats(found, where)
-    return dict(found)
+        _check_formats(quantization, where)
+    return dict(quantization)
 
 
 def _check_formats(config: Mapping[str, Any], where: object) -> None:
@@ -132,9 +132,9 @@ def with_dense_names(
         raise BadInput(
             f"{where}: quantization_config says {method}, and the checkpoint has no tensor {marks}"
         )
-    told = "; ".join(f"{count} of {form}" for form, count in forms.items())
-    told = "; ".join((told, *filter(None, notes)))
-    note = f"quantized by {method}, taken as it is stored: {told}"
+    summary = "; ".join(f"{count} of {form}" for form, count in forms.items())
+    summary = "; ".join((summary, *filter(None, notes)))
+    note = f"quantized by {method}, taken as it is stored: {summary}"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
 
 
@@ -146,13 +146,13 @@ def _join(
            if f"{name}.{part}" in tensors}  # fmt: skip
     if f"{name}.weight" in tensors:
         raise BadInput(f"{name} has both a weight and a {scheme.mark}: one of them is stale")
-    made = scheme.read(name, own, settings)
-    if isinstance(made, Dense):
-        tensors[f"{name}.weight"] = made.weight
-        return f"{made.form}, which no form here is equal to: read as numbers"
-    tensors[f"{name}.weight"] = made.weight()
-    form = f"{made.bits} bits, " + (f"groups of {made.group}" if made.group else "rows")
-    return form + (", columns in the order of their groups" if made.order else "")
+    stored = scheme.read(name, own, settings)
+    if isinstance(stored, Dense):
+        tensors[f"{name}.weight"] = stored.weight
+        return f"{stored.form}, which no form here is equal to: read as numbers"
+    tensors[f"{name}.weight"] = stored.weight()
+    form = f"{stored.bits} bits, " + (f"groups of {stored.group}" if stored.group else "rows")
+    return form + (", columns in the order of their groups" if stored.order else "")
 
 
 def _scheme_of(name: str, config: Mapping[str, Any]) -> Scheme | None:

@@ -181,14 +181,14 @@ def _unknown(text: str, path: Path) -> GraphwrightError:
 def _factory(text: str) -> View:
     """Call ``package.module:factory``, the user's own code, and trace what it returns."""
     module_name, _, attribute = text.partition(":")
-    made = _call_factory(text, _import(text, module_name), attribute)
-    if isinstance(made, View):
-        return made
-    parts: tuple[Any, ...] = made if isinstance(made, tuple) else (made,)
+    product = _call_factory(text, _import(text, module_name), attribute)
+    if isinstance(product, View):
+        return product
+    parts: tuple[Any, ...] = product if isinstance(product, tuple) else (product,)
     module, args, kwargs, shapes = (*parts, *((), None, None)[len(parts) - 1 :])[:4]
     if not isinstance(module, torch.nn.Module) or not 1 <= len(parts) <= 4:
         raise BadInput(
-            f"{text} returned {type(made).__name__}; it must return a module, (module, args), "
+            f"{text} returned {type(product).__name__}; it must return a module, (module, args), "
             "(module, args, kwargs), (module, args, kwargs, dynamic_shapes), or a View"
         )
     file = inspect.getsourcefile(sys.modules[module_name])
@@ -219,16 +219,16 @@ def _import(text: str, name: str) -> Any:
 
 
 def _call_factory(text: str, module: Any, attribute: str) -> Any:
-    found = module
+    target = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
-            public = [n for n, v in vars(found).items() if callable(v) and not n.startswith("_")]
+        if not hasattr(target, part):
+            public = [n for n, v in vars(target).items() if callable(v) and not n.startswith("_")]
             raise BadInput(f"{text}: no {part!r} there; {near_misses(part, public)}".rstrip("; "))
-        found = getattr(found, part)
-    if not callable(found):
-        raise BadInput(f"{text} is {type(found).__name__}, not a function without arguments")
+        target = getattr(target, part)
+    if not callable(target):
+        raise BadInput(f"{text} is {type(target).__name__}, not a function without arguments")
     try:
-        return found()
+        return target()
     except GraphwrightError:
         raise
     except Exception as error:

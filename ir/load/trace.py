@@ -63,8 +63,8 @@ def trace(
     (naming the submodule and the line), and where it draws random numbers or changes its own
     parameters in evaluation mode.
     """
-    given = (args,) if isinstance(args, torch.Tensor) else tuple(args)
-    call = plain_call(module, given, kwargs or {})
+    positional = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    call = plain_call(module, positional, kwargs or {})
     inputs: Inputs = _distinct(call.inputs)
     with (
         call.given_to(module), _evaluation(module), quiet(), torch.no_grad(), uncollected(),
@@ -151,12 +151,12 @@ def _auto_shapes(
     dims = {name: Dim(name) for name in ("batch", "seq", "past")}
 
     def spec(leaf: Any, cached: bool) -> dict[int, Any] | None:
-        found: dict[int, Any] = {}
+        axes: dict[int, Any] = {}
         of_cache = {0: "batch", PAST_AXIS: "past"}
         for index, name in (of_cache if cached else _dynamic_dims(leaf)).items():
             same = sizes.setdefault(name, leaf.shape[index]) == leaf.shape[index]
-            found[index] = dims[name] if same and name not in loose else Dim.AUTO
-        return found or None
+            axes[index] = dims[name] if same and name not in loose else Dim.AUTO
+        return axes or None
 
     return {
         name: pytree.tree_map(functools.partial(spec, cached=name in caches), value)
@@ -171,9 +171,9 @@ def dim_names(program: ExportedProgram, dynamic_shapes: Any = None) -> dict[str,
     """
     inputs = set(program.graph_signature.user_inputs)
     values = {n.name: n.meta.get("val") for n in program.graph.nodes if n.name in inputs}
-    given = dynamic_shapes if isinstance(dynamic_shapes, Mapping) else {}
+    specs = dynamic_shapes if isinstance(dynamic_shapes, Mapping) else {}
     if isinstance(dynamic_shapes, list | tuple):
-        given = dict(zip(values, dynamic_shapes, strict=False))
+        specs = dict(zip(values, dynamic_shapes, strict=False))
     names: dict[str, str] = {}
     for name, value in values.items():
         if not isinstance(value, torch.Tensor):
@@ -184,23 +184,23 @@ def dim_names(program: ExportedProgram, dynamic_shapes: Any = None) -> dict[str,
             symbol = str(size)
             if isinstance(size, int) or not symbol.isidentifier() or symbol in names:
                 continue
-            wanted = _dim_name(_spec_of(given, name), index) or usual.get(index, f"{name}_{index}")
-            same = sum(n == wanted or n.startswith(f"{wanted}_") for n in names.values())
-            names[symbol] = f"{wanted}_{same}" if same else wanted
+            base = _dim_name(_spec_of(specs, name), index) or usual.get(index, f"{name}_{index}")
+            same = sum(n == base or n.startswith(f"{base}_") for n in names.values())
+            names[symbol] = f"{base}_{same}" if same else base
     return names
 
 
-def _spec_of(given: Mapping[str, Any], name: str) -> Any:
+def _spec_of(specs: Mapping[str, Any], name: str) -> Any:
     """The shape given for an input; one out of a list of an argument has its places in its name."""
-    if name in given:
-        return given[name]
+    if name in specs:
+        return specs[name]
     argument, _, places = re.sub(r"((?:_\d+)+)$", r" \1", name).partition(" _")
-    found = given.get(argument)
+    spec = specs.get(argument)
     for place in places.split("_"):
-        if not isinstance(found, list | tuple) or int(place) >= len(found):
+        if not isinstance(spec, list | tuple) or int(place) >= len(spec):
             return None
-        found = found[int(place)]
-    return found
+        spec = spec[int(place)]
+    return spec
 
 
 def _dim_name(spec: Any, index: int) -> str | None:
@@ -280,7 +280,7 @@ _UNDECIDED = r"values of (\w+) = .* generated guard"
 """In the exporter's words, a dimension of which the code asks what no bound of it settles."""
 
 
-def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -> Any | None:
+def _bounded(shapes: Any, notes: dict[str, str], tried: set[str], message: str) -> Any | None:
     """The shapes that are given, bounded as the exporter proposes; ``None`` where it does not.
 
     It proposes no bound where one size behaves as no other does: then that one is left out.
@@ -288,8 +288,8 @@ def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -
     if message in tried or "Constraints violated" not in message:
         return None
     tried.add(message)
-    limits = {d.__name__: d.max for d in pytree.tree_leaves(given) if isinstance(d, Dim)}
-    found = {
+    limits = {d.__name__: d.max for d in pytree.tree_leaves(shapes) if isinstance(d, Dim)}
+    ranges = {
         name: dict(re.findall(r"(min|max)=(\d+)", bounds))
         for name, bounds in re.findall(r"^\s*(\w+) = Dim\('\w+'(.*)\)$", message, re.M)
         if name in limits  # It proposes dims of its own too, that others are multiples of.
@@ -299,13 +299,13 @@ def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -
         alone = int(number) - int(shift or 0)
         # Left out with what lies behind it on the side that is farther from the usual sizes.
         bound = {"max": alone - 1} if alone > limits.get(name, 0) // 2 else {"min": alone + 1}
-        found.setdefault(name, {key: str(size) for key, size in bound.items()})
-    if not found and not fixed:
+        ranges.setdefault(name, {key: str(size) for key, size in bound.items()})
+    if not ranges and not fixed:
         return None
-    for name, bounds in found.items():
-        said = [f"{word} {bounds[key]}" for key, word in (("min", "at least"), ("max", "at most"))
+    for name, bounds in ranges.items():
+        terms = [f"{word} {bounds[key]}" for key, word in (("min", "at least"), ("max", "at most"))
                 if key in bounds]  # fmt: skip
-        notes[name] = f"the graph is for sizes of {name} of {' and '.join(said)}"
+        notes[name] = f"the graph is for sizes of {name} of {' and '.join(terms)}"
     for name, size in fixed.items():
         notes[name] = f"the model's code fixes {name}: the graph is for {size} alone"
 
@@ -315,11 +315,11 @@ def _bounded(given: Any, notes: dict[str, str], tried: set[str], message: str) -
         name = dim.__name__
         if name in fixed:
             return None
-        limits = {key: int(value) for key, value in found.get(name, {}).items()}
-        kept = {"min": getattr(dim, "min", None), "max": getattr(dim, "max", None)} | limits
-        return Dim(name, **{key: size for key, size in kept.items() if size is not None})
+        limits = {key: int(value) for key, value in ranges.get(name, {}).items()}
+        bounds = {"min": getattr(dim, "min", None), "max": getattr(dim, "max", None)} | limits
+        return Dim(name, **{key: size for key, size in bounds.items() if size is not None})
 
-    return pytree.tree_map_only(Dim, narrowed, given)
+    return pytree.tree_map_only(Dim, narrowed, shapes)
 
 
 def _on_cpu(program: ExportedProgram) -> ExportedProgram:
@@ -403,8 +403,8 @@ def _refuse_changed_parameters(program: ExportedProgram) -> None:
 
 def _arguments(node: torch.fx.Node) -> dict[str, Any]:
     schema = node.target._schema.arguments  # type: ignore[union-attr]
-    given = {a.name: value for a, value in zip(schema, node.args, strict=False)}
-    return {a.name: a.default_value for a in schema} | given | node.kwargs
+    positional = {a.name: value for a, value in zip(schema, node.args, strict=False)}
+    return {a.name: a.default_value for a in schema} | positional | node.kwargs
 
 
 # --- surroundings -------------------------------------------------------------------------------

@@ -225,8 +225,8 @@ def ask(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
     if kind != "contains":
         raise ValueError(f"{kind} is not one of {TYPES}")
     present = rng.random() < 0.5
-    wanted = [v for v in range(10) if (v in values) == present]
-    value = wanted[int(rng.integers(len(wanted)))]
+    choices = [v for v in range(10) if (v in values) == present]
+    value = choices[int(rng.integers(len(choices)))]
     return Question(scene, kind, f"is there a {value} ?", "yes" if present else "no")
 
 
@@ -235,11 +235,11 @@ def questions(split: Split, count: int, seed: int = 0, size: int = IMAGE) -> lis
 
     The same for the same arguments: question ``i`` does not depend on ``count``.
     """
-    made = []
+    series = []
     for i in range(count):
         rng = np.random.default_rng([seed, i, len(split), size])
-        made.append(ask(draw_scene(split, rng, size), TYPES[i % len(TYPES)], rng))
-    return made
+        series.append(ask(draw_scene(split, rng, size), TYPES[i % len(TYPES)], rng))
+    return series
 
 
 def normalized(images: Sequence[Pixels]) -> torch.Tensor:
@@ -346,7 +346,7 @@ def prompt_batches(
     A prompt is ``<s>``, a placeholder for each patch, the question; the next token is the answer.
     """
     image, pad = tokenizer.token_to_id("<image>"), tokenizer.token_to_id("<pad>")
-    made = []
+    batches = []
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
         encoded = [tokenizer.encode(question.text).ids for question in part]
@@ -354,7 +354,7 @@ def prompt_batches(
         tokens = images[0].size // (3 * PATCH**2)  # of all crops
         rows = [[ids[0], *[image] * tokens, *ids[1:]] for ids in encoded]
         longest = max(map(len, rows))
-        made.append(
+        batches.append(
             {
                 "input_ids": torch.tensor([[pad] * (longest - len(r)) + r for r in rows]),
                 "attention_mask": torch.tensor(
@@ -363,4 +363,4 @@ def prompt_batches(
                 "pixel_values": normalized(images),
             }
         )
-    return made
+    return batches

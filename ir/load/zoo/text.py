@@ -37,7 +37,7 @@ def english_sentences(count: int) -> list[str]:
     """
     from pydoc_data.topics import topics
 
-    found: dict[str, None] = {}
+    unique: dict[str, None] = {}
     for name in sorted(topics):
         for paragraph in re.split(r"\n\s*\n", topics[name]):
             # Indented lines are code or grammar; rows of signs underline headings.
@@ -46,8 +46,8 @@ def english_sentences(count: int) -> list[str]:
             text = " ".join(paragraph.split())
             for sentence in re.split(r"(?<=[.!?]) (?=[A-Z])", text):
                 if re.fullmatch(r"[A-Z][^|<>{}]{39,299}[.!?]", sentence):
-                    found[sentence] = None
-    sentences = list(found)
+                    unique[sentence] = None
+    sentences = list(unique)
     return sentences[:: max(1, len(sentences) // count)][:count]
 
 
@@ -73,13 +73,13 @@ class CheckedTokenizer:
         self._tokenizer, self._path = tokenizer, path
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._tokenizer, name)
-        if not callable(found):
-            return found
+        attribute = getattr(self._tokenizer, name)
+        if not callable(attribute):
+            return attribute
 
         def called(*args: Any, **options: Any) -> Any:
             with _told(self._path):
-                return found(*args, **options)
+                return attribute(*args, **options)
 
         return called
 

@@ -63,12 +63,12 @@ def _load(
     folder: Path, dtype: torch.dtype | None, sampler: Callable[[], list[dict[str, torch.Tensor]]],
     cache: bool = False,
 ) -> FxView:  # fmt: skip
-    name, kept = f"zoo:{folder.name}", dtype or torch.float32
-    view = load_folder(folder, name=name, dtype=kept, cache=cache)
+    name, precision = f"zoo:{folder.name}", dtype or torch.float32
+    view = load_folder(folder, name=name, dtype=precision, cache=cache)
 
     def samples() -> list[dict[str, torch.Tensor]]:
         return [
-            {n: t.to(kept) if t.is_floating_point() else t for n, t in batch.items()}
+            {n: t.to(precision) if t.is_floating_point() else t for n, t in batch.items()}
             for batch in sampler()
         ]
 

@@ -23,9 +23,9 @@ class Plain(nn.Module):
 
 class Writing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        made = torch.zeros_like(x)
-        made[:, 0] = x[:, 1]
-        return made.mul_(2.0) + x
+        out = torch.zeros_like(x)
+        out[:, 0] = x[:, 1]
+        return out.mul_(2.0) + x
 
 
 class Chunked(nn.Module):
@@ -44,8 +44,8 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
     def counting(self: ExportedProgram, *arguments: Any) -> ExportedProgram:
         calls.append(1)
-        made: ExportedProgram = inner(self, *arguments)
-        return made
+        program: ExportedProgram = inner(self, *arguments)
+        return program
 
     monkeypatch.setattr(ExportedProgram, "run_decompositions", counting)
     return calls
@@ -59,8 +59,8 @@ def test_a_program_is_decomposed_where_it_must_be(
     view = trace(module, torch.randn(3, 4, 6))
     assert len(decomposed) == times
     x = torch.randn(rows, 4, 6)
-    (found,) = sweep(view, dict(zip(view.input_names(), [x], strict=True))).values()
-    assert torch.equal(found, module.eval()(x)) and found.dtype == module(x).dtype
+    (actual,) = sweep(view, dict(zip(view.input_names(), [x], strict=True))).values()
+    assert torch.equal(actual, module.eval()(x)) and actual.dtype == module(x).dtype
 
 
 def test_no_op_that_may_copy_is_left(decomposed: list[int]) -> None:

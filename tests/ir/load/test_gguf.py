@@ -53,14 +53,14 @@ def test_sizes_of_blocks_are_the_librarys() -> None:
 def test_blocks(kind: str) -> None:
     """With a minimum there is rounding in float32; groups of scale 0 are the constants they are."""
     raw = drawn(kind, 6, 512)
-    wanted = gguf.quants.dequantize(raw, Q[kind])
+    expected = gguf.quants.dequantize(raw, Q[kind])
     data = MemoryWeight(torch.from_numpy(raw))
-    made = parts("x", KINDS[kind], (6, 512), data, SIZES[kind][0]).weight()
-    bound = 0 if KINDS[kind].lows is None else 1e-7 * np.abs(wanted).max()
-    assert np.abs(made.read().numpy() - wanted).max() <= bound
+    weight = parts("x", KINDS[kind], (6, 512), data, SIZES[kind][0]).weight()
+    bound = 0 if KINDS[kind].lows is None else 1e-7 * np.abs(expected).max()
+    assert np.abs(weight.read().numpy() - expected).max() <= bound
     order = torch.tensor([3, 1, 0, 5, 4, 2])
     turned = parts("x", KINDS[kind], (6, 512), data, SIZES[kind][0], order).weight()
-    assert torch.equal(turned.read(), made.read()[order])
+    assert torch.equal(turned.read(), weight.read()[order])
 
 
 # --- models --------------------------------------------------------------------------------------
@@ -149,15 +149,15 @@ def test_models(arch: str, tmp_path: Path) -> None:
     assert view.source.kind == "gguf" and view.source.files == (path,)
     assert any("no tokenizer: it holds no tokenizer" in note for note in view.source.notes)
     canonicalize(view)
-    found = {linear.role: linear.quantized for linear in recognize(view).linears}
-    assert found == {"q": True, "k": True, "v": True, "o": True, "gate": True, "up": False,
+    quantized = {linear.role: linear.quantized for linear in recognize(view).linears}
+    assert quantized == {"q": True, "k": True, "v": True, "o": True, "gate": True, "up": False,
                      "down": True, "head": arch == "llama"}  # fmt: skip
     ids = torch.arange(1, 25).reshape(2, 12)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        wanted = model(**given).logits
-    made = gw.compile(view)(**given)["logits"]
-    torch.testing.assert_close(made, wanted, rtol=1e-4, atol=2e-5)
+        expected = model(**inputs).logits
+    logits = gw.compile(view)(**inputs)["logits"]
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=2e-5)
 
 
 # --- bad input -----------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ TOKENS = 9
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By name: the library's model, and the graphs with the cache by kind."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name in HEADS:
         folder = tmp_path_factory.mktemp(name)
         if name == "llava":
@@ -51,8 +51,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
             model = getattr(small_models, name)(layers=2).module.model
             model.save_pretrained(folder)
         fx = load(folder, cache=True)
-        found[name] = model.eval(), {"fx": fx, "onnx": translated(fx)}
-    return found
+        by_name[name] = model.eval(), {"fx": fx, "onnx": translated(fx)}
+    return by_name
 
 
 def padded(lengths: list[int], words: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
@@ -67,15 +67,15 @@ def in_steps(
     view: View, ids: torch.Tensor, mask: torch.Tensor, prompt: int, **first: torch.Tensor
 ) -> torch.Tensor:
     """Logits of all positions: the prompt at once, the rest token by token by the cache."""
-    found = sweep(view, {"input_ids": ids[:, :prompt], "attention_mask": mask[:, :prompt], **first})
-    logits = [found["logits"]]
+    state = sweep(view, {"input_ids": ids[:, :prompt], "attention_mask": mask[:, :prompt], **first})
+    logits = [state["logits"]]
     rest = {name: tensor[:0] for name, tensor in first.items()}
     for end in range(prompt + 1, ids.shape[1] + 1):
-        past = {n.replace("present", "past_key_values"): t for n, t in found.items()}
+        past = {n.replace("present", "past_key_values"): t for n, t in state.items()}
         del past["logits"]
         step = {"input_ids": ids[:, end - 1 : end], "attention_mask": mask[:, :end]}
-        found = sweep(view, {**step, **past, **rest})
-        logits.append(found["logits"])
+        state = sweep(view, {**step, **past, **rest})
+        logits.append(state["logits"])
     return torch.cat(logits, 1)
 
 
@@ -146,10 +146,10 @@ def test_every_text_layer_has_its_slot(name: str, kind: str, models: Any) -> Non
     assert len(slots) == 2
     for index, slot in enumerate(slots):
         names = dict(zip(view.inputs(), view.input_names(), strict=True))
-        given = dict(zip(view.outputs(), view.output_names(), strict=True))
+        outputs = dict(zip(view.outputs(), view.output_names(), strict=True))
         assert [names[v] for v in slot.past] == [past_name(index, p) for p in ("key", "value")]
-        made = [given[v] for v in slot.present]
-        assert made == [present_name(index, p) for p in ("key", "value")]
+        presents = [outputs[v] for v in slot.present]
+        assert presents == [present_name(index, p) for p in ("key", "value")]
     text = [b for b in structure.blocks if any(structure.attentions[a].cache for a in b.attentions)]
     assert len(text) == 2 and len({b.tower for b in text}) == 1
     assert all(len(b.linears) >= 4 for b in text)
@@ -158,12 +158,12 @@ def test_every_text_layer_has_its_slot(name: str, kind: str, models: Any) -> Non
 def test_a_cache_left_out_is_empty(models: Any) -> None:
     _, views = models["llama"]
     ids, mask = padded([5, 2], 97)
-    given = {"input_ids": ids, "attention_mask": mask}
+    inputs = {"input_ids": ids, "attention_mask": mask}
     types = dict(zip(views["fx"].input_names(), map(views["fx"].type, views["fx"].inputs()),
                      strict=True))  # fmt: skip
-    past = empty_past(types, given)
+    past = empty_past(types, inputs)
     assert {tuple(t.shape) for t in past.values()} == {(2, 2, 0, 8)} and len(past) == 4
-    short, whole = sweep(views["fx"], given), sweep(views["fx"], given | past)
+    short, whole = sweep(views["fx"], inputs), sweep(views["fx"], inputs | past)
     assert all(torch.equal(short[n], whole[n]) for n in whole)
     assert set(answers(whole)) == {"logits"}
     with pytest.raises(BadInput, match="missing attention_mask"):
@@ -173,10 +173,10 @@ def test_a_cache_left_out_is_empty(models: Any) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_random_inputs_fit_together(kind: str, models: Any) -> None:
     view = models["llama"][1][kind]
-    given = sample_inputs(view, sizes={"batch": 3, "seq": 5, "past": 1})
-    assert given["attention_mask"].shape == (3, 6)
-    assert given[past_name(0, "key")].shape == (3, 2, 1, 8)
-    assert sweep(view, given)["present.1.value"].shape == (3, 2, 6, 8)
+    inputs = sample_inputs(view, sizes={"batch": 3, "seq": 5, "past": 1})
+    assert inputs["attention_mask"].shape == (3, 6)
+    assert inputs[past_name(0, "key")].shape == (3, 2, 1, 8)
+    assert sweep(view, inputs)["present.1.value"].shape == (3, 2, 6, 8)
     start = sample_inputs(view, sizes={"batch": 2, "seq": 5})
     assert {n: tuple(t.shape) for n, t in start.items()} == {
         "input_ids": (2, 5), "attention_mask": (2, 5)
@@ -187,13 +187,13 @@ def test_random_inputs_fit_together(kind: str, models: Any) -> None:
 def test_the_step_after_a_prompt(kind: str, models: Any) -> None:
     view = models["llava"][1][kind]
     prompt = sample_inputs(view, sizes={"batch": 3, "seq": 9, "images": 3})
-    found = sweep(view, prompt)
-    step = next_step(prompt, found)
+    outputs = sweep(view, prompt)
+    step = next_step(prompt, outputs)
     assert step is not None and step["pixel_values"].shape == (0, 3, 24, 24)
     assert step["attention_mask"].shape == (3, 10)
-    assert torch.equal(step[past_name(1, "value")], found[present_name(1, "value")])
+    assert torch.equal(step[past_name(1, "value")], outputs[present_name(1, "value")])
     assert sweep(view, step)["logits"].shape == (3, 1, 30)
-    assert next_step(prompt, answers(found)) is None
+    assert next_step(prompt, answers(outputs)) is None
 
 
 # --- refusals and parts ---------------------------------------------------------------------------

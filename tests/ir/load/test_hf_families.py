@@ -25,9 +25,9 @@ def checked(name: str, folder: Path) -> tuple[tuple[str, ...], Truth]:
     view = load(folder)
     truth = ask_source(view, [sample_inputs(view)])
     assert truth.samples and truth.probes
-    for seen in (*truth.samples, *truth.probes):
-        errors = compare(seen.outputs, sweep(view, seen.inputs))
-        assert all(error.within(EXACT) for error in errors.values()), (seen.what, errors)
+    for sample in (*truth.samples, *truth.probes):
+        errors = compare(sample.outputs, sweep(view, sample.inputs))
+        assert all(error.within(EXACT) for error in errors.values()), (sample.what, errors)
     return view.input_names(), truth
 
 
@@ -55,7 +55,7 @@ def test_inputs_are_those_that_the_model_takes(
 def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Path) -> None:
     """A cache of one head or of latents, frequencies by the length of a text, experts in stacks."""
     _, truth = checked(name, tmp_path)
-    assert [seen.what for seen in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+    assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
 
 
 @pytest.mark.parametrize("name", ["llava-next", "llava-onevision", "smolvlm", "blip-2"])
@@ -63,7 +63,7 @@ def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path
     """Rasters of crops with newlines, shuffled patches, queries; steps without an image."""
     inputs, truth = checked(name, tmp_path)
     assert inputs[-1] == "pixel_values"
-    assert [seen.what for seen in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+    assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
 
 
 def test_what_is_fixed_or_bounded_is_said(tmp_path: Path) -> None:
@@ -86,8 +86,8 @@ def test_every_expert_is_a_linear(tmp_path: Path) -> None:
                for layer in range(2) for e in range(4)
                for what in ("gate", "up", "down")}  # fmt: skip
     assert experts <= names
-    given = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3).long()}
+    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3).long()}
     original = view.source.original
     assert original is not None
-    expected = original.start()(given)["logits"]
-    assert compare({"x": expected}, {"x": sweep(view, given)["logits"]})["x"].within(EXACT)
+    expected = original.start()(inputs)["logits"]
+    assert compare({"x": expected}, {"x": sweep(view, inputs)["logits"]})["x"].within(EXACT)

@@ -79,11 +79,11 @@ def test_a_llava_folder(options: dict[str, Any], tokens: int, tmp_path: Path) ->
     }
     assert view.output_names() == ("logits",)
     for batch in (1, 5):
-        given = prompts(tokens, batch)
+        inputs = prompts(tokens, batch)
         with torch.no_grad():
-            expected = model(**given).logits
-        real = given["attention_mask"].bool()
-        got = sweep(view, given)["logits"]
+            expected = model(**inputs).logits
+        real = inputs["attention_mask"].bool()
+        got = sweep(view, inputs)["logits"]
         torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
@@ -99,16 +99,16 @@ def test_an_image_in_crops(strategy: str, tokens: int, tmp_path: Path) -> None:
     assert str(shapes[0]["pixel_values"]) == "f32[batch, 5, 3, 24, 24]"
     assert str(shapes[1]["pixel_values"]) == "f32[images, 5, 3, 24, 24]"
     for batch in (1, 5):
-        given = prompts(5 * tokens, batch, (5,))
+        inputs = prompts(5 * tokens, batch, (5,))
         with torch.no_grad():
-            flat = given["pixel_values"].flatten(0, 1)
-            expected = model(**given | {"pixel_values": flat}).logits
-        real = given["attention_mask"].bool()
+            flat = inputs["pixel_values"].flatten(0, 1)
+            expected = model(**inputs | {"pixel_values": flat}).logits
+        real = inputs["attention_mask"].bool()
         torch.testing.assert_close(
-            sweep(view, given)["logits"][real], expected[real], rtol=1e-4, atol=1e-4
+            sweep(view, inputs)["logits"][real], expected[real], rtol=1e-4, atol=1e-4
         )
         # Padding moves a row's first position there, and no distance between two.
-        got = sweep(cached, given | empty_past(shapes[1], given))["logits"]
+        got = sweep(cached, inputs | empty_past(shapes[1], inputs))["logits"]
         torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
@@ -139,8 +139,8 @@ def test_features_take_the_places_of_their_rows(tokens: int) -> None:
 def test_random_inputs_hold_one_image_a_row(cache: bool, tmp_path: Path) -> None:
     model = save_llava(tmp_path, image_seq_length=9)
     view = load(tmp_path, cache=cache)
-    made = sample_inputs(view)
-    images = made["input_ids"] == model.config.image_token_id
+    inputs = sample_inputs(view)
+    images = inputs["input_ids"] == model.config.image_token_id
     assert images[:, :9].all() and images.sum() == 9 * len(images) > 0
-    assert made["pixel_values"].shape[0] == len(images)
-    assert sweep(view, made)["logits"].isfinite().all()
+    assert inputs["pixel_values"].shape[0] == len(images)
+    assert sweep(view, inputs)["logits"].isfinite().all()

@@ -24,9 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
-    made: Path = tmp_path_factory.mktemp("qwen2")
-    transformers.Qwen2ForCausalLM(config).bfloat16().save_pretrained(made)
-    return made
+    path: Path = tmp_path_factory.mktemp("qwen2")
+    transformers.Qwen2ForCausalLM(config).bfloat16().save_pretrained(path)
+    return path
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -40,9 +40,9 @@ def test_a_model_too_large_for_a_copy_is_run_a_module_at_a_time(
     assert usual is not None and lean is not None
     cast = dtype == torch.float32
     assert lean.by.endswith(", the weights of one module at a time") is cast
-    expected, found = usual.start()(INPUTS), lean.start()(INPUTS)
-    assert found["logits"].dtype == dtype
-    assert compare(expected, found)["logits"].rel_l2 < 1e-6
+    expected, actual = usual.start()(INPUTS), lean.start()(INPUTS)
+    assert actual["logits"].dtype == dtype
+    assert compare(expected, actual)["logits"].rel_l2 < 1e-6
 
 
 def test_what_the_library_does_not_load_is_told(folder: Path, tmp_path: Path) -> None:

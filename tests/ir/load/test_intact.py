@@ -67,22 +67,22 @@ def test_a_manifest_that_is_damaged(folder: Path, files: Any) -> None:
 def test_what_is_opened_is_of_one_artifact(folder: Path, tmp_path: Path) -> None:
     """Another takes its place between the two files, once; then it stays."""
     place, other = tmp_path / "place", tmp_path / "other"
-    for made, text in ((place, b"1"), (other, b"2")):
-        made.mkdir()
+    for artifact, text in ((place, b"1"), (other, b"2")):
+        artifact.mkdir()
         for name in intact.FILES:
-            (made / name).write_bytes(text)
-        record(made, facts(made))
-    seen = []
+            (artifact / name).write_bytes(text)
+        record(artifact, facts(artifact))
+    reads = []
 
     def opened() -> bytes:
         first = (place / "model.onnx").read_bytes()
         if other.exists():
             place.rename(tmp_path / "away")
             other.rename(place)
-        seen.append(first + (place / "model.onnx.data").read_bytes())
-        return seen[-1]
+        reads.append(first + (place / "model.onnx.data").read_bytes())
+        return reads[-1]
 
-    assert open_whole(place, opened) == b"22" and seen == [b"12", b"22"]
+    assert open_whole(place, opened) == b"22" and reads == [b"12", b"22"]
 
     def refused() -> None:
         raise BadInput("no")
@@ -99,9 +99,9 @@ def test_an_artifact_that_is_replaced_meanwhile_is_no_damaged_one(
     inner = intact._wrong
 
     def wrong(*arguments: Any) -> str:
-        found = inner(*arguments)
+        digest = inner(*arguments)
         record(folder, right)
-        return found
+        return digest
 
     monkeypatch.setattr(intact, "_wrong", wrong)
     check_files(folder)

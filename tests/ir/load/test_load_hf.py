@@ -99,10 +99,10 @@ def test_the_graph_computes_what_the_eager_model_does(
     assert set(view.output_names()) == outputs
     assert str(view.type(view.inputs()[0])) in ("i64[batch, seq]", "f32[batch, 3, 32, 32]")
     assert {type(w) for n, w in view.weights().items() if n.endswith("weight")} == {FileWeight}
-    given = inputs_for(view.input_names())
+    inputs = inputs_for(view.input_names())
     with torch.no_grad():
-        expected = cls.from_pretrained(tmp_path, attn_implementation="sdpa").eval()(**given)
-    got = sweep(view, given)
+        expected = cls.from_pretrained(tmp_path, attn_implementation="sdpa").eval()(**inputs)
+    got = sweep(view, inputs)
     for output in outputs:
         torch.testing.assert_close(got[output], expected[output], rtol=1e-5, atol=1e-5)
 
@@ -124,19 +124,19 @@ def test_tied_weights_share_a_handle_and_computed_buffers_hold_numbers(tmp_path:
 
 
 def test_a_heads_checkpoint_fits_the_base_model_and_the_reverse(bert: Path, tmp_path: Path) -> None:
-    given = inputs_for(("input_ids", "attention_mask"))
+    inputs = inputs_for(("input_ids", "attention_mask"))
     base = load(copy(bert, tmp_path, architectures=["BertModel"]))
     assert base.output_names() == ("last_hidden_state",), "the checkpoint has no pooler"
-    hidden = sweep(base, given)["last_hidden_state"]
+    hidden = sweep(base, inputs)["last_hidden_state"]
     with torch.no_grad():
         eager = transformers.BertForMaskedLM.from_pretrained(bert).eval()
-        torch.testing.assert_close(hidden, eager.bert(**given)[0], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(hidden, eager.bert(**inputs)[0], rtol=1e-5, atol=1e-5)
     tensors = load_file(bert / "model.safetensors")
     renamed = {k.removeprefix("bert."): v for k, v in tensors.items()}
     save_file(renamed, tmp_path / "model.safetensors")
     edit_config(tmp_path, architectures=["BertForMaskedLM"])
-    logits = sweep(load(tmp_path), given)["logits"]
-    torch.testing.assert_close(logits, sweep(load(bert), given)["logits"])
+    logits = sweep(load(tmp_path), inputs)["logits"]
+    torch.testing.assert_close(logits, sweep(load(bert), inputs)["logits"])
 
 
 def test_old_names_and_no_architectures(bert: Path, tmp_path: Path) -> None:
@@ -175,9 +175,9 @@ def test_shards(bert: Path, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     shards = sorted(p.name for p in tmp_path.glob("*.safetensors"))
     assert len(shards) >= 2
-    given = inputs_for(("input_ids", "attention_mask"))
+    inputs = inputs_for(("input_ids", "attention_mask"))
     view = load(tmp_path)
-    assert torch.equal(sweep(view, given)["logits"], sweep(load(bert), given)["logits"])
+    assert torch.equal(sweep(view, inputs)["logits"], sweep(load(bert), inputs)["logits"])
     (tmp_path / shards[1]).unlink()
     with pytest.raises(Missing, match=f"1 of {len(shards)} shards are missing: {shards[1]}"):
         load(tmp_path)
@@ -257,10 +257,10 @@ def test_what_is_cast_or_left_out_is_named_and_as_the_library_has_it(
         f"weights of f8e4m3 in the checkpoint and f32 in the model were converted (1): {name}",
         "tensors of the checkpoint that the model has not were left out (1): extra.weight",
     )
-    given = inputs_for(("input_ids", "attention_mask"))
+    inputs = inputs_for(("input_ids", "attention_mask"))
     with torch.no_grad():
-        expected = transformers.BertForMaskedLM.from_pretrained(folder).eval()(**given).logits
-    torch.testing.assert_close(sweep(view, given)["logits"], expected, rtol=1e-5, atol=1e-5)
+        expected = transformers.BertForMaskedLM.from_pretrained(folder).eval()(**inputs).logits
+    torch.testing.assert_close(sweep(view, inputs)["logits"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_tied_weights_that_the_checkpoint_has_twice(tmp_path: Path) -> None:
@@ -270,7 +270,7 @@ def test_tied_weights_that_the_checkpoint_has_twice(tmp_path: Path) -> None:
     save(transformers.LlamaForCausalLM(config), tmp_path)
     tensors = load_file(tmp_path / "model.safetensors")
     words = tensors["model.embed_tokens.weight"]
-    given = inputs_for(("input_ids", "attention_mask"))
+    inputs = inputs_for(("input_ids", "attention_mask"))
     for head, parts in ((words.clone(), 1), (words + 1, 2)):
         save_file(
             tensors | {"lm_head.weight": head}, tmp_path / "model.safetensors",
@@ -281,8 +281,8 @@ def test_tied_weights_that_the_checkpoint_has_twice(tmp_path: Path) -> None:
         assert len({w.key for n, w in view.weights().items() if n.endswith(tied)}) == parts
         with torch.no_grad():
             model = transformers.LlamaForCausalLM.from_pretrained(tmp_path).eval()
-            expected = model(**given).logits
-        torch.testing.assert_close(sweep(view, given)["logits"], expected, rtol=1e-5, atol=1e-5)
+            expected = model(**inputs).logits
+        torch.testing.assert_close(sweep(view, inputs)["logits"], expected, rtol=1e-5, atol=1e-5)
 
 
 def test_links_of_the_hubs_cache_and_out_of_the_folder(bert: Path, tmp_path: Path) -> None:
@@ -296,8 +296,8 @@ def test_links_of_the_hubs_cache_and_out_of_the_folder(bert: Path, tmp_path: Pat
     (model / "blobs" / "22").write_bytes((bert / "config.json").read_bytes())
     for name, blob in (("model.safetensors", "11"), ("config.json", "22")):
         (snapshot / name).symlink_to(f"../../blobs/{blob}")
-    given = inputs_for(("input_ids", "attention_mask"))
-    assert torch.equal(sweep(load(snapshot), given)["logits"], sweep(load(bert), given)["logits"])
+    inputs = inputs_for(("input_ids", "attention_mask"))
+    assert torch.equal(sweep(load(snapshot), inputs)["logits"], sweep(load(bert), inputs)["logits"])
     for name in ("model.safetensors", "config.json"):
         folder = tmp_path / name.partition(".")[0]
         folder.mkdir()

@@ -40,8 +40,8 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, nn.Module]:
     path = tmp_path_factory.mktemp("pt2") / "net.pt2"
     batch = Dim("rows")
     shapes = {"x": {0: batch}, "ids": {0: batch, 1: Dim("length")}}
-    given = (torch.randn(3, 4), torch.ones(3, 5, dtype=torch.int64))
-    torch.export.save(torch.export.export(module, given, dynamic_shapes=shapes), path)
+    args = (torch.randn(3, 4), torch.ones(3, 5, dtype=torch.int64))
+    torch.export.save(torch.export.export(module, args, dynamic_shapes=shapes), path)
     return path, module
 
 

@@ -65,8 +65,8 @@ def runtime(path: Path, **feeds: Any) -> list[Any]:
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    found: list[Any] = session.run(None, feeds)
-    return found
+    outputs: list[Any] = session.run(None, feeds)
+    return outputs
 
 
 def check(path: Path, **feeds: Any) -> View:
@@ -161,8 +161,8 @@ def test_reshape_with_zeros(name: str, computed: bool, tmp_path: Path) -> None:
     assert computed or types == type_
 
 
-def _inferred(view: View, made: Any) -> list[str]:
-    op, operands, attrs = view.read(made) or ("", (), {})
+def _inferred(view: View, maker: Any) -> list[str]:
+    op, operands, attrs = view.read(maker) or ("", (), {})
     types = [o if o is None or isinstance(o, int | float) else view.type(o) for o in operands]
     return [str(t) for t in spec(op).infer(types, attrs)]
 
@@ -410,10 +410,10 @@ def test_operands_that_do_not_fit_are_told_with_the_node(name: str, tmp_path: Pa
 
 
 def branch(name: str, op: str, *operands: str) -> Any:
-    made = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
+    info = helper.make_tensor_value_info(f"{name}_y", TensorProto.FLOAT, None)
     first = node("Identity", [operands[0]], [f"{name}_const"])
     last = node(op, [f"{name}_const", *operands[1:]], [f"{name}_y"])
-    return helper.make_graph([first, last], name, [], [made])
+    return helper.make_graph([first, last], name, [], [info])
 
 
 def test_what_graphs_inside_nodes_read_stays(tmp_path: Path) -> None:
@@ -464,10 +464,10 @@ def turns(name: str, *held: onnx.NodeProto, condition: onnx.NodeProto | None = N
     info = helper.make_tensor_value_info
     ends = [info(f"{name}i", TensorProto.INT64, []), info(f"{name}c", TensorProto.BOOL, [])]
     ends += [info(f"{name}v", TensorProto.FLOAT, None)]
-    given = condition or node("Identity", [f"{name}c"], [f"{name}d"])
+    test = condition or node("Identity", [f"{name}c"], [f"{name}d"])
     turned = node("Add", [f"{name}v", f"{name}v"], [f"{name}w"])
     results = [info(f"{name}d", TensorProto.BOOL, []), info(f"{name}w", TensorProto.FLOAT, None)]
-    return helper.make_graph([*held, given, turned], name, ends, results)
+    return helper.make_graph([*held, test, turned], name, ends, results)
 
 
 def endless(body: Any) -> onnx.NodeProto:
@@ -498,11 +498,11 @@ LOOPS = {
 
 @pytest.mark.parametrize("case", LOOPS)
 def test_loops_without_an_end_are_refused(case: str, tmp_path: Path) -> None:
-    made, count, message = LOOPS[case]
+    loop, count, message = LOOPS[case]
     constants = [
         const("n", np.array(count)), const("m", np.array(1 << 11)), const("t", np.array(True)),
     ]  # fmt: skip
-    view = load_onnx(save(tmp_path / "m.onnx", [made], constants))
+    view = load_onnx(save(tmp_path / "m.onnx", [loop], constants))
     with pytest.raises(BadInput, match=message):
         sweep(view, {"x": torch.ones(1, 6)})
 
@@ -515,8 +515,8 @@ def test_a_loop_that_never_comes_to_its_condition_is_ended(
     constants = [
         const("n", np.array(1 << 62)), const("t", np.array(True)), const("zero", np.array(0)),
     ]  # fmt: skip
-    made = endless(turns("b", condition=always))
-    view = load_onnx(save(tmp_path / "m.onnx", [made], constants))
+    loop = endless(turns("b", condition=always))
+    view = load_onnx(save(tmp_path / "m.onnx", [loop], constants))
     with pytest.raises(BadInput, match=r"\(Loop\) had come to no end after 0.2 seconds"):
         sweep(view, {"x": torch.ones(1, 6)})
 
@@ -529,8 +529,8 @@ def _second(**fields: Any) -> Callable[[Any], None]:
 
     def edit(model: Any) -> None:
         fields.setdefault("outputs", ["y"])
-        made = helper.make_node(fields.pop("op"), fields.pop("inputs", ["a"]), **fields)
-        model.graph.node[1].CopyFrom(made)
+        second = helper.make_node(fields.pop("op"), fields.pop("inputs", ["a"]), **fields)
+        model.graph.node[1].CopyFrom(second)
 
     return edit
 

@@ -47,13 +47,13 @@ def test_a_decoder_gives_its_cache_by_name(family: str) -> None:
     assert view.output_names() == (
         "logits", "present.0.key", "present.0.value", "present.1.key", "present.1.value",
     )  # fmt: skip
-    given = text(3, 9)
+    inputs = text(3, 9)
     with torch.no_grad():
-        expected = model(**given, past_key_values=transformers.DynamicCache())
-    found = sweep(view, given)
-    torch.testing.assert_close(found["logits"], expected.logits, rtol=1e-5, atol=1e-5)
+        expected = model(**inputs, past_key_values=transformers.DynamicCache())
+    outputs = sweep(view, inputs)
+    torch.testing.assert_close(outputs["logits"], expected.logits, rtol=1e-5, atol=1e-5)
     keys = expected.past_key_values.layers[1].keys
-    torch.testing.assert_close(found["present.1.key"], keys, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs["present.1.key"], keys, rtol=1e-5, atol=1e-5)
     assert "forward" not in vars(model), "the module is left as it was"
 
 
@@ -85,15 +85,15 @@ def test_an_encoder_decoder_gives_both_of_its_caches() -> None:
     model = made("BartForConditionalGeneration", "BartConfig", **BART)
     ids = text(2, 4)["input_ids"]
     view = trace(model, kwargs=text(2, 7) | {"decoder_input_ids": ids})
-    given = text(3, 9) | {"decoder_input_ids": text(3, 5)["input_ids"]}
+    inputs = text(3, 9) | {"decoder_input_ids": text(3, 5)["input_ids"]}
     with torch.no_grad():
-        expected = model(**given)
-    found = sweep(view, given)
-    torch.testing.assert_close(found["logits"], expected.logits, rtol=1e-5, atol=1e-5)
-    assert found["present.0.decoder.key"].shape[2] == 5
-    assert found["present.0.encoder.value"].shape[2] == 9
+        expected = model(**inputs)
+    outputs = sweep(view, inputs)
+    torch.testing.assert_close(outputs["logits"], expected.logits, rtol=1e-5, atol=1e-5)
+    assert outputs["present.0.decoder.key"].shape[2] == 5
+    assert outputs["present.0.encoder.value"].shape[2] == 9
     hidden = expected.encoder_last_hidden_state
-    torch.testing.assert_close(found["encoder_last_hidden_state"], hidden, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(outputs["encoder_last_hidden_state"], hidden, rtol=1e-5, atol=1e-5)
 
 
 @dataclass
@@ -116,8 +116,8 @@ def test_outputs_of_any_class_go_by_their_names() -> None:
 
     view = trace(Named(), (torch.ones(2, 3), 2.0))
     assert (view.input_names(), view.output_names()) == (("x",), ("scaled", "parts.0", "parts.1"))
-    found = sweep(view, {"x": torch.full((5, 3), 4.0)})
-    assert [float(t.mean()) for t in found.values()] == [8.0, 4.0, 3.0]
+    outputs = sweep(view, {"x": torch.full((5, 3), 4.0)})
+    assert [float(t.mean()) for t in outputs.values()] == [8.0, 4.0, 3.0]
 
 
 def test_what_is_no_tensor_needs_a_name_to_be_bound_by() -> None:

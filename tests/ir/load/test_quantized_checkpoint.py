@@ -84,21 +84,21 @@ def expected(codes: Any, scales: Any, zeros: Any, index: Any) -> torch.Tensor:
     return torch.from_numpy((codes - zeros[:, index]) * wide[:, index]).float()
 
 
-def check(folder: Path, wanted: torch.Tensor, bits: int, *, ordered: bool = False) -> None:
+def check(folder: Path, weight: torch.Tensor, bits: int, *, ordered: bool = False) -> None:
     """The weight of the graph, dense and in few bits, and what transformers' forward makes of it in
     ONNX Runtime."""
     view = gw.load(folder, cache=False)
     names = {view.name(v): view.weight(v) for node in view.nodes() for v in _constants(view, node)}
-    torch.testing.assert_close(names[f"{LINEAR}.weight"].read().float(), wanted, rtol=0, atol=0)
+    torch.testing.assert_close(names[f"{LINEAR}.weight"].read().float(), weight, rtol=0, atol=0)
     canonicalize(view)
     site = next(site for site in recognize(view).linears if site.name == LINEAR)
     assert view.op(site.node) == "linear_nbit" and view.attrs(site.node)["bits"] == bits
     gathers = [node for node in view.nodes() if view.op(node) == "index_select"]
     assert bool([g for g in gathers if view.result(g) is site.x]) == ordered
     ids = torch.arange(1, 13).reshape(2, 6)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    made = gw.compile(view)(**given)["logits"]
-    torch.testing.assert_close(made, _original(folder, wanted, given), rtol=2e-4, atol=2e-5)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = gw.compile(view)(**inputs)["logits"]
+    torch.testing.assert_close(logits, _original(folder, weight, inputs), rtol=2e-4, atol=2e-5)
 
 
 def _constants(view: Any, node: Any) -> list[Any]:
@@ -106,17 +106,17 @@ def _constants(view: Any, node: Any) -> list[Any]:
     return [v for v in values if view.weight(v) is not None]
 
 
-def _original(folder: Path, wanted: torch.Tensor, given: Tensors) -> torch.Tensor:
+def _original(folder: Path, weight: torch.Tensor, inputs: Tensors) -> torch.Tensor:
     import transformers
 
     config = json.loads((folder / "config.json").read_text())
     del config["quantization_config"]
     model = transformers.LlamaForCausalLM(transformers.LlamaConfig.from_dict(config)).eval()
     tensors = load_file(folder / "model.safetensors")
-    tensors[f"{LINEAR}.weight"] = wanted
+    tensors[f"{LINEAR}.weight"] = weight
     model.load_state_dict(tensors, strict=False)
     with torch.no_grad():
-        return model(**given).logits
+        return model(**inputs).logits
 
 
 def gptq(
@@ -145,18 +145,18 @@ def test_gptq(
     bits: int, version: str, symmetric: bool, group: int, shuffled: bool, dense: Path,
     tmp_path: Path,
 ) -> None:  # fmt: skip
-    config, parts, wanted = gptq(bits, version, symmetric=symmetric, group=group, shuffled=shuffled)
+    config, parts, weight = gptq(bits, version, symmetric=symmetric, group=group, shuffled=shuffled)
     folder = written(dense, tmp_path, config, parts)
-    check(folder, wanted, bits, ordered=shuffled)
+    check(folder, weight, bits, ordered=shuffled)
     assert joined(folder).notes[0].startswith("quantized by gptq, taken as it is stored: 1 of")
 
 
 def test_the_version_of_gptq_counts(dense: Path, tmp_path: Path) -> None:
     """Read as the other version every weight is off by its scale: the check can fail."""
-    config, parts, wanted = gptq(4, "gptq", symmetric=False)
+    config, parts, weight = gptq(4, "gptq", symmetric=False)
     folder = written(dense, tmp_path, {**config, "checkpoint_format": "gptq_v2"}, parts)
     with pytest.raises(AssertionError):
-        check(folder, wanted, 4)
+        check(folder, weight, 4)
 
 
 def test_awq(dense: Path, tmp_path: Path) -> None:
@@ -170,8 +170,8 @@ def test_awq(dense: Path, tmp_path: Path) -> None:
              "scales": torch.from_numpy(scales.T.copy())}  # fmt: skip
     config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "zero_point": True,
               "version": "gemm"}  # fmt: skip
-    wanted = expected(codes, scales, zeros, np.arange(K) // GROUP)
-    check(written(dense, tmp_path, config, parts), wanted, 4)
+    weight = expected(codes, scales, zeros, np.arange(K) // GROUP)
+    check(written(dense, tmp_path, config, parts), weight, 4)
 
 
 def packed(
@@ -204,8 +204,8 @@ def packed(
 def test_compressed_tensors(
     bits: int, options: dict[str, Any], dense: Path, tmp_path: Path
 ) -> None:
-    config, parts, wanted = packed(bits, **options)
-    check(written(dense, tmp_path, config, parts), wanted, bits)
+    config, parts, weight = packed(bits, **options)
+    check(written(dense, tmp_path, config, parts), weight, bits)
 
 
 Case = tuple[dict[str, Any], Tensors, torch.Tensor, int]
@@ -224,9 +224,9 @@ def int8() -> Case:
 def bnb8() -> Case:
     _, parts, _, _ = int8()
     codes, scale = parts["weight"], parts["weight_scale"].float().flatten() * 127
-    made = {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
+    stored = {"weight": codes, "SCB": scale, "weight_format": torch.tensor(0, dtype=torch.uint8)}
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True}
-    return config, made, codes.float() * (scale / 127)[:, None], 8
+    return config, stored, codes.float() * (scale / 127)[:, None], 8
 
 
 NF4 = [-1, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004, 0, 0.0795803,
@@ -254,9 +254,9 @@ def nf4(*, nested: bool) -> Case:
         absmax = outer[small] * np.float32(0.5) + np.float32(0.25)
     text = json.dumps(state).encode()
     parts["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
-    wanted = table[codes] * np.repeat(absmax, 64)
+    numbers = table[codes] * np.repeat(absmax, 64)
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    return config, parts, torch.from_numpy(wanted.reshape(N, K)), 0
+    return config, parts, torch.from_numpy(numbers.reshape(N, K)), 0
 
 
 def float8(block: list[int] | None, key: str = "weight_scale") -> Case:
@@ -313,22 +313,22 @@ def _of_groups(kind: str, args: dict[str, Any]) -> dict[str, Any]:
 )  # fmt: skip
 def test_other_codes(case: Callable[[], Case], dense: Path, tmp_path: Path) -> None:
     """In our forms where one is equal to them, else in numbers, and the notes say which."""
-    config, parts, wanted, bits = case()
-    made = joined(written(dense, tmp_path, config, parts))
-    weight = made.tensors[f"{LINEAR}.weight"]
-    torch.testing.assert_close(weight.read(), wanted, rtol=0, atol=0)
+    config, parts, numbers, bits = case()
+    checkpoint = joined(written(dense, tmp_path, config, parts))
+    weight = checkpoint.tensors[f"{LINEAR}.weight"]
+    torch.testing.assert_close(weight.read(), numbers, rtol=0, atol=0)
     assert isinstance(weight, NBitWeight) == (bits > 0)
     assert not bits or weight.form.bits == bits
-    assert ("no form here is equal to" in made.notes[0]) == (bits == 0)
-    left = [name for name in made.tensors if name.startswith(LINEAR)]
-    assert left == [f"{LINEAR}.weight"]
+    assert ("no form here is equal to" in checkpoint.notes[0]) == (bits == 0)
+    names = [name for name in checkpoint.tensors if name.startswith(LINEAR)]
+    assert names == [f"{LINEAR}.weight"]
 
 
 def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
     """Each group of compressed-tensors has its own; the graph runs with all of them."""
     names = {LINEAR: int8, LINEAR.replace("up", "gate"): lambda: float8(None)}
     groups: dict[str, Any] = {}
-    folder, wanted = dense, torch.zeros(0)
+    folder, weight = dense, torch.zeros(0)
     for place, (name, case) in enumerate(names.items()):
         config, parts, numbers, _ = case()
         group = config["config_groups"]["group_0"] | {"format": config["format"]}
@@ -337,13 +337,13 @@ def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
         out.mkdir()
         config = _of_groups("mixed-precision", {}) | {"config_groups": groups}
         folder = written(folder, out, config, parts, name)
-        wanted = numbers if name == LINEAR else wanted
+        weight = numbers if name == LINEAR else weight
     notes = " ".join(gw.load(folder, cache=False).source.notes)
     for words in ("1 of 8 bits, rows", "1 of float8_e4m3fn with a scale a row, which no form here",
                   "what it says of activations is left out"):  # fmt: skip
         assert words in notes
-    made = joined(folder).tensors
-    torch.testing.assert_close(made[f"{LINEAR}.weight"].read(), wanted, rtol=0, atol=0)
+    tensors = joined(folder).tensors
+    torch.testing.assert_close(tensors[f"{LINEAR}.weight"].read(), weight, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize(
@@ -376,10 +376,10 @@ def test_other_codes_that_contradict_themselves(
 
 def joined(folder: Path) -> Checkpoint:
     """The folder's checkpoint, without its model."""
-    found = read_checkpoint(folder)
+    checkpoint = read_checkpoint(folder)
     config = quantization_of(json.loads((folder / "config.json").read_text()), folder)
-    assert found is not None and config is not None
-    return with_dense_names(found, config, folder)
+    assert checkpoint is not None and config is not None
+    return with_dense_names(checkpoint, config, folder)
 
 
 def _without(part: str) -> Callable[[dict[str, Any], Tensors], None]:

@@ -42,10 +42,10 @@ def right_answer(asked: Question) -> str:
 
 @pytest.mark.parametrize("size", [96, 192])
 def test_answers_follow_from_the_scene(size: int) -> None:
-    made = scenes.questions("validation", 123, seed=5, size=size)
-    assert [q.answer for q in made] == [right_answer(q) for q in made]
-    assert [q.type for q in made[:5]] == [*scenes.TYPES, scenes.TYPES[0]]
-    answers = {q.answer for q in made}
+    asked = scenes.questions("validation", 123, seed=5, size=size)
+    assert [q.answer for q in asked] == [right_answer(q) for q in asked]
+    assert [q.type for q in asked[:5]] == [*scenes.TYPES, scenes.TYPES[0]]
+    answers = {q.answer for q in asked}
     assert {"yes", "no", "none"} < answers
 
 
@@ -112,8 +112,8 @@ def test_patches_under_a_box(box: tuple[int, int, int], patches: set[int]) -> No
 
 
 def test_most_patches_are_background() -> None:
-    made = scenes.questions("test", 100)
-    share = torch.stack([scenes.digit_patches(q.scene) for q in made]).float().mean()
+    asked = scenes.questions("test", 100)
+    share = torch.stack([scenes.digit_patches(q.scene) for q in asked]).float().mean()
     assert 0.08 < share < 0.2
 
 
@@ -131,10 +131,10 @@ class Words:
 @pytest.mark.parametrize("batch", [1, 5])
 def test_prompts(batch: int) -> None:
     asked = scenes.questions("test", 7)
-    made = scenes.prompt_batches(asked, Words(), batch=batch)
-    assert sum(len(part["input_ids"]) for part in made) == 7
+    batches = scenes.prompt_batches(asked, Words(), batch=batch)
+    assert sum(len(part["input_ids"]) for part in batches) == 7
     rows = zip(
-        asked, [row for part in made for row in zip(*part.values(), strict=True)], strict=True
+        asked, [row for part in batches for row in zip(*part.values(), strict=True)], strict=True
     )
     for question, (ids, mask, pixels) in rows:
         real = ids[mask.bool()].tolist()
@@ -147,11 +147,11 @@ def test_prompts(batch: int) -> None:
 
 def test_prompts_of_crops() -> None:
     asked = scenes.questions("test", 3, size=192)
-    (made,) = scenes.prompt_batches(asked, Words())
-    assert (made["input_ids"] == 100).sum(1).tolist() == [5 * 144] * 3
-    assert made["pixel_values"].shape == (3, 5, 3, 96, 96)
+    (batch,) = scenes.prompt_batches(asked, Words())
+    assert (batch["input_ids"] == 100).sum(1).tolist() == [5 * 144] * 3
+    assert batch["pixel_values"].shape == (3, 5, 3, 96, 96)
     image = (torch.from_numpy(asked[1].scene.image) - scenes.MEAN) / scenes.STD
-    thumbnail, *quarters = made["pixel_values"][1]
+    thumbnail, *quarters = batch["pixel_values"][1]
     halves = [torch.cat(quarters[i : i + 2], 2) for i in (0, 2)]
     torch.testing.assert_close(torch.cat(halves, 1), image)
     torch.testing.assert_close(thumbnail, torch.nn.functional.avg_pool2d(image, 2))

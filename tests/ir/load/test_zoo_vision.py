@@ -92,13 +92,13 @@ def test_signatures(
 def test_the_graph_is_the_library_s_model(graphs: dict[str, FxView], name: str) -> None:
     transformers: Any = importlib.import_module("transformers")
     cls = getattr(transformers, CLASSES[name])
-    given = two(graphs[name])
+    feeds = two(graphs[name])
     eager = cls.from_pretrained(FOLDERS[name], dtype=torch.float32).eval()
-    flat = given | {"pixel_values": given["pixel_values"].flatten(0, -4)}  # crops are images there
+    flat = feeds | {"pixel_values": feeds["pixel_values"].flatten(0, -4)}  # crops are images there
     with torch.no_grad():
         expected = eager(**flat).logits
-    got = sweep(graphs[name], given)["logits"]
-    torch.testing.assert_close(real(given, got), real(given, expected), rtol=1e-4, atol=1e-4)
+    got = sweep(graphs[name], feeds)["logits"]
+    torch.testing.assert_close(real(feeds, got), real(feeds, expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", FOLDERS)
@@ -107,13 +107,13 @@ def test_the_artifact_runs_in_onnx_runtime(
 ) -> None:
     import onnxruntime
 
-    given = two(graphs[name])
+    feeds = two(graphs[name])
     gw.export(graphs[name], tmp_path / "out")
     session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
-    (got,) = session.run(["logits"], {k: v.numpy() for k, v in given.items()})
-    expected = sweep(graphs[name], given)["logits"]
-    found = torch.from_numpy(got)
-    torch.testing.assert_close(real(given, found), real(given, expected), rtol=1e-4, atol=1e-4)
+    (got,) = session.run(["logits"], {k: v.numpy() for k, v in feeds.items()})
+    expected = sweep(graphs[name], feeds)["logits"]
+    logits = torch.from_numpy(got)
+    torch.testing.assert_close(real(feeds, logits), real(feeds, expected), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -136,17 +136,17 @@ def test_the_vit_has_learned(graphs: dict[str, FxView]) -> None:
 
 def answers(view: FxView, asked: list[scenes.Question]) -> list[str]:
     tokenizer = read_tokenizer(LLAVA)
-    said = []
+    words = []
     for batch in scenes.prompt_batches(asked, tokenizer, batch=40):
         last = sweep(view, batch)["logits"][:, -1].argmax(-1)
-        said += [tokenizer.id_to_token(int(word)) for word in last]
-    return said
+        words += [tokenizer.id_to_token(int(word)) for word in last]
+    return words
 
 
 def test_the_llava_has_learned(graphs: dict[str, FxView]) -> None:
     asked = scenes.questions("test", 400)
-    said = answers(graphs["tiny-llava"], asked)
-    right = Counter(q.type for q, word in zip(asked, said, strict=True) if q.answer == word)
+    words = answers(graphs["tiny-llava"], asked)
+    right = Counter(q.type for q, word in zip(asked, words, strict=True) if q.answer == word)
     assert sum(right.values()) / len(asked) >= 0.93, right
     assert all(right[kind] >= 85 for kind in scenes.TYPES), right
 
