@@ -38,18 +38,18 @@ class _Keys:
     @classmethod
     def of(cls, view: View, site: Node) -> _Keys:
         k = view.tensor(site, 1)
-        keys, found = k, k
+        keys, source = k, k
         for op in _SPREADING:
             node = view.producer(keys)
             if node is None or view.op(node) != op:
                 break
             keys = view.tensor(node)
         else:
-            found = keys
-        node = view.producer(found)
+            source = keys
+        node = view.producer(source)
         if node is not None and view.op(node) == "concat" and is_past(view, view.tensor(node)):
             return cls(view.tensor(node, 1), view.tensor(node))
-        return cls(found, None)
+        return cls(source, None)
 
 
 def attention_row(
@@ -77,17 +77,17 @@ def coming_row(view: View, site: Node, entry: Value, previous: Node) -> Value:
     on the score. Keys in a cache do not count. ``[rows, tokens]``.
     """
     keys = _Keys.of(view, site)
-    wanted = [view.tensor(site, 0), keys.fresh]
-    wanted += [o for o in view.operands(site)[3:] if is_value(o)]
+    operands = [view.tensor(site, 0), keys.fresh]
+    operands += [o for o in view.operands(site)[3:] if is_value(o)]
     place = view.after(view.maker(entry))
-    late, needed = False, upstream(view, *wanted)
+    late, needed = False, upstream(view, *operands)
     copies: dict[Value, Value] = {}
     for node in list(view.nodes()):
         if late and node in needed:
-            made = view.clone(node, copies, before=place)
-            copies.update(zip(view.results(node), made, strict=True))
+            results = view.clone(node, copies, before=place)
+            copies.update(zip(view.results(node), results, strict=True))
         late = late or node is view.maker(entry)
-    q, k, *masks = (copies.get(value, value) for value in wanted)
+    q, k, *masks = (copies.get(value, value) for value in operands)
     b = Builder(view, place)
     masks = [_uncached(b, mask, _Keys.of(view, previous).past) for mask in masks]
     return _one_row(b, site, q, k, masks, "last")
@@ -115,8 +115,8 @@ def ranked_by_links(view: View, site: Node, *, steps: int, temperature: float) -
     weights = b.softmax(logits, dim=3)
     # Not by the weights: a small one is 0 at a low temperature.
     last = b.slice(logits, -1, END, dim=2)
-    seen = b.cast(b.gt(last, HIDDEN), dtype=view.type(weights).dtype)
-    ranked = b.div(seen, b.sum(seen, dims=(3,), keepdim=True))
+    visible = b.cast(b.gt(last, HIDDEN), dtype=view.type(weights).dtype)
+    ranked = b.div(visible, b.sum(visible, dims=(3,), keepdim=True))
     for _ in range(steps):
         ranked = b.matmul(ranked, weights)
     squares = b.mean(b.mul(ranked, ranked), dims=(1,), keepdim=False)

@@ -44,7 +44,7 @@ class Path:
 
         Raises ``BadInput`` where it is none.
         """
-        found: list[tuple[int, Part]] = []
+        steps: list[tuple[int, Part]] = []
         for word in text.split(","):
             match = _PART.fullmatch(word.strip())
             if match is None:
@@ -56,8 +56,8 @@ class Path:
             if last < first:
                 raise BadInput(f"path {text!r}: the run {word} goes backwards")
             part = cast(Part, match[3] or "")
-            found += [(block, part) for block in range(first, last + 1)]
-        return cls(tuple(found))
+            steps += [(block, part) for block in range(first, last + 1)]
+        return cls(tuple(steps))
 
     def __str__(self) -> str:
         runs: list[list[int]] = []

@@ -206,8 +206,8 @@ def is_one_stream(view: View, entry: Type, leaving: Type) -> bool:
     """
     if entry.dtype != leaving.dtype or entry.shape is None or leaving.shape is None:
         return entry == leaving
-    given = (dim for value in view.inputs() for dim in view.type(value).shape or ())
-    known = {word for dim in given for word in _words(dim)}
+    dims = (dim for value in view.inputs() for dim in view.type(value).shape or ())
+    known = {word for dim in dims for word in _words(dim)}
 
     def is_open(dim: Dim) -> bool:
         return dim == UNKNOWN_DIM or not _words(dim) <= known

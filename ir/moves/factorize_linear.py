@@ -18,8 +18,8 @@ def factorize(
     ``down`` is ``[r, in]`` and ``up`` ``[out, r]``, of the dtype of ``x``. The old weight goes when
     nothing else uses it. Raises ``Refusal`` where the factors do not fit the linear.
     """
-    wanted = (linear.out_features, down.shape[0]), (up.shape[1], linear.in_features)
-    if (up.shape, down.shape) != wanted:
+    shapes = (linear.out_features, down.shape[0]), (up.shape[1], linear.in_features)
+    if (up.shape, down.shape) != shapes:
         raise Refusal(
             f"factors {list(up.shape)} and {list(down.shape)} do not make a matrix "
             f"[{linear.out_features}, {linear.in_features}]", linear.node,

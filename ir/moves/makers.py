@@ -72,12 +72,12 @@ class Makers:
     def _constants(self, node: Node, first: int) -> tuple[Value, ...]:
         """The weight and bias of a norm or a linear; both are scaled alike."""
         view = self.view
-        found = [operand for operand in view.operands(node)[first:] if is_value(operand)]
-        if not found:
+        constants = [operand for operand in view.operands(node)[first:] if is_value(operand)]
+        if not constants:
             raise Refusal(f"{view.name(node)}, which makes its input, has no weight")
-        for operand in found:
+        for operand in constants:
             check_own(view, operand, node, view.name(node))
-        return tuple(found)
+        return tuple(constants)
 
     def _alone(self, value: Value, size: int, reader: Node) -> tuple[tuple[Value, ...], Tensor]:
         """Further up, as long as nothing else reads the value."""
@@ -143,10 +143,10 @@ class Makers:
         heads, shared, width = site.heads, site.kv_heads, site.head_dim
         if not heads or not shared or not width or heads * width != size or heads % shared:
             raise Refusal("how many heads its values have is not known")
-        made = self._values(site, shared * width, width)
+        weights, rows = self._values(site, shared * width, width)
         each = torch.arange(heads) // (heads // shared)
         features = (each.unsqueeze(1) * width + torch.arange(width)).flatten()
-        return made[0], made[1][features]
+        return weights, rows[features]
 
     def _values(
         self, site: Attention, size: int, width: int

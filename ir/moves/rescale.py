@@ -51,14 +51,14 @@ def find_inlets(view: View, structure: Structure) -> tuple[list[Inlet], list[tup
     groups: dict[Value, list[Linear]] = {}
     for linear in structure.linears:
         groups.setdefault(feature_root(view, view.tensor(linear.node)), []).append(linear)
-    found: list[Inlet] = []
+    inlets: list[Inlet] = []
     refused: list[tuple[str, str]] = []
     for root, linears in groups.items():
         try:
-            found.append(_inlet(view, structure, root, linears))
+            inlets.append(_inlet(view, structure, root, linears))
         except Refusal as refusal:
             refused += [(linear.name, str(refusal)) for linear in linears]
-    return found, refused
+    return inlets, refused
 
 
 Stored = Callable[[Weight, Literal["columns", "rows"], Callable[[Tensor], Tensor]], Weight]

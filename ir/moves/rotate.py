@@ -83,11 +83,11 @@ def rotate_stream(view: View, stream: Stream, basis: Tensor, turned: Turned) -> 
     for reading in stream.readings:
         gain = _constant(view, reading.weight)
         for linear in reading.linears:
-            made = turned((_constant(view, linear.weight), gain), "columns", columns)
+            matrix = turned((_constant(view, linear.weight), gain), "columns", columns)
             if linear is tied:
-                _untie(view, stream, linear, table, made)
+                _untie(view, stream, linear, table, matrix)
             else:
-                view.set_weight(linear.weight, made)
+                view.set_weight(linear.weight, matrix)
         view.set_weight(reading.weight, turned((gain,), "ones", torch.ones_like))
     for linear in stream.writers:
         view.set_weight(linear.weight, turned((_constant(view, linear.weight),), "rows", rows))
@@ -97,16 +97,16 @@ def rotate_stream(view: View, stream: Stream, basis: Tensor, turned: Turned) -> 
         view.set_weight(stream.table, table)
 
 
-def _untie(view: View, stream: Stream, head: Linear, table: Weight, made: Weight) -> None:
+def _untie(view: View, stream: Stream, head: Linear, table: Weight, matrix: Weight) -> None:
     """The embedding and the head with a matrix each; the one after which the table is named keeps
     that name, so that both are called what they were."""
     if view.name(stream.table).removesuffix(".T") == f"{head.name}.weight":
         index = traits(view.op(stream.embedding)).table or 0
         own = view.add_weight(f"{stream.name}.weight", table)
         view.set_operand(stream.embedding, index, own)
-        view.set_weight(stream.table, made)
+        view.set_weight(stream.table, matrix)
     else:
-        view.set_operand(head.node, 1, view.add_weight(f"{head.name}.weight", made))
+        view.set_operand(head.node, 1, view.add_weight(f"{head.name}.weight", matrix))
         view.set_weight(stream.table, table)
 
 
@@ -121,11 +121,11 @@ def rotate_heads(view: View, inlet: Inlet, basis: Tensor, turned: Turned) -> Non
         return (heads @ basis).flatten(1).to(weight.dtype)
 
     def values(weight: Tensor) -> Tensor:
-        made = weight.clone()
+        rotated = weight.clone()
         heads = weight[rows].double().reshape(-1, size, *weight.shape[1:])
         turn = torch.einsum("hd...,de->he...", heads, basis)
-        made[rows] = turn.flatten(0, 1).to(weight.dtype)
-        return made
+        rotated[rows] = turn.flatten(0, 1).to(weight.dtype)
+        return rotated
 
     for linear in inlet.linears:
         view.set_weight(linear.weight, turned((_constant(view, linear.weight),), "heads", columns))
@@ -214,15 +214,15 @@ class _Search:
         if not is_value(weight):
             raise Refusal(f"the norm {view.name(norm)} has no weights")
         check_own(view, weight, norm, view.name(norm))
-        found = []
+        linears = []
         for user in feature_readers(view, view.result(norm)):
             if user not in self.linears:
                 raise Refusal(f"{view.op(user)} ({view.name(user)}) reads a norm of the stream")
             linear = self.linears[user]
             if linear.weight is not table:
                 check_own(view, linear.weight, user, linear.name)
-            found.append(linear)
-        return Reading(norm, weight, tuple(found))
+            linears.append(linear)
+        return Reading(norm, weight, tuple(linears))
 
     def _writer(self, value: Value, reader: Node) -> Linear:
         view = self.view
@@ -246,9 +246,9 @@ class _Search:
 def heads_of(inlets: Sequence[Inlet], structure: Structure) -> list[tuple[Inlet, int]]:
     """The inputs that are the results of attentions, with the size of their heads."""
     sizes = {site.o: site.head_dim for site in structure.attentions}
-    found = []
+    heads = []
     for inlet in inlets:
         size = sizes.get(inlet.names[0])
         if size and len(inlet.linears) == 1 and len(inlet.rows) % size == 0:
-            found.append((inlet, size))
-    return found
+            heads.append((inlet, size))
+    return heads

@@ -33,9 +33,9 @@ class Kept:
             return None
         size = 1
         for part in axis:
-            made = self.sizes.get(part.name, part.size)
-            assert isinstance(made, int)
-            size *= made
+            count = self.sizes.get(part.name, part.size)
+            assert isinstance(count, int)
+            size *= count
         return size
 
 
@@ -157,15 +157,15 @@ def _keep_rows(view: View, linear: Linear, index: Tensor, spool: Spool) -> None:
 
 
 def _keep_columns(
-    view: View, channels: Channels, kept: Kept, given: Tensor | None, spool: Spool
+    view: View, channels: Channels, kept: Kept, columns: Tensor | None, spool: Spool
 ) -> None:
     value = channels.sink.weight
     weight = _held(view, value).read()
     index = _taken(channels, kept)
-    made = weight[:, index] if given is None else given.to(weight.dtype)
-    if made.shape != (len(weight), len(index)):
-        raise Refusal(f"{list(made.shape)} are not the columns that stay of {channels.sink.name}")
-    view.resize_weight(value, spool.store(made))
+    matrix = weight[:, index] if columns is None else columns.to(weight.dtype)
+    if matrix.shape != (len(weight), len(index)):
+        raise Refusal(f"{list(matrix.shape)} are not the columns that stay of {channels.sink.name}")
+    view.resize_weight(value, spool.store(matrix))
 
 
 def _taken(channels: Channels, kept: Kept) -> Tensor:
@@ -184,12 +184,12 @@ def _renew(view: View, node: Node, channels: Channels, kept: Kept) -> None:
     result = view.result(node)
     if all(kept.size(axis) is None for axis in channels.axes[result]):
         return
-    made = _written(view, node, channels, kept)
-    assert made is not None
+    sizes = _written(view, node, channels, kept)
+    assert sizes is not None
     b, attrs = Builder(view, node), dict(view.attrs(node))
     if "allowzero" in attrs:
         attrs["allowzero"] = False
-    new = b.build(view.op(node), view.tensor(node), *made, like=result, **attrs)
+    new = b.build(view.op(node), view.tensor(node), *sizes, like=result, **attrs)
     channels.axes[new] = channels.axes[result]
     view.replace(result, new)
     view.erase_dead(node)
@@ -201,23 +201,23 @@ def _written(view: View, node: Node, channels: Channels, kept: Kept) -> list[int
     place or are what the others leave. ``None`` where that is not enough."""
     before, after = channels.axes[view.tensor(node)], channels.axes[view.result(node)]
     expands = view.op(node) == "expand"
-    made: list[int] = []
+    numbers: list[int] = []
     for place, axis in enumerate(after):
         size = kept.size(axis)
         sizes = [part.size for part in axis]
         if size is not None:
-            made.append(size)
+            numbers.append(size)
         elif all(isinstance(known, int) for known in sizes):
-            made.append(math.prod(known for known in sizes if isinstance(known, int)))
+            numbers.append(math.prod(known for known in sizes if isinstance(known, int)))
         elif expands:
-            made.append(-1)
+            numbers.append(-1)
         elif place < len(before) and before[place] == axis:
-            made.append(0)
-        elif -1 in made:
+            numbers.append(0)
+        elif -1 in numbers:
             return None
         else:
-            made.append(-1)
-    return made
+            numbers.append(-1)
+    return numbers
 
 
 def _add_bias(view: View, linear: Linear, bias: Tensor, spool: Spool) -> None:

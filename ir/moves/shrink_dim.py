@@ -55,7 +55,7 @@ class _Cut:
     kept: Value
     positions: Positions
     followed: dict[Value, Value] = field(default_factory=dict)
-    made: dict[Value, Value] = field(default_factory=dict)
+    renumbered: dict[Value, Value] = field(default_factory=dict)
     copies: list[Node] = field(default_factory=list)
     stood_in: dict[Value, Value] = field(default_factory=dict)
     """Caches of blocks before the cut, of which only sizes are read behind it."""
@@ -121,9 +121,9 @@ class _Cut:
 
     def renew_types(self, new: Value) -> None:
         """Types behind the cut say the new dimension."""
-        made = {*self.behind, *self.copies}
+        nodes = {*self.behind, *self.copies}
         shape = self.view.type(new).shape or ()
-        changed = (node for node in list(self.view.nodes()) if node in made)
+        changed = (node for node in list(self.view.nodes()) if node in nodes)
         self.view.renew_types(changed, self.dim, str(shape[1]))
 
     # --- one value ------------------------------------------------------------------------------
@@ -141,9 +141,9 @@ class _Cut:
         that a mask's two axes agree."""
         if value in self.stood_in:
             return self.stood_in[value]
-        if value not in self.made:
-            self.made[value] = self._follow(value, True)
-        return self.made[value]
+        if value not in self.renumbered:
+            self.renumbered[value] = self._follow(value, True)
+        return self.renumbered[value]
 
     def _follow(self, value: Value, renumber: bool) -> Value:
         view = self.view
@@ -188,8 +188,8 @@ class _Cut:
         copies = view.clone(node, mapping, before=self._after(node))
         self.copies.append(view.maker(copies[0]))
         for old, new in zip(view.results(node), copies, strict=True):
-            self.made[old] = new
-        return self.made[value]
+            self.renumbered[old] = new
+        return self.renumbered[value]
 
     def _select(self, value: Value) -> Value:
         """The kept rows of a value along its token axis."""
@@ -324,14 +324,14 @@ class _Cut:
 
 def _terms(dim: str) -> Counter[str]:
     """``a - (b - c) + d`` => ``+a``, ``-(b - c)``, ``+d``."""
-    found, term, depth = [], "", 0
+    pieces, term, depth = [], "", 0
     for char in dim.replace(" ", ""):
         depth += (char == "(") - (char == ")")
         if char in "+-" and not depth:
-            found.append(term)
+            pieces.append(term)
             term = ""
         term += char
-    terms = [t for t in (*found, term) if t]
+    terms = [t for t in (*pieces, term) if t]
     return Counter(t if t[0] in "+-" else f"+{t}" for t in terms)
 
 

@@ -43,15 +43,15 @@ class Slots:
 
     def exports(self, slots: Iterable[CacheSlot], body: Collection[Node]) -> list[Node]:
         """Nodes outside of ``body`` that shape what it computes into the slots' outputs."""
-        found: list[Node] = []
+        shapers: list[Node] = []
         for slot in slots:
             for value in slot.present:
                 chain, node = [], self.view.producer(value)
                 while node is not None and node not in body:
                     chain.append(node)
                     node = self.view.producer(self.view.tensor(node))
-                found += chain[::-1]
-        return found
+                shapers += chain[::-1]
+        return shapers
 
     def stand_ins(
         self, leaving: Sequence[CacheSlot], body: Collection[Node]
@@ -60,7 +60,7 @@ class Slots:
 
         Raises ``Refusal`` where no slot of the same length stays.
         """
-        found: dict[Value, Value] = {}
+        substitutes: dict[Value, Value] = {}
         for slot in leaving:
             strangers = [u for v in slot.past for u in self.view.users(v) if u not in body]
             if not strangers:
@@ -73,8 +73,8 @@ class Slots:
                     f"{self.view.name(slot.past[0])}, and no other of its length stays",
                     strangers[0],
                 )
-            found.update(zip(slot.past, stays.past, strict=True))
-        return found
+            substitutes.update(zip(slot.past, stays.past, strict=True))
+        return substitutes
 
     def _alike(self, a: CacheSlot, b: CacheSlot) -> bool:
         pairs = zip((*a.past, *a.present), (*b.past, *b.present), strict=True)
@@ -98,14 +98,14 @@ class Slots:
 
     def copies(self, slots: Iterable[CacheSlot]) -> dict[Value, Value]:
         """New inputs for a copy of a block, by those of the block's own slots."""
-        made: dict[Value, Value] = {}
+        inputs: dict[Value, Value] = {}
         for slot in slots:
             for value, part in zip(slot.past, PARTS, strict=True):
                 name = f"past_key_values.{len(self.layers)}.{part}.copy"
-                made[value] = self.view.add_input(name, value)
-                self._state.add(made[value])
-            self.layers[made[slot.past[0]]] = self.layers[slot.past[0]]
-        return made
+                inputs[value] = self.view.add_input(name, value)
+                self._state.add(inputs[value])
+            self.layers[inputs[slot.past[0]]] = self.layers[slot.past[0]]
+        return inputs
 
     def grow(self, presents: Sequence[Value]) -> None:
         """Return what a copy computed as its slots' keys and values."""
@@ -137,10 +137,10 @@ def _placed(
     named: dict[str, Value], slots: dict[str, Value], state: Collection[Value]
 ) -> dict[str, Value]:
     """``named`` with all ``slots`` in the place of the first of ``state`` in it."""
-    found: dict[str, Value] = {}
+    entries: dict[str, Value] = {}
     for name, value in named.items():
         if value in state:
-            found |= slots
+            entries |= slots
         else:
-            found[name] = value
-    return found
+            entries[name] = value
+    return entries

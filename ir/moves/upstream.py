@@ -7,19 +7,19 @@ from ..core.view import Node, Value, View
 
 def upstream(view: View, *values: Value) -> set[Node]:
     """The nodes that the values are made by, those before them among these."""
-    found: set[Node] = set()
+    makers: set[Node] = set()
     stack = [view.producer(value) for value in values]
     while stack:
         node = stack.pop()
-        if node is not None and node not in found:
-            found.add(node)
+        if node is not None and node not in makers:
+            makers.add(node)
             stack += [view.producer(value) for value in view.arguments(node)]
-    return found
+    return makers
 
 
 def redirect(view: View, old: Value, new: Value) -> None:
     """Let every reader of ``old`` read ``new``, but for what ``new`` itself is made of."""
-    made = upstream(view, new)
+    makers = upstream(view, new)
     for user in view.users(old):
-        if user not in made:
+        if user not in makers:
             view.rewire(user, old, new)
