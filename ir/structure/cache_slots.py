@@ -62,8 +62,8 @@ def present_of(past: str) -> str:
 
 def past_slot(name: str) -> int | None:
     """The slot that an input of this name belongs to; ``None`` for any other input."""
-    found = re.fullmatch(r"past_key_values\.(\d+)\.(?:key|value)", name)
-    return None if found is None else int(found[1])
+    match = re.fullmatch(r"past_key_values\.(\d+)\.(?:key|value)", name)
+    return None if match is None else int(match[1])
 
 
 def has_cache(view: View) -> bool:
@@ -77,22 +77,22 @@ def answers(outputs: Mapping[str, T]) -> dict[str, T]:
 
 
 def empty_past(
-    types: Mapping[str, Type], given: Mapping[str, torch.Tensor]
+    types: Mapping[str, Type], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Caches of length 0 for those inputs among ``types`` that are caches and are not ``given``.
+    """Caches of length 0 for those inputs among ``types`` that are caches and not in ``inputs``.
 
     ``types`` are all inputs' types by name. A caller that starts a text needs no cache: whatever
     runs a graph takes one left out as empty.
     """
-    batch = given["input_ids"].shape[0] if "input_ids" in given else 1
-    found = {}
+    batch = inputs["input_ids"].shape[0] if "input_ids" in inputs else 1
+    caches = {}
     for name, type_ in types.items():
-        if name in given or past_slot(name) is None or type_.rank != 4:
+        if name in inputs or past_slot(name) is None or type_.rank != 4:
             continue
         _, heads, _, width = type_.shape or ()
         if isinstance(heads, int) and isinstance(width, int):  # else it is missing, and told so
-            found[name] = torch.zeros(batch, heads, 0, width, dtype=type_.dtype)
-    return found
+            caches[name] = torch.zeros(batch, heads, 0, width, dtype=type_.dtype)
+    return caches
 
 
 POSITIONS = "position_ids"
@@ -116,8 +116,8 @@ def check_shared(shapes: Mapping[str, tuple[Sequence[Dim], Sequence[int]]]) -> N
     blocks, caches differ in length.
     """
     sizes: dict[str, tuple[int, str]] = {}
-    for name, (declared, given) in shapes.items():
-        for axis, (dim, size) in enumerate(zip(declared, given, strict=False)):
+    for name, (declared, shape) in shapes.items():
+        for axis, (dim, size) in enumerate(zip(declared, shape, strict=False)):
             # Some files call all dimensions that they do not know so.
             if not isinstance(dim, str) or dim in ("", UNKNOWN_DIM):
                 continue
@@ -129,25 +129,25 @@ def check_shared(shapes: Mapping[str, tuple[Sequence[Dim], Sequence[int]]]) -> N
 
 
 def left_out(
-    types: Mapping[str, Type], given: Mapping[str, torch.Tensor]
+    types: Mapping[str, Type], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """What follows from the inputs that are given: ``empty_past``, the positions of tokens, and
     that all are of one kind."""
-    found = empty_past(types, given)
-    ids = given.get("input_ids")
-    if TOKEN_TYPES in types and TOKEN_TYPES not in given and ids is not None:
-        found[TOKEN_TYPES] = torch.zeros_like(ids, dtype=types[TOKEN_TYPES].dtype or torch.int64)
-    if POSITIONS not in types or POSITIONS in given or ids is None or ids.dim() != 2:
-        return found
+    implied = empty_past(types, inputs)
+    ids = inputs.get("input_ids")
+    if TOKEN_TYPES in types and TOKEN_TYPES not in inputs and ids is not None:
+        implied[TOKEN_TYPES] = torch.zeros_like(ids, dtype=types[TOKEN_TYPES].dtype or torch.int64)
+    if POSITIONS not in types or POSITIONS in inputs or ids is None or ids.dim() != 2:
+        return implied
     if types[POSITIONS].rank not in (None, 2):
-        return found
-    held = [t.shape[PAST_AXIS] for n, t in given.items() if past_slot(n) is not None]
+        return implied
+    held = [t.shape[PAST_AXIS] for n, t in inputs.items() if past_slot(n) is not None]
     total = ids.shape[1] + max(held, default=0)
-    mask = given.get("attention_mask", torch.ones(len(ids), total, dtype=torch.int64))
+    mask = inputs.get("attention_mask", torch.ones(len(ids), total, dtype=torch.int64))
     if mask.dim() == 2 and mask.shape[1] >= ids.shape[1]:
         dtype = types[POSITIONS].dtype or torch.int64
-        found[POSITIONS] = positions(mask, ids.shape[1]).to(dtype)
-    return found
+        implied[POSITIONS] = positions(mask, ids.shape[1]).to(dtype)
+    return implied
 
 
 def next_step(
@@ -216,12 +216,12 @@ def _joined(view: View, operand: Operand) -> tuple[Value, Value] | None:
 
 def _chain(view: View, value: Operand, step: Callable[[Node], Operand]) -> Sequence[Value]:
     """A value and those that it was shaped from, the nearest first."""
-    found: list[Value] = []
+    chain: list[Value] = []
     while value is not None and not isinstance(value, int | float):
-        found.append(value)
+        chain.append(value)
         node = view.producer(value)
         value = step(node) if node is not None and _passes_on(view, node) else None
-    return found
+    return chain
 
 
 def _passes_on(view: View, node: Node) -> bool:

@@ -95,8 +95,8 @@ def trace(
         axes[linear.out] = (*((Part(d),) for d in shape[:-1]), axis)
     nodes = _between(view, [linear.out for linear in starts.values()], sink.node, order)
     for node in nodes:
-        for value, found in zip(view.results(node), _step(view, node, axes), strict=True):
-            axes[value] = found
+        for value, value_axes in zip(view.results(node), _step(view, node, axes), strict=True):
+            axes[value] = value_axes
     taken = axes.get(view.tensor(sink.node))
     if taken is None or any(part.name for axis in taken[:-1] for part in axis):
         raise Refusal(f"{sink.name} does not take the channels as its inputs")
@@ -172,39 +172,39 @@ def _resized(x: _Axes, dim: int, shape: Sequence[Dim]) -> _Axes:
 
 def _inserted(x: _Axes, dims: Sequence[int], rank: int) -> _Axes:
     new = {d % rank for d in dims}
-    left = iter(x)
-    return tuple((Part(1),) if i in new else next(left) for i in range(rank))
+    rest = iter(x)
+    return tuple((Part(1),) if i in new else next(rest) for i in range(rank))
 
 
 def _expanded(x: _Axes, shape: Sequence[Dim]) -> _Axes:
     """An axis of size 1 behind the heads of keys that gets a size repeats them for the queries."""
-    found = []
+    expanded = []
     padded = [*[(Part(1),)] * (len(shape) - len(x)), *x]
     for i, (axis, size) in enumerate(zip(padded, shape, strict=True)):
         if axis != (Part(1),) or size == 1:
-            found.append(axis)
+            expanded.append(axis)
             continue
         behind = i > 0 and any(part.name == GROUPS for part in padded[i - 1])
-        found.append((Part(size, SHARED if behind else ""),))
-    return tuple(found)
+        expanded.append((Part(size, SHARED if behind else ""),))
+    return tuple(expanded)
 
 
 def _regrouped(x: _Axes, shape: Sequence[Dim], name: str) -> _Axes:
     """The parts in other axes: each of the new ones takes as many as make its size."""
-    left = [part for axis in x for part in axis if part.size != 1 or part.name]
-    found: list[Axis] = []
+    parts = [part for axis in x for part in axis if part.size != 1 or part.name]
+    groups: list[Axis] = []
     for dim in shape:
         taken: list[Part] = []
-        while left and _size(taken) != dim and _fits(taken, left[0], dim):
-            taken.append(left.pop(0))
+        while parts and _size(taken) != dim and _fits(taken, parts[0], dim):
+            taken.append(parts.pop(0))
         if _size(taken) != dim:
             raise Refusal(f"{name} cuts across the channels")
-        found.append(tuple(taken) or (Part(1),))
-    while left and left[0].size == 1 and found:
-        found[-1] = (*found[-1], left.pop(0))
-    if left:
+        groups.append(tuple(taken) or (Part(1),))
+    while parts and parts[0].size == 1 and groups:
+        groups[-1] = (*groups[-1], parts.pop(0))
+    if parts:
         raise Refusal(f"{name} cuts across the channels")
-    return tuple(found)
+    return tuple(groups)
 
 
 def _size(parts: Sequence[Part]) -> Dim:
@@ -233,19 +233,19 @@ def _together(
     none."""
     operands = [o for o in view.operands(node) if is_value(o)]
     known = [axes[o] for o in operands if o in axes]
-    found: list[Axis] = []
+    joined: list[Axis] = []
     for place in range(-len(shape), 0):
         there = (x[place] for x in known if len(x) >= -place)
         named = {axis for axis in there if _named([axis])}
         if len(named) > 1:
             raise Refusal(f"{view.name(node)} combines channels of two kinds")
-        found.append(named.pop() if named else (Part(shape[place]),))
+        joined.append(named.pop() if named else (Part(shape[place]),))
     for operand in operands:
         dims = () if operand in axes else view.type(operand).shape or ()
         for place in range(-min(len(dims), len(shape)), 0):
-            if dims[place] != 1 and _named([found[place]]):
+            if dims[place] != 1 and _named([joined[place]]):
                 raise Refusal(f"{view.name(operand)} holds a number for each channel")
-    return tuple(found)
+    return tuple(joined)
 
 
 def _attended(view: View, node: Node, axes: Mapping[Value, _Axes]) -> _Axes:
@@ -253,8 +253,8 @@ def _attended(view: View, node: Node, axes: Mapping[Value, _Axes]) -> _Axes:
     q, k, v = (axes.get(o) if is_value(o) else None for o in operands[:3])
     if q is None or k is None or v is None or len(q) != 4 or k[1] != v[1]:
         raise Refusal("queries, keys and values do not come from its linears alone")
-    wanted = q[1][:1] if view.attrs(node)["gqa"] else q[1]
-    if k[1] != wanted:
+    heads = q[1][:1] if view.attrs(node)["gqa"] else q[1]
+    if k[1] != heads:
         raise Refusal("keys are not repeated as queries are grouped")
     if _named([*q[2:], *k[2:], *v[2:]]):
         raise Refusal("heads are told apart by what is within them")

@@ -75,8 +75,8 @@ def sample_sizes(view: View, batch: Mapping[str, torch.Tensor]) -> dict[str, int
     """The sizes of the graph's symbolic dimensions for one sample of a batch of inputs, a cache
     that the batch does not hold being empty."""
     types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
-    given = {**batch, **left_out(types, batch)}
-    shapes = {n: (1, *t.shape[1:]) if t.dim() else () for n, t in given.items()}
+    inputs = {**batch, **left_out(types, batch)}
+    shapes = {n: (1, *t.shape[1:]) if t.dim() else () for n, t in inputs.items()}
     return sizes_of(view, shapes)
 
 
@@ -91,8 +91,8 @@ def layer_macs(tokens: int, width: int, inner: int, *, gated: bool = True) -> in
 
 def weight_bytes(view: View) -> int:
     """Bytes of all weights and constants of the graph, shared ones once."""
-    seen: dict[Hashable, int] = {w.key: w.nbytes for w in view.weights().values()}
-    return sum(seen.values())
+    sizes: dict[Hashable, int] = {w.key: w.nbytes for w in view.weights().values()}
+    return sum(sizes.values())
 
 
 # --- multiply-accumulates ------------------------------------------------------------------------
@@ -116,8 +116,8 @@ def _by_block(
 
 
 def _total(parts: Any) -> int | None:
-    found = list(parts)
-    return None if None in found else sum(found)
+    terms = list(parts)
+    return None if None in terms else sum(terms)
 
 
 # --- tokens and the cache ------------------------------------------------------------------------
@@ -165,19 +165,19 @@ class Causal:
     def _triangular(self, mask: Value) -> bool:
         if mask in self._known:
             return self._known[mask]
-        seen, queue, found = {mask}, [mask], False
-        while queue and not found:
+        seen, queue, triangular = {mask}, [mask], False
+        while queue and not triangular:
             value = queue.pop()
             node = self._view.producer(value)
             if node is None:
-                found = _stored_triangle(self._view, value)
+                triangular = _stored_triangle(self._view, value)
                 continue
-            found = _makes_triangle(self._view, node)
+            triangular = _makes_triangle(self._view, node)
             fresh = [v for v in self._view.arguments(node) if v not in seen]
             seen.update(fresh)
             queue += fresh
-        self._known[mask] = found
-        return found
+        self._known[mask] = triangular
+        return triangular
 
 
 def _makes_triangle(view: View, node: Node) -> bool:

@@ -29,27 +29,27 @@ class Whole:
 
     def matrix(self, view: View) -> Tensor:
         """W f32 ``[out, in]``, whatever form it is stored in."""
-        found = dense_weight(view, self.nodes[0])
+        product = dense_weight(view, self.nodes[0])
         for node in self.nodes[1:]:
-            found = dense_weight(view, node) @ found
-        return found
+            product = dense_weight(view, node) @ product
+        return product
 
 
 def wholes(structure: Structure) -> dict[str, Whole]:
     """All linears by the names that they have in the source, factors together."""
     by_name = {linear.name: linear for linear in structure.linears}
-    found: dict[str, Whole] = {}
+    by_stem: dict[str, Whole] = {}
     for linear in structure.linears:
         if linear.name.endswith(FIRST) and _second(by_name, linear) is not None:
             continue
         stem = linear.name.removesuffix(SECOND)
         first = by_name.get(stem + FIRST) if stem != linear.name else None
         if first is None or first.out is not linear.x:
-            found[linear.name] = Whole(linear, (linear.node,))
+            by_stem[linear.name] = Whole(linear, (linear.node,))
             continue
         both = replace(linear, name=stem, x=first.x, in_features=first.in_features)
-        found[stem] = Whole(both, (first.node, linear.node))
-    return found
+        by_stem[stem] = Whole(both, (first.node, linear.node))
+    return by_stem
 
 
 def _second(by_name: dict[str, Linear], first: Linear) -> Linear | None:

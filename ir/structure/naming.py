@@ -23,11 +23,11 @@ def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
     It is the weight's name without ``.weight`` where that name is the model's own and the weight is
     no other site's; else the path of the module that made the node; else the node's own name.
     """
-    wanted = {node: _wanted(view, node) for node in nodes}
-    counts = Counter(wanted.values())
+    proposals = {node: _proposal(view, node) for node in nodes}
+    counts = Counter(proposals.values())
     names: dict[Node, str] = {}
     taken: set[str] = set()
-    for node, name in wanted.items():
+    for node, name in proposals.items():
         index = 0
         unique = name if counts[name] == 1 else f"{name}.{index}"
         while unique in taken or (unique != name and unique in counts):
@@ -38,7 +38,7 @@ def site_names(view: View, nodes: Sequence[Node]) -> dict[Node, str]:
     return names
 
 
-def _wanted(view: View, node: Node) -> str:
+def _proposal(view: View, node: Node) -> str:
     table = traits(view.op(node)).table
     weight = weight_behind(view, node) if table is None else view.tensor(node, table)
     name = _of_weight(view, node, weight)

@@ -21,8 +21,8 @@ def told(prompt: Sequence[int]) -> dict[str, str]:
 
 def read_prompt(metadata: Mapping[str, str]) -> tuple[int, ...]:
     """What ``told`` says; empty where metadata say nothing that it could."""
-    found = re.fullmatch(r"(\d{1,9}) (\d{1,5})", metadata.get(PROMPT_KEY, ""))
-    return (int(found[1]),) * int(found[2]) if found else ()
+    match = re.fullmatch(r"(\d{1,9}) (\d{1,5})", metadata.get(PROMPT_KEY, ""))
+    return (int(match[1]),) * int(match[2]) if match else ()
 
 
 def check_pictured(prompt: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> None:

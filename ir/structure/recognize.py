@@ -346,13 +346,13 @@ def _exits(view: View, spine: Spine, entries: Sequence[Value]) -> list[Value]:
 
 def _behind(view: View, spine: Spine, value: Value) -> list[tuple[str, Value]]:
     """Norms, scales and constants that a sum goes through, each its only use; and their ops."""
-    found: list[tuple[str, Value]] = []
+    links: list[tuple[str, Value]] = []
     users = view.users(value)
-    while len(users) == 1 and len(found) < _BEHIND and _keeps(view, spine, users[0], value):
+    while len(users) == 1 and len(links) < _BEHIND and _keeps(view, spine, users[0], value):
         value = view.results(users[0])[0]
-        found.append((view.op(users[0]), value))
+        links.append((view.op(users[0]), value))
         users = view.users(value)
-    return found
+    return links
 
 
 def _keeps(view: View, spine: Spine, node: Node, stream: Value) -> bool:

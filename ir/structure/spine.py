@@ -98,8 +98,8 @@ def _constants_above(
         if len(queue) > _REACH:
             return []
         queue += [above for above in graph.predecessors(current) if above not in queue]
-    made = [current for current in queue if current in order and current is not node]
-    return [] if len(made) + 1 < len(queue) else sorted(made, key=order.__getitem__)  # type: ignore[arg-type]
+    makers = [current for current in queue if current in order and current is not node]
+    return [] if len(makers) + 1 < len(queue) else sorted(makers, key=order.__getitem__)  # type: ignore[arg-type]
 
 
 def _joined(

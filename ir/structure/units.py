@@ -39,12 +39,12 @@ def whole(blocks: Sequence[Block]) -> list[Unit]:
 
 def in_halves(blocks: Sequence[Block]) -> list[Unit]:
     """All halves in order; a block that has none as a whole."""
-    found: list[Unit] = []
+    units: list[Unit] = []
     for i, block in enumerate(blocks):
         first, *_, last = block.sub_blocks
         if first is last or not first.attends:
-            found.append(Unit(i, "", block.entry, block.exit))
+            units.append(Unit(i, "", block.entry, block.exit))
         else:
-            found.append(Unit(i, "attn", first.entry, first.exit))
-            found.append(Unit(i, "mlp", first.exit, last.exit))
-    return found
+            units.append(Unit(i, "attn", first.entry, first.exit))
+            units.append(Unit(i, "mlp", first.exit, last.exit))
+    return units

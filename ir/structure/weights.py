@@ -28,10 +28,10 @@ def weight_behind(view: View, node: Node) -> Value:
 
 def readers(view: View, weight: Value) -> list[Node]:
     """The nodes that read a constant, those behind a cast of it in the cast's place."""
-    found: list[Node] = []
+    nodes: list[Node] = []
     for user in view.users(weight):
-        found += view.users(view.result(user)) if view.op(user) == "cast" else (user,)
-    return found
+        nodes += view.users(view.result(user)) if view.op(user) == "cast" else (user,)
+    return nodes
 
 
 def _is_factor(view: View, node: Node) -> bool:
