@@ -48,9 +48,9 @@ _Stack = tuple[StackedWeight, StackedWeight, tuple[int, int]]
 def _stack(view: View, turned: Operand) -> _Stack | None:
     """Signs, factors and shape of the weight behind ``transpose(sum(mul(plane, magnitudes)))``."""
     value = turned
-    for op, key, wanted in (("transpose", "perm", (1, 0)), ("sum", "dims", (0,)), ("mul", "", ())):
+    for op, key, setting in (("transpose", "perm", (1, 0)), ("sum", "dims", (0,)), ("mul", "", ())):
         node = view.producer(value) if is_value(value) else None
-        if node is None or view.op(node) != op or (key and view.attrs(node)[key] != wanted):
+        if node is None or view.op(node) != op or (key and view.attrs(node)[key] != setting):
             return None
         value, *other = view.operands(node)
     if not is_value(value) or not is_value(other[0]):

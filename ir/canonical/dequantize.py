@@ -58,10 +58,10 @@ def _stored(match: Match) -> Weight:
     codes, scale, *zeros = (part for part in parts if part is not None)
     rank, block = len(codes.shape), int(attrs.get("block_size", 0))
     axis = int(attrs.get("axis", 1)) % max(rank, 1)
-    wanted = list(codes.shape) if block else list(codes.shape[axis : axis + 1])
+    shape = list(codes.shape) if block else list(codes.shape[axis : axis + 1])
     if block:
-        wanted[axis] = -(-wanted[axis] // block)
-    if scale.numel != 1 and list(scale.shape) != wanted:
+        shape[axis] = -(-shape[axis] // block)
+    if scale.numel != 1 and list(scale.shape) != shape:
         match.refuse(f"scales {list(scale.shape)} do not fit codes {list(codes.shape)}")
     if zeros and zeros[0].shape != scale.shape:
         match.refuse(f"zero points {list(zeros[0].shape)} do not fit scales {list(scale.shape)}")

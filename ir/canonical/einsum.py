@@ -168,20 +168,20 @@ def _matrix(view: View, product: _Product) -> Value:
     value, labels = product.factors[1], product.labels[1]
     handle = view.weight(value)
     assert handle is not None
-    wanted = product.alone(1) + product.sum
-    if labels == wanted and len(labels) == 2:
+    order = product.alone(1) + product.sum
+    if labels == order and len(labels) == 2:
         return value
     if len(labels) == 2:
         return transposed_weight(view, value)
-    perm = tuple(labels.index(label) for label in wanted)
+    perm = tuple(labels.index(label) for label in order)
     count = len(product.sum)
     width = math.prod(handle.shape[d] for d in perm[-count:])
     shape = (handle.numel // width, width)
-    made = ComputedWeight(
+    matrix = ComputedWeight(
         lambda: handle.read().permute(perm).reshape(shape), shape, handle.dtype,
         ("permuted", perm, shape, handle.key),
     )  # fmt: skip
-    return view.add_weight(view.name(value), made)
+    return view.add_weight(view.name(value), matrix)
 
 
 def _matmul(build: Build, product: _Product) -> Value:
@@ -212,10 +212,10 @@ def _arranged(build: Build, product: _Product, which: int, lead: str, *groups: s
     return build.reshape(value, *sizes)
 
 
-def _turned(build: Build, value: Value, labels: str, wanted: str) -> Value:
-    if labels == wanted:
+def _turned(build: Build, value: Value, labels: str, order: str) -> Value:
+    if labels == order:
         return value
-    return build.transpose(value, perm=tuple(labels.index(label) for label in wanted))
+    return build.transpose(value, perm=tuple(labels.index(label) for label in order))
 
 
 RULES: tuple[type[Rule], ...] = (FuseEinsum, FuseAtenEinsum)

@@ -103,13 +103,13 @@ class Inputs:
         """A value for each result of the node; one that nothing reads needs none of its own."""
         first = values[0]
         assert first is not None
-        found = []
+        results = []
         for index in range(len(self.view.results(self.node))):
             value = values[index] if index < len(values) else None
             if value is None and self.used(index):
                 raise self.refuse(f"its result {index} is used, which is not computed here")
-            found.append(first if value is None else value)
-        return found
+            results.append(first if value is None else value)
+        return results
 
     def rank(self, value: Value) -> int:
         rank = self.view.type(value).rank
@@ -182,8 +182,8 @@ def _expand(
 
 
 def _warn(view: View, by_op: dict[str, list[Fused]], report: RewriteReport) -> None:
-    left = Counter(view.native_op(n) for n in view.nodes() if _is_fused(view, n, by_op))
-    for op, count in left.items():
+    counts = Counter(view.native_op(n) for n in view.nodes() if _is_fused(view, n, by_op))
+    for op, count in counts.items():
         reasons = [report.refusals[r.name].reason for r in by_op[op] if r.name in report.refusals]
         why = reasons[-1] if reasons else "not reached"
         logger.warning("%d %s stay as they are: %s", count, op, why)

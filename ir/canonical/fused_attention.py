@@ -34,8 +34,8 @@ class _Contrib(Fused):
         q, k, _ = qkv
         mask, one_way = None, bool(node.attr("unidirectional", 0))
         if padded is not None:
-            seen = padding(b, node, padded, k, node.need(0))
-            mask = filled(b, seen, float(node.attr("mask_filter_value", -10000.0)), q)
+            visible = padding(b, node, padded, k, node.need(0))
+            mask = filled(b, visible, float(node.attr("mask_filter_value", -10000.0)), q)
         if not one_way or (isinstance(past, int) and past == 0):
             return added(b, mask, bias), one_way
         ahead = filled(b, causal(b, q, k, past), parts.lowest(node, q), q)

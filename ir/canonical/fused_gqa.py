@@ -132,24 +132,24 @@ class ExpandGroupQueryAttention(Fused):
         new, window = places(b, q, 2), int(node.attr("local_window_size", -1))
         own = b.unsqueeze(new, dims=(1,))
         rest = b.unsqueeze(b.sub(lengths.last, lengths.kept), dims=(1,))
-        seen = b.le(new, b.minimum(own, rest))
+        visible = b.le(new, b.minimum(own, rest))
         if window > 0:
-            seen = b.logical_and(seen, b.gt(new, b.sub(own, window)))
+            visible = b.logical_and(visible, b.gt(new, b.sub(own, window)))
         if node[3] is not None:
             old = positions(b, lengths.room)
-            seen_old = b.unsqueeze(b.lt(old, lengths.kept), dims=(1,))
+            visible_old = b.unsqueeze(b.lt(old, lengths.kept), dims=(1,))
             if window > 0:
                 first = b.sub(b.add(lengths.kept, new), window)
-                seen_old = b.logical_and(seen_old, b.gt(old, b.unsqueeze(first, dims=(2,))))
-            wide = b.expand(seen_old, size(b, q, 0), lengths.new, lengths.room)
-            seen = b.concat(wide, seen, dim=2)
-        seen = b.unsqueeze(seen, dims=(1,))
+                visible_old = b.logical_and(visible_old, b.gt(old, b.unsqueeze(first, dims=(2,))))
+            wide = b.expand(visible_old, size(b, q, 0), lengths.new, lengths.room)
+            visible = b.concat(wide, visible, dim=2)
+        visible = b.unsqueeze(visible, dims=(1,))
         bias = node[10]
         if bias is None:
-            return seen
+            return visible
         if node[3] is not None:
             raise node.refuse("attention_bias beside a cache is not read")
-        return b.where(seen, bias, parts.lowest(node, q))
+        return b.where(visible, bias, parts.lowest(node, q))
 
     def _rows(self, b: Build, lengths: _Lengths) -> Value:
         """[batch, keys]: where in [past; new] each token of ``present`` lies."""

@@ -26,24 +26,24 @@ def size(b: Builder, value: Value, dim: int) -> Any:
     """
     known = b.view.type(value).shape
     assert known is not None
-    found = known[dim]
-    if isinstance(found, int):
-        return found
-    for given in b.view.inputs() if found != UNKNOWN_DIM else ():
-        shape = b.view.type(given).shape or ()
-        if found in shape:
-            return b.size(given, dim=shape.index(found))
+    extent = known[dim]
+    if isinstance(extent, int):
+        return extent
+    for source in b.view.inputs() if extent != UNKNOWN_DIM else ():
+        shape = b.view.type(source).shape or ()
+        if extent in shape:
+            return b.size(source, dim=shape.index(extent))
     return b.size(value, dim=dim % len(known))
 
 
 def shaped(b: Builder, value: Value, *sizes: tuple[Value, int] | int) -> Value:
     """``value`` reshaped to numbers and dimensions of other values, whose names it takes over."""
     parts = [part if isinstance(part, int) else size(b, *part) for part in sizes]
-    made = b.reshape(value, *parts)
+    reshaped = b.reshape(value, *parts)
     for axis, part in enumerate(sizes):
         if not isinstance(part, int):
-            name_after(b, made, axis, *part)
-    return made
+            name_after(b, reshaped, axis, *part)
+    return reshaped
 
 
 def name_after(b: Builder, value: Value, axis: int, other: Value, dim: int) -> None:
@@ -93,9 +93,9 @@ def positions(b: Build, count: Any) -> Value:
 
 def places(b: Build, value: Value, dim: int) -> Value:
     """A position for each index of a dimension."""
-    made = positions(b, size(b, value, dim))
-    name_after(b, made, 0, value, dim)
-    return made
+    indices = positions(b, size(b, value, dim))
+    name_after(b, indices, 0, value, dim)
+    return indices
 
 
 def lowest(node: Inputs, like: Value) -> float:
@@ -115,12 +115,12 @@ def added(b: Build, *masks: Value | None) -> Value | None:
     return total
 
 
-def filled(b: Build, seen: Value, fill: float, like: Value) -> Value:
+def filled(b: Build, visible: Value, fill: float, like: Value) -> Value:
     """A truth value for each key as what is added to its logit, in the dtype of ``like``."""
     dtype = b.view.type(like).dtype
     assert dtype is not None
     zero = ComputedWeight(lambda: torch.zeros((), dtype=dtype), (), dtype, ("zero", dtype))
-    return b.where(seen, b.view.add_weight("zero", zero), fill)
+    return b.where(visible, b.view.add_weight("zero", zero), fill)
 
 
 def padding(b: Build, node: Inputs, mask: Value, keys: Value, batch: Value) -> Value:

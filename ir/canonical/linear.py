@@ -126,8 +126,8 @@ class FuseMatmul(Rule):
         matrix = stored_matrix(match, "w")
         if view.weight(match["x"]) is not None:
             match.refuse("x is a constant: nothing flows through this product")
-        rank, wanted = match.type("x").rank, view.type(match.value("w")).rank
-        if matrix.handle is not view.weight(matrix.value) and (rank or 0) < (wanted or 0):
+        rank, w_rank = match.type("x").rank, view.type(match.value("w")).rank
+        if matrix.handle is not view.weight(matrix.value) and (rank or 0) < (w_rank or 0):
             match.refuse(f"x {match.type('x')} has fewer dimensions than w")
 
     def replace(self, build: Build, **bound: Operand) -> Value:

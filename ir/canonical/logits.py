@@ -103,8 +103,8 @@ class _Reader:
 
     def _lowest(self, number: float) -> float:
         if number * self.factor > NEVER:
-            said = f"masked logits become {number * self.factor:g}, which sdpa cannot express"
-            raise Refusal(said, self.root)
+            message = f"masked logits become {number * self.factor:g}, which sdpa cannot express"
+            raise Refusal(message, self.root)
         return number * self.factor
 
 

@@ -106,12 +106,12 @@ def _real_zeros(match: Match) -> tuple[Value, Value, dict[str, Any]] | None:
     return None
 
 
-def _written(view: OnnxView, given: onnx_ir.Value, stored: onnx_ir.Value) -> bool:
+def _written(view: OnnxView, scales: onnx_ir.Value, stored: onnx_ir.Value) -> bool:
     """Whether scales are those stored, or what ``Form.written`` made of them."""
-    if given is stored:
+    if scales is stored:
         return True
-    final, source = view.weight(given), view.weight(stored)
-    if final is None or source is None or view.name(given) != f"{view.name(stored)}.written":
+    final, source = view.weight(scales), view.weight(stored)
+    if final is None or source is None or view.name(scales) != f"{view.name(stored)}.written":
         return False
     return torch.equal(final.read(), source.read().to(final.dtype).expand(final.shape))
 

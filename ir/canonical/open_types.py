@@ -115,12 +115,12 @@ class OpenTypes:
     def _is_free(self, dim: Dim) -> bool:
         return dim == UNKNOWN_DIM or is_foreign(dim, self._known)
 
-    def _better(self, known: Type, found: Type) -> Type:
+    def _better(self, known: Type, inferred: Type) -> Type:
         """Of each size the better of two: a name that was made up still says what equals what."""
-        dtype = known.dtype or found.dtype
-        if known.shape is None or found.shape is None or known.rank != found.rank:
-            return Type(dtype, found.shape or known.shape)
-        pairs = zip(known.shape, found.shape, strict=True)
+        dtype = known.dtype or inferred.dtype
+        if known.shape is None or inferred.shape is None or known.rank != inferred.rank:
+            return Type(dtype, inferred.shape or known.shape)
+        pairs = zip(known.shape, inferred.shape, strict=True)
         return Type(
             dtype, tuple(b if self._is_free(a) and b != UNKNOWN_DIM else a for a, b in pairs)
         )
@@ -131,12 +131,12 @@ def _rest(whole: tuple[Dim, ...] | None, parts: Sequence[Dim]) -> Dim:
     without a 3 and a 4."""
     if whole is None or UNKNOWN_DIM in (*whole, *parts):
         return UNKNOWN_DIM
-    left = Counter(d for d in whole if isinstance(d, str))
+    symbols = Counter(d for d in whole if isinstance(d, str))
     gone = Counter(d for d in parts if isinstance(d, str))
     number, factor = (math.prod(d for d in dims if isinstance(d, int)) for dims in (whole, parts))
-    if gone - left or not factor or number % factor:
+    if gone - symbols or not factor or number % factor:
         return UNKNOWN_DIM
-    names = [*(left - gone).elements()]
+    names = [*(symbols - gone).elements()]
     if not names:
         return number // factor
     return names[0] if len(names) == 1 and number == factor else UNKNOWN_DIM

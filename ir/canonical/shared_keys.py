@@ -115,18 +115,18 @@ def _unguarded(match: Match) -> Value:
 
 def _finds_empty_rows(view: View, empty: Value, mask: Value) -> bool:
     """Whether a value is isnan of the first column of softmax(mask)."""
-    found = view.producer(empty)
-    if found is None or view.op(found) != "isnan":
+    isnan = view.producer(empty)
+    if isnan is None or view.op(isnan) != "isnan":
         return False
-    first = view.producer(view.tensor(found))
+    first = view.producer(view.tensor(isnan))
     if first is None or view.op(first) != "slice":
         return False
     column, start, end = view.operands(first)[:3]
-    made = view.producer(column) if is_value(column) else None
-    if made is None or view.op(made) != "softmax" or view.tensor(made) is not mask:
+    softmax = view.producer(column) if is_value(column) else None
+    if softmax is None or view.op(softmax) != "softmax" or view.tensor(softmax) is not mask:
         return False
     rank = view.type(mask).rank
-    dims = [view.attrs(node)["dim"] for node in (first, made)]
+    dims = [view.attrs(node)["dim"] for node in (first, softmax)]
     whole = (view.number(start), view.number(end)) == (0, 1)
     return whole and rank is not None and dims == [rank - 1] * 2
 

@@ -26,7 +26,7 @@ def joined_name(names: Sequence[str]) -> str | None:
     parts = [name.split(".") for name in names]
     if len({len(p) for p in parts}) > 1 or any(MARK in name for name in names):
         return None
-    differing = [i for i, found in enumerate(zip(*parts, strict=True)) if len(set(found)) > 1]
+    differing = [i for i, words in enumerate(zip(*parts, strict=True)) if len(set(words)) > 1]
     if len(differing) != 1:
         return None
     (place,) = differing
@@ -64,12 +64,12 @@ class PartSiblings(Rule):
                 match.refuse(f"{match.view.name(operand)} is not {len(sizes)} weights in one")
 
     def replace(self, build: Build, **bound: Operand) -> Sequence[Value]:
-        made, start = [], 0
+        results, start = [], 0
         for index, width in enumerate(self.widths(build.match)):
             end = start + width
-            made.append(self.part(build, index, start, end))
+            results.append(self.part(build, index, start, end))
             start = end
-        return made
+        return results
 
     def linear(self, match: Match) -> Node:
         return next(n for n in match.nodes if match.view.op(n) == "linear_nbit")

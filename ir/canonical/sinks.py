@@ -49,9 +49,9 @@ class FuseSinkAttention(Rule):
         logits, values = sunk.logits, build.match.value("v")
         keys = last_two_swapped(build, logits.kt)
         mask = mask_of(build, logits, [step.value for step in logits.steps], boolean=False)
-        q, given = logits.q, zero(build, logits.q) if mask is None else mask
+        q, bias = logits.q, zero(build, logits.q) if mask is None else mask
         sizes = (size(build, q, 0), size(build, q, 1), size(build, q, 2), size(build, keys, 2))
-        wide = build.concat(build.expand(given, *sizes), sunk.sink, dim=3)
+        wide = build.concat(build.expand(bias, *sizes), sunk.sink, dim=3)
         k, v = (_one_more(build, value, q) for value in (keys, values))
         return weighed(build, logits, (q, k, v), wide)
 

@@ -49,7 +49,7 @@ def unread_products(view: View, linears: Container[Node]) -> list[UnreadProduct]
     """The products with a constant of two or more dimensions that are not among ``linears``, those
     in the bodies of ``If``, ``Loop`` and ``Scan`` too; linear in the size of the graph."""
     reasons = _Reasons(view)
-    found: list[UnreadProduct] = []
+    products: list[UnreadProduct] = []
     computed: set[Value] = set()
     for node, holder in _all_nodes(view):
         arguments = view.arguments(node)
@@ -63,8 +63,8 @@ def unread_products(view: View, linears: Container[Node]) -> list[UnreadProduct]
             continue
         reason = reasons.of(node, constant) if holder is None else _inside(view, holder)
         name = _name(view, node, constant)
-        found.append(UnreadProduct(name, reason, view.type(constant).numel or 0))
-    return found
+        products.append(UnreadProduct(name, reason, view.type(constant).numel or 0))
+    return products
 
 
 def _all_nodes(view: View) -> Iterator[tuple[Node, Node | None]]:
@@ -126,16 +126,16 @@ class _Reasons:
         self._view = view
         self._rules: dict[str, list[Rule]] = {}
         for rule in (*linear.RULES, *einsum.RULES, *FUSED):
-            made = rule()
-            self._rules.setdefault(made.matcher().pattern.op, []).append(made)
+            instance = rule()
+            self._rules.setdefault(instance.matcher().pattern.op, []).append(instance)
 
     def of(self, node: Node, constant: Value) -> str:
         view, op = self._view, self._view.op(node)
         native = view.native_op(node)
         if view.weight(constant) is None:
             maker = view.maker(constant)
-            made = view.native_op(maker) if view.op(maker) == NATIVE else view.op(maker)
-            return f"its matrix is computed from constants by `{made}`"
+            maker_op = view.native_op(maker) if view.op(maker) == NATIVE else view.op(maker)
+            return f"its matrix is computed from constants by `{maker_op}`"
         if op == "matmul" and view.operands(node)[0] is constant:
             return "its constant is the left factor, which joins tokens rather than features"
         for rule in self._rules.get(native if op == NATIVE else op, ()):
