@@ -86,7 +86,7 @@ def _operands(value: onnx_ir.Value, recorded: onnx_ir.Value) -> _Pairs | None:
     return list(zip(one.inputs, other.inputs, strict=True))
 
 
-def _same_numbers(given: onnx_ir.TensorProtocol | None, wanted: onnx_ir.TensorProtocol) -> bool:
-    if given is None or given.dtype != wanted.dtype or given.shape != wanted.shape:
+def _same_numbers(actual: onnx_ir.TensorProtocol | None, expected: onnx_ir.TensorProtocol) -> bool:
+    if actual is None or actual.dtype != expected.dtype or actual.shape != expected.shape:
         return False
-    return np.array_equal(given.numpy(), wanted.numpy())
+    return np.array_equal(actual.numpy(), expected.numpy())

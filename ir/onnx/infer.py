@@ -36,18 +36,18 @@ def untyped_sequences(graph: onnx_ir.Graph) -> set[onnx_ir.Value]:
     onnx-ir's inference gives them that of their elements, which makes the graph invalid; without
     a type they are what runtimes infer.
     """
-    found: set[onnx_ir.Value] = set()
-    _add_sequences(graph, found)
-    return found
+    sequences: set[onnx_ir.Value] = set()
+    _add_sequences(graph, sequences)
+    return sequences
 
 
-def _add_sequences(graph: onnx_ir.Graph, found: set[onnx_ir.Value]) -> None:
+def _add_sequences(graph: onnx_ir.Graph, sequences: set[onnx_ir.Value]) -> None:
     for node in graph:
         for inner in own_graphs(node):
-            _add_sequences(inner, found)
+            _add_sequences(inner, sequences)
         for value in node.outputs:
-            if value.type is None and _is_sequence(node, value.index() or 0, found):
-                found.add(value)
+            if value.type is None and _is_sequence(node, value.index() or 0, sequences):
+                sequences.add(value)
 
 
 def _is_sequence(node: onnx_ir.Node, index: int, known: set[onnx_ir.Value]) -> bool:
@@ -78,9 +78,9 @@ def _infer_node(view: OnnxEditor, node: onnx_ir.Node) -> bool:
             return view.refresh_type(node)
         except Refusal:
             return False  # the check of the graph's structure says so, with the node's name
-    found = declared_outputs(view.model, node)
+    outputs = declared_outputs(view.model, node)
     named = (value for value in node.outputs if value.name)
-    declared = [_declare(value, *one) for value, one in zip(named, found, strict=False)]
+    declared = [_declare(value, *one) for value, one in zip(named, outputs, strict=False)]
     return any(declared)
 
 

@@ -56,11 +56,11 @@ class Lowering(OnnxBuilder):
 
 def _lowered(e: Lowering, op: OpSpec, target: Target) -> onnx_ir.Value:
     """The result of the stock ops that stand for a node."""
-    wanted = target.form(op.name) or ""
+    form = target.form(op.name) or ""
     if op.onnx is not None and op.onnx.lower is not None:
-        return op.onnx.forms.get(wanted, op.onnx.lower)(e)
+        return op.onnx.forms.get(form, op.onnx.lower)(e)
     if isinstance(op, OwnOp):
-        return _recorded(e, op, op.forms.get(wanted, op.record))
+        return _recorded(e, op, op.forms.get(form, op.record))
     raise InvalidGraph(f"{e.view.name(e.node)}: {op.name} has no ONNX form")
 
 

@@ -54,7 +54,7 @@ class NativeNodes:
         run, and where ONNX Runtime would end the process.
         """
         _refuse_random(self._model, node, feeds)
-        key = (node, tuple((v.name, v.dtype, _kind(given)) for v, given in feeds.items()))
+        key = (node, tuple((v.name, v.dtype, _kind(feed)) for v, feed in feeds.items()))
         results = iter(self._again(key, feeds) if key in self._ready else self._first(key, feeds))
         return tuple(next(results) if value.name else None for value in node.outputs)
 
@@ -106,15 +106,15 @@ def _label(node: onnx_ir.Node) -> str:
 
 def _line(error: Exception) -> str:
     """The last of what ONNX Runtime says in a line, which names its own code first."""
-    said = str(error).strip().partition("\n")[0].rpartition("Status Message: ")[2]
-    return said[-_LINE:] or type(error).__name__
+    text = str(error).strip().partition("\n")[0].rpartition("Status Message: ")[2]
+    return text[-_LINE:] or type(error).__name__
 
 
-def _kind(given: Any) -> Any:
+def _kind(feed: Any) -> Any:
     """What a node is made ready for: a dtype and a rank, or a Python type."""
-    if isinstance(given, torch.Tensor | np.ndarray):
-        return given.dtype, given.ndim
-    return type(given)
+    if isinstance(feed, torch.Tensor | np.ndarray):
+        return feed.dtype, feed.ndim
+    return type(feed)
 
 
 def _refuse_fatal(model: onnx_ir.Model, node: onnx_ir.Node) -> None:

@@ -25,9 +25,9 @@ def node_model(
     proto = onnx_ir.serde.serialize_node(node)
     read = (v for v in (*node.inputs, *captured(node)) if v is not None)
     stored = [initializer(v) for v in dict.fromkeys(read) if is_untyped_constant(v)]
-    given = [onnx.helper.make_value_info(str(value.name), type_) for value, type_ in inputs.items()]
+    infos = [onnx.helper.make_value_info(str(value.name), type_) for value, type_ in inputs.items()]
     outputs = [onnx.ValueInfoProto(name=name) for name in proto.output if name]
-    graph = onnx.helper.make_graph([proto], "node", given, outputs, [*stored, *constants])
+    graph = onnx.helper.make_graph([proto], "node", infos, outputs, [*stored, *constants])
     imports = {node.domain: 1, **model.graph.opset_imports}
     imports[""] = _least_opset(model, node)
     return onnx.helper.make_model(
@@ -62,16 +62,16 @@ def _least_opset(model: onnx_ir.Model, node: onnx_ir.Node) -> int:
 
 def _called(model: onnx_ir.Model, node: onnx_ir.Node) -> list[onnx_ir.Function]:
     """The functions that a node calls, and those that they call."""
-    found: dict[Any, onnx_ir.Function] = {}
+    functions: dict[Any, onnx_ir.Function] = {}
     todo = [node]
     while todo and model.functions:
         one = todo.pop()
         todo += [n for graph in subgraphs(one) for n in graph]
         key = one.op_identifier()
-        if key in model.functions and key not in found:
-            found[key] = model.functions[key]
-            todo += list(found[key])
-    return list(found.values())
+        if key in model.functions and key not in functions:
+            functions[key] = model.functions[key]
+            todo += list(functions[key])
+    return list(functions.values())
 
 
 def inner_nodes(model: onnx_ir.Model, node: onnx_ir.Node) -> Iterator[onnx_ir.Node]:

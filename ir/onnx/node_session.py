@@ -67,8 +67,8 @@ def session(
     varying = [value for value in feeds if value not in (constants or {})]
     types = {value: _runtime_type(value, feeds[value]) for value in varying}
     initializers = [
-        onnx.numpy_helper.from_array(_declared_array(v, given), str(v.name))
-        for v, given in (constants or {}).items()
+        onnx.numpy_helper.from_array(_declared_array(v, constant), str(v.name))
+        for v, constant in (constants or {}).items()
     ]
     proto = node_model(model, node, types, initializers)
     dtypes = {v: _dtype(v, feeds[v]) for v in varying}
@@ -85,12 +85,12 @@ def session(
     watched = is_open(node)
 
     def run(feeds: Feeds) -> list[Any]:
-        given = {
+        inputs = {
             f"{v.name}{_CARRIED if v in carried else ''}": _fed(feeds[v], v in carried)
             for v in varying
         }
-        found = run_watched(session, given, node) if watched else session.run(None, given)
-        return [_found(r, d) for r, d in zip(found, outputs, strict=True)]
+        results = run_watched(session, inputs, node) if watched else session.run(None, inputs)
+        return [_found(r, d) for r, d in zip(results, outputs, strict=True)]
 
     return run
 
@@ -149,59 +149,59 @@ def _start(proto: Any, threads: int = 1) -> Any:
     )
 
 
-def _dtype(value: onnx_ir.Value, given: Any) -> onnx_ir.DataType | None:
+def _dtype(value: onnx_ir.Value, feed: Any) -> onnx_ir.DataType | None:
     """The dtype of a tensor; ``None`` for anything else, and for strings."""
-    if isinstance(given, torch.Tensor):
-        return value.dtype if value.dtype in _NARROW else from_torch_dtype(given.dtype)
+    if isinstance(feed, torch.Tensor):
+        return value.dtype if value.dtype in _NARROW else from_torch_dtype(feed.dtype)
     return None
 
 
-def _declared_array(value: onnx_ir.Value, given: Any) -> Any:
+def _declared_array(value: onnx_ir.Value, feed: Any) -> Any:
     """A value as an array of its dtype in ONNX, also where that is narrower than a byte."""
-    array, dtype = to_numpy(given), _dtype(value, given)
+    array, dtype = to_numpy(feed), _dtype(value, feed)
     narrow = None if dtype is None else _NARROW.get(dtype)
     return array if narrow is None else array.astype(narrow)
 
 
-def _runtime_type(value: onnx_ir.Value, given: Any) -> Any:
+def _runtime_type(value: onnx_ir.Value, feed: Any) -> Any:
     """The type that a session declares for what it is given: of its rank, sizes left open."""
     import onnx
 
-    dtype = _dtype(value, given)
+    dtype = _dtype(value, feed)
     if dtype is not None:
         declared = int(_CARRIERS.get(dtype, dtype))
-        return onnx.helper.make_tensor_type_proto(declared, [None] * given.dim())
-    if isinstance(given, np.ndarray):
-        known = onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
-        return onnx.helper.make_tensor_type_proto(known, [None] * given.ndim)
+        return onnx.helper.make_tensor_type_proto(declared, [None] * feed.dim())
+    if isinstance(feed, np.ndarray):
+        known = onnx.helper.np_dtype_to_tensor_dtype(feed.dtype)
+        return onnx.helper.make_tensor_type_proto(known, [None] * feed.ndim)
     if isinstance(value.type, onnx_ir.SequenceType | onnx_ir.OptionalType):
         return onnx_ir.serde.serialize_type(value.type)
-    return _type_of_python(given)
+    return _type_of_python(feed)
 
 
-def _type_of_python(given: Any) -> Any:
+def _type_of_python(feed: Any) -> Any:
     """The type of a sequence or map that the graph does not declare."""
     import onnx
 
-    if isinstance(given, list) and given:
-        return onnx.helper.make_sequence_type_proto(_type_of_python(given[0]))
-    if isinstance(given, dict) and given:
-        name, number = next(iter(given.items()))
+    if isinstance(feed, list) and feed:
+        return onnx.helper.make_sequence_type_proto(_type_of_python(feed[0]))
+    if isinstance(feed, dict) and feed:
+        name, number = next(iter(feed.items()))
         key = onnx.TensorProto.STRING if isinstance(name, str) else onnx.TensorProto.INT64
         return onnx.helper.make_map_type_proto(key, _type_of_python(np.asarray(number)))
-    if isinstance(given, np.ndarray):
+    if isinstance(feed, np.ndarray):
         dtype = (
             onnx.TensorProto.FLOAT
-            if given.ndim == 0
-            else onnx.helper.np_dtype_to_tensor_dtype(given.dtype)
+            if feed.ndim == 0
+            else onnx.helper.np_dtype_to_tensor_dtype(feed.dtype)
         )
         return onnx.helper.make_tensor_type_proto(dtype, None)
     raise ValueError("an empty sequence whose type the graph does not declare")
 
 
-def _fed(given: Any, carried: bool) -> Any:
-    wide = carried and given.dtype.is_floating_point
-    return to_numpy(given.float() if wide else given)
+def _fed(feed: Any, carried: bool) -> Any:
+    wide = carried and feed.dtype.is_floating_point
+    return to_numpy(feed.float() if wide else feed)
 
 
 def _found(result: Any, dtype: onnx_ir.DataType | None) -> Any:
@@ -216,8 +216,8 @@ def _cast_input(graph: Any, name: str, dtype: onnx_ir.DataType) -> None:
     import onnx
 
     carrier = f"{name}{_CARRIED}"
-    given = next(i for i in graph.input if i.name == name)
-    given.name = carrier
+    info = next(i for i in graph.input if i.name == name)
+    info.name = carrier
     graph.node.insert(0, onnx.helper.make_node("Cast", [carrier], [name], to=int(dtype)))
 
 
@@ -242,16 +242,16 @@ def evaluator(model: onnx_ir.Model, node: onnx_ir.Node, feeds: Feeds) -> Run:
     from onnx.reference import ReferenceEvaluator
 
     undeclared = onnx.TypeProto()
-    made = node_model(model, node, dict.fromkeys(feeds, undeclared))
+    proto = node_model(model, node, dict.fromkeys(feeds, undeclared))
     if node.op_type == "Loop" and node.domain == "" and node.inputs[1] is None:
         # onnx 1.23's evaluator takes an absent condition for a false one and never enters the loop.
         always = onnx.helper.make_tensor(_TRUE, onnx.TensorProto.BOOL, [], [True])
-        made.graph.initializer.append(always)
-        made.graph.node[0].input[1] = _TRUE
-    reference = ReferenceEvaluator(made)
+        proto.graph.initializer.append(always)
+        proto.graph.node[0].input[1] = _TRUE
+    reference = ReferenceEvaluator(proto)
 
     def run(feeds: Feeds) -> list[Any]:
-        given = {str(v.name): _declared_array(v, x) for v, x in feeds.items()}
-        return [to_value(result) for result in reference.run(None, given)]
+        inputs = {str(v.name): _declared_array(v, x) for v, x in feeds.items()}
+        return [to_value(result) for result in reference.run(None, inputs)]
 
     return run

@@ -34,13 +34,13 @@ def _reads(node: onnx_ir.Node) -> Iterator[onnx_ir.Value]:
 
 
 def _is_in_order(graph: onnx_ir.Graph) -> bool:
-    made: set[onnx_ir.Node] = set()
+    earlier: set[onnx_ir.Node] = set()
     for node in graph:
         for value in _reads(node):
             maker = value.producer()
-            if maker is not None and maker.graph is graph and maker not in made:
+            if maker is not None and maker.graph is graph and maker not in earlier:
                 return False
-        made.add(node)
+        earlier.add(node)
     return True
 
 

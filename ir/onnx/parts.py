@@ -154,8 +154,8 @@ def set_dtype(value: onnx_ir.Value, dtype: onnx_ir.DataType) -> None:
 def is_plain_model(model: onnx_ir.Model) -> bool:
     """Whether all values of the main graph are ``onnx_ir.Value`` itself, compared by identity."""
     graph = model.graph
-    made = (v for node in graph for v in node.outputs)
-    values = itertools.chain(graph.inputs, graph.initializers.values(), made)
+    outputs = (v for node in graph for v in node.outputs)
+    values = itertools.chain(graph.inputs, graph.initializers.values(), outputs)
     return all(type(v) is onnx_ir.Value for v in values)
 
 

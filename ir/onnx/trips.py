@@ -99,8 +99,8 @@ def _number(value: onnx_ir.Value | None, env: Env) -> float | None:
         if maker is None or maker.op_type not in ("Identity", "Constant"):
             return None
         if maker.op_type == "Constant":
-            told = next(iter(maker.attributes.values())).value
-            return float(told.numpy().reshape(-1)[0]) if hasattr(told, "numpy") else float(told)
+            entry = next(iter(maker.attributes.values())).value
+            return float(entry.numpy().reshape(-1)[0]) if hasattr(entry, "numpy") else float(entry)
         value = maker.inputs[0]
     if value is None:
         return None
@@ -126,7 +126,7 @@ def _may_end(node: onnx_ir.Node) -> bool:
     return False
 
 
-def run_watched(session: Any, given: Mapping[str, Any], node: onnx_ir.Node) -> Any:
+def run_watched(session: Any, inputs: Mapping[str, Any], node: onnx_ir.Node) -> Any:
     """``session.run`` of a node that ``is_open``.
 
     Raises ``BadInput`` after ``MOST_SECONDS``, or where little memory is left.
@@ -144,7 +144,7 @@ def run_watched(session: Any, given: Mapping[str, Any], node: onnx_ir.Node) -> A
     watcher = threading.Thread(target=watch, daemon=True)
     watcher.start()
     try:
-        return session.run(None, given, options)
+        return session.run(None, inputs, options)
     except Exception as error:
         if not options.terminate:
             raise

@@ -80,13 +80,13 @@ class _Checker:
                 )
             constants.add(tensor.name)
             check_tensor(tensor, f"{self._where}: the initializer {tensor.name!r}")
-        made: set[str] = set()
+        names: set[str] = set()
         for info in graph.input:
-            if not info.name or info.name in made:
+            if not info.name or info.name in names:
                 raise self._wrong(f"two of its inputs are named {info.name!r}")
-            made.add(info.name)
+            names.add(info.name)
             self._type(info, "input")
-        self._nodes(graph.node, made | constants, outer, {i.name for i in graph.output})
+        self._nodes(graph.node, names | constants, outer, {i.name for i in graph.output})
         for info in graph.output:
             self._type(info, "output")
 
@@ -94,16 +94,16 @@ class _Checker:
         self._nodes(function.node, set(function.input), (), set(function.output))
 
     def _nodes(
-        self, nodes: Sequence[onnx.NodeProto], made: set[str], outer: tuple[set[str], ...],
+        self, nodes: Sequence[onnx.NodeProto], names: set[str], outer: tuple[set[str], ...],
         outputs: set[str],
     ) -> None:  # fmt: skip
         for node in nodes:
             self._text((node.name, node.op_type, node.domain, *node.input, *node.output))
             for name in filter(None, node.output):
-                if name in made:
+                if name in names:
                     raise self._wrong(f"makes {name!r}, which is made already", node)
-                made.add(name)
-        scopes = (*outer, made)
+                names.add(name)
+        scopes = (*outer, names)
         for node in nodes:
             for name in filter(None, node.input):
                 if not any(name in scope for scope in scopes):
@@ -138,17 +138,17 @@ class _Checker:
             if not name and formal.option != onnx.defs.OpSchema.FormalParameterOption.Optional:
                 raise self._wrong(f"leaves its input {formal.name} out", node)
         self._count(node, node.output, "output", schema.min_output, schema.max_output)
-        given = dict(zip(names, node.attribute, strict=True))
-        for name, attribute in given.items():
+        attributes = dict(zip(names, node.attribute, strict=True))
+        for name, attribute in attributes.items():
             declared = schema.attributes.get(name)
             if declared is None:
                 raise self._wrong(f"has an attribute {name!r}, and the op has none of it", node)
-            wanted = int(declared.type.value)
-            if attribute.type != wanted:
+            type_ = int(declared.type.value)
+            if attribute.type != type_:
                 kind = _WORDS.get(attribute.type, "of no known kind")
-                raise self._wrong(f"its attribute {name} is {kind}, not {_WORDS[wanted]}", node)
+                raise self._wrong(f"its attribute {name} is {kind}, not {_WORDS[type_]}", node)
         for name, declared in schema.attributes.items():
-            if declared.required and name not in given:
+            if declared.required and name not in attributes:
                 raise self._wrong(f"lacks the attribute {name!r}", node)
 
     def _count(
@@ -157,8 +157,8 @@ class _Checker:
         # At the end of the list an absent one may be written as an empty name.
         count = max((i for i, name in enumerate(names, 1) if name), default=0)
         if not least <= len(names) or count > most:
-            wanted = str(least) if least == most else f"{least} to {most}"
-            raise self._wrong(f"has {count} {what}s, and the op takes {wanted}", node)
+            bounds = str(least) if least == most else f"{least} to {most}"
+            raise self._wrong(f"has {count} {what}s, and the op takes {bounds}", node)
 
     def _own(self, node: onnx.NodeProto) -> None:
         """Ops of ours, which no other tool writes, are those that are declared here."""

@@ -48,15 +48,15 @@ def check_tensor(tensor: onnx.TensorProto, where: str) -> None:
     if tensor.HasField("raw_data"):
         if tensor.data_type == _T.STRING:
             raise BadInput(f"{where} holds text as raw bytes")
-        needed, given, what = -(-count * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
+        needed, length, what = -(-count * dtype.bitwidth // 8), len(tensor.raw_data), "bytes"
     else:
         field, entries = _field(tensor.data_type)
-        given, what = len(getattr(tensor, field)), f"entries of {field}"
+        length, what = len(getattr(tensor, field)), f"entries of {field}"
         packed = 8 // dtype.bitwidth if dtype in _PACKED else 1
         needed = -(-count * entries // packed)
-    if given != needed:
+    if length != needed:
         raise BadInput(
-            f"{where} holds {given} {what}, and {dtype.name} {list(tensor.dims)} takes {needed}: "
+            f"{where} holds {length} {what}, and {dtype.name} {list(tensor.dims)} takes {needed}: "
             "the file is damaged or cut short"
         )
 

@@ -28,8 +28,8 @@ def check_types(view: OnnxReader, where: str) -> None:
         try:
             inferred = spec(op).infer(types, attrs)
         except (ValueError, IndexError, TypeError, AttributeError, ArithmeticError) as error:
-            given = ", ".join(str(t) for t in types)
-            raise BadInput(f"{label} does not take ({given}): {error}") from error
+            arguments = ", ".join(str(t) for t in types)
+            raise BadInput(f"{label} does not take ({arguments}): {error}") from error
         for value, type_ in zip(node.outputs, inferred, strict=False):
             declared = view.type(value)
             if not agree(Type(None, type_.shape), Type(None, declared.shape)):

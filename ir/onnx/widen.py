@@ -35,8 +35,8 @@ def widen(view: OnnxView) -> int:
     kept = {value for weight in narrow for value in _cast_behind(view, weight)}
     count = 0
     for graph in view.model.graphs():
-        made = (value for node in graph for value in node.outputs)
-        for value in itertools.chain(graph.inputs, graph.initializers.values(), made):
+        outputs = (value for node in graph for value in node.outputs)
+        for value in itertools.chain(graph.inputs, graph.initializers.values(), outputs):
             count += value not in kept and _widen_value(view, value)
         for node in graph:
             _widen_attributes(node)
