@@ -85,8 +85,8 @@ def _calls(
     """The original's calling convention; where inputs or outputs have left or come, a plain one."""
     calls = list(original.module_call_graph)
     signature = calls[0].signature
-    given = (signature.in_spec.num_leaves, signature.out_spec.num_leaves)
-    if given == (inputs, len(outputs)):
+    leaves = (signature.in_spec.num_leaves, signature.out_spec.num_leaves)
+    if leaves == (inputs, len(outputs)):
         return calls
     in_spec = pytree.tree_structure(((0,) * inputs, {}))
     out_spec = pytree.tree_structure(dict.fromkeys(outputs, 0))

@@ -188,16 +188,16 @@ class FxReader(View):
         op, operands, attrs = reading
         types = [self.type(o) if isinstance(o, FxNode) else o for o in operands]
         try:
-            (found,) = spec(op).infer(types, attrs)
+            (type_,) = spec(op).infer(types, attrs)
         except (ValueError, IndexError):
             return None  # torch says better what does not fit
         # What has no dimensions may be a size, which is not a tensor.
-        known = [self.dims.size(d) for d in found.shape or ()]
+        known = [self.dims.size(d) for d in type_.shape or ()]
         sizes = [size for size in known if size is not None]
-        if not sizes or found.dtype is None or len(sizes) < len(known):
+        if not sizes or type_.dtype is None or len(sizes) < len(known):
             return None
         with self._fake_mode():
-            return torch.empty(sizes, dtype=found.dtype)
+            return torch.empty(sizes, dtype=type_.dtype)
 
     def _fake_mode(self) -> Any:
         for node in self._placeholders:

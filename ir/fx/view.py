@@ -115,5 +115,5 @@ class FxView(FxEditor):
 def _write_out_size(node: FxNode) -> None:
     """Replace the size -1 by the number that it stands for: of an empty tensor it may be any."""
     sizes = zip(node.args[1], node.meta["val"].shape, strict=True)  # type: ignore[arg-type]
-    found = [size if given == -1 and isinstance(size, int) else given for given, size in sizes]
-    node.args = (node.args[0], found)
+    numbers = [size if dim == -1 and isinstance(size, int) else dim for dim, size in sizes]
+    node.args = (node.args[0], numbers)
