@@ -31,12 +31,12 @@ def clean(view: View) -> RewriteReport:
     ``x + 0`` goes for integers only: of floats, -0.0 + 0.0 is 0.0.
     """
     report = RewriteReport()
-    seen: dict[Hashable, Node] = {}
+    firsts: dict[Hashable, Node] = {}
     previous = view.origin
     try:
         for node in list(view.nodes()):
             view.origin = Origin("clean")
-            what = _clean_node(view, node, seen)
+            what = _clean_node(view, node, firsts)
             if what is not None:
                 report.applied[what] += 1
     finally:
@@ -50,7 +50,7 @@ def clean(view: View) -> RewriteReport:
     return report
 
 
-def _clean_node(view: View, node: Node, seen: dict[Hashable, Node]) -> str | None:
+def _clean_node(view: View, node: Node, firsts: dict[Hashable, Node]) -> str | None:
     op = view.op(node)
     if op == NATIVE and view.native_op(node).startswith(_CHECKS):
         view.erase(node)
@@ -68,7 +68,7 @@ def _clean_node(view: View, node: Node, seen: dict[Hashable, Node]) -> str | Non
     key = _key(view, node, op)
     if key is None or view.is_output(result):
         return None
-    first = seen.setdefault(key, node)
+    first = firsts.setdefault(key, node)
     if first is node:
         return None
     view.replace(result, view.results(first)[0])

@@ -59,8 +59,8 @@ def rewrite(
     count = 0
     previous = view.origin
     try:
-        while (found := worklist.pop()) is not None:
-            changed = _try_rules(view, *found, step, report, worklist)
+        while (visit := worklist.pop()) is not None:
+            changed = _try_rules(view, *visit, step, report, worklist)
             if changed is None:
                 continue
             worklist.update(changed)
@@ -121,7 +121,7 @@ class _Worklist:
     def __init__(self, view: View, index: dict[str, list[_Indexed]], nodes: list[Node]) -> None:
         self._view = view
         self._index = index
-        entries = [e for found in index.values() for e in found]
+        entries = [e for group in index.values() for e in group]
         self._reach = max((e.depth for e in entries), default=1)
         self._inner = frozenset(op for e in entries for op in e.inner)
         self._queue: deque[Node] = deque()
@@ -155,7 +155,7 @@ class _Worklist:
             freed += self._blocked.pop(node, ())
         if freed:
             self._push(root for root in dict.fromkeys(freed) if root in self._stuck)
-        front = self._push(changed.made)
+        front = self._push(changed.new)
         seen = set(front)
         front += self._push(n for n in changed.users if n not in seen and n not in gone)
         for _ in range(self._reach - 2):

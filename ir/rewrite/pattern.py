@@ -83,16 +83,16 @@ def pattern_depth(pattern: Any) -> int:
 
 def inner_ops(pattern: Op) -> frozenset[str]:
     """The ops below the root of a pattern."""
-    found: set[str] = set()
+    ops: set[str] = set()
     stack = list(pattern.operands)
     while stack:
         part = stack.pop()
         if isinstance(part, Op):
-            found.add(part.op)
+            ops.add(part.op)
             stack.extend(part.operands)
         elif isinstance(part, OneOf):
             stack.extend(part.choices)
-    return frozenset(found)
+    return frozenset(ops)
 
 
 class Match:
@@ -183,11 +183,11 @@ class Matcher:
     def match(self, view: View, root: Node) -> Match | None:
         """The match with ``root`` as the pattern's root, or ``None``; see ``refusal``."""
         self.reached, self._why, self.leak = -1, None, None
-        found = Match(view, root)
-        todo = self._enter(found, self.pattern, root, 0, None)
-        if todo is False or not self._run(found, todo):
+        match = Match(view, root)
+        todo = self._enter(match, self.pattern, root, 0, None)
+        if todo is False or not self._run(match, todo):
             return None
-        return None if self._leaks(found) else found
+        return None if self._leaks(match) else match
 
     def refusal(self, view: View) -> Refusal:
         """Why the last ``match`` failed."""
@@ -242,8 +242,8 @@ class Matcher:
         return self._fail(depth, f"the same {pattern.name} as before", operand, user)
 
     def _literal(self, m: Match, number: Any, operand: Operand, depth: int, user: Node) -> bool:
-        found = m.view.number(operand)
-        if found is not None and math.isclose(found, number, rel_tol=1e-6, abs_tol=0.0):
+        constant = m.view.number(operand)
+        if constant is not None and math.isclose(constant, number, rel_tol=1e-6, abs_tol=0.0):
             return True
         return self._fail(depth, f"the number {number:g}", operand, user)
 
@@ -298,25 +298,25 @@ class Matcher:
                 self._fail(depth, f"`{pattern.op}`", node, node)
                 return None
             operands, attrs = reading[1], reading[2]
-        wanted = len(pattern.operands)
-        if len(operands) != wanted and not (pattern.rest and len(operands) > wanted):
-            self._fail(depth, f"`{pattern.op}` of {wanted} operands", node, node)
+        count = len(pattern.operands)
+        if len(operands) != count and not (pattern.rest and len(operands) > count):
+            self._fail(depth, f"`{pattern.op}` of {count} operands", node, node)
             return None
         if pattern.attrs and not self._attrs(view, pattern, node, operands, attrs, depth):
             return None
         return operands
 
     def _attrs(
-        self, view: View, pattern: Op, node: Node, operands: Any, found: Any, depth: int
+        self, view: View, pattern: Op, node: Node, operands: Any, attrs: Any, depth: int
     ) -> bool:
-        for name, wanted in pattern.attrs.items():
-            value = found.get(name)
-            if callable(wanted):
-                fits = bool(wanted(value))
+        for name, setting in pattern.attrs.items():
+            value = attrs.get(name)
+            if callable(setting):
+                fits = bool(setting(value))
             else:
-                fits = value == _from_the_left(view, wanted, operands)
+                fits = value == _from_the_left(view, setting, operands)
             if not fits:
-                shown = getattr(wanted, "__name__", wanted)
+                shown = getattr(setting, "__name__", setting)
                 return self._fail(depth, f"`{pattern.op}` with {name}={shown}", _Text(value), node)
         return True
 
@@ -353,19 +353,19 @@ class _Text:
     value: Any
 
 
-def _from_the_left(view: View, wanted: Any, operands: Any) -> Any:
+def _from_the_left(view: View, setting: Any, operands: Any) -> Any:
     """Negative dimensions in a pattern count from the end of the first operand."""
-    negative = (isinstance(wanted, int) and wanted < 0) or (
-        isinstance(wanted, tuple) and any(isinstance(d, int) and d < 0 for d in wanted)
+    negative = (isinstance(setting, int) and setting < 0) or (
+        isinstance(setting, tuple) and any(isinstance(d, int) and d < 0 for d in setting)
     )
     if not negative or not operands or isinstance(operands[0], int | float | None):
-        return wanted
+        return setting
     rank = view.type(operands[0]).rank
     if rank is None:
-        return wanted
-    if isinstance(wanted, int):
-        return wanted + rank
-    return tuple(d % rank for d in wanted)
+        return setting
+    if isinstance(setting, int):
+        return setting + rank
+    return tuple(d % rank for d in setting)
 
 
 def _describe(view: View, got: Any) -> str:

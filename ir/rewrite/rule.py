@@ -45,14 +45,14 @@ class Build(Builder):
     def __init__(self, view: View, match: Match) -> None:
         super().__init__(view, match.root)
         self.match = match
-        self.made: list[Value] = []
+        self.values: list[Value] = []
 
     def build(
         self, op: str, *operands: Operand, like: Value | None = None, name: str | None = None,
         **attrs: Attr,
     ) -> Value:  # fmt: skip
         value = super().build(op, *operands, like=like, name=name, **attrs)
-        self.made.append(value)
+        self.values.append(value)
         return value
 
 
@@ -60,7 +60,7 @@ class Build(Builder):
 class Applied:
     """What a rewrite changed: nodes made, nodes whose operands are now others, nodes gone."""
 
-    made: list[Node]
+    new: list[Node]
     users: list[Node]
     gone: list[Node]
 
@@ -74,16 +74,16 @@ def apply(view: View, rule: Rule, match: Match) -> Applied:
     rule.where(match)
     build = Build(view, match)
     old = view.results(match.root)
-    made: list[Node] = []
-    view.journal = made
+    nodes: list[Node] = []
+    view.journal = nodes
     try:
         replaced = rule.replace(build, **match.bindings)
         new = tuple(replaced) if isinstance(replaced, (tuple, list)) else (replaced,)
         if len(old) != len(new):
             raise Refusal(f"{rule.name} gives {len(new)} values for {len(old)}", match.root)
-        _settle_types(view, build.made, old, new)
+        _settle_types(view, build.values, old, new)
     except Refusal:
-        for node in reversed(made):
+        for node in reversed(nodes):
             view.erase(node)
         raise
     finally:
@@ -92,15 +92,15 @@ def apply(view: View, rule: Rule, match: Match) -> Applied:
     for before, after in zip(old, new, strict=True):
         users += view.users(before)
         view.replace(before, after)
-    return Applied(made, users, view.erase_dead(match.root))
+    return Applied(nodes, users, view.erase_dead(match.root))
 
 
 def _settle_types(
-    view: View, made: list[Value], old: Sequence[Value], new: Sequence[Value]
+    view: View, values: list[Value], old: Sequence[Value], new: Sequence[Value]
 ) -> None:
-    for value in made:
+    for value in values:
         if not any(value is result for result in new):
             view.type(value)
     for before, after in zip(old, new, strict=True):
-        if any(after is value for value in made):
+        if any(after is value for value in values):
             view.retype(after, before)

@@ -73,8 +73,8 @@ class Sizes:
             return None
         if not isinstance(dims[0], int) or not 0 < dims[0] <= _MOST:
             return None
-        (made,) = self._view.execute(node, [torch.tensor(dims)])
-        return tuple(made.tolist())
+        (vector,) = self._view.execute(node, [torch.tensor(dims)])
+        return tuple(vector.tolist())
 
     # --- one rule for each op that shape arithmetic is made of ------------------------------------
 
@@ -141,10 +141,10 @@ class Sizes:
 
     def _elementwise(self, operands: Any, each: Any) -> tuple[Dim, ...] | Dim | None:
         pairs = self._pairs(operands)
-        found = [] if pairs is None else [each(*elements) for elements in pairs[1]]
-        if pairs is None or any(item is None for item in found):
+        items = [] if pairs is None else [each(*elements) for elements in pairs[1]]
+        if pairs is None or any(item is None for item in items):
             return None
-        return tuple(found) if pairs[0] else found[0]
+        return tuple(items) if pairs[0] else items[0]
 
 
 def _arithmetic(what: str) -> Any:
