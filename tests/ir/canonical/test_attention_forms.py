@@ -79,8 +79,8 @@ def scaled_behind(g: Any) -> Any:
 
 def filled_and_added(g: Any) -> Any:
     """GPT-Neo's: a condition of its own within another mask."""
-    seen = g.op("gt", g.mask, -0.5)
-    return plain(g, lambda g, x: g.op("add", g.op("where", seen, x, LEAST), g.mask))
+    visible = g.op("gt", g.mask, -0.5)
+    return plain(g, lambda g, x: g.op("add", g.op("where", visible, x, LEAST), g.mask))
 
 
 def filled_over_added(g: Any) -> Any:
@@ -123,8 +123,8 @@ def test_it_is_read_with_what_is_added_as_its_mask(draft: Any, make: Any) -> Non
     (expected,) = sweep(view, inputs).values()
     canonicalize(view)
     check_structure(view)
-    found = Counter(view.op(node) for node in view.nodes())
-    assert found["sdpa"] == 1 and not found["softmax"] + found["matmul"]
+    counts = Counter(view.op(node) for node in view.nodes())
+    assert counts["sdpa"] == 1 and not counts["softmax"] + counts["matmul"]
     torch.testing.assert_close(*sweep(view, inputs).values(), expected, rtol=1e-5, atol=1e-5)
     assert canonicalize(view.copy()).total == 0
 

@@ -158,14 +158,14 @@ def test_cleaning_is_exact_and_leaves_outputs_alone(draft: Any) -> None:
 
 
 def test_constants_fold_up_to_the_limit(draft: Any) -> None:
-    for limit, left in ((1 << 20, 1), (8, 2)):
+    for limit, count in ((1 << 20, 1), (8, 2)):
         g = draft(x=(6,))
         weight = g.op("exp", g.weight("w", tensor(6)))
         view = g.finish(g.op("mul", g.x, weight))
         x = {"x": tensor(6)}
         before = sweep(view, x)
         fold_constants(view, max_bytes=limit)
-        assert ops(view).total() == left
+        assert ops(view).total() == count
         after = sweep(view, x)
         assert all(torch.equal(before[name], after[name]) for name in before)
 

@@ -116,9 +116,9 @@ def test_capped_logits(draft: Any, make: Callable[[Any], Any], masked: bool) -> 
 @pytest.mark.parametrize("row", ["first", "last"])
 def test_a_row_of_capped_attention_is_capped(draft: Any, row: Any) -> None:
     g = draft(outputs=2, q=QKV, k=QKV, v=QKV)
-    made = g.op("sdpa", g.q, g.k, g.v, scale=0.5, softcap=1.5)
-    paid = attention_row(g.view, g.view.producer(made), row)
-    view = g.finish(made, paid)
+    attention = g.op("sdpa", g.q, g.k, g.v, scale=0.5, softcap=1.5)
+    paid = attention_row(g.view, g.view.producer(attention), row)
+    view = g.finish(attention, paid)
     inputs = {n: 3 * tensor(*QKV) for n in "qkv"}
     logits = 1.5 * torch.tanh(inputs["q"] @ inputs["k"].mT * 0.5 / 1.5)
     expected = logits.softmax(-1).mean(1)[:, 0 if row == "first" else -1]

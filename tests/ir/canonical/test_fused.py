@@ -173,8 +173,8 @@ OLD = [rand(B, 2, P, D), rand(B, 2, P, D)]
 
 def lengths(total: int, rows: int = B, *, ragged: bool = False) -> list[np.ndarray[Any, Any]]:
     each = np.full(rows, total, np.int32)
-    seen = np.arange(1, B + 1) % total if ragged else each - 1
-    return [seen.astype(np.int32), np.array(total, np.int32)]
+    last = np.arange(1, B + 1) % total if ragged else each - 1
+    return [last.astype(np.int32), np.array(total, np.int32)]
 
 
 FIRST, NEXT = lengths(S), lengths(P + 1)
@@ -285,9 +285,9 @@ def test_what_it_is_expanded_into_computes_the_same(name: str) -> None:
     view = read(model)
     canonicalize(view)
     check_structure(view)
-    found = ops(view)
-    assert "native" not in found
-    assert not Counter(case.expected) - found
+    counts = ops(view)
+    assert "native" not in counts
+    assert not Counter(case.expected) - counts
     got = sweep(view, tensors(feeds))
     pairs = zip(view.output_names(), in_runtime(model, feeds), strict=True)
     for name_, expected in pairs:
@@ -348,7 +348,7 @@ def test_a_form_that_is_not_covered_stays_and_says_why(name: str) -> None:
 @pytest.mark.parametrize("op", ["Attention", "QAttention"])
 def test_a_fused_product_that_is_not_expanded_is_listed(op: str) -> None:
     case = Case(op, PACKED, {**HEADS, "do_rotary": 1}, [1, 2])
-    (found,) = unread_products(read(case.model()[0]), ())
+    (product,) = unread_products(read(case.model()[0]), ())
     reasons = {"Attention": "do_rotary=1 is not read",
                "QAttention": "`com.microsoft::QAttention` is not read as a linear"}  # fmt: skip
-    assert (found.name, found.reason) == ("i1", reasons[op])
+    assert (product.name, product.reason) == ("i1", reasons[op])

@@ -60,8 +60,8 @@ def bert(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
         dynamic_axes={name: {0: "batch", 1: "tokens"} for name in [*names, "y"]},
     )  # fmt: skip
     model = optimizer.optimize_model(str(file), "bert", HEADS, WIDTH, opt_level=0).model
-    made = {node.op_type for node in model.graph.node}
-    assert {"Attention", "EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu"} <= made
+    ops = {node.op_type for node in model.graph.node}
+    assert {"Attention", "EmbedLayerNormalization", "SkipLayerNormalization", "BiasGelu"} <= ops
     return model
 
 
@@ -119,8 +119,8 @@ def optimized_gpt2(file: Path) -> onnx.ModelProto:
     from onnxruntime.transformers import optimizer
 
     model = optimizer.optimize_model(str(file), "gpt2", HEADS, WIDTH, opt_level=0).model
-    made = {node.op_type for node in model.graph.node}
-    assert {"SkipLayerNormalization", "FastGelu"} <= made
+    ops = {node.op_type for node in model.graph.node}
+    assert {"SkipLayerNormalization", "FastGelu"} <= ops
     return model
 
 
@@ -152,8 +152,8 @@ def test_a_gpt2_loses_a_block_whoever_named_its_sizes(
     del short.model.h[1]
     with torch.no_grad():
         expected = short(ids, mask)
-    found = sweep(view, {"ids": ids, "mask": mask})["y"]
-    torch.testing.assert_close(found[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-5)
+    actual = sweep(view, {"ids": ids, "mask": mask})["y"]
+    torch.testing.assert_close(actual[mask > 0], expected[mask > 0], rtol=1e-4, atol=1e-5)
 
 
 # --- a decoder ------------------------------------------------------------------------------------
@@ -256,8 +256,8 @@ def test_a_decoder_with_a_cache_is_read_whole_and_loses_a_block() -> None:
     assert [view.name(slot.past[1]) for slot in slots if slot] == [
         f"past_key_values.{i}.value" for i in range(LAYERS)
     ]
-    made = sample_inputs(view, sizes={"past": 3})
-    assert made["attention_mask"].shape[1] == 3 + made["input_ids"].shape[1]
+    inputs = sample_inputs(view, sizes={"past": 3})
+    assert inputs["attention_mask"].shape[1] == 3 + inputs["input_ids"].shape[1]
     prompt = np.arange(10).reshape(2, 5)
     feeds, expected = step(model, prompt, None)
     agrees(view, feeds, expected)
@@ -276,9 +276,9 @@ def test_a_decoder_that_takes_no_chunk_of_several_rows_is_asked_for_a_step(tmp_p
     assert view.source.original is not None
     truth = ask(view, view.source.original, [sample_inputs(view)])
     asked = ["an input of 3 x 5, padded on the left", "a step after that"]
-    assert [seen.what for seen in truth.probes] == asked
+    assert [run.what for run in truth.probes] == asked
     assert truth.unheard.startswith("not on a chunk after it: ")
     assert truth.probes[-1].inputs["past_key_values.0.key"].shape == (3, KV_HEADS, 5, HEAD)
     graph = view.copy()
     canonicalize(graph)
-    hold(view, graph, truth, [sweep(graph, seen.inputs) for seen in truth.samples])
+    hold(view, graph, truth, [sweep(graph, run.inputs) for run in truth.samples])

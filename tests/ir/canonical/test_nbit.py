@@ -115,8 +115,8 @@ def test_what_is_lowered_is_read_back(sample: Sample) -> None:
     if level and group == 0 and real:
         attrs["group"] = 0
     assert dict(opened.attrs(node)) == attrs
-    given = [*opened.operands(node)[1:], *[None] * 4][:4]
-    for operand, want in zip(given, constants, strict=True):
+    operands = [*opened.operands(node)[1:], *[None] * 4][:4]
+    for operand, want in zip(operands, constants, strict=True):
         handle = opened.weight(operand)
         assert (handle is None) == (want is None)
         written = level and want is not constants[0] and want is not constants[3] and not real
@@ -186,14 +186,14 @@ def foreign(
     shaped = [t.reshape(-1) if flat and t is not None else t for t in (codes, scales, given_points)]
     named = dict(zip(("w_Q4", "w_scales", "w_zp", "g", "b"), (*shaped, index, added), strict=True))
     held = {name: value(name, t) for name, t in named.items() if t is not None}
-    given = ir.Value(name="x", type=ir.TensorType(from_torch_dtype(dtype)), shape=ir.Shape(x))
-    operands: list[ir.Value | None] = [given, *(held.get(name) for name in named)]
+    source = ir.Value(name="x", type=ir.TensorType(from_torch_dtype(dtype)), shape=ir.Shape(x))
+    operands: list[ir.Value | None] = [source, *(held.get(name) for name in named)]
     while operands[-1] is None:
         operands.pop()
     sizes = {"K": fan_in, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": level}
     node = ir.node("MatMulNBits", operands, {**sizes, **attrs}, domain="com.microsoft",
                    name="/layers.0/fc/MatMul_Q4")  # fmt: skip
-    return OnnxView(model_of(node, given, list(held.values()))), sample
+    return OnnxView(model_of(node, source, list(held.values()))), sample
 
 
 FOREIGN: dict[str, dict[str, Any]] = {
@@ -277,11 +277,11 @@ def test_a_node_without_codes_is_refused() -> None:
 def test_computed_operands_are_refused(place: int, reason: str) -> None:
     view, _ = foreign(zeros="packed", bias=True)
     (node,) = view.nodes()
-    given = node.inputs[place]
-    assert given is not None
+    operand = node.inputs[place]
+    assert operand is not None
     view.at(node)
-    twice = view.emit("Identity", [given]).outputs[0]
-    twice.type, twice.shape = given.type, given.shape
+    twice = view.emit("Identity", [operand]).outputs[0]
+    twice.type, twice.shape = operand.type, operand.shape
     node.replace_input_with(place, twice)
     assert canonicalize_stored(view).refusals["fuse-matmul-nbits"].reason == reason
 

@@ -139,9 +139,9 @@ def test_what_is_no_linear_is_listed(name: str) -> None:
     view = read(written(nodes, {"x": rand(3, 6)}, constants, ["y"]))
     canonicalize(view)
     assert not recognize(view).linears
-    for found in unread_products(view, ()):
-        assert found.name == site
-        assert reason in found.reason
+    for product in unread_products(view, ()):
+        assert product.name == site
+        assert reason in product.reason
     assert len(unread_products(view, ())) == (2 if name == "inside of a branch" else 1)
 
 
@@ -191,12 +191,12 @@ class Scores(torch.nn.Module):
 
 
 def test_a_sum_within_a_product_is_taken_out_of_it() -> None:
-    given = torch.randn(2, 1, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5)
-    view = FxView.from_program(torch.export.export(Scores(), given))
+    inputs = torch.randn(2, 1, 5), torch.randn(2, 3, 4), torch.randn(2, 4, 5)
+    view = FxView.from_program(torch.export.export(Scores(), inputs))
     canonicalize(view)
     assert "native" not in ops(view)
-    (found,) = sweep(view, dict(zip(("b", "q", "kt"), given, strict=True))).values()
-    torch.testing.assert_close(found, Scores()(*given))
+    (actual,) = sweep(view, dict(zip(("b", "q", "kt"), inputs, strict=True))).values()
+    torch.testing.assert_close(actual, Scores()(*inputs))
 
 
 def ops(view: View) -> Counter[str]:

@@ -59,8 +59,8 @@ def test_it_is_read(draft: Any, make: Any) -> None:
     canonicalize(view)
     (site,) = view.nodes()
     assert view.op(site) == "sdpa" and view.attrs(site)["gqa"]
-    (found,) = sweep(view, inputs).values()
-    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    (actual,) = sweep(view, inputs).values()
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(

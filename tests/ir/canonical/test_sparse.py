@@ -67,12 +67,12 @@ def test_what_is_lowered_is_read_back(sample: Sample) -> None:
     handles = [opened.weight(v) for v in opened.operands(node)[1:]]
     assert set(opened.weights()) == {f"fc.outliers.{n}" for n in ("rows", "cols", "values")}
     width = index_dtype(int(sample.attrs["out_features"]))
-    wanted = [rows.to(width), cols, values]
+    expected = [rows.to(width), cols, values]
     if not len(rows):
-        wanted = [torch.zeros(1, dtype=t.dtype) for t in wanted]  # an empty matrix holds one 0
-    for handle, want in zip(handles, wanted, strict=True):
-        assert handle is not None and handle.dtype == want.dtype
-        assert torch.equal(handle.read().int(), want.int())
+        expected = [torch.zeros(1, dtype=t.dtype) for t in expected]  # an empty matrix holds one 0
+    for handle, tensor in zip(handles, expected, strict=True):
+        assert handle is not None and handle.dtype == tensor.dtype
+        assert torch.equal(handle.read().int(), tensor.int())
     got = sweep(opened, {"x": x})["y"]
     torch.testing.assert_close(got, OP.reference(*sample.operands, **sample.attrs))
 
@@ -98,9 +98,9 @@ def test_another_sum_is_left_alone() -> None:
     view = again(drawn(sample))
     pad = next(n for n in view.nodes() if n.op_type == "Pad")
     pad.replace_input_with(1, view.integers([0, 0, 2, 0]))
-    found = rewrite(view, [FuseSparse()])
-    assert found.total == 0
-    assert found.refusals["fuse-sparse"].reason == "the sums are not those of outlier weights"
+    report = rewrite(view, [FuseSparse()])
+    assert report.total == 0
+    assert report.refusals["fuse-sparse"].reason == "the sums are not those of outlier weights"
 
 
 @settings(max_examples=50, deadline=None)
@@ -110,6 +110,6 @@ def test_entries_are_the_inverse_of_buckets(rows: int, cols: int, count: int, se
     flat = np.sort(rng.permutation(rows * cols)[:count])
     at, column = flat // cols, flat % cols
     buckets = _Buckets(at, rows)
-    found, slots = entries(buckets.place, buckets.shapes, buckets.spread(column))
-    assert np.array_equal(found, at)
+    places, slots = entries(buckets.place, buckets.shapes, buckets.spread(column))
+    assert np.array_equal(places, at)
     assert np.array_equal(slots, buckets.slot)

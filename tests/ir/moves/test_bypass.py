@@ -39,11 +39,11 @@ COUNTS = ("num_hidden_layers", "n_layer", "num_layers")
 @pytest.fixture(scope="module")
 def models() -> dict[str, Any]:
     """By name: the small model of three layers, and its raised graphs by kind."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name in OWNERS:
         small = getattr(small_models, name)(layers=3)
-        found[name] = small, small_models.raised(small)
-    return found
+        by_name[name] = small, small_models.raised(small)
+    return by_name
 
 
 @contextmanager
@@ -78,8 +78,8 @@ def eager(small: Any, name: str, path: tuple[int, ...]) -> list[torch.Tensor]:
 
 def assert_same(view: View, small: Any, expected: list[torch.Tensor]) -> None:
     check_structure(view)
-    for actual, wanted in zip(sweep(view, small.inputs).values(), expected, strict=True):
-        torch.testing.assert_close(actual, wanted, rtol=1e-4, atol=1e-5)
+    for actual, tensor in zip(sweep(view, small.inputs).values(), expected, strict=True):
+        torch.testing.assert_close(actual, tensor, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -33,7 +33,7 @@ PATHS = [(1, 2), (0, 2), (0, 1), (0,), (0, 1, 1, 2), (0, 2, 2), (0, 1, 0, 1, 2)]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """By name: the small model of three layers, and its raised graphs with a cache by kind."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name in MODELS:
         small = getattr(small_models, name)(layers=3)
         folder = tmp_path_factory.mktemp(name)
@@ -42,8 +42,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
         for view in views.values():
             canonicalize(view)
-        found[name] = small, views
-    return found
+        by_name[name] = small, views
+    return by_name
 
 
 def greedy(view: View, prompts: list[list[int]]) -> tuple[list[list[int]], torch.Tensor]:
@@ -54,12 +54,12 @@ def greedy(view: View, prompts: list[list[int]]) -> tuple[list[list[int]], torch
     state: dict[str, torch.Tensor] = {}
     steps, tokens = [], []
     for _ in range(STEPS):
-        found = sweep(view, {"input_ids": ids, "attention_mask": mask, **state})
-        steps.append(found.pop("logits")[:, -1])
+        outputs = sweep(view, {"input_ids": ids, "attention_mask": mask, **state})
+        steps.append(outputs.pop("logits")[:, -1])
         ids = steps[-1].argmax(-1, keepdim=True)
         tokens.append(ids)
         mask = torch.cat([mask, torch.ones_like(ids)], 1)
-        state = {name.replace("present", "past_key_values"): t for name, t in found.items()}
+        state = {name.replace("present", "past_key_values"): t for name, t in outputs.items()}
     return torch.cat(tokens, 1).tolist(), torch.stack(steps)
 
 
@@ -157,12 +157,12 @@ def test_halves_of_blocks_equal_the_models_own(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_block_once_changes_nothing(kind: str, models: Any) -> None:
-    given = models["llama"][1][kind]
-    view = given.copy()
+    source = models["llama"][1][kind]
+    view = source.copy()
     follow(view, recognize(view).blocks, Path.of((0, 1, 2)), rule="path")
     assert SLOTS_KEY not in view.metadata()
-    assert view.input_names() == given.input_names()
-    (tokens, logits), (same, expected) = greedy(view, [[3, 4]]), greedy(given, [[3, 4]])
+    assert view.input_names() == source.input_names()
+    (tokens, logits), (same, expected) = greedy(view, [[3, 4]]), greedy(source, [[3, 4]])
     assert tokens == same and torch.equal(logits, expected)
 
 
@@ -231,8 +231,8 @@ def test_inputs_leave_come_and_change_places(draft: Callable[..., Any]) -> None:
     check_structure(view)
     a, c = torch.randn(3, 5), torch.randn(5)
     for graph in (view, view.copy()):
-        (found,) = sweep(graph, {"z": a, "x": a, "more": c}).values()
-        assert torch.equal(found, a + c)
+        (actual,) = sweep(graph, {"z": a, "x": a, "more": c}).values()
+        assert torch.equal(actual, a + c)
 
 
 def test_outputs_leave_come_and_change_places(draft: Callable[..., Any]) -> None:
@@ -244,9 +244,9 @@ def test_outputs_leave_come_and_change_places(draft: Callable[..., Any]) -> None
     view.set_outputs({"out1": total, "again": total, "out0": product, "given": d.x})
     assert view.output_names() == ("out1", "again", "out0", "given")
     x, y = torch.randn(3, 5), torch.randn(3, 5)
-    found = sweep(view, {"x": x, "y": y})
-    assert torch.equal(found["out1"], x + y) and torch.equal(found["again"], x + y)
-    assert torch.equal(found["out0"], x * y) and torch.equal(found["given"], x)
+    outputs = sweep(view, {"x": x, "y": y})
+    assert torch.equal(outputs["out1"], x + y) and torch.equal(outputs["again"], x + y)
+    assert torch.equal(outputs["out0"], x * y) and torch.equal(outputs["given"], x)
     view.set_outputs({"only": view.outputs()[2]})
     assert view.output_names() == ("only",)
     assert list(sweep(view.copy(), {"x": x, "y": y})) == ["only"]

@@ -50,12 +50,12 @@ def test_outputs_stay(family: str) -> None:
     for view in raised(small).values():
         before, structure = sweep(view, small.inputs), recognize(view)
         inlets, refused = find_inlets(view, structure)
-        found = [linear.role for inlet in inlets for linear in inlet.linears]
-        assert set(roles.split()) <= set(found)
+        inlet_roles = [linear.role for inlet in inlets for linear in inlet.linears]
+        assert set(roles.split()) <= set(inlet_roles)
         for name, reason in reasons.items():
             (why,) = (text for site, text in refused if site.endswith(name))
             assert reason in why
-        assert len(found) + len(refused) == len(structure.linears), "each is one or the other"
+        assert len(inlet_roles) + len(refused) == len(structure.linears), "each is one or the other"
         rescaled(view, inlets)
         for result in compare(before, sweep(view, small.inputs)).values():
             assert 0 < result.rel_l2 < 2e-6

@@ -27,11 +27,11 @@ NAMES = ("llama", "qwen2", "gpt2", "bert")
 
 @pytest.fixture(scope="module")
 def models() -> dict[str, tuple[Any, dict[str, View]]]:
-    found = {}
+    by_name = {}
     for name in NAMES:
         small = getattr(small_models, name)(layers=3)
-        found[name] = small, small_models.raised(small)
-    return found
+        by_name[name] = small, small_models.raised(small)
+    return by_name
 
 
 def positions_of_all(view: View, value: Value, place: Node | None = None) -> Value:
@@ -94,18 +94,18 @@ def test_the_first_tokens_alone_are_a_shorter_prompt(models: Any, name: str, kin
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 def test_renumbering_matters_where_tokens_leave_before_others(models: Any, kind: str) -> None:
     small, views = models["llama"]
-    found = {}
+    outputs = {}
     positions: Positions
     for positions in ("kept", "renumbered"):
         view = views[kind].copy()
         value = recognize(view).blocks[0].entry
         kept = some_positions(view, value, [0, 3, 4])
         shrink(view, value, kept, positions=positions, rule="test")
-        (found[positions],) = sweep(view, small.inputs).values()
+        (outputs[positions],) = sweep(view, small.inputs).values()
     shorter = {n: t[:, [0, 3, 4]] for n, t in small.inputs.items()}
     (expected,) = sweep(views[kind], shorter).values()
-    torch.testing.assert_close(found["renumbered"], expected, rtol=1e-4, atol=1e-5)
-    assert (found["kept"] - expected).abs().max() > 1e-3
+    torch.testing.assert_close(outputs["renumbered"], expected, rtol=1e-4, atol=1e-5)
+    assert (outputs["kept"] - expected).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -152,5 +152,5 @@ def test_the_size_of_another_dimension_is_not_taken_again() -> None:
     counts = Counter(view.native_op(node) for node in view.nodes())
     assert counts["Shape"] == 1
     assert counts["graphwright::token_select"] == 1
-    given = torch.arange(48.0).reshape(2, 3, 8)
-    assert torch.equal(sweep(view, {"x": given})[str(out.name)], given[:, 1:])
+    rows = torch.arange(48.0).reshape(2, 3, 8)
+    assert torch.equal(sweep(view, {"x": rows})[str(out.name)], rows[:, 1:])

@@ -27,11 +27,11 @@ Models = dict[str, tuple[Any, dict[str, View]]]
 
 @pytest.fixture(scope="module")
 def models() -> Models:
-    found = {}
+    by_name = {}
     for name in NAMES:
         small = getattr(small_models, name)()
-        found[name] = small, small_models.raised(small)
-    return found
+        by_name[name] = small, small_models.raised(small)
+    return by_name
 
 
 def heads(view: View, structure: Structure, block: int) -> Channels:
@@ -83,13 +83,13 @@ def test_what_is_zero_goes_without_a_trace(name: str, kind: str, models: Models)
     shrink_channels(view, places, spool=Spool(), rule="test")
     view.drop_unused_weights()
     check_structure(view)
-    found = recognize(view)
-    assert [x.name for x in found.linears] == names, "sites keep their names"
-    assert (found.attentions[0].heads, found.attentions[0].kv_heads) == (
+    after = recognize(view)
+    assert [x.name for x in after.linears] == names, "sites keep their names"
+    assert (after.attentions[0].heads, after.attentions[0].kv_heads) == (
         len(whole), site.kv_heads - 1
     )  # fmt: skip
-    assert found.attentions[1].heads == len(part)
-    (down,) = (x for x in found.linears if x.name == third.sink.name)
+    assert after.attentions[1].heads == len(part)
+    (down,) = (x for x in after.linears if x.name == third.sink.name)
     assert down.in_features == len(some)
     for difference in compare(expected, sweep(view, small.inputs)).values():
         assert difference.rel_l2 < 2e-6

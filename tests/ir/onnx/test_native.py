@@ -105,8 +105,8 @@ def test_native_nodes_are_those_of_the_runtime(name: str, tmp_path: Path) -> Non
     proto = CASES[name]
     rank = len(proto.graph.input[0].type.tensor_type.shape.dim)
     x = X if rank == 2 else X.reshape(3, 1, 8).expand(3, 2, 8).contiguous()
-    found = sweep(loaded(proto, tmp_path), {"x": x})["y"]
-    assert torch.equal(found, torch.from_numpy(by_runtime(proto, x)))
+    actual = sweep(loaded(proto, tmp_path), {"x": x})["y"]
+    assert torch.equal(actual, torch.from_numpy(by_runtime(proto, x)))
 
 
 def test_the_runtime_types_what_onnx_does_not_know(tmp_path: Path) -> None:
@@ -158,13 +158,13 @@ def test_opaque_values_pass_through(name: str, tmp_path: Path) -> None:
     """As outputs they are compared by numbers, the same in the interpreter and in the runtime."""
     proto = OPAQUE[name]
     view = loaded(proto, tmp_path)
-    found: list[Any] = []
-    numbers = sweep(view, {"x": X}, observe=lambda node, _, results: found.append(results[0]))
+    values: list[Any] = []
+    numbers = sweep(view, {"x": X}, observe=lambda node, _, results: values.append(results[0]))
     right = by_runtime(proto)
     if name == "strings":
-        assert found[-1].tolist() == right.tolist()
+        assert values[-1].tolist() == right.tolist()
     else:
-        for one, other in zip(found[-1], right, strict=True):
+        for one, other in zip(values[-1], right, strict=True):
             np.testing.assert_allclose(
                 list(one.values()) if isinstance(one, dict) else one,
                 list(other.values()) if isinstance(other, dict) else other, rtol=1e-6,
@@ -247,31 +247,31 @@ def test_wide_unsigned_integers(tmp_path: Path) -> None:
         N("Cast", ["s"], ["y"], to=FLOAT),
     ]
     proto = model(nodes)
-    found = sweep(loaded(proto, tmp_path), {"x": X.abs()})["y"]
-    assert torch.equal(found, torch.from_numpy(by_runtime(proto, X.abs())))
+    actual = sweep(loaded(proto, tmp_path), {"x": X.abs()})["y"]
+    assert torch.equal(actual, torch.from_numpy(by_runtime(proto, X.abs())))
 
 
 def test_sessions_are_made_once_and_few_are_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[Any] = []
+    sessions: list[Any] = []
     monkeypatch.setattr(native, "KEPT", 3)
     start = onnxruntime.InferenceSession
     monkeypatch.setattr(
-        onnxruntime, "InferenceSession", lambda *a, **k: made.append(a) or start(*a, **k)
+        onnxruntime, "InferenceSession", lambda *a, **k: sessions.append(a) or start(*a, **k)
     )
     names = ["x", "a", "b", "c", "y"]
     nodes = [N("Softplus", [i], [o]) for i, o in itertools.pairwise(names)]
     few = loaded(model(nodes), tmp_path)
     sweep(few, {"x": X})
-    assert len(made) == 4
+    assert len(sessions) == 4
     sweep(few, {"x": X})
-    assert len(made) == 8  # four in turn do not fit into three places
+    assert len(sessions) == 8  # four in turn do not fit into three places
     monkeypatch.setattr(native, "KEPT", 4)
     sweep(few, {"x": X})
-    before = len(made)
+    before = len(sessions)
     sweep(few, {"x": X})
-    assert len(made) == before
+    assert len(sessions) == before
 
 
 @pytest.mark.parametrize("inside", [False, True])

@@ -34,8 +34,8 @@ def model(dtype: torch.dtype, *, tied: bool) -> Any:
 def test_an_artifact_is_no_larger_than_its_source(
     dtype: torch.dtype, tied: bool, tmp_path: Path
 ) -> None:
-    made = model(dtype, tied=tied)
-    made.save_pretrained(tmp_path / "source")
+    original = model(dtype, tied=tied)
+    original.save_pretrained(tmp_path / "source")
     view = gw.load(tmp_path / "source", cache=False)
     out = gw.export(view, tmp_path / "out", samples=[INPUTS])
     source = (tmp_path / "source" / "model.safetensors").stat().st_size
@@ -47,10 +47,10 @@ def test_an_artifact_is_no_larger_than_its_source(
     assert {t.data_type for t in tables} == {stored}
     # bfloat16 computed in float32 is the library's float32 model of the same numbers.
     with torch.no_grad():
-        expected = made.float()(**INPUTS).logits
+        expected = original.float()(**INPUTS).logits
     for optimize in (True, False):
-        found = compile_graph(out, optimize=optimize)(**INPUTS)["logits"]
-        assert float((found - expected).norm() / expected.norm()) < 1e-5
+        actual = compile_graph(out, optimize=optimize)(**INPUTS)["logits"]
+        assert float((actual - expected).norm() / expected.norm()) < 1e-5
     again = gw.load(out)
     canonicalize(again)
     before, after = recognize(view), recognize(again)

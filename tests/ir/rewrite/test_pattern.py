@@ -25,15 +25,15 @@ def silu(p: Any, x: Any) -> Any:
 
 
 def refusal(view: Any, pattern: Callable[..., Any], root: Any) -> str:
-    found = matcher(pattern)
-    assert found.match(view, view.producer(root)) is None
-    return found.refusal(view).reason
+    pattern_matcher = matcher(pattern)
+    assert pattern_matcher.match(view, view.producer(root)) is None
+    return pattern_matcher.refusal(view).reason
 
 
 def match(view: Any, pattern: Callable[..., Any], root: Any) -> Any:
-    found = matcher(pattern)
-    result = found.match(view, view.producer(root))
-    assert result is not None, found.refusal(view).reason
+    pattern_matcher = matcher(pattern)
+    result = pattern_matcher.match(view, view.producer(root))
+    assert result is not None, pattern_matcher.refusal(view).reason
     return result
 
 
@@ -46,9 +46,9 @@ def test_commutative_operands_match_in_both_orders(draft: Drafts, swapped: bool)
     gate = d.op("sigmoid", d.x)
     root = d.op("mul", gate, d.x) if swapped else d.op("mul", d.x, gate)
     view = d.finish(root)
-    found = match(view, silu, root)
-    assert found["x"] is d.x
-    assert found.nodes == [view.producer(root), view.producer(gate)]
+    bindings = match(view, silu, root)
+    assert bindings["x"] is d.x
+    assert bindings.nodes == [view.producer(root), view.producer(gate)]
 
 
 @pytest.mark.parametrize("outer", [False, True])
@@ -62,9 +62,9 @@ def test_every_order_of_nested_commutative_operands(
     pair = (d.op("neg", d.y), a)
     root = d.op("mul", *(reversed(pair) if outer else pair))
     view = d.finish(root)
-    found = match(view, lambda p, u, v: p.mul(p.neg(u), p.add(u, p.neg(v))), root)
-    assert found["u"] is d.y
-    assert found["v"] is d.z
+    bindings = match(view, lambda p, u, v: p.mul(p.neg(u), p.add(u, p.neg(v))), root)
+    assert bindings["u"] is d.y
+    assert bindings["v"] is d.z
 
 
 def test_an_early_choice_is_taken_back_where_a_later_part_does_not_fit(draft: Drafts) -> None:
@@ -72,8 +72,8 @@ def test_an_early_choice_is_taken_back_where_a_later_part_does_not_fit(draft: Dr
     d = draft()
     root = d.op("mul", d.op("add", d.x, d.y), d.op("exp", d.y))
     view = d.finish(root)
-    found = match(view, lambda p, u, v: p.mul(p.add(u, v), p.exp(u)), root)
-    assert (found["u"], found["v"]) == (d.y, d.x)
+    bindings = match(view, lambda p, u, v: p.mul(p.add(u, v), p.exp(u)), root)
+    assert (bindings["u"], bindings["v"]) == (d.y, d.x)
 
 
 def test_the_order_of_other_operands_counts(draft: Drafts) -> None:
@@ -170,11 +170,11 @@ def test_scalar_reads_a_bound_number_and_refuses_a_tensor(draft: Drafts) -> None
     shifted = d.op("add", d.x, 0.125)
     plain = d.op("add", d.x, d.y)
     view = d.finish(shifted, plain)
-    found = match(view, lambda p, x, eps: p.add(x, eps), shifted)
-    assert found.scalar("eps") == 0.125
-    found = match(view, lambda p, x, eps: p.add(x, eps), plain)
+    bindings = match(view, lambda p, x, eps: p.add(x, eps), shifted)
+    assert bindings.scalar("eps") == 0.125
+    bindings = match(view, lambda p, x, eps: p.add(x, eps), plain)
     with pytest.raises(Refusal, match="eps is not a constant number"):
-        found.scalar("eps")
+        bindings.scalar("eps")
 
 
 def test_negative_dimensions_count_from_the_last_of_the_operand(draft: Drafts) -> None:
@@ -231,8 +231,8 @@ def test_a_native_node_matches_by_its_own_name(draft: Drafts) -> None:
     product = d.native(aten.addmm.default, "Gemm", *operands)
     root = d.op("relu", product)
     view = d.finish(root)
-    found = match(view, lambda p, a, b, c: p.relu(p.native(name, a, b, c)), root)
-    assert [found[v] for v in "abc"] == list(operands)
+    bindings = match(view, lambda p, a, b, c: p.relu(p.native(name, a, b, c)), root)
+    assert [bindings[v] for v in "abc"] == list(operands)
     reason = refusal(view, lambda p, a, b: p.relu(p.matmul(a, b)), root)
     assert reason == f"expected `matmul`, got `{name}` at depth 1"
 

@@ -357,8 +357,8 @@ class _Misfit(FuseSilu):
     def replace(self, build: Build, x: Any) -> Any:
         values = [x]
         for op, operands, attrs in self.steps:
-            made = getattr(build, op)(*(values[i] for i in operands), **attrs)
-            values.append(made)
+            value = getattr(build, op)(*(values[i] for i in operands), **attrs)
+            values.append(value)
         return values[-1]
 
 
@@ -458,14 +458,14 @@ def random_graph(d: Any, steps: Sequence[tuple[str, int, int]], returned: Sequen
     for op, i, j in steps:
         a, b = values[i % len(values)], values[j % len(values)]
         if op in UNARY:
-            made = d.op(op, a)
+            value = d.op(op, a)
         elif op == "unit":
-            made = d.op("mul", a, 1.0)
+            value = d.op("mul", a, 1.0)
         elif op == "gate":
-            made = d.op("mul", a, d.op("sigmoid", a))
+            value = d.op("mul", a, d.op("sigmoid", a))
         else:
-            made = d.op(op, a, b)
-        values.append(made)
+            value = d.op(op, a, b)
+        values.append(value)
     computed = list(dict.fromkeys([values[2 + i % len(steps)] for i in returned]))
     return d.finish(*computed)  # type: ignore[no-any-return]
 

@@ -41,22 +41,22 @@ def traced(name: str) -> tuple[View, Inputs]:
 @cache
 def graph(name: str, kind: str) -> tuple[View, Inputs]:
     view, inputs = traced(name)
-    made = view.copy() if kind == "fx" else translated(view)
-    canonicalize(made)
-    return made, inputs
+    canonical = view.copy() if kind == "fx" else translated(view)
+    canonicalize(canonical)
+    return canonical, inputs
 
 
 def counted(view: View, inputs: Inputs) -> dict[str, Any]:
     """What a run does: products of every matrix, from the tensors alone."""
-    found: dict[str, Any] = {"macs": 0, "nodes": {}, "entries": {}}
+    counts: dict[str, Any] = {"macs": 0, "nodes": {}, "entries": {}}
     structure = recognize(view)
     entries = {view.producer(b.entry): b.index for b in structure.blocks}
 
-    def look(node: Any, given: list[Any], results: tuple[Any, ...]) -> None:
+    def look(node: Any, arguments: list[Any], results: tuple[Any, ...]) -> None:
         op, attrs, out = view.op(node), view.attrs(node), results[0]
         if node in entries:
-            found["entries"][entries[node]] = out.shape[1]
-        tensors = dict(zip(view.arguments(node), given, strict=True))
+            counts["entries"][entries[node]] = out.shape[1]
+        tensors = dict(zip(view.arguments(node), arguments, strict=True))
         a, b, *_ = (*(tensors.get(o) for o in view.operands(node)), None)
         macs = 0
         if op == "linear":
@@ -72,11 +72,11 @@ def counted(view: View, inputs: Inputs) -> dict[str, Any]:
             macs = pairs * (a.shape[3] + out.shape[3])
         elif op == "conv":
             macs = out.shape[0] * out[0, 0].numel() * b.numel()
-        found["macs"] += int(macs)
-        found["nodes"][node] = int(macs)
+        counts["macs"] += int(macs)
+        counts["nodes"][node] = int(macs)
 
     sweep(view, inputs, observe=look)
-    return found
+    return counts
 
 
 def check(view: View, inputs: Inputs) -> None:
@@ -111,12 +111,12 @@ def test_behind_every_pass(name: str, kind: str) -> None:
         recipe = ",".join(steps[:count])
         result = gw.optimize(view, recipe, samples=batches, calibration=batches)
         check(result.graph, inputs)
-        told = result.report.to_dict()
-        assert told["costs"]["rows"][: len(rows)] == rows
-        rows = told["costs"]["rows"]
+        report = result.report.to_dict()
+        assert report["costs"]["rows"][: len(rows)] == rows
+        rows = report["costs"]["rows"]
         last = graph_costs(result.graph, sample_sizes(result.graph, inputs))
         assert rows[-1] == {"name": f"{count} {steps[count - 1].split('{')[0]}", **last.to_dict()}
-        assert told["passes"][-1]["macs_after"] == last.macs
+        assert report["passes"][-1]["macs_after"] == last.macs
     assert len(rows[-1]["tokens"]) == len(rows[0]["tokens"]) - 1
     if name == "llava":
         assert rows[-1]["tokens"][-1] == rows[0]["tokens"][-1] - 108
@@ -199,11 +199,11 @@ def test_a_layer_by_the_papers_formula() -> None:
 
 def test_the_papers_figures_come_out() -> None:
     priced = cost_tables.priced(cost_tables.decoder(layers=3))
-    for figure, found, by_formula in priced:
+    for figure, price, by_formula in priced:
         digits = 2 if figure.printed < 5 else 1
-        assert found == pytest.approx(figure.printed, abs=0.51 * 10**-digits), figure
-        assert found == pytest.approx(by_formula, rel=1e-12), figure
-    exact = {(f.model, f.what, f.unit): found for f, found, _ in priced}
+        assert price == pytest.approx(figure.printed, abs=0.51 * 10**-digits), figure
+        assert price == pytest.approx(by_formula, rel=1e-12), figure
+    exact = {(f.model, f.what, f.unit): price for f, price, _ in priced}
     next_7b = cost_tables.NEXT
     assert exact[next_7b, "PyramidDrop, its default", "T MAC"] == pytest.approx(9.46, abs=5e-3)
     assert exact[next_7b, "FastV, K=2 R=50 %", "T MAC"] == pytest.approx(10.55, abs=5e-3)

@@ -51,12 +51,12 @@ def prompt(rows: int, images: int) -> dict[str, torch.Tensor]:
 def test_a_prompt_without_its_image_is_refused(file: Path) -> None:
     graph = gw.load(file)
     run = gw.compile(file)
-    for given in (run, lambda **inputs: sweep(graph, inputs)):
-        assert given(**prompt(2, 2))["y"].shape == (2, 6)
+    for call in (run, lambda **inputs: sweep(graph, inputs)):
+        assert call(**prompt(2, 2))["y"].shape == (2, 6)
         with pytest.raises(BadInput, match=MISSING):
-            given(**prompt(1, 0))
+            call(**prompt(1, 0))
         with pytest.raises(BadInput, match="seq is 6 in input input_ids and 5 in input attention_"):
-            given(**prompt(1, 1) | {"attention_mask": torch.ones(1, 5, dtype=torch.int64)})
+            call(**prompt(1, 1) | {"attention_mask": torch.ones(1, 5, dtype=torch.int64)})
 
 
 def test_random_inputs_hold_the_image(file: Path) -> None:

@@ -22,13 +22,13 @@ class Layer(torch.nn.Module):
 
     def attend(self, x: torch.Tensor, memory: torch.Tensor) -> torch.Tensor:
         k, v = self.kv(memory)[:, None].chunk(2, -1)
-        found: torch.Tensor = self.o(scaled_dot_product_attention(self.q(x)[:, None], k, v)[:, 0])
-        return found
+        out: torch.Tensor = self.o(scaled_dot_product_attention(self.q(x)[:, None], k, v)[:, 0])
+        return out
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = x + self.attend(x, x)
-        made: torch.Tensor = x + relu(self.fc(x))
-        return made
+        out: torch.Tensor = x + relu(self.fc(x))
+        return out
 
 
 class Stack(torch.nn.Module):

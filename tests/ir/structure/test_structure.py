@@ -40,7 +40,7 @@ KV_HEADS = {"llama": 2, "qwen2": 2, "gemma2": 2}
 @pytest.fixture(scope="module")
 def views() -> dict[str, tuple[Any, View, View, dict[str, torch.Tensor]]]:
     """By model: the small model, its raised FX graph, its raised ONNX graph, the outputs before."""
-    found = {}
+    by_model = {}
     for name in MODELS:
         small = getattr(models, name)()
         fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
@@ -48,8 +48,8 @@ def views() -> dict[str, tuple[Any, View, View, dict[str, torch.Tensor]]]:
         onnx = translated(fx)
         canonicalize(fx)
         canonicalize(onnx)
-        found[name] = small, fx, onnx, before
-    return found
+        by_model[name] = small, fx, onnx, before
+    return by_model
 
 
 def additions(structure: Structure) -> tuple[Any, ...]:
@@ -120,9 +120,9 @@ def test_products_of_rounded_operands_are_attention(views: Any) -> None:
     view = OnnxView(model)
     view.infer_types()
     canonicalize(view)
-    found = recognize(view)
-    assert not found.attentions and len(found.linears) == len(recognize(fx).linears)
-    attends = [[sub.attends for sub in block.sub_blocks] for block in found.blocks]
+    structure = recognize(view)
+    assert not structure.attentions and len(structure.linears) == len(recognize(fx).linears)
+    attends = [[sub.attends for sub in block.sub_blocks] for block in structure.blocks]
     assert attends == [[True, False], [True, False]]
 
 

@@ -39,7 +39,7 @@ def test_cross_attention_is_a_part_of_its_block(name: str, tmp_path: Path) -> No
 
 def test_towers_side_by_side(tmp_path: Path) -> None:
     save(FAMILIES["clip"], tmp_path)
-    found = structure_of(tmp_path)
-    assert linears(found) == [(0, 6), (0, 6), (1, 6), (1, 6)]
-    assert {site.block for site in found.attentions} == {0, 1, 2, 3}
-    assert len([linear for linear in found.linears if linear.block is None]) == 2
+    structure = structure_of(tmp_path)
+    assert linears(structure) == [(0, 6), (0, 6), (1, 6), (1, 6)]
+    assert {site.block for site in structure.attentions} == {0, 1, 2, 3}
+    assert len([linear for linear in structure.linears if linear.block is None]) == 2
