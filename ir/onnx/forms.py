@@ -42,7 +42,7 @@ def stand_in(value: onnx_ir.Value) -> onnx_ir.Value:
 def same_form(
     value: onnx_ir.Value | None, recorded: onnx_ir.Value | None, leaves: Leaves
 ) -> bool:
-    """Whether ``given`` is computed node by node as ``recorded`` is.
+    """Whether ``value`` is computed node by node as ``recorded`` is.
 
     Constants are compared by their numbers, and so are initializers that the op derives.
     """
