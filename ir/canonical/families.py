@@ -68,9 +68,9 @@ def canonicalize(view: View, *, step: int = 0) -> RewriteReport:
     while True:
         report.applied.update(fold_constants(view, max_bytes=_FOLD_BYTES).applied)
         report.applied.update(clean(view).applied)
-        done = rewrite(view, [rule() for rule in RULES], step=step)
-        report.applied.update(done.applied)
-        report.refusals = done.refusals
-        if not done.total:
+        round_ = rewrite(view, [rule() for rule in RULES], step=step)
+        report.applied.update(round_.applied)
+        report.refusals = round_.refusals
+        if not round_.total:
             view.drop_unused_weights()
             return report

@@ -65,8 +65,8 @@ class ExpandAttention(_Contrib):
         fresh, before, past = qkv, 0, node[4]
         if past is not None:
             before = size(b, past, 3)
-            kept = [b.squeeze(b.slice(past, i, i + 1, dim=0), dims=(0,)) for i in (0, 1)]
-            k, v = (b.concat(old, new, dim=2) for old, new in zip(kept, fresh[1:], strict=True))
+            halves = [b.squeeze(b.slice(past, i, i + 1, dim=0), dims=(0,)) for i in (0, 1)]
+            k, v = (b.concat(old, new, dim=2) for old, new in zip(halves, fresh[1:], strict=True))
             qkv = (fresh[0], k, v)
         mask, one_way = self.masks(b, node, qkv, before, node[3], node[5])
         out = self.attend(b, node, qkv, mask, one_way)

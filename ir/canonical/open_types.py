@@ -99,8 +99,8 @@ class OpenTypes:
             return None
         if attribute(native_node(node), "allowzero", 0):
             return None
-        kept: Mapping[int, Dim] = dict(enumerate(before or ()))
-        shape = [kept.get(i, UNKNOWN_DIM) if d == 0 else d for i, d in enumerate(dims)]
+        sizes: Mapping[int, Dim] = dict(enumerate(before or ()))
+        shape = [sizes.get(i, UNKNOWN_DIM) if d == 0 else d for i, d in enumerate(dims)]
         others = [d for d in shape if d != -1]
         return tuple(_rest(before, others) if d == -1 else d for d in shape)
 

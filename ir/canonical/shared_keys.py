@@ -71,8 +71,8 @@ def _check_heads(view: View, logits: Logits, v: Value, root: Node) -> None:
         raise Refusal("its parts are not all [batch, heads, tokens, width]", root)
     (batch, heads, rows, width), joined, values, *both = shapes
     shared = joined[1]
-    kept = (joined[0], joined[3], values[1]) == (batch, width, shared)
-    if not kept or any(shape[:3] != (batch, heads, rows) for shape in both):
+    same = (joined[0], joined[3], values[1]) == (batch, width, shared)
+    if not same or any(shape[:3] != (batch, heads, rows) for shape in both):
         raise Refusal(f"{view.type(q)} as {view.type(logits.q)}: more than heads are joined", root)
     known = isinstance(heads, int) and isinstance(shared, int) and shared > 0
     divides = known and int(heads) % int(shared) == 0

@@ -290,15 +290,15 @@ class FxEditor(FxReader):
 
     def set_inputs(self, named: Mapping[str, FxNode]) -> None:
         self.edits += 1
-        kept = list(named.values())
-        gone = set(self.inputs()) - set(kept)
+        nodes = list(named.values())
+        gone = set(self.inputs()) - set(nodes)
         for node in gone:
             if node.users:
                 raise InvalidGraph(f"the input {node.name} is still used")
         for node in gone:
             self.graph.erase_node(node)
         weights = [n for n in self._placeholders if "weight" in n.meta]
-        self._placeholders = [*weights, *kept]
+        self._placeholders = [*weights, *nodes]
         for before, node in zip(self._placeholders, self._placeholders[1:], strict=False):
             before.append(node)
         self._names = (tuple(named), self._names[1])

@@ -86,8 +86,8 @@ class Slots:
         """Take the outputs of leaving slots back, and let others measure ``stand_ins``."""
         view = self.view
         gone = {value for slot in leaving for value in slot.present}
-        kept = zip(view.output_names(), view.outputs(), strict=True)
-        view.set_outputs({name: value for name, value in kept if value not in gone})
+        outputs = zip(view.output_names(), view.outputs(), strict=True)
+        view.set_outputs({name: value for name, value in outputs if value not in gone})
         for old, new in stand_ins.items():
             for user in view.users(old):
                 if user not in body:

@@ -124,8 +124,8 @@ class OnnxEditor(OnnxInserter):
     def set_inputs(self, named: Mapping[str, onnx_ir.Value]) -> None:
         self.edits += 1
         initializers = self.model.graph.initializers
-        kept, inputs = list(named.values()), self.model.graph.inputs
-        gone = set(self.inputs()) - set(kept)
+        values, inputs = list(named.values()), self.model.graph.inputs
+        gone = set(self.inputs()) - set(values)
         for value in gone:
             if value.uses() or value.is_graph_output():
                 raise InvalidGraph(f"the input {value.name} is still used")
@@ -133,13 +133,13 @@ class OnnxEditor(OnnxInserter):
             self._set_aside(value)
         overridable = [v for v in inputs if v.name in initializers]
         inputs.clear()
-        inputs.extend([*kept, *overridable])
+        inputs.extend([*values, *overridable])
         self._name_values(named)
 
     def set_outputs(self, named: Mapping[str, onnx_ir.Value]) -> None:
         self.edits += 1
-        kept = set(named.values())
-        for value in set(self.outputs()) - kept:
+        values = set(named.values())
+        for value in set(self.outputs()) - values:
             self._set_aside(value)
         self.model.graph.outputs.clear()
         outputs: dict[str, onnx_ir.Value] = {}

@@ -26,9 +26,9 @@ def forget_foreign_dims(graph: onnx_ir.Graph) -> None:
         if value.shape is None or value.is_graph_output():
             continue
         dims = _dims(value)
-        kept = [None if is_foreign(dim, known) else dim for dim in dims]
-        if kept != dims:
-            value.shape = onnx_ir.Shape(kept)
+        own_dims = [None if is_foreign(dim, known) else dim for dim in dims]
+        if own_dims != dims:
+            value.shape = onnx_ir.Shape(own_dims)
 
 
 def _dims(value: onnx_ir.Value) -> list[Dim]:

@@ -193,11 +193,11 @@ class Matcher:
         """Why the last ``match`` failed."""
         return Refusal("the pattern does not fit") if self._why is None else self._why(view)
 
-    def _fail(self, depth: int, expected: str, got: Any, node: Node) -> Literal[False]:
+    def _fail(self, depth: int, expected: str, actual: Any, node: Node) -> Literal[False]:
         if depth > self.reached:
             self.reached = depth
             self._why = lambda view: Refusal(
-                f"expected {expected}, got {_describe(view, got)} at depth {depth}", node, depth
+                f"expected {expected}, got {_describe(view, actual)} at depth {depth}", node, depth
             )
         return False
 
@@ -368,20 +368,20 @@ def _from_the_left(view: View, setting: Any, operands: Any) -> Any:
     return tuple(d % rank for d in setting)
 
 
-def _describe(view: View, got: Any) -> str:
-    if got is None:
+def _describe(view: View, operand: Any) -> str:
+    if operand is None:
         return "nothing"
-    if isinstance(got, _Text):
-        return str(got.value)
-    if isinstance(got, int | float):
-        return f"the number {got:g}"
-    if view.kind == "onnx" and hasattr(got, "op_type"):
-        node = got
-    elif view.weight(got) is not None:
-        return f"the constant {view.name(got)}"
+    if isinstance(operand, _Text):
+        return str(operand.value)
+    if isinstance(operand, int | float):
+        return f"the number {operand:g}"
+    if view.kind == "onnx" and hasattr(operand, "op_type"):
+        node = operand
+    elif view.weight(operand) is not None:
+        return f"the constant {view.name(operand)}"
     else:
-        node = view.producer(got)
+        node = view.producer(operand)
     if node is None:
-        return f"the input {view.name(got)}"
+        return f"the input {view.name(operand)}"
     op = view.op(node)
     return f"`{view.native_op(node) if op == NATIVE else op}`"

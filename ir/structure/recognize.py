@@ -204,9 +204,9 @@ def recognize(view: View) -> Structure:
 
 
 def _linears(view: View, sites: list[Node]) -> list[Linear]:
-    kept = [n for n in sites if stored_weight(view, n) is not None]
-    names = site_names(view, kept)
-    return [_linear(view, node, names[node]) for node in kept]
+    nodes = [n for n in sites if stored_weight(view, n) is not None]
+    names = site_names(view, nodes)
+    return [_linear(view, node, names[node]) for node in nodes]
 
 
 def _linear(view: View, node: Node, name: str) -> Linear:
@@ -241,10 +241,10 @@ def _attention(
 
 def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
     tables = {node: view.tensor(node, traits(view.op(node)).table or 0) for node in sites}
-    kept = [node for node, table in tables.items() if view.weight(table) is not None]
-    names = site_names(view, kept)
+    nodes = [node for node, table in tables.items() if view.weight(table) is not None]
+    names = site_names(view, nodes)
     embeddings = []
-    for node in kept:
+    for node in nodes:
         table = tables[node]
         handle = view.weight(table)
         assert handle is not None
@@ -423,10 +423,10 @@ def _rank(view: View, sub: SubBlock) -> int | None:
 
 def uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:
     """The stream before tokens of it were selected, and the positions kept each time, in order."""
-    kept: list[Value] = []
+    positions: list[Value] = []
     node = view.producer(value)
     while node is not None and view.op(node) == "token_select":
         value = view.tensor(node)
-        kept.insert(0, view.tensor(node, 1))
+        positions.insert(0, view.tensor(node, 1))
         node = view.producer(value)
-    return value, tuple(kept)
+    return value, tuple(positions)

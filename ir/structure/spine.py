@@ -118,12 +118,12 @@ def _joined(
     first, last = (best, other) if into else (other, best)
     if not into and not back:
         first, last = sorted((best, other), key=lambda spine: order[spine.additions[0]])
-    kept = sum(a not in last.position for a in first.additions)
-    if not kept:
+    count = sum(a not in last.position for a in first.additions)
+    if not count:
         return None
-    position = {n: place for n, place in first.position.items() if place < kept}
-    position |= {first.additions[kept - 1]: kept}
-    position |= {n: kept + place for n, place in last.position.items()}
+    position = {n: place for n, place in first.position.items() if place < count}
+    position |= {first.additions[count - 1]: count}
+    position |= {n: count + place for n, place in last.position.items()}
     besides: set[Node] = set()
     for node in reversed([n for n in order if n in first.position and n not in position]):
         users = [u for value in view.results(node) for u in view.users(value) if u in position]
@@ -131,9 +131,9 @@ def _joined(
             position[node] = min(position[user] for user in users)
             besides.add(node)
     return Spine(
-        first.start, (*first.additions[:kept], *last.additions), position,
+        first.start, (*first.additions[:count], *last.additions), position,
         frozenset(n for n in first.chain | last.chain if n not in besides), first.entry,
-        (*first.forks[:kept], *last.forks), frozenset(besides),
+        (*first.forks[:count], *last.forks), frozenset(besides),
     )  # fmt: skip
 
 

@@ -288,10 +288,10 @@ def test_what_it_is_expanded_into_computes_the_same(name: str) -> None:
     counts = ops(view)
     assert "native" not in counts
     assert not Counter(case.expected) - counts
-    got = sweep(view, tensors(feeds))
+    actual = sweep(view, tensors(feeds))
     pairs = zip(view.output_names(), in_runtime(model, feeds), strict=True)
     for name_, expected in pairs:
-        torch.testing.assert_close(got[name_], expected, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(actual[name_], expected, rtol=1e-4, atol=1e-5)
 
 
 REFUSED = {

@@ -236,9 +236,9 @@ def step(model: onnx.ModelProto, ids: Any, past: Any) -> tuple[dict[str, Any], l
 
 
 def agrees(view: View, feeds: dict[str, Any], expected: list[torch.Tensor]) -> None:
-    got = sweep(view, tensors(feeds))
+    actual = sweep(view, tensors(feeds))
     for name, value in zip(view.output_names(), expected, strict=True):
-        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(actual[name], value, rtol=1e-4, atol=1e-5)
 
 
 def test_a_decoder_with_a_cache_is_read_whole_and_loses_a_block() -> None:

@@ -38,8 +38,8 @@ def only(view: OnnxView) -> Any:
     return node
 
 
-def rel(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.float() - want.float()).norm() / want.float().norm().clamp_min(1e-30))
+def rel(out: torch.Tensor, expected: torch.Tensor) -> float:
+    return float((out.float() - expected.float()).norm() / expected.float().norm().clamp_min(1e-30))
 
 
 def model_of(node: ir.Node, x: ir.Value, weights: list[ir.Value]) -> ir.Model:
@@ -116,15 +116,15 @@ def test_what_is_lowered_is_read_back(sample: Sample) -> None:
         attrs["group"] = 0
     assert dict(opened.attrs(node)) == attrs
     operands = [*opened.operands(node)[1:], *[None] * 4][:4]
-    for operand, want in zip(operands, constants, strict=True):
+    for operand, tensor in zip(operands, constants, strict=True):
         handle = opened.weight(operand)
-        assert (handle is None) == (want is None)
-        written = level and want is not constants[0] and want is not constants[3] and not real
-        if handle is not None and want is not None and not written:
-            assert handle.dtype == want.dtype
-            assert torch.equal(handle.read(), want)
-    got = sweep(opened, {"x": x})["y"]
-    assert rel(got, OP.reference(*sample.operands, **sample.attrs)) == 0.0
+        assert (handle is None) == (tensor is None)
+        written = level and tensor is not constants[0] and tensor is not constants[3] and not real
+        if handle is not None and tensor is not None and not written:
+            assert handle.dtype == tensor.dtype
+            assert torch.equal(handle.read(), tensor)
+    actual = sweep(opened, {"x": x})["y"]
+    assert rel(actual, OP.reference(*sample.operands, **sample.attrs)) == 0.0
 
 
 def stored(view: OnnxView) -> list[tuple[str, tuple[int, ...], bytes]]:
@@ -214,21 +214,21 @@ FOREIGN: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", FOREIGN)
 def test_what_others_write_is_read(name: str) -> None:
     view, sample = foreign(**FOREIGN[name])
-    x, want = sample.operands[0], OP.reference(*sample.operands, **sample.attrs)
+    x, truth = sample.operands[0], OP.reference(*sample.operands, **sample.attrs)
     assert x is not None
-    tolerance = OP.tolerances[want.dtype]
+    tolerance = OP.tolerances[truth.dtype]
     flat, real = FOREIGN[name].get("flat"), FOREIGN[name].get("zeros") == "real"
     if not flat and not (real and sample.attrs["bits"] == 8):
-        assert rel(runtime(view, x), want) <= tolerance  # the runtime wants its operands in rows
+        assert rel(runtime(view, x), truth) <= tolerance  # the runtime wants its operands in rows
     canonicalize_stored(view)
     assert ops(view) == {"linear_nbit": 1}
     assert dict(view.attrs(only(view))) == dict(sample.attrs)
-    assert torch.equal(sweep(view, {"x": x})["y"], want)
+    assert torch.equal(sweep(view, {"x": x})["y"], truth)
     (site,) = recognize(view).linears
     assert (site.quantized, site.bias is not None) == (True, sample.operands[4] is not None)
     view.infer_types()
     lower(view)
-    assert rel(runtime(view, x), want) <= tolerance
+    assert rel(runtime(view, x), truth) <= tolerance
 
 
 def test_levels_of_floats_become_none() -> None:
@@ -295,14 +295,14 @@ def test_what_resembles_real_zeros_is_left_alone() -> None:
     offset.replace_input_with(0, seven)
     x = sample.operands[0]
     assert x is not None
-    want = runtime(view, x)
+    expected = runtime(view, x)
     opened = again(view)
     report = canonicalize_stored(opened)
     assert ops(opened)["sub"] == 1
     assert report.refusals["fuse-real-zeros"].reason == (
         "what is added is not what real zero points add"
     )
-    assert rel(sweep(opened, {"x": x})["y"], want) <= EXACT
+    assert rel(sweep(opened, {"x": x})["y"], expected) <= EXACT
 
 
 def test_nothing_is_read_but_small_constants(tmp_path: Any, monkeypatch: Any) -> None:

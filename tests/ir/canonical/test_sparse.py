@@ -73,8 +73,8 @@ def test_what_is_lowered_is_read_back(sample: Sample) -> None:
     for handle, tensor in zip(handles, expected, strict=True):
         assert handle is not None and handle.dtype == tensor.dtype
         assert torch.equal(handle.read().int(), tensor.int())
-    got = sweep(opened, {"x": x})["y"]
-    torch.testing.assert_close(got, OP.reference(*sample.operands, **sample.attrs))
+    actual = sweep(opened, {"x": x})["y"]
+    torch.testing.assert_close(actual, OP.reference(*sample.operands, **sample.attrs))
 
 
 @pytest.mark.parametrize("sample", SAMPLES)

@@ -532,8 +532,8 @@ def test_what_matches_inside_a_subgraph_stays() -> None:
     twin = view.copy()
     x = torch.randn(3)
     for graph in (view, twin):
-        got = run(graph, x=x, c=torch.tensor(True))[0]
-        torch.testing.assert_close(got, torch.nn.functional.silu(x))
+        actual = run(graph, x=x, c=torch.tensor(True))[0]
+        torch.testing.assert_close(actual, torch.nn.functional.silu(x))
 
 
 def test_a_loop_is_kept_and_runs() -> None:

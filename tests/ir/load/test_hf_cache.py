@@ -116,9 +116,9 @@ def test_steps_are_the_one_shot_forward(
     model, views = models[name]
     prompt = max(lengths)
     ids, mask = padded([n + 4 for n in lengths], 97)
-    got, expected = in_steps(views[kind], ids, mask, prompt), one_shot(model, ids, mask)
+    actual, expected = in_steps(views[kind], ids, mask, prompt), one_shot(model, ids, mask)
     real = mask.bool()
-    torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -129,10 +129,10 @@ def test_a_llava_reads_its_images_once(kind: str, models: Any) -> None:
     for row, start in ((0, TOKENS), (2, 1), (2, TOKENS + 2)):
         ids[row, start : start + TOKENS] = IMAGE
     pixels = torch.randn(3, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-    got = in_steps(views[kind], ids, mask, ids.shape[1] - 2, pixel_values=pixels)
+    actual = in_steps(views[kind], ids, mask, ids.shape[1] - 2, pixel_values=pixels)
     expected = one_shot(model, ids, mask, pixel_values=pixels)
     real = mask.bool()
-    torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", KINDS)

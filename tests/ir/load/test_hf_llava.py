@@ -83,8 +83,8 @@ def test_a_llava_folder(options: dict[str, Any], tokens: int, tmp_path: Path) ->
         with torch.no_grad():
             expected = model(**inputs).logits
         real = inputs["attention_mask"].bool()
-        got = sweep(view, inputs)["logits"]
-        torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
+        actual = sweep(view, inputs)["logits"]
+        torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(("strategy", "tokens"), [("default", 9), ("full", 10)])
@@ -108,8 +108,8 @@ def test_an_image_in_crops(strategy: str, tokens: int, tmp_path: Path) -> None:
             sweep(view, inputs)["logits"][real], expected[real], rtol=1e-4, atol=1e-4
         )
         # Padding moves a row's first position there, and no distance between two.
-        got = sweep(cached, inputs | empty_past(shapes[1], inputs))["logits"]
-        torch.testing.assert_close(got[real], expected[real], rtol=1e-4, atol=1e-4)
+        actual = sweep(cached, inputs | empty_past(shapes[1], inputs))["logits"]
+        torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -102,9 +102,9 @@ def test_the_graph_computes_what_the_eager_model_does(
     inputs = inputs_for(view.input_names())
     with torch.no_grad():
         expected = cls.from_pretrained(tmp_path, attn_implementation="sdpa").eval()(**inputs)
-    got = sweep(view, inputs)
+    actual = sweep(view, inputs)
     for output in outputs:
-        torch.testing.assert_close(got[output], expected[output], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(actual[output], expected[output], rtol=1e-5, atol=1e-5)
 
 
 def test_tied_weights_share_a_handle_and_computed_buffers_hold_numbers(tmp_path: Path) -> None:

@@ -430,16 +430,16 @@ def test_what_graphs_inside_nodes_read_stays(tmp_path: Path) -> None:
     for sign in (1, -1):
         x = np.abs(_numbers(3, 6)) * sign
         view = check(path, x=x)
-        want = runtime(path, x=x)[0]
+        expected = runtime(path, x=x)[0]
         canonicalize(view)
         assert isinstance(view, OnnxView)
         added = view.add_weight("a_const", MemoryWeight(torch.ones(3)))
         assert view.name(added) != "a_const", "a graph inside hides a value of this name"
         onnx_ir.save(view.model, tmp_path / "n.onnx")
-        got = runtime(tmp_path / "n.onnx", x=x)[0]
-        np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6)
+        actual = runtime(tmp_path / "n.onnx", x=x)[0]
+        np.testing.assert_allclose(actual, expected, rtol=1e-5, atol=1e-6)
         ours = sweep(view, {"x": torch.from_numpy(x)})["y"].numpy()
-        np.testing.assert_allclose(ours, want, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-6)
 
 
 # --- more than there is ---------------------------------------------------------------------------

@@ -116,9 +116,9 @@ def run(model: ir.Model, sample: Sample, optimize: bool = True, threads: int = 1
     return torch.from_numpy(out.numpy())
 
 
-def rel_l2(got: torch.Tensor, want: torch.Tensor) -> float:
-    scale = want.float().norm().item()
-    return (got.float() - want.float()).norm().item() / (scale or 1.0)
+def rel_l2(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    scale = expected.float().norm().item()
+    return (actual.float() - expected.float()).norm().item() / (scale or 1.0)
 
 
 @pytest.mark.parametrize(("op", "sample"), [c for c in CASES if c.values[0].stored_linear])
@@ -134,11 +134,11 @@ def test_a_linear_of_no_rows_gives_none(op: OwnOp, sample: Sample) -> None:
 @pytest.mark.parametrize("optimize", [True, False], ids=["optimized", "as-is"])
 @pytest.mark.parametrize(("op", "sample"), CASES)
 def test_onnx_form_agrees_with_the_reference(op: OwnOp, sample: Sample, optimize: bool) -> None:
-    want = op.reference(*sample.operands, **sample.attrs)
-    got = run(emit(op, sample), sample, optimize)
-    assert got.shape == want.shape
-    assert got.dtype == want.dtype
-    assert rel_l2(got, want) <= op.tolerances[want.dtype]
+    expected = op.reference(*sample.operands, **sample.attrs)
+    actual = run(emit(op, sample), sample, optimize)
+    assert actual.shape == expected.shape
+    assert actual.dtype == expected.dtype
+    assert rel_l2(actual, expected) <= op.tolerances[expected.dtype]
 
 
 FORMS = [
@@ -159,11 +159,11 @@ def test_the_form_for_a_gpu_takes_half_floats_as_they_are(op: OwnOp, sample: Sam
     """But where real zero points meet bfloat16; on a CPU that is run as float32."""
     model = emit(op, sample, form=HALF_FORM)
     (node,) = (n for n in model.graph if n.op_type == "MatMulNBits")
-    want = op.reference(*sample.operands, **sample.attrs)
+    expected = op.reference(*sample.operands, **sample.attrs)
     real = sample.operands[3] is not None and sample.operands[3].is_floating_point()
-    coarse = real and want.dtype == torch.bfloat16
-    assert node.inputs[2].dtype == from_torch_dtype(torch.float32 if coarse else want.dtype)
-    assert rel_l2(run(model, sample), want) <= op.tolerances[want.dtype]
+    coarse = real and expected.dtype == torch.bfloat16
+    assert node.inputs[2].dtype == from_torch_dtype(torch.float32 if coarse else expected.dtype)
+    assert rel_l2(run(model, sample), expected) <= op.tolerances[expected.dtype]
 
 
 @pytest.mark.parametrize(("op", "sample", "form"), FORMS)
@@ -175,10 +175,10 @@ def test_other_forms_agree_with_the_reference(op: OwnOp, sample: Sample, form: s
     assert standard or form != PORTABLE.form(op.name)
     plain = {**sample.attrs, "accuracy_level": 0} if "accuracy_level" in op.attrs else sample.attrs
     for optimize, attrs in ((True, sample.attrs), (False, plain)):
-        want = op.reference(*sample.operands, **attrs)
-        got = run(model, sample, optimize)
-        assert (got.shape, got.dtype) == (want.shape, want.dtype)
-        assert rel_l2(got, want) <= op.tolerances[want.dtype]
+        expected = op.reference(*sample.operands, **attrs)
+        actual = run(model, sample, optimize)
+        assert (actual.shape, actual.dtype) == (expected.shape, expected.dtype)
+        assert rel_l2(actual, expected) <= op.tolerances[expected.dtype]
 
 
 @pytest.mark.parametrize(("op", "sample"), CASES)
@@ -302,19 +302,19 @@ def test_sparse_form_is_right_with_threads_and_long_rows() -> None:
     values = torch.randint(-3, 4, (12000,), generator=rng).float()
     operands = (x, rows.to(torch.uint16), cols.to(torch.uint16), values)
     sample = Sample(operands, {"out_features": 2}, "long rows")
-    model, want = emit(op, sample), op.reference(*sample.operands, **sample.attrs)
+    model, expected = emit(op, sample), op.reference(*sample.operands, **sample.attrs)
     for _ in range(10):
-        assert torch.equal(run(model, sample, threads=8), want)
+        assert torch.equal(run(model, sample, threads=8), expected)
 
 
 def test_accuracy_level_rounds_activations_and_says_so() -> None:
     op = OWN_OPS["linear_nbit"]
     sample = op.samples()[0]
-    want = op.reference(*sample.operands, **sample.attrs)
+    expected = op.reference(*sample.operands, **sample.attrs)
     model = emit(op, sample, {"accuracy_level": 4})
     node = next(n for n in model.graph if n.op_type == "MatMulNBits")
     assert node.attributes["accuracy_level"].as_int() == 4
-    assert 1e-4 < rel_l2(run(model, sample), want) < 2e-2
+    assert 1e-4 < rel_l2(run(model, sample), expected) < 2e-2
 
 
 def test_file_holds_the_packed_bytes() -> None:
@@ -362,8 +362,8 @@ def test_pack_round_trip(bits: int, group: int, rows: int, columns: int, seed: i
     rng = torch.Generator().manual_seed(seed)
     codes = torch.randint(0, 1 << bits, (rows, columns), generator=rng, dtype=torch.uint8)
     packed = pack(codes, bits, group)
-    want, _, _ = operand_types(columns, rows, bits=bits, group=group)
-    assert Type(packed.dtype, tuple(packed.shape)) == want
+    expected, _, _ = operand_types(columns, rows, bits=bits, group=group)
+    assert Type(packed.dtype, tuple(packed.shape)) == expected
     assert torch.equal(unpack(packed, bits, group, columns), codes)
     groups = n_groups(group, columns)
     zeros = torch.randint(0, 1 << bits, (rows, groups), generator=rng, dtype=torch.uint8)
@@ -389,11 +389,11 @@ def test_a_row_is_padded_by_less_than_sixteen_codes() -> None:
 def test_dequantize_by_hand() -> None:
     codes = torch.tensor([[0, 15, 8] + [8] * 13 + [9, 7]], dtype=torch.uint8)
     scales = torch.tensor([[0.5, 2.0]])
-    got = dequantize(pack(codes, 4, 16), scales, bits=4, group=16, in_features=18)
-    assert got.tolist() == [[-4.0, 3.5, 0.0, *[0.0] * 13, 2.0, -2.0]]
+    actual = dequantize(pack(codes, 4, 16), scales, bits=4, group=16, in_features=18)
+    assert actual.tolist() == [[-4.0, 3.5, 0.0, *[0.0] * 13, 2.0, -2.0]]
     real = torch.tensor([[7.5, 8.0]])
-    got = dequantize(pack(codes, 4, 16), scales, real, bits=4, group=16, in_features=18)
-    assert got[0, :3].tolist() == [-3.75, 3.75, 0.25]
+    actual = dequantize(pack(codes, 4, 16), scales, real, bits=4, group=16, in_features=18)
+    assert actual[0, :3].tolist() == [-3.75, 3.75, 0.25]
 
 
 @pytest.mark.parametrize(

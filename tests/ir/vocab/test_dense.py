@@ -65,5 +65,5 @@ def test_a_stored_linear(name: str) -> None:
     view = trace(Own(op, sample), (x,), dynamic_shapes={})
     (node,) = view.nodes()
     free = [None if i == op.bias else o for i, o in enumerate(sample.operands)]
-    want = op.reference(torch.eye(x.shape[-1]), *free[1:], **sample.attrs).T
-    assert torch.equal(dense_weight(view, node), want)
+    expected = op.reference(torch.eye(x.shape[-1]), *free[1:], **sample.attrs).T
+    assert torch.equal(dense_weight(view, node), expected)

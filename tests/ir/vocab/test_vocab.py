@@ -213,9 +213,9 @@ def test_what_was_built_is_decoded_and_computes_the_reference(op: str, kind: str
     for case in CASES[op]:
         view, inputs, operands = build_case(kind, case)
         check_structure(view)
-        actual = sweep(view, inputs).values()
-        for got, expected in zip(actual, _reference(case), strict=True):
-            torch.testing.assert_close(torch.as_tensor(got), expected, rtol=2e-6, atol=2e-6)
+        outputs = sweep(view, inputs).values()
+        for actual, expected in zip(outputs, _reference(case), strict=True):
+            torch.testing.assert_close(torch.as_tensor(actual), expected, rtol=2e-6, atol=2e-6)
         reading = view.read(view.producer(view.outputs()[0]))
         assert reading is not None
         if (kind, op) == ("onnx", "ne"):
@@ -223,20 +223,20 @@ def test_what_was_built_is_decoded_and_computes_the_reference(op: str, kind: str
             continue
         assert reading[0] == op
         assert len(reading[1]) == len(operands)
-        for got, operand in zip(reading[1], operands, strict=True):
-            assert got is operand or _is_number(view, got, operand)
+        for actual, operand in zip(reading[1], operands, strict=True):
+            assert actual is operand or _is_number(view, actual, operand)
         assert _from_the_left(reading[2], case) == _from_the_left(
             complete_attrs(op, case.attrs), case
         )
 
 
-def _is_number(view: View, got: Any, operand: Any) -> bool:
+def _is_number(view: View, actual: Any, operand: Any) -> bool:
     """Whether an operand is the number that was given, as the graph writes it."""
     if not isinstance(operand, int | float):
         return False
-    number = view.number(got)
+    number = view.number(actual)
     if number is None:  # ATen has no such scalar overload: a tensor full of it stands there
-        maker = view.producer(got)
+        maker = view.producer(actual)
         return view.native_op(maker) == "aten.full_like.default" and maker.args[1] == operand
     return number == operand or {number, operand} == {1, -1}  # of ``expand``: both keep a dimension
 
@@ -287,8 +287,8 @@ def test_lowered_it_runs_in_onnx_runtime(op: str) -> None:
         session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
         fed = {i.name for i in session.get_inputs()}
         outputs = session.run(None, {n: t.numpy() for n, t in inputs.items() if n in fed})
-        for expected, got in zip(_reference(case), outputs, strict=True):
-            torch.testing.assert_close(torch.as_tensor(got), expected, rtol=2e-5, atol=2e-5)
+        for expected, actual in zip(_reference(case), outputs, strict=True):
+            torch.testing.assert_close(torch.as_tensor(actual), expected, rtol=2e-5, atol=2e-5)
 
 
 def test_a_layer_norm_of_an_unknown_shape_is_not_lowered() -> None:
