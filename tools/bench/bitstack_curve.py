@@ -62,8 +62,8 @@ def judge_of(source: View, setting: Setting) -> Judge:
     def judge(graph: View) -> Quality:
         subject = Subject.of(graph, backend="onnxruntime", tokenizer=folder)
         tasks = ("perplexity", "agreement")
-        found = evaluate_all([subject], tasks, original, setting)
-        text, same = (found[task][0].figures for task in tasks)
+        by_task = evaluate_all([subject], tasks, original, setting)
+        text, same = (by_task[task][0].figures for task in tasks)
         return Quality(text["perplexity"], same["kl"], same["top1"])
 
     return judge
@@ -95,27 +95,27 @@ def rounded(source: View, sizes: Sequence[int], judge: Judge) -> list[Point | No
         sites = plan(source, recipe).passes[0][1].sites
         planned[recipe] = sum(s.bytes_after for s in sites), _weights(sites)
     points: dict[str, Point] = {}
-    found: list[Point | None] = []
+    largest: list[Point | None] = []
     for size in sizes:
         fitting = [recipe for recipe, (stored, _) in planned.items() if stored <= size]
         if not fitting:
-            found.append(None)
+            largest.append(None)
             continue
         recipe = max(fitting, key=lambda r: planned[r][0])
         if recipe not in points:
             graph = optimize(source, recipe).graph
             stored, weights = planned[recipe]
             points[recipe] = Point(recipe, stored, 8 * stored / weights, judge(graph))
-        found.append(points[recipe])
-    return found
+        largest.append(points[recipe])
+    return largest
 
 
 def table(sizes: Sequence[Point], others: Sequence[Point | None], title: str) -> Table:
     """The sizes, and beside each what rounding makes of as many bytes."""
-    made = Table(title=title)
+    table = Table(title=title)
     quality = ("perplexity", "KL", "top-1")
     for name in ("artifact", "linears", "bits/weight", *quality, "rounded to", "linears", *quality):
-        made.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     for point, other in zip(sizes, others, strict=True):
         row = [f"{point.artifact_bytes:,}", f"{point.linear_bytes:,}",
                f"{point.bits_per_weight:.2f}", *_figures(point.quality)]  # fmt: skip
@@ -124,8 +124,8 @@ def table(sizes: Sequence[Point], others: Sequence[Point | None], title: str) ->
             row += [form, f"{other.linear_bytes:,}", *_figures(other.quality)]
         else:
             row.append("nothing fits")
-        made.add_row(*row)
-    return made
+        table.add_row(*row)
+    return table
 
 
 def _figures(quality: Quality) -> list[str]:
@@ -150,20 +150,20 @@ def main() -> None:
     parser.add_argument("--calib-length", type=int, default=256)
     parser.add_argument("--sizes", type=int, default=10)
     parser.add_argument("--samples", type=int, default=None, help="windows of perplexity")
-    given = parser.parse_args()
+    options = parser.parse_args()
     try:
-        source = load(given.model, cache=False)
+        source = load(options.model, cache=False)
         data = calibration.read(
-            given.calib or given.model, source, samples=given.calib_samples,
-            length=given.calib_length,
+            options.calib or options.model, source, samples=options.calib_samples,
+            length=options.calib_length,
         )  # fmt: skip
-        judge = judge_of(source, Setting(samples=given.samples))
-        points = stacked(source, given.recipe, data.batches, judge, given.sizes)
+        judge = judge_of(source, Setting(samples=options.samples))
+        points = stacked(source, options.recipe, data.batches, judge, options.sizes)
         others = rounded(source, [p.linear_bytes for p in points], judge)
         before = judge(source).perplexity
     except GraphwrightError as error:
         sys.exit(f"error: {error}")
-    title = f"{given.model}, {given.recipe}; perplexity of the source {before:.2f}"
+    title = f"{options.model}, {options.recipe}; perplexity of the source {before:.2f}"
     Console(width=140).print(table(points, others, title))
 
 

@@ -96,8 +96,8 @@ class Bench:
         ).graph
 
     def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:
-        made = self.made(recipe)
-        return weight_bytes(made), self.unseen.of(made)
+        graph = self.made(recipe)
+        return weight_bytes(graph), self.unseen.of(graph)
 
 
 def _unseen(name: str, graph: View) -> list[Batch]:
@@ -125,25 +125,25 @@ def forecast(bench: Bench, count: int) -> None:
     started = time.process_time()
     menu = Menu.of(bench.source, bench.parts, judge, find_target("cpu"), KNOBS, lambda *_: None)
     surveyed = time.process_time() - started
-    wanted, found, exact = [], [], 0
+    losses, forecasts, exact = [], [], 0
     for number, choice in enumerate(random_choices(menu.problems, count)):
-        made = bench.made(menu.recipe(choice))
-        measured = judge.of(made).value
-        wanted.append(measured)
-        found.append(judge.figure(choice.costs["loss"]))
-        size = weight_bytes(made)
+        graph = bench.made(menu.recipe(choice))
+        measured = judge.of(graph).value
+        losses.append(measured)
+        forecasts.append(judge.figure(choice.costs["loss"]))
+        size = weight_bytes(graph)
         exact += size == choice.costs["bytes"]
         print(
-            f"{number}\t{choice.costs['bytes']:.0f}\t{size}\t{found[-1]:.5f}\t{measured:.5f}",
+            f"{number}\t{choice.costs['bytes']:.0f}\t{size}\t{forecasts[-1]:.5f}\t{measured:.5f}",
             file=sys.stderr, flush=True,
         )  # fmt: skip
-    small = [i for i, loss in enumerate(wanted) if loss < 0.2]
+    small = [i for i, loss in enumerate(losses) if loss < 0.2]
     print(
-        f"{bench.name}: {count} random recipes, losses of {min(wanted):.3g} to {max(wanted):.3g}: "
-        f"rank correlation {rank_correlation(found, wanted):.3f} "
-        f"({rank_correlation([found[i] for i in small], [wanted[i] for i in small]):.3f} over the "
-        f"{len(small)} below 20 %); bytes exact in {exact}; the survey took {surveyed:.0f} s of "
-        "processor time"
+        f"{bench.name}: {count} random recipes, losses of {min(losses):.3g} to {max(losses):.3g}: "
+        f"rank correlation {rank_correlation(forecasts, losses):.3f} "
+        f"({rank_correlation([forecasts[i] for i in small], [losses[i] for i in small]):.3f} over "
+        f"the {len(small)} below 20 %); bytes exact in {exact}; the survey took {surveyed:.0f} s "
+        "of processor time"
     )
 
 
@@ -187,11 +187,11 @@ def budgets(bench: Bench, shares: Sequence[float]) -> Table:
     for share in shares:
         rows = []
         for by, menu in menus.items():
-            made = Rounds(
+            best = Rounds(
                 bench.graph, bench.source, Budget.parse(f"bytes={100 * share:g}%"), bench.parts,
                 menu, judge, ROUNDS, lambda *_: None,
             ).found()  # fmt: skip
-            rows.append((by, str(made.recipe), *bench.judged(made.recipe)))
+            rows.append((by, str(best.recipe), *bench.judged(best.recipe)))
             print(f"{share:.1%}", by, rows[-1][2:], sep="\t", file=sys.stderr, flush=True)
         for by, planned in others.items():
             fitting = sorted(pair for pair in planned if pair[0] <= share * bench.bytes)
@@ -227,13 +227,13 @@ def main() -> None:
     parser.add_argument("--recipes", type=int, default=50)
     parser.add_argument("--shares", help="of the source's bytes, in place of the usual budgets")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
-    given = parser.parse_args()
-    bench = Bench(given.model, given.quick)
-    if given.what == "forecast":
-        forecast(bench, given.recipes)
+    options = parser.parse_args()
+    bench = Bench(options.model, options.quick)
+    if options.what == "forecast":
+        forecast(bench, options.recipes)
     else:
         usual = SHARES.get(bench.name, USUAL_SHARES)
-        shares = [float(x) for x in given.shares.split(",")] if given.shares else usual
+        shares = [float(x) for x in options.shares.split(",")] if options.shares else usual
         Console().print(budgets(bench, shares))
 
 

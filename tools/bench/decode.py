@@ -60,9 +60,9 @@ class Step:
         """Make the inputs of a step that follows ``past`` tokens."""
         rng = np.random.default_rng(past)
         self._feeds = {}
-        for given in self._session.get_inputs():
-            array = self._array(given.name, given.shape, past, rng).astype(_DTYPES[given.type])
-            self._feeds[given.name] = self._ort.OrtValue.ortvalue_from_numpy(array)
+        for entry in self._session.get_inputs():
+            array = self._array(entry.name, entry.shape, past, rng).astype(_DTYPES[entry.type])
+            self._feeds[entry.name] = self._ort.OrtValue.ortvalue_from_numpy(array)
 
     def _array(
         self, name: str, shape: Sequence[int | str], past: int, rng: np.random.Generator
@@ -96,7 +96,7 @@ def steps(
 ) -> dict[Path, dict[int, float]]:
     """Milliseconds of a step by folder and length of the cache, the least of all rounds."""
     sessions = {folder: Step(folder, threads) for folder in folders}
-    found: dict[Path, dict[int, float]] = {folder: {} for folder in folders}
+    times: dict[Path, dict[int, float]] = {folder: {} for folder in folders}
     for past in pasts:
         for step in sessions.values():
             step.prepare(past)
@@ -104,8 +104,8 @@ def steps(
         for _ in range(rounds):
             for folder, step in sessions.items():
                 least = min(step.run() for _ in range(repeats)) * 1e3
-                found[folder][past] = min(least, found[folder].get(past, least))
-    return found
+                times[folder][past] = min(least, times[folder].get(past, least))
+    return times
 
 
 _WORKER = """
@@ -168,50 +168,50 @@ def texts(
     tokens: int,
 ) -> dict[Path, dict[int, tuple[float, float, list[int]]]]:  # fmt: skip
     """What ``Writer.write`` gives, the most of all rounds, by folder and length of the prompt."""
-    found: dict[Path, dict[int, tuple[float, float, list[int]]]] = {f: {} for f in folders}
+    best: dict[Path, dict[int, tuple[float, float, list[int]]]] = {f: {} for f in folders}
     with _writers(folders, python, threads) as writers:
         for prompt in prompts:
             for folder, writer in [*writers.items()] * rounds:
                 read, written, ids = writer.write(prompt, tokens)
-                before = found[folder].get(prompt, (0.0, 0.0, ids))
-                found[folder][prompt] = (max(read, before[0]), max(written, before[1]), ids)
-    return found
+                before = best[folder].get(prompt, (0.0, 0.0, ids))
+                best[folder][prompt] = (max(read, before[0]), max(written, before[1]), ids)
+    return best
 
 
 @contextlib.contextmanager
 def _writers(folders: Sequence[Path], python: str, threads: int) -> Iterator[dict[Path, Writer]]:
-    made: dict[Path, Writer] = {}
+    writers: dict[Path, Writer] = {}
     try:
         for folder in folders:
-            made[folder] = Writer(python, folder, threads)
-        yield made
+            writers[folder] = Writer(python, folder, threads)
+        yield writers
     finally:
-        for writer in made.values():
+        for writer in writers.values():
             writer.close()
 
 
-def _step_table(found: dict[Path, dict[int, float]], threads: int) -> Table:
+def _step_table(times: dict[Path, dict[int, float]], threads: int) -> Table:
     import onnxruntime as ort
 
     title = f"ms a token, ONNX Runtime {ort.__version__}, threads: {threads}"
     result = Table(title=title, title_justify="left")
     result.add_column("folder")
-    for past in next(iter(found.values())):
+    for past in next(iter(times.values())):
         result.add_column(f"past {past}", justify="right")
-    for folder, row in found.items():
+    for folder, row in times.items():
         result.add_row(str(folder), *(f"{ms:.2f}" for ms in row.values()))
     return result
 
 
-def _text_table(found: dict[Path, dict[int, tuple[float, float, list[int]]]], tokens: int) -> Table:
+def _text_table(best: dict[Path, dict[int, tuple[float, float, list[int]]]], tokens: int) -> Table:
     title = f"onnxruntime-genai, tokens a second (prompt / {tokens} tokens after it)"
     result = Table(title=title, title_justify="left")
     result.add_column("folder")
-    first = next(iter(found.values()))
+    first = next(iter(best.values()))
     for prompt in first:
         result.add_column(f"prompt {prompt}", justify="right")
     result.add_column("same text as the first")
-    for folder, row in found.items():
+    for folder, row in best.items():
         same = [_common(ids, first[prompt][2]) for prompt, (_, _, ids) in row.items()]
         speeds = (f"{read:.0f} / {written:.1f}" for read, written, _ in row.values())
         result.add_row(str(folder), *speeds, ", ".join(f"{n} of {tokens + 1}" for n in same))
@@ -246,12 +246,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
 
     def show(console: Console) -> None:
-        found = steps(
+        times = steps(
             options.folders, options.past, threads=options.threads, rounds=options.rounds,
             repeats=options.repeats,
         ) if options.past else {}  # fmt: skip
-        if found:
-            console.print(_step_table(found, options.threads))
+        if times:
+            console.print(_step_table(times, options.threads))
         if options.peer_python:
             written = texts(
                 options.folders, options.prompts, python=options.peer_python,

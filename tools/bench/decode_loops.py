@@ -115,16 +115,16 @@ def measured(
             for worker in workers:
                 worker.close()
         for prompt in prompts:
-            for name, found in times[prompt].items():
+            for name, timing in times[prompt].items():
                 same = texts[prompt][name] == texts[prompt][next(iter(loops))]
                 label = f"{name} ({libraries[name]})"
-                table.add_row(*_row(count, prompt, label, found), "equal" if same else "differ")
+                table.add_row(*_row(count, prompt, label, timing), "equal" if same else "differ")
     return table
 
 
-def _row(threads: int, prompt: int, loop: str, found: Times) -> list[str]:
-    clock, used = zip(*found.written, strict=True)
-    read = [wall for wall, _ in found.read]
+def _row(threads: int, prompt: int, loop: str, times: Times) -> list[str]:
+    clock, used = zip(*times.written, strict=True)
+    read = [wall for wall, _ in times.read]
     alone = (_rate(TOKENS, used), f"{TOKENS / min(used):.1f}") if threads == 1 else ("", "")
     rates = (_rate(prompt, read), _rate(TOKENS, clock), f"{TOKENS / min(clock):.1f}")
     return [str(threads), str(prompt), loop, *rates, *alone]
@@ -156,8 +156,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             loops[PEER] = options.peer_python, options.folder
         if options.peer_python and options.peer_folder:
             loops[OWN] = options.peer_python, options.peer_folder
-        found = measured(loops, options.threads, options.prompts, options.rounds)
-        Console(width=None if sys.stdout.isatty() else 160).print(found)
+        table = measured(loops, options.threads, options.prompts, options.rounds)
+        Console(width=None if sys.stdout.isatty() else 160).print(table)
     except GraphwrightError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code

@@ -134,8 +134,8 @@ def measured(
     """Ours, then the script. Raises ``CommandFailed`` where one of them fails, ``BadInput`` where
     our manifest does not say what the compensation did."""
     env = environment(threads)
-    with tempfile.TemporaryDirectory(dir=scratch) as made:
-        data, out = Path(made) / "tokens.npz", Path(made) / "out"
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        data, out = Path(place) / "tokens.npz", Path(place) / "out"
         _write_tokens(data, folder, size)
         chosen = ["-p", passes] if passes else ["-r", "w4-eora"]
         ours = measure(
@@ -160,9 +160,9 @@ def _write_tokens(path: Path, folder: Path, size: tuple[int, int]) -> None:
 
 def _from_manifest(manifest: dict[str, Any]) -> Residual:
     for step in manifest["passes"]:
-        found = _NOTE.search(" ".join(step["notes"]))
-        if found:
-            before, after = map(float, found.groups())
+        note = _NOTE.search(" ".join(step["notes"]))
+        if note:
+            before, after = map(float, note.groups())
             return Residual(len(step["sites"]), before, after)
     raise BadInput("no pass of the run compensates: give --passes that end with eora{rank=...}")
 

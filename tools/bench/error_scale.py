@@ -27,16 +27,17 @@ def main() -> None:
             done = optimize(graph, f"quantize{{bits={bits} group=32}}", samples=batches)
             output = graph.output_names()[0]
             source = [sweep(graph, batch)[output] for batch in batches]
-            made = [row[output] for row in done.outputs]
+            outputs = [row[output] for row in done.outputs]
             error = done.report.errors[output].rel_l2
             print(
-                f"{name} {output} bits={bits} rel. L2 {error:.3g}: {_kept(source, made):.3f} kept"
+                f"{name} {output} bits={bits} rel. L2 {error:.3g}: "
+                f"{_kept(source, outputs):.3f} kept"
             )
 
 
-def _kept(source: Sequence[torch.Tensor], made: Sequence[torch.Tensor]) -> float:
+def _kept(source: Sequence[torch.Tensor], outputs: Sequence[torch.Tensor]) -> float:
     """The share of equal most likely entries; of vectors, of equal nearest neighbours."""
-    pairs = list(zip(source, made, strict=True))
+    pairs = list(zip(source, outputs, strict=True))
     if source[0].dim() == 2 and source[0].shape[-1] > 200:
         pairs = [(_near(a), _near(b)) for a, b in pairs]
     hits = [(a.argmax(-1) == b.argmax(-1)).float().flatten() for a, b in pairs]

@@ -81,8 +81,8 @@ class Row:
 
     @property
     def whole(self) -> bool:
-        found, _, ran = self.quantized.partition(" of ")
-        return bool(ran) and int(found) >= int(ran)
+        count, _, ran = self.quantized.partition(" of ")
+        return bool(ran) and int(count) >= int(ran)
 
 
 def save(family: Family, folder: Path) -> None:
@@ -143,8 +143,8 @@ def _load_and_compare(row: Row, family: Family, folder: Path) -> None:
     row.cache = _worst(cached)
     if "decoder_input_ids" in view.input_names() and family.cache:
         parts = ("encoder", "decoder", "decoder_with_past")
-        found = [_held(row, load(folder, part=part), folder.parent / part)[0] for part in parts]
-        row.cache = _worst([gap for gaps in found for gap in gaps])
+        by_part = [_held(row, load(folder, part=part), folder.parent / part)[0] for part in parts]
+        row.cache = _worst([gap for gaps in by_part for gap in gaps])
 
 
 def _held(row: Row, view: View, folder: Path) -> tuple[list[Difference], list[Difference]]:
@@ -187,15 +187,15 @@ def _furthest(seen: Seen, outputs: Any) -> Difference | str:
 def _count(row: Row, family: Family, read: View) -> None:
     structure = recognize(read)
     towers = Counter(block.tower for block in structure.blocks)
-    found = tuple(towers[tower] for tower in sorted(towers))
-    row.blocks = _told(_sum(found), _sum(family.blocks))
+    blocks = tuple(towers[tower] for tower in sorted(towers))
+    row.blocks = _told(_sum(blocks), _sum(family.blocks))
     sites = sum(family.blocks) if family.sites is None else family.sites
     row.attention = _told(str(len(structure.attentions)), str(sites))
     row.linears = f"{len(structure.linears)} of {_linears_run(read)}"
 
 
-def _told(found: str, wanted: str) -> str:
-    return found if found == wanted else f"{found}, not {wanted}"
+def _told(actual: str, expected: str) -> str:
+    return actual if actual == expected else f"{actual}, not {expected}"
 
 
 def _sum(counts: Sequence[int]) -> str:

@@ -23,24 +23,24 @@ TOKENS, DAMPING = 8192, 0.01
 
 def textbook(weight: Tensor, gram: Tensor, bits: int, group: int) -> Tensor:
     """The rounded matrix [N, K] by the published loop."""
-    left, damped = weight.clone(), gram.float().clone()
+    rest, damped = weight.clone(), gram.float().clone()
     damped.diagonal().add_(DAMPING * damped.diagonal().mean())
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
     factor = torch.linalg.cholesky(inverse, upper=True)
-    made, top = torch.zeros_like(weight), 2**bits - 1
+    matrix, top = torch.zeros_like(weight), 2**bits - 1
     for begin in range(0, weight.shape[1], BLOCK):
         end = min(begin + BLOCK, weight.shape[1])
-        block, rows = left[:, begin:end].clone(), factor[begin:end, begin:end]
+        block, rows = rest[:, begin:end].clone(), factor[begin:end, begin:end]
         errors = torch.zeros_like(block)
         for j in range(end - begin):
             if (begin + j) % group == 0:
-                scale = 2 * left[:, begin + j : begin + j + group].abs().amax(1) / top
+                scale = 2 * rest[:, begin + j : begin + j + group].abs().amax(1) / top
             code = (block[:, j] / scale + (top + 1) / 2).round().clamp(0, top)
-            made[:, begin + j] = (code - (top + 1) / 2) * scale
-            errors[:, j] = (block[:, j] - made[:, begin + j]) / rows[j, j]
+            matrix[:, begin + j] = (code - (top + 1) / 2) * scale
+            errors[:, j] = (block[:, j] - matrix[:, begin + j]) / rows[j, j]
             block[:, j:] -= errors[:, j : j + 1] @ rows[j : j + 1, j:]
-        left[:, end:] -= errors @ factor[begin:end, end:]
-    return made
+        rest[:, end:] -= errors @ factor[begin:end, end:]
+    return matrix
 
 
 def compare(rows: int, columns: int, bits: int, group: int) -> None:
@@ -51,8 +51,8 @@ def compare(rows: int, columns: int, bits: int, group: int) -> None:
     x = torch.randn(TOKENS, columns, generator=rng) * torch.logspace(-1, 1, columns) @ mix
     gram = (x.T @ x).double()
 
-    def left(found: Tensor) -> float:
-        gap = (found - weight).double()
+    def error(matrix: Tensor) -> float:
+        gap = (matrix - weight).double()
         whole = ((weight.double() @ gram) * weight).sum()
         return math.sqrt(float(((gap @ gram) * gap).sum() / whole))
 
@@ -66,12 +66,12 @@ def compare(rows: int, columns: int, bits: int, group: int) -> None:
     theirs = textbook(weight, gram, bits, group)
     last = time.process_time()
     print(f"{rows} x {columns}, {bits} bits, groups of {group}; relative error of the output:")
-    print(f"  to nearest {left(start.dequantized()):.4f}")
+    print(f"  to nearest {error(start.dequantized()):.4f}")
     print(
-        f"  here {left(ours):.4f} in {done - started:.2f} s: ranges {rounded - started:.2f}, "
+        f"  here {error(ours):.4f} in {done - started:.2f} s: ranges {rounded - started:.2f}, "
         f"factor {factored - rounded:.2f}, columns {done - factored:.2f}"
     )
-    print(f"  textbook {left(theirs):.4f} in {last - done:.2f} s")
+    print(f"  textbook {error(theirs):.4f} in {last - done:.2f} s")
 
 
 def main() -> None:
@@ -79,10 +79,10 @@ def main() -> None:
     parser.add_argument("sizes", nargs="*", default=["512x2048", "2048x2048"])
     parser.add_argument("--bits", type=int, default=4)
     parser.add_argument("--group", type=int, default=128)
-    given = parser.parse_args()
-    for size in given.sizes:
+    options = parser.parse_args()
+    for size in options.sizes:
         rows, columns = map(int, size.split("x"))
-        compare(rows, columns, given.bits, given.group)
+        compare(rows, columns, options.bits, options.group)
 
 
 if __name__ == "__main__":

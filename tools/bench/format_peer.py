@@ -70,15 +70,15 @@ def llama(path: str) -> np.ndarray[Any, Any]:
     settings.cache_type_k = settings.cache_type_v = lib.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = lib.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
     words = 1 << 17
-    made = lib.Server(settings).handle_completions({
+    completion = lib.Server(settings).handle_completions({
         "prompt": list(range(1, COUNT + 1)), "n_predict": 1, "temperature": 0, "logprobs": words,
         "n_probs": words,
     })  # fmt: skip
-    best = made["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
-    found = np.full(max(entry["id"] for entry in best) + 1, -np.inf)
+    best = completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    logprobs = np.full(max(entry["id"] for entry in best) + 1, -np.inf)
     for entry in best:
-        found[entry["id"]] = entry["logprob"]
-    return found
+        logprobs[entry["id"]] = entry["logprob"]
+    return logprobs
 
 
 if __name__ == "__main__":

@@ -67,11 +67,11 @@ def _compressed(kind: str) -> tuple[Callable[[torch.Tensor], Made], dict[str, An
         state = {"weight": weight, "weight_scale": scale, "weight_zero_point": zero}
         if extra:
             state["weight_global_scale"] = extra["global_scale"]
-        made = {k: t for k, t in compressor.compress(state, scheme).items() if t is not None}
+        tensors = {k: t for k, t in compressor.compress(state, scheme).items() if t is not None}
         if args.symmetric:
-            made.pop("weight_zero_point", None)
-        dense = compressor.decompress(dict(made), scheme)["weight"]
-        return made, dense
+            tensors.pop("weight_zero_point", None)
+        dense = compressor.decompress(dict(tensors), scheme)["weight"]
+        return tensors, dense
 
     groups = {"group_0": {"targets": ["Linear"],
                           "weights": json.loads(args.model_dump_json())}}  # fmt: skip

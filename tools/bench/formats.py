@@ -62,9 +62,9 @@ Given = dict[str, torch.Tensor]
 
 def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Table:
     """Every format in every direction that there is, for each kind of model."""
-    made = Table(title="relative L2 of logits", title_justify="left")
+    table = Table(title="relative L2 of logits", title_justify="left")
     for name in ("format", "direction", *archs):
-        made.add_column(name)
+        table.add_column(name)
     with tempfile.TemporaryDirectory() as scratch:
         folders = {arch: small(arch, Path(scratch) / arch) for arch in archs}
         for name, way, cell in _rows(peer):
@@ -74,8 +74,8 @@ def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Table:
             for folder in folders.values():
                 with tempfile.TemporaryDirectory(dir=scratch) as place:
                     cells.append(_told(cell, folder, Path(place)))
-            made.add_row(name, way, *cells)
-    return made
+            table.add_row(name, way, *cells)
+    return table
 
 
 def _rows(peer: str) -> list[tuple[str, str, Callable[[Path, Path], str]]]:
@@ -103,8 +103,8 @@ def _told(cell: Callable[[Path, Path], str], folder: Path, place: Path) -> str:
 def _failure(error: CommandFailed) -> str:
     """The line of what a command said that tells why it ended."""
     lines = str(error).strip().splitlines()
-    told = [line for line in lines if "Error" in line or "ASSERT" in line]
-    return f"failed there: {(told or lines)[-1].strip()}"
+    reasons = [line for line in lines if "Error" in line or "ASSERT" in line]
+    return f"failed there: {(reasons or lines)[-1].strip()}"
 
 
 def small(arch: str, folder: Path) -> Path:
@@ -158,8 +158,8 @@ def _written(folder: Path, place: Path, to: str, recipe: str, peer: str) -> str:
 def _from_library(folder: Path, place: Path, kind: str, peer: str) -> str:
     """What a library has written, read here."""
     _run(peer, format_writer.__file__, folder, place / "made", kind)
-    wanted = np.load(place / "made.npy")
-    return _words(_error(wanted, _logits(load(place / "made", dtype=torch.float32, cache=False))))
+    expected = np.load(place / "made.npy")
+    return _words(_error(expected, _logits(load(place / "made", dtype=torch.float32, cache=False))))
 
 
 def _from_gguf(folder: Path, place: Path, kind: str, peer: str) -> str:
@@ -198,16 +198,16 @@ def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
 def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> str:
     out = folder.with_suffix(".npy")
     _run(peer, format_peer.__file__, folder, out, *([] if adapter is None else [adapter]))
-    said = ""
-    wanted = torch.log_softmax(torch.from_numpy(own[0, -1]), -1).numpy()
+    distances = ""
+    expected = torch.log_softmax(torch.from_numpy(own[0, -1]), -1).numpy()
     for name, words in (("llama", "llama.cpp"), ("whole", "in float32 files")):
         path = out.with_suffix(f".{name}.npy")
         if path.is_file():
-            found = np.load(path)
-            gap = np.abs(found - wanted[: len(found)])
-            said += f"; {words} {gap.mean():.1e}, at most {gap.max():.1e}"
+            logprobs = np.load(path)
+            gap = np.abs(logprobs - expected[: len(logprobs)])
+            distances += f"; {words} {gap.mean():.1e}, at most {gap.max():.1e}"
     whole = _words(_error(own, np.load(out))) if out.is_file() else "not read by transformers"
-    return f"{whole}{said}"
+    return f"{whole}{distances}"
 
 
 def _run(peer: str, script: str | None, *arguments: object) -> None:

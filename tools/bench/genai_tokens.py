@@ -37,47 +37,47 @@ def main(arguments: Sequence[str] | None = None) -> int:
         out = Path(scratch) / "found.json"
         measure([options.peer_python, "-P", __file__, str(options.artifact), str(out)],
                 environment(None, {"PYTHONPATH": ""}))  # fmt: skip
-        found = json.loads(out.read_text())
-    rows = _compared(options.artifact, found)
+        answers = json.loads(out.read_text())
+    rows = _compared(options.artifact, answers)
     for what, equal in rows:
         sys.stdout.write(f"{what}: {'equal' if equal else 'DIFFERENT'}\n")
     return int(not all(equal for _, equal in rows))
 
 
-def _compared(folder: Path, found: dict[str, Any]) -> list[tuple[str, bool]]:
+def _compared(folder: Path, answers: dict[str, Any]) -> list[tuple[str, bool]]:
     import tokenizers
 
     rows = [
-        (f"prompt of {len(prompt)}", _agree(folder, prompt, made[len(prompt) :]))
-        for prompt, made in found["prompts"]
+        (f"prompt of {len(prompt)}", _agree(folder, prompt, tokens[len(prompt) :]))
+        for prompt, tokens in answers["prompts"]
     ]
     longest = max(ROWS)
-    for prompt, made in zip(*found["batch"], strict=True):
-        rows.append((f"row of {len(prompt)} in a batch", _agree(folder, prompt, made[longest:])))
+    for prompt, tokens in zip(*answers["batch"], strict=True):
+        rows.append((f"row of {len(prompt)} in a batch", _agree(folder, prompt, tokens[longest:])))
     reader = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids, made, text = found["text"]
+    ids, tokens, text = answers["text"]
     rows.append(("ids of a text", ids == reader.encode(TEXT).ids))
-    rows.append(("tokens behind it", _agree(folder, ids, made[len(ids) :])))
-    rows.append(("its words", text == reader.decode(made)))
+    rows.append(("tokens behind it", _agree(folder, ids, tokens[len(ids) :])))
+    rows.append(("its words", text == reader.decode(tokens)))
     return rows
 
 
-def _agree(folder: Path, prompt: list[int], made: list[int]) -> bool:
+def _agree(folder: Path, prompt: list[int], tokens: list[int]) -> bool:
     import torch
 
     from ...backends import compile
 
     run, ids = compile(folder), list(prompt)
     last = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
-    for token in made:
-        given = torch.tensor([ids])
-        logits = run(input_ids=given, attention_mask=torch.ones_like(given))["logits"]
+    for token in tokens:
+        batch = torch.tensor([ids])
+        logits = run(input_ids=batch, attention_mask=torch.ones_like(batch))["logits"]
         if int(logits[0, -1].argmax()) != token:
             return False
         if token in (last if isinstance(last, list) else [last]):
             break  # what is behind it in a batch is padding
         ids.append(token)
-    return bool(made)
+    return bool(tokens)
 
 
 def peer(folder: str, out: str) -> None:

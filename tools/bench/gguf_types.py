@@ -33,9 +33,9 @@ def transcode(source: str, target: str, kind: str) -> None:
     for tensor in reader.tensors:
         shape = tuple(int(size) for size in tensor.shape[::-1])
         plain = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-        made, found = packed(plain.astype(np.float32), kind if len(shape) == 2 else "F32")
-        blocks = None if found in ("F32", "F16") else gguf.GGMLQuantizationType[found]
-        writer.add_tensor(tensor.name, made, raw_dtype=blocks)
+        matrix, type_ = packed(plain.astype(np.float32), kind if len(shape) == 2 else "F32")
+        blocks = None if type_ in ("F32", "F16") else gguf.GGMLQuantizationType[type_]
+        writer.add_tensor(tensor.name, matrix, raw_dtype=blocks)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

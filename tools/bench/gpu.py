@@ -50,11 +50,11 @@ def parts() -> dict[str, Callable[[Setting], list[Row]]]:
 
 def run(setting: Setting, seconds: float = SECONDS) -> dict[str, Any]:
     """Every part's rows, seconds and error, and what machine it was."""
-    started, found = time.perf_counter(), {}
+    started, entries = time.perf_counter(), {}
     for name, part in parts().items():
         begun = time.perf_counter()
         if begun - started > seconds - LEAST and not setting.dry:
-            found[name] = {"skipped": f"{seconds - (begun - started):.0f} s were left"}
+            entries[name] = {"skipped": f"{seconds - (begun - started):.0f} s were left"}
             continue
         entry: dict[str, Any] = {}
         try:
@@ -62,8 +62,8 @@ def run(setting: Setting, seconds: float = SECONDS) -> dict[str, Any]:
         except Exception as error:  # whatever one part meets, the others are run and written
             entry["failed"] = f"{type(error).__name__}: {error}"
         entry["seconds"] = round(time.perf_counter() - begun, 1)
-        found[name] = entry
-    return {"machine": machine(setting), "parts": found}
+        entries[name] = entry
+    return {"machine": machine(setting), "parts": entries}
 
 
 def machine(setting: Setting) -> dict[str, Any]:
@@ -78,24 +78,24 @@ def machine(setting: Setting) -> dict[str, Any]:
         "packages": known, "device": "cpu, interpreted",
     }  # fmt: skip
     if setting.device.type == "cuda":
-        made = torch.cuda.get_device_properties(setting.device)
+        gpu = torch.cuda.get_device_properties(setting.device)
         facts |= {
-            "device": made.name, "memory_bytes": made.total_memory, "cuda": torch.version.cuda,
-            "processors": made.multi_processor_count, "capability": f"{made.major}.{made.minor}",
+            "device": gpu.name, "memory_bytes": gpu.total_memory, "cuda": torch.version.cuda,
+            "processors": gpu.multi_processor_count, "capability": f"{gpu.major}.{gpu.minor}",
         }  # fmt: skip
     return facts
 
 
-def table(found: dict[str, Any]) -> str:
+def table(report: dict[str, Any]) -> str:
     """The figures as Markdown."""
-    facts = found["machine"]
+    facts = report["machine"]
     listed = ", ".join(f"{name} {there}" for name, there in facts["packages"].items())
     lines = [f"# {facts['device']}", "", listed, ""]
     if facts["dry"]:
         lines += ["A dry run: sizes and times mean nothing.", ""]
-    for name, entry in found["parts"].items():
-        took = f" ({entry['seconds']} s)" if "seconds" in entry else ""
-        lines += [f"## {name}{took}", ""]
+    for name, entry in report["parts"].items():
+        seconds = f" ({entry['seconds']} s)" if "seconds" in entry else ""
+        lines += [f"## {name}{seconds}", ""]
         lines += [f"{what}: {entry[what]}" for what in ("failed", "skipped") if what in entry]
         rows = entry.get("rows", [])
         columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -134,13 +134,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except GraphwrightError as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         return error.exit_code
-    found = run(setting)
+    report = run(setting)
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "gpu.json").write_text(json.dumps(found, indent=2) + "\n")
-    text = table(found)
+    (options.out / "gpu.json").write_text(json.dumps(report, indent=2) + "\n")
+    text = table(report)
     (options.out / "gpu.md").write_text(text)
     sys.stdout.write(text)
-    return int(any("failed" in entry for entry in found["parts"].values()))
+    return int(any("failed" in entry for entry in report["parts"].values()))
 
 
 if __name__ == "__main__":

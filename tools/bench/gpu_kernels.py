@@ -48,8 +48,8 @@ def correct(setting: Setting) -> list[Row]:
                 continue
             plain = {**sample.attrs, **({"accuracy_level": 0} if _rounds(sample.attrs) else {})}
             want = op.reference(*sample.operands, **plain).float()
-            given = [None if o is None else o.to(setting.device) for o in sample.operands]
-            got = kernel.function(*given, **plain).float().cpu()
+            operands = [None if o is None else o.to(setting.device) for o in sample.operands]
+            got = kernel.function(*operands, **plain).float().cpu()
             error = float((got - want).norm() / max(float(want.norm()), 1e-9))
             dtype = next(o.dtype for o in sample.operands if o is not None)
             worst[dtype] = max(worst.get(dtype, 0.0), error)
@@ -85,8 +85,8 @@ def bandwidth(setting: Setting) -> list[Row]:
     size = 1 << 10 if setting.dry else 1 << 30
     source = torch.zeros(size, dtype=torch.uint8, device=setting.device)
     into = torch.empty_like(source)
-    took = milliseconds(lambda: into.copy_(source), setting)
-    return [{"copied bytes": size, "ms": took, "GB/s": 2 * size / took / 1e6}]
+    ms = milliseconds(lambda: into.copy_(source), setting)
+    return [{"copied bytes": size, "ms": ms, "GB/s": 2 * size / ms / 1e6}]
 
 
 def kernels(setting: Setting) -> list[Row]:
@@ -95,10 +95,10 @@ def kernels(setting: Setting) -> list[Row]:
     shape = (32, 4) if setting.dry else (4096, 11008)
     rows = []
     for name, size, dense, work in _calls(setting, *shape):
-        took = milliseconds(work, setting)
-        row: Row = {"call": name, "ms": took, "of copy": size / took / 1e6 / copied}
+        ms = milliseconds(work, setting)
+        row: Row = {"call": name, "ms": ms, "of copy": size / ms / 1e6 / copied}
         if dense is not None:
-            row["of cuBLAS"] = milliseconds(dense, setting) / took
+            row["of cuBLAS"] = milliseconds(dense, setting) / ms
         rows.append(row)
     return rows
 
@@ -152,8 +152,8 @@ class Drawn:
         self._rng = torch.Generator(setting.device).manual_seed(0)
 
     def floats(self, *shape: int) -> torch.Tensor:
-        made = torch.randn(shape, device=self._setting.device, generator=self._rng)
-        return made.to(self._setting.dtype)
+        tensor = torch.randn(shape, device=self._setting.device, generator=self._rng)
+        return tensor.to(self._setting.dtype)
 
     def codes(self, shape: Any) -> torch.Tensor:
         sizes = [int(d) for d in shape]

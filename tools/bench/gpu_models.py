@@ -56,8 +56,8 @@ class _Layer:
             # As a runtime does that shares the buffer: the token's own go into its last place.
             cache[0][:, :, -1:], cache[1][:, :, -1:] = k, v
             k, v = cache
-        seen = scaled_dot_product_attention(q, k, v, is_causal=cache is None)
-        x = x + self._o(seen.transpose(1, 2).flatten(2))
+        attention = scaled_dot_product_attention(q, k, v, is_causal=cache is None)
+        x = x + self._o(attention.transpose(1, 2).flatten(2))
         y = rms_norm(x, (self._shape.width,), self._norm)
         return x + self._down(silu(self._gate(y)) * self._up(y))
 
@@ -103,9 +103,9 @@ def decode(setting: Setting) -> list[Row]:
         def last(head: Product = head, x: torch.Tensor = x) -> torch.Tensor:
             return head(x)
 
-        took = milliseconds(step, setting) / shape.timed * shape.layers
-        took += milliseconds(last, setting)
-        rows.append({"linears": name, "ms a token": took, "tokens/s": 1000 / took})
+        ms = milliseconds(step, setting) / shape.timed * shape.layers
+        ms += milliseconds(last, setting)
+        rows.append({"linears": name, "ms a token": ms, "tokens/s": 1000 / ms})
     return rows
 
 
@@ -127,12 +127,12 @@ def prefill(setting: Setting) -> list[Row]:
     text = 4 if setting.dry else TEXT
     rows: list[Row] = []
     for count in counts:
-        took = _language(setting, shape, layers, make, count + text)
+        ms = _language(setting, shape, layers, make, count + text)
         if not rows:
-            rows.append({"method": "all tokens", "image tokens": count, "ms": took, "ratio": 1.0})
+            rows.append({"method": "all tokens", "image tokens": count, "ms": ms, "ratio": 1.0})
             continue
         for method, select in (("fastervlm", _by_rank), ("globalcom2", _by_crop)):
-            whole = took + milliseconds(select(setting, shape, make, count), setting)
+            whole = ms + milliseconds(select(setting, shape, make, count), setting)
             rows.append({
                 "method": method, "image tokens": count, "ms": whole,
                 "ratio": whole / rows[0]["ms"], "by tokens": (count + text) / (every + text),
@@ -181,11 +181,11 @@ def _by_crop(setting: Setting, shape: _Shape, make: Drawn, count: int) -> Callab
     scores, x = _scores(shape, make), make.floats(1, shape.crops * shape.patches, shape.width)
 
     def select() -> torch.Tensor:
-        found = scores().float()
+        by_crop = scores().float()
         # The overview's patches lie over the crops in as many parts as there are crops beside it.
-        mass = found[0, : (shape.crops - 1) * (shape.patches // (shape.crops - 1))]
+        mass = by_crop[0, : (shape.crops - 1) * (shape.patches // (shape.crops - 1))]
         share = torch.softmax(mass.reshape(shape.crops - 1, -1).sum(1), 0)
-        weighted = torch.cat([found[:1], found[1:] * share[:, None] * (shape.crops - 1)])
+        weighted = torch.cat([by_crop[:1], by_crop[1:] * share[:, None] * (shape.crops - 1)])
         best = weighted.reshape(1, -1).topk(count, dim=1).indices
         return token_select(x, best.sort(dim=1).values)
 
@@ -216,8 +216,8 @@ def runtime(setting: Setting) -> list[Row]:
             run = OnnxRuntimeExecutable(
                 folder / "model.onnx", device=device, optimize=True, threads=None
             )
-            found = run(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
-            logits[device] = found[:, -1].float().cpu()
+            prompt_logits = run(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
+            logits[device] = prompt_logits[:, -1].float().cpu()
             list(Decoder(run).decode([prompt], max_new_tokens=2))  # what the first call prepares
             steps = Decoder(run).decode([prompt], max_new_tokens=new)
             begun = time.perf_counter()
@@ -259,5 +259,5 @@ def _artifact(setting: Setting, place: Path) -> Path:
     torch.manual_seed(0)
     model: Any = transformers.LlamaForCausalLM(config)
     model.half().save_pretrained(place / "source")
-    made = optimize(load(place / "source"), "quantize{bits=4 group=32}", target="cuda")
-    return export(made.graph, place / "out", report=made.report, target="cuda")
+    result = optimize(load(place / "source"), "quantize{bits=4 group=32}", target="cuda")
+    return export(result.graph, place / "out", report=result.report, target="cuda")

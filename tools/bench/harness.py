@@ -70,12 +70,12 @@ def write_tasks(folder: Path) -> None:
 def _task(folder: Path, name: str, rows: Sequence[dict[str, Any]], **settings: Any) -> None:
     data = folder / f"{name}.jsonl"
     data.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    told = {
+    task = {
         "task": name, "dataset_path": "json", "test_split": "test",
         "dataset_kwargs": {"data_files": {"test": str(data)}}, **settings,
     }  # fmt: skip
     # JSON is YAML, which the harness reads.
-    (folder / f"{name}.yaml").write_text(json.dumps(told, indent=1))
+    (folder / f"{name}.yaml").write_text(json.dumps(task, indent=1))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -89,10 +89,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         result = optimize(load(options.model), RECIPE)
-        made = export(result.graph, place / "made", report=result.report)
+        artifact = export(result.graph, place / "made", report=result.report)
         (place / "tasks").mkdir()
         write_tasks(place / "tasks")
-        asked = [options.python, "-c", ASK, str(made), str(place / "tasks"), *options.add]
+        asked = [options.python, "-c", ASK, str(artifact), str(place / "tasks"), *options.add]
         return subprocess.run(asked, env=environment(None, {}), check=False).returncode
 
 

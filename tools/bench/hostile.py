@@ -59,17 +59,17 @@ def fault(ended: Ended) -> str:
 
 def _judged(case: Path, ended: Ended, source: Path, recipe: str) -> str:
     """``fault``, or what is wrong of a result that was taken for right."""
-    found, out = fault(ended), case / "work" / "out" / "model.onnx"
-    if found or ended.status or not out.is_file():
-        return found
+    problem, out = fault(ended), case / "work" / "out" / "model.onnx"
+    if problem or ended.status or not out.is_file():
+        return problem
     bound = next(b for name, b in sources.WRONG.items() if recipe.startswith(name))
 
     def judge() -> int:
         print(f"\n{WRONG}{sources.wrong(source, out, bound)}")
         return 0
 
-    told = forked(case, judge)
-    return told.output.rpartition(WRONG)[2].strip() if told.status == 0 else ""
+    child = forked(case, judge)
+    return child.output.rpartition(WRONG)[2].strip() if child.status == 0 else ""
 
 
 def _onnx(rng: Random, valid: Path, case: Path) -> str:
@@ -132,10 +132,10 @@ def _manifest(rng: Random, valid: Path, case: Path) -> str:
 
 
 def _recipe(rng: Random, valid: Path, case: Path) -> str:
-    made = mutate.text(rng, rng.choice(MIXED))
+    passes = mutate.text(rng, rng.choice(MIXED))
     model, data = str(valid / "m.onnx"), str(valid / "data.npz")
     if rng.random() < 0.5:
-        return fault(command(case, [model, "-p", made, "--calib", data]))
+        return fault(command(case, [model, "-p", passes, "--calib", data]))
     known = 'summary = "s"\n[[passes]]\nname = "quantize"\nbits = 4\ngroup = 32\ninclude = ["*"]\n'
     (case / "work" / "mine.toml").write_text(mutate.text(rng, known))
     return fault(command(case, [model, "-r", "mine.toml"]))
@@ -170,9 +170,9 @@ def prepare(folder: Path) -> None:
     sources.write_all(folder)
     model, data = str(folder / "m.onnx"), str(folder / "data.npz")
     recipe = "bitstack{blocks=3 rank=2}"
-    made = command(folder, [model, "-p", recipe, "--calib", data, "-o", "made"])
-    if made.status:
-        raise SystemExit(made.output)
+    ended = command(folder, [model, "-p", recipe, "--calib", data, "-o", "made"])
+    if ended.status:
+        raise SystemExit(ended.output)
     (folder / "work" / "made").rename(folder / "made")
     for name in ("tools.run.pipeline", "tools.run.replay", "tools.run.resize", "backends.triton",
                  "tools.run.evaluation", "tools.cli.terminal", "ir.load.hf_folder",
@@ -201,15 +201,15 @@ def campaign(kinds: Sequence[str], minutes: float, seed: int, valid: Path) -> It
         round_ += 1
 
 
-def table(found: Sequence[Found]) -> Table:
+def table(cases: Sequence[Found]) -> Table:
     """Handled of tried, by kind."""
-    tried = Counter(case.kind for case in found)
-    handled = Counter(case.kind for case in found if not case.fault)
-    made = Table("kind", "handled", "tried")
+    tried = Counter(case.kind for case in cases)
+    handled = Counter(case.kind for case in cases if not case.fault)
+    table = Table("kind", "handled", "tried")
     for kind, count in tried.items():
-        made.add_row(kind, str(handled[kind]), str(count))
-    made.add_row("all", str(handled.total()), str(tried.total()))
-    return made
+        table.add_row(kind, str(handled[kind]), str(count))
+    table.add_row("all", str(handled.total()), str(tried.total()))
+    return table
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -225,18 +225,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prepare(Path(valid))
         if options.case:
             kind, _, seed = options.case.partition("/")
-            kept = Path(tempfile.mkdtemp(prefix="hostile-")) / "case"
-            console.print(Text(f"{run_case(kind, int(seed), Path(valid), kept)}\n{kept}"))
+            place = Path(tempfile.mkdtemp(prefix="hostile-")) / "case"
+            console.print(Text(f"{run_case(kind, int(seed), Path(valid), place)}\n{place}"))
             return 0
-        found: list[Found] = []
+        cases: list[Found] = []
         kinds = options.kinds.split(",")
         for case in campaign(kinds, options.minutes, options.seed, Path(valid)):
-            found.append(case)
+            cases.append(case)
             if case.fault:
                 console.print(Text(f"{case.kind}/{case.seed}: {ascii(case.fault)[:300]}"))
-    console.print(table(found))
+    console.print(table(cases))
     console.print(f"within {SECONDS:g} s and {MEMORY >> 20} MiB each, seeds from {options.seed}")
-    return int(any(case.fault for case in found))
+    return int(any(case.fault for case in cases))
 
 
 if __name__ == "__main__":

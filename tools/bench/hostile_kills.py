@@ -41,9 +41,9 @@ def kills(rng: Random, valid: Path, case: Path) -> str:
             return f"operation {point} was not reached: {killed.status}"
         if _hash(work / "out") not in (_hash(valid / "made"), _hash(work / "whole")):
             return f"killed at operation {point}: out is neither the old nor the new one"
-        left = _after(command(case, [*run, *more]), case)
-        if left:
-            return f"killed at operation {point}, then a run {' '.join(more)}: {left}"
+        problem = _after(command(case, [*run, *more]), case)
+        if problem:
+            return f"killed at operation {point}, then a run {' '.join(more)}: {problem}"
     return ""
 
 
@@ -54,8 +54,8 @@ def _after(again: Ended, case: Path) -> str:
         return f"exit {again.status}: {again.output[-200:]}"
     if _hash(work / "out") != _hash(work / "whole"):
         return "other bytes"
-    left = [p.name for p in (*work.iterdir(), *(case / "tmp").iterdir())]
-    extra = sorted({*left} - {"out", "whole"})
+    names = [p.name for p in (*work.iterdir(), *(case / "tmp").iterdir())]
+    extra = sorted({*names} - {"out", "whole"})
     return f"left: {', '.join(extra)}" if extra else ""
 
 
@@ -74,9 +74,9 @@ def _dying(point: int, counted: Path) -> Callable[[], None]:
         output = os.open(counted, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         count = 0
 
-        def hook(event: str, given: tuple[object, ...]) -> None:
+        def hook(event: str, args: tuple[object, ...]) -> None:
             nonlocal count
-            writes = event == "open" and len(given) > 2 and bool(int(str(given[2])) & os.O_ACCMODE)
+            writes = event == "open" and len(args) > 2 and bool(int(str(args[2])) & os.O_ACCMODE)
             if not writes and event not in EVENTS:
                 return
             count += 1
@@ -98,9 +98,9 @@ def readers(rng: Random, valid: Path, case: Path) -> str:
     work = case / "work"
     for bits in (4, 8):
         recipe = f"quantize{{bits={bits} group=32}}"
-        made = command(case, [str(valid / "m.onnx"), "-p", recipe, "-o", str(bits)])
-        if made.status:
-            return made.output
+        outcome = command(case, [str(valid / "m.onnx"), "-p", recipe, "-o", str(bits)])
+        if outcome.status:
+            return outcome.output
     out = work / "out"
     shutil.copytree(work / "4", out)
 

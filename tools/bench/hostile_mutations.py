@@ -21,22 +21,22 @@ TEXTS = (
 
 def of_bytes(rng: Random, data: bytes) -> bytes:
     """Bits flipped, a stretch removed, zeroed, doubled or made of junk, the end cut off."""
-    made = bytearray(data)
-    start = rng.randrange(len(made) or 1)
-    stop = min(len(made), start + rng.choice((1, 4, 64, 4096)))
+    buffer = bytearray(data)
+    start = rng.randrange(len(buffer) or 1)
+    stop = min(len(buffer), start + rng.choice((1, 4, 64, 4096)))
     kind = rng.choice(("flip", "remove", "zero", "double", "junk", "cut"))
     if kind == "flip":
-        for _ in range(rng.choice((1, 3, 30)) if made else 0):
-            made[rng.randrange(len(made))] ^= 1 << rng.randrange(8)
+        for _ in range(rng.choice((1, 3, 30)) if buffer else 0):
+            buffer[rng.randrange(len(buffer))] ^= 1 << rng.randrange(8)
     elif kind == "cut":
-        del made[start:]
+        del buffer[start:]
     elif kind == "remove":
-        del made[start:stop]
+        del buffer[start:stop]
     else:
-        same = bytes(made[start:stop])
+        same = bytes(buffer[start:stop])
         new = {"zero": bytes(len(same)), "double": 2 * same, "junk": rng.randbytes(len(same))}
-        made[start:stop] = new[kind]
-    return bytes(made)
+        buffer[start:stop] = new[kind]
+    return bytes(buffer)
 
 
 def of_json(rng: Random, item: Any) -> Any:
@@ -91,10 +91,10 @@ def safetensors(rng: Random, data: bytes) -> bytes:
     return struct.pack("<Q", stated) + header + data[8 + length :]
 
 
-def message(rng: Random, made: Any) -> None:
+def message(rng: Random, root: Any) -> None:
     """One to three fields of a protobuf message, at any depth, set to what nobody would write."""
     for _ in range(rng.randint(1, 3)):
-        every = list(_messages(made))
+        every = list(_messages(root))
         target = rng.choice(every)
         field = rng.choice(target.DESCRIPTOR.fields)
         try:
@@ -165,9 +165,9 @@ def archive(rng: Random, data: bytes) -> bytes:
     return packed.getvalue()
 
 
-def text(rng: Random, given: str) -> str:
+def text(rng: Random, original: str) -> str:
     """A text of words and signs: one left out, doubled, swapped with another or made a number."""
-    parts = re.findall(r"\w+|\W", given)
+    parts = re.findall(r"\w+|\W", original)
     for _ in range(rng.randint(1, 3)):
         at, other = rng.randrange(len(parts)), rng.randrange(len(parts))
         new = {

@@ -86,10 +86,10 @@ def wrong(source: Path, artifact: Path, bound: float) -> str:
         inputs, expected = _reference(source)
     except Exception:
         return ""
-    found = _session_outputs(artifact, inputs)
+    outputs = _session_outputs(artifact, inputs)
     for name, want in expected.items():
         # A program's output has no name of its own. A config may name another head.
-        got = next(iter(found.values())) if source.suffix == ".pt2" else found.get(name)
+        got = next(iter(outputs.values())) if source.suffix == ".pt2" else outputs.get(name)
         if got is None:
             return f"there is no output {name}" if source.suffix == ".onnx" else ""
         if got.shape != want.shape:
@@ -132,14 +132,14 @@ def _session(path: Path) -> Any:
 def _random_inputs(path: Path) -> dict[str, Any]:
     rng, draw = Random(SEED), np.random.default_rng(SEED)
     sizes: dict[str, int] = {}
-    made = {}
+    inputs = {}
     for declared in _session(path).get_inputs():
         shape = [d if isinstance(d, int) else sizes.setdefault(str(d), rng.randint(2, 5))
                  for d in declared.shape]  # fmt: skip
         if declared.type != "tensor(float)" or np.prod(shape) > 1e6:
             raise ValueError("an input that is not drawn")
-        made[declared.name] = draw.standard_normal(shape, "f4")
-    return made
+        inputs[declared.name] = draw.standard_normal(shape, "f4")
+    return inputs
 
 
 def _session_outputs(path: Path, inputs: dict[str, Any]) -> dict[str, Any]:
@@ -152,5 +152,5 @@ def _session_outputs(path: Path, inputs: dict[str, Any]) -> dict[str, Any]:
     past = {n: np.zeros((rows, *v.shape[1:]), np.float32) for n, v in empty.items()}
     names = [o.name for o in session.get_outputs()]
     taken = {i.name for i in session.get_inputs()}
-    given = {n: v for n, v in (inputs | past).items() if n in taken}
-    return dict(zip(names, session.run(names, given), strict=True))
+    feeds = {n: v for n, v in (inputs | past).items() if n in taken}
+    return dict(zip(names, session.run(names, feeds), strict=True))

@@ -75,9 +75,9 @@ def forked(folder: Path, work: Callable[[], int]) -> Ended:
         if time.monotonic() - began > SECONDS:
             os.kill(child, signal.SIGKILL)
         time.sleep(PAUSE)
-    said = (folder / OUTPUT).read_text(errors="replace")
+    output = (folder / OUTPUT).read_text(errors="replace")
     seconds = time.monotonic() - began
-    return Ended(os.waitstatus_to_exitcode(wait_status), said, seconds, 1024 * used.ru_maxrss)
+    return Ended(os.waitstatus_to_exitcode(wait_status), output, seconds, 1024 * used.ru_maxrss)
 
 
 def _settle(folder: Path) -> None:

@@ -67,15 +67,15 @@ def measured(
 def _run(
     tool: str, folder: Path, peer: str, threads: int | None, scratch: Path | None, passes: str
 ) -> Run:
-    with tempfile.TemporaryDirectory(dir=scratch) as made:
-        out = Path(made) / "out"
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        out = Path(place) / "out"
         if tool == OURS:
             command = [*OPTIMIZE_MODEL, "run", str(folder), "-p", passes, "-o", str(out)]
             extra = {}
         else:
             command = [
                 peer, "-m", "onnxruntime_genai.models.builder", "-i", str(folder), "-o", str(out),
-                "-p", "int4", "-e", "cpu", "-c", str(Path(made) / "cache"),
+                "-p", "int4", "-e", "cpu", "-c", str(Path(place) / "cache"),
             ]  # fmt: skip
             extra = {"PYTHONPATH": ""}  # its packages are its own
         usage = measure(command, environment(threads, extra))
@@ -166,8 +166,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _phases(folder: Path, threads: int | None, scratch: Path | None, passes: str) -> str:
     """The table of ``phases``, from a process of its own, which imports anew."""
-    with tempfile.TemporaryDirectory(dir=scratch) as made:
-        arguments = ["run", str(folder), "-p", passes, "-o", f"{made}/out"]
+    with tempfile.TemporaryDirectory(dir=scratch) as place:
+        arguments = ["run", str(folder), "-p", passes, "-o", f"{place}/out"]
         command = [sys.executable, "-m", phases.__name__, *arguments]
         return measure(command, environment(threads)).output
 

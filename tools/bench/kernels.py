@@ -59,15 +59,15 @@ def offline(capabilities: Sequence[int] = (80, 90, 100)) -> list[Row]:
         raise Missing("TRITON_INTERPRET is set, nothing is compiled under it: unset it")
     if importlib.util.find_spec("triton") is None:
         raise Missing("triton is not installed: pip install triton (Linux, x86-64)")
-    made = []
+    rows = []
     for capability in capabilities:
         for case, launch in _launches():
             figures = compiler.compile_for(launch, capability)
             limit = compiler.SHARED_LIMITS[capability]
             name = launch.kernel.__name__
             numbers = (figures.registers, figures.spilled, figures.shared, limit)
-            made.append(Row(f"sm_{capability}", name, case, *numbers))
-    return made
+            rows.append(Row(f"sm_{capability}", name, case, *numbers))
+    return rows
 
 
 def _launches() -> list[tuple[str, Launch]]:

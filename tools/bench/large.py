@@ -56,8 +56,8 @@ def measured(folder: Path, shape: Shape, passes: str, threads: int | None, twice
     folder.mkdir(parents=True, exist_ok=True)
     if shutil.disk_usage(folder).free < DISK * shape.nbytes:
         raise DiskFull(f"{folder}: the disk must have {DISK * shape.nbytes:,} free bytes")
-    with tempfile.TemporaryDirectory(prefix="large-", dir=folder) as made:
-        source, out, other = (Path(made) / name for name in ("model", "out", "unkilled"))
+    with tempfile.TemporaryDirectory(prefix="large-", dir=folder) as place:
+        source, out, other = (Path(place) / name for name in ("model", "out", "unkilled"))
         write(shape, source)
         env = environment(threads)
         command = [*OPTIMIZE_MODEL, "run", str(source), "-p", passes]
@@ -77,9 +77,9 @@ def measured(folder: Path, shape: Shape, passes: str, threads: int | None, twice
 
 def _half_done(out: Path, plan: dict[str, Any]) -> Callable[[], bool]:
     """Whether the run's state holds as many results as half of the sites that were forecast."""
-    wanted = sum(len(step["sites"]) for step in plan["passes"]) // 2
+    half = sum(len(step["sites"]) for step in plan["passes"]) // 2
     state = partial_folder(out)
-    return lambda: state.is_dir() and len(list(state.glob(f"*{SUFFIX}"))) >= wanted
+    return lambda: state.is_dir() and len(list(state.glob(f"*{SUFFIX}"))) >= half
 
 
 def _models(folder: Path) -> list[Path]:
@@ -87,11 +87,11 @@ def _models(folder: Path) -> list[Path]:
 
 
 def _digests(folder: Path) -> dict[str, str]:
-    found = {}
+    digests = {}
     for path in _models(folder):
         with path.open("rb") as file:
-            found[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            digests[path.name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return digests
 
 
 def table(outcome: Outcome, shape: Shape) -> Table:

@@ -66,18 +66,18 @@ def latency_table(view: View, setting: Setting) -> dict[str, object]:
         groups.setdefault(place.signature, []).append(place)
     if not groups:
         raise BadInput("no place of this model can lose heads or units")
-    totals, found = [], {}
+    totals, places = [], {}
     for signature, members in groups.items():
-        wanted = sizes(members[0])
-        smaller = [_shrunk(view, signature, size) for size in wanted]
+        counts = sizes(members[0])
+        smaller = [_shrunk(view, signature, size) for size in counts]
         whole, *times = timed([view, *smaller], setting)
         saved = [max(0.0, whole - spent) / len(members) for spent in times]
         # A larger place saves no more than a smaller one, whatever the clock says.
         for i in range(len(saved) - 2, -1, -1):
             saved[i] = max(saved[i], saved[i + 1])
-        found[signature] = {"sizes": [*wanted, members[0].count], "saved_ms": [*saved, 0.0]}
+        places[signature] = {"sizes": [*counts, members[0].count], "saved_ms": [*saved, 0.0]}
         totals.append(whole)
-    return {"total_ms": min(totals), "places": found}
+    return {"total_ms": min(totals), "places": places}
 
 
 def _shrunk(view: View, signature: str, size: int) -> View:
@@ -107,13 +107,13 @@ def _run(executable: Executable, inputs: Inputs) -> object:
 def inputs_of(view: View, tokens: int) -> Inputs:
     """One row of ``tokens`` tokens, or one picture."""
     own = view.source.samples or [sample_inputs(view)]
-    found = {}
+    inputs = {}
     for name, tensor in own[0].items():
         row = tensor[:1]
         if row.dim() == 2:
             row = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
-        found[name] = row.contiguous()
-    return found
+        inputs[name] = row.contiguous()
+    return inputs
 
 
 def _check(view: View, table: Path, speedup: float, calib: str, setting: Setting) -> Table:
@@ -148,9 +148,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         setting = Setting(inputs_of(graph, options.tokens), options.threads, options.rounds)
         view = graph.copy()
         canonicalize(view)
-        found = latency_table(view, setting)
-        options.output.write_text(json.dumps(found, indent=1))
-        console.print_json(data=found)
+        table = latency_table(view, setting)
+        options.output.write_text(json.dumps(table, indent=1))
+        console.print_json(data=table)
         if options.speedup:
             console.print(_check(graph, options.output, options.speedup, options.calib, setting))
 

@@ -55,13 +55,13 @@ class Stack:
         """The FX graph, random weights in memory, any number of rows."""
         sizes = (self.narrow, self.wide)
         torch.manual_seed(0)
-        made = [
+        layers = [
             torch.nn.Linear(sizes[i % 2], sizes[(i + 1) % 2], bias=False)
             for i in range(self.layers)
         ]
         rows = torch.export.Dim("rows")
         return trace(
-            torch.nn.Sequential(*made).eval(), (self.input(2),), dynamic_shapes=({0: rows},)
+            torch.nn.Sequential(*layers).eval(), (self.input(2),), dynamic_shapes=({0: rows},)
         )
 
     def input(self, rows: int) -> torch.Tensor:
@@ -88,16 +88,16 @@ def with_low_rank(view: View, rank: int) -> View:
 def forms(stack: Stack, *, rank: int, group: int) -> dict[str, View]:
     """The graphs by the names that the table has for them; the first is what they are held to."""
     dense = stack.trace()
-    made = {"fp32": dense}
+    views = {"fp32": dense}
     for level in (0, 4):
         recipe = f"quantize{{bits=4 group={group} accuracy_level={level}}}"
         quantized = optimize(
             dense, recipe, samples=[{dense.input_names()[0]: stack.input(1)}]
         ).graph
         name = f"int4 group {group}, accuracy_level={level}"
-        made[name] = quantized
-        made[f"{name}, rank {rank}"] = with_low_rank(quantized, rank)
-    return made
+        views[name] = quantized
+        views[f"{name}, rank {rank}"] = with_low_rank(quantized, rank)
+    return views
 
 
 @dataclass(frozen=True)
@@ -146,17 +146,17 @@ def _timed(
     taken = in_turns(runners, {"x": stack.input(rows)}, rounds)
     medians = {name: statistics.median(seconds) for name, seconds in taken.items()}
     base = next(iter(medians.values()))
-    found = []
+    timings = []
     for name, seconds in taken.items():
         low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
         median = medians[name]
-        found.append(
+        timings.append(
             Timing(
                 rows, name, 1e3 * median, (1e3 * low, 1e3 * high), base / median,
                 size[name] / median / 1e9,
             )
         )  # fmt: skip
-    return found
+    return timings
 
 
 def surroundings(threads: int) -> dict[str, Any]:
@@ -172,32 +172,32 @@ def surroundings(threads: int) -> dict[str, Any]:
 def _processor(path: Path = Path("/proc/cpuinfo")) -> str:
     """The processor's name and what it can do with vectors, where the system tells."""
     lines = path.read_text().splitlines() if path.is_file() else []
-    told: dict[str, str] = {}
+    facts: dict[str, str] = {}
     for line in lines:
         name, _, text = line.partition(":")
-        told[name.strip()] = text.strip()
-    able = told.get("flags", "").split()
+        facts[name.strip()] = text.strip()
+    able = facts.get("flags", "").split()
     units = [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in able]
-    return " ".join([told.get("model name", "unknown processor"), *units])
+    return " ".join([facts.get("model name", "unknown processor"), *units])
 
 
 def table(title: str, timings: Sequence[Timing]) -> Table:
     """A line a form and number of rows."""
-    made = Table(title=title)
-    made.add_column("rows", justify="right")
-    made.add_column("form")
+    table = Table(title=title)
+    table.add_column("rows", justify="right")
+    table.add_column("form")
     for name in ("ms", "quartiles", "times fp32", "GB/s of weights"):
-        made.add_column(name, justify="right")
+        table.add_column(name, justify="right")
     rows = None
     for one in timings:
         if rows not in (None, one.rows):
-            made.add_section()
+            table.add_section()
         rows = one.rows
-        made.add_row(
+        table.add_row(
             str(rows), one.form, f"{one.ms:.3g}", "{:.3g} to {:.3g}".format(*one.quartiles),
             f"{one.times_fp32:.2f}x", f"{one.gigabytes_per_second:.1f}",
         )  # fmt: skip
-    return made
+    return table
 
 
 def main(argv: Sequence[str] | None = None) -> int:

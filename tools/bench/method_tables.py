@@ -79,9 +79,9 @@ class Bench:
     def judge(self, graph: View) -> str:
         folder = self.graph.source.folder
         subject = Subject.of(graph, backend="onnxruntime", tokenizer=folder)
-        found = evaluate(subject, self.task, samples=self.samples)
-        self.value = next(iter(next(iter(found.values())).figures.values()))
-        return "  ".join(_figure(result) for result in found.values())
+        by_task = evaluate(subject, self.task, samples=self.samples)
+        self.value = next(iter(next(iter(by_task.values())).figures.values()))
+        return "  ".join(_figure(result) for result in by_task.values())
 
     def repaired(self, recipe: str, source: float) -> Sequence[str]:
         """The figures of a mask alone, of it refined, of it compensated, and what share of its loss
@@ -157,8 +157,8 @@ def masks(samples: int | None) -> tuple[str, Sequence[str], Rows]:
         yield "source", "", bench.figure(None), "", "", ""
         source = bench.value
         for how in MASKS:
-            for made in MASK_PASSES:
-                yield how, made, *bench.repaired(f"{made}{{{how} {NO_HEAD}}}", source)
+            for pass_ in MASK_PASSES:
+                yield how, pass_, *bench.repaired(f"{pass_}{{{how} {NO_HEAD}}}", source)
 
     columns = (
         "zeros", "mask", "alone", "with dsnot", f"with eora {MASK_RANK}", "of the loss recovered"
@@ -183,8 +183,8 @@ def structure(samples: int | None) -> tuple[str, Sequence[str], Rows]:
 
     def rows() -> Rows:
         yield "0", *[bench.figure(None)] * 4
-        for share, made in STRUCTURE.items():
-            yield share, *(bench.figure(one) for one in made)
+        for share, passes in STRUCTURE.items():
+            yield share, *(bench.figure(one) for one in passes)
 
     columns = ("weights gone", "flap", "flap, regression", "ziplm", "drop-blocks")
     return "perplexity by what is taken away", columns, rows()
@@ -208,11 +208,11 @@ TABLES = {
 }  # fmt: skip
 
 
-def _with_keep(made: str, keep: str) -> str:
-    if "KEPT" in made or "SHARE" in made:
+def _with_keep(method: str, keep: str) -> str:
+    if "KEPT" in method or "SHARE" in method:
         share = float(keep.rstrip("%")) / 100
-        return made.replace("KEPT", keep).replace("SHARE", f"{share:g}")
-    return f"{made[:-1]} keep={keep}}}" if made.endswith("}") else f"{made}{{keep={keep}}}"
+        return method.replace("KEPT", keep).replace("SHARE", f"{share:g}")
+    return f"{method[:-1]} keep={keep}}}" if method.endswith("}") else f"{method}{{keep={keep}}}"
 
 
 def _figure(result: EvalResult) -> str:
@@ -229,8 +229,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--samples", type=int, help="questions or windows of text to judge by")
-    given = parser.parse_args(arguments)
-    return ended(lambda console: console.print(growing(*TABLES[given.table](given.samples))))
+    options = parser.parse_args(arguments)
+    return ended(lambda console: console.print(growing(*TABLES[options.table](options.samples))))
 
 
 if __name__ == "__main__":

@@ -64,28 +64,28 @@ def judge(test: Any, folder: Path) -> Verdict:
     onnx.save(test.model, path)
     ((inputs, right),) = test.data_sets
     try:
-        found = _run(path, test.model, inputs)
+        outputs = _run(path, test.model, inputs)
     except GraphwrightError as error:
         return Verdict(test.name, "refused", str(error).replace(f"{path}: ", ""))
     except Exception as error:
         return Verdict(test.name, "wrong", f"{type(error).__name__}: {error}")
-    difference = _difference(test, found, right)
+    difference = _difference(test, outputs, right)
     if difference is None:
         return Verdict(test.name, "equal")
-    known = _difference(test, found, _in_runtime(path, test.model, inputs)) is None
+    known = _difference(test, outputs, _in_runtime(path, test.model, inputs)) is None
     return Verdict(test.name, "runtime" if known else "wrong", difference)
 
 
 def _run(path: Path, model: onnx.ModelProto, inputs: Sequence[Any]) -> list[Any]:
     view = load_onnx(path)
-    given = {i.name: to_value(_plain(x)) for i, x in zip(model.graph.input, inputs, strict=True)}
-    made: dict[str, Any] = {}
+    feeds = {i.name: to_value(_plain(x)) for i, x in zip(model.graph.input, inputs, strict=True)}
+    values: dict[str, Any] = {}
 
     def observe(node: Any, _: list[Any], results: tuple[Any, ...]) -> None:
-        made.update(zip(map(view.name, view.results(node)), results, strict=True))
+        values.update(zip(map(view.name, view.results(node)), results, strict=True))
 
-    sweep(view, given, observe=observe)
-    return [to_numpy(made[output.name]) for output in model.graph.output]
+    sweep(view, feeds, observe=observe)
+    return [to_numpy(values[output.name]) for output in model.graph.output]
 
 
 def judge_written(test: Any, folder: Path) -> Verdict:
@@ -101,12 +101,12 @@ def judge_written(test: Any, folder: Path) -> Verdict:
         view = load_onnx(path)
         canonicalize(view)
         onnx_ir.save(lowered(view).model, written)
-        found = _run_session(written, test.model, inputs)
+        outputs = _run_session(written, test.model, inputs)
     except GraphwrightError as error:
         return Verdict(test.name, "refused", str(error).replace(f"{path}: ", ""))
     except Exception as error:
         return Verdict(test.name, "wrong", f"{type(error).__name__}: {error}")
-    difference = _difference(test, found, right)
+    difference = _difference(test, outputs, right)
     return Verdict(test.name, "equal" if difference is None else "wrong", difference or "")
 
 
@@ -126,22 +126,22 @@ def _run_session(path: Path, model: onnx.ModelProto, inputs: Sequence[Any]) -> l
     options.intra_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    given = {i.name: _plain(x) for i, x in zip(model.graph.input, inputs, strict=True)}
-    return list(session.run([o.name for o in model.graph.output], given))
+    feeds = {i.name: _plain(x) for i, x in zip(model.graph.input, inputs, strict=True)}
+    return list(session.run([o.name for o in model.graph.output], feeds))
 
 
-def _difference(test: Any, found: Sequence[Any], right: Sequence[Any]) -> str | None:
+def _difference(test: Any, outputs: Sequence[Any], right: Sequence[Any]) -> str | None:
     try:
-        _compare(test, found, right)
+        _compare(test, outputs, right)
     except AssertionError as error:
         return " ".join(str(error).split())
     return None
 
 
-def _compare(test: Any, found: Sequence[Any], right: Sequence[Any]) -> None:
+def _compare(test: Any, outputs: Sequence[Any], right: Sequence[Any]) -> None:
     """Raise ``AssertionError`` where a result is another."""
-    assert len(found) == len(right), f"{len(found)} results for {len(right)}"
-    for one, other in zip(found, right, strict=True):
+    assert len(outputs) == len(right), f"{len(outputs)} results for {len(right)}"
+    for one, other in zip(outputs, right, strict=True):
         if isinstance(other, list):
             _compare(test, one, other)
             continue

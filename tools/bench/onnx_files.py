@@ -76,10 +76,10 @@ def judge(path: Path, recipe: str, name: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [*OPTIMIZE_MODEL, str(path), "-p", RECIPES[recipe], "-o", str(out)]
-        given = _given(path)
-        if given:
+        inputs = _given(path)
+        if inputs:
             data = Path(folder) / "inputs.npz"
-            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in given.items()}
+            arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in inputs.items()}
             np.savez(data, **arrays)
             command += ["--calib", str(data)]
         try:
@@ -107,8 +107,8 @@ def _given(path: Path) -> dict[str, torch.Tensor]:
 def _distance(source: Path, artifact: Path) -> tuple[float, float]:
     inputs = _given(source) or sample_inputs(load_onnx(source))
     right = compile_model(source, backend="onnxruntime", optimize=False)(**inputs)
-    found = compile_model(artifact, backend="onnxruntime", optimize=False)(**inputs)
-    gaps = compare(right, found).values()
+    outputs = compile_model(artifact, backend="onnxruntime", optimize=False)(**inputs)
+    gaps = compare(right, outputs).values()
     return max(gap.rel_l2 for gap in gaps), max(gap.max_abs for gap in gaps)
 
 

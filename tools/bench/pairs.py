@@ -72,9 +72,9 @@ def judged(name: str, python: str) -> bool:
                    str(out / "given.pt")]  # fmt: skip
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     lines = done.stdout.splitlines()
-    found = json.loads(lines[-1]) if done.returncode == 0 and lines else done.stderr[-400:]
-    equal = found == expected
-    print(f"{name}: {'equal' if equal else f'{found}, not {expected}'}", flush=True)
+    tokens = json.loads(lines[-1]) if done.returncode == 0 and lines else done.stderr[-400:]
+    equal = tokens == expected
+    print(f"{name}: {'equal' if equal else f'{tokens}, not {expected}'}", flush=True)
     return equal
 
 
@@ -83,9 +83,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="pairs", description=__doc__)
     parser.add_argument("--python", required=True, help="of the environment with Optimum")
     parser.add_argument("--only", default="*", metavar="GLOB", help="families of these names")
-    given = parser.parse_args(arguments)
-    names = [name for name in TRIED if fnmatchcase(name, given.only)]
-    equal = [judged(name, given.python) for name in names]
+    options = parser.parse_args(arguments)
+    names = [name for name in TRIED if fnmatchcase(name, options.only)]
+    equal = [judged(name, options.python) for name in names]
     return int(not all(equal))
 
 

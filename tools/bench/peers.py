@@ -43,9 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--python", required=True, help="of the environment with both libraries")
     parser.add_argument("--folder", help="an encoder's Hugging Face folder")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
     with tempfile.TemporaryDirectory() as place:
-        codes = {"zoo:minilm": (SENTENCES, FEATURES), given.folder: (FEATURES,)}
+        codes = {"zoo:minilm": (SENTENCES, FEATURES), options.folder: (FEATURES,)}
         for number, (name, tried) in enumerate(codes.items()):
             if name is None:
                 continue
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             done = optimize(view, RECIPE)
             out = export(done.graph, Path(place) / str(number), report=done.report)
             for code in tried:
-                command = [given.python, "-c", code, str(out), str(view.source.folder)]
+                command = [options.python, "-c", code, str(out), str(view.source.folder)]
                 print(
                     name, subprocess.run(command, capture_output=True, text=True, check=True).stdout
                 )

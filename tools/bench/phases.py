@@ -114,7 +114,7 @@ def table(seconds: Mapping[Stack, float], start: float) -> Table:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command, then print the table; the status is the command's."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    argv = list(sys.argv[1:] if arguments is None else arguments)
     start = time.process_time()
     sampler = Sampler(threading.get_ident())
     sampler.start()
@@ -122,7 +122,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     status = 0
     try:
-        optimize_model(given)
+        optimize_model(argv)
     except SystemExit as leave:
         status = int(leave.code or 0)
     sampler.stop()

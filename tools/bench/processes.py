@@ -70,15 +70,15 @@ def measure(
     Raises ``CommandFailed`` where ``check`` and it ends with another status than 0.
     """
     began = time.monotonic()
-    with tempfile.TemporaryFile() as written, tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, env=dict(env), stdout=written, stderr=said)
+    with tempfile.TemporaryFile() as written, tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(command, env=dict(env), stdout=written, stderr=errors)
         watch = _Watch(process.pid, stop)
         watch.start()
         _, wait_status, used = os.wait4(process.pid, 0)
         watch.ended.set()
         watch.join()
         process.returncode = os.waitstatus_to_exitcode(wait_status)
-        output, messages = _text(written), _text(said)
+        output, messages = _text(written), _text(errors)
     if check and process.returncode != 0:
         raise CommandFailed(
             f"{' '.join(command)} ended with {process.returncode}:\n{(output + messages)[-TAIL:]}"
@@ -118,11 +118,11 @@ class _Watch(threading.Thread):
 
 def _family(pid: int) -> list[int]:
     """A process and all below it."""
-    found = [pid]
-    for each in found:  # grows while it is read
+    pids = [pid]
+    for each in pids:  # grows while it is read
         for listing in Path(f"/proc/{each}/task").glob("*/children"):
-            found += map(int, _read(listing).split())
-    return found
+            pids += map(int, _read(listing).split())
+    return pids
 
 
 class _Memory(NamedTuple):

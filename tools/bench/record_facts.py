@@ -47,9 +47,9 @@ def measure(subject: Subject, case: Case) -> Row:
         )
     except GraphwrightError as refusal:
         return {"refused": type(refusal).__name__}
-    made = _of_sites(graph, result)
-    kept = [weight for name, weight in result.graph.weights().items() if name not in made]
-    row: Row = {"sites": _sites(made, result), "kept": _kept(kept)}
+    site_weights = _of_sites(graph, result)
+    kept = [weight for name, weight in result.graph.weights().items() if name not in site_weights]
+    row: Row = {"sites": _sites(site_weights, result), "kept": _kept(kept)}
     row["outputs"] = _run(result.graph, subject.inputs, "eager")
     if result.graph.kind == "onnx":
         row["runtime"] = _run(result.graph, subject.inputs, "onnxruntime", threads=1)
@@ -59,8 +59,8 @@ def measure(subject: Subject, case: Case) -> Row:
 # --- sites and weights ---------------------------------------------------------------------------
 
 
-def _sites(made: Mapping[str, Weight], result: Result) -> dict[str, dict[str, str]]:
-    """Site names by what was done to them, each with the hash of its weights in ``made``.
+def _sites(weights: Mapping[str, Weight], result: Result) -> dict[str, dict[str, str]]:
+    """Site names by what was done to them, each with the hash of its ``weights``.
 
     What was done is ``q 192x192 | hqq 147456>23040 | eora 23040>35328``: role, shape, and bytes
     before and after each pass. Behind the hash stands, where ``FITTED`` weights are among them,
@@ -76,7 +76,9 @@ def _sites(made: Mapping[str, Weight], result: Result) -> dict[str, dict[str, st
             errors[site.name] = site.rel_l2 or 0.0
     table: dict[str, dict[str, str]] = {}
     for name, facts in done.items():
-        own = {n.removeprefix(f"{name}."): w for n, w in made.items() if n.startswith(f"{name}.")}
+        own = {
+            n.removeprefix(f"{name}."): w for n, w in weights.items() if n.startswith(f"{name}.")
+        }
         exact = {part: w for part, w in own.items() if not part.startswith(FITTED)}
         error = f"~{errors[name]:.5g}" if len(exact) < len(own) else ""
         table.setdefault(" | ".join(facts), {})[name] = _hash(exact) + error
@@ -123,9 +125,9 @@ def _run(
     """Numbers of each output, of the cache as one, and of the step that follows a prompt."""
     executable = compile_graph(view, backend=backend, **options)
     outputs = executable(**inputs)
-    found = _numbers(outputs)
+    numbers = _numbers(outputs)
     step = next_step(inputs, outputs)
-    return found if step is None else found | _run_step(executable, step)
+    return numbers if step is None else numbers | _run_step(executable, step)
 
 
 def _run_step(executable: Executable, step: Mapping[str, torch.Tensor]) -> dict[str, list[float]]:
@@ -180,12 +182,12 @@ def differences(recorded: Row, now: Row) -> list[str]:
     if "refused" in recorded or "refused" in now:
         was, is_ = (row.get("refused", "done") for row in (recorded, now))
         return [] if was == is_ else [f"was {was}, is {is_}"]
-    found = _site_differences(_flat(recorded["sites"]), _flat(now["sites"]))
+    lines = _site_differences(_flat(recorded["sites"]), _flat(now["sites"]))
     if recorded["kept"] != now["kept"]:
-        found.append(f"the model's own weights: were {recorded['kept']}, are {now['kept']}")
+        lines.append(f"the model's own weights: were {recorded['kept']}, are {now['kept']}")
     for part, bound in (("outputs", REL_L2), ("runtime", RUNTIME_REL_L2)):
-        found += _output_differences(part, recorded.get(part, {}), now.get(part, {}), bound)
-    return found
+        lines += _output_differences(part, recorded.get(part, {}), now.get(part, {}), bound)
+    return lines
 
 
 def _flat(table: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, str]]:
@@ -195,15 +197,15 @@ def _flat(table: Mapping[str, Mapping[str, str]]) -> dict[str, tuple[str, str]]:
 def _site_differences(
     recorded: Mapping[str, tuple[str, str]], now: Mapping[str, tuple[str, str]]
 ) -> list[str]:
-    found = [f"{name}: a site no longer" for name in recorded if name not in now]
-    found += [f"{name}: not a site before" for name in now if name not in recorded]
+    lines = [f"{name}: a site no longer" for name in recorded if name not in now]
+    lines += [f"{name}: not a site before" for name in now if name not in recorded]
     for name in (n for n in recorded if n in now):
         (facts, content), (facts_now, content_now) = recorded[name], now[name]
         if facts != facts_now:
-            found.append(f"{name}: was {facts!r}, is {facts_now!r}")
+            lines.append(f"{name}: was {facts!r}, is {facts_now!r}")
         if not _same_content(content, content_now):
-            found.append(f"{name}: stored weights were {content}, are {content_now}")
-    return found
+            lines.append(f"{name}: stored weights were {content}, are {content_now}")
+    return lines
 
 
 def _same_content(recorded: str, now: str) -> bool:

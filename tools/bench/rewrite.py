@@ -101,13 +101,13 @@ def onnx_model(nodes: int) -> onnx_ir.Model:
     """The same chain as an ONNX model of opset 20."""
     type_, shape = onnx_ir.TensorType(onnx_ir.DataType.FLOAT), onnx_ir.Shape((4, 8))
     start = onnx_ir.Value(name="x", type=type_, shape=shape)
-    made: list[onnx_ir.Node] = []
+    chain: list[onnx_ir.Node] = []
 
     def call(op_type: str, *inputs: onnx_ir.Value) -> onnx_ir.Value:
-        node = onnx_ir.Node("", op_type, inputs, name=f"n{len(made)}")
+        node = onnx_ir.Node("", op_type, inputs, name=f"n{len(chain)}")
         value = node.outputs[0]
-        value.name, value.type, value.shape = f"v{len(made)}", type_, shape
-        made.append(node)
+        value.name, value.type, value.shape = f"v{len(chain)}", type_, shape
+        chain.append(node)
         return value
 
     x = start
@@ -116,7 +116,7 @@ def onnx_model(nodes: int) -> onnx_ir.Model:
         u = call("Mul", a, call("Tanh", a))
         b = call("Add", call("Mul", u, call("Sigmoid", u)), a)
         x = call("Sub", call("Max", call("Relu", call("Neg", b)), a), b)
-    graph = onnx_ir.Graph([start], [x], nodes=made, opset_imports={"": 20}, name="chain")
+    graph = onnx_ir.Graph([start], [x], nodes=chain, opset_imports={"": 20}, name="chain")
     return onnx_ir.Model(graph, ir_version=10)
 
 
@@ -253,9 +253,9 @@ def table(timings: Sequence[Timing]) -> Table:
         result.add_column(f"{size:,} nodes", justify="right")
     if len(sizes) > 1:
         result.add_column(f"t({sizes[-1]:,}) / t({sizes[-2]:,})", justify="right")
-    found = {(t.contender, t.nodes): t for t in timings}
+    by_engine = {(t.contender, t.nodes): t for t in timings}
     for contender in dict.fromkeys(t.contender for t in timings):
-        row = [found[contender, size] for size in sizes]
+        row = [by_engine[contender, size] for size in sizes]
         cells = [_cell(timing, _best_rival(timings, timing)) for timing in row]
         growth = [_growth(row[-2].seconds, row[-1].seconds)] if len(sizes) > 1 else []
         result.add_row(contender.kind, contender.name, *cells, *growth)

@@ -116,13 +116,13 @@ class Sources(dict[Source, View]):
         return view
 
     def _written(self, source: Source) -> View:
-        kept = FOLDER / f"{source.model}{'-cache' * source.cache}.onnx.gz"
+        path = FOLDER / f"{source.model}{'-cache' * source.cache}.onnx.gz"
         same = replace(source, kind="fx")
-        if kept.is_file():
+        if path.is_file():
             # Any of the model's graphs has the weights, and the samples.
             other = replace(same, cache=not source.cache)
             module = self[other if other in self else same]
-            view = open_graph(kept, module)
+            view = open_graph(path, module)
         else:
             module = self[same]
             folder = export(module, self._folder / f"{source.model}-{source.cache}")
@@ -166,21 +166,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="shipped", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--only", default="*", metavar="GLOB", help="cases: MODEL/KIND/RECIPE")
     chosen = parser.parse_args(arguments).only
-    found: Counter[tuple[str, str]] = Counter()
+    counts: Counter[tuple[str, str]] = Counter()
     with tempfile.TemporaryDirectory() as folder:
         sources = Sources(Path(folder))
         for case in (case for case in EVERY if fnmatch.fnmatchcase(str(case), chosen)):
             start = time.process_time()
-            what, said = outcome(case, sources)
-            found[str(case.source), what] += 1
-            print(f"{what} {time.process_time() - start:.1f} s {case}: {said}", file=sys.stderr)
+            what, message = outcome(case, sources)
+            counts[str(case.source), what] += 1
+            print(f"{what} {time.process_time() - start:.1f} s {case}: {message}", file=sys.stderr)
     table = Table()
     for name in ("source", "done", "refused in words", "failed"):
         table.add_column(name)
     names = ("done", "refused", "failed")
-    for source in dict.fromkeys(source for source, _ in found):
-        table.add_row(source, *(str(found[source, name]) for name in names))
-    totals = [sum(n for (_, what), n in found.items() if what == name) for name in names]
+    for source in dict.fromkeys(source for source, _ in counts):
+        table.add_row(source, *(str(counts[source, name]) for name in names))
+    totals = [sum(n for (_, what), n in counts.items() if what == name) for name in names]
     table.add_row("all", *map(str, totals))
     Console().print(table)
     return 1 if totals[-1] else 0

@@ -127,8 +127,8 @@ def read_facts(view: View, family: Family) -> Facts:
 
 def _images(view: View, structure: Structure) -> str:
     if len(view.input_names()) == 1:
-        found = find_patches(view, structure)
-        return f"{_grid(found.grid)} patches{', CLS' if found.cls_token else ''}"
+        patches = find_patches(view, structure)
+        return f"{_grid(patches.grid)} patches{', CLS' if patches.cls_token else ''}"
     images = find_image_tokens(view, structure)
     return (
         f"tower of {len(images.tower)}, {_grid(images.grid)} patches"
@@ -144,29 +144,29 @@ def _grid(grid: tuple[int, int] | None) -> str:
 def problems(family: Family, facts: Facts) -> list[str]:
     """What a graph does not tell as the family's config does, a sentence each."""
     expected = (*(family.tower,) * bool(family.tower), LAYERS)
-    found: list[str] = []
+    lines: list[str] = []
     if facts.blocks != expected:
-        found.append(f"{facts.blocks} blocks, the model has {expected}")
+        lines.append(f"{facts.blocks} blocks, the model has {expected}")
     if len(facts.attention) != sum(facts.blocks):
-        found.append(f"{len(facts.attention)} attention sites in {sum(facts.blocks)} blocks")
+        lines.append(f"{len(facts.attention)} attention sites in {sum(facts.blocks)} blocks")
     for index, heads in enumerate(facts.attention):
-        wanted_heads = (4, 4 if index < family.tower else family.kv_heads, 8)
-        if heads != wanted_heads:
-            found.append(f"attention of {heads}, the model has {wanted_heads}")
+        config_heads = (4, 4 if index < family.tower else family.kv_heads, 8)
+        if heads != config_heads:
+            lines.append(f"attention of {heads}, the model has {config_heads}")
     for index in range(sum(facts.blocks)):
         roles = Counter(role for _, role, block in facts.linears if block == index)
-        wanted = _PLAIN if index < family.tower else family.roles
-        if roles != Counter(wanted):
-            found.append(f"block {index} has {_counted(roles)}, not {_counted(wanted)}")
+        config_roles = _PLAIN if index < family.tower else family.roles
+        if roles != Counter(config_roles):
+            lines.append(f"block {index} has {_counted(roles)}, not {_counted(config_roles)}")
     outside = Counter(role for _, role, block in facts.linears if block is None)
     if outside["head"] != family.head or outside.total() != family.head + family.other:
-        found.append(f"outside of blocks {_counted(outside)}, not {family.head} head(s) and "
+        lines.append(f"outside of blocks {_counted(outside)}, not {family.head} head(s) and "
                      f"{family.other} other(s)")  # fmt: skip
     if family.patches not in facts.images:
-        found.append(f"images: {facts.images}; the model has {family.patches}")
+        lines.append(f"images: {facts.images}; the model has {family.patches}")
     if family.generates and facts.slots != (True,) * LAYERS:
-        found.append(f"cache slots at {facts.slots}, the model has one a layer")
-    return found
+        lines.append(f"cache slots at {facts.slots}, the model has one a layer")
+    return lines
 
 
 def _counted(roles: Mapping[str, int]) -> str:
@@ -187,20 +187,20 @@ def examine(name: str) -> Row:
     family = FAMILIES[name]
     with tempfile.TemporaryDirectory(prefix="graphwright-structure-") as folder:
         _save(family, folder)
-        found: list[tuple[str, Facts]] = []
+        graphs: list[tuple[str, Facts]] = []
         try:
             cached = list(_graphs(folder, cache=True)) if family.generates else []
             for kind, view in _graphs(folder, cache=False):
                 facts = read_facts(view, family)
                 for other in (v for k, v in cached if k == kind):
                     facts = replace(facts, slots=_slots(other, layers=facts.blocks[-1:]))
-                found.append((kind, facts))
+                graphs.append((kind, facts))
         except (Refusal, BadInput) as error:
             return Row(name, None, (str(error),))
-    wrong = [f"{kind}: {text}" for kind, facts in found for text in problems(family, facts)]
-    if found[0][1] != found[1][1]:
+    wrong = [f"{kind}: {text}" for kind, facts in graphs for text in problems(family, facts)]
+    if graphs[0][1] != graphs[1][1]:
         wrong.append("FX and ONNX differ")
-    return Row(name, found[0][1], tuple(wrong))
+    return Row(name, graphs[0][1], tuple(wrong))
 
 
 def _save(family: Family, folder: str) -> None:

@@ -109,16 +109,16 @@ def priced(view: View, recipe: str, tokens: int) -> tuple[int, int]:
     return sum(map(_total, costs.block_macs[first:])), _total(costs.kv_bytes)
 
 
-def _total(found: int | None) -> int:
-    if found is None:
+def _total(count: int | None) -> int:
+    if count is None:
         raise ValueError("a shape is open")
-    return found
+    return count
 
 
 def rows(figures: Sequence[Figure], layers: int) -> list[tuple[Figure, float]]:
     """Each figure with what the rewritten graph says."""
     views: dict[str, View] = {}
-    found = []
+    costs = []
     for figure in figures:
         crops = 5 if figure.model == NEXT else 1
         if figure.model not in views:
@@ -127,8 +127,8 @@ def rows(figures: Sequence[Figure], layers: int) -> list[tuple[Figure, float]]:
         before, _ = priced(view, "", tokens)
         macs, kv = priced(view, _scaled(figure.recipe, layers), tokens)
         scale = 1 if figure.unit == "%" else LAYERS / layers
-        found.append((figure, scale * figure.told(macs, kv, before)))
-    return found
+        costs.append((figure, scale * figure.told(macs, kv, before)))
+    return costs
 
 
 def _scaled(recipe: str, layers: int) -> str:

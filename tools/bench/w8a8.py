@@ -25,8 +25,8 @@ def _session(nodes: list[Any], constants: dict[str, Array], rows: int, columns: 
     def value(name: str, width: int) -> Any:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["tokens", width])
 
-    made = [numpy_helper.from_array(array, name) for name, array in constants.items()]
-    graph = helper.make_graph(nodes, "bench", [value("x", columns)], [value("y", rows)], made)
+    tensors = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "bench", [value("x", columns)], [value("y", rows)], tensors)
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets)
     model.ir_version = 10
@@ -80,7 +80,7 @@ def main() -> None:
         columns, rows = map(int, size.split("x"))
         weight = (rng.standard_normal((rows, columns)) * 0.05).astype("f4")
         for name, session in forms(weight).items():
-            said = []
+            figures = []
             for tokens in TOKENS:
                 x, least = rng.standard_normal((tokens, columns)).astype("f4"), np.inf
                 for _ in range(RUNS):
@@ -88,8 +88,8 @@ def main() -> None:
                     (y,) = session.run(None, {"x": x})
                     least = min(least, time.perf_counter() - started)
                 error = np.linalg.norm(y - x @ weight.T) / np.linalg.norm(x @ weight.T)
-                said.append(f"{least * 1e3:.3f} ms ({error:.4f})")
-            print(f"{size} {name}: {', '.join(said)}")
+                figures.append(f"{least * 1e3:.3f} ms ({error:.4f})")
+            print(f"{size} {name}: {', '.join(figures)}")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ class Task:
 
     def texts(self) -> list[dict[str, list[int]]]:
         """The samples without their padding."""
-        kept = [ids[mask.bool()].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
-        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in kept]
+        samples = [ids[mask.bool()].tolist() for ids, mask in zip(self.ids, self.mask, strict=True)]
+        return [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in samples]
 
 
 Timed = tuple[Any, float]
@@ -70,12 +70,12 @@ def gptqmodel(task: Task, *, method: str = "gptq") -> Timed:
     else:
         options |= {"method": method, "format": "gemm"}
     config = QuantizeConfig(offload_to_disk=False, device="cpu", **options)
-    made = GPTQModel.load(task.folder, config, dtype=torch.float32)
+    model = GPTQModel.load(task.folder, config, dtype=torch.float32)
     started = time.process_time()
-    made.quantize(task.texts(), batch_size=8, backend=BACKEND.TORCH, calibration_sort=None)
+    model.quantize(task.texts(), batch_size=8, backend=BACKEND.TORCH, calibration_sort=None)
     seconds = time.process_time() - started
     # Its codes in memory are packed for its kernels; its checkpoint is what others read.
-    made.save(task.out)
+    model.save(task.out)
     return None, seconds
 
 
@@ -101,8 +101,8 @@ def llmcompressor(task: Task, *, method: str = "gptq") -> Timed:
     groups = {"config_groups": {"all": {"targets": ["Linear"], "weights": weights}},
               "ignore": ["lm_head"]}  # fmt: skip
     recipe: list[Any] = [AWQModifier()] if method == "awq" else []
-    made = gptq.GPTQModifier if method == "gptq" else quantization.QuantizationModifier
-    recipe.append(made(**groups))
+    modifier = gptq.GPTQModifier if method == "gptq" else quantization.QuantizationModifier
+    recipe.append(modifier(**groups))
     model = task.model()
     data = None if method == "rtn" else Dataset.from_list(task.texts())
     started = time.process_time()
@@ -136,27 +136,27 @@ def autoround(task: Task) -> Timed:
     batches = [{"input_ids": ids[None], "attention_mask": torch.ones(1, length).long()}
                for ids in windows]  # fmt: skip
     model = task.model()
-    made = AutoRound(
+    rounder = AutoRound(
         model, AutoTokenizer.from_pretrained(task.folder), bits=task.bits, group_size=task.group,
         sym=task.symmetric, iters=50, seqlen=length, nsamples=len(batches), dataset=batches,
         device_map="cpu", enable_torch_compile=False, amp=False,
     )  # fmt: skip
     started = time.process_time()
-    made.quantize()
-    return copied(task.model(), made.model), time.process_time() - started
+    rounder.quantize()
+    return copied(task.model(), rounder.model), time.process_time() - started
 
 
 # --- what they made -----------------------------------------------------------------------------
 
 
 def linears(model: Any) -> list[tuple[str, Any]]:
-    found = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
-    return [(name, module) for name, module in found if name != "lm_head"]
+    modules = [(n, m) for n, m in model.named_modules() if isinstance(m, torch.nn.Linear)]
+    return [(name, module) for name, module in modules if name != "lm_head"]
 
 
-def copied(fresh: Any, made: Any) -> Any:
+def copied(fresh: Any, model: Any) -> Any:
     """The model of the folder with the numbers of another of its form."""
-    state = {re.sub(r"\.orig_layer\b", "", k): v for k, v in made.state_dict().items()}
+    state = {re.sub(r"\.orig_layer\b", "", k): v for k, v in model.state_dict().items()}
     missing = fresh.load_state_dict(state, strict=False).missing_keys
     assert not missing, missing
     return fresh
@@ -170,8 +170,8 @@ HOW: dict[str, Callable[[Task], Timed]] = {
 
 
 def main(how: str, folder: str, data: str, out: str, bits: str, group: str, sym: str) -> None:
-    given = np.load(data)
-    ids, mask = torch.from_numpy(given["ids"]), torch.from_numpy(given["mask"])
+    arrays = np.load(data)
+    ids, mask = torch.from_numpy(arrays["ids"]), torch.from_numpy(arrays["mask"])
     task = Task(folder, ids, mask, int(bits), int(group), sym == "true", out)
     model, seconds = HOW[how](task)
     if model is not None:

@@ -76,11 +76,11 @@ class Peers:
         # gptqmodel starts two workers, and finds one processor too few for that.
         extra = {"PYTHONPATH": "", "GPTQMODEL_CPU_WORKERS": "2"}
         try:
-            said = measure(command, environment(1, extra)).output
+            output = measure(command, environment(1, extra)).output
         except CommandFailed as error:
             return str(error).strip().splitlines()[-1], ""
         perplexity = self.judge.perplexity(load(out, cache=False))
-        return perplexity, f"{float(said.split()[-1]):.0f}"
+        return perplexity, f"{float(output.split()[-1]):.0f}"
 
 
 def recipe(method: Method, bits: str) -> str:
@@ -112,16 +112,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--bits", default="4,3")
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--samples", type=int, default=40, help="windows of text to judge by")
-    given = parser.parse_args(arguments)
-    pythons = dict(pair.split("=", 1) for pair in given.peer)
+    options = parser.parse_args(arguments)
+    pythons = dict(pair.split("=", 1) for pair in options.peer)
 
     def show(console: Console) -> None:
-        methods = chosen(given.methods, tuple(METHODS), "method")
-        judge = Judge(given.model, given.samples)
+        methods = chosen(options.methods, tuple(METHODS), "method")
+        judge = Judge(options.model, options.samples)
         with tempfile.TemporaryDirectory() as place:
             peers = Peers(pythons, judge, Path(place))
-            found = rows(judge, peers, given.bits.split(","), methods)
-            console.print(growing(given.model, COLUMNS, found))
+            lines = rows(judge, peers, options.bits.split(","), methods)
+            console.print(growing(options.model, COLUMNS, lines))
 
     return ended(show)
 

@@ -62,13 +62,13 @@ class Judge:
 
     def figures(self, graph: View) -> tuple[str, str]:
         judged, tasks = self._judged(graph), ["perplexity", "agreement"]
-        found = evaluate(judged, tasks, reference=self.source, samples=self.samples)
-        return _figure(found["perplexity"], "perplexity"), _figure(found["agreement"], "kl")
+        by_task = evaluate(judged, tasks, reference=self.source, samples=self.samples)
+        return _figure(by_task["perplexity"], "perplexity"), _figure(by_task["agreement"], "kl")
 
     def perplexity(self, graph: View) -> str:
         """That figure alone."""
-        found = evaluate(self._judged(graph), "perplexity", samples=self.samples)
-        return _figure(found["perplexity"], "perplexity")
+        by_task = evaluate(self._judged(graph), "perplexity", samples=self.samples)
+        return _figure(by_task["perplexity"], "perplexity")
 
     def _judged(self, graph: View) -> Subject:
         return Subject.of(graph, backend="onnxruntime", tokenizer=self.graph.source.folder)
@@ -115,17 +115,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", default=",".join(BEFORE))
     parser.add_argument("--behind", default=",".join(BEHIND))
     parser.add_argument("--samples", type=int, default=40, help="windows of text to judge by")
-    given = parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
 
     def show(console: Console) -> None:
         asked = (
-            chosen(given.bits, ("2", "3", "4", "8"), "width"),
-            chosen(given.methods, tuple(METHODS), "method"),
-            chosen(given.before, tuple(BEFORE), "pass"),
-            chosen(given.behind, tuple(BEHIND), "pass"),
+            chosen(options.bits, ("2", "3", "4", "8"), "width"),
+            chosen(options.methods, tuple(METHODS), "method"),
+            chosen(options.before, tuple(BEFORE), "pass"),
+            chosen(options.behind, tuple(BEHIND), "pass"),
         )
-        judge = Judge(given.model, given.samples)
-        console.print(growing(given.model, COLUMNS, rows(judge, *asked)))
+        judge = Judge(options.model, options.samples)
+        console.print(growing(options.model, COLUMNS, rows(judge, *asked)))
 
     return ended(show)
 
