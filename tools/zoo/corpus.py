@@ -73,14 +73,14 @@ def split_documents(pages: Iterable[Document]) -> dict[Split, list[str]]:
                 seen.add(key)
                 placed[_split_of(key)].append((number, text))
     taken: set[int] = set()
-    found: dict[Split, list[str]] = {}
+    texts: dict[Split, list[str]] = {}
     for split in reversed(SPLITS):
         kept = [(n, text) for n, text in placed[split] if not _is_near(_shingles(text), taken)]
-        found[split] = _joined(kept)
+        texts[split] = _joined(kept)
         if split != "train":
             for _, text in kept:
                 taken |= _shingles(text)
-    return found
+    return texts
 
 
 def _joined(paragraphs: Iterable[tuple[int, str]]) -> list[str]:
@@ -136,8 +136,8 @@ def _docstrings() -> Iterator[Document]:
             continue  # a template, or a file kept for the tests of the compiler
         owners = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
         texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, owners)]
-        found = [p for text in texts if text for p in _plain_paragraphs(text)]
-        yield Document(f"stdlib/{path.relative_to(root)}", found)
+        paragraphs = [p for text in texts if text for p in _plain_paragraphs(text)]
+        yield Document(f"stdlib/{path.relative_to(root)}", paragraphs)
 
 
 def _plain_paragraphs(text: str) -> list[str]:

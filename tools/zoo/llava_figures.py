@@ -54,19 +54,19 @@ def measure(
     frequent answer.
     """
     asked = scenes.questions("test", count, size=size)
-    found = _judge(model, tokenizer, asked)
+    hits = _judge(model, tokenizer, asked)
     kinds = np.array([q.type for q in asked])
     answers = [q.answer for q in asked]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "test_questions": count,
-        "test_accuracy": _share(found["all"]),
-        "test_interval": _interval(found["all"]),
-        "test_accuracy_by_type": {k: _share(found["all"][kinds == k]) for k in scenes.TYPES},
-        **{f"{name}_of_tokens": {r: _share(found[f"{name} {r}"]) for r in RANKS} for name in PARTS},
-        **{f"{name}_of_tokens_interval": {r: _interval(found[f"{name} {r}"]) for r in RANKS}
+        "test_accuracy": _share(hits["all"]),
+        "test_interval": _interval(hits["all"]),
+        "test_accuracy_by_type": {k: _share(hits["all"][kinds == k]) for k in scenes.TYPES},
+        **{f"{name}_of_tokens": {r: _share(hits[f"{name} {r}"]) for r in RANKS} for name in PARTS},
+        **{f"{name}_of_tokens_interval": {r: _interval(hits[f"{name} {r}"]) for r in RANKS}
            for name in PARTS},
-        **{f"{name}_alone": _share(found[name]) for name in found if name in ALONE},
+        **{f"{name}_alone": _share(hits[name]) for name in hits if name in ALONE},
         "most_frequent_answer": _share(np.array(answers) == _commonest(answers)),
         "most_frequent_answer_by_type": {
             k: _share(np.array(part) == _commonest(part))
@@ -93,7 +93,7 @@ def _judge(
     model: Any, tokenizer: Any, asked: Sequence[scenes.Question], *, parts: bool = True
 ) -> dict[str, Hits]:
     """Which answers are right: with ``all`` visual tokens, and with ``parts`` of them."""
-    found: dict[str, list[bool]] = {}
+    by_part: dict[str, list[bool]] = {}
     inner = model.model
     with torch.no_grad():
         for i, question in enumerate(asked):
@@ -109,8 +109,8 @@ def _judge(
                 states = inner.language_model(inputs_embeds=embedded, use_cache=False)
                 word = int(model.lm_head(states.last_hidden_state[:, -1]).argmax())
                 right = tokenizer.id_to_token(word) == question.answer
-                found.setdefault(name, []).append(right)
-    return {name: np.array(hits) for name, hits in found.items()}
+                by_part.setdefault(name, []).append(right)
+    return {name: np.array(hits) for name, hits in by_part.items()}
 
 
 def _parts(scene: scenes.Scene, attention: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:

@@ -43,20 +43,20 @@ class Learner(nn.Module):
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Of a batch of scenes; ``kept`` says which visual tokens each has, if not all."""
-        said = [self._said(scene, rng) for scene in drawn]
-        longest = max(sum(len(ids) for ids, _ in row) for row in said)
+        dialogues = [self._said(scene, rng) for scene in drawn]
+        longest = max(sum(len(ids) for ids, _ in row) for row in dialogues)
         words = torch.zeros(len(drawn), longest, dtype=torch.long)
         turns = torch.full((len(drawn), longest), -1)
         places = torch.zeros(len(drawn), longest, dtype=torch.long)
         labels = torch.full((len(drawn), longest), -100)
-        for r, row in enumerate(said):
+        for r, row in enumerate(dialogues):
             at = 0
-            for turn, (ids, wanted) in enumerate(row):
+            for turn, (ids, targets) in enumerate(row):
                 end = at + len(ids)
                 words[r, at:end] = torch.tensor(ids)
                 turns[r, at:end] = turn
                 places[r, at:end] = torch.arange(len(ids))
-                labels[r, end - len(wanted) : end] = torch.tensor(wanted)
+                labels[r, end - len(targets) : end] = torch.tensor(targets)
                 at = end
         pixels = scenes.normalized([scenes.seen(s) for s in drawn])
         with torch.autocast("cpu", torch.bfloat16):
@@ -108,9 +108,9 @@ class Learner(nn.Module):
         common = torch.arange(first).expand(len(words), -1)
         # -1 is the image's own turn and the padding's, which nobody reads.
         turn = torch.cat([torch.full_like(common, -1), turns], 1)
-        seen = torch.ones(embedded.shape[1], embedded.shape[1], dtype=torch.bool).tril()
-        same = (turn[:, :, None] == turn[:, None, :]) | (torch.arange(len(seen)) < first)
-        mask = torch.zeros(same.shape).masked_fill(~(seen & same), -1e4).unsqueeze(1)
+        triangle = torch.ones(embedded.shape[1], embedded.shape[1], dtype=torch.bool).tril()
+        same = (turn[:, :, None] == turn[:, None, :]) | (torch.arange(len(triangle)) < first)
+        mask = torch.zeros(same.shape).masked_fill(~(triangle & same), -1e4).unsqueeze(1)
         states = inner.language_model(
             inputs_embeds=embedded, attention_mask=mask.to(torch.bfloat16),
             position_ids=torch.cat([common, places + first], 1), use_cache=False,

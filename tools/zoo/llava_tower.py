@@ -42,10 +42,10 @@ class TowerTeacher(nn.Module):
 
     def hidden(self, pixels: torch.Tensor) -> Sequence[torch.Tensor]:
         """Of every layer, ``[batch, 1 + patches, width]``."""
-        found: Sequence[torch.Tensor] = self.tower(
+        states: Sequence[torch.Tensor] = self.tower(
             pixel_values=pixels, output_hidden_states=True
         ).hidden_states
-        return found
+        return states
 
     def loss(self, drawn: Sequence[scenes.Scene]) -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
@@ -73,7 +73,7 @@ class TowerTeacher(nn.Module):
     ) -> torch.Tensor:
         patches = self.norms[-1](hidden[-2][:, 1:].float()).flatten(0, 1)
         values, places = (
-            torch.cat(found) for found in zip(*map(patch_classes, drawn), strict=True)
+            torch.cat(columns) for columns in zip(*map(patch_classes, drawn), strict=True)
         )
         placed = cross_entropy(self.head_place(patches), places, ignore_index=-1)
         return cross_entropy(self.head_patch(patches), values, _weights()) + 0.5 * placed
@@ -99,10 +99,10 @@ def _weights() -> torch.Tensor:
 
 def cell_classes(scene: scenes.Scene) -> torch.Tensor:
     """The digit in each cell, ``[9]`` i64, ``NONE`` where there is none."""
-    found = torch.full((CELLS,), NONE)
+    classes = torch.full((CELLS,), NONE)
     for digit in scene.digits:
-        found[digit.cell] = digit.value
-    return found
+        classes[digit.cell] = digit.value
+    return classes
 
 
 def patch_classes(scene: scenes.Scene) -> tuple[torch.Tensor, torch.Tensor]:

@@ -37,8 +37,8 @@ def trigram_perplexity(train: Tokens, test: Tokens, vocabulary: int) -> float:
     full, full_counts = np.unique(
         _key(_key(train[:-2], train[1:-1], vocabulary), train[2:], vocabulary), return_counts=True
     )
-    wanted = _key(_key(a, b, vocabulary), c, vocabulary)
-    p_three = _interpolated(full, full_counts, wanted, p_two, vocabulary)
+    queries = _key(_key(a, b, vocabulary), c, vocabulary)
+    p_three = _interpolated(full, full_counts, queries, p_two, vocabulary)
     return float(np.exp(-np.log(p_three).mean()))
 
 
@@ -47,19 +47,19 @@ def _key(high: Tokens, low: Tokens, vocabulary: int) -> Tokens:
 
 
 def _interpolated(
-    grams: Tokens, counts: Tokens, wanted: Tokens, lower: NDArray[np.float64], vocabulary: int
+    grams: Tokens, counts: Tokens, queries: Tokens, lower: NDArray[np.float64], vocabulary: int
 ) -> NDArray[np.float64]:
     contexts, kinds = np.unique(grams // vocabulary, return_counts=True)
     places = np.searchsorted(contexts, grams // vocabulary)
     totals: NDArray[np.float64] = np.bincount(places, weights=counts).astype(np.float64)
-    count = _lookup(grams, counts.astype(np.float64), wanted)
-    total = _lookup(contexts, totals, wanted // vocabulary)
-    kind = _lookup(contexts, kinds.astype(np.float64), wanted // vocabulary)
+    count = _lookup(grams, counts.astype(np.float64), queries)
+    total = _lookup(contexts, totals, queries // vocabulary)
+    kind = _lookup(contexts, kinds.astype(np.float64), queries // vocabulary)
     safe = np.maximum(total, 1.0)
     mixed = np.maximum(count - DISCOUNT, 0.0) / safe + DISCOUNT * kind / safe * lower
     return np.where(total > 0, mixed, lower)
 
 
-def _lookup(keys: Tokens, values: NDArray[np.float64], wanted: Tokens) -> NDArray[np.float64]:
-    at = np.minimum(np.searchsorted(keys, wanted), len(keys) - 1)
-    return np.where(keys[at] == wanted, values[at], 0.0)
+def _lookup(keys: Tokens, values: NDArray[np.float64], queries: Tokens) -> NDArray[np.float64]:
+    at = np.minimum(np.searchsorted(keys, queries), len(keys) - 1)
+    return np.where(keys[at] == queries, values[at], 0.0)

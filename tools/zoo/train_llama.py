@@ -40,8 +40,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=SCHEDULE.steps)
     parser.add_argument("--cache", type=Path, default=None, help="folder for Debian's packages")
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    run(given.out, given.seed, given.steps, given.cache, resume=given.resume)
+    options = parser.parse_args()
+    run(options.out, options.seed, options.steps, options.cache, resume=options.resume)
 
 
 def run(out: Path, seed: int, steps: int, cache: Path | None, *, resume: bool) -> None:

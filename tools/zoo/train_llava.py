@@ -47,8 +47,8 @@ def main() -> None:
     parser.add_argument("--tower-steps", type=int, default=TOWER.steps)
     parser.add_argument("--steps", type=int, default=ANSWERS.steps)
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    run(given.out, given.seed, given.tower_steps, given.steps, resume=given.resume)
+    options = parser.parse_args()
+    run(options.out, options.seed, options.tower_steps, options.steps, resume=options.resume)
 
 
 def run(out: Path, seed: int, tower_steps: int, steps: int, *, resume: bool) -> None:

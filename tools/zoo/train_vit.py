@@ -32,8 +32,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=SCHEDULE.steps)
     parser.add_argument("--resume", action="store_true")
-    given = parser.parse_args()
-    run(given.out, given.seed, given.steps, resume=given.resume)
+    options = parser.parse_args()
+    run(options.out, options.seed, options.steps, resume=options.resume)
 
 
 def run(out: Path, seed: int, steps: int, *, resume: bool) -> None:
@@ -79,14 +79,14 @@ def measure(model: Any) -> dict[str, Any]:
     The interval of 95 % is a bootstrap over digits: pictures of one digit are no independent
     samples.
     """
-    found = hits(model, "test", 3)
+    scores = hits(model, "test", 3)
     labels = scenes.digits("test")[1].tolist()
-    by_digit = [found.sum(0), np.full(len(labels), len(found))]
+    by_digit = [scores.sum(0), np.full(len(labels), len(scores))]
     interval = bootstrap(by_digit, lambda sums: sums[0] / sums[1]) or (0.0, 1.0)
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "test_images": found.size,
-        "test_accuracy": round(float(found.mean()), 4),
+        "test_images": scores.size,
+        "test_accuracy": round(float(scores.mean()), 4),
         "test_interval": [round(end, 4) for end in interval],
         "most_frequent_class": round(max(Counter(labels).values()) / len(labels), 4),
     }
@@ -94,12 +94,12 @@ def measure(model: Any) -> dict[str, Any]:
 
 def hits(model: Any, split: scenes.Split, times: int) -> NDArray[np.float64]:
     """Which of the split's digits are named right, ``[times, digits]``, drawn so many times."""
-    found = []
+    parts = []
     count = times * len(scenes.digits(split)[1])
     with torch.no_grad():
         for pixels, labels in scenes.classified(split, count):
-            found.append(model(pixel_values=pixels).logits.argmax(-1) == labels)
-    return torch.cat(found).double().numpy().reshape(times, -1)
+            parts.append(model(pixel_values=pixels).logits.argmax(-1) == labels)
+    return torch.cat(parts).double().numpy().reshape(times, -1)
 
 
 if __name__ == "__main__":

@@ -112,9 +112,9 @@ def train_stage(
         curve = train(model, loss, schedule, folder, title=title, evaluate=evaluate,
                       resume=resume, stage=stage)  # fmt: skip
         torch.save({"state": model.state_dict(), "curve": curve}, done)
-    kept = torch.load(done, weights_only=True)
-    model.load_state_dict(kept["state"])
-    before: list[dict[str, float]] = kept["curve"]
+    checkpoint = torch.load(done, weights_only=True)
+    model.load_state_dict(checkpoint["state"])
+    before: list[dict[str, float]] = checkpoint["curve"]
     return before
 
 
