@@ -146,15 +146,17 @@ def _channels(
     view: View, settings: dict[str, Any], key: str, usual: tuple[float, ...]
 ) -> tuple[float, ...]:
     """A number for each channel. Raises ``BadInput`` where the settings hold something else."""
-    found = settings.get(key) or usual
+    numbers = settings.get(key) or usual
     if (
-        not isinstance(found, list | tuple)
-        or len(found) != len(usual)
-        or not all(isinstance(number, int | float) for number in found)
-        or (key == "image_std" and 0 in found)
+        not isinstance(numbers, list | tuple)
+        or len(numbers) != len(usual)
+        or not all(isinstance(number, int | float) for number in numbers)
+        or (key == "image_std" and 0 in numbers)
     ):
-        raise BadInput(f"{view.source.folder}/{SETTINGS}: {key} is {found}, not {usual} or similar")
-    return tuple(found)
+        raise BadInput(
+            f"{view.source.folder}/{SETTINGS}: {key} is {numbers}, not {usual} or similar"
+        )
+    return tuple(numbers)
 
 
 def _features(config: dict[str, Any]) -> int | None:

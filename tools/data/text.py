@@ -66,14 +66,14 @@ class CalibrationRequest:
             )
         return whole
 
-    def fit(self, found: Tensors) -> Tensors:
+    def fit(self, tensors: Tensors) -> Tensors:
         """The inputs that the graph takes, in its dtypes, so far as data has none of its own."""
         types = dict(zip(self.inputs, map(self.view.type, self.view.inputs()), strict=True))
-        return {n: t.to(types[n].dtype or t.dtype) for n, t in found.items() if n in types}
+        return {n: t.to(types[n].dtype or t.dtype) for n, t in tensors.items() if n in types}
 
-    def refuse(self, given: str, advice: str) -> BadInput:
+    def refuse(self, content: str, advice: str) -> BadInput:
         return BadInput(
-            f"{self.spec}: {given}, and {self.view.source.name or 'the graph'} takes "
+            f"{self.spec}: {content}, and {self.view.source.name or 'the graph'} takes "
             f"{', '.join(self.inputs)}: {advice}"
         )
 
@@ -86,12 +86,12 @@ def read_texts(path: Path) -> list[str]:
     something else.
     """
     if path.suffix == ".jsonl":
-        found = [str(line["text"]) for line in read_lines(path, ("text",))]
+        texts = [str(line["text"]) for line in read_lines(path, ("text",))]
     else:
-        found = [read_content(path)]
-    if not any(text.strip() for text in found):
+        texts = [read_content(path)]
+    if not any(text.strip() for text in texts):
         raise BadInput(f"{path}: empty: it holds no text")
-    return [text for text in found if text.strip()]
+    return [text for text in texts if text.strip()]
 
 
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
@@ -101,7 +101,7 @@ def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     may start any of them, as where files were put together. Half a surrogate
     pair, which ``\\ud83d`` in JSON can write and no encoding has, becomes U+FFFD.
     """
-    found = []
+    entries = []
     for number, line in enumerate(read_content(path).split("\n"), 1):
         if not line.strip():
             continue
@@ -113,8 +113,8 @@ def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         lacking = [key for key in keys if not isinstance(held.get(key), str)]
         if lacking:
             raise BadInput(f"{path}, line {number}: has no string `{lacking[0]}`")
-        found.append(held | {key: _whole(held[key]) for key in keys})
-    return found
+        entries.append(held | {key: _whole(held[key]) for key in keys})
+    return entries
 
 
 def _whole(text: str) -> str:
@@ -131,34 +131,34 @@ def read_content(path: Path) -> str:
 
 
 def text_batches(
-    wanted: CalibrationRequest, texts: Sequence[str], folder: Path | None = None
+    request: CalibrationRequest, texts: Sequence[str], folder: Path | None = None
 ) -> tuple[list[Tensors], int]:
     """Batches of windows of the texts, and the tokens of a window; ``folder`` has a tokenizer for
     a model that has none."""
-    if wanted.takes("pixel_values"):
-        raise wanted.refuse("text alone", f"give a folder of images with {PROMPTS_FILE}")
-    if not wanted.takes("input_ids"):
-        raise wanted.refuse("text", "give its inputs as .npz or .safetensors")
-    length = _window(wanted)
-    rows = _windows(tokenizer_of(wanted, folder), texts, length, wanted)
-    return [wanted.fit(_right_padded(part)) for part in _batched(wanted, rows)], length
+    if request.takes("pixel_values"):
+        raise request.refuse("text alone", f"give a folder of images with {PROMPTS_FILE}")
+    if not request.takes("input_ids"):
+        raise request.refuse("text", "give its inputs as .npz or .safetensors")
+    length = _window(request)
+    rows = _windows(tokenizer_of(request, folder), texts, length, request)
+    return [request.fit(_right_padded(part)) for part in _batched(request, rows)], length
 
 
-def _window(wanted: CalibrationRequest) -> int:
-    longest = longest_text(wanted.view.source.folder)
-    fixed = wanted.fixed("input_ids", 1)
-    if wanted.length is not None:
+def _window(request: CalibrationRequest) -> int:
+    longest = longest_text(request.view.source.folder)
+    fixed = request.fixed("input_ids", 1)
+    if request.length is not None:
         for limit in (fixed, longest):
-            if limit is not None and wanted.length > limit:
+            if limit is not None and request.length > limit:
                 raise BadInput(
-                    f"--calib-length {wanted.length} is more than the {limit} tokens that "
-                    f"{wanted.view.source.name} takes"
+                    f"--calib-length {request.length} is more than the {limit} tokens that "
+                    f"{request.view.source.name} takes"
                 )
-    return fixed or wanted.length or min(LENGTH, longest or LENGTH)
+    return fixed or request.length or min(LENGTH, longest or LENGTH)
 
 
 def _windows(
-    tokenizer: Any, texts: Sequence[str], length: int, wanted: CalibrationRequest
+    tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
 ) -> list[list[int]]:
     """Windows of up to ``length`` tokens: the first of every text, then the second of each, ...
 
@@ -166,25 +166,25 @@ def _windows(
     those that are shorter.
     """
     tokenizer.enable_truncation(length)
-    least = wanted.fixed("input_ids", 1) or 2
+    least = request.fixed("input_ids", 1) or 2
     parts = []
-    for text in texts[: wanted.samples * 16]:
+    for text in texts[: request.samples * 16]:
         encoded = tokenizer.encode(text)
         parts.append([encoded, *encoded.overflowing])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
     rows = [e.ids for e in turns if e is not None and len(e.ids) >= least]
     if not rows:
-        raise BadInput(f"{wanted.spec}: empty: it holds no text of {least} tokens")
-    return rows[: wanted.samples]
+        raise BadInput(f"{request.spec}: empty: it holds no text of {least} tokens")
+    return rows[: request.samples]
 
 
-def _batched(wanted: CalibrationRequest, rows: list[list[int]]) -> list[list[list[int]]]:
+def _batched(request: CalibrationRequest, rows: list[list[int]]) -> list[list[list[int]]]:
     """Rows of like length together, longest first; of one length, where no mask can tell."""
     rows = sorted(rows, key=len, reverse=True)
-    if wanted.takes("attention_mask"):
-        return wanted.chunks(rows, "input_ids")
+    if request.takes("attention_mask"):
+        return request.chunks(rows, "input_ids")
     groups = [list(group) for _, group in itertools.groupby(rows, key=len)]
-    return [part for group in groups for part in wanted.chunks(group, "input_ids")]
+    return [part for group in groups for part in request.chunks(group, "input_ids")]
 
 
 def _right_padded(rows: Sequence[Sequence[int]]) -> Tensors:
@@ -217,17 +217,17 @@ def text_inputs(ids: torch.Tensor, mask: torch.Tensor) -> Tensors:
     }
 
 
-def tokenizer_of(wanted: CalibrationRequest, folder: Path | None = None) -> Any:
+def tokenizer_of(request: CalibrationRequest, folder: Path | None = None) -> Any:
     """The model's own tokenizer, else that of ``folder``."""
-    own = wanted.view.source.folder
+    own = request.view.source.folder
     for place in (Path(own) if own else None, folder):
         if place is not None and (place / "tokenizer.json").is_file():
-            made = read_tokenizer(place)
-            made.no_padding()
-            made.no_truncation()
-            return made
+            tokenizer = read_tokenizer(place)
+            tokenizer.no_padding()
+            tokenizer.no_truncation()
+            return tokenizer
     raise Missing(
-        f"{wanted.spec}: text needs the model's tokenizer.json, and there is none "
+        f"{request.spec}: text needs the model's tokenizer.json, and there is none "
         + (f"in {own}: put it there" if own else "with the model")
         + ", or give input_ids as .npz or .safetensors"
     )
