@@ -28,18 +28,18 @@ def exported(path: Path) -> torch.Tensor:
 
 def main(out: Path) -> tuple[int, int]:
     out.parent.mkdir(parents=True, exist_ok=True)
-    given = out.parent / "given.onnx"
-    x = exported(given)
-    result = gw.optimize(given, "quantize{bits=4 group=32}", samples=[{"x": x}])
+    original = out.parent / "given.onnx"
+    x = exported(original)
+    result = gw.optimize(original, "quantize{bits=4 group=32}", samples=[{"x": x}])
     gw.export(result.graph, out, report=result.report, samples=[{"x": x}], force=True)
     before, after = (
         onnxruntime.InferenceSession(file, providers=["CPUExecutionProvider"]).run(
             ["y"], {"x": x.numpy()}
         )[0]
-        for file in (given, out / "model.onnx")
+        for file in (original, out / "model.onnx")
     )
     error = float(abs(after - before).max() / abs(before).max())
-    sizes = given.stat().st_size, sum(f.stat().st_size for f in out.glob("model.onnx*"))
+    sizes = original.stat().st_size, sum(f.stat().st_size for f in out.glob("model.onnx*"))
     print(f"{sizes[0]} -> {sizes[1]} bytes, largest difference {error:.3g} of the largest output")
     return sizes
 

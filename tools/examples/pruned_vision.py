@@ -30,9 +30,9 @@ def main(out: Path) -> str:
     gw.export(result.graph, out, report=result.report, force=True)
     picture = out.parent / "scene.png"
     drawn = draw(picture)
-    (made,) = gw.generate(out, QUESTION, images=picture, max_new_tokens=1)
-    print(f"{picture}: {QUESTION} {made.text} (there are {drawn.answer})")
-    return made.text
+    (answer,) = gw.generate(out, QUESTION, images=picture, max_new_tokens=1)
+    print(f"{picture}: {QUESTION} {answer.text} (there are {drawn.answer})")
+    return answer.text
 
 
 if __name__ == "__main__":

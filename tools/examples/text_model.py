@@ -15,9 +15,9 @@ import graphwright as gw
 def main(out: Path) -> str:
     result = gw.optimize("zoo:tiny-llama", "quantize{bits=4 group=32}")
     gw.export(result.graph, out, report=result.report, force=True)
-    (made,) = gw.generate(out, "The function returns", max_new_tokens=24)
-    print(made.text)
-    return made.text
+    (continuation,) = gw.generate(out, "The function returns", max_new_tokens=24)
+    print(continuation.text)
+    return continuation.text
 
 
 if __name__ == "__main__":
