@@ -51,11 +51,11 @@ def convert(artifact: Path, to: str, out: Path) -> list[str]:
     if out.exists():
         raise BadInput(f"{out} exists: give a new folder as --out")
     out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    made = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
+    folder = Path(tempfile.mkdtemp(dir=out.absolute().parent, prefix=f".{out.name}."))
     try:
-        notes = FORMATS[to](artifact, made)
-        made.chmod(0o755)
-        made.rename(out)
+        notes = FORMATS[to](artifact, folder)
+        folder.chmod(0o755)
+        folder.rename(out)
     finally:
-        shutil.rmtree(made, ignore_errors=True)
+        shutil.rmtree(folder, ignore_errors=True)
     return notes

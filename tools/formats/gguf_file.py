@@ -132,8 +132,8 @@ def _blocks(linear: PackedLinear, order: Tensor | None) -> _Tensor:
         else:
             nibbles = (signed + 8).to(torch.uint8)
             data = nibbles[..., :16] | (nibbles[..., 16:] << 4)
-        found = torch.cat([wide.unsqueeze(-1).view(torch.uint8), data], -1)
-        return found.flatten(1).numpy()
+        packed = torch.cat([wide.unsqueeze(-1).view(torch.uint8), data], -1)
+        return packed.flatten(1).numpy()
 
     return _Tensor(f"{name}.weight", kind, (rows, blocks * (width + 2)), make)
 
@@ -191,14 +191,14 @@ def _check_gemma(config: Mapping[str, Any]) -> None:
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     wide = config["num_hidden_layers"] == 46  # by which llama.cpp knows the model of 27B
     scaled = hidden // heads if wide else config["head_dim"]
-    for name, wanted in (
+    for name, expected in (
         ("hidden_activation", "gelu_pytorch_tanh"),
         ("query_pre_attn_scalar", scaled),
     ):
-        found = config.get(name)
-        if found not in (None, wanted):
+        setting = config.get(name)
+        if setting not in (None, expected):
             raise BadInput(
-                f"{name} is {found!r} in config.json; a GGUF file of Gemma has {wanted!r}"
+                f"{name} is {setting!r} in config.json; a GGUF file of Gemma has {expected!r}"
             )
 
 

@@ -113,15 +113,15 @@ def read_state(artifact: Path) -> ModelState:
     lacking = []
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
-        found = _found(view, kind, sites.get(module), tables.get(module)) or (
+        stored = _found(view, kind, sites.get(module), tables.get(module)) or (
             view.weight(named[name]) if name in named else None
         )
-        if found is None and kind == "weight" and module in norms:
-            found = parameter_of(model.get_submodule(module), norms[module])
-        if isinstance(found, PackedLinear):
-            packed[module] = found
-        elif found is not None and found.shape == tuple(parameter.shape):
-            whole[name] = found
+        if stored is None and kind == "weight" and module in norms:
+            stored = parameter_of(model.get_submodule(module), norms[module])
+        if isinstance(stored, PackedLinear):
+            packed[module] = stored
+        elif stored is not None and stored.shape == tuple(parameter.shape):
+            whole[name] = stored
         else:
             lacking.append(name)
     if lacking:
@@ -173,8 +173,8 @@ def narrowed(weight: Weight, dtype: torch.dtype = torch.float16) -> Weight:
 
 
 def _operands(view: View, node: Node) -> tuple[Weight | None, Weight | None, Weight | None]:
-    found = [view.weight(v) if is_value(v) else None for v in view.operands(node)[1:4]]
-    first, second, third = (*found, None, None, None)[:3]
+    weights = [view.weight(v) if is_value(v) else None for v in view.operands(node)[1:4]]
+    first, second, third = (*weights, None, None, None)[:3]
     return first, second, third
 
 

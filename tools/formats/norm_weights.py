@@ -20,14 +20,14 @@ _PROBE = (1.0, -2.0, 3.0, -4.0)
 
 def norm_weights(view: View) -> dict[str, Weight]:
     """What each ``rms_norm`` multiplies by, by the module that made it, where it has one alone."""
-    found: dict[str, list[Weight]] = {}
+    by_scope: dict[str, list[Weight]] = {}
     for node in view.nodes():
         if view.op(node) != "rms_norm":
             continue
         weight = view.weight(view.operands(node)[1])
         if weight is not None:
-            found.setdefault(view.scope(node), []).append(weight)
-    return {scope: weights[0] for scope, weights in found.items() if len(weights) == 1}
+            by_scope.setdefault(view.scope(node), []).append(weight)
+    return {scope: weights[0] for scope, weights in by_scope.items() if len(weights) == 1}
 
 
 def parameter_of(module: torch.nn.Module, multiplied: Weight) -> Weight | None:

@@ -125,9 +125,9 @@ def _packed_config(state: ModelState) -> dict[str, Any]:
 def _left_whole(state: ModelState) -> list[str]:
     """Modules of linears that are not quantized: matrices that no table is, and a tied head."""
     tables = re.compile(r"embed|wte|wpe")
-    found = [n.removesuffix(".weight") for n, w in state.whole.items()
+    names = [n.removesuffix(".weight") for n, w in state.whole.items()
              if len(w.shape) == 2 and not tables.search(n)]  # fmt: skip
-    return found if "lm_head" in (*found, *state.packed) else [*found, "lm_head"]
+    return names if "lm_head" in (*names, *state.packed) else [*names, "lm_head"]
 
 
 # --- GPTQ -----------------------------------------------------------------------------------------
@@ -166,10 +166,12 @@ def _gptq_config(state: ModelState) -> dict[str, Any]:
         f"+:^{re.escape(x.name)}$": {"bits": x.bits, "group_size": x.group or -1}
         for x in linears if (x.bits, x.group or -1) != (bits, group)
     }  # fmt: skip
-    left: dict[str, Any] = {f"-:^{re.escape(n)}$": {} for n in _left_whole(state) if n != "lm_head"}
+    excluded: dict[str, Any] = {
+        f"-:^{re.escape(n)}$": {} for n in _left_whole(state) if n != "lm_head"
+    }
     kind = "gptq" if linears[0].symmetric else "gptq_v2"
     return {
         "quant_method": "gptq", "bits": bits, "group_size": group, "sym": linears[0].symmetric,
         "desc_act": False, "lm_head": "lm_head" in state.packed, "checkpoint_format": kind,
-        "pack_dtype": "int32", **({"dynamic": others | left} if others or left else {}),
+        "pack_dtype": "int32", **({"dynamic": others | excluded} if others or excluded else {}),
     }  # fmt: skip

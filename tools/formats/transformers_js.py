@@ -64,9 +64,9 @@ def file_form(graph: onnx.GraphProto) -> tuple[str, str]:
 
 def _bits(graph: onnx.GraphProto) -> int:
     """Of most quantized linears of the graph; 0 where there are none."""
-    found = [a.i for node in graph.node if node.op_type == "MatMulNBits"
+    sizes = [a.i for node in graph.node if node.op_type == "MatMulNBits"
              for a in node.attribute if a.name == "bits"]  # fmt: skip
-    most = max(found, key=found.count) if found else 0
+    most = max(sizes, key=sizes.count) if sizes else 0
     return most if most in _SUFFIXES else 4
 
 
