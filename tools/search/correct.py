@@ -40,11 +40,13 @@ def corrections(
     if not rows:
         return {}
     common = math.exp(sum(math.log(loss / sum(row.values())) for row, loss in rows) / len(rows))
-    seen = sorted({kind for row, _ in rows for kind, loss in row.items() if loss})
-    table = np.array([[row.get(kind, 0.0) * common / loss for kind in seen] for row, loss in rows])
-    pull = TRUST * np.eye(len(seen))
-    factors, _ = nnls(
-        np.vstack((table, pull)), np.concatenate((np.ones(len(rows)), np.full(len(seen), TRUST)))
+    columns = sorted({kind for row, _ in rows for kind, loss in row.items() if loss})
+    table = np.array(
+        [[row.get(kind, 0.0) * common / loss for kind in columns] for row, loss in rows]
     )
-    found: Mapping[str, float] = dict(zip(seen, map(float, factors * common), strict=True))
-    return {kind: found.get(kind, common) for kind in sorted(kinds)}
+    pull = TRUST * np.eye(len(columns))
+    factors, _ = nnls(
+        np.vstack((table, pull)), np.concatenate((np.ones(len(rows)), np.full(len(columns), TRUST)))
+    )
+    own_factors: Mapping[str, float] = dict(zip(columns, map(float, factors * common), strict=True))
+    return {kind: own_factors.get(kind, common) for kind in sorted(kinds)}

@@ -111,9 +111,9 @@ def _limited(batches: Sequence[Batch], tokens: int) -> list[Batch]:
     """The first batches, up to so many tokens together; the last one cut, one row at least."""
     kept: list[Batch] = []
     for batch in batches:
-        left = tokens - sum(map(_tokens, kept))
+        room = tokens - sum(map(_tokens, kept))
         rows = _rows(batch)
-        fitting = min(rows, left * rows // _tokens(batch))
+        fitting = min(rows, room * rows // _tokens(batch))
         if fitting < 1 and kept:
             break
         whole = fitting == rows or rows == 1

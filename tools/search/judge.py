@@ -65,18 +65,18 @@ class Judge:
         """The ``mean`` of a graph."""
         return self.mean(outputs(view, self.output, self.batches))
 
-    def loss(self, found: Sequence[Tensor]) -> Loss:
+    def loss(self, tensors: Sequence[Tensor]) -> Loss:
         """The loss of the outputs that some graph gave on the batches."""
-        sums = self.sums(found)
+        sums = self.sums(tensors)
         total = sums.sum(axis=1)
         ends = bootstrap(sums, lambda s: self._figure(s[0] / s[1]))
         value = float(self._figure(total[0] / total[1]))
         low, high = ends or (value, value)
         return Loss(value, low, high)
 
-    def mean(self, found: Sequence[Tensor]) -> float:
+    def mean(self, tensors: Sequence[Tensor]) -> float:
         """The mean KL divergence or relative squared error itself: what adds up over sites."""
-        total = self.sums(found).sum(axis=1)
+        total = self.sums(tensors).sum(axis=1)
         return float(total[0] / total[1])
 
     def additive(self, loss: float) -> float:
@@ -92,9 +92,9 @@ class Judge:
         one without positions, its rows. Where they are many, they are evenly spread."""
         counts = []
         text = _behind_images(view, structure, self.batches)
-        for out, given, follows in zip(source, self.masks, text, strict=True):
+        for out, masks, follows in zip(source, self.masks, text, strict=True):
             shape = out.shape[:2] if out.dim() > 2 else (out.shape[0], 1)
-            fits = [mask for mask in given if mask.shape == shape]
+            fits = [mask for mask in masks if mask.shape == shape]
             count = fits[0].clone() if fits else torch.ones(shape, dtype=torch.bool)
             counts.append(count & follows if follows is not None else count)
         wide = max(out[0].numel() // count.shape[1]
@@ -109,17 +109,17 @@ class Judge:
     def _figure(self, mean: np.float64) -> np.float64:
         return np.expm1(mean) if self.over_words else mean
 
-    def sums(self, found: Sequence[Tensor]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+    def sums(self, tensors: Sequence[Tensor]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
         """``[2, rows]``: divergence and tokens, or squared error and energy, of each row."""
         table = []
         known = zip(self._source, self._crossed, self._counts, strict=True)
-        for out, (source, crossed, count) in zip(found, known, strict=True):
-            made, rows = _tail(out, count), count.sum(1).tolist()
+        for out, (source, crossed, count) in zip(tensors, known, strict=True):
+            tail, rows = _tail(out, count), count.sum(1).tolist()
             if self.over_words:
-                amounts = (_cross_entropy(source, made) - crossed).double()
+                amounts = (_cross_entropy(source, tail) - crossed).double()
                 of = torch.ones_like(amounts)
             else:
-                amounts = (made - source).double().square().flatten(1).sum(1)
+                amounts = (tail - source).double().square().flatten(1).sum(1)
                 of = source.double().square().flatten(1).sum(1)
             pairs = zip(torch.split(amounts, rows), torch.split(of, rows), strict=True)
             table += [[float(a.sum()), float(b.sum())] for a, b in pairs if len(a)]
@@ -133,8 +133,8 @@ def _cross_entropy(source: Tensor, logits: Tensor) -> Tensor:
 
 def needed(view: View, values: Collection[Value]) -> list[Node]:
     """The nodes that some values are computed by, in the order of the graph."""
-    found = upstream(view, *values)
-    return [node for node in view.nodes() if node in found]
+    nodes = upstream(view, *values)
+    return [node for node in view.nodes() if node in nodes]
 
 
 def outputs(view: View, name: str, batches: Sequence[Batch]) -> list[Tensor]:
@@ -160,8 +160,8 @@ def _behind_images(
         marked = find_image_tokens(view, structure, 0).placeholders
     except Refusal:
         return [None] * len(batches)
-    found = run_part(view, needed(view, [marked]), bound(view, batches), {marked})[marked]
-    return [mask.flip(1).cumsum(1).flip(1) == 0 for mask in found]
+    masks = run_part(view, needed(view, [marked]), bound(view, batches), {marked})[marked]
+    return [mask.flip(1).cumsum(1).flip(1) == 0 for mask in masks]
 
 
 def _tail(out: Tensor, count: Tensor) -> Tensor:

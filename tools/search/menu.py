@@ -77,15 +77,15 @@ class Menu:
         places = _linear_places(
             view, structure, data, probe, target, using, progress, checkpoints
         )
-        found = tables_place(view, structure, judge, target) if "bits" in using else None
-        places += [] if found is None else [found]
+        table_place = tables_place(view, structure, judge, target) if "bits" in using else None
+        places += [] if table_place is None else [table_place]
         places = [replace(place, unit=_unit_of(place, halves, structure, gone)) for place in places]
         cuts = [*token_cuts(view, structure, judge, progress)] if "tokens" in using else []
         whole = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
         base = Problem(places, source, _left_out(source, places, gone))
         held = sum(_kept_bytes(place) for place in places)
         base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
-        behind = (behind_cut(base, source, cut, made) for cut, made in cuts)
+        behind = (behind_cut(base, source, cut, measured) for cut, measured in cuts)
         problems = [replace(base, places=[*places, *whole]), *behind]
         if not (places or gone or len(problems) > 1):
             raise BadInput(
@@ -145,11 +145,11 @@ def _linear_places(
     paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
 
     def surveyed() -> dict[str, Any]:
-        found = survey(
+        by_name = survey(
             view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1,
             sampled=data.large,
         )  # fmt: skip
-        return {name: errors.listed() for name, errors in found.items()}
+        return {name: errors.listed() for name, errors in by_name.items()}
 
     known = remembered(checkpoints, "survey", surveyed)
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
@@ -169,11 +169,11 @@ def _gone(
     """The model without each half of a block that may be left out, by name."""
 
     def run() -> dict[str, Any]:
-        found = left_out(view, halves, judge, progress)
-        return {unit.name: [dict(made.costs), made.loss] for unit, made in found}
+        pairs = left_out(view, halves, judge, progress)
+        return {unit.name: [dict(measured.costs), measured.loss] for unit, measured in pairs}
 
     known = remembered(checkpoints, "halves of blocks", run)
-    return {name: Measured(*made) for name, made in known.items()}
+    return {name: Measured(*fields) for name, fields in known.items()}
 
 
 def _unit_of(
@@ -205,37 +205,37 @@ def _left_out(
     source: Mapping[str, float], places: Sequence[Place], gone: Mapping[str, Measured]
 ) -> dict[str, Option]:
     """What each unit takes with it beside its places."""
-    found = {}
-    for name, made in gone.items():
+    options = {}
+    for name, measured in gone.items():
         inside = sum(_kept_bytes(place) for place in places if place.unit == name)
-        costs = {m: made.costs.get(m, 0.0) - cost for m, cost in source.items()}
-        costs |= {"bytes": costs["bytes"] + inside, "loss": made.loss}
-        found[name] = Option(name, costs, "layers")
-    return found
+        costs = {m: measured.costs.get(m, 0.0) - cost for m, cost in source.items()}
+        costs |= {"bytes": costs["bytes"] + inside, "loss": measured.loss}
+        options[name] = Option(name, costs, "layers")
+    return options
 
 
 def behind_cut(
-    base: Problem, source: Mapping[str, float], cut: KeepPass, made: Measured
+    base: Problem, source: Mapping[str, float], cut: KeepPass, measured: Measured
 ) -> Problem:
     """The problem behind a cut, which scales what blocks cost beside their bytes."""
-    share = {m: made.costs.get(m, 0.0) / cost for m, cost in source.items()} | {"bytes": 1.0}
-    place = Place(TOKENS, [Option(Cut(cut), {"loss": made.loss}, "tokens")])
+    share = {m: measured.costs.get(m, 0.0) / cost for m, cost in source.items()} | {"bytes": 1.0}
+    place = Place(TOKENS, [Option(Cut(cut), {"loss": measured.loss}, "tokens")])
     units = {
         name: replace(o, costs={m: c * share.get(m, 1.0) for m, c in o.costs.items()})
         for name, o in base.units.items()
     }
     fixed = {m: cost * share[m] for m, cost in base.fixed.items()}
-    fixed["bytes"] += made.costs["bytes"] - source["bytes"]
+    fixed["bytes"] += measured.costs["bytes"] - source["bytes"]
     return Problem([*base.places, place], fixed, units)
 
 
 def _groups(view: View, structure: Structure) -> list[list[Linear]]:
     """The linears that can be stored otherwise, those that share a weight together."""
-    found: dict[Hashable, list[Linear]] = {}
+    by_weight: dict[Hashable, list[Linear]] = {}
     for linear in structure.linears:
         if reason_against_storing(view, linear) is None:
-            found.setdefault(weight_of(view, linear).key, []).append(linear)
-    return list(found.values())
+            by_weight.setdefault(weight_of(view, linear).key, []).append(linear)
+    return list(by_weight.values())
 
 
 def _minded(

@@ -55,7 +55,7 @@ def sensitivities(
         (linear for linear in linears if linear.node in places), key=lambda x: places[x.node]
     )
     known: dict[Value, list[Tensor]] = bound(view, judge.batches)
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     start = 0
     for number, linear in enumerate(there):
         progress(f"probing {linear.name}", number, len(there))
@@ -64,8 +64,8 @@ def sensitivities(
         keep = order.alive(place) | {x}
         known = _run(view, order.nodes[start : place + 1], known, keep)
         start = place + 1
-        found[linear.name] = _sensitivity(view, judge, order, place, linear, known, gap(linear))
-    return found
+        by_name[linear.name] = _sensitivity(view, judge, order, place, linear, known, gap(linear))
+    return by_name
 
 
 def _run(
@@ -82,15 +82,15 @@ def _sensitivity(
     columns = zip(known[view.tensor(linear.node)], known[linear.out], judge.masks, strict=True)
     for x, out, masks in columns:
         change = x.float() @ gap.T
-        seen = tokens_that_count(change, masks)
-        energy += float(seen.square().sum(dtype=torch.float64))
-        tokens += len(seen)
+        rows = tokens_that_count(change, masks)
+        energy += float(rows.square().sum(dtype=torch.float64))
+        tokens += len(rows)
         moved.append(out - change.to(out.dtype))
     if not energy:
         return 0.0
-    given = {**known, linear.out: moved}
+    values = {**known, linear.out: moved}
     behind = order.nodes[place + 1 :]
-    outputs = _run(view, behind, given, {order.output})[order.output]
+    outputs = _run(view, behind, values, {order.output})[order.output]
     return judge.mean(outputs) * tokens / energy
 
 
@@ -109,13 +109,13 @@ def spread_over_blocks(
     chosen = {blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)}
     probed = [x for x in linears if x.block is None or x.block in chosen]
 
-    def filled(found: Mapping[str, float]) -> dict[str, float]:
+    def filled(by_name: Mapping[str, float]) -> dict[str, float]:
         by_role: dict[str, list[tuple[int, float]]] = {}
         for x in probed:
-            if x.block is not None and found.get(x.name, 0.0) > 0:
-                by_role.setdefault(x.role, []).append((x.block, found[x.name]))
-        missing = (x for x in linears if x.name not in found and x.block is not None)
-        return {**found, **{x.name: _between(by_role.get(x.role, []), x.block) for x in missing}}
+            if x.block is not None and by_name.get(x.name, 0.0) > 0:
+                by_role.setdefault(x.role, []).append((x.block, by_name[x.name]))
+        missing = (x for x in linears if x.name not in by_name and x.block is not None)
+        return {**by_name, **{x.name: _between(by_role.get(x.role, []), x.block) for x in missing}}
 
     return probed, filled
 

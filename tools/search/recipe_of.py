@@ -86,8 +86,8 @@ def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Rec
 
 def _sites(held: list[Any], part: str) -> Mapping[Any, list[str]]:
     """The names of linears by what they hold, in the order of the graph, as globs."""
-    found: dict[Any, list[str]] = {}
+    names: dict[Any, list[str]] = {}
     for what in held:
         if isinstance(what, Held) and what.form is not None:
-            found.setdefault(getattr(what, part), []).extend(map(glob.escape, what.names))
-    return found
+            names.setdefault(getattr(what, part), []).extend(map(glob.escape, what.names))
+    return names

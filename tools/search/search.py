@@ -93,7 +93,7 @@ def search(
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
     that contradict each other, and where there are no data.
     """
-    wanted = Budget.parse(budget) if isinstance(budget, str) else budget
+    bounds = Budget.parse(budget) if isinstance(budget, str) else budget
     unknown = [knob for knob in using if knob not in KNOBS]
     if unknown:
         raise BadInput(f"using {unknown[0]}: {near_misses(unknown[0], KNOBS)}")
@@ -103,7 +103,7 @@ def search(
             "(calibration=[...] in Python)"
         )
     # Fewer image tokens take no byte of a weight: to measure them would be for nothing.
-    turned = [knob for knob in using if knob != "tokens" or "kv" in wanted.bounded]
+    turned = [knob for knob in using if knob != "tokens" or "kv" in bounds.bounded]
     if not turned:
         raise BadInput("tokens are in the cache, not in the weights: bound it, such as by kv=50%")
     if isinstance(calibration, str):
@@ -118,7 +118,7 @@ def search(
     known = parts(source, data, judged)
     judge = Judge(source, recognize(source), known.judge)
     menu = Menu.of(source, known, judge, find_target(target), turned, tell, checkpoints)
-    return Rounds(graph, source, wanted, known, menu, judge, rounds, tell, checkpoints).found()
+    return Rounds(graph, source, bounds, known, menu, judge, rounds, tell, checkpoints).found()
 
 
 class Rounds:
@@ -202,10 +202,10 @@ class Rounds:
             so_far = "" if best is None else f", best so far {self._shown(best)}"
             self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
             sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
-            made = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit).graph
-            loss = self.judge.of(made)
+            graph = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit).graph
+            loss = self.judge.of(graph)
             return {
-                "costs": graph_measures(made, self.judge.batches[0]),
+                "costs": graph_measures(graph, self.judge.batches[0]),
                 "loss": [loss.value, loss.low, loss.high],
             }
 

@@ -42,19 +42,19 @@ def graph_measures(view: View, batch: Batch) -> dict[str, float]:
     """What one sample of a batch costs: ``bytes`` of weights; ``kv`` where keys and values are
     kept."""
     costs = graph_costs(view, sample_sizes(view, batch))
-    found = {"bytes": float(costs.weight_bytes)}
+    measures = {"bytes": float(costs.weight_bytes)}
     if costs.kv_bytes:
-        found["kv"] = float(costs.kv_bytes)
-    return found
+        measures["kv"] = float(costs.kv_bytes)
+    return measures
 
 
 def measured(view: View, pass_: Pass, judge: Judge) -> Measured:
     """Run one pass on a copy of a canonical graph, and judge it. Raises ``BadInput`` where the pass
     does not fit."""
-    made = view.copy()
-    pass_.run(Context(made))
-    made.drop_unused_weights()
-    return Measured(graph_measures(made, judge.batches[0]), judge.mean_of(made))
+    copy = view.copy()
+    pass_.run(Context(copy))
+    copy.drop_unused_weights()
+    return Measured(graph_measures(copy, judge.batches[0]), judge.mean_of(copy))
 
 
 def units(view: View, structure: Structure) -> list[Unit]:

@@ -96,17 +96,19 @@ def solve(problems: Sequence[Problem], limits: Mapping[str, float], goal: str) -
 
     Raises ``BadInput`` where there is none, with the nearest that there is.
     """
-    found = _best(problems, limits, goal)
-    if found is None:
+    choice = _best(problems, limits, goal)
+    if choice is None:
         raise BadInput(_nearest(problems, limits))
-    return found
+    return choice
 
 
 def _best(
     problems: Sequence[Problem], limits: Mapping[str, float], goal: str
 ) -> Choice | None:
-    made = (_solved(problem, limits, goal) for problem in problems)
-    return min((one for one in made if one is not None), key=lambda c: c.costs[goal], default=None)
+    choices = (_solved(problem, limits, goal) for problem in problems)
+    return min(
+        (one for one in choices if one is not None), key=lambda c: c.costs[goal], default=None
+    )
 
 
 def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
@@ -154,11 +156,11 @@ def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice 
         constraints.append(LinearConstraint(row[None] / scale * 1e6, -np.inf, room / scale * 1e6))
     scale = max(float(np.abs(target).max(initial=0.0)), 1e-300)
     with _silent():
-        made = milp(
+        solution = milp(
             target / scale * 1e4, constraints=constraints, integrality=np.ones(len(target)),
             bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "time_limit": SECONDS},
         )  # fmt: skip
-    return None if made.x is None else columns.choice(made.x > 0.5)
+    return None if solution.x is None else columns.choice(solution.x > 0.5)
 
 
 @contextlib.contextmanager

@@ -55,10 +55,10 @@ class Errors:
     def of(self, form: Form, path: Path) -> float:
         """The error of a form with a path beside it."""
         alone = self.by_form[form]
-        left = self.left.get(form.method)
-        if left is None or not path.rank:
+        shares = self.left.get(form.method)
+        if shares is None or not path.rank:
             return alone
-        share = float(left[min(path.rank, len(left) - 1)])
+        share = float(shares[min(path.rank, len(shares) - 1)])
         return alone * (share + (1 - share) * FACTOR_ERROR[path.bits])
 
 
@@ -73,12 +73,12 @@ def survey(
     from a Gram matrix, and ranks, then cannot be asked for. One sweep; in memory are the statistics
     of one input and one weight at a time.
     """
-    found: dict[str, Errors] = {}
+    errors: dict[str, Errors] = {}
     assert not (sampled and ranks)
 
     def done(linear: Linear, statistics: Statistics) -> None:
-        progress(f"fitting {linear.name}", len(found), len(linears))
-        found[linear.name] = _errors(view, linear, statistics, forms, target, ranks=ranks)
+        progress(f"fitting {linear.name}", len(errors), len(linears))
+        errors[linear.name] = _errors(view, linear, statistics, forms, target, ranks=ranks)
 
     sample = Stat("tokens", at="linear", options=(("most", SAMPLE),))
     stats = (sample if sampled else Stat("gram", at="linear"),)
@@ -86,7 +86,7 @@ def survey(
         Request(x.name, ((view.tensor(x.node),),), stats, partial(done, x)) for x in linears
     ]
     calibrate(view, batches, requests)
-    return found
+    return errors
 
 
 def _errors(
@@ -125,13 +125,13 @@ def stored(
     """The matrix f32 ``[out, in]`` that a form holds in the place of ``weight``, and its bytes."""
     by = form.pass_((), target).at(linear)
     assert isinstance(by, StoringPass)
-    made = by.fit(weight, statistics, linear.name)
-    codes, scales, zeros = made.operands.values()
+    quantized = by.fit(weight, statistics, linear.name)
+    codes, scales, zeros = quantized.operands.values()
     assert codes is not None and scales is not None
     matrix = dequantize(
         codes, scales, zeros, bits=by.bits, group=by.group, in_features=weight.shape[1]
     )
-    return matrix, made.nbytes
+    return matrix, quantized.nbytes
 
 
 def left_by_rank(gap: Tensor, whitening: Whitening) -> Tensor:

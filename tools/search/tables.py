@@ -31,25 +31,25 @@ class Tables:
         by = held.pass_(target)
         assert isinstance(by, Quantize)
         form = TableForm(by)
-        found = tables(view, structure)
-        return cls(form, [table for table in found if form.refusal(table) is None])
+        all_tables = tables(view, structure)
+        return cls(form, [table for table in all_tables if form.refusal(table) is None])
 
     def rounded(self, view: View) -> View:
         """A copy whose tables, and the heads tied to them, hold the rounded numbers."""
-        made = view.copy()
+        copy = view.copy()
         rounded: dict[Hashable, Weight] = {}
         for table in self.stored:
             weight = view.weight(table.embedding.weight)
             assert weight is not None
             numbers = self.form.by.quantize(weight.read(), table.embedding.name).dequantized()
             rounded[weight.key] = MemoryWeight(numbers.to(weight.dtype))
-        structure = recognize(made)
+        structure = recognize(copy)
         values = [x.weight for x in structure.embeddings] + [x.weight for x in structure.linears]
         for value in values:
-            held = made.weight(value)
+            held = copy.weight(value)
             if held is not None and held.key in rounded:
-                made.set_weight(value, rounded[held.key])
-        return made
+                copy.set_weight(value, rounded[held.key])
+        return copy
 
     def nbytes(self, view: View) -> tuple[int, int]:
         """Stored bytes before and after."""
@@ -68,10 +68,10 @@ def tables_place(
     )
     options = [Option(HeldTables(), {"bytes": whole, "loss": 0.0}, KEPT)]
     for held in FORMS:
-        found = Tables.of(view, structure, held, target)
-        if not found.stored:
+        storable = Tables.of(view, structure, held, target)
+        if not storable.stored:
             continue
-        before, after = found.nbytes(view)
-        loss = judge.mean_of(found.rounded(view))
+        before, after = storable.nbytes(view)
+        loss = judge.mean_of(storable.rounded(view))
         options.append(Option(held, {"bytes": whole - before + after, "loss": loss}, KIND))
     return Place(NAME, options) if len(options) > 1 else None

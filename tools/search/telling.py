@@ -15,18 +15,18 @@ WORDS = (
 ENERGY = "squared error of the first output over its energy"
 
 
-def search_entry(found: Found) -> SearchEntry:
+def search_entry(search: Found) -> SearchEntry:
     """What the manifest tells of a search."""
-    choice = found.best.choice
-    problem = found.menu.corrected(found.factors)[0]
+    choice = search.best.choice
+    problem = search.menu.corrected(search.factors)[0]
     return SearchEntry(
-        budget=str(found.budget), limits=dict(found.limits), using=list(found.menu.using),
-        loss_is=WORDS if found.judge.over_words else ENERGY,
-        judged=count_samples(found.judge.batches),
+        budget=str(search.budget), limits=dict(search.limits), using=list(search.menu.using),
+        loss_is=WORDS if search.judge.over_words else ENERGY,
+        judged=count_samples(search.judge.batches),
         held={**used(choice.chosen), **dict.fromkeys((f"{d} left out" for d in choice.dropped), 1)},
-        front=[_front(point, chosen=point is found.best) for point in found.front],
+        front=[_front(point, chosen=point is search.best) for point in search.front],
         prices=[_price(price) for price in prices(problem, choice)],
-        factors=dict(found.factors), notes=list(found.notes),
+        factors=dict(search.factors), notes=list(search.notes),
     )  # fmt: skip
 
 
