@@ -70,10 +70,10 @@ def evaluate(
         samples=samples, data=None if data is None else Path(data), batch=batch, length=length,
         seed=seed, progress=progress,
     )  # fmt: skip
-    found = evaluate_all([judged], names, original, setting)
-    results = {name: both[0] for name, both in found.items()}
+    by_task = evaluate_all([judged], names, original, setting)
+    results = {name: both[0] for name, both in by_task.items()}
     if interval is not None:
-        wide = too_wide([judged], found, interval)
+        wide = too_wide([judged], by_task, interval)
         if wide:
             raise BadInput("\n".join(wide))
     return results
@@ -134,15 +134,15 @@ def task_names(text: str | Sequence[str]) -> list[str]:
 
 
 def too_wide(
-    subjects: Sequence[Subject], found: Mapping[str, Sequence[EvalResult]], asked: float
+    subjects: Sequence[Subject], by_task: Mapping[str, Sequence[EvalResult]], asked: float
 ) -> list[str]:
     """A sentence for each headline figure whose interval is wider than ``asked``.
 
     The half-width is absolute for proportions and relative to the figure for others. It shrinks
     with the root of the number of samples, which gives the number that would do.
     """
-    said = []
-    for name, results in found.items():
+    sentences = []
+    for name, results in by_task.items():
         task = TASKS[name]
         for subject, result in zip(subjects, results, strict=True):
             for figure in task.headlines:
@@ -151,14 +151,14 @@ def too_wide(
                     continue
                 where = f"{name} of {subject.name}: {figure}"
                 if ends is None:
-                    said.append(f"{where}: {result.samples} {result.unit} give no interval")
+                    sentences.append(f"{where}: {result.samples} {result.unit} give no interval")
                     continue
                 half = (ends[1] - ends[0]) / 2
                 half /= 1.0 if figure in task.proportions else abs(value) or 1.0
                 if half > asked:
                     need = int(result.samples * (half / asked) ** 2) + 1
-                    said.append(
+                    sentences.append(
                         f"{where}: {result.samples} {result.unit} give ±{half:.3g}, more than the "
                         f"±{asked:g} asked for; about {need} would do (--samples {need})"
                     )
-    return said
+    return sentences

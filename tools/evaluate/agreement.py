@@ -48,13 +48,13 @@ class Agreement(Task):
         self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
     ) -> list[EvalResult]:
         assert reference is not None
-        made, samples, unit, notes = probes(reference, setting)
-        count = 1 + max(place.unit for probe in made for place in probe.places)
+        batches, samples, unit, notes = probes(reference, setting)
+        count = 1 + max(place.unit for probe in batches for place in probe.places)
         sums = [np.zeros((3, count)) for _ in subjects]
         finite = [Finite(self.name, s, unit) for s in subjects]
         original = Finite(self.name, reference, unit)
-        for done, probe in enumerate(made):
-            setting.progress(f"{self.name} with {reference.name}", done, len(made))
+        for done, probe in enumerate(batches):
+            setting.progress(f"{self.name} with {reference.name}", done, len(batches))
             expected = logits(reference, probe)
             good = [original(e) for e in expected]
             for number, subject in enumerate(subjects):

@@ -41,13 +41,13 @@ def documents(setting: Setting) -> list[str]:
     if not path.is_file():
         raise Missing(f"{path}: no such file: --data takes plain text, or JSON lines with `text`")
     if path.suffix in (".jsonl", ".json"):
-        found = [entry["text"] for entry in read_lines(path, ("text",))]
+        texts = [entry["text"] for entry in read_lines(path, ("text",))]
     else:
-        found = [read_content(path)]
-    found = [text for text in found if text.strip()]
-    if not found:
+        texts = [read_content(path)]
+    texts = [text for text in texts if text.strip()]
+    if not texts:
         raise BadInput(f"{path}: holds no text")
-    return found
+    return texts
 
 
 def check_text(subject: Subject, setting: Setting) -> None:
@@ -94,11 +94,11 @@ def chosen_windows(subject: Subject, setting: Setting) -> tuple[list[Window], li
         ids += tokenizer.encode(text).ids
         if len(ids) >= enough:
             break
-    found = windows(ids, size, stride)
-    if not found:
+    parts = windows(ids, size, stride)
+    if not parts:
         raise BadInput("the text holds no two tokens in a row: there is nothing to predict")
-    count, notes = limited(len(found), setting, DEFAULT_WINDOWS, "windows")
-    return found[:count], notes
+    count, notes = limited(len(parts), setting, DEFAULT_WINDOWS, "windows")
+    return parts[:count], notes
 
 
 def windows(ids: Sequence[int], size: int, stride: int) -> list[Window]:
@@ -117,11 +117,11 @@ def windows(ids: Sequence[int], size: int, stride: int) -> list[Window]:
         starts = range(0, len(ids) - size + 1, size)
         return [Window(tuple(ids[start : start + size]), size - 1) for start in starts]
     end = min(size, len(ids))
-    found = [Window(tuple(ids[:end]), end - 1)]
+    parts = [Window(tuple(ids[:end]), end - 1)]
     while end < len(ids):
         last, end = end, min(end + stride, len(ids))
-        found.append(Window(tuple(ids[end - size : end]), end - last))
-    return found
+        parts.append(Window(tuple(ids[end - size : end]), end - last))
+    return parts
 
 
 def batched(sequences: Sequence[Sequence[int]]) -> Iterator[tuple[list[int], dict[str, Any]]]:

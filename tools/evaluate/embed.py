@@ -69,11 +69,11 @@ class Embed(Task):
 
     def _vectors(self, subject: Subject, texts: Sequence[str], setting: Setting) -> torch.Tensor:
         """Unit vectors ``[sentences, width]`` f64."""
-        found: list[torch.Tensor] = []
+        pooled: list[torch.Tensor] = []
         for part in encoded(subject, texts):
-            setting.progress(f"{self.name} of {subject.name}", sum(map(len, found)), len(texts))
-            found.append(_pooled(subject.run(part.inputs), part.inputs["attention_mask"]))
-        vectors = torch.cat(found)
+            setting.progress(f"{self.name} of {subject.name}", sum(map(len, pooled)), len(texts))
+            pooled.append(_pooled(subject.run(part.inputs), part.inputs["attention_mask"]))
+        vectors = torch.cat(pooled)
         finite = Finite(self.name, subject, "sentences")
         for vector in vectors:
             finite(vector)

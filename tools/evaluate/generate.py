@@ -73,9 +73,9 @@ class Generate(Task):
         for rows, inputs in batched(texts):
             logits = text_logits(subject, inputs)
             for row, index in enumerate(rows):
-                seen = logits[row, PROMPT - 1 : -1]
-                finite(seen)
-                lengths[index] = _equal_prefix(seen.argmax(-1), texts[index][PROMPT:])
+                predictions = logits[row, PROMPT - 1 : -1]
+                finite(predictions)
+                lengths[index] = _equal_prefix(predictions.argmax(-1), texts[index][PROMPT:])
         finite.settle()
         whole = sum(length == CONTINUED for length in lengths)
         interval = {"identical": wilson(whole, len(lengths))}
@@ -91,14 +91,14 @@ class Generate(Task):
 
 def _prompts(reference: Subject, setting: Setting) -> tuple[list[tuple[int, ...]], list[str]]:
     """The first tokens of documents that are long enough, and a note where they are too few."""
-    wanted = setting.samples or PROMPTS
+    most = setting.samples or PROMPTS
     tokenizer = reference.tokenizer()
     heads: dict[tuple[int, ...], None] = {}
     for text in shuffled(setting):
         ids = tokenizer.encode(text).ids
         if len(ids) >= PROMPT:
             heads[tuple(ids[:PROMPT])] = None
-        if len(heads) == wanted:
+        if len(heads) == most:
             break
     if not heads:
         raise BadInput(f"generate: no document of the text has {PROMPT} tokens")

@@ -53,15 +53,15 @@ class Scorer:
     def loglikelihood_rolling(self, requests: Sequence[Request]) -> list[float]:
         """Of each whole text: the log probability of all of its tokens behind a first one, in
         windows as long as the model takes."""
-        found = []
+        scores = []
         for request in requests:
             (text,) = request.args
             head, tail = self._split("", text)
             size = self._subject.max_tokens
             parts = windows([*head, *tail], size, max(1, size - 1))
             pairs = [(list(w.ids[: -w.scored]), list(w.ids[-w.scored :])) for w in parts]
-            found.append(sum(score for score, _ in self._scored(pairs)))
-        return found
+            scores.append(sum(score for score, _ in self._scored(pairs)))
+        return scores
 
     def generate_until(self, requests: Sequence[Request]) -> list[str]:
         """Greedy text behind each context, up to the first of its stopping texts."""
@@ -94,18 +94,18 @@ class Scorer:
 
     def _scored(self, pairs: Iterable[tuple[list[int], list[int]]]) -> list[tuple[float, bool]]:
         cut = self._subject.max_tokens
-        made = [((head + tail)[-cut:], min(len(tail), cut - 1)) for head, tail in pairs]
-        found: dict[int, tuple[float, bool]] = {}
-        for rows, inputs in batched([ids for ids, _ in made]):
+        sequences = [((head + tail)[-cut:], min(len(tail), cut - 1)) for head, tail in pairs]
+        scores: dict[int, tuple[float, bool]] = {}
+        for rows, inputs in batched([ids for ids, _ in sequences]):
             likely = text_logits(self._subject, inputs).double().log_softmax(-1)
             for row, index in enumerate(rows):
-                ids, count = made[index]
+                ids, count = sequences[index]
                 end = len(ids)
-                wanted = torch.tensor(ids[end - count :])
+                targets = torch.tensor(ids[end - count :])
                 part = likely[row, end - count - 1 : end - 1]
-                score = float(part[torch.arange(count), wanted].sum())
-                found[index] = score, bool((part.argmax(-1) == wanted).all())
-        return [found[index] for index in range(len(made))]
+                score = float(part[torch.arange(count), targets].sum())
+                scores[index] = score, bool((part.argmax(-1) == targets).all())
+        return [scores[index] for index in range(len(sequences))]
 
 
 def language_model(

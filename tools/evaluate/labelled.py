@@ -25,7 +25,7 @@ FORM = 'a line {"text": "...", "label": 2} for each sample, or "image": "a.png" 
 class Labelled:
     """What is read of one line: a text, or the path of an image; the class, and its name."""
 
-    given: str
+    content: str
     label: int
     name: str
 
@@ -68,14 +68,14 @@ def exam(subject: Subject, setting: Setting) -> Exam:
     samples = labelled(subject, setting)
     answers = [[(s.name, s.label) for s in part] for part in _parts(samples)]
     if subject.kind != IMAGE:
-        texts = [sample.given for sample in samples]
+        texts = [sample.content for sample in samples]
         return Exam([part.inputs for part in encoded(subject, texts)], answers, len(samples))
     if subject.view is None or setting.data is None:
         raise BadInput(f"{subject.name}: give the graph or the artifact's folder: an executable "
                        "does not say how images are prepared")  # fmt: skip
     prepared, folder = Preprocessing.of(subject.view), Path(setting.data).parent
     batches = [
-        {"pixel_values": torch.stack([prepared.read(folder / s.given) for s in part])}
+        {"pixel_values": torch.stack([prepared.read(folder / s.content) for s in part])}
         for part in _parts(samples)
     ]
     return Exam(batches, answers, len(samples))

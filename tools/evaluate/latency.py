@@ -53,9 +53,9 @@ class Latency(Task):
         for number in range(-WARMUPS, setting.rounds):
             setting.progress("timing", max(0, number), setting.rounds)
             turn = list(zip(subjects, inputs, times, strict=True))
-            for subject, given, taken in turn if number % 2 else reversed(turn):
+            for subject, batch, taken in turn if number % 2 else reversed(turn):
                 started = time.perf_counter()
-                subject.run(given)
+                subject.run(batch)
                 if number >= 0:
                     taken.append(1e3 * (time.perf_counter() - started))
         return [self._result(s, g, t, load, setting)

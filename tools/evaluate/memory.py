@@ -89,24 +89,24 @@ def _measured(place: tuple[str, str], inputs: dict[str, torch.Tensor]) -> dict[s
         raise BadInput(
             f"memory: a fresh process cannot run {place[1]}: {lines[-1] if lines else 'no message'}"
         )
-    found: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
-    return found
+    sizes: dict[str, int] = json.loads(done.stdout.splitlines()[-1])
+    return sizes
 
 
 def child() -> None:
     """Load and run once what ``sys.argv`` names; print the bytes as JSON. The child's entry."""
-    backend, target, inputs_file = sys.argv[1:]
+    name, target, inputs_file = sys.argv[1:]
     from ...backends import compile as compile_model
     from ...backends import find_backend
     from ...ir.load.sources import load
 
-    found = find_backend(backend)
-    if found.library:
-        importlib.import_module(found.library)
+    backend = find_backend(name)
+    if backend.library:
+        importlib.import_module(backend.library)
     inputs = torch.load(inputs_file, weights_only=True)
     before = _status("VmRSS")
-    source: Any = Path(target) if found.runs_artifacts else load(target, cache=False)
-    executable = compile_model(source, backend=backend)
+    source: Any = Path(target) if backend.runs_artifacts else load(target, cache=False)
+    executable = compile_model(source, backend=name)
     executable(**{name: inputs[name] for name in executable.input_names if name in inputs})
     peak = _status("VmHWM")
     print(json.dumps({"peak_bytes": peak, "model_bytes": max(0, peak - before)}))

@@ -57,28 +57,28 @@ class Outputs(Task):
     ) -> EvalResult:  # fmt: skip
         finite = Finite(self.name, subject, "outputs")
         sums: dict[str, list[NDArray[np.float64]]] = {}
-        for number, (batch, wanted) in enumerate(zip(batches, expected, strict=True)):
+        for number, (batch, original) in enumerate(zip(batches, expected, strict=True)):
             setting.progress(f"{self.name} of {subject.name}", number, len(batches))
-            made = wanted if subject is reference else answers(subject.run(batch))
-            for name, value in wanted.items():
-                if name not in made or made[name].shape != value.shape:
+            actual = original if subject is reference else answers(subject.run(batch))
+            for name, value in original.items():
+                if name not in actual or actual[name].shape != value.shape:
                     raise BadInput(
                         f"{subject.name} gives no {name} {list(value.shape)}, as {reference.name} "
                         "does: they are not versions of one model, or it has fewer positions"
                     )
-                finite(made[name])
-                sums.setdefault(name, []).append(_sums(name, value, made[name], batch))
+                finite(actual[name])
+                sums.setdefault(name, []).append(_sums(name, value, actual[name], batch))
         finite.settle()
-        found = {name: np.concatenate(parts, axis=1) for name, parts in sums.items()}
-        return self._result(found, note, setting)
+        tables = {name: np.concatenate(parts, axis=1) for name, parts in sums.items()}
+        return self._result(tables, note, setting)
 
     def _result(
-        self, found: Mapping[str, NDArray[np.float64]], note: str, setting: Setting
+        self, tables: Mapping[str, NDArray[np.float64]], note: str, setting: Setting
     ) -> EvalResult:
         detail = {
             name: {figure: float(make(table.sum(1))) for figure, make in _FIGURES.items()
                    if figure != "top1" or table[5].any()}
-            for name, table in found.items()
+            for name, table in tables.items()
         }  # fmt: skip
         figures: dict[str, float] = {}
         interval: dict[str, Interval] = {}
@@ -88,9 +88,9 @@ class Outputs(Task):
                 continue
             worst = (max if figure == "rel_l2" else min)(known, key=lambda name: known[name])
             figures[figure] = known[worst]
-            ends = bootstrap(found[worst], make, setting.seed)
+            ends = bootstrap(tables[worst], make, setting.seed)
             interval |= {} if ends is None else {figure: ends}
-        count = next(iter(found.values())).shape[1]
+        count = next(iter(tables.values())).shape[1]
         notes = (note,) if note else ()
         return EvalResult(self.name, figures, interval, count, "samples", detail, notes)
 
@@ -137,24 +137,24 @@ def _real(output: torch.Tensor, batch: Batch) -> torch.Tensor | None:
 
 def _batches(subject: Subject, setting: Setting) -> tuple[list[Batch], str]:
     """What a model is run on, and a note where it is made up."""
-    wanted = setting.samples or SAMPLES
+    most = setting.samples or SAMPLES
     if setting.data is not None:
         if subject.view is None:
             raise BadInput(f"{subject.name}: an executable does not say what its inputs are: give "
                            "the graph or the artifact's folder")  # fmt: skip
-        return read(str(setting.data), subject.view, samples=wanted).batches, ""
+        return read(str(setting.data), subject.view, samples=most).batches, ""
     own = subject.view.source.samples if subject.view is not None else None
     if own:
         taken, count = [], 0
         for batch in own:
-            if count >= wanted:
+            if count >= most:
                 break
             rows = next(iter(batch.values())).shape[0]
             taken.append(dict(batch))
             count += rows
         return taken, ""
     if subject.view is None:
-        made = [subject.example(RANDOM_ROWS, min(RANDOM_LENGTH, subject.max_tokens))]
+        batches = [subject.example(RANDOM_ROWS, min(RANDOM_LENGTH, subject.max_tokens))]
     else:
-        made = [sample_inputs(subject.view, seed=seed) for seed in range(RANDOM_BATCHES)]
-    return made, "the inputs are random: give some of the model's own with --data"
+        batches = [sample_inputs(subject.view, seed=seed) for seed in range(RANDOM_BATCHES)]
+    return batches, "the inputs are random: give some of the model's own with --data"

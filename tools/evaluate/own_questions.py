@@ -45,28 +45,28 @@ def own_questions(setting: Setting) -> list[OwnQuestion]:
     path = setting.data
     if not path.is_file():
         raise Missing(f"{path}: no such file: --data of vqa takes {FORM}")
-    found = []
+    questions = []
     for number, line in enumerate(read_lines(path, ("image", "question")), 1):
         answers = line.get("answers", line.get("answer"))
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
             raise BadInput(f"{path}, question {number}: has no answers; it takes {FORM}")
         prompt = line.get("prompt", line["question"])
-        found.append(OwnQuestion(path.parent / line["image"], str(prompt), tuple(answers)))
-    if not found:
+        questions.append(OwnQuestion(path.parent / line["image"], str(prompt), tuple(answers)))
+    if not questions:
         raise BadInput(f"{path}: empty: it takes {FORM}")
-    return found[: setting.samples]
+    return questions[: setting.samples]
 
 
 def _is_text(answer: object) -> bool:
     return isinstance(answer, str)
 
 
-def soft_accuracy(said: str, answers: Sequence[str]) -> float:
+def soft_accuracy(reply: str, answers: Sequence[str]) -> float:
     """VQAv2's (Goyal et al. 2017, arXiv 1612.00837): ``min(equal answers / 3, 1)``, the mean over
     all subsets that leave one answer out; an answer given three times is right. With fewer than
     four answers one that is equal is enough."""
-    equal = [normalized(answer) == normalized(said) for answer in answers]
+    equal = [normalized(answer) == normalized(reply) for answer in answers]
     if len(equal) < 4:
         return float(any(equal))
     total = sum(equal)
@@ -90,7 +90,7 @@ def judge(task: str, subject: Subject, setting: Setting) -> EvalResult:
     marks, prepared = Placeholders.of(subject.view), Preprocessing.of(subject.view)
     tokenizer: Any = subject.tokenizer()
     decoder, eos = Decoder(subject.executable, subject.max_tokens), _eos(subject)
-    scores, said = [], []
+    scores, replies = [], []
     for number, question in enumerate(asked):
         setting.progress(f"{task} of {subject.name}", number, len(asked))
         ids = marks.expand(tokenizer.encode(question.prompt).ids)
@@ -99,12 +99,12 @@ def judge(task: str, subject: Subject, setting: Setting) -> EvalResult:
             images=[prepared.read(question.image)],
         )  # fmt: skip
         tokens = [token for (token,) in steps if token is not None and token not in eos]
-        said.append(tokenizer.decode(tokens).strip())
-        scores.append(soft_accuracy(said[-1], question.answers))
+        replies.append(tokenizer.decode(tokens).strip())
+        scores.append(soft_accuracy(replies[-1], question.answers))
     ends = bootstrap([scores], lambda s: s[0] / len(scores), setting.seed)
     return EvalResult(
         task, {"accuracy": sum(scores) / len(scores)}, {} if ends is None else {"accuracy": ends},
-        len(scores), "questions", detail={"answers": said},
+        len(scores), "questions", detail={"answers": replies},
     )  # fmt: skip
 
 
@@ -112,8 +112,8 @@ def _eos(subject: Subject) -> frozenset[int]:
     """The tokens that end a text, by the model's configs; none where they do not say."""
     for name in ("generation_config.json", "config.json"):
         config = read_json(subject.folder, name)
-        found = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
-        tokens = found if isinstance(found, list) else [found]
+        ids = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
+        tokens = ids if isinstance(ids, list) else [ids]
         if all(isinstance(token, int) for token in tokens):
             return frozenset(tokens)
     return frozenset()

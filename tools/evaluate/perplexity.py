@@ -76,10 +76,10 @@ class Perplexity(Task):
             for row, index in enumerate(rows):
                 window = windows[index]
                 end = len(window.ids)
-                seen = logits[row, end - 1 - window.scored : end - 1]
-                if finite(seen):
+                predictions = logits[row, end - 1 - window.scored : end - 1]
+                if finite(predictions):
                     targets = torch.tensor(window.ids[-window.scored :])
-                    losses[index] = nll(seen, targets)
+                    losses[index] = nll(predictions, targets)
             done += len(rows)
         finite.settle()
         return losses

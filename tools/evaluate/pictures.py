@@ -40,20 +40,20 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
         )
     if subject.kind == IMAGE_TEXT:
         _check_words(subject)
-    wanted = 3, *([scenes.VIT_IMAGE] * 2 if subject.kind == IMAGE else [scenes.IMAGE] * 2)
+    sizes = 3, *([scenes.VIT_IMAGE] * 2 if subject.kind == IMAGE else [scenes.IMAGE] * 2)
     if subject.kind == IMAGE_TEXT and scene_size(subject) == scenes.LARGE:
-        wanted = scenes.CROPS, *wanted
+        sizes = scenes.CROPS, *sizes
     if subject.view is None:
         return
     for name, value in zip(subject.view.input_names(), subject.view.inputs(), strict=True):
         shape = subject.view.type(value).shape
         if name != "pixel_values" or shape is None:
             continue
-        fixed = zip(shape[1:], wanted, strict=False)
-        if len(shape) != len(wanted) + 1 or any(isinstance(a, int) and a != b for a, b in fixed):
+        fixed = zip(shape[1:], sizes, strict=False)
+        if len(shape) != len(sizes) + 1 or any(isinstance(a, int) and a != b for a, b in fixed):
             raise Missing(
                 f"{subject.name} takes images {list(shape)[1:]}: the images that come with this "
-                f"package are {list(wanted)}, for zoo:tiny-vit, zoo:tiny-llava and "
+                f"package are {list(sizes)}, for zoo:tiny-vit, zoo:tiny-llava and "
                 "zoo:tiny-llava-next. Judge other models by the task outputs, on images of "
                 "your own with --data FOLDER"
             )
@@ -72,14 +72,14 @@ def shown(subject: Subject, setting: Setting) -> Exam:
 def asked(subject: Subject, setting: Setting) -> Exam:
     """Test questions for a model of images and text."""
     count = setting.samples or QUESTIONS
-    made = scenes.questions("test", count, setting.seed, scene_size(subject))
-    return _batched(subject, made)
+    questions = scenes.questions("test", count, setting.seed, scene_size(subject))
+    return _batched(subject, questions)
 
 
 def example_batch(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
     """Inputs of ``batch`` questions of one length, for timing."""
-    made = scenes.questions("test", 1, size=scene_size(subject)) * batch
-    return scenes.prompt_batches(made, subject.tokenizer(), batch=batch)[0]
+    questions = scenes.questions("test", 1, size=scene_size(subject)) * batch
+    return scenes.prompt_batches(questions, subject.tokenizer(), batch=batch)[0]
 
 
 def scene_size(subject: Subject) -> int:

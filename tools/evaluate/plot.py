@@ -32,17 +32,17 @@ def comparison(rows: Sequence[ComparedEntry]) -> dict[str, Any] | None:
         for task in TASKS.values()
         if task.quality and any(task.name in row.results for row in rows)
     ]
-    made: list[dict[str, Any]] = []
+    panels: list[dict[str, Any]] = []
     for task, (figure, better) in qualities:
         for number, (cost, scale, label) in enumerate(COSTS):
             points = _points(rows, task, figure, cost, scale)
             if points:
-                place = (number, len({panel["task"] for panel in made} | {task}) - 1)
-                made.append(_panel(task, figure, better, label, points, place))
-    if not made:
+                place = (number, len({panel["task"] for panel in panels} | {task}) - 1)
+                panels.append(_panel(task, figure, better, label, points, place))
+    if not panels:
         return None
-    columns = 1 + max(panel["column"] for panel in made)
-    bottom = max(panel["bottom"] for panel in made) + 52
+    columns = 1 + max(panel["column"] for panel in panels)
+    bottom = max(panel["bottom"] for panel in panels) + 52
     legend = [
         {"label": f"{i + 1}  {shorten(row.name, 60)}", "colour": min(i, COLOURS - 1),
          "y": bottom + LEGEND_ROW * i + 6}
@@ -51,24 +51,24 @@ def comparison(rows: Sequence[ComparedEntry]) -> dict[str, Any] | None:
     return {
         "width": LEFT + columns * PANEL + (columns - 1) * GAP + 30,
         "height": bottom + LEGEND_ROW * len(rows) + 8,
-        "left": LEFT, "panels": made, "legend": legend,
+        "left": LEFT, "panels": panels, "legend": legend,
     }  # fmt: skip
 
 
 def _points(
     rows: Sequence[ComparedEntry], task: str, figure: str, cost: str, scale: float
 ) -> list[dict[str, Any]]:
-    found = []
+    points = []
     for number, row in enumerate(rows):
         result, timed = row.results.get(task), row.results.get("latency")
         amount = row.bytes if cost == "bytes" else timed.figures.get(cost) if timed else None
         value = result.figures.get(figure) if result else None
         if result and amount and value is not None:
             ends = result.interval.get(figure) or (value, value)
-            found.append({"cost": amount * scale, "value": value, "ends": ends,
+            points.append({"cost": amount * scale, "value": value, "ends": ends,
                           "name": row.name, "number": number + 1,
                           "colour": min(number, COLOURS - 1)})  # fmt: skip
-    return found
+    return points
 
 
 def _panel(

@@ -48,28 +48,28 @@ def probes(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, l
 
 def _text(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, list[str]]:
     windows, notes = chosen_windows(subject, setting)
-    made = []
+    batches = []
     for rows, inputs in batched([w.ids for w in windows]):
         ends = [len(windows[i].ids) - 1 for i in rows]
         places = tuple(
             Place(i, row, end - windows[i].scored, end)
             for row, (i, end) in enumerate(zip(rows, ends, strict=True))
         )
-        made.append(Probe(inputs, places))
-    return made, len(windows), "windows", notes
+        batches.append(Probe(inputs, places))
+    return batches, len(windows), "windows", notes
 
 
 def _sentences(subject: Subject, setting: Setting) -> tuple[list[Probe], int, str, list[str]]:
     texts = sentences(setting)
     count, notes = limited(len(texts), setting, SENTENCES, "sentences")
-    made: list[Probe] = []
+    batches: list[Probe] = []
     first = 0
     for part in encoded(subject, texts[:count]):
         ends = (1,) * len(part.lengths) if subject.kind == TEXT_CLASSES else part.lengths
         places = tuple(Place(first + row, row, 0, end) for row, end in enumerate(ends))
-        made.append(Probe(part.inputs, places))
+        batches.append(Probe(part.inputs, places))
         first += len(ends)
-    return made, count, "sentences", notes
+    return batches, count, "sentences", notes
 
 
 def _numbered(batches: Sequence[dict[str, torch.Tensor]], position: int) -> Iterator[Probe]:
@@ -85,19 +85,19 @@ def logits(subject: Subject, probe: Probe) -> list[torch.Tensor]:
     """Logits ``[positions, classes]`` f32 at each place of a probe. Where an answer starts and
     where it ends are two positions, whose classes are the tokens."""
     if subject.kind == TEXT:
-        found = text_logits(subject, probe.inputs)
-        return [found[p.row, p.start : p.stop] for p in probe.places]
+        scores = text_logits(subject, probe.inputs)
+        return [scores[p.row, p.start : p.stop] for p in probe.places]
     outputs = subject.run(probe.inputs)
     if subject.kind == ANSWERS:
         both = torch.stack([outputs["start_logits"], outputs["end_logits"]], 1)
         return [both[p.row, :, p.start : p.stop] for p in probe.places]
-    found = outputs["logits"]
-    if found.dim() == 2:
-        found = found[:, None]
-    if found.dim() != 3 or found.shape[0] != len(probe.places):
+    scores = outputs["logits"]
+    if scores.dim() == 2:
+        scores = scores[:, None]
+    if scores.dim() != 3 or scores.shape[0] != len(probe.places):
         raise BadInput(
-            f"{subject.name} gives logits {list(found.shape)} for {len(probe.places)} samples"
+            f"{subject.name} gives logits {list(scores.shape)} for {len(probe.places)} samples"
         )
     if subject.kind in READERS:
-        return [found[p.row, p.start : p.stop] for p in probe.places]
-    return [found[p.row, p.start :][:1] for p in probe.places]
+        return [scores[p.row, p.start : p.stop] for p in probe.places]
+    return [scores[p.row, p.start :][:1] for p in probe.places]

@@ -95,8 +95,10 @@ class Recall(Task):
             logits = text_logits(subject, inputs)
             for row, index in enumerate(rows):
                 start, answer = len(asked[index].ids) - 1, asked[index].answer
-                seen = logits[row, start : start + len(answer)]
-                hits[index] = finite(seen) and tuple(seen.argmax(-1).tolist()) == answer
+                predictions = logits[row, start : start + len(answer)]
+                hits[index] = (
+                    finite(predictions) and tuple(predictions.argmax(-1).tolist()) == answer
+                )
             done += len(rows)
         finite.settle()
         return hits
@@ -121,13 +123,13 @@ def prompts(tokenizer: Any, count: int, seed: int) -> list[Prompt]:
     rng = random.Random(seed)
     shapes = [("recall", n) for n in PAIRS] + [("copy", n) for n in COPIED]
     each = -(-count // len(shapes))
-    made = []
+    examples = []
     for kind, length in shapes:
         make = _recall_text if kind == "recall" else _copy_text
         for _ in range(each):
             prompt, answer = make(words, length, rng)
-            made.append(_encode(tokenizer, kind, length, prompt, answer))
-    return made
+            examples.append(_encode(tokenizer, kind, length, prompt, answer))
+    return examples
 
 
 def whole_words(tokenizer: Any) -> list[str]:

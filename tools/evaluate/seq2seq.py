@@ -39,17 +39,17 @@ class Seq2Seq:
         masked = {"encoder_attention_mask": source["attention_mask"]} if (
             "encoder_attention_mask" in self._runs["decoder"].input_names
         ) else {}  # fmt: skip
-        found = self._runs["decoder"](input_ids=text, encoder_hidden_states=hidden, **masked)
+        outputs = self._runs["decoder"](input_ids=text, encoder_hidden_states=hidden, **masked)
         past: dict[str, torch.Tensor] = {}
         ended = torch.zeros(len(text), dtype=torch.bool)
         ends = torch.tensor(sorted(eos), dtype=torch.int64)
         for _ in range(max_new_tokens):
-            past |= {n.replace("present", "past_key_values"): t for n, t in found.items()
+            past |= {n.replace("present", "past_key_values"): t for n, t in outputs.items()
                      if n.startswith("present")}  # fmt: skip
-            token = torch.where(ended, pad, found["logits"][:, -1].argmax(-1))
+            token = torch.where(ended, pad, outputs["logits"][:, -1].argmax(-1))
             text = torch.cat([text, token.unsqueeze(1)], 1)
             ended |= torch.isin(token, ends)
             if bool(ended.all()) or text.shape[1] > max_new_tokens:
                 break
-            found = self._runs["decoder_with_past"](input_ids=text[:, -1:], **masked, **past)
+            outputs = self._runs["decoder_with_past"](input_ids=text[:, -1:], **masked, **past)
         return text

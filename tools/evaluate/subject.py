@@ -48,7 +48,7 @@ class Subject:
         folder: Path | None = None, view: View | None = None, size: int | None = None,
         stored: tuple[str, str] | None = None, backend: str = "",
     ) -> None:  # fmt: skip
-        self._made = executable
+        self._executable = executable
         self.name, self.folder, self.view, self.bytes = name, folder, view, size
         self.stored, self.backend = stored, backend
         named: Any = executable if view is None else view
@@ -84,8 +84,8 @@ class Subject:
     @cached_property
     def executable(self) -> Executable:
         """What runs it, compiled when it is asked for."""
-        made: Any = self._made
-        return made if hasattr(made, "input_names") else made()  # type: ignore[no-any-return]
+        model: Any = self._executable
+        return model if hasattr(model, "input_names") else model()  # type: ignore[no-any-return]
 
     def run(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name. Inputs that the graph does not take are left out; floats, and masks of
@@ -97,12 +97,12 @@ class Subject:
                 f"{self.name} needs the inputs {', '.join(lacking)}, which evaluation does not "
                 f"give; it gives {', '.join(batch)}"
             )
-        given = {
+        inputs = {
             n: batch[n].to(self._dtypes.get(n, batch[n].dtype))
             for n in self.input_names if n not in absent
         }  # fmt: skip
-        found = self.executable(**given)
-        return {n: v.float().cpu() if v.is_floating_point() else v for n, v in found.items()}
+        outputs = self.executable(**inputs)
+        return {n: v.float().cpu() if v.is_floating_point() else v for n, v in outputs.items()}
 
     def example(self, batch: int, length: int) -> dict[str, torch.Tensor]:
         """Random inputs of this batch size and length, for timing. Raises ``BadInput`` where the
@@ -125,10 +125,10 @@ class Subject:
 
     def tokenizer(self) -> Any:
         """The ``tokenizers.Tokenizer``. ``Missing`` where it or the package is not there."""
-        made: Any = read_tokenizer(self.tokenizer_file().parent)
-        made.no_padding()
-        made.no_truncation()
-        return made
+        tokenizer: Any = read_tokenizer(self.tokenizer_file().parent)
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        return tokenizer
 
     def tokenizer_file(self) -> Path:
         """Path of ``tokenizer.json``. ``Missing`` where there is none."""
@@ -173,9 +173,9 @@ def _stored(
     if not ours and (path.suffix != ".onnx" or path.is_dir()):
         view = load(text, trust_remote_code=trust, cache=False)
         if backend in (None, "eager"):
-            made = _in_memory(cls, view, name or text, folder, "eager", device, kind)
-            made.stored = ("eager", text)
-            return made
+            subject = _in_memory(cls, view, name or text, folder, "eager", device, kind)
+            subject.stored = ("eager", text)
+            return subject
         return _in_memory(cls, view, name or text, folder, str(backend), device, kind)
     if ours and not kind:
         kind = manifest.load(path).source.task

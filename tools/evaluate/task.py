@@ -149,7 +149,7 @@ class Finite:
 
 def limited(available: int, setting: Setting, default: int, unit: str) -> tuple[int, list[str]]:
     """How many samples to take, and a note where fewer are there than were asked for."""
-    wanted = setting.samples or default
-    if setting.samples is not None and wanted > available:
-        return available, [f"{wanted} {unit} asked for, the data hold {available}"]
-    return min(wanted, available), []
+    count = setting.samples or default
+    if setting.samples is not None and count > available:
+        return available, [f"{count} {unit} asked for, the data hold {available}"]
+    return min(count, available), []
