@@ -113,7 +113,7 @@ def read_state(artifact: Path) -> ModelState:
     lacking = []
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
-        stored = _found(view, kind, sites.get(module), tables.get(module)) or (
+        stored = _site_weight(view, kind, sites.get(module), tables.get(module)) or (
             view.weight(named[name]) if name in named else None
         )
         if stored is None and kind == "weight" and module in norms:
@@ -134,7 +134,7 @@ def read_state(artifact: Path) -> ModelState:
     return ModelState(artifact, read_json(artifact, "config.json"), packed, whole, paths)
 
 
-def _found(
+def _site_weight(
     view: View, kind: str, site: Linear | None, table: Embedding | None
 ) -> PackedLinear | Weight | None:
     """What the graph has for a parameter of a linear or a table."""

@@ -35,27 +35,27 @@ class Errors:
     by_form: Mapping[Form, float]
     nbytes: Mapping[Form, int]
     """What each takes as it is stored: scales that float16 does not hold are wider than others."""
-    left: Mapping[str, Tensor]
+    shares: Mapping[str, Tensor]
     """By method: the share of the error that is left behind a path of each rank, f64 ``[k + 1]``.
     It hardly depends on the bits: rounding errors are noise of one shape."""
 
     def listed(self) -> list[Any]:
         """As a checkpoint keeps it: ``of_list`` reads it."""
-        return [[*self.by_form.values()], [*self.nbytes.values()], dict(self.left)]
+        return [[*self.by_form.values()], [*self.nbytes.values()], dict(self.shares)]
 
     @classmethod
     def of_list(
         cls, forms: Sequence[Form], errors: Sequence[float], nbytes: Sequence[int],
-        left: Mapping[str, Tensor],
+        shares: Mapping[str, Tensor],
     ) -> Errors:  # fmt: skip
         return cls(
-            dict(zip(forms, errors, strict=True)), dict(zip(forms, nbytes, strict=True)), left
+            dict(zip(forms, errors, strict=True)), dict(zip(forms, nbytes, strict=True)), shares
         )
 
     def of(self, form: Form, path: Path) -> float:
         """The error of a form with a path beside it."""
         alone = self.by_form[form]
-        shares = self.left.get(form.method)
+        shares = self.shares.get(form.method)
         if shares is None or not path.rank:
             return alone
         share = float(shares[min(path.rank, len(shares) - 1)])
@@ -97,14 +97,14 @@ def _errors(
     mean_error, whitening = _measure(statistics)
     by_form: dict[Form, float] = {}
     nbytes: dict[Form, int] = {}
-    left: dict[str, Tensor] = {}
+    shares: dict[str, Tensor] = {}
     for form in forms:
         rounded, nbytes[form] = stored(form, weight, statistics, linear, target)
         gap = weight.float() - rounded
         by_form[form] = mean_error(gap)
-        if ranks and whitening is not None and form.method not in left:
-            left[form.method] = left_by_rank(gap, whitening)
-    return Errors(by_form, nbytes, left)
+        if ranks and whitening is not None and form.method not in shares:
+            shares[form.method] = left_by_rank(gap, whitening)
+    return Errors(by_form, nbytes, shares)
 
 
 def _measure(statistics: Statistics) -> tuple[Callable[[Tensor], float], Whitening | None]:
