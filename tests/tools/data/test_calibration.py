@@ -64,9 +64,9 @@ def test_text_is_cut_into_windows_that_fit_the_model(tmp_path: Path, llama: View
     whole = read(str(file), llama)
     assert whole.length == 96 < LENGTH  # the model's max_position_embeddings
     ids = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in whole.batches])
-    found = whole.entry()
-    assert found.tokens == len(ids)
-    assert found.samples == -(-len(ids) // 96)
+    entry = whole.entry()
+    assert entry.tokens == len(ids)
+    assert entry.samples == -(-len(ids) // 96)
     assert read(str(file), llama, samples=3, length=17).entry().tokens == 3 * 17
     assert read(str(file), llama).sha256 == whole.sha256
     assert read(str(file), llama, samples=3).sha256 != whole.sha256
@@ -171,10 +171,10 @@ def test_arrays_are_cut_into_batches(tmp_path: Path, vit: View, kind: str) -> No
         np.savez(path, pixel_values=pixels.numpy())
     else:
         importlib.import_module("safetensors.torch").save_file({"pixel_values": pixels}, path)
-    found = read(str(path), vit)
-    assert [len(b["pixel_values"]) for b in found.batches] == [8, 3]
-    assert torch.equal(torch.cat([b["pixel_values"] for b in found.batches]), pixels)
-    assert found.entry().tokens is None
+    samples = read(str(path), vit)
+    assert [len(b["pixel_values"]) for b in samples.batches] == [8, 3]
+    assert torch.equal(torch.cat([b["pixel_values"] for b in samples.batches]), pixels)
+    assert samples.entry().tokens is None
     five = read(str(path), vit, samples=5).batches
     assert torch.equal(torch.cat([b["pixel_values"] for b in five]), pixels[:5])
 
@@ -282,8 +282,8 @@ def test_images_are_resized_and_scaled_as_the_model_wants(tmp_path: Path, vit: V
     (tmp_path / "notes.txt").write_text("no image")
     (batch,) = read(str(tmp_path), vit).batches
     assert batch["pixel_values"].shape == (2, 3, 48, 48)
-    wanted = (torch.tensor([51, 204, 7]) / 255 - 0.5) / 0.25
-    assert torch.allclose(batch["pixel_values"][1].mean((1, 2)), wanted, atol=1e-5)
+    expected = (torch.tensor([51, 204, 7]) / 255 - 0.5) / 0.25
+    assert torch.allclose(batch["pixel_values"][1].mean((1, 2)), expected, atol=1e-5)
 
 
 def test_prompts_hold_a_placeholder_for_each_feature(tmp_path: Path, llava: View) -> None:
@@ -395,16 +395,16 @@ def test_text_for_models_of_images(tmp_path: Path, vit: View, llava: View) -> No
 
 def test_the_zoo_gives_other_samples_than_runs_are_verified_on(vit: View, llava: View) -> None:
     for view in (vit, llava):
-        found = read(view.source.name, view, samples=9)
-        assert found.entry().samples == 9
-        shown = torch.cat([b["pixel_values"] for b in found.batches])
+        samples = read(view.source.name, view, samples=9)
+        assert samples.entry().samples == 9
+        shown = torch.cat([b["pixel_values"] for b in samples.batches])
         known = torch.cat([b["pixel_values"] for b in view.source.samples])
         assert torch.cdist(shown.flatten(1), known.flatten(1)).min() > 1
 
 
 def test_the_zoo_s_text_is_tokenized_by_the_model(llama: View) -> None:
-    found = read("zoo:tiny-llama", llama, samples=8, length=32)
-    assert found.entry().tokens == 8 * 32
+    samples = read("zoo:tiny-llama", llama, samples=8, length=32)
+    assert samples.entry().tokens == 8 * 32
     assert calibration.SAMPLES == 128
 
 
@@ -432,22 +432,22 @@ def test_the_manifest_says_what_was_used_and_replay_refuses_other_data(
             main(list(arguments))
         return int(leave.value.code or 0), " ".join("".join(capsys.readouterr()).split())
 
-    code, said = command(model, "-p", recipe)
-    assert (code, "eora needs calibration data: give --calib DATA" in said) == (2, True)
+    code, message = command(model, "-p", recipe)
+    assert (code, "eora needs calibration data: give --calib DATA" in message) == (2, True)
     options = ("--calib", "a.npz", "--calib-samples", "21")
-    code, said = command(model, "-p", recipe, "-o", "out", *options)
-    assert code == 0 and "calibrated on a.npz: 21 samples" in said, said
-    made = manifest.load("out")
+    code, message = command(model, "-p", recipe, "-o", "out", *options)
+    assert code == 0 and "calibrated on a.npz: 21 samples" in message, message
+    written = manifest.load("out")
     entry = read("a.npz", load(model, cache=False), samples=21).entry()
-    assert made.calibration == entry.model_copy(update={"beside": "../a.npz"})
-    assert made.calibration.tokens is None and made.calibration.samples == 21
+    assert written.calibration == entry.model_copy(update={"beside": "../a.npz"})
+    assert written.calibration.tokens is None and written.calibration.samples == 21
     assert "byte-identical" in command("replay", "out", "--trust-source")[1]
     np.savez("a.npz", x=np.where(np.arange(30)[:, None] < 21, x, 0))
     # The rows that were used are the same.
     assert "byte-identical" in command("replay", "out", "--trust-source")[1]
     np.savez("a.npz", x=x + 1)
-    code, said = command("replay", "out", "--trust-source")
-    assert (code, "a.npz has changed: the batches" in said) == (2, True)
+    code, message = command("replay", "out", "--trust-source")
+    assert (code, "a.npz has changed: the batches" in message) == (2, True)
 
 
 def test_too_few_tokens_are_said_and_marked(tmp_path: Path, language_model: Path) -> None:
@@ -462,6 +462,6 @@ def test_too_few_tokens_are_said_and_marked(tmp_path: Path, language_model: Path
         marked = {site["kind"] for site in step["sites"] if "fewer" in site.get("note", "")}
         assert marked == short
         note = f"{2 * len(short)} sites: {length} tokens, and up to 64 inputs"
-        assert any(note in said for said in step["notes"])
+        assert any(note in line for line in step["notes"])
     enough = gw.optimize(view, recipe, calibration=read(data, view, samples=1, length=70).batches)
-    assert not any("too little" in said for said in enough.report.passes[1].result.notes)
+    assert not any("too little" in line for line in enough.report.passes[1].result.notes)

@@ -56,18 +56,18 @@ def test_graph_executable_and_artifact_give_the_same_numbers(
 ) -> None:
     view = gw.load(language_model, cache=False)
     executable = gw.compile(view, backend="onnxruntime")
-    found = [
+    results = [
         evaluate(thing, "perplexity,agreement,recall,generate", view, 24, data=text)
         for thing in (view, executable, plain_artifact, str(language_model))
     ]
-    for other in found[1:]:
+    for other in results[1:]:
         for task, result in other.items():
-            first = found[0][task]
+            first = results[0][task]
             assert result.figures == pytest.approx(first.figures, rel=1e-5, abs=1e-9), task
             assert (result.samples, result.unit) == (first.samples, first.unit)
-    assert found[2]["agreement"].figures["top1"] == 1.0
-    assert found[2]["agreement"].figures["kl"] < 1e-9
-    assert found[2]["generate"].figures == {"equal_tokens": 32.0, "identical": 1.0}
+    assert results[2]["agreement"].figures["top1"] == 1.0
+    assert results[2]["agreement"].figures["kl"] < 1e-9
+    assert results[2]["generate"].figures == {"equal_tokens": 32.0, "identical": 1.0}
 
 
 def test_perplexity_is_what_the_eager_model_says(language_model: Path, text: Path) -> None:
@@ -116,19 +116,19 @@ def test_windows_side_by_side_are_judged_each_on_its_own(language_model: Path, t
 
 
 def spans(length: int, window: int, stride: int) -> list[tuple[int, int, int]]:
-    found, end = [], 1
+    parts, end = [], 1
     while end < length:
         last, end = end, min(length, window if end == 1 else end + stride)
-        found.append((max(0, end - window), end, end - last))
-    return found
+        parts.append((max(0, end - window), end, end - last))
+    return parts
 
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5, 39, 40, 41, 56, 123])
 def test_windows_predict_every_token_once_with_context(length: int) -> None:
-    made = documents.windows(range(length), 40, 16)
-    scored = [i for w in made for i in w.ids[-w.scored :]]
+    windows = documents.windows(range(length), 40, 16)
+    scored = [i for w in windows for i in w.ids[-w.scored :]]
     assert scored == list(range(1, length))
-    assert all(len(w.ids) == 40 for w in made[1:]) and all(w.scored <= 16 for w in made[1:])
+    assert all(len(w.ids) == 40 for w in windows[1:]) and all(w.scored <= 16 for w in windows[1:])
 
 
 def test_padding_and_batches_change_nothing(
@@ -176,16 +176,16 @@ def test_recall_of_a_model_that_looks_back_and_of_one_that_does_not(language_mod
     def looks_back(batch: Batch) -> torch.Tensor:
         """What followed the last earlier occurrence of the last two tokens, or of the last one."""
         ids = batch["input_ids"]
-        found = torch.zeros_like(ids)
+        followers = torch.zeros_like(ids)
         for row, tokens in enumerate(ids.tolist()):
             for end in range(2, len(tokens) + 1):
                 for size in (2, 1):
                     places = [i for i in range(size, end)
                               if tokens[i - size : i] == tokens[end - size : end]]  # fmt: skip
                     if places:
-                        found[row, end - 1] = tokens[places[-1]]
+                        followers[row, end - 1] = tokens[places[-1]]
                         break
-        return says(found, 700)
+        return says(followers, 700)
 
     def constant(batch: Batch) -> torch.Tensor:
         return says(torch.zeros_like(batch["input_ids"]), 700)
@@ -270,11 +270,11 @@ def test_vqa_by_type(tmp_path: Path) -> None:
     pixels = {scenes.normalized([q.scene.image]).sum().item(): q for q in asked}
 
     def counts_badly(batch: Batch) -> torch.Tensor:
-        found = [pixels[image[None].sum().item()] for image in batch["pixel_values"]]
-        right = [words.index("none" if q.type == "count" else q.answer) for q in found]
+        questions = [pixels[image[None].sum().item()] for image in batch["pixel_values"]]
+        right = [words.index("none" if q.type == "count" else q.answer) for q in questions]
         ids = batch["input_ids"]
         assert bool((batch["attention_mask"] == 1).all())
-        assert (ids == 2).sum(1).tolist() == [144] * len(found)
+        assert (ids == 2).sum(1).tolist() == [144] * len(questions)
         spread = torch.tensor(right)[:, None].expand(ids.shape)
         return says(spread, len(words))
 
@@ -304,21 +304,21 @@ def test_latency_and_memory_of_artifact_and_executable(
     language_model: Path, plain_artifact: Path
 ) -> None:
     executable = gw.compile(gw.load(language_model, cache=False), backend="eager")
-    made, ran = (
+    artifact, compiled = (
         evaluate(thing, "latency,memory", batch=3, length=5, tokenizer=language_model)
         for thing in (plain_artifact, executable)
     )
-    for found in (made, ran):
-        low, high = found["latency"].interval["median_ms"]
-        assert 0 < low <= found["latency"].figures["median_ms"] <= high
-        assert found["latency"].detail["shapes"]["input_ids"] == [3, 5]
-        assert found["memory"].figures["peak_bytes"] > 5e7
+    for results in (artifact, compiled):
+        low, high = results["latency"].interval["median_ms"]
+        assert 0 < low <= results["latency"].figures["median_ms"] <= high
+        assert results["latency"].detail["shapes"]["input_ids"] == [3, 5]
+        assert results["memory"].figures["peak_bytes"] > 5e7
     sizes = [(plain_artifact / n).stat().st_size for n in ("model.onnx", "model.onnx.data")]
-    assert made["memory"].figures["disk_bytes"] == sum(sizes)
-    assert made["memory"].figures["model_bytes"] < made["memory"].figures["peak_bytes"]
-    assert (made["memory"].samples, made["memory"].detail["process"]) == (3, "a fresh one")
-    assert (ran["memory"].samples, ran["memory"].detail["process"]) == (1, "this one")
-    assert "disk_bytes" not in ran["memory"].figures
+    assert artifact["memory"].figures["disk_bytes"] == sum(sizes)
+    assert artifact["memory"].figures["model_bytes"] < artifact["memory"].figures["peak_bytes"]
+    assert (artifact["memory"].samples, artifact["memory"].detail["process"]) == (3, "a fresh one")
+    assert (compiled["memory"].samples, compiled["memory"].detail["process"]) == (1, "this one")
+    assert "disk_bytes" not in compiled["memory"].figures
 
 
 # --- refusals ------------------------------------------------------------------------------------

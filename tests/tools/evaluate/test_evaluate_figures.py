@@ -71,14 +71,14 @@ def row(name: str, size: int | None, quality: float, ms: float | None) -> Compar
 
 def test_panels_place_cheap_left_and_high_up() -> None:
     rows = [row("a", 40_000_000, 10.0, 8.0), row("<b>", 10_000_000, 12.0, 9.0)]
-    made = plot.comparison(rows)
-    assert made is not None
-    size, latency = made["panels"]
+    drawing = plot.comparison(rows)
+    assert drawing is not None
+    size, latency = drawing["panels"]
     assert (size["column"], latency["column"]) == (0, 1)
     a, b = size["points"]
     assert b["x"] < a["x"] and b["y"] < a["y"]
     assert latency["points"][0]["x"] < latency["points"][1]["x"]
-    for panel in made["panels"]:
+    for panel in drawing["panels"]:
         for p in panel["points"]:
             assert panel["left"] <= p["x"] <= panel["right"]
             assert panel["top"] <= p["high"] < p["y"] < p["low"] <= panel["bottom"]
@@ -100,7 +100,7 @@ def test_the_file_is_svg_and_names_are_text(tmp_path: Path) -> None:
     assert plot.write_svg(tmp_path / "eval.svg", rows)
     root = ElementTree.parse(tmp_path / "eval.svg").getroot()
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
-    said = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"1  a & b", "2  <b>", "1", "2", "perplexity (lower is better)"} <= set(said)
+    texts = [e.text for e in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"1  a & b", "2  <b>", "1", "2", "perplexity (lower is better)"} <= set(texts)
     circles = list(root.iter("{http://www.w3.org/2000/svg}circle"))
     assert len(circles) == 2 + 2

@@ -40,15 +40,15 @@ def likely(language_model: Path) -> Any:
 
 def test_a_continuation_is_scored_behind_its_context(scorer: Scorer, likely: Any) -> None:
     asked = [("The value of the ", "object"), ("It", " is a much longer continuation of it")]
-    found = scorer.loglikelihood([Asked(pair) for pair in asked])
-    for (score, greedy), (context, continuation) in zip(found, asked, strict=True):
+    scores = scorer.loglikelihood([Asked(pair) for pair in asked])
+    for (score, greedy), (context, continuation) in zip(scores, asked, strict=True):
         head = scorer._tokenizer.encode(context.rstrip()).ids
         ids = scorer._tokenizer.encode(context + continuation).ids
         rows = likely(ids)[len(head) - 1 : -1]
-        wanted = torch.tensor(ids[len(head) :])
-        expected = float(rows.gather(1, wanted[:, None]).sum())
+        targets = torch.tensor(ids[len(head) :])
+        expected = float(rows.gather(1, targets[:, None]).sum())
         assert score == pytest.approx(expected, rel=1e-5)
-        assert greedy == bool((rows.argmax(-1) == wanted).all())
+        assert greedy == bool((rows.argmax(-1) == targets).all())
 
 
 def test_a_whole_text_is_scored_token_by_token(scorer: Scorer, likely: Any) -> None:
@@ -62,12 +62,12 @@ def test_a_whole_text_is_scored_token_by_token(scorer: Scorer, likely: Any) -> N
 
 
 def test_text_is_written_up_to_a_stop(scorer: Scorer, language_model: Path) -> None:
-    (made,) = gw.generate(language_model, "The value", max_new_tokens=8)
+    (continuation,) = gw.generate(language_model, "The value", max_new_tokens=8)
     settings = {"until": [], "max_gen_toks": 8}
-    assert scorer.generate_until([Asked(("The value", settings))]) == [made.text]
-    stop = made.text[3:5]
+    assert scorer.generate_until([Asked(("The value", settings))]) == [continuation.text]
+    stop = continuation.text[3:5]
     cut = scorer.generate_until([Asked(("The value", settings | {"until": [stop]}))])
-    assert cut == [made.text.split(stop)[0]]
+    assert cut == [continuation.text.split(stop)[0]]
 
 
 def test_what_writes_no_text_is_refused() -> None:

@@ -57,14 +57,16 @@ def rows(kind: str, folder: Path) -> list[torch.Tensor]:
     model = getattr(transformers, KINDS[kind]).from_pretrained(folder).eval()
     tokenizer: Any = read_tokenizer(folder)
     tokenizer.enable_truncation(128)
-    found = []
+    logits = []
     for text in english_sentences(256)[:TEXTS]:
         row = tokenizer.encode(QUESTION, text) if "question" in kind else tokenizer.encode(text)
         with torch.no_grad():
-            made = model(torch.tensor([row.ids]), token_type_ids=torch.tensor([row.type_ids]))
-        both = "start_logits" in made
-        found.append(torch.cat([made.start_logits, made.end_logits]) if both else made.logits)
-    return [row if row.dim() == 2 else row[0] for row in found]
+            outputs = model(torch.tensor([row.ids]), token_type_ids=torch.tensor([row.type_ids]))
+        both = "start_logits" in outputs
+        logits.append(
+            torch.cat([outputs.start_logits, outputs.end_logits]) if both else outputs.logits
+        )
+    return [row if row.dim() == 2 else row[0] for row in logits]
 
 
 def test_agreement_is_that_of_the_librarys_models(pair: tuple[str, Path, Path]) -> None:
@@ -99,8 +101,8 @@ def test_outputs_of_any_model_are_compared_on_a_persons_inputs(tmp_path: Path) -
 
     example = (torch.ones(3, 4),)
     a, b = (gw.trace(Both(scale), example) for scale in (1.0, 1.5))
-    given = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
-    np.savez(tmp_path / "rows.npz", x=given)
+    inputs = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32)
+    np.savez(tmp_path / "rows.npz", x=inputs)
     result = evaluate(b, "outputs", a, data=tmp_path / "rows.npz")["outputs"]
     assert (result.samples, result.notes) == (6, ())
     assert result.figures == pytest.approx({"cosine": 1.0, "rel_l2": 0.5, "top1": 1.0})

@@ -39,9 +39,9 @@ def test_questions_about_ones_own_images(tmp_path: Path) -> None:
     model = Subject.of("zoo:tiny-llava")
     shipped = evaluate(model, "vqa", samples=12)["vqa"]
     own = evaluate(model, "vqa", data=write_lines(tmp_path / "a.jsonl", lines))["vqa"]
-    said = [answer.split(" ") for answer in own.detail["answers"]]
-    hits = [words[0] == q.answer for words, q in zip(said, asked, strict=True)]
-    exact = [hit and len(words) == 1 for hit, words in zip(hits, said, strict=True)]
+    replies = [answer.split(" ") for answer in own.detail["answers"]]
+    hits = [words[0] == q.answer for words, q in zip(replies, asked, strict=True)]
+    exact = [hit and len(words) == 1 for hit, words in zip(hits, replies, strict=True)]
     assert sum(hits) / 12 == pytest.approx(shipped.figures["accuracy"])
     assert own.figures["accuracy"] == pytest.approx(sum(exact) / 12) and own.samples == 12
     wrong = [line | {"answers": ["some other thing"]} for line in lines[:2]]
@@ -55,7 +55,7 @@ def test_questions_about_ones_own_images(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "answers", "score"),
+    ("reply", "answers", "score"),
     [
         ("A cat.", ["cat"], 1.0),
         ("two", ["2", "dog"], 1.0),
@@ -65,8 +65,8 @@ def test_questions_about_ones_own_images(tmp_path: Path) -> None:
         ("cat", ["dog"] * 10, 0.0),
     ],
 )
-def test_soft_accuracy(said: str, answers: list[str], score: float) -> None:
-    assert soft_accuracy(said, answers) == pytest.approx(score)
+def test_soft_accuracy(reply: str, answers: list[str], score: float) -> None:
+    assert soft_accuracy(reply, answers) == pytest.approx(score)
 
 
 def test_answers_are_compared_as_vqav2_does() -> None:

@@ -64,8 +64,8 @@ def test_the_parts_write_what_the_library_writes(name: str, tmp_path: Path) -> N
 def test_a_row_that_has_ended_is_padded(tmp_path: Path) -> None:
     saved("t5", tmp_path / "model")
     parts = {part: load(tmp_path / "model", part=part) for part in PARTS}
-    made = {p: optimize(v, "quantize{bits=8 group=32}").graph for p, v in parts.items()}
-    run = Seq2Seq(export_pair(made, tmp_path / "out"))
+    graphs = {p: optimize(v, "quantize{bits=8 group=32}").graph for p, v in parts.items()}
+    run = Seq2Seq(export_pair(graphs, tmp_path / "out"))
     source = source_of("t5")
     text = run.greedy(source, 0, max_new_tokens=NEW)
     end = int(text[0, 2])

@@ -46,5 +46,5 @@ def test_onnx_file(tmp_path: Path) -> None:
 
 
 def test_any_size(tmp_path: Path) -> None:
-    found = any_size.main(tmp_path / "out")
-    assert len(found) == 3 and sorted(found.values()) == [*found.values()]
+    errors = any_size.main(tmp_path / "out")
+    assert len(errors) == 3 and sorted(errors.values()) == [*errors.values()]

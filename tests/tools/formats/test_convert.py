@@ -35,28 +35,28 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         tie_word_embeddings=True,
     )  # fmt: skip
     torch.manual_seed(0)
-    made = transformers.Qwen2ForCausalLM(config)
-    for name, parameter in made.named_parameters():
+    network = transformers.Qwen2ForCausalLM(config)
+    for name, parameter in network.named_parameters():
         if name.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
-    made.save_pretrained(folder)
+    network.save_pretrained(folder)
     return folder
 
 
 @pytest.fixture(scope="module")
 def artifacts(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The artifact of a recipe, made once."""
-    made: dict[str, Path] = {}
+    by_recipe: dict[str, Path] = {}
     graph = gw.load(model)
 
     def of(recipe: str) -> Path:
-        if recipe not in made:
+        if recipe not in by_recipe:
             samples = [GIVEN]
             calibration = [GIVEN] if "eora" in recipe or "drop" in recipe else None
             result = gw.optimize(graph, recipe, samples=samples, calibration=calibration)
             out = tmp_path_factory.mktemp("made") / "out"
-            made[recipe] = gw.export(result.graph, out, report=result.report)
-        return made[recipe]
+            by_recipe[recipe] = gw.export(result.graph, out, report=result.report)
+        return by_recipe[recipe]
 
     return of
 
@@ -83,8 +83,8 @@ def test_what_is_written_is_read_back(
 ) -> None:
     artifact = artifacts(recipe)
     assert "14 linears in few bits" in convert(artifact, to, tmp_path / "out")[0]
-    found = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
-    assert found["quant_method"] == to and {name: found[name] for name in settings} == settings
+    entry = json.loads((tmp_path / "out/config.json").read_text())["quantization_config"]
+    assert entry["quant_method"] == to and {name: entry[name] for name in settings} == settings
     torch.testing.assert_close(logits(tmp_path / "out"), logits(artifact), rtol=1e-4, atol=1e-5)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
 
@@ -116,19 +116,19 @@ def test_norms_are_stored_as_their_class_reads_them(
 ) -> None:
     """In a folder ``w`` of a graph's ``1 + w``; in GGUF the sum, as llama.cpp multiplies by."""
     source, artifact = gemma
-    given, name = load_file(source / "model.safetensors"), "model.layers.0.input_layernorm.weight"
-    made = tmp_path / "out"
+    weights, name = load_file(source / "model.safetensors"), "model.layers.0.input_layernorm.weight"
+    out = tmp_path / "out"
     if to == "gguf":
         reader = pytest.importorskip("gguf").GGUFReader
-        convert(artifact, to, made)
-        tensors = {x.name: x.data for x in reader(made / "model.gguf").tensors}
-        found = torch.tensor(tensors["blk.0.attn_norm.weight"]) - 1
-        made = made / "model.gguf"
+        convert(artifact, to, out)
+        tensors = {x.name: x.data for x in reader(out / "model.gguf").tensors}
+        norm = torch.tensor(tensors["blk.0.attn_norm.weight"]) - 1
+        out = out / "model.gguf"
     else:
-        convert(artifact, to, made)
-        found = load_file(made / "model.safetensors")[name]
-    torch.testing.assert_close(found, given[name], rtol=0, atol=2e-7)
-    torch.testing.assert_close(logits(made), logits(artifact), rtol=1e-4, atol=1e-5)
+        convert(artifact, to, out)
+        norm = load_file(out / "model.safetensors")[name]
+    torch.testing.assert_close(norm, weights[name], rtol=0, atol=2e-7)
+    torch.testing.assert_close(logits(out), logits(artifact), rtol=1e-4, atol=1e-5)
 
 
 def test_a_gemma_that_llama_cpp_does_not_have(gemma: tuple[Path, Path], tmp_path: Path) -> None:
@@ -165,10 +165,10 @@ def test_stored_tables_are_whole_numbers_there(artifacts: Any, tmp_path: Path) -
     """A tied head reads its table's bytes in the artifact, and its numbers in the folder."""
     artifact = artifacts("quantize{bits=4 group=32 embeddings=8 accuracy_level=0}")
     notes = convert(artifact, "gptq", tmp_path / "out")
-    told = "stored in few bits in the artifact, whole here: model.embed_tokens.weight"
-    assert told in notes
-    made = load_file(tmp_path / "out/model.safetensors")
-    assert "lm_head.weight" not in made and "lm_head.qweight" not in made
+    note = "stored in few bits in the artifact, whole here: model.embed_tokens.weight"
+    assert note in notes
+    tensors = load_file(tmp_path / "out/model.safetensors")
+    assert "lm_head.weight" not in tensors and "lm_head.qweight" not in tensors
     torch.testing.assert_close(logits(tmp_path / "out"), logits(artifact), rtol=0.05, atol=0.02)
     graph = gw.compile(gw.load(artifact), backend="eager")(**GIVEN)
     torch.testing.assert_close(logits(tmp_path / "out"), graph["logits"], rtol=1e-4, atol=1e-4)
@@ -210,8 +210,8 @@ def _folded(folder: Path, adapter: dict[str, torch.Tensor], model: Path) -> torc
     view = gw.load(folder, cache=False)
     weights = {view.name(v): view.weight(v) for node in view.nodes() for v in view.operands(node)
                if v is not None and not isinstance(v, int | float) and view.weight(v) is not None}
-    made = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
-    parameters = dict(made.named_parameters())
+    network = transformers.AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
+    parameters = dict(network.named_parameters())
     for key, down in adapter.items():
         if key.endswith("lora_B.weight"):
             continue
@@ -220,7 +220,7 @@ def _folded(folder: Path, adapter: dict[str, torch.Tensor], model: Path) -> torc
         whole = weights[f"{name}.weight"].read() + up.float() @ down.float()
         parameters[f"{name}.weight"].data.copy_(whole)
     with torch.no_grad():
-        return made(**GIVEN).logits
+        return network(**GIVEN).logits
 
 
 @pytest.mark.parametrize(("recipe", "name", "dtype"), [
@@ -236,8 +236,8 @@ def test_the_layout_of_transformers_js(
     assert sorted(p.name for p in (out / "onnx").iterdir()) == [name, f"{name}_data"]
     settings = json.loads((out / "config.json").read_text())["transformers.js_config"]
     assert settings == {"dtype": dtype, "use_external_data_format": {name: 1}}
-    found = gw.compile(out / "onnx" / name)(**GIVEN)["logits"]
-    assert torch.equal(found, logits(artifact))
+    output = gw.compile(out / "onnx" / name)(**GIVEN)["logits"]
+    assert torch.equal(output, logits(artifact))
 
 
 @pytest.mark.parametrize(("bits", "half", "form"), [

@@ -51,9 +51,9 @@ def decoded(data: np.ndarray, kind: str) -> torch.Tensor:
 )
 def test_blocks_are_the_same_numbers(bits: int, group: int, kind: str) -> None:
     linear, dense = packed(bits, group)
-    made = _blocks(linear, None)
-    assert made.kind == kind and made.make().shape == made.shape
-    assert torch.equal(decoded(made.make(), kind), dense)
+    tensor = _blocks(linear, None)
+    assert tensor.kind == kind and tensor.make().shape == tensor.shape
+    assert torch.equal(decoded(tensor.make(), kind), dense)
 
 
 def test_heads_of_arch_llama_are_interleaved() -> None:
@@ -63,9 +63,9 @@ def test_heads_of_arch_llama_are_interleaved() -> None:
     linear, dense = packed(4, 32)
     order = _rows("a.q_proj", ROWS, config, "llama")
     heads = dense.view(3, 2, 2, COLUMNS)
-    wanted = torch.stack([heads[:, h, i] for i in range(2) for h in range(2)], 1)
-    found = decoded(_blocks(linear, order).make(), "Q4_0")
-    assert torch.equal(found, wanted.reshape(ROWS, COLUMNS)) and not torch.equal(found, dense)
+    expected = torch.stack([heads[:, h, i] for i in range(2) for h in range(2)], 1)
+    numbers = decoded(_blocks(linear, order).make(), "Q4_0")
+    assert torch.equal(numbers, expected.reshape(ROWS, COLUMNS)) and not torch.equal(numbers, dense)
     assert _rows("a.v_proj", ROWS, config, "llama") is None
     assert _rows("a.q_proj", ROWS, config, "qwen2") is None
 
@@ -114,8 +114,8 @@ def test_read_back_as_a_person_types_it(
     convert(first, "gguf", tmp_path / "out")
     again = publish(tmp_path / "out" / "model.gguf", "clean")
     ids = torch.arange(3, 15).reshape(2, 6)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    logits = [gw.compile(folder)(**given)["logits"] for folder in (first, again)]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = [gw.compile(folder)(**inputs)["logits"] for folder in (first, again)]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-5, atol=1e-5)
     words = [json.loads((x / "tokenizer.json").read_text())["model"] for x in (first, again)]
     assert words[0]["vocab"] == words[1]["vocab"] and len(words[0]["vocab"]) > 500
@@ -134,7 +134,7 @@ def test_the_librarys_reader(artifact: Path, tmp_path: Path) -> None:
     state = read_state(artifact)
     table = state.whole["model.embed_tokens.weight"].read().numpy()
     assert np.array_equal(tensors["token_embd.weight"].data, table)
-    found, linear = tensors["blk.0.ffn_down.weight"], state.packed["model.layers.0.mlp.down_proj"]
+    stored, linear = tensors["blk.0.ffn_down.weight"], state.packed["model.layers.0.mlp.down_proj"]
     dense = (linear.codes().float() - 8).view(64, 3, 32) * linear.scales().float().unsqueeze(2)
-    made = gguf.quants.dequantize(found.data, found.tensor_type)
-    assert np.array_equal(made, dense.view(64, 96).numpy())
+    numbers = gguf.quants.dequantize(stored.data, stored.tensor_type)
+    assert np.array_equal(numbers, dense.view(64, 96).numpy())

@@ -45,8 +45,8 @@ def test_valid_and_round_trips(
 
 
 def test_the_schema_is_that_of_the_models() -> None:
-    made = schema.text()
-    assert schema.SCHEMA_FILE.read_text(encoding="utf-8") == made, (
+    text = schema.text()
+    assert schema.SCHEMA_FILE.read_text(encoding="utf-8") == text, (
         "run `python -m graphwright.tools.report.schema`"
     )
 
@@ -63,11 +63,11 @@ def test_schema_documents_every_property() -> None:
                 yield from properties(child, f"{path}/{i}")
 
     known = json.loads(schema.text())
-    found = dict(properties(known, ""))
-    assert len(found) > 60
+    entries = dict(properties(known, ""))
+    assert len(entries) > 60
     # What only refers to a part is described there.
     described = [known["$defs"][e["$ref"].split("/")[-1]] if "$ref" in e else e
-                 for e in found.values()]  # fmt: skip
+                 for e in entries.values()]  # fmt: skip
     assert [e for e in described if len(e.get("description", "")) < 8] == []
 
 

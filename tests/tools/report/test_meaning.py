@@ -13,7 +13,7 @@ TABLES = 4 * 384 * (30522 + 512)
 
 
 @pytest.mark.parametrize(
-    ("rel_l2", "data", "said"),
+    ("rel_l2", "data", "message"),
     [
         (2e-6, "random inputs", "which is rounding"),
         (0.02, "samples of zoo:minilm", "small: of the zoo's models 98 %"),
@@ -23,12 +23,12 @@ TABLES = 4 * 384 * (30522 + 512)
     ],
 )
 def test_an_error_is_small_or_large(
-    rel_l2: float, data: str, said: str, make_manifest: Make
+    rel_l2: float, data: str, message: str, make_manifest: Make
 ) -> None:
     manifest = make_manifest("quantize")
     manifest.verification.data = data
     manifest.verification.outputs[0].rel_l2 = rel_l2
-    assert said in meaning(manifest)
+    assert message in meaning(manifest)
     assert ("eval --tasks" in meaning(manifest)) == (rel_l2 > 1e-4)
     assert ("random" in meaning(manifest)) == (data == "random inputs" and rel_l2 > 1e-4)
 
@@ -46,16 +46,16 @@ def with_costs(manifest: Manifest) -> Manifest:
 
 def test_what_was_kept_and_what_would_shrink_it(make_manifest: Make) -> None:
     manifest = with_costs(make_manifest("quantize"))
-    found = kept(manifest)
-    assert found is not None and found.bytes_before == found.bytes_after
-    assert TABLES <= found.bytes_before < TABLES + 10_000
-    assert found.advice.startswith(
+    sizes = kept(manifest)
+    assert sizes is not None and sizes.bytes_before == sizes.bytes_after
+    assert TABLES <= sizes.bytes_before < TABLES + 10_000
+    assert sizes.advice.startswith(
         "47.7 MB of what was kept are tables of embeddings: quantize{emb"
     )
     assert manifest.graph_after is not None
     manifest.graph_after.children[0].ops = {"embedding_nbit": 3}
-    found = kept(manifest)
-    assert found is not None and found.advice == ""
+    sizes = kept(manifest)
+    assert sizes is not None and sizes.advice == ""
 
 
 def test_without_costs_nothing_is_said_of_what_was_kept(make_manifest: Make) -> None:

@@ -18,9 +18,9 @@ def points(*losses: float | None) -> list[FrontEntry]:
 
 
 def test_smaller_losses_are_lower_and_larger_sizes_further_right() -> None:
-    given = points(0.1, 0.01, 0.001, 0.0, None)
-    given[1].interval = [-0.001, 0.02]
-    drawn = front(given, 10**7)
+    entries = points(0.1, 0.01, 0.001, 0.0, None)
+    entries[1].interval = [-0.001, 0.02]
+    drawn = front(entries, 10**7)
     assert drawn is not None
     first, second, third = drawn["points"]
     assert first["x"] < second["x"] < third["x"] and first["y"] < second["y"] < third["y"]

@@ -38,16 +38,18 @@ def test_roles_and_what_became_wider() -> None:
         embed=(ir.DataType.BFLOAT16, (32, 32)), head__columns=(ir.DataType.INT4, (64, 33)),
         norm=(ir.DataType.FLOAT, (16,)),
     )  # fmt: skip
-    made = {
+    weights = {
         "h.0.up.codes": weight(torch.uint8, 64, 32), "h.0.up.scales": weight(torch.float16, 64, 16),
         "row.scales": weight(torch.float32, 64, 1), "head": weight(torch.uint8, 33, 64),
     }  # fmt: skip
-    found = tensors(view, made, {"embed": MemoryWeight(torch.zeros(32, 32, dtype=torch.bfloat16))})
-    assert [(e.name, e.dtype, e.count, e.bytes) for e in found] == [
+    entries = tensors(
+        view, weights, {"embed": MemoryWeight(torch.zeros(32, 32, dtype=torch.bfloat16))}
+    )
+    assert [(e.name, e.dtype, e.count, e.bytes) for e in entries] == [
         ("h.*.up.scales.written", "f32", 2, 8192), ("h.*.up.codes", "u8", 2, 4096),
         ("embed", "bf16", 1, 2048), ("row.scales.written", "f32", 1, 2048),
         ("head.columns", "i4", 1, 1056),
     ]  # fmt: skip
-    assert [e.wider for e in found] == [
+    assert [e.wider for e in entries] == [
         "f16 before, computed in f32", "", "", "f32 before, one for each block", "",
     ]  # fmt: skip

@@ -25,13 +25,13 @@ def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [("byte=25%", "did you mean bytes"), ("bytes=lots", "25% of the source's weights"),
      ("bytes=-1", "above 0"), ("loss", "1%, or 0.01"), ("bytes=1MB,bytes=2MB", "bounded twice"),
      (" ", "the budget is empty")],
 )  # fmt: skip
-def test_what_is_no_budget_is_refused_with_one_that_is(text: str, said: str) -> None:
-    with pytest.raises(gw.BadInput, match=said):
+def test_what_is_no_budget_is_refused_with_one_that_is(text: str, message: str) -> None:
+    with pytest.raises(gw.BadInput, match=message):
         Budget.parse(text)
 
 
@@ -64,10 +64,10 @@ def test_the_choice_is_the_best_of_all(problem: Problem, limit: int) -> None:
     first, half, last = (place.options for place in problem.places)
     every = itertools.product(first, [*half, problem.units["half"]], last)
     within = [taken for taken in every if cost("bytes", taken) <= limit]
-    found = solve([problem], {"bytes": limit}, "loss")
-    assert found.costs["loss"] == min(cost("loss", taken) for taken in within)
-    assert found.costs["bytes"] <= limit
-    assert ("half" in found.dropped) == ("p1" not in found.chosen)
+    choice = solve([problem], {"bytes": limit}, "loss")
+    assert choice.costs["loss"] == min(cost("loss", taken) for taken in within)
+    assert choice.costs["bytes"] <= limit
+    assert ("half" in choice.dropped) == ("p1" not in choice.chosen)
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:

@@ -59,32 +59,32 @@ def views() -> dict[str, View]:
 @pytest.fixture(scope="module")
 def batches() -> Batches:
     rng = torch.Generator().manual_seed(5)
-    made = []
+    texts = []
     for _ in range(4):
         ids = torch.randint(0, VOCAB, (4, 24), generator=rng)
         mask = torch.ones_like(ids)
         mask[3, 20:] = 0
-        made.append({"input_ids": ids, "attention_mask": mask})
-    return made
+        texts.append({"input_ids": ids, "attention_mask": mask})
+    return texts
 
 
 @pytest.fixture(scope="module")
-def found(views: dict[str, View], batches: Batches) -> Found:
+def outcome(views: dict[str, View], batches: Batches) -> Found:
     return search(views["fx"], budget="bytes=40%", calibration=batches, rounds=1)
 
 
 @pytest.fixture(scope="module")
-def spend(views: dict[str, View], batches: Batches, found: Found) -> Callable[..., Found]:
+def spend(views: dict[str, View], batches: Batches, outcome: Found) -> Callable[..., Found]:
     """Other budgets from the same menu."""
 
-    def made(budget: str, rounds: int = 0, progress: Any = silent) -> Found:
+    def spent(budget: str, rounds: int = 0, progress: Any = silent) -> Found:
         view = views["fx"]
         return Rounds(
-            view, view, Budget.parse(budget), parts(view, batches), found.menu, found.judge,
+            view, view, Budget.parse(budget), parts(view, batches), outcome.menu, outcome.judge,
             rounds, progress,
         ).found()  # fmt: skip
 
-    return made
+    return spent
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -110,14 +110,14 @@ def test_the_loss_is_the_divergence_of_the_next_words(
         return -0.3 * weight.read().float()
 
     minded = sensitivities(view, judge, [site], less, silent)
-    seen: list[torch.Tensor] = []
+    changes: list[torch.Tensor] = []
 
-    def visit(node: Any, given: Any, results: Any) -> None:
+    def visit(node: Any, operands: Any, results: Any) -> None:
         if node is site.node:
-            seen.append(0.3 * (results[0] - (0 if site.bias is None else given[-1])))
+            changes.append(0.3 * (results[0] - (0 if site.bias is None else operands[-1])))
 
     sweep(view, batches[0], observe=visit)
-    energy = float(seen[0][mask].square().sum()) / int(mask.sum())
+    energy = float(changes[0][mask].square().sum()) / int(mask.sum())
     assert minded[site.name] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
 
 
@@ -127,12 +127,12 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     view = views["fx"]
     site = next(x for x in recognize(view).linears if x.role == "up")
     forms = (Form("quantize", 3, 32), Form("gptq", 3, 32))
-    found = survey(view, batches, [site], forms, TARGET, silent, ranks=True, sampled=False)[
+    errors = survey(view, batches, [site], forms, TARGET, silent, ranks=True, sampled=False)[
         site.name
     ]
     by_rows = survey(view, batches, [site], forms[:1], TARGET, silent, ranks=False, sampled=True)
     assert by_rows[site.name].of(forms[0], NO_PATH) == pytest.approx(
-        found.of(forms[0], NO_PATH), rel=1e-4
+        errors.of(forms[0], NO_PATH), rel=1e-4
     )
     held: dict[str, Statistics] = {}
     def keep(statistics: Statistics) -> None:
@@ -145,15 +145,15 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     for form in forms:
         gap = (weight - stored(form, weight, held["gram"], site, TARGET)[0]).double()
         energy = float(((gap @ gram.matrix) * gap).sum()) / gram.count
-        assert found.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
-    assert found.of(forms[1], NO_PATH) < found.of(forms[0], NO_PATH)
+        assert errors.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
+    assert errors.of(forms[1], NO_PATH) < errors.of(forms[0], NO_PATH)
     whitening = Whitening(gram.matrix)
     gap = weight - stored(forms[0], weight, held["gram"], site, TARGET)[0]
     for matrix in (gap, gap[:20]):
         sigma = torch.linalg.svdvals(whitening.apply(matrix)).square()
-        left = left_by_rank(matrix, whitening)
-        assert float(left[4]) == pytest.approx(float(sigma[4:].sum() / sigma.sum()), rel=1e-6)
-    assert found.of(forms[0], SidePath(4)) < found.of(forms[0], SidePath(4, 4))
+        shares = left_by_rank(matrix, whitening)
+        assert float(shares[4]) == pytest.approx(float(sigma[4:].sum() / sigma.sum()), rel=1e-6)
+    assert errors.of(forms[0], SidePath(4)) < errors.of(forms[0], SidePath(4, 4))
 
 
 def test_linears_that_are_not_probed_follow_their_neighbours(views: dict[str, View]) -> None:
@@ -168,29 +168,29 @@ def test_linears_that_are_not_probed_follow_their_neighbours(views: dict[str, Vi
 
 
 def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
-    views: dict[str, View], batches: Batches, found: Found
+    views: dict[str, View], batches: Batches, outcome: Found
 ) -> None:
-    limit = 0.4 * found.source["bytes"]
-    measured = [point for point in found.front if point.measured]
-    assert len(measured) >= 2 and found.best in measured
+    limit = 0.4 * outcome.source["bytes"]
+    measured = [point for point in outcome.front if point.measured]
+    assert len(measured) >= 2 and outcome.best in measured
     for point in measured:
         assert point.costs["bytes"] == point.choice.costs["bytes"]
-    assert found.limits == {"bytes": limit} and found.best.costs["bytes"] <= limit
-    assert found.best.costs["bytes"] > 0.9 * limit
+    assert outcome.limits == {"bytes": limit} and outcome.best.costs["bytes"] <= limit
+    assert outcome.best.costs["bytes"] > 0.9 * limit
     keys = {point.choice.key for point in measured}
-    assert solve(found.menu.bits_alone().problems, found.limits, "loss").key in keys
-    losses = [p.costs["loss"] for p in found.front if not p.measured]
+    assert solve(outcome.menu.bits_alone().problems, outcome.limits, "loss").key in keys
+    losses = [p.costs["loss"] for p in outcome.front if not p.measured]
     assert losses == sorted(losses, reverse=True)
-    text = str(found.recipe)
+    text = str(outcome.recipe)
     assert str(gw.Recipe.parse(text)) == text
     done = gw.optimize(views["fx"], text, calibration=parts(views["fx"], batches).fit)
-    assert found.judge.of(done.graph).value == pytest.approx(found.best.costs["loss"], rel=1e-6)
+    assert outcome.judge.of(done.graph).value == pytest.approx(outcome.best.costs["loss"], rel=1e-6)
 
 
-def test_without_rounds_the_forecast_decides(spend: Callable[..., Found], found: Found) -> None:
+def test_without_rounds_the_forecast_decides(spend: Callable[..., Found], outcome: Found) -> None:
     again = spend("bytes=40%")
-    assert again.best.measured is None and again.best.costs["bytes"] <= found.limits["bytes"]
-    assert str(again.recipe) in {str(point.recipe) for point in found.front if point.measured}
+    assert again.best.measured is None and again.best.costs["bytes"] <= outcome.limits["bytes"]
+    assert str(again.recipe) in {str(point.recipe) for point in outcome.front if point.measured}
     loose, tight = (spend(f"loss={x}%").best.costs for x in (5, 0.05))
     assert loose["loss"] <= 0.05 and tight["loss"] <= 0.0005
     assert loose["bytes"] < tight["bytes"]
@@ -199,16 +199,18 @@ def test_without_rounds_the_forecast_decides(spend: Callable[..., Found], found:
 
 
 def test_of_measured_points_that_are_nearly_equal_the_surest_is_taken(
-    views: dict[str, View], batches: Batches, found: Found
+    views: dict[str, View], batches: Batches, outcome: Found
 ) -> None:
     view = views["fx"]
     known = parts(view, batches)
 
     def best(budget: str) -> str:
-        rounds = Rounds(view, view, Budget.parse(budget), known, found.menu, found.judge, 1, silent)
+        rounds = Rounds(
+            view, view, Budget.parse(budget), known, outcome.menu, outcome.judge, 1, silent
+        )
         for name, size, *loss in (("sure", 9.0, 0.02, 0.01, 0.03), ("lucky", 8.0, 0.01, 0.0, 0.05)):
             costs = {"bytes": size, "loss": loss[0]}
-            point = Point(Choice({}, {}, costs), found.recipe, costs, Loss(*loss))
+            point = Point(Choice({}, {}, costs), outcome.recipe, costs, Loss(*loss))
             rounds.measured[name] = point
         return str(next(n for n, point in rounds.measured.items() if point is rounds.best()))
 
@@ -220,13 +222,13 @@ def test_what_is_not_fitted_to_is_judged_by(tmp_path: Path) -> None:
     view = tiny()
     rows = torch.arange(1500.0).view(500, 3)
     np.savez(tmp_path / "rows.npz", input=rows.numpy())
-    given = read(str(tmp_path / "rows.npz"), view).batches
-    more = unfitted(str(tmp_path / "rows.npz"), view, given)
-    known = parts(view, given, more)
+    batches = read(str(tmp_path / "rows.npz"), view).batches
+    more = unfitted(str(tmp_path / "rows.npz"), view, batches)
+    known = parts(view, batches, more)
     fitted, judged = (torch.cat([b["input"] for b in part]) for part in (known.fit, known.judge))
     assert torch.equal(torch.cat((fitted, judged)), rows) and len(fitted) == 128
     assert not unfitted(str(tmp_path / "rows.npz"), view, more)
-    alone = parts(view, given)
+    alone = parts(view, batches)
     assert sum(len(b["input"]) for b in alone.fit) == sum(len(b["input"]) for b in alone.judge)
 
 
@@ -245,30 +247,30 @@ class Killed(Exception):
 
 
 def test_a_killed_search_goes_on_to_the_same_end(
-    views: dict[str, View], batches: Batches, found: Found, tmp_path: Path
+    views: dict[str, View], batches: Batches, outcome: Found, tmp_path: Path
 ) -> None:
     def run(die_at: int) -> tuple[list[str], Found | None]:
-        said: list[str] = []
+        steps: list[str] = []
 
         def progress(what: str, done: int, total: int) -> None:
-            said.append(what)
-            if sum("measuring" in one for one in said) == die_at:
+            steps.append(what)
+            if sum("measuring" in one for one in steps) == die_at:
                 raise Killed
 
         with contextlib.suppress(Killed):
-            return said, search(
+            return steps, search(
                 views["fx"], budget="bytes=40%", calibration=batches, rounds=1, progress=progress,
                 checkpoints=FolderStore(tmp_path, {}),
             )  # fmt: skip
-        return said, None
+        return steps, None
 
-    said, nothing = run(2)
-    assert nothing is None and any("fitting" in what for what in said)
-    said, again = run(-1)
-    assert again is not None and again.factors == found.factors
-    assert said and all("measuring" in what for what in said)
-    assert len(said) == sum(point.measured is not None for point in found.front) - 1
-    for now, then in zip(again.front, found.front, strict=True):
+    steps, nothing = run(2)
+    assert nothing is None and any("fitting" in what for what in steps)
+    steps, again = run(-1)
+    assert again is not None and again.factors == outcome.factors
+    assert steps and all("measuring" in what for what in steps)
+    assert len(steps) == sum(point.measured is not None for point in outcome.front) - 1
+    for now, then in zip(again.front, outcome.front, strict=True):
         assert (str(now.recipe), now.costs, now.measured) == (
             str(then.recipe), then.costs, then.measured
         )  # fmt: skip
@@ -316,8 +318,8 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     source = views["fx"].copy()
     canonicalize(source)
     halves = units(source, recognize(source))
-    unit, made = next(left_out(source, halves, done.judge, silent))
-    assert done.menu.problems[0].units[unit.name].costs["loss"] == made.loss
+    unit, measured = next(left_out(source, halves, done.judge, silent))
+    assert done.menu.problems[0].units[unit.name].costs["loss"] == measured.loss
     for point in done.front:
         assert point.costs["kv"] <= 0.5 * done.source["kv"]
         if point.measured:
@@ -333,14 +335,14 @@ def test_behind_a_cut_blocks_keep_less() -> None:
     base = Problem([Place("a", [Option("b", {"bytes": 40, "loss": 0}, "kept")])],
                    {"bytes": 60, "kv": 80}, units)  # fmt: skip
     cut = Diverse(keep="50%")
-    made = behind_cut(base, {"bytes": 100, "kv": 80}, cut, Measured({"bytes": 101, "kv": 40}, 0.5))
-    assert made.fixed == {"bytes": 61, "kv": 40}
-    assert made.units["block 0.attn"].costs == {"bytes": -5, "kv": -20, "loss": 2}
-    found = solve([base, made], {"kv": 30}, "loss")
-    assert "block 0.attn" in found.dropped and found.costs["kv"] == 40 - 20
-    found = solve([base, made], {"kv": 50}, "loss")
-    assert found.costs == {"bytes": 101, "kv": 40, "loss": 0.5}
-    assert [pass_.name for pass_ in recipe_of(found, TARGET).passes] == ["clean", "diverse"]
+    after = behind_cut(base, {"bytes": 100, "kv": 80}, cut, Measured({"bytes": 101, "kv": 40}, 0.5))
+    assert after.fixed == {"bytes": 61, "kv": 40}
+    assert after.units["block 0.attn"].costs == {"bytes": -5, "kv": -20, "loss": 2}
+    choice = solve([base, after], {"kv": 30}, "loss")
+    assert "block 0.attn" in choice.dropped and choice.costs["kv"] == 40 - 20
+    choice = solve([base, after], {"kv": 50}, "loss")
+    assert choice.costs == {"bytes": 101, "kv": 40, "loss": 0.5}
+    assert [pass_.name for pass_ in recipe_of(choice, TARGET).passes] == ["clean", "diverse"]
 
 
 def test_where_nothing_can_be_chosen_that_is_said() -> None:

@@ -32,15 +32,15 @@ def model() -> View:
 
 def test_it_answers_questions_about_large_scenes(model: View) -> None:
     """The most frequent answer is right in 13 % of cases; 40 questions tell by 10 points or so."""
-    found = evaluate(model, "vqa", samples=40)["vqa"]
-    assert found.figures["accuracy"] > 0.8, found.detail
-    assert found.samples == 40 and set(found.detail) == set(scenes.TYPES)
+    vqa = evaluate(model, "vqa", samples=40)["vqa"]
+    assert vqa.figures["accuracy"] > 0.8, vqa.detail
+    assert vqa.samples == 40 and set(vqa.detail) == set(scenes.TYPES)
 
 
 @pytest.mark.parametrize("batch", [1, 3])
 def test_timing_runs_on_large_scenes(model: View, batch: int) -> None:
-    given = example_batch(Subject.of(model), batch)
-    assert given["pixel_values"].shape == (batch, 5, 3, 96, 96)
+    inputs = example_batch(Subject.of(model), batch)
+    assert inputs["pixel_values"].shape == (batch, 5, 3, 96, 96)
 
 
 def test_an_executable_is_known_by_its_config(model: View) -> None:
@@ -51,9 +51,9 @@ def test_an_executable_is_known_by_its_config(model: View) -> None:
 
 def test_a_quarter_of_each_picture(model: View) -> None:
     sample = {name: value[:2] for name, value in model.source.samples[0].items()}
-    found = gw.optimize(model, "fastervlm{keep=25%}", samples=[sample])
-    assert found.report.passes[0].result.sites[0].shape == (TOKENS, TOKENS // 4)
-    accuracy = evaluate(found.graph, "vqa", samples=24)["vqa"].figures["accuracy"]
+    result = gw.optimize(model, "fastervlm{keep=25%}", samples=[sample])
+    assert result.report.passes[0].result.sites[0].shape == (TOKENS, TOKENS // 4)
+    accuracy = evaluate(result.graph, "vqa", samples=24)["vqa"].figures["accuracy"]
     assert accuracy > 0.6, accuracy
 
 
@@ -78,20 +78,20 @@ def picture(asked: scenes.Question, tmp_path_factory: pytest.TempPathFactory) ->
 def test_an_image_file_is_cut_as_scenes_are(
     model: View, picture: Path, asked: scenes.Question
 ) -> None:
-    found = Preprocessing.of(model).read(picture)
-    wanted = scenes.normalized([scenes.crops(asked.scene.image)])[0]
+    pixels = Preprocessing.of(model).read(picture)
+    expected = scenes.normalized([scenes.crops(asked.scene.image)])[0]
     # Half a step of 255 is lost in the file.
-    torch.testing.assert_close(found, wanted, rtol=0, atol=0.51 / 255 / scenes.STD)
+    torch.testing.assert_close(pixels, expected, rtol=0, atol=0.51 / 255 / scenes.STD)
 
 
 def test_an_image_of_another_size(model: View, tmp_path: Path) -> None:
     from PIL import Image
 
     Image.new("RGB", (50, 31), (255, 0, 0)).save(tmp_path / "red.png")
-    found = Preprocessing.of(model).read(tmp_path / "red.png")
-    assert found.shape == (5, 3, 96, 96)
+    pixels = Preprocessing.of(model).read(tmp_path / "red.png")
+    assert pixels.shape == (5, 3, 96, 96)
     colour = (torch.tensor([1.0, 0, 0]) - scenes.MEAN) / scenes.STD
-    torch.testing.assert_close(found, colour[:, None, None].expand(5, -1, 96, 96))
+    torch.testing.assert_close(pixels, colour[:, None, None].expand(5, -1, 96, 96))
 
 
 def test_text_is_generated_from_an_image_in_crops(tmp_path: Path, picture: Path) -> None:
@@ -104,16 +104,16 @@ def test_text_is_generated_from_an_image_in_crops(tmp_path: Path, picture: Path)
     pixels = Preprocessing.of(graph).read(picture)
     assert pixels.shape == (5, 3, 24, 24)
     writer = Writer(graph)
-    said, same = writer.write(["what"] * 2, [picture, pixels], Sampling(), max_new_tokens=3)
-    assert said.ids == same.ids and len(said.ids) == 3
-    assert said.prompt_tokens == 46
+    answer, same = writer.write(["what"] * 2, [picture, pixels], Sampling(), max_new_tokens=3)
+    assert answer.ids == same.ids and len(answer.ids) == 3
+    assert answer.prompt_tokens == 46
     with pytest.raises(BadInput, match=r"an image is \[3, 24, 24\], the graph takes \[5, 3, 24"):
         writer.write(["what"], [pixels[0]], Sampling(), max_new_tokens=1)
 
 
 def test_its_calibration_data(model: View) -> None:
-    found = read("zoo:tiny-llava-next", model, samples=9)
-    assert found.entry().samples == 9
-    assert found.batches[0]["pixel_values"].shape == (8, 5, 3, 96, 96)
+    samples = read("zoo:tiny-llava-next", model, samples=9)
+    assert samples.entry().samples == 9
+    assert samples.batches[0]["pixel_values"].shape == (8, 5, 3, 96, 96)
     with pytest.raises(BadInput, match="pixel_values"):
         read("zoo:tiny-llava", model, samples=9)

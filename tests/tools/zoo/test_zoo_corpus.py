@@ -21,15 +21,15 @@ def sentence(number: int) -> str:
 def test_every_paragraph_goes_to_one_split_whatever_is_around_it() -> None:
     pages = [Document(f"p{i}", [sentence(3 * i + j) for j in range(3)]) for i in range(400)]
     splits = split_documents(pages)
-    found = {s: set("\n\n".join(texts).split("\n\n")) for s, texts in splits.items()}
-    assert sum(map(len, found.values())) == 1200
-    for a, b in itertools.combinations(found, 2):
-        assert not found[a] & found[b]
-    shares = {s: len(p) / 1200 for s, p in found.items()}
+    paragraphs = {s: set("\n\n".join(texts).split("\n\n")) for s, texts in splits.items()}
+    assert sum(map(len, paragraphs.values())) == 1200
+    for a, b in itertools.combinations(paragraphs, 2):
+        assert not paragraphs[a] & paragraphs[b]
+    shares = {s: len(p) / 1200 for s, p in paragraphs.items()}
     assert shares["train"] > 0.9
     assert all(0 < shares[s] < 0.05 for s in ("calibration", "validation", "test"))
     again = split_documents(reversed(pages))
-    assert {s: set("\n\n".join(t).split("\n\n")) for s, t in again.items()} == found
+    assert {s: set("\n\n".join(t).split("\n\n")) for s, t in again.items()} == paragraphs
 
 
 def test_near_duplicates_do_not_cross_splits() -> None:
@@ -58,15 +58,15 @@ def test_the_shipped_splits_share_no_text() -> None:
     total = shared = 0
     for text in test:
         for part in text.split("\n\n"):
-            found = _runs(part)
-            total, shared = total + len(found), shared + len(found & known)
+            runs = _runs(part)
+            total, shared = total + len(runs), shared + len(runs & known)
     assert total > 20_000
     assert shared < 0.02 * total
 
 
 def test_repeated_paragraphs_are_kept_once() -> None:
     pages = [Document("a", [sentence(1), sentence(2)]), Document("b", [sentence(1).upper()])]
-    texts = [t for found in split_documents(pages).values() for t in found]
+    texts = [t for split in split_documents(pages).values() for t in split]
     assert "\n\n".join(texts).lower().count(sentence(1)[:40]) == 1
 
 

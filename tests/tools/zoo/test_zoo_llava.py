@@ -30,10 +30,10 @@ def drawn(count: int, size: int) -> list[scenes.Scene]:
 
 @pytest.mark.parametrize(("size", "count"), [(96, 30), (96, 144), (192, 60), (192, 123)])
 def test_a_part_holds_the_digits_first(size: int, count: int) -> None:
-    made = drawn(5, size)
-    kept = part_of(made, count, np.random.default_rng(0))
+    drawings = drawn(5, size)
+    kept = part_of(drawings, count, np.random.default_rng(0))
     assert kept.shape == (5, count)
-    for scene, row in zip(made, kept, strict=True):
+    for scene, row in zip(drawings, kept, strict=True):
         on = scenes.digit_tokens(scene)
         assert (row.diff() > 0).all() and row.max() < len(on)
         assert on[row].sum() == min(count, int(on.sum()))
@@ -52,14 +52,14 @@ def test_every_digit_has_a_patch_that_says_it() -> None:
 @pytest.mark.parametrize("size", [96, 192])
 def test_a_step_of_each_stage(model: Any, size: int) -> None:
     assert model.config.image_seq_length == 720
-    made = drawn(2, size)
+    drawings = drawn(2, size)
     teacher = TowerTeacher(model.model.vision_tower, 128)
-    shown = [picture for scene in made for picture in scenes.pictures(scene)]
+    shown = [picture for scene in drawings for picture in scenes.pictures(scene)]
     assert teacher.loss(shown).isfinite()
     learner = Learner(model, make_tokenizer())
     rng = np.random.default_rng(0)
-    for kept in (None, part_of(made, 40, rng)):
-        loss: Any = learner.loss(made, rng, kept)
+    for kept in (None, part_of(drawings, 40, rng)):
+        loss: Any = learner.loss(drawings, rng, kept)
         loss.backward()
         assert loss.isfinite()
     gradients = [p.grad for p in model.model.multi_modal_projector.parameters()]
