@@ -66,8 +66,8 @@ def _points(
         if result and amount and value is not None:
             ends = result.interval.get(figure) or (value, value)
             points.append({"cost": amount * scale, "value": value, "ends": ends,
-                          "name": row.name, "number": number + 1,
-                          "colour": min(number, COLOURS - 1)})  # fmt: skip
+                           "name": row.name, "number": number + 1,
+                           "colour": min(number, COLOURS - 1)})  # fmt: skip
     return points
 
 
