@@ -125,6 +125,6 @@ def test_the_command_also_runs_the_result_there(name: str, package: Any, command
 def test_the_command_refuses(
     name: str, code: int, message: str, package: Any, command: Any
 ) -> None:
-    found, out, err = command(MODEL, "-p", "quantize", "--backend", name, "-o", "out")
-    assert (found, out) == (code, "") and message in err
+    status, out, err = command(MODEL, "-p", "quantize", "--backend", name, "-o", "out")
+    assert (status, out) == (code, "") and message in err
     assert list(Path().iterdir()) == []

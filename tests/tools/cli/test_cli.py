@@ -95,9 +95,9 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], code: int, message: str, command: Any) -> None:
-    found, out, err = command(*arguments)
+    status, out, err = command(*arguments)
     assert message in err
-    assert (found, out) == (code, "")
+    assert (status, out) == (code, "")
     assert "Traceback" not in err
 
 

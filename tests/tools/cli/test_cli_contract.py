@@ -149,16 +149,16 @@ def test_a_replay_runs_on_as_many_threads(
     workplace: Path, command: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert command(MODEL, "-p", "quantize", "-o", "a")[0] == 0
-    known, mine, seen = manifest.load("a"), torch.get_num_threads(), []
+    known, mine, counts = manifest.load("a"), torch.get_num_threads(), []
     assert known.machine.threads == mine
     known.machine.threads = mine + 1
     manifest.write("a", known)
     run = pipeline.run
     monkeypatch.setattr(
-        pipeline, "run", lambda *a: (seen.append(torch.get_num_threads()), run(*a))[1]
+        pipeline, "run", lambda *a: (counts.append(torch.get_num_threads()), run(*a))[1]
     )
     assert command("replay", "a", "--trust-source")[0] == 0
-    assert (seen, torch.get_num_threads()) == ([mine + 1], mine)
+    assert (counts, torch.get_num_threads()) == ([mine + 1], mine)
 
 
 def test_a_manifest_runs_no_code_unless_asked(
@@ -175,8 +175,8 @@ def test_a_manifest_runs_no_code_unless_asked(
         Path("a", "graphwright.json").write_text(json.dumps(known))
         for arguments in (("replay", "a"), ("replay", "a", "-o", "b"), ("bench", "a")):
             code, out, err = command(*arguments)
-            said = "evil:make" in err and "--trust-source" in err
-            assert (code, out, said or kind == "pt2") == (2, "", True), err
+            warns = "evil:make" in err and "--trust-source" in err
+            assert (code, out, warns or kind == "pt2") == (2, "", True), err
     toy = sys.modules["graphwright_toy_factory"]
     assert not hasattr(toy, "ran")
     known["source"]["kind"] = "factory"
@@ -244,11 +244,11 @@ def test_a_run_that_ends_midway(
     before = state(workplace)
     # The model's files are written by then, and the rest is not.
     monkeypatch.setattr(artifact_files, "copy_side_files", failure)
-    found, out, err = command(MODEL, "-p", "hqq", "-o", "out")
-    assert (found, out) == (code, "") and message in err
+    status, out, err = command(MODEL, "-p", "hqq", "-o", "out")
+    assert (status, out) == (code, "") and message in err
     assert state(workplace / "out") == {name.removeprefix("out/"): h for name, h in before.items()}
-    left = ["out", "out.partial"] if code == 130 else ["out"]
-    assert sorted(path.name for path in workplace.iterdir()) == left
+    names = ["out", "out.partial"] if code == 130 else ["out"]
+    assert sorted(path.name for path in workplace.iterdir()) == names
     monkeypatch.undo()
     monkeypatch.chdir(workplace)
     monkeypatch.syspath_prepend(str(workplace.parent / "modules"))
@@ -323,9 +323,9 @@ def test_mistakes(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     run = arguments[0] not in ("run", "replay", "bench")
-    found, out, err = command(*arguments, *(("-o", "out") if run else ()))
+    status, out, err = command(*arguments, *(("-o", "out") if run else ()))
     assert message in err
-    assert (found, out) == (code, "")
+    assert (status, out) == (code, "")
     assert "Traceback" not in err and list(workplace.iterdir()) == []
 
 
@@ -390,9 +390,9 @@ def test_damaged_models(
             text = json.dumps(content) if isinstance(content, dict) else content.decode()
             path.write_text(text)
     before = state(workplace)
-    found, out, err = command(model, "-p", "quantize", "-o", "out")
+    status, out, err = command(model, "-p", "quantize", "-o", "out")
     assert message in err
-    assert (found, out) == (code, "")
+    assert (status, out) == (code, "")
     assert "Traceback" not in err and state(workplace) == before
 
 

@@ -34,27 +34,27 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(language_model: Path, publish: Callable[..., Path]) -> Path:
+def judged(language_model: Path, publish: Callable[..., Path]) -> Path:
     """An artifact with before and after of two tasks."""
     return publish(language_model, "quantize{bits=4 group=32}", "--eval", "recall,latency")
 
 
-def test_before_and_after_stand_in_the_manifest(made: Path) -> None:
-    done = manifest.load(made)
+def test_before_and_after_stand_in_the_manifest(judged: Path) -> None:
+    done = manifest.load(judged)
     assert done.eval is not None and set(done.eval) == {"recall", "latency"}
     for sides in done.eval.values():
         assert sides.before.samples == sides.after.samples > 0
     assert done.eval["recall"].before.interval["copy"][0] >= 0
     assert done.eval["latency"].after.detail["backend"] == "onnxruntime"
-    page = (made / "report.html").read_text()
+    page = (judged / "report.html").read_text()
     assert '<section id="eval">' in page and "median_ms" in page
     unjudged = done.model_copy(update={"eval": None})
     assert [row.section for row in diff(done, unjudged)] == ["eval"] * 2
 
 
-def test_the_final_table_shows_before_and_after(made: Path) -> None:
+def test_the_final_table_shows_before_and_after(judged: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    terminal.print_result(console, manifest.load(made))
+    terminal.print_result(console, manifest.load(judged))
     out = console.file.getvalue()  # type: ignore[attr-defined]
     table = out[out.index("evaluation") :]
     assert "before" in table and "after" in table and "change" in table
@@ -77,8 +77,8 @@ def test_tasks_are_checked_before_any_work(
 
     monkeypatch.setattr(pipeline, "optimize", never)
     monkeypatch.setattr(pipeline, "fingerprint", never)
-    found, out, err = command(str(language_model), "-p", "quantize", "-o", "o", "--eval", tasks)
-    assert (found, out) == (code, "") and message in err
+    status, out, err = command(str(language_model), "-p", "quantize", "-o", "o", "--eval", tasks)
+    assert (status, out) == (code, "") and message in err
     assert not list(tmp_path.iterdir())
 
 
@@ -99,10 +99,10 @@ def test_eval_needs_an_artifact_and_a_tokenizer(
 
 
 def test_several_side_by_side(
-    language_model: Path, made: Path, text: Path, command: Any, tmp_path: Path
+    language_model: Path, judged: Path, text: Path, command: Any, tmp_path: Path
 ) -> None:
     code, out, err = command(
-        "eval", str(language_model), str(made), "--tasks", "perplexity,agreement,latency",
+        "eval", str(language_model), str(judged), "--tasks", "perplexity,agreement,latency",
         "--data", str(text), "--rounds", "3",
     )  # fmt: skip
     assert code == 0, err
@@ -110,16 +110,16 @@ def test_several_side_by_side(
         assert part in out
     assert re.search(r"perplexity on \d\d windows, agreement on", out)
     assert (tmp_path / "eval.svg").is_file() and "eval.svg" in err and "report.html" in err
-    done = manifest.load(made)
+    done = manifest.load(judged)
     assert done.comparison is not None
     first, second = done.comparison.rows
     assert first.results["agreement"].figures == {"top1": 1.0, "kl": 0.0}
     divergence = second.results["agreement"].figures["kl"]
     assert divergence is not None and 0 < divergence < 1
     assert first.bytes is not None and second.bytes is not None and second.bytes < first.bytes
-    page = (made / "report.html").read_text()
+    page = (judged / "report.html").read_text()
     assert "Side by side" in page and 'aria-label="Quality against size and latency"' in page
-    assert done.eval is not None and not list(made.glob(".eval-*"))
+    assert done.eval is not None and not list(judged.glob(".eval-*"))
 
 
 def test_json_is_all_of_stdout(language_model: Path, text: Path, command: Any) -> None:
@@ -154,9 +154,9 @@ def test_bad_input(
     arguments: tuple[str, ...], code: int, message: str, language_model: Path, command: Any
 ) -> None:
     named = [str(language_model) if part == "MODEL" else part for part in arguments]
-    found, out, err = command(*named)
+    status, out, err = command(*named)
     assert message in err
-    assert (found, out) == (code, "") and "Traceback" not in err
+    assert (status, out) == (code, "") and "Traceback" not in err
 
 
 def test_an_interval_that_is_too_wide_is_said_after_the_table(

@@ -88,12 +88,12 @@ def greedy(folder: Path, ids: list[int], count: int, **more: Any) -> list[int]:
     """What the library writes."""
     cls = "LlavaForConditionalGeneration" if more else "LlamaForCausalLM"
     model = getattr(transformers, cls).from_pretrained(folder).eval()
-    given = torch.tensor([ids])
-    made = model.generate(
-        input_ids=given, attention_mask=torch.ones_like(given), max_new_tokens=count,
+    prompt = torch.tensor([ids])
+    written = model.generate(
+        input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count,
         do_sample=False, pad_token_id=0, **more,
     )  # fmt: skip
-    return [int(token) for token in made[0, len(ids) :]]
+    return [int(token) for token in written[0, len(ids) :]]
 
 
 def test_the_command_writes_what_the_model_does(
@@ -101,25 +101,25 @@ def test_the_command_writes_what_the_model_does(
 ) -> None:
     ids = read_tokenizer(language_model).encode(PROMPT).ids
     expected = greedy(language_model, ids, 12)
-    (made,) = gw.generate(artifact, PROMPT, max_new_tokens=12)
-    assert list(made.ids) == expected and made.prompt_tokens == len(ids)
+    (answer,) = gw.generate(artifact, PROMPT, max_new_tokens=12)
+    assert list(answer.ids) == expected and answer.prompt_tokens == len(ids)
     code, out, err = command(str(artifact), PROMPT, "--max-new-tokens", "12")
-    assert code == 0 and out == f"{made.text}\n"
-    assert f"{len(ids)} tokens read, {len(expected)} written, ended by {made.ended}" in err
+    assert code == 0 and out == f"{answer.text}\n"
+    assert f"{len(ids)} tokens read, {len(expected)} written, ended by {answer.ended}" in err
     assert "note:" not in err
-    found = re.search(r"reading ([0-9.]+) tokens/s, writing ([0-9.]+) tokens/s", err)
-    assert found is not None and min(map(float, found.groups())) > 1
+    speeds = re.search(r"reading ([0-9.]+) tokens/s, writing ([0-9.]+) tokens/s", err)
+    assert speeds is not None and min(map(float, speeds.groups())) > 1
 
 
 def test_several_prompts_are_one_batch(artifact: Path, command: Any) -> None:
     asked = [PROMPT, "If"]
-    made = gw.generate(artifact, asked, max_new_tokens=6)
+    answers = gw.generate(artifact, asked, max_new_tokens=6)
     code, out, err = command(str(artifact), *asked, "--max-new-tokens", "6")
-    assert code == 0 and out == "".join(f"{answer.text}\n" for answer in made)
+    assert code == 0 and out == "".join(f"{answer.text}\n" for answer in answers)
     assert err.count("tokens read, 6 written") == 2
-    speed = made[0].speed
-    assert made[1].speed is speed and speed.written == 2 * 5
-    assert speed.read == sum(answer.prompt_tokens for answer in made)
+    speed = answers[0].speed
+    assert answers[1].speed is speed and speed.written == 2 * 5
+    assert speed.read == sum(answer.prompt_tokens for answer in answers)
 
 
 def test_without_a_cache_it_says_so(
@@ -143,12 +143,12 @@ def test_sampling_from_the_command(artifact: Path, command: Any) -> None:
 def test_batches_and_streams(artifact: Path) -> None:
     asked = [PROMPT, "If", "A name is bound to the first"]
     heard: dict[int, list[str]] = {}
-    made = gw.generate(
+    answers = gw.generate(
         artifact, asked, max_new_tokens=10, stream=lambda i, t: heard.setdefault(i, []).append(t)
     )
-    assert ["".join(heard[i]) for i in range(3)] == [str(answer) for answer in made]
+    assert ["".join(heard[i]) for i in range(3)] == [str(answer) for answer in answers]
     assert len(heard[0]) > 3
-    for prompt, answer in zip(asked, made, strict=True):
+    for prompt, answer in zip(asked, answers, strict=True):
         assert gw.generate(artifact, prompt, max_new_tokens=10)[0].ids == answer.ids
 
 
@@ -156,11 +156,11 @@ def test_graphs_executables_and_models(artifact: Path, language_model: Path) -> 
     (expected,) = gw.generate(artifact, PROMPT, max_new_tokens=3)
     graph = gw.load(artifact)
     run = gw.compile(artifact)
-    given = {"max_new_tokens": 3}
-    assert gw.generate(graph, PROMPT, **given) == [expected]
-    assert gw.generate(artifact / "model.onnx", PROMPT, **given) == [expected]
-    assert gw.generate(run, PROMPT, tokenizer=language_model, **given) == [expected]
-    assert gw.generate(str(language_model), PROMPT, **given) == [expected]
+    options = {"max_new_tokens": 3}
+    assert gw.generate(graph, PROMPT, **options) == [expected]
+    assert gw.generate(artifact / "model.onnx", PROMPT, **options) == [expected]
+    assert gw.generate(run, PROMPT, tokenizer=language_model, **options) == [expected]
+    assert gw.generate(str(language_model), PROMPT, **options) == [expected]
     with pytest.raises(BadInput, match="give tokenizer=FOLDER"):
         gw.generate(run, PROMPT)
 
@@ -200,12 +200,12 @@ def test_the_manifest_tells_of_the_cache(
 
 
 def test_evaluation_starts_with_an_empty_cache(artifact: Path, plain_artifact: Path) -> None:
-    made, other = Subject.of(artifact), Subject.of(plain_artifact)
-    example = made.example(2, 7)
+    cached, plain = Subject.of(artifact), Subject.of(plain_artifact)
+    example = cached.example(2, 7)
     assert example["attention_mask"].shape == (2, 7)
     assert set(example) == {"input_ids", "attention_mask"}
     batch = {name: example[name] for name in ("input_ids", "attention_mask")}
-    torch.testing.assert_close(made.run(batch)["logits"], other.run(batch)["logits"])
+    torch.testing.assert_close(cached.run(batch)["logits"], plain.run(batch)["logits"])
 
 
 # --- images ---------------------------------------------------------------------------------------
@@ -231,16 +231,16 @@ def test_an_image_and_a_question(
     ids = [1, *[3] * TOKENS, 5, 6, 7]
     expected = greedy(vision_model, ids, 8, pixel_values=pixels.unsqueeze(0))
     question = "what is there"
-    (made,) = gw.generate(vision_artifact, question, images=picture, max_new_tokens=8)
-    assert list(made.ids) == expected and made.prompt_tokens == len(ids)
+    (answer,) = gw.generate(vision_artifact, question, images=picture, max_new_tokens=8)
+    assert list(answer.ids) == expected and answer.prompt_tokens == len(ids)
     code, out, _ = command(
         str(vision_artifact), question, "--image", str(picture), "--max-new-tokens", "8"
     )
-    assert code == 0 and out == f"{made.text}\n"
+    assert code == 0 and out == f"{answer.text}\n"
     (placed,) = gw.generate(vision_artifact, f"<image> {question}", images=pixels, max_new_tokens=8)
-    assert placed.ids == made.ids
+    assert placed.ids == answer.ids
     blind = gw.generate(vision_artifact, question, max_new_tokens=8)[0]
-    assert blind.prompt_tokens == 4 and blind.ids != made.ids
+    assert blind.prompt_tokens == 4 and blind.ids != answer.ids
     both = gw.generate(
         vision_artifact, [question, f"is <image> {question}"], images=[None, picture],
         max_new_tokens=8,
@@ -272,8 +272,8 @@ def test_what_cannot_be_generated(
         ([sight, "what", "--image", "gone.png"], 3, "gone.png: no such image"),
         ([str(tmp_path / "nothing"), PROMPT], 3, "no such file or folder"),
     ):
-        found, out, err = command(*arguments)
-        assert (found, out) == (code, ""), (arguments, err)
+        status, out, err = command(*arguments)
+        assert (status, out) == (code, ""), (arguments, err)
         assert reason in err
     shutil.copytree(artifact, tmp_path / "larger")
     known = json.loads((artifact / "tokenizer.json").read_text())
@@ -281,8 +281,8 @@ def test_what_cannot_be_generated(
              "rstrip": False, "normalized": False}  # fmt: skip
     known["added_tokens"].append(added)
     (tmp_path / "larger" / "tokenizer.json").write_text(json.dumps(known))
-    found, out, err = command(str(tmp_path / "larger"), "a new word")
-    assert (found, out) == (2, "") and "the id 700, and the model knows ids 0 to 699" in err
+    status, out, err = command(str(tmp_path / "larger"), "a new word")
+    assert (status, out) == (2, "") and "the id 700, and the model knows ids 0 to 699" in err
     with pytest.raises(BadInput, match="2 images for 1 prompts"):
         gw.generate(sight, "what", images=[None, None])
 
@@ -296,14 +296,14 @@ def test_prompts_without_an_image_of_a_pruned_model(vision_model: Path, picture:
                 "pixel_values": torch.zeros(1, 3, 24, 24)}]  # fmt: skip
     cached = translated(gw.load(vision_model, cache=True))
     plain = gw.load(vision_model, cache=False)
-    for graph, told in ((cached, "apart"), (plain, "make the artifact with")):
+    for graph, message in ((cached, "apart"), (plain, "make the artifact with")):
         pruned = gw.optimize(graph, "fastervlm{keep=4}", samples=samples).graph
-        with pytest.raises(BadInput, match=f"prompt 1 has no image, and .* were pruned.*{told}"):
+        with pytest.raises(BadInput, match=f"prompt 1 has no image, and .* were pruned.*{message}"):
             gw.generate(pruned, [question] * 2, images=[None, picture], max_new_tokens=2)
         if graph is cached:
             (whole,) = gw.generate(cached, question, max_new_tokens=4)
-            (made,) = gw.generate(pruned, question, max_new_tokens=4)
-            assert made.ids == whole.ids
+            (answer,) = gw.generate(pruned, question, max_new_tokens=4)
+            assert answer.ids == whole.ids
 
 
 def test_a_model_without_a_tokenizer(artifact: Path, tmp_path: Path) -> None:

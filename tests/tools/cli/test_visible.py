@@ -27,8 +27,8 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     weight = numpy_helper.from_array(np.ones((64, 32), np.float32), "w")
     node = helper.make_node("MatMul", [f"x{EVIL}", "w"], ["y"], name=f"{EVIL}mm")
     graph = helper.make_graph([node], "g", [x], [y], [weight])
-    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    onnx.save(made, "m.onnx")
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    onnx.save(model, "m.onnx")
     return tmp_path / "m.onnx"
 
 
@@ -71,10 +71,10 @@ def test_a_terminal_gets_our_own_colours_and_moves_alone() -> None:
     terminal.print_error(console, EVIL, EVIL)
     table = terminal.bench_table(EVIL, [EVIL], {EVIL: [1.0]}, EVIL)
     console.print(table)
-    said = file.getvalue()
-    assert said.count(SHOWN[:12]) >= 5 and "\x1b[1;31merror: " in said and "\x1b[?25l" in said
-    assert "\x1b]" not in said and "\x07" not in said and "\u202e" not in said
-    assert "\x1b[31mred" not in said
+    text = file.getvalue()
+    assert text.count(SHOWN[:12]) >= 5 and "\x1b[1;31merror: " in text and "\x1b[?25l" in text
+    assert "\x1b]" not in text and "\x07" not in text and "\u202e" not in text
+    assert "\x1b[31mred" not in text
 
 
 def test_what_a_tokenizer_makes_is_shown(capsys: pytest.CaptureFixture[str]) -> None:
