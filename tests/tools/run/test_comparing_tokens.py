@@ -40,22 +40,22 @@ def test_a_comparison_as_json(
     few = [("random-tokens", "9", "random-tokens{keep=9}"), ("no-image", "0%", "no-image"),
            ("fopru", "9", "fopru{keep=9 strategy=row}")]  # fmt: skip
     monkeypatch.setattr(comparing_tokens, "_recipes", lambda images, keeps: few)
-    given = ["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
-             "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json",
-             "--picture", str(tmp_path / "kept.svg")]  # fmt: skip
+    arguments = ["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
+                 "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json",
+                 "--picture", str(tmp_path / "kept.svg")]  # fmt: skip
     with pytest.raises(SystemExit) as ended:
-        main(given)
+        main(arguments)
     assert ended.value.code == 0
-    found = json.loads(capsys.readouterr().out)
-    source, random, blind = found["rows"]
-    assert [r["tokens"] for r in found["rows"]] == [[144], [144, 9], [144, 0]]
+    comparison = json.loads(capsys.readouterr().out)
+    source, random, blind = comparison["rows"]
+    assert [r["tokens"] for r in comparison["rows"]] == [[144], [144, 9], [144, 0]]
     assert source["macs"] > random["macs"] > blind["macs"]
     assert source["quality"] > blind["quality"]
-    assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in found["rows"])
-    assert all(row["prefill_ms"] > 0 for row in found["rows"])
-    assert [recipe for recipe, _ in found["refused"]] == ["fopru{keep=9 strategy=row}"]
-    assert "not a number of whole rows of 12" in found["refused"][0][1]
-    assert found["notes"][0].startswith("without the image: ")
+    assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in comparison["rows"])
+    assert all(row["prefill_ms"] > 0 for row in comparison["rows"])
+    assert [recipe for recipe, _ in comparison["refused"]] == ["fopru{keep=9 strategy=row}"]
+    assert "not a number of whole rows of 12" in comparison["refused"][0][1]
+    assert comparison["notes"][0].startswith("without the image: ")
     drawn = (tmp_path / "kept.svg").read_text()
     assert "random-tokens at 9, from block 0: 9 of 144" in drawn
     assert drawn.count("<rect") == 144 - 9 + 144
@@ -65,13 +65,13 @@ def test_what_does_not_beat_random_tokens_is_said() -> None:
     def row(method: str, quality: float, low: float, keep: str = "25%") -> Row:
         return Row(method, keep, "", (), 1, 1, quality, (low, 1.0), 1.0)
 
-    made = Comparison("m", "q", 10, [
+    comparison = Comparison("m", "q", 10, [
         row("source", 0.9, 0.8, ""), row("random-tokens", 0.6, 0.4), row("good", 0.8, 0.7),
         row("weak", 0.8, 0.5), row("no-image", 0.5, 0.3, "0%"),
     ])  # fmt: skip
-    comparing_tokens._warn(made)
-    assert [r.method for r in made.rows if r.warning] == ["weak"]
-    assert "56% of the source's" in made.notes[0] and "need no image" in made.notes[0]
+    comparing_tokens._warn(comparison)
+    assert [r.method for r in comparison.rows if r.warning] == ["weak"]
+    assert "56% of the source's" in comparison.notes[0] and "need no image" in comparison.notes[0]
 
 
 def test_a_model_of_text_alone_and_bad_options() -> None:

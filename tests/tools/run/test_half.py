@@ -58,9 +58,9 @@ def test_the_artifact_of_a_half_precision_checkpoint_runs(
     source = gw.load(folder, cache=False)
     assert tolerance(source) == exact_tolerance(dtype)
     expected = sweep(source, inputs)["logits"]
-    found = compile_graph(tmp_path / "out")(**inputs)["logits"]
-    assert found.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
-    assert compare({"y": expected}, {"y": found})["y"].rel_l2 < 0.3
+    actual = compile_graph(tmp_path / "out")(**inputs)["logits"]
+    assert actual.dtype == (torch.float32 if dtype == torch.bfloat16 else dtype)
+    assert compare({"y": expected}, {"y": actual})["y"].rel_l2 < 0.3
 
 
 def test_inputs_of_a_bfloat16_graph_are_taken_as_they_are(tmp_path: Path) -> None:
@@ -81,24 +81,24 @@ def test_inputs_of_a_bfloat16_graph_are_taken_as_they_are(tmp_path: Path) -> Non
     assert torch.equal(weight.read().bfloat16().float(), weight.read())
     (expected,) = sweep(graph, {"x": x}).values()
     for optimized in (True, False):
-        (found,) = compile_graph(out, optimize=optimized)(x).values()
-        assert compare({"y": expected}, {"y": found})["y"].rel_l2 < exact_tolerance(torch.bfloat16)
+        (actual,) = compile_graph(out, optimize=optimized)(x).values()
+        assert compare({"y": expected}, {"y": actual})["y"].rel_l2 < exact_tolerance(torch.bfloat16)
 
 
 def test_a_half_precision_model_of_the_zoo_has_samples_that_fit() -> None:
     graph = gw.load("zoo:tiny-vit", dtype=torch.bfloat16)
     assert graph.source.samples[0]["pixel_values"].dtype == torch.bfloat16
-    made = gw.optimize(graph, "quantize{bits=8}").report
-    assert 0 < made.errors["logits"].rel_l2 < 0.1
+    report = gw.optimize(graph, "quantize{bits=8}").report
+    assert 0 < report.errors["logits"].rel_l2 < 0.1
 
 
 def test_a_half_precision_model_in_eight_bits_is_no_false_alarm(tmp_path: Path) -> None:
     """ONNX Runtime rounds its activations wrongly with optimisation off: it is not made to."""
     graph = gw.load("zoo:tiny-vit", dtype=torch.float16)
-    made = gw.optimize(graph, "quantize{bits=8 group=32 accuracy_level=4}")
+    result = gw.optimize(graph, "quantize{bits=8 group=32 accuracy_level=4}")
     batch = graph.source.samples[0]
-    expected = sweep(made.graph, batch)
-    out = gw.export(made.graph, tmp_path / "out")
+    expected = sweep(result.graph, batch)
+    out = gw.export(result.graph, tmp_path / "out")
     for optimized in (True, False):
-        found = compile_graph(out, optimize=optimized, lean=not optimized)(**batch)
-        assert compare(expected, found)["logits"].rel_l2 < 0.03
+        outputs = compile_graph(out, optimize=optimized, lean=not optimized)(**batch)
+        assert compare(expected, outputs)["logits"].rel_l2 < 0.03

@@ -28,28 +28,28 @@ def test_eora_on_a_quantized_folder(
     convert(rounded, "compressed-tensors", tmp_path / "quantized")
     data = ("--calib", str(words))
     recipe = "eora{rank=64 factors=float32}"
-    made = publish(str(tmp_path / "quantized"), recipe, "--original", str(model), *data)
-    known = json.loads((made / "graphwright.json").read_text())
+    artifact = publish(str(tmp_path / "quantized"), recipe, "--original", str(model), *data)
+    known = json.loads((artifact / "graphwright.json").read_text())
     assert known["original"]["name"] == str(model)
     assert known["original"]["sha256"] and known["original"]["beside"]
     # The artifact is a graph: its config tells of no tensors of another format.
     assert "quantization_config" in json.loads((tmp_path / "quantized/config.json").read_text())
-    assert "quantization_config" not in json.loads((made / "config.json").read_text())
+    assert "quantization_config" not in json.loads((artifact / "config.json").read_text())
     ids = torch.arange(3, 13)[None]
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    wanted, found, before = (
-        gw.compile(gw.load(name, cache=False if name != made else None))(**given)["logits"]
-        for name in (model, made, tmp_path / "quantized")
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected, actual, before = (
+        gw.compile(gw.load(name, cache=False if name != artifact else None))(**inputs)["logits"]
+        for name in (model, artifact, tmp_path / "quantized")
     )
     # A path of every rank makes the original of it, in ONNX Runtime.
-    assert torch.linalg.norm(before - wanted) > 0.05 * torch.linalg.norm(wanted)
-    torch.testing.assert_close(found, wanted, rtol=2e-3, atol=2e-3)
-    assert replay(made, None, silent)["identical"]
+    assert torch.linalg.norm(before - expected) > 0.05 * torch.linalg.norm(expected)
+    torch.testing.assert_close(actual, expected, rtol=2e-3, atol=2e-3)
+    assert replay(artifact, None, silent)["identical"]
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"note": 1}))
     with pytest.raises(BadInput, match="model has changed: its hash was"):
-        replay(made, None, silent)
-    with pytest.raises(SystemExit) as left:
+        replay(artifact, None, silent)
+    with pytest.raises(SystemExit) as ending:
         main([str(model), "-p", "quantize", "--original", str(model), "-o", str(tmp_path / "x")])
-    assert left.value.code == 2
+    assert ending.value.code == 2
     assert "is for passes that close the gap to it" in capsys.readouterr().err

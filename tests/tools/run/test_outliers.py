@@ -15,9 +15,9 @@ from ... import models as small_models
 
 
 def moments(x: torch.Tensor) -> Moments:
-    found = Moments()
-    found.see(x)
-    return found
+    sums = Moments()
+    sums.see(x)
+    return sums
 
 
 def test_kurtosis_is_centred_and_not_cut_off() -> None:
@@ -67,15 +67,15 @@ def test_what_is_seen_in_a_model(kind: str) -> None:
     view: View = small_models.raised(small)[kind]
     rng = torch.Generator().manual_seed(3)
     ids = torch.randint(0, small_models.VOCAB, (4, 9), generator=rng)
-    found = outlook(view, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], 3)
-    assert [site.name.split(".")[-1] for site in found.sites] == [
+    outliers = outlook(view, [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}], 3)
+    assert [site.name.split(".")[-1] for site in outliers.sites] == [
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"
     ]  # fmt: skip
-    ((name, heads),) = found.dormant.items()
+    ((name, heads),) = outliers.dormant.items()
     assert name.endswith("o_proj") and heads.shape == (4,)
     assert all(0 < float(share) < 1 for share in heads)
-    assert found.agreement > 0.8
-    for site in found.sites:
+    assert outliers.agreement > 0.8
+    for site in outliers.sites:
         assert site.forecast == pytest.approx(site.measured, rel=0.35)
 
 

@@ -19,15 +19,15 @@ from graphwright.tools.run.replay import replay
 
 def test_a_part_is_taken_told_and_repeated(publish: Any, tmp_path: Path) -> None:
     save(FAMILIES["t5"], tmp_path / "t5")
-    made = publish(tmp_path / "t5", "clean", "--part", "encoder")
-    assert json.loads((made / "graphwright.json").read_text())["source"]["part"] == "encoder"
+    artifact = publish(tmp_path / "t5", "clean", "--part", "encoder")
+    assert json.loads((artifact / "graphwright.json").read_text())["source"]["part"] == "encoder"
     ids = torch.arange(3, 13).reshape(2, 5)
-    given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    wanted = gw.compile(gw.load(tmp_path / "t5", part="encoder"), backend="eager")(**given)
-    found = gw.compile(made)(**given)
-    assert found.keys() == {"last_hidden_state"}
-    torch.testing.assert_close(found["last_hidden_state"], wanted["last_hidden_state"])
-    assert replay(made, None, silent)["identical"]
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = gw.compile(gw.load(tmp_path / "t5", part="encoder"), backend="eager")(**inputs)
+    outputs = gw.compile(artifact)(**inputs)
+    assert outputs.keys() == {"last_hidden_state"}
+    torch.testing.assert_close(outputs["last_hidden_state"], expected["last_hidden_state"])
+    assert replay(artifact, None, silent)["identical"]
     request = Request(str(tmp_path / "t5"), gw.Recipe.parse("clean"), None, part="encodr")
     with pytest.raises(BadInput, match="no part 'encodr'; did you mean encoder"):
         dry_run(request)

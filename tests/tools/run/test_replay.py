@@ -47,11 +47,11 @@ def test_a_source_is_found_from_any_folder(
     shutil.copytree(language_model, tmp_path / "work" / "model")
     (tmp_path / "work" / "text.txt").write_text("Any text that is long enough to learn from. " * 9)
     monkeypatch.chdir(tmp_path / "work")
-    made = publish("model", "magnitude,eora{rank=2}", "--calib", "text.txt")
+    artifact = publish("model", "magnitude,eora{rank=2}", "--calib", "text.txt")
     monkeypatch.chdir(tmp_path / "other")
-    assert replay(made, None, silent)["identical"]
+    assert replay(artifact, None, silent)["identical"]
     moved = tmp_path / "work" / "moved"
     (tmp_path / "work" / "model").rename(moved)
     with pytest.raises(Missing, match=r"its source, model, is not there.* --source MODEL"):
-        replay(made, None, silent)
-    assert replay(made, None, silent, source=str(moved))["identical"]
+        replay(artifact, None, silent)
+    assert replay(artifact, None, silent, source=str(moved))["identical"]

@@ -75,8 +75,8 @@ class Page(HTMLParser):
 
 def browser() -> str | None:
     """Path of a Chromium; ``None`` on a person's machine without one. CI must have it."""
-    found = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
-    path = next(filter(None, found), None)
+    paths = map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))
+    path = next(filter(None, paths), None)
     if path is None and os.environ.get("CI"):
         pytest.fail("CI is set and no chromium is on PATH: apt-get install chromium")
     return path

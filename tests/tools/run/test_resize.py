@@ -49,10 +49,10 @@ def test_each_size_is_an_artifact(artifact: Path, tmp_path: Path, command: Any) 
     sizes = []
     for target in (known[0] + 500, known[3] + 500, known[-1] + 10**6):
         out = tmp_path / str(target)
-        code, said, err = command("resize", str(artifact), "--max-bytes", str(target),
+        code, text, err = command("resize", str(artifact), "--max-bytes", str(target),
                                   "-o", str(out))  # fmt: skip
         assert code == 0, err
-        assert said == f"{out}: {files(out)} bytes of {known[-1]}\n"
+        assert text == f"{out}: {files(out)} bytes of {known[-1]}\n"
         done = manifest.load(out)
         assert done.sizes.artifact_bytes == files(out) <= target
         assert done.sizes.whole_bytes == known[-1]
@@ -101,14 +101,14 @@ def test_bad_sizes(artifact: Path, source: Path, tmp_path: Path, command: Any) -
 def test_rounding_is_given_no_more_bytes(source: Path) -> None:
     graph = gw.load(source)
 
-    def judge(made: View) -> bitstack_curve.Quality:
+    def judge(view: View) -> bitstack_curve.Quality:
         return bitstack_curve.Quality(1.0, 0.0, 1.0)
 
     weights = 2 * 48 * 123
     sizes = [int(weights * bits / 8) for bits in (1.5, 2.4, 4.0, 9.0)]
-    found = bitstack_curve.rounded(graph, sizes, judge)
-    assert found[0] is None
-    used = [(point.name, point.linear_bytes) for point in found[1:] if point is not None]
+    points = bitstack_curve.rounded(graph, sizes, judge)
+    assert points[0] is None
+    used = [(point.name, point.linear_bytes) for point in points[1:] if point is not None]
     for (name, stored), size, bits in zip(used, sizes[1:], (2, 3, 8), strict=True):
         assert f"bits={bits} " in name
         assert 0.7 * size < stored <= size

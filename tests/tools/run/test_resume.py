@@ -145,9 +145,9 @@ def test_every_mark_counts(tmp_path: Path, name: str) -> None:
         assert memory is not None
         memory.keep("a", 1)
         raise KeyboardInterrupt
-    told = f"of a run with another {name}: it had .*, this one has x"
+    message = f"of a run with another {name}: it had .*, this one has x"
     other = {**MARKS, name: "x"}
-    with pytest.raises(BadInput, match=told), remembering(out, other, resume=True):
+    with pytest.raises(BadInput, match=message), remembering(out, other, resume=True):
         raise AssertionError
     with remembering(out, MARKS, resume=True) as memory:
         assert memory is not None and memory.recall("a") == 1
@@ -239,10 +239,10 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_results_come_back_bit_by_bit_and_are_made_once(tmp_path: Path) -> None:
     whole = torch.randn(5, 7, dtype=torch.float64)
-    made = []
+    calls = []
 
     def make() -> dict[str, Any]:
-        made.append(1)
+        calls.append(1)
         return {
             "column": whole[:, 2:3], "row": whole[1], "turned": whole.T, "none": None, "n": 0.1,
             "list": [whole.to(torch.bfloat16), 3, "text", (torch.tensor(4, dtype=torch.uint16),)],
@@ -250,15 +250,15 @@ def test_results_come_back_bit_by_bit_and_are_made_once(tmp_path: Path) -> None:
 
     memory = FolderStore(tmp_path / "state", MARKS)
     first, again = (remembered(memory, "key", make) for _ in range(2))
-    assert len(made) == 1 and remembered(memory, "other", make)["n"] == 0.1 and len(made) == 2
+    assert len(calls) == 1 and remembered(memory, "other", make)["n"] == 0.1 and len(calls) == 2
     alone = remembered(None, "key", make)
-    for found in (first, again, alone):
-        assert list(found) == list(make()) and found["none"] is None and found["n"] == 0.1
+    for state in (first, again, alone):
+        assert list(state) == list(make()) and state["none"] is None and state["n"] == 0.1
         for name in ("column", "row", "turned"):
-            assert torch.equal(found[name], make()[name]) and found[name].is_contiguous()
-            assert found[name].untyped_storage().nbytes() == 8 * found[name].numel()
-        assert found["list"][0].dtype == torch.bfloat16
-        assert found["list"][1:3] == [3, "text"] and int(found["list"][3][0]) == 4
+            assert torch.equal(state[name], make()[name]) and state[name].is_contiguous()
+            assert state[name].untyped_storage().nbytes() == 8 * state[name].numel()
+        assert state["list"][0].dtype == torch.bfloat16
+        assert state["list"][1:3] == [3, "text"] and int(state["list"][3][0]) == 4
 
 
 def test_parts_of_a_store_share_nothing(tmp_path: Path) -> None:
@@ -278,9 +278,10 @@ def test_settled_leaves_what_is_settled() -> None:
 
 def test_a_spool_takes_over_what_is_kept(tmp_path: Path) -> None:
     memory = FolderStore(tmp_path / "state", MARKS)
-    made = {"codes": torch.arange(12, dtype=torch.uint8).reshape(3, 4), "none": torch.zeros(0, 4)}
-    kept = remembered(memory, "key", lambda: made)
+    codes = torch.arange(12, dtype=torch.uint8).reshape(3, 4)
+    tensors = {"codes": codes, "none": torch.zeros(0, 4)}
+    kept = remembered(memory, "key", lambda: tensors)
     weight, empty = Spool().store(kept["codes"]), Spool().store(kept["none"])
     assert isinstance(weight, FileWeight) and weight.path.parent == memory.folder
-    assert torch.equal(weight.read(), made["codes"]) and empty.shape == (0, 4)
+    assert torch.equal(weight.read(), codes) and empty.shape == (0, 4)
     assert isinstance(Spool().store(kept["codes"][:2]), MemoryWeight)

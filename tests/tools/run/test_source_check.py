@@ -294,9 +294,9 @@ CASES = {
 def test_a_wrong_reading_is_caught_before_anything_is_published(
     case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = tmp_path / "source"
-    made.mkdir()
-    model = case.make(made)
+    folder = tmp_path / "source"
+    folder.mkdir()
+    model = case.make(folder)
     rows = {} if case.rows is None else {"rows": case.rows}
     case.break_(monkeypatch, case.what, **rows)
     recipe = gw.Recipe.parse("clean{optional=true}")
@@ -360,11 +360,11 @@ def test_samples_that_the_source_refuses_are_an_error_that_says_what_to_give(
         node("Relu", ["p"], ["y"], name="act"),
     ]
     model = file(tmp_path, nodes, [whole("ends", 0, 20, 0, 20)], ("n", "samples"))
-    told = (
+    message = (
         r"Pad.*: x \[2, 12\]\. Give others that the model takes by --calib DATA .*, a \.npz of "
         r"x f32\[n, samples\]"
     )
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(BadInput, match=message):
         gw.optimize(gw.load(model), "clean{optional=true}")
 
 
@@ -407,11 +407,11 @@ def test_what_fits_into_no_memory_is_not_run_by_the_source_either(
     monkeypatch.setattr(OnnxOriginal, "start", start)
     doubled = [node("Concat", [f"d{i}"] * 2, [f"d{i + 1}"], f"twice{i}", axis=0) for i in range(40)]
     growing = [node("Identity", ["x"], ["d0"]), *doubled, node("ReduceSum", ["d40"], ["y"])]
-    given = [
+    sized = [
         node("ConstantOfShape", ["s"], ["z"], "big"), node("ReduceSum", ["z"], ["r"], keepdims=0),
         node("Add", ["x", "r"], ["y"]),
     ]  # fmt: skip
-    for name, nodes in (("twice", growing), ("big", given)):
+    for name, nodes in (("twice", growing), ("big", sized)):
         graph = gw.load(file(tmp_path, nodes, [whole("s", 1 << 20, 1 << 20)], ("n", 4)))
         with pytest.raises(BadInput, match=rf"^{name}.*its result.* would take .* GB of memory"):
             gw.optimize(graph, "clean{optional=true}")
