@@ -48,8 +48,8 @@ def test_transformers_reads_what_was_written(shape: Shape, tmp_path: Path) -> No
     stored = _stored(tmp_path, 12_000)
     assert sum(t.nbytes for t in stored.values()) == shape.nbytes
     assert AutoTokenizer.from_pretrained(tmp_path).eos_token_id == 2
-    model, told = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
-    assert not any(told.values()), told
+    model, notes = AutoModelForCausalLM.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(notes.values()), notes
     assert model.dtype == shape.dtype
     head, table = model.lm_head.weight, model.get_input_embeddings().weight
     assert (head is table) == shape.tied == ("lm_head.weight" not in stored)
@@ -59,15 +59,15 @@ def test_transformers_reads_what_was_written(shape: Shape, tmp_path: Path) -> No
 
 def _stored(folder: Path, most: int) -> dict[str, torch.Tensor]:
     """What lies in the shards, none of which is larger than it may be."""
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     shards = sorted(folder.glob("*.safetensors"))
     assert len(shards) > 2
     for shard in shards:
         part = load_file(shard)
         assert len(part) == 1 or sum(t.nbytes for t in part.values()) <= most
-        assert not set(part) & set(found)
-        found |= part
-    return found
+        assert not set(part) & set(tensors)
+        tensors |= part
+    return tensors
 
 
 def test_we_read_what_was_written(tmp_path: Path) -> None:

@@ -25,10 +25,10 @@ def menu() -> Menu:
 
 
 def test_random_choices_are_legal_of_every_size_and_cost_what_they_say() -> None:
-    made = list(random_choices(menu().problems, 40))
-    assert {choice.key for choice in made} == {c.key for c in random_choices(menu().problems, 40)}
-    assert len({choice.costs["bytes"] for choice in made}) > 6
-    for choice in made:
+    choices = list(random_choices(menu().problems, 40))
+    assert {c.key for c in choices} == {c.key for c in random_choices(menu().problems, 40)}
+    assert len({choice.costs["bytes"] for choice in choices}) > 6
+    for choice in choices:
         assert ("a" in choice.chosen) == (not choice.dropped)
         assert choice.costs["loss"] == sum(option.costs["loss"] for option in choice.options)
         size = 10 + sum(option.costs["bytes"] for option in choice.options)

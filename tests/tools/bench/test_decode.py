@@ -33,8 +33,8 @@ def test_a_step_follows_a_cache(folder: Path) -> None:
         step.prepare(past)
         cache = next(v for k, v in step._feeds.items() if k.startswith("past"))
         assert cache.shape()[2] == past and step.run() > 0
-    found = steps([folder], [3, 11], threads=2, rounds=1, repeats=1)
-    assert list(found[folder]) == [3, 11] and min(found[folder].values()) > 0
+    times = steps([folder], [3, 11], threads=2, rounds=1, repeats=1)
+    assert list(times[folder]) == [3, 11] and min(times[folder].values()) > 0
 
 
 def test_texts_are_compared_with_the_first(folder: Path, tmp_path: Path) -> None:
@@ -44,9 +44,9 @@ def test_texts_are_compared_with_the_first(folder: Path, tmp_path: Path) -> None
     other = tmp_path / "other"
     other.mkdir()
     (other / "genai_config.json").write_text((folder / "genai_config.json").read_text())
-    found = texts([folder, other], [5], python=str(python), threads=1, rounds=2, tokens=2)
-    assert found == {folder: {5: (5, 2, [7, 8, 21])}, other: {5: (5, 2, [7, 8, 9])}}
-    table = decode._text_table(found, 2)
+    by_folder = texts([folder, other], [5], python=str(python), threads=1, rounds=2, tokens=2)
+    assert by_folder == {folder: {5: (5, 2, [7, 8, 21])}, other: {5: (5, 2, [7, 8, 9])}}
+    table = decode._text_table(by_folder, 2)
     assert list(table.columns[2].cells) == ["3 of 3", "2 of 3"]
 
 

@@ -30,13 +30,13 @@ def test_every_part_runs_dry(tmp_path: Path) -> None:
     command = [sys.executable, "-c", code, tools, str(tmp_path), "--dry"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert done.returncode == 0, (found, done.stderr[-4000:])
-    assert set(found["parts"]) == PARTS and found["machine"]["dry"]
-    assert all(entry["rows"] for entry in found["parts"].values())
-    named = {row["kernel"] for row in found["parts"]["correct"]["rows"]}
+    record = json.loads((tmp_path / "gpu.json").read_text())
+    assert done.returncode == 0, (record, done.stderr[-4000:])
+    assert set(record["parts"]) == PARTS and record["machine"]["dry"]
+    assert all(entry["rows"] for entry in record["parts"].values())
+    named = {row["kernel"] for row in record["parts"]["correct"]["rows"]}
     assert named >= {"linear_bitstack", "linear_nbit", "rope", "token_scores", "token_select"}
-    ratios = [row["image tokens"] for row in found["parts"]["prefill"]["rows"]]
+    ratios = [row["image tokens"] for row in record["parts"]["prefill"]["rows"]]
     assert ratios == sorted(ratios, reverse=True)
     assert (tmp_path / "gpu.md").read_text() == done.stdout and "| tokens/s |" in done.stdout
 
@@ -46,8 +46,8 @@ def test_without_a_gpu(
 ) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert gpu.main([str(tmp_path / "out")]) == 3
-    told = capsys.readouterr().err
-    assert "torch sees no CUDA device" in told and "--dry tries every part" in told
+    message = capsys.readouterr().err
+    assert "torch sees no CUDA device" in message and "--dry tries every part" in message
     assert not (tmp_path / "out").exists()
 
 
@@ -55,8 +55,8 @@ def test_a_part_that_fails_is_told_and_others_run(monkeypatch: pytest.MonkeyPatc
     def fails(_: Any) -> list[Row]:
         raise RuntimeError("no kernel image")
 
-    made = {"first": fails, "second": lambda _: [{"ms": 1.23456}]}
-    monkeypatch.setattr(gpu, "parts", lambda: made)
+    parts = {"first": fails, "second": lambda _: [{"ms": 1.23456}]}
+    monkeypatch.setattr(gpu, "parts", lambda: parts)
     setting = Setting(torch.device("cpu"), dry=True)
     text = gpu.table(gpu.run(setting))
     assert "failed: RuntimeError: no kernel image" in text and "| 1.235 |" in text

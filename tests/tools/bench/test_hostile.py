@@ -21,16 +21,16 @@ def valid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_cases_are_run_and_counted(valid: Path, tmp_path: Path) -> None:
     kinds = ("kill", "recipe", "manifest", "npz")
-    found = [hostile.run_case(kind, 0, valid, tmp_path / kind) for kind in kinds]
-    assert [case.fault for case in found] == [""] * 4
-    assert hostile.table(found).row_count == 5
+    cases = [hostile.run_case(kind, 0, valid, tmp_path / kind) for kind in kinds]
+    assert [case.fault for case in cases] == [""] * 4
+    assert hostile.table(cases).row_count == 5
 
 
 def test_a_seed_is_a_case(valid: Path) -> None:
     content = (valid / "llama" / "model.safetensors").read_bytes()
-    made = [hostile_mutations.safetensors(Random(3), content) for _ in range(2)]
+    files = [hostile_mutations.safetensors(Random(3), content) for _ in range(2)]
     other = hostile_mutations.safetensors(Random(4), content)
-    assert made[0] == made[1] != content != other != made[0]
+    assert files[0] == files[1] != content != other != files[0]
     archive = (valid / "data.npz").read_bytes()
     assert hostile_mutations.archive(Random(5), archive) != archive
     assert hostile_mutations.text(Random(6), "a{b=1}") != "a{b=1}"
@@ -43,7 +43,7 @@ def test_a_seed_is_a_case(valid: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "output", "told"),
+    ("status", "output", "start"),
     [
         (0, "", ""),
         (2, "error: m.onnx: no", ""),
@@ -55,9 +55,9 @@ def test_a_seed_is_a_case(valid: Path) -> None:
         (-signal.SIGSEGV, "x", "signal 11: a crash: x"),
     ],
 )
-def test_what_is_a_fault(status: int, output: str, told: str) -> None:
-    found = hostile.fault(Ended(status, output, seconds=1.0, peak_rss=0))
-    assert found.startswith(told) and bool(found) == bool(told)
+def test_what_is_a_fault(status: int, output: str, start: str) -> None:
+    message = hostile.fault(Ended(status, output, seconds=1.0, peak_rss=0))
+    assert message.startswith(start) and bool(message) == bool(start)
 
 
 def test_time_and_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -80,14 +80,14 @@ def test_time_and_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_wrong_result_is_seen(valid: Path, tmp_path: Path) -> None:
     arguments = [str(valid / "m.onnx"), "-p", "clean{optional=true}", "-o", "out"]
     assert command(tmp_path, arguments).status == 0
-    made = tmp_path / "work" / "out" / "model.onnx"
-    assert hostile_sources.wrong(valid / "m.onnx", made, 1e-3) == ""
+    written = tmp_path / "work" / "out" / "model.onnx"
+    assert hostile_sources.wrong(valid / "m.onnx", written, 1e-3) == ""
     other = onnx.load(valid / "m.onnx")
     weight = onnx.numpy_helper.to_array(other.graph.initializer[0])
     other.graph.initializer[0].raw_data = (2 * weight).tobytes()
     onnx.save(other, tmp_path / "m.onnx")
     assert "(relative L2) from the source" in hostile_sources.wrong(
-        tmp_path / "m.onnx", made, 1e-3
+        tmp_path / "m.onnx", written, 1e-3
     )
     (tmp_path / "m.onnx").write_bytes(b"no model")
-    assert hostile_sources.wrong(tmp_path / "m.onnx", made, 1e-3) == ""
+    assert hostile_sources.wrong(tmp_path / "m.onnx", written, 1e-3) == ""

@@ -20,13 +20,13 @@ SMALL = ["--layers", "2", "--shape", "16x24", "--batch", "1,3", "--rank", "4", "
 
 
 def test_each_form_is_what_its_name_says(tmp_path: Path) -> None:
-    found = forms(STACK, rank=8, group=32)
-    assert list(found) == [
+    views = forms(STACK, rank=8, group=32)
+    assert list(views) == [
         "fp32", "int4 group 32, accuracy_level=0", "int4 group 32, accuracy_level=0, rank 8",
         "int4 group 32, accuracy_level=4", "int4 group 32, accuracy_level=4, rank 8",
     ]  # fmt: skip
     x = STACK.input(5)
-    for index, (name, view) in enumerate(found.items()):
+    for index, (name, view) in enumerate(views.items()):
         folder = export(view, tmp_path / str(index))
         nodes = onnx.load(folder / "model.onnx").graph.node
         kinds = Counter(node.op_type for node in nodes)
@@ -49,9 +49,9 @@ def test_the_weights_differ(tmp_path: Path) -> None:
 
 def test_the_figures_as_json(capsys: pytest.CaptureFixture[str]) -> None:
     assert linears.main([*SMALL, "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert {"onnxruntime", "torch", "cpu", "threads", "load"} < set(found)
-    timings = found["timings"]
+    figures = json.loads(capsys.readouterr().out)
+    assert {"onnxruntime", "torch", "cpu", "threads", "load"} < set(figures)
+    timings = figures["timings"]
     assert [t["rows"] for t in timings] == [1] * 5 + [3] * 5
     for first in (timings[0], timings[5]):
         assert (first["form"], first["times_fp32"]) == ("fp32", 1.0)
@@ -63,10 +63,10 @@ def test_the_figures_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert linears.main(SMALL) == 0
-    said = capsys.readouterr().out
-    assert "2 linears of 16x24, median of 2 rounds in turns" in said
-    assert "GB/s of weights" in said
-    assert "threads 1" in said
+    text = capsys.readouterr().out
+    assert "2 linears of 16x24, median of 2 rounds in turns" in text
+    assert "GB/s of weights" in text
+    assert "threads 1" in text
 
 
 @pytest.mark.parametrize(
@@ -94,8 +94,8 @@ def test_a_shape_that_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> 
 
 def test_a_processor_that_says_nothing(tmp_path: Path) -> None:
     assert linears._processor(tmp_path / "none") == "unknown processor"
-    told = tmp_path / "cpuinfo"
-    told.write_text(
+    file = tmp_path / "cpuinfo"
+    file.write_text(
         "model name\t: Two Cores\nflags\t\t: sse avx2 amx_int8\n\nmodel name\t: Two Cores\n"
     )
-    assert linears._processor(told) == "Two Cores avx2 amx_int8"
+    assert linears._processor(file) == "Two Cores avx2 amx_int8"

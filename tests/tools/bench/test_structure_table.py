@@ -23,12 +23,12 @@ def test_families_with_images_and_with_a_flattened_stream(
     head, rule, *rows = capsys.readouterr().out.splitlines()
     assert [cell.strip() for cell in head.strip("|").split("|")] == list(COLUMNS)
     assert set(rule) == set("|- ")
-    found = {line.split("|")[1].strip(): line for line in rows}
-    assert list(found) == ["opt", "clip", "llava"]
-    assert "| 2 | 4 / 4 x 8 | q k v o fc1 fc2 | head | - | 2 of 2 | yes |" in found["opt"]
-    assert "4x4 patches, CLS" in found["clip"]
-    assert "| 2 + 2 | 4 / 4 x 8, 4 / 2 x 8 | q k v o gate up down |" in found["llava"]
-    assert "2 linears project, 16 tokens enter before block 2" in found["llava"]
+    by_family = {line.split("|")[1].strip(): line for line in rows}
+    assert list(by_family) == ["opt", "clip", "llava"]
+    assert "| 2 | 4 / 4 x 8 | q k v o fc1 fc2 | head | - | 2 of 2 | yes |" in by_family["opt"]
+    assert "4x4 patches, CLS" in by_family["clip"]
+    assert "| 2 + 2 | 4 / 4 x 8, 4 / 2 x 8 | q k v o gate up down |" in by_family["llava"]
+    assert "2 linears project, 16 tokens enter before block 2" in by_family["llava"]
 
 
 def test_a_family_that_is_not_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -48,7 +48,7 @@ SEEN = Facts(
 def test_what_is_wrong_is_said() -> None:
     family = FAMILIES["llama"]
     assert problems(family, SEEN) == []
-    for facts, said in (
+    for facts, message in (
         (replace(SEEN, blocks=(1, 1)), "(1, 1) blocks, the model has (2,)"),
         (replace(SEEN, attention=SEEN.attention[:1]), "1 attention sites in 2 blocks"),
         (replace(SEEN, attention=((4, 4, 8),) * 2), "attention of (4, 4, 8)"),
@@ -56,7 +56,7 @@ def test_what_is_wrong_is_said() -> None:
         (replace(SEEN, linears=SEEN.linears[:-1]), "outside of blocks nothing"),
         (replace(SEEN, slots=(True, False)), "cache slots at (True, False)"),
     ):
-        assert any(said in text for text in problems(family, facts)), said
+        assert any(message in text for text in problems(family, facts)), message
 
 
 def test_what_is_not_recognised_fails(
