@@ -18,7 +18,7 @@ def many(seed: int = 3, count: int = 4) -> list[Inputs]:
 
 
 def rel(a: Inputs, b: Inputs) -> float:
-    return max(found.rel_l2 for found in compare(a, b).values())
+    return max(difference.rel_l2 for difference in compare(a, b).values())
 
 
 def optimize(graph: View, recipe: str, inputs: Inputs) -> Any:

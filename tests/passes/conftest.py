@@ -35,11 +35,11 @@ class Toy(torch.nn.Module):
 def toy(change: Callable[[Toy], object] | None = None) -> Toy:
     """The toy with weights from one seed; ``change`` edits it before it is traced."""
     torch.manual_seed(0)
-    made = Toy().eval()
+    module = Toy().eval()
     if change is not None:
         with torch.no_grad():
-            change(made)
-    return made
+            change(module)
+    return module
 
 
 def ids() -> dict[str, torch.Tensor]:
@@ -85,7 +85,7 @@ def no_reads(monkeypatch: pytest.MonkeyPatch) -> Callable[..., object]:
 
 
 def _subclasses(kind: type) -> list[type]:
-    return [found for sub in kind.__subclasses__() for found in (sub, *_subclasses(sub))]
+    return [subclass for sub in kind.__subclasses__() for subclass in (sub, *_subclasses(sub))]
 
 
 def _refusing(read: Callable[[Weight], torch.Tensor]) -> Callable[[Weight], torch.Tensor]:

@@ -141,36 +141,36 @@ def test_sequential_sees_every_stored_form(
 
     options = {"nsig": 1.5} if name == "easyquant" else {}
     result = run(toy_graph("fx"), Sequential(bits=2, group=16, **options), toy_inputs)
-    seen: dict[str, float] = {}
+    squares: dict[str, float] = {}
 
     def done(site: str, statistics: Statistics) -> None:
-        seen[site] = float(statistics[Square].total.mean())
+        squares[site] = float(statistics[Square].total.mean())
 
     requests = [
         calibrate.Request(x.name, ((x.x,),), Scaled.needs.stats, partial(done, x.name))
         for x in recognize(result.graph).linears
     ]
     calibrate.calibrate(result.graph, many(), requests)
-    assert seen.keys() == log.keys() == {"gate", "up", "down", "head"}
-    for site, square in seen.items():
+    assert squares.keys() == log.keys() == {"gate", "up", "down", "head"}
+    for site, square in squares.items():
         assert log[site] == pytest.approx(square, rel=1e-5)
 
 
 def test_bitstack_sees_the_graph_as_it_is(
     toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    graph, seen = toy_graph("fx"), []
+    graph, squares = toy_graph("fx"), []
     whole = bitstack.input_scale
 
     def noting(total: Tensor, count: int) -> Tensor:
-        seen.append(float(total.mean()) / count)
+        squares.append(float(total.mean()) / count)
         return whole(total, count)
 
     monkeypatch.setattr(bitstack, "input_scale", noting)
     passes = [Scaled(exclude=("down", "head")), bitstack.BitStack(blocks=1, include=("down",))]
     run(graph, passes, toy_inputs)
     run(graph, Scaled(), toy_inputs)
-    assert len(seen) == 1 and seen[0] < 0.3 * Scaled.log["down"][1], "gate and up are halved"
+    assert len(squares) == 1 and squares[0] < 0.3 * Scaled.log["down"][1], "gate and up are halved"
 
 
 # --- one sweep -----------------------------------------------------------------------------------
@@ -221,23 +221,23 @@ def test_what_was_put_away_is_read_once_for_all_linears_of_one_input(
     toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And serves both looks of a pass with a budget; nothing is kept for passes that have run."""
-    made, kept = [], []
+    grams, passes = [], []
     whole = eora.Whitening
 
     def counted(gram: Tensor) -> Any:
-        made.append(gram)
+        grams.append(gram)
         return whole(gram)
 
     monkeypatch.setattr(eora, "Whitening", counted)
     before = Learning.before
     monkeypatch.setattr(
-        Learning, "before", lambda self, context: kept.append(self) or before(self, context)
+        Learning, "before", lambda self, context: passes.append(self) or before(self, context)
     )
     run(toy_graph("fx"), "bitstack{blocks=1},eora{budget=1.5 propagate=dense},clean{optional=true}",
         toy_inputs)  # fmt: skip
     assert sweeps == [4]
-    assert len(made) == 2 * 3, "gate and up, down, head; for the spectra and for the paths"
-    assert kept[-1]._put_away == {}
+    assert len(grams) == 2 * 3, "gate and up, down, head; for the spectra and for the paths"
+    assert passes[-1]._put_away == {}
 
 
 def test_nothing_is_gathered_for_linears_that_a_later_pass_will_refuse(
@@ -347,9 +347,9 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         with pytest.raises(KeyboardInterrupt):
             run(source, recipe, toy_inputs, checkpoints=memory)
         memory.most = 10_000
-        found = stored(run(source, recipe, toy_inputs, checkpoints=memory))
-        assert found.keys() == expected.keys()
-        assert all(torch.equal(found[name], expected[name]) for name in found)
+        resumed = stored(run(source, recipe, toy_inputs, checkpoints=memory))
+        assert resumed.keys() == expected.keys()
+        assert all(torch.equal(resumed[name], expected[name]) for name in resumed)
     sweeps.clear()
     run(source, recipe, toy_inputs, checkpoints=whole)
     assert once and not sweeps, "what was swept is not swept again"
@@ -448,8 +448,8 @@ class Odd(torch.nn.Module):
 
 @pytest.fixture(params=KINDS)
 def odd(request: pytest.FixtureRequest) -> View:
-    made = trace(Odd().eval(), (torch.randn(3, 32),))
-    return made if request.param == "fx" else translated(made)
+    graph = trace(Odd().eval(), (torch.randn(3, 32),))
+    return graph if request.param == "fx" else translated(graph)
 
 
 def test_a_weight_stored_narrow_is_a_site(odd: View) -> None:

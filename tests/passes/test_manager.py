@@ -70,8 +70,8 @@ def test_an_exact_pass_that_lies_is_caught(
     with pytest.raises(BoundExceeded, match=r"^scale is exact but moved .* Rolled back"):
         gw.optimize(graph, Scale(factor=1.01), samples=[toy_inputs])
     result = gw.optimize(graph, Scale(factor=1.0), samples=[toy_inputs])
-    (found,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
-    assert found.rel_l2 < 1e-6
+    (difference,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
+    assert difference.rel_l2 < 1e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -122,9 +122,9 @@ def test_a_graph_is_run_once_a_change(
     assert len(calls) == 1 + changed < 4
     unchanged = [step for step in result.report.passes if not step.result.changed]
     assert all(step.error is not None and step.error.rel_l2 == 0.0 for step in unchanged)
-    (given,), (again,) = result.outputs, [sweep(result.graph, toy_inputs)]
-    assert given.keys() == again.keys()
-    assert all(torch.equal(given[name], again[name]) for name in given)
+    (outputs,), (again,) = result.outputs, [sweep(result.graph, toy_inputs)]
+    assert outputs.keys() == again.keys()
+    assert all(torch.equal(outputs[name], again[name]) for name in outputs)
 
 
 def test_a_bound_names_the_pass_the_site_and_what_to_try(
@@ -225,18 +225,18 @@ def test_needs_are_asked_before_any_work(graph: View, no_reads: Any) -> None:
 
 
 def test_calibration_reaches_the_pass(graph: View, toy_inputs: Inputs) -> None:
-    seen = []
+    batches = []
 
     @dataclass(frozen=True, kw_only=True)
     class Learning(Scale):
         needs: ClassVar[Needs] = Needs(calibration=True)
 
         def run(self, context: Context) -> PassResult:
-            seen.extend(context.calibration)
+            batches.extend(context.calibration)
             return super().run(context)
 
     gw.optimize(graph, Learning(), samples=[toy_inputs], calibration=[toy_inputs, toy_inputs])
-    assert len(seen) == 2
+    assert len(batches) == 2
 
 
 # --- the report ---------------------------------------------------------------------------------
@@ -248,9 +248,9 @@ def test_the_report_tells_each_pass(graph: View, toy_inputs: Inputs) -> None:
     result = gw.optimize(
         graph, recipe, samples=[toy_inputs], progress=lambda *step: calls.append(step)
     )
-    told = result.report.to_dict()
-    assert told["recipe"] == recipe and told["verification"]["samples"] == 3
-    first, second = told["passes"]
+    fields = result.report.to_dict()
+    assert fields["recipe"] == recipe and fields["verification"]["samples"] == 3
+    first, second = fields["passes"]
     assert (first["order"], second["order"]) == (1, 2)
     assert [s["name"] for s in second["sites"]] == ["gate", "down"]
     assert first["bytes_after"] == second["bytes_before"] < first["bytes_before"]
@@ -345,12 +345,12 @@ def test_the_public_names(toy_graph: Graphs, toy_inputs: Inputs, tmp_path: Path)
     assert isinstance(result, gw.Result)
     run = gw.compile(result.graph, backend="onnxruntime")
     outputs = run(**toy_inputs)
-    for found in compare(sweep(result.graph, toy_inputs), outputs).values():
-        assert found.rel_l2 < 1e-5
+    for difference in compare(sweep(result.graph, toy_inputs), outputs).values():
+        assert difference.rel_l2 < 1e-5
     folder = gw.export(result.graph, tmp_path / "out4", report=result.report)
     again = gw.compile(folder)(**toy_inputs)
-    for found in compare(outputs, again).values():
-        assert found.max_abs == 0.0
+    for difference in compare(outputs, again).values():
+        assert difference.max_abs == 0.0
     assert all(hasattr(gw, name) for name in gw.__all__)
     with pytest.raises(AttributeError, match="optimise"):
         gw.optimise  # noqa: B018

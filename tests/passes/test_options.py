@@ -10,7 +10,7 @@ from graphwright.ir.core.errors import BadInput
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"bits": "4"}, r"bits='4' \(str\) is wrong: it takes int"),
         ({"group": 64.0}, r"group=64.0 \(float\) is wrong: it takes int"),
@@ -20,8 +20,8 @@ from graphwright.ir.core.errors import BadInput
         ({"accuracy_level": False}, r"accuracy_level=False \(bool\) is wrong: it takes 0\|4"),
     ],
 )
-def test_a_wrong_type_is_shown(options: dict[str, Any], said: str) -> None:
-    with pytest.raises(BadInput, match=said):
+def test_a_wrong_type_is_shown(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(BadInput, match=message):
         gw.passes.Quantize(**options)
 
 

@@ -47,11 +47,11 @@ def many() -> list[Inputs]:
 @pytest.fixture(scope="module")
 def dense() -> View:
     torch.manual_seed(0)
-    made = Normed().eval()
+    module = Normed().eval()
     with torch.no_grad():
-        made.norm.weight.copy_(torch.logspace(-1, 1, made.gate.in_features))
-        made.up.weight.mul_(torch.logspace(-1, 1, made.up.out_features)[:, None])
-    return gw.trace(made, (), ids())
+        module.norm.weight.copy_(torch.logspace(-1, 1, module.gate.in_features))
+        module.up.weight.mul_(torch.logspace(-1, 1, module.up.out_features)[:, None])
+    return gw.trace(module, (), ids())
 
 
 def run(view: View) -> torch.Tensor:
@@ -74,11 +74,12 @@ def test_the_gap_is_to_the_original_in_the_units_of_the_source(
 ) -> None:
     """AWQ has divided a norm and the rows of ``up``; a path of every rank gives the original."""
     recipe = f"eora{{rank=64 factors=float32 propagate={propagate}}}"
-    made = optimized(scaled, recipe, dense)
+    repaired = optimized(scaled, recipe, dense)
     off = torch.linalg.norm(run(scaled) - run(dense)) / torch.linalg.norm(run(dense))
     assert off > 0.01
-    torch.testing.assert_close(run(made.graph), run(dense), rtol=1e-4, atol=1e-4)
-    assert dict(made.report.passes[0].result.refused)["head"].startswith("its weight is the source")
+    torch.testing.assert_close(run(repaired.graph), run(dense), rtol=1e-4, atol=1e-4)
+    refused = dict(repaired.report.passes[0].result.refused)
+    assert refused["head"].startswith("its weight is the source")
 
 
 def test_a_low_rank_takes_a_part_of_the_gap(dense: View, scaled: View) -> None:
@@ -90,26 +91,26 @@ def test_a_low_rank_takes_a_part_of_the_gap(dense: View, scaled: View) -> None:
 
 def _in_another_order(view: View, name: str) -> View:
     """The graph with a linear's columns, and its input's features, in another order."""
-    made = view.copy()
-    canonicalize(made)
-    linear = next(x for x in recognize(made).linears if x.name == name)
+    shuffled = view.copy()
+    canonicalize(shuffled)
+    linear = next(x for x in recognize(shuffled).linears if x.name == name)
     order = torch.randperm(linear.in_features, generator=torch.Generator().manual_seed(5))
-    weight = made.weight(linear.weight)
+    weight = shuffled.weight(linear.weight)
     assert weight is not None
-    x = Builder(made, linear.node).index_select(
-        linear.x, made.add_weight("order", MemoryWeight(order)), dim=-1
+    x = Builder(shuffled, linear.node).index_select(
+        linear.x, shuffled.add_weight("order", MemoryWeight(order)), dim=-1
     )
-    made.set_operand(linear.node, 0, x)
-    made.set_weight(linear.weight, MemoryWeight(weight.read()[:, order]))
-    return made
+    shuffled.set_operand(linear.node, 0, x)
+    shuffled.set_weight(linear.weight, MemoryWeight(weight.read()[:, order]))
+    return shuffled
 
 
 def test_columns_in_the_order_of_their_groups(dense: View) -> None:
     source = optimized(_in_another_order(dense, "down"), "quantize{bits=2 include=down}").graph
-    made = optimized(source, WHOLE, dense)
+    repaired = optimized(source, WHOLE, dense)
     assert float((run(source) - run(dense)).abs().max()) > 0.01
-    torch.testing.assert_close(run(made.graph), run(dense), rtol=1e-4, atol=1e-4)
-    untouched = [site for site, _ in made.report.passes[0].result.refused]
+    torch.testing.assert_close(run(repaired.graph), run(dense), rtol=1e-4, atol=1e-4)
+    untouched = [site for site, _ in repaired.report.passes[0].result.refused]
     assert untouched == ["gate", "up", "head"]
 
 
@@ -123,15 +124,15 @@ def test_the_graphs_that_were_given_stay_as_they_are(dense: View, scaled: View) 
 
 def test_the_original_is_prepared_without_a_copy_of_its_weights(dense: View, scaled: View) -> None:
     """Its weights in other units are computed when they are read."""
-    given = prepare(dense, scaled, recognize(scaled))
-    theirs = {x.name: x for x in recognize(given.view).linears}
+    original = prepare(dense, scaled, recognize(scaled))
+    theirs = {x.name: x for x in recognize(original.view).linears}
     ours = {x.name: x for x in recognize(scaled).linears}
-    assert set(given.kept) == {"head"}
+    assert set(original.kept) == {"head"}
     for name in ("gate", "up", "down"):
-        weight = given.view.weight(theirs[name].weight)
+        weight = original.view.weight(theirs[name].weight)
         assert not isinstance(weight, MemoryWeight)
-        gap = dense_weight(scaled, ours[name].node) - dense_weight(given.view, theirs[name].node)
-        size = dense_weight(given.view, theirs[name].node)
+        gap = dense_weight(scaled, ours[name].node) - dense_weight(original.view, theirs[name].node)
+        size = dense_weight(original.view, theirs[name].node)
         assert torch.linalg.norm(gap) < 0.15 * torch.linalg.norm(size)
 
 
@@ -144,12 +145,12 @@ def test_a_forecast_reads_no_weight(dense: View, scaled: View, no_reads: Any) ->
 
 def _other(width: int = 32, seed: int = 1) -> View:
     torch.manual_seed(seed)
-    made = Toy().eval()
-    made.down = torch.nn.Linear(width, made.head.in_features)
-    if width != made.gate.out_features:
-        made.gate = torch.nn.Linear(made.gate.in_features, width)
-        made.up = torch.nn.Linear(made.gate.in_features, width, bias=False)
-    return gw.trace(made, (), ids())
+    module = Toy().eval()
+    module.down = torch.nn.Linear(width, module.head.in_features)
+    if width != module.gate.out_features:
+        module.gate = torch.nn.Linear(module.gate.in_features, width)
+        module.up = torch.nn.Linear(module.gate.in_features, width, bias=False)
+    return gw.trace(module, (), ids())
 
 
 def test_what_is_no_original_is_refused(dense: View, scaled: View) -> None:

@@ -38,8 +38,8 @@ globs = st.lists(st.text("ab.*[]{}=, \"\\", min_size=1, max_size=6), min_size=1,
 
 @given(bits=st.sampled_from([2, 3, 4, 8]), group=st.sampled_from([0, 16, 32, 128]), include=globs)
 def test_passes_made_in_python_print_and_parse(bits: int, group: int, include: list[str]) -> None:
-    made = Quantize(bits=bits, group=group, include=tuple(include))
-    assert Recipe.parse(str(Recipe.of(made))).passes == (made,)
+    pass_ = Quantize(bits=bits, group=group, include=tuple(include))
+    assert Recipe.parse(str(Recipe.of(pass_))).passes == (pass_,)
 
 
 @pytest.mark.parametrize(
@@ -115,9 +115,9 @@ def test_a_yaml_recipe_is_read(tmp_path: Path) -> None:
         "summary: Mine.\npasses:\n  - name: quantize\n    bits: 8\n    symmetric: no\n"
         "    ignore: [lm_head, 'b*']\n  - {name: fold-constants}\n"
     )
-    found = Recipe.load(str(path))
-    assert str(found) == "quantize{bits=8 symmetric=false exclude=[lm_head b*]},fold-constants"
-    assert found.name == "mine"
+    recipe = Recipe.load(str(path))
+    assert str(recipe) == "quantize{bits=8 symmetric=false exclude=[lm_head b*]},fold-constants"
+    assert recipe.name == "mine"
 
 
 @pytest.mark.parametrize(

@@ -109,8 +109,8 @@ def test_rules_hold_for_passes_of_other_packages() -> None:
 
 def test_every_pass_that_stores_weights_excludes_the_others() -> None:
     storing = [pass_class(name) for name in pass_names() if STORED in pass_class(name).provides]
-    assert {"quantize", "easyquant", "hqq", "bitstack"} <= {found.name for found in storing}
-    assert all(STORED in found.excludes for found in storing)
+    assert {"quantize", "easyquant", "hqq", "bitstack"} <= {kind.name for kind in storing}
+    assert all(STORED in kind.excludes for kind in storing)
 
 
 # --- on the model's sites ------------------------------------------------------------------------
@@ -158,14 +158,14 @@ def test_some_sites_left_is_no_clash(graph: View, toy_inputs: Inputs) -> None:
 
 def test_statistics_are_better_taken_last() -> None:
     assert remarks((Shorter(), Learner())) == [[], []]
-    first, (said,) = remarks((Learner(), Shorter()))
+    first, (remark,) = remarks((Learner(), Shorter()))
     assert first == []
-    assert said == (
+    assert remark == (
         "learner learned from the graph as it was before shorter, which drops tokens: put shorter "
         "in front of it, so that its statistics are those of the final graph"
     )
-    (_, _, found) = remarks((Learner(), pass_class("hqq")(), pass_class("drop-blocks")()))
-    assert "changes which blocks there are" in found[0]
+    (_, _, last) = remarks((Learner(), pass_class("hqq")(), pass_class("drop-blocks")()))
+    assert "changes which blocks there are" in last[0]
 
 
 def test_a_remark_reaches_the_plan_and_the_report(graph: View, toy_inputs: Inputs) -> None:
@@ -180,6 +180,6 @@ def test_a_remark_reaches_the_plan_and_the_report(graph: View, toy_inputs: Input
             return PassResult(edits=1)
 
     passes = (Look(), Cut())
-    made = gw.optimize(graph, passes, samples=[toy_inputs], calibration=[toy_inputs])
-    assert "learner learned" in made.report.to_dict()["passes"][1]["notes"][0]
+    optimized = gw.optimize(graph, passes, samples=[toy_inputs], calibration=[toy_inputs])
+    assert "learner learned" in optimized.report.to_dict()["passes"][1]["notes"][0]
     assert "learner learned" in plan(graph, passes).passes[1][1].notes[0]

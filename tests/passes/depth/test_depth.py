@@ -65,19 +65,21 @@ def batches() -> list[Batch]:
 
 def states(model: Any, batch: Batch) -> tuple[Tensor, ...]:
     """The stream before each block and behind the last, which the library norms."""
-    found = []
+    stream = []
     hooks = [
-        layer.register_forward_pre_hook(lambda _, given: found.append(given[0].double()))
+        layer.register_forward_pre_hook(lambda _, inputs: stream.append(inputs[0].double()))
         for layer in model.model.layers
     ]
     hooks.append(
-        model.model.norm.register_forward_pre_hook(lambda _, given: found.append(given[0].double()))
+        model.model.norm.register_forward_pre_hook(
+            lambda _, inputs: stream.append(inputs[0].double())
+        )
     )
     with torch.no_grad():
         model(**batch)
     for hook in hooks:
         hook.remove()
-    return tuple(found)
+    return tuple(stream)
 
 
 def cosines(a: Tensor, b: Tensor) -> Tensor:
@@ -92,7 +94,7 @@ def scores(report: Any, what: str) -> list[float]:
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 def test_block_influence(models: Any, kind: str) -> None:
     model, graphs = models
-    found = gw.optimize(graphs[kind], "drop-blocks{count=2}", calibration=batches())
+    shorter = gw.optimize(graphs[kind], "drop-blocks{count=2}", calibration=batches())
     turned = [torch.zeros(0, dtype=torch.float64)] * LAYERS
     for batch in batches():
         stream, counts = states(model, batch), batch["attention_mask"].bool()
@@ -100,24 +102,25 @@ def test_block_influence(models: Any, kind: str) -> None:
             cosine = cosines(stream[i], stream[i + 1])[counts]
             turned[i] = torch.cat([turned[i], 1 - cosine])
     expected = [float(t.mean()) for t in turned]
-    assert scores(found.report, "block influence") == pytest.approx(expected, rel=2e-3)
+    assert scores(shorter.report, "block influence") == pytest.approx(expected, rel=2e-3)
     weakest = sorted(sorted(range(LAYERS), key=lambda i: expected[i])[:2])
     assert 2 in weakest
-    assert [s.name for s in found.report.passes[0].result.sites] == [f"block {i}" for i in weakest]
-    assert len(recognize(found.graph).blocks) == LAYERS - 2
+    sites = shorter.report.passes[0].result.sites
+    assert [site.name for site in sites] == [f"block {i}" for i in weakest]
+    assert len(recognize(shorter.graph).blocks) == LAYERS - 2
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize("of", ["attn", "half"])
 def test_influence_of_halves(models: Any, kind: str, of: str) -> None:
     model, graphs = models
-    found = gw.optimize(graphs[kind], f"drop-blocks{{count=2 of={of}}}", calibration=batches())
+    shorter = gw.optimize(graphs[kind], f"drop-blocks{{count=2 of={of}}}", calibration=batches())
     turned: list[Tensor] = [torch.zeros(0, dtype=torch.float64)] * (2 * LAYERS)
     for batch in batches():
         between: list[Tensor] = []
         hooks = [
             layer.post_attention_layernorm.register_forward_pre_hook(
-                lambda _, given, to=between: to.append(given[0].double())
+                lambda _, inputs, to=between: to.append(inputs[0].double())
             )
             for layer in model.model.layers
         ]
@@ -129,10 +132,10 @@ def test_influence_of_halves(models: Any, kind: str, of: str) -> None:
         for i, (before, behind) in enumerate(itertools.pairwise(ends)):
             turned[i] = torch.cat([turned[i], 1 - cosines(before, behind)[counts]])
     expected = [float(t.mean()) for t in turned]
-    assert scores(found.report, "block influence") == pytest.approx(expected, rel=2e-3)
+    assert scores(shorter.report, "block influence") == pytest.approx(expected, rel=2e-3)
     free = range(0, 2 * LAYERS, 2 if of == "attn" else 1)
     weakest = sorted(sorted(free, key=lambda i: expected[i])[:2])
-    (done,) = found.report.passes
+    (done,) = shorter.report.passes
     names = [f"block {i // 2}.{'mlp' if i % 2 else 'attn'}" for i in weakest]
     # Both halves of a block are the block.
     names = ["block 2"] if names == ["block 2.attn", "block 2.mlp"] else names
@@ -146,7 +149,7 @@ def test_influence_of_halves(models: Any, kind: str, of: str) -> None:
 def test_angular_distance(models: Any, kind: str, count: int) -> None:
     model, graphs = models
     recipe = f"drop-blocks{{count={count} score=angular}}"
-    found = gw.optimize(graphs[kind], recipe, calibration=batches())
+    shorter = gw.optimize(graphs[kind], recipe, calibration=batches())
     angles: list[list[float]] = [[] for _ in range(LAYERS - count)]
     for batch in batches():
         stream, mask = states(model, batch), batch["attention_mask"]
@@ -156,9 +159,9 @@ def test_angular_distance(models: Any, kind: str, count: int) -> None:
                 a, b = stream[start][sample, place], stream[start + count][sample, place]
                 row.append(math.acos(float(cosines(a, b))) / math.pi)
     expected = [sum(row) / len(row) for row in angles]
-    assert scores(found.report, "angular distance") == pytest.approx(expected, rel=2e-3)
+    assert scores(shorter.report, "angular distance") == pytest.approx(expected, rel=2e-3)
     start = min(range(len(expected)), key=expected.__getitem__)
-    names = [s.name for s in found.report.passes[0].result.sites]
+    names = [s.name for s in shorter.report.passes[0].result.sites]
     assert names == [f"block {i}" for i in range(start, start + count)]
 
 
@@ -167,7 +170,7 @@ def test_angular_distance(models: Any, kind: str, count: int) -> None:
 def test_a_path_equals_the_models_own_layers(models: Any, kind: str, recipe: str) -> None:
     model, graphs = models
     (batch, _) = batches()
-    found = gw.optimize(graphs[kind], recipe)
+    rerouted = gw.optimize(graphs[kind], recipe)
     blocks = {"path{blocks=0-1,3-4}": [0, 1, 3, 4], "path{blocks=0,1,1,2-4}": [0, 1, 1, 2, 3, 4]}
     own = model.model.layers
     model.model.layers = torch.nn.ModuleList([own[i] for i in blocks[recipe]])
@@ -179,7 +182,7 @@ def test_a_path_equals_the_models_own_layers(models: Any, kind: str, recipe: str
         model.model.layers = own
         model.config.num_hidden_layers = LAYERS
     real = batch["attention_mask"].bool()
-    actual = sweep(found.graph, batch)["logits"]
+    actual = sweep(rerouted.graph, batch)["logits"]
     torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
 
 
@@ -188,8 +191,8 @@ def test_the_whole_path_changes_no_bit(models: Any) -> None:
     (batch, _) = batches()
     raised = graphs["fx"].copy()
     canonicalize(raised)
-    found = gw.optimize(graphs["fx"], f"path{{blocks=0-{LAYERS - 1} optional=true}}")
-    assert torch.equal(sweep(found.graph, batch)["logits"], sweep(raised, batch)["logits"])
+    whole = gw.optimize(graphs["fx"], f"path{{blocks=0-{LAYERS - 1} optional=true}}")
+    assert torch.equal(sweep(whole.graph, batch)["logits"], sweep(raised, batch)["logits"])
 
 
 def logits_of(model: Any, batch: Batch, blocks: list[int]) -> Tensor:
@@ -199,19 +202,19 @@ def logits_of(model: Any, batch: Batch, blocks: list[int]) -> Tensor:
         model.model.layers = torch.nn.ModuleList([own[i] for i in blocks])
         model.config.num_hidden_layers = len(blocks)
         with torch.no_grad():
-            found: Tensor = model(**batch, use_cache=False).logits
+            logits: Tensor = model(**batch, use_cache=False).logits
     finally:
         model.model.layers, model.config.num_hidden_layers = own, LAYERS
-    return found[batch["attention_mask"].bool()].double().log_softmax(-1)
+    return logits[batch["attention_mask"].bool()].double().log_softmax(-1)
 
 
 def divergence(model: Any, blocks: list[int]) -> float:
     """Mean KL divergence of the words that come next from those of all layers."""
-    source, found = (
+    source, changed = (
         torch.cat([logits_of(model, batch, path) for batch in batches()])
         for path in (list(range(LAYERS)), blocks)
     )
-    return float((source.exp() * (source - found)).sum(-1).mean())
+    return float((source.exp() * (source - changed)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -244,13 +247,13 @@ def test_paths_of_other_models_are_measured_too(name: str) -> None:
     for path in ((0, 2), (0, 1, 1, 2), (1,)):
         changed = view.copy()
         follow(changed, recognize(changed).blocks, BlockPath.of(path), rule="test")
-        source, found = (next(iter(sweep(g, small.inputs).values())) for g in (view, changed))
+        source, moved = (next(iter(sweep(g, small.inputs).values())) for g in (view, changed))
         counts = small.inputs["attention_mask"].bool()
-        source, found = source[counts], found[counts]
+        source, moved = source[counts], moved[counts]
         if name == "bert":
-            expected = float((found - source).norm() / source.norm())
+            expected = float((moved - source).norm() / source.norm())
         else:
-            a, b = source.log_softmax(-1), found.log_softmax(-1)
+            a, b = source.log_softmax(-1), moved.log_softmax(-1)
             expected = float((a.exp() * (a - b)).sum(-1).mean())
         assert runner.divergence(path) == pytest.approx(expected, rel=1e-3)
     assert (runner.units_asked, runner.units_run) == (7, 6)
@@ -288,8 +291,8 @@ def test_healing_is_the_least_squares_map(models: Any, kind: str, recipe: str) -
     with torch.no_grad():
         expected = model(**batch, use_cache=False).logits[real]
     errors = [
-        float((sweep(found.graph, batch)["logits"][real] - expected).norm())
-        for found in (plain, mean, linear)
+        float((sweep(optimized.graph, batch)["logits"][real] - expected).norm())
+        for optimized in (plain, mean, linear)
     ]
     assert errors[2] < errors[1] < errors[0]
     assert len(recognize(linear.graph).blocks) == len(recognize(plain.graph).blocks)
@@ -369,12 +372,12 @@ def tiny() -> tuple[Any, dict[str, View]]:
 def without_block(model: Any, dropped: int) -> tuple[list[int], Tensor]:
     """What the library writes by its cache without one decoder layer, and each step's logits."""
     own = model.model.layers
-    kept = torch.nn.ModuleList([layer for i, layer in enumerate(own) if i != dropped])
+    rest = torch.nn.ModuleList([layer for i, layer in enumerate(own) if i != dropped])
     ids, cache = torch.tensor([PROMPT]), transformers.DynamicCache()
     tokens, logits = [], []
     try:
-        model.model.layers, model.config.num_hidden_layers = kept, len(kept)
-        for place, layer in enumerate(kept):
+        model.model.layers, model.config.num_hidden_layers = rest, len(rest)
+        for place, layer in enumerate(rest):
             layer.self_attn.layer_idx = place
         for _ in range(STEPS):
             with torch.no_grad():
@@ -394,10 +397,10 @@ def in_steps(run: Any) -> tuple[list[int], Tensor]:
     state = {"input_ids": torch.tensor([PROMPT])}
     for step in range(STEPS):
         mask = torch.ones(1, len(PROMPT) + step, dtype=torch.int64)
-        found = run({**state, "attention_mask": mask})
-        logits.append(found.pop("logits")[0, -1])
+        outputs = run({**state, "attention_mask": mask})
+        logits.append(outputs.pop("logits")[0, -1])
         tokens.append(int(logits[-1].argmax()))
-        past = {name.replace("present", "past_key_values"): t for name, t in found.items()}
+        past = {name.replace("present", "past_key_values"): t for name, t in outputs.items()}
         state = {"input_ids": torch.tensor([tokens[-1:]]), **past}
     return tokens, torch.stack(logits)
 
@@ -418,17 +421,17 @@ def test_without_a_block_a_trained_model_writes_what_the_library_does(
     tiny: Any, dropped: int
 ) -> None:
     model, graphs = tiny
-    found = gw.optimize(graphs["fx"], rest_of(dropped), samples=SMALL).graph
-    assert len(recognize(found).blocks) == TINY - 1
-    assert_same_text(lambda given: sweep(found, given), model, dropped)
+    shorter = gw.optimize(graphs["fx"], rest_of(dropped), samples=SMALL).graph
+    assert len(recognize(shorter).blocks) == TINY - 1
+    assert_same_text(lambda inputs: sweep(shorter, inputs), model, dropped)
 
 
 @pytest.mark.parametrize("dropped", [0, TINY - 1])
 def test_so_it_does_in_onnx_runtime(tiny: Any, dropped: int) -> None:
     model, graphs = tiny
-    found = gw.optimize(graphs["onnx"], rest_of(dropped), samples=SMALL).graph
-    run = gw.compile(found, backend="onnxruntime")
-    assert_same_text(lambda given: run(**given), model, dropped)
+    shorter = gw.optimize(graphs["onnx"], rest_of(dropped), samples=SMALL).graph
+    run = gw.compile(shorter, backend="onnxruntime")
+    assert_same_text(lambda inputs: run(**inputs), model, dropped)
 
 
 def test_the_block_that_a_score_drops_is_gone_in_onnx_runtime(tiny: Any) -> None:
@@ -438,4 +441,4 @@ def test_the_block_that_a_score_drops_is_gone_in_onnx_runtime(tiny: Any) -> None
     dropped = int(site.name.removeprefix("block "))
     assert 0 < dropped < TINY - 1, "neither end, which are tried above"
     run = gw.compile(done.graph, backend="onnxruntime")
-    assert_same_text(lambda given: run(**given), model, dropped)
+    assert_same_text(lambda inputs: run(**inputs), model, dropped)

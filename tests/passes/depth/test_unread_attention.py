@@ -45,8 +45,8 @@ class Called(torch.nn.Module):
         self.model = model
 
     def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
-        made: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
-        return made
+        hidden: torch.Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return hidden
 
 
 class TalkingLayer(torch.nn.Module):
@@ -57,13 +57,13 @@ class TalkingLayer(torch.nn.Module):
         self.qkv, self.mix = torch.nn.Linear(8, 24), torch.nn.Linear(2, 2)
         self.out = torch.nn.Linear(8, 8)
 
-    def forward(self, x: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         q, k, v = self.qkv(x).reshape(*x.shape[:2], 3, 2, 4).permute(2, 0, 3, 1, 4)
         logits = self.mix((q @ k.mT).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        weights = torch.softmax(logits * seen[:, None, None], -1)
+        weights = torch.softmax(logits * mask[:, None, None], -1)
         x = x + (weights @ v).transpose(1, 2).flatten(2)
-        made: torch.Tensor = x + torch.relu(self.out(x))
-        return made
+        state: torch.Tensor = x + torch.relu(self.out(x))
+        return state
 
 
 class Talking(torch.nn.Module):
@@ -96,14 +96,14 @@ def test_a_path_equals_the_models_own_layers(
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     graph = trace(Called(model).eval(), kwargs=inputs)
     graph = graph if kind == "fx" else translated(graph)
-    found = gw.optimize(graph, "path{blocks=0}")
-    structure = recognize(found.graph)
+    rerouted = gw.optimize(graph, "path{blocks=0}")
+    structure = recognize(rerouted.graph)
     assert [len(block.sub_blocks) for block in structure.blocks] == [2]
     assert len(structure.attentions) == read
     del model.get_submodule(place)[1]
     with torch.no_grad():
         expected = Called(model)(**inputs)
-    (actual,) = sweep(found.graph, inputs).values()
+    (actual,) = sweep(rerouted.graph, inputs).values()
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 

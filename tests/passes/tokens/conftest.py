@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from .llava import Models, made
+from .llava import Models, models_in
 
 
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return made(tmp_path_factory.mktemp("llava"))
+    return models_in(tmp_path_factory.mktemp("llava"))

@@ -31,7 +31,7 @@ class Models:
     cached: dict[str, View]
 
 
-def made(folder: Path) -> Models:
+def models_in(folder: Path) -> Models:
     """The model, written to a folder and loaded from there."""
     torch.manual_seed(0)
     config = transformers.LlavaConfig(
@@ -83,8 +83,8 @@ def prompts(batch: int, seed: int = 0, more: int = 0) -> Batch:
 
 def cls_scores(model: Any, pixels: Tensor, layers: int = 1) -> Tensor:
     """Of the last layers but one, which makes no features."""
-    found = model.model.vision_tower(pixels, output_attentions=True)
-    rows: list[Tensor] = [a[:, :, 0, 1:].mean(1) for a in found.attentions[-1 - layers : -1]]
+    features = model.model.vision_tower(pixels, output_attentions=True)
+    rows: list[Tensor] = [a[:, :, 0, 1:].mean(1) for a in features.attentions[-1 - layers : -1]]
     return torch.stack(rows).sum(0)
 
 
@@ -96,8 +96,8 @@ def best(scores: Tensor, count: int) -> Tensor:
 def staying(ids: Tensor, chosen: Tensor) -> Tensor:
     """Positions that stay, bool ``[rows, seq]``."""
     keep: Tensor = ids != IMAGE
-    for row, wanted in zip(keep, chosen, strict=True):
-        row[(~row).nonzero().squeeze(1)[wanted]] = True
+    for row, choice in zip(keep, chosen, strict=True):
+        row[(~row).nonzero().squeeze(1)[choice]] = True
     return keep
 
 
@@ -142,39 +142,39 @@ def _decoded(
     language = inner.language_model
     length = ids.shape[1]
     places = torch.arange(length).expand(len(ids), -1)
-    seen = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None]
+    visible = torch.ones(length, length, dtype=torch.bool).tril() & mask[:, None]
     before, choices = torch.empty(0), []
     for index, block in enumerate(language.layers):
-        here = _attention(language, block, state, places, seen)
+        here = _attention(language, block, state, places, visible)
         if index in cuts:
-            wanted = cuts[index]
-            if isinstance(wanted, int):
+            choice = cuts[index]
+            if isinstance(choice, int):
                 row = score(before, here)[ids == IMAGE].reshape(len(ids), -1)
-                wanted = best(row, wanted)
-            choices.append(wanted)
-            keep = staying(ids, wanted)
+                choice = best(row, choice)
+            choices.append(choice)
+            keep = staying(ids, choice)
             ids, state, places = cut(ids, keep), cut(state, keep), cut(places, keep)
-            seen = torch.stack([s[k][:, k] for s, k in zip(seen, keep, strict=True)])
+            visible = torch.stack([s[k][:, k] for s, k in zip(visible, keep, strict=True)])
             if renumber:
                 places = torch.arange(state.shape[1]).expand(len(ids), -1)
-            here = _attention(language, block, state, places, seen)
+            here = _attention(language, block, state, places, visible)
         before = here
-        given = _given(language, state, places, seen)
-        state = block(state, **given)
+        inputs = _block_inputs(language, state, places, visible)
+        state = block(state, **inputs)
         state = state[0] if isinstance(state, tuple) else state
     return model.lm_head(language.norm(state)), choices
 
 
-def _given(language: Any, state: Tensor, places: Tensor, seen: Tensor) -> dict[str, Any]:
-    bias = torch.zeros(seen.shape).masked_fill(~seen, -1e9)[:, None]
+def _block_inputs(language: Any, state: Tensor, places: Tensor, visible: Tensor) -> dict[str, Any]:
+    bias = torch.zeros(visible.shape).masked_fill(~visible, -1e9)[:, None]
     return {"position_embeddings": language.rotary_emb(state, places), "attention_mask": bias}
 
 
 def _attention(
-    language: Any, block: Any, state: Tensor, places: Tensor, seen: Tensor
+    language: Any, block: Any, state: Tensor, places: Tensor, visible: Tensor
 ) -> Tensor:
-    given = _given(language, state, places, seen)
-    weights: Tensor = block.self_attn(block.input_layernorm(state), **given)[1]
+    inputs = _block_inputs(language, state, places, visible)
+    weights: Tensor = block.self_attn(block.input_layernorm(state), **inputs)[1]
     return weights
 
 
@@ -183,9 +183,9 @@ def run(
     renumber: bool = False, features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``staged`` with one cut."""
-    wanted = count if chosen is None else chosen
+    choice = count if chosen is None else chosen
     logits, choices = staged(
-        model, batch, {layer: wanted}, renumber=renumber, features=features
+        model, batch, {layer: choice}, renumber=renumber, features=features
     )
     return logits, choices[0]
 
@@ -197,14 +197,14 @@ def places(chosen: Tensor) -> Tensor:
 
 def chosen_in(view: View, batch: Batch) -> Tensor:
     """The places among the image tokens that the graph chose: the last ascending ``topk``."""
-    found: list[Tensor] = []
+    choices: list[Tensor] = []
 
-    def note(node: Any, given: list[Any], results: tuple[Any, ...]) -> None:
+    def note(node: Any, operands: list[Any], results: tuple[Any, ...]) -> None:
         if view.op(node) == "topk" and not view.attrs(node)["largest"]:
-            found.append(results[0])
+            choices.append(results[0])
 
     sweep(view, batch, observe=note)
-    return found[-1]
+    return choices[-1]
 
 
 def close(actual: Tensor, expected: Tensor, rows: Tensor | None = None) -> None:

@@ -40,8 +40,8 @@ from .llava import (
 def projected(models: Models, pixels: Tensor) -> Tensor:
     inner = models.eager.model
     hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    found: Tensor = inner.multi_modal_projector(hidden)
-    return found
+    features: Tensor = inner.multi_modal_projector(hidden)
+    return features
 
 
 def cosines(x: Tensor) -> Tensor:
@@ -66,8 +66,8 @@ def unlike(models: Models, pixels: Tensor, count: int) -> Tensor:
 
 
 def received(models: Models, pixels: Tensor) -> Tensor:
-    found = models.eager.model.vision_tower(pixels, output_attentions=True).attentions[-2]
-    scores: Tensor = found.mean(1).sum(1)[:, 1:]
+    attention = models.eager.model.vision_tower(pixels, output_attentions=True).attentions[-2]
+    scores: Tensor = attention.mean(1).sum(1)[:, 1:]
     return scores
 
 
@@ -97,13 +97,13 @@ def test_what_is_kept_equals_a_boolean_mask(models: Models, name: str) -> None:
         for seed in range(5 if kind == "fx" else 1):
             batch = prompts(40 if kind == "fx" else 8, seed)
             with torch.no_grad():
-                wanted = KEPT[name](models, batch["pixel_values"], 8)
-                expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
-            found = places(wanted)
+                chosen = KEPT[name](models, batch["pixel_values"], 8)
+                expected, _ = run(models.eager, batch, layer=0, chosen=chosen, renumber=True)
+            columns = places(chosen)
             if "row" in name:
-                found = found[:, ::4] // 4
-            assert torch.equal(chosen_in(view, batch), found)
-            kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+                columns = columns[:, ::4] // 4
+            assert torch.equal(chosen_in(view, batch), columns)
+            kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
             close(sweep(view, batch)["logits"], expected, kept)
 
 
@@ -114,9 +114,9 @@ def test_dropped_tokens_go_into_their_nearest(models: Models) -> None:
     batch = prompts(20, 4)
     with torch.no_grad():
         x = projected(models, batch["pixel_values"])
-        wanted = unlike(models, batch["pixel_values"], 5)
+        choice = unlike(models, batch["pixel_values"], 5)
         rows = [[] for _ in x]
-        for row, alike, chosen in zip(rows, cosines(x), wanted, strict=True):
+        for row, alike, chosen in zip(rows, cosines(x), choice, strict=True):
             kept = chosen.nonzero().squeeze(1)
             home = kept[alike[:, kept].argmax(1)]
             row += [home == i for i in range(PATCHES)]
@@ -124,21 +124,21 @@ def test_dropped_tokens_go_into_their_nearest(models: Models) -> None:
             torch.stack([v[m].mean(0) if m.any() else v[0] for m in row])
             for v, row in zip(x, rows, strict=True)
         ])  # fmt: skip
-        expected = spoken(models, batch, merged, wanted)
-    kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+        expected = spoken(models, batch, merged, choice)
+    kept = cut(batch["attention_mask"], staying(batch["input_ids"], choice)).bool()
     for graph in models.plain.values():
         recipe = "similarity{keep=5 merge=true}"
         view = gw.optimize(graph, recipe, samples=[prompts(3)]).graph
         close(sweep(view, batch)["logits"], expected, kept)
 
 
-def spoken(models: Models, batch: Batch, features: Tensor, wanted: Tensor) -> Tensor:
+def spoken(models: Models, batch: Batch, features: Tensor, chosen: Tensor) -> Tensor:
     """Logits of a text that reads features which are projected already."""
     projector = models.eager.model.multi_modal_projector
     forward, projector.forward = projector.forward, lambda x: x
     try:
         logits, _ = run(
-            models.eager, batch, layer=0, chosen=wanted, renumber=True, features=features
+            models.eager, batch, layer=0, chosen=chosen, renumber=True, features=features
         )
     finally:
         projector.forward = forward
@@ -179,24 +179,24 @@ def test_aim_merges_and_prunes(models: Models) -> None:
     batch = prompts(batch_size, 6)
     with torch.no_grad():
         features = torch.zeros(batch_size, PATCHES, 24)
-        wanted = torch.zeros(batch_size, PATCHES, dtype=torch.bool)
+        chosen = torch.zeros(batch_size, PATCHES, dtype=torch.bool)
         for row, x in enumerate(projected(models, batch["pixel_values"])):
             vectors, homes = paired(x, 6)
-            features[row, homes], wanted[row, homes] = vectors, True
+            features[row, homes], chosen[row, homes] = vectors, True
         projector = models.eager.model.multi_modal_projector
         forward, projector.forward = projector.forward, lambda x: x
         try:
             expected, _ = staged(
-                models.eager, batch, {0: wanted, 2: 3, 3: 0}, score=linked, features=features
+                models.eager, batch, {0: chosen, 2: 3, 3: 0}, score=linked, features=features
             )
         finally:
             projector.forward = forward
     for graph in models.plain.values():
         recipe = "aim{merge=6 prune_from=1 prune_to=3}"
-        found = gw.optimize(graph, recipe, samples=[prompts(3)])
-        sites = [site.shape for site in found.report.passes[0].result.sites]
+        pruned = gw.optimize(graph, recipe, samples=[prompts(3)])
+        sites = [site.shape for site in pruned.report.passes[0].result.sites]
         assert sites == [(16, 6), (6, 3), (3, 0)]
-        actual = sweep(found.graph, batch)["logits"]
+        actual = sweep(pruned.graph, batch)["logits"]
         close(actual[:, -2:], expected[:, -2:])
 
 
@@ -242,13 +242,13 @@ def test_steps_after_a_prompt_in_stages(
             }
             chosen = dict(zip(cuts, choices, strict=True))
             expected, _ = staged(models.eager, whole, chosen, renumber=renumber)
-        found, lengths = decoded(view, prompt, words)
+        logits, lengths = decoded(view, prompt, words)
         length = prompt["input_ids"].shape[1]
-        left = [length] * LAYERS
-        for block, wanted in chosen.items():
-            left[block:] = [length - PATCHES + int(wanted[0].sum())] * (LAYERS - block)
-        assert lengths == left
-        close(found, expected[:, -steps - 1 :])
+        expected_lengths = [length] * LAYERS
+        for block, choice in chosen.items():
+            expected_lengths[block:] = [length - PATCHES + int(choice[0].sum())] * (LAYERS - block)
+        assert lengths == expected_lengths
+        close(logits, expected[:, -steps - 1 :])
 
 
 # --- what is exported -----------------------------------------------------------------------------

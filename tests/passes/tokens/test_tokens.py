@@ -47,10 +47,10 @@ def test_fastervlm_equals_a_boolean_mask(models: Models, kind: str, count: int) 
     with torch.no_grad():
         for seed in range(27 if count == 5 and kind == "fx" else 2):
             batch = prompts(8 - seed % 2, seed)
-            wanted = best(cls_scores(models.eager, batch["pixel_values"]), count)
-            expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
-            assert torch.equal(chosen_in(view, batch), places(wanted))
-            kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+            chosen = best(cls_scores(models.eager, batch["pixel_values"]), count)
+            expected, _ = run(models.eager, batch, layer=0, chosen=chosen, renumber=True)
+            assert torch.equal(chosen_in(view, batch), places(chosen))
+            kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
             close(sweep(view, batch)["logits"], expected, kept)
 
 
@@ -62,12 +62,12 @@ def test_vtc_cls_sums_over_layers(models: Models, kind: str) -> None:
     with torch.no_grad():
         for seed in range(3):
             batch = prompts(8, seed)
-            wanted = best(cls_scores(models.eager, batch["pixel_values"], 2), 5)
+            chosen = best(cls_scores(models.eager, batch["pixel_values"], 2), 5)
             last = best(cls_scores(models.eager, batch["pixel_values"]), 5)
-            differs += int((wanted != last).sum())
-            expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
-            assert torch.equal(chosen_in(view, batch), places(wanted))
-            kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+            differs += int((chosen != last).sum())
+            expected, _ = run(models.eager, batch, layer=0, chosen=chosen, renumber=True)
+            assert torch.equal(chosen_in(view, batch), places(chosen))
+            kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
             close(sweep(view, batch)["logits"], expected, kept)
     assert differs, "the sum chooses other tokens than the last layer alone"
 
@@ -81,8 +81,8 @@ def test_damro_leaves_out_what_cls_looks_at_most(models: Models) -> None:
         for count, skipped in ((5, 3), (15, 1)):
             recipe = f"fastervlm{{keep={count} background=damro outliers=3}}"
             view = gw.optimize(graph, recipe, samples=[prompts(3)]).graph
-            wanted = order[:, skipped : skipped + count].sort(1).values
-            assert torch.equal(chosen_in(view, batch), wanted)
+            columns = order[:, skipped : skipped + count].sort(1).values
+            assert torch.equal(chosen_in(view, batch), columns)
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -104,9 +104,9 @@ def test_fastv_equals_a_boolean_mask(models: Models, kind: str, layer: int, coun
     with torch.no_grad():
         for seed in range(27 if layer == 2 and kind == "fx" else 2):
             batch = prompts(8 - seed % 2, seed)
-            expected, wanted = run(models.eager, batch, layer=layer, count=count)
-            assert torch.equal(chosen_in(view, batch), places(wanted))
-            kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+            expected, chosen = run(models.eager, batch, layer=layer, count=count)
+            assert torch.equal(chosen_in(view, batch), places(chosen))
+            kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
             close(sweep(view, batch)["logits"], expected, kept)
 
 
@@ -118,11 +118,11 @@ def test_the_baselines_keep_the_same_places_everywhere(
     view = gw.optimize(models.plain[kind], f"{name}{{keep=25%}}", samples=[prompts(2)]).graph
     columns = {"random-tokens": [0, 6, 12, 15], "uniform-tokens": [2, 6, 10, 14]}[name]
     batch = prompts(3, 7)
-    wanted = torch.zeros(3, PATCHES, dtype=torch.bool)
-    wanted[:, columns] = True
+    chosen = torch.zeros(3, PATCHES, dtype=torch.bool)
+    chosen[:, columns] = True
     with torch.no_grad():
-        expected, _ = run(models.eager, batch, layer=0, chosen=wanted, renumber=True)
-    kept = cut(batch["attention_mask"], staying(batch["input_ids"], wanted)).bool()
+        expected, _ = run(models.eager, batch, layer=0, chosen=chosen, renumber=True)
+    kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
     close(sweep(view, batch)["logits"], expected, kept)
 
 
@@ -132,11 +132,11 @@ def test_the_baselines_keep_the_same_places_everywhere(
 def test_all_kept_is_bit_identical(models: Models, kind: str, name: str, keep: str) -> None:
     batch = prompts(3)
     graph = models.plain[kind]
-    found = gw.optimize(graph, f"{name}{{keep={keep}}}", samples=[batch])
+    pruned = gw.optimize(graph, f"{name}{{keep={keep}}}", samples=[batch])
     raised = graph.copy()
     canonicalize(raised)
-    assert torch.equal(sweep(found.graph, batch)["logits"], sweep(raised, batch)["logits"])
-    assert "all 16 image tokens" in found.report.passes[0].result.notes[-1]
+    assert torch.equal(sweep(pruned.graph, batch)["logits"], sweep(raised, batch)["logits"])
+    assert "all 16 image tokens" in pruned.report.passes[0].result.notes[-1]
 
 
 def test_two_cuts_in_a_row(models: Models) -> None:
@@ -144,10 +144,10 @@ def test_two_cuts_in_a_row(models: Models) -> None:
     batch = prompts(3)
     outputs = []
     for graph in models.plain.values():
-        found = gw.optimize(graph, recipe, samples=[batch])
-        sites = [p.result.sites[0].shape for p in found.report.passes]
+        pruned = gw.optimize(graph, recipe, samples=[batch])
+        sites = [p.result.sites[0].shape for p in pruned.report.passes]
         assert sites == [(16, 8), (8, 4), (4, 1)]
-        outputs.append(sweep(found.graph, batch)["logits"])
+        outputs.append(sweep(pruned.graph, batch)["logits"])
     assert outputs[0].shape[1] == batch["input_ids"].shape[1] - 15
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
@@ -160,11 +160,11 @@ def test_blocks_leave_and_weights_shrink_behind_a_cut(models: Models) -> None:
     batch = prompts(3)
     outputs = []
     for graph in models.plain.values():
-        found = gw.optimize(graph, recipe, samples=[batch])
-        dropped = found.report.passes[2].result
+        pruned = gw.optimize(graph, recipe, samples=[batch])
+        dropped = pruned.report.passes[2].result
         assert [site for site, _ in dropped.refused] == ["block 1"], "fastv reads its attention"
-        assert len(recognize(found.graph).blocks) == 2 + LAYERS - 1
-        outputs.append(sweep(found.graph, batch)["logits"])
+        assert len(recognize(pruned.graph).blocks) == 2 + LAYERS - 1
+        outputs.append(sweep(pruned.graph, batch)["logits"])
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 
@@ -207,10 +207,10 @@ def test_steps_after_a_pruned_prompt(
                 "attention_mask": torch.cat([prompt["attention_mask"], more], 1),
             }
             expected, _ = run(models.eager, whole, layer=layer, chosen=chosen, renumber=renumber)
-        found, lengths = decoded(view, prompt, words)
+        logits, lengths = decoded(view, prompt, words)
         whole_length = prompt["input_ids"].shape[1]
         assert lengths == [whole_length] * layer + [whole_length - 11] * (LAYERS - layer)
-        close(found, expected[:, -steps - 1 :])
+        close(logits, expected[:, -steps - 1 :])
 
 
 @pytest.mark.parametrize("recipe", ["fastervlm{keep=5}", "fastv{keep=5}", "random-tokens{keep=5}"])
@@ -289,12 +289,12 @@ def test_a_tower_without_cls_token_is_refused(tmp_path: Path, models: Models) ->
 def test_where_images_enter(models: Models, kind: str, cache: bool) -> None:
     view = (models.cached if cache else models.plain)[kind].copy()
     canonicalize(view)
-    found = find_image_tokens(view, recognize(view))
-    assert (found.grid, found.patches, found.pictures, found.count) == ((4, 4), 16, 1, 16)
-    assert found.cls_token
-    assert (len(found.tower), len(found.language)) == (2, LAYERS)
-    assert [name.split(".")[-1] for name in found.projector] == ["linear_1", "linear_2"]
-    assert found.attention.q.startswith("model.vision_tower")
-    assert ".layers.1." in found.attention.q
-    shape = view.type(found.features).shape
+    images = find_image_tokens(view, recognize(view))
+    assert (images.grid, images.patches, images.pictures, images.count) == ((4, 4), 16, 1, 16)
+    assert images.cls_token
+    assert (len(images.tower), len(images.language)) == (2, LAYERS)
+    assert [name.split(".")[-1] for name in images.projector] == ["linear_1", "linear_2"]
+    assert images.attention.q.startswith("model.vision_tower")
+    assert ".layers.1." in images.attention.q
+    shape = view.type(images.features).shape
     assert shape is not None and shape[1:] == (16, 24)

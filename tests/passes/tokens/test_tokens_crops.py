@@ -29,7 +29,7 @@ Graphs = dict[tuple[str, bool], View]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Graphs]:
+def llava(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Graphs]:
     """The library's model, and its graphs by kind and by whether they have a cache."""
     folder = tmp_path_factory.mktemp("crops")
     model = save_llava(folder, image_seq_length=TOKENS)
@@ -43,40 +43,40 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Graphs]:
 
 
 def inputs(view: View, batch: int) -> dict[str, Tensor]:
-    given = prompts(TOKENS, batch, (CROPS,))
+    prompt = prompts(TOKENS, batch, (CROPS,))
     types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
-    return given | empty_past(types, given)
+    return prompt | empty_past(types, prompt)
 
 
 @pytest.mark.parametrize("cache", [False, True])
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
-def test_the_pictures_are_recognised(made: tuple[Any, Graphs], kind: str, cache: bool) -> None:
-    view = made[1][kind, cache].copy()
+def test_the_pictures_are_recognised(llava: tuple[Any, Graphs], kind: str, cache: bool) -> None:
+    view = llava[1][kind, cache].copy()
     canonicalize(view)
-    found = find_image_tokens(view, recognize(view))
-    assert (found.grid, found.patches, found.pictures) == ((3, 3), PATCHES, CROPS)
-    assert found.count == TOKENS
+    images = find_image_tokens(view, recognize(view))
+    assert (images.grid, images.patches, images.pictures) == ((3, 3), PATCHES, CROPS)
+    assert images.count == TOKENS
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize(("cache", "each"), [(False, 1), (True, 4)])
 def test_fastervlm_keeps_as_many_of_each_picture(
-    made: tuple[Any, Graphs], kind: str, cache: bool, each: int
+    llava: tuple[Any, Graphs], kind: str, cache: bool, each: int
 ) -> None:
-    model, graphs = made
+    model, graphs = llava
     graph = graphs[kind, cache]
     recipe = f"fastervlm{{keep={CROPS * each}}}"
     view = gw.optimize(graph, recipe, samples=[inputs(graph, 3)]).graph
     for batch in (1, 4):
-        given = inputs(graph, batch)
-        flat = given | {"pixel_values": given["pixel_values"].flatten(0, 1)}
+        prompt = inputs(graph, batch)
+        flat = prompt | {"pixel_values": prompt["pixel_values"].flatten(0, 1)}
         with torch.no_grad():
             scores = cls_scores(model, flat["pixel_values"])
-            wanted = best(scores, each).reshape(batch, TOKENS)
-            expected, _ = run(model, flat, layer=0, chosen=wanted, renumber=True)
-        kept = cut(given["attention_mask"], staying(given["input_ids"], wanted)).bool()
-        assert kept.shape[1] == given["input_ids"].shape[1] - TOKENS + CROPS * each
-        close(sweep(view, given)["logits"], expected, kept)
+            chosen = best(scores, each).reshape(batch, TOKENS)
+            expected, _ = run(model, flat, layer=0, chosen=chosen, renumber=True)
+        kept = cut(prompt["attention_mask"], staying(prompt["input_ids"], chosen)).bool()
+        assert kept.shape[1] == prompt["input_ids"].shape[1] - TOKENS + CROPS * each
+        close(sweep(view, prompt)["logits"], expected, kept)
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
@@ -84,19 +84,19 @@ def test_fastervlm_keeps_as_many_of_each_picture(
     "recipe", ["random-tokens{keep=11}", "uniform-tokens{keep=11}", "fastv{layer=1 keep=11}"]
 )
 def test_other_passes_count_over_all_pictures(
-    made: tuple[Any, Graphs], kind: str, recipe: str
+    llava: tuple[Any, Graphs], kind: str, recipe: str
 ) -> None:
-    graph = made[1][kind, False]
-    given = inputs(graph, 2)
-    found = gw.optimize(graph, recipe, samples=[given])
-    assert found.report.passes[0].result.sites[0].shape == (TOKENS, 11)
-    logits = sweep(found.graph, given)["logits"]
-    assert logits.shape[1] == given["input_ids"].shape[1] - TOKENS + 11
+    graph = llava[1][kind, False]
+    prompt = inputs(graph, 2)
+    pruned = gw.optimize(graph, recipe, samples=[prompt])
+    assert pruned.report.passes[0].result.sites[0].shape == (TOKENS, 11)
+    logits = sweep(pruned.graph, prompt)["logits"]
+    assert logits.shape[1] == prompt["input_ids"].shape[1] - TOKENS + 11
     assert logits.isfinite().all()
 
 
-def test_a_number_that_the_pictures_cannot_share(made: tuple[Any, Graphs]) -> None:
-    graph = made[1]["fx", False]
+def test_a_number_that_the_pictures_cannot_share(llava: tuple[Any, Graphs]) -> None:
+    graph = llava[1]["fx", False]
     with pytest.raises(BadInput, match=r"keep=11 is not divisible among the 5 pictures.*: 10 is"):
         gw.optimize(graph, "fastervlm{keep=11}", samples=[inputs(graph, 2)])
 
@@ -142,45 +142,45 @@ def shared_out(scores: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 def test_globalcom2_shares_out_by_the_thumbnail(
-    made: tuple[Any, Graphs], kind: str, monkeypatch: pytest.MonkeyPatch
+    llava: tuple[Any, Graphs], kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """At a temperature at which so small a tower's logits make a difference."""
     monkeypatch.setattr(globalcom2, "TEMPERATURE", TEMPERATURE)
-    model, graphs = made
+    model, graphs = llava
     uneven = 0
     for ratio in (0.25, 0.5):
         graph = graphs[kind, kind == "fx"]
         recipe = f"globalcom2{{ratio={ratio}}}"
         view = gw.optimize(graph, recipe, samples=[inputs(graph, 3)]).graph
         for batch in (1, 12):
-            given = inputs(graph, batch)
-            flat = given | {"pixel_values": given["pixel_values"].flatten(0, 1)}
+            prompt = inputs(graph, batch)
+            flat = prompt | {"pixel_values": prompt["pixel_values"].flatten(0, 1)}
             with torch.no_grad():
                 scores = cls_logits(model, flat["pixel_values"]).reshape(batch, CROPS, PATCHES)
                 both = [shared_out(row, ratio) for row in scores]
-                wanted = torch.stack([chosen for chosen, _ in both])
-                expected, _ = run(model, flat, layer=0, chosen=wanted, renumber=True)
-            counts = wanted.reshape(batch, CROPS, PATCHES).sum(2)
+                choice = torch.stack([chosen for chosen, _ in both])
+                expected, _ = run(model, flat, layer=0, chosen=choice, renumber=True)
+            counts = choice.reshape(batch, CROPS, PATCHES).sum(2)
             assert (counts.sum(1) == CROPS * round(ratio * PATCHES)).all()
             total = 4 * round(ratio * PATCHES)
             for row, (_, share) in zip(counts, both, strict=True):
                 assert ((row[1:] - total * share / share.sum()).abs() < 1).all()
             uneven += int((counts[:, 1:].amax(1) > counts[:, 1:].amin(1)).sum())
-            kept = cut(given["attention_mask"], staying(given["input_ids"], wanted)).bool()
-            close(sweep(view, given)["logits"], expected, kept)
+            kept = cut(prompt["attention_mask"], staying(prompt["input_ids"], choice)).bool()
+            close(sweep(view, prompt)["logits"], expected, kept)
     assert uneven, "some image has crops of unequal counts"
 
 
-def test_globalcom2_and_others_by_picture(made: tuple[Any, Graphs], models: Models) -> None:
+def test_globalcom2_and_others_by_picture(llava: tuple[Any, Graphs], models: Models) -> None:
     """Each picture keeps as many, and merges within itself; what has no crops is refused."""
-    graph = made[1]["fx", False]
-    given = inputs(graph, 2)
-    for recipe, left in (
+    graph = llava[1]["fx", False]
+    prompt = inputs(graph, 2)
+    for recipe, count in (
         ("diverse{keep=10}", 10), ("similarity{keep=10 merge=true}", 10), ("tome{r=1}", 35),
         ("fopru{keep=15 strategy=row}", 15),
     ):  # fmt: skip
-        logits = sweep(gw.optimize(graph, recipe, samples=[given]).graph, given)["logits"]
-        assert logits.shape[1] == given["input_ids"].shape[1] - TOKENS + left, recipe
+        logits = sweep(gw.optimize(graph, recipe, samples=[prompt]).graph, prompt)["logits"]
+        assert logits.shape[1] == prompt["input_ids"].shape[1] - TOKENS + count, recipe
         assert logits.isfinite().all()
     for recipe, message in (
         ("globalcom2{ratio=0}", "must be above 0 and at most 1"),
@@ -192,6 +192,6 @@ def test_globalcom2_and_others_by_picture(made: tuple[Any, Graphs], models: Mode
         ("fopru{keep=20 strategy=row}", "whole rows of 3 patches in each of 5 pictures: 15 or 30"),
     ):
         with pytest.raises(BadInput, match=message):
-            gw.optimize(graph, recipe, samples=[given])
+            gw.optimize(graph, recipe, samples=[prompt])
     with pytest.raises(BadInput, match="an image is one picture here: there are no crops"):
         gw.optimize(models.plain["fx"], "globalcom2{ratio=0.25}")

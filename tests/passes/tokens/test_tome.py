@@ -77,12 +77,12 @@ def test_a_tower_read_by_its_cls_token(r: int) -> None:
         vision = model.model.vision_model.post_layernorm(torch.stack(states))
         expected = model.model.visual_projection(vision)
     for kind, view in small_models.raised(small).items():
-        found = gw.optimize(view, f"tome{{r={r}}}", samples=[small.inputs])
-        assert len(recognize(found.graph).blocks) == 3
-        sites = [s.shape for s in found.report.passes[0].result.sites]
+        smaller = gw.optimize(view, f"tome{{r={r}}}", samples=[small.inputs])
+        assert len(recognize(smaller.graph).blocks) == 3
+        sites = [s.shape for s in smaller.report.passes[0].result.sites]
         assert sites == {1: [(17, 16), (16, 15), (15, 14)], 3: [(17, 14), (14, 11), (11, 8)],
                          100: [(17, 9), (9, 5), (5, 3)]}[r]  # fmt: skip
-        (actual,) = sweep(found.graph, {"pixel_values": pixels}).values()
+        (actual,) = sweep(smaller.graph, {"pixel_values": pixels}).values()
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=kind)
 
 
@@ -91,10 +91,10 @@ def test_patches_are_given_back_to_who_reads_them() -> None:
     small = small_models.vit(layers=2)
     outputs = []
     for view in small_models.raised(small).values():
-        found = gw.optimize(view, "tome{r=6}", samples=[small.inputs])
-        outputs.append(sweep(found.graph, small.inputs)["last_hidden_state"])
+        smaller = gw.optimize(view, "tome{r=6}", samples=[small.inputs])
+        outputs.append(sweep(smaller.graph, small.inputs)["last_hidden_state"])
         assert [len(row.unique(dim=0)) for row in outputs[-1]] == [6, 6]
-        actual = gw.compile(found.graph, backend="onnxruntime")(**small.inputs)
+        actual = gw.compile(smaller.graph, backend="onnxruntime")(**small.inputs)
         torch.testing.assert_close(actual["last_hidden_state"], outputs[-1], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
@@ -102,8 +102,8 @@ def test_patches_are_given_back_to_who_reads_them() -> None:
 def test_no_pair_merged_changes_no_bit() -> None:
     small = small_models.vit(layers=2)
     for view in small_models.raised(small).values():
-        found = gw.optimize(view, "tome{r=0}", samples=[small.inputs]).graph
-        before, after = sweep(view, small.inputs), sweep(found, small.inputs)
+        smaller = gw.optimize(view, "tome{r=0}", samples=[small.inputs]).graph
+        before, after = sweep(view, small.inputs), sweep(smaller, small.inputs)
         assert all(torch.equal(before[name], after[name]) for name in before)
 
 
@@ -114,7 +114,7 @@ def test_no_pair_merged_changes_no_bit() -> None:
 def test_a_text_reads_each_token_once(models: Models, kind: str) -> None:
     """At the place of the patch that the others were merged into."""
     batch = prompts(4, 3)
-    found = gw.optimize(models.plain[kind], "tome{r=3}", samples=[batch])
+    smaller = gw.optimize(models.plain[kind], "tome{r=3}", samples=[batch])
     vision = models.eager.model.vision_tower
     with torch.no_grad():
         rows = [merged(vision, p, 3, 2) for p in batch["pixel_values"]]
@@ -129,8 +129,8 @@ def test_a_text_reads_each_token_once(models: Models, kind: str) -> None:
             models.eager, batch, layer=0, chosen=chosen, renumber=True, features=features
         )
     kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
-    close(sweep(found.graph, batch)["logits"], expected, kept)
-    images = find_image_tokens(found.graph, recognize(found.graph))
+    close(sweep(smaller.graph, batch)["logits"], expected, kept)
+    images = find_image_tokens(smaller.graph, recognize(smaller.graph))
     assert (images.count, images.patches, images.pictures) == (10, PATCHES, 1)
 
 
@@ -139,9 +139,9 @@ def test_a_cut_by_another_score_goes_on_from_it(models: Models) -> None:
     batch = prompts(3)
     outputs = []
     for graph in models.plain.values():
-        found = gw.optimize(graph, "tome{r=3},fastv{layer=2 keep=4}", samples=[batch])
-        assert [p.result.sites[-1].shape for p in found.report.passes] == [(14, 11), (10, 4)]
-        outputs.append(sweep(found.graph, batch)["logits"])
+        smaller = gw.optimize(graph, "tome{r=3},fastv{layer=2 keep=4}", samples=[batch])
+        assert [p.result.sites[-1].shape for p in smaller.report.passes] == [(14, 11), (10, 4)]
+        outputs.append(sweep(smaller.graph, batch)["logits"])
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-4)
 
 

@@ -44,9 +44,9 @@ def test_it_starts_as_rounding_to_nearest(bits: int, group: int, symmetric: bool
     start = rtn(weight, bits, group, symmetric)
     rounding = Rounding.of(weight, start)
     assert torch.allclose(rounding.rounded(), start.dequantized(), atol=1e-6)
-    made = rounding.made()
-    for found, expected in zip(made.operands(), start.operands(), strict=True):
-        assert found is expected or torch.equal(found, expected)  # type: ignore[arg-type]
+    quantized = rounding.made()
+    for operand, expected in zip(quantized.operands(), start.operands(), strict=True):
+        assert operand is expected or torch.equal(operand, expected)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(("bits", "group", "symmetric"), FORMATS)
@@ -61,9 +61,9 @@ def test_what_is_learned_is_what_is_stored(bits: int, group: int, symmetric: boo
         assert float(parameter.detach().max()) <= high + 1e-6
         assert len(parameter.unique()) <= 3, "a step goes by signs"
         assert parameter.grad is None
-    made = rounding.made()
-    assert torch.allclose(made.dequantized(), rounding.rounded(), atol=1e-6)
-    assert made.nbytes == rounding.start.nbytes
+    quantized = rounding.made()
+    assert torch.allclose(quantized.dequantized(), rounding.rounded(), atol=1e-6)
+    assert quantized.nbytes == rounding.start.nbytes
     for _ in range(9):
         rounding.rounded().square().sum().backward()
         rounding.step(0.2)
@@ -77,15 +77,15 @@ def test_blocks_run_by_themselves_with_gradients(kind: str, models: dict[str, Vi
     blocks = recognize(view).blocks
     graphs = block_graphs(view, blocks)
     ends = [graphs[0].entry, *(graph.exit for graph in graphs)]
-    (found,) = captured(view, texts(1), [*ends, *(v for g in graphs for v in g.outside)])
+    (values,) = captured(view, texts(1), [*ends, *(v for g in graphs for v in g.outside)])
     for graph in graphs:
         assert graph.without_gradient() is None
         constants = {value: x.clone() for value, x in graph.constants().items()}
         for value in constants.values():
             if value.is_floating_point():
                 value.requires_grad_()
-        out = graph.run(found[graph.entry], found, constants)
-        assert torch.allclose(out, found[graph.exit], atol=1e-5)
+        out = graph.run(values[graph.entry], values, constants)
+        assert torch.allclose(out, values[graph.exit], atol=1e-5)
         out.square().sum().backward()
         missing = [view.name(v) for v, x in constants.items() if x.requires_grad and x.grad is None]
         assert missing == []
@@ -97,7 +97,7 @@ def test_blocks_run_by_themselves_with_gradients(kind: str, models: dict[str, Vi
             moved = constants[q].detach().double().clone()
             moved[places] += sign * step
             with torch.no_grad():
-                y = graph.run(found[graph.entry], found, {**constants, q: moved.float()})
+                y = graph.run(values[graph.entry], values, {**constants, q: moved.float()})
             losses.append(float(y.double().square().sum()))
         slope = (losses[0] - losses[1]) / (2 * step)
         assert float(constants[q].grad[places]) == pytest.approx(slope, rel=0.05, abs=1e-3)
@@ -116,8 +116,8 @@ def test_it_beats_rounding(kind: str, models: dict[str, View], no_reads: Any) ->
     assert step.bytes_after == planned.artifact_bytes
     notes = {site.name: site.note for site in step.result.sites}
     assert notes.pop("model.lm_head") == "in no block that has gradients: rounded to nearest"
-    said = "of rounding's error in the block's output"
-    assert all(note.startswith(said) for note in notes.values())
+    phrase = "of rounding's error in the block's output"
+    assert all(note.startswith(phrase) for note in notes.values())
 
     plain = run(source, "quantize{bits=2 group=16}")
     expected = [sweep(source, batch) for batch in texts()]
@@ -129,12 +129,12 @@ def test_it_beats_rounding(kind: str, models: dict[str, View], no_reads: Any) ->
 
 
 def test_both_kinds_give_the_same_sites(models: dict[str, View]) -> None:
-    made = [run(models[kind], "autoround{bits=3 group=16 steps=8}") for kind in KINDS]
-    fx, onnx = (result.report.passes[0].result.sites for result in made)
+    results = [run(models[kind], "autoround{bits=3 group=16 steps=8}") for kind in KINDS]
+    fx, onnx = (result.report.passes[0].result.sites for result in results)
     for site, other in zip(fx, onnx, strict=True):
         assert (site.name, site.bytes_after) == (other.name, other.bytes_after)
         assert site.rel_l2 == pytest.approx(other.rel_l2, rel=0.02)
-    assert rel(*(sweep(result.graph, texts(1)[0]) for result in made)) < 0.1
+    assert rel(*(sweep(result.graph, texts(1)[0]) for result in results)) < 0.1
 
 
 def test_a_path_behind_it(models: dict[str, View]) -> None:
@@ -164,10 +164,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         "graphwright.passes.weights.autoround.descend",
         lambda *a, **o: learned.append(1) or descent.descend(*a, **o),
     )
-    found = stored(run(source, recipe, checkpoints=memory))
+    resumed = stored(run(source, recipe, checkpoints=memory))
     assert len(learned) == 1, "the first block is not learned again"
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in resumed)
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -184,8 +184,8 @@ def test_images_too() -> None:
     small = BUILDERS["vit"](layers=1)
     view = raised(small)["fx"]
     recipe = "autoround{bits=2 group=16 steps=20}"
-    made = gw.optimize(view, recipe, samples=[small.inputs], calibration=[small.inputs])
+    learned = gw.optimize(view, recipe, samples=[small.inputs], calibration=[small.inputs])
     plain = gw.optimize(view, "quantize{bits=2 group=16}", samples=[small.inputs])
     expected = sweep(view, small.inputs)
-    errors = [rel(expected, sweep(r.graph, small.inputs)) for r in (made, plain)]
+    errors = [rel(expected, sweep(r.graph, small.inputs)) for r in (learned, plain)]
     assert errors[0] < errors[1]

@@ -31,8 +31,8 @@ def spread(toy: Any) -> None:
     toy.down.weight *= 0.5
 
 
-def data_error(source: View, found: View) -> float:
-    pairs = [compare(sweep(source, batch), sweep(found, batch)) for batch in many()]
+def data_error(source: View, changed: View) -> float:
+    pairs = [compare(sweep(source, batch), sweep(changed, batch)) for batch in many()]
     return sum(result.rel_l2 for pair in pairs for result in pair.values())
 
 
@@ -74,19 +74,19 @@ def test_active_features_get_finer_units(
 def test_the_factors_are_the_best_of_the_grid(toy_graph: Graphs, toy_inputs: Inputs) -> None:
     """By hand, for ``down``: the exponent that the pass finds has the least error on the tokens."""
     source = toy_graph("fx", spread)
-    seen: list[Statistics] = []
+    learned: list[Statistics] = []
     whole = AWQ._factors
 
     def noting(self: AWQ, context: Any, inlet: Any, statistics: Statistics) -> Tensor:
-        seen.append(statistics)
-        made.append(whole(self, context, inlet, statistics))
-        return made[-1]
+        learned.append(statistics)
+        returned.append(whole(self, context, inlet, statistics))
+        return returned[-1]
 
-    made: list[Tensor] = []
+    returned: list[Tensor] = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AWQ, "_factors", noting)
         optimize(source, "awq{bits=3 group=16 include=down}", toy_inputs)
-    (statistics,), (found,) = seen, made
+    (statistics,), (factors,) = learned, returned
     x, mean = statistics[Tokens].rows, statistics[AbsMean].mean
     assert torch.allclose(mean, torch.cat([statistics[Tokens].rows]).abs().double().mean(0))
     (linear,) = (s for s in recognize(source).linears if s.name == "down")
@@ -100,7 +100,7 @@ def test_the_factors_are_the_best_of_the_grid(toy_graph: Graphs, toy_inputs: Inp
     best = min(losses, key=lambda a: losses[a])
     assert best > 0 and losses[best] < 0.9 * losses[0.0]
     s = mean**best
-    assert torch.allclose(found, s / (s.max() * s.min()).sqrt(), rtol=1e-5)
+    assert torch.allclose(factors, s / (s.max() * s.min()).sqrt(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

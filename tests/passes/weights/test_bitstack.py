@@ -39,11 +39,11 @@ FREE = "bitstack{blocks=4 scaling=none}"
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_error_falls_with_the_blocks(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
     source = toy_graph(kind)
-    wanted = sweep(source, toy_inputs)
+    expected = sweep(source, toy_inputs)
     graphs = [
         optimize(source, f"bitstack{{blocks={n}}}", toy_inputs).graph for n in (1, 2, 4, 16)
     ]
-    errors = [rel(wanted, sweep(graph, toy_inputs)) for graph in graphs]
+    errors = [rel(expected, sweep(graph, toy_inputs)) for graph in graphs]
     assert all(a > 1.5 * b for a, b in itertools.pairwise(errors))
     assert errors[-1] < 0.02
 
@@ -82,16 +82,16 @@ def test_no_weight_is_read_to_plan(
 
 
 def test_statistics_help(toy_graph: Graphs, toy_inputs: Inputs) -> None:
-    def uneven(made: Any) -> None:
-        made.embed.weight[:, :3] *= 30
-        made.head.weight[:, :3] *= 0.03
+    def uneven(model: Any) -> None:
+        model.embed.weight[:, :3] *= 30
+        model.head.weight[:, :3] *= 0.03
 
     source = toy_graph("fx", uneven)
-    wanted = [sweep(source, batch) for batch in many()]
+    expected = [sweep(source, batch) for batch in many()]
 
     def error(recipe: str) -> float:
-        made = optimize(source, recipe, toy_inputs).graph
-        return max(rel(w, sweep(made, b)) for w, b in zip(wanted, many(), strict=True))
+        graph = optimize(source, recipe, toy_inputs).graph
+        return max(rel(w, sweep(graph, b)) for w, b in zip(expected, many(), strict=True))
 
     plain = error("bitstack{blocks=3 scaling=none}")
     assert error("bitstack{blocks=3}") < 0.8 * plain
@@ -109,19 +109,20 @@ def test_the_sites_keep_their_names_and_roles(toy_graph: Graphs, toy_inputs: Inp
 
 def test_low_rank_paths_go_on_top(toy_graph: Graphs, toy_inputs: Inputs) -> None:
     source = toy_graph("fx")
-    wanted = sweep(source, toy_inputs)
+    expected = sweep(source, toy_inputs)
     one = "bitstack{blocks=1}"
     plain, repaired = (
         optimize(source, recipe, toy_inputs).graph for recipe in (one, f"{one},eora{{rank=8}}")
     )
-    assert rel(wanted, sweep(repaired, toy_inputs)) < 0.7 * rel(wanted, sweep(plain, toy_inputs))
+    error = rel(expected, sweep(plain, toy_inputs))
+    assert rel(expected, sweep(repaired, toy_inputs)) < 0.7 * error
 
 
 def test_tied_linears_share_a_stack(
     toy_graph: Graphs, toy_inputs: Inputs, tmp_path: Path
 ) -> None:
-    def tie(made: Any) -> None:
-        made.up.weight = made.gate.weight
+    def tie(model: Any) -> None:
+        model.up.weight = model.gate.weight
 
     result = optimize(toy_graph("fx", tie), "bitstack{blocks=2}", toy_inputs)
     stored = {w.key for w in result.graph.weights().values() if isinstance(w, StackedWeight)}
@@ -170,8 +171,8 @@ def shortened(view: View, last: int) -> View:
                 handle = view.weight(view.operands(node)[position])
                 assert isinstance(handle, StackedWeight)
                 places = [place_of(name) for name in handle.names]
-                kept = sum(place is not None and place <= last for place in places)
-                part = view.add_weight("short", MemoryWeight(handle.read()[:kept].clone()))
+                count = sum(place is not None and place <= last for place in places)
+                part = view.add_weight("short", MemoryWeight(handle.read()[:count].clone()))
                 view.set_operand(node, position, part)
     return view
 
@@ -188,8 +189,8 @@ def test_every_size_is_the_graph_with_those_blocks(
     for last, size in enumerate(known, 3):
         loaded = gw.load(out, max_bytes=size)
         expected = next(iter(sweep(shortened(graph, last), toy_inputs).values()))
-        found = next(iter(sweep(loaded, toy_inputs).values()))
-        assert compare({"y": expected}, {"y": found})["y"].rel_l2 < 1e-5
+        actual = next(iter(sweep(loaded, toy_inputs).values()))
+        assert compare({"y": expected}, {"y": actual})["y"].rel_l2 < 1e-5
         names = [name for name in loaded.weights() if place_of(name) is not None]
         assert len(names) == 2 * (last + 1)
     between = gw.load(out, max_bytes=known[2] - 1).weights()
@@ -239,13 +240,13 @@ def test_the_rest_of_the_data_need_not_be_there(
 def test_more_bytes_are_nearer(stacked: tuple[View, Path], toy_graph: Graphs) -> None:
     _, out = stacked
     source = toy_graph("fx")
-    wanted = [sweep(source, batch) for batch in many()]
+    expected = [sweep(source, batch) for batch in many()]
 
     def error(size: int) -> float:
-        made = gw.load(out, max_bytes=size)
+        graph = gw.load(out, max_bytes=size)
         gaps = [
-            torch.linalg.norm(next(iter(w.values())) - next(iter(sweep(made, b).values())))
-            for w, b in zip(wanted, many(), strict=True)
+            torch.linalg.norm(next(iter(w.values())) - next(iter(sweep(graph, b).values())))
+            for w, b in zip(expected, many(), strict=True)
         ]
         return float(sum(gaps))
 
@@ -267,7 +268,7 @@ def test_the_order_by_perplexity_is_the_papers(toy_graph: Graphs) -> None:
         scores = sweep(graph, rows)["logits"][:, :-1].log_softmax(-1)
         return -float(scores.gather(2, rows["input_ids"][:, 1:, None]).mean())
 
-    def made(recipe: str) -> View:
+    def optimized(recipe: str) -> View:
         graph: View = gw.optimize(source, recipe, samples=[rows], calibration=[rows]).graph
         return graph
 
@@ -276,8 +277,8 @@ def test_the_order_by_perplexity_is_the_papers(toy_graph: Graphs) -> None:
         others = " ".join(n for n in names if n != name)
         one = f"bitstack{{scaling=none rank=1 blocks=1 include=[{others}]}}"
         two = f"bitstack{{scaling=none rank=1 blocks=2 include=[{name}]}}"
-        losses[name] = loss(made(f"{one},{two}"))
-    graph = made("bitstack{blocks=2 order=perplexity scaling=none rank=1}")
+        losses[name] = loss(optimized(f"{one},{two}"))
+    graph = optimized("bitstack{blocks=2 order=perplexity scaling=none rank=1}")
     places = {}
     for linear in recognize(graph).linears:
         handle = graph.weight(graph.operands(linear.node)[1])
@@ -316,8 +317,8 @@ def test_runs_are_byte_identical(toy_graph: Graphs, toy_inputs: Inputs, tmp_path
     hashes = set()
     for run in ("a", "b"):
         torch.manual_seed(hash(run) % 1000)
-        made = optimize(toy_graph("fx"), "bitstack{blocks=3}", toy_inputs).graph
-        out = gw.export(made, tmp_path / run)
+        graph = optimize(toy_graph("fx"), "bitstack{blocks=3}", toy_inputs).graph
+        out = gw.export(graph, tmp_path / run)
         hashes.add(hashlib.sha256((out / "model.onnx").read_bytes() + data(out)).hexdigest())
     assert len(hashes) == 1
 
@@ -353,8 +354,8 @@ def test_a_rank_beyond_the_matrix(graph: View, toy_inputs: Inputs) -> None:
         optimize(graph, "bitstack{rank=12}", toy_inputs)
     with pytest.raises(BadInput, match="rank=12 is too high for head"):
         gw.plan(graph, "bitstack{rank=12}")
-    made = optimize(graph, "bitstack{rank=12 exclude=head}", toy_inputs)
-    assert len(made.report.passes[0].result.sites) == 3
+    optimized = optimize(graph, "bitstack{rank=12 exclude=head}", toy_inputs)
+    assert len(optimized.report.passes[0].result.sites) == 3
 
 
 def test_weights_are_stored_once(graph: View, toy_inputs: Inputs) -> None:

@@ -31,8 +31,8 @@ def stack(weight: torch.Tensor, blocks: int, rank: int, scale: torch.Tensor | No
     return decompose(weight, scale, blocks=blocks, rank=rank, name="w")
 
 
-def restored(made: Stack, count: int, rows: int) -> torch.Tensor:
-    return dense(torch.cat(made.signs[:count]), torch.cat(made.factors[:count]), rows)
+def restored(stacked: Stack, count: int, rows: int) -> torch.Tensor:
+    return dense(torch.cat(stacked.signs[:count]), torch.cat(stacked.factors[:count]), rows)
 
 
 # --- signs ----------------------------------------------------------------------------------------
@@ -63,23 +63,24 @@ def test_the_residuals_are_those_of_the_method() -> None:
         (1, [0.602, 0.360, 0.240, 0.180, 0.149, 0.131]),
         (16, [0.568, 0.323, 0.198, 0.130, 0.092, 0.070]),
     ):
-        made = stack(weight, 6, rank)
-        energies = torch.tensor(made.energies)
-        found = (energies[1:] / energies[0]).sqrt().tolist()
-        assert found == pytest.approx(expected, rel=0.04)
+        stacked = stack(weight, 6, rank)
+        energies = torch.tensor(stacked.energies)
+        residuals = (energies[1:] / energies[0]).sqrt().tolist()
+        assert residuals == pytest.approx(expected, rel=0.04)
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (5, 123), (123, 5), (33, 40), (300, 280)])
 def test_each_block_takes_its_share_and_no_more(shape: tuple[int, int]) -> None:
     weight = gaussian(*shape)
     scale = torch.linspace(0.1, 3, shape[1], dtype=torch.float64)
-    made = stack(weight, 6, min(2, *shape), scale)
-    assert all(a > b or a < 1e-9 for a, b in itertools.pairwise(made.energies))
+    stacked = stack(weight, 6, min(2, *shape), scale)
+    assert all(a > b or a < 1e-9 for a, b in itertools.pairwise(stacked.energies))
     for count in (1, 3, 6):
-        left = (weight - restored(made, count, shape[0])).double() * scale
-        assert float(left.square().sum()) == pytest.approx(made.energies[count], rel=1e-3, abs=1e-9)
-    whole = torch.linalg.norm(weight - restored(made, 6, shape[0])) / torch.linalg.norm(weight)
-    assert float(whole) == pytest.approx(made.rel_l2, rel=1e-3, abs=1e-6)
+        residual = (weight - restored(stacked, count, shape[0])).double() * scale
+        energy = float(residual.square().sum())
+        assert energy == pytest.approx(stacked.energies[count], rel=1e-3, abs=1e-9)
+    whole = torch.linalg.norm(weight - restored(stacked, 6, shape[0])) / torch.linalg.norm(weight)
+    assert float(whole) == pytest.approx(stacked.rel_l2, rel=1e-3, abs=1e-6)
 
 
 def test_many_blocks_are_the_matrix() -> None:
@@ -105,8 +106,8 @@ def test_scaling_protects_the_inputs_that_are_large() -> None:
     scale = input_scale(x.double().square().sum(0), len(x))
     assert float(scale.log().mean()) == pytest.approx(0.0, abs=1e-9)
     errors = [
-        float(torch.linalg.norm(x @ (weight - restored(made, 2, 64)).T))
-        for made in (stack(weight, 2, 2), stack(weight, 2, 2, scale))
+        float(torch.linalg.norm(x @ (weight - restored(stacked, 2, 64)).T))
+        for stacked in (stack(weight, 2, 2), stack(weight, 2, 2, scale))
     ]
     assert errors[1] < 0.7 * errors[0]
 
@@ -120,9 +121,9 @@ def test_a_dead_input_has_a_scale_above_zero() -> None:
 def test_factors_of_large_and_small_weights_fit_in_half() -> None:
     for size in (1e-4, 1e6):
         scale = torch.logspace(-3, 3, 40, dtype=torch.float64)
-        made = stack(gaussian(24, 40) * size, 6, 2, scale)
-        assert torch.isfinite(torch.cat(made.factors)).all()
-        assert made.energies[6] < 0.05 * made.energies[0]
+        stacked = stack(gaussian(24, 40) * size, 6, 2, scale)
+        assert torch.isfinite(torch.cat(stacked.factors)).all()
+        assert stacked.energies[6] < 0.05 * stacked.energies[0]
 
 
 def test_a_weight_without_numbers_is_refused() -> None:
@@ -135,9 +136,9 @@ def test_a_weight_without_numbers_is_refused() -> None:
 
 
 def test_zeros_stay_zero() -> None:
-    made = stack(torch.zeros(4, 9), 2, 1)
-    assert torch.equal(restored(made, 2, 4), torch.zeros(4, 9))
-    assert made.rel_l2 == 0.0
+    stacked = stack(torch.zeros(4, 9), 2, 1)
+    assert torch.equal(restored(stacked, 2, 4), torch.zeros(4, 9))
+    assert stacked.rel_l2 == 0.0
 
 
 def test_ranks_and_bytes() -> None:

@@ -34,33 +34,33 @@ QUANTIZE = "quantize{bits=2 group=16}"
 def test_the_gap_of_one_linear_is_in_memory_at_a_time(
     recipe: str, toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[weakref.ref[torch.Tensor]] = []
+    gaps: list[weakref.ref[torch.Tensor]] = []
     original = Compensate.gap
 
     def watched(pass_: Compensate, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        assert not [ref for ref in made if ref() is not None]
+        assert not [ref for ref in gaps if ref() is not None]
         source, gap = original(pass_, *args)
-        made.append(weakref.ref(gap))
+        gaps.append(weakref.ref(gap))
         return source, gap
 
     monkeypatch.setattr(Compensate, "gap", watched)
     result = optimize(toy_graph("fx"), f"{QUANTIZE},{recipe}", toy_inputs)
-    assert len(made) == len(result.report.passes[1].result.sites) == 4, "each is read once"
+    assert len(gaps) == len(result.report.passes[1].result.sites) == 4, "each is read once"
 
 
 def test_linears_of_one_input_share_an_eigen_decomposition(
     toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made: list[tuple[int, ...]] = []
+    shapes: list[tuple[int, ...]] = []
     original = torch.linalg.eigh
 
     def watched(matrix: torch.Tensor) -> Any:
-        made.append(tuple(matrix.shape))
+        shapes.append(tuple(matrix.shape))
         return original(matrix)
 
     monkeypatch.setattr(torch.linalg, "eigh", watched)
     optimize(toy_graph("fx"), f"{QUANTIZE},eora{{rank=2}}", toy_inputs)
-    assert made == [(32, 32), (40, 40), (32, 32)], "gate and up, down, head"
+    assert shapes == [(32, 32), (40, 40), (32, 32)], "gate and up, down, head"
 
 
 # --- the formula ----------------------------------------------------------------------------------
@@ -77,11 +77,11 @@ def test_the_residual_is_the_tail_of_the_singular_values() -> None:
     for rank in (0, 1, 5, 23, 24):
         down, up = weighted.factors(rank)
         assert (down.shape, up.shape) == ((rank, 40), (24, rank))
-        found = float(torch.linalg.norm(x @ (gap - up @ down).T) / whole)
-        assert found == pytest.approx(weighted.relative_error(rank), rel=1e-3, abs=1e-6)
+        error = float(torch.linalg.norm(x @ (gap - up @ down).T) / whole)
+        assert error == pytest.approx(weighted.relative_error(rank), rel=1e-3, abs=1e-6)
         down, up = plain.factors(rank)
         by_weights = float(torch.linalg.norm(x @ (gap - up @ down).T) / whole)
-        assert found <= by_weights + 1e-6
+        assert error <= by_weights + 1e-6
     assert weighted.relative_error(24) == 0.0
 
 
@@ -90,10 +90,10 @@ def test_a_singular_gram_matrix_gives_finite_factors() -> None:
     x = torch.randn(5, 40, generator=rng)
     x[:, 7] = 0
     whitening = Whitening(x.double().T @ x.double())
-    found = spectrum(torch.randn(8, 40), torch.randn(8, 40), whitening)
-    down, up = found.factors(8)
+    weighted = spectrum(torch.randn(8, 40), torch.randn(8, 40), whitening)
+    down, up = weighted.factors(8)
     assert torch.isfinite(down).all() and torch.isfinite(up).all()
-    assert found.relative_error(5) == pytest.approx(0, abs=1e-7)
+    assert weighted.relative_error(5) == pytest.approx(0, abs=1e-7)
 
 
 @pytest.mark.parametrize("size", [120, 320])
@@ -108,29 +108,31 @@ def test_a_gram_matrix_summed_in_float32_is_exact_enough(size: int) -> None:
     rough.see(x)
     exact.see(x.double())
     assert not torch.equal(rough.matrix, exact.matrix)
-    left = []
+    errors = []
     for gram in (exact, rough):
         down, up = spectrum(gap, gap, Whitening(gram.matrix), 16).factors(16)
         rest = gap.double() - up.double() @ down.double()
-        left.append(float(torch.linalg.norm(x.double() @ rest.T)))
-    assert left[1] == pytest.approx(left[0], rel=1e-6)
+        errors.append(float(torch.linalg.norm(x.double() @ rest.T)))
+    assert errors[1] == pytest.approx(errors[0], rel=1e-6)
 
 
 def test_large_factors_are_balanced() -> None:
     rng = torch.Generator().manual_seed(0)
     gram = torch.diag(torch.cat([torch.ones(9), torch.tensor([1e-4])])).double() * 1e-8
-    found = spectrum(torch.randn(8, 10), 1e8 * torch.randn(8, 10, generator=rng), Whitening(gram))
-    down, up = found.factors(8)
+    weighted = spectrum(
+        torch.randn(8, 10), 1e8 * torch.randn(8, 10, generator=rng), Whitening(gram)
+    )
+    down, up = weighted.factors(8)
     assert float(down.abs().max()) == pytest.approx(float(up.abs().max()), rel=0.01)
 
 
 def test_ranks_go_where_they_remove_most_error_for_their_bytes() -> None:
-    def made(sigma: list[float], energy: float) -> Spectrum:
+    def spectrum_of(sigma: list[float], energy: float) -> Spectrum:
         k = len(sigma)
         return Spectrum(torch.eye(k), torch.eye(k), torch.tensor(sigma).double(), energy)
 
-    spectra = {"a": made([4.0, 3.0, 1.0], 100.0), "b": made([2.0, 0.0], 100.0),
-               "c": made([5.0], 1e9)}  # fmt: skip
+    spectra = {"a": spectrum_of([4.0, 3.0, 1.0], 100.0), "b": spectrum_of([2.0, 0.0], 100.0),
+               "c": spectrum_of([5.0], 1e9)}  # fmt: skip
     sizes = {"a": (10, 10), "b": (10, 10), "c": (10, 10)}
     assert allocate(spectra, sizes, 20) == {"a": 1, "b": 0, "c": 0}
     assert allocate(spectra, sizes, 59) == {"a": 2, "b": 0, "c": 0}
@@ -176,10 +178,10 @@ def test_it_beats_the_baseline_that_beats_nothing(
     expected = [sweep(source, batch) for batch in many()]
 
     def error(recipe: str) -> float:
-        made = optimize(source, recipe, toy_inputs).graph
-        found = [sweep(made, batch) for batch in many()]
+        graph = optimize(source, recipe, toy_inputs).graph
+        outputs = [sweep(graph, batch) for batch in many()]
         join = [torch.cat([b["linear_3"] if "linear_3" in b else next(iter(b.values()))
-                           for b in side]) for side in (expected, found)]  # fmt: skip
+                           for b in side]) for side in (expected, outputs)]  # fmt: skip
         return float(torch.linalg.norm(join[0] - join[1]) / torch.linalg.norm(join[0]))
 
     nothing = error(earlier)
@@ -191,10 +193,10 @@ def test_it_beats_the_baseline_that_beats_nothing(
 @pytest.mark.parametrize("kind", KINDS)
 def test_siblings_share_one_matmul(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
     result = optimize(toy_graph(kind), f"{QUANTIZE},eora{{rank=3}}", toy_inputs)
-    found = [w for n, w in result.graph.weights().items() if ".eora." in n]
+    factors = [w for n, w in result.graph.weights().items() if ".eora." in n]
     downs, ups = [(3, 32), (3, 40), (6, 32)], [(17, 3), (32, 3), (40, 3), (40, 3)]
-    assert sorted(w.shape for w in found) == downs + ups
-    assert {w.dtype for w in found} == {torch.float16}
+    assert sorted(w.shape for w in factors) == downs + ups
+    assert {w.dtype for w in factors} == {torch.float16}
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -236,7 +238,7 @@ def test_statistics_of_the_source_model(toy_graph: Graphs, toy_inputs: Inputs) -
     assert 1e-6 < rel(*outputs) < 0.2
     source = sweep(toy_graph("fx"), toy_inputs)
     plain = sweep(optimize(toy_graph("fx"), QUANTIZE, toy_inputs).graph, toy_inputs)
-    assert all(rel(source, found) < 0.8 * rel(source, plain) for found in outputs)
+    assert all(rel(source, output) < 0.8 * rel(source, plain) for output in outputs)
 
 
 def test_the_sites_keep_their_names_and_roles(toy_graph: Graphs, toy_inputs: Inputs) -> None:
@@ -288,10 +290,10 @@ def test_a_rank_above_break_even_is_said(graph: View, toy_inputs: Inputs) -> Non
     """Rank 32 in float16 beside 4-bit codes takes more bytes than float32 weights of 32 x 40."""
     recipe = f"{QUANTIZE},svd-compensate{{rank=32}}"
     (planned,) = [n for n in gw.plan(graph, recipe).passes[1][1].notes if "break-even" in n]
-    found = optimize(graph, recipe, toy_inputs).report.passes[1].result
-    (note,) = [n for n in found.notes if "break-even" in n]
-    for said in (planned, note):
-        assert said.startswith("above break-even at ") and "Choose a lower rank" in said
+    done = optimize(graph, recipe, toy_inputs).report.passes[1].result
+    (note,) = [n for n in done.notes if "break-even" in n]
+    for text in (planned, note):
+        assert text.startswith("above break-even at ") and "Choose a lower rank" in text
     low = optimize(graph, f"{QUANTIZE},svd-compensate{{rank=3}}", toy_inputs).report.passes[1]
     assert not any("break-even" in n for n in low.result.notes)
 
@@ -305,16 +307,16 @@ def test_factors_in_few_bits(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -
     expected, errors, sizes = sweep(source, toy_inputs), {}, {}
     for bits in ("", " factor_bits=8", " factor_bits=4"):
         recipe = f"{QUANTIZE},eora{{rank=16{bits}}}"
-        found = optimize(source, recipe, toy_inputs)
-        planned, done = gw.plan(source, recipe).passes[1][1], found.report.passes[1].result
+        repaired = optimize(source, recipe, toy_inputs)
+        planned, done = gw.plan(source, recipe).passes[1][1], repaired.report.passes[1].result
         assert [s.bytes_after for s in planned.sites] == [s.bytes_after for s in done.sites]
-        computed = sweep(found.graph, toy_inputs)
+        computed = sweep(repaired.graph, toy_inputs)
         errors[bits] = rel(expected, computed)
         sizes[bits] = sum(s.bytes_after - s.bytes_before for s in done.sites)
-        assert found.report.passes[1].bytes_after - found.report.passes[1].bytes_before == (
+        assert repaired.report.passes[1].bytes_after - repaired.report.passes[1].bytes_before == (
             pytest.approx(sizes[bits], abs=64)
         )
-        ran = gw.compile(found.graph, backend="onnxruntime")(**toy_inputs)
+        ran = gw.compile(repaired.graph, backend="onnxruntime")(**toy_inputs)
         assert rel(computed, ran) < 1e-5
     without = rel(expected, sweep(optimize(source, QUANTIZE, toy_inputs).graph, toy_inputs))
     assert errors[""] < errors[" factor_bits=8"] < errors[" factor_bits=4"] < 0.3 * without
@@ -329,36 +331,36 @@ def test_rounded_factors_hold_what_was_measured(toy_graph: Graphs, toy_inputs: I
             once = form.rounded(torch.randn(shape, generator=torch.Generator().manual_seed(bits)))
             assert torch.equal(form.rounded(once), once)
     recipe = f"{QUANTIZE},eora{{rank=8 factor_bits=4}}"
-    found = optimize(toy_graph("fx"), recipe, toy_inputs)
+    repaired = optimize(toy_graph("fx"), recipe, toy_inputs)
     source = toy_graph("fx")
     weights = {x.name: source.weight(x.weight) for x in recognize(source).linears}
-    structure, seen = {x.name: x for x in recognize(found.graph).linears}, []
-    for site in found.report.passes[1].result.sites:
+    structure, measured = {x.name: x for x in recognize(repaired.graph).linears}, []
+    for site in repaired.report.passes[1].result.sites:
         weight, linear = weights[site.name], structure[site.name]
         assert weight is not None
-        held = dense_weight(found.graph, linear.node)
-        (side,) = _chain(found.graph, linear)
-        inner = found.graph.producer(found.graph.tensor(side))
-        if inner is None or found.graph.op(inner) == "slice":
+        held = dense_weight(repaired.graph, linear.node)
+        (side,) = _chain(repaired.graph, linear)
+        inner = repaired.graph.producer(repaired.graph.tensor(side))
+        if inner is None or repaired.graph.op(inner) == "slice":
             continue  # gate and up share a first factor
-        held = held + dense_weight(found.graph, side) @ dense_weight(found.graph, inner)
-        seen.append(site.name)
+        held = held + dense_weight(repaired.graph, side) @ dense_weight(repaired.graph, inner)
+        measured.append(site.name)
         gap = (weight.read() - held).norm() / weight.read().norm()
         assert site.rel_l2 == pytest.approx(float(gap), rel=1e-4)
-    assert seen == ["down", "head"]
+    assert measured == ["down", "head"]
 
 
 def test_a_small_factor_is_held_by_float16_scales_where_the_other_is_large() -> None:
     draw = torch.Generator().manual_seed(2)
     down, up = torch.randn((8, 64), generator=draw) * 2e-5, torch.randn((40, 8), generator=draw)
     form = FactorForm(4, torch.float16)
-    for given in ((down, up * 1e4), (up.T * 1e4, down.T)):
-        even = form.even(*given)
-        assert torch.equal(even[1] @ even[0], given[1] @ given[0])
-        for before, after in zip(given, even, strict=True):
-            wide, made = rtn(before, 4, 16, scale_dtype=torch.float32), rtn(after, 4, 16)
-            assert made.scales.dtype == torch.float16
-            assert (made.codes != wide.codes).float().mean() < 0.01
+    for factors in ((down, up * 1e4), (up.T * 1e4, down.T)):
+        even = form.even(*factors)
+        assert torch.equal(even[1] @ even[0], factors[1] @ factors[0])
+        for before, after in zip(factors, even, strict=True):
+            wide, narrow = rtn(before, 4, 16, scale_dtype=torch.float32), rtn(after, 4, 16)
+            assert narrow.scales.dtype == torch.float16
+            assert (narrow.codes != wide.codes).float().mean() < 0.01
     assert torch.equal(form.even(up.T, up)[0], up.T)
 
 

@@ -31,21 +31,21 @@ def test_two_linears_of_one(
     recipe: str, kind: str, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     source = toy_graph(kind)
-    found = optimize(source, recipe, toy_inputs)
-    result = found.report.passes[0].result
+    factored = optimize(source, recipe, toy_inputs)
+    result = factored.report.passes[0].result
     assert [site.name for site in result.sites] == ["gate", "up", "down", "head"]
     before = {linear.name: linear for linear in recognize(source).linears}
-    for name, whole in wholes(recognize(found.graph)).items():
+    for name, whole in wholes(recognize(factored.graph)).items():
         (site,) = (s for s in result.sites if s.name == name)
         linear = whole.linear
         assert len(whole.nodes) == 2 and site.note.startswith("rank ")
         assert (linear.out_features, linear.in_features) == site.shape
         weight = source.weight(before[name].weight)
         assert weight is not None
-        error = (whole.matrix(found.graph) - weight.read()).norm() / weight.read().norm()
+        error = (whole.matrix(factored.graph) - weight.read()).norm() / weight.read().norm()
         assert site.rel_l2 == pytest.approx(float(error), rel=1e-4)
         assert site.bytes_after == 4 * int(site.note.split()[1]) * sum(site.shape)
-    step = found.report.passes[0]
+    step = factored.report.passes[0]
     assert step.bytes_after < step.bytes_before and step.macs_after < step.macs_before
     assert step.error is not None and 0.05 < step.error.rel_l2 < 1
 
@@ -54,9 +54,9 @@ def test_two_linears_of_one(
 def test_onnx_runtime_computes_what_the_graph_does(
     kind: str, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
-    found = optimize(toy_graph(kind), "low-rank{rank=8},quantize{bits=4}", toy_inputs)
-    run = gw.compile(found.graph, backend="onnxruntime")
-    assert rel(sweep(found.graph, toy_inputs), run(**toy_inputs)) < 1e-4
+    factored = optimize(toy_graph(kind), "low-rank{rank=8},quantize{bits=4}", toy_inputs)
+    run = gw.compile(factored.graph, backend="onnxruntime")
+    assert rel(sweep(factored.graph, toy_inputs), run(**toy_inputs)) < 1e-4
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -87,19 +87,19 @@ def test_what_follows_sees_the_compensated_linear(
     toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a path of full rank ``down`` reads what it reads in the source."""
-    seen: list[torch.Tensor] = []
+    inputs: list[torch.Tensor] = []
     add = Gram.add
 
     def watched(self: Gram, *parts: torch.Tensor) -> None:
-        seen.append(parts[0])
+        inputs.append(parts[0])
         add(self, *parts)
 
     monkeypatch.setattr(Gram, "add", watched)
     optimize(toy_graph("fx"), "low-rank{rank=4},eora{rank=40 factors=float32}", toy_inputs)
-    repaired = [x for x in seen if x.shape[1] == 40]
-    seen.clear()
+    repaired = [x for x in inputs if x.shape[1] == 40]
+    inputs.clear()
     optimize(toy_graph("fx"), "quantize{bits=8},eora{rank=4 propagate=dense}", toy_inputs)
-    torch.testing.assert_close(repaired, [x for x in seen if x.shape[1] == 40])
+    torch.testing.assert_close(repaired, [x for x in inputs if x.shape[1] == 40])
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,8 @@ def test_whitened_truncation_leaves_the_tail_of_the_singular_values() -> None:
     whole = torch.linalg.norm(x @ weight.T)
     errors = []
     for whitening in (gram, None):
-        found = spectrum(weight, weight, whitening)
-        down, up = found.factors(8)
+        svd = spectrum(weight, weight, whitening)
+        down, up = svd.factors(8)
         errors.append(float(torch.linalg.norm(x @ (weight - up @ down).T) / whole))
     assert errors[0] == pytest.approx(spectrum(weight, weight, gram).relative_error(8), rel=1e-3)
     assert errors[0] < 0.9 * errors[1], "less than what the SVD of the weights leaves"
@@ -173,8 +173,8 @@ def test_a_matrix_that_stays_whole(toy_graph: Graphs, toy_inputs: Inputs) -> Non
     def orthogonal(toy: Any) -> None:
         torch.nn.init.orthogonal_(toy.gate.weight)
 
-    found = optimize(toy_graph("fx", orthogonal), "welore{target=0.2}", toy_inputs)
-    result = found.report.passes[0].result
+    factored = optimize(toy_graph("fx", orthogonal), "welore{target=0.2}", toy_inputs)
+    result = factored.report.passes[0].result
     reason = "two factors of its rank would take no fewer numbers than its matrix"
     assert ("gate", reason) in result.refused
     assert {site.name for site in result.sites} == {"up", "down", "head"}
@@ -185,8 +185,8 @@ def test_a_matrix_of_zeros(toy_graph: Graphs, toy_inputs: Inputs) -> None:
         toy.down.weight.zero_()
 
     for recipe in ("low-rank", "low-rank{whiten=gram}"):
-        found = optimize(toy_graph("fx", empty), recipe, toy_inputs)
-        (site,) = (s for s in found.report.passes[0].result.sites if s.name == "down")
+        factored = optimize(toy_graph("fx", empty), recipe, toy_inputs)
+        (site,) = (s for s in factored.report.passes[0].result.sites if s.name == "down")
         assert site.rel_l2 == 0.0
 
 

@@ -65,12 +65,12 @@ def test_no_group_is_smaller_than_asked() -> None:
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_it_is_rounding_in_the_groups_that_it_chose(symmetric: bool) -> None:
     weight = gaussian()
-    made = FineQuant(alpha=0.04, group=32, bits=3, symmetric=symmetric)
-    stored = made.fit(weight, Statistics(), "here")
+    pass_ = FineQuant(alpha=0.04, group=32, bits=3, symmetric=symmetric)
+    stored = pass_.fit(weight, Statistics(), "here")
     plain = rtn(weight, 3, 32, symmetric)
     assert stored.note == "groups of 32" and stored.attrs["group"] == 32
-    for found, expected in zip(stored.operands.values(), plain.operands(), strict=True):
-        assert found is expected or torch.equal(found, expected)  # type: ignore[arg-type]
+    for operand, expected in zip(stored.operands.values(), plain.operands(), strict=True):
+        assert operand is expected or torch.equal(operand, expected)  # type: ignore[arg-type]
 
 
 def test_both_kinds_and_the_forecast(toy_graph: Graphs, toy_inputs: Inputs, no_reads: Any) -> None:
@@ -78,14 +78,14 @@ def test_both_kinds_and_the_forecast(toy_graph: Graphs, toy_inputs: Inputs, no_r
         toy.down.weight[:, 3] *= 30
 
     recipe = "finequant{bits=3 group=16 alpha=0.2}"
-    made = [optimize(toy_graph(kind, spike), recipe, toy_inputs) for kind in KINDS]
-    sites, other = (result.report.passes[0].result.sites for result in made)
+    results = [optimize(toy_graph(kind, spike), recipe, toy_inputs) for kind in KINDS]
+    sites, other = (result.report.passes[0].result.sites for result in results)
     assert sites == other
     assert {site.name: site.note for site in sites} == {
         "gate": "one group a row", "up": "one group a row", "down": "groups of 16",
         "head": "one group a row",
     }  # fmt: skip
-    assert rel(*(sweep(result.graph, toy_inputs) for result in made)) < 1e-4
+    assert rel(*(sweep(result.graph, toy_inputs) for result in results)) < 1e-4
     with no_reads():
         (_, planned), = gw.plan(toy_graph("fx", spike), recipe).passes
     forecast = {site.name: site.bytes_after for site in planned.sites}

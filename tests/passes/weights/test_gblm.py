@@ -62,12 +62,12 @@ def test_gradients_are_those_of_torch(kind: str, llama: Model) -> None:
     small, views = llama
     expected, view = by_torch(small.module), views[kind]
     linears = recognize(view).linears
-    found = gradient_energies(
+    energies = gradient_energies(
         loss_graph(view), texts(), [x.weight for x in linears], lambda done, of: None
     )
-    for linear, energy in zip(linears, found, strict=True):
-        wanted = expected[f"{linear.name}.weight"]
-        torch.testing.assert_close(energy, wanted, rtol=1e-3, atol=1e-6 * float(wanted.max()))
+    for linear, energy in zip(linears, energies, strict=True):
+        reference = expected[f"{linear.name}.weight"]
+        torch.testing.assert_close(energy, reference, rtol=1e-3, atol=1e-6 * float(reference.max()))
 
 
 def test_scores_are_the_formula_in_units_of_their_means() -> None:
@@ -84,10 +84,10 @@ def test_scores_are_the_formula_in_units_of_their_means() -> None:
 
 def test_both_kinds_get_one_mask_and_without_gradients_it_is_wanda(llama: Model) -> None:
     _, views = llama
-    made = [run(views[kind], RECIPE) for kind in KINDS]
-    outputs = [sweep(result.graph, texts(1)[0]) for result in made]
+    results = [run(views[kind], RECIPE) for kind in KINDS]
+    outputs = [sweep(result.graph, texts(1)[0]) for result in results]
     assert rel(*outputs) < 1e-4
-    assert {site.sparsity for site in made[0].report.passes[0].result.sites} == {0.5}
+    assert {site.sparsity for site in results[0].report.passes[0].result.sites} == {0.5}
     plain = sweep(run(views["fx"], RECIPE.replace("gblm", "wanda")).graph, texts(1)[0])
     assert rel(plain, outputs[0]) > 1e-2, "gradients move zeros"
     without = RECIPE.replace("{", "{gradient=0 ")

@@ -36,8 +36,8 @@ def matrix(rows: int, columns: int) -> Tensor:
     return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
 
 
-def output_error(weight: Tensor, found: Tensor, x: Tensor) -> float:
-    return float(torch.linalg.norm(x @ (weight - found).T) / torch.linalg.norm(x @ weight.T))
+def output_error(weight: Tensor, stored: Tensor, x: Tensor) -> float:
+    return float(torch.linalg.norm(x @ (weight - stored).T) / torch.linalg.norm(x @ weight.T))
 
 
 # --- the formula ---------------------------------------------------------------------------------
@@ -51,7 +51,7 @@ def test_it_is_least_squares_column_by_column(act_order: bool) -> None:
     gram = (x.T @ x).double()
     start = rtn(weight, 3, 32)
     by = Feedback.of(gram, 0.01, act_order)
-    made = rounded_with_feedback(weight, start, by).dequantized()
+    dense = rounded_with_feedback(weight, start, by).dequantized()
 
     damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(150, dtype=torch.float64)
     order = gram.diagonal().argsort(descending=True) if act_order else torch.arange(150)
@@ -61,7 +61,7 @@ def test_it_is_least_squares_column_by_column(act_order: bool) -> None:
         rest = order[place + 1 :]
         code = (moved[:, column] / start.scales[:, column // 32].double() + 4).round().clamp(0, 7)
         value = (code - 4) * start.scales[:, column // 32].double()
-        assert torch.allclose(made[:, column].double(), value), f"column {column}"
+        assert torch.allclose(dense[:, column].double(), value), f"column {column}"
         moved[:, column] = value
         if len(rest):
             gap = (weight.double() - moved)[:, order[: place + 1]]
@@ -78,10 +78,10 @@ def test_inputs_that_do_not_correlate_are_rounded_to_nearest(
     start = rtn(weight, bits, group, symmetric)
     for scale in (torch.ones(72), torch.logspace(-3, 3, 72)):
         by = Feedback.of(torch.diag(scale.double()), 0.01, act_order=True)
-        made = rounded_with_feedback(weight, start, by)
-        for found, expected in zip(made.operands(), start.operands(), strict=True):
-            assert found is expected or torch.equal(found, expected)
-        assert made.rel_l2 == pytest.approx(start.rel_l2, rel=1e-5)
+        quantized = rounded_with_feedback(weight, start, by)
+        for operand, expected in zip(quantized.operands(), start.operands(), strict=True):
+            assert operand is expected or torch.equal(operand, expected)
+        assert quantized.rel_l2 == pytest.approx(start.rel_l2, rel=1e-5)
 
 
 @pytest.mark.parametrize(("bits", "group", "symmetric"), FORMATS)
@@ -92,11 +92,11 @@ def test_the_outputs_are_nearer_and_the_form_is_that_of_rounding(
     weight, x = matrix(600, 150), correlated(900, 150)
     start = rtn(weight, bits, group, symmetric)
     by = Feedback.of((x.T @ x).double(), 0.01, act_order)
-    made = rounded_with_feedback(weight, start, by)
+    quantized = rounded_with_feedback(weight, start, by)
     plain = output_error(weight, start.dequantized(), x)
-    assert output_error(weight, made.dequantized(), x) < 0.8 * plain
-    assert made.rel_l2 > start.rel_l2
-    assert made.nbytes == start.nbytes and torch.equal(made.scales, start.scales)
+    assert output_error(weight, quantized.dequantized(), x) < 0.8 * plain
+    assert quantized.rel_l2 > start.rel_l2
+    assert quantized.nbytes == start.nbytes and torch.equal(quantized.scales, start.scales)
 
 
 # --- Gram matrices that are hard -----------------------------------------------------------------
@@ -109,9 +109,9 @@ def test_an_input_that_is_always_zero_is_rounded_to_nearest() -> None:
     for damping in (0.0, 0.01):
         by = Feedback.of((x.T @ x).double(), damping, act_order=True)
         assert by.damping == damping
-        made = rounded_with_feedback(weight, start, by).dequantized()
-        assert torch.equal(made[:, [3, 17]], start.dequantized()[:, [3, 17]])
-        assert output_error(weight, made, x) < output_error(weight, start.dequantized(), x)
+        dense = rounded_with_feedback(weight, start, by).dequantized()
+        assert torch.equal(dense[:, [3, 17]], start.dequantized()[:, [3, 17]])
+        assert output_error(weight, dense, x) < output_error(weight, start.dequantized(), x)
 
 
 def test_damping_is_raised_where_there_are_fewer_tokens_than_inputs() -> None:
@@ -140,12 +140,12 @@ def test_a_matrix_that_is_not_finite() -> None:
 def test_both_kinds_give_the_same_and_beat_rounding(
     options: str, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
-    made = [optimize(toy_graph(kind), f"gptq{{{options}}}", toy_inputs) for kind in KINDS]
-    fx, onnx = (result.report.passes[0].result.sites for result in made)
+    results = [optimize(toy_graph(kind), f"gptq{{{options}}}", toy_inputs) for kind in KINDS]
+    fx, onnx = (result.report.passes[0].result.sites for result in results)
     for site, other in zip(fx, onnx, strict=True):
         assert (site.name, site.bytes_after) == (other.name, other.bytes_after)
         assert site.rel_l2 == pytest.approx(other.rel_l2, rel=1e-3)
-    assert rel(*(sweep(result.graph, toy_inputs) for result in made)) < 1e-4
+    assert rel(*(sweep(result.graph, toy_inputs) for result in results)) < 1e-4
 
     form = " ".join(o for o in options.split() if o.split("=")[0] in ("bits", "group", "symmetric"))
     plain = optimize(toy_graph("fx"), f"quantize{{{form}}}", toy_inputs).graph
@@ -153,9 +153,9 @@ def test_both_kinds_give_the_same_and_beat_rounding(
 
     def error(view: View) -> float:
         pairs = [compare(sweep(source, batch), sweep(view, batch)) for batch in many()]
-        return sum(found.rel_l2 for pair in pairs for found in pair.values())
+        return sum(difference.rel_l2 for pair in pairs for difference in pair.values())
 
-    assert error(made[0].graph) < 0.9 * error(plain)
+    assert error(results[0].graph) < 0.9 * error(plain)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -53,9 +53,9 @@ def test_the_leading_vectors_capture_what_those_of_the_whole_do(
 ) -> None:  # fmt: skip
     monkeypatch.setattr(low_rank, "SPECTRUM_DOUBLE_UP_TO", 4096 if double else 0)
     gap, weight, x = make(*shape), normal(*shape, seed=3), inputs(shape[1])
-    given = whitening(x) if weighted else None
-    whole = spectrum(weight, gap, given)
-    part = spectrum(weight, gap, given, rank)
+    weighting = whitening(x) if weighted else None
+    whole = spectrum(weight, gap, weighting)
+    part = spectrum(weight, gap, weighting, rank)
     assert len(part.sigma) == rank < len(whole.sigma)
     outputs = gap.double() @ x.double().T if weighted else gap.double()
     best = float(torch.linalg.eigvalsh(outputs @ outputs.T)[-rank:].sum())
@@ -74,12 +74,12 @@ def test_the_leading_vectors_capture_what_those_of_the_whole_do(
 
 
 def test_a_truncated_spectrum_is_always_the_same() -> None:
-    gap, weight, given = flat(320, 300), normal(320, 300, seed=3), whitening(inputs(300))
+    gap, weight, weighting = flat(320, 300), normal(320, 300, seed=3), whitening(inputs(300))
     torch.manual_seed(1)
-    first = spectrum(weight, gap, given, 8)
+    first = spectrum(weight, gap, weighting, 8)
     state = torch.random.get_rng_state()
     torch.manual_seed(2)
-    second = spectrum(weight, gap, given, 8)
+    second = spectrum(weight, gap, weighting, 8)
     assert torch.equal(first.left, second.left) and torch.equal(first.sigma, second.sigma)
     torch.manual_seed(1)
     assert torch.equal(torch.random.get_rng_state(), state), "the caller's random numbers stay"
@@ -90,11 +90,11 @@ def test_small_matrices_and_high_ranks_are_decomposed_whole(
     shape: tuple[int, int], rank: int | None
 ) -> None:
     gap, x = flat(*shape), inputs(shape[1])
-    made = spectrum(normal(*shape), gap, whitening(x), rank, tokens=1000)
+    whole = spectrum(normal(*shape), gap, whitening(x), rank, tokens=1000)
     sigma = torch.linalg.svdvals(gap.double() @ x.double().T)
-    assert torch.allclose(made.sigma, sigma, rtol=1e-6, atol=0)
-    assert made.beyond == 0.0
-    assert made.relative_error(len(sigma)) == 0.0
+    assert torch.allclose(whole.sigma, sigma, rtol=1e-6, atol=0)
+    assert whole.beyond == 0.0
+    assert whole.relative_error(len(sigma)) == 0.0
 
 
 @pytest.mark.parametrize("size", [120, 320])
@@ -118,8 +118,8 @@ def test_one_channel_thousands_of_times_as_large(
 
 def test_a_gap_of_lower_rank_than_asked_for() -> None:
     gap = normal(300, 3) @ normal(3, 400, seed=1)
-    made = spectrum(normal(300, 400), gap, whitening(inputs(400)), 16)
-    down, up = made.factors(min(16, len(made.sigma)))
+    part = spectrum(normal(300, 400), gap, whitening(inputs(400)), 16)
+    down, up = part.factors(min(16, len(part.sigma)))
     assert torch.isfinite(down).all() and torch.isfinite(up).all()
     assert float(torch.linalg.norm(gap - up @ down) / torch.linalg.norm(gap)) < 1e-4
     nothing = spectrum(normal(300, 400), torch.zeros(300, 400), None, 16)
@@ -129,19 +129,19 @@ def test_a_gap_of_lower_rank_than_asked_for() -> None:
 
 def test_fewer_tokens_than_features() -> None:
     gap, weight, x = flat(300, 400), normal(300, 400, seed=3), inputs(400)[:20]
-    made = spectrum(weight, gap, whitening(x), 16, tokens=20)
-    assert made.short
-    down, up = made.factors(16)
+    part = spectrum(weight, gap, whitening(x), 16, tokens=20)
+    assert part.short
+    down, up = part.factors(16)
     unseen = normal(50, 400, seed=9)
     before, after = (torch.linalg.norm(unseen @ g.T) for g in (gap, gap - up @ down))
     assert float(after) < float(before)
-    assert made.relative_error(16) < 0.3 * made.relative_error(0)
+    assert part.relative_error(16) < 0.3 * part.relative_error(0)
 
 
 def test_where_nothing_converges_the_whole_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(low_rank, "CONVERGED", -1.0)
-    made = spectrum(normal(300, 300), flat(300, 300), None, 16)
-    assert len(made.sigma) == 300
+    whole = spectrum(normal(300, 300), flat(300, 300), None, 16)
+    assert len(whole.sigma) == 300
 
 
 def test_eigenvalues_are_computed_once_and_only_for_a_whole_spectrum(
@@ -167,11 +167,11 @@ def test_eigenvalues_are_computed_once_and_only_for_a_whole_spectrum(
 
 def test_whitening_by_its_definition() -> None:
     x, matrix = inputs(60), normal(7, 60, seed=4)
-    given = whitening(x)
-    weighted = given.apply(matrix)
+    weighting = whitening(x)
+    weighted = weighting.apply(matrix)
     assert weighted.shape == (7, 60)
     outputs = matrix.double() @ x.double().T
-    assert math.isclose(given.energy(matrix), float(outputs.square().sum()), rel_tol=1e-5)
+    assert math.isclose(weighting.energy(matrix), float(outputs.square().sum()), rel_tol=1e-5)
     assert torch.allclose(weighted @ weighted.T, outputs @ outputs.T, rtol=1e-6)
 
 

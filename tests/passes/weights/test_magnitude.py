@@ -26,12 +26,12 @@ Inputs = dict[str, torch.Tensor]
 def weights(view: View) -> dict[str, torch.Tensor]:
     view = view.copy()
     canonicalize(view)
-    found = {}
+    tensors = {}
     for linear in recognize(view).linears:
         handle = view.weight(linear.weight)
         assert handle is not None
-        found[linear.name] = handle.read()
-    return found
+        tensors[linear.name] = handle.read()
+    return tensors
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -84,8 +84,8 @@ def test_quantized_codes_keep_the_zeros(
     masks = weights(gw.optimize(toy_graph(kind), "magnitude", samples=[toy_inputs]).graph)
     for linear in recognize(result.graph).linears:
         assert linear.quantized
-        found = dense_weight(result.graph, linear.node)
-        assert bool((found[masks[linear.name] == 0] == 0).all())
+        weight = dense_weight(result.graph, linear.node)
+        assert bool((weight[masks[linear.name] == 0] == 0).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -99,7 +99,7 @@ def test_eora_compensates_the_mask(
     repaired = optimize(source, f"magnitude,{between}eora{{rank=8}}", toy_inputs)
     whole = optimize(source, f"magnitude,{between}eora{{rank=40 factors=float32}}", toy_inputs)
     before, after, none = (
-        rel(expected, sweep(found.graph, toy_inputs)) for found in (plain, repaired, whole)
+        rel(expected, sweep(optimized.graph, toy_inputs)) for optimized in (plain, repaired, whole)
     )
     assert none < 1e-4 < after < 0.7 * before
     step = repaired.report.passes[-1]

@@ -36,11 +36,11 @@ def inputs_of(features: int, count: int = 400, seed: int = 0) -> torch.Tensor:
     return x * torch.logspace(-0.3, 0.3, features)
 
 
-def seen(x: torch.Tensor, *kinds: type[Statistic]) -> Statistics:
-    made = [kind() for kind in kinds]
-    for statistic in made:
+def statistics_of(x: torch.Tensor, *kinds: type[Statistic]) -> Statistics:
+    statistics = [kind() for kind in kinds]
+    for statistic in statistics:
         statistic.see(x)
-    return Statistics(made)
+    return Statistics(statistics)
 
 
 def random_weight(rows: int = 12, columns: int = 32) -> torch.Tensor:
@@ -53,22 +53,22 @@ def random_weight(rows: int = 12, columns: int = 32) -> torch.Tensor:
 @pytest.mark.parametrize("how", [{"sparsity": 0.6}, {"pattern": "2:4"}])
 def test_wanda_drops_the_lowest_scores_of_a_row(how: dict[str, Any]) -> None:
     x, weight = inputs_of(32), random_weight()
-    made = Wanda(**how).fit(weight, seen(x, Square), "here").operands["weight"]
-    assert made is not None
+    masked = Wanda(**how).fit(weight, statistics_of(x, Square), "here").operands["weight"]
+    assert masked is not None
     scores = weight.abs() * x.norm(dim=0)
     width = 4 if "pattern" in how else 32
-    stays, scores = (made != 0).reshape(-1, width), scores.reshape(-1, width)
+    stays, scores = (masked != 0).reshape(-1, width), scores.reshape(-1, width)
     assert bool((stays.sum(1) == (2 if width == 4 else 13)).all())
     lost = torch.where(stays, 0.0, scores).amax(1)
     assert bool((lost < torch.where(stays, scores, torch.inf).amin(1)).all())
-    assert torch.equal(made[made != 0], weight[made != 0]), "what stays is as it was"
+    assert torch.equal(masked[masked != 0], weight[masked != 0]), "what stays is as it was"
 
 
 def test_wanda_with_equal_inputs_is_magnitude_by_row() -> None:
     x, weight = torch.ones(5, 32), random_weight()
-    found = Wanda(pattern="2:4").fit(weight, seen(x, Square), "").operands["weight"]
+    masked = Wanda(pattern="2:4").fit(weight, statistics_of(x, Square), "").operands["weight"]
     expected = gw.passes.Magnitude().fit(weight, Statistics(), "").operands["weight"]
-    assert found is not None and expected is not None and torch.equal(found, expected)
+    assert masked is not None and expected is not None and torch.equal(masked, expected)
 
 
 def test_sparsegpt_without_correlation_is_magnitude() -> None:
@@ -76,23 +76,23 @@ def test_sparsegpt_without_correlation_is_magnitude() -> None:
     weight = random_weight()
     gram = Gram()
     gram.matrix, gram.count = torch.eye(32).double(), 32
-    found = gw.passes.SparseGPT(sparsity=0.5).fit(weight, Statistics([gram]), "")
+    stored = gw.passes.SparseGPT(sparsity=0.5).fit(weight, Statistics([gram]), "")
     expected = gw.passes.Magnitude(sparsity=0.5).fit(weight, Statistics(), "")
-    assert found.operands["weight"] is not None and expected.operands["weight"] is not None
-    assert torch.equal(found.operands["weight"], expected.operands["weight"])
+    assert stored.operands["weight"] is not None and expected.operands["weight"] is not None
+    assert torch.equal(stored.operands["weight"], expected.operands["weight"])
 
 
 @pytest.mark.parametrize("columns", [32, 300])
 @pytest.mark.parametrize("how", [{"sparsity": 0.5}, {"pattern": "2:4"}])
 def test_sparsegpt_makes_up_for_what_goes(how: dict[str, Any], columns: int) -> None:
     x, weight = inputs_of(columns, 2000), random_weight(12, columns)
-    statistics = seen(x, Gram, Square)
+    statistics = statistics_of(x, Gram, Square)
     errors = []
     for method in (gw.passes.SparseGPT, gw.passes.Wanda, gw.passes.Magnitude):
         stored = method(**how).fit(weight, statistics, "")
-        made = stored.operands["weight"]
-        assert made is not None and stored.sparsity == 0.5
-        errors.append(float((x @ (weight - made).T).norm() / (x @ weight.T).norm()))
+        masked = stored.operands["weight"]
+        assert masked is not None and stored.sparsity == 0.5
+        errors.append(float((x @ (weight - masked).T).norm() / (x @ weight.T).norm()))
     assert errors[0] < 0.8 * errors[1] and errors[1] < errors[2]
 
 
@@ -100,14 +100,14 @@ def test_sparsegpt_passes_on_as_obs_does() -> None:
     """One input of two goes: the other is the least squares of what is left."""
     x = inputs_of(8, 50)[:, :2].double()
     weight = torch.tensor([[0.1, 0.8], [0.9, -1.1], [0.2, 1.0]])
-    stored = gw.passes.SparseGPT(pattern="1:2").fit(weight, seen(x, Gram), "")
-    made = stored.operands["weight"]
-    assert made is not None
-    for row, source in zip(made, weight, strict=True):
+    stored = gw.passes.SparseGPT(pattern="1:2").fit(weight, statistics_of(x, Gram), "")
+    masked = stored.operands["weight"]
+    assert masked is not None
+    for row, source in zip(masked, weight, strict=True):
         if row[0] == 0:
             best = torch.linalg.lstsq(x[:, 1:], (x @ source.double())[:, None]).solution
             assert float(row[1]) == pytest.approx(float(best), abs=0.02), "but for the damping"
-    assert bool((made[:, 0] == 0).any())
+    assert bool((masked[:, 0] == 0).any())
 
 
 @pytest.mark.parametrize("bad", [0.0, 1.0])
@@ -115,7 +115,7 @@ def test_sparsegpt_of_inputs_that_span_nothing(bad: float) -> None:
     """All inputs equal, or all but one dead: damping decides, and the numbers are finite."""
     x = torch.full((6, 32), bad)
     x[:, 3] = 1
-    stored = gw.passes.SparseGPT().fit(random_weight(), seen(x, Gram), "")
+    stored = gw.passes.SparseGPT().fit(random_weight(), statistics_of(x, Gram), "")
     assert stored.operands["weight"] is not None
     assert bool(torch.isfinite(stored.operands["weight"]).all()) and stored.sparsity == 0.5
     assert stored.note == "fewer calibration tokens than inputs"
@@ -127,29 +127,29 @@ def test_dsnot_brings_the_expected_loss_of_each_row_down(pattern: str) -> None:
     how = {"pattern": pattern} if pattern else {"sparsity": 0.5}
     masked = gw.passes.Magnitude(**how).fit(source, Statistics(), "").operands["weight"]
     assert masked is not None
-    statistics = seen(x, Mean, Square)
+    statistics = statistics_of(x, Mean, Square)
     mean = statistics[Mean].mean
 
     def refine(cycles: int, tolerance: float = 0.0) -> torch.Tensor:
         return refined(source, masked, mean, statistics[Square], cycles, tolerance)
 
-    lost = [(source - made).double() @ mean for made in (masked, refine(1), refine(30))]
+    lost = [(source - pruned).double() @ mean for pruned in (masked, refine(1), refine(30))]
     assert bool((lost[1].abs() <= lost[0].abs()).all() and (lost[2].abs() <= lost[1].abs()).all())
     assert float(lost[2].norm()) < 0.3 * float(lost[0].norm())
-    made = refine(30)
-    assert torch.equal(made[made != 0], source[made != 0]), "weights never change"
-    assert torch.equal((made == 0).sum(1), (masked == 0).sum(1)), "as many zeros in each row"
+    pruned = refine(30)
+    assert torch.equal(pruned[pruned != 0], source[pruned != 0]), "weights never change"
+    assert torch.equal((pruned == 0).sum(1), (masked == 0).sum(1)), "as many zeros in each row"
     if pattern:
-        assert bool(((made == 0).reshape(-1, 4).sum(1) == 2).all())
+        assert bool(((pruned == 0).reshape(-1, 4).sum(1) == 2).all())
     assert torch.equal(refine(30, tolerance=1e6), masked), "rows that lose little stay"
 
 
 def test_the_pattern_of_a_mask_is_seen() -> None:
     weight = random_weight()
     for pattern, expected in (("2:4", FOUR), ("1:2", Ratio(1, 2)), ("3:8", Ratio(3, 8))):
-        made = gw.passes.Magnitude(pattern=pattern).fit(weight, Statistics(), "")
-        assert made.operands["weight"] is not None
-        assert group_of_mask(made.operands["weight"]) == expected
+        stored = gw.passes.Magnitude(pattern=pattern).fit(weight, Statistics(), "")
+        assert stored.operands["weight"] is not None
+        assert group_of_mask(stored.operands["weight"]) == expected
     share = gw.passes.Magnitude(sparsity=0.5).fit(weight, Statistics(), "").operands["weight"]
     assert share is not None and group_of_mask(share) is None
     assert group_of_mask(weight) is None
@@ -184,10 +184,10 @@ def test_masks_of_a_graph(
 
 @pytest.mark.parametrize("method", METHODS)
 def test_both_graphs_get_one_mask(method: str, toy_graph: Graphs, toy_inputs: Inputs) -> None:
-    made = [
+    outputs = [
         sweep(optimize(toy_graph(kind), method, toy_inputs).graph, toy_inputs) for kind in KINDS
     ]
-    assert rel(*made) < 1e-5
+    assert rel(*outputs) < 1e-5
 
 
 def test_a_mask_sees_what_was_masked_before_it(toy_graph: Graphs, toy_inputs: Inputs) -> None:
@@ -195,8 +195,8 @@ def test_a_mask_sees_what_was_masked_before_it(toy_graph: Graphs, toy_inputs: In
 
     def down(recipe: str) -> torch.Tensor:
         graph = optimize(toy_graph("fx"), recipe, toy_inputs).graph
-        (found,) = (w.read() for name, w in graph.weights().items() if name == "down.weight")
-        return found
+        (weight,) = (w.read() for name, w in graph.weights().items() if name == "down.weight")
+        return weight
 
     assert not torch.equal(down("wanda"), down("wanda{include=[down]}"))
 
@@ -296,16 +296,16 @@ def test_sparse_plus_low_rank(
 @pytest.mark.parametrize(("ratio", "share"), [(FOUR, None), (None, 0.5)])
 def test_each_round_is_kept_if_it_is_better(ratio: Ratio | None, share: float | None) -> None:
     x, weight = inputs_of(32), random_weight(24)
-    statistics = seen(x, Gram, Square)
+    statistics = statistics_of(x, Gram, Square)
     inputs, square = Whitening(statistics[Gram].matrix), statistics[Square]
     errors = []
     for rounds in (1, 2, 8):
-        found = split(weight, square, inputs, 4, rounds, ratio, share)
-        made = found.sparse + found.up @ found.down
-        left = float((x @ (weight - made).T).norm() / (x @ weight.T).norm())
-        assert found.left == pytest.approx(left, rel=1e-3)
-        assert float((found.sparse == 0).float().mean()) == 0.5
-        errors.append(left)
+        parts = split(weight, square, inputs, 4, rounds, ratio, share)
+        composed = parts.sparse + parts.up @ parts.down
+        error = float((x @ (weight - composed).T).norm() / (x @ weight.T).norm())
+        assert parts.left == pytest.approx(error, rel=1e-3)
+        assert float((parts.sparse == 0).float().mean()) == 0.5
+        errors.append(error)
     assert errors[2] <= errors[1] <= errors[0] and errors[2] < 0.95 * errors[0]
 
 

@@ -43,8 +43,8 @@ def computed(tensors: Tensors, inputs: Inputs) -> torch.Tensor:
     module = toy()
     module.load_state_dict(tensors)
     with torch.no_grad():
-        found: torch.Tensor = module(**inputs)
-    return found
+        logits: torch.Tensor = module(**inputs)
+    return logits
 
 
 @pytest.fixture
@@ -70,13 +70,13 @@ def test_a_merge_computes_what_the_sum_does(
     base: str, kind: str, files: dict[str, Path], toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     recipe = f"merge{{deltas=[{files['one']} {files['two']}] scale=0.5{base.format(**files)}}}"
-    found = optimize(toy_graph(kind), recipe, toy_inputs)
+    merged = optimize(toy_graph(kind), recipe, toy_inputs)
     source, one, two = state(), state(1), state(2)
-    wanted = {n: w + 0.5 * (one[n] - w) + 0.5 * (two[n] - w) for n, w in source.items()}
-    (out,) = sweep(found.graph, toy_inputs).values()
-    torch.testing.assert_close(out, computed(wanted, toy_inputs), rtol=1e-4, atol=1e-5)
+    total = {n: w + 0.5 * (one[n] - w) + 0.5 * (two[n] - w) for n, w in source.items()}
+    (out,) = sweep(merged.graph, toy_inputs).values()
+    torch.testing.assert_close(out, computed(total, toy_inputs), rtol=1e-4, atol=1e-5)
     planned = gw.plan(toy_graph(kind), recipe).passes[0][1]
-    done = found.report.passes[0].result
+    done = merged.report.passes[0].result
     assert [s.name for s in planned.sites] == [s.name for s in done.sites]
     assert {s.name for s in done.sites} == set(source)
 
@@ -88,8 +88,8 @@ def test_what_is_behind_compensates_the_gap_to_the_sum(
     recipe = f"merge{{deltas=[{files['one']}]}},quantize{{bits=2 group=16}}"
     for propagate in ("compensated", "dense"):
         path = f"eora{{rank=40 factors=float32 propagate={propagate}}}"
-        found = optimize(toy_graph(kind), f"{recipe},{path}", toy_inputs)
-        (out,) = sweep(found.graph, toy_inputs).values()
+        repaired = optimize(toy_graph(kind), f"{recipe},{path}", toy_inputs)
+        (out,) = sweep(repaired.graph, toy_inputs).values()
         torch.testing.assert_close(out, computed(state(1), toy_inputs), rtol=1e-3, atol=1e-4)
 
 
@@ -98,13 +98,13 @@ def test_dare_drops_and_rescales(
     kind: str, files: dict[str, Path], toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     recipe = f"dare{{base={files['one']} p=0.75 seed=3}}"
-    found = optimize(toy_graph(kind), recipe, toy_inputs).graph
+    merged = optimize(toy_graph(kind), recipe, toy_inputs).graph
     source, base = state(), state(1)
-    wanted = {n: base[n] + dropped(w - base[n], 0.75, 3, n) for n, w in source.items()}
-    delta = torch.cat([(wanted[n] - base[n]).flatten() for n in source])
+    rescaled = {n: base[n] + dropped(w - base[n], 0.75, 3, n) for n, w in source.items()}
+    delta = torch.cat([(rescaled[n] - base[n]).flatten() for n in source])
     assert abs(float((delta == 0).float().mean()) - 0.75) < 0.02
-    (out,) = sweep(found, toy_inputs).values()
-    torch.testing.assert_close(out, computed(wanted, toy_inputs), rtol=1e-4, atol=1e-5)
+    (out,) = sweep(merged, toy_inputs).values()
+    torch.testing.assert_close(out, computed(rescaled, toy_inputs), rtol=1e-4, atol=1e-5)
     nothing = optimize(toy_graph(kind), f"dare{{base={files['one']} p=0}}", toy_inputs).graph
     assert rel(sweep(toy_graph(kind), toy_inputs), sweep(nothing, toy_inputs)) < 1e-5
 
@@ -125,11 +125,11 @@ def test_excluded_weights_stay(
     files: dict[str, Path], toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
     recipe = f"merge{{deltas=[{files['one']}] exclude=[head.* embed.*]}}"
-    found = optimize(toy_graph("fx"), recipe, toy_inputs)
+    merged = optimize(toy_graph("fx"), recipe, toy_inputs)
     source, one = state(), state(1)
-    wanted = {n: w if n[:4] in ("head", "embe") else one[n] for n, w in source.items()}
-    (out,) = sweep(found.graph, toy_inputs).values()
-    torch.testing.assert_close(out, computed(wanted, toy_inputs), rtol=1e-4, atol=1e-5)
+    weights = {n: w if n[:4] in ("head", "embe") else one[n] for n, w in source.items()}
+    (out,) = sweep(merged.graph, toy_inputs).values()
+    torch.testing.assert_close(out, computed(weights, toy_inputs), rtol=1e-4, atol=1e-5)
 
 
 def test_checkpoints_that_do_not_fit(
@@ -139,18 +139,18 @@ def test_checkpoints_that_do_not_fit(
     other["up.weight"] = torch.zeros(40, 30)
     del less["down.weight"]
     spoilt["gate.bias"][2] = torch.nan
-    made = {}
+    paths = {}
     for name, tensors in (("other", other), ("less", less), ("spoilt", spoilt)):
-        made[name] = tmp_path / f"{name}.safetensors"
-        save_file(tensors, made[name])
+        paths[name] = tmp_path / f"{name}.safetensors"
+        save_file(tensors, paths[name])
     (tmp_path / "pickled").mkdir()
     (tmp_path / "torn.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{")
     first = files["one"]
     for recipe, reason in (
-        (f"merge{{deltas=[{made['other']}]}}", r"up.weight is \S+ \[40, 30\] and .*archit"),
-        (f"merge{{deltas=[{first} {made['less']}]}}", r"deltas\[1\]=.*no tensor.*down.weight"),
-        (f"dare{{base={made['less']}}}", "base=.*holds no tensor of this name: down.weight"),
-        (f"merge{{deltas=[{made['spoilt']}]}}", "gate.bias would hold NaN or infinities"),
+        (f"merge{{deltas=[{paths['other']}]}}", r"up.weight is \S+ \[40, 30\] and .*archit"),
+        (f"merge{{deltas=[{first} {paths['less']}]}}", r"deltas\[1\]=.*no tensor.*down.weight"),
+        (f"dare{{base={paths['less']}}}", "base=.*holds no tensor of this name: down.weight"),
+        (f"merge{{deltas=[{paths['spoilt']}]}}", "gate.bias would hold NaN or infinities"),
         (f"merge{{deltas=[{tmp_path / 'nowhere'}]}}", "there is no such file or folder"),
         (f"merge{{deltas=[{tmp_path / 'pickled'}]}}", "of a pickled checkpoint"),
         (f"merge{{deltas=[{tmp_path / 'torn.safetensors'}]}}", "not a safetensors file"),
@@ -182,9 +182,9 @@ def adapter(folder: Path, changed: Tensors | None = None, **config: Any) -> Path
         tensors[f"{stem}.lora_B.weight"] = 0.3 * torch.randn(out, RANK, generator=rng)
     folder.mkdir(exist_ok=True)
     save_file({**tensors, **(changed or {})}, folder / "adapter_model.safetensors")
-    said = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none",
+    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": ALPHA, "bias": "none",
             "base_model_name_or_path": "a/toy", **config}  # fmt: skip
-    (folder / "adapter_config.json").write_text(json.dumps(said))
+    (folder / "adapter_config.json").write_text(json.dumps(settings))
     return folder
 
 
@@ -207,14 +207,14 @@ def test_an_adapter_computes_what_peft_defines(
 ) -> None:
     folder = adapter(tmp_path / "lora", use_rslora=root)
     recipe = f"adapter{{path={folder} fold={fold} scale=0.5}}"
-    found = optimize(toy_graph(kind), recipe, toy_inputs)
+    optimized = optimize(toy_graph(kind), recipe, toy_inputs)
     scaling = 0.5 * ALPHA / (RANK**0.5 if root else RANK)
-    wanted = computed(adapted(folder, scaling), toy_inputs)
-    ran = gw.compile(found.graph, backend="onnxruntime")(**toy_inputs)
-    for out in (*sweep(found.graph, toy_inputs).values(), *ran.values()):
-        torch.testing.assert_close(out, wanted, rtol=1e-4, atol=1e-5)
+    expected = computed(adapted(folder, scaling), toy_inputs)
+    ran = gw.compile(optimized.graph, backend="onnxruntime")(**toy_inputs)
+    for out in (*sweep(optimized.graph, toy_inputs).values(), *ran.values()):
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
     planned = gw.plan(toy_graph(kind), recipe).passes[0][1]
-    done = found.report.passes[0].result
+    done = optimized.report.passes[0].result
     assert [(s.name, s.bytes_after) for s in planned.sites] == [
         (s.name, s.bytes_after) for s in done.sites
     ]
@@ -228,8 +228,8 @@ def test_a_path_beside_quantized_weights(
     both = optimize(
         toy_graph("fx"), f"quantize{{bits=8}},adapter{{path={folder} fold=false}}", toy_inputs
     )
-    wanted = computed(adapted(folder, ALPHA / RANK), toy_inputs)
-    error = rel({"o": wanted}, {"o": next(iter(sweep(both.graph, toy_inputs).values()))})
+    expected = computed(adapted(folder, ALPHA / RANK), toy_inputs)
+    error = rel({"o": expected}, {"o": next(iter(sweep(both.graph, toy_inputs).values()))})
     own = rel(sweep(toy_graph("fx"), toy_inputs), sweep(quantized.graph, toy_inputs))
     assert error < 3 * own < 0.1
 

@@ -50,11 +50,11 @@ def test_both_kinds_give_the_same_sites_and_outputs(
         assert site == by_name.pop(site.name)
     assert not by_name
     outputs = [sweep(result.graph, toy_inputs) for result in results]
-    for found in compare(*outputs).values():
-        assert found.rel_l2 < 1e-4
+    for difference in compare(*outputs).values():
+        assert difference.rel_l2 < 1e-4
     source = sweep(toy_graph("fx"), toy_inputs)
-    for found in compare(source, outputs[0]).values():
-        assert 1e-4 < found.rel_l2 < 0.7
+    for difference in compare(source, outputs[0]).values():
+        assert 1e-4 < difference.rel_l2 < 0.7
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -141,10 +141,10 @@ def test_an_accuracy_level_that_the_runtime_has_not(options: dict[str, int]) -> 
 
 
 def test_a_row_in_blocks_of_16_is_not_rounded_at_2_bits() -> None:
-    made = Quantize(accuracy_level=4, bits=2, group=0)
+    pass_ = Quantize(accuracy_level=4, bits=2, group=0)
     rng = torch.Generator().manual_seed(0)
     levels = [
-        made.fit(torch.randn(4, columns, generator=rng), {}, "w").attrs["accuracy_level"]
+        pass_.fit(torch.randn(4, columns, generator=rng), {}, "w").attrs["accuracy_level"]
         for columns in (48, 64)
     ]
     assert levels == [0, 4]
@@ -153,8 +153,8 @@ def test_a_row_in_blocks_of_16_is_not_rounded_at_2_bits() -> None:
 def test_an_optional_pass_may_find_nothing(graph: View, toy_inputs: Inputs) -> None:
     result = gw.optimize(graph, "quantize{min_size=9999 optional=true}", samples=[toy_inputs])
     assert names(result) == set()
-    for found in compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values():
-        assert found.max_abs == 0.0
+    for difference in compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values():
+        assert difference.max_abs == 0.0
 
 
 # --- what is refused ----------------------------------------------------------------------------
@@ -201,8 +201,8 @@ def test_a_linear_that_feeds_another_directly(
     graph = toy_graph(kind, _stack_layers)
     result = gw.optimize(graph, recipe, samples=[toy_inputs])
     assert names(result) == {"gate", "up", "down.0", "down.2", "down.3", "head"}
-    (found,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
-    assert found.rel_l2 < 0.02
+    (difference,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
+    assert difference.rel_l2 < 0.02
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -214,8 +214,8 @@ def test_a_weight_tied_to_an_embedding_is_refused(
     assert names(result) == SITES - {"head"}
     ((site, reason),) = only(result).refused
     assert site == "head" and reason.startswith("its weight is tied to an embedding")
-    (found,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
-    assert found.rel_l2 < 0.3
+    (difference,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
+    assert difference.rel_l2 < 0.3
     with pytest.raises(BadInput, match="nearest: head: its weight is tied to an embedding"):
         gw.plan(graph, "quantize{include=[head]}")
 
@@ -225,15 +225,15 @@ def test_a_weight_tied_to_an_embedding_is_refused(
 def test_tied_linears_stay_tied(
     kind: str, recipe: str, toy_graph: Graphs, toy_inputs: Inputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = type(gw.Recipe.parse(recipe).passes[0])
+    pass_kind = type(gw.Recipe.parse(recipe).passes[0])
     quantized: list[str] = []
-    whole = kept.quantize
+    whole = pass_kind.quantize
 
     def counted(self: Any, weight: torch.Tensor, name: str) -> Any:
         quantized.append(name)
         return whole(self, weight, name)
 
-    monkeypatch.setattr(kept, "quantize", counted)
+    monkeypatch.setattr(pass_kind, "quantize", counted)
     tied = toy_graph(kind, _stack_layers)
     canonicalize(tied)
     weights = {linear.name: linear.weight for linear in recognize(tied).linears}
@@ -259,8 +259,8 @@ def test_outliers_are_restored_by_a_side_path(
     result = gw.optimize(graph, "easyquant{bits=8 include=[up]}", samples=[toy_inputs])
     nodes = [result.graph.op(node) for node in result.graph.nodes()]
     assert nodes.count("sparse_linear") == 1
-    (found,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
-    assert found.rel_l2 < 0.01
+    (difference,) = compare(sweep(graph, toy_inputs), sweep(result.graph, toy_inputs)).values()
+    assert difference.rel_l2 < 0.01
     without = gw.optimize(graph, "easyquant{bits=8 nsig=100 include=[up]}", samples=[toy_inputs])
     assert "sparse_linear" not in {without.graph.op(n) for n in without.graph.nodes()}
     assert only(result).sites[0].bytes_after > only(without).sites[0].bytes_after
@@ -268,5 +268,5 @@ def test_outliers_are_restored_by_a_side_path(
 
 def test_new_nodes_say_which_pass_made_them(graph: View) -> None:
     result = gw.optimize(graph, "clean{optional=true},easyquant{nsig=2}").graph
-    made = [n for n in result.nodes() if result.op(n) in ("linear_nbit", "sparse_linear")]
-    assert {node.meta["graphwright"] for node in made} == {Origin("easyquant", 2)}
+    nodes = [n for n in result.nodes() if result.op(n) in ("linear_nbit", "sparse_linear")]
+    assert {node.meta["graphwright"] for node in nodes} == {Origin("easyquant", 2)}

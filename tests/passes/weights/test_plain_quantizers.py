@@ -80,10 +80,10 @@ def plain_rtn(
                 zero = torch.round(-low / scale).clamp(0, 2**bits - 1)
             code = coded(x, scale, zero, bits)
             loss = ((code - zero) * scale - x).abs().pow(2.4).sum(1, keepdim=True)
-            made = [loss, code, scale, zero]
+            trial = [loss, code, scale, zero]
             better = loss < best[0] if best else None
-            best = made if better is None else [
-                torch.where(better, new, old) for new, old in zip(made, best, strict=True)
+            best = trial if better is None else [
+                torch.where(better, new, old) for new, old in zip(trial, best, strict=True)
             ]  # fmt: skip
         codes.append(best[1])
         scales.append(best[2])
@@ -122,8 +122,8 @@ def plain_hqq(weight: Tensor, bits: int, group: int, dtype: torch.dtype, *, roun
             better = torch.ones_like(loss, dtype=torch.bool) if least is None else loss < least
             least = loss if least is None else torch.where(better, loss, least)
             best = zero if best is None else torch.where(better, zero, best)
-            kept = (size - size.clamp(min=1e-12) ** (0.7 - 1) / 10.0).clamp(min=0)
-            gap = (code - (x - error.sign() * kept) / scale) * counted
+            shrunk = (size - size.clamp(min=1e-12) ** (0.7 - 1) / 10.0).clamp(min=0)
+            gap = (code - (x - error.sign() * shrunk) / scale) * counted
             zero = gap.sum(1, keepdim=True) / counted.sum()
         assert best is not None
         best = best if rounded else in_dtype(best, dtype)
@@ -163,55 +163,55 @@ def plain_easyquant(weight: Tensor, bits: int, group: int, dtype: torch.dtype) -
     return torch.cat(codes, 1), torch.cat(scales, 1), None
 
 
-def same(made: Quantized, plain: Plain) -> None:
+def same(quantized: Quantized, plain: Plain) -> None:
     codes, scales, zeros = plain
-    groups = n_groups(made.group, made.in_features)
-    stored = unpack(made.codes, made.bits, made.group, made.in_features)
-    assert torch.equal(stored.float(), codes[:, : made.in_features])
-    assert torch.equal(made.scales.float(), scales)
-    if made.zeros is None or zeros is None:
-        assert made.zeros is None
+    groups = n_groups(quantized.group, quantized.in_features)
+    stored = unpack(quantized.codes, quantized.bits, quantized.group, quantized.in_features)
+    assert torch.equal(stored.float(), codes[:, : quantized.in_features])
+    assert torch.equal(quantized.scales.float(), scales)
+    if quantized.zeros is None or zeros is None:
+        assert quantized.zeros is None
         assert zeros is None
-    elif made.zeros.is_floating_point():
-        assert torch.equal(made.zeros.float(), zeros)
+    elif quantized.zeros.is_floating_point():
+        assert torch.equal(quantized.zeros.float(), zeros)
     else:
-        assert torch.equal(unpack_zeros(made.zeros, made.bits, groups).float(), zeros)
+        assert torch.equal(unpack_zeros(quantized.zeros, quantized.bits, groups).float(), zeros)
 
 
 @CASES
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_round_to_nearest(weight: Tensor, group: int, bits: int, symmetric: bool) -> None:
-    made = rtn(weight, bits, group, symmetric)
-    dtype = made.scales.dtype
-    same(made, plain_rtn(weight, bits, group, dtype, symmetric=symmetric, search=False))
+    quantized = rtn(weight, bits, group, symmetric)
+    dtype = quantized.scales.dtype
+    same(quantized, plain_rtn(weight, bits, group, dtype, symmetric=symmetric, search=False))
 
 
 @CASES
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_the_search(weight: Tensor, group: int, symmetric: bool) -> None:
     weight = weight[:6]
-    made = rtn(weight, 4, group, symmetric, mse_search=True)
-    dtype = made.scales.dtype
-    same(made, plain_rtn(weight, 4, group, dtype, symmetric=symmetric, search=True))
+    quantized = rtn(weight, 4, group, symmetric, mse_search=True)
+    dtype = quantized.scales.dtype
+    same(quantized, plain_rtn(weight, 4, group, dtype, symmetric=symmetric, search=True))
 
 
 @CASES
 @pytest.mark.parametrize("rounded", [True, False])
 def test_half_quadratic(weight: Tensor, group: int, rounded: bool) -> None:
-    made = hqq(weight, 4, group, round_zero=rounded)
-    same(made, plain_hqq(weight, 4, group, made.scales.dtype, rounded=rounded))
+    quantized = hqq(weight, 4, group, round_zero=rounded)
+    same(quantized, plain_hqq(weight, 4, group, quantized.scales.dtype, rounded=rounded))
 
 
 @CASES
 def test_outliers_and_alternating_steps(weight: Tensor, group: int) -> None:
-    made = easyquant(weight, 4, group)
-    same(made, plain_easyquant(weight, 4, group, made.scales.dtype))
+    quantized = easyquant(weight, 4, group)
+    same(quantized, plain_easyquant(weight, 4, group, quantized.scales.dtype))
 
 
 def test_every_group_size_is_met() -> None:
     weight = ties(4, 500, torch.float32)
     for group in GROUPS:
-        made = rtn(weight, 4, group)
+        quantized = rtn(weight, 4, group)
         plain = plain_rtn(weight, 4, group, torch.float16, symmetric=True, search=False)
-        same(made, plain)
+        same(quantized, plain)

@@ -52,20 +52,20 @@ def test_the_cache_holds_codes_of_what_it_held(
     source, recipe = models[kind], f"quantize-cache{{bits={bits}}}"
     with no_reads():
         planned = gw.plan(source, recipe).passes[0][1]
-    made = run(source, recipe)
-    result = made.report.passes[0].result
+    quantized = run(source, recipe)
+    result = quantized.report.passes[0].result
     assert (planned.sites, planned.notes) == (result.sites, result.notes)
 
-    exact, found = sweep(source, prompt()), sweep(made.graph, prompt())
-    assert found[KEY].dtype == dtype
-    assert found[KEY].nbytes == exact[KEY].nbytes * bits // 32, "not a byte more"
+    exact, outputs = sweep(source, prompt()), sweep(quantized.graph, prompt())
+    assert outputs[KEY].dtype == dtype
+    assert outputs[KEY].nbytes == exact[KEY].nbytes * bits // 32, "not a byte more"
     batches = [sweep(source, batch)[KEY] for batch in ids()]
     scale = torch.cat(batches).abs().amax((0, 2), keepdim=True) / most
-    codes = found[KEY].float()
+    codes = outputs[KEY].float()
     if bits == 4:
         codes = torch.stack([codes % 16, (codes / 16).floor()], -1).flatten(-2) - 8
     assert float(((codes * scale - exact[KEY]).abs() / scale).max()) < 0.5 + 1e-3
-    assert 0 < rel({"y": exact["logits"]}, {"y": found["logits"]}) < (0.02 if bits == 8 else 0.3)
+    assert 0 < rel({"y": exact["logits"]}, {"y": outputs["logits"]}) < (0.02 if bits == 8 else 0.3)
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, "fx"), (4, "onnx")])
@@ -75,8 +75,8 @@ def test_a_step_sees_what_the_prompt_would(bits: int, kind: str, models: dict[st
     whole = sweep(graph, prompt())
     held = later(prompt(), sweep(graph, prompt(8)), 1)
     assert held is not None
-    given = {"input_ids": prompt()["input_ids"][:, 8:], "attention_mask": torch.ones(4, 9).long()}
-    step = {**held, **given}
+    word = {"input_ids": prompt()["input_ids"][:, 8:], "attention_mask": torch.ones(4, 9).long()}
+    step = {**held, **word}
     by_steps = sweep(graph, step)
     assert rel({"y": whole["logits"][:, -1:]}, {"y": by_steps["logits"]}) < 1e-4
     assert torch.equal(by_steps[KEY], whole[KEY])
@@ -88,12 +88,12 @@ def test_a_step_sees_what_the_prompt_would(bits: int, kind: str, models: dict[st
 @pytest.mark.parametrize("kind", KINDS)
 def test_structure_and_other_passes_find_the_slots(kind: str, models: dict[str, View]) -> None:
     recipe = "quantize{bits=4 group=16},quantize-cache,drop-blocks{count=1}"
-    made = run(models[kind], recipe)
-    (site,) = recognize(made.graph).attentions
+    optimized = run(models[kind], recipe)
+    (site,) = recognize(optimized.graph).attentions
     assert site.cache is not None and site.k.endswith("k_proj")
-    names = [n for n in made.graph.input_names() if "past" in n]
+    names = [n for n in optimized.graph.input_names() if "past" in n]
     assert names == ["past_key_values.0.key", "past_key_values.0.value"]
-    assert sweep(made.graph, prompt())[KEY].dtype == torch.int8
+    assert sweep(optimized.graph, prompt())[KEY].dtype == torch.int8
 
 
 def test_what_has_no_cache(graph: View, toy_inputs: dict[str, Tensor], models: Any) -> None:

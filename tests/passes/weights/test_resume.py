@@ -28,10 +28,10 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
 ) -> None:
     def run(memory: Kept) -> dict[str, Tensor]:
         source: Any = llama[1]["fx"]
-        made = gw.optimize(
+        optimized = gw.optimize(
             source, recipe, samples=ids(1), calibration=ids(), checkpoints=memory
         )
-        return {name: weight.read() for name, weight in made.graph.weights().items()}
+        return {name: weight.read() for name, weight in optimized.graph.weights().items()}
 
     whole, memory = Kept(), Kept()
     expected = run(whole)
@@ -41,6 +41,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         run(memory)
     assert len(memory) == memory.most
     memory.most = 10_000
-    found = run(memory)
-    assert found.keys() == expected.keys()
-    assert all(torch.equal(found[name], expected[name]) for name in found)
+    resumed = run(memory)
+    assert resumed.keys() == expected.keys()
+    assert all(torch.equal(resumed[name], expected[name]) for name in resumed)

@@ -34,22 +34,22 @@ def models() -> dict[str, tuple[Small, dict[str, View]]]:
 
 
 def weights(view: View) -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     for linear in recognize(view).linears:
         handle = view.weight(linear.weight)
         assert handle is not None
-        found[linear.name] = handle.read()
-    return found
+        tensors[linear.name] = handle.read()
+    return tensors
 
 
 @pytest.mark.parametrize("order", [1, 2, 12, 56, 64, 135])
 def test_the_matrix_is_orthogonal_and_even(order: int) -> None:
-    made = hadamard(order, seed=3)
-    assert torch.allclose(made @ made.T, torch.eye(order, dtype=torch.float64), atol=1e-12)
-    assert float(made.abs().max()) <= (2 / order) ** 0.5 + 1e-12
+    rotation = hadamard(order, seed=3)
+    assert torch.allclose(rotation @ rotation.T, torch.eye(order, dtype=torch.float64), atol=1e-12)
+    assert float(rotation.abs().max()) <= (2 / order) ** 0.5 + 1e-12
     if order == 64:
-        assert torch.allclose(made.abs(), torch.full_like(made, 1 / 8))
-    assert order < 12 or not torch.equal(made, hadamard(order, seed=4))
+        assert torch.allclose(rotation.abs(), torch.full_like(rotation, 1 / 8))
+    assert order < 12 or not torch.equal(rotation, hadamard(order, seed=4))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -100,8 +100,8 @@ def test_an_outlier_is_spread(part: str) -> None:
     name = "o_proj" if part == "stream" else "v_proj"
 
     def peak(view: View) -> float:
-        (found,) = (w for n, w in weights(view).items() if n.endswith(name))
-        return float(found.abs().max() / found.square().mean().sqrt())
+        (weight,) = (w for n, w in weights(view).items() if n.endswith(name))
+        return float(weight.abs().max() / weight.square().mean().sqrt())
 
     rotated = gw.optimize(source, f"rotate{{{other}=false}}", samples=[small.inputs]).graph
     assert peak(rotated) < 0.6 * peak(source)
@@ -116,8 +116,8 @@ def test_gaps_are_those_in_the_new_basis(behind: str, propagate: str, models: An
     batch = {"input_ids": torch.randint(0, 97, (8, 9), generator=rng),
              "attention_mask": torch.ones(8, 9, dtype=torch.int64)}  # fmt: skip
     recipe = f"rotate,{behind},eora{{rank=64 factors=float32 propagate={propagate}}}"
-    found = gw.optimize(views["fx"], recipe, samples=[batch], calibration=[batch]).graph
-    assert rel(sweep(views["fx"], batch), sweep(found, batch)) < 1e-4
+    repaired = gw.optimize(views["fx"], recipe, samples=[batch], calibration=[batch]).graph
+    assert rel(sweep(views["fx"], batch), sweep(repaired, batch)) < 1e-4
 
 
 # --- refusals ------------------------------------------------------------------------------------
@@ -130,8 +130,8 @@ def test_a_stream_that_cannot_be_rotated(family: str) -> None:
     (step,) = gw.optimize(source, "rotate", samples=[small.inputs]).report.passes
     assert step.result.refused == [("residual stream", REFUSED[family])]
     assert {site.kind for site in step.result.sites} <= {"v", "qkv", "o"}, "heads are"
-    for found in step.errors.values():
-        assert found.rel_l2 < 2e-6
+    for difference in step.errors.values():
+        assert difference.rel_l2 < 2e-6
     with pytest.raises(BadInput, match="rotate found nothing to do"):
         gw.plan(source, "rotate{heads=false}")
 

@@ -35,8 +35,8 @@ def test_ranges_come_closer_and_outputs_stay(kind: str, model: dict[str, View]) 
     assert step.result.refused == [] and len(step.result.sites) == 8
     assert step.bytes_after == step.bytes_before
     assert {s.rel_l2 for s in step.result.sites} == {None}
-    for found in step.errors.values():
-        assert found.rel_l2 < 1e-5
+    for difference in step.errors.values():
+        assert difference.rel_l2 < 1e-5
     before, after = recognize(source), recognize(result.graph)
     for old, new in zip(before.linears, after.linears, strict=True):
         a, b = source.weight(old.weight), result.graph.weight(new.weight)
@@ -66,8 +66,8 @@ def test_weights_of_16_bits_are_scaled_by_powers_of_two() -> None:
                                     "magnitude,smooth,eora{rank=64 factors=float32}"])  # fmt: skip
 def test_gaps_are_those_in_the_new_units(recipe: str, model: dict[str, View]) -> None:
     source = model["fx"]
-    found = on_model(source, recipe).graph
-    assert rel(sweep(source, ids(1)[0]), sweep(found, ids(1)[0])) < 1e-4
+    repaired = on_model(source, recipe).graph
+    assert rel(sweep(source, ids(1)[0]), sweep(repaired, ids(1)[0])) < 1e-4
 
 
 # --- refusals ------------------------------------------------------------------------------------

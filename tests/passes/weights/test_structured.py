@@ -24,13 +24,13 @@ Inputs = dict[str, torch.Tensor]
 
 def texts(count: int = 6) -> list[Inputs]:
     rng = torch.Generator().manual_seed(7)
-    found = []
+    batches = []
     for _ in range(count):
         ids = torch.randint(0, small_models.VOCAB, (4, 9), generator=rng)
         mask = torch.ones_like(ids)
         mask[1, 6:] = 0
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
+        batches.append({"input_ids": ids, "attention_mask": mask})
+    return batches
 
 
 def run(source: View, recipe: str, inputs: Inputs, **options: Any) -> Any:
@@ -45,8 +45,8 @@ def test_flap_takes_the_share_that_was_asked(
     expected = sweep(views[kind], small.inputs)
     errors = {}
     for repair in ("none", "bias", "regression"):
-        found = run(views[kind], f"flap{{ratio=0.3 repair={repair}}}", small.inputs)
-        step = found.report.passes[0]
+        smaller = run(views[kind], f"flap{{ratio=0.3 repair={repair}}}", small.inputs)
+        step = smaller.report.passes[0]
         assert step.macs_after < step.macs_before
         sizes = [(s.bytes_before, s.bytes_after) for s in step.result.sites]
         linears = [x for x in recognize(views[kind]).linears if x.role != "head"]
@@ -54,13 +54,15 @@ def test_flap_takes_the_share_that_was_asked(
         gone = sum(before - after for before, after in sizes) / whole
         assert gone == pytest.approx(0.3, abs=0.03)
         assert f"{gone:.1%} of the weights" in step.result.notes[0]
-        after = {x.name: x.out_features * x.in_features * 4 for x in recognize(found.graph).linears}
+        after = {
+            x.name: x.out_features * x.in_features * 4 for x in recognize(smaller.graph).linears
+        }
         for site in step.result.sites:
             assert after[site.name] == site.bytes_after
-        errors[repair] = rel(expected, sweep(found.graph, small.inputs))
+        errors[repair] = rel(expected, sweep(smaller.graph, small.inputs))
     assert len({round(error, 6) for error in errors.values()}) == 3
-    ran = gw.compile(found.graph, backend="onnxruntime")(**small.inputs)
-    assert rel(sweep(found.graph, small.inputs), ran) < 1e-5
+    ran = gw.compile(smaller.graph, backend="onnxruntime")(**small.inputs)
+    assert rel(sweep(smaller.graph, small.inputs), ran) < 1e-5
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -77,9 +79,9 @@ def test_units_that_do_not_vary_go_without_a_trace(
             weight = held.read().clone()
             weight[::4] = 0
             view.set_weight(linear.weight, MemoryWeight(weight))
-    found = run(view, "flap{ratio=0.25 parts=[units]}", small.inputs)
-    assert {site.note for site in found.report.passes[0].result.sites} == {"42 of 56 units stay"}
-    assert rel(sweep(view, small.inputs), sweep(found.graph, small.inputs)) < 2e-6
+    smaller = run(view, "flap{ratio=0.25 parts=[units]}", small.inputs)
+    assert {site.note for site in smaller.report.passes[0].result.sites} == {"42 of 56 units stay"}
+    assert rel(sweep(view, small.inputs), sweep(smaller.graph, small.inputs)) < 2e-6
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -90,8 +92,8 @@ def test_what_is_behind_compensates_the_gap_to_the_smaller_model(
     flap = "flap{ratio=0.3}"
     smaller = sweep(run(views[kind], flap, small.inputs).graph, small.inputs)
     whole = f"{flap},quantize{{bits=2 group=16}},eora{{rank=64 factors=float32}}"
-    found = run(views[kind], whole, small.inputs)
-    assert rel(smaller, sweep(found.graph, small.inputs)) < 1e-4
+    repaired = run(views[kind], whole, small.inputs)
+    assert rel(smaller, sweep(repaired.graph, small.inputs)) < 1e-4
 
 
 def test_the_mean_stays_and_what_is_left_is_its_covariance() -> None:
@@ -103,13 +105,13 @@ def test_the_mean_stays_and_what_is_left_is_its_covariance() -> None:
     gone = torch.zeros(24, dtype=torch.bool)
     gone[[1, 5, 6, 20]] = True
     stays, mean = torch.nonzero(~gone)[:, 0], x.mean(0)
-    left = x @ weight.T - (x[:, stays] @ weight[:, stays].T + weight[:, gone] @ mean[gone])
+    residual = x @ weight.T - (x[:, stays] @ weight[:, stays].T + weight[:, gone] @ mean[gone])
     centred = x - mean
     covariance = centred.T @ centred / len(x)
     trace = torch.trace(weight[:, gone] @ covariance[gone][:, gone] @ weight[:, gone].T)
-    assert float(left.square().sum(1).mean()) == pytest.approx(float(trace), rel=1e-9)
-    made = regressed(weight, x.T @ x / len(x), mean, stays, gone)
-    rest = x @ weight.T - (x[:, stays] @ made.T + weight @ mean - made @ mean[stays])
+    assert float(residual.square().sum(1).mean()) == pytest.approx(float(trace), rel=1e-9)
+    fitted = regressed(weight, x.T @ x / len(x), mean, stays, gone)
+    rest = x @ weight.T - (x[:, stays] @ fitted.T + weight @ mean - fitted @ mean[stays])
     assert float(rest.square().sum(1).mean()) < 0.9 * float(trace)
 
 
@@ -135,10 +137,10 @@ def test_the_attention_to_the_first_token(
     view = views[kind]
     nodes = {site.node: site.o for site in recognize(view).attentions}
     batches = texts(2)
-    found = list(first_token_shares(view, batches, nodes).values())
+    shares = list(first_token_shares(view, batches, nodes).values())
     model = small.module.model
     model.set_attn_implementation("eager")
-    totals, count = [torch.zeros(4) for _ in found], 0
+    totals, count = [torch.zeros(4) for _ in shares], 0
     with torch.no_grad():
         for batch in batches:
             attentions = model(**batch, output_attentions=True).attentions
@@ -147,7 +149,7 @@ def test_the_attention_to_the_first_token(
             count += int(counted.sum())
             for total, weights in zip(totals, attentions, strict=True):
                 total += (weights[..., 0] * counted[:, None]).sum((0, 2))
-    for share, total in zip(found, totals, strict=True):
+    for share, total in zip(shares, totals, strict=True):
         torch.testing.assert_close(share.float(), total / count, rtol=1e-4, atol=1e-5)
 
 
@@ -170,14 +172,14 @@ def test_dormant_heads_go_without_a_trace(
     weight[group * 8 : group * 8 + 8] = 0
     view.set_weight(linear.weight, MemoryWeight(weight))
     threshold = float(least[site.node].max()) - 1e-4
-    found = run(view, f"dormant-heads{{threshold={threshold}}}", small.inputs)
-    result = found.report.passes[0].result
+    smaller = run(view, f"dormant-heads{{threshold={threshold}}}", small.inputs)
+    result = smaller.report.passes[0].result
     assert {x.name for x in result.sites} == {site.q, site.k, site.v, site.o}
     assert {x.note for x in result.sites} == {"1 of 2 heads of keys stay"}
     (refused,) = result.refused
     assert "its heads attend elsewhere: one gives the first token" in refused[1]
-    assert {(a.heads, a.kv_heads) for a in recognize(found.graph).attentions} == {(2, 1), (4, 2)}
-    assert rel(sweep(view, small.inputs), sweep(found.graph, small.inputs)) < 2e-6
+    assert {(a.heads, a.kv_heads) for a in recognize(smaller.graph).attentions} == {(2, 1), (4, 2)}
+    assert rel(sweep(view, small.inputs), sweep(smaller.graph, small.inputs)) < 2e-6
 
 
 def test_which_heads_are_awake() -> None:
@@ -221,6 +223,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(llama: tuple[Any, dict[str, View
         with pytest.raises(KeyboardInterrupt):
             run(views["fx"], recipe, small.inputs, checkpoints=memory)
         memory.most = 10_000
-        found = run(views["fx"], recipe, small.inputs, checkpoints=memory).graph
-        for name, value in sweep(found, small.inputs).items():
+        resumed = run(views["fx"], recipe, small.inputs, checkpoints=memory).graph
+        for name, value in sweep(resumed, small.inputs).items():
             assert torch.equal(value, expected[name])

@@ -30,8 +30,8 @@ def small_tables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tables, "LEAST_NUMBERS", 1)
 
 
-def tie(made: Any) -> None:
-    made.head.weight = made.embed.weight
+def tie(model: Any) -> None:
+    model.head.weight = model.embed.weight
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -66,14 +66,14 @@ def test_a_tied_head_reads_the_tables_bytes(
     assert again.op(embedding.node) == "embedding_nbit"
     assert {x.name: again.op(x.node) for x in recognize(again).linears}["head"] == "linear_nbit"
     embedded = torch.nn.functional.embedding(toy_inputs["ids"], rounded)
-    seen = {}
+    outputs = {}
 
-    def observe(node: Any, given: Any, results: Any) -> None:
+    def observe(node: Any, operands: Any, results: Any) -> None:
         if again.op(node) == "embedding_nbit":
-            seen["rows"] = results[0]
+            outputs["rows"] = results[0]
 
     swept = sweep(again, toy_inputs, observe=observe)
-    assert torch.equal(seen["rows"], embedded)
+    assert torch.equal(outputs["rows"], embedded)
     for on in (True, False):
         assert rel(swept, compile_graph(out, optimize=on)(**toy_inputs)) < 1e-2
     assert rel(sweep(source, toy_inputs), swept) < (0.2 if bits == 4 else 0.02)
@@ -138,11 +138,11 @@ def test_a_table_that_a_head_is_tied_to_has_8_bits_unless_it_is_asked_for(
     assert once == twice, "a table is stored once in a forecast too"
 
 
-@pytest.mark.parametrize(("given", "level"), [("", 4), ("accuracy_level=0", 0)])
+@pytest.mark.parametrize(("option", "level"), [("", 4), ("accuracy_level=0", 0)])
 def test_a_level_that_is_given_reaches_a_tied_head(
-    given: str, level: int, toy_graph: Graphs, toy_inputs: Inputs
+    option: str, level: int, toy_graph: Graphs, toy_inputs: Inputs
 ) -> None:
-    graph = optimize(toy_graph("fx", tie), f"quantize{{group=16 {given}}}", toy_inputs).graph
+    graph = optimize(toy_graph("fx", tie), f"quantize{{group=16 {option}}}", toy_inputs).graph
     nodes = {x.name: x.node for x in recognize(graph).linears}
     assert graph.attrs(nodes["head"])["accuracy_level"] == level
 
@@ -152,8 +152,8 @@ def test_groups_that_do_not_fit_and_pairs_that_are_kept(
 ) -> None:
     tied = toy_graph("fx", tie)
     keep = "quantize{group=16 embeddings=keep}"
-    kept = optimize(tied, keep, toy_inputs).report.passes[0].result.refused
-    assert [site for site, _ in kept] == ["head"] and "embeddings=8" in kept[0][1]
+    pairs = optimize(tied, keep, toy_inputs).report.passes[0].result.refused
+    assert [site for site, _ in pairs] == ["head"] and "embeddings=8" in pairs[0][1]
     alone = optimize(tied, "quantize{group=64}", toy_inputs).report.passes[0].result.refused
     assert [site for site, _ in alone] == ["head"] and "groups of 64" in alone[0][1]
     refused = optimize(

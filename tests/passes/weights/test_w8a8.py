@@ -57,9 +57,9 @@ def test_the_formula() -> None:
 
 
 def test_tokens_do_not_depend_on_each_other(toy_graph: Graphs, toy_inputs: Inputs) -> None:
-    found = optimize(toy_graph("fx"), "w8a8", toy_inputs).graph
-    (whole,) = sweep(found, toy_inputs).values()
-    (first,) = sweep(found, {"ids": toy_inputs["ids"][:1]}).values()
+    quantized = optimize(toy_graph("fx"), "w8a8", toy_inputs).graph
+    (whole,) = sweep(quantized, toy_inputs).values()
+    (first,) = sweep(quantized, {"ids": toy_inputs["ids"][:1]}).values()
     assert torch.allclose(whole[:1], first, atol=1e-6)
 
 

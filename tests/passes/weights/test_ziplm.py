@@ -36,17 +36,17 @@ def test_what_is_removed_costs_what_was_said(each: int) -> None:
     x = torch.randn(300, 24, generator=rng).double() @ torch.randn(24, 24, generator=rng).double()
     weight = torch.randn(6, 24, generator=rng).double()
     gram = x.T @ x
-    found, damped = removal(weight, gram, each), _damped(gram)
+    plan, damped = removal(weight, gram, each), _damped(gram)
     energy = float(((weight @ damped) * weight).sum())
-    assert len(found.errors) == len(found.order) + 1 == 24 // each
-    assert sorted(found.errors) == found.errors
-    for left in (24 // each, 24 // each - 1, 3, 1):
-        stays = (torch.tensor(found.stays(left))[:, None] * each + torch.arange(each)).flatten()
-        made = torch.zeros_like(weight)
-        made[:, stays] = refitted(weight, gram, stays)
-        gap = weight - made
+    assert len(plan.errors) == len(plan.order) + 1 == 24 // each
+    assert sorted(plan.errors) == plan.errors
+    for count in (24 // each, 24 // each - 1, 3, 1):
+        stays = (torch.tensor(plan.stays(count))[:, None] * each + torch.arange(each)).flatten()
+        refit = torch.zeros_like(weight)
+        refit[:, stays] = refitted(weight, gram, stays)
+        gap = weight - refit
         true = float(((gap @ damped) * gap).sum()) / energy
-        assert found.error(left) == pytest.approx(true, rel=1e-6, abs=1e-12)
+        assert plan.error(count) == pytest.approx(true, rel=1e-6, abs=1e-12)
 
 
 def test_the_first_to_go_costs_least() -> None:
@@ -66,13 +66,13 @@ def test_the_first_to_go_costs_least() -> None:
 def test_many_structures_go_several_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(structured_obs, "STEPS", 8)
     x = torch.randn(300, 30, generator=torch.Generator().manual_seed(0)).double()
-    found = removal(torch.ones(2, 30).double(), x.T @ x, 1)
-    assert len(set(found.order)) == 29 and sorted(found.errors) == found.errors
-    stays = torch.tensor(found.stays(30 - 3))
+    plan = removal(torch.ones(2, 30).double(), x.T @ x, 1)
+    assert len(set(plan.order)) == 29 and sorted(plan.errors) == plan.errors
+    stays = torch.tensor(plan.stays(30 - 3))
     gap, damped = torch.ones(2, 30).double(), _damped(x.T @ x)
     gap[:, stays] -= refitted(torch.ones(2, 30).double(), x.T @ x, stays)
     true = ((gap @ damped) * gap).sum() / damped.sum() / 2
-    assert found.error(30 - 3) == pytest.approx(float(true), rel=1e-6)
+    assert plan.error(30 - 3) == pytest.approx(float(true), rel=1e-6)
 
 
 def test_the_program_finds_the_least_error() -> None:
@@ -96,16 +96,16 @@ def test_the_speed_that_is_asked_for(
     speedup: float, kind: str, llama: tuple[Any, dict[str, View]]
 ) -> None:
     small, views = llama
-    found = run(views[kind], f"ziplm{{speedup={speedup}}}", small.inputs)
+    smaller = run(views[kind], f"ziplm{{speedup={speedup}}}", small.inputs)
     before, after = (
         sum(x.out_features * x.in_features for x in recognize(view).linears)
-        for view in (views[kind], found.graph)
+        for view in (views[kind], smaller.graph)
     )
     assert speedup <= before / after < 1.06 * speedup
-    said = found.report.passes[0].result.notes[-1]
-    assert said.startswith(f"{before / after:.2f} times as fast, by the number of weights")
-    ran = gw.compile(found.graph, backend="onnxruntime")(**small.inputs)
-    assert rel(sweep(found.graph, small.inputs), ran) < 1e-5
+    note = smaller.report.passes[0].result.notes[-1]
+    assert note.startswith(f"{before / after:.2f} times as fast, by the number of weights")
+    ran = gw.compile(smaller.graph, backend="onnxruntime")(**small.inputs)
+    assert rel(sweep(smaller.graph, small.inputs), ran) < 1e-5
 
 
 def test_a_table_decides(llama: tuple[Any, dict[str, View]], tmp_path: Path) -> None:
@@ -175,6 +175,6 @@ def test_a_killed_run_goes_on_to_the_same_bytes(llama: tuple[Any, dict[str, View
         with pytest.raises(KeyboardInterrupt):
             run(views["fx"], recipe, small.inputs, checkpoints=memory)
         memory.most = 10_000
-        found = run(views["fx"], recipe, small.inputs, checkpoints=memory).graph
-        for name, value in sweep(found, small.inputs).items():
+        resumed = run(views["fx"], recipe, small.inputs, checkpoints=memory).graph
+        for name, value in sweep(resumed, small.inputs).items():
             assert torch.equal(value, expected[name])
