@@ -103,13 +103,13 @@ def _imported(path: Path) -> Iterator[Path]:
 
 def libraries(path: Path) -> set[str]:
     """The packages outside that a file imports."""
-    found = set()
+    packages = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
-            found |= {alias.name.split(".")[0] for alias in node.names}
+            packages |= {alias.name.split(".")[0] for alias in node.names}
         if isinstance(node, ast.ImportFrom) and not node.level:
-            found.add((node.module or "").split(".")[0])
-    return found
+            packages.add((node.module or "").split(".")[0])
+    return packages
 
 
 def test_every_room_has_its_row() -> None:
@@ -181,14 +181,14 @@ def test_importing_the_package_loads_no_heavy_library() -> None:
 
 
 def test_the_runtimes_telemetry_is_off_before_it_is_imported() -> None:
-    kept = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environ = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
     code = "import os, graphwright; print(os.environ['ORT_DISABLE_TELEMETRY'])"
-    for given, seen in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
+    for setting, printed in (({}, "1"), ({"ORT_DISABLE_TELEMETRY": "0"}, "0")):
         done = subprocess.run(
-            [sys.executable, "-c", code], env=kept | given, capture_output=True, text=True,
+            [sys.executable, "-c", code], env=environ | setting, capture_output=True, text=True,
             check=True,
         )  # fmt: skip
-        assert done.stdout.strip() == seen
+        assert done.stdout.strip() == printed
 
 
 def test_the_public_face_is_short() -> None:

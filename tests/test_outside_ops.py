@@ -49,7 +49,7 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleT
     registry.load_dialects()
     tables: list[Any] = [registry.VOCABULARY, registry.ATEN_DECODERS, kernels._REGISTERED]
     before = [dict(table) for table in tables]
-    before_onnx = {key: list(found) for key, found in registry.ONNX_DECODERS.items()}
+    before_onnx = {key: list(decoders) for key, decoders in registry.ONNX_DECODERS.items()}
     shutil.copy(FILE, tmp_path)
     info = tmp_path / "outside_ops-1.dist-info"
     info.mkdir()

@@ -41,9 +41,9 @@ between one thread and two: see ``record_facts.FITTED``."""
 
 @pytest.fixture(scope="module")
 def subjects() -> Iterator[Callable[[str], Subject]]:
-    made: dict[str, Subject] = {}
+    cache: dict[str, Subject] = {}
     with threads(1):
-        yield lambda name: made.setdefault(name, Subject(name, FOLDER))
+        yield lambda name: cache.setdefault(name, Subject(name, FOLDER))
 
 
 @pytest.mark.parametrize("case", REPLAYED, ids=str)
@@ -54,7 +54,7 @@ def test_what_was_recorded_is_made(case: Case, subjects: Callable[[str], Subject
 
 def test_every_case_is_recorded() -> None:
     rows = {case.model: recorded(case.model) for case in all_cases()}
-    assert {model: sorted(found) for model, found in rows.items()} == {
+    assert {model: sorted(names) for model, names in rows.items()} == {
         model: sorted(c.row for c in all_cases() if c.model == model) for model in rows
     }
 
@@ -80,7 +80,7 @@ def changed(edit: Callable[[dict[str, Any]], object]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("edit", "told"),
+    ("edit", "lines"),
     [
         (lambda r: r["sites"][CODED].update({"layers.1.q": "ffff"}),
          "layers.1.q: stored weights were a123456789ab, are ffff"),
@@ -100,8 +100,8 @@ def changed(edit: Callable[[dict[str, Any]], object]) -> list[str]:
          "runtime: were [], are ['logits']"),
     ],
 )  # fmt: skip
-def test_a_difference_is_told(edit: Callable[[dict[str, Any]], object], told: str) -> None:
-    assert "\n".join(changed(edit)) == told
+def test_a_difference_is_told(edit: Callable[[dict[str, Any]], object], lines: str) -> None:
+    assert "\n".join(changed(edit)) == lines
 
 
 def test_equal_rows_and_refusals() -> None:
@@ -120,8 +120,8 @@ def test_a_summary_sees_a_difference_wherever_it_is(where: str) -> None:
     if where == "one":
         gap[:5000], gap[5001:] = 0, 0
     gap *= 3 * REL_L2 * values.norm() / gap.norm()
-    seen = distance(summary(values), summary(values + gap))
-    assert REL_L2 < seen < 9 * REL_L2
+    size = distance(summary(values), summary(values + gap))
+    assert REL_L2 < size < 9 * REL_L2
     assert distance(summary(values), summary(values * float("nan"))) == float("inf")
 
 
