@@ -46,18 +46,18 @@ def remembered(checkpoints: CheckpointStore | None, key: str, make: Callable[[],
     """
     if checkpoints is not None:
         try:
-            found: T = checkpoints.recall(key)
+            earlier: T = checkpoints.recall(key)
         except KeyError:
             pass
         else:
-            return found
-    made: T = settled(make())
+            return earlier
+    value: T = settled(make())
     give_back()
     if checkpoints is None:
-        return made
-    checkpoints.keep(key, made)
-    kept: T = checkpoints.recall(key)
-    return kept
+        return value
+    checkpoints.keep(key, value)
+    copy: T = checkpoints.recall(key)
+    return copy
 
 
 def is_remembered(checkpoints: CheckpointStore | None, key: str) -> bool:

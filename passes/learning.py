@@ -76,19 +76,19 @@ class Learning:
             changed = {name for group in groups for name in group}
             requests += self._of_later_passes(context, view, structure, changed)
         at: dict[Node, Compressed] = {}
-        found = wholes(structure) if compressed else {}
-        for name, made in compressed.items():
-            at.update(_compressed_at(found[name].nodes, made))
+        linears = wholes(structure) if compressed else {}
+        for name, stand_in in compressed.items():
+            at.update(_compressed_at(linears[name].nodes, stand_in))
         calibrate(view, context.calibration, requests, at)
 
     def at_units(
         self, context: Context, stats: Sequence[Stat], units: Sequence[Unit]
     ) -> dict[Stat, list[Statistics]]:
         """The statistics of each run of ``span`` units in the graph as it is, by its first one."""
-        found: dict[Stat, list[Statistics]] = {stat: [] for stat in stats}
-        requests = [r for stat in stats for r in _at_units(stat, units, found[stat].append)]
+        statistics: dict[Stat, list[Statistics]] = {stat: [] for stat in stats}
+        requests = [r for stat in stats for r in _at_units(stat, units, statistics[stat].append)]
         calibrate(context.view, context.calibration, requests)
-        return found
+        return statistics
 
     def graph_before_weights_changed(self) -> View | None:
         """The dense graph, where a pass that is still to come asks for it."""
@@ -115,9 +115,9 @@ class Learning:
     ) -> list[Request]:
         """What the passes behind this one ask of the same graph, as long as they only change
         linears; it is put away until they run. ``changed`` are the linears of this one."""
-        found: list[Request] = []
+        requests: list[Request] = []
         if self._passes[context.step - 1].rebases:
-            return found
+            return requests
         linears = wholes(structure)
         stored: WeakKeyDictionary[Statistic, _PutAway] = WeakKeyDictionary()
         for step, pass_ in enumerate(self._passes[context.step :], context.step + 1):
@@ -138,8 +138,8 @@ class Learning:
                         stored[item] = _PutAway(item, context.spool)
                 self._put_away[step, group] = [stored[item] for item in statistics.values()]
 
-            found += _at_linears(view, structure, needs, groups, put_away)
-        return found
+            requests += _at_linears(view, structure, needs, groups, put_away)
+        return requests
 
 
 class _PutAway:
@@ -164,12 +164,12 @@ class _PutAway:
         return statistic
 
 
-def _compressed_at(nodes: Sequence[Node], made: Compressed) -> dict[Node, Compressed]:
-    """Where ``made`` stands in for the results of a linear. One of two nodes reads its input at the
+def _compressed_at(nodes: Sequence[Node], stand_in: Compressed) -> dict[Node, Compressed]:
+    """Where ``stand_in`` changes the results of a linear. One of two nodes reads its input at the
     first of them and gives its results at the second."""
     first, last = nodes[0], nodes[-1]
     if first is last:
-        return {last: made}
+        return {last: stand_in}
     held: list[Tensor] = []
 
     def hold(inputs: list[Tensor], results: list[Results]) -> list[Results]:
@@ -177,7 +177,7 @@ def _compressed_at(nodes: Sequence[Node], made: Compressed) -> dict[Node, Compre
         return results
 
     def change(inputs: list[Tensor], results: list[Results]) -> list[Results]:
-        changed = made(list(held), results)
+        changed = stand_in(list(held), results)
         held.clear()
         return changed
 
@@ -197,8 +197,8 @@ def _at_linears(
                 f"which it is taken ({needs.propagate}) has no linear {unknown[0]}"
             )
         # What is compressed on the way is decided at the first linear that holds the weight.
-        seen = group if needs.propagate in ("current", "dense") else group[:1]
-        places: tuple[Place, ...] = tuple((linears[name].input(view),) for name in seen)
+        members = group if needs.propagate in ("current", "dense") else group[:1]
+        places: tuple[Place, ...] = tuple((linears[name].input(view),) for name in members)
         requests.append(Request(group[0], places, needs.stats, partial(done, group)))
     return requests
 

@@ -126,17 +126,17 @@ class LinearPass(Pass):
         needs = self.requires()
         groups = self.groups(context.view, linears)
         by_name = {linear.name: linear for linear in linears}
-        made: dict[str, T] = {}
+        fits: dict[str, T] = {}
 
         def done(group: Group, statistics: Statistics) -> None:
-            context.progress(f"{self.name}: {group[0]}", len(made), len(linears))
-            made.update(dict.fromkeys(group, fit(by_name[group[0]], statistics)))
+            context.progress(f"{self.name}: {group[0]}", len(fits), len(linears))
+            fits.update(dict.fromkeys(group, fit(by_name[group[0]], statistics)))
 
         def compressed(linear: Linear) -> Compressed:
             def change(inputs: list[Tensor], results: list[Results]) -> list[Results]:
                 assert outputs is not None
                 pairs = zip(inputs, results, strict=True)
-                return [(outputs(linear, made[linear.name], x, y),) for x, (y,) in pairs]
+                return [(outputs(linear, fits[linear.name], x, y),) for x, (y,) in pairs]
 
             return change
 
@@ -149,7 +149,7 @@ class LinearPass(Pass):
             context.learning.at_linears(context, needs, groups, done, at)
             context.once(f"swept {what}", lambda: True)
         context.progress(self.name, len(linears), len(linears))
-        return made
+        return fits
 
     # --- forecast ----------------------------------------------------------------------------
 
@@ -201,23 +201,23 @@ class FormPass(LinearPass):
         """Those whose weight no linear reads that keeps it: other numbers would reach that too."""
         names = {linear.node: linear.name for linear in context.structure.linears}
         nodes = {linear.node for linear in chosen}
-        left = []
+        unshared = []
         for linear in chosen:
             others = [n for n in readers(context.view, linear.weight) if n not in nodes]
             if not others:
-                left.append(linear)
+                unshared.append(linear)
                 continue
             reason = f"{names.get(others[0], context.view.name(others[0]))} holds the same weight"
             result.refused.append((linear.name, f"{reason} and keeps it: choose both or neither"))
-        return left
+        return unshared
 
     def put_all(
-        self, context: Context, linears: Sequence[Linear], made: Mapping[str, Shelved],
+        self, context: Context, linears: Sequence[Linear], forms: Mapping[str, Shelved],
         result: PassResult,
     ) -> None:  # fmt: skip
         """Let each linear hold the form that was made for it; their sites go into ``result``."""
         for linear in linears:
-            weight, stored = weight_of(context.view, linear), made[linear.name]
+            weight, stored = weight_of(context.view, linear), forms[linear.name]
             try:
                 stored.put(context.view, linear, rule=self.name, step=context.step)
             except Refusal as refusal:
@@ -274,8 +274,8 @@ class LinearStoringPass(FormPass):
             return stored.read().outputs(x, None if bias is None else bias.read()).to(y.dtype)
 
         on_the_way = self.requires().propagate in ("sequential", "compensated")
-        made = self.fit_all(context, chosen, fit, outputs if on_the_way else None)
-        self.put_all(context, chosen, made, result)
+        forms = self.fit_all(context, chosen, fit, outputs if on_the_way else None)
+        self.put_all(context, chosen, forms, result)
         return result
 
 

@@ -132,9 +132,9 @@ def optimize(
     as_read = reference = view.copy()
     structure = recognize(view)
     check_order(recipe.passes, structure, compressed=original is not None)
-    given = None if original is None else prepare(original, view, structure)
-    if given is not None:
-        reference = given.view
+    baseline = None if original is None else prepare(original, view, structure)
+    if baseline is not None:
+        reference = baseline.view
     notes = remarks(recipe.passes)
     report = _new_report(graph, structure, recipe, max_error)
     report.samples, report.data = count_samples(batches), data
@@ -152,8 +152,8 @@ def optimize(
     before = first = [answers(row) for row in outputs]
     errors = dict.fromkeys(first[0], _SAME)
     shortened = False
-    learning = Learning(recipe.passes, None if given is None else given.view)
-    kept = None if given is None else given.kept
+    learning = Learning(recipe.passes, None if baseline is None else baseline.view)
+    shared_keys = None if baseline is None else baseline.shared_keys
     for step, entry in enumerate(recipe.steps, 1):
         done = PassReport(
             entry.pass_, str(entry), PassResult(), bytes_before=costs.weight_bytes,
@@ -163,7 +163,7 @@ def optimize(
         context = Context(
             view, step=step, spool=spool, progress=progress, calibration=calibration or (),
             original=reference, checkpoints=checkpoints, learning=learning, structure=structure,
-            kept=kept,
+            shared_keys=shared_keys,
         )  # fmt: skip
         learning.before(context)
         edits = view.edits
@@ -347,25 +347,25 @@ def _check_bounds(
 ) -> None:  # fmt: skip
     """``rounding`` is what an exact pass may move an output by."""
     site = _worst_site(done.result)
-    for name, found in done.errors.items():
+    for name, error in done.errors.items():
         bound = pass_.max_error
         if pass_.exact:
             bound = rounding
-        if bound is not None and not found.within(bound):
+        if bound is not None and not error.within(bound):
             kind = "is exact but" if pass_.exact else "passed its bound:"
             raise BoundExceeded(
-                f"{pass_.name} {kind} moved the output {name} by {found.rel_l2:.3g} (relative L2; "
+                f"{pass_.name} {kind} moved the output {name} by {error.rel_l2:.3g} (relative L2; "
                 f"bound {bound:g}). Rolled back.{site} {_advice(pass_)}"
             )
-        if not found.finite:
+        if not error.finite:
             raise BoundExceeded(
                 f"{pass_.name} made the output {name} non-finite. "
                 f"Rolled back.{site} {_advice(pass_)}"
             )
-    for name, found in total.items():
-        if max_error is not None and not found.within(max_error):
+    for name, error in total.items():
+        if max_error is not None and not error.within(max_error):
             raise BoundExceeded(
-                f"after {pass_.name} the output {name} is {found.rel_l2:.3g} from the source "
+                f"after {pass_.name} the output {name} is {error.rel_l2:.3g} from the source "
                 f"(relative L2; bound {max_error:g}). Rolled back.{site} {_advice(pass_)}"
             )
 

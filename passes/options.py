@@ -15,15 +15,15 @@ from typing import Any
 from ..ir.core.errors import BadInput
 
 
-def check_types(made: Any) -> None:
+def check_types(pass_: Any) -> None:
     """Raise ``BadInput`` where a pass made in Python has an option of another type than its field:
     ``Quantize(bits="4")``. A recipe's texts are converted before."""
-    hints = typing.get_type_hints(type(made))
-    for field in dataclasses.fields(made):
-        value, hint = getattr(made, field.name), hints[field.name]
+    hints = typing.get_type_hints(type(pass_))
+    for field in dataclasses.fields(pass_):
+        value, hint = getattr(pass_, field.name), hints[field.name]
         if not any(_fits(value, kind) for kind in _kinds(hint)):
             raise BadInput(
-                f"{made.name}: {field.name}={value!r} ({type(value).__name__}) is wrong: it takes "
+                f"{pass_.name}: {field.name}={value!r} ({type(value).__name__}) is wrong: it takes "
                 f"{type_text(hint)}"
             )
 
@@ -76,11 +76,11 @@ def option_text(field: dataclasses.Field[Any], hint: Any) -> str:
 
 def purposes(kind: type) -> dict[str, str]:
     """What the options of a pass are for: the docstring below each field, a subclass's first."""
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for base in kind.__mro__:
         if dataclasses.is_dataclass(base):
-            said = {**dict(_documented(base)), **said}
-    return said
+            texts = {**dict(_documented(base)), **texts}
+    return texts
 
 
 def _documented(kind: type) -> Iterator[tuple[str, str]]:

@@ -40,7 +40,7 @@ class Given:
     """An original, ready to be compared with."""
 
     view: View
-    kept: Mapping[str, Hashable]
+    shared_keys: Mapping[str, Hashable]
     """Keys of the source's weights that are the original's own, by linear."""
 
 
@@ -52,14 +52,14 @@ def prepare(original: View, source: View, structure: Structure) -> Given:
     """
     view = original.copy()
     canonicalize(view)
-    found = recognize(view)
-    theirs = {linear.name: linear for linear in found.linears}
+    original_structure = recognize(view)
+    theirs = {linear.name: linear for linear in original_structure.linears}
     for linear in structure.linears:
         _check(linear, theirs.get(linear.name), original.source.name)
-    _check_words(structure, found, original.source.name)
-    _take_units(view, found, source, structure)
+    _check_words(structure, original_structure, original.source.name)
+    _take_units(view, original_structure, source, structure)
     theirs = {linear.name: linear for linear in recognize(view).linears}
-    kept = {}
+    shared_keys = {}
     for linear in structure.linears:
         other = theirs[linear.name]
         order = _order(source, linear)
@@ -68,8 +68,8 @@ def prepare(original: View, source: View, structure: Structure) -> Given:
         elif not linear.quantized and _equal(source, linear, view, other):
             weight = source.weight(linear.weight)
             assert weight is not None
-            kept[linear.name] = weight.key
-    return Given(view, kept)
+            shared_keys[linear.name] = weight.key
+    return Given(view, shared_keys)
 
 
 def _check(linear: Linear, other: Linear | None, name: str) -> None:
@@ -94,10 +94,10 @@ def _check(linear: Linear, other: Linear | None, name: str) -> None:
 def _check_words(ours: Structure, theirs: Structure, name: str) -> None:
     rows = {table.name: (table.rows, table.width) for table in theirs.embeddings}
     for table in ours.embeddings:
-        found = rows.get(table.name, (table.rows, table.width))
-        if found != (table.rows, table.width):
+        shape = rows.get(table.name, (table.rows, table.width))
+        if shape != (table.rows, table.width):
             raise BadInput(
-                f"--original {name}: {table.name} is {list(found)}, and "
+                f"--original {name}: {table.name} is {list(shape)}, and "
                 f"{[table.rows, table.width]} in the source"
             )
 
@@ -136,14 +136,16 @@ def _sort_columns(view: View, linear: Linear, order: Weight) -> None:
 # --- units ---------------------------------------------------------------------------------------
 
 
-def _take_units(view: View, found: Structure, source: View, structure: Structure) -> None:
-    """Rescale the inputs of the original's linears, ``found`` in it, as the source's are, known by
-    what makes them: exactly by norms, and where some of these differ, by the rows of linears too,
-    in the least squares."""
+def _take_units(
+    view: View, original_structure: Structure, source: View, structure: Structure
+) -> None:
+    """Rescale the inputs of the original's linears as the source's are, known by what makes them:
+    exactly by norms, and where some of these differ, by the rows of linears too, in the least
+    squares."""
     values = {source.name(value): value for value in _constants(source)}
     linears = {linear.name: linear for linear in structure.linears}
     rescaled = False
-    for inlet in find_inlets(view, found)[0]:
+    for inlet in find_inlets(view, original_structure)[0]:
         makers = {view.name(value): value for value in inlet.makers}
         norms = not any(name.removesuffix(".weight") in linears for name in makers)
         if not norms and not rescaled:
@@ -243,10 +245,10 @@ def compressed_sites(view: View, structure: Structure) -> dict[str, Site]:
     """The linears that a source holds in a stored form, as if a pass had made them, by name; all of
     them where none is."""
     stored = [linear for linear in structure.linears if linear.quantized]
-    found = {}
+    sites = {}
     for linear in stored or structure.linears:
         weight = view.weight(linear.weight)
         size = 0 if weight is None else weight.nbytes
         shape = linear.out_features, linear.in_features
-        found[linear.name] = Site(linear.name, linear.role or "linear", shape, size, size)
-    return found
+        sites[linear.name] = Site(linear.name, linear.role or "linear", shape, size, size)
+    return sites

@@ -47,13 +47,13 @@ class Step:
 
     def settled(self, target: Target) -> Step:
         """The step with what its pass leaves open as ``target`` wants it."""
-        made = self.pass_.settled(target)
+        pass_ = self.pass_.settled(target)
         changed = {
-            f.name: getattr(made, f.name)
-            for f in fields(made)
-            if getattr(made, f.name) != getattr(self.pass_, f.name)
+            f.name: getattr(pass_, f.name)
+            for f in fields(pass_)
+            if getattr(pass_, f.name) != getattr(self.pass_, f.name)
         }
-        return Step(made, tuple({**dict(self.options), **changed}.items())) if changed else self
+        return Step(pass_, tuple({**dict(self.options), **changed}.items())) if changed else self
 
     def __str__(self) -> str:
         if not self.options:
@@ -79,12 +79,12 @@ class Recipe:
         """A recipe out of passes made in Python; options at their defaults are left out."""
         steps = []
         for pass_ in passes:
-            given = tuple(
+            options = tuple(
                 (f.name, getattr(pass_, f.name))
                 for f in fields(pass_)
                 if f.default is MISSING or getattr(pass_, f.name) != f.default
             )
-            steps.append(Step(pass_, given))
+            steps.append(Step(pass_, options))
         return checked(cls(tuple(steps)))
 
     @classmethod
@@ -185,8 +185,8 @@ def _tokens(text: str) -> list[str]:
 
 def _word(tokens: Sequence[str], position: int, what: str, text: str) -> tuple[str, int]:
     if position >= len(tokens) or tokens[position] in "{}[]=,":
-        found = tokens[position] if position < len(tokens) else "the end"
-        raise BadInput(f"recipe {text!r}: expected {what}, got {found!r}")
+        token = tokens[position] if position < len(tokens) else "the end"
+        raise BadInput(f"recipe {text!r}: expected {what}, got {token!r}")
     word = tokens[position]
     if word.startswith('"'):
         word = re.sub(r"\\(.)", r"\1", word[1:-1])
@@ -251,10 +251,10 @@ def _convert(name: str, option: str, raw: Any, hint: Any) -> Any:
         converted = _scalar(raw, kind)
         if converted is not None:
             return converted
-    wanted = " or ".join(getattr(k, "__name__", str(k)) for k in kinds if k is not type(None))
+    expected = " or ".join(getattr(k, "__name__", str(k)) for k in kinds if k is not type(None))
     if typing.get_origin(hint) is typing.Literal:
-        wanted = "one of " + ", ".join(str(a) for a in typing.get_args(hint))
-    raise BadInput(f"{name}: {option}={_print(raw)} is wrong: expected {wanted}")
+        expected = "one of " + ", ".join(str(a) for a in typing.get_args(hint))
+    raise BadInput(f"{name}: {option}={_print(raw)} is wrong: expected {expected}")
 
 
 def _scalar(raw: Any, kind: Any) -> Any:

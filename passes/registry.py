@@ -80,11 +80,11 @@ def pass_class(name: str) -> type[Pass]:
     """The class of a pass. Raises ``BadInput`` with near misses where there is none."""
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
-        found = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
+        entry = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
     elif name in _third_party():
-        found = _third_party()[name].load()
+        entry = _third_party()[name].load()
     else:
         raise BadInput(f"there is no pass {name!r}; {near_misses(name, pass_names())}")
-    if not (isinstance(found, type) and issubclass(found, Pass)):
-        raise BadInput(f"the entry point {name!r} is not a graphwright pass: {found!r}")
-    return found
+    if not (isinstance(entry, type) and issubclass(entry, Pass)):
+        raise BadInput(f"the entry point {name!r} is not a graphwright pass: {entry!r}")
+    return entry

@@ -92,12 +92,12 @@ class RunReport:
     def add_costs(self, name: str, costs: Costs) -> None:
         self.costs.append({"name": name, **costs.to_dict()})
 
-    def add_truth(self, truth: Truth, found: Difference | None) -> None:
-        """``found`` is the worst difference of our reading from what the source gave."""
+    def add_truth(self, truth: Truth, difference: Difference | None) -> None:
+        """``difference`` is the worst one of our reading from what the source gave."""
         self.truth = {
             "by": truth.by,
-            "error": None if found is None else found.to_dict(),
-            "probes": [seen.what for seen in truth.probes],
+            "error": None if difference is None else difference.to_dict(),
+            "probes": [probe.what for probe in truth.probes],
             "unheard": truth.unheard,
         }
 
@@ -158,12 +158,12 @@ def _options(pass_: Pass) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Versions of graphwright, Python and the libraries that take part, as installed."""
-    found = {"python": platform.python_version(), "graphwright": "0+source"}
+    installed = {"python": platform.python_version(), "graphwright": "0+source"}
     names = ("graphwright", "torch", "onnx", "onnx-ir", "onnxscript", "onnxruntime-gpu",
              "onnxruntime", "triton", "transformers", "numpy", "safetensors")  # fmt: skip
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed

@@ -58,17 +58,17 @@ def check_order(
 
 def remarks(passes: Sequence[Pass]) -> list[list[str]]:
     """For each pass, what a person should know about its place in the recipe."""
-    found: list[list[str]] = [[] for _ in passes]
+    notes: list[list[str]] = [[] for _ in passes]
     for place, pass_ in enumerate(passes):
         reshaping = [tag for tag in pass_.provides if tag in _RESHAPE]
         learned = [earlier for earlier in passes[:place] if earlier.requires().data]
         for earlier in learned if reshaping else ():
-            found[place].append(
+            notes[place].append(
                 f"{earlier.name} learned from the graph as it was before {pass_.name}, which "
                 f"{_RESHAPE[reshaping[0]]}: put {pass_.name} in front of it, so that its "
                 "statistics are those of the final graph"
             )
-    return found
+    return notes
 
 
 def _check_excludes(passes: Sequence[Pass], place: int, sites: Sequence[Sites]) -> None:
@@ -120,13 +120,13 @@ def _may_provide(pass_: Pass, tag: str) -> bool:
 
 
 def _all_sites(passes: Sequence[Pass], structure: Structure | None) -> list[Sites]:
-    found: list[Sites] = []
+    sites: list[Sites] = []
     for pass_ in passes:
         chosen = None if structure is None else _sites(pass_, structure)
-        found.append(chosen)
+        sites.append(chosen)
         if BLOCKS in pass_.provides:
             structure = None  # linears leave, or come twice under new names
-    return found
+    return sites
 
 
 def _sites(pass_: Pass, structure: Structure) -> Sites:

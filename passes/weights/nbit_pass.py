@@ -106,10 +106,10 @@ class CodedPass(FormPass):
     # --- the pass ----------------------------------------------------------------------------
 
     def put_all(
-        self, context: Context, linears: Sequence[Linear], made: Mapping[str, Shelved],
+        self, context: Context, linears: Sequence[Linear], forms: Mapping[str, Shelved],
         result: PassResult,
     ) -> None:  # fmt: skip
-        super().put_all(context, linears, made, result)
+        super().put_all(context, linears, forms, result)
         if self.level == 4 and result.sites:
             result.notes.append(
                 "activations are rounded to 8 bits where these weights multiply them, which the "
