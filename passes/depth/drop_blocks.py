@@ -81,9 +81,9 @@ class DropBlocks(PathPass):
                 f"{len(free)} can be left out ({result.refused[0][1]})"
             )
         dropped = self._choose(context, units, free, result)
-        kept = Path.through(unit for i, unit in enumerate(units) if i not in dropped)
-        self.follow(context, kept, result)
-        result.notes.append(f"path of the blocks that stay: {kept}")
+        path = Path.through(unit for i, unit in enumerate(units) if i not in dropped)
+        self.follow(context, path, result)
+        result.notes.append(f"path of the blocks that stay: {path}")
         return result
 
     def plan(self, context: Context) -> PassResult:
@@ -96,8 +96,8 @@ class DropBlocks(PathPass):
         else:
             chosen = free[-1 - self.count : -1]
             result.notes.append(f"which {self._what} go is decided by the calibration data")
-        kept = Path.through(unit for i, unit in enumerate(units) if i not in chosen)
-        result.sites += self.sites(context, kept)
+        path = Path.through(unit for i, unit in enumerate(units) if i not in chosen)
+        result.sites += self.sites(context, path)
         return result
 
     @property
@@ -186,8 +186,8 @@ class DropBlocks(PathPass):
     def _statistics(self, context: Context, units: list[Unit]) -> list[Statistics]:
         """Of each run of ``span`` units, by its first one."""
         assert context.learning is not None
-        (found,) = context.learning.at_units(context, self._scored, units).values()
-        return found
+        (statistics,) = context.learning.at_units(context, self._scored, units).values()
+        return statistics
 
     def _random(self, free: list[int]) -> list[int]:
         return sorted(random.Random(self.seed).sample(free, self.count))

@@ -72,8 +72,8 @@ class PathPass(Pass):
             raise BadInput(f"{self.name}: {refusal}") from None
         counts = [places.count(i) for i in range(len(units))]
         changed = [i for i, count in enumerate(counts) if count != 1]
-        found = bodies(context.view, [units[i] for i in changed])
-        sizes = [_own_bytes(context.view, body) for body in found]
+        changed_bodies = bodies(context.view, [units[i] for i in changed])
+        sizes = [_own_bytes(context.view, body) for body in changed_bodies]
         sites = [
             Site(
                 name=units[i].name, kind=units[i].part or "block", shape=(counts[i],),
@@ -108,13 +108,13 @@ class PathPass(Pass):
                 "left out is fitted to the model's own stream, which such a path does not have"
             )
         runs = _runs(units, counts)
-        found = {}
+        maps = {}
         for run, fitted in zip(runs, self._fitted(context, runs), strict=True):
-            found[run[0].name] = fitted
+            maps[run[0].name] = fitted
             result.notes.append(
                 f"healed {_named(run)}: {fitted.explained:.1%} of what it added to the stream"
             )
-        return found
+        return maps
 
     def _fitted(self, context: Context, runs: Sequence[Sequence[Unit]]) -> list[StreamMap]:
         rank = self.heal_rank if self.heal == "linear" else 0

@@ -69,11 +69,11 @@ class PathRunner:
         with too, where that is known: what lies behind the others is then not kept.
         """
         self.units_asked += len(path)
-        found = self._ends(self._stream(path, len(path) if shared is None else shared))
+        output = self._ends(self._stream(path, len(path) if shared is None else shared))
         if not self._over_words:
-            return float((found - self._source).norm()) / max(float(self._source.norm()), 1e-30)
+            return float((output - self._source).norm()) / max(float(self._source.norm()), 1e-30)
         source = self._source.log_softmax(-1)
-        gap = source.exp() * (source - found.log_softmax(-1))
+        gap = source.exp() * (source - output.log_softmax(-1))
         return float(gap.sum(-1, dtype=torch.float64).mean())
 
     def _stream(self, path: Places, shared: int) -> Stream:
@@ -87,8 +87,8 @@ class PathRunner:
         for length in range(known + 1, len(path) + 1):
             place = path[length - 1]
             unit = self._units[place]
-            given = {**self._fixed, unit.entry: stream}
-            stream = run_part(self._view, self._bodies[place], given, {unit.exit})[unit.exit]
+            inputs = {**self._fixed, unit.entry: stream}
+            stream = run_part(self._view, self._bodies[place], inputs, {unit.exit})[unit.exit]
             self.units_run += 1
             if length <= shared:
                 self._hold(path[:length], stream)
@@ -106,19 +106,19 @@ class PathRunner:
         where it has the stream's tokens, else all of it."""
         if self._joined:
             rows = torch.cat([x[chosen] for x, chosen in zip(stream, self._chosen, strict=True)])
-            (found,) = self._tail_of({self._last: [rows[None]]})
-            return found[0].float()
+            (output,) = self._tail_of({self._last: [rows[None]]})
+            return output[0].float()
         parts: list[Tensor] = []
         for i, (x, chosen) in enumerate(zip(stream, self._chosen, strict=True)):
-            given = {value: [column[i]] for value, column in self._fixed.items()}
-            (found,) = self._tail_of({**given, self._last: [x]})
+            inputs = {value: [column[i]] for value, column in self._fixed.items()}
+            (output,) = self._tail_of({**inputs, self._last: [x]})
             parts.append(
-                found[chosen] if found.shape[:-1] == chosen.shape else found.flatten(0, -2)
+                output[chosen] if output.shape[:-1] == chosen.shape else output.flatten(0, -2)
             )
         return torch.cat(parts).float()
 
-    def _tail_of(self, given: Mapping[Value, Stream]) -> Stream:
-        return run_part(self._view, self._tail, given, {self._output})[self._output]
+    def _tail_of(self, inputs: Mapping[Value, Stream]) -> Stream:
+        return run_part(self._view, self._tail, inputs, {self._output})[self._output]
 
     def _is_pointwise(self, stream: Stream) -> bool:
         """Whether the output is computed for each token by itself, as norms and heads do: then it
@@ -178,16 +178,16 @@ def _spread(stream: Stream, masks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """For each batch which tokens are compared, bool ``[batch, seq]``: up to ``JUDGED`` of those
     that count, at even distances."""
     counts = []
-    for x, given in zip(stream, masks, strict=True):
+    for x, candidates in zip(stream, masks, strict=True):
         shape = x.shape[:-1]
-        fits = [mask for mask in given if mask.shape == shape]
+        fits = [mask for mask in candidates if mask.shape == shape]
         counts.append(fits[0].clone() if fits else torch.ones(shape, dtype=torch.bool))
     step = max(1, -(-sum(int(c.sum()) for c in counts) // JUDGED))
-    seen = 0
+    earlier = 0
     for count in counts:
         places = count.flatten().nonzero()[:, 0]
-        drop = places[(torch.arange(len(places)) + seen) % step != step - 1]
-        seen += len(places)
+        drop = places[(torch.arange(len(places)) + earlier) % step != step - 1]
+        earlier += len(places)
         count.view(-1)[drop] = False
     return counts
 

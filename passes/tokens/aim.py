@@ -88,12 +88,12 @@ class AIM(TokenPass):
                 f"prune_from={first} and prune_to={last}: the language model has the blocks 0 to "
                 f"{blocks - 1}, and the first block has no attention before it"
             )
-        found, count = [Cut(0, images.count, merged)], merged
+        cuts, count = [Cut(0, images.count, merged)], merged
         for block in range(first + 1, last + 1):
             left = int(merged * (last - block) / (last - first))
-            found.append(Cut(block, count, left))
+            cuts.append(Cut(block, count, left))
             count = left
-        return [cut for cut in found if cut.left < cut.count or not cut.block]
+        return [cut for cut in cuts if cut.left < cut.count or not cut.block]
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
@@ -108,13 +108,13 @@ class AIM(TokenPass):
     def _merge(self, view: View, images: ImageTokens, left: int) -> Value:
         x, each = by_picture(view, images), left // images.pictures
         b = Builder(view, view.after(view.maker(x)))
-        count, home, kept = images.patches, None, None
+        count, home, places = images.patches, None, None
         while count > each:
-            made = match(b, x, min(count // 2, count - each), first=False)
-            x, count = b.token_merge(x, made.home, count=made.left), made.left
-            home = made.home if home is None else b.token_select(made.home, home)
-            kept = made.kept if kept is None else b.token_select(kept, made.kept)
-        if home is None or kept is None:
+            matching = match(b, x, min(count // 2, count - each), first=False)
+            x, count = b.token_merge(x, matching.home, count=matching.left), matching.left
+            home = matching.home if home is None else b.token_select(matching.home, home)
+            places = matching.kept if places is None else b.token_select(places, matching.kept)
+        if home is None or places is None:
             raise Refusal("nothing is merged")
         put_back(view, images, x, home)
-        return in_image(view, ascending(b, kept, each), images, left)
+        return in_image(view, ascending(b, places, each), images, left)

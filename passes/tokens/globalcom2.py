@@ -108,16 +108,16 @@ class GlobalCom2(TokenPass):
         keys = b.div(b.add(rank, 0.5), b.mul(share, float(patches)))
         keys = b.reshape(b.mul(keys, named["order"]), -1, crops * patches)
         count = crops * each
-        kept = b.topk(keys, k=count, dim=1, largest=False, sorted=True)
-        later = b.add(ascending(b, top_places(b, kept), count), patches)
+        lowest = b.topk(keys, k=count, dim=1, largest=False, sorted=True)
+        later = b.add(ascending(b, top_places(b, lowest), count), patches)
         return b.concat(first, later, dim=1)
 
     def _crops(self, images: ImageTokens) -> tuple[int, int]:
         """Rows and columns of crops."""
         crops = images.pictures - 1
         side = math.isqrt(crops)
-        given = self.grid.split("x") if self.grid else [str(side), str(side)]
-        rows, columns = (int(number) for number in given)
+        sides = self.grid.split("x") if self.grid else [str(side), str(side)]
+        rows, columns = (int(number) for number in sides)
         if rows * columns != crops:
             raise Refusal(
                 f"{crops} crops are no grid of {rows}x{columns}: give theirs, as grid=1x{crops}"

@@ -47,7 +47,7 @@ class PyramidDrop(TokenPass):
             raise Refusal(f"stages={self.stages}: the language model has {blocks} blocks")
         places = [blocks * s // self.stages for s in range(1, self.stages)]
         total = count = find_image_tokens(view, structure, places[0]).count
-        found: list[Cut] = []
+        cuts: list[Cut] = []
         for stage, block in enumerate(places, 1):
             left = int(total * self.ratio**stage)
             if not left:
@@ -55,9 +55,9 @@ class PyramidDrop(TokenPass):
                     f"ratio={self.ratio:g} leaves none of {total} image tokens from block {block} "
                     "on: fewer stages or a larger ratio would, and visual-exit drops all of them"
                 )
-            found.append(Cut(block, count, left))
+            cuts.append(Cut(block, count, left))
             count = left
-        return found
+        return cuts
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

@@ -59,8 +59,8 @@ class Similarity(KeepPass):
         order = torch.arange(images.patches) * TIE - 1
         later = view.add_weight("similarity.order", MemoryWeight(order))
         scores = b.neg(b.add(b.squeeze(b.slice(nearest, -1, END, dim=2), dims=(2,)), later))
-        kept = best(b, scores, each)
+        places = best(b, scores, each)
         if self.merge:
-            home = closest_of(b, alike, kept, images.patches)
+            home = closest_of(b, alike, places, images.patches)
             put_back(view, images, b.token_merge(features, home, count=each), home)
-        return in_image(view, kept, images, left)
+        return in_image(view, places, images, left)

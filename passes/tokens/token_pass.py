@@ -213,10 +213,10 @@ def block_attention(structure: Structure, block: Block) -> Attention:
 
 def marked(b: Builder, images: ImageTokens) -> Value:
     """Which positions are image tokens where a pass cuts: bool ``[rows, tokens]``."""
-    found = images.placeholders
-    for kept in images.kept:
-        found = b.token_select(found, kept)
-    return found
+    marks = images.placeholders
+    for positions in images.kept:
+        marks = b.token_select(marks, positions)
+    return marks
 
 
 def behind(view: View, *values: Value) -> Builder:

@@ -61,14 +61,14 @@ class ToMe(Pass):
             raise BadInput(f"tome: r={self.r} must be at least 0")
 
     def run(self, context: Context) -> PassResult:
-        tower, left, result = self._survey(context)
+        tower, counts, result = self._survey(context)
         if not self.r:
             result.notes.append("r=0: the graph stays as it is")
             return result
         try:
-            kept = self._merge(context, tower, left)
+            places = self._merge(context, tower, counts)
             if tower.images is not None:
-                self._cut_text(context, tower.images, kept, left[-1])
+                self._cut_text(context, tower.images, places, counts[-1])
         except Refusal as refusal:
             raise BadInput(f"tome: {refusal}") from None
         context.edited()
@@ -86,25 +86,25 @@ class ToMe(Pass):
                 f"tome: {refusal}. It needs a vision tower, of a classifier or of a "
                 "vision-language model, and a fixed number of patches"
             ) from None
-        left: list[int] = []
+        counts: list[int] = []
         result = PassResult()
         for block in tower.blocks:
-            before = left[-1] if left else tower.tokens
-            left.append(before - min(self.r, (before - tower.cls_token) // 2))
+            before = counts[-1] if counts else tower.tokens
+            counts.append(before - min(self.r, (before - tower.cls_token) // 2))
             result.sites.append(
                 Site(name=f"tokens of block {block.index}", kind="tokens",
-                     shape=(before, left[-1]), bytes_before=0, bytes_after=0)
+                     shape=(before, counts[-1]), bytes_before=0, bytes_after=0)
             )  # fmt: skip
-        result.notes.append(f"{left[-1]} of {tower.tokens} tokens of a picture are left")
-        return tower, left, result
+        result.notes.append(f"{counts[-1]} of {tower.tokens} tokens of a picture are left")
+        return tower, counts, result
 
-    def _merge(self, context: Context, tower: _Tower, left: list[int]) -> Value:
-        """Which tokens go on at the tower's end: i64 ``[pictures, left]``, in the rows' order."""
+    def _merge(self, context: Context, tower: _Tower, counts: list[int]) -> Value:
+        """Which tokens go on at the tower's end: i64 ``[pictures, counts[-1]]``, in the rows' order."""
         view = context.view
         size: Value | None = None
-        kept: Value | None = None
+        places: Value | None = None
         before = tower.tokens
-        for block, after in zip(tower.blocks, left, strict=True):
+        for block, after in zip(tower.blocks, counts, strict=True):
             with view.made_by(self.name, context.step):
                 site = _attention(view, block)
                 if size is not None:
@@ -113,27 +113,27 @@ class ToMe(Pass):
                     continue
                 x = block.sub_blocks[0].exit
                 b = Builder(view, view.after(view.maker(x)))
-                made = match(b, _keys(b, site), before - after, first=tower.cls_token)
+                matching = match(b, _keys(b, site), before - after, first=tower.cls_token)
                 size = _ones(b, x) if size is None else size
-                new = b.token_merge(x, made.home, b.squeeze(size, dims=(2,)), count=after)
-                size = b.token_merge(size, made.home, count=after, mean=False)
-                kept = made.kept if kept is None else b.token_select(kept, made.kept)
-            shrink_pictures(view, x, new, made.home, first=tower.cls_token,
+                new = b.token_merge(x, matching.home, b.squeeze(size, dims=(2,)), count=after)
+                size = b.token_merge(size, matching.home, count=after, mean=False)
+                places = matching.kept if places is None else b.token_select(places, matching.kept)
+            shrink_pictures(view, x, new, matching.home, first=tower.cls_token,
                             rule=self.name, step=context.step)  # fmt: skip
             before = after
-        assert kept is not None
-        return kept
+        assert places is not None
+        return places
 
-    def _cut_text(self, context: Context, images: ImageTokens, kept: Value, left: int) -> None:
+    def _cut_text(self, context: Context, images: ImageTokens, places: Value, tokens: int) -> None:
         """Of the patches that are one token, one position goes on in the text."""
         view = context.view
         value = images.language[0].entry
         with view.made_by(self.name, context.step):
-            b = behind(view, kept)
+            b = behind(view, places)
             if images.cls_token:
-                kept = b.sub(b.slice(kept, 1, END, dim=1), 1)
-            count = left - images.cls_token
-            chosen = ascending(b, kept, count)
+                places = b.sub(b.slice(places, 1, END, dim=1), 1)
+            count = tokens - images.cls_token
+            chosen = ascending(b, places, count)
             count *= images.pictures
             chosen = in_image(view, chosen, images, count)
             b = behind(view, value, chosen)
