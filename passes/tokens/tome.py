@@ -99,7 +99,7 @@ class ToMe(Pass):
         return tower, counts, result
 
     def _merge(self, context: Context, tower: _Tower, counts: list[int]) -> Value:
-        """Which tokens go on at the tower's end: i64 ``[pictures, counts[-1]]``, in the rows' order."""
+        """Which tokens go on at the tower's end: i64 ``[pictures, tokens]``, in the rows' order."""
         view = context.view
         size: Value | None = None
         places: Value | None = None

@@ -63,14 +63,16 @@ class Adapter(Pass):
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()
-        scaling, found = self._read(context)
-        for linear, pair in found:
+        scaling, pairs = self._read(context)
+        for linear, pair in pairs:
             down, up = pair.down.read().float(), self._scaled(pair, scaling)
             if self.fold:
                 weight = weight_of(context.view, linear).read()
-                made = (weight.float() + up @ down).to(weight.dtype)
-                context.view.set_weight(linear.weight, context.spool.store(made))
-                result.sites.append(self._site(context, linear, pair, relative_error(weight, made)))
+                merged = (weight.float() + up @ down).to(weight.dtype)
+                context.view.set_weight(linear.weight, context.spool.store(merged))
+                result.sites.append(
+                    self._site(context, linear, pair, relative_error(weight, merged))
+                )
                 continue
             dtype = context.view.type(linear.x).dtype or down.dtype
             stem, spool = f"{linear.name}.adapter", context.spool
@@ -86,7 +88,7 @@ class Adapter(Pass):
 
     def plan(self, context: Context) -> PassResult:
         result = PassResult()
-        result.sites += [self._site(context, *found) for found in self._read(context)[1]]
+        result.sites += [self._site(context, *match) for match in self._read(context)[1]]
         return result
 
     def _scaled(self, pair: Pair, scaling: float) -> Tensor:
@@ -106,7 +108,7 @@ class Adapter(Pass):
         config, pairs = _opened(Path(self.path).expanduser())
         base = config.get("base_model_name_or_path") or "one that it does not name"
         linears = {linear.name: linear for linear in context.structure.linears}
-        found = []
+        matches = []
         for name, pair in pairs.items():
             if name not in linears:
                 raise BadInput(
@@ -114,21 +116,21 @@ class Adapter(Pass):
                     f"linear: its base is {base}"
                 )
             linear = linears[name]
-            wanted = ((linear.out_features, pair.down.shape[0]),
-                      (pair.up.shape[1], linear.in_features))  # fmt: skip
-            if (pair.up.shape, pair.down.shape) != wanted:
+            expected = ((linear.out_features, pair.down.shape[0]),
+                        (pair.up.shape[1], linear.in_features))  # fmt: skip
+            if (pair.up.shape, pair.down.shape) != expected:
                 raise BadInput(
                     f"adapter: {self.path} holds {list(pair.up.shape)} and {list(pair.down.shape)} "
                     f"for {name}, which is [{linear.out_features}, {linear.in_features}] in this "
                     f"model: its base is {base}"
                 )
             self._check_fold(context, linear)
-            found.append((linear, pair))
+            matches.append((linear, pair))
         ranks = {pair.down.shape[0] for pair in pairs.values()}
         if ranks != {config["r"]}:
             raise BadInput(f"adapter: {self.path}: r={config['r']}, and its tensors have {ranks}")
         root = math.sqrt(config["r"]) if config.get("use_rslora") else config["r"]
-        return config["lora_alpha"] / root, found
+        return config["lora_alpha"] / root, matches
 
     def _check_fold(self, context: Context, linear: Linear) -> None:
         if not self.fold:
@@ -180,14 +182,14 @@ def _config(file: Path) -> dict[str, Any]:
 
 def _pairs(tensors: Mapping[str, Weight], file: Path) -> dict[str, Pair]:
     stems = {name.removesuffix(A).removesuffix(B) for name in tensors}
-    found = {}
+    pairs = {}
     for stem in sorted(stems):
         if stem + A not in tensors or stem + B not in tensors:
             raise BadInput(f"{file}: {stem} has no pair of matrices ending in {A} and {B}")
         down, up = tensors[stem + A], tensors[stem + B]
         if len(down.shape) != 2 or len(up.shape) != 2:
             raise BadInput(f"{file}: the factors of {stem} are not matrices")
-        found[stem.removeprefix(PREFIX)] = Pair(down, up)
-    if not found:
+        pairs[stem.removeprefix(PREFIX)] = Pair(down, up)
+    if not pairs:
         raise BadInput(f"{file}: it holds no tensor")
-    return found
+    return pairs

@@ -90,9 +90,9 @@ class AutoRound(CodedPass):
         view, blocks = context.view, context.structure.blocks
         graphs = block_graphs(view, blocks)
         first = {b.tower: i for i, b in reversed(list(enumerate(blocks)))}.values()
-        wanted = [graphs[i].entry for i in first] + [v for g in graphs for v in g.outside]
-        rows = captured(view, context.calibration, list(dict.fromkeys(wanted))) if graphs else []
-        made: dict[str, Stored] = {}
+        values = [graphs[i].entry for i in first] + [v for g in graphs for v in g.outside]
+        rows = captured(view, context.calibration, list(dict.fromkeys(values))) if graphs else []
+        all_forms: dict[str, Stored] = {}
         dense: list[Tensor] = []
         stored: list[Tensor] = []
         for i, (graph, block) in enumerate(zip(graphs, blocks, strict=True)):
@@ -107,11 +107,11 @@ class AutoRound(CodedPass):
             targets = _outputs(graph, dense, rows, {})
             learn = partial(self._block, context, graph, inside, stored, rows, targets)
             forms = context.once(f"block {i}", learn)
-            found = {name: Stored(**form) for name, form in forms.items()}
-            weights = {v: _dense(found[x.name], v, graph) for v, x in inside.items()}
+            block_forms = {name: Stored(**form) for name, form in forms.items()}
+            weights = {v: _dense(block_forms[x.name], v, graph) for v, x in inside.items()}
             stored, dense = _outputs(graph, stored, rows, weights), targets
-            made.update(found)
-        return made
+            all_forms.update(block_forms)
+        return all_forms
 
     def _block(
         self, context: Context, graph: BlockGraph, linears: Mapping[Value, Linear],
@@ -124,10 +124,10 @@ class AutoRound(CodedPass):
         }
         if not roundings:
             return {}
-        left = descend(
+        share = descend(
             graph, roundings, inputs, outside, targets, steps=self.steps, seed=self.seed
         )
-        note = f"of rounding's error in the block's output {left:.0%} is left"
+        note = f"of rounding's error in the block's output {share:.0%} is left"
         return {x.name: vars(self.stored(roundings[v].made(), note)) for v, x in linears.items()}
 
     def zero_points(self) -> Literal["none", "integer", "real"]:

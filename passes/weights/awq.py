@@ -72,21 +72,21 @@ class AWQ(CodedPass):
                 )
             scale = torch.ones(1) if inlet is None else factors[inlet.names].float()
 
-            def kept() -> Tensor:
+            def fractions() -> Tensor:
                 weight = self._read(context, linear).float() * scale
                 x = statistics[Tokens].rows.float()
                 return self._clipped(weight, x / scale, linear)
 
-            return context.once(f"site {linear.name}", kept)
+            return context.once(f"site {linear.name}", fractions)
 
-        made = self.fit_all(context, chosen, fit)
+        fits = self.fit_all(context, chosen, fit)
         by_name = {linear.name: linear for linear in chosen}
         groups = self.groups(context.view, chosen)
         fold(context, factors)
         forms: dict[str, Shelved] = {}
         for first, *others in groups:
             note = f"not scaled: {reasons[first]}" if first in reasons else ""
-            stored = self._stored(self._read(context, by_name[first]), made[first], first, note)
+            stored = self._stored(self._read(context, by_name[first]), fits[first], first, note)
             forms.update(dict.fromkeys((first, *others), Shelved.of(stored, context.spool)))
         self.put_all(context, chosen, forms, result)
         return result
@@ -117,33 +117,33 @@ class AWQ(CodedPass):
         return best[1]
 
     def _rounded(self, weight: Tensor, name: str) -> Tensor:
-        made = rtn(
+        quantized = rtn(
             weight, self.bits, self.group, self.symmetric, scale_dtype=self.scale_dtype, name=name
         )
-        return made.dequantized()
+        return quantized.dequantized()
 
     # --- ranges ------------------------------------------------------------------------------
 
     def _clipped(self, weight: Tensor, x: Tensor, linear: Linear) -> Tensor:
         """The fraction of each group's range ``[N, groups]`` that errs least on its inputs."""
         groups = self._grouped(weight)
-        kept = torch.ones(groups.shape[:2])
+        fractions = torch.ones(groups.shape[:2])
         if not self.clip or linear.role in _UNCLIPPED:
-            return kept
+            return fractions
         inputs = self._grouped(x).transpose(0, 1)
         least = torch.full(groups.shape[:2], torch.inf)
         for fraction in SHRINKAGES:
-            clipped = self._clamped(weight, kept.new_full((1, 1), fraction))
+            clipped = self._clamped(weight, fractions.new_full((1, 1), fraction))
             gap = self._grouped(self._rounded(clipped, linear.name) - weight)
             loss = _energy(gap.transpose(0, 1), inputs).T
-            kept = torch.where(loss < least, fraction, kept)
+            fractions = torch.where(loss < least, fraction, fractions)
             least = torch.minimum(loss, least)
-        return kept
+        return fractions
 
-    def _clamped(self, weight: Tensor, kept: Tensor) -> Tensor:
+    def _clamped(self, weight: Tensor, fractions: Tensor) -> Tensor:
         """``weight`` with each group's magnitudes cut to a share of the greatest."""
         groups = self._grouped(weight)
-        most = groups.abs().amax(-1, keepdim=True) * kept.unsqueeze(-1)
+        most = groups.abs().amax(-1, keepdim=True) * fractions.unsqueeze(-1)
         return groups.clamp(-most, most).flatten(1)[:, : weight.shape[1]]
 
     def _grouped(self, matrix: Tensor) -> Tensor:
@@ -152,13 +152,13 @@ class AWQ(CodedPass):
         missing = -matrix.shape[1] % size
         return torch.nn.functional.pad(matrix, (0, missing)).reshape(len(matrix), -1, size)
 
-    def _stored(self, weight: Tensor, kept: Tensor, name: str, note: str) -> Stored:
-        made = rtn(
-            self._clamped(weight.float(), kept), self.bits, self.group, self.symmetric,
+    def _stored(self, weight: Tensor, fractions: Tensor, name: str, note: str) -> Stored:
+        quantized = rtn(
+            self._clamped(weight.float(), fractions), self.bits, self.group, self.symmetric,
             scale_dtype=self.scale_dtype, name=name,
         )  # fmt: skip
-        error = relative_error(weight, made.dequantized())
-        return self.stored(replace(made, rel_l2=error), note)
+        error = relative_error(weight, quantized.dequantized())
+        return self.stored(replace(quantized, rel_l2=error), note)
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"

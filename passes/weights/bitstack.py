@@ -33,7 +33,7 @@ MOST_BLOCKS = 64
 
 
 @dataclass
-class _Kept:
+class _Stack:
     """The stack of one matrix, its tensors put away."""
 
     site: str
@@ -100,15 +100,15 @@ class BitStack(LinearPass):
         result = PassResult()
         chosen = self.choose(context, result)
 
-        def fit(linear: Linear, statistics: Statistics) -> _Kept:
+        def fit(linear: Linear, statistics: Statistics) -> _Stack:
             return self._stack(context, linear, statistics)
 
-        kept = self.fit_all(context, chosen, fit)
-        stacks = list({found.site: found for found in kept.values()}.values())
-        stacked = _in_order(stacks, self._order(context, stacks, chosen, kept))
+        by_linear = self.fit_all(context, chosen, fit)
+        stacks = list({stack.site: stack for stack in by_linear.values()}.values())
+        stacked = _in_order(stacks, self._order(context, stacks, chosen, by_linear))
         for linear in chosen:
-            found = kept[linear.name]
-            self._replace(context, linear, found, stacked[found.site], result)
+            stack = by_linear[linear.name]
+            self._replace(context, linear, stack, stacked[stack.site], result)
         result.notes += _notes(stacks, self.blocks)
         context.edited()
         return result
@@ -147,7 +147,7 @@ class BitStack(LinearPass):
             )
         return self.rank
 
-    def _stack(self, context: Context, linear: Linear, statistics: Statistics) -> _Kept:
+    def _stack(self, context: Context, linear: Linear, statistics: Statistics) -> _Stack:
         rank = self._rank(linear)
 
         def stack() -> dict[str, Any]:
@@ -158,32 +158,34 @@ class BitStack(LinearPass):
             weight = weight_of(context.view, linear).read()
             return vars(decompose(weight, scale, blocks=self.blocks, rank=rank, name=linear.name))
 
-        made = context.once(f"site {linear.name}", stack)
-        parts = {p: [context.spool.store(t) for t in made[p]] for p in PARTS}
-        return _Kept(linear.name, _shape(linear), rank, made["energies"], made["rel_l2"], parts)
+        fields = context.once(f"site {linear.name}", stack)
+        parts = {p: [context.spool.store(t) for t in fields[p]] for p in PARTS}
+        return _Stack(
+            linear.name, _shape(linear), rank, fields["energies"], fields["rel_l2"], parts
+        )
 
     def _order(
-        self, context: Context, stacks: Sequence[_Kept], linears: Sequence[Linear],
-        kept: Mapping[str, _Kept],
+        self, context: Context, stacks: Sequence[_Stack], linears: Sequence[Linear],
+        by_linear: Mapping[str, _Stack],
     ) -> Order:  # fmt: skip
         if self.order == "levels":
             sizes = {stack.site: stack.block_bytes for stack in stacks}
             return by_levels({stack.site: stack.energies for stack in stacks}, sizes)
 
-        def found() -> list[Any]:
+        def places() -> list[Any]:
             members = {
                 stack.site: Stacked(
                     stack.parts["signs"], stack.parts["factors"],
-                    [x for x in linears if kept[x.name].site == stack.site],
+                    [x for x in linears if by_linear[x.name].site == stack.site],
                 )
                 for stack in stacks
             }  # fmt: skip
             return [list(place) for place in by_perplexity(context, members, self.blocks)]
 
-        return [(site, block) for site, block in context.once("order", found)]
+        return [(site, block) for site, block in context.once("order", places)]
 
     def _replace(
-        self, context: Context, linear: Linear, found: _Kept,
+        self, context: Context, linear: Linear, stack: _Stack,
         stacked: dict[str, StackedWeight], result: PassResult,
     ) -> None:  # fmt: skip
         before = weight_of(context.view, linear).nbytes
@@ -199,13 +201,13 @@ class BitStack(LinearPass):
         except Refusal as refusal:
             result.refused.append((linear.name, str(refusal)))
             return
-        size = self.blocks * found.block_bytes
-        result.sites.append(linear_site(linear, before, size, found.rel_l2))
+        size = self.blocks * stack.block_bytes
+        result.sites.append(linear_site(linear, before, size, stack.rel_l2))
 
 
-def _in_order(kept: Sequence[_Kept], order: Order) -> dict[str, dict[str, StackedWeight]]:
+def _in_order(stacks: Sequence[_Stack], order: Order) -> dict[str, dict[str, StackedWeight]]:
     """The stacked operands of each site, their blocks named by their places in the order."""
-    places: dict[str, list[int]] = {k.site: [] for k in kept}
+    places: dict[str, list[int]] = {k.site: [] for k in stacks}
     for place, (site, _) in enumerate(order):
         places[site].append(place)
     return {
@@ -215,13 +217,13 @@ def _in_order(kept: Sequence[_Kept], order: Order) -> dict[str, dict[str, Stacke
             )
             for part, handles in k.parts.items()
         }
-        for k in kept
+        for k in stacks
     }
 
 
-def _notes(kept: Sequence[_Kept], blocks: int) -> list[str]:
-    least = sum(k.block_bytes for k in kept)
-    return [f"stacked weights of any size from {least} to {least * blocks} bytes"] if kept else []
+def _notes(stacks: Sequence[_Stack], blocks: int) -> list[str]:
+    least = sum(k.block_bytes for k in stacks)
+    return [f"stacked weights of any size from {least} to {least * blocks} bytes"] if stacks else []
 
 
 def _shape(linear: Linear) -> tuple[int, int]:

@@ -100,13 +100,13 @@ def check_predicts(view: View) -> None:
 
 def _rows(context: Context) -> list[Mapping[str, Tensor]]:
     """The first rows of the calibration data."""
-    found: list[Mapping[str, Tensor]] = []
-    left = SORTED_ROWS
+    rows: list[Mapping[str, Tensor]] = []
+    missing = SORTED_ROWS
     for batch in context.calibration:
-        if left > 0:
-            found.append({name: tensor[:left] for name, tensor in batch.items()})
-            left -= len(batch["input_ids"])
-    return found
+        if missing > 0:
+            rows.append({name: tensor[:missing] for name, tensor in batch.items()})
+            missing -= len(batch["input_ids"])
+    return rows
 
 
 def _loss(
@@ -127,7 +127,7 @@ def _loss(
         place = view.arguments(linear.node).index(view.tensor(linear.node))
         handle = None if linear.bias is None else view.weight(linear.bias)
         bias = None if handle is None else handle.read().float()
-        inputs = [given[place] for given in arguments]
+        inputs = [batch[place] for batch in arguments]
         return [
             (torch.nn.functional.linear(x.float(), weight, bias).to(y.dtype),)
             for x, (y,) in zip(inputs, results, strict=True)
@@ -135,10 +135,10 @@ def _loss(
 
     outputs = sweep_together(view, rows, visit, frozenset(matrices))
     total = count = 0.0
-    for given, found in zip(rows, outputs, strict=True):
-        seen = given.get("attention_mask", torch.ones_like(given["input_ids"]))[:, 1:].bool()
-        scores = found["logits"][:, :-1].double().log_softmax(-1)
-        likely = scores.gather(2, given["input_ids"][:, 1:, None].long())[..., 0]
-        total -= float(likely[seen].sum())
-        count += int(seen.sum())
+    for row, output in zip(rows, outputs, strict=True):
+        mask = row.get("attention_mask", torch.ones_like(row["input_ids"]))[:, 1:].bool()
+        scores = output["logits"][:, :-1].double().log_softmax(-1)
+        likely = scores.gather(2, row["input_ids"][:, 1:, None].long())[..., 0]
+        total -= float(likely[mask].sum())
+        count += int(mask.sum())
     return total / count if count and math.isfinite(total) else math.inf

@@ -68,10 +68,10 @@ def parameters(view: View, exclude: tuple[str, ...]) -> Iterator[tuple[str, Valu
 
 def counterpart(tensors: Mapping[str, Weight], name: str, weight: Weight, place: str) -> Weight:
     """The tensor of a name. Raises ``BadInput`` where it has another shape or is not a float."""
-    found = tensors[name]
-    if found.shape != weight.shape or not found.dtype.is_floating_point:
+    tensor = tensors[name]
+    if tensor.shape != weight.shape or not tensor.dtype.is_floating_point:
         raise BadInput(
-            f"{place}: {name} is {found.dtype} {list(found.shape)} and {weight.dtype} "
+            f"{place}: {name} is {tensor.dtype} {list(tensor.shape)} and {weight.dtype} "
             f"{list(weight.shape)} in the model: these are not checkpoints of one architecture"
         )
-    return found
+    return tensor

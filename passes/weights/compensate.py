@@ -173,17 +173,17 @@ class Compensate(LinearPass):
 
         def fit(linear: Linear, statistics: Statistics) -> dict[str, Any]:
             def values() -> dict[str, Any]:
-                found = self.spectrum(*self.gap(context, linear), statistics, self.rank)
-                return {"sigma": found.sigma, "energy": found.energy}
+                spectrum = self.spectrum(*self.gap(context, linear), statistics, self.rank)
+                return {"sigma": spectrum.sigma, "energy": spectrum.energy}
 
             return context.once(f"spectrum {linear.name}", values)
 
         spectra = self.fit_all(context, linears, fit, what="spectra")
         none = torch.empty(0)
-        found = {name: Spectrum(none, none, **fields) for name, fields in spectra.items()}
+        by_name = {name: Spectrum(none, none, **fields) for name, fields in spectra.items()}
         sizes = {x.name: _shape(x) for x in linears}
         entries = int(self.budget * sum(m * n for m, n in sizes.values()) / (8 * self._width))
-        ranks = allocate(found, sizes, entries, self.rank)
+        ranks = allocate(by_name, sizes, entries, self.rank)
         if not any(ranks.values()):
             raise BadInput(
                 f"{self.name}: budget={self.budget} bits per weight buys no rank at any site; one "
@@ -197,8 +197,8 @@ class Compensate(LinearPass):
         def fit(linear: Linear, statistics: Statistics) -> Path:
             def path() -> dict[str, Any]:
                 source, gap = self.gap(context, linear)
-                found = self.spectrum(source, gap, statistics, ranks[linear.name])
-                return vars(self._path(source, gap, found, ranks[linear.name]))
+                spectrum = self.spectrum(source, gap, statistics, ranks[linear.name])
+                return vars(self._path(source, gap, spectrum, ranks[linear.name]))
 
             return Path(**context.once(f"site {linear.name}", path))
 
@@ -208,10 +208,10 @@ class Compensate(LinearPass):
         on_the_way = self.requires().propagate == "compensated"
         return self.fit_all(context, linears, fit, outputs if on_the_way else None)
 
-    def _path(self, source: Tensor, gap: Tensor, found: Spectrum, asked: int) -> Path:
-        rank = min(asked, len(found.sigma))
+    def _path(self, source: Tensor, gap: Tensor, spectrum: Spectrum, asked: int) -> Path:
+        rank = min(asked, len(spectrum.sigma))
         form = self._planned_form
-        factors = form.even(*found.factors(rank))
+        factors = form.even(*spectrum.factors(rank))
         down, up = settled([form.rounded(factor) for factor in factors])
         norm = torch.linalg.norm(source)
 
@@ -222,8 +222,8 @@ class Compensate(LinearPass):
         wide = error(torch.float32)
         half = self.factors == "float16" and fits_half(down, up)
         rel_l2 = error(torch.float16) if half else wide
-        before, after = found.relative_error(0), found.relative_error(rank)
-        return Path(down, up, before, after, rel_l2, wide, found.tokens, asked)
+        before, after = spectrum.relative_error(0), spectrum.relative_error(rank)
+        return Path(down, up, before, after, rel_l2, wide, spectrum.tokens, asked)
 
     # --- grafting ----------------------------------------------------------------------------
 
@@ -367,7 +367,7 @@ def _stored_bytes(context: Context, linear: Linear) -> int:
 
 def _chain(view: View, linear: Linear) -> list[Node]:
     """The side paths that are added to a linear's result, one after another."""
-    found: list[Node] = []
+    paths: list[Node] = []
     value = linear.out
     while len(users := view.users(value)) == 1 and view.op(users[0]) == "add":
         others = [o for o in view.operands(users[0]) if o is not value]
@@ -375,9 +375,9 @@ def _chain(view: View, linear: Linear) -> list[Node]:
         side = view.producer(other) if is_value(other) else None
         if side is None or not (is_low_rank(view, side) or view.op(side) == "sparse_linear"):
             break
-        found.append(side)
+        paths.append(side)
         value = view.results(users[0])[0]
-    return found
+    return paths
 
 
 _FACTORS = ("linear", "linear_nbit")

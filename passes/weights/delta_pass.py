@@ -57,31 +57,31 @@ class DeltaPass(Pass):
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()
-        found = self._found(context, result)
-        for i, parameter in enumerate(found):
-            context.progress(f"{self.name}: {parameter.name}", i, len(found))
+        chosen = self._chosen(context, result)
+        for i, parameter in enumerate(chosen):
+            context.progress(f"{self.name}: {parameter.name}", i, len(chosen))
             before = parameter.weight.read()
             others = [other.read().float() for other in parameter.others]
-            made = self.combined(before.float(), others, parameter.name)
-            if not torch.isfinite(made).all():
+            after = self.combined(before.float(), others, parameter.name)
+            if not torch.isfinite(after).all():
                 raise BadInput(f"{self.name}: {parameter.name} would hold NaN or infinities")
-            made = made.to(before.dtype)
-            context.view.set_weight(parameter.value, context.spool.store(made))
-            result.sites.append(_site(parameter, relative_error(before, made)))
+            after = after.to(before.dtype)
+            context.view.set_weight(parameter.value, context.spool.store(after))
+            result.sites.append(_site(parameter, relative_error(before, after)))
         context.edited()
         return result
 
     def plan(self, context: Context) -> PassResult:
         result = PassResult()
-        result.sites += [_site(parameter) for parameter in self._found(context, result)]
+        result.sites += [_site(parameter) for parameter in self._chosen(context, result)]
         return result
 
-    def _found(self, context: Context, result: PassResult) -> list[Parameter]:
+    def _chosen(self, context: Context, result: PassResult) -> list[Parameter]:
         checkpoints = {
             f"{option}={path}": read_checkpoint(path, f"{self.name}: {option}")
             for option, path in self.places().items()
         }
-        found = []
+        chosen = []
         for name, value, weight in parameters(context.view, self.exclude):
             lacking = [place for place, tensors in checkpoints.items() if name not in tensors]
             if lacking:
@@ -91,16 +91,16 @@ class DeltaPass(Pass):
                 counterpart(tensors, name, weight, f"{self.name}: {place}")
                 for place, tensors in checkpoints.items()
             ]
-            found.append(Parameter(name, value, weight, others))
-        self._require_all(context, found, dict(result.refused))
-        return found
+            chosen.append(Parameter(name, value, weight, others))
+        self._require_all(context, chosen, dict(result.refused))
+        return chosen
 
     def _require_all(
-        self, context: Context, found: Sequence[Parameter], refused: Mapping[str, str]
+        self, context: Context, chosen: Sequence[Parameter], refused: Mapping[str, str]
     ) -> None:
         """Raises ``BadInput`` where a linear is left out, or was changed before: what is learned
         elsewhere is added to the model, not to what compression made of it."""
-        values = {parameter.value for parameter in found}
+        values = {parameter.value for parameter in chosen}
         for linear in context.structure.linears:
             name = context.view.name(linear.weight).removesuffix(".T")
             if name in refused:
@@ -112,7 +112,7 @@ class DeltaPass(Pass):
                 raise BadInput(
                     f"{self.name}: an earlier pass changed {linear.name}: put {self.name} first"
                 )
-        if not found:
+        if not chosen:
             raise BadInput(f"{self.name}: no weight of the model is left to change")
 
 
@@ -131,8 +131,8 @@ def dropped(delta: Tensor, p: float, seed: int, name: str) -> Tensor:
     if not p:
         return delta
     generator = torch.Generator().manual_seed(seed + zlib.crc32(name.encode()))
-    kept = torch.rand(delta.shape, generator=generator) >= p
-    return torch.where(kept, delta / (1 - p), 0.0)
+    mask = torch.rand(delta.shape, generator=generator) >= p
+    return torch.where(mask, delta / (1 - p), 0.0)
 
 
 def check_share(pass_: str, option: str, p: float) -> None:

@@ -65,8 +65,8 @@ class Rounding:
             codes, _, _ = self._codes()
             scales = self._scales().to(self.start.scales.dtype)
         packed = pack(codes.to(torch.uint8), self.start.bits, self.start.group)
-        found = replace(self.start, codes=packed, scales=scales)
-        return replace(found, rel_l2=relative_error(self.weight, found.dequantized()))
+        quantized = replace(self.start, codes=packed, scales=scales)
+        return replace(quantized, rel_l2=relative_error(self.weight, quantized.dequantized()))
 
     def _scales(self) -> Tensor:
         dtype = self.start.scales.dtype
@@ -108,8 +108,8 @@ def descend(
 
     def loss(index: int) -> Tensor:
         weights = {v: r.rounded().to(constants[v].dtype) for v, r in roundings.items()}
-        found = block.run(inputs[index], outside[index], {**constants, **weights})
-        return (found.float() - targets[index].float()).square().mean()
+        output = block.run(inputs[index], outside[index], {**constants, **weights})
+        return (output.float() - targets[index].float()).square().mean()
 
     def whole() -> float:
         with torch.no_grad():
@@ -124,12 +124,12 @@ def descend(
             torch.autograd.backward([loss(index)])
         for rounding in roundings.values():
             rounding.step((1 - step / steps) / steps)
-        if step + 1 in looks and (found := whole()) < least:
-            least, best = found, _copies(roundings)
+        if step + 1 in looks and (total := whole()) < least:
+            least, best = total, _copies(roundings)
     with torch.no_grad():
         for value, rounding in roundings.items():
-            for parameter, kept in zip(rounding.parameters, best[value], strict=True):
-                parameter.copy_(kept)
+            for parameter, copy in zip(rounding.parameters, best[value], strict=True):
+                parameter.copy_(copy)
     return least / max(first, 1e-30)
 
 

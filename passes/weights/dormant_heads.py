@@ -59,8 +59,8 @@ class DormantHeads(Pass):
                 result.refused.append((place.name, reason))
         if going:
             biases = self._biases(context, going, kept)
-            made = {name: (None, bias) for name, bias in biases.items()}
-            take_away(context, kept, places, made, result, self.name)
+            repairs = {name: (None, bias) for name, bias in biases.items()}
+            take_away(context, kept, places, repairs, result, self.name)
         return result
 
     def plan(self, context: Context) -> PassResult:
@@ -75,8 +75,8 @@ class DormantHeads(Pass):
 
     def _shares(self, context: Context, places: Sequence[Place]) -> dict[str, Tensor]:
         nodes = {place.site.node: place.name for place in places if place.site is not None}
-        found = first_token_shares(context.view, context.calibration, nodes)
-        return {nodes[node]: share for node, share in found.items()}
+        by_node = first_token_shares(context.view, context.calibration, nodes)
+        return {nodes[node]: share for node, share in by_node.items()}
 
     def _biases(
         self, context: Context, places: Sequence[Place], kept: dict[str, list[int]]
@@ -86,8 +86,8 @@ class DormantHeads(Pass):
             mean[place.columns(kept[place.name])] = 0
             return {"bias": weight_of(context.view, place.sink).read().double() @ mean}
 
-        found = learned(context, self, places, bias, "means")
-        return {name: fields["bias"] for name, fields in found.items()}
+        by_place = learned(context, self, places, bias, "means")
+        return {name: fields["bias"] for name, fields in by_place.items()}
 
 
 def awake(shares: Tensor, groups: int, threshold: float) -> list[int]:
@@ -103,21 +103,21 @@ def first_token_shares(
     """Of each ``sdpa`` in ``nodes``, the mean attention of its heads to the first token that they
     may see, f64 ``[heads]``. Queries that see one token alone, and padding, do not count."""
     masks = padding_masks(view, batches)
-    found: dict[Node, Tensor] = {}
+    shares: dict[Node, Tensor] = {}
 
-    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+    def visit(node: Node, inputs: list[list[Any]], results: list[Results]) -> None:
         order = [view.arguments(node).index(o) for o in view.operands(node)[:2]]
         rest = [view.arguments(node).index(o) for o in view.operands(node)[3:4] if o is not None]
         total, count = torch.zeros(0), 0
-        for row, padding in zip(given, masks, strict=True):
+        for row, padding in zip(inputs, masks, strict=True):
             q, k = (row[i] for i in order)
             mask = row[rest[0]] if rest else None
-            share, seen = _share(q, k, mask, view.attrs(node), padding)
-            total, count = (total + share if total.numel() else share), count + seen
-        found[node] = total / max(1, count)
+            share, queries = _share(q, k, mask, view.attrs(node), padding)
+            total, count = (total + share if total.numel() else share), count + queries
+        shares[node] = total / max(1, count)
 
     sweep_together(view, batches, visit, frozenset(nodes), outputs=False)
-    return found
+    return shares
 
 
 def _share(
@@ -142,8 +142,8 @@ def _share(
     first = allowed.double().argmax(-1, keepdim=True)
     share = weights.gather(-1, first)[..., 0]
     counts = allowed.sum(-1) > 1
-    for kept in padding:
-        if kept.shape == (q.shape[0], q.shape[2]):
-            counts = counts & kept[:, None]
+    for padding_mask in padding:
+        if padding_mask.shape == (q.shape[0], q.shape[2]):
+            counts = counts & padding_mask[:, None]
     counts = counts.expand_as(share)
     return (share * counts).sum((0, 2)), int(counts[:, 0].sum())

@@ -86,11 +86,11 @@ class DSnoT(MaskingPass):
         source = finite(context.original_weight(linear).read(), linear.name)
         current = weight_of(context.view, linear).read()
         mean, square = statistics[Mean], statistics[Square]
-        made = refined(source, current, mean.mean, square, self.cycles, self.tolerance)
-        stored = with_zeros(made, current)
-        swapped = int(((made == 0) & (current != 0)).sum())
+        sparse = refined(source, current, mean.mean, square, self.cycles, self.tolerance)
+        stored = with_zeros(sparse, current)
+        swapped = int(((sparse == 0) & (current != 0)).sum())
         note = f"{swapped} of {int((current == 0).sum())} zeros moved"
-        return Stored(**{**vars(stored), "rel_l2": relative_error(source, made), "note": note})
+        return Stored(**{**vars(stored), "rel_l2": relative_error(source, sparse), "note": note})
 
     def plan(self, context: Context) -> PassResult:
         result = PassResult()

@@ -56,13 +56,13 @@ class FactorForm:
         if self.bits is None:
             return Factor.dense(name, spool.store(factor.to(self.dtype)))
         rows, columns = factor.shape
-        made = rtn(factor, self.bits, _group(columns), name=name)
+        quantized = rtn(factor, self.bits, _group(columns), name=name)
         attrs = {
             "bits": self.bits, "group": _group(columns), "in_features": columns,
             "out_features": rows, "accuracy_level": 0,
         }  # fmt: skip
-        weights = ((f"{name}.codes", spool.store(made.codes)),
-                   (f"{name}.scales", spool.store(made.scales)))  # fmt: skip
+        weights = ((f"{name}.codes", spool.store(quantized.codes)),
+                   (f"{name}.scales", spool.store(quantized.scales)))  # fmt: skip
         return Factor(rows, columns, weights, "linear_nbit", attrs)
 
 

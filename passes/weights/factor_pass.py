@@ -78,13 +78,13 @@ class FactorPass(LinearPass):
         linears = self._with_rank(chosen, ranks, result)
 
         def fit(linear: Linear, statistics: Statistics) -> Factors:
-            def made() -> dict[str, Any]:
+            def fields() -> dict[str, Any]:
                 weight = weight_of(view, linear).read()
                 return self._fitted(weight, statistics, ranks[linear.name], linear.name)
 
-            found = context.once(f"site {linear.name}", made)
-            down, up = (context.spool.store(found[name]) for name in ("down", "up"))
-            return Factors(down, up, found["rel_l2"], found["note"])
+            parts = context.once(f"site {linear.name}", fields)
+            down, up = (context.spool.store(parts[name]) for name in ("down", "up"))
+            return Factors(down, up, parts["rel_l2"], parts["note"])
 
         def outputs(linear: Linear, factors: Factors, x: Tensor, y: Tensor) -> Tensor:
             bias = None if linear.bias is None else view.weight(linear.bias)
@@ -94,9 +94,9 @@ class FactorPass(LinearPass):
             )
 
         on_the_way = self.requires().propagate in ("sequential", "compensated")
-        made = self.fit_all(context, linears, fit, outputs if on_the_way else None)
+        by_linear = self.fit_all(context, linears, fit, outputs if on_the_way else None)
         for linear in linears:
-            factors = made[linear.name]
+            factors = by_linear[linear.name]
             result.sites.append(self._site(view, linear, factors.nbytes, factors))
             factorize(view, linear, factors.down, factors.up, rule=self.name, step=context.step)
         context.edited()
@@ -108,12 +108,12 @@ class FactorPass(LinearPass):
         wide = weight.float()
         if not torch.isfinite(wide).all():
             raise BadInput(f"{name}: its weight is not finite; exclude it or repair the checkpoint")
-        found = self.spectrum(wide, statistics, rank)
-        down, up = (factor.to(weight.dtype) for factor in found.factors(rank))
+        spectrum = self.spectrum(wide, statistics, rank)
+        down, up = (factor.to(weight.dtype) for factor in spectrum.factors(rank))
         missing = rank - len(down)  # of a matrix that has no more; what was planned is stored
         down, up = pad(down, (0, 0, 0, missing)), pad(up, (0, missing))
         note = f"rank {rank}"
-        if found.short:
+        if spectrum.short:
             note += "; fewer calibration tokens than inputs"
         error = relative_error(weight, up.float() @ down.float())
         return {"down": down, "up": up, "rel_l2": error, "note": note}
@@ -150,11 +150,11 @@ class FactorPass(LinearPass):
         return [linear for linear in linears if linear.name in ranks]
 
     @staticmethod
-    def _site(view: View, linear: Linear, size: int, made: Factors | None = None) -> Site:
+    def _site(view: View, linear: Linear, size: int, factors: Factors | None = None) -> Site:
         before = weight_of(view, linear).nbytes
-        if made is None:
+        if factors is None:
             return linear_site(linear, before, size)
-        return linear_site(linear, before, size, made.rel_l2, note=made.note)
+        return linear_site(linear, before, size, factors.rel_l2, note=factors.note)
 
 
 STAYS_WHOLE = "two factors of its rank would take no fewer numbers than its matrix"

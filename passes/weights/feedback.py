@@ -46,11 +46,11 @@ class Feedback:
     @classmethod
     def at(cls, gram: Gram, damping: float, act_order: bool) -> Feedback:
         """``of`` its matrix, computed once: linears with one input share its Gram matrix."""
-        made = _MADE.setdefault(gram, {})
+        feedbacks = _OF_GRAM.setdefault(gram, {})
         key = damping, act_order
-        if key not in made:
-            made[key] = cls.of(gram.matrix, damping, act_order)
-        return made[key]
+        if key not in feedbacks:
+            feedbacks[key] = cls.of(gram.matrix, damping, act_order)
+        return feedbacks[key]
 
     @classmethod
     def of(cls, gram: Tensor, damping: float, act_order: bool) -> Feedback:
@@ -79,7 +79,7 @@ class Feedback:
             tried = min(max(10 * tried, 1e-3), MOST_DAMPING)
 
 
-_MADE: WeakKeyDictionary[Gram, dict[tuple[float, bool], Feedback]] = WeakKeyDictionary()
+_OF_GRAM: WeakKeyDictionary[Gram, dict[tuple[float, bool], Feedback]] = WeakKeyDictionary()
 
 
 def _inverse_factor(
@@ -120,8 +120,8 @@ def rounded_with_feedback(weight: Tensor, start: Quantized, by: Feedback) -> Qua
         part = slice(begin, begin + ROWS)
         zero = zeros[part] if isinstance(zeros, Tensor) else zeros
         codes[part] = _codes(weight[part].float(), start.scales[part].float(), zero, start, by)
-    made = replace(start, codes=pack(codes, start.bits, start.group))
-    return replace(made, rel_l2=relative_error(weight, made.dequantized()))
+    quantized = replace(start, codes=pack(codes, start.bits, start.group))
+    return replace(quantized, rel_l2=relative_error(weight, quantized.dequantized()))
 
 
 def _codes(
@@ -142,13 +142,13 @@ def _codes(
         end = begin + len(block)
         errors = torch.empty_like(block)
         for place, column in enumerate(block, begin):
-            told = place - begin
-            if told:
-                column.addmv_(errors[:told].T, by.rows[begin:place, place], alpha=-1)
+            offset = place - begin
+            if offset:
+                column.addmv_(errors[:offset].T, by.rows[begin:place, place], alpha=-1)
             scale, zero = by_group[groups[place]], zero_by_group[groups[place]]
             code = codes_of(column, scale, zero, form.bits)
             codes[place] = code
-            torch.sub(column, code.sub_(zero).mul_(scale), out=errors[told])
+            torch.sub(column, code.sub_(zero).mul_(scale), out=errors[offset])
         columns[end:].addmm_(by.rows[begin:end, end:].T, errors, alpha=-1)
     back = torch.empty_like(codes)
     back[by.order] = codes

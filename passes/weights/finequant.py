@@ -47,11 +47,11 @@ class FineQuant(CodedPass, StoringPass):
 
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         chosen = replace(self, group=self.chosen_group(weight.float()))
-        made = rtn(
+        quantized = rtn(
             weight, self.bits, chosen.group, self.symmetric, scale_dtype=self.scale_dtype, name=name
         )
-        said = f"groups of {chosen.group}" if chosen.group else "one group a row"
-        return chosen.stored(made, said)
+        note = f"groups of {chosen.group}" if chosen.group else "one group a row"
+        return chosen.stored(quantized, note)
 
     def chosen_group(self, weight: Tensor) -> int:
         """Inputs that share a scale, 0 for the whole row."""

@@ -70,26 +70,26 @@ class FLAP(Pass):
             return result
         scores = learned(context, self, places, self._scores, "scores")
         kept = chosen(places, {n: f["scores"] for n, f in scores.items()}, self.ratio)
-        made: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        repairs: dict[str, tuple[Tensor | None, Tensor | None]] = {}
         if self.repair != "none":
 
             def repaired(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
                 return self._repaired(context, place, statistics, kept[place.name])
 
             shrinking = [p for p in places if len(kept[p.name]) < p.count]
-            found = learned(context, self, shrinking, repaired, "repair")
-            made = {name: (f["sink"], f["bias"]) for name, f in found.items()}
-        take_away(context, kept, places, made, result, self.name)
-        result.notes.append(_said(places, kept))
+            by_place = learned(context, self, shrinking, repaired, "repair")
+            repairs = {name: (f["sink"], f["bias"]) for name, f in by_place.items()}
+        take_away(context, kept, places, repairs, result, self.name)
+        result.notes.append(_note(places, kept))
         return result
 
     def plan(self, context: Context) -> PassResult:
         """What goes is decided by data: the forecast takes the same share of each place."""
         result = PassResult()
         for place in find_places(context, result, self.parts):
-            left = max(1, round((1 - self.ratio) * place.count))
-            if left < place.count:
-                result.sites += shrunk_sites(context, place, left)
+            remaining = max(1, round((1 - self.ratio) * place.count))
+            if remaining < place.count:
+                result.sites += shrunk_sites(context, place, remaining)
         result.notes.append("which heads and units go is decided by the calibration data")
         return result
 
@@ -128,8 +128,8 @@ def regressed(
     inner = covariance[stays][:, stays]
     inner = inner + DAMPING * inner.diagonal().mean().clamp_min(1e-30) * torch.eye(len(stays))
     pull = torch.linalg.solve(inner, covariance[stays][:, gone] @ weight[:, gone].T)
-    made: Tensor = weight[:, stays] + pull.T
-    return made
+    columns: Tensor = weight[:, stays] + pull.T
+    return columns
 
 
 def chosen(
@@ -157,7 +157,7 @@ def chosen(
     return {p.name: [i for i in range(p.count) if i not in gone[p.name]] for p in places}
 
 
-def _said(places: Sequence[Place], kept: Mapping[str, Sequence[int]]) -> str:
+def _note(places: Sequence[Place], kept: Mapping[str, Sequence[int]]) -> str:
     total = sum(place.cost * place.count for place in places)
-    left = sum(place.cost * len(kept[place.name]) for place in places)
-    return f"{1 - left / total:.1%} of the weights of {len(places)} places are gone"
+    remaining = sum(place.cost * len(kept[place.name]) for place in places)
+    return f"{1 - remaining / total:.1%} of the weights of {len(places)} places are gone"

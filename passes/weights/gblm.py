@@ -74,15 +74,15 @@ class GBLM(MaskOptions, MaskingPass):
         """What gives a linear's sums of squared gradients; they lie in the spool until then."""
         values = list(dict.fromkeys(linear.weight for linear in chosen))
 
-        def made() -> dict[str, Any]:
-            found = gradient_energies(
+        def fields() -> dict[str, Any]:
+            energies = gradient_energies(
                 loss_graph(context.view), context.calibration, values,
                 lambda done, of: context.progress(f"{self.name}: gradients", done, of),
             )  # fmt: skip
-            return {str(i): energy for i, energy in enumerate(found)}
+            return {str(i): energy for i, energy in enumerate(energies)}
 
-        found = context.once("gradients", made)
-        held = {v: context.spool.store(found[str(i)]) for i, v in enumerate(values)}
+        energies = context.once("gradients", fields)
+        held = {v: context.spool.store(energies[str(i)]) for i, v in enumerate(values)}
         return lambda linear: held[linear.weight].read()
 
     def peak_bytes(self, planned: PassResult) -> int:

@@ -17,17 +17,17 @@ def hadamard(order: int, seed: int) -> Tensor:
     by ``seed``: without them a stream of one sign would go into one feature.
     """
     two = order & -order
-    made = torch.ones(1, 1, dtype=torch.float64)
-    while len(made) < two:
-        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
-    made = torch.kron(made / math.sqrt(two), _cosines(order // two))
+    matrix = torch.ones(1, 1, dtype=torch.float64)
+    while len(matrix) < two:
+        matrix = torch.cat([torch.cat([matrix, matrix], 1), torch.cat([matrix, -matrix], 1)])
+    matrix = torch.kron(matrix / math.sqrt(two), _cosines(order // two))
     signs = torch.randint(0, 2, (order, 1), generator=torch.Generator().manual_seed(seed))
-    return made * (2 * signs - 1)
+    return matrix * (2 * signs - 1)
 
 
 def _cosines(order: int) -> Tensor:
     """The orthonormal DCT-II ``[order, order]``."""
     place = torch.arange(order, dtype=torch.float64)
-    made = torch.cos(math.pi / order * torch.outer(place, place + 0.5)) * math.sqrt(2 / order)
-    made[0] /= math.sqrt(2)
-    return made
+    matrix = torch.cos(math.pi / order * torch.outer(place, place + 0.5)) * math.sqrt(2 / order)
+    matrix[0] /= math.sqrt(2)
+    return matrix

@@ -26,14 +26,14 @@ def inlets_of(
 
     From shapes alone: it serves forecasts.
     """
-    found, refused = find_inlets(context.view, context.structure)
+    candidates, refused = find_inlets(context.view, context.structure)
     reasons, names = dict(refused), {linear.name for linear in chosen}
     known = [
         {inlet.names for inlet in find_inlets(graph, recognize(graph))[0]}
         for graph in context.references()
     ]
     whole = []
-    for inlet in found:
+    for inlet in candidates:
         others = [name for name in inlet.names if name not in names]
         if not others and all(inlet.names in inlets for inlets in known):
             whole.append(inlet)
@@ -58,7 +58,7 @@ def fold(context: Context, factors: Mapping[Names, Tensor]) -> None:
 
     Their weights are the same handles as long as no pass has changed them, and stay so.
     """
-    made: dict[tuple[object, Names, str], Weight] = {}
+    weights: dict[tuple[object, Names, str], Weight] = {}
 
     def change(view: View, structure: Structure) -> None:
         for inlet in find_inlets(view, structure)[0]:
@@ -70,9 +70,9 @@ def fold(context: Context, factors: Mapping[Names, Tensor]) -> None:
                 rescaled: Callable[[Tensor], Tensor], names: Names = inlet.names,
             ) -> Weight:  # fmt: skip
                 key = weight.key, names, which
-                if key not in made:
-                    made[key] = context.spool.store(rescaled(weight.read()))
-                return made[key]
+                if key not in weights:
+                    weights[key] = context.spool.store(rescaled(weight.read()))
+                return weights[key]
 
             rescale(view, inlet, factors[inlet.names], stored)
 
