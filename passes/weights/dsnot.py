@@ -16,7 +16,7 @@ from ...ir.structure.recognize import Linear
 from ..base import CHANGED, MASKED, STORED, Context, Needs, PassResult
 from ..linear_pass import weight_of
 from ..stored import Stored, relative_error
-from .mask_pass import MaskingPass, Ratio, finite, said, with_zeros
+from .mask_pass import MaskingPass, Ratio, finite, with_note, with_zeros
 from .wanda import wanda_scores
 
 LARGEST_GROUP = 32
@@ -99,7 +99,7 @@ class DSnoT(MaskingPass):
                 result.sites.append(self.planned_site(context, linear))
             else:
                 result.refused.append((linear.name, _UNTOUCHED))
-        return said(result)
+        return with_note(result)
 
 
 def refined(
@@ -112,7 +112,7 @@ def refined(
     for _ in range(cycles):
         if not swaps.once(bound):
             break
-    return swaps.made.to(current.dtype)
+    return swaps.weight.to(current.dtype)
 
 
 def group_of_mask(weight: Tensor) -> Ratio | None:
@@ -137,7 +137,7 @@ class _Swaps:
     def __init__(
         self, source: Tensor, current: Tensor, mean: Tensor, square: Square, cycles: int
     ) -> None:
-        self.source, self.made, self.mean = source, current.clone(), mean
+        self.source, self.weight, self.mean = source, current.clone(), mean
         self.ratio = group_of_mask(current)
         self.eps = ((source.double() - current.double()) * mean).sum(1)
         second = square.total / max(1, square.count)
@@ -152,8 +152,8 @@ class _Swaps:
         back, gone = [], []
         for sign in (1, -1):
             # Those behind the first candidates are never reached.
-            wanted = ~self.free & (sign * gain > 0)
-            back.append(_best(sign * per_variance, wanted, self.candidates))
+            useful = ~self.free & (sign * gain > 0)
+            back.append(_best(sign * per_variance, useful, self.candidates))
             spare = self.free & (sign * loss < 0)
             gone.append(_best(-self.scores, spare, self.candidates))
         self.back, self.gone = back, gone
@@ -176,12 +176,12 @@ class _Swaps:
         self.tried[side][rows] += 1
         taken = self._taken(rows, column, side)
         gain = self.source[rows, column].double() * self.mean[column]
-        loss = self.made[rows, taken].double() * self.mean[taken]
+        loss = self.weight[rows, taken].double() * self.mean[taken]
         after = self.eps[rows] - gain + loss
         fits = (column >= 0) & (taken >= 0) & (after.abs() < self.eps[rows].abs())
         rows, column, taken, after = rows[fits], column[fits], taken[fits], after[fits]
-        self.made[rows, column] = self.source[rows, column]
-        self.made[rows, taken] = 0
+        self.weight[rows, column] = self.source[rows, column]
+        self.weight[rows, taken] = 0
         self.free[rows, taken] = False
         self.taken[side][rows] += 1
         self.eps[rows] = after

@@ -137,8 +137,8 @@ def spectrum(
         return Spectrum(left, right, sigma.double(), float(weight.double().square().sum()))
     left, sigma, _ = torch.linalg.svd(whitening.apply(gap), full_matrices=False)
     energy = float(whitening.apply(weight).square().sum())
-    kept = _above_rounding(sigma.square())
-    left, sigma = left[:, :kept], sigma[:kept]
+    count = _above_rounding(sigma.square())
+    left, sigma = left[:, :count], sigma[:count]
     right = (left.T @ gap.double()) / sigma[:, None]
     return Spectrum(left, right, sigma, energy, tokens)
 
@@ -158,15 +158,15 @@ def _truncated(
     """
     wide = torch.float64 if max(gap.shape) <= SPECTRUM_DOUBLE_UP_TO else torch.float32
     gap = gap.to(wide)
-    seen = gap if whitening is None else whitening.correlate(gap)
-    found = _leading(lambda q: _times(seen, _transposed_times(gap, q)), gap.shape, rank)
-    if found is None:
+    correlated = gap if whitening is None else whitening.correlate(gap)
+    leading = _leading(lambda q: _times(correlated, _transposed_times(gap, q)), gap.shape, rank)
+    if leading is None:
         return None
-    left, values = found
-    kept = _above_rounding(values)
-    left, sigma = left[:, :kept], values[:kept].sqrt()
+    left, values = leading
+    count = _above_rounding(values)
+    left, sigma = left[:, :count], values[:count].sqrt()
     right = _transposed_times(gap, left).T / sigma[:, None]
-    total = float((seen * gap).sum(dtype=torch.float64))
+    total = float((correlated * gap).sum(dtype=torch.float64))
     plain = weight.float()
     energy = float(torch.linalg.vector_norm(plain, dtype=torch.float64)) ** 2
     if whitening is not None:
@@ -245,10 +245,10 @@ def allocate(
     return ranks
 
 
-def _gain(found: Spectrum, rank: int, m: int, n: int) -> float:
-    if rank >= len(found.sigma):
+def _gain(spectrum: Spectrum, rank: int, m: int, n: int) -> float:
+    if rank >= len(spectrum.sigma):
         return 0.0
-    return float(found.sigma[rank] ** 2) / ((m + n) * max(found.energy, 1e-300))
+    return float(spectrum.sigma[rank] ** 2) / ((m + n) * max(spectrum.energy, 1e-300))
 
 
 def _balanced(down: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:

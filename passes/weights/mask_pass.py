@@ -48,10 +48,10 @@ class MaskingPass(LinearStoringPass):
         return weight.nbytes
 
     def run(self, context: Context) -> PassResult:
-        return said(super().run(context))
+        return with_note(super().run(context))
 
     def plan(self, context: Context) -> PassResult:
-        return said(super().plan(context))
+        return with_note(super().plan(context))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +80,13 @@ class MaskOptions(LinearPass):
         if self.sparsity is not None:
             return None
         pattern = "2:4" if self.pattern is None else self.pattern
-        found = re.fullmatch(r"(\d+):(\d+)", pattern)
-        if found is None or not 0 < int(found[1]) < int(found[2]):
+        match = re.fullmatch(r"(\d+):(\d+)", pattern)
+        if match is None or not 0 < int(match[1]) < int(match[2]):
             raise BadInput(
                 f"{self.name}: pattern={pattern} is not N:M with N below M, as 2:4; a share of "
                 "zeros is sparsity=0.5"
             )
-        return Ratio(int(found[1]), int(found[2]))
+        return Ratio(int(match[1]), int(match[2]))
 
     def reason_against_groups(self, linear: Linear) -> str | None:
         """Why the pattern does not fit a linear; ``None`` where it does."""
@@ -109,10 +109,10 @@ def masked(weight: Tensor, stays: Tensor) -> Stored:
     return with_zeros(torch.where(stays, weight, 0.0), weight)
 
 
-def with_zeros(made: Tensor, source: Tensor, note: str = "") -> Stored:
+def with_zeros(sparse: Tensor, source: Tensor, note: str = "") -> Stored:
     """Numbers of which some are zero, and their share."""
-    share = float((made == 0).float().mean())
-    return numbers(made, source, sparsity=share, note=note)
+    share = float((sparse == 0).float().mean())
+    return numbers(sparse, source, sparsity=share, note=note)
 
 
 def highest_of_rows(scores: Tensor, ratio: Ratio | None, sparsity: float | None) -> Tensor:
@@ -142,7 +142,7 @@ def finite(weight: Tensor, name: str) -> Tensor:
     return weight
 
 
-def said(result: PassResult) -> PassResult:
+def with_note(result: PassResult) -> PassResult:
     """The result with what a reader of masks should know."""
     if result.sites:
         result.notes.append(ZEROS_ARE_STORED)

@@ -48,7 +48,7 @@ class Merge(DeltaPass):
     def combined(self, weight: Tensor, others: Sequence[Tensor], name: str) -> Tensor:
         tuned = others[: len(self.deltas)]
         base = weight if self.base is None else others[-1]
-        made = weight
+        total = weight
         for i, other in enumerate(tuned):
-            made = made + self.scale * dropped(other - base, self.drop, self.seed + i, name)
-        return made
+            total = total + self.scale * dropped(other - base, self.drop, self.seed + i, name)
+        return total

@@ -73,11 +73,11 @@ class CodedPass(FormPass):
         """With the accuracy level that the target likes, where it is not the default: of these
         bits, or of the 8 that a table and its head may have."""
         block = self.group or GROUPS[-1]
-        wanted: Literal[0, 4] = 4 if target.level(self.bits, block) == 4 else 0
-        usual = wanted == self.level and target.level(8, block) == 4
+        level: Literal[0, 4] = 4 if target.level(self.bits, block) == 4 else 0
+        usual = level == self.level and target.level(8, block) == 4
         if self.accuracy_level is not None or usual:
             return self
-        return replace(self, accuracy_level=wanted)
+        return replace(self, accuracy_level=level)
 
     @abstractmethod
     def zero_points(self) -> Literal["none", "integer", "real"]:
@@ -116,15 +116,15 @@ class CodedPass(FormPass):
                 "error counts (accuracy_level=0 does not)"
             )
 
-    def stored(self, made: Quantized, note: str = "") -> Stored:
+    def stored(self, quantized: Quantized, note: str = "") -> Stored:
         """The stored form of a quantized matrix."""
-        fan_out, fan_in = len(made.codes), made.in_features
-        kept = made.outliers
-        side = {} if kept is None or not kept.values.numel() else vars(kept)
+        fan_out, fan_in = len(quantized.codes), quantized.in_features
+        outliers = quantized.outliers
+        side = {} if outliers is None or not outliers.values.numel() else vars(outliers)
         return Stored(
             "linear_nbit",
-            dict(zip(("codes", "scales", "zeros"), made.operands(), strict=True)),
-            made.rel_l2,
+            dict(zip(("codes", "scales", "zeros"), quantized.operands(), strict=True)),
+            quantized.rel_l2,
             {"bits": self.bits, "group": self.group, "in_features": fan_in,
              "out_features": fan_out, "accuracy_level": self._level(fan_in)},
             side,

@@ -88,14 +88,16 @@ class Quantize(NBitPass):
     def _tables(self, context: Context) -> list[Table]:
         if self.embeddings == "keep":
             return []
-        found = [
+        candidates = [
             table for table in tables(context.view, context.structure)
             if table.embedding.name not in context.planned
         ]
         if self.embeddings != "auto":
-            return found
+            return candidates
         chosen = {linear.name for linear in self.select(context.structure)}
-        return [t for t in found if t.heads and chosen.issuperset(head.name for head in t.heads)]
+        return [
+            t for t in candidates if t.heads and chosen.issuperset(head.name for head in t.heads)
+        ]
 
     def _each(
         self, chosen: list[Table], result: PassResult, do: Callable[[Table, TableForm], None]
@@ -106,8 +108,8 @@ class Quantize(NBitPass):
         for table in chosen:
             heads = [head.name for head in table.heads]
             names = (table.embedding.name, *heads)
-            kept = [n for n in names if any(fnmatchcase(n, glob) for glob in self.exclude)]
-            reason = f"exclude keeps {kept[0]}" if kept else form.refusal(table)
+            excluded = [n for n in names if any(fnmatchcase(n, glob) for glob in self.exclude)]
+            reason = f"exclude keeps {excluded[0]}" if excluded else form.refusal(table)
             if reason is None:
                 do(table, form)
             else:

@@ -70,13 +70,13 @@ class QuantizeCache(Pass):
             self._narrow(context.view, half, scales)
             result.sites.append(self._site(context.view, half))
         context.edited()
-        return self._said(result)
+        return self._with_note(result)
 
     def plan(self, context: Context) -> PassResult:
         result = PassResult()
         for half in self._halves(context, result):
             result.sites.append(self._site(context.view, half))
-        return self._said(result)
+        return self._with_note(result)
 
     @property
     def _most(self) -> int:
@@ -84,7 +84,7 @@ class QuantizeCache(Pass):
 
     def _halves(self, context: Context, result: PassResult) -> list[Half]:
         """The halves of slots that are coded; the others are refused with their reasons."""
-        found: list[Half] = []
+        halves: list[Half] = []
         slots = [site.cache for site in context.structure.attentions if site.cache is not None]
         if not slots:
             raise BadInput(
@@ -94,12 +94,12 @@ class QuantizeCache(Pass):
         names = dict(zip(context.view.inputs(), context.view.input_names(), strict=True))
         for slot in dict.fromkeys(slots):
             for past, present in zip(slot.past, slot.present, strict=True):
-                made = self._half(context.view, names[past], past, present)
-                if isinstance(made, str):
-                    result.refused.append((names[past], made))
+                half = self._half(context.view, names[past], past, present)
+                if isinstance(half, str):
+                    result.refused.append((names[past], half))
                 else:
-                    found.append(made)
-        return found
+                    halves.append(half)
+        return halves
 
     def _half(self, view: View, name: str, past: Value, present: Value) -> Half | str:
         shape, node = view.type(past).shape or (), view.producer(present)
@@ -185,7 +185,7 @@ class QuantizeCache(Pass):
             bytes_after=numbers * dtype.itemsize, note=note,
         )  # fmt: skip
 
-    def _said(self, result: PassResult) -> PassResult:
+    def _with_note(self, result: PassResult) -> PassResult:
         if result.sites:
             result.notes.append(
                 f"the cache's inputs and outputs are {'int8' if self.bits == 8 else 'uint8'} codes "
@@ -202,18 +202,18 @@ def _ranges(context: Context, halves: list[Half]) -> dict[str, Tensor]:
         node = view.producer(half.joined)
         assert node is not None
         by_node[node] = half
-    found = {half.name: torch.zeros(1, half.heads, 1, half.width) for half in halves}
+    ranges = {half.name: torch.zeros(1, half.heads, 1, half.width) for half in halves}
 
-    def visit(node: Node, given: list[list[Any]], results: list[Results]) -> None:
+    def visit(node: Node, inputs: list[list[Any]], results: list[Results]) -> None:
         half = by_node[node]
         place = view.arguments(node).index(half.new)
-        for row, batch in zip(given, context.calibration, strict=True):
+        for row, batch in zip(inputs, context.calibration, strict=True):
             for x in _that_count(row[place], batch):
                 most = x.abs().float().amax((0, 2), keepdim=True)
-                found[half.name] = torch.maximum(found[half.name], most)
+                ranges[half.name] = torch.maximum(ranges[half.name], most)
 
     sweep_together(view, context.calibration, visit, frozenset(by_node), outputs=False)
-    return found
+    return ranges
 
 
 def _that_count(x: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
@@ -221,6 +221,6 @@ def _that_count(x: Tensor, batch: Mapping[str, Tensor]) -> Iterator[Tensor]:
     mask = batch.get("attention_mask")
     fits = mask is not None and mask.dim() == 2 and mask.shape[-1] == x.shape[2]
     for i, row in enumerate(x):
-        kept = row[:, mask[i].bool()] if fits and mask is not None else row
-        if kept.shape[1]:
-            yield kept.unsqueeze(0)
+        tokens = row[:, mask[i].bool()] if fits and mask is not None else row
+        if tokens.shape[1]:
+            yield tokens.unsqueeze(0)

@@ -224,12 +224,12 @@ def easyquant(
     result = _Coding(weight, fit, bits, group, name, inliers=inliers, times=4).run(scale_dtype)
     mask = torch.cat([outlying(rows.float()) for rows in _split(weight)])
     rows, cols = mask.nonzero(as_tuple=True)
-    kept = Outliers(
+    outliers = Outliers(
         rows.to(index_dtype(weight.shape[0])),
         cols.to(index_dtype(weight.shape[1])),
         weight[rows, cols].detach(),
     )
-    return replace(result, outliers=kept)
+    return replace(result, outliers=outliers)
 
 
 def _spread(rows: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:

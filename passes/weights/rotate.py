@@ -29,7 +29,7 @@ STREAM = "residual stream"
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Parts:
     """What can be rotated in one graph."""
 
     stream: Stream | None
@@ -74,16 +74,16 @@ class Rotate(Pass):
         result = self.plan(context)
         if not result.sites:
             return result
-        rotates = all(self._found(g, recognize(g)).stream for g in self._graphs(context))
-        made: dict[tuple[object, ...], Weight] = {}
+        rotates = all(self._parts(g, recognize(g)).stream for g in self._graphs(context))
+        handles: dict[tuple[object, ...], Weight] = {}
 
         def turned(
             weights: tuple[Weight, ...], what: str, change: Callable[..., Tensor]
         ) -> Weight:
             key = what, *(weight.key for weight in weights)
-            if key not in made:
-                made[key] = context.spool.store(change(*(weight.read() for weight in weights)))
-            return made[key]
+            if key not in handles:
+                handles[key] = context.spool.store(change(*(weight.read() for weight in weights)))
+            return handles[key]
 
         bases: dict[int, Tensor] = {}
 
@@ -91,11 +91,11 @@ class Rotate(Pass):
             return bases.setdefault(order, hadamard(order, self.seed))
 
         def change(view: View, structure: Structure) -> None:
-            found = self._found(view, structure)
-            for inlet, size in found.heads:
+            parts = self._parts(view, structure)
+            for inlet, size in parts.heads:
                 rotate_heads(view, inlet, basis(size), turned)
-            if found.stream is not None and rotates:
-                rotate_stream(view, found.stream, basis(found.stream.width), turned)
+            if parts.stream is not None and rotates:
+                rotate_stream(view, parts.stream, basis(parts.stream.width), turned)
 
         context.in_all_graphs(change)
         return result
@@ -103,21 +103,21 @@ class Rotate(Pass):
     def plan(self, context: Context) -> PassResult:
         """The linears whose numbers change; a tied head with the bytes that it takes from now."""
         result, structure = PassResult(), context.structure
-        found = self._found(context.view, structure)
+        parts = self._parts(context.view, structure)
         touched: dict[str, Linear] = {}
         tied = ""
-        for inlet, _ in found.heads:
+        for inlet, _ in parts.heads:
             touched.update((linear.name, linear) for linear in inlet.linears)
             makers = {id(value) for value in inlet.makers}
             touched.update((x.name, x) for x in structure.linears if id(x.weight) in makers)
-        others = [self._found(g, recognize(g)) for g in self._graphs(context)[1:]]
+        others = [self._parts(g, recognize(g)) for g in self._graphs(context)[1:]]
         reason = next((f.reason for f in others if f.stream is None), "")
-        if found.stream is not None and not reason:
-            tied = "" if found.stream.tied is None else found.stream.tied.name
-            touched.update((x.name, x) for r in found.stream.readings for x in r.linears)
-            touched.update((linear.name, linear) for linear in found.stream.writers)
+        if parts.stream is not None and not reason:
+            tied = "" if parts.stream.tied is None else parts.stream.tied.name
+            touched.update((x.name, x) for r in parts.stream.readings for x in r.linears)
+            touched.update((linear.name, linear) for linear in parts.stream.writers)
         elif self.stream:
-            result.refused.append((STREAM, found.reason or f"in the source graph, {reason}"))
+            result.refused.append((STREAM, parts.reason or f"in the source graph, {reason}"))
         for linear in structure.linears:
             if linear.name not in touched:
                 continue
@@ -132,11 +132,11 @@ class Rotate(Pass):
     def _graphs(self, context: Context) -> list[View]:
         return [context.view, *context.references()]
 
-    def _found(self, view: View, structure: Structure) -> _Found:
+    def _parts(self, view: View, structure: Structure) -> _Parts:
         heads = heads_of(find_inlets(view, structure)[0], structure) if self.heads else []
         if not self.stream:
-            return _Found(None, "", heads)
+            return _Parts(None, "", heads)
         try:
-            return _Found(find_stream(view, structure), "", heads)
+            return _Parts(find_stream(view, structure), "", heads)
         except (Refusal, BadInput) as reason:
-            return _Found(None, str(reason), heads)
+            return _Parts(None, str(reason), heads)

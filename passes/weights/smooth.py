@@ -68,15 +68,15 @@ class Smooth(LinearPass):
 
             def factors() -> Tensor:
                 most = [weight_of(view, x).read().abs().amax(0).double() for x in inlet.linears]
-                found = self.factors(statistics[AbsMax].most.double(), torch.stack(most).amax(0))
-                return allowed(view, inlet, found)
+                ideal = self.factors(statistics[AbsMax].most.double(), torch.stack(most).amax(0))
+                return allowed(view, inlet, ideal)
 
             return context.once(f"site {linear.name}", factors)
 
         firsts = [inlet.linears[0] for inlet in inlets]
-        made = self.fit_all(context, firsts, fit)
+        fits = self.fit_all(context, firsts, fit)
         sites = [self.planned_site(context, linear) for x in inlets for linear in x.linears]
-        fold(context, {inlet.names: made[inlet.names[0]] for inlet in inlets})
+        fold(context, {inlet.names: fits[inlet.names[0]] for inlet in inlets})
         result.sites += sites
         return result
 
@@ -84,8 +84,8 @@ class Smooth(LinearPass):
         """s of the greatest magnitudes of inputs and of weight columns, ``[K]`` f64 each."""
         if not bool(torch.isfinite(weights).all()):
             raise BadInput("smooth: weights are NaN or infinite; repair the checkpoint")
-        found = inputs.pow(self.alpha) / weights.pow(1 - self.alpha)
-        return torch.where((inputs > 0) & (weights > 0), found, 1.0)
+        ratio = inputs.pow(self.alpha) / weights.pow(1 - self.alpha)
+        return torch.where((inputs > 0) & (weights > 0), ratio, 1.0)
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
         nbytes = weight_of(context.view, linear).nbytes

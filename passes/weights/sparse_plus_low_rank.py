@@ -22,7 +22,7 @@ from ..stored import reason_against_storing, relative_error
 from .eora import whitening
 from .factor_form import FactorForm, graft_group
 from .low_rank import Whitening, fits_half, spectrum
-from .mask_pass import MaskOptions, Ratio, finite, highest_of_rows, said
+from .mask_pass import MaskOptions, Ratio, finite, highest_of_rows, with_note
 from .wanda import wanda_scores
 
 
@@ -81,45 +81,45 @@ class SparsePlusLowRank(MaskOptions):
         view, chosen = context.view, self.choose(context, result)
 
         def fit(linear: Linear, statistics: Statistics) -> dict[str, Any]:
-            def made() -> dict[str, Any]:
+            def fields() -> dict[str, Any]:
                 weight = finite(weight_of(view, linear).read(), linear.name)
                 gram, square = statistics[Gram], statistics[Square]
                 rank = self._rank(linear)
-                found = split(
+                parts = split(
                     weight.float(), square, whitening(gram), rank, self.rounds, self.ratio,
                     self.sparsity,
                 )  # fmt: skip
-                rounded = found.sparse.to(weight.dtype)
-                error = relative_error(weight, rounded.float() + found.up @ found.down)
-                return {**vars(found), "sparse": rounded, "rel_l2": error}
+                rounded = parts.sparse.to(weight.dtype)
+                error = relative_error(weight, rounded.float() + parts.up @ parts.down)
+                return {**vars(parts), "sparse": rounded, "rel_l2": error}
 
-            found = context.once(f"site {linear.name}", made)
-            share = float((found["sparse"] == 0).float().mean())
-            return {**found, "sparse": context.spool.store(found["sparse"]), "share": share}
+            form = context.once(f"site {linear.name}", fields)
+            share = float((form["sparse"] == 0).float().mean())
+            return {**form, "sparse": context.spool.store(form["sparse"]), "share": share}
 
-        def outputs(linear: Linear, made: dict[str, Any], x: Tensor, y: Tensor) -> Tensor:
+        def outputs(linear: Linear, form: dict[str, Any], x: Tensor, y: Tensor) -> Tensor:
             bias = None if linear.bias is None else view.weight(linear.bias)
-            out = linear_of(x, made["sparse"].read(), None if bias is None else bias.read())
-            path: Tensor = linear_of(linear_of(x.float(), made["down"]), made["up"])
+            out = linear_of(x, form["sparse"].read(), None if bias is None else bias.read())
+            path: Tensor = linear_of(linear_of(x.float(), form["down"]), form["up"])
             return out + path.to(out.dtype)
 
-        made = self.fit_all(context, chosen, fit, outputs)
+        by_linear = self.fit_all(context, chosen, fit, outputs)
         groups: dict[Value, list[Linear]] = {}
         for linear in chosen:
             groups.setdefault(view.tensor(linear.node), []).append(linear)
         for members in groups.values():
-            factors = [(made[x.name]["down"], made[x.name]["up"]) for x in members]
+            factors = [(by_linear[x.name]["down"], by_linear[x.name]["up"]) for x in members]
             half = all(fits_half(*pair) for pair in factors)
             form = FactorForm(None, torch.float16 if half else torch.float32)
             for linear in members:
-                result.sites.append(self._site(view, linear, form, made[linear.name]))
-                view.set_weight(linear.weight, made[linear.name]["sparse"])
+                result.sites.append(self._site(view, linear, form, by_linear[linear.name]))
+                view.set_weight(linear.weight, by_linear[linear.name]["sparse"])
             graft_group(context, members, factors, form, self.name)
         context.edited()
-        return said(result)
+        return with_note(result)
 
     def plan(self, context: Context) -> PassResult:
-        return said(super().plan(context))
+        return with_note(super().plan(context))
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
         return self._site(context.view, linear, FactorForm(None, torch.float16), {})
@@ -128,13 +128,13 @@ class SparsePlusLowRank(MaskOptions):
         return min(self.rank, linear.out_features, linear.in_features)
 
     def _site(
-        self, view: View, linear: Linear, form: FactorForm, made: Mapping[str, Any]
+        self, view: View, linear: Linear, form: FactorForm, parts: Mapping[str, Any]
     ) -> Site:
         size, rank = weight_of(view, linear).nbytes, self._rank(linear)
         extra = form.nbytes(rank, linear.in_features) + form.nbytes(linear.out_features, rank)
-        note = f"relative error of its outputs {made['left']:.3g}" if made else ""
+        note = f"relative error of its outputs {parts['left']:.3g}" if parts else ""
         return linear_site(
-            linear, size, size + extra, made.get("rel_l2"), note=note, sparsity=made.get("share")
+            linear, size, size + extra, parts.get("rel_l2"), note=note, sparsity=parts.get("share")
         )
 
 
@@ -149,13 +149,13 @@ def split(
         rest = weight - low
         stays = highest_of_rows(wanda_scores(rest, square), ratio, sparsity)
         sparse = torch.where(stays, rest, 0.0)
-        found = spectrum(weight, weight - sparse, inputs, rank)
-        down, up = found.factors(min(rank, len(found.sigma)))
+        whole = spectrum(weight, weight - sparse, inputs, rank)
+        down, up = whole.factors(min(rank, len(whole.sigma)))
         missing = rank - len(down)
         down, up = pad(down, (0, 0, 0, missing)), pad(up, (0, missing))
-        left = found.relative_error(rank)
-        if best is None or left < best.left:
-            best = Split(sparse, down, up, left)
+        error = whole.relative_error(rank)
+        if best is None or error < best.left:
+            best = Split(sparse, down, up, error)
         low = up @ down
     assert best is not None
     return best

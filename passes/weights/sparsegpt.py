@@ -38,9 +38,9 @@ class SparseGPT(MaskPass):
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         gram = statistics[Gram]
         by = Feedback.at(gram, DAMPING, act_order=False)
-        made = pruned(finite(weight, name), by, self.ratio, self.sparsity)
+        sparse = pruned(finite(weight, name), by, self.ratio, self.sparsity)
         short = gram.count < weight.shape[1]
-        return with_zeros(made, weight, "fewer calibration tokens than inputs" if short else "")
+        return with_zeros(sparse, weight, "fewer calibration tokens than inputs" if short else "")
 
     def peak_bytes(self, planned: PassResult) -> int:
         sizes = [site.shape for site in planned.sites]
@@ -49,14 +49,14 @@ class SparseGPT(MaskPass):
 
 def pruned(weight: Tensor, by: Feedback, ratio: Ratio | None, sparsity: float | None) -> Tensor:
     """The pruned weight f32 ``[out, in]``, inputs in the order in which they stand."""
-    left = weight.to(torch.float32).T.contiguous()  # [in, out]: an input is a row in memory
+    rows = weight.to(torch.float32).T.contiguous()  # [in, out]: an input is a row in memory
     group = 1 if ratio is None else ratio.group
     width = max(group, BLOCK // group * group)
-    for start in range(0, len(left), width):
-        part = slice(start, min(start + width, len(left)))
-        errors = _prune_block(left[part], by.rows[part, part], by.diagonal[part], ratio, sparsity)
-        left[part.stop :] -= by.rows[part, part.stop :].T @ errors
-    return left.T.contiguous()
+    for start in range(0, len(rows), width):
+        part = slice(start, min(start + width, len(rows)))
+        errors = _prune_block(rows[part], by.rows[part, part], by.diagonal[part], ratio, sparsity)
+        rows[part.stop :] -= by.rows[part, part.stop :].T @ errors
+    return rows.T.contiguous()
 
 
 def _prune_block(

@@ -79,7 +79,7 @@ def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> l
     view, structure = context.view, context.structure
     order = {node: place for place, node in enumerate(view.nodes())}
     linears = {linear.name: linear for linear in structure.linears}
-    found: list[Place] = []
+    candidates: list[Place] = []
     for site in structure.attentions if "heads" in kinds else ():
         try:
             channels = heads_of(view, site, linears, order)
@@ -88,16 +88,16 @@ def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> l
             continue
         assert site.kv_heads is not None
         each = channels.sink.in_features // site.kv_heads
-        found.append(Place("heads", channels, site.kv_heads, each, site))
+        candidates.append(Place("heads", channels, site.kv_heads, each, site))
     for first, last in _feed_forwards(structure) if "units" in kinds else ():
         try:
             channels = units_of(view, first, last, linears, order)
         except Refusal as refusal:
             result.refused.append((last.name, refusal.reason))
             continue
-        found.append(Place("units", channels, last.in_features, 1))
+        candidates.append(Place("units", channels, last.in_features, 1))
     places = []
-    for place in sorted(found, key=lambda p: order[p.sink.node]):
+    for place in sorted(candidates, key=lambda p: order[p.sink.node]):
         reason = reason_against_shrinking(view, place.channels)
         if reason is None:
             places.append(place)
@@ -108,14 +108,14 @@ def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> l
 
 def _feed_forwards(structure: Structure) -> list[tuple[list[Linear], Linear]]:
     linears = {linear.name: linear for linear in structure.linears}
-    found = []
+    pairs = []
     for sub in structure.sub_blocks:
         by_role: dict[str, Linear] = {linears[name].role: linears[name] for name in sub.linears}
         first = [by_role[role] for role in ("gate", "up", "fc1") if role in by_role]
         last = by_role.get("down") or by_role.get("fc2")
         if first and last is not None:
-            found.append((first, last))
-    return found
+            pairs.append((first, last))
+    return pairs
 
 
 Fit = Callable[[Context, Place, Statistics], dict[str, Any]]
@@ -127,12 +127,12 @@ def learned(
     """What ``fit`` makes of the statistics at each place's sink, by name; where a run was killed it
     is remembered, without sweeping again."""
     by_name = {place.name: place for place in places}
-    found: dict[str, dict[str, Any]] = {}
+    fits: dict[str, dict[str, Any]] = {}
 
     def done(group: Group, statistics: Statistics) -> None:
         (name,) = group
-        context.progress(f"{pass_.name}: {name}", len(found), len(places))
-        found[name] = context.once(
+        context.progress(f"{pass_.name}: {name}", len(fits), len(places))
+        fits[name] = context.once(
             f"{what} {name}", lambda: fit(context, by_name[name], statistics)
         )
 
@@ -140,37 +140,37 @@ def learned(
     if context.remembers(f"swept {what}"):
         for group in groups:
             done(group, Statistics())
-        return found
+        return fits
     assert context.learning is not None
     context.learning.at_linears(context, pass_.requires(), groups, done, {})
     context.once(f"swept {what}", lambda: True)
-    return found
+    return fits
 
 
 def take_away(
     context: Context, kept: Mapping[str, Sequence[int]], places: Sequence[Place],
-    made: Mapping[str, tuple[Tensor | None, Tensor | None]], result: PassResult, rule: str,
+    repairs: Mapping[str, tuple[Tensor | None, Tensor | None]], result: PassResult, rule: str,
 ) -> None:  # fmt: skip
-    """Keep of each place those that ``kept`` names; ``made`` are the sink's columns that stay and
-    what is added to its bias, where they are not as they were."""
+    """Keep of each place those that ``kept`` names; ``repairs`` are the sink's columns that stay
+    and what is added to its bias, where they are not as they were."""
     shrunk = []
     for place in places:
         if len(kept[place.name]) == place.count:
             continue
-        sink, bias = made.get(place.name, (None, None))
+        sink, bias = repairs.get(place.name, (None, None))
         shrunk.append(Shrunk(place.channels, place.kept(kept[place.name]), sink, bias))
         result.sites += shrunk_sites(context, place, len(kept[place.name]))
     shrink_channels(context.view, shrunk, spool=context.spool, rule=rule, step=context.step)
     context.edited()
 
 
-def shrunk_sites(context: Context, place: Place, left: int) -> list[Site]:
-    """A site for each linear of a place of which ``left`` heads or units stay."""
+def shrunk_sites(context: Context, place: Place, remaining: int) -> list[Site]:
+    """A site for each linear of a place of which ``remaining`` heads or units stay."""
     sites = []
     for linear in place.linears:
         before = weight_of(context.view, linear).nbytes
-        note = f"{left} of {place.count} {_NAMES[place.kind]} stay"
-        sites.append(linear_site(linear, before, before * left // place.count, note=note))
+        note = f"{remaining} of {place.count} {_NAMES[place.kind]} stay"
+        sites.append(linear_site(linear, before, before * remaining // place.count, note=note))
     return sites
 
 

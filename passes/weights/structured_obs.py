@@ -25,12 +25,12 @@ class Removal:
     """``||D X||^2 / ||W X||^2`` with the first 0, 1, 2, ... of them gone."""
     count: int
 
-    def error(self, left: int) -> float:
-        return self.errors[self.count - left]
+    def error(self, remaining: int) -> float:
+        return self.errors[self.count - remaining]
 
-    def stays(self, left: int) -> list[int]:
+    def stays(self, remaining: int) -> list[int]:
         """The structures that are left, ascending."""
-        gone = set(self.order[: self.count - left])
+        gone = set(self.order[: self.count - remaining])
         return [i for i in range(self.count) if i not in gone]
 
 
@@ -46,19 +46,19 @@ def removal(weight: Tensor, gram: Tensor, each: int) -> Removal:
     lower, failed = torch.linalg.cholesky_ex(damped)
     if failed:
         raise BadInput("the inputs' Gram matrix has no inverse: check the calibration data")
-    inverse, left = torch.cholesky_inverse(lower), weight.clone()
+    inverse, current = torch.cholesky_inverse(lower), weight.clone()
     energy = float(((weight @ damped) * weight).sum())
     alive = torch.ones(count, dtype=torch.bool)
     order: list[int] = []
     errors = [0.0]
     batch = max(1, count // STEPS)
     while len(order) < count - 1:
-        costs = _costs(left, inverse, each)
+        costs = _costs(current, inverse, each)
         costs[~alive] = torch.inf
         several = min(batch, count - 1 - len(order))
         chosen = costs.topk(several, largest=False).indices.sort().values
         columns = (chosen[:, None] * each + torch.arange(each)).flatten()
-        loss = _remove(left, inverse, columns)
+        loss = _remove(current, inverse, columns)
         before = errors[-1]
         for i in range(several):
             errors.append(before + loss / max(energy, 1e-300) * (i + 1) / several)
@@ -79,12 +79,12 @@ def _costs(weight: Tensor, inverse: Tensor, each: int) -> Tensor:
     if each == 1:
         return weight.square().sum(0) / inverse.diagonal().clamp_min(1e-300)
     count = weight.shape[1] // each
-    found = torch.empty(count, dtype=weight.dtype)
+    costs = torch.empty(count, dtype=weight.dtype)
     for i in range(count):
         part = slice(i * each, (i + 1) * each)
         own = weight[:, part]
-        found[i] = (torch.linalg.pinv(inverse[part, part]) * (own.T @ own)).sum()
-    return found
+        costs[i] = (torch.linalg.pinv(inverse[part, part]) * (own.T @ own)).sum()
+    return costs
 
 
 def _remove(weight: Tensor, inverse: Tensor, columns: Tensor) -> float:
@@ -105,5 +105,5 @@ def refitted(weight: Tensor, gram: Tensor, stays: Tensor) -> Tensor:
     """``W H_:K (H_KK)^-1``: the columns that stay, by least squares; what the removals lead to."""
     damped = _damped(gram)
     inner = damped[stays][:, stays]
-    made: Tensor = torch.linalg.solve(inner, damped[stays] @ weight.T).T
-    return made.contiguous()
+    columns: Tensor = torch.linalg.solve(inner, damped[stays] @ weight.T).T
+    return columns.contiguous()

@@ -32,7 +32,7 @@ class Table:
 
 def tables(view: View, structure: Structure) -> list[Table]:
     """The tables of floats, each once."""
-    found: dict[Hashable, Table] = {}
+    by_key: dict[Hashable, Table] = {}
     for embedding in structure.embeddings:
         weight = view.weight(embedding.weight)
         if view.op(embedding.node) != "embedding" or weight is None:
@@ -41,8 +41,8 @@ def tables(view: View, structure: Structure) -> list[Table]:
             continue
         linears = (x for x in structure.linears if view.op(x.node) == "linear")
         heads = [x for x in linears if _holds(view, x, weight)]
-        found.setdefault(weight.key, Table(embedding, heads))
-    return list(found.values())
+        by_key.setdefault(weight.key, Table(embedding, heads))
+    return list(by_key.values())
 
 
 def _holds(view: View, site: Linear | Embedding, weight: Weight) -> bool:
@@ -90,12 +90,12 @@ class TableForm:
         weight = view.weight(table.embedding.weight)
         assert weight is not None
 
-        def made() -> dict[str, Any]:
-            found = by.quantize(weight.read(), name)
-            parts = dict(zip(("codes", "scales", "zeros"), found.operands(), strict=True))
-            return {**parts, "rel_l2": found.rel_l2}
+        def fields() -> dict[str, Any]:
+            quantized = by.quantize(weight.read(), name)
+            parts = dict(zip(("codes", "scales", "zeros"), quantized.operands(), strict=True))
+            return {**parts, "rel_l2": quantized.rel_l2}
 
-        stored = context.once(f"table {name}", made)
+        stored = context.once(f"table {name}", fields)
         parts = {
             part: context.spool.store(stored[part])
             for part in ("codes", "scales", "zeros")

@@ -71,8 +71,8 @@ def normalised(weight: Tensor, name: str) -> Tensor:
     spread = sigma[0] - sigma[-1]
     if spread <= ROUNDING * sigma[0]:  # all are alike: none goes before another
         return torch.ones_like(sigma)
-    found: Tensor = (sigma - sigma[-1]) / spread
-    return found
+    t: Tensor = (sigma - sigma[-1]) / spread
+    return t
 
 
 def ranks_for(

@@ -62,22 +62,22 @@ class ZipLM(Pass):
         if not places:
             return result
         times = self._times(context, places)
-        found = learned(context, self, places, _removal, "removal")
-        removals = {name: Removal(**fields) for name, fields in found.items()}
+        by_place = learned(context, self, places, _removal, "removal")
+        removals = {name: Removal(**fields) for name, fields in by_place.items()}
         kept, predicted = self._chosen(places, removals, times)
 
         def fit(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
             weight = weight_of(context.view, place.sink).read()
             columns = place.columns(kept[place.name])
-            made = refitted(weight.double(), statistics[Gram].matrix.double(), columns)
-            return {"sink": made.to(weight.dtype)}
+            sink = refitted(weight.double(), statistics[Gram].matrix.double(), columns)
+            return {"sink": sink.to(weight.dtype)}
 
         shrinking = [place for place in places if len(kept[place.name]) < place.count]
         sinks = learned(context, self, shrinking, fit, "sinks")
-        made: dict[str, tuple[Tensor | None, Tensor | None]] = {
+        repairs: dict[str, tuple[Tensor | None, Tensor | None]] = {
             name: (fields["sink"], None) for name, fields in sinks.items()
         }
-        take_away(context, kept, places, made, result, self.name)
+        take_away(context, kept, places, repairs, result, self.name)
         by = f"times of {self.table}" if self.table else "the number of weights: no table= is given"
         result.notes.append(f"{predicted:.2f} times as fast, by {by}")
         return result
@@ -89,9 +89,9 @@ class ZipLM(Pass):
         if places:
             share = self._share(places, self._times(context, places))
             for place in places:
-                left = max(1, round((1 - share) * place.count))
-                if left < place.count:
-                    result.sites += shrunk_sites(context, place, left)
+                remaining = max(1, round((1 - share) * place.count))
+                if remaining < place.count:
+                    result.sites += shrunk_sites(context, place, remaining)
         result.notes.append("which heads and units go is decided by the calibration data")
         return result
 
@@ -111,8 +111,8 @@ class ZipLM(Pass):
     ) -> tuple[dict[str, list[int]], float]:
         """What stays of each place, and the speed-up that the times predict."""
         levels = {place.name: _levels(place) for place in places}
-        errors = [[removals[p.name].error(left) for left in levels[p.name]] for p in places]
-        saved = [[times.saved(p, left) for left in levels[p.name]] for p in places]
+        errors = [[removals[p.name].error(level) for level in levels[p.name]] for p in places]
+        saved = [[times.saved(p, level) for level in levels[p.name]] for p in places]
         need = times.total * (1 - 1 / self.speedup)
         most = sum(max(row) for row in saved)
         if most < need:
@@ -137,12 +137,12 @@ class Times:
     measured: Mapping[str, tuple[Sequence[int], Sequence[float]]]
     """By signature, sizes in ascending order and what each saves."""
 
-    def saved(self, place: Place, left: int) -> float:
-        """What a place saves of which ``left`` heads or units stay."""
+    def saved(self, place: Place, remaining: int) -> float:
+        """What a place saves of which ``remaining`` heads or units stay."""
         if not self.measured:
-            return float(place.cost * (place.count - left))
+            return float(place.cost * (place.count - remaining))
         sizes, saved = self.measured[place.signature]
-        return float(np.interp(left, sizes, saved))
+        return float(np.interp(remaining, sizes, saved))
 
     @classmethod
     def read(cls, path: Path, places: Sequence[Place]) -> Times:
@@ -176,10 +176,10 @@ def _levels(place: Place) -> list[int]:
     """How many heads or units may stay, from all to one."""
     if place.kind == "heads":
         return list(range(place.count, 0, -1))
-    found = [place.count]
-    while found[-1] > 1:
-        found.append(min(found[-1] - 1, max(1, int(found[-1] * DENSITY))))
-    return found
+    levels = [place.count]
+    while levels[-1] > 1:
+        levels.append(min(levels[-1] - 1, max(1, int(levels[-1] * DENSITY))))
+    return levels
 
 
 def least_error(
