@@ -125,7 +125,7 @@ class Context:
         progress: Callable[[str, int, int], None] | None = None,
         calibration: Sequence[Mapping[str, torch.Tensor]] = (), original: View | None = None,
         checkpoints: CheckpointStore | None = None, learning: Gatherer | None = None,
-        structure: Structure | None = None, shared_keys: Mapping[str, Hashable] | None = None,
+        structure: Structure | None = None, original_keys: Mapping[str, Hashable] | None = None,
     ) -> None:  # fmt: skip
         self.view = view
         self.calibration = calibration
@@ -133,7 +133,7 @@ class Context:
         """The canonical source graph, as before the first pass, or behind the last one that made
         another model of it; of a source that was compressed from another model, that model.
         ``None`` is ``view`` itself."""
-        self.shared_keys = shared_keys
+        self.original_keys = original_keys
         """Of a source that was compressed from another model, which ``original`` then is: the keys
         of the weights that are that model's own, by linear. ``None`` for any other source."""
         self.planned: dict[str, Site] = {}

@@ -153,7 +153,7 @@ def optimize(
     errors = dict.fromkeys(first[0], _SAME)
     shortened = False
     learning = Learning(recipe.passes, None if baseline is None else baseline.view)
-    shared_keys = None if baseline is None else baseline.shared_keys
+    original_keys = None if baseline is None else baseline.original_keys
     for step, entry in enumerate(recipe.steps, 1):
         done = PassReport(
             entry.pass_, str(entry), PassResult(), bytes_before=costs.weight_bytes,
@@ -163,7 +163,7 @@ def optimize(
         context = Context(
             view, step=step, spool=spool, progress=progress, calibration=calibration or (),
             original=reference, checkpoints=checkpoints, learning=learning, structure=structure,
-            shared_keys=shared_keys,
+            original_keys=original_keys,
         )  # fmt: skip
         learning.before(context)
         edits = view.edits

@@ -40,7 +40,7 @@ class Given:
     """An original, ready to be compared with."""
 
     view: View
-    shared_keys: Mapping[str, Hashable]
+    original_keys: Mapping[str, Hashable]
     """Keys of the source's weights that are the original's own, by linear."""
 
 
@@ -59,7 +59,7 @@ def prepare(original: View, source: View, structure: Structure) -> Given:
     _check_words(structure, original_structure, original.source.name)
     _take_units(view, original_structure, source, structure)
     theirs = {linear.name: linear for linear in recognize(view).linears}
-    shared_keys = {}
+    original_keys = {}
     for linear in structure.linears:
         other = theirs[linear.name]
         order = _order(source, linear)
@@ -68,8 +68,8 @@ def prepare(original: View, source: View, structure: Structure) -> Given:
         elif not linear.quantized and _equal(source, linear, view, other):
             weight = source.weight(linear.weight)
             assert weight is not None
-            shared_keys[linear.name] = weight.key
-    return Given(view, shared_keys)
+            original_keys[linear.name] = weight.key
+    return Given(view, original_keys)
 
 
 def _check(linear: Linear, other: Linear | None, name: str) -> None:

@@ -137,7 +137,7 @@ class Compensate(LinearPass):
         now, then = view.weight(linear.weight), (context.original or view).weight(original.weight)
         if now is None or then is None:
             return "its weight is not a constant"
-        original_key = (context.shared_keys or {}).get(linear.name, then.key)
+        original_key = (context.original_keys or {}).get(linear.name, then.key)
         if view.op(linear.node) == "linear" and now.key in (then.key, original_key):
             return _UNTOUCHED
         if any(is_low_rank(view, node) for node in _chain(view, linear)):
@@ -161,7 +161,7 @@ class Compensate(LinearPass):
         gap = source - context.wholes[linear.name].matrix(context.view)
         for side in _chain(context.view, linear):
             gap -= dense_weight(context.view, side)
-        if context.shared_keys is not None:
+        if context.original_keys is not None:
             _check_kin(linear.name, source, gap)
         return source, gap
 

@@ -127,7 +127,7 @@ def test_the_original_is_prepared_without_a_copy_of_its_weights(dense: View, sca
     original = prepare(dense, scaled, recognize(scaled))
     theirs = {x.name: x for x in recognize(original.view).linears}
     ours = {x.name: x for x in recognize(scaled).linears}
-    assert set(original.shared_keys) == {"head"}
+    assert set(original.original_keys) == {"head"}
     for name in ("gate", "up", "down"):
         weight = original.view.weight(theirs[name].weight)
         assert not isinstance(weight, MemoryWeight)
