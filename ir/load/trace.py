@@ -33,6 +33,7 @@ from .fake import Inputs, fake_meta
 from .functional import functional
 from .original import ModuleOriginal, traced_call
 from .plain_call import bind, plain_call
+from .repeated_blocks import repeated_blocks
 
 
 def trace(
@@ -238,10 +239,11 @@ def _export(
     assumed = False
     while True:
         try:
-            program = torch.export.export(
-                module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
-                prefer_deferred_runtime_asserts_over_guards=assumed,
-            )  # fmt: skip
+            with repeated_blocks(module):
+                program = torch.export.export(
+                    module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
+                    prefer_deferred_runtime_asserts_over_guards=assumed,
+                )  # fmt: skip
             return _on_cpu(functional(program))
         except Exception as error:
             changed = None if narrower is None else narrower(loose, str(error))
