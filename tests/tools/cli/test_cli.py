@@ -37,12 +37,7 @@ def test_the_manifest_keeps_to_its_schema_and_tells_what_happened(
     }
 
 
-def test_replay_gives_the_same_bytes(artifact: Path, command: Any) -> None:
-    code, out, _ = command("replay", str(artifact))
-    assert code == 0 and "byte-identical" in out
-
-
-def test_the_target_decides_what_the_recipe_leaves_open(
+def test_the_target_decides_what_the_recipe_leaves_open_and_a_replay_gives_the_same_bytes(
     publish: Callable[..., Path], command: Any
 ) -> None:
     folder = publish("zoo:tiny-vit", "quantize{bits=4 group=16}", "--target", "portable")
@@ -58,11 +53,11 @@ def test_the_target_decides_what_the_recipe_leaves_open(
 def test_a_bound_that_fails_publishes_nothing(tmp_path: Path, command: Any) -> None:
     out = tmp_path / "out"
     code, _, err = command(
-        "zoo:minilm", "-p", "quantize{bits=2 group=64}", "-o", str(out), "--max-error", "0.001"
+        "zoo:tiny-vit", "-p", "quantize{bits=2 group=16}", "-o", str(out), "--max-error", "0.001"
     )
     assert code == 1 and not list(tmp_path.iterdir())
     assert "after quantize the output" in err and "Rolled back" in err
-    assert "Worst site: encoder.layer." in err and "Try more bits" in err
+    assert "Worst site: vit.layers." in err and "Try more bits" in err
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
@@ -79,7 +74,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
         (("nowhere.onnx",), 3, "nowhere.onnx"),
         (("zoo:minilm", "-p", "quantise"), 2, "did you mean quantize"),
         (("zoo:minilm", "-p", "quantize{bits=4 group=48}"), 2, "group=48 must be one of"),
-        (("zoo:minilm", "-p", "quantize{exclude=[nothing.*]}"), 2, "exclude=nothing.* matches no"),
+        (("zoo:tiny-vit", "-p", "quantize{exclude=[nothing.*]}"), 2, "exclude=nothing.* matches"),
         (("zoo:minilm", "-r", "w5"), 2, "no recipe 'w5'"),
         (("zoo:minilm", "-r", "w4", "-p", "clean"), 2, "either -r or -p"),
         (("zoo:minilm", "--max-error", "0"), 2, "must be above 0"),
