@@ -49,14 +49,15 @@ def batch_of(batch: int, seq: int, seed: int = 0) -> dict[str, torch.Tensor]:
     return {"ids": torch.randint(0, VOCAB, (batch, seq), generator=rng), "mask": mask}
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def encoder() -> Encoder:
     torch.manual_seed(0)
     return Encoder().eval()
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def view(encoder: Encoder) -> FxView:
+    """One for all tests of a file: who edits it takes a copy."""
     return trace(encoder, (), batch_of(2, 7))
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import onnx_ir
 import onnxruntime
@@ -13,17 +13,28 @@ TOLERANCE = 2e-5
 """float32 sums in another order, on values of about 1."""
 
 
-def run(
-    model: onnx_ir.Model, inputs: Mapping[str, torch.Tensor], *, optimize: bool = True
-) -> dict[str, torch.Tensor]:
+def runner(
+    model: onnx_ir.Model, *, optimize: bool = True
+) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:
+    """The model in a session of ONNX Runtime, by inputs."""
     options = onnxruntime.SessionOptions()
     if not optimize:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     proto = onnx_ir.serde.serialize_model(model).SerializeToString()
     session = onnxruntime.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
     names = [o.name for o in session.get_outputs()]
-    arrays = session.run(names, {n: t.numpy() for n, t in inputs.items()})
-    return {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
+
+    def call(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        arrays = session.run(names, {n: t.numpy() for n, t in inputs.items()})
+        return {n: torch.from_numpy(a) for n, a in zip(names, arrays, strict=True)}
+
+    return call
+
+
+def run(
+    model: onnx_ir.Model, inputs: Mapping[str, torch.Tensor], *, optimize: bool = True
+) -> dict[str, torch.Tensor]:
+    return runner(model, optimize=optimize)(inputs)
 
 
 class Attention(torch.nn.Module):
