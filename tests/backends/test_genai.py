@@ -10,6 +10,8 @@ import graphwright as gw
 import pytest
 import torch
 from graphwright.backends.genai import genai_config
+from graphwright.backends.lowering import lowered
+from graphwright.ir.structure.cache_slots import POSITIONS, past_name, present_name
 
 SMALLEST = {"type", "context_length", "vocab_size", "eos_token_id", "pad_token_id", "decoder"}
 """The runtime refuses keys that it does not know; these and ``bos_token_id`` it has long known."""
@@ -52,10 +54,28 @@ def test_names_that_the_runtime_lacks_are_its_neutral_one(tmp_path: Path) -> Non
     assert config is not None and config["model"]["type"] == "decoder"
 
 
-@pytest.mark.parametrize("model", ["zoo:tiny-vit", "zoo:tiny-llava"])
-def test_other_models_have_none(model: str) -> None:
-    view = gw.load(model)
-    assert genai_config(view, view.source.folder) is None
+class Pictured(torch.nn.Module):
+    """What a decoder has, with a cache, and an image among its inputs."""
+
+    def forward(
+        self, input_ids: torch.Tensor, pixel_values: torch.Tensor, past: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        keys = torch.cat([past, pixel_values[:, None]], 2)
+        logits = (input_ids[..., None] + pixel_values.sum((1, 2))[:, None, None]).expand(-1, -1, 9)
+        return {"logits": logits, present_name(0, "key"): keys}
+
+
+@pytest.mark.parametrize("image", [True, False])
+def test_models_that_read_images_have_none(image: bool, tmp_path: Path) -> None:
+    """The same graph has one where the input is a position, which the runtime gives it."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    args = (torch.ones(1, 3), torch.ones(1, 2, 4), torch.ones(1, 1, 5, 4))
+    view = gw.trace(Pictured(), args, dynamic_shapes={})
+    graph = lowered(view)
+    names = ["input_ids", "pixel_values" if image else POSITIONS, past_name(0, "key")]
+    for value, name in zip(graph.inputs(), names, strict=True):
+        value.name = name
+    assert (genai_config(graph, str(tmp_path)) is None) == image
 
 
 def test_without_a_cache_there_is_none(tmp_path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from types import ModuleType
+from types import ModuleType
 from typing import Any
 
 import graphwright as gw
@@ -25,8 +27,10 @@ from .held_to_torch import TOLERANCE, run
 
 
 @pytest.fixture(scope="module")
-def quantized() -> View:
-    return gw.optimize(gw.load("zoo:tiny-llama"), "quantize{bits=4 group=16}").graph
+def quantized(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> View:
+    folder = tmp_path_factory.mktemp("llama")
+    models.llama(layers=2).module.model.save_pretrained(folder)
+    return gw.optimize(gw.load(folder), "quantize{bits=4 group=16}").graph
 
 
 def kinds(model: onnx_ir.Model) -> Counter[str]:
