@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 from types import ModuleType
-from types import ModuleType
 from typing import Any
 
 import graphwright as gw
