@@ -35,6 +35,13 @@ def raised(small: Small) -> dict[str, View]:
     return views
 
 
+def traced(small: Small) -> View:
+    """The model's raised graph of the kind ``fx`` alone."""
+    view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    canonicalize(view)
+    return view
+
+
 class _Adapted(torch.nn.Module):
     """Calls a transformers model by keyword and returns one tensor or a dict of tensors."""
 

@@ -14,6 +14,7 @@ import graphwright as gw
 import jsonschema
 import pytest
 import torch
+from graphwright.ir.core.view import View
 from graphwright.tools.cli.main import main
 from graphwright.tools.report import schema
 from graphwright.tools.report.manifest import Manifest, parse
@@ -197,10 +198,27 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def plain_artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def language_graph(language_model: Path) -> View:
+    """The language model's graph, without a cache. Not to be changed."""
+    return gw.load(language_model, cache=False)
+
+
+@pytest.fixture(scope="session")
+def plain_artifact(language_graph: View, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The language model as it is and without a cache, exported."""
-    graph = gw.load(language_model, cache=False)
-    return gw.export(graph, tmp_path_factory.mktemp("made") / "plain")
+    return gw.export(language_graph, tmp_path_factory.mktemp("made") / "plain")
+
+
+@pytest.fixture(scope="session")
+def llava() -> View:
+    """The zoo's model of images and text, without a cache. Not to be changed."""
+    return gw.load("zoo:tiny-llava", cache=False)
+
+
+@pytest.fixture(scope="session")
+def vit() -> View:
+    """The zoo's model of images. Not to be changed."""
+    return gw.load("zoo:tiny-vit")
 
 
 @pytest.fixture(scope="session")

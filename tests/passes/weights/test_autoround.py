@@ -17,7 +17,7 @@ from graphwright.passes.weights.descent import Rounding
 from graphwright.passes.weights.quantizers import rtn
 from torch import Tensor
 
-from ...models import BUILDERS, Small, raised
+from ...models import BUILDERS, Small, traced
 from ..calibrated import rel
 from ..test_linear_pass import Kept
 from .texts import ids as texts
@@ -182,7 +182,7 @@ def test_what_it_needs(models: dict[str, View]) -> None:
 
 def test_images_too() -> None:
     small = BUILDERS["vit"](layers=1)
-    view = raised(small)["fx"]
+    view = traced(small)
     recipe = "autoround{bits=2 group=16 steps=20}"
     learned = gw.optimize(view, recipe, samples=[small.inputs], calibration=[small.inputs])
     plain = gw.optimize(view, "quantize{bits=2 group=16}", samples=[small.inputs])

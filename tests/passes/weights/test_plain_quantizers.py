@@ -36,7 +36,7 @@ CASES = pytest.mark.parametrize(
         (ties(9, 123, torch.float32), 16),
         (normal(70, 1024, torch.float32), 128),
         (normal(5, 300, torch.float16), 0),
-        (normal(2, 40_000, torch.bfloat16), 64),
+        (normal(2, 33_000, torch.bfloat16), 256),
         (normal(33, 1000, torch.float32) * 1e-7, 32),
     ],
     ids=["ties-bf16", "ties-odd", "normal", "normal-row", "wide", "tiny"],

@@ -15,7 +15,7 @@ from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.weights.hadamard import hadamard
 from torch import Tensor
 
-from ...models import BUILDERS, Small, raised
+from ...models import BUILDERS, Small, raised, traced
 from ..calibrated import rel
 
 KINDS = ("fx", "onnx")
@@ -95,7 +95,7 @@ def test_an_outlier_is_spread(part: str) -> None:
     small = BUILDERS["llama"](layers=1)
     with torch.no_grad():
         grown(small.module)
-    source = raised(small)["fx"]
+    source = traced(small)
     other = "heads" if part == "stream" else "stream"
     name = "o_proj" if part == "stream" else "v_proj"
 
@@ -126,7 +126,7 @@ def test_gaps_are_those_in_the_new_basis(behind: str, propagate: str, models: An
 @pytest.mark.parametrize("family", REFUSED)
 def test_a_stream_that_cannot_be_rotated(family: str) -> None:
     small = BUILDERS[family](layers=1)
-    source = raised(small)["fx"]
+    source = traced(small)
     (step,) = gw.optimize(source, "rotate", samples=[small.inputs]).report.passes
     assert step.result.refused == [("residual stream", REFUSED[family])]
     assert {site.kind for site in step.result.sites} <= {"v", "qkv", "o"}, "heads are"

@@ -30,18 +30,8 @@ WORDS = "The quick brown fox jumps over the lazy dog. " * 40
 
 
 @pytest.fixture(scope="module")
-def llama(language_model: Path) -> View:
-    return load(language_model, cache=False)
-
-
-@pytest.fixture(scope="module")
-def vit() -> View:
-    return load("zoo:tiny-vit")
-
-
-@pytest.fixture(scope="module")
-def llava() -> View:
-    return load("zoo:tiny-llava", cache=False)
+def llama(language_graph: View) -> View:
+    return language_graph
 
 
 def jsonl(path: Path, *entries: Any) -> str:
@@ -450,9 +440,9 @@ def test_the_manifest_says_what_was_used_and_replay_refuses_other_data(
     assert (code, "a.npz has changed: the batches" in message) == (2, True)
 
 
-def test_too_few_tokens_are_said_and_marked(tmp_path: Path, language_model: Path) -> None:
+def test_too_few_tokens_are_said_and_marked(tmp_path: Path, llama: View) -> None:
     gw: Any = importlib.import_module("graphwright")
-    view = load(language_model, cache=False)
+    view = llama
     data = jsonl(tmp_path / "a.jsonl", {"text": WORDS})
     recipe = "quantize{bits=2 group=16 kinds=[q down]},eora{rank=40}"
     for length, short in ((40, {"down"}), (20, {"q", "down"})):

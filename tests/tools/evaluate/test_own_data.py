@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.core.view import View
 from graphwright.ir.load.zoo import scenes
 from graphwright.tools.evaluate import Subject, evaluate
 from graphwright.tools.evaluate.own_questions import normalized, soft_accuracy
@@ -28,7 +29,7 @@ def save(pixels: Any, path: Path) -> str:
     return path.name
 
 
-def test_questions_about_ones_own_images(tmp_path: Path) -> None:
+def test_questions_about_ones_own_images(tmp_path: Path, llava: View) -> None:
     """The shipped questions as files: as many answers begin with the right word. Some go on."""
     asked = scenes.questions("test", 12)
     lines = [
@@ -36,7 +37,7 @@ def test_questions_about_ones_own_images(tmp_path: Path) -> None:
          "answers": [q.answer]}
         for i, q in enumerate(asked)
     ]  # fmt: skip
-    model = Subject.of("zoo:tiny-llava")
+    model = Subject.of(llava)
     shipped = evaluate(model, "vqa", samples=12)["vqa"]
     own = evaluate(model, "vqa", data=write_lines(tmp_path / "a.jsonl", lines))["vqa"]
     replies = [answer.split(" ") for answer in own.detail["answers"]]
@@ -74,14 +75,14 @@ def test_answers_are_compared_as_vqav2_does() -> None:
     assert normalized("3.5") == "3.5" and normalized("1,000") == "1,000"
 
 
-def test_labels_of_ones_own_images(tmp_path: Path) -> None:
+def test_labels_of_ones_own_images(tmp_path: Path, vit: View) -> None:
     pixels, labels = next(iter(scenes.classified("test", 8, 0, 8)))
     lines = [
         {"image": save(image * scenes.STD + scenes.MEAN, tmp_path / f"{i}.png"), "label": label}
         for i, (image, label) in enumerate(zip(pixels, labels.tolist(), strict=True))
     ]
     data = write_lines(tmp_path / "labels.jsonl", lines)
-    model = Subject.of("zoo:tiny-vit")
+    model = Subject.of(vit)
     shipped = evaluate(model, "classify", samples=8)["classify"]
     own = evaluate(model, "classify", data=data)["classify"]
     assert own.figures == shipped.figures

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 from graphwright.backends.pair import export_pair
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.quiet import quiet
+from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.passes.manager import optimize
 from graphwright.tools.bench.families import save
@@ -21,6 +24,8 @@ from safetensors.torch import load_file, save_file
 transformers: Any = importlib.import_module("transformers")
 PARTS = ("encoder", "decoder", "decoder_with_past")
 NEW = 8
+
+Parts = dict[str, View]
 
 
 def source_of(name: str) -> dict[str, torch.Tensor]:
@@ -42,15 +47,26 @@ def saved(name: str, folder: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def loaded(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Parts]]:
+    """A family's folder and its parts, loaded once."""
+
+    @functools.cache
+    def load_parts(name: str) -> tuple[Path, Parts]:
+        folder = saved(name, tmp_path_factory.mktemp(name) / "model")
+        return folder, {part: load(folder, part=part) for part in PARTS}
+
+    return load_parts
+
+
 @pytest.mark.parametrize("name", ["t5", "bart", "marian", "whisper"])
-def test_the_parts_write_what_the_library_writes(name: str, tmp_path: Path) -> None:
-    saved(name, tmp_path / "model")
-    parts = {part: load(tmp_path / "model", part=part) for part in PARTS}
+def test_the_parts_write_what_the_library_writes(name: str, loaded: Any, tmp_path: Path) -> None:
+    folder, parts = loaded(name)
     out = export_pair(parts, tmp_path / "out")
     assert {p.name for p in out.glob("*.onnx")} == {f"{part}_model.onnx" for part in PARTS}
     cls = getattr(transformers, FAMILIES[name].model)
     with quiet():
-        model = cls.from_pretrained(tmp_path / "model").eval()
+        model = cls.from_pretrained(folder).eval()
     start, source = model.config.decoder_start_token_id, source_of(name)
     text = torch.full((2, 1), start)
     for _ in range(NEW):
@@ -61,9 +77,8 @@ def test_the_parts_write_what_the_library_writes(name: str, tmp_path: Path) -> N
     assert len(set(text[:, 1:].flatten().tolist())) > 1, "a text of one word would prove little"
 
 
-def test_a_row_that_has_ended_is_padded(tmp_path: Path) -> None:
-    saved("t5", tmp_path / "model")
-    parts = {part: load(tmp_path / "model", part=part) for part in PARTS}
+def test_a_row_that_has_ended_is_padded(loaded: Any, tmp_path: Path) -> None:
+    _, parts = loaded("t5")
     graphs = {p: optimize(v, "quantize{bits=8 group=32}").graph for p, v in parts.items()}
     run = Seq2Seq(export_pair(graphs, tmp_path / "out"))
     source = source_of("t5")
