@@ -20,6 +20,7 @@ _BUILT_IN = {
     "hqq": "weights.hqq:HQQ",
     "autoround": "weights.autoround:AutoRound",
     "finequant": "weights.finequant:FineQuant",
+    "aqlm": "weights.aqlm:AQLM",
     "awq": "weights.awq:AWQ",
     "smooth": "weights.smooth:Smooth",
     "w8a8": "weights.w8a8:W8A8",

@@ -1,10 +1,13 @@
 """Ways to store weights in few bits, side by side: quality, true size, time.
 
 ``python -m graphwright.tools.bench.weight_table [--model zoo:tiny-llama] [--bits 4,3]
-[--methods quantize,gptq] [--before none,rotate] [--behind none,eora] [--samples N]`` prints a row
-for each combination, as soon as it is known: perplexity with its 95 % interval, KL to the source,
-stored bits per weight of the linears that are rewritten, processor seconds of the recipe. Graphs
-are judged in ONNX Runtime. A tied head stays as it is, before a rotation too.
+[--methods quantize,gptq] [--before none,rotate] [--behind none,eora-16] [--samples N]
+[--rows FILE.md]`` prints a row for each combination, as soon as it is known: perplexity and KL to
+the source with their 95 % intervals, recall, stored bits per weight of the linears that are
+rewritten, processor seconds of the recipe; and behind the table, which methods round no better
+than to nearest. Graphs are judged in ONNX Runtime. A tied head stays as it is, before a rotation
+too. With ``--rows`` each row goes to the end of that file as it comes, and those that it holds are
+not measured again, so that a run that was stopped goes on (``tools/bench/WEIGHTS.md``).
 """
 
 from __future__ import annotations
@@ -12,7 +15,8 @@ from __future__ import annotations
 import argparse
 import itertools
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator, Sequence
+from pathlib import Path
 
 from rich.console import Console
 
@@ -34,10 +38,29 @@ METHODS = {
     "awq": "awq{{bits={bits} group=32{keep}}}",
     "gptq": "gptq{{bits={bits} group=32{keep}}}",
     "autoround": "autoround{{bits={bits} group=32 steps=50{keep}}}",
+    "aqlm": "aqlm{{bits={bits}{keep}}}",
 }
+NARROW = {"aqlm": ("2", "3", "4")}
+"""The widths of methods that have not all of them."""
 BEFORE = {"none": "", "rotate": "rotate,"}
-BEHIND = {"none": "", "eora": ",eora{rank=16}"}
-COLUMNS = ("bits", "method", "before", "behind", "perplexity", "KL", "bits a weight", "seconds")
+BEHIND = {
+    "none": "",
+    "svd-16": ",svd-compensate{rank=16}",
+    "eora-8": ",eora{rank=8}",
+    "eora-16": ",eora{rank=16}",
+    "eora-32": ",eora{rank=32}",
+    "eora-16-4-bit": ",eora{rank=16 factor_bits=4}",
+}
+COLUMNS = (
+    "bits", "method", "before", "behind", "perplexity", "KL", "recall", "bits a weight", "seconds"
+)  # fmt: skip
+NAMED = 4
+"""Columns that say which row it is."""
+TASKS = ("perplexity", "agreement", "recall")
+BASELINES = ("quantize", "quantize-asym")
+
+
+Row = tuple[str, ...]
 
 
 class Judge:
@@ -49,10 +72,9 @@ class Judge:
         folder = self.graph.source.folder
         self.source = Subject.of(self.graph, backend="onnxruntime", tokenizer=folder)
 
-    def row(self, recipe: str) -> tuple[str, str, str, str]:
+    def row(self, recipe: str) -> tuple[str, ...]:
         graph, report, seconds = self.made(recipe)
-        perplexity, kl = self.figures(graph)
-        return perplexity, kl, f"{bits_per_weight(report):.3f}", f"{seconds:.0f}"
+        return *self.figures(graph), f"{bits_per_weight(report):.3f}", f"{seconds:.0f}"
 
     def made(self, recipe: str) -> tuple[View, RunReport, float]:
         """What a recipe makes of the model, and the processor seconds of that."""
@@ -60,10 +82,15 @@ class Judge:
         result = optimize(self.graph, recipe, calibration=self.data)
         return result.graph, result.report, time.process_time() - started
 
-    def figures(self, graph: View) -> tuple[str, str]:
-        judged, tasks = self._judged(graph), ["perplexity", "agreement"]
-        by_task = evaluate(judged, tasks, reference=self.source, samples=self.samples)
-        return _figure(by_task["perplexity"], "perplexity"), _figure(by_task["agreement"], "kl")
+    def figures(self, graph: View) -> tuple[str, str, str]:
+        """Perplexity, KL to the source and recall."""
+        judged = self._judged(graph)
+        by_task = evaluate(judged, TASKS, reference=self.source, samples=self.samples)
+        recall = by_task["recall"].figures["recall"]
+        return (
+            _figure(by_task["perplexity"], "perplexity"), _figure(by_task["agreement"], "kl"),
+            f"{recall:.3g}",
+        )  # fmt: skip
 
     def perplexity(self, graph: View) -> str:
         """That figure alone."""
@@ -88,14 +115,65 @@ def _figure(result: EvalResult, name: str) -> str:
 
 def rows(
     judge: Judge, bits: Sequence[str], methods: Sequence[str], before: Sequence[str],
-    behind: Sequence[str],
-) -> Iterator[Sequence[str]]:  # fmt: skip
-    perplexity, _ = judge.figures(judge.graph)
-    yield "", "source", "", "", perplexity, "", "", ""
-    for width, method, first, last in itertools.product(bits, methods, before, behind):
+    behind: Sequence[str], known: Container[Row] = (),
+) -> Iterator[Row]:  # fmt: skip
+    """The rows but those that are known, all methods first before a path is put behind any."""
+    if ("-", "source", "-", "-") not in known:
+        yield "-", "source", "-", "-", *judge.figures(judge.graph), "-", "-"
+    for last, first, width, method in itertools.product(behind, before, bits, methods):
+        if (width, method, first, last) in known or width not in NARROW.get(method, (width,)):
+            continue
         keep = " exclude=lm_head" if first == "rotate" else ""
         recipe = BEFORE[first] + METHODS[method].format(bits=width, keep=keep) + BEHIND[last]
         yield width, method, first, last, *judge.row(recipe)
+
+
+def rows_of(file: Path) -> list[Row]:
+    """The rows of a table in Markdown, its head left out."""
+    lines = file.read_text().splitlines() if file.is_file() else []
+    cells = [tuple(line.strip("| ").split(" | ")) for line in lines if line.startswith("| ")]
+    return [row for row in cells if len(row) == len(COLUMNS) and row != COLUMNS and row[0] != "---"]
+
+
+def added_to(file: Path, lines: Iterable[Row]) -> Iterator[Row]:
+    """The rows as they come, each put at the file's end."""
+    if not rows_of(file):
+        with file.open("a") as out:
+            out.write(_line(COLUMNS) + _line(["---"] * len(COLUMNS)))
+    for row in lines:
+        with file.open("a") as out:
+            out.write(_line(row))
+        yield row
+
+
+def collected(lines: Iterable[Row], table: list[Row]) -> Iterator[Row]:
+    """The rows as they come, each put behind those of ``table``."""
+    for row in lines:
+        table.append(row)
+        yield row
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |\n"
+
+
+def no_better(table: Sequence[Row]) -> list[str]:
+    """A line for each setting in which methods give no lower perplexity than rounding to nearest,
+    symmetric or not."""
+    by_setting: dict[tuple[str, str, str], dict[str, float]] = {}
+    for width, method, first, last, perplexity, *_ in table:
+        if method != "source":
+            value = float(perplexity.partition(" ")[0])
+            by_setting.setdefault((width, first, last), {})[method] = value
+    lines = []
+    for (width, first, last), values in by_setting.items():
+        least = min((values[name] for name in BASELINES if name in values), default=0.0)
+        worse = [f"{name} {value:.4g}" for name, value in values.items()
+                 if name not in BASELINES and value >= least > 0]  # fmt: skip
+        if worse:
+            setting = f"{width} bits, before: {first}, behind: {last}"
+            lines.append(f"{setting}: to nearest {least:.4g}; no better: {', '.join(worse)}")
+    return lines
 
 
 def chosen(text: str, known: Sequence[str], what: str) -> list[str]:
@@ -115,6 +193,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--before", default=",".join(BEFORE))
     parser.add_argument("--behind", default=",".join(BEHIND))
     parser.add_argument("--samples", type=int, default=40, help="windows of text to judge by")
+    parser.add_argument("--rows", type=Path, metavar="FILE.md", help="go on with this table")
     options = parser.parse_args(arguments)
 
     def show(console: Console) -> None:
@@ -125,7 +204,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             chosen(options.behind, tuple(BEHIND), "pass"),
         )
         judge = Judge(options.model, options.samples)
-        console.print(growing(options.model, COLUMNS, rows(judge, *asked)))
+        table = [] if options.rows is None else rows_of(options.rows)
+        lines = rows(judge, *asked, known={row[:NAMED] for row in table})
+        if options.rows is not None:
+            lines = added_to(options.rows, lines)
+        console.print(growing(options.model, COLUMNS, collected(lines, table)))
+        for line in no_better(table):
+            console.print(line)
 
     return ended(show)
 
