@@ -50,7 +50,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         else:
             model = getattr(small_models, name)(layers=2).module.model
             model.save_pretrained(folder)
-        fx = load(folder, cache=True)
+        fx = load(folder)
         by_name[name] = model.eval(), {"fx": fx, "onnx": translated(fx)}
     return by_name
 
@@ -210,12 +210,12 @@ def test_models_without_a_cache(tmp_path: Path) -> None:
             load(name, cache=True)
 
 
-def test_a_cache_where_there_is_one(tmp_path: Path) -> None:
-    small_models.bert(layers=1).module.model.save_pretrained(tmp_path)
-    assert not has_cache(load(tmp_path))
-    assert not has_cache(load("zoo:minilm"))
-    assert has_cache(load("zoo:tiny-llama"))
-    assert not has_cache(load("zoo:tiny-llama", cache=False))
+def test_a_cache_where_there_is_one(models: Any, tmp_path: Path) -> None:
+    assert all(has_cache(graphs["fx"]) for _, graphs in models.values())
+    small_models.bert(layers=1).module.model.save_pretrained(tmp_path / "bert")
+    assert not has_cache(load(tmp_path / "bert"))
+    models["llama"][0].save_pretrained(tmp_path / "llama")
+    assert not has_cache(load(tmp_path / "llama", cache=False))
 
 
 def test_layers_whose_state_is_no_cache(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 transformers: Any = importlib.import_module("transformers")
 
 TEXT = {
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "hidden_size": 32,
     "num_attention_heads": 4,
     "intermediate_size": 64,
@@ -27,15 +27,15 @@ TEXT = {
     "max_position_embeddings": 64,
 }
 IMAGE = {
-    "num_hidden_layers": 2,
+    "num_hidden_layers": 1,
     "hidden_size": 32,
     "num_attention_heads": 4,
     "intermediate_size": 64,
     "image_size": 32,
     "patch_size": 8,
 }
-T5 = {"num_layers": 2, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 64, "vocab_size": 50}
-GPT2 = {"n_layer": 2, "n_embd": 32, "n_head": 4, "vocab_size": 50, "n_positions": 64}
+T5 = {"num_layers": 1, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 64, "vocab_size": 50}
+GPT2 = {"n_layer": 1, "n_embd": 32, "n_head": 4, "vocab_size": 50, "n_positions": 64}
 CASES = {
     "LlamaForCausalLM": ("LlamaConfig", TEXT | {"num_key_value_heads": 2}, {"logits"}),
     "BertModel": ("BertConfig", TEXT, {"last_hidden_state", "pooler_output"}),

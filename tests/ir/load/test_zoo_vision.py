@@ -21,11 +21,10 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.pictured import read_prompt
 from graphwright.ir.structure.recognize import recognize
 
-FOLDERS = {"tiny-vit": VIT, "tiny-llava": LLAVA, "tiny-llava-next": LLAVA_NEXT}
-LLAVA_CLASS = "LlavaForConditionalGeneration"
+FOLDERS = {"tiny-vit": VIT, "tiny-llava": LLAVA}
+"""``tiny-llava-next`` is in ``tests/tools/zoo/test_llava_next.py``."""
 CLASSES = {
-    "tiny-vit": "ViTForImageClassification", "tiny-llava": LLAVA_CLASS,
-    "tiny-llava-next": LLAVA_CLASS,
+    "tiny-vit": "ViTForImageClassification", "tiny-llava": "LlavaForConditionalGeneration",
 }  # fmt: skip
 
 
@@ -66,12 +65,6 @@ def test_images_and_rows_that_do_not_fit_each_other(graphs: dict[str, FxView]) -
             ("i64[batch, seq]", "i64[batch, seq]", "f32[batch, 3, 96, 96]"),
             "f32[batch, seq, 36]",
         ),
-        (
-            "tiny-llava-next",
-            "image-text-to-text",
-            ("i64[batch, seq]", "i64[batch, seq]", "f32[batch, 5, 3, 96, 96]"),
-            "f32[batch, seq, 36]",
-        ),
     ],
 )
 def test_signatures(
@@ -94,9 +87,8 @@ def test_the_graph_is_the_library_s_model(graphs: dict[str, FxView], name: str) 
     cls = getattr(transformers, CLASSES[name])
     feeds = two(graphs[name])
     eager = cls.from_pretrained(FOLDERS[name], dtype=torch.float32).eval()
-    flat = feeds | {"pixel_values": feeds["pixel_values"].flatten(0, -4)}  # crops are images there
     with torch.no_grad():
-        expected = eager(**flat).logits
+        expected = eager(**feeds).logits
     got = sweep(graphs[name], feeds)["logits"]
     torch.testing.assert_close(real(feeds, got), real(feeds, expected), rtol=1e-4, atol=1e-4)
 
@@ -116,9 +108,7 @@ def test_the_artifact_runs_in_onnx_runtime(
     torch.testing.assert_close(real(feeds, logits), real(feeds, expected), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize(
-    ("name", "blocks"), [("tiny-vit", 6), ("tiny-llava", 11), ("tiny-llava-next", 11)]
-)
+@pytest.mark.parametrize(("name", "blocks"), [("tiny-vit", 6), ("tiny-llava", 11)])
 def test_attention_is_recognised(graphs: dict[str, FxView], name: str, blocks: int) -> None:
     view = graphs[name].copy()
     canonicalize(view)
@@ -144,17 +134,17 @@ def answers(view: FxView, asked: list[scenes.Question]) -> list[str]:
 
 
 def test_the_llava_has_learned(graphs: dict[str, FxView]) -> None:
-    asked = scenes.questions("test", 400)
+    asked = scenes.questions("test", 200)
     words = answers(graphs["tiny-llava"], asked)
     right = Counter(q.type for q, word in zip(asked, words, strict=True) if q.answer == word)
     assert sum(right.values()) / len(asked) >= 0.93, right
-    assert all(right[kind] >= 85 for kind in scenes.TYPES), right
+    assert all(right[kind] >= 43 for kind in scenes.TYPES), right
 
 
-@pytest.mark.parametrize("name", FOLDERS)
-def test_cards_tell_the_recorded_figures(name: str) -> None:
-    figures = json.loads((FOLDERS[name] / "training.json").read_text())["figures"]
-    card = (FOLDERS[name] / "card.md").read_text()
+@pytest.mark.parametrize("folder", [VIT, LLAVA, LLAVA_NEXT], ids=lambda folder: folder.name)
+def test_cards_tell_the_recorded_figures(folder: Path) -> None:
+    figures = json.loads((folder / "training.json").read_text())["figures"]
+    card = (folder / "card.md").read_text()
     for figure, value in figures.items():
         if isinstance(value, float):
             assert f"{100 * value:.1f} %" in card, f"{figure} {value}"

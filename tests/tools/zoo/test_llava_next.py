@@ -11,9 +11,13 @@ import numpy as np
 import pytest
 import torch
 from graphwright.backends.decode import Sampling
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.zoo import scenes
+from graphwright.ir.load.zoo.tiny_vision import LLAVA_NEXT
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.recognize import recognize
 from graphwright.tools.data.calibration import read
 from graphwright.tools.data.images import Preprocessing
 from graphwright.tools.evaluate import Subject, evaluate
@@ -28,6 +32,41 @@ TOKENS = 5 * 144
 @pytest.fixture(scope="module")
 def model() -> View:
     return gw.load("zoo:tiny-llava-next", cache=False)
+
+
+def test_the_graph_and_its_artifact_are_the_library_s_model(model: View, tmp_path: Path) -> None:
+    import onnxruntime
+
+    assert [str(model.type(v)) for v in model.inputs()] == [
+        "i64[batch, seq]", "i64[batch, seq]", "f32[batch, 5, 3, 96, 96]"
+    ]  # fmt: skip
+    assert [str(model.type(v)) for v in model.outputs()] == ["f32[batch, seq, 36]"]
+    source = model.source
+    assert (source.kind, source.name, source.task, source.folder) == (
+        "zoo", "zoo:tiny-llava-next", "image-text-to-text", str(LLAVA_NEXT)
+    )  # fmt: skip
+    assert sum(len(next(iter(batch.values()))) for batch in source.samples) == 32
+    assert {w.dtype for w in model.weights().values() if w.dtype.is_floating_point} == {
+        torch.float32
+    }  # fmt: skip
+    feeds = {name: value[:2] for name, value in source.samples[0].items()}
+    cls = importlib.import_module("transformers").LlavaForConditionalGeneration
+    eager = cls.from_pretrained(LLAVA_NEXT, dtype=torch.float32).eval()
+    flat = feeds | {"pixel_values": feeds["pixel_values"].flatten(0, 1)}  # crops are images there
+    with torch.no_grad():
+        expected = eager(**flat).logits
+    gw.export(model, tmp_path / "out")
+    session = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx")
+    (exported,) = session.run(["logits"], {k: v.numpy() for k, v in feeds.items()})
+    real = feeds["attention_mask"].bool()  # where there is padding nothing is promised
+    for logits in (sweep(model, feeds)["logits"], torch.from_numpy(exported)):
+        torch.testing.assert_close(logits[real], expected[real], rtol=1e-4, atol=1e-4)
+
+
+def test_each_block_s_attention_is_recognised(model: View) -> None:
+    view = model.copy()
+    canonicalize(view)
+    assert len(recognize(view).attentions) == 11, "the tower's last layer is not used"
 
 
 def test_it_answers_questions_about_large_scenes(model: View) -> None:
