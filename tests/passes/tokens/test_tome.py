@@ -7,7 +7,6 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
@@ -66,17 +65,29 @@ def merged(vision: Any, picture: Tensor, r: int, layers: int) -> Tokens:
 # --- classifiers ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("r", [1, 3, 100])
-def test_a_tower_read_by_its_cls_token(r: int) -> None:
-    """A hundred pairs are as many as there are; layers go from 17 to 9, 5, 3 tokens."""
+@pytest.fixture(scope="module")
+def clip() -> tuple[Any, dict[str, View]]:
     small = small_models.clip_vision(layers=3)
+    return small, small_models.raised(small)
+
+
+@pytest.fixture(scope="module")
+def vit() -> tuple[Any, dict[str, View]]:
+    small = small_models.vit(layers=2)
+    return small, small_models.raised(small)
+
+
+@pytest.mark.parametrize("r", [1, 3, 100])
+def test_a_tower_read_by_its_cls_token(clip: tuple[Any, dict[str, View]], r: int) -> None:
+    """A hundred pairs are as many as there are; layers go from 17 to 9, 5, 3 tokens."""
+    small, views = clip
     model: Any = small.module
     pixels = torch.randn(12, 3, 16, 16, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
         states = [merged(model.model.vision_model, p, r, 3)[0][0] for p in pixels]
         vision = model.model.vision_model.post_layernorm(torch.stack(states))
         expected = model.model.visual_projection(vision)
-    for kind, view in small_models.raised(small).items():
+    for kind, view in views.items():
         smaller = gw.optimize(view, f"tome{{r={r}}}", samples=[small.inputs])
         assert len(recognize(smaller.graph).blocks) == 3
         sites = [s.shape for s in smaller.report.passes[0].result.sites]
@@ -86,11 +97,11 @@ def test_a_tower_read_by_its_cls_token(r: int) -> None:
         torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5, msg=kind)
 
 
-def test_patches_are_given_back_to_who_reads_them() -> None:
+def test_patches_are_given_back_to_who_reads_them(vit: tuple[Any, dict[str, View]]) -> None:
     """ViT's last states have all their rows: those of one token are equal."""
-    small = small_models.vit(layers=2)
+    small, views = vit
     outputs = []
-    for view in small_models.raised(small).values():
+    for view in views.values():
         smaller = gw.optimize(view, "tome{r=6}", samples=[small.inputs])
         outputs.append(sweep(smaller.graph, small.inputs)["last_hidden_state"])
         assert [len(row.unique(dim=0)) for row in outputs[-1]] == [6, 6]
@@ -99,9 +110,9 @@ def test_patches_are_given_back_to_who_reads_them() -> None:
     torch.testing.assert_close(*outputs, rtol=1e-4, atol=1e-5)
 
 
-def test_no_pair_merged_changes_no_bit() -> None:
-    small = small_models.vit(layers=2)
-    for view in small_models.raised(small).values():
+def test_no_pair_merged_changes_no_bit(vit: tuple[Any, dict[str, View]]) -> None:
+    small, views = vit
+    for view in views.values():
         smaller = gw.optimize(view, "tome{r=0}", samples=[small.inputs]).graph
         before, after = sweep(view, small.inputs), sweep(smaller, small.inputs)
         assert all(torch.equal(before[name], after[name]) for name in before)
@@ -186,8 +197,3 @@ def test_bad_options_and_models(models: Models) -> None:
         gw.optimize(view, "tome{r=-1}")
     with pytest.raises(BadInput, match="tokens were pruned before already: put tome first"):
         gw.optimize(view, "uniform-tokens{keep=8},tome{r=2}", samples=[prompts(2)])
-    text = small_models.llama()
-    raised = small_models.raised(text)["fx"]
-    canonicalize(raised)
-    with pytest.raises(BadInput, match="It needs a vision tower, of a classifier or"):
-        gw.optimize(raised, "tome{r=2}", samples=[text.inputs])
