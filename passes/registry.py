@@ -52,6 +52,8 @@ _BUILT_IN = {
     "globalcom2": "tokens.globalcom2:GlobalCom2",
     "tome": "tokens.tome:ToMe",
     "vtc-cls": "tokens.vtc_cls:VTCCLS",
+    "vispruner": "tokens.vispruner:VisPruner",
+    "ui-components": "tokens.ui_components:UiComponents",
     "random-tokens": "tokens.random_tokens:RandomTokens",
     "uniform-tokens": "tokens.uniform_tokens:UniformTokens",
     "eora": "weights.eora:EoRA",

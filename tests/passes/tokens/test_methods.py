@@ -24,6 +24,7 @@ from .llava import (
     best,
     chosen_in,
     close,
+    cls_scores,
     cut,
     decoded,
     last_will_pay,
@@ -80,8 +81,24 @@ def focal_rows(models: Models, pixels: Tensor, count: int) -> Tensor:
     return best(rows, count // 4).repeat_interleave(4, 1)
 
 
+def half_by_difference(models: Models, pixels: Tensor, count: int) -> Tensor:
+    """VisPruner's, one picture at a time."""
+    hidden = models.eager.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
+    chosen = torch.zeros(len(pixels), PATCHES, dtype=torch.bool)
+    for row, scores, x in zip(chosen, cls_scores(models.eager, pixels), hidden[:, 1:], strict=True):
+        order, alike = scores.argsort(descending=True).tolist(), cosines(x[None])[0]
+        important, others = order[: count // 2], order[count // 2 :]
+        while len(others) > count - count // 2:
+            evens, odds = others[::2], others[1::2]
+            evens.sort(key=lambda i: -float(alike[i, odds].max()))
+            others = evens[min(8, len(others) - count + count // 2) :] + odds
+        row[important + others] = True
+    return chosen
+
+
 KEPT: dict[str, Callable[[Models, Tensor, int], Tensor]] = {
     "diverse": diverse, "similarity": unlike, "fopru": focal, "fopru{strategy=row}": focal_rows,
+    "vispruner": half_by_difference,
 }  # fmt: skip
 
 
@@ -105,6 +122,42 @@ def test_what_is_kept_equals_a_boolean_mask(models: Models, name: str) -> None:
             assert torch.equal(chosen_in(view, batch), columns)
             kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
             close(sweep(view, batch)["logits"], expected, kept)
+
+
+def components(picture: Tensor) -> list[set[int]]:
+    """Of a picture of 4 x 4 patches the areas of equal ones."""
+    flat = picture.unflatten(2, (4, 8)).unflatten(1, (4, 8)).permute(1, 3, 0, 2, 4).flatten(2)
+    areas: list[set[int]] = []
+    for start in range(PATCHES):
+        if any(start in area for area in areas):
+            continue
+        area, edge = {start}, [start]
+        while edge:
+            y, x = divmod(edge.pop(), 4)
+            for i, j in ((y + 1, x), (y - 1, x), (y, x + 1), (y, x - 1)):
+                inside = 0 <= i < 4 and 0 <= j < 4
+                if inside and 4 * i + j not in area and torch.equal(flat[i, j], flat[y, x]):
+                    area.add(4 * i + j)
+                    edge.append(4 * i + j)
+        areas.append(area)
+    return areas
+
+
+def test_each_area_of_equal_patches_keeps_one_before_any_keeps_two(models: Models) -> None:
+    generator = torch.Generator().manual_seed(5)
+    looks = torch.randn(3, 3, 8, 8, generator=generator)
+    which = torch.randint(0, 3, (30, 4, 4), generator=generator)
+    batch = prompts(30) | {"pixel_values": looks[which].permute(0, 3, 1, 4, 2, 5).flatten(4)
+                           .flatten(2, 3)}  # fmt: skip
+    for kind in ("fx", "onnx"):
+        view = gw.optimize(models.plain[kind], "ui-components{keep=6}", samples=[prompts(3)]).graph
+        for picture, row in zip(batch["pixel_values"], chosen_in(view, batch), strict=True):
+            chosen, areas = set(row.tolist()), components(picture)
+            counts = [len(area & chosen) for area in areas]
+            full = min(6 // len(areas), 1)
+            assert all(n >= full for n in counts), (areas, chosen)
+            most = max(counts)
+            assert all(n >= most - 1 or n == len(a) for n, a in zip(counts, areas, strict=True))
 
 
 # --- merging --------------------------------------------------------------------------------------
@@ -288,6 +341,10 @@ def test_the_onnx_form_has_no_data_dependent_shape(
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
+        ("vispruner{keep=4 important=2}", "important=2 must be from 0 to 1"),
+        ("ui-components{keep=4 within=-1}", "within=-1 must be at least 0"),
+        ("diverse{keep=8},ui-components{keep=4}", "components are of all patches"),
+        ("diverse{keep=8},vispruner{keep=4}", "CLS scores are of all patches"),
         ("fopru{keep=6 strategy=row}", "keep=6 is not a number of whole rows of 4 patches in each"),
         ("fopru{keep=2 strategy=row}", "1 pictures: 4 or 8 is"),
         ("fopru{keep=8 strategy=column}", "strategy"),
