@@ -71,7 +71,7 @@ class Patches:
     """Whether the stream has one token more, which is not a patch."""
 
 
-COUNT_KEY = "graphwright.image_tokens"
+COUNT_KEY, METHOD_KEY = "graphwright.image_tokens", "graphwright.image_token_methods"
 """Metadata: JSON of how many image tokens a row are left by the kept positions of each name."""
 
 
@@ -131,10 +131,17 @@ def find_patches(view: View, structure: Structure) -> Patches:
     raise Refusal(f"no convolution makes the {tokens} tokens of the stream")
 
 
-def note_count(view: View, kept: Value, count: int) -> None:
-    """Remember in the graph's metadata how many image tokens a cut leaves."""
-    counts = json.loads(view.metadata().get(COUNT_KEY, "{}"))
-    view.metadata()[COUNT_KEY] = json.dumps(counts | {view.name(kept): count})
+def note_cut(view: View, kept: Value, count: int, method: str) -> None:
+    """Remember in the graph's metadata how many image tokens a cut leaves, and which pass cut."""
+    for key, entry in ((COUNT_KEY, count), (METHOD_KEY, method)):
+        entries = json.loads(view.metadata().get(key, "{}"))
+        view.metadata()[key] = json.dumps(entries | {view.name(kept): entry})
+
+
+def cutting_pass(view: View, kept: Value) -> str:
+    """The pass that made a cut; empty in graphs that say nothing of it."""
+    methods: dict[str, str] = json.loads(view.metadata().get(METHOD_KEY, "{}"))
+    return methods.get(view.name(kept), "")
 
 
 def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:

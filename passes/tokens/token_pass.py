@@ -16,7 +16,7 @@ from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.moves.upstream import redirect
 from ...ir.structure.recognize import Attention, Block, Structure
-from ...ir.structure.vision import ImageTokens, find_image_tokens, note_count
+from ...ir.structure.vision import ImageTokens, find_image_tokens, note_cut
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
 
@@ -82,7 +82,7 @@ class TokenPass(Pass):
             shrink(view, value, kept, positions=self.positions, rule=self.name, step=context.step)
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
-        note_count(view, kept, cut.left)
+        note_cut(view, kept, cut.left, self.name)
         context.edited()
 
     def _survey(self, context: Context) -> tuple[Sequence[Cut], PassResult]:

@@ -17,7 +17,7 @@ from ...ir.structure.vision import (
     ImageTokens,
     find_image_tokens,
     find_patches,
-    note_count,
+    note_cut,
 )
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
@@ -139,7 +139,7 @@ class ToMe(Pass):
             b = behind(view, value, chosen)
             positions = kept_positions(b, images, images.placeholders, chosen, count)
         shrink(view, value, positions, positions="renumbered", rule=self.name, step=context.step)
-        note_count(view, positions, count)
+        note_cut(view, positions, count, self.name)
 
 
 def _find_tower(view: View, structure: Structure) -> _Tower:

@@ -227,6 +227,31 @@ class CostsEntry(Entry):
     """The source first, then one row a pass."""
 
 
+class CutEntry(Entry):
+    """One place at which image tokens leave the text."""
+
+    name: str
+    """The pass that made it; empty where the graph does not say."""
+    block: Count
+    """The block of the language model before which it is."""
+    kept: list[Count]
+    """The sample's image tokens that go on, by number, picture by picture and row by row."""
+
+
+class ImageTokensEntry(Entry):
+    """The pictures of one sample, and which of their patches the text still sees behind each
+    cut."""
+
+    rows: Count
+    """Patches from top to bottom."""
+    columns: Count
+    """Patches from left to right."""
+    pictures: list[str]
+    """As the model sees them: JPEG files, base64."""
+    cuts: list[CutEntry]
+    """In the order of the model."""
+
+
 class TreeEntry(Entry):
     """One module of the graph and what lies below it."""
 
@@ -548,6 +573,8 @@ class Manifest(Entry):
     """What was recognised in the graph."""
     costs: CostsEntry | None = None
     """What one sample costs, of the source and behind each pass."""
+    image_tokens: ImageTokensEntry | None = None
+    """Which image tokens of one sample go on; null or absent where none leaves."""
     passes: list[PassEntry]
     """What each pass did, in the order of the recipe."""
     verification: VerificationEntry

@@ -7,15 +7,17 @@ import html
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput, Missing, Refusal
 from ...ir.core.view import Node, Value, View
-from ...ir.run.sweep import sweep
+from ...ir.run.sweep import sweep_together
 from ...ir.structure.recognize import recognize
-from ...ir.structure.vision import ImageTokens, find_image_tokens
+from ...ir.structure.vision import ImageTokens, cutting_pass, find_image_tokens
+from .manifest import CutEntry, ImageTokensEntry
 
 SIDE, GAP, LINE = 192, 10, 18
 """Pixels of a picture's edge, between pictures, and of a line of text."""
@@ -29,6 +31,10 @@ class Kept:
 
     label: str
     tokens: Tensor
+    block: int = 0
+    """The block before which the cut is."""
+    method: str = ""
+    """The pass that made it."""
 
 
 def kept_tokens(view: View, prompt: Mapping[str, Tensor], label: str) -> list[Kept]:
@@ -50,12 +56,39 @@ def kept_tokens(view: View, prompt: Mapping[str, Tensor], label: str) -> list[Ke
     blocks = _blocks(view, images)
     places = torch.arange(len(placeholders))
     entries = []
-    for block, kept in zip(blocks, cuts, strict=True):
+    for block, value, kept in zip(blocks, images.kept, cuts, strict=True):
         places = places[kept]
         mask = torch.zeros(len(placeholders), dtype=torch.bool)
         mask[places] = True
-        entries.append(Kept(f"{label}, from block {block}", mask[start : start + count]))
+        name = f"{label}, from block {block}"
+        entries.append(Kept(name, mask[start : start + count], block, cutting_pass(view, value)))
     return entries
+
+
+def kept_entry(view: View, prompt: Mapping[str, Tensor]) -> ImageTokensEntry | None:
+    """What the manifest says of the first row of ``prompt``: its pictures, and which tokens go on
+    behind each cut. ``None`` for a graph without cuts or whose grid of patches is not seen, and
+    without pillow."""
+    pixels = prompt.get("pixel_values")
+    try:
+        images = _last(view)
+    except Refusal:
+        return None
+    if pixels is None or images.grid is None or not images.kept:
+        return None
+    rows, columns = images.grid
+    try:
+        pictures = [_encoded(p, "JPEG") for p in (pixels[0] if pixels.dim() == 5 else pixels[:1])]
+    except Missing:
+        return None
+    return ImageTokensEntry(
+        rows=rows, columns=columns, pictures=pictures,
+        cuts=[
+            CutEntry(name=entry.method, block=entry.block,
+                     kept=entry.tokens.nonzero().squeeze(1).tolist())
+            for entry in kept_tokens(view, prompt, "")
+        ],
+    )  # fmt: skip
 
 
 def draw(view: View, pixels: Tensor, kept: Sequence[Kept]) -> str:
@@ -68,7 +101,7 @@ def draw(view: View, pixels: Tensor, kept: Sequence[Kept]) -> str:
     images = _last(view)
     if images.grid is None:
         raise BadInput("the grid of patches is not seen in this graph, so none can be marked")
-    pictures = [_png(p) for p in (pixels if pixels.dim() == 4 else pixels[None])]
+    pictures = [_encoded(p, "PNG") for p in (pixels if pixels.dim() == 4 else pixels[None])]
     width = GAP + len(pictures) * (SIDE + GAP)
     height = GAP + len(kept) * (SIDE + LINE + GAP)
     font = 'font-family="sans-serif" font-size="12"'
@@ -100,16 +133,19 @@ def _veils(mask: Tensor, left: int, top: int) -> list[str]:
     ]
 
 
-def _png(picture: Tensor) -> str:
-    """One picture, its numbers spread over the range of bytes, as base64."""
+def _encoded(picture: Tensor, kind: str) -> str:
+    """One picture, at most twice ``SIDE`` pixels wide, its numbers spread over the range of bytes,
+    as base64."""
     try:
         from PIL import Image
     except ImportError:
         raise Missing("pictures are written by pillow: pip install 'graphwright[hf]'") from None
     low, high = picture.min(), picture.max()
     bytes_ = (255 * (picture - low) / (high - low).clamp(min=1e-6)).byte()
+    image = Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy())
+    image.thumbnail((2 * SIDE, 2 * SIDE))
     file = io.BytesIO()
-    Image.fromarray(bytes_.permute(1, 2, 0).contiguous().numpy()).save(file, "PNG")
+    image.save(file, kind)
     return base64.b64encode(file.getvalue()).decode()
 
 
@@ -133,13 +169,11 @@ def _blocks(view: View, images: ImageTokens) -> list[int]:
 def _observed(
     view: View, prompt: Mapping[str, Tensor], values: Sequence[Value]
 ) -> dict[Value, Tensor]:
-    targets = set(values)
     outputs: dict[Value, Tensor] = {}
 
-    def note(node: Node, operands: list[Tensor], results: tuple[Tensor, ...]) -> None:
-        for value, result in zip(view.results(node), results, strict=True):
-            if value in targets:
-                outputs[value] = result
+    def note(node: Node, operands: list[list[Any]], results: list[tuple[Any, ...]]) -> None:
+        outputs.update(zip(view.results(node), results[0], strict=True))
 
-    sweep(view, prompt, observe=note)
+    makers = frozenset(view.maker(value) for value in values)
+    sweep_together(view, [prompt], note, makers, outputs=False)
     return outputs

@@ -52,6 +52,7 @@ from ..report.manifest import (
 )
 from ..report.module_tree import module_tree
 from ..report.tensors import tensors
+from ..report.token_picture import kept_entry
 from ..search.budget import Budget
 from ..search.data import unfitted
 from ..search.search import KNOBS, ROUNDS, Found, search
@@ -299,6 +300,7 @@ def _published(
         done.calibration.beside = beside(request.calibration, request.out)
     if done.original is not None:
         done.original.beside = beside(request.original, request.out)
+    done.image_tokens = kept_entry(result.graph, result.batches[0])
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph, find_target(request.target))
     _note_writing(onnx, done)

@@ -23,6 +23,7 @@ from ..evaluate.plot import TEMPLATES
 from ..report import plots
 from ..report.manifest import ErrorEntry, MachineEntry, Manifest, TreeEntry
 from ..report.meaning import kept, meaning, verdict
+from ..report.panels import panels
 from ..report.search_plots import allocation, front
 from ..report.summary import (
     ChangedSite,
@@ -88,6 +89,7 @@ def render(manifest: Manifest) -> str:
         front=None if search is None else front(search.front, manifest.sizes.source_bytes),
         bits=None if search is None else allocation(sites, manifest.passes),
         evaluated=_evaluated(manifest),
+        cuts=panels(manifest.image_tokens, manifest.passes),
         pareto=_pareto(manifest),
         tree=_tree(manifest),
         runs=list(runs(manifest.verification)),

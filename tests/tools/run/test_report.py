@@ -17,7 +17,14 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.tools.cli import terminal
 from graphwright.tools.report import manifest as mf
 from graphwright.tools.report import plots
-from graphwright.tools.report.manifest import ForecastEntry, Manifest, SiteEntry, parse
+from graphwright.tools.report.manifest import (
+    CutEntry,
+    ForecastEntry,
+    ImageTokensEntry,
+    Manifest,
+    SiteEntry,
+    parse,
+)
 from graphwright.tools.report.manifest_diff import diff
 from graphwright.tools.report.summary import duration, error_text, magnitude
 from graphwright.tools.run import report
@@ -297,6 +304,18 @@ def test_result_fits_eighty_columns(make_manifest: Make) -> None:
         "size: 90.7 MB -> 56.5 MB (1.61x smaller), in out4",
     ):
         assert part in text, part
+
+
+def test_kept_image_tokens_are_shown(make_manifest: Make) -> None:
+    manifest = make_manifest("quantize")
+    manifest.image_tokens = ImageTokensEntry(
+        rows=1, columns=3, pictures=["QUJD", "REVG"],
+        cuts=[CutEntry(name="quantize", block=2, kept=[0, 4])],
+    )  # fmt: skip
+    html = report.render(manifest)
+    assert "from block 2: 2 of 6" in Page(html).text
+    assert html.count("data:image/jpeg;base64,QUJD") == 1
+    assert 'href="#picture-1"/><path class="veil" d="M0 0h1v1h-1zM2 0h1v1h-1z"' in html
 
 
 def test_a_place_without_weights_has_no_row_of_sizes(make_manifest: Make) -> None:
