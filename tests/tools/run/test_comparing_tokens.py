@@ -2,27 +2,53 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
-import graphwright as gw
 import pytest
-from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.structure.recognize import recognize
-from graphwright.ir.structure.vision import find_image_tokens
+from graphwright.ir.structure.vision import ImageTokens
 from graphwright.passes.recipe import Recipe
 from graphwright.tools.cli.main import main
 from graphwright.tools.run import comparing_tokens
 from graphwright.tools.run.comparing_tokens import Comparison, Row
 
+Recipes = list[tuple[str, str, str]]
+"""Method, share and recipe of each."""
+FEW = [("random-tokens", "9", "random-tokens{keep=9}"), ("no-image", "0%", "no-image"),
+       ("fopru", "9", "fopru{keep=9 strategy=row}")]  # fmt: skip
 
-def test_every_method_is_asked_for_about_the_same_tokens() -> None:
-    view = gw.load("zoo:tiny-llava", cache=False)
-    canonicalize(view)
-    images = find_image_tokens(view, recognize(view))
-    recipes = list(comparing_tokens._recipes(images, ["50%", "25%"]))
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[Recipes]]:
+    """What the command prints of ``FEW`` on tiny-llava, its picture, and the recipes that it would
+    have compared at a half and a quarter of the tokens."""
+    inner, asked = comparing_tokens._recipes, []
+
+    def few(images: ImageTokens, keeps: Sequence[str]) -> Recipes:
+        assert keeps == ["9"]
+        asked.append(list(inner(images, ["50%", "25%"])))
+        return FEW
+
+    drawing, printed = tmp_path_factory.mktemp("picture") / "kept.svg", io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        patch.setattr(comparing_tokens, "_recipes", few)
+        with pytest.raises(SystemExit) as ended:
+            main(["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
+                  "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json",
+                  "--picture", str(drawing)])  # fmt: skip
+    assert ended.value.code == 0
+    return printed.getvalue(), drawing.read_text(), asked
+
+
+def test_every_method_is_asked_for_about_the_same_tokens(
+    compared: tuple[str, str, list[Recipes]],
+) -> None:
+    (recipes,) = compared[2]
     for _, _, recipe in recipes:
         Recipe.parse(recipe)
     named = {(method, keep): recipe for method, keep, recipe in recipes}
@@ -34,19 +60,9 @@ def test_every_method_is_asked_for_about_the_same_tokens() -> None:
     assert ("pyramid-drop", "25%") not in named, "four stages keep more than a quarter"
 
 
-def test_a_comparison_as_json(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    few = [("random-tokens", "9", "random-tokens{keep=9}"), ("no-image", "0%", "no-image"),
-           ("fopru", "9", "fopru{keep=9 strategy=row}")]  # fmt: skip
-    monkeypatch.setattr(comparing_tokens, "_recipes", lambda images, keeps: few)
-    arguments = ["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
-                 "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json",
-                 "--picture", str(tmp_path / "kept.svg")]  # fmt: skip
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
-    comparison = json.loads(capsys.readouterr().out)
+def test_a_comparison_as_json(compared: tuple[str, str, list[Recipes]]) -> None:
+    printed, drawn, _ = compared
+    comparison = json.loads(printed)
     source, random, blind = comparison["rows"]
     assert [r["tokens"] for r in comparison["rows"]] == [[144], [144, 9], [144, 0]]
     assert source["macs"] > random["macs"] > blind["macs"]
@@ -56,7 +72,6 @@ def test_a_comparison_as_json(
     assert [recipe for recipe, _ in comparison["refused"]] == ["fopru{keep=9 strategy=row}"]
     assert "not a number of whole rows of 12" in comparison["refused"][0][1]
     assert comparison["notes"][0].startswith("without the image: ")
-    drawn = (tmp_path / "kept.svg").read_text()
     assert "random-tokens at 9, from block 0: 9 of 144" in drawn
     assert drawn.count("<rect") == 144 - 9 + 144
 
@@ -74,9 +89,9 @@ def test_what_does_not_beat_random_tokens_is_said() -> None:
     assert "56% of the source's" in comparison.notes[0] and "need no image" in comparison.notes[0]
 
 
-def test_a_model_of_text_alone_and_bad_options() -> None:
+def test_a_model_of_text_alone_and_bad_options(plain_artifact: Path) -> None:
     with pytest.raises(BadInput, match="it takes no images: compare-tokens is for vision"):
         comparing_tokens.compare(
-            "zoo:tiny-llama", "zoo:tiny-llama", ["50%"], vqa=False, samples=2, rounds=1,
+            str(plain_artifact), "zoo:tiny-llama", ["50%"], vqa=False, samples=2, rounds=1,
             progress=lambda *_: None,
         )  # fmt: skip

@@ -24,8 +24,9 @@ def test_eora_on_a_quantized_folder(
     model, words = tmp_path / "model", tmp_path / "text.txt"
     shutil.copytree(language_model, model)
     words.write_text("\n".join(english_sentences(60)))
-    rounded = publish(str(model), "quantize{bits=3 group=16}")
-    convert(rounded, "compressed-tensors", tmp_path / "quantized")
+    rounded = gw.optimize(gw.load(model, cache=False), "quantize{bits=3 group=16}")
+    gw.export(rounded.graph, tmp_path / "rounded", report=rounded.report)
+    convert(tmp_path / "rounded", "compressed-tensors", tmp_path / "quantized")
     data = ("--calib", str(words))
     recipe = "eora{rank=64 factors=float32}"
     artifact = publish(str(tmp_path / "quantized"), recipe, "--original", str(model), *data)

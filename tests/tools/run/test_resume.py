@@ -67,15 +67,16 @@ def killed(work: Path, model: Path, function: str, at: int, *options: str) -> No
 
 
 def finished(
-    model: Path, out: str, recipe: str = RECIPE, *, resume: bool = False
+    model: Path, out: str, recipe: str = RECIPE, *, resume: bool = False, stop: Any = ()
 ) -> dict[str, int]:
-    """Run to the end; how often each slow function was called."""
+    """Run to the end, or to Ctrl-C at ``stop``, a function's n-th call; how often each slow
+    function was called."""
     calls = dict.fromkeys(SLOW, 0)
     with pytest.MonkeyPatch.context() as patch:
         for function in SLOW:
             module, _, name = function.rpartition(".")
             home = importlib.import_module(module)
-            patch.setattr(home, name, _counting(getattr(home, name), calls, function))
+            patch.setattr(home, name, _counting(getattr(home, name), calls, function, stop))
         request = pipeline.Request(
             str(model), Recipe.parse(recipe), Path(out), calibration="data.jsonl",
             calibration_length=24, resume=resume,
@@ -84,9 +85,11 @@ def finished(
     return calls
 
 
-def _counting(inner: Any, calls: dict[str, int], name: str) -> Any:
+def _counting(inner: Any, calls: dict[str, int], name: str, stop: Any) -> Any:
     def call(*arguments: Any, **options: Any) -> Any:
         calls[name] += 1
+        if (name, calls[name]) == stop:
+            raise KeyboardInterrupt
         return inner(*arguments, **options)
 
     return call
@@ -107,7 +110,8 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     Path("data.jsonl").write_text("\n".join(lines))
     Path("run.py").write_text(SCRIPT)
     folder = Path("out.partial")
-    killed(tmp_path, language_model, HQQ, 3)
+    with pytest.raises(KeyboardInterrupt):
+        finished(language_model, "out", stop=(HQQ, 3))
     assert len(list(folder.glob("*.result"))) == 3  # the source's outputs, two matrices
     killed(tmp_path, language_model, FIT, 3, "--resume")
     assert not Path("out").exists() and not list(folder.glob("*.new"))
