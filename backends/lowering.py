@@ -12,6 +12,7 @@ from ..ir.core.heap import uncollected
 from ..ir.core.view import View
 from ..ir.fx.view import FxView
 from ..ir.load.side_files import longest_text
+from ..ir.onnx.axes import OURS, TOTAL_KEY, name_axes
 from ..ir.onnx.lower import lower
 from ..ir.onnx.view import OnnxView
 from ..ir.onnx.widen import widen
@@ -79,6 +80,8 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
         onnx.metadata()[ROWS_KEY] = "shared"
     check_structure(onnx)
     forget_types(onnx.model)
+    if view.source.kind in OURS or TOTAL_KEY in onnx.metadata():
+        name_axes(onnx.model)
     return onnx
 
 

@@ -15,6 +15,7 @@ from ..core.errors import BadInput, first_line
 from ..core.quiet import quiet
 from ..core.tensors import weight_of
 from ..core.view import Source
+from ..onnx.axes import open_sums
 from ..onnx.foreign import forget_foreign_dims
 from ..onnx.validate_types import check_types
 from ..onnx.view import OnnxView
@@ -43,6 +44,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
     external = _check_external_data(model)
     _tell_of_defaults(model.graph, path)
     model = _modern(model, path)
+    open_sums(model)
     forget_foreign_dims(model.graph)
     files = (path, *sorted(external))
     view = OnnxView(

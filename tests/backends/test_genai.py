@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import graphwright as gw
+import onnx_ir
 import pytest
 import torch
 from graphwright.backends.genai import genai_config
@@ -45,7 +46,17 @@ def test_the_file_says_what_the_graph_is(tmp_path: Path) -> None:
         "num_hidden_layers": 3,  # a cache for each time that a block runs
     }  # fmt: skip
     assert config["search"] == {"max_length": 64, "past_present_share_buffer": False}
+    axes = {name: str(graph_input.shape) for name, graph_input in written(out).items()}
+    assert axes["attention_mask"] == "[batch_size,total_sequence_length]"
+    assert axes["past_key_values.2.key"] == "[batch_size,2,past_sequence_length,8]"
+    again = gw.export(gw.load(out), tmp_path / "again")
+    assert {name: str(graph_input.shape) for name, graph_input in written(again).items()} == axes
     gw.export(view, out)  # a folder with the file is still ours
+
+
+def written(folder: Path) -> dict[str, onnx_ir.Value]:
+    """The inputs of an artifact's graph as its file has them."""
+    return {str(value.name): value for value in onnx_ir.load(folder / "model.onnx").graph.inputs}
 
 
 def test_names_that_the_runtime_lacks_are_its_neutral_one(tmp_path: Path) -> None:
