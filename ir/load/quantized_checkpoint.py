@@ -14,7 +14,15 @@ from typing import Any
 
 from ..core.errors import BadInput
 from ..core.weights import Weight
-from . import awq_checkpoint, ct_checkpoint, dense_checkpoint, gptq_checkpoint, int8_checkpoint
+from . import (
+    awq_checkpoint,
+    ct_checkpoint,
+    dense_checkpoint,
+    gptq_checkpoint,
+    hqq_checkpoint,
+    int8_checkpoint,
+    torchao_checkpoint,
+)
 from .checkpoint import Checkpoint
 from .dense_checkpoint import Dense
 from .stored_linear import Parts
@@ -45,6 +53,8 @@ _FLOAT8 = Scheme(dense_checkpoint.read_float8, "weight_scale", dense_checkpoint.
                  _ACTIVATIONS)  # fmt: skip
 _FP4 = Scheme(int8_checkpoint.read_fp4, "weight_packed", int8_checkpoint.FP4_TENSORS,
               _ACTIVATIONS)  # fmt: skip
+_TORCHAO = Scheme(torchao_checkpoint.read_linear, torchao_checkpoint.MARK,
+                  torchao_checkpoint.TENSORS)  # fmt: skip
 _METHODS: dict[str, tuple[Scheme, ...]] = {
     "gptq": (Scheme(gptq_checkpoint.read_linear, "qweight", gptq_checkpoint.TENSORS),),
     "awq": (Scheme(awq_checkpoint.read_linear, "qweight", awq_checkpoint.TENSORS),),
@@ -55,6 +65,8 @@ _METHODS: dict[str, tuple[Scheme, ...]] = {
         Scheme(dense_checkpoint.read_bnb4, "weight.absmax", dense_checkpoint.BNB4_TENSORS),
         Scheme(int8_checkpoint.read_bnb8, "SCB", int8_checkpoint.BNB8_TENSORS),
     ),
+    "hqq": (Scheme(hqq_checkpoint.read_linear, "W_q", hqq_checkpoint.TENSORS),),
+    "torchao": (_TORCHAO,),
     "modelopt": (
         replace(_FP4, mark="weight_scale_2"),
         replace(_FLOAT8, mark="weight_scale"),
@@ -67,6 +79,8 @@ _FORMATS: dict[str, Scheme] = {
     "mxfp4-pack-quantized": _FP4,
 }  # fmt: skip
 """By ``format`` of compressed-tensors."""
+STATES = "graphwright.states"
+"""Where a config of torchao gets what the files' headers say of each linear."""
 MIXED = "mixed-precision"
 """A format that leaves the choice to each group."""
 
@@ -111,6 +125,8 @@ def with_dense_names(
     """The checkpoint with each quantized linear's tensors as one weight. Raises ``BadInput`` where
     they contradict the config or each other, naming the tensor."""
     method = config["quant_method"]
+    if method == "torchao":
+        config = {**config, STATES: torchao_checkpoint.states(checkpoint.files)}
     tensors = dict(checkpoint.tensors)
     schemes = _METHODS[method] or tuple(_FORMATS[kind] for kind in _formats(config))
     forms: dict[str, int] = {}
@@ -156,7 +172,11 @@ def _join(
 
 
 def _scheme_of(name: str, config: Mapping[str, Any]) -> Scheme | None:
-    """That of the linear's group, where compressed-tensors names groups."""
+    """That of the linear's group, where compressed-tensors names groups; of torchao with what is
+    not read of this linear."""
+    if STATES in config:
+        rounds = torchao_checkpoint.rounds_activations(config[STATES].get(name, {}))
+        return replace(_TORCHAO, note=_ACTIVATIONS) if rounds else None
     if config["quant_method"] != "compressed-tensors":
         return None
     outer = config.get("format") or "pack-quantized"
@@ -165,9 +185,12 @@ def _scheme_of(name: str, config: Mapping[str, Any]) -> Scheme | None:
 
 def _settings(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of one linear: of GPTQ with what ``dynamic`` overrides, of compressed-tensors the
-    ``weights`` of the group that it is in."""
+    ``weights`` of the group that it is in, of torchao its state in the file's header."""
     if config["quant_method"] == "compressed-tensors":
         return _group_of(name, config).get("weights") or {}
+    if STATES in config:
+        state: Mapping[str, Any] = config[STATES].get(name, {})
+        return state
     rules = config.get("dynamic") or {}
     if config["quant_method"] != "gptq" or not isinstance(rules, dict):
         return config

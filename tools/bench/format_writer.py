@@ -21,8 +21,8 @@ import torch
 
 COUNT = 24
 Tensors = dict[str, torch.Tensor]
-Made = tuple[Tensors, torch.Tensor]
-"""A linear's tensors, and the library's own numbers."""
+Made = tuple[Tensors, torch.Tensor] | tuple[Tensors, torch.Tensor, str]
+"""A linear's tensors, the library's own numbers, and what the file's header says of it."""
 
 
 def main(folder: str, out: str, kind: str) -> None:
@@ -31,14 +31,16 @@ def main(folder: str, out: str, kind: str) -> None:
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     pack, config = WRITERS[kind](kind)
-    tensors = load_file(Path(folder) / "model.safetensors")
+    tensors, header = load_file(Path(folder) / "model.safetensors"), {"format": "pt"}
     for name in [n for n in tensors if ".layers." in n and n.endswith("_proj.weight")]:
-        parts, dense = pack(tensors.pop(name))
+        parts, dense, *state = pack(tensors.pop(name))
+        if state:
+            header[name] = state[0]
         stem = name.removesuffix(".weight")
         tensors |= {f"{stem}.{part}": tensor.contiguous() for part, tensor in parts.items()}
         model.get_parameter(name).data.copy_(dense.float())
     shutil.copytree(folder, out)
-    save_file(tensors, Path(out) / "model.safetensors", {"format": "pt"})
+    save_file(tensors, Path(out) / "model.safetensors", header)
     path = Path(out) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
     ids = torch.arange(1, COUNT + 1)[None]
@@ -118,9 +120,53 @@ def _bnb8(kind: str) -> tuple[Callable[[torch.Tensor], Made], dict[str, Any]]:
     return pack, {"quant_method": "bitsandbytes", "load_in_8bit": True}
 
 
+def _hqq(kind: str) -> tuple[Callable[[torch.Tensor], Made], dict[str, Any]]:
+    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+
+    bits, axis = (int(word) for word in kind.removeprefix("hqq-").split("-axis"))
+    settings = BaseQuantizeConfig(nbits=bits, group_size=32, axis=axis)
+
+    def pack(weight: torch.Tensor) -> Made:
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.weight.data = weight
+        stored = HQQLinear(linear, settings, compute_dtype=torch.float32, device="cpu")
+        return dict(stored.state_dict()), stored.dequantize()
+
+    return pack, {"quant_method": "hqq", "quant_config": settings, "skip_modules": ["lm_head"]}
+
+
+def _torchao(kind: str) -> tuple[Callable[[torch.Tensor], Made], dict[str, Any]]:
+    import torchao.quantization as library
+    from torchao.prototype.safetensors.safetensors_support import flatten_tensor_state_dict
+
+    groups, int4 = library.PerGroup(32), vars(torch)["int4"]  # which torch's stubs do not have
+    config = {
+        "torchao-int8": lambda: library.Int8WeightOnlyConfig(version=2),
+        "torchao-int4": lambda: library.IntxWeightOnlyConfig(
+            weight_dtype=int4, granularity=groups),
+        "torchao-int4-zeros": lambda: library.IntxWeightOnlyConfig(
+            weight_dtype=int4, granularity=groups,
+            mapping_type=library.MappingType.ASYMMETRIC),
+        "torchao-fp8": lambda: library.Float8WeightOnlyConfig(),
+    }[kind]()  # fmt: skip
+
+    def pack(weight: torch.Tensor) -> Made:
+        linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+        linear.weight.data = weight
+        library.quantize_(linear, config)
+        tensors, header = flatten_tensor_state_dict({"linear.weight": linear.weight})
+        parts = {name.removeprefix("linear."): tensor for name, tensor in tensors.items()}
+        return parts, linear.weight.dequantize().detach(), header["linear.weight"]
+
+    return pack, {"quant_method": "torchao", "modules_to_not_convert": ["lm_head"]}
+
+
+TORCHAO = ("torchao-int8", "torchao-int4", "torchao-int4-zeros", "torchao-fp8")
+HQQ = ("hqq-4-axis1", "hqq-3-axis1", "hqq-2-axis1", "hqq-8-axis1", "hqq-4-axis0")
 WRITERS = {
     **dict.fromkeys(COMPRESSED, _compressed), "bnb-nf4": _bnb4, "bnb-nf4-nested": _bnb4,
-    "bnb-fp4": _bnb4, "bnb-int8": _bnb8,
+    "bnb-fp4": _bnb4, "bnb-int8": _bnb8, **dict.fromkeys(HQQ, _hqq),
+    **dict.fromkeys(TORCHAO, _torchao),
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ paths is run with its adapter. The libraries get an environment of their own::
 
     python -m venv PEER
     PEER/bin/pip install "torch>=2.11,<2.14" transformers compressed-tensors peft accelerate \\
-        bitsandbytes gguf xllamacpp gptqmodel
+        bitsandbytes gguf xllamacpp gptqmodel hqq torchao
 
 llama.cpp rounds the inputs of a quantized linear to 8 bits, and its figure shows that; beside it is
 the figure for the same numbers in a file of float32, for which it rounds nothing. Rows of what is
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from ..formats.convert import convert
 from . import format_peer, format_writer, gguf_types
 from .processes import CommandFailed, environment, measure
 from .showing import ended
+from .structure_table import print_table
 
 FORMATS = ("compressed-tensors", "gptq", "gguf")
 ARCHS = {"llama": "Llama", "qwen2": "Qwen2", "gemma": "Gemma"}
@@ -60,11 +61,8 @@ EXACT = 1e-6
 Given = dict[str, torch.Tensor]
 
 
-def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Table:
-    """Every format in every direction that there is, for each kind of model."""
-    table = Table(title="relative L2 of logits", title_justify="left")
-    for name in ("format", "direction", *archs):
-        table.add_column(name)
+def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list[str]]:
+    """Every format in every direction that there is, and a cell for each kind of model."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = {arch: small(arch, Path(scratch) / arch) for arch in archs}
         for name, way, cell in _rows(peer):
@@ -74,8 +72,7 @@ def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Table:
             for folder in folders.values():
                 with tempfile.TemporaryDirectory(dir=scratch) as place:
                     cells.append(_told(cell, folder, Path(place)))
-            table.add_row(name, way, *cells)
-    return table
+            yield [name, way, *cells]
 
 
 def _rows(peer: str) -> list[tuple[str, str, Callable[[Path, Path], str]]]:
@@ -232,12 +229,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--peer-python", required=True, help="of the libraries' environment")
     parser.add_argument("--formats", default="", help="a,b: of the artifact, or rows of the table")
     parser.add_argument("--archs", default=",".join(ARCHS))
+    parser.add_argument("--markdown", action="store_true", help="the table as FORMATS.md has it")
     options = parser.parse_args(arguments)
-    chosen = [name for name in options.formats.split(",") if name]
+    chosen, archs = [name for name in options.formats.split(",") if name], options.archs.split(",")
 
     def show(console: Console) -> None:
         if options.artifact is None:
-            console.print(table(options.peer_python, options.archs.split(","), chosen))
+            rows = list(table(options.peer_python, archs, chosen))
+            columns = ("format", "direction", *archs)
+            print_table(columns, rows, console, markdown=options.markdown)
         else:
             console.print(measured(options.artifact, options.peer_python, chosen or FORMATS))
 

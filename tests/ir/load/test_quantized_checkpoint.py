@@ -51,7 +51,8 @@ def written(
     tensors = load_file(dense / "model.safetensors")
     del tensors[f"{name}.weight"]
     tensors |= {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
-    save_file(tensors, out / "model.safetensors", {"format": "pt"})
+    header = quantization.pop("header", {})  # torchao says there what its tensors are
+    save_file(tensors, out / "model.safetensors", {"format": "pt"} | header)
     config = json.loads((dense / "config.json").read_text())
     config["quantization_config"] = quantization
     (out / "config.json").write_text(json.dumps(config))
@@ -294,6 +295,45 @@ def fp4(kind: str) -> Case:
     return config, parts, wide * scale.repeat_interleave(group, 1), 8
 
 
+def hqq(bits: int, axis: int) -> Case:
+    rng = np.random.default_rng(bits)
+    shape = (N * K // GROUP, GROUP) if axis == 1 else (GROUP, N * K // GROUP)
+    codes = rng.integers(0, 1 << bits, shape)
+    scale = torch.rand((len(codes), 1) if axis == 1 else (1, codes.shape[1])).half() * 0.02
+    zero = torch.rand(scale.shape).half() * 7
+    slabs = {8: 1, 4: 2, 3: 10, 2: 4}[bits]
+    padded = np.zeros((-(-len(codes) // slabs) * slabs, codes.shape[1]), np.int64)
+    padded[: len(codes)] = codes
+    words = sum(slab << (bits * (slabs - 1 - place))
+                for place, slab in enumerate(np.split(padded, slabs)))  # fmt: skip
+    packing = "3bit_32" if bits == 3 else f"{bits}bit_u8"
+    parts = {
+        "W_q": torch.from_numpy(words).to(torch.int32 if bits == 3 else torch.uint8),
+        "scale": scale, "zero": zero, "shape": torch.tensor([N, K]), "nbits": torch.tensor(bits),
+        "axis": torch.tensor(axis), "packing": torch.tensor(list(packing.encode())).byte(),
+        "group_size": torch.tensor(GROUP), "view_as_float": torch.tensor(0).byte(),
+    }  # fmt: skip
+    numbers = (torch.from_numpy(codes).float() - zero.float()) * scale.float()
+    return {"quant_method": "hqq"}, parts, numbers.reshape(N, K), bits if axis == 1 else 0
+
+
+def torchao(bits: int, *, symmetric: bool, kind: str = "IntxUnpackedToInt8Tensor") -> Case:
+    rng = torch.Generator().manual_seed(bits)
+    low, high = -(1 << (bits - 1)), 1 << (bits - 1)
+    codes = torch.randint(low, high, (N, K), generator=rng, dtype=torch.int8)
+    zeros = torch.randint(low, high, (N, K // GROUP), generator=rng, dtype=torch.int8)
+    zeros = zeros * (not symmetric)
+    scale = torch.rand(N, K // GROUP, generator=rng).bfloat16() * 0.02
+    state = {"_type": kind, "_data": {
+        "target_dtype": {"_type": "torch.dtype", "_data": f"int{bits}"}, "block_size": [1, GROUP],
+        "activation_quantization": None if symmetric else "int8_asym_per_token"}}  # fmt: skip
+    parts = {"_weight_qdata": codes, "_weight_scale": scale, "_weight_zero_point": zeros}
+    header = {f"{LINEAR}.weight": json.dumps(state), "tensor_names": f'["{LINEAR}.weight"]'}
+    whole = (codes - zeros.repeat_interleave(GROUP, 1).to(torch.int16)).float()
+    numbers = whole * scale.float().repeat_interleave(GROUP, 1)
+    return {"quant_method": "torchao", "header": header}, parts, numbers, max(bits, 2)
+
+
 def _of_groups(kind: str, args: dict[str, Any]) -> dict[str, Any]:
     groups = {"group_0": {"targets": ["Linear"], "weights": args}}
     return {"quant_method": "compressed-tensors", "format": kind, "config_groups": groups}
@@ -307,7 +347,10 @@ def _of_groups(kind: str, args: dict[str, Any]) -> dict[str, Any]:
             "nf4-nested": lambda: nf4(nested=True), "fp8-rows": lambda: float8(None),
             "fp8-blocks": lambda: float8([40, 24], "weight_scale_inv"),
             "nvfp4": lambda: fp4("nvfp4"), "mxfp4": lambda: fp4("mxfp4"),
-            "nvfp4-modelopt": lambda: fp4("modelopt"),
+            "nvfp4-modelopt": lambda: fp4("modelopt"), "hqq": lambda: hqq(4, 1),
+            "hqq-3": lambda: hqq(3, 1), "hqq-columns": lambda: hqq(2, 0),
+            "torchao": lambda: torchao(4, symmetric=False),
+            "torchao-8": lambda: torchao(8, symmetric=True),
         }.items()
     ],
 )  # fmt: skip
@@ -362,6 +405,16 @@ def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
          "up_proj: weight_global_scale is not in the checkpoint"),
         (lambda: fp4("mxfp4"), lambda p: p.update(weight_scale=p["weight_scale"][:, :1]),
          r"weight_scale is \[96, 1\]; groups of 32 of 96 x 64 make \[96, 2\]"),
+        (lambda: hqq(4, 1), lambda p: p.update(scale=torch.ones(7, 1)),
+         r"up_proj.W_q is \[96, 32\], with 7 scales and 192 zeros; 96 x 64 of 4bit_u8"),
+        (lambda: hqq(4, 1), lambda p: p.update(packing=torch.tensor(list(b"1bit_u8")).byte()),
+         "up_proj.packing is '1bit_u8'; 8bit_u8, 4bit_u8, 3bit_32, 2bit_u8 are read"),
+        (lambda: hqq(4, 1), lambda p: p.update(quant_zero=torch.tensor(1)),
+         "up_proj.quant_zero is set"),
+        (lambda: torchao(4, symmetric=True, kind="Int4TilePackedTo4dTensor"), lambda p: None,
+         "up_proj._weight_qdata is of torchao's Int4TilePackedTo4dTensor; Int8Tensor, IntxUnp"),
+        (lambda: torchao(4, symmetric=True), lambda p: p.update(_weight_scale=torch.ones(96, 1)),
+         r"up_proj._weight_scale is \[96, 1\]; groups of 32 of 96 x 64 make \[96, 2\]"),
     ],
 )  # fmt: skip
 def test_other_codes_that_contradict_themselves(

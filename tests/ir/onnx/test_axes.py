@@ -5,7 +5,7 @@ from __future__ import annotations
 import onnx_ir
 from graphwright.ir.onnx.axes import TOTAL_KEY, name_axes, open_sums
 
-TEXT = '''<ir_version: 10, opset_import: ["" : 21]>
+TEXT = """<ir_version: 10, opset_import: ["" : 21]>
 decoder (int64[batch, seq] ids, int64[batch, 7] mask, bool which, float[batch, 2, past, 4] key)
     => (float[batch, 2, 7, 4] present)
     <int64[batch, 7] wide> {
@@ -14,7 +14,7 @@ decoder (int64[batch, seq] ids, int64[batch, 7] mask, bool which, float[batch, 2
         then_branch = then () => (float[batch, 2, 7, 4] a) { a = Relu(key) },
         else_branch = other () => (float[batch, 2, 7, 4] b) { b = Neg(key) }
     >
-}'''
+}"""
 """A decoder's axes; where the 7 stand, the texts cannot say a sum."""
 
 
