@@ -97,7 +97,7 @@ def test_the_source(name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ["llama", "bert", "llava"])
 def test_behind_every_pass(name: str, kind: str) -> None:
     view, inputs = graph(name, kind)
     steps = ["easyquant{bits=4 nsig=2.0}", "eora{rank=3}", "drop-blocks{count=1 score=random}"]
