@@ -12,6 +12,7 @@ from ..ir.core.errors import BadInput
 from ..ir.core.types import Type
 from ..ir.core.view import View
 from ..ir.structure.cache_slots import ROWS_KEY, left_out
+from ..ir.structure.words import head_tokens
 
 
 class Executable(Protocol):
@@ -67,6 +68,11 @@ class ViewExecutable:
     def rows_begin(self) -> bool:
         """Whether padding must be at the end of a row: see ``ROWS_KEY``."""
         return ROWS_KEY in self._view.metadata()
+
+    @property
+    def head_tokens(self) -> tuple[int, ...]:
+        """See ``words.head_tokens``."""
+        return head_tokens(self._view.metadata())
 
     @property
     def input_types(self) -> dict[str, Type]:

@@ -32,6 +32,7 @@ class Decoder:
         self._run = executable
         self._cached = any(past_slot(name) is not None for name in names)
         self._begin = bool(getattr(executable, "rows_begin", False))
+        self._words: Sequence[int] = getattr(executable, "head_tokens", ())
         self.context = context
         strange = [n for n in names if n not in known | {POSITIONS} and past_slot(n) is None]
         if strange or "input_ids" not in names or "logits" not in executable.output_names:
@@ -75,6 +76,7 @@ class Decoder:
         open_ = [True] * len(texts)
         while any(open_):
             tokens = chosen(logits_of(texts, open_, pictures))
+            tokens = [self._words[t] for t in tokens] if self._words else tokens
             step: list[int | None] = [t if o else None for t, o in zip(tokens, open_, strict=True)]
             for row, token in enumerate(step):
                 if token is None:

@@ -20,6 +20,7 @@ from ..ir.core.view import View
 from ..ir.load.intact import check_files
 from ..ir.structure.cache_slots import ROWS_KEY, check_shared
 from ..ir.structure.pictured import check_pictured, read_prompt
+from ..ir.structure.words import head_tokens
 from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, Steps, bind
 from .runtime_packages import PROVIDER, mixed_builds, no_cuda
@@ -93,7 +94,9 @@ class OnnxRuntimeExecutable:
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
         outputs = self._session.get_outputs()
         self._outputs = tuple(o.name for o in outputs)
-        self.rows_begin = ROWS_KEY in self._session.get_modelmeta().custom_metadata_map
+        metadata = self._session.get_modelmeta().custom_metadata_map
+        self.rows_begin = ROWS_KEY in metadata
+        self.head_tokens = head_tokens(metadata)
         self._opaque = any(_type_name(o) not in _RUNTIME_NAMES.values() for o in outputs)
 
     @property

@@ -21,6 +21,7 @@ from ..ir.structure.recognize import Linear, Structure, recognize
 from ..ir.structure.units import Unit
 from ..ir.vocab.targets import Target
 from .checkpoint_store import CheckpointStore, T, is_remembered, remembered
+from .narrowing import Narrowing
 from .options import check_types
 
 STORED, MASKED, COMPENSATED = "stored weights", "masked weights", "compensated linears"
@@ -87,6 +88,8 @@ class PassResult:
     notes: list[str] = field(default_factory=list)
     edits: int = 0
     """Rewrites that have no site of their own (cleaning, folding)."""
+    narrowing: Narrowing | None = None
+    """Of a pass that ``narrows``: how the case that it left is the graph before."""
     shortened: bool = False
     """Whether outputs have fewer positions than before: the last ones are then compared."""
 
@@ -233,6 +236,9 @@ class Pass(ABC):
     """What no earlier pass may have left at all of its sites."""
     follows: ClassVar[tuple[str, ...]] = ()
     """What earlier passes must have left at some of its sites."""
+    narrows: ClassVar[bool] = False
+    """Whether it makes a special case of the model, with fewer inputs or outputs: what follows is
+    held against that case of the source."""
     rebases: ClassVar[bool] = False
     """Whether values are in other units behind it (``Context.in_all_graphs``): statistics that were
     taken before do not fit."""

@@ -28,6 +28,7 @@ from ..ir.vocab.targets import find_target
 from .base import REDEFINED, Context, Pass, PassResult
 from .checkpoint_store import CheckpointStore, remembered
 from .learning import Learning
+from .narrowing import Narrowing, narrowed
 from .original import compressed_sites, prepare
 from .recipe import Recipe
 from .report import PassReport, RunReport
@@ -71,6 +72,9 @@ class Result:
     """What the rewritten graph gives on them, key-value caches among it."""
     truth: Truth
     """What the source itself gave."""
+    given: View
+    """The graph that the result is held against: the one that was given, or of a recipe that makes
+    a special case of it, that case."""
 
 
 @dataclass
@@ -150,6 +154,7 @@ def optimize(
     costs = graph_costs(view, report.sizes, structure)
     report.add_costs("source", costs)
     before = first = [answers(row) for row in outputs]
+    given = graph
     errors = dict.fromkeys(first[0], _SAME)
     shortened = False
     learning = Learning(recipe.passes, None if baseline is None else baseline.view)
@@ -167,6 +172,7 @@ def optimize(
         )  # fmt: skip
         learning.before(context)
         edits = view.edits
+        whole = view.copy() if entry.pass_.narrows else None
         done.result = entry.pass_.run(context)
         reference = context.original or reference
         _require_change(entry.pass_, done.result)
@@ -178,7 +184,17 @@ def optimize(
             context.edited()
             tell(f"checking what {entry.pass_.name} made", 0, 1)
             check_structure(view)
+            case = done.result.narrowing
+            if case is not None and whole is not None:
+                view.source = narrowed(view.source, case)
+                calibration = _narrowed_data(entry.pass_, case, calibration)
+                batches = [case.narrow(batch) for batch in batches]
+                wide = (sweep(whole, case.widen(batch)) for batch in batches)
+                before = first = [answers(case.outputs(row)) for row in wide]
             outputs = _outputs(view, batches, checkpoints, step)
+            if case is not None:
+                given, truth = _given_case(view, batches, outputs)
+                reference = given
             after = [answers(row) for row in outputs]
             done.errors = worst_of(before, after, shortened=done.result.shortened)
             # The first pass starts from the source: its error is the error so far.
@@ -197,7 +213,32 @@ def optimize(
         done.peak_rss_bytes = peak_rss_bytes()
         report.passes.append(done)
     report.errors, report.shortened = errors, shortened
-    return Result(view, report, as_read, batches, outputs, truth)
+    return Result(view, report, as_read, batches, outputs, truth, given)
+
+
+def _narrowed_data(
+    pass_: Pass, case: Narrowing, data: Samples | None
+) -> list[Mapping[str, torch.Tensor]] | None:
+    """Calibration data for what follows. Raises ``BadInput`` where some is of another case."""
+    for number, batch in enumerate(data or (), 1):
+        lacking = case.lacking(batch)
+        if lacking:
+            raise BadInput(
+                f"{pass_.name}: the calibration data is of another case (batch {number}): {lacking}"
+            )
+    return None if data is None else [case.narrow(batch) for batch in data]
+
+
+def _given_case(
+    view: View, batches: Samples, outputs: Sequence[Mapping[str, torch.Tensor]]
+) -> tuple[View, Truth]:
+    """A special case of the source as a graph of its own, held against what runs the source; what
+    that gave."""
+    given = view.copy()
+    given.edits = 0
+    truth = ask_source(given, batches)
+    hold(given, view, truth, outputs)
+    return given, truth
 
 
 def plan(

@@ -14,6 +14,9 @@ GROUP = "graphwright.passes"
 _BUILT_IN = {
     "clean": "exact.clean:Clean",
     "fold-constants": "exact.fold_constants:FoldConstants",
+    "bind": "exact.bind:Bind",
+    "restrict-head": "exact.restrict_head:RestrictHead",
+    "vocabulary": "exact.vocabulary:Vocabulary",
     "quantize": "weights.quantize:Quantize",
     "easyquant": "weights.easyquant:EasyQuant",
     "gptq": "weights.gptq:GPTQ",

@@ -50,10 +50,24 @@ def check_order(
         )
     sites = _all_sites(passes, structure)
     for place, pass_ in enumerate(passes):
+        if pass_.narrows:
+            _check_narrows(passes, place, compressed)
         if pass_.optional:
             continue
         _check_excludes(passes, place, sites)
         _check_follows(passes, place, sites, set() if compressed is False else {CHANGED})
+
+
+def _check_narrows(passes: Sequence[Pass], place: int, compressed: bool | None) -> None:
+    name = passes[place].name
+    lossy = next((p.name for p in passes[:place] if not p.exact), None)
+    if lossy is not None:
+        raise BadInput(
+            f"{name} comes behind {lossy}, and makes another model of the source, to which all "
+            f"that changes numbers is held: put {name} first"
+        )
+    if compressed:
+        raise BadInput(f"{name} makes another model of the source, and an original is not of that")
 
 
 def remarks(passes: Sequence[Pass]) -> list[list[str]]:

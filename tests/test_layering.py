@@ -40,7 +40,9 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ir/load/zoo": {*NATIVE, "ir/load"},
     "kernels": CORE | {"ir/ops"},
     "passes": {*CORE, "ir/canonical", "ir/structure", "ir/moves", "ir/run"},
-    "passes/exact": {"passes", *CORE, "ir/rewrite"},
+    "passes/exact": {
+        "passes", *CORE, "ir/rewrite", "ir/structure", "ir/moves", "ir/run",
+    },
     "passes/weights": {"passes", *CORE, "ir/ops", "ir/structure", "ir/moves", "ir/run"},
     "passes/tokens": {"passes", *CORE, "ir/structure", "ir/moves"},
     "passes/depth": {"passes", *CORE, "ir/structure", "ir/moves", "ir/run"},

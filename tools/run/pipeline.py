@@ -308,10 +308,10 @@ def _published(
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
         artifact.write_model(onnx.model, folder, progress)
-        _note_left(artifact.copy_side_files(view.source.folder, folder), done)
+        _note_left(artifact.copy_side_files(result.graph.source.folder, folder), done)
         write_genai_config(onnx, folder, find_target(request.target))
         notes = verify(
-            done.verification, view, result, folder, device=request.device,
+            done.verification, result.given, result, folder, device=request.device,
             backend=request.backend, progress=progress,
         )  # fmt: skip
         for step in done.passes[-1:]:
@@ -321,7 +321,7 @@ def _published(
         done.files = manifest.files(folder)
         if request.eval_tasks:
             manifest.write(folder, done)
-            done.eval = _evaluated(request, view, folder, progress)
+            done.eval = _evaluated(request, view, result.graph, folder, progress)
         done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         manifest.write(folder, done)
         report.write(folder, done)
@@ -385,15 +385,17 @@ def _check_eval(request: Request, view: View) -> None:
 
 
 def _evaluated(
-    request: Request, view: View, folder: Path, progress: Progress
+    request: Request, view: View, graph: View, folder: Path, progress: Progress
 ) -> dict[str, BeforeAfterEntry]:
     """What the tasks say of the source and of the artifact, in turns in ONNX Runtime."""
     from .. import evaluate
 
     source = evaluate.Subject.of(view, backend=DEFAULT, device=request.device)
+    # A trimmed vocabulary has a tokenizer of its own, which lies in the artifact.
+    own = graph.source.folder != view.source.folder
     optimized = evaluate.Subject.of(
         folder, name="the artifact", device=request.device, kind=source.kind,
-        tokenizer=source.folder if _has_tokenizer(source.folder) else None,
+        tokenizer=source.folder if _has_tokenizer(source.folder) and not own else None,
     )  # fmt: skip
     setting = evaluate.Setting(progress=progress)
     results = evaluate.evaluate_all([source, optimized], request.eval_tasks, source, setting)
