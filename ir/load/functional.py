@@ -9,6 +9,9 @@ nowhere needs one thing: the composite ops that may return their argument itself
 from __future__ import annotations
 
 import itertools
+import operator
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -16,6 +19,8 @@ from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, Node
 
 aten = torch.ops.aten
+
+_Homes = dict[str, tuple[Node, int]]
 
 _CASTS = frozenset({
     aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default,
@@ -26,7 +31,7 @@ _SIZED = {
     aten.flatten.using_ints: aten.reshape.default, aten.view_as.default: aten.reshape.default,
     aten.expand_as.default: aten.expand.default,
 }  # fmt: skip
-"""Ops whose result has the size that its type tells, and the op that takes it in numbers."""
+"""Ops whose result has sizes of tensors or products of them, and the op that takes those."""
 _KEPT = frozenset({
     aten.reshape.default, aten.contiguous.default, aten.matmul.default, aten.dropout.default,
 })  # fmt: skip
@@ -71,9 +76,7 @@ def _is_plain_node(node: Node) -> bool:
         return True  # arithmetic on sizes
     if target in _CASTS:
         return _only_casts(node)
-    if target in _SIZED:
-        return _sizes(node) is not None
-    if target in _KEPT:
+    if target in _SIZED or target in _KEPT:
         return True
     schema = target._schema
     if schema.is_mutable or torch.Tag.maybe_aliasing_or_mutating in target.tags:
@@ -113,9 +116,8 @@ def _settle_cast(graph: Graph, node: Node) -> None:
 
 def _settle_size(graph: Graph, node: Node) -> None:
     """flatten(x), expand_as(x, y) => reshape(x, sizes), expand(x, sizes)"""
-    homes = _sizes(node)
-    assert homes is not None
-    sizes = [home if isinstance(home, int) else _size_node(graph, *home) for home in homes]
+    homes = _homes(graph)
+    sizes = [_size(node, factors, homes) for factors in _sizes(node)]
     with graph.inserting_before(node):
         new = graph.call_function(_SIZED[node.target], (node.args[0], sizes))  # type: ignore[index]
     new.meta = dict(node.meta)
@@ -123,26 +125,63 @@ def _settle_size(graph: Graph, node: Node) -> None:
     graph.erase_node(node)
 
 
-def _sizes(node: Node) -> list[int | tuple[Node, int]] | None:
-    """The sizes of a node's result: numbers, and the input and axis that have the same size;
-    ``None`` where no input has."""
-    homes: dict[str, tuple[Node, int]] = {}
-    for holder in _placeholders(node.graph):
+def _sizes(node: Node) -> list[list[tuple[Node, int]]]:
+    """Of each axis of a node's result the axes whose sizes it is the product of."""
+    like = node.args[0 if node.target is aten.flatten.using_ints else 1]
+    assert isinstance(like, Node)
+    axes = [(like, axis) for axis in range(like.meta["val"].dim())]
+    if node.target is not aten.flatten.using_ints:
+        return [[axis] for axis in axes]
+    places: tuple[Any, ...] = node.args[1:]
+    bounds = (*places, *(0, -1)[len(places) :])
+    first, last = (place % max(len(axes), 1) for place in bounds)
+    one, others = axes[first : last + 1], [[axis] for axis in axes]
+    return [*others[:first], one, *others[last + 1 :]]
+
+
+def _size(before: Node, factors: Sequence[tuple[Node, int]], homes: _Homes) -> int | Node:
+    """A product of sizes: a number, or the node that computes it ahead of ``before``."""
+    graph = before.graph
+    number = 1
+    nodes: list[Node] = []
+    for holder, axis in factors:
+        size = holder.meta["val"].shape[axis]
+        if isinstance(size, int):
+            number *= size
+            continue
+        nodes.append(_size_node(graph, *homes.get(str(size), (holder, axis)), before))
+    product: int | Node = nodes[0] if nodes else number
+    rest = [*nodes[1:], *([number] if nodes and number != 1 else ())]
+    for factor in rest:
+        assert isinstance(product, Node)
+        value = factor.meta["val"] if isinstance(factor, Node) else factor
+        with graph.inserting_before(before):
+            longer = graph.call_function(operator.mul, (product, factor))
+        longer.meta["val"] = product.meta["val"] * value
+        product = longer
+    return product
+
+
+def _homes(graph: Graph) -> _Homes:
+    """Sizes of inputs, and the input and axis that have each."""
+    homes: _Homes = {}
+    for holder in _placeholders(graph):
         value = holder.meta.get("val")
         shape = value.shape if isinstance(value, torch.Tensor) else ()
         for axis, size in enumerate(shape):
             homes.setdefault(str(size), (holder, axis))
-    sizes: list[int | tuple[Node, int]] = []
-    for size in node.meta["val"].shape:
-        if not isinstance(size, int) and str(size) not in homes:
-            return None
-        sizes.append(size if isinstance(size, int) else homes[str(size)])
-    return sizes
+    return homes
 
 
-def _size_node(graph: Graph, holder: Node, axis: int) -> Node:
-    """The node that holds a size of an input; one is made where none stands before all others."""
-    size, last = holder.meta["val"].shape[axis], _placeholders(graph)[-1]
+def _size_node(graph: Graph, holder: Node, axis: int, before: Node) -> Node:
+    """The node that holds a size. Those of inputs stand before all others, each once."""
+    size = holder.meta["val"].shape[axis]
+    if holder.op != "placeholder":
+        with graph.inserting_before(before):
+            own = graph.call_function(aten.sym_size.int, (holder, axis))
+        own.meta["val"] = size
+        return own
+    last = _placeholders(graph)[-1]
     node = last.next
     while node.target is aten.sym_size.int:
         if str(node.meta["val"]) == str(size):

@@ -21,6 +21,15 @@ class Plain(nn.Module):
         return flat.to(torch.float64) + flat[:1].type_as(flat).expand_as(flat).detach()
 
 
+class Joined(nn.Module):
+    """Sizes that are none of an input's: the rows that are left, and products."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tail = torch.cat([x, x], 0)[1:]
+        flat = tail.flatten(0, 1).flatten()
+        return flat + tail.flatten().view_as(flat) + tail.transpose(0, 1).flatten(-3)
+
+
 class Writing(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         out = torch.zeros_like(x)
@@ -51,7 +60,9 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return calls
 
 
-@pytest.mark.parametrize(("module", "times"), [(Plain(), 0), (Writing(), 1), (Chunked(), 1)])
+@pytest.mark.parametrize(
+    ("module", "times"), [(Plain(), 0), (Joined(), 0), (Writing(), 1), (Chunked(), 1)]
+)
 @pytest.mark.parametrize("rows", [2, 5])
 def test_a_program_is_decomposed_where_it_must_be(
     module: nn.Module, times: int, rows: int, decomposed: list[int]
