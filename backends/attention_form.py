@@ -54,9 +54,9 @@ class ShareKeys(Rule):
 def _unrepeated(view: View, repeated: Value) -> Value:
     """The heads of which ``repeated`` has each several times in a row; ``Refusal`` where it is made
     otherwise. Others may use it too: layers that share one cache do."""
-    wide = _made_by(view, repeated, "reshape")
-    apart = _made_by(view, wide, "expand")
-    x = _made_by(view, apart, "unsqueeze")
+    wide = _maker_input(view, repeated, "reshape")
+    apart = _maker_input(view, wide, "expand")
+    x = _maker_input(view, apart, "unsqueeze")
     types = [view.type(value) for value in (x, apart, wide, repeated)]
     if [t.rank for t in types] != [4, 5, 5, 4]:
         raise Refusal(f"{types[0]}, {types[2]} and {types[3]} are not heads, apart and repeated")
@@ -68,7 +68,7 @@ def _unrepeated(view: View, repeated: Value) -> Value:
     return x
 
 
-def _made_by(view: View, value: Value, op: str) -> Value:
+def _maker_input(view: View, value: Value, op: str) -> Value:
     node = view.producer(value)
     if node is None or view.op(node) != op:
         origin = "an input" if node is None else f"`{view.op(node)}`"

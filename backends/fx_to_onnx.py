@@ -89,7 +89,7 @@ class _Translator:
         self.fx = view
         self.live = _live(view)
         self.values: dict[FxNode, Value] = {}
-        self.new_names = _made_names(view)
+        self.new_names = _edited_names(view)
         self.remarks: dict[str, None] = {}
         self.exported: dict[str, onnx_ir.Model] = {}
         self.onnx = OnnxView(self._start(), source=view.source)
@@ -288,7 +288,7 @@ def _is_complex(node: FxNode) -> bool:
     return any(isinstance(v, torch.Tensor) and v.is_complex() for v in vals)
 
 
-def _made_names(view: FxView) -> set[str]:
+def _edited_names(view: FxView) -> set[str]:
     """Names of dimensions that edits have made: the tracer's are in the types of the inputs."""
     dims = [d for value in view.inputs() for d in view.type(value).shape or ()]
     return {n for n in view.symbols.values() if not any(mentions(d, n) for d in dims)}

@@ -85,14 +85,14 @@ class Places:
         place of a token in its row."""
         if value not in self._tables:
             self._tables[value] = _kept(lambda: self._halved(value))
-        return _given(self._tables[value])
+        return _or_raise(self._tables[value])
 
     def window(self, mask: Value) -> int:
         """How many keys a token sees, its own the last; -1 for all. Raises ``Refusal`` where the
         mask hides other keys than those behind a token, padding and those before a window."""
         if mask not in self._windows:
             self._windows[mask] = _kept(lambda: self._window(mask))
-        return _given(self._windows[mask])
+        return _or_raise(self._windows[mask])
 
     def _halved(self, value: Value) -> torch.Tensor:
         table = self._table(value)
@@ -220,7 +220,7 @@ def _kept(work: Callable[[], T]) -> T | Refusal:
         return Refusal(f"it does not run on its own: {error}")
 
 
-def _given(answer: T | Refusal) -> T:
+def _or_raise(answer: T | Refusal) -> T:
     if isinstance(answer, Refusal):
         raise answer
     return answer

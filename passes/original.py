@@ -36,7 +36,7 @@ _ROWS = 4096
 
 
 @dataclass(frozen=True)
-class Given:
+class PreparedOriginal:
     """An original, ready to be compared with."""
 
     view: View
@@ -44,7 +44,7 @@ class Given:
     """Keys of the source's weights that are the original's own, by linear."""
 
 
-def prepare(original: View, source: View, structure: Structure) -> Given:
+def prepare(original: View, source: View, structure: Structure) -> PreparedOriginal:
     """The original in the vocabulary's words, and its linears as those of ``source``.
 
     ``source`` is canonical; both graphs stay as they are. Raises ``BadInput``, naming the tensor,
@@ -69,7 +69,7 @@ def prepare(original: View, source: View, structure: Structure) -> Given:
             weight = source.weight(linear.weight)
             assert weight is not None
             original_keys[linear.name] = weight.key
-    return Given(view, original_keys)
+    return PreparedOriginal(view, original_keys)
 
 
 def _check(linear: Linear, other: Linear | None, name: str) -> None:

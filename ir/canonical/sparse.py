@@ -36,11 +36,11 @@ class FuseSparse(Rule):
         return p.reshape(p.transpose(p.index_select(sums, place, dim=0), perm=(1, 0)), to)
 
     def where(self, match: Match) -> None:
-        if _found(match) is None:
+        if _side_path(match) is None:
             match.refuse("the sums are not those of outlier weights")
 
     def replace(self, build: Build, **bound: Operand) -> Value:
-        view, path = native_view(build.view), _found(build.match)
+        view, path = native_view(build.view), _side_path(build.match)
         assert path is not None
         stem = view.name(path.cols).removesuffix(SUFFIX).removesuffix("cols")
         parts = [build.view.add_weight(stem + name, w) for name, w in path.weights().items()]
@@ -89,7 +89,7 @@ class _Path:
         return entries(self.place, self.shapes, self.cols_held.read().numpy())
 
 
-def _found(match: Match) -> _Path | None:
+def _side_path(match: Match) -> _Path | None:
     """The side path that a match is, where it is written exactly as ``sparse_linear`` does it."""
     view = native_view(match.view)
     place, path = match.view.weight(match["place"]), None

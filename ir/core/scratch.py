@@ -24,7 +24,7 @@ class Scratch:
 
     def __init__(self, purpose: str) -> None:
         sweep()
-        self.path, lock = _made(purpose)
+        self.path, lock = _new_folder(purpose)
         self._close = weakref.finalize(self, _remove, self.path, lock)
 
     def close(self) -> None:
@@ -38,7 +38,7 @@ class Scratch:
         self.close()
 
 
-def _made(purpose: str) -> tuple[Path, int]:
+def _new_folder(purpose: str) -> tuple[Path, int]:
     """A new folder, and the descriptor that locks it."""
     while True:
         path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{purpose}-"))

@@ -15,7 +15,7 @@ from ..core.errors import BadInput, first_line
 from ..core.view import Source
 from ..core.weights import AbsentWeight, Weight
 from ..fx.view import FxView
-from ..structure.pictured import told
+from ..structure.pictured import prompt_metadata
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_experts import expert_notes
@@ -124,7 +124,7 @@ def load_model(
         ),
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
-    view.metadata().update(told(view.source.prompt))
+    view.metadata().update(prompt_metadata(view.source.prompt))
     if part is not None:
         view.drop_unused_weights()
         view.source.source_bytes = sum(

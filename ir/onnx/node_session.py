@@ -90,7 +90,7 @@ def session(
             for v in varying
         }
         results = run_watched(session, inputs, node) if watched else session.run(None, inputs)
-        return [_found(r, d) for r, d in zip(results, outputs, strict=True)]
+        return [_to_tensor(r, d) for r, d in zip(results, outputs, strict=True)]
 
     return run
 
@@ -204,7 +204,7 @@ def _fed(feed: Any, carried: bool) -> Any:
     return to_numpy(feed.float() if wide else feed)
 
 
-def _found(result: Any, dtype: onnx_ir.DataType | None) -> Any:
+def _to_tensor(result: Any, dtype: onnx_ir.DataType | None) -> Any:
     value = to_value(result)
     if dtype in _CARRIERS and dtype not in _NARROW:
         return value.to(to_torch_dtype(dtype))

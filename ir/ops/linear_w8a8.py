@@ -170,21 +170,21 @@ def _decode_fused(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[st
 def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
     """From the product with the scales up to x; a bias is an addition behind it."""
 
-    def made(value: Operand, native: str) -> tuple[Node, Sequence[Any]]:
+    def operands_of(value: Operand, native: str) -> tuple[Node, Sequence[Any]]:
         maker = view.producer(value)  # type: ignore[arg-type]
         if maker is None or view.native_op(maker) != native:
             raise Refusal(f"{native} is not where linear_w8a8 has it", node)
         return maker, view.operands(maker)
 
     sums, scales = view.operands(node)
-    _, (sums, step) = made(sums, "Mul")
-    _, (sums, *_) = made(sums, "Cast")
-    _, (x, codes, *_) = made(sums, "MatMulInteger")
-    _, (codes, *_) = made(codes, "Transpose")
-    _, (x, *_) = made(x, "Cast")
-    _, (x, _) = made(x, "Add")
-    _, (x, *_) = made(x, "Round")
-    _, (x, divisor) = made(x, "Div")
+    _, (sums, step) = operands_of(sums, "Mul")
+    _, (sums, *_) = operands_of(sums, "Cast")
+    _, (x, codes, *_) = operands_of(sums, "MatMulInteger")
+    _, (codes, *_) = operands_of(codes, "Transpose")
+    _, (x, *_) = operands_of(x, "Cast")
+    _, (x, _) = operands_of(x, "Add")
+    _, (x, *_) = operands_of(x, "Round")
+    _, (x, divisor) = operands_of(x, "Div")
     stored, factor = view.weight(codes), view.weight(scales)
     if divisor is not step or stored is None or factor is None or stored.dtype != torch.int8:
         raise Refusal("its codes or scales are no constants, or its step is another", node)

@@ -69,7 +69,7 @@ def sweep_together(
     last = _last_uses(view, order, view.outputs() if outputs else ())
     with torch.no_grad():
         for position, node in enumerate(order):
-            arguments = _given(view, env, view.arguments(node), len(batches))
+            arguments = _arguments(view, env, view.arguments(node), len(batches))
             results = _executed(view, node, arguments)
             if visit is not None and (nodes is None or node in nodes):
                 results = visit(node, arguments, results) or results
@@ -77,7 +77,7 @@ def sweep_together(
             _take(view, node, results, env, last, position)
         if not outputs:
             return []
-        columns = [_given(view, env, (value,), len(batches)) for value in view.outputs()]
+        columns = [_arguments(view, env, (value,), len(batches)) for value in view.outputs()]
     names = view.output_names()
     return [
         {name: numbers(column[row][0]) for name, column in zip(names, columns, strict=True)}
@@ -97,7 +97,7 @@ def run_part(
     count = len(next(iter(env.values())))
     with torch.no_grad():
         for position, node in enumerate(nodes):
-            results = _executed(view, node, _given(view, env, view.arguments(node), count))
+            results = _executed(view, node, _arguments(view, env, view.arguments(node), count))
             _take(view, node, results, env, last, position)
     return {value: env[value] for value in keep if value in env}
 
@@ -159,7 +159,7 @@ def joined(batches: Sequence[torch.Tensor]) -> Iterator[list[torch.Tensor]]:
         yield run
 
 
-def _given(
+def _arguments(
     view: View, env: Mapping[Value, list[Any]], arguments: Sequence[Value], count: int
 ) -> list[list[Any]]:
     """The arguments of each batch; a weight is read once."""

@@ -215,7 +215,7 @@ def hold(
             if isinstance(gap, Difference) and gap.within(bound):
                 worst = max(worst, gap, key=lambda d: d.rel_l2)
                 continue
-            raise BoundExceeded(_told(read, graph, truth, theirs, name, gap, bound))
+            raise BoundExceeded(_explanation(read, graph, truth, theirs, name, gap, bound))
         lost = sorted(set(answers(ours)) - set(theirs.outputs))
         if lost:
             raise BoundExceeded(f"{_whose(read)}: the source gives no {', '.join(lost)}")
@@ -283,7 +283,7 @@ def _gap(expected: torch.Tensor, ours: torch.Tensor) -> Difference | str:
         return str(error)
 
 
-def _told(
+def _explanation(
     read: View, graph: View, truth: Truth, theirs: Seen, name: str, gap: Difference | str,
     bound: float,
 ) -> str:  # fmt: skip

@@ -14,13 +14,13 @@ PROMPT_KEY = "graphwright.image_prompt"
 """Metadata: the token that stands for a feature of an image, and how many an image has: 3 144."""
 
 
-def told(prompt: Sequence[int]) -> dict[str, str]:
+def prompt_metadata(prompt: Sequence[int]) -> dict[str, str]:
     """The metadata of a graph of which every image is this ``prompt``; none for a graph of text."""
     return {PROMPT_KEY: f"{prompt[0]} {len(prompt)}"} if prompt else {}
 
 
 def read_prompt(metadata: Mapping[str, str]) -> tuple[int, ...]:
-    """What ``told`` says; empty where metadata say nothing that it could."""
+    """What ``prompt_metadata`` says; empty where metadata say nothing that it could."""
     match = re.fullmatch(r"(\d{1,9}) (\d{1,5})", metadata.get(PROMPT_KEY, ""))
     return (int(match[1]),) * int(match[2]) if match else ()
 

@@ -128,7 +128,8 @@ class AutoRound(CodedPass):
             graph, roundings, inputs, outside, targets, steps=self.steps, seed=self.seed
         )
         note = f"of rounding's error in the block's output {share:.0%} is left"
-        return {x.name: vars(self.stored(roundings[v].made(), note)) for v, x in linears.items()}
+        forms = {x.name: roundings[v].quantized() for v, x in linears.items()}
+        return {name: vars(self.stored(form, note)) for name, form in forms.items()}
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"

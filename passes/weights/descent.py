@@ -59,7 +59,7 @@ class Rounding:
         codes, scales, zeros = self._codes()
         return (codes - zeros) * scales
 
-    def made(self) -> Quantized:
+    def quantized(self) -> Quantized:
         """The stored form."""
         with torch.no_grad():
             codes, _, _ = self._codes()

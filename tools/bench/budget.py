@@ -89,14 +89,14 @@ class Bench:
         self.unseen = Judge(self.source, self.structure, _unseen(name, self.graph))
         self.bytes = weight_bytes(self.source)
 
-    def made(self, recipe: str | Recipe) -> View:
+    def optimized(self, recipe: str | Recipe) -> View:
         sample = {name: tensor[:1] for name, tensor in self.parts.judge[0].items()}
         return optimize(
             self.graph, recipe, samples=[sample], calibration=self.parts.fit, target="cpu"
         ).graph
 
     def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:
-        graph = self.made(recipe)
+        graph = self.optimized(recipe)
         return weight_bytes(graph), self.unseen.of(graph)
 
 
@@ -127,7 +127,7 @@ def forecast(bench: Bench, count: int) -> None:
     surveyed = time.process_time() - started
     losses, forecasts, exact = [], [], 0
     for number, choice in enumerate(random_choices(menu.problems, count)):
-        graph = bench.made(menu.recipe(choice))
+        graph = bench.optimized(menu.recipe(choice))
         measured = judge.of(graph).value
         losses.append(measured)
         forecasts.append(judge.figure(choice.costs["loss"]))

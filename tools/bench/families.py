@@ -188,13 +188,13 @@ def _count(row: Row, family: Family, read: View) -> None:
     structure = recognize(read)
     towers = Counter(block.tower for block in structure.blocks)
     blocks = tuple(towers[tower] for tower in sorted(towers))
-    row.blocks = _told(_sum(blocks), _sum(family.blocks))
+    row.blocks = _beside(_sum(blocks), _sum(family.blocks))
     sites = sum(family.blocks) if family.sites is None else family.sites
-    row.attention = _told(str(len(structure.attentions)), str(sites))
+    row.attention = _beside(str(len(structure.attentions)), str(sites))
     row.linears = f"{len(structure.linears)} of {_linears_run(read)}"
 
 
-def _told(actual: str, expected: str) -> str:
+def _beside(actual: str, expected: str) -> str:
     return actual if actual == expected else f"{actual}, not {expected}"
 
 

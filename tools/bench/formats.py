@@ -58,7 +58,7 @@ OUT = {
 WORDS = 288
 EXACT = 1e-6
 """Relative L2 of logits that float32 itself leaves."""
-Given = dict[str, torch.Tensor]
+Inputs = dict[str, torch.Tensor]
 
 
 def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list[str]]:
@@ -71,7 +71,7 @@ def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list
             cells = []
             for folder in folders.values():
                 with tempfile.TemporaryDirectory(dir=scratch) as place:
-                    cells.append(_told(cell, folder, Path(place)))
+                    cells.append(_cell_text(cell, folder, Path(place)))
             yield [name, way, *cells]
 
 
@@ -88,7 +88,7 @@ def _rows(peer: str) -> list[tuple[str, str, Callable[[Path, Path], str]]]:
     return [*out, *read]
 
 
-def _told(cell: Callable[[Path, Path], str], folder: Path, place: Path) -> str:
+def _cell_text(cell: Callable[[Path, Path], str], folder: Path, place: Path) -> str:
     try:
         return cell(folder, place)
     except CommandFailed as error:
@@ -133,13 +133,13 @@ def small(arch: str, folder: Path) -> Path:
     return folder
 
 
-def _given() -> Given:
+def _inputs() -> Inputs:
     ids = torch.arange(1, format_peer.COUNT + 1)[None]
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
 def _logits(model: Any) -> np.ndarray:
-    return np.asarray(compile(model)(**_given())["logits"].float().numpy())
+    return np.asarray(compile(model)(**_inputs())["logits"].float().numpy())
 
 
 def _written(folder: Path, place: Path, to: str, recipe: str, peer: str) -> str:

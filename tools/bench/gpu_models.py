@@ -66,18 +66,18 @@ class _Layer:
 
 
 def _dense(make: Drawn) -> Callable[[int, int], Product]:
-    def made(columns: int, outputs: int) -> Product:
+    def product(columns: int, outputs: int) -> Product:
         weight = make.floats(outputs, columns) * 0.02
         return lambda x: linear(x, weight)
 
-    return made
+    return product
 
 
 def _four_bits(make: Drawn) -> Callable[[int, int], Product]:
-    def made(columns: int, outputs: int) -> Product:
+    def product(columns: int, outputs: int) -> Product:
         return make.nbit_linear(columns, outputs, 4)
 
-    return made
+    return product
 
 
 # --- decode --------------------------------------------------------------------------------------

@@ -76,7 +76,7 @@ def judge(path: Path, recipe: str, name: str) -> Outcome:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "out"
         command = [*OPTIMIZE_MODEL, str(path), "-p", RECIPES[recipe], "-o", str(out)]
-        inputs = _given(path)
+        inputs = _stored_inputs(path)
         if inputs:
             data = Path(folder) / "inputs.npz"
             arrays: dict[str, Any] = {key: tensor.numpy() for key, tensor in inputs.items()}
@@ -96,7 +96,7 @@ def judge(path: Path, recipe: str, name: str) -> Outcome:
         return Outcome(name, recipe, 0, sites, *_distance(path, out))
 
 
-def _given(path: Path) -> dict[str, torch.Tensor]:
+def _stored_inputs(path: Path) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     return {
         name: torch.rand(shape, generator=generator) if shape else torch.tensor(SAMPLE_RATE)
@@ -105,7 +105,7 @@ def _given(path: Path) -> dict[str, torch.Tensor]:
 
 
 def _distance(source: Path, artifact: Path) -> tuple[float, float]:
-    inputs = _given(source) or sample_inputs(load_onnx(source))
+    inputs = _stored_inputs(source) or sample_inputs(load_onnx(source))
     right = compile_model(source, backend="onnxruntime", optimize=False)(**inputs)
     outputs = compile_model(artifact, backend="onnxruntime", optimize=False)(**inputs)
     gaps = compare(right, outputs).values()

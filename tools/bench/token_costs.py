@@ -54,7 +54,7 @@ class Figure:
     """Text tokens beside the image's."""
     source: str
 
-    def told(self, macs: int, kv: int, before: int) -> float:
+    def cost(self, macs: int, kv: int, before: int) -> float:
         return {
             "T MAC": macs / 1e12, "T FLOP": 2 * macs / 1e12, "MB": kv / MEBI,
             "%": 100 * macs / before - 100,
@@ -127,7 +127,7 @@ def rows(figures: Sequence[Figure], layers: int) -> list[tuple[Figure, float]]:
         before, _ = priced(view, "", tokens)
         macs, kv = priced(view, _scaled(figure.recipe, layers), tokens)
         scale = 1 if figure.unit == "%" else LAYERS / layers
-        costs.append((figure, scale * figure.told(macs, kv, before)))
+        costs.append((figure, scale * figure.cost(macs, kv, before)))
     return costs
 
 

@@ -95,7 +95,7 @@ def rows(
     for width in bits:
         for name in methods:
             method = METHODS[name]
-            graph, _, seconds = judge.made(recipe(method, width))
+            graph, _, seconds = judge.optimized(recipe(method, width))
             yield width, name, "ours", judge.perplexity(graph), f"{seconds:.0f}"
             for how in method.theirs:
                 yield width, name, how, *peers.row(how, width, method.symmetric)

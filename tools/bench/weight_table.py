@@ -73,10 +73,10 @@ class Judge:
         self.source = Subject.of(self.graph, backend="onnxruntime", tokenizer=folder)
 
     def row(self, recipe: str) -> tuple[str, ...]:
-        graph, report, seconds = self.made(recipe)
+        graph, report, seconds = self.optimized(recipe)
         return *self.figures(graph), f"{bits_per_weight(report):.3f}", f"{seconds:.0f}"
 
-    def made(self, recipe: str) -> tuple[View, RunReport, float]:
+    def optimized(self, recipe: str) -> tuple[View, RunReport, float]:
         """What a recipe makes of the model, and the processor seconds of that."""
         started = time.process_time()
         result = optimize(self.graph, recipe, calibration=self.data)

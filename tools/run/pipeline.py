@@ -176,7 +176,7 @@ def run(request: Request, progress: Progress) -> Manifest:
     view = _loaded(request)
     _check_eval(request, view)
     with set_aside():
-        return _made(request, view, progress)
+        return _rewritten(request, view, progress)
 
 
 def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
@@ -200,7 +200,7 @@ def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
     return view
 
 
-def _made(request: Request, view: View, progress: Progress) -> Manifest:
+def _rewritten(request: Request, view: View, progress: Progress) -> Manifest:
     """The rest of ``run``, once the graph is there."""
     view.source.sha256 = fingerprint(view.source)
     if request.original:

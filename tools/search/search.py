@@ -141,7 +141,7 @@ class Rounds:
         first = self.solve(self.menu, self.limits)
         notes = list(self.menu.notes)
         if not self.rounds:
-            return self._told(
+            return self._outcome(
                 self.forecast(first), [*notes, "forecast alone: nothing was measured"]
             )
         try:
@@ -155,9 +155,9 @@ class Rounds:
         best = self.best()
         if best is None:
             raise BadInput(self._lost())
-        return self._told(best, notes)
+        return self._outcome(best, notes)
 
-    def _told(self, best: Point, notes: list[str]) -> Found:
+    def _outcome(self, best: Point, notes: list[str]) -> Found:
         return Found(
             best.recipe, best, self.budget, self.limits, self.source, self.front(best),
             self.factors, self.menu, self.judge, notes,

@@ -43,7 +43,7 @@ class Learner(nn.Module):
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Of a batch of scenes; ``kept`` says which visual tokens each has, if not all."""
-        dialogues = [self._said(scene, rng) for scene in drawn]
+        dialogues = [self._dialogue(scene, rng) for scene in drawn]
         longest = max(sum(len(ids) for ids, _ in row) for row in dialogues)
         words = torch.zeros(len(drawn), longest, dtype=torch.long)
         turns = torch.full((len(drawn), longest), -1)
@@ -63,15 +63,15 @@ class Learner(nn.Module):
             logits = self._logits(pixels, words, places, turns, kept)
         return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 
-    def _said(
+    def _dialogue(
         self, scene: scenes.Scene, rng: np.random.Generator
     ) -> list[tuple[list[int], list[int]]]:
         """Tokens, and what is to follow each of the last of them."""
         asked = [scenes.ask(scene, kind, rng) for kind in ASKED]
         questions = [(self._ids(q.text), self._ids(q.answer)) for q in asked]
-        return questions + [self._told(scene, rng) for _ in range(TOLD)]
+        return questions + [self._description(scene, rng) for _ in range(TOLD)]
 
-    def _told(
+    def _description(
         self, scene: scenes.Scene, rng: np.random.Generator
     ) -> tuple[list[int], list[int]]:
         values = [digit.value for digit in scene.digits]

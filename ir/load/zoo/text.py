@@ -61,7 +61,7 @@ def read_tokenizer(folder: Path) -> Any:
         from tokenizers import Tokenizer
     except ImportError:
         raise Missing("reading text needs tokenizers: pip install 'graphwright[hf]'") from None
-    with _told(path):
+    with _reading(path):
         return CheckedTokenizer(Tokenizer.from_file(str(path)), path)
 
 
@@ -78,14 +78,14 @@ class CheckedTokenizer:
             return attribute
 
         def called(*args: Any, **options: Any) -> Any:
-            with _told(self._path):
+            with _reading(self._path):
                 return attribute(*args, **options)
 
         return called
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except BaseException as error:

@@ -11,7 +11,12 @@ import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.pictured import PROMPT_KEY, check_pictured, read_prompt, told
+from graphwright.ir.structure.pictured import (
+    PROMPT_KEY,
+    check_pictured,
+    prompt_metadata,
+    read_prompt,
+)
 from onnx import TensorProto, helper
 
 IMAGE = 3
@@ -37,7 +42,7 @@ def file(tmp_path: Path) -> Path:
         [value("y", TensorProto.FLOAT, ["batch", "seq"])],
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, told((IMAGE,) * 4))
+    helper.set_model_props(model, prompt_metadata((IMAGE,) * 4))
     onnx.save(model, tmp_path / "m.onnx")
     return tmp_path / "m.onnx"
 

@@ -44,7 +44,7 @@ def test_it_starts_as_rounding_to_nearest(bits: int, group: int, symmetric: bool
     start = rtn(weight, bits, group, symmetric)
     rounding = Rounding.of(weight, start)
     assert torch.allclose(rounding.rounded(), start.dequantized(), atol=1e-6)
-    quantized = rounding.made()
+    quantized = rounding.quantized()
     for operand, expected in zip(quantized.operands(), start.operands(), strict=True):
         assert operand is expected or torch.equal(operand, expected)  # type: ignore[arg-type]
 
@@ -61,7 +61,7 @@ def test_what_is_learned_is_what_is_stored(bits: int, group: int, symmetric: boo
         assert float(parameter.detach().max()) <= high + 1e-6
         assert len(parameter.unique()) <= 3, "a step goes by signs"
         assert parameter.grad is None
-    quantized = rounding.made()
+    quantized = rounding.quantized()
     assert torch.allclose(quantized.dequantized(), rounding.rounded(), atol=1e-6)
     assert quantized.nbytes == rounding.start.nbytes
     for _ in range(9):
