@@ -51,6 +51,7 @@ def run(
         typer.Option(help="Search a recipe: bytes=25%,loss=1%; bytes of weights."),
     ] = "",
     using: Annotated[str, typer.Option(help="Knobs of the search: tokens,layers,bits,rank.")] = "",
+    workers: Annotated[int, typer.Option(min=0, help="Processes that a search measures in.")] = 0,
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
@@ -87,6 +88,8 @@ def run(
         check_choice("target", target, tuple(TARGETS))
         if dtype:
             check_choice("dtype", dtype, tuple(pipeline.FLOATS))
+        if workers and asked is None:
+            raise BadInput("--workers is how many processes search: give --budget too")
         if max_error is not None and not max_error > 0:
             raise BadInput(f"--max-error {max_error} must be above 0")
         request = pipeline.Request(
@@ -94,7 +97,7 @@ def run(
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
             backend=backend, resume=resume, target=target, original=original, budget=asked,
-            using=knobs, dtype=dtype, part=part,
+            using=knobs, dtype=dtype, part=part, workers=workers,
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)

@@ -111,6 +111,8 @@ class Request:
     """Where given, the recipe is searched for: see ``search``."""
     using: tuple[str, ...] = KNOBS
     """The knobs that the search turns."""
+    workers: int = 0
+    """Processes that the search measures in: see ``search``."""
 
     def __post_init__(self) -> None:
         amounts = {
@@ -153,7 +155,7 @@ def _searched(
     return search(
         view, budget=request.budget, calibration=[] if data is None else data.batches,
         judged=judged, using=request.using, target=request.target, rounds=rounds,
-        progress=progress, checkpoints=checkpoints,
+        progress=progress, checkpoints=checkpoints, workers=request.workers,
     )  # fmt: skip
 
 

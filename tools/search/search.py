@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,7 +15,7 @@ from ...ir.core.view import View
 from ...ir.run.batches import check_batches
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import CPU, find_target
-from ...passes.checkpoint_store import CheckpointStore, remembered
+from ...passes.checkpoint_store import CheckpointStore, is_remembered, remembered
 from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ..data.calibration import read
@@ -25,6 +26,7 @@ from .judge import Judge, Loss
 from .menu import Menu
 from .skips import graph_measures
 from .solve import Choice, solve
+from .workers import Forked, Here, Workers
 
 Progress = Callable[[str, int, int], None]
 Batch = Mapping[str, torch.Tensor]
@@ -78,6 +80,7 @@ def search(
     rounds: int = ROUNDS,
     progress: Progress | None = None,
     checkpoints: CheckpointStore | None = None,
+    workers: int = 0,
 ) -> Found:
     """The recipe that spends ``budget`` best on ``graph``, which stays as it is.
 
@@ -88,7 +91,8 @@ def search(
     on for what is judged by. ``using`` are the knobs; image tokens are only dropped where the
     cache is bounded. Without ``rounds`` nothing is measured: the recipe is the best by forecast.
     ``checkpoints`` keeps what was surveyed and each measured point, and gives them back to the same
-    search on the same graph and data.
+    search on the same graph and data. ``workers`` are processes that measure beside each other; the
+    result is the same for any number of them above 0, where they measure on one thread each.
 
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
     that contradict each other, and where there are no data.
@@ -116,9 +120,12 @@ def search(
     canonicalize(source)
     check_batches(source, [*data, *judged])
     known = parts(source, data, judged)
+    engine = Forked(workers) if workers else Here()
     judge = Judge(source, recognize(source), known.judge)
     menu = Menu.of(source, known, judge, find_target(target), turned, tell, checkpoints)
-    return Rounds(graph, source, bounds, known, menu, judge, rounds, tell, checkpoints).found()
+    return Rounds(
+        graph, source, bounds, known, menu, judge, rounds, tell, checkpoints, engine
+    ).found()
 
 
 class Rounds:
@@ -127,10 +134,11 @@ class Rounds:
     def __init__(
         self, graph: View, source: View, budget: Budget, data: Parts, menu: Menu, judge: Judge,
         rounds: int, progress: Progress, checkpoints: CheckpointStore | None = None,
+        workers: Workers | None = None,
     ) -> None:  # fmt: skip
         self.graph, self.budget, self.data, self.menu = graph, budget, data, menu
         self.judge, self.rounds, self.tell = judge, rounds, progress
-        self.checkpoints = checkpoints
+        self.checkpoints, self.workers = checkpoints, workers or Here()
         self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
         self.limits = budget.limits(self.source)
         self.measured: dict[object, Point] = {}
@@ -169,15 +177,14 @@ class Rounds:
         scaled = [1.0, *(STEPS if number == 0 else ())]
         choices = [self._near(self.menu, scale) for scale in scaled]
         choices.append(self._near(self.menu.bits_alone(), 1.0))
-        news = False
-        for choice in choices:
-            if choice is None or choice.key in self.measured:
-                continue
-            news = True
-            self.measure(choice, f"round {number + 1}")
+        news = {
+            choice.key: choice for choice in choices
+            if choice is not None and choice.key not in self.measured
+        }  # fmt: skip
+        self.measure(list(news.values()), f"round {number + 1}")
         known = [(point.choice, self._additive(point)) for point in self.measured.values()]
         self.factors = corrections(known, self.menu.kinds)
-        return news
+        return bool(news)
 
     def solve(self, menu: Menu, limits: Mapping[str, float]) -> Choice:
         """The choice within limits by forecasts as they are corrected now."""
@@ -193,27 +200,46 @@ class Rounds:
         except BadInput:
             return None
 
-    def measure(self, choice: Choice, what: str) -> Point:
-        """Run the recipe of a choice on the fitting part, and judge it."""
-        recipe = self.menu.recipe(choice)
+    def measure(self, choices: Sequence[Choice], what: str) -> None:
+        """Run the recipe of each choice on the fitting part, and judge it."""
+        asked = []
+        for choice in choices:
+            if is_remembered(self.checkpoints, self._key(choice)):
+                self._add(choice, dict)
+            else:
+                asked.append(choice)
 
-        def run() -> dict[str, Any]:
+        def begin(place: int) -> None:
             best = self.best()
             so_far = "" if best is None else f", best so far {self._shown(best)}"
             self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
-            sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
-            graph = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit).graph
-            loss = self.judge.of(graph)
-            return {
-                "costs": graph_measures(graph, self.judge.batches[0]),
-                "loss": [loss.value, loss.low, loss.high],
-            }
 
-        known = remembered(self.checkpoints, f"measured {recipe}", run)
+        self.workers.run(
+            [partial(self._measured, self.menu.recipe(choice)) for choice in asked], begin,
+            lambda place, known: self._add(asked[place], lambda: known),
+        )  # fmt: skip
+        for choice in choices:  # in their order, whichever came first: ties are broken by it
+            self.measured[choice.key] = self.measured.pop(choice.key)
+
+    def _key(self, choice: Choice) -> str:
+        return f"measured {self.menu.recipe(choice)}"
+
+    def _add(self, choice: Choice, measure: Callable[[], dict[str, Any]]) -> None:
+        """The point of a choice, by what is remembered of it or measured."""
+        known = remembered(self.checkpoints, self._key(choice), measure)
         loss = Loss(*known["loss"])
         costs = {**choice.costs, **known["costs"], "loss": loss.value}
-        self.measured[choice.key] = point = Point(choice, recipe, costs, loss)
-        return point
+        self.measured[choice.key] = Point(choice, self.menu.recipe(choice), costs, loss)
+
+    def _measured(self, recipe: Recipe) -> dict[str, Any]:
+        """The costs of a recipe's graph, and its loss with both ends."""
+        sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
+        graph = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit).graph
+        loss = self.judge.of(graph)
+        return {
+            "costs": graph_measures(graph, self.judge.batches[0]),
+            "loss": [loss.value, loss.low, loss.high],
+        }
 
     def _shown(self, point: Point) -> str:
         return f"loss {point.costs['loss']:.2%} in {point.costs['bytes'] / 1e6:.4g} MB"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
+import signal
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -40,6 +42,7 @@ from graphwright.tools.search.search import Found, Point, Rounds, search
 from graphwright.tools.search.skips import Measured, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import left_by_rank, stored, survey
+from graphwright.tools.search.workers import Forked
 
 from tests.models import VOCAB, qwen2, raised
 
@@ -242,6 +245,55 @@ def test_an_interrupt_gives_the_best_so_far(spend: Callable[..., Found]) -> None
     assert sum(point.measured is not None for point in done.front) == 1
 
 
+def test_any_number_of_workers_finds_the_same_and_one_that_dies_loses_nothing(
+    views: dict[str, View], batches: Batches, outcome: Found, monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    measured, view = Rounds._measured, views["fx"]
+
+    def dying(self: Rounds, recipe: gw.Recipe) -> Any:
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / "died").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return measured(self, recipe)
+
+    monkeypatch.setattr(Rounds, "_measured", dying)
+    known, tables = parts(view, batches), []
+    for count in (1, 2):
+        rounds = Rounds(
+            view, view, Budget.parse("bytes=40%"), known, outcome.menu, outcome.judge, 1, silent,
+            workers=Forked(count),
+        )  # fmt: skip
+        done = rounds.found()
+        tables.append([(str(p.recipe), p.costs, p.measured) for p in rounds.measured.values()])
+        assert (tmp_path / "died").exists() and len(tables[-1]) >= 2
+        assert str(done.recipe) == str(outcome.recipe)
+    assert tables[0] == tables[1]
+    losses = {recipe: costs["loss"] for recipe, costs, _ in tables[0]}
+    for point in outcome.front:  # measured in this process, on as many threads as there are
+        if point.measured:
+            assert losses[str(point.recipe)] == pytest.approx(point.costs["loss"], rel=1e-3)
+
+
+def test_what_workers_raise_is_raised_here() -> None:
+    def refuse() -> None:
+        raise gw.BadInput("no such thing")
+
+    def end() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    counts: list[int] = []
+    with pytest.raises(gw.BadInput, match="no such thing"):
+        Forked(2).run([refuse, refuse], silent, silent)
+    with pytest.raises(gw.BadInput, match=r"ended 2 times at the same recipe \(SIGKILL\)"):
+        Forked(2).run([lambda: 7, end], silent, lambda place, result: counts.append(result))
+    assert counts == [7]
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        Forked(1).run([lambda: 1 // 0], silent, silent)
+    with pytest.raises(gw.BadInput, match="a search takes 1 or more"):
+        Forked(-1)
+
+
 class Killed(Exception):
     """What no search catches."""
 
@@ -404,5 +456,7 @@ def test_the_command_refuses_a_recipe_beside_a_budget(plain_artifact: Path, comm
     assert code == 2 and "not both" in err
     code, _, err = command("zoo:tiny-vit", "--using", "bits")
     assert code == 2 and "give --budget too" in err
+    code, _, err = command("zoo:tiny-vit", "--workers", "2")
+    assert code == 2 and "how many processes search: give --budget too" in err
     code, _, err = command("front", str(plain_artifact))
     assert code == 2 and ("not searched for" in err or "holds no" in err)
