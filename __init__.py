@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .backends.original import load
     from .ir.core.view import View
     from .ir.load.trace import trace
-    from .passes.manager import Result
+    from .passes.checked_run import Result
     from .passes.recipe import Recipe
     from .tools.run.generating import generate
     from .tools.run.named_model import optimize, plan, search

@@ -115,7 +115,7 @@ def test_a_graph_is_run_once_a_change(
         calls.append(1)
         return sweep(view, batch)
 
-    monkeypatch.setattr("graphwright.passes.manager.sweep", counting)
+    monkeypatch.setattr("graphwright.passes.checked_run.sweep", counting)
     recipe = "clean{optional=true},quantize{bits=8},clean{optional=true}"
     result = gw.optimize(toy_graph(kind), recipe, samples=[toy_inputs])
     changed = sum(step.result.changed for step in result.report.passes)

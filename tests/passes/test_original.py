@@ -15,7 +15,7 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab import dense_weight
 from graphwright.ir.vocab.builder import Builder
-from graphwright.passes.manager import plan
+from graphwright.passes.forecast import plan
 from graphwright.passes.original import prepare
 
 from .conftest import Toy, ids

@@ -13,7 +13,7 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.base import STORED, TOKENS, Context, Needs, Pass, PassResult
-from graphwright.passes.manager import plan
+from graphwright.passes.forecast import plan
 from graphwright.passes.recipe import Recipe
 from graphwright.passes.registry import pass_class, pass_names
 from graphwright.passes.rules import check_order, remarks

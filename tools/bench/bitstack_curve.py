@@ -22,7 +22,9 @@ from ...ir.load.bitstack_size import possible_sizes
 from ...ir.load.sources import load
 from ...ir.ops.bitstack_blocks import place_of
 from ...passes.base import Site
-from ...passes.manager import Samples, optimize, plan
+from ...passes.checked_run import Samples
+from ...passes.forecast import plan
+from ...passes.manager import optimize
 from ..data import calibration
 from ..evaluate import Setting, Subject, evaluate_all
 

@@ -35,7 +35,8 @@ from ...ir.load.zoo.text import read_tokenizer, shipped_text
 from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import find_target
-from ...passes.manager import optimize, plan
+from ...passes.forecast import plan
+from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ..data import calibration
 from ..run.outliers import rank_correlation

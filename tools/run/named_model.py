@@ -12,7 +12,7 @@ import torch
 from ...backends.original import load
 from ...ir.core.view import View
 from ...ir.load.sources import form_of
-from ...passes import manager
+from ...passes import forecast, manager
 from ..search import search as searching
 
 _Options = ParamSpec("_Options")
@@ -49,5 +49,5 @@ def load_original(
 
 
 optimize = _of_names(manager.optimize)
-plan = _of_names(manager.plan)
+plan = _of_names(forecast.plan)
 search = _of_names(searching.search)

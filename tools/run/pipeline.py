@@ -28,8 +28,11 @@ from ...ir.run.batches import batches_sha256
 from ...ir.structure.cache_slots import has_cache
 from ...ir.vocab.targets import CPU, find_target
 from ...passes.base import Pass, PassResult
+from ...passes.checked_run import Result
 from ...passes.checkpoint_store import CheckpointStore, Under
-from ...passes.manager import Plan, Result, check_needs, optimize, peak_rss_bytes, plan
+from ...passes.checks import check_needs, peak_rss_bytes
+from ...passes.forecast import Plan, plan
+from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ...passes.report import versions
 from ...passes.rules import check_order

@@ -19,7 +19,7 @@ from ...ir.run.inputs import sample_inputs
 from ...ir.run.truth import Reference, Truth, ask_source
 from ...ir.run.verify import worst_of
 from ...ir.structure.cache_slots import answers
-from ...passes.manager import Result
+from ...passes.checked_run import Result
 from ..data.calibration import Calibration
 from ..report.manifest import ErrorEntry, OutputEntry, RuntimeEntry, VerificationEntry
 
