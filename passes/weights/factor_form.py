@@ -19,10 +19,12 @@ from .quantizers import rtn
 
 @dataclass(frozen=True)
 class FactorForm:
-    """``bits`` is 4 or 8, or ``None`` for numbers of ``dtype``."""
+    """``bits`` is 4 or 8, or ``None`` for numbers of ``dtype``; ``level`` is the ``accuracy_level``
+    of products with few bits."""
 
     bits: int | None
     dtype: torch.dtype
+    level: int = 0
 
     @property
     def width(self) -> float:
@@ -59,7 +61,7 @@ class FactorForm:
         quantized = rtn(factor, self.bits, _group(columns), name=name)
         attrs = {
             "bits": self.bits, "group": _group(columns), "in_features": columns,
-            "out_features": rows, "accuracy_level": 0,
+            "out_features": rows, "accuracy_level": self.level,
         }  # fmt: skip
         weights = ((f"{name}.codes", spool.store(quantized.codes)),
                    (f"{name}.scales", spool.store(quantized.scales)))  # fmt: skip

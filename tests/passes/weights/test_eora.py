@@ -17,6 +17,7 @@ from graphwright.ir.run.statistics import Gram
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab import dense_weight
+from graphwright.ir.vocab.targets import CPU, CUDA
 from graphwright.passes.weights.compensate import Compensate, _chain
 from graphwright.passes.weights.factor_form import FactorForm
 from graphwright.passes.weights.low_rank import Spectrum, Whitening, allocate, spectrum
@@ -375,6 +376,20 @@ def test_what_float16_scales_do_not_hold_is_counted(graph: View, toy_inputs: Inp
     sizes = [site.bytes_after - site.bytes_before for site in step.result.sites]
     assert sum(sizes) == step.bytes_after - step.bytes_before
     assert sum(sizes) > sum(site.bytes_after - site.bytes_before for site in planned)
+
+
+def test_factors_multiply_as_the_target_likes(graph: View, toy_inputs: Inputs) -> None:
+    text = "quantize{bits=4 group=16},eora{rank=8 factor_bits=8}"
+    settled = str(gw.Recipe.parse(text).settled(CPU))
+    assert settled.endswith("eora{rank=8 factor_bits=8 accuracy_level=4}")
+    assert "accuracy_level" not in str(gw.Recipe.parse(text).settled(CUDA)).split("eora")[1]
+    repaired = optimize(graph, settled, toy_inputs).graph
+    linears = [n for n in repaired.nodes() if repaired.op(n) == "linear_nbit"]
+    assert {repaired.attrs(node)["accuracy_level"] for node in linears} == {4}
+    ran = gw.compile(repaired, backend="onnxruntime")(**toy_inputs)
+    assert rel(sweep(repaired, toy_inputs), ran) < 1e-2  # a rounding may fall to the other side
+    with pytest.raises(BadInput, match="accuracy_level= is for factors of few bits"):
+        gw.Recipe.parse("eora{accuracy_level=4}")
 
 
 def test_factors_in_few_bits_under_a_budget(graph: View, toy_inputs: Inputs) -> None:
