@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.load.zoo import ZOO
 from graphwright.tools.bench import shipped
-from graphwright.tools.bench.shipped import EVERY, RECIPES, WRITING, Case, Sources
+from graphwright.tools.bench.shipped import EVERY, MODELS, RECIPES, WRITING, Case, Sources
 
 TRIED = {
     "tiny-vit/fx": (
@@ -58,7 +57,7 @@ def test_what_ships_goes_together(case: Case, sources: Sources, tmp_path: Path) 
 def test_the_cases_cover_what_ships() -> None:
     sources = {case.source for case in CHOSEN}
     assert {case.recipe for case in CHOSEN} == set(RECIPES)
-    assert {(s.model, s.kind) for s in sources} == {(m, k) for m in ZOO for k in ("fx", "onnx")}
+    assert {(s.model, s.kind) for s in sources} == {(m, k) for m in MODELS for k in ("fx", "onnx")}
     assert {(s.model, s.cache) for s in sources} >= {(m, c) for m in WRITING for c in (True, False)}
     assert {(s.kind, s.cache) for s in sources} == {
         (k, c) for k in ("fx", "onnx") for c in (True, False)

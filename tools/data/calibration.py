@@ -6,6 +6,7 @@ its preprocessor's settings. The graph's own inputs say what is needed.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing, near_misses
 from ...ir.core.view import View
-from ...ir.load.zoo import ZOO, scenes
+from ...ir.load.zoo import ZOO, details, scenes
 from ...ir.load.zoo.text import shipped_text
 from ...ir.load.zoo.tiny_llama import verifying_texts
 from ...ir.run.batches import batches_sha256, check_batches, count_samples, count_tokens
@@ -39,10 +40,14 @@ FORMS = (
 )
 SAMPLES = 128
 """Windows of text, images or questions, unless a person says otherwise."""
-LLAVA_SIZES = {"tiny-llava": scenes.IMAGE, "tiny-llava-next": scenes.LARGE}
-"""Of the scenes that these models are asked about."""
 SEED = 1
 """Of drawn images and questions: those that runs are verified on have the seed 0."""
+ASKED: Mapping[str, Callable[[int], list[scenes.Question]]] = {
+    "tiny-llava": lambda count: scenes.questions("calibration", count, SEED),
+    "tiny-llava-details": lambda count: details.questions("calibration", count, SEED),
+    "tiny-llava-next": lambda count: scenes.questions("calibration", count, SEED, scenes.LARGE),
+}
+"""So many questions that a model of this name is asked."""
 
 
 @dataclass(frozen=True)
@@ -206,13 +211,14 @@ def _from_zoo(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
             raise request.refuse("images alone", "give zoo:tiny-llava or zoo:tiny-llama")
         batches = scenes.classified("calibration", request.samples, SEED, BATCH)
         return [request.fit({"pixel_values": pixels}) for pixels, _ in batches], None
-    if name not in LLAVA_SIZES:
+    if name not in ASKED:
         raise BadInput(f"unknown data {request.spec}; {near_misses(name, ZOO)}")
     if not (request.takes("input_ids") and request.takes("pixel_values")):
         raise request.refuse("images with questions", "give zoo:tiny-llama or zoo:tiny-vit")
-    asked = scenes.questions("calibration", request.samples, SEED, LLAVA_SIZES[name])
     tokenizer = tokenizer_of(request, folder)
-    lacking = [word for word in ("<image>", "<pad>") if tokenizer.token_to_id(word) is None]
+    needed = ("<image>", "<pad>", *([details.WORD] if name == "tiny-llava-details" else []))
+    lacking = [word for word in needed if tokenizer.token_to_id(word) is None]
     if lacking:
         raise BadInput(f"{request.spec}: the model's tokenizer lacks {', '.join(lacking)}")
-    return [request.fit(b) for b in scenes.prompt_batches(asked, tokenizer, batch=BATCH)], None
+    batched = scenes.prompt_batches(ASKED[name](request.samples), tokenizer, batch=BATCH)
+    return [request.fit(batch) for batch in batched], None

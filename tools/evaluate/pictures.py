@@ -9,7 +9,7 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.load.side_files import read_json
-from ...ir.load.zoo import scenes
+from ...ir.load.zoo import details, scenes
 from .subject import IMAGE, IMAGE_TEXT, Subject
 from .task import Setting
 
@@ -53,8 +53,8 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
         if len(shape) != len(sizes) + 1 or any(isinstance(a, int) and a != b for a, b in fixed):
             raise Missing(
                 f"{subject.name} takes images {list(shape)[1:]}: the images that come with this "
-                f"package are {list(sizes)}, for zoo:tiny-vit, zoo:tiny-llava and "
-                "zoo:tiny-llava-next. Judge other models by the task outputs, on images of "
+                f"package are {list(sizes)}, for zoo:tiny-vit and "
+                "the zoo's LLaVAs. Judge other models by the task outputs, on images of "
                 "your own with --data FOLDER"
             )
 
@@ -71,15 +71,20 @@ def shown(subject: Subject, setting: Setting) -> Exam:
 
 def asked(subject: Subject, setting: Setting) -> Exam:
     """Test questions for a model of images and text."""
-    count = setting.samples or QUESTIONS
-    questions = scenes.questions("test", count, setting.seed, scene_size(subject))
-    return _batched(subject, questions)
+    return _batched(subject, _questions(subject, setting.samples or QUESTIONS, setting.seed))
 
 
 def example_batch(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
     """Inputs of ``batch`` questions of one length, for timing."""
-    questions = scenes.questions("test", 1, size=scene_size(subject)) * batch
+    questions = _questions(subject, 1) * batch
     return scenes.prompt_batches(questions, subject.tokenizer(), batch=batch)[0]
+
+
+def _questions(subject: Subject, count: int, seed: int = 0) -> list[scenes.Question]:
+    """Of the test split; those of ``details`` for a model that has its word."""
+    if subject.tokenizer().token_to_id(details.WORD) is not None:
+        return details.questions("test", count, seed)
+    return scenes.questions("test", count, seed, scene_size(subject))
 
 
 def scene_size(subject: Subject) -> int:

@@ -14,7 +14,8 @@ from .task import EvalResult, Setting, Task
 class Vqa(Accuracy):
     """Share of questions about images that are answered right.
 
-    A sample is a question (500 of the test split of ``ir.load.zoo.scenes``), its answer the most
+    A sample is a question (500 of the test split of ``ir.load.zoo.scenes``, or of ``details`` for
+    a model that has its words), its answer the most
     likely next token; by question type. With ``--data FILE.jsonl`` it is a line of ``image`` (a
     path from the file), ``question`` and ``answers``, answered in words and judged by VQAv2's soft
     accuracy (``own_questions``). Interval: Wilson; of soft accuracy bootstrap over questions.

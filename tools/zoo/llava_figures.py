@@ -33,36 +33,33 @@ PARTS: Mapping[str, int] = {"quarter": 4, "tenth": 10}
 """Of each picture's tokens one in so many is kept."""
 
 
-def accuracy(
-    model: Any, tokenizer: Any, split: scenes.Split, count: int, size: int = scenes.IMAGE
-) -> float:
-    """Share of ``count`` questions of the split, about scenes of this size, that are answered
-    right, all tokens kept."""
-    asked = scenes.questions(split, count, size=size)
+def accuracy(model: Any, tokenizer: Any, asked: Sequence[scenes.Question]) -> float:
+    """Share of questions that are answered right, all tokens kept."""
     return float(_judge(model, tokenizer, asked, parts=False)["all"].mean())
 
 
 def measure(
-    model: Any, tokenizer: Any, count: int = 2000, size: int = scenes.IMAGE
-) -> dict[str, Any]:
-    """Test accuracy with 95 % intervals (Wilson), whole and with part of the visual tokens.
+    model: Any, tokenizer: Any, asked: Sequence[scenes.Question],
+    looked_at: Sequence[scenes.Scene],
+) -> dict[str, Any]:  # fmt: skip
+    """Accuracy with 95 % intervals (Wilson), whole and with part of the visual tokens.
 
     Parts are those of ``PARTS``, and ``ALONE`` of a large scene.
 
     Beside it: the share of the CLS token's attention (layer -2, mean of heads) that lies on the
-    patches of digits, the share of these patches, and how a model would do that knew the most
-    frequent answer.
+    patches of digits in the scenes ``looked_at``, the share of these patches, and how a model would
+    do that knew the most frequent answer.
     """
-    asked = scenes.questions("test", count, size=size)
     hits = _judge(model, tokenizer, asked)
     kinds = np.array([q.type for q in asked])
+    types = list(dict.fromkeys(q.type for q in asked))
     answers = [q.answer for q in asked]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
-        "test_questions": count,
+        "test_questions": len(asked),
         "test_accuracy": _share(hits["all"]),
         "test_interval": _interval(hits["all"]),
-        "test_accuracy_by_type": {k: _share(hits["all"][kinds == k]) for k in scenes.TYPES},
+        "test_accuracy_by_type": {k: _share(hits["all"][kinds == k]) for k in types},
         **{f"{name}_of_tokens": {r: _share(hits[f"{name} {r}"]) for r in RANKS} for name in PARTS},
         **{f"{name}_of_tokens_interval": {r: _interval(hits[f"{name} {r}"]) for r in RANKS}
            for name in PARTS},
@@ -70,10 +67,10 @@ def measure(
         "most_frequent_answer": _share(np.array(answers) == _commonest(answers)),
         "most_frequent_answer_by_type": {
             k: _share(np.array(part) == _commonest(part))
-            for k in scenes.TYPES
+            for k in types
             for part in [[q.answer for q in asked if q.type == k]]
         },
-        **cls_attention(model, size),
+        **cls_attention(model, looked_at),
     }
 
 
@@ -144,15 +141,13 @@ def _seen(model: Any, scene: scenes.Scene) -> tuple[torch.Tensor, torch.Tensor]:
     return output.hidden_states[-2][:, 1:].flatten(0, 1)[None], row.flatten()
 
 
-def cls_attention(
-    model: Any, size: int = scenes.IMAGE, count: int = 500
-) -> dict[str, float]:
-    """Over ``count`` test scenes: share of CLS attention on digits, share of digits' patches."""
+def cls_attention(model: Any, looked_at: Sequence[scenes.Scene]) -> dict[str, float]:
+    """Over scenes: the share of CLS attention on digits, the share of digits' patches."""
     mass = share = 0.0
     with torch.no_grad():
-        for question in scenes.questions("test", count, seed=1, size=size):
-            row = _seen(model, question.scene)[1]
-            on_digits = scenes.digit_tokens(question.scene)
-            mass += float(row[on_digits].sum() / row.sum()) / count
-            share += float(on_digits.float().mean()) / count
+        for scene in looked_at:
+            row = _seen(model, scene)[1]
+            on_digits = scenes.digit_tokens(scene)
+            mass += float(row[on_digits].sum() / row.sum()) / len(looked_at)
+            share += float(on_digits.float().mean()) / len(looked_at)
     return {"cls_attention_on_digits": round(mass, 4), "patches_on_digits": round(share, 4)}

@@ -22,6 +22,8 @@ WORDS = [
     "digit", "digits", "is", "at", "the", "how", "many", "are", "there", "a", "largest", "top",
     "bottom", "left", "right", "center",
 ]  # fmt: skip
+Turn = tuple[list[int], list[int]]
+"""Tokens, and what is to follow each of the last of them."""
 
 
 class Learner(nn.Module):
@@ -36,6 +38,7 @@ class Learner(nn.Module):
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
+        self.words = tokenizer.get_vocab()
         model.model.vision_tower.requires_grad_(False)
 
     def loss(
@@ -43,7 +46,7 @@ class Learner(nn.Module):
         kept: torch.Tensor | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """Of a batch of scenes; ``kept`` says which visual tokens each has, if not all."""
-        dialogues = [self._dialogue(scene, rng) for scene in drawn]
+        dialogues = [self.dialogue(scene, rng) for scene in drawn]
         longest = max(sum(len(ids) for ids, _ in row) for row in dialogues)
         words = torch.zeros(len(drawn), longest, dtype=torch.long)
         turns = torch.full((len(drawn), longest), -1)
@@ -63,17 +66,15 @@ class Learner(nn.Module):
             logits = self._logits(pixels, words, places, turns, kept)
         return cross_entropy(logits.float().flatten(0, 1), labels.flatten(), ignore_index=-100)
 
-    def _dialogue(
-        self, scene: scenes.Scene, rng: np.random.Generator
-    ) -> list[tuple[list[int], list[int]]]:
-        """Tokens, and what is to follow each of the last of them."""
+    def dialogue(self, scene: scenes.Scene, rng: np.random.Generator) -> list[Turn]:
+        """What is said of one scene."""
         asked = [scenes.ask(scene, kind, rng) for kind in ASKED]
-        questions = [(self._ids(q.text), self._ids(q.answer)) for q in asked]
-        return questions + [self._description(scene, rng) for _ in range(TOLD)]
+        return self.turns(asked) + [self._description(scene, rng) for _ in range(TOLD)]
 
-    def _description(
-        self, scene: scenes.Scene, rng: np.random.Generator
-    ) -> tuple[list[int], list[int]]:
+    def turns(self, asked: Sequence[scenes.Question]) -> list[Turn]:
+        return [(self._ids(q.text), self._ids(q.answer)) for q in asked]
+
+    def _description(self, scene: scenes.Scene, rng: np.random.Generator) -> Turn:
         values = [digit.value for digit in scene.digits]
         single = [d for d in scene.digits if values.count(d.value) == 1]
         if single and rng.random() < 0.65:
@@ -82,7 +83,7 @@ class Learner(nn.Module):
         else:
             absent = [v for v in range(10) if v not in values]
             value, place = absent[int(rng.integers(len(absent)))], self._ids("none")
-        return [*self._ids(f"the {value} is at the"), *place], [*place, WORDS.index(EOS)]
+        return [*self._ids(f"the {value} is at the"), *place], [*place, self.words[EOS]]
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.tokenizer.encode(text, add_special_tokens=False).ids
@@ -101,7 +102,7 @@ class Learner(nn.Module):
         image = image.reshape(len(words), -1, image.shape[-1])
         if kept is not None:
             image = image.take_along_dim(kept[:, :, None], 1)
-        start = torch.full_like(words[:, :1], WORDS.index(BOS))
+        start = torch.full_like(words[:, :1], self.words[BOS])
         embed = inner.language_model.embed_tokens
         embedded = torch.cat([embed(start), image.to(embed.weight.dtype), embed(words)], 1)
         first = image.shape[1] + 1
@@ -127,10 +128,11 @@ def part_of(drawn: Sequence[scenes.Scene], count: int, rng: np.random.Generator)
     return (on + chance).topk(count).indices.sort().values
 
 
-def make_tokenizer() -> Any:
+def make_tokenizer(*more: str) -> Any:
+    """A word, a token; ``more`` words behind ``WORDS``."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-    vocabulary = {word: i for i, word in enumerate(WORDS)}
+    vocabulary = {word: i for i, word in enumerate([*WORDS, *more])}
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.add_special_tokens([PAD, BOS, EOS, IMAGE, UNKNOWN])

@@ -67,7 +67,8 @@ def run(out: Path, seed: int, tower_steps: int, steps: int, *, resume: bool) -> 
         curves[stage] = _train_answers(learner, stage, number, stages[stage], out, seed, resume)
     model.set_attn_implementation("sdpa")
     write_model(model, tokenizer, out)
-    figures = measure(model.float(), tokenizer)
+    looked_at = [q.scene for q in scenes.questions("test", 500, seed=1)]
+    figures = measure(model.float(), tokenizer, scenes.questions("test", 2000), looked_at)
     write_record(out, seed=seed, schedules=stages, curves=curves, figures=figures)
     for stage in stages:
         (out / f"{stage}.pt").unlink()
@@ -108,7 +109,9 @@ def _train_answers(
     return train_stage(
         learner, loss, schedule, out, title=f"tiny-llava, {stage}", resume=resume, stage=stage,
         evaluate=lambda: {
-            "validation": accuracy(learner.model, learner.tokenizer, "validation", 200)
+            "validation": accuracy(
+                learner.model, learner.tokenizer, scenes.questions("validation", 200)
+            )
         },
     )  # fmt: skip
 

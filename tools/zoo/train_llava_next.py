@@ -68,7 +68,9 @@ def run(
     }
     model.set_attn_implementation("sdpa")
     write_model(model, tokenizer, out, scenes.LARGE)
-    figures = measure(model.float(), tokenizer, 1000, scenes.LARGE)
+    asked, others = (scenes.questions("test", count, seed=seed, size=scenes.LARGE)
+                     for count, seed in ((1000, 0), (500, 1)))  # fmt: skip
+    figures = measure(model.float(), tokenizer, asked, [q.scene for q in others])
     write_record(out, seed=seed, schedules=stages, curves=curves, figures=figures)
     for stage in stages:
         (out / f"{stage}.pt").unlink()
@@ -137,7 +139,8 @@ def _train_answers(
         stage="answers",
         evaluate=lambda: {
             "validation": accuracy(
-                learner.model, learner.tokenizer, "validation", 100, scenes.LARGE
+                learner.model, learner.tokenizer,
+                scenes.questions("validation", 100, size=scenes.LARGE),
             )
         },
     )  # fmt: skip

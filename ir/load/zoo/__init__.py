@@ -10,18 +10,24 @@ from ...core.errors import BadInput, near_misses
 from ...fx.view import FxView
 from .minilm import load_minilm
 from .tiny_llama import load_tiny_llama
-from .tiny_vision import load_tiny_llava, load_tiny_llava_next, load_tiny_vit
+from .tiny_vision import (
+    load_tiny_llava,
+    load_tiny_llava_details,
+    load_tiny_llava_next,
+    load_tiny_vit,
+)
 
 ZOO: dict[str, Callable[..., FxView]] = {
     "minilm": load_minilm,
     "tiny-llama": load_tiny_llama,
     "tiny-llava": load_tiny_llava,
+    "tiny-llava-details": load_tiny_llava_details,
     "tiny-llava-next": load_tiny_llava_next,
     "tiny-vit": load_tiny_vit,
 }
 
 
-WITH_CACHE = ("tiny-llama", "tiny-llava", "tiny-llava-next")
+WITH_CACHE = ("tiny-llama", "tiny-llava", "tiny-llava-details", "tiny-llava-next")
 """Models that write text: their loaders also take ``cache``."""
 
 

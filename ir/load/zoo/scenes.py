@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from .drawing import Pixels, background, corner, noisy, paste, stroke, warped
+
 Split = Literal["train", "calibration", "validation", "test"]
 SHARES: dict[Split, float] = {"calibration": 0.05, "validation": 0.05, "test": 0.2}
 IMAGE, PATCH, CELL = 96, 8, 32
@@ -38,8 +40,6 @@ COUNTS = (1, 4)
 VIT_IMAGE = 48
 MEAN, STD = 0.5, 0.25
 """Of pixels in 0 to 1: what a model sees is ``(pixel - MEAN) / STD``."""
-
-Pixels = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -103,12 +103,12 @@ def draw_scene(
     ``counts[1]`` of them, are 16 to 24 pixels high on both; on the larger one none crosses the
     edge between two of its ``crops``, and a frame round the canvas tells a crop where it was cut.
     """
-    canvas = _background(rng, size)
+    canvas = background(rng, size)
     cell_size = size // 3
     cells = rng.permutation(len(CELLS))
     count = int(rng.integers(counts[0], counts[1] + 1))
     for cell in cells[count : count + int(rng.integers(2, 6))]:
-        _stroke(canvas, rng, *_corner(int(cell), cell_size), CELL)
+        stroke(canvas, rng, *corner(int(cell), cell_size), CELL)
     if size > IMAGE:
         _frame(canvas, rng)
     images, labels = digits(split)
@@ -117,17 +117,12 @@ def draw_scene(
         index = int(rng.integers(len(labels)))
         high = int(rng.integers(16, 25))
         top, left = (int(c + rng.integers(0, cell_size - high + 1))
-                     for c in _corner(int(cell), cell_size))  # fmt: skip
+                     for c in corner(int(cell), cell_size))  # fmt: skip
         if size > IMAGE:
             top, left = _uncut(top, high), _uncut(left, high)
-        _paste(canvas, rng, _warped(images[index], high, rng), top, left)
+        paste(canvas, rng, warped(images[index], high, rng), top, left)
         placed.append(Digit(int(labels[index]), int(cell), (top, left, high)))
-    return Scene(_noisy(canvas, rng), tuple(placed))
-
-
-def _noisy(canvas: Pixels, rng: np.random.Generator) -> Pixels:
-    noise = rng.standard_normal(canvas.shape, dtype=np.float32)
-    return np.clip(canvas + 0.04 * noise, 0, 1)
+    return Scene(noisy(canvas, rng), tuple(placed))
 
 
 def _uncut(start: int, length: int) -> int:
@@ -143,67 +138,6 @@ def _frame(canvas: Pixels, rng: np.random.Generator) -> None:
     inside = canvas[:, RIM:-RIM, RIM:-RIM].copy()
     canvas[:] = rng.uniform(0.42, 0.58, (3, 1, 1))
     canvas[:, RIM:-RIM, RIM:-RIM] = inside
-
-
-def _corner(cell: int, size: int) -> tuple[int, int]:
-    return cell // 3 * size, cell % 3 * size
-
-
-def _background(rng: np.random.Generator, size: int) -> Pixels:
-    """A smooth field: nine random colours, interpolated."""
-    coarse = rng.uniform(0.0, 0.35, (3, 3, 3))
-    spread = _interpolation(3, size)
-    return np.asarray(spread @ coarse @ spread.T, dtype=np.float32)
-
-
-@cache
-def _interpolation(source: int, target: int) -> NDArray[np.float64]:
-    """``[target, source]``: rows that mix two neighbours of the source linearly."""
-    at = np.linspace(0, source - 1, target)
-    low = np.minimum(at.astype(int), source - 2)
-    matrix = np.zeros((target, source))
-    matrix[np.arange(target), low] = 1 - (at - low)
-    matrix[np.arange(target), low + 1] = at - low
-    return matrix
-
-
-def _warped(image: Pixels, high: int, rng: np.random.Generator) -> Pixels:
-    """The digit at ``high`` pixels, turned by up to 10 degrees, sheared and scaled a little."""
-    angle, shear = rng.uniform(-0.17, 0.17), rng.uniform(-0.15, 0.15)
-    zoom_y, zoom_x = rng.uniform(0.88, 1.1, 2)
-    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
-    form = turn @ np.array([[1.0, 0.0], [shear, 1.0]]) / np.array([[zoom_y], [zoom_x]])
-    axis = (np.arange(high) + 0.5) / high * 8 - 4
-    places = form @ np.stack(np.meshgrid(axis, axis, indexing="ij")).reshape(2, -1)
-    places = places + 4.5  # the 8 x 8 image lies inside a rim of zeros
-    rim = np.pad(image, 1)
-    y, x = np.clip(places, 0, 8.999)
-    y0, x0 = y.astype(int), x.astype(int)
-    y0, x0 = np.minimum(y0, 8), np.minimum(x0, 8)
-    fy, fx = y - y0, x - x0
-    mixed = (rim[y0, x0] * (1 - fy) * (1 - fx) + rim[y0 + 1, x0] * fy * (1 - fx)
-             + rim[y0, x0 + 1] * (1 - fy) * fx + rim[y0 + 1, x0 + 1] * fy * fx)  # fmt: skip
-    return np.asarray(mixed.reshape(high, high), dtype=np.float32)
-
-
-def _paste(canvas: Pixels, rng: np.random.Generator, ink: Pixels, top: int, left: int) -> None:
-    colour = rng.uniform(0.65, 1.0, 3).astype(np.float32)[:, None, None]
-    height, width = ink.shape
-    window = canvas[:, top : top + height, left : left + width]
-    window += ink * (colour - window)
-
-
-def _stroke(canvas: Pixels, rng: np.random.Generator, top: int, left: int, size: int) -> None:
-    """A straight stroke, or two that cross: no digit, but as bright as one."""
-    for _ in range(int(rng.integers(1, 3))):
-        start, end = rng.uniform(0.15, 0.85, (2, 2)) * size
-        end = start + (end - start) * min(1.0, 0.4 * size / max(1.0, np.hypot(*(end - start))))
-        ink = np.zeros((size, size), dtype=np.float32)
-        along = start + (end - start) * np.linspace(0, 1, 24)[:, None]
-        y, x = np.clip(along, 0, size - 2).astype(int).T
-        for down, right in ((0, 0), (0, 1), (1, 0), (1, 1)):
-            ink[y + down, x + right] = 0.9
-        _paste(canvas, rng, ink, top, left)
 
 
 # --- questions ----------------------------------------------------------------------------------
@@ -309,14 +243,14 @@ def draw_digit(
     """One digit of 24 to 36 pixels on a canvas of 48, with strokes, and its label."""
     images, labels = digits(split)
     chosen = int(rng.integers(len(labels))) if index is None else index
-    canvas = _background(rng, VIT_IMAGE)
+    canvas = background(rng, VIT_IMAGE)
     for _ in range(int(rng.integers(0, 3))):
         corner = rng.integers(0, VIT_IMAGE - 16, 2)
-        _stroke(canvas, rng, int(corner[0]), int(corner[1]), 16)
+        stroke(canvas, rng, int(corner[0]), int(corner[1]), 16)
     high = int(rng.integers(24, 37))
     top, left = (int(p) for p in rng.integers(0, VIT_IMAGE - high + 1, 2))
-    _paste(canvas, rng, _warped(images[chosen], high, rng), top, left)
-    return _noisy(canvas, rng), int(labels[chosen])
+    paste(canvas, rng, warped(images[chosen], high, rng), top, left)
+    return noisy(canvas, rng), int(labels[chosen])
 
 
 def classified(

@@ -1,20 +1,22 @@
-"""``zoo:tiny-vit``, ``zoo:tiny-llava``, ``zoo:tiny-llava-next``: trained by ``tools/zoo``."""
+"""``zoo:tiny-vit`` and the LLaVAs ``zoo:tiny-llava*``: trained by ``tools/zoo``."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from ...fx.view import FxView
 from ..hf_folder import load_folder
-from .scenes import IMAGE, LARGE, classified, prompt_batches, questions
+from . import details
+from .scenes import LARGE, Question, classified, prompt_batches, questions
 from .text import read_tokenizer
 
-VIT, LLAVA, LLAVA_NEXT = (
-    Path(__file__).parent / name for name in ("tiny-vit", "tiny-llava", "tiny-llava-next")
+VIT, LLAVA, LLAVA_NEXT, LLAVA_DETAILS = (
+    Path(__file__).parent / name
+    for name in ("tiny-vit", "tiny-llava", "tiny-llava-next", "tiny-llava-details")
 )
 SAMPLE_COUNT = 32
 SAMPLE_BATCH = 8
@@ -41,7 +43,11 @@ def load_tiny_llava(dtype: torch.dtype | None = None, *, cache: bool = False) ->
     ``[batch, 3, 96, 96]``; a prompt holds 144 placeholders. Output ``logits`` ``[batch, seq, 36]``.
     ``samples`` are 32 questions of the calibration split.
     """
-    return _load(LLAVA, dtype, lambda: _asked(LLAVA, IMAGE), cache)
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        return _batches(LLAVA, questions("calibration", SAMPLE_COUNT))
+
+    return _load(LLAVA, dtype, samples, cache)
 
 
 def load_tiny_llava_next(dtype: torch.dtype | None = None, *, cache: bool = False) -> FxView:
@@ -51,11 +57,29 @@ def load_tiny_llava_next(dtype: torch.dtype | None = None, *, cache: bool = Fals
     of which each takes 144 of the 720 placeholders of a prompt. ``samples`` are 32 questions of the
     calibration split.
     """
-    return _load(LLAVA_NEXT, dtype, lambda: _asked(LLAVA_NEXT, LARGE), cache)
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        return _batches(LLAVA_NEXT, questions("calibration", SAMPLE_COUNT, size=LARGE))
+
+    return _load(LLAVA_NEXT, dtype, samples, cache)
 
 
-def _asked(folder: Path, size: int) -> list[dict[str, torch.Tensor]]:
-    asked = questions("calibration", SAMPLE_COUNT, size=size)
+def load_tiny_llava_details(
+    dtype: torch.dtype | None = None, *, cache: bool = False
+) -> FxView:
+    """``zoo:tiny-llava`` for the questions of ``details``, which ask for all parts of a picture.
+
+    Inputs as there; output ``logits`` ``[batch, seq, 37]``. ``samples`` are 32 questions of the
+    calibration split.
+    """
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        return _batches(LLAVA_DETAILS, details.questions("calibration", SAMPLE_COUNT))
+
+    return _load(LLAVA_DETAILS, dtype, samples, cache)
+
+
+def _batches(folder: Path, asked: Sequence[Question]) -> list[dict[str, torch.Tensor]]:
     return prompt_batches(asked, read_tokenizer(folder), batch=SAMPLE_BATCH)
 
 

@@ -64,7 +64,7 @@ def test_a_step_of_each_stage(model: Any, size: int) -> None:
         assert loss.isfinite()
     gradients = [p.grad for p in model.model.multi_modal_projector.parameters()]
     assert all(g is not None and g.abs().sum() > 0 for g in gradients)
-    assert 0 <= accuracy(model, make_tokenizer(), "validation", 2, size) <= 1
+    assert 0 <= accuracy(model, make_tokenizer(), scenes.questions("validation", 2, size=size)) <= 1
 
 
 def test_what_is_written_says_the_size(model: Any, tmp_path: Path) -> None:
