@@ -30,14 +30,15 @@ class Outputs(Task):
 
     ``cosine``: mean over the samples, of the worst output. ``rel_l2``: relative L2 error over all
     samples, of the worst output. ``top1``: share of equal most likely entries along the last
-    dimension of the outputs that are named after logits. Values under a padding mask count for
-    nothing. A sample is a row of the first 64 that ``--data`` holds (whatever ``--calib`` takes),
-    else of the model's own samples, else of random inputs. Intervals: bootstrap over the samples.
+    dimension of the outputs that are named after logits; ``kl``: mean of KL(original || model)
+    along it, in nats. Values under a padding mask count for nothing.
+    A sample is a row of the first 64 that ``--data`` holds (whatever ``--calib`` takes), else of
+    the model's own samples, else of random inputs. Intervals: bootstrap over the samples.
     """
 
     name = "outputs"
     needs_reference = True
-    headlines: ClassVar = {"cosine": "higher", "rel_l2": "lower", "top1": "higher"}
+    headlines: ClassVar = {"cosine": "higher", "rel_l2": "lower", "top1": "higher", "kl": "lower"}
     proportions = ("cosine", "top1")
 
     def run(
@@ -77,7 +78,7 @@ class Outputs(Task):
     ) -> EvalResult:
         detail = {
             name: {figure: float(make(table.sum(1))) for figure, make in _FIGURES.items()
-                   if figure != "top1" or table[5].any()}
+                   if figure not in _OF_LOGITS or table[5].any()}
             for name, table in tables.items()
         }  # fmt: skip
         figures: dict[str, float] = {}
@@ -86,7 +87,8 @@ class Outputs(Task):
             known = {name: row[figure] for name, row in detail.items() if figure in row}
             if not known:
                 continue
-            worst = (max if figure == "rel_l2" else min)(known, key=lambda name: known[name])
+            low = self.headlines[figure] == "lower"
+            worst = (max if low else min)(known, key=lambda name: known[name])
             figures[figure] = known[worst]
             ends = bootstrap(tables[worst], make, setting.seed)
             interval |= {} if ends is None else {figure: ends}
@@ -99,14 +101,16 @@ _FIGURES: Mapping[str, Callable[[Any], Any]] = {
     "cosine": lambda s: s[3] / s[2],
     "rel_l2": lambda s: np.sqrt(s[0] / np.maximum(s[1], 1e-300)),
     "top1": lambda s: s[4] / np.maximum(s[5], 1e-300),
+    "kl": lambda s: s[6] / np.maximum(s[5], 1e-300),
 }
 """Each figure by the sums of ``_sums``."""
+_OF_LOGITS = ("top1", "kl")
 
 
 def _sums(
     name: str, expected: torch.Tensor, actual: torch.Tensor, batch: Batch
 ) -> NDArray[np.float64]:
-    """``[6, samples]``: squared error, squared norm, one, cosine, equal entries, entries."""
+    """``[7, samples]``: squared error, squared norm, one, cosine, equal entries, entries, KL."""
     rows = next(iter(batch.values())).shape[0]
     mask = _real(expected, batch)
     first, second = expected.double(), actual.double()
@@ -116,14 +120,17 @@ def _sums(
         pairs = list(zip(first, second, strict=True))
     else:
         pairs = [(first, second)]
-    table = np.zeros((6, len(pairs)))
+    table = np.zeros((7, len(pairs)))
     for number, (a, b) in enumerate(pairs):
         norm = float(a.norm() * b.norm())
         cosine = float((a * b).sum()) / norm if norm else float(bool(torch.equal(a, b)))
         table[:4, number] = float(((a - b) ** 2).sum()), float((a**2).sum()), 1.0, cosine
         if "logits" in name and a.dim():
             equal = a.argmax(-1) == b.argmax(-1)
-            table[4:, number] = int(equal.sum()), equal.numel()
+            p, q = a.log_softmax(-1), b.log_softmax(-1)
+            # Rounding makes the KL of equal distributions -1e-17 now and then.
+            kl = (p.exp() * (p - q)).sum(-1).clamp(min=0.0)
+            table[4:, number] = int(equal.sum()), equal.numel(), float(kl.sum())
     return table
 
 

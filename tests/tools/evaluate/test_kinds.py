@@ -105,7 +105,9 @@ def test_outputs_of_any_model_are_compared_on_a_persons_inputs(tmp_path: Path) -
     np.savez(tmp_path / "rows.npz", x=inputs)
     result = evaluate(b, "outputs", a, data=tmp_path / "rows.npz")["outputs"]
     assert (result.samples, result.notes) == (6, ())
-    assert result.figures == pytest.approx({"cosine": 1.0, "rel_l2": 0.5, "top1": 1.0})
+    p, q = (torch.from_numpy(inputs * scale).double().log_softmax(-1) for scale in (1.0, 1.5))
+    kl = float((p.exp() * (p - q)).sum(-1).mean())
+    assert result.figures == pytest.approx({"cosine": 1.0, "rel_l2": 0.5, "top1": 1.0, "kl": kl})
     assert result.detail["boxes"] == pytest.approx({"cosine": 1.0, "rel_l2": 0.0})
     random = evaluate(b, "outputs", a)["outputs"]
     assert random.figures["rel_l2"] == pytest.approx(0.5)
