@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import itertools
 import json
 import os
@@ -14,6 +15,7 @@ import onnx_ir
 
 from ..ir.core.errors import FULL, BadInput, DiskFull
 from ..ir.core.files import is_own
+from ..ir.load.entry_files import PATTERN
 from ..ir.load.quantized_checkpoint import KEYS
 from ..ir.load.side_files import read_json
 from ..ir.structure.cache_slots import ROWS_KEY
@@ -88,7 +90,7 @@ def _foreign(out: Path) -> Iterator[str]:
     for folder, _, files in os.walk(out):
         for name in files:
             inner = (Path(folder) / name).relative_to(out).as_posix()
-            if inner not in ours:
+            if inner not in ours and not fnmatch.fnmatchcase(inner, PATTERN):
                 yield inner
 
 
@@ -149,7 +151,7 @@ def write_model(
 
 def model_bytes(folder: Path) -> int:
     """Size of the model's files."""
-    files = [folder / name for name in MODEL_FILES]
+    files = [*(folder / name for name in MODEL_FILES), *folder.glob(PATTERN)]
     return sum(path.stat().st_size for path in files if path.is_file())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+import hashlib
+from collections.abc import Callable, Hashable
 from pathlib import Path
 
 import onnx_ir
@@ -53,15 +55,74 @@ def save(
             value.const_value = before
 
 
+def save_beside(model: onnx_ir.Model, path: Path, other: Path, data: str) -> int:
+    """Write ``path``, whose larger tensors lie in the data file of the model ``other`` beside it.
+
+    What that one holds is read from there, under whatever name; the rest goes behind it. The bytes
+    by which the data file has grown.
+    """
+    held = _Held(onnx_ir.load(other), path.parent / data)
+    for graph in model.graphs():
+        for value in graph.initializers.values():
+            tensor = value.const_value
+            if tensor is not None and _is_outside(value):
+                value.const_value = held.place(str(value.name), tensor)
+    onnx_ir.save(model, path)
+    return held.added
+
+
+class _Held:
+    """The tensors of a data file: by name, and by their bytes where a name is not there."""
+
+    def __init__(self, model: onnx_ir.Model, file: Path) -> None:
+        self._file = file
+        self.added = 0
+        self._named = {
+            value.name: value.const_value
+            for graph in model.graphs() for value in graph.initializers.values()
+            if isinstance(value.const_value, onnx_ir.ExternalTensor)
+        }  # fmt: skip
+
+    @functools.cached_property
+    def _hashed(self) -> dict[Hashable, onnx_ir.ExternalTensor]:
+        return {_hash(tensor): tensor for tensor in self._named.values()}
+
+    def place(self, name: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.ExternalTensor:
+        """Where the file holds these bytes, from now on at the latest."""
+        refuse_changed(tensor)
+        digest, known = _hash(tensor), self._named.get(name)
+        if known is not None and _hash(known) == digest:
+            return known
+        if digest not in self._hashed:
+            self._hashed[digest] = self._appended(tensor)
+        return self._hashed[digest]
+
+    def _appended(self, tensor: onnx_ir.TensorProtocol) -> onnx_ir.ExternalTensor:
+        with self._file.open("ab") as sink:
+            end = sink.tell()
+            offset = -(-end // PAGE_BYTES) * PAGE_BYTES
+            sink.write(bytes(offset - end))
+            sink.write(tensor.tobytes())
+            self.added += sink.tell() - end
+        return onnx_ir.ExternalTensor(
+            self._file.name, offset, tensor.nbytes, tensor.dtype,
+            shape=onnx_ir.Shape(list(tensor.shape.numpy())), name=str(tensor.name),
+            base_dir=self._file.parent,
+        )  # fmt: skip
+
+
+def _hash(tensor: onnx_ir.TensorProtocol) -> Hashable:
+    digest = hashlib.sha256(tensor.tobytes()).digest()
+    return tensor.dtype, tuple(tensor.shape.numpy()), digest
+
+
 def _has_data(value: onnx_ir.Value) -> bool:
     return value.const_value is not None
 
 
 def _is_outside(value: onnx_ir.Value) -> bool:
     tensor = value.const_value
-    return tensor is not None and (
-        tensor.nbytes > INLINE_BYTES or place_of(value.name) is not None
-    )
+    return tensor is not None and (tensor.nbytes > INLINE_BYTES or place_of(value.name) is not None)
 
 
 def _in_memory(tensor: onnx_ir.TensorProtocol) -> onnx_ir.TensorProtocol:

@@ -24,6 +24,7 @@ from .artifact import (
     publish,
     write_model,
 )
+from .entries import entry_fields, parse_paths, write_entries
 from .genai import write_genai_config
 from .judging import Judge, check_artifact, checkable
 from .lowering import lowered, remarks
@@ -38,6 +39,7 @@ def export(
     samples: Sequence[Mapping[str, torch.Tensor]] | None = None,
     force: bool = False,
     target: str = CPU.name,
+    paths: Mapping[str, str] | None = None,
 ) -> Path:
     """Write a graph as a folder that a stock ONNX Runtime loads; the folder's path.
 
@@ -45,10 +47,13 @@ def export(
     first of ``samples``: the source's own where absent, or random inputs. ``report`` is that of
     ``optimize`` and makes the manifest; without it the manifest only says where the graph came
     from. ``optimize-model`` adds a page to look at. ``target`` names what it is written for:
-    ``cpu``, ``cuda`` for half floats on a GPU, or ``portable`` for standard ONNX ops alone. Raises
-    as ``publish``, ``BadInput`` where an op has no ONNX form or the runtime rejects what was
-    written, and ``BoundExceeded`` where it computes something else.
+    ``cpu``, ``cuda`` for half floats on a GPU, or ``portable`` for standard ONNX ops alone.
+    ``paths`` are further entry graphs over the same data file: other paths through the blocks, by
+    name (``{"fast": "0-3,5-9"}``), which ``load`` and ``compile`` take by ``path=``. Raises as
+    ``publish``, ``BadInput`` where an op has no ONNX form or the runtime rejects what was written,
+    and ``BoundExceeded`` where it computes something else.
     """
+    parse_paths(paths or {})
     sources: list[str | Path] = [graph.source.folder or "", *graph.source.files]
     check_target(Path(out), force=force, sources=sources)
     onnx = lowered(graph, find_target(target))
@@ -58,6 +63,8 @@ def export(
         write_genai_config(onnx, folder, find_target(target))
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         manifest["verification"]["runtime"] = _run(graph, folder, samples)
+        entries = write_entries(graph, folder, paths or {}, find_target(target))
+        manifest |= {"paths": {n: entry_fields(e) for n, e in entries.items()}} if entries else {}
         manifest["target"] = target
         for step in manifest["passes"][-1:]:
             step["notes"] += [f"writing ONNX: {remark}" for remark in remarks(onnx)]

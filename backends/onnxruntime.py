@@ -17,8 +17,9 @@ from ..ir.core.scratch import Scratch
 from ..ir.core.types import UNKNOWN_DIM, Type
 from ..ir.core.values import numbers, to_numpy, to_value
 from ..ir.core.view import View
+from ..ir.load.entry_files import entry_path
 from ..ir.load.intact import check_files
-from ..ir.structure.cache_slots import ROWS_KEY, check_shared
+from ..ir.structure.cache_slots import ROWS_KEY, check_shared, slot_layers
 from ..ir.structure.pictured import check_pictured, read_prompt
 from ..ir.structure.words import head_tokens
 from .artifact import MANIFEST_FILE, MODEL_FILE
@@ -96,6 +97,7 @@ class OnnxRuntimeExecutable:
         self._outputs = tuple(o.name for o in outputs)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.rows_begin = ROWS_KEY in metadata
+        self.kv_layers = slot_layers(metadata)
         self.head_tokens = head_tokens(metadata)
         self._opaque = any(_type_name(o) not in _RUNTIME_NAMES.values() for o in outputs)
 
@@ -253,6 +255,7 @@ def build(
     threads: int | None = None,
     lean: bool = False,
     instead: bytes | None = None,
+    path: str | None = None,
 ) -> OnnxRuntimeExecutable:
     """See ``registry.compile``. A graph goes through a folder that the session outlives. ``lean``
     and ``instead``, which is for a file alone: see ``OnnxRuntimeExecutable``.
@@ -262,23 +265,26 @@ def build(
     a serialized proto it takes three times that.
     """
     if isinstance(graph, str | Path):
-        path = Path(graph)
-        if (path / MANIFEST_FILE).is_file():
-            check_files(path)
-        path = path / MODEL_FILE if path.is_dir() else path
-        if not path.is_file():
-            raise Missing(f"{path} is not there: give an artifact's folder or an .onnx file")
+        file = Path(graph)
+        if (file / MANIFEST_FILE).is_file():
+            check_files(file)
+        if path is not None:
+            file = entry_path(file, path)
+        file = file / MODEL_FILE if file.is_dir() else file
+        if not file.is_file():
+            raise Missing(f"{file} is not there: give an artifact's folder or an .onnx file")
         return OnnxRuntimeExecutable(
-            path, device=device, optimize=optimize, threads=threads, lean=lean, instead=instead
+            file, device=device, optimize=optimize, threads=threads, lean=lean, instead=instead
         )
+    if path is not None:
+        raise BadInput(f"path={path} names an entry graph of an artifact's folder, not of a graph")
     from .artifact import write_model
     from .lowering import lowered
 
     with Scratch("session") as folder:
         write_model(lowered(graph).model, folder)
-        path = folder / MODEL_FILE
         return OnnxRuntimeExecutable(
-            path, device=device, optimize=optimize, threads=threads, lean=lean
+            folder / MODEL_FILE, device=device, optimize=optimize, threads=threads, lean=lean
         )
 
 

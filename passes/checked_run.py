@@ -50,7 +50,7 @@ class Result:
     """What the rewritten graph gives on them, key-value caches among it."""
     truth: Truth
     """What the source itself gave."""
-    given: View
+    standard: View
     """The graph that the result is held against: the one that was given, or of a recipe that makes
     a special case of it, that case."""
 
@@ -79,7 +79,7 @@ class CheckedRun:
         self.spool = Spool()
         self.batches, data = _choose_samples(graph, samples)
         self.calibration = calibration
-        self.given = graph
+        self.standard = graph
         self._read(truth)
         self.structure = recognize(self.view)
         check_order(recipe.passes, self.structure, compressed=original is not None)
@@ -104,7 +104,7 @@ class CheckedRun:
             self._apply(number, entry, notes[number - 1])
         self.report.errors, self.report.shortened = self.errors, self.shortened
         return Result(
-            self.view, self.report, self.as_read, self.batches, self.outputs, self.truth, self.given
+            self.view, self.report, self.as_read, self.batches, self.outputs, self.truth, self.standard
         )
 
     def _tell(self, what: str) -> None:
@@ -114,10 +114,10 @@ class CheckedRun:
     # --- before the first pass ------------------------------------------------------------------
 
     def _read(self, truth: Truth | None) -> None:
-        self.view = self.given.copy()
+        self.view = self.standard.copy()
         self._tell("comparing the graph with its source")
         canonicalize(self.view)
-        check_read(self.view, self.given, self.batches, truth)
+        check_read(self.view, self.standard, self.batches, truth)
         if self.calibration is not None:
             check_batches(self.view, self.calibration)
         self.as_read = self.reference = self.view.copy()
@@ -125,12 +125,12 @@ class CheckedRun:
     def _ask(self, truth: Truth | None, data: str, *, chosen: bool) -> None:
         """What the source gives on the samples, and what the graph does."""
         try:
-            self.truth = truth or ask_source(self.given, self.batches)
+            self.truth = truth or ask_source(self.standard, self.batches)
             self.outputs = self._swept(0)
         except NodeFailed as error:
             advice = f"do {data} fit the model?" if chosen else _ADVICE
             raise BadInput(f"{error}: {advice}") from error
-        difference = hold(self.given, self.as_read, self.truth, self.outputs)
+        difference = hold(self.standard, self.as_read, self.truth, self.outputs)
         self.report.add_truth(self.truth, difference)
 
     def _swept(self, step: int) -> list[dict[str, torch.Tensor]]:
@@ -211,10 +211,10 @@ class CheckedRun:
 
     def _hold_case(self) -> None:
         """The special case as a graph of its own, held against what runs the source."""
-        self.given = self.reference = self.view.copy()
-        self.given.edits = 0
-        self.truth = ask_source(self.given, self.batches)
-        hold(self.given, self.view, self.truth, self.outputs)
+        self.standard = self.reference = self.view.copy()
+        self.standard.edits = 0
+        self.truth = ask_source(self.standard, self.batches)
+        hold(self.standard, self.view, self.truth, self.outputs)
 
 
 def _narrowed_data(

@@ -3,6 +3,7 @@ manifest."""
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import hashlib
 import json
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import BadInput, GraphwrightError
+from .entry_files import PATTERN
 
 MANIFEST = "graphwright.json"
 FILES = ("model.onnx", "model.onnx.data")
@@ -28,7 +30,7 @@ def facts(folder: Path) -> dict[str, dict[str, Any]]:
 
     Right after they were written this is one read out of the system's cache.
     """
-    paths = [folder / name for name in FILES]
+    paths = [*(folder / name for name in FILES), *sorted(folder.glob(PATTERN))]
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
         for path in paths if path.is_file()
@@ -79,7 +81,7 @@ def _recorded(folder: Path, content: bytes) -> dict[str, Any]:
     known = files.values() if isinstance(files, dict) else [None]
     if not all(isinstance(file, dict) for file in known):
         raise BadInput(f"{folder / MANIFEST}: damaged: `files` should hold sizes and hashes")
-    return {name: files[name] for name in FILES if name in files}
+    return {n: files[n] for n in files if n in FILES or fnmatch.fnmatchcase(n, PATTERN)}
 
 
 def _wrong(folder: Path, files: dict[str, Any], whole: bool) -> str:

@@ -40,6 +40,7 @@ def load(
     cache: bool | None = None,
     max_bytes: int | None = None,
     part: str | None = None,
+    path: str | None = None,
 ) -> View:
     """The graph of a model: see ``FORMS`` for what ``spec`` may be.
 
@@ -50,12 +51,15 @@ def load(
     (``past_key_values.N.key``, ``present.N.key``), by which it decodes step by step; ``cache`` is
     false to leave it out, true to refuse a model that has none. ``max_bytes`` loads the artifact of
     a recipe with ``bitstack`` in the largest size that fits, from the beginning of its data.
+    ``path`` loads another entry graph of an artifact that was made with ``--path``, by its name.
     ``part`` is ``encoder``, ``decoder`` or ``decoder_with_past`` of an encoder-decoder's folder. No
     weight of a Hugging Face or ONNX model is taken into memory.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
-    text, path, form = str(spec), Path(spec).expanduser(), form_of(spec)
+    text, place, form = str(spec), Path(spec).expanduser(), form_of(spec)
+    if path is not None:
+        return _entry(place, path, form)
     if max_bytes is not None:
         return _cut(text, max_bytes)
     if part is not None and form not in ("folder", "hub"):
@@ -69,36 +73,36 @@ def load(
         )
     if dtype is not None and form in ("onnx", "pt2"):
         raise BadInput(
-            f"{text}: dtype is for zoo and Hugging Face models; a {path.suffix} file keeps its own"
+            f"{text}: dtype is for zoo and Hugging Face models; a {place.suffix} file keeps its own"
         )
     if not text:
         raise BadInput(f"the model has an empty name; a model is {FORMS}")
     if form == "folder":
-        return _folder(path, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
+        return _folder(place, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
     if form in ("artifact", "onnx"):
         from .onnx_file import load_onnx
 
         if form == "artifact":
-            return open_whole(path, lambda: load_onnx(path / "model.onnx"))
-        return load_onnx(path)
+            return open_whole(place, lambda: load_onnx(place / "model.onnx"))
+        return load_onnx(place)
     if form == "pt2":
         from .pt2_file import load_pt2
 
-        return load_pt2(path)
+        return load_pt2(place)
     if form == "gguf":
         from .gguf_graph import load_gguf
 
-        return load_gguf(path, name=text, dtype=dtype, cache=cache)
+        return load_gguf(place, name=text, dtype=dtype, cache=cache)
     if form == "factory":
         return _factory(text)
-    if path.suffix in (*_PICKLES, ".safetensors"):
-        raise _unfit_file(path)
+    if place.suffix in (*_PICKLES, ".safetensors"):
+        raise _unfit_file(place)
     if form == "hub":
         from .hf_model import download
 
         hub = download(text)
         return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
-    raise _unknown(text, path)
+    raise _unknown(text, place)
 
 
 def form_of(spec: str | Path) -> str:
@@ -136,6 +140,15 @@ def _folder(
         cache=cache,
         part=part,
     )
+
+
+def _entry(folder: Path, name: str, form: str) -> View:
+    from .entry_files import entry_path
+    from .onnx_file import load_onnx
+
+    if form != "artifact":
+        raise BadInput(f"{folder}: path={name} is for artifacts, made with --path NAME=BLOCKS")
+    return open_whole(folder, lambda: load_onnx(entry_path(folder, name)))
 
 
 def _cut(text: str, max_bytes: int) -> View:

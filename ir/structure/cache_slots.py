@@ -8,6 +8,7 @@ A slot is four values. What was computed before comes in as ``past_key_values.N.
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -31,6 +32,12 @@ ROWS_KEY = "graphwright.rows"
 in buffers of the longest text, in which attention writes; ``begin`` elsewhere."""
 SLOTS_KEY = "graphwright.kv_slots"
 """Metadata: JSON list, for each slot the number of the layer, in the source, that it belongs to."""
+
+
+def slot_layers(metadata: Mapping[str, str]) -> tuple[int, ...]:
+    """For each slot the layer, in the source, that it belongs to; empty where they are 0, 1, 2 and
+    so on."""
+    return tuple(map(int, json.loads(metadata.get(SLOTS_KEY, "[]"))))
 
 
 @dataclass(frozen=True)

@@ -52,39 +52,39 @@ def closed(content: Mapping[str, Any], ids: Collection[int]) -> list[int]:
     text can be spelled in (letters, bytes), ascending.
 
     So a text of these tokens is read as before: of pairs (BPE), each merge on the way to one of
-    them is kept; of scored and of longest pieces the best stay the best among fewer.
+    them is staying; of scored and of longest pieces the best stay the best among fewer.
     """
     model = content["model"]
     entries = _entries(model)
-    kept = set(ids) | {int(t["id"]) for t in content.get("added_tokens") or ()}
-    kept |= {i for piece, i in entries.items() if len(piece) == 1 or _is_byte(piece)}
-    kept |= {i for i in [entries.get(str(model.get("unk_token"))), model.get("unk_id")]
+    staying = set(ids) | {int(t["id"]) for t in content.get("added_tokens") or ()}
+    staying |= {i for piece, i in entries.items() if len(piece) == 1 or _is_byte(piece)}
+    staying |= {i for i in [entries.get(str(model.get("unk_token"))), model.get("unk_id")]
              if i is not None}  # fmt: skip
     prefix = model.get("continuing_subword_prefix") or ""
     suffix = model.get("end_of_word_suffix") or ""
-    kept |= {i for piece, i in entries.items()
+    staying |= {i for piece, i in entries.items()
              if len(piece.removeprefix(prefix).removesuffix(suffix)) == 1}  # fmt: skip
     parts: dict[int, list[int]] = {}
     for left, right in _merges(model):
         whole = entries.get(left + right.removeprefix(prefix))
         if whole is not None:
             parts.setdefault(whole, []).extend(entries[p] for p in (left, right) if p in entries)
-    queue = list(kept)
+    queue = list(staying)
     while queue:
-        fresh = [part for part in parts.get(queue.pop(), ()) if part not in kept]
-        kept.update(fresh)
+        fresh = [part for part in parts.get(queue.pop(), ()) if part not in staying]
+        staying.update(fresh)
         queue += fresh
-    return sorted(kept)
+    return sorted(staying)
 
 
-def trimmed(content: dict[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+def trimmed(content: dict[str, Any], staying: Sequence[int]) -> dict[str, Any]:
     """The file with these tokens alone, numbered anew in this order."""
-    new = {old: place for place, old in enumerate(kept)}
+    new = {old: place for place, old in enumerate(staying)}
     model = dict(content["model"])
     entries = {piece: new[i] for piece, i in _entries(model).items() if i in new}
     if isinstance(model.get("vocab"), list):  # pieces with scores, in the order of their ids
         scores = model["vocab"]
-        model["vocab"] = [scores[old] for old in kept if old < len(scores)]
+        model["vocab"] = [scores[old] for old in staying if old < len(scores)]
         if model.get("unk_id") is not None:
             model["unk_id"] = new[model["unk_id"]]
     else:

@@ -51,10 +51,10 @@ class Vocabulary(Pass):
 
     def run(self, context: Context) -> PassResult:
         view = context.view
-        kept, folder = self._kept(view)
-        table, heads = self._places(context, kept)
-        sites = self._sites(context, table, heads, len(kept))
-        rows = Rows(torch.tensor(kept), context.spool)
+        staying, folder = self._kept(view)
+        table, heads = self._places(context, staying)
+        sites = self._sites(context, table, heads, len(staying))
+        rows = Rows(torch.tensor(staying), context.spool)
         try:
             for head in heads:
                 pick_head_rows(view, head, rows, rule=self.name, step=context.step)
@@ -62,14 +62,14 @@ class Vocabulary(Pass):
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
         context.edited()
-        note = f"{len(kept)} of {table.rows} tokens stay"
+        note = f"{len(staying)} of {table.rows} tokens stay"
         return PassResult(
             sites=sites, notes=[note], narrowing=_narrowing(rows.ids, table.rows, folder)
         )
 
     def plan(self, context: Context) -> PassResult:
-        kept, _ = self._kept(context.view)
-        return PassResult(sites=self._sites(context, *self._places(context, kept), len(kept)))
+        staying, _ = self._kept(context.view)
+        return PassResult(sites=self._sites(context, *self._places(context, staying), len(staying)))
 
     def _kept(self, view: View) -> tuple[list[int], Scratch]:
         """The ids that stay, and a folder with the files that say so."""
@@ -88,14 +88,14 @@ class Vocabulary(Pass):
         read = [encoding.ids for encoding in tokenizer.encode_batch(lines)]
         configs = {name: _json(folder / name) for name in CONFIGS}
         special = special_ids(configs["config.json"]) | special_ids(configs[CONFIGS[1]])
-        kept = closed(content, {i for ids in read for i in ids} | special)
-        new = {old: place for place, old in enumerate(kept)}
+        staying = closed(content, {i for ids in read for i in ids} | special)
+        new = {old: place for place, old in enumerate(staying)}
         scratch = Scratch("vocabulary")
-        place = scratch.path / FILE
-        place.write_text(json.dumps(trimmed(content, kept), ensure_ascii=False), encoding="utf-8")
+        text = json.dumps(trimmed(content, staying), ensure_ascii=False)
+        (scratch.path / FILE).write_text(text, encoding="utf-8")
         for name, config in configs.items():
             if config is not None:
-                changed = renumbered_config(config, new, len(kept))
+                changed = renumbered_config(config, new, len(staying))
                 (scratch.path / name).write_text(json.dumps(changed, indent=2) + "\n")
         for name in OTHERS:
             if (folder / name).is_file():
@@ -103,16 +103,16 @@ class Vocabulary(Pass):
         smaller, _ = read_tokenizer(scratch.path, self.name)
         smaller.no_truncation()
         smaller.no_padding()
-        again = [[kept[i] for i in encoding.ids] for encoding in smaller.encode_batch(lines)]
+        again = [[staying[i] for i in encoding.ids] for encoding in smaller.encode_batch(lines)]
         if again != read:
             line = next(i for i, (a, b) in enumerate(zip(again, read, strict=True), 1) if a != b)
             raise BadInput(
                 f"vocabulary: {folder / FILE} is of a kind that cannot be trimmed: with fewer "
                 f"tokens, line {line} of {self.text} is read as others"
             )
-        return kept, scratch
+        return staying, scratch
 
-    def _places(self, context: Context, kept: list[int]) -> tuple[Embedding, list[Linear]]:
+    def _places(self, context: Context, staying: list[int]) -> tuple[Embedding, list[Linear]]:
         """The table that the ids pick from, and the heads as wide as it. Raises ``BadInput`` where
         ids are read by anything else."""
         view, structure = context.view, context.structure
@@ -131,9 +131,9 @@ class Vocabulary(Pass):
                 "one table, and cannot be numbered anew"
             )
         (table,) = tables
-        if max(kept) >= table.rows:
+        if max(staying) >= table.rows:
             raise BadInput(
-                f"vocabulary: the tokenizer has the token {max(kept)}, and {table.name} has "
+                f"vocabulary: the tokenizer has the token {max(staying)}, and {table.name} has "
                 f"{table.rows} rows: is it another model's?"
             )
         heads = [x for x in structure.linears if x.role == "head" and x.out_features == table.rows]

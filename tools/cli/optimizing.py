@@ -59,6 +59,10 @@ def run(
         bool | None,
         typer.Option("--cache/--no-cache", help="Key-value cache; default: if MODEL writes text."),
     ] = None,
+    path: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=BLOCKS", help="A further entry graph: fast=0-3,5-9."),
+    ] = None,
     part: Part = "",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a killed run.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Forecast; read no weight.")] = False,
@@ -97,7 +101,7 @@ def run(
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
             backend=backend, resume=resume, target=target, original=original, budget=asked,
-            using=knobs, dtype=dtype, part=part, workers=workers,
+            using=knobs, dtype=dtype, part=part, workers=workers, paths=_paths(path or []),
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)
@@ -133,6 +137,18 @@ def explain(
     )
     done = pipeline.dry_run(request)
     terminal.print_plan(make_console(), done)
+
+
+def _paths(texts: list[str]) -> tuple[tuple[str, str], ...]:
+    pairs = [text.partition("=") for text in texts]
+    wrong = next((text for text, (_, sign, _) in zip(texts, pairs, strict=True) if not sign), None)
+    if wrong is not None:
+        raise BadInput(f"--path {wrong} has no blocks: give NAME=BLOCKS, as fast=0-3,5-9")
+    names = [name for name, _, _ in pairs]
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise BadInput(f"--path {twice} is given twice")
+    return tuple((name, blocks) for name, _, blocks in pairs)
 
 
 def _budget(text: str, using: str, *, recipe: str) -> tuple[Any, tuple[str, ...]]:

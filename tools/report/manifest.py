@@ -56,6 +56,7 @@ Amount = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_define
 Cosine = Annotated[
     Annotated[float, Field(ge=-1.000001, le=1.000001)] | None, BeforeValidator(_defined)
 ]
+FileName = Annotated[str, Field(pattern=r"^(model\.onnx(\.data)?|path-[a-z0-9_-]+\.onnx)$")]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
@@ -178,6 +179,21 @@ class SizesEntry(Entry):
     largest first."""
     whole_bytes: Count | None = None
     """The model files of the artifact of any size that this one was cut from."""
+
+
+class PathEntry(Entry):
+    """A further entry graph of the artifact: another path through the model's blocks."""
+
+    file: str
+    """Its file, beside model.onnx; its weights lie in model.onnx.data."""
+    blocks: str
+    """The blocks in order, as the pass `path` takes them."""
+    weight_bytes: Count
+    """The weights that it reads."""
+    added_bytes: Count
+    """Bytes of the data file that the whole model does not read."""
+    error: ErrorEntry
+    """In ONNX Runtime, graph optimisation on, from its graph."""
 
 
 class FileEntry(Entry):
@@ -581,7 +597,9 @@ class Manifest(Entry):
     """The result against the source, on sample inputs."""
     sizes: SizesEntry
     """Sizes in bytes."""
-    files: dict[Literal["model.onnx", "model.onnx.data"], FileEntry] = {}
+    paths: dict[str, PathEntry] = {}
+    """Further entry graphs by name; absent where there is none."""
+    files: dict[FileName, FileEntry] = {}
     """The model's files as they were written, by name; they are compared when the artifact is
     opened. Absent where nothing was written."""
     search: SearchEntry | None = None

@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from ...backends import artifact, find_backend
+from ...backends.entries import entry_fields, parse_paths, write_entries
 from ...backends.fx_to_onnx import TRANSLATION_KEY
 from ...backends.genai import write_genai_config
 from ...backends.lowering import lowered, remarks
@@ -46,6 +47,7 @@ from ..report.manifest import (
     Manifest,
     OriginalEntry,
     PassEntry,
+    PathEntry,
     RefusalEntry,
     RuntimeEntry,
     SiteEntry,
@@ -112,6 +114,8 @@ class Request:
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
     budget: Budget | None = None
     """Where given, the recipe is searched for: see ``search``."""
+    paths: tuple[tuple[str, str], ...] = ()
+    """Further entry graphs of the artifact: their names, and the blocks that they go through."""
     using: tuple[str, ...] = KNOBS
     """The knobs that the search turns."""
     workers: int = 0
@@ -123,6 +127,7 @@ class Request:
         }  # fmt: skip
         object.__setattr__(self, "recipe", self.recipe.settled(find_target(self.target)))
         check_order(self.recipe.passes, compressed=bool(self.original))
+        parse_paths(dict(self.paths))
         options = [option for option, amount in amounts.items() if amount is not None]
         if options and not self.calibration:
             raise BadInput(f"{options[0]} says how much of --calib is used: give --calib DATA too")
@@ -315,8 +320,9 @@ def _published(
         artifact.write_model(onnx.model, folder, progress)
         _note_left(artifact.copy_side_files(result.graph.source.folder, folder), done)
         write_genai_config(onnx, folder, find_target(request.target))
+        _write_paths(request, result.graph, folder, done)
         notes = verify(
-            done.verification, result.given, result, folder, device=request.device,
+            done.verification, result.standard, result, folder, device=request.device,
             backend=request.backend, progress=progress,
         )  # fmt: skip
         for step in done.passes[-1:]:
@@ -331,6 +337,12 @@ def _published(
         manifest.write(folder, done)
         report.write(folder, done)
     return done
+
+
+def _write_paths(request: Request, graph: View, folder: Path, done: Manifest) -> None:
+    entries = write_entries(graph, folder, dict(request.paths), find_target(request.target))
+    if entries:
+        done.paths = {n: PathEntry.model_validate(entry_fields(e)) for n, e in entries.items()}
 
 
 def _note_writing(onnx: OnnxView, done: Manifest) -> None:

@@ -106,6 +106,7 @@ def _repeated(
         calibration_length=data.length if data else None,
         calibration_sha256=data.sha256 if data else "", original=original,
         original_sha256=before.sha256 if before else "",
+        paths=tuple((name, entry.blocks) for name, entry in known.paths.items()),
     )  # fmt: skip
     return pipeline.run(request, progress)
 

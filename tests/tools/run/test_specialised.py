@@ -43,13 +43,13 @@ def test_a_trimmed_vocabulary(
     assert [site["shape"][0] for site in step["sites"]] == [count, count]
     run = gw.compile(out)
     pieces = [trimmed.id_to_token(i) for i in range(count)]
-    kept = torch.tensor([whole.token_to_id(piece) for piece in pieces])
+    staying = torch.tensor([whole.token_to_id(piece) for piece in pieces])
     for sentence in SENTENCES:
         ids = torch.tensor([trimmed.encode(sentence).ids])
         old = torch.tensor([whole.encode(sentence).ids])
-        assert torch.equal(kept[ids], old)
+        assert torch.equal(staying[ids], old)
         with torch.no_grad():
-            expected = model(old).logits[..., kept]
+            expected = model(old).logits[..., staying]
         logits = run(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
         torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
     strange = "Ångström 漢字"
