@@ -202,6 +202,23 @@ class AbsMax(Statistic):
 
 
 @register
+class Range(Statistic):
+    """The least and the greatest number of all features."""
+
+    name = "range"
+    at = "linear"
+
+    def __init__(self) -> None:
+        self.low, self.high = 0.0, 0.0
+        """0 lies between them."""
+
+    def add(self, *parts: Tensor) -> None:
+        if parts[0].numel():
+            low, high = parts[0].aminmax()
+            self.low, self.high = min(self.low, float(low)), max(self.high, float(high))
+
+
+@register
 class AbsMean(Statistic):
     """The mean magnitude of each feature."""
 

@@ -3,34 +3,54 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from ...ir.core.weights import Weight
 from ...ir.ops.linear_w8a8 import operand_types
-from ...ir.run.statistics import Statistics
+from ...ir.ops.linear_w8a8_static import MOST
+from ...ir.run.statistics import Range, Stat, Statistics, Tokens
 from ...ir.structure.recognize import Linear
+from ..base import Needs
 from ..linear_pass import StoringPass
 from ..stored import Stored, relative_error
 from .quantizers import SMALLEST_SCALE, not_finite
 
+SHRUNK = tuple(1 - i / 40 for i in range(36))
+"""Shares of a range that are tried: 1, 0.975, ... 0.125."""
+LEAST_STEP = 1e-30
+"""Below it activations count as 0: their step would be no normal number."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class W8A8(StoringPass):
-    """Round weights to 8 bits a row, and activations to 8 bits a token when the model runs.
+    """Round weights to 8 bits a row, and activations to 8 bits, when the model runs.
 
-    ``w ≈ code * scale``, ``scale = max |w| / 127`` of each output row; activations likewise, by
-    ``max |x| / 127`` of each token (the dynamic form of SmoothQuant, arXiv 2211.10438, and of
-    LLM.int8(), arXiv 2208.07339, without its outliers). Needs no data. Features with outliers leave
-    the others few codes: put ``smooth`` in front, which moves them into the weights. For many
-    tokens at once, as encoders have, it is the fastest form on a CPU with int8 instructions; for
-    few tokens ``quantize{bits=4}`` reads half the bytes. Weights that are not finite are refused.
+    ``w ≈ code * scale``, ``scale = max |w| / 127`` of each output row. ``activations=dynamic``:
+    likewise, by ``max |x| / 127`` of each token (the dynamic form of SmoothQuant, arXiv 2211.10438,
+    and of LLM.int8(), arXiv 2208.07339, without its outliers); needs no data.
+    ``activations=static``: by one step and zero point for all tokens, from calibration data: of
+    the range that they span, the share that rounds a sample of tokens with the least squared error.
+    Nothing is looked for as the model runs, and the ONNX form is QDQ in standard ops; but a token
+    that is larger than those of the data is cut off, and one that is smaller has few codes.
+
+    Features with outliers leave the others few codes: put ``smooth`` in front, which moves them
+    into the weights. For many tokens at once, as encoders have, it is the fastest form on a CPU
+    with int8 instructions; for few tokens ``quantize{bits=4}`` reads half the bytes. Weights that
+    are not finite are refused.
     """
 
     name: ClassVar[str] = "w8a8"
     weights_per_second: ClassVar[float] = 2e8
+    activations: Literal["dynamic", "static"] = "dynamic"
+    """A range for each token, or one from data for all."""
+
+    def requires(self) -> Needs:
+        if self.activations == "dynamic":
+            return Needs()
+        return Needs(stats=(Stat("range", at="linear"), Stat("tokens", at="linear")))
 
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         wide = weight.float()
@@ -41,11 +61,29 @@ class W8A8(StoringPass):
         codes = (wide / scales.unsqueeze(1)).round().clamp(-127, 127)
         error = relative_error(weight, codes * scales.unsqueeze(1))
         rows, columns = weight.shape
-        return Stored(
-            "linear_w8a8", {"codes": codes.to(torch.int8), "scales": scales}, error,
-            {"in_features": columns, "out_features": rows},
-        )  # fmt: skip
+        attrs: dict[str, Any] = {"in_features": columns, "out_features": rows}
+        op = "linear_w8a8"
+        if self.activations == "static":
+            op = "linear_w8a8_static"
+            attrs["step"], attrs["zero"] = fixed_range(statistics[Range], statistics[Tokens].rows)
+        return Stored(op, {"codes": codes.to(torch.int8), "scales": scales}, error, attrs)
 
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
         types = operand_types(linear.in_features, linear.out_features)
         return sum((t.numel or 0) * t.dtype.itemsize for t in types if t.dtype is not None)
+
+
+def fixed_range(span: Range, sample: Tensor) -> tuple[float, int]:
+    """The step, a number of float32, and the zero point of codes 0 to 255 that round a sample
+    [tokens, K] best, of those whose range is a share of the span that all tokens have."""
+    x = sample.float()
+    best, least = (1.0, 0), float("inf")
+    for share in SHRUNK:
+        low, high = share * span.low, share * span.high
+        step = float(torch.tensor(max((high - low) / MOST, LEAST_STEP)))
+        zero = min(max(round(-low / step), 0), MOST)
+        rounded = (x / step).round().add_(zero).clamp_(0, MOST).sub_(zero)
+        error = float((rounded * step - x).square().sum())
+        if error < least:
+            best, least = (step, zero), error
+    return best

@@ -1,14 +1,17 @@
 """Forms of a linear with 8-bit weights in ONNX Runtime: one thread, least of many runs.
 
 ``python -m graphwright.tools.bench.w8a8 [COLUMNSxROWS ...]`` prints milliseconds for 1, 16 and 128
-tokens and the relative error on Gaussian inputs: ``linear_w8a8`` as it is written, the runtime's
-``DynamicQuantizeMatMul``, ``MatMulNBits`` of 8 bits with ``accuracy_level=4``, float32.
+tokens and the relative error on Gaussian inputs: ``linear_w8a8`` as it is written,
+``linear_w8a8_static`` as it is written for a CPU, the runtime's ``DynamicQuantizeMatMul``,
+``MatMulNBits`` of 8 bits with ``accuracy_level=4``, float32. ``quality [--samples N]`` prints for
+ranges by token and fixed ones, smoothed before and not: MiniLM's cosine, tiny-llama's perplexity.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 import time
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,8 +20,18 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from ...ir.load.sources import load
+from ...passes.manager import optimize
+from ..data import calibration
+from ..evaluate import Subject, evaluate
+from .showing import ended, growing
+
 Array = NDArray[Any]
 BLOCK, RUNS, TOKENS = 32, 60, (1, 16, 128)
+RANGE = 4.0
+"""Of the fixed form's activations; Gaussian ones beyond it are cut off."""
+JUDGED = (("zoo:minilm", "embed", "cosine"), ("zoo:tiny-llama", "perplexity", "perplexity"))
+RECIPES = ("w8a8", "w8a8{activations=static}", "smooth,w8a8", "smooth,w8a8{activations=static}")
 
 
 def _session(nodes: list[Any], constants: dict[str, Array], rows: int, columns: int) -> Any:
@@ -60,23 +73,31 @@ def forms(weight: Array) -> dict[str, Any]:
         "w": codes, "s": scales, "last": np.array([-1]), "least": np.array(1e-30, "f4"),
         "c127": np.array(127, "f4"), "c128": np.array(128, "f4"), "zero": np.array(128, "u1"),
     }  # fmt: skip
+    fixed = [
+        node("QuantizeLinear", ["x", "fixed", "zero"], ["xq"]),
+        node("MatMulIntegerToFloat", ["xq", "w", "fixed", "s", "zero"], ["y"],
+             domain="com.microsoft"),
+    ]  # fmt: skip
     whole = node("DynamicQuantizeMatMul", ["x", "w", "s"], ["y"], domain="com.microsoft")
     nbits = node(
         "MatMulNBits", ["x", "w", "s"], ["y"], domain="com.microsoft", K=columns, N=rows, bits=8,
         block_size=BLOCK, accuracy_level=4,
     )  # fmt: skip
-    size = rows, columns
+    size, step = (rows, columns), np.array(RANGE / 127, "f4")
     return {
         "linear_w8a8": _session(tokens, numbers, *size),
+        "linear_w8a8_static": _session(
+            fixed, {n: numbers[n] for n in ("w", "s", "zero")} | {"fixed": step}, *size
+        ),
         "DynamicQuantizeMatMul": _session([whole], {"w": codes, "s": scales}, *size),
         "MatMulNBits": _session([nbits], {"w": in_blocks, "s": of_blocks}, *size),
         "float32": _session([node("MatMul", ["x", "w"], ["y"])], {"w": weight.T.copy()}, *size),
     }
 
 
-def main() -> None:
+def times(sizes: Sequence[str]) -> Iterator[Sequence[str]]:
     rng = np.random.default_rng(0)
-    for size in sys.argv[1:] or ["1536x384", "2048x2048"]:
+    for size in sizes:
         columns, rows = map(int, size.split("x"))
         weight = (rng.standard_normal((rows, columns)) * 0.05).astype("f4")
         for name, session in forms(weight).items():
@@ -89,8 +110,35 @@ def main() -> None:
                     least = min(least, time.perf_counter() - started)
                 error = np.linalg.norm(y - x @ weight.T) / np.linalg.norm(x @ weight.T)
                 figures.append(f"{least * 1e3:.3f} ms ({error:.4f})")
-            print(f"{size} {name}: {', '.join(figures)}")
+            yield size, name, *figures
+
+
+def quality(samples: int) -> Iterator[Sequence[str]]:
+    for name, task, figure in JUDGED:
+        graph = load(name) if task == "embed" else load(name, cache=False)
+        data, folder = calibration.read(name, graph).batches, graph.source.folder
+        source = Subject.of(graph, backend="onnxruntime", tokenizer=folder)
+        for recipe in RECIPES:
+            coded = optimize(graph, recipe, calibration=data).graph
+            judged = Subject.of(coded, backend="onnxruntime", tokenizer=folder)
+            result = evaluate(judged, task, reference=source, samples=samples)[task]
+            low, high = result.interval[figure]
+            yield name, recipe, f"{figure} {result.figures[figure]:.5g} ({low:.5g} to {high:.5g})"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure and print one of the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("what", nargs="*", default=["1536x384", "2048x2048"],
+                        help="sizes of matrices, or quality")  # fmt: skip
+    parser.add_argument("--samples", type=int, default=40, help="texts to judge by")
+    options = parser.parse_args(arguments)
+    columns: Sequence[str] = ("K x N", "form", *(f"{n} tokens" for n in TOKENS))
+    rows = times(options.what)
+    if options.what == ["quality"]:
+        columns, rows = ("model", "recipe", "figure"), quality(options.samples)
+    return ended(lambda console: console.print(growing("w8a8", columns, rows)))
 
 
 if __name__ == "__main__":
-    main()
+    raise SystemExit(main())

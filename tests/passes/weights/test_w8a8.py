@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import graphwright as gw
+import onnx_ir
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.run.statistics import Statistics
+from graphwright.ir.run.statistics import Range, Statistics
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import rounds_activations
 from graphwright.ir.structure.recognize import recognize
-from graphwright.passes.weights.w8a8 import W8A8
+from graphwright.passes.weights.w8a8 import W8A8, fixed_range
 from torch import Tensor
 
 from ..calibrated import optimize, rel
@@ -101,10 +102,73 @@ def test_the_artifact_is_read_back(toy_inputs: Inputs, toy_graph: Graphs, tmp_pa
     assert rel(outputs, sweep(again, toy_inputs)) < 1e-5
 
 
+# --- a fixed range -------------------------------------------------------------------------------
+
+
+def test_a_fixed_range_rounds_the_data_best() -> None:
+    """No share of the span does better, tried one by one; what all tokens span is kept unless it
+    pays to cut it off."""
+    rng = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.gelu(torch.randn(64, 32, generator=rng))
+    x[0, 0] = 40.0
+    span = Range()
+    span.see(x)
+    assert (span.low, span.high) == (float(x.min()), 40.0)
+    step, zero = fixed_range(span, x)
+
+    def loss(step: float, zero: int) -> float:
+        codes = ((x / step).round() + zero).clamp(0, 255)
+        return float(((codes - zero) * step - x).square().sum())
+
+    whole = (span.high - span.low) / 255
+    assert loss(step, zero) <= min(
+        loss(whole * f, max(0, round(-span.low / whole))) for f in (1.0, 0.9, 0.8, 0.5, 0.2)
+    )
+    assert step == pytest.approx(whole), "one entry of 40 costs more than the rest's rounding"
+    x[0, 0] = 3.0
+    span = Range()
+    span.see(x)
+    step, zero = fixed_range(span, x)
+    assert zero == round(float(-x.min() * 255 / (x.max() - x.min()))) and step < 0.0168
+    assert fixed_range(Range(), torch.zeros(3, 4))[1] == 0, "no input at all: any step will do"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activations_in_a_fixed_range(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs, tmp_path: Path
+) -> None:
+    """Linears of one input share its step; the portable file holds standard ops alone, and both
+    files are read back."""
+    source = toy_graph(kind)
+    planned = gw.plan(source, "w8a8{activations=static}")
+    result = optimize(source, "w8a8{activations=static}", toy_inputs)
+    (step,) = result.report.passes
+    assert step.bytes_after == planned.artifact_bytes
+    graph, expected = result.graph, sweep(result.graph, toy_inputs)
+    by_name = {x.name: graph.attrs(x.node) for x in recognize(graph).linears}
+    assert by_name["gate"]["step"] == by_name["up"]["step"] != by_name["down"]["step"]
+    assert 1e-4 < rel(sweep(source, toy_inputs), expected) < 0.05
+    assert rounds_activations(graph)
+    for target, domains in (("portable", {""}), ("cpu", {"", "com.microsoft"})):
+        out = gw.export(graph, tmp_path / target, target=target)
+        model = onnx_ir.load(out / "model.onnx")
+        assert {node.domain for node in model.graph} == domains
+        assert (target == "portable") == any(n.op_type == "DequantizeLinear" for n in model.graph)
+        run = gw.compile(out, backend="onnxruntime")
+        outputs = {name: torch.as_tensor(x) for name, x in run(**toy_inputs).items()}
+        assert rel(expected, outputs) < 1e-5
+        again = gw.load(str(out / "model.onnx"))
+        read = {x.name: again.attrs(x.node) for x in recognize(again).linears}
+        assert read == by_name
+        assert rel(expected, sweep(again, toy_inputs)) < 1e-5
+
+
 def test_refusals(toy_graph: Graphs, toy_inputs: Inputs) -> None:
     graph = toy_graph("fx", lambda toy: toy.down.weight[3, 4].fill_(torch.inf))
     with pytest.raises(BadInput, match=r"^down: 1 of 1280 weights are NaN or infinite"):
         optimize(graph, "w8a8", toy_inputs)
+    with pytest.raises(BadInput, match="w8a8 needs calibration data: give --calib DATA"):
+        gw.optimize(toy_graph("fx"), "w8a8{activations=static}", samples=[toy_inputs])
     twice = "w8a8{include=up},quantize"
     (refused,) = optimize(toy_graph("fx"), twice, toy_inputs).report.passes[1].result.refused
     assert refused == ("up", "its weight is quantized already")
