@@ -104,8 +104,9 @@ class CheckedRun:
             self._apply(number, entry, notes[number - 1])
         self.report.errors, self.report.shortened = self.errors, self.shortened
         return Result(
-            self.view, self.report, self.as_read, self.batches, self.outputs, self.truth, self.standard
-        )
+            self.view, self.report, self.as_read, self.batches, self.outputs, self.truth,
+            self.standard,
+        )  # fmt: skip
 
     def _tell(self, what: str) -> None:
         if self.progress is not None:
