@@ -22,7 +22,7 @@ from .hf_experts import expert_notes
 from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples
 from .hf_llava import llava_forward
 from .hf_match import converts, listed, match
-from .hf_model import build, read_config, read_object, stored_dtype
+from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
 from .hf_rope import settle_rope
@@ -64,6 +64,14 @@ def load_folder(
         cache=cache, part=part, read_here=quantization is not None,
         files=source_files(folder, checkpoint),
     )  # fmt: skip
+
+
+def folder_dtype(folder: Path, *, trust_remote_code: bool = False) -> torch.dtype:
+    """The float in which ``load_folder`` takes a model where none is given. Raises as that does for
+    files that are damaged."""
+    config = read_config(folder, trust_remote_code=trust_remote_code)
+    checkpoint = read_checkpoint(folder, allow_missing=True)
+    return usual_dtype(config, {} if checkpoint is None else checkpoint.tensors)
 
 
 def load_model(

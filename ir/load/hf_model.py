@@ -172,7 +172,7 @@ def build(
     cls = _model_class(folder, config, trust_remote_code)
     handles = {} if checkpoint is None else checkpoint.tensors
     _check_sizes(folder, config, len(handles) or MOST_LAYERS)
-    dtype = dtype or config.dtype or stored_dtype(handles)
+    dtype = dtype or usual_dtype(config, handles)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise BadInput(f"{folder}/config.json: dtype {dtype} is none that models compute in")
     model: torch.nn.Module = _construct(folder, cls, config, dtype)
@@ -324,6 +324,12 @@ def _towers(config: Any) -> str:
     if not names:
         return ""
     return f"; its parts alone are {' and '.join(names)}, saved as folders of their own"
+
+
+def usual_dtype(config: Any, handles: Mapping[str, Weight]) -> torch.dtype:
+    """The float of a model that is built as its config says, or as its checkpoint is."""
+    dtype: torch.dtype = config.dtype or stored_dtype(handles)
+    return dtype
 
 
 def stored_dtype(handles: Mapping[str, Weight]) -> torch.dtype:

@@ -125,6 +125,21 @@ def form_of(spec: str | Path) -> str:
     return "hub" if not path.exists() and re.fullmatch(_HUB_ID, text) else ""
 
 
+def castable_from(spec: str | Path, *, trust_remote_code: bool = False) -> torch.dtype | None:
+    """The float in which ``load`` takes a model where none is given, and from which it can be cast;
+    ``None`` for a source that keeps its own. Nothing is traced. Raises as ``load``."""
+    form = form_of(spec)
+    if form == "zoo":
+        return torch.float32
+    if form not in ("folder", "hub"):
+        return None
+    from .hf_folder import folder_dtype
+    from .hf_model import download
+
+    path = Path(spec).expanduser() if form == "folder" else download(str(spec))
+    return folder_dtype(path, trust_remote_code=trust_remote_code)
+
+
 def _folder(
     path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool | None,
     part: str | None,

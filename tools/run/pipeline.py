@@ -23,7 +23,7 @@ from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import set_aside
 from ...ir.core.view import View
-from ...ir.load.sources import fingerprint, form_of, load
+from ...ir.load.sources import castable_from, fingerprint, load
 from ...ir.onnx.view import OnnxView
 from ...ir.run.batches import batches_sha256
 from ...ir.structure.cache_slots import has_cache
@@ -191,23 +191,25 @@ def run(request: Request, progress: Progress) -> Manifest:
 
 def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
     """The graph, in the float that was asked for, or that the target prefers to float32."""
-
-    def read(dtype: torch.dtype | None) -> View:
-        return load(
-            request.model, trust_remote_code=request.trust_remote_code, cache=request.cache,
-            allow_missing_weights=allow_missing_weights, dtype=dtype, part=request.part or None,
-        )  # fmt: skip
-
-    view, target = read(FLOATS.get(request.dtype)), find_target(request.target)
-    matrices = {w.dtype for w in view.weights().values() if len(w.shape) > 1}
-    castable = form_of(request.model) in ("zoo", "folder", "hub")
-    if request.dtype or target.prefers is None or torch.float32 not in matrices or not castable:
+    target, dtype = find_target(request.target), FLOATS.get(request.dtype)
+    asks = target.prefers is not None and dtype is None
+    prefers = target.prefers if asks and _is_float32(request) else None
+    view = load(
+        request.model, trust_remote_code=request.trust_remote_code, cache=request.cache,
+        allow_missing_weights=allow_missing_weights, dtype=prefers or dtype,
+        part=request.part or None,
+    )  # fmt: skip
+    if prefers is None:
         return view
-    name = next(name for name, dtype in FLOATS.items() if dtype == target.prefers)
-    view = read(target.prefers)
+    name = next(name for name, dtype in FLOATS.items() if dtype == prefers)
     note = f"it is taken in {name}, which target {target.name} prefers to float32: see --dtype"
     view.source = dataclasses.replace(view.source, notes=(*view.source.notes, note))
     return view
+
+
+def _is_float32(request: Request) -> bool:
+    usual = castable_from(request.model, trust_remote_code=request.trust_remote_code)
+    return usual == torch.float32
 
 
 def _rewritten(request: Request, view: View, progress: Progress) -> Manifest:

@@ -45,8 +45,18 @@ def floats(out: Path) -> set[onnx_ir.DataType | None]:
     return {value.dtype for value in (*graph.inputs[2:], *scales) if value is not None}
 
 
-def test_float32_is_taken_in_what_the_target_prefers(source: Path, tmp_path: Path) -> None:
+def test_float32_is_taken_in_what_the_target_prefers(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dtypes: list[torch.dtype | None] = []
+
+    def load(*args: Any, **options: Any) -> Any:
+        dtypes.append(options["dtype"])
+        return gw.load(*args, **options)
+
+    monkeypatch.setattr(pipeline, "load", load)
     done = run(source, tmp_path / "out")
+    assert dtypes == [torch.float16]  # it is loaded once
     assert any("taken in fp16, which target cuda prefers" in n for n in done.source.notes)
     assert done.recipe == "quantize{bits=4 group=32 accuracy_level=0}" and done.dtype == ""
     assert any("padding goes behind a text" in note for note in done.passes[-1].notes)
