@@ -41,7 +41,8 @@ def sdpa(
 ) -> Tensor:
     """``softmax(q kᵀ scale + mask) v`` on [..., tokens, head dim]; a fully masked row gives 0.
 
-    ``mask`` is boolean (True attends) or added to the logits. ``scale`` None means 1/√(head dim).
+    ``mask`` is boolean (True attends) or added to the logits: of a row whose keys all have the
+    lowest number of a half float, every key weighs the same. ``scale`` None means 1/√(head dim).
     With ``gqa`` each key/value head serves a run of query heads (arXiv 2305.13245). With
     ``softcap`` c the logits are ``c tanh(q kᵀ scale / c) + mask`` (Gemma 2, arXiv 2408.00118).
     """
@@ -57,8 +58,8 @@ def sdpa(
         logits = logits.masked_fill(~rows.tril(), -math.inf)
     if mask is not None and mask.dtype == torch.bool:
         logits = logits.masked_fill(~mask, -math.inf)
-    elif mask is not None:
-        logits = logits + mask
+    elif mask is not None:  # in the dtype of q, as models do: -65504 + 0.1 is -65504 in float16
+        logits = (logits.to(q.dtype) + mask).float()
     weights = torch.softmax(logits, -1)
     weights = torch.where(torch.isnan(weights), torch.zeros_like(weights), weights)
     return torch.matmul(weights.to(v.dtype), v)

@@ -28,6 +28,8 @@ from graphwright.ir.ops.pack import (
     unpack,
     unpack_zeros,
 )
+from graphwright.ir.ops.sdpa import sdpa
+from graphwright.ir.run.verify import difference
 from graphwright.ir.vocab import REQUIRED, spec
 from graphwright.ir.vocab.targets import PORTABLE
 from hypothesis import given, settings
@@ -418,3 +420,15 @@ def test_sample_labels_are_distinct() -> None:
     for op in OWN_OPS.values():
         labels = [s.label for s in op.samples()]
         assert all(a != b for a, b in itertools.combinations(labels, 2))
+
+
+def test_a_row_of_half_floats_without_keys_is_uniform() -> None:
+    """As in models that add the lowest number to the logits in their own dtype (Gemma 2)."""
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 1, 3, 8, generator=rng).half() for _ in range(3))
+    mask = torch.zeros(3, 3, dtype=torch.float16)
+    mask[0] = torch.finfo(torch.float16).min
+    out = sdpa(q, k, v, mask, scale=0.5, softcap=2.0)
+    torch.testing.assert_close(out[..., 0, :], v.float().mean(-2).half())
+    free = sdpa(q, k, v, None, scale=0.5, softcap=2.0)
+    assert difference(free[..., 1:, :], out[..., 1:, :]).rel_l2 < 1e-3  # their last place
