@@ -10,7 +10,7 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
 from ..ir.core.errors import BadInput
-from ..ir.structure.cache_slots import past_slot, present_of
+from ..ir.structure.cache_slots import is_state, present_of
 from .base import Executable
 
 ROOM = 256
@@ -23,7 +23,7 @@ class PlainSteps:
 
     def __init__(self, run: Executable, outputs: Mapping[str, torch.Tensor]) -> None:
         self._run = run
-        pasts = (name for name in run.input_names if past_slot(name) is not None)
+        pasts = (name for name in run.input_names if is_state(name))
         self.cache = {past: outputs[present_of(past)] for past in pasts}
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from ..structure.cache_slots import PARTS, past_name
-from .hf_llava import image_features, logits_of, merge_rows
+from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, past_name, present_of
+from .hf_llava import embedded, image_features, logits_of, merge_rows
 from .hf_model import longest_text
+from .hf_places import PREFIXED, TURNED, text_options, token_places
 from .plain_call import cache_argument, cache_of, presents
 
 PAST, SEQ = 3, 2
@@ -51,6 +52,12 @@ def cached_inputs(
     if pixels is not None:
         examples["pixel_values"] = torch.cat([pixels, pixels])[:3]
         shapes["pixel_values"] = {0: Dim("images")}
+    if model.config.model_type in PREFIXED:
+        examples[TOKEN_TYPES] = torch.zeros_like(examples["input_ids"])
+        shapes[TOKEN_TYPES] = shapes["input_ids"]
+    if model.config.model_type in TURNED:
+        examples["shift"] = torch.zeros(2, 1, dtype=torch.int64)
+        shapes["shift"] = {0: batch}
     return examples, shapes
 
 
@@ -72,7 +79,8 @@ def input_names(model: Any, names: Sequence[str]) -> list[str]:
     """The graph's input names, in the order of ``cached_inputs``."""
     layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
     slots = [past_name(slot, part) for slot in layers for part in PARTS]
-    return [n for name in names for n in (slots if name == "past_key_values" else [name])]
+    renamed = {"past_key_values": slots, "shift": [SHIFT]}
+    return [n for name in names for n in renamed.get(name, [name])]
 
 
 def why_uncached(model: Any, task: str) -> str:
@@ -103,7 +111,7 @@ def cached_forward(
         cache_argument(self): cache, "use_cache": True, "return_dict": True
     }  # fmt: skip
     if "position_ids" in accepted:
-        options["position_ids"] = _positions(attention_mask, past_key_values)
+        options["position_ids"] = token_places(attention_mask, past_key_values[0][0].shape[2])
     output = forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
     return {"logits": output.logits} | presents(cache)
 
@@ -114,23 +122,22 @@ def cached_llava_forward(
     attention_mask: torch.Tensor,
     past_key_values: Pairs,
     pixel_values: torch.Tensor,
+    token_type_ids: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
-    """``cached_forward`` for a LLaVA model.
+    """``cached_forward`` for a LLaVA model; see ``text_options`` for what others take beside.
 
     ``pixel_values`` ``[images, 3, height, width]`` or ``[images, crops, 3, height, width]``: the
     images of the whole batch, in the order of their placeholders in ``input_ids``, row by row. A
     step that reads no placeholder takes none: with ``images = 0`` the tower costs nothing.
     """
-    words = self.get_input_embeddings()(input_ids)
     features = image_features(self, pixel_values)
-    merged = merge_rows(words, input_ids == self.config.image_token_id, features)
+    shown = input_ids == self.config.image_token_id
+    merged = merge_rows(embedded(self, input_ids), shown, features)
     cache = cache_of(past_key_values)
-    options: dict[str, Any] = {cache_argument(self): cache, "use_cache": True}
-    options["position_ids"] = _positions(attention_mask, past_key_values)
-    logits = logits_of(self, merged, attention_mask=attention_mask, **options)
-    return {"logits": logits} | presents(cache)
-
-
-def _positions(attention_mask: torch.Tensor, past: Pairs) -> torch.Tensor:
-    """Each token's place among the real ones of its row; padding, which nothing reads, has 0."""
-    return (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, past[0][0].shape[2] :]
+    options, grown = text_options(
+        self, input_ids, attention_mask, cached=True, token_type_ids=token_type_ids, shift=shift
+    )
+    logits = logits_of(self, merged, use_cache=True, **{cache_argument(self): cache}, **options)
+    state = {} if grown is None else {present_of(SHIFT): grown}
+    return {"logits": logits} | presents(cache) | state

@@ -25,6 +25,8 @@ from .hf_match import converts, listed, match
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
+from .hf_places import TURNED
+from .hf_qwen_vl import size_note
 from .hf_rope import settle_rope
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
@@ -92,6 +94,8 @@ def load_model(
     here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settled = (*settle_rope(model), *expert_notes(model))
+    if config.model_type in TURNED:
+        settled += (size_note(config),)
     with _by_config(folder):
         inputs, shapes = example_inputs(model, folder)
         names = list(inputs)
@@ -184,23 +188,24 @@ def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         fixed = {name: value for name, value in fixed.items() if name in accepted}
 
-    def tensors(self: Any, feeds: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    def plain(self: Any, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
         output = original(self, **feeds, **fixed)
         return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
-    def named(self: Any, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        return tensors(self, feeds)
+    merged = bool(image_prompt(model)) and "pixel_values" in inputs
+    call: Any = llava_forward if merged else plain
+    if "past_key_values" in inputs:
+        call = cached_llava_forward if merged else cached_forward
+
+    def named(self: Any, **feeds: Any) -> Any:
+        return call(self, **feeds)
 
     # The exporter calls what the forward's signature names.
     named.__signature__ = inspect.Signature([  # type: ignore[attr-defined]
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD)
         for name in ("self", *inputs)
     ])  # fmt: skip
-    merged = bool(image_prompt(model)) and "pixel_values" in inputs
-    forward: Any = llava_forward if merged else named
-    if "past_key_values" in inputs:
-        forward = cached_llava_forward if merged else cached_forward
-    model.forward = MethodType(forward, model)
+    model.forward = MethodType(named, model)
 
 
 def _task(model: Any) -> str:

@@ -18,6 +18,8 @@ from ..structure.cache_slots import TOKEN_TYPES
 from .hf_llava import crop_count
 from .hf_model import longest_text
 from .hf_pictures import tokens_of
+from .hf_places import PREFIXED
+from .hf_qwen_vl import image_sides
 
 Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Inputs by name, and the dimensions of each that vary."""
@@ -79,7 +81,8 @@ def _text(model: Any, accepted: Mapping[str, Any], prompt: tuple[int, ...]) -> t
     text = {_TEXT: ids}
     if "attention_mask" in accepted:
         text["attention_mask"] = torch.ones_like(ids)
-    if (getattr(config, "type_vocab_size", None) or 0) > 1 and TOKEN_TYPES in accepted:
+    typed = (getattr(config, "type_vocab_size", None) or 0) > 1
+    if TOKEN_TYPES in accepted and (typed or model.config.model_type in PREFIXED):
         text[TOKEN_TYPES] = torch.zeros_like(ids)
     return text, {0: Dim("batch"), 1: Dim("seq", max=longest)}
 
@@ -95,6 +98,8 @@ def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
 
 def _sides(config: Any, folder: Path) -> tuple[int, int]:
     """Rows and columns: the config's, the preprocessor's, else the usual ones."""
+    if hasattr(config, "spatial_merge_size"):
+        return image_sides(config)
     backbone = getattr(config, "backbone_config", None)
     sizes = [getattr(c, "image_size", None) for c in (config, backbone)]
     size = next((size for size in (*sizes, _preprocessed(folder)) if size), _SIDE)

@@ -11,22 +11,41 @@ from typing import Any
 import torch
 
 from .hf_pictures import FEATURES, RASTERS, crop_grid, projected
+from .hf_places import text_options
 
 
 def llava_forward(
-    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, pixel_values: torch.Tensor
+    self: Any,
+    input_ids: torch.Tensor,
+    attention_mask: torch.Tensor,
+    pixel_values: torch.Tensor,
+    token_type_ids: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """``logits`` ``[batch, seq, words]`` of prompts with one image each.
 
     ``input_ids``, ``attention_mask`` ``[batch, seq]`` i64, with as many placeholders
     (``config.image_token_id``) in each row as the image has features; ``pixel_values``
     ``[batch, 3, height, width]``, or ``[batch, crops, 3, height, width]`` where an image comes as
-    several crops, whose features follow each other.
+    several crops, whose features follow each other. ``token_type_ids`` ``[batch, seq]`` i64 are 0
+    for the prompt of a model in which that sees all of itself.
     """
     features = image_features(self, pixel_values)
-    words = self.get_input_embeddings()(input_ids)
-    merged = merge_features(words, input_ids == self.config.image_token_id, features)
-    return {"logits": logits_of(self, merged, attention_mask=attention_mask, use_cache=False)}
+    shown = input_ids == self.config.image_token_id
+    merged = merge_features(embedded(self, input_ids), shown, features)
+    options, _ = text_options(
+        self, input_ids, attention_mask, cached=False, token_type_ids=token_type_ids
+    )
+    return {"logits": logits_of(self, merged, use_cache=False, **options)}
+
+
+def embedded(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
+    """The stream of words; a placeholder that the table has no row for is read as another."""
+    table = model.get_input_embeddings()
+    token = model.config.image_token_id
+    if token >= table.num_embeddings:
+        input_ids = torch.where(input_ids == token, 0, input_ids)
+    words: torch.Tensor = table(input_ids)
+    return words
 
 
 def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -39,7 +58,8 @@ def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
         model.model.language_model
     )  # fmt: skip
     logits = model.lm_head(text(inputs_embeds=merged, **options).last_hidden_state)
-    return logits
+    cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -12,9 +12,10 @@ import torch
 from ..core.mapped_pages import release_in_turn
 from ..core.memory import available_bytes
 from ..core.weights import Weight
-from ..structure.cache_slots import PARTS, past_name, present_name
+from ..structure.cache_slots import PARTS, SHIFT, past_name, past_slot, present_name, present_of
 from .hf_inputs import image_prompt
 from .hf_pictures import as_the_library_takes
+from .hf_places import PREFIXED, TURNED, token_places
 from .original import Call, ModuleOriginal
 from .plain_call import cache_argument, cache_name
 
@@ -112,7 +113,7 @@ def _cached_call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, tor
     """
     from transformers.cache_utils import DynamicCache
 
-    plain = {n: t for n, t in feeds.items() if not n.startswith("past_key_values.")}
+    plain = {n: t for n, t in feeds.items() if past_slot(n) is None}
     inputs = as_the_library_takes(model, plain)
     cache = DynamicCache()
     layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
@@ -122,10 +123,13 @@ def _cached_call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, tor
         del inputs["pixel_values"]
         if model.config.model_type == "blip-2":  # whose forward is for texts with an image alone
             model = model.language_model
-    if _takes(model.forward, "position_ids"):
-        places = inputs["attention_mask"].cumsum(-1) - 1
-        seq = inputs["input_ids"].shape[1]
-        inputs["position_ids"] = places.clamp(min=0)[:, places.shape[1] - seq :]
+    shift, kind = inputs.pop(SHIFT, None), model.config.model_type
+    mask = inputs["attention_mask"]
+    places = token_places(mask, mask.shape[1] - inputs["input_ids"].shape[1])
+    if kind in TURNED and shift is not None:
+        inputs["position_ids"] = (places + shift).expand(3, -1, -1)
+    elif kind not in TURNED and _takes(model.forward, "position_ids"):
+        inputs["position_ids"] = places + (kind in PREFIXED)
     options = {cache_argument(model): cache, "use_cache": True, "return_dict": True}
     output = model(**inputs, **options)
     presents = {
@@ -133,4 +137,6 @@ def _cached_call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, tor
         for layer in layers
         for part in PARTS
     }
+    if kind in TURNED:
+        presents[present_of(SHIFT)] = model.model.rope_deltas if shift is None else shift
     return {"logits": output.logits} | presents

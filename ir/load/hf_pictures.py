@@ -12,8 +12,13 @@ from typing import Any
 
 import torch
 
+from ..structure.cache_slots import TOKEN_TYPES
+from . import hf_qwen_vl
+
 RASTERS = ("llava_next", "llava_onevision")
 """Model types whose images are crops in a raster."""
+SHUFFLED = ("smolvlm", "idefics3")
+"""Model types of which a square of patches is one token."""
 Features = Callable[[Any, torch.Tensor], torch.Tensor]
 
 
@@ -33,7 +38,11 @@ def tokens_of(config: Any) -> int:
     kind, vision = config.model_type, getattr(config, "vision_config", config)
     if kind == "blip-2":
         return int(config.num_query_tokens)
-    if kind == "smolvlm":
+    if kind == "qwen2_vl":
+        return math.prod(hf_qwen_vl.token_grid(config))
+    if kind == "paligemma":
+        return int((vision.image_size // vision.patch_size) ** 2)
+    if kind in SHUFFLED:
         return int((vision.image_size // vision.patch_size // config.scale_factor) ** 2)
     if kind in RASTERS:
         side = vision.image_size // vision.patch_size
@@ -87,29 +96,38 @@ def _smolvlm(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def _blip_2(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     features: torch.Tensor = model.get_image_features(pixels, return_dict=True).pooler_output
     return features
 
 
 FEATURES: Mapping[str, Features] = {
-    **dict.fromkeys(RASTERS, _llava_next), "smolvlm": _smolvlm, "blip-2": _blip_2,
+    **dict.fromkeys(RASTERS, _llava_next), **dict.fromkeys(SHUFFLED, _smolvlm),
+    **dict.fromkeys(("blip-2", "paligemma"), _pooled), "qwen2_vl": hf_qwen_vl.features,
 }  # fmt: skip
 """By model type; LLaVA itself is in ``hf_llava``."""
 
 
 def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """A graph's inputs as the library's own forward has them."""
-    pixels = inputs.get("pixel_values")
+    pixels, kind = inputs.get("pixel_values"), model.config.model_type
+    if kind == "paligemma":
+        return {TOKEN_TYPES: torch.zeros_like(inputs["input_ids"]), **inputs}
     if pixels is None or not len(pixels):
         return dict(inputs)
-    kind = model.config.model_type
+    if kind == "qwen2_vl":
+        grid = torch.tensor([[1, *hf_qwen_vl.patch_grid(model.config)]] * len(pixels))
+        kinds = (inputs["input_ids"] == model.config.image_token_id).int()
+        patches = hf_qwen_vl.patches(model.config, pixels).flatten(0, 1)
+        return {
+            **inputs, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds,
+        }  # fmt: skip
     if kind in RASTERS:
         side = model.config.vision_config.image_size
         rows, columns = crop_grid(model.config)
         sizes = torch.tensor([[rows * side, columns * side]] * len(pixels))
         return {**inputs, "image_sizes": sizes}
-    if kind == "smolvlm":
+    if kind in SHUFFLED:
         rows = len(inputs["input_ids"])
         batch = rows if len(pixels) % rows == 0 else 1
         return {**inputs, "pixel_values": pixels.reshape(batch, -1, *pixels.shape[1:])}

@@ -12,7 +12,14 @@ from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Value, View
-from ..structure.cache_slots import PAST_AXIS, POSITIONS, left_out, past_slot
+from ..structure.cache_slots import (
+    PAST_AXIS,
+    POSITIONS,
+    SHIFT,
+    TOKEN_TYPES,
+    left_out,
+    past_slot,
+)
 from .masks import picked_tables
 from .needs import Key, Needs
 
@@ -50,7 +57,7 @@ def sample_inputs(
         _fit_mask(view, named, chosen, next(iter(lengths.values())), usual)
     drawn: list[tuple[str, torch.dtype, list[int]]] = []
     for name, value in named.items():
-        if lengths.get(name) in empty:
+        if lengths.get(name) in empty or name == SHIFT:
             continue
         type_ = view.type(value)
         if type_.shape is None or type_.dtype is None:
@@ -177,4 +184,5 @@ def _id_bound(view: View, value: Value, sizes: Mapping[str, int]) -> int | None:
         known = [size for size in (dim_value(dim, sizes) for dim in rows) if size]
         if known:
             return min(known)
-    return None
+    kinds = dict(zip(view.input_names(), view.inputs(), strict=True)).get(TOKEN_TYPES)
+    return 2 if value == kinds else None

@@ -49,7 +49,11 @@ class CacheSlot:
     present: tuple[Value, Value]
 
 
-_PRESENT = r"present\.\d+\.(?:(?:de|en)coder\.)?(?:key|value)"
+SHIFT = "past_key_values.shift"
+"""The input i64 ``[batch, 1]`` that says how much farther the tokens of a cache stand than they are
+many: an image of Qwen2-VL has fewer places than tokens. Its library's ``rope_deltas``; 0 at the
+start of a text."""
+_PRESENT = r"present\.(?:\d+\.(?:(?:de|en)coder\.)?(?:key|value)|shift)"
 
 
 def past_name(slot: int, part: str, of: str = "") -> str:
@@ -73,6 +77,11 @@ def past_slot(name: str) -> int | None:
     return None if match is None else int(match[1])
 
 
+def is_state(name: str) -> bool:
+    """Whether an input of this name holds what was computed before."""
+    return name == SHIFT or past_slot(name) is not None
+
+
 def has_cache(view: View) -> bool:
     """Whether the graph takes what was computed before as inputs."""
     return any(past_slot(name) is not None for name in view.input_names())
@@ -86,13 +95,16 @@ def answers(outputs: Mapping[str, T]) -> dict[str, T]:
 def empty_past(
     types: Mapping[str, Type], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Caches of length 0 for those inputs among ``types`` that are caches and not in ``inputs``.
+    """Caches of length 0 for those inputs among ``types`` that are caches and not in ``inputs``,
+    and the shift of a text's start.
 
     ``types`` are all inputs' types by name. A caller that starts a text needs no cache: whatever
     runs a graph takes one left out as empty.
     """
     batch = inputs["input_ids"].shape[0] if "input_ids" in inputs else 1
     caches = {}
+    if SHIFT in types and SHIFT not in inputs:
+        caches[SHIFT] = torch.zeros(batch, 1, dtype=torch.int64)
     for name, type_ in types.items():
         if name in inputs or past_slot(name) is None or type_.rank != 4:
             continue

@@ -40,6 +40,8 @@ class ImageTokens:
     """Tokens that one picture gives."""
     pictures: int
     """Pictures that stand for one image: 1, or thumbnail and crops."""
+    tokens: int
+    """Tokens that one image enters the text as."""
     projector: tuple[str, ...]
     """Names of the linears between tower and text."""
     features: Value
@@ -59,6 +61,18 @@ class ImageTokens:
     """Positions that earlier cuts of the stream kept, each i64 ``[rows, positions]``, in order."""
     count: int
     """Image tokens a row that are left where the stream was asked about."""
+
+    def check_apart(self) -> None:
+        """Raise ``Refusal`` where tokens are not the tower's patches, picture by picture: what is
+        known of a patch says nothing of a token then."""
+        if self.tokens == self.patches * self.pictures:
+            return
+        raise Refusal(
+            f"an image enters the text as {self.tokens} tokens, and the vision tower has "
+            f"{self.patches} patches in each of {self.pictures} pictures: patches are merged, or "
+            "newlines stand among them. `fastv`, `pyramid-drop` and `uniform-tokens` choose among "
+            "the tokens themselves"
+        )
 
 
 @dataclass(frozen=True)
@@ -114,8 +128,8 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         images, tokens = crops[0], tokens * crops[1]
     return ImageTokens(
         tuple(towers), site, cut is not None, _grid(view, patches), patches,
-        max(1, tokens // patches), _names(structure.linears, set(path)), features, images, merged,
-        placeholders, language, layer, kept, _count(view, kept, tokens),
+        max(1, tokens // patches), tokens, _names(structure.linears, set(path)), features, images,
+        merged, placeholders, language, layer, kept, _count(view, kept, tokens),
     )  # fmt: skip
 
 

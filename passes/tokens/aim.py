@@ -73,6 +73,7 @@ class AIM(TokenPass):
         images = find_image_tokens(view, structure)
         if images.kept:
             raise Refusal("image tokens were pruned before already: put aim first in the recipe")
+        images.check_apart()
         merged = counted(self.name, self.merge, images.count, "merge")
         if merged % images.pictures:
             near = merged - merged % images.pictures or images.pictures

@@ -31,6 +31,9 @@ class Diverse(KeepPass):
     name: ClassVar[str] = "diverse"
     positions: ClassVar[Positions] = "renumbered"
 
+    def check(self, images: ImageTokens) -> None:
+        images.check_apart()
+
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:

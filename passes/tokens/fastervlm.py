@@ -29,6 +29,7 @@ def check_cls(images: ImageTokens) -> None:
         )
     if images.kept:
         raise Refusal("image tokens were pruned before already: CLS scores are of all patches")
+    images.check_apart()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,7 @@ class Similarity(KeepPass):
     """Add what leaves to the token most like it."""
 
     def check(self, images: ImageTokens) -> None:
+        images.check_apart()
         if images.kept and self.merge:
             raise Refusal(
                 "image tokens were pruned before already: merge=true is of all tokens of an image"

@@ -277,7 +277,7 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
             "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
         "vision_config": {"depth": LAYERS, "embed_dim": 32, "hidden_size": 32, "num_heads": 4,
                           "mlp_ratio": 2, "patch_size": 4, "spatial_merge_size": 2,
-                          "temporal_patch_size": 2},
+                          "temporal_patch_size": 2, "image_size": [16, 24]},
         "image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
         "vision_end_token_id": 93}, blocks=_BOTH, cache=True),
     "paligemma": Family("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {
@@ -287,6 +287,9 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
     "smolvlm": Family("SmolVLMForConditionalGeneration", "SmolVLMConfig", {
         "vision_config": _VISION | {"model_type": "smolvlm_vision"}, "text_config": _LLAMA,
         "image_token_id": 96, "scale_factor": 2}, blocks=_BOTH, cache=True),
+    "idefics3": Family("Idefics3ForConditionalGeneration", "Idefics3Config", {
+        "vision_config": _VISION, "text_config": _LLAMA, "image_token_id": 96, "scale_factor": 2},
+        blocks=_BOTH, cache=True),
     "blip-2": Family("Blip2ForConditionalGeneration", "Blip2Config", {
         "vision_config": _VISION, "text_config": _OPT | {"model_type": "opt"},
         "qformer_config": _TEXT | {"encoder_hidden_size": 32, "cross_attention_frequency": 2},

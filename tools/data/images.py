@@ -19,6 +19,7 @@ from ...ir.core.files import open_regular
 from ...ir.core.types import Dim
 from ...ir.core.view import View
 from ...ir.load.side_files import read_json
+from ...ir.structure.pictured import read_prompt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
@@ -59,6 +60,8 @@ class Preprocessing:
         settings = read_json(view.source.folder, SETTINGS)
         size = settings.get("size")
         shortest = size.get("shortest_edge") if isinstance(size, dict) else size
+        if isinstance(size, dict) and "longest_edge" in size:
+            shortest = None  # bounds of what is resized as it is, Qwen2-VL's in pixels
         resample = settings.get("resample", BICUBIC)
         if resample not in RESAMPLES:
             raise BadInput(f"{view.source.folder}/{SETTINGS}: resample is {resample!r}, not 0 to 5")
@@ -120,7 +123,11 @@ class Placeholders:
 
     @classmethod
     def of(cls, view: View) -> Placeholders:
-        """By the model's ``config.json``. Raises ``BadInput`` where it does not say."""
+        """By what the graph says of its images, else the model's ``config.json``. Raises
+        ``BadInput`` where neither says."""
+        prompt = read_prompt(view.metadata())
+        if prompt:
+            return cls(prompt[0], len(prompt))
         config = read_json(view.source.folder, "config.json")
         token = config.get("image_token_id", config.get("image_token_index"))
         count = config.get("image_seq_length") or _features(config)

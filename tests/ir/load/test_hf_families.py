@@ -7,9 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import graphwright as gw
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
@@ -40,8 +43,8 @@ def save_shallow(name: str, folder: Path) -> None:
     save(replace(family, sizes={**sizes, **SHALLOW.get(name, {})}), folder)
 
 
-def checked(name: str, folder: Path) -> tuple[tuple[str, ...], Truth]:
-    """Load a family's folder; its inputs, and what its library gives, which the graph gives too."""
+def checked(name: str, folder: Path) -> tuple[View, Truth]:
+    """Load a family's folder; its graph, and what its library gives, which the graph gives too."""
     save_shallow(name, folder)
     view = load(folder)
     truth = ask_source(view, [sample_inputs(view)])
@@ -49,7 +52,7 @@ def checked(name: str, folder: Path) -> tuple[tuple[str, ...], Truth]:
     for sample in (*truth.samples, *truth.probes):
         errors = compare(sample.outputs, sweep(view, sample.inputs))
         assert all(error.within(EXACT) for error in errors.values()), (sample.what, errors)
-    return view.input_names(), truth
+    return view, truth
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,7 @@ def checked(name: str, folder: Path) -> tuple[tuple[str, ...], Truth]:
 def test_inputs_are_those_that_the_model_takes(
     name: str, inputs: tuple[str, ...], tmp_path: Path
 ) -> None:
-    assert checked(name, tmp_path)[0] == inputs
+    assert checked(name, tmp_path)[0].input_names() == inputs
 
 
 @pytest.mark.parametrize(
@@ -79,12 +82,24 @@ def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Pa
     assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
 
 
-@pytest.mark.parametrize("name", ["llava-next", "llava-onevision", "smolvlm", "blip-2"])
+BESIDE = {"paligemma": ("token_type_ids",), "qwen2-vl": ("past_key_values.shift",)}
+
+
+@pytest.mark.parametrize(
+    "name", ["llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl"]
+)
 def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path) -> None:
-    """Rasters of crops with newlines, shuffled patches, queries; steps without an image."""
-    inputs, truth = checked(name, tmp_path)
-    assert inputs[-1] == "pixel_values"
+    """Rasters of crops with newlines, shuffled patches, queries, a prompt that sees all of itself,
+    places in three directions; steps without an image."""
+    view, truth = checked(name, tmp_path)
+    beside = BESIDE.get(name, ())
+    assert view.input_names()[-1 - len(beside) :] == ("pixel_values", *beside)
     assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+    if name == "qwen2-vl":
+        reason = "as 6 tokens, and the vision tower has 24 patches in each of 1 pictures"
+        with pytest.raises(BadInput, match=reason):
+            gw.plan(view, "fopru{keep=50%}")
+        assert view.source.notes[0].startswith("images are of 16 x 24, which are 6 tokens")
 
 
 def test_what_is_fixed_or_bounded_is_said(tmp_path: Path) -> None:

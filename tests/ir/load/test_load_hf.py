@@ -367,8 +367,8 @@ def test_a_checkpoint_of_another_model_is_refused(bert: Path, tmp_path: Path) ->
         ({"model_type": "no-such-type"}, "transformers does not take this config"),
         ({"num_attention_heads": 5}, "cannot be built|does not take this config"),
         (
-            {"architectures": ["Idefics3ForConditionalGeneration"], "model_type": "idefics3"},
-            "puts images into a text, .* gw.trace.* its parts alone are Idefics3Vision.* and Llama",
+            {"architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl"},
+            "puts images into a text, .* gw.trace.* its parts alone are InternVLVision.* and Qwen2",
         ),
         ({"text_config": {"compression_config": {"format": "float"}}}, "quantized by None, which"),
         ({"transformers_weights": "other.safetensors"}, "other.safetensors', and model"),

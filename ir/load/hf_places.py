@@ -1,0 +1,72 @@
+"""What the text half of a model of images is told beside its stream: masks, places of tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from . import hf_qwen_vl
+
+PREFIXED = ("paligemma",)
+"""Model types whose prompt sees all of itself."""
+TURNED = ("qwen2_vl",)
+"""Model types whose tokens stand in time, down and across."""
+
+
+def text_options(
+    model: Any,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    *,
+    cached: bool,
+    token_type_ids: torch.Tensor | None = None,
+    shift: torch.Tensor | None = None,
+) -> tuple[dict[str, Any], torch.Tensor | None]:
+    """The options of a text model, and the ``shift`` of what follows, of the types that have one.
+
+    ``input_ids`` and ``token_type_ids`` ``[batch, seq]``, ``mask`` ``[batch, past + seq]``,
+    ``shift`` as in ``hf_qwen_vl.places``, all i64.
+    """
+    config = model.config
+    if config.model_type in TURNED:
+        places, shift = hf_qwen_vl.places(config, input_ids, mask, shift)
+        return {"attention_mask": mask, "position_ids": places}, shift
+    options: dict[str, Any] = {"attention_mask": mask}
+    seq = input_ids.shape[1]
+    if cached:
+        options["position_ids"] = token_places(mask, mask.shape[1] - seq)
+    if config.model_type in PREFIXED:
+        kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
+        options["attention_mask"] = _prefix_masks(config.get_text_config(), mask, kinds)
+        first = torch.arange(seq).expand(input_ids.shape) if not cached else options["position_ids"]
+        options["position_ids"] = first + 1  # the library counts from 1
+    return options, None
+
+
+def token_places(mask: torch.Tensor, past: int) -> torch.Tensor:
+    """Each token's place among the real ones of its row; padding, which nothing reads, has 0."""
+    return (mask.cumsum(-1) - 1).clamp(min=0)[:, past:]
+
+
+def _prefix_masks(
+    config: Any, mask: torch.Tensor, kinds: torch.Tensor
+) -> torch.Tensor | dict[str, torch.Tensor]:
+    """Which keys each token sees, ``[batch, 1, seq, past + seq]`` bool, or one for each kind of
+    layer: all of its prompt for tokens of kind 0, those before it for others and behind a prompt.
+    """
+    total, seq = mask.shape[1], kinds.shape[1]
+    keys = torch.arange(total)
+    queries = keys[total - seq :].unsqueeze(1)
+    prefix = torch.cat([mask[:, : total - seq], kinds], 1) == 0
+    whole = (queries[:1] == 0) & (kinds == 0).unsqueeze(2) & prefix.unsqueeze(1)
+    real = mask.bool().unsqueeze(1)
+    causal = keys <= queries
+    full = ((causal | whole) & real).unsqueeze(1)
+    window = getattr(config, "sliding_window", None)
+    if window is None:
+        return full
+    near = causal & (queries - keys < window)
+    return {
+        "full_attention": full, "sliding_attention": ((near | whole) & real).unsqueeze(1),
+    }  # fmt: skip

@@ -1,0 +1,130 @@
+"""Qwen2-VL (arXiv 2409.12191): its tower on images of one size, and the places of its tokens.
+
+The library takes an image as rows of patches with a grid beside them, and reads both, as the
+lengths of texts, out of tensors, which no graph can follow. Here an image is an image, of
+``image_size`` in the config's ``vision_config`` where it is there, else of 16 by 16 tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+TOKENS = 16
+"""Tokens along each side of an image where the config sets no size."""
+
+
+def patch_grid(config: Any) -> tuple[int, int]:
+    """Rows and columns of patches of an image, of a whole config."""
+    height, width = image_sides(config.vision_config)
+    return height // config.vision_config.patch_size, width // config.vision_config.patch_size
+
+
+def token_grid(config: Any) -> tuple[int, int]:
+    """Rows and columns of the tokens that an image enters a text as."""
+    rows, columns = patch_grid(config)
+    merge = config.vision_config.spatial_merge_size
+    return rows // merge, columns // merge
+
+
+def image_sides(vision: Any) -> tuple[int, int]:
+    """Height and width of an image."""
+    size = getattr(vision, "image_size", None)
+    side = vision.patch_size * vision.spatial_merge_size
+    height, width = size if isinstance(size, tuple | list) else (size or side * TOKENS,) * 2
+    return height // side * side, width // side * side
+
+
+def size_note(config: Any) -> str:
+    """What a person should know of a graph of such a model."""
+    (height, width), (rows, columns) = image_sides(config.vision_config), token_grid(config)
+    return (
+        f"images are of {height} x {width}, which are {rows * columns} tokens: image_size under "
+        "vision_config in config.json sets another size"
+    )
+
+
+def patches(config: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """``pixels`` ``[images, 3, height, width]`` as the library's processor has them: ``[images,
+    patches, 3 * frames * side * side]``, those of one token next to each other, and every frame of
+    a patch the same one."""
+    vision, (rows, columns) = config.vision_config, patch_grid(config)
+    side, frames = vision.patch_size, vision.temporal_patch_size
+    images, channels = pixels.shape[:2]
+    split = pixels.reshape(images, channels, rows, side, columns, side)
+    ordered = _in_order(split.permute(0, 2, 4, 1, 3, 5), 1, vision.spatial_merge_size)
+    repeated = ordered.unsqueeze(3).expand(-1, -1, -1, frames, -1, -1)
+    return repeated.reshape(images, rows * columns, channels * frames * side * side)
+
+
+def _in_order(grid: torch.Tensor, axis: int, merge: int) -> torch.Tensor:
+    """Rows and columns at ``axis`` as one axis, in which the squares of ``merge`` follow each
+    other."""
+    before, (rows, columns), after = (
+        grid.shape[:axis], grid.shape[axis : axis + 2], grid.shape[axis + 2 :],
+    )  # fmt: skip
+    squares = grid.reshape(*before, rows // merge, merge, columns // merge, merge, *after)
+    return squares.transpose(axis + 1, axis + 2).reshape(*before, rows * columns, *after)
+
+
+def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """What the tower makes of images ``[images, 3, height, width]``: ``[images, tokens, width]``.
+
+    Each image is looked at by itself: the library's blocks, with the images side by side.
+    """
+    tower, merge = model.model.visual, model.config.vision_config.spatial_merge_size
+    rows, columns = patch_grid(model.config)
+    stream = linear(patches(model.config, pixels), tower.patch_embed.proj.weight.flatten(1))
+    down = torch.arange(rows).reshape(rows, 1).expand(rows, columns)
+    across = torch.arange(columns).reshape(1, columns).expand(rows, columns)
+    turns = tower.rotary_pos_emb(stream, _in_order(torch.stack([down, across], -1), 0, merge))
+    for block in tower.blocks:
+        stream = stream + _attention(block.attn, block.norm1(stream), turns)
+        stream = stream + block.mlp(block.norm2(stream))
+    normed = tower.merger.ln_q(stream)
+    images, count, width = normed.shape
+    merged: torch.Tensor = tower.merger.mlp(
+        normed.reshape(images, count // merge**2, merge**2 * width)
+    )
+    return merged
+
+
+def _attention(attention: Any, stream: torch.Tensor, turns: Any) -> torch.Tensor:
+    from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
+
+    images, count, width = stream.shape
+    heads = attention.num_heads
+    stacked = attention.qkv(stream).reshape(images, count, 3, heads, width // heads)
+    query, key, value = stacked.unbind(2)
+    query, key = apply_rotary_pos_emb_vision(query, key, *turns)
+    mixed = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)))
+    projected: torch.Tensor = attention.proj(mixed.transpose(1, 2).reshape(images, count, width))
+    return projected
+
+
+def places(
+    config: Any, input_ids: torch.Tensor, mask: torch.Tensor, shift: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Where tokens stand, ``[3, batch, seq]`` (in time, down and across), and the ``shift`` of what
+    follows them.
+
+    ``input_ids`` ``[batch, seq]`` of ``mask`` ``[batch, past + seq]``; ``shift`` ``[batch, 1]`` is
+    how much farther than they are many the tokens before stand: an image takes as many places as
+    the longer one of its sides has tokens. All i64; the library calls the last ``rope_deltas``.
+    """
+    rows, columns = token_grid(config)
+    past = mask.shape[1] - input_ids.shape[1]
+    real = mask[:, past:]
+    before = mask[:, :past].sum(1, keepdim=True)
+    if shift is None:
+        shift = torch.zeros_like(before)
+    in_image = input_ids == config.image_token_id
+    turn = (in_image.long().cumsum(1) - 1) % (rows * columns)
+    last = turn == rows * columns - 1
+    step = torch.where(in_image, torch.where(last, max(rows, columns), 0), real)
+    start = before + shift + step.cumsum(1) - step
+    inside = torch.stack([torch.zeros_like(turn), turn // columns, turn % columns])
+    grown = shift + (step - real).sum(1, keepdim=True)
+    return start + torch.where(in_image, inside, 0), grown
