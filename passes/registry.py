@@ -57,6 +57,7 @@ _BUILT_IN = {
     "vtc-cls": "tokens.vtc_cls:VTCCLS",
     "vispruner": "tokens.vispruner:VisPruner",
     "ui-components": "tokens.ui_components:UiComponents",
+    "keep-entropy": "tokens.keep_entropy:KeepEntropy",
     "random-tokens": "tokens.random_tokens:RandomTokens",
     "uniform-tokens": "tokens.uniform_tokens:UniformTokens",
     "eora": "weights.eora:EoRA",

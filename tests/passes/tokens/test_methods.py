@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 
@@ -303,6 +304,33 @@ def test_steps_after_a_prompt_in_stages(
         close(logits, expected[:, -steps - 1 :])
 
 
+# --- entropy --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_logits_are_scaled_by_the_tokens_that_are_left(models: Models, kind: str) -> None:
+    """In the library's model too; blocks before the cut stay as they are."""
+    batch = prompts(4, 3)
+    recipe = "fastv{layer=2 keep=4},keep-entropy{text=6}"
+    scaled = gw.optimize(models.plain[kind], recipe, samples=[prompts(3)])
+    result = scaled.report.passes[-1].result
+    assert [site.shape for site in result.sites] == [(22, 10)] * 2
+    columns = chosen_in(scaled.graph, batch)
+    chosen = torch.zeros(4, PATCHES, dtype=torch.bool).scatter(1, columns, True)
+    late = [layer.self_attn for layer in models.eager.model.language_model.layers[2:]]
+    before = late[0].scaling
+    try:
+        for site in late:
+            site.scaling = before * (math.log(10) / math.log(22)) ** 0.5
+        with torch.no_grad():
+            expected, _ = run(models.eager, batch, layer=2, chosen=chosen)
+    finally:
+        for site in late:
+            site.scaling = before
+    kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
+    close(sweep(scaled.graph, batch)["logits"], expected, kept)
+
+
 # --- what is exported -----------------------------------------------------------------------------
 
 @pytest.mark.parametrize(
@@ -341,6 +369,8 @@ def test_the_onnx_form_has_no_data_dependent_shape(
 @pytest.mark.parametrize(
     ("recipe", "message"),
     [
+        ("keep-entropy", "needs fewer tokens, which no pass before it provides"),
+        ("uniform-tokens{keep=8},keep-entropy{text=1}", "text=1 must be at least 2"),
         ("vispruner{keep=4 important=2}", "important=2 must be from 0 to 1"),
         ("ui-components{keep=4 within=-1}", "within=-1 must be at least 0"),
         ("diverse{keep=8},ui-components{keep=4}", "components are of all patches"),
