@@ -51,7 +51,9 @@ def run(
         typer.Option(help="Search a recipe: bytes=25%,loss=1%; bytes of weights."),
     ] = "",
     using: Annotated[str, typer.Option(help="Knobs of the search: tokens,layers,bits,rank.")] = "",
-    workers: Annotated[int, typer.Option(min=0, help="Processes that a search measures in.")] = 0,
+    workers: Annotated[
+        str, typer.Option(metavar="N|ray", help="Processes that a search measures in.")
+    ] = "",
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
@@ -101,7 +103,8 @@ def run(
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
             calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
             backend=backend, resume=resume, target=target, original=original, budget=asked,
-            using=knobs, dtype=dtype, part=part, workers=workers, paths=_paths(path or []),
+            using=knobs, dtype=dtype, part=part, paths=_paths(path or []),
+            workers=int(workers) if workers.isdecimal() else workers or 0,
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)

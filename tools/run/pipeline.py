@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import functools
 import math
 import os
 import platform
@@ -118,8 +119,8 @@ class Request:
     """Further entry graphs of the artifact: their names, and the blocks that they go through."""
     using: tuple[str, ...] = KNOBS
     """The knobs that the search turns."""
-    workers: int = 0
-    """Processes that the search measures in: see ``search``."""
+    workers: int | str = 0
+    """Processes that the search measures in, or ``ray``: see ``search``."""
 
     def __post_init__(self) -> None:
         amounts = {
@@ -164,6 +165,7 @@ def _searched(
         view, budget=request.budget, calibration=[] if data is None else data.batches,
         judged=judged, using=request.using, target=request.target, rounds=rounds,
         progress=progress, checkpoints=checkpoints, workers=request.workers,
+        reload=functools.partial(_loaded, request),
     )  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,14 +17,15 @@ from ...ir.run.batches import check_batches
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import CPU, find_target
 from ...passes.checkpoint_store import CheckpointStore, is_remembered, remembered
-from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ..data.calibration import read
 from .budget import Budget
 from .correct import corrections
 from .data import Parts, parts, unfitted
 from .judge import Judge, Loss
+from .measure import measured
 from .menu import Menu
+from .ray_workers import RAY, OnRay
 from .skips import graph_measures
 from .solve import Choice, solve
 from .workers import Forked, Here, Workers
@@ -80,7 +82,8 @@ def search(
     rounds: int = ROUNDS,
     progress: Progress | None = None,
     checkpoints: CheckpointStore | None = None,
-    workers: int = 0,
+    workers: int | str = 0,
+    reload: Callable[[], View] | None = None,
 ) -> Found:
     """The recipe that spends ``budget`` best on ``graph``, which stays as it is.
 
@@ -91,11 +94,13 @@ def search(
     on for what is judged by. ``using`` are the knobs; image tokens are only dropped where the
     cache is bounded. Without ``rounds`` nothing is measured: the recipe is the best by forecast.
     ``checkpoints`` keeps what was surveyed and each measured point, and gives them back to the same
-    search on the same graph and data. ``workers`` are processes that measure beside each other; the
-    result is the same for any number of them above 0, where they measure on one thread each.
+    search on the same graph and data. ``workers`` are processes that measure beside each other, or
+    ``"ray"`` for those of a Ray cluster; the result is the same for any number of them above 0,
+    where they measure on one thread each. Those of Ray load the graph by its source's name, or by
+    ``reload`` where that does not make the same of it.
 
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
-    that contradict each other, and where there are no data.
+    that contradict each other, and where there are no data; ``Missing`` where Ray is not there.
     """
     bounds = Budget.parse(budget) if isinstance(budget, str) else budget
     unknown = [knob for knob in using if knob not in KNOBS]
@@ -120,12 +125,23 @@ def search(
     canonicalize(source)
     check_batches(source, [*data, *judged])
     known = parts(source, data, judged)
-    engine = Forked(workers) if workers else Here()
     judge = Judge(source, recognize(source), known.judge)
-    menu = Menu.of(source, known, judge, find_target(target), turned, tell, checkpoints)
-    return Rounds(
-        graph, source, bounds, known, menu, judge, rounds, tell, checkpoints, engine
-    ).found()
+    with contextlib.closing(_workers(workers, graph, judge, known, reload)) as engine:
+        menu = Menu.of(source, known, judge, find_target(target), turned, tell, checkpoints)
+        return Rounds(
+            graph, source, bounds, known, menu, judge, rounds, tell, checkpoints, engine
+        ).found()
+
+
+def _workers(
+    workers: int | str, graph: View, judge: Judge, data: Parts, reload: Callable[[], View] | None
+) -> Workers:
+    if workers == RAY:
+        return OnRay(graph, data, reload)
+    if not isinstance(workers, int):
+        raise BadInput(f"workers={workers!r}: a number of processes, or {RAY}")
+    measure = partial(measured, graph, judge, data.fit)
+    return Forked(workers, measure) if workers else Here(measure)
 
 
 class Rounds:
@@ -138,7 +154,8 @@ class Rounds:
     ) -> None:  # fmt: skip
         self.graph, self.budget, self.data, self.menu = graph, budget, data, menu
         self.judge, self.rounds, self.tell = judge, rounds, progress
-        self.checkpoints, self.workers = checkpoints, workers or Here()
+        self.checkpoints = checkpoints
+        self.workers = workers or Here(partial(measured, graph, judge, data.fit))
         self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
         self.limits = budget.limits(self.source)
         self.measured: dict[object, Point] = {}
@@ -215,7 +232,7 @@ class Rounds:
             self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
 
         self.workers.run(
-            [partial(self._measured, self.menu.recipe(choice)) for choice in asked], begin,
+            [self.menu.recipe(choice) for choice in asked], begin,
             lambda place, known: self._add(asked[place], lambda: known),
         )  # fmt: skip
         for choice in choices:  # in their order, whichever came first: ties are broken by it
@@ -230,16 +247,6 @@ class Rounds:
         loss = Loss(*known["loss"])
         costs = {**choice.costs, **known["costs"], "loss": loss.value}
         self.measured[choice.key] = Point(choice, self.menu.recipe(choice), costs, loss)
-
-    def _measured(self, recipe: Recipe) -> dict[str, Any]:
-        """The costs of a recipe's graph, and its loss with both ends."""
-        sample = {name: tensor[:1] for name, tensor in self.judge.batches[0].items()}
-        graph = optimize(self.graph, recipe, samples=[sample], calibration=self.data.fit).graph
-        loss = self.judge.of(graph)
-        return {
-            "costs": graph_measures(graph, self.judge.batches[0]),
-            "loss": [loss.value, loss.low, loss.high],
-        }
 
     def _shown(self, point: Point) -> str:
         return f"loss {point.costs['loss']:.2%} in {point.costs['bytes'] / 1e6:.4g} MB"

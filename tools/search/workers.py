@@ -20,30 +20,39 @@ import torch
 
 from ...ir.core.errors import BadInput, GraphwrightError, Missing
 
-Task = Callable[[], Any]
-"""What it returns can be pickled."""
+Measure = Callable[[Any], Any]
+"""From a task, a recipe, to what is measured of it, which can be pickled."""
 TRIES = 2
 """Of a task whose process dies: the second time it is the task, and not its neighbours."""
 
 
 class Workers(Protocol):
-    """Runs tasks that do not depend on each other."""
+    """Measures tasks that do not depend on each other."""
 
     def run(
-        self, tasks: Sequence[Task], begin: Callable[[int], None], done: Callable[[int, Any], None]
+        self, tasks: Sequence[Any], begin: Callable[[int], None], done: Callable[[int, Any], None]
     ) -> None:
-        """Run all: ``begin`` is told the place of each that starts, ``done`` what came of it."""
+        """Measure all: ``begin`` is told each place that starts, ``done`` what came of it."""
+
+    def close(self) -> None:
+        """Give back what was taken for several runs."""
 
 
 class Here:
     """One after the other, in this process."""
 
+    def __init__(self, measure: Measure) -> None:
+        self._measure = measure
+
     def run(
-        self, tasks: Sequence[Task], begin: Callable[[int], None], done: Callable[[int, Any], None]
+        self, tasks: Sequence[Any], begin: Callable[[int], None], done: Callable[[int, Any], None]
     ) -> None:
         for place, task in enumerate(tasks):
             begin(place)
-            done(place, task())
+            done(place, self._measure(task))
+
+    def close(self) -> None:
+        pass
 
 
 class Forked:
@@ -54,16 +63,19 @@ class Forked:
     dies again, and ``Missing`` on a system that does not fork.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, measure: Measure) -> None:
         if count < 1:
             raise BadInput(f"workers={count}: a search takes 1 or more")
         if "fork" not in multiprocessing.get_all_start_methods():
             raise Missing("workers are forked, which this system cannot do: search without them")
         self._context = multiprocessing.get_context("fork")
-        self._count = count
+        self._count, self._measure = count, measure
+
+    def close(self) -> None:
+        pass
 
     def run(
-        self, tasks: Sequence[Task], begin: Callable[[int], None], done: Callable[[int, Any], None]
+        self, tasks: Sequence[Any], begin: Callable[[int], None], done: Callable[[int, Any], None]
     ) -> None:
         waiting, deaths = deque(range(len(tasks))), Counter[int]()
         running: dict[Connection, tuple[BaseProcess, int]] = {}
@@ -90,19 +102,21 @@ class Forked:
                 process.kill()
                 process.join()
 
-    def _start(self, task: Task) -> tuple[Connection, BaseProcess]:
+    def _start(self, task: Any) -> tuple[Connection, BaseProcess]:
         reader, writer = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_serve, args=(task, writer), daemon=True)
+        process = self._context.Process(
+            target=_serve, args=(self._measure, task, writer), daemon=True
+        )
         process.start()
         writer.close()  # so that the end of the process is the end of what can be read
         return reader, process
 
 
-def _serve(task: Task, writer: Connection) -> None:
+def _serve(measure: Measure, task: Any, writer: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the search, which ends us
     torch.set_num_threads(1)
     try:
-        answer: tuple[Any, Exception | None] = (task(), None)
+        answer: tuple[Any, Exception | None] = (measure(task), None)
     except GraphwrightError as error:
         answer = (None, error)
     except Exception:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,6 +36,7 @@ from graphwright.tools.search.data import parts, unfitted
 from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge, Loss
+from graphwright.tools.search.measure import measured
 from graphwright.tools.search.menu import behind_cut
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
@@ -246,23 +248,21 @@ def test_an_interrupt_gives_the_best_so_far(spend: Callable[..., Found]) -> None
 
 
 def test_any_number_of_workers_finds_the_same_and_one_that_dies_loses_nothing(
-    views: dict[str, View], batches: Batches, outcome: Found, monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-) -> None:  # fmt: skip
-    measured, view = Rounds._measured, views["fx"]
+    views: dict[str, View], batches: Batches, outcome: Found, tmp_path: Path
+) -> None:
+    view, known = views["fx"], parts(views["fx"], batches)
 
-    def dying(self: Rounds, recipe: gw.Recipe) -> Any:
+    def dying(recipe: gw.Recipe) -> Any:
         with contextlib.suppress(FileExistsError):
             (tmp_path / "died").touch(exist_ok=False)
             os.kill(os.getpid(), signal.SIGKILL)
-        return measured(self, recipe)
+        return measured(view, outcome.judge, known.fit, recipe)
 
-    monkeypatch.setattr(Rounds, "_measured", dying)
-    known, tables = parts(view, batches), []
+    tables = []
     for count in (1, 2):
         rounds = Rounds(
             view, view, Budget.parse("bytes=40%"), known, outcome.menu, outcome.judge, 1, silent,
-            workers=Forked(count),
+            workers=Forked(count, dying),
         )  # fmt: skip
         done = rounds.found()
         tables.append([(str(p.recipe), p.costs, p.measured) for p in rounds.measured.values()])
@@ -282,16 +282,52 @@ def test_what_workers_raise_is_raised_here() -> None:
     def end() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def call(task: Callable[[], Any]) -> Any:
+        return task()
+
     counts: list[int] = []
     with pytest.raises(gw.BadInput, match="no such thing"):
-        Forked(2).run([refuse, refuse], silent, silent)
+        Forked(2, call).run([refuse, refuse], silent, silent)
     with pytest.raises(gw.BadInput, match=r"ended 2 times at the same recipe \(SIGKILL\)"):
-        Forked(2).run([lambda: 7, end], silent, lambda place, result: counts.append(result))
+        Forked(2, call).run([lambda: 7, end], silent, lambda place, result: counts.append(result))
     assert counts == [7]
     with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        Forked(1).run([lambda: 1 // 0], silent, silent)
+        Forked(1, call).run([lambda: 1 // 0], silent, silent)
     with pytest.raises(gw.BadInput, match="a search takes 1 or more"):
-        Forked(-1)
+        Forked(-1, call)
+
+
+def test_ray_that_is_not_there(
+    views: dict[str, View], batches: Batches, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, view = views["fx"].copy(), views["fx"]
+    named.source = replace(view.source, kind="zoo", name="zoo:tiny-llama")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(gw.Missing, match=r"pip install 'graphwright\[ray\]', or give --workers N"):
+        gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
+    with pytest.raises(gw.BadInput, match="is a graph of memory: give workers=N"):
+        gw.search(view, budget="bytes=40%", calibration=batches, workers="ray")
+    with pytest.raises(gw.BadInput, match="workers='rey': a number of processes, or ray"):
+        gw.search(view, budget="bytes=40%", calibration=batches, workers="rey")
+
+
+def test_workers_of_ray_find_the_same(language_model: Path) -> None:
+    ray: Any = pytest.importorskip("ray")
+    ids = torch.arange(96).view(4, 24) + 5
+    rows = [{"input_ids": ids + 97 * i, "attention_mask": torch.ones_like(ids)} for i in range(4)]
+    graph = gw.load(language_model)
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    try:
+        tables = []
+        for workers in ("ray", 2):
+            done = search(
+                graph, budget="bytes=50%", calibration=rows, rounds=1, using=("bits",),
+                workers=workers,
+            )  # fmt: skip
+            tables.append([(str(p.recipe), p.costs, p.measured) for p in done.front])
+    finally:
+        ray.shutdown()
+    assert tables[0] == tables[1] and any(measure for *_, measure in tables[0])
 
 
 class Killed(Exception):
