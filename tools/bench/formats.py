@@ -118,7 +118,8 @@ def small(arch: str, folder: Path) -> Path:
     config = getattr(transformers, f"{name}Config")(
         vocab_size=WORDS, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=arch != "llama", **({"head_dim": 32} if arch == "gemma" else {}),
+        tie_word_embeddings=arch != "llama", pad_token_id=1,
+        **({"head_dim": 32} if arch == "gemma" else {}),
     )  # fmt: skip
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
@@ -128,8 +129,9 @@ def small(arch: str, folder: Path) -> Path:
     model.save_pretrained(folder)
     words.save(str(folder / "tokenizer.json"))
     transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>"
-    ).save_pretrained(folder)
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>",
+        pad_token="</s>",
+    ).save_pretrained(folder)  # fmt: skip
     return folder
 
 
@@ -235,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def show(console: Console) -> None:
         if options.artifact is None:
-            rows = list(table(options.peer_python, archs, chosen))
+            rows = table(options.peer_python, archs, chosen)
             columns = ("format", "direction", *archs)
             print_table(columns, rows, console, markdown=options.markdown)
         else:

@@ -9,6 +9,7 @@ says, or where the two graphs differ.
 from __future__ import annotations
 
 import argparse
+import itertools
 import sys
 import tempfile
 from collections import Counter
@@ -248,11 +249,11 @@ def cells(row: Row) -> tuple[str, ...]:
 
 
 def print_table(
-    columns: Sequence[str], rows: Sequence[Sequence[str]], console: Console, *, markdown: bool
+    columns: Sequence[str], rows: Iterable[Sequence[str]], console: Console, *, markdown: bool
 ) -> None:
-    """For a terminal, or as Markdown."""
+    """For a terminal, or as Markdown, row by row as they come."""
     if markdown:
-        for line in (columns, ["---"] * len(columns), *rows):
+        for line in itertools.chain((columns, ["---"] * len(columns)), rows):
             console.print(Text("| " + " | ".join(line) + " |"), soft_wrap=True)
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
