@@ -317,20 +317,22 @@ def hqq(bits: int, axis: int) -> Case:
     return {"quant_method": "hqq"}, parts, numbers.reshape(N, K), bits if axis == 1 else 0
 
 
-def torchao(bits: int, *, symmetric: bool, kind: str = "IntxUnpackedToInt8Tensor") -> Case:
+def torchao(
+    bits: int, *, symmetric: bool, kind: str = "IntxUnpackedToInt8Tensor", group: int = GROUP
+) -> Case:
     rng = torch.Generator().manual_seed(bits)
     low, high = -(1 << (bits - 1)), 1 << (bits - 1)
     codes = torch.randint(low, high, (N, K), generator=rng, dtype=torch.int8)
-    zeros = torch.randint(low, high, (N, K // GROUP), generator=rng, dtype=torch.int8)
+    zeros = torch.randint(low, high, (N, K // group), generator=rng, dtype=torch.int8)
     zeros = zeros * (not symmetric)
-    scale = torch.rand(N, K // GROUP, generator=rng).bfloat16() * 0.02
+    scale = torch.rand(N, K // group, generator=rng).bfloat16() * 0.02
     state = {"_type": kind, "_data": {
-        "target_dtype": {"_type": "torch.dtype", "_data": f"int{bits}"}, "block_size": [1, GROUP],
+        "target_dtype": {"_type": "torch.dtype", "_data": f"int{bits}"}, "block_size": [1, group],
         "activation_quantization": None if symmetric else "int8_asym_per_token"}}  # fmt: skip
     parts = {"_weight_qdata": codes, "_weight_scale": scale, "_weight_zero_point": zeros}
     header = {f"{LINEAR}.weight": json.dumps(state), "tensor_names": f'["{LINEAR}.weight"]'}
-    whole = (codes - zeros.repeat_interleave(GROUP, 1).to(torch.int16)).float()
-    numbers = whole * scale.float().repeat_interleave(GROUP, 1)
+    whole = (codes - zeros.repeat_interleave(group, 1).to(torch.int16)).float()
+    numbers = whole * scale.float().repeat_interleave(group, 1)
     return {"quant_method": "torchao", "header": header}, parts, numbers, max(bits, 2)
 
 
@@ -413,6 +415,12 @@ def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
          "up_proj.quant_zero is set"),
         (lambda: torchao(4, symmetric=True, kind="Int4TilePackedTo4dTensor"), lambda p: None,
          "up_proj._weight_qdata is of torchao's Int4TilePackedTo4dTensor; Int8Tensor, IntxUnp"),
+        (lambda: torchao(4, symmetric=True, group=8), lambda p: None,
+         "up_proj: groups of 8 columns; 16, 32, 64, 128, 256, multiples of 256 and one for a"),
+        (lambda: ({"quant_method": "torchao"}, *torchao(4, symmetric=True)[1:]), lambda p: None,
+         "up_proj._weight_qdata has no state in the file's header; Int8Tensor"),
+        (lambda: torchao(4, symmetric=True), lambda p: p.update(_weight_qdata=torch.ones(
+            N, K).int()), "up_proj._weight_qdata is i32.*; int8 is read"),
         (lambda: torchao(4, symmetric=True), lambda p: p.update(_weight_scale=torch.ones(96, 1)),
          r"up_proj._weight_scale is \[96, 1\]; groups of 32 of 96 x 64 make \[96, 2\]"),
     ],
