@@ -11,6 +11,7 @@ from ..ir.core.types import Type
 from ..ir.structure.cache_slots import POSITIONS, TOKEN_TYPES, is_state, past_slot, positions
 from .base import Executable, Stepping, Steps
 from .sampling import Sampling
+from .speculate import Speculator
 from .steps import ROOM, PlainSteps
 
 Prompt = Sequence[int]
@@ -59,6 +60,7 @@ class Decoder:
         sampling: Sampling | None = None,
         eos: Collection[int] = (),
         images: Sequence[torch.Tensor | None] | None = None,
+        speculator: Speculator | None = None,
     ) -> Iterator[list[int | None]]:
         """The next token of every row, step by step; ``None`` for a row that has ended.
 
@@ -66,9 +68,15 @@ class Decoder:
         full. ``images`` holds each row's pixels, ``[3, height, width]`` or
         ``[crops, 3, height, width]`` as the graph takes them, or ``None`` for a row of text only.
         Raises ``BadInput`` for an empty prompt, for one longer than the context, and for images
-        that the graph does not take, at the first step.
+        that the graph does not take, at the first step. With a ``speculator`` there is one prompt,
+        of text.
         """
         self._check(prompts, max_new_tokens, images)
+        if speculator is not None:
+            limit = self._limit(len(prompts[0]), max_new_tokens)
+            for word in speculator.write(prompts[0], limit, sampling or Sampling(), eos):
+                yield [word]
+            return
         chosen = (sampling or Sampling()).chooser(len(prompts))
         texts = [list(prompt) for prompt in prompts]
         limits = [self._limit(len(prompt), max_new_tokens) for prompt in prompts]

@@ -107,6 +107,9 @@ def generate(
     top_k: Annotated[int, typer.Option(help="Draw among so many of the likeliest; 0: all.")] = 0,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
+    draft: Annotated[
+        str, typer.Option(help="Who writes ahead: auto, none, path, or a path's name.")
+    ] = "none",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verbose: Verbose = False,
 ) -> None:
@@ -120,7 +123,9 @@ def generate(
     console = make_console(stderr=True)
     with terminal.Steps(console) as steps:
         steps(f"loading {model}", 0, 1)
-        writer = generating.Writer(model, tokenizer=tokenizer or None, device=device)
+        writer = generating.Writer(
+            model, tokenizer=tokenizer or None, device=device, draft=draft
+        )
     if writer.note:
         console.print(f"note: {writer.note}", markup=False, highlight=False)
     answers = writer.write(
@@ -134,6 +139,8 @@ def generate(
         message = f"{row.prompt_tokens} tokens read, {len(row.ids)} written, ended by {row.ended}"
         console.print(message, markup=False, highlight=False)
     console.print(str(answers[0].speed), markup=False, highlight=False)
+    if answers[0].drafting is not None:
+        console.print(f"draft: {answers[0].drafting}", markup=False, highlight=False)
 
 
 def _write_out(_: int, text: str) -> None:

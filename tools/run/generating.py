@@ -16,6 +16,7 @@ from ...backends import compile as compile_model
 from ...backends.artifact import MANIFEST_FILE
 from ...backends.decode import Decoder
 from ...backends.sampling import Sampling
+from ...backends.speculate import Speculation
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text, read_json, text_settings
@@ -24,6 +25,7 @@ from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.batches import check_ids, table_rows
 from ...ir.structure.vision import COUNT_KEY
 from ..data.images import Placeholders, Preprocessing
+from . import drafting
 
 Image = str | Path | torch.Tensor
 """A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""
@@ -65,6 +67,9 @@ class Generated:
     speed: Speed = field(compare=False, repr=False)
     """Of the run that this answer was written in, with all its other prompts."""
 
+    drafting: Speculation | None = field(default=None, compare=False, repr=False)
+    """What drafting came to, where something drafted."""
+
     def __str__(self) -> str:
         return self.text
 
@@ -82,6 +87,7 @@ def generate(
     stream: Stream | None = None,
     tokenizer: str | Path | None = None,
     device: str = "cpu",
+    draft: str = "none",
 ) -> list[Generated]:
     """Continue prompts; one answer for each.
 
@@ -90,13 +96,16 @@ def generate(
     ``images`` are one a prompt, ``None`` for a prompt without; in the prompt an image stands where
     the tokenizer's image token does, else before the text. An image of another size is resized as
     the model's ``preprocessor_config.json`` says. ``temperature``, ``top_p``, ``top_k`` and
-    ``seed``: see ``Sampling``. ``stream`` hears the answers as they grow.
+    ``seed``: see ``Sampling``. ``stream`` hears the answers as they grow. ``draft`` is ``path``, or
+    the name of a path of the artifact, which writes ahead and which the whole model then checks in
+    one call; ``auto`` does so where it is measured to be faster, ``none`` never. The text is that
+    of the whole model either way (``backends.speculate``).
 
     Raises ``BadInput`` for a graph that is not a text model, for an empty prompt, for one that is
     longer than the context and for an image that the model does not take, ``Missing`` without a
     tokenizer, its package, a file or Pillow. Warns where the graph has no key-value cache.
     """
-    writer = Writer(model, tokenizer=tokenizer, device=device)
+    writer = Writer(model, tokenizer=tokenizer, device=device, draft=draft)
     if writer.note:
         warnings.warn(writer.note, stacklevel=2)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -110,9 +119,10 @@ class Writer:
 
     def __init__(
         self, model: View | Executable | str | Path, *, tokenizer: str | Path | None = None,
-        device: str = "cpu",
+        device: str = "cpu", draft: str = "none",
     ) -> None:  # fmt: skip
         graph, run = _opened(model, device)
+        self._speculator = drafting.speculator(model, run, draft, device)
         folder = tokenizer or (None if graph is None else graph.source.folder)
         if folder is None:
             raise BadInput("give tokenizer=FOLDER: the model's folder is not known")
@@ -142,9 +152,13 @@ class Writer:
         asked = [self._tokens(prompt, image is not None) for prompt, image in pairs]
         pixels = [None if image is None else self._pixels(image) for image in shown]
         rows = [_Row(self._tokenizer, self._eos) for _ in prompts]
+        speculator = self._speculator
+        if speculator is not None and len(prompts) > 1:
+            raise BadInput(f"a draft is for one prompt at a time, and {len(prompts)} are given")
         steps = self._decoder.decode(
-            asked, max_new_tokens=max_new_tokens, sampling=sampling, eos=self._eos, images=pixels
-        )
+            asked, max_new_tokens=max_new_tokens, sampling=sampling, eos=self._eos, images=pixels,
+            speculator=speculator,
+        )  # fmt: skip
         speed = Speed(sum(map(len, asked)))
         for step in _timed(steps, speed):
             for index, token in enumerate(step):
@@ -156,9 +170,12 @@ class Writer:
             if added and stream is not None:
                 stream(index, added)
         return [
-            Generated(row.text, tuple(row.ids), len(ids), row.ended(max_new_tokens), speed)
+            Generated(
+                row.text, tuple(row.ids), len(ids), row.ended(max_new_tokens), speed,
+                None if speculator is None else speculator.done,
+            )
             for row, ids in zip(rows, asked, strict=True)
-        ]
+        ]  # fmt: skip
 
     def _check_images(self, shown: Sequence[Image | None]) -> None:
         """Refuse prompts without an image of which a pruned graph would drop text: as many tokens

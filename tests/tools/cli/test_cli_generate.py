@@ -16,6 +16,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.load.zoo.text import read_tokenizer
+from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
 from graphwright.tools.report import manifest
 from graphwright.tools.run import generating, pipeline, replay
@@ -311,3 +312,32 @@ def test_a_model_without_a_tokenizer(artifact: Path, tmp_path: Path) -> None:
         (tmp_path / name).write_bytes((artifact / name).read_bytes())
     with pytest.raises(Missing, match=r"no tokenizer\.json there"):
         gw.generate(tmp_path, PROMPT)
+
+
+def test_a_draft_writes_the_same_text(
+    language_model: Path, publish: Callable[..., Path], command: Any,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = publish(language_model, "clean", "--path", "draft=0", "--path", "half=0,1.mlp")
+    capsys.readouterr()  # the manifest
+    known = manifest.load(out)
+    assert {name: entry.blocks for name, entry in known.paths.items()} == {
+        "draft": "0", "half": "0,1.mlp"
+    }  # fmt: skip
+    assert set(known.files) >= {"path-draft.onnx", "path-half.onnx"}
+    texts = []
+    for draft in ("none", "path", "half", "auto"):
+        options = ("--draft", draft, "--max-new-tokens", "12")
+        code, text, err = command(str(out), PROMPT, *options)
+        assert code == 0 and ("draft:" in err) == (draft != "none")
+        texts.append(text)
+    assert len(set(texts)) == 1
+    code, _, err = command(str(out), PROMPT, "--draft", "draught")
+    assert code == 2 and "did you mean draft" in err
+    code, _, err = command(str(out), PROMPT, PROMPT, "--draft", "path")
+    assert code == 2 and "one prompt at a time" in err
+    code, _, err = command(str(language_model), PROMPT, "--draft", "path")
+    assert code == 2 and "make an artifact that has one" in err
+    with pytest.raises(SystemExit):
+        main([str(language_model), "-p", "clean", "--path", "draft"])
+    assert "--path draft has no blocks" in capsys.readouterr().err
