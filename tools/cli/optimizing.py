@@ -43,6 +43,9 @@ def run(
     ] = "",
     calib_samples: Annotated[int | None, typer.Option(help="Most samples; 128.")] = None,
     calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
+    calib_select: Annotated[
+        str, typer.Option(metavar="HOW", help="Which samples: zip-fit=FILE or most-moved.")
+    ] = "",
     original: Annotated[
         str, typer.Option(metavar="MODEL", help="What a quantized MODEL was made from, for eora.")
     ] = "",
@@ -101,9 +104,10 @@ def run(
         request = pipeline.Request(
             model, chosen, out, max_error=max_error, device=device, force=force,
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
-            calibration_samples=calib_samples, calibration_length=calib_length, cache=cache,
-            backend=backend, resume=resume, target=target, original=original, budget=asked,
-            using=knobs, dtype=dtype, part=part, paths=_paths(path or []),
+            calibration_samples=calib_samples, calibration_length=calib_length,
+            calibration_select=calib_select, cache=cache, backend=backend, resume=resume,
+            target=target, original=original, budget=asked, using=knobs, dtype=dtype, part=part,
+            paths=_paths(path or []),
             workers=int(workers) if workers.isdecimal() else workers or 0,
         )  # fmt: skip
         if dry_run and asked is not None:

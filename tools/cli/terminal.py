@@ -152,7 +152,8 @@ def print_costs(console: Console, manifest: Manifest) -> None:
     data, costs = manifest.calibration, manifest.costs
     if data:
         tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
-        _say(console, f"calibrated on {data.name}: {data.samples} samples{tokens}")
+        chosen = f", chosen by {data.select}" if data.select else ""
+        _say(console, f"calibrated on {data.name}: {data.samples} samples{tokens}{chosen}")
     if not costs:
         return
     table = _table("costs of one sample", "MACs", "weights", "KV cache", "tokens by block")

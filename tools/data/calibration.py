@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -22,6 +22,7 @@ from ...ir.run.batches import batches_sha256, check_batches, count_samples, coun
 from ..report.manifest import CalibrationEntry
 from .arrays import equally_many, read_rows
 from .images import SUFFIXES, Placeholders, Preprocessing
+from .selecting import Selection, nearest
 from .text import (
     BATCH,
     PROMPTS_FILE,
@@ -58,6 +59,8 @@ class Calibration:
     batches: list[Tensors]
     length: int | None = None
     """Tokens that windows of text were cut to; ``None`` where there are none."""
+    select: str = ""
+    """How samples were chosen: see ``selecting``; empty for the first ones."""
 
     @cached_property
     def sha256(self) -> str:
@@ -72,28 +75,35 @@ class Calibration:
             samples=count_samples(self.batches),
             tokens=count_tokens(self.batches),
             length=self.length,
+            select=self.select,
         )
 
 
 def read(
-    spec: str, view: View, *, samples: int | None = None, length: int | None = None
-) -> Calibration:
+    spec: str, view: View, *, samples: int | None = None, length: int | None = None,
+    select: str = "",
+) -> Calibration:  # fmt: skip
     """Calibration data for a graph as it was loaded; ``FORMS`` says what ``spec`` may be.
 
     ``samples`` bounds the windows of text, images, questions or rows that are used (``SAMPLES``),
-    ``length`` the tokens of a window (``LENGTH``, or what the model takes). Raises ``Missing`` for
-    a file that is not there, ``BadInput`` for data that is empty, damaged, of the wrong kind, or
-    does not fit the graph's inputs.
+    ``length`` the tokens of a window (``LENGTH``, or what the model takes), ``select`` which of
+    them, as far as no model is asked (``selecting``). Raises ``Missing`` for a file that is not
+    there, ``BadInput`` for data that is empty, damaged, of the wrong kind, or does not fit the
+    graph's inputs.
     """
     if not spec:
         raise BadInput(f"--calib is empty; it takes {FORMS}")
     for option, value in (("--calib-samples", samples), ("--calib-length", length)):
         if value is not None and value < 1:
             raise BadInput(f"{option} {value} must be above 0")
-    request = CalibrationRequest(view, spec, samples or SAMPLES, length)
+    task = Selection(select).task()
+    choose = partial(nearest, task=task) if task else None
+    request = CalibrationRequest(view, spec, samples or SAMPLES, length, choose)
     batches, used = _read(request)
+    if task and used is None:
+        raise BadInput(f"--calib-select {select} is for text, and {spec} is none")
     check_batches(view, batches, spec)
-    return Calibration(spec, batches, used)
+    return Calibration(spec, batches, used, select)
 
 
 def _read(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,8 @@ LENGTH = 512
 """Tokens in a window of text, unless the model takes fewer: 128 windows of it are 65,536 tokens,
 more than the widest linear of today's models has inputs."""
 BATCH = 8
+POOL = 16
+"""Texts, and windows, that are looked at for each one that is used."""
 PROMPTS_FILE = "prompts.jsonl"
 
 Tensors = dict[str, torch.Tensor]
@@ -35,6 +37,8 @@ class CalibrationRequest:
     spec: str
     samples: int
     length: int | None
+    choose: Callable[[Sequence[str], int], list[int]] | None = None
+    """Which of many windows are used, by their text, and at most so many; ``None``: the first."""
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -76,7 +80,6 @@ class CalibrationRequest:
             f"{self.spec}: {content}, and {self.view.source.name or 'the graph'} takes "
             f"{', '.join(self.inputs)}: {advice}"
         )
-
 
 
 def read_texts(path: Path) -> list[str]:
@@ -167,15 +170,27 @@ def _windows(
     """
     tokenizer.enable_truncation(length)
     least = request.fixed("input_ids", 1) or 2
-    parts = []
-    for text in texts[: request.samples * 16]:
+    parts, texts_of = [], {}
+    for text in texts[: request.samples * POOL]:
         encoded = tokenizer.encode(text)
         parts.append([encoded, *encoded.overflowing])
+        for window in parts[-1]:
+            texts_of[id(window)] = text
     turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
-    rows = [e.ids for e in turns if e is not None and len(e.ids) >= least]
-    if not rows:
+    windows = [e for e in turns if e is not None and len(e.ids) >= least]
+    if not windows:
         raise BadInput(f"{request.spec}: empty: it holds no text of {least} tokens")
-    return rows[: request.samples]
+    if request.choose is not None:
+        windows = windows[: request.samples * POOL]
+        shown = [_text_of(e, texts_of[id(e)]) for e in windows]
+        windows = [windows[i] for i in request.choose(shown, request.samples)]
+    return [e.ids for e in windows[: request.samples]]
+
+
+def _text_of(window: Any, text: str) -> str:
+    """What a window holds of a text: special tokens have no place in it."""
+    places = [(start, end) for start, end in window.offsets if end > start]
+    return text[places[0][0] : places[-1][1]] if places else ""
 
 
 def _batched(request: CalibrationRequest, rows: list[list[int]]) -> list[list[list[int]]]:

@@ -139,6 +139,8 @@ class CalibrationEntry(Entry):
     """Number of tokens; null where the data has none."""
     length: Annotated[int, Field(ge=1, lt=2**63)] | None = None
     """Tokens that windows of text were cut to; null where there are none."""
+    select: str = ""
+    """How the samples were chosen among more, as it was asked for; empty for the first ones."""
 
 
 class StructureEntry(Entry):

@@ -38,8 +38,9 @@ from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ...passes.report import versions
 from ...passes.rules import check_order
-from ..data.calibration import Calibration
+from ..data.calibration import SAMPLES, Calibration
 from ..data.calibration import read as read_calibration
+from ..data.selecting import POOL, Selection
 from ..report import manifest
 from ..report.manifest import (
     BeforeAfterEntry,
@@ -64,6 +65,7 @@ from ..search.data import unfitted
 from ..search.search import KNOBS, ROUNDS, Found, search
 from ..search.telling import search_entry
 from . import report
+from .most_moved import most_moved
 from .named_model import load_original
 from .named_source import beside
 from .resume import remembering
@@ -91,6 +93,8 @@ class Request:
     """Data for the passes that learn from some: see ``calibration.FORMS``."""
     calibration_samples: int | None = None
     calibration_length: int | None = None
+    calibration_select: str = ""
+    """Which of the data are used: see ``data.selecting``."""
     resume: bool = False
     """Whether to go on with a run that was killed: see ``resume``."""
     calibration_sha256: str = ""
@@ -132,6 +136,8 @@ class Request:
         options = [option for option, amount in amounts.items() if amount is not None]
         if options and not self.calibration:
             raise BadInput(f"{options[0]} says how much of --calib is used: give --calib DATA too")
+        if Selection(self.calibration_select).text and not self.calibration:
+            raise BadInput("--calib-select says what of --calib is used: give --calib DATA too")
 
 
 def dry_run(request: Request) -> Manifest:
@@ -380,10 +386,14 @@ def _calibration(request: Request, view: View, progress: Progress) -> Calibratio
     if not request.calibration:
         return None
     progress(f"reading {request.calibration}", 0, 1)
+    selection, samples = Selection(request.calibration_select), request.calibration_samples
     data = read_calibration(
-        request.calibration, view, samples=request.calibration_samples,
-        length=request.calibration_length,
+        request.calibration, view, length=request.calibration_length, select=selection.text,
+        samples=POOL * (samples or SAMPLES) if selection.by_model else samples,
     )  # fmt: skip
+    if selection.by_model:
+        progress("choosing the samples that move most", 0, 1)
+        data = replace(data, batches=most_moved(view, data.batches, samples or SAMPLES))
     expected = request.calibration_sha256
     if expected not in ("", data.sha256):
         raise BadInput(

@@ -104,6 +104,7 @@ def _repeated(
         calibration=named_source.located(data.name, data.beside, folder) if data else "",
         calibration_samples=data.samples if data else None,
         calibration_length=data.length if data else None,
+        calibration_select=data.select if data else "",
         calibration_sha256=data.sha256 if data else "", original=original,
         original_sha256=before.sha256 if before else "",
         paths=tuple((name, entry.blocks) for name, entry in known.paths.items()),

@@ -279,7 +279,10 @@ def _machine(machine: MachineEntry | None) -> str:
 def _command(manifest: Manifest) -> str:
     model, data = manifest.source.name or "MODEL", manifest.calibration
     text = f"optimize-model {shlex.quote(model)} -p {shlex.quote(manifest.recipe)} -o OUT"
-    return f"{text} --calib {shlex.quote(data.name)}" if data else text
+    if data is None:
+        return text
+    chosen = f" --calib-select {shlex.quote(data.select)}" if data.select else ""
+    return f"{text} --calib {shlex.quote(data.name)}{chosen}"
 
 
 def _evaluated(manifest: Manifest) -> list[dict[str, Any]]:
