@@ -35,7 +35,10 @@ def inspect(
     outliers: Annotated[
         bool, typer.Option("--outliers", help="Tails of activations, dormant heads, forecasts.")
     ] = False,
-    calib: Annotated[str, typer.Option("--calib", help="Data for --outliers.")] = "",
+    calib: Annotated[
+        list[str] | None,
+        typer.Option("--calib", help="Data for --outliers; several sets: how far they spread."),
+    ] = None,
     calib_samples: Annotated[int | None, typer.Option("--calib-samples")] = None,
     bits: Annotated[int, typer.Option("--bits", min=2, max=8, help="Of the forecast.")] = 4,
     part: Part = "",

@@ -72,6 +72,16 @@ def outlook(view: View, batches: Sequence[Mapping[str, Tensor]], bits: int) -> O
     return Outlook(sites, _heads(view, structure, batches), bits, agreement)
 
 
+def spreads(outlooks: Sequence[Outlook]) -> dict[str, float]:
+    """How much it matters on which data one looks, site by site: the largest less the least of the
+    measured errors on several sets, by their mean (the question of arXiv 2405.20835)."""
+    errors: dict[str, list[float]] = {}
+    for one in outlooks:
+        for site in one.sites:
+            errors.setdefault(site.name, []).append(site.measured)
+    return {n: (max(e) - min(e)) / max(sum(e) / len(e), 1e-300) for n, e in errors.items()}
+
+
 _STATS = (Stat("moments", at="linear"), Stat("gram", at="linear"))
 
 

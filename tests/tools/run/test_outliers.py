@@ -8,7 +8,15 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.run.statistics import Moments
 from graphwright.tools.cli.main import app
-from graphwright.tools.run.outliers import forecast, measured, outlook, rank_correlation
+from graphwright.tools.run.outliers import (
+    Outlook,
+    Tails,
+    forecast,
+    measured,
+    outlook,
+    rank_correlation,
+    spreads,
+)
 from typer.testing import CliRunner
 
 from ... import models as small_models
@@ -79,6 +87,14 @@ def test_what_is_seen_in_a_model(kind: str) -> None:
         assert site.forecast == pytest.approx(site.measured, rel=0.35)
 
 
+def test_spreads_are_those_of_what_is_measured() -> None:
+    def on(*errors: float) -> Outlook:
+        sites = [Tails(n, 0, 0, 0, 0, 0, 0, e) for n, e in zip("ab", errors, strict=True)]
+        return Outlook(sites, {}, 4, 1)
+
+    assert spreads([on(1, 4), on(2, 4), on(3, 4)]) == {"a": 1, "b": 0}
+
+
 def test_a_model_without_linears(monkeypatch: pytest.MonkeyPatch) -> None:
     from graphwright.ir.load.trace import trace
 
@@ -89,7 +105,9 @@ def test_a_model_without_linears(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_command() -> None:
     command = ["inspect", "zoo:tiny-vit", "--outliers"]
-    done = CliRunner().invoke(app, [*command, "--calib", "zoo:tiny-vit", "--calib-samples", "16"])
+    data = ["--calib", "zoo:tiny-vit", "--calib", "zoo:tiny-vit", "--calib-samples", "8"]
+    done = CliRunner().invoke(app, [*command, *data])
     assert done.exit_code == 0, done.output
     assert "kurtosis" in done.output and "rank correlation of" in done.output
+    assert "zoo:tiny-vit, by the mean: 0.0% on average" in " ".join(done.output.split())
     assert isinstance(CliRunner().invoke(app, command).exception, BadInput)
