@@ -187,11 +187,11 @@ def examine(name: str) -> Row:
     """Make a family's model and read its graphs, with and without a cache, of both kinds."""
     family = FAMILIES[name]
     with tempfile.TemporaryDirectory(prefix="graphwright-structure-") as folder:
-        _save(family, folder)
+        save(family, folder)
         graphs: list[tuple[str, Facts]] = []
         try:
-            cached = list(_graphs(folder, cache=True)) if family.generates else []
-            for kind, view in _graphs(folder, cache=False):
+            cached = list(graphs_of(folder, cache=True)) if family.generates else []
+            for kind, view in graphs_of(folder, cache=False):
                 facts = read_facts(view, family)
                 for other in (v for k, v in cached if k == kind):
                     facts = replace(facts, slots=_slots(other, layers=facts.blocks[-1:]))
@@ -204,7 +204,7 @@ def examine(name: str) -> Row:
     return Row(name, graphs[0][1], tuple(wrong))
 
 
-def _save(family: Family, folder: str) -> None:
+def save(family: Family, folder: str) -> None:
     import transformers
 
     torch.manual_seed(0)
@@ -213,7 +213,7 @@ def _save(family: Family, folder: str) -> None:
         getattr(transformers, family.model)(config).save_pretrained(folder)
 
 
-def _graphs(folder: str, *, cache: bool) -> Iterable[tuple[str, View]]:
+def graphs_of(folder: str, *, cache: bool) -> Iterable[tuple[str, View]]:
     fx = load(folder, cache=cache)
     assert isinstance(fx, FxView)
     for kind, view in (("FX", fx), ("ONNX", translated(fx))):
