@@ -136,8 +136,9 @@ def cached_llava_forward(
     merged = merge_rows(embedded(self, input_ids), shown, features)
     cache = cache_of(past_key_values)
     options, grown = text_options(
-        self, input_ids, attention_mask, cached=True, token_type_ids=token_type_ids, shift=shift
-    )
+        self, input_ids, attention_mask, past=past_key_values[0][0].shape[2],
+        token_type_ids=token_type_ids, shift=shift,
+    )  # fmt: skip
     logits = logits_of(self, merged, use_cache=True, **{cache_argument(self): cache}, **options)
     state = {} if grown is None else {present_of(SHIFT): grown}
     return {"logits": logits} | presents(cache) | state

@@ -33,7 +33,7 @@ def llava_forward(
     shown = input_ids == self.config.image_token_id
     merged = merge_features(embedded(self, input_ids), shown, features)
     options, _ = text_options(
-        self, input_ids, attention_mask, cached=False, token_type_ids=token_type_ids
+        self, input_ids, attention_mask, past=None, token_type_ids=token_type_ids
     )
     return {"logits": logits_of(self, merged, use_cache=False, **options)}
 

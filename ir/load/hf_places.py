@@ -19,27 +19,28 @@ def text_options(
     input_ids: torch.Tensor,
     mask: torch.Tensor,
     *,
-    cached: bool,
+    past: int | None,
     token_type_ids: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
 ) -> tuple[dict[str, Any], torch.Tensor | None]:
     """The options of a text model, and the ``shift`` of what follows, of the types that have one.
 
-    ``input_ids`` and ``token_type_ids`` ``[batch, seq]``, ``mask`` ``[batch, past + seq]``,
-    ``shift`` as in ``hf_qwen_vl.places``, all i64.
+    ``past`` is the length of the cache, as its tensors have it, so that the exporter learns what
+    the mask's is; ``None`` of a graph without one. ``input_ids`` and ``token_type_ids`` ``[batch,
+    seq]``, ``mask`` ``[batch, past + seq]``, ``shift`` as in ``hf_qwen_vl.places``, all i64.
     """
     config = model.config
     if config.model_type in TURNED:
-        places, shift = hf_qwen_vl.places(config, input_ids, mask, shift)
+        places, shift = hf_qwen_vl.places(config, input_ids, mask, past or 0, shift)
         return {"attention_mask": mask, "position_ids": places}, shift
     options: dict[str, Any] = {"attention_mask": mask}
     seq = input_ids.shape[1]
-    if cached:
-        options["position_ids"] = token_places(mask, mask.shape[1] - seq)
+    if past is not None:
+        options["position_ids"] = token_places(mask, past)
     if config.model_type in PREFIXED:
         kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
-        options["attention_mask"] = _prefix_masks(config.get_text_config(), mask, kinds)
-        first = torch.arange(seq).expand(input_ids.shape) if not cached else options["position_ids"]
+        options["attention_mask"] = _prefix_masks(config.get_text_config(), mask, kinds, past or 0)
+        first = options.get("position_ids", torch.arange(seq).expand(input_ids.shape))
         options["position_ids"] = first + 1  # the library counts from 1
     return options, None
 
@@ -50,15 +51,14 @@ def token_places(mask: torch.Tensor, past: int) -> torch.Tensor:
 
 
 def _prefix_masks(
-    config: Any, mask: torch.Tensor, kinds: torch.Tensor
+    config: Any, mask: torch.Tensor, kinds: torch.Tensor, past: int
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Which keys each token sees, ``[batch, 1, seq, past + seq]`` bool, or one for each kind of
     layer: all of its prompt for tokens of kind 0, those before it for others and behind a prompt.
     """
-    total, seq = mask.shape[1], kinds.shape[1]
-    keys = torch.arange(total)
-    queries = keys[total - seq :].unsqueeze(1)
-    prefix = torch.cat([mask[:, : total - seq], kinds], 1) == 0
+    keys = torch.arange(past + kinds.shape[1])
+    queries = keys[past:].unsqueeze(1)
+    prefix = torch.cat([mask[:, :past], kinds], 1) == 0
     whole = (queries[:1] == 0) & (kinds == 0).unsqueeze(2) & prefix.unsqueeze(1)
     real = mask.bool().unsqueeze(1)
     causal = keys <= queries

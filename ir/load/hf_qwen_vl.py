@@ -105,7 +105,11 @@ def _attention(attention: Any, stream: torch.Tensor, turns: Any) -> torch.Tensor
 
 
 def places(
-    config: Any, input_ids: torch.Tensor, mask: torch.Tensor, shift: torch.Tensor | None = None
+    config: Any,
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    past: int = 0,
+    shift: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where tokens stand, ``[3, batch, seq]`` (in time, down and across), and the ``shift`` of what
     follows them.
@@ -115,7 +119,6 @@ def places(
     the longer one of its sides has tokens. All i64; the library calls the last ``rope_deltas``.
     """
     rows, columns = token_grid(config)
-    past = mask.shape[1] - input_ids.shape[1]
     real = mask[:, past:]
     before = mask[:, :past].sum(1, keepdim=True)
     if shift is None:

@@ -54,7 +54,7 @@ def test_places_are_the_library_s() -> None:
     # In two runs: what stands before is told by the mask and the shift.
     row, seen = slice(0, 1), longest - 2
     _, before = places(cut, ids[row, :seen], mask[row, :seen])
-    behind, grown = places(cut, ids[row, seen:], mask[row], before)
+    behind, grown = places(cut, ids[row, seen:], mask[row], seen, before)
     assert torch.equal(behind, expected[:, row, seen:]) and torch.equal(grown, deltas[row])
 
 
