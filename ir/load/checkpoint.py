@@ -27,24 +27,28 @@ class Checkpoint:
     """What a person should know of the choice of files."""
 
 
-def read_checkpoint(folder: Path, *, allow_missing: bool = False) -> Checkpoint | None:
-    """``model.safetensors``, else the shards that its index names.
+def read_checkpoint(
+    folder: Path, *, allow_missing: bool = False, stem: str = "model"
+) -> Checkpoint | None:
+    """``model.safetensors``, or whatever the library calls that, else the shards that its index
+    names.
 
     ``None`` where there are no weights and ``allow_missing`` is set. Raises ``Missing`` for absent
     weights or shards, ``BadInput`` for damaged files, for links out of the folder and for pickled
     checkpoints, which are never unpickled: unpickling runs whatever code the file holds.
     """
-    if _exists(folder / SINGLE):
-        return _single(folder, SINGLE)
-    if _exists(folder / INDEX):
-        return _read_shards(folder, _shards(folder), allow_missing)
+    single, index = f"{stem}.safetensors", f"{stem}.safetensors.index.json"
+    if _exists(folder / single):
+        return _single(folder, single, index)
+    if _exists(folder / index):
+        return _read_shards(folder / index, _shards(folder / index), allow_missing)
     pickles = sorted(p.name for pattern in PICKLES for p in folder.glob(pattern))
     others = sorted(p.name for p in folder.glob("*.safetensors"))
     if len(others) == 1 and not pickles:
-        return _single(folder, others[0])
+        return _single(folder, others[0], index)
     if others and not pickles:
         raise BadInput(
-            f"{folder}: {len(others)} safetensors files, but neither {SINGLE} nor {INDEX} to say "
+            f"{folder}: {len(others)} safetensors files, but neither {single} nor {index} to say "
             "which one counts"
         )
     if allow_missing:
@@ -56,7 +60,7 @@ def read_checkpoint(folder: Path, *, allow_missing: bool = False) -> Checkpoint 
             "AutoModel.from_pretrained(folder).save_pretrained(out) writes safetensors"
         )
     raise Missing(
-        f"{folder}: no weights ({SINGLE} or {INDEX}); fetch them, for example with "
+        f"{folder}: no weights ({single} or {index}); fetch them, for example with "
         "`hf download ID --local-dir FOLDER`, or use --dry-run, which needs the config only"
     )
 
@@ -75,16 +79,15 @@ def _exists(path: Path) -> bool:
     return path.exists() and not path.is_dir()
 
 
-def _single(folder: Path, name: str) -> Checkpoint:
+def _single(folder: Path, name: str, index: str) -> Checkpoint:
     refuse_stranger(folder / name)
     notes: tuple[str, ...] = ()
-    if (folder / INDEX).exists():
-        notes = (f"{name} was read, as transformers does: {INDEX} and its shards were not",)
+    if (folder / index).exists():
+        notes = (f"{name} was read, as transformers does: {index} and its shards were not",)
     return Checkpoint(dict(read_safetensors_header(folder / name)), (folder / name,), notes)
 
 
-def _shards(folder: Path) -> dict[str, str]:
-    path = folder / INDEX
+def _shards(path: Path) -> dict[str, str]:
     refuse_stranger(path)
     try:
         table = json.loads(path.read_bytes())["weight_map"]
@@ -97,9 +100,8 @@ def _shards(folder: Path) -> dict[str, str]:
     return pairs
 
 
-def _read_shards(
-    folder: Path, table: Mapping[str, str], allow_missing: bool
-) -> Checkpoint | None:
+def _read_shards(index: Path, table: Mapping[str, str], allow_missing: bool) -> Checkpoint | None:
+    folder = index.parent
     names = sorted(set(table.values()))
     gone = [name for name in names if not (folder / name).exists()]
     if gone and allow_missing:
@@ -119,6 +121,8 @@ def _read_shards(
             raise BadInput(f"{folder / name}: the tensor {twice[0]!r} is in another shard too")
         lost = sorted(k for k, shard in table.items() if shard == name and k not in tensors)
         if lost:
-            raise BadInput(f"{folder / name}: no tensor {lost[0]!r}, which {INDEX} says is in it")
+            raise BadInput(
+                f"{folder / name}: no tensor {lost[0]!r}, which {index.name} says is in it"
+            )
         handles |= tensors
-    return Checkpoint(handles, (folder / INDEX, *(folder / name for name in names)))
+    return Checkpoint(handles, (index, *(folder / name for name in names)))

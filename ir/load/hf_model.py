@@ -5,28 +5,25 @@ from __future__ import annotations
 import inspect
 import itertools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
 
 from ..core.errors import BadInput, Missing, first_line
 from ..core.files import open_regular
-from ..core.memory import refuse_beyond_memory
 from ..core.quiet import quiet
 from ..core.weights import Weight
 from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
 from .hf_experts import split_experts
 from .hf_match import match
 from .hf_pictures import FEATURES
+from .on_meta import EmptyOnMeta, drop_parameters
 from .quantized_checkpoint import KEYS, quantization_of
 
-_MAKERS = (torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye)
 WITH_IMAGES = ("llava", *FEATURES)
 """Model types that put images into a text and are read."""
-_SMALL_BYTES = 1 << 28
 MOST_LAYERS = 2000
 """Of a model without weights, for a dry run; one with weights has a tensor a layer at least."""
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
@@ -135,31 +132,6 @@ def _needs_transformers() -> Missing:
     )
 
 
-class _EmptyOnMeta(TorchFunctionMode):
-    """``torch.empty`` on the meta device, everything else where it is.
-
-    Layers make their parameters with ``torch.empty``; what a model computes for itself (rotary
-    frequencies, position ids, masks) never starts from uninitialised memory, and stays real: as far
-    as there is memory for it.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Any,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:
-        kwargs = dict(kwargs or {})
-        if func is torch.empty:
-            kwargs["device"] = "meta"
-        if func in _MAKERS:
-            size = func(*args, **kwargs | {"device": "meta"}).nbytes
-            if size > _SMALL_BYTES:
-                refuse_beyond_memory(size, "a tensor that the model makes by its config")
-        return func(*args, **kwargs)
-
-
 def build(
     folder: Path,
     config: Any,
@@ -182,12 +154,7 @@ def build(
     if poolers and "add_pooling_layer" in inspect.signature(cls.__init__).parameters:
         # The checkpoint of a head that does not pool: transformers would make up random numbers.
         model = _construct(folder, cls, config, dtype, add_pooling_layer=False)
-    for owner in model.modules():
-        for key, parameter in owner._parameters.items():
-            if parameter is not None and parameter.device.type != "meta":
-                owner._parameters[key] = torch.nn.Parameter(
-                    parameter.to("meta"), requires_grad=False
-                )
+    drop_parameters(model)
     model.tie_weights()  # type: ignore[operator]
     for name in match(model, handles).unequal_twins(model):
         # As transformers does, whatever the config says.
@@ -238,7 +205,7 @@ def _construct(
     attention = attention or ("sdpa" if getattr(cls, "_supports_sdpa", False) else "eager")
     options = options | {"attn_implementation": attention}
     try:
-        with quiet(), torch.no_grad(), _EmptyOnMeta():
+        with quiet(), torch.no_grad(), EmptyOnMeta():
             return cls._from_config(config, dtype=dtype, **options)
     except BadInput as error:
         raise BadInput(f"{folder}/config.json: {error}") from None

@@ -144,8 +144,13 @@ def _folder(
     path: Path, name: str, trust: bool, dtype: torch.dtype | None, allow: bool, cache: bool | None,
     part: str | None,
 ) -> View:  # fmt: skip
+    from .diffusers_folder import is_diffusers, load_diffusers
     from .hf_folder import load_folder
 
+    if is_diffusers(path):
+        if cache:
+            raise BadInput(f"{name}: what makes images has no cache of keys and values")
+        return load_diffusers(path, name=name, dtype=dtype, allow_missing_weights=allow, part=part)
     return load_folder(
         path,
         name=name,

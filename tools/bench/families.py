@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import re
 import signal
 import sys
@@ -87,12 +88,15 @@ class Row:
 
 def save(family: Family, folder: Path) -> None:
     """Write a family's model with random weights: biases and norms too, that a lost one shows."""
-    import transformers
-
     with quiet():
-        config = getattr(transformers, family.config)(**family.sizes)
+        library = importlib.import_module(family.library)
         torch.manual_seed(0)
-        model = getattr(transformers, family.model)(config)
+        sizes = family.sizes
+        if family.config:
+            config = getattr(library, family.config)(**sizes)
+            model = getattr(library, family.model)(config)
+        else:
+            model = getattr(library, family.model)(**sizes)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in model.parameters():

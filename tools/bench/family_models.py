@@ -26,6 +26,7 @@ class Family:
     """Attention sites, where not one a block: a decoder layer that looks at an encoder has two."""
     cache: bool = False
     """Whether it generates text by keys and values."""
+    library: str = "transformers"
 
 
 _BODY = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4}
@@ -297,6 +298,43 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
         sites=3 * LAYERS + 1, cache=True),
 }  # fmt: skip
 
+
+
+def _denoiser(model: str, sizes: Mapping[str, Any], **facts: Any) -> Family:
+    """A model of diffusers, which takes its sizes itself."""
+    return Family(model, "", sizes, library="diffusers", **facts)
+
+
+_STEPS = {
+    "sample_size": 8, "norm_num_groups": 8, "block_out_channels": [16, 32], "layers_per_block": 1,
+}  # fmt: skip
+_UNET = _STEPS | {
+    "cross_attention_dim": 24, "attention_head_dim": 2,
+    "down_block_types": ["CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D"],
+}  # fmt: skip
+_JOINT = {"num_attention_heads": 4, "attention_head_dim": 8, "joint_attention_dim": 24,
+          "pooled_projection_dim": 16}  # fmt: skip
+DIFFUSION: Mapping[str, Family] = {
+    "unet": _denoiser("UNet2DConditionModel", _UNET, blocks=(1, 1, 2), sites=8),
+    "unet-xl": _denoiser("UNet2DConditionModel", _UNET | {
+        "use_linear_projection": True, "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 40},
+        blocks=(1, 1, 2), sites=8),
+    "dit": _denoiser("DiTTransformer2DModel", {
+        "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "num_layers": LAYERS,
+        "sample_size": 8, "norm_num_groups": 8, "num_embeds_ada_norm": 10, "out_channels": 8}),
+    "sd3": _denoiser("SD3Transformer2DModel", _JOINT | {
+        "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": LAYERS,
+        "caption_projection_dim": 32, "pos_embed_max_size": 8}),
+    "flux": _denoiser("FluxTransformer2DModel", _JOINT | {
+        "in_channels": 16, "num_layers": 1, "num_single_layers": LAYERS, "guidance_embeds": True,
+        "axes_dims_rope": [2, 2, 4]}, blocks=(1, LAYERS), sites=1 + LAYERS),
+    "autoencoder": _denoiser("AutoencoderKL", _STEPS | {
+        "sample_size": 16, "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2}, blocks=(), sites=2),
+}  # fmt: skip
+
 FAMILIES: Mapping[str, Family] = {
-    **DECODERS, **ENCODERS, **PAIRS, **VISION, **SPEECH, **IMAGES_AND_TEXT
+    **DECODERS, **ENCODERS, **PAIRS, **VISION, **SPEECH, **IMAGES_AND_TEXT, **DIFFUSION
 }
