@@ -10,9 +10,12 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.decode import Decoder
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
+from graphwright.ir.load.hf_pictures import as_the_library_takes
+from graphwright.ir.load.original import ModuleOriginal
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
@@ -82,6 +85,25 @@ def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Pa
     assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
 
 
+def check_written(view: View) -> None:
+    """What the decode loop writes about an image is what the library's ``generate`` does."""
+    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    sides = (types["pixel_values"].shape or ())[1:]
+    pixels = torch.randn(2, *map(int, sides), generator=torch.Generator().manual_seed(3))
+    texts = [[5, *view.source.prompt, *words] for words in ([7, 8], [11, 12])]
+    decoder = Decoder(gw.compile(view, backend="eager"))
+    steps = list(decoder.decode(texts, max_new_tokens=5, images=list(pixels)))
+    assert isinstance(view.source.original, ModuleOriginal)
+    model: Any = view.source.original.make()
+    ids = torch.tensor(texts)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": pixels}
+    expected = model.generate(
+        **as_the_library_takes(model, inputs), max_new_tokens=5, do_sample=False,
+        eos_token_id=None, pad_token_id=0,
+    )  # fmt: skip
+    assert [list(row) for row in zip(*steps, strict=True)] == expected[:, ids.shape[1] :].tolist()
+
+
 BESIDE = {"paligemma": ("token_type_ids",), "qwen2-vl": ("past_key_values.shift",)}
 
 
@@ -95,6 +117,8 @@ def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path
     beside = BESIDE.get(name, ())
     assert view.input_names()[-1 - len(beside) :] == ("pixel_values", *beside)
     assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+    if beside:
+        check_written(view)
     if name == "qwen2-vl":
         reason = "as 6 tokens, and the vision tower has 24 patches in each of 1 pictures"
         with pytest.raises(BadInput, match=reason):
