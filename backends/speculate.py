@@ -97,15 +97,17 @@ class Costs:
 class Speculator:
     """Continues one text by ``run`` with ``draft``, a path through its blocks.
 
-    Without ``always`` costs are measured on the prompt, the number of drafted tokens follows from
-    them and from what was accepted so far, and where steps are faster nothing is drafted. Raises
-    ``BadInput`` where the two have no cache, or not of the same blocks.
+    Without ``always`` costs are measured on the first prompt, the number of drafted tokens follows
+    from them and from what was accepted so far, and where steps are faster nothing is drafted.
+    Raises ``BadInput`` where the two have no cache, or not of the same blocks.
     """
 
     def __init__(self, run: Executable, draft: Executable, *, always: bool) -> None:
         self._run, self._draft, self._always = run, draft, always
         self._words: Sequence[int] = getattr(run, "head_tokens", ())
         self._slots = _shared_slots(run, draft)
+        self._costs: Costs | None = None
+        self._share = AIM
         self.done = Speculation()
 
     def measured(self, prompt: Sequence[int]) -> Costs:
@@ -122,8 +124,9 @@ class Speculator:
         outputs = self._called(self._run, text, {})
         cache = self._cache(outputs, len(text))
         fresh = [self._word(draws.token(outputs["logits"][0, -1], 0))]
-        costs = None if self._always else self._measured(text, fresh[0], cache)
-        sure, share = SURE, AIM
+        if not self._always and self._costs is None:
+            self._costs = self._measured(text, fresh[0], cache)
+        sure = SURE
         while True:
             draws.taken(len(fresh))
             for token in fresh:
@@ -132,8 +135,12 @@ class Speculator:
                 if token in eos or len(text) >= limit:
                     return
             most = min(MOST, limit - len(text) - 1)
-            if costs is not None:
-                count, gain = costs.best(share)
+            if self._costs is not None:
+                count, gain = self._costs.best(self._share)
+                if not count:
+                    done.note = f"off behind {len(text) - len(prompt)} tokens: steps are faster"
+                    yield from self._plainly(text, outputs["logits"], cache, draws, limit, eos)
+                    return
                 most = min(most, count)
                 done.note = f"forecast {gain:.2f} times the speed of steps"
             drafted = self._drafted(text, cache, draws, most, sure)
@@ -151,8 +158,23 @@ class Speculator:
             done.drafted += len(drafted)
             done.accepted += accepted
             if drafted:
-                share = EASE * share + (1 - EASE) * accepted / len(drafted)
-                sure = min(0.99, max(0.0, sure + (SURER if share < AIM else -SURER)))
+                self._share = EASE * self._share + (1 - EASE) * accepted / len(drafted)
+                sure = min(0.99, max(0.0, sure + (SURER if self._share < AIM else -SURER)))
+
+    def _plainly(
+        self, text: list[int], logits: torch.Tensor, cache: Mapping[str, torch.Tensor],
+        draws: _Draws, limit: int, eos: Collection[int],
+    ) -> Iterator[int]:  # fmt: skip
+        """The rest of the text, token by token."""
+        presents = {present_of(name): tensor for name, tensor in cache.items()}
+        steps = _steps(self._run, {**presents, "logits": logits[:, -1:]})
+        while len(text) < limit:
+            logits = steps(_feeds(self._run, text, len(text) - 1))
+            text.append(self._word(draws.token(logits[0, -1], 0)))
+            draws.taken(1)
+            yield text[-1]
+            if text[-1] in eos:
+                return
 
     def _word(self, column: int) -> int:
         return self._words[column] if self._words else column

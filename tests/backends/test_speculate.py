@@ -89,19 +89,23 @@ def test_drawn_tokens_have_the_whole_models_distribution(runs: Any) -> None:
     assert statistic < 2.5 * int(chosen.sum())
 
 
-def test_costs_say_how_far_to_draft(runs: Any) -> None:
+def test_costs_say_how_far_to_draft(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     dear = Costs(step=1.0, draft=0.9, calls={1: 1.0, 2: 2.0, 4: 4.0, 9: 9.0})
     assert dear.best(0.95) == (0, 1.0)
     cheap = Costs(step=1.0, draft=0.2, calls={1: 1.0, 2: 1.0, 4: 1.0, 9: 1.0})
     assert cheap.best(0.99)[0] == MOST and cheap.best(0.3)[0] == 1
     assert cheap.best(0.5)[1] == pytest.approx(1.75 / 1.4)
     assert dear.call(3) == 3.0
-    speculator = Speculator(runs[None], runs["near"], always=False)
-    assert (
-        list(speculator.write(PROMPTS[0], 12, Sampling(), []))
-        == plain(runs[None], PROMPTS[0], Sampling(), [])[:8]
-    )
-    assert "forecast" in str(speculator.done) or speculator.done.drafted
+    for costs, told in ((cheap, "forecast"), (dear, "steps are faster")):
+        monkeypatch.setattr(Speculator, "_measured", lambda *_, costs=costs: costs)
+        speculator = Speculator(runs[None], runs["near"], always=False)
+        text = list(speculator.write(PROMPTS[0], 28, Sampling(), []))
+        assert text == plain(runs[None], PROMPTS[0], Sampling(), [])
+        assert told in speculator.done.note
+    assert not speculator.done.drafted
+    monkeypatch.undo()
+    measured = Speculator(runs[None], runs["near"], always=False).measured(PROMPTS[0])
+    assert min(measured.step, measured.draft, *measured.calls.values()) > 0
 
 
 def test_bad_input(runs: Any) -> None:
