@@ -64,6 +64,7 @@ _BUILT_IN = {
     "bitstack": "weights.bitstack:BitStack",
     "drop-blocks": "depth.drop_blocks:DropBlocks",
     "path": "depth.path:FollowPath",
+    "cola": "depth.cola:CoLa",
     "svd-compensate": "weights.svd_compensate:SvdCompensate",
 }
 
