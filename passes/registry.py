@@ -65,6 +65,8 @@ _BUILT_IN = {
     "drop-blocks": "depth.drop_blocks:DropBlocks",
     "path": "depth.path:FollowPath",
     "cola": "depth.cola:CoLa",
+    "crash": "depth.crash:CRaSh",
+    "das": "depth.das:DAS",
     "svd-compensate": "weights.svd_compensate:SvdCompensate",
 }
 

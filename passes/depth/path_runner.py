@@ -76,6 +76,10 @@ class PathRunner:
         gap = source.exp() * (source - output.log_softmax(-1))
         return float(gap.sum(-1, dtype=torch.float64).mean())
 
+    def behind(self, path: Places) -> Stream:
+        """The stream behind a path, batch by batch."""
+        return self._stream(path, len(path))
+
     def _stream(self, path: Places, shared: int) -> Stream:
         """The stream behind the last unit of a path; those behind the first ``shared`` are kept."""
         known = len(path)
