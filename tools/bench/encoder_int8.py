@@ -35,16 +35,17 @@ from .showing import ended
 Array = NDArray[Any]
 TABLE = "quantize{bits=8 embeddings=8 min_size=1000000}"
 """The table of words in 8 bits, and no linear."""
-NOT_DOWN = "quantize{bits=8 group=32 embeddings=8 kinds=[fc2]}"
-"""The table too, and the linears that are the hardest to round by rows, in groups."""
+FC2 = "quantize{bits=8 group=32 embeddings=8 kinds=[fc2]}"
+"""The table, and in groups the linears that are the hardest to round by tokens."""
 FORMS: Mapping[str, str] = {
     "float32": "clean",
     "8-bit weights": "quantize{bits=8 group=32 embeddings=8 accuracy_level=4}",
     "w8a8": "w8a8",
     "w8a8, table": f"{TABLE},w8a8",
     "smooth, w8a8, table": f"smooth,{TABLE},w8a8",
-    "w8a8 but fc2, table": f"{NOT_DOWN},w8a8",
-    "smooth, w8a8 but fc2, table": f"smooth,{NOT_DOWN},w8a8",
+    "w8a8 but fc2, table": f"{FC2},w8a8",
+    "static w8a8, table": f"{TABLE},w8a8{{activations=static}}",
+    "w8a8, static fc2, table": f"{TABLE},w8a8{{kinds=[fc2] activations=static}},w8a8",
 }
 """By name, the recipe; the first is what the others are held to."""
 OUTPUT, TOKENS = "sentence_embedding", 128
