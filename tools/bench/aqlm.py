@@ -34,7 +34,8 @@ from .showing import ended, growing
 from .weight_table import Judge
 
 RECIPES = (
-    "quantize{bits=2 group=128 symmetric=false}", "quantize{bits=2 group=64 symmetric=false}",
+    "quantize{bits=2 group=128 symmetric=false embeddings=keep}",
+    "quantize{bits=2 group=64 symmetric=false embeddings=keep}",
     "gptq{bits=2 group=128 symmetric=false}", "gptq{bits=2 group=64 symmetric=false}",
     "gptq{bits=2 group=32 symmetric=false mse=true}", "aqlm{bits=2}", "aqlm{bits=2 beam=1}",
     "aqlm{bits=2 vectors=256}",

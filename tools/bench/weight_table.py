@@ -30,8 +30,8 @@ from ..evaluate import EvalResult, Subject, evaluate
 from .showing import ended, growing
 
 METHODS = {
-    "quantize": "quantize{{bits={bits} group=32{keep}}}",
-    "quantize-asym": "quantize{{bits={bits} group=32 symmetric=false{keep}}}",
+    "quantize": "quantize{{bits={bits} group=32 embeddings=keep{keep}}}",
+    "quantize-asym": "quantize{{bits={bits} group=32 symmetric=false embeddings=keep{keep}}}",
     "easyquant": "easyquant{{bits={bits} group=32{keep}}}",
     "hqq": "hqq{{bits={bits} group=32{keep}}}",
     "finequant": "finequant{{bits={bits} group=32{keep}}}",
