@@ -1,6 +1,6 @@
 """An ONNX file in, as ``torch.onnx`` exports it, and a smaller one out, run by ONNX Runtime alone.
 
-``python -m graphwright.tools.examples.onnx_file [OUT]``
+``python -m graphwright.tools.examples.onnx_file [OUT]``. The file that goes in lies beside OUT.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def exported(path: Path) -> torch.Tensor:
 
 def main(out: Path) -> tuple[int, int]:
     out.parent.mkdir(parents=True, exist_ok=True)
-    original = out.parent / "given.onnx"
+    original = out.with_name(f"{out.name}.onnx")
     x = exported(original)
     result = gw.optimize(original, "quantize{bits=4 group=32}", samples=[{"x": x}])
     gw.export(result.graph, out, report=result.report, samples=[{"x": x}], force=True)
@@ -40,7 +40,10 @@ def main(out: Path) -> tuple[int, int]:
     )
     error = float(abs(after - before).max() / abs(before).max())
     sizes = original.stat().st_size, sum(f.stat().st_size for f in out.glob("model.onnx*"))
-    print(f"{sizes[0]} -> {sizes[1]} bytes, largest difference {error:.3g} of the largest output")
+    print(
+        f"{original}: {sizes[0]} bytes, {out}: {sizes[1]}; largest difference {error:.3g} of the "
+        "largest output"
+    )
     return sizes
 
 
