@@ -47,6 +47,8 @@ class Row:
     quality: float
     interval: Interval
     prefill_ms: float
+    by_type: Mapping[str, float] = field(default_factory=dict)
+    """The quality on each type of question, where they have types."""
     warning: str = ""
 
 
@@ -100,13 +102,14 @@ def compare(
     times = _times(runs, _one(batches[0]), rounds, progress)
     for (method, keep, recipe, view, tokens), taken in zip(views, times, strict=True):
         progress(f"judging {method}", len(comparison.rows), len(views))
-        right, count = judge(view)
+        verdict = judge(view)
         raised = view.copy()
         canonicalize(raised)
         costs = graph_costs(raised, sample_sizes(raised, _one(batches[0])))
         comparison.rows.append(Row(
             method, keep, recipe, tokens or (images.count,), costs.macs or 0, costs.kv_bytes or 0,
-            right / count, wilson(right, count), taken,
+            verdict.right / verdict.count, wilson(verdict.right, verdict.count), taken,
+            verdict.by_type,
         ))  # fmt: skip
     _warn(comparison)
     if picture is not None:
@@ -138,8 +141,9 @@ def _recipes(images: ImageTokens, keeps: Sequence[str]) -> Iterator[tuple[str, s
     blocks, tower = len(images.language), len(images.tower)
     layers = min(7, tower)
     once = (
-        BASELINE, "uniform-tokens", "fastervlm", f"vtc-cls{{layers={layers}}}", "fopru", "diverse",
-        "similarity", "similarity{merge=true}", "fastv{layer=1}",
+        BASELINE, "uniform-tokens", "fastervlm", "vispruner", f"vtc-cls{{layers={layers}}}",
+        "fopru", "diverse", "similarity", "similarity{merge=true}", "ui-components",
+        "fastv{layer=1}",
     )  # fmt: skip
     for keep in keeps:
         count = counted("compare-tokens", keep, images.count, "keep")
@@ -178,13 +182,20 @@ def _ratio(share: float) -> float:
 
 
 @dataclass(frozen=True)
+class _Verdict:
+    right: int
+    count: int
+    by_type: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class _Judge:
     words: str
     count: int
-    right: Callable[[View], tuple[int, int]]
+    verdict: Callable[[View], _Verdict]
 
-    def __call__(self, view: View) -> tuple[int, int]:
-        return self.right(view)
+    def __call__(self, view: View) -> _Verdict:
+        return self.verdict(view)
 
 
 def _agreement(graph: View, batches: Sequence[Mapping[str, torch.Tensor]]) -> _Judge:
@@ -196,11 +207,12 @@ def _agreement(graph: View, batches: Sequence[Mapping[str, torch.Tensor]]) -> _J
 
     expected = next_tokens(graph)
 
-    def right(view: View) -> tuple[int, int]:
+    def agreeing(view: View) -> _Verdict:
         tokens = next_tokens(view)
-        return sum(a == b for a, b in zip(tokens, expected, strict=True)), len(expected)
+        right = sum(a == b for a, b in zip(tokens, expected, strict=True))
+        return _Verdict(right, len(expected))
 
-    return _Judge("prompts whose next token is the source's", len(expected), right)
+    return _Judge("prompts whose next token is the source's", len(expected), agreeing)
 
 
 def _answers(graph: View, samples: int | None) -> _Judge:
@@ -208,12 +220,14 @@ def _answers(graph: View, samples: int | None) -> _Judge:
     folder = graph.source.folder
     count = samples or 500
 
-    def right(view: View) -> tuple[int, int]:
+    def answering(view: View) -> _Verdict:
         subject = Subject.of(view, backend="onnxruntime", tokenizer=folder)
         score = evaluate(subject, "vqa", samples=count)["vqa"]
-        return round(score.figures["accuracy"] * score.samples), score.samples
+        right = round(score.figures["accuracy"] * score.samples)
+        types = {kind: figures["accuracy"] for kind, figures in score.detail.items()}
+        return _Verdict(right, score.samples, types)
 
-    return _Judge("questions answered right", count, right)
+    return _Judge("questions answered right", count, answering)
 
 
 def _one(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -67,6 +67,7 @@ def test_a_comparison_as_json(compared: tuple[str, str, list[Recipes]]) -> None:
     assert [r["tokens"] for r in comparison["rows"]] == [[144], [144, 9], [144, 0]]
     assert source["macs"] > random["macs"] > blind["macs"]
     assert source["quality"] > blind["quality"]
+    assert set(source["by_type"]) == {"where", "count", "largest", "contains"}
     assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in comparison["rows"])
     assert all(row["prefill_ms"] > 0 for row in comparison["rows"])
     assert [recipe for recipe, _ in comparison["refused"]] == ["fopru{keep=9 strategy=row}"]
