@@ -1,8 +1,8 @@
 """A vision-language model that looks at half of its image tokens, and the picture that it is asked
 about.
 
-``python -m graphwright.tools.examples.pruned_vision [OUT]`` writes the artifact and ``scene.png``
-beside it, a scene of handwritten digits such as the model was trained on.
+``python -m graphwright.tools.examples.pruned_vision [OUT]`` writes the artifact and beside it
+``OUT.png``, a scene of handwritten digits such as the model was trained on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def draw(path: Path) -> scenes.Question:
 def main(out: Path) -> str:
     result = gw.optimize("zoo:tiny-llava", "fastervlm{keep=50%}")
     gw.export(result.graph, out, report=result.report, force=True)
-    picture = out.parent / "scene.png"
+    picture = out.with_name(f"{out.name}.png")
     drawn = draw(picture)
     (answer,) = gw.generate(out, QUESTION, images=picture, max_new_tokens=1)
     print(f"{picture}: {QUESTION} {answer.text} (there are {drawn.answer})")

@@ -55,7 +55,7 @@ def test_text_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_pruned_vision(tmp_path: Path) -> None:
     assert pruned_vision.main(tmp_path / "out") == "1"
-    assert Image.open(tmp_path / "scene.png").size == (96, 96)
+    assert Image.open(tmp_path / "out.png").size == (96, 96)
 
 
 def test_own_pass() -> None:
