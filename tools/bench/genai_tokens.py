@@ -3,7 +3,8 @@
 onnxruntime-genai, in an environment of its own, runs an artifact's folder as it is: prompts of 1,
 16 and 300 random ids, a batch of three lengths, which it pads on the right, and a text by its own
 tokenizer. Their greedy tokens are held against those of the artifact without a cache, a whole
-sequence a step; the text against the ``tokenizers`` package.
+sequence a step; the text against the ``tokenizers`` package, with special tokens and without:
+unless it is asked for them, onnxruntime-genai's tokenizer adds none (its pull request 1442).
 """
 
 from __future__ import annotations
@@ -55,8 +56,10 @@ def _compared(folder: Path, answers: dict[str, Any]) -> list[tuple[str, bool]]:
     for prompt, tokens in zip(*answers["batch"], strict=True):
         rows.append((f"row of {len(prompt)} in a batch", _agree(folder, prompt, tokens[longest:])))
     reader = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    ids, tokens, text = answers["text"]
-    rows.append(("ids of a text", ids == reader.encode(TEXT).ids))
+    plain, ids, tokens, text = answers["text"]
+    without = reader.encode(TEXT, add_special_tokens=False).ids
+    rows.append(("ids of a text, no special tokens (the default there)", plain == without))
+    rows.append(("ids of a text, add_special_tokens=True", ids == reader.encode(TEXT).ids))
     rows.append(("tokens behind it", _agree(folder, ids, tokens[len(ids) :])))
     rows.append(("its words", text == reader.decode(tokens)))
     return rows
@@ -108,11 +111,13 @@ def peer(folder: str, out: str) -> None:
     prompts = [(p := drawn(count), written([p])[0]) for count in LENGTHS]
     batch = [drawn(count) for count in ROWS]
     words = library.Tokenizer(model)
+    plain = [int(i) for i in words.encode(TEXT)]
+    words.update_options(add_special_tokens=True)
     ids = [int(i) for i in words.encode(TEXT)]
     text = written([ids])[0]
     Path(out).write_text(json.dumps({
         "prompts": prompts, "batch": [batch, written(batch)],
-        "text": [ids, text, words.decode(np.array(text, np.int32))],
+        "text": [plain, ids, text, words.decode(np.array(text, np.int32))],
     }))  # fmt: skip
 
 
