@@ -1,8 +1,8 @@
 """Logits of a folder in another tool's own library, for ``formats.py``: run by its path.
 
 ``format_peer.py FOLDER OUT.npy [ADAPTER]``: transformers with compressed-tensors or gptqmodel as
-the folder's config asks, weights dequantized where the library can do that; with ``ADAPTER`` by
-PEFT on top. ``model.gguf`` is read by transformers, and run by llama.cpp (xllamacpp), whose
+the folder's config asks, in float32 where the library can do that; with ``ADAPTER`` by PEFT on
+top. ``model.gguf`` is read by transformers, and run by llama.cpp (xllamacpp), whose
 log-probabilities behind the last id are written to ``OUT.llama.npy``, and to ``OUT.whole.npy``
 those of the same numbers in float32, for which it rounds nothing. The ids are 1 to 24.
 """
@@ -43,11 +43,14 @@ def main(folder: str, out: str, adapter: str = "") -> None:
         return save(model.model, out)
     options = {}
     if method.get("quant_method") == "compressed-tensors":
-        options["quantization_config"] = CompressedTensorsConfig(dequantize=True)
+        # Dequantized as it is loaded, a code times its scale is rounded to the scale's float16:
+        # 2e-4 of a weight. What it decompresses by itself is in the float32 asked for.
+        options["quantization_config"] = CompressedTensorsConfig(dequantize=False)
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **options)
     if adapter:
         from peft import PeftModel
 
+        model(input_ids=torch.ones(1, 1, dtype=torch.int64))  # decompresses what PEFT goes beside
         model = PeftModel.from_pretrained(model, adapter)
     return save(model, out)
 
