@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import inspect
-import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +16,9 @@ from ..core.errors import BadInput, GraphwrightError, Missing, near_misses
 from ..core.heap import uncollected
 from ..core.view import Source, View
 from .intact import open_whole
+from .names import check_name, form_of
 from .trace import trace
-from .zoo import ZOO, load_zoo
-
-FORMS = (
-    "zoo:NAME, a Hugging Face folder or id (organisation/name), FILE.onnx, FILE.pt2, FILE.gguf, or "
-    "package.module:factory"
-)
-_FACTORY = r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*"
-_HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
-_FILES = (".onnx", ".pt2", ".gguf")
-_PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+from .zoo import load_zoo
 
 
 @uncollected()
@@ -42,7 +33,7 @@ def load(
     part: str | None = None,
     path: str | None = None,
 ) -> View:
-    """The graph of a model: see ``FORMS`` for what ``spec`` may be.
+    """The graph of a model: see ``names.FORMS`` for what ``spec`` may be.
 
     A folder that this tool wrote gives its ``model.onnx``, if that is as it was written (see
     ``intact``). ``dtype`` overrides the dtype of a zoo or Hugging Face model;
@@ -57,6 +48,7 @@ def load(
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
+    check_name(spec)
     text, place, form = str(spec), Path(spec).expanduser(), form_of(spec)
     if path is not None:
         return _entry(place, path, form)
@@ -75,8 +67,6 @@ def load(
         raise BadInput(
             f"{text}: dtype is for zoo and Hugging Face models; a {place.suffix} file keeps its own"
         )
-    if not text:
-        raise BadInput(f"the model has an empty name; a model is {FORMS}")
     if form == "folder":
         return _folder(place, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
     if form in ("artifact", "onnx"):
@@ -95,34 +85,10 @@ def load(
         return load_gguf(place, name=text, dtype=dtype, cache=cache)
     if form == "factory":
         return _factory(text)
-    if place.suffix in (*_PICKLES, ".safetensors"):
-        raise _unfit_file(place)
-    if form == "hub":
-        from .hf_model import download
+    from .hf_model import download
 
-        hub = download(text)
-        return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
-    raise _unknown(text, place)
-
-
-def form_of(spec: str | Path) -> str:
-    """What ``load`` takes a name for: ``zoo``, ``folder`` (of Hugging Face), ``artifact``,
-    ``onnx``, ``pt2``, ``gguf``, ``factory``, ``hub``, or ``""`` for what it refuses. Nothing is
-    opened."""
-    text, path = str(spec), Path(spec).expanduser()
-    if text.startswith("zoo:"):
-        return "zoo"
-    if not text:
-        return ""
-    if path.is_dir():
-        return "artifact" if (path / "graphwright.json").is_file() else "folder"
-    if path.suffix in _FILES:
-        return path.suffix.removeprefix(".")
-    if re.fullmatch(_FACTORY, text):
-        return "factory"
-    if path.suffix in (*_PICKLES, ".safetensors"):
-        return ""
-    return "hub" if not path.exists() and re.fullmatch(_HUB_ID, text) else ""
+    hub = download(text)
+    return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
 
 
 def castable_from(spec: str | Path, *, trust_remote_code: bool = False) -> torch.dtype | None:
@@ -180,32 +146,6 @@ def _cut(text: str, max_bytes: int) -> View:
     if path.suffix == ".onnx":
         return load_onnx(path, max_bytes)
     raise BadInput(f"{text}: max_bytes is for artifacts, which a run of optimize-model wrote")
-
-
-def _unfit_file(path: Path) -> GraphwrightError:
-    if not path.is_file():
-        return Missing(f"{path}: no such file")
-    if path.suffix == ".safetensors":
-        return BadInput(
-            f"{path}: holds weights, but no model; give the folder with its config.json"
-        )
-    return BadInput(
-        f"{path}: a pickled checkpoint, and pickles are never opened: they can run any code. Give "
-        "a Hugging Face folder with safetensors, or save the model with "
-        "torch.export.save(torch.export.export(module, args), 'model.pt2')"
-    )
-
-
-def _unknown(text: str, path: Path) -> GraphwrightError:
-    if path.exists():
-        return BadInput(f"{text}: not a kind of file that is read; a model is {FORMS}")
-    if "/" in text:
-        return Missing(f"{text}: no such file or folder; a model is {FORMS}")
-    near = near_misses(text, [f"zoo:{name}" for name in ZOO])
-    siblings = [p.name for p in Path().iterdir() if p.is_dir() or p.suffix in _FILES]
-    here = near_misses(text, siblings)
-    hints = [h for h in (near, here) if h.startswith("did you mean")]
-    return BadInput(f"{text}: {' '.join((*hints, f'a model is {FORMS}'))}")
 
 
 # --- factories ----------------------------------------------------------------------------------

@@ -83,13 +83,10 @@ def run(
     with terminal.Steps(console, silent=as_json) as steps:
         steps("starting", 0, 1)
         with uncollected():
-            from ...ir.load.sources import form_of
             from ...ir.vocab.targets import TARGETS
 
             asked, knobs = _budget(budget, using, recipe=recipe or passes)
-            # Of a name that is not a model's, only that is said.
-            silent = as_json or bool(budget) or not form_of(model)
-            chosen = _choose_recipe(recipe, passes, console, quiet=silent)
+            chosen = _choose_recipe(recipe, passes, console, quiet=as_json or bool(budget))
             from ..run import pipeline
 
         _check_backend(backend)

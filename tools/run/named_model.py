@@ -11,7 +11,7 @@ import torch
 
 from ...backends.original import load
 from ...ir.core.view import View
-from ...ir.load.sources import form_of
+from ...ir.load.names import form_of
 from ...passes import forecast, manager
 from ..search import search as searching
 

@@ -14,7 +14,7 @@ from ...backends import artifact
 from ...ir.core.errors import BadInput, BoundExceeded, Missing
 from ...ir.core.scratch import Scratch
 from ...ir.load.intact import check_files
-from ...ir.load.sources import form_of
+from ...ir.load.names import form_of
 from ...passes.recipe import Recipe
 from ..report import manifest
 from . import named_source, pipeline

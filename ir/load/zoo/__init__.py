@@ -1,34 +1,39 @@
-"""Models that come with this package or with others, under names of their own: ``zoo:NAME``."""
+"""Models that come with this package or with others, under names of their own: ``zoo:NAME``.
+
+Names are known without torch: a model's loader is imported when it is called.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
+import importlib
+from typing import TYPE_CHECKING
 
 from ...core.errors import BadInput, near_misses
-from ...fx.view import FxView
-from .minilm import load_minilm
-from .tiny_llama import load_tiny_llama
-from .tiny_vision import (
-    load_tiny_llava,
-    load_tiny_llava_details,
-    load_tiny_llava_next,
-    load_tiny_vit,
-)
 
-ZOO: dict[str, Callable[..., FxView]] = {
-    "minilm": load_minilm,
-    "tiny-llama": load_tiny_llama,
-    "tiny-llava": load_tiny_llava,
-    "tiny-llava-details": load_tiny_llava_details,
-    "tiny-llava-next": load_tiny_llava_next,
-    "tiny-vit": load_tiny_vit,
+if TYPE_CHECKING:
+    import torch
+
+    from ...fx.view import FxView
+
+ZOO = {
+    "minilm": "minilm:load_minilm",
+    "tiny-llama": "tiny_llama:load_tiny_llama",
+    "tiny-llava": "tiny_vision:load_tiny_llava",
+    "tiny-llava-details": "tiny_vision:load_tiny_llava_details",
+    "tiny-llava-next": "tiny_vision:load_tiny_llava_next",
+    "tiny-vit": "tiny_vision:load_tiny_vit",
 }
+"""Each model's loader: its module here, and its name there."""
 
 
 WITH_CACHE = ("tiny-llama", "tiny-llava", "tiny-llava-details", "tiny-llava-next")
 """Models that write text: their loaders also take ``cache``."""
+
+
+def check_zoo(name: str) -> None:
+    """Raises ``BadInput`` where there is no ``zoo:name``."""
+    if name not in ZOO:
+        raise BadInput(f"unknown model zoo:{name}; {near_misses(name, ZOO)}")
 
 
 def load_zoo(name: str, *, dtype: torch.dtype | None = None, cache: bool | None = None) -> FxView:
@@ -38,12 +43,12 @@ def load_zoo(name: str, *, dtype: torch.dtype | None = None, cache: bool | None 
     Raises ``BadInput`` for an unknown name and for a true ``cache`` of a model that writes no text,
     ``Missing`` without the model's package.
     """
-    if name not in ZOO:
-        raise BadInput(f"unknown model zoo:{name}; {near_misses(name, ZOO)}")
+    check_zoo(name)
     if cache is None:
         cache = name in WITH_CACHE
-    if not cache:
-        return ZOO[name](dtype)
-    if name not in WITH_CACHE:
+    if cache and name not in WITH_CACHE:
         raise BadInput(f"zoo:{name} does not generate text, so it has no cache to export")
-    return ZOO[name](dtype, cache=True)
+    module, _, function = ZOO[name].partition(":")
+    loader = getattr(importlib.import_module(f"{__name__}.{module}"), function)
+    view: FxView = loader(dtype, cache=True) if cache else loader(dtype)
+    return view

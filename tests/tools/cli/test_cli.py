@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -82,7 +83,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
         (("zoo:minilm", "--backend", "tensorrt"), 2, "onnxruntime"),
         (("zoo:minilm", "-p", "quantize{bits=4,group=32}"), 2, "by a comma: bits=4 group=..."),
         (("zoo:minilm", "--nonsense"), 2, "No such option"),
-        (("nowhere.onnx", "-p", "bitstack"), 2, "bitstack needs calibration data: give --calib"),
+        (("nobody/nothing", "-p", "bitstack"), 2, "bitstack needs calibration data: give --calib"),
         (("insect", "zoo:minilm"), 2, "no command 'insect', and no model of that name; did you"),
         (("bogus",), 2, "error: bogus: a model is zoo:NAME"),
         (("diff", "nowhere", "nowhere"), 2, "nowhere"),
@@ -94,6 +95,17 @@ def test_bad_input(arguments: tuple[str, ...], code: int, message: str, command:
     assert message in err
     assert (status, out) == (code, "")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("arguments", [["bogus", "-p", "clean"], ["inspect", "zoo:bogus"]])
+def test_a_wrong_name_is_told_before_torch_is_imported(arguments: list[str]) -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None; from graphwright.tools.cli.main import main; "
+        f"main({arguments})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "model" in done.stderr and "loading" not in done.stderr
 
 
 @pytest.mark.parametrize(
