@@ -72,7 +72,7 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_verification(console, manifest)
     print_before_after(console, manifest)
     if manifest.sizes.tensors:
-        console.print(tensor_table(manifest))
+        print_tensors(console, manifest)
     before, after = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes
     line = f"size: {size(before)} -> {size(after)}"
     if before > 0 and after > 0:
@@ -108,16 +108,21 @@ def site_table(manifest: Manifest) -> Table:
     return table
 
 
-def tensor_table(manifest: Manifest) -> Table:
-    """Where the artifact's bytes are, by role; why a tensor is wider than it was."""
+def print_tensors(console: Console, manifest: Manifest) -> None:
+    """Where the artifact's bytes are, by role; why tensors are wider than they were."""
     table = _table("tensors of 1 % and more", "dtype", "count", "bytes", "share")
-    table.add_column("wider than it was")
     block, whole = "", max(manifest.sizes.artifact_bytes, 1)
+    wider: dict[str, list[str]] = {}
     for entry in manifest.sizes.tensors:
         block, label = _named_row(table, block, entry.name)
         share = f"{entry.bytes / whole:.1%}"
-        table.add_row(label, entry.dtype, str(entry.count), size(entry.bytes), share, entry.wider)
-    return table
+        table.add_row(label, entry.dtype, str(entry.count), size(entry.bytes), share)
+        if entry.wider:
+            wider.setdefault(entry.wider, []).append(entry.name)
+    console.print(table)
+    # Beside the names, reasons would leave them no room.
+    for reason, names in wider.items():
+        _say(console, f"wider than it was, {reason}: {', '.join(names)}")
 
 
 def print_source_notes(console: Console, manifest: Manifest) -> None:
@@ -291,6 +296,10 @@ def _forecast(predicted: ForecastEntry) -> list[str]:
     return facts
 
 
+_LEAST_SIDE = 12
+"""Letters of each side of a comparison that a name must leave."""
+
+
 def print_diff(console: Console, rows: Sequence[Row], a: str, b: str) -> None:
     """The rows of ``manifest_diff.diff``, a table for each section with a column for each side."""
     if not rows:
@@ -298,18 +307,27 @@ def print_diff(console: Console, rows: Sequence[Row], a: str, b: str) -> None:
         return
     _say(console, f"a: {a}")
     _say(console, f"b: {b}")
-    # Names stand whole: what is left of the width is for the two sides, in all sections alike.
-    names = max(len(row.name) for row in rows)
-    side = max(12, min(30, (console.width - names - 4) // 2))
+    # Names stand whole, what is left of the width is for the two sides, in all sections alike: a
+    # name that would leave them none has a line of its own.
+    room = console.width - 2 * _LEAST_SIDE - 4
+    names = max((len(row.name) for row in rows if len(row.name) <= room), default=0)
+    side = min(30, (console.width - names - 4) // 2)
     for section, members in itertools.groupby(rows, key=lambda row: row.section):
         _say(console, Text(f"\n{section}", style="bold"))
-        table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
-        table.add_column(min_width=names + 2, overflow="fold")
-        for _ in ("a", "b"):
-            table.add_column(width=side, justify="right", overflow="fold")
         for row in members:
-            table.add_row(Text(f"  {row.name}"), Text(_cell(row.a)), Text(_cell(row.b)))
-        console.print(table)
+            if len(row.name) > names:
+                _say(console, f"  {row.name}")
+            console.print(_sides(row, names, side))
+
+
+def _sides(row: Row, names: int, side: int) -> Table:
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, show_header=False)
+    table.add_column(width=names + 2)
+    for _ in ("a", "b"):
+        table.add_column(width=side, justify="right", overflow="fold")
+    label = f"  {row.name}" if len(row.name) <= names else ""
+    table.add_row(Text(label), Text(_cell(row.a)), Text(_cell(row.b)))
+    return table
 
 
 def bench_table(
@@ -450,9 +468,17 @@ def _say(console: Console, text: str | Text, style: str = "") -> None:
     console.print(line, soft_wrap=not console.is_terminal)
 
 
+_LONGEST_NAME = 47
+"""Letters that four columns of figures leave a name in a terminal of 80."""
+
+
 def _named_row(table: Table, block: str, name: str) -> tuple[str, Text]:
-    """The block and the label of a name; a row of its own tells where a new block begins."""
+    """The block and the label of a name; a row of its own tells where a new block begins.
+
+    A long name outside of all blocks is cut at its last dot, lest it break anywhere."""
     prefix, rest = split_name(name)
+    if not prefix and len(name) > _LONGEST_NAME:
+        prefix, _, rest = name.rpartition(".")
     if prefix and prefix != block:
         table.add_row(Text(prefix, style="dim"))
     return prefix, Text(f"  {rest}" if prefix else rest)

@@ -23,6 +23,7 @@ from graphwright.tools.report.manifest import (
     ImageTokensEntry,
     Manifest,
     SiteEntry,
+    TensorsEntry,
     parse,
 )
 from graphwright.tools.report.manifest_diff import diff
@@ -359,6 +360,27 @@ def test_diff_shows_both_sides(make_manifest: Make) -> None:
     out = console()
     terminal.print_diff(out, diff(a, a), "out4", "out8")
     assert "agree" in said(out)
+
+
+def test_long_names_stand_whole_in_80_columns(make_manifest: Make) -> None:
+    joined = "vit.layers.*.attention.q_proj+k_proj+v_proj.scales.written"
+    patches = "vit.embeddings.patch_embeddings.projection.weight"
+    a, b = make_manifest("quantize"), make_manifest("quantize")
+    b.sizes.tensors = [
+        TensorsEntry(name=name, dtype="f32", count=6, bytes=1000, wider="f16 before")
+        for name in (joined, patches)
+    ]
+    out = console()
+    terminal.print_tensors(out, b)
+    lines = [line.strip() for line in said(out).splitlines()]
+    assert any(line.startswith("attention.q_proj+k_proj+v_proj.scales.written ") for line in lines)
+    assert "vit.embeddings.patch_embeddings.projection" in lines
+    assert f"wider than it was, f16 before: {joined}, {patches}" in " ".join(lines)
+    out = console()
+    terminal.print_diff(out, diff(a, b), "out4", "out8")
+    lines = said(out).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[lines.index(f"  {joined} f32") + 1].split() == ["-", "1,000"]
 
 
 def test_bench_table_gives_ratios() -> None:
