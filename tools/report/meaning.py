@@ -15,7 +15,7 @@ from .manifest import Manifest, TreeEntry
 from .summary import merged_sites, size, with_weights, worst
 
 _SCALE = (
-    (1e-4, "as the source", "which is rounding"),
+    (1e-4, "as the source", "what rounding leaves"),
     (0.03, "close to the source",
      "small: of the zoo's models 98 % of likeliest tokens and nearest neighbours stayed"),
     (0.15, "some change",

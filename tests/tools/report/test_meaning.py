@@ -15,7 +15,7 @@ TABLES = 4 * 384 * (30522 + 512)
 @pytest.mark.parametrize(
     ("rel_l2", "data", "message"),
     [
-        (2e-6, "random inputs", "which is rounding"),
+        (2e-6, "random inputs", "rel. L2 is what rounding leaves"),
         (0.02, "samples of zoo:minilm", "small: of the zoo's models 98 %"),
         (0.1, "random inputs", "and random inputs are none that it was made for: --eval judges"),
         (0.2, "samples", "large"),
