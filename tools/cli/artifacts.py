@@ -9,7 +9,15 @@ from typing import Annotated
 import typer
 
 from ...ir.core.errors import BadInput
-from .options import Json, TrustSource, Verbose, check_choice, make_console, print_json
+from .options import (
+    Json,
+    TrustSource,
+    Verbose,
+    check_choice,
+    checked_model,
+    make_console,
+    print_json,
+)
 
 
 def replay(
@@ -96,7 +104,12 @@ def convert(
 
 
 def generate(
-    model: Annotated[str, typer.Argument(metavar="OUT|MODEL", help="An artifact, or a model.")],
+    model: Annotated[
+        str,
+        typer.Argument(
+            metavar="OUT|MODEL", help="An artifact, or a model.", callback=checked_model
+        ),
+    ],
     prompts: Annotated[list[str], typer.Argument(metavar="PROMPT...", help="Texts to continue.")],
     image: Annotated[
         list[Path] | None, typer.Option(help="An image that the prompt is about; one a prompt.")

@@ -8,7 +8,16 @@ from typing import Annotated
 import typer
 
 from ...ir.core.errors import BadInput
-from .options import Model, Trust, TrustSource, Verbose, check_choice, make_console, print_json
+from .options import (
+    Model,
+    Trust,
+    TrustSource,
+    Verbose,
+    check_choice,
+    checked_model,
+    make_console,
+    print_json,
+)
 
 LIST_TASKS = "list"
 """What ``eval --tasks`` stands for where no task is named."""
@@ -69,6 +78,8 @@ def evaluate(
 
         listing.print_tasks(make_console())
         return
+    for name in (*(subjects or ()), *((reference,) if reference else ())):
+        checked_model(name)
     from ...backends import backend_names
     from ..evaluate import Setting, too_wide
     from ..run import evaluation

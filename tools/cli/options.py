@@ -24,7 +24,7 @@ MODEL_HELP = (
 )
 
 
-def _checked_model(name: str) -> str:
+def checked_model(name: str) -> str:
     """Before a command begins, of whose many imports a wrong name needs none."""
     from ...ir.load.names import check_name
 
@@ -32,7 +32,7 @@ def _checked_model(name: str) -> str:
     return name
 
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, callback=_checked_model)]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, callback=checked_model)]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a hub model run its code.")]

@@ -97,11 +97,13 @@ def test_bad_input(arguments: tuple[str, ...], code: int, message: str, command:
     assert "Traceback" not in err
 
 
-@pytest.mark.parametrize("arguments", [["bogus", "-p", "clean"], ["inspect", "zoo:bogus"]])
-def test_a_wrong_name_is_told_before_torch_is_imported(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    "words", ["bogus -p clean", "inspect zoo:bogus", "generate bogus hi", "eval bogus"]
+)
+def test_a_wrong_name_is_told_before_torch_is_imported(words: str) -> None:
     code = (
         "import sys; sys.modules['torch'] = None; from graphwright.tools.cli.main import main; "
-        f"main({arguments})"
+        f"main({words.split()})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 2
