@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from ..core.errors import BadInput, Refusal
-from ..structure.recognize import Block
+from ..structure.layers import Block
 from ..structure.units import Part, Unit, in_halves, whole
 
 _PART = re.compile(r"(\d+)(?:-(\d+))?(?:\.(attn|mlp))?")

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..core.errors import Refusal
 from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Node, Value, View
-from ..structure.recognize import Block
+from ..structure.layers import Block
 from ..structure.units import Unit
 from ..vocab.builder import Builder
 from .block_path import Path
@@ -93,8 +93,8 @@ def _check_joined(units: Sequence[Unit], path: Path) -> None:
     for before, unit in itertools.pairwise(units):
         if unit.entry is not before.exit:
             raise Refusal(
-                f"path {path}: tokens are selected between {before.name} and the next; "
-                "blocks can be left out there, not repeated"
+                f"path {path}: tokens are selected, or put together anew, between {before.name} "
+                "and the next; blocks can be left out there, not repeated"
             )
 
 

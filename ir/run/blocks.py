@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..core.errors import Refusal
 from ..core.view import NATIVE, Node, Value, View, is_value
-from ..structure.recognize import Block
+from ..structure.layers import Block
 from ..vocab import spec
 from .sweep import Results, sweep_together
 

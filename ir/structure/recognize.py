@@ -13,9 +13,10 @@ from ..core.errors import BadInput
 from ..core.view import Node, Value, View, is_value
 from ..vocab import ops_with, spec, traits
 from .cache_slots import CacheSlot, find_slot
+from .layers import Block, SubBlock, layers_of, layers_within
 from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
-from .spine import NO_SPINE, Spine, find_spine
+from .spine import NO_SPINE, Spine, feeds, find_spine
 from .unread_attention import unread_attention
 from .weights import stored_weight, weight_behind
 
@@ -74,46 +75,6 @@ class Embedding:
 
 
 @dataclass(frozen=True)
-class SubBlock:
-    """What lies between two additions of the spine: a branch and the addition that joins it."""
-
-    index: int
-    addition: Node
-    linears: tuple[str, ...]
-    attentions: tuple[int, ...]
-    """Indices into ``Structure.attentions``."""
-    entry: Value
-    """The residual stream that the branch reads."""
-    exit: Value
-    """The residual stream behind it: the sum, or its norm where norms come after the sums."""
-    attends: bool
-    """Whether there is attention in it, one that is read as ``sdpa`` or another."""
-
-
-@dataclass(frozen=True)
-class Block:
-    """A run of sub-blocks that starts at one with attention: a layer."""
-
-    index: int
-    sub_blocks: tuple[SubBlock, ...]
-    linears: tuple[str, ...]
-    attentions: tuple[int, ...]
-    tower: int = 0
-    """Which run of blocks it belongs to: within a tower, a block starts where the last one ends, or
-    at a selection of its tokens."""
-
-    @property
-    def entry(self) -> Value:
-        """The residual stream before the block."""
-        return self.sub_blocks[0].entry
-
-    @property
-    def exit(self) -> Value:
-        """The residual stream behind the block."""
-        return self.sub_blocks[-1].exit
-
-
-@dataclass(frozen=True)
 class Structure:
     """All that is recognised in a graph."""
 
@@ -141,8 +102,9 @@ def last_tower(structure: Structure) -> list[Block]:
         )
     if not blocks:
         raise BadInput(
-            "no block is recognised in this model: there is no residual stream with attention. "
-            "`optimize-model inspect MODEL` shows what is"
+            "no block is recognised in this model: there is no one residual stream that runs from "
+            "layer to layer around their attention (a UNet has streams that skip to later layers, "
+            "SD3 one of text and one of image). `optimize-model inspect MODEL` shows what is"
         )
     return [block for block in blocks if block.tower == blocks[-1].tower]
 
@@ -190,7 +152,8 @@ def recognize(view: View) -> Structure:
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
     attends = {_sub_block_of(spine, order, n) for n in attending if not _crosses(view, spine, n)}
     subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places, attends)
-    blocks = _blocks(view, subs)
+    beside = layers_within(view, spine, order, attending)
+    blocks = layers_of(view, subs, beside)
     block_of = {sub.index: block.index for block in blocks for sub in block.sub_blocks}
     linears = [replace(site, block=_at(block_of, places[site.node])) for site in linears]
     widths = {site.node: site.out_features for site in linears}
@@ -256,7 +219,7 @@ def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
 def _sub_block_of(spine: Spine, order: dict[Node, int], node: Node) -> int | None:
     """Index of the sub-block that a node lies in: it branches off before that addition."""
     place = spine.position.get(node)
-    if place is None or place >= len(spine.additions) or node in spine.chain:
+    if place is None or node in spine.chain or not feeds(spine, order, node):
         return None
     return None if place == 0 and order[node] <= spine.entry else place
 
@@ -382,51 +345,3 @@ def _reshaped_back(view: View, spine: Spine, value: Value) -> Value:
         return value
     result = view.results(users[0])[0]
     return result if view.type(result).rank == rank else value
-
-
-def _blocks(view: View, subs: tuple[SubBlock, ...]) -> tuple[Block, ...]:
-    """Sub-blocks in runs: a run starts at attention, or at each one where there is none at all."""
-    blocks: list[Block] = []
-    for i, run in enumerate(_runs(view, subs)):
-        names = tuple(name for sub in run for name in sub.linears)
-        sites = tuple(a for sub in run for a in sub.attentions)
-        tower = 0
-        if blocks:
-            goes_on = blocks[-1].exit is uncut(view, run[0].entry)[0]
-            tower = blocks[-1].tower + (not goes_on)
-        blocks.append(Block(i, tuple(run), names, sites, tower))
-    return tuple(blocks)
-
-
-def _runs(view: View, subs: Sequence[SubBlock]) -> list[list[SubBlock]]:
-    """Layers. Where nothing attends, branches without a linear, which join tokens (FNet), start
-    them. What comes before the first and has no linear, or another rank, is a stem: positions by
-    convolution, a backbone."""
-    starts = [sub.attends for sub in subs]
-    if not any(starts):
-        joins = [not sub.linears for sub in subs]
-        starts = joins if any(joins) and not all(joins) else [True] * len(subs)
-    runs: list[list[SubBlock]] = []
-    first = subs[starts.index(True)] if subs else None
-    for sub, start in zip(subs, starts, strict=True):
-        assert first is not None
-        if start or (not runs and sub.linears and _rank(view, sub) == _rank(view, first)):
-            runs.append([])
-        if runs:
-            runs[-1].append(sub)
-    return runs
-
-
-def _rank(view: View, sub: SubBlock) -> int | None:
-    return view.type(sub.entry).rank
-
-
-def uncut(view: View, value: Value) -> tuple[Value, tuple[Value, ...]]:
-    """The stream before tokens of it were selected, and the positions kept each time, in order."""
-    positions: list[Value] = []
-    node = view.producer(value)
-    while node is not None and view.op(node) == "token_select":
-        value = view.tensor(node)
-        positions.insert(0, view.tensor(node, 1))
-        node = view.producer(value)
-    return value, tuple(positions)

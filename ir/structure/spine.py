@@ -73,6 +73,13 @@ def find_spine(view: View, attending: Collection[Node] = ()) -> Spine:
     return _all_joined(view, order, [*spines, longest], attending)
 
 
+def feeds(spine: Spine, order: Mapping[Node, int], node: Node) -> bool:
+    """Whether a node comes before the next of the additions, so that it may lead to it: what comes
+    later reads what skips that addition."""
+    place = spine.position[node]
+    return place < len(spine.additions) and order[node] < order[spine.additions[place]]
+
+
 def _all_joined(
     view: View, order: Mapping[Node, int], spines: Sequence[Spine], attending: Collection[Node]
 ) -> Spine:

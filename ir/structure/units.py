@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.view import Value
-from .recognize import Block
+from .layers import Block
 
 Part = Literal["", "attn", "mlp"]
 """Of a block: all of it, its attention, its feed-forward layers."""

@@ -14,7 +14,8 @@ from ..core.errors import Refusal
 from ..core.types import Dim
 from ..core.view import Node, Value, View
 from ..vocab import traits
-from .recognize import Attention, Block, Linear, Structure, uncut
+from .layers import Block, uncut
+from .recognize import Attention, Linear, Structure
 
 _PICKING = frozenset({
     "aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_put.default", "Gather",

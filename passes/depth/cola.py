@@ -12,7 +12,8 @@ from torch import Tensor
 from ...ir.core.errors import BadInput
 from ...ir.moves.block_path import Path
 from ...ir.moves.bypass_blocks import refusals
-from ...ir.structure.recognize import Block, last_tower
+from ...ir.structure.layers import Block
+from ...ir.structure.recognize import last_tower
 from ...ir.structure.units import whole
 from ..base import Context, Needs, PassResult
 from .layer_tree import LayerTree

@@ -15,7 +15,8 @@ from ...ir.core.weights import MemoryWeight
 from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.moves.upstream import redirect
-from ...ir.structure.recognize import Attention, Block, Structure
+from ...ir.structure.layers import Block
+from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens, note_cut
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site

@@ -12,7 +12,8 @@ from ...ir.moves.matching import match
 from ...ir.moves.selection import ascending, kept_positions
 from ...ir.moves.shrink_dim import shrink
 from ...ir.moves.shrink_pictures import hides_nothing, shrink_pictures
-from ...ir.structure.recognize import Block, Structure
+from ...ir.structure.layers import Block
+from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import (
     ImageTokens,
     find_image_tokens,

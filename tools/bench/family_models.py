@@ -21,7 +21,9 @@ class Family:
     config: str
     sizes: Mapping[str, Any]
     blocks: tuple[int, ...] = (LAYERS,)
-    """Blocks of each stack in the order of the graph; () where it has none."""
+    """Blocks of each stack in the order of the graph: those that one stream runs around. () where
+    there is none, as in a UNet, whose streams skip to later layers, and where streams of text and
+    of image look at each other (SD3, the first layers of Flux)."""
     sites: int | None = None
     """Attention sites, where not one a block: a decoder layer that looks at an encoder has two."""
     cache: bool = False
@@ -316,20 +318,21 @@ _UNET = _STEPS | {
 _JOINT = {"num_attention_heads": 4, "attention_head_dim": 8, "joint_attention_dim": 24,
           "pooled_projection_dim": 16}  # fmt: skip
 DIFFUSION: Mapping[str, Family] = {
-    "unet": _denoiser("UNet2DConditionModel", _UNET, blocks=(1, 1, 2), sites=8),
+    "unet": _denoiser("UNet2DConditionModel", _UNET, blocks=(), sites=8),
     "unet-xl": _denoiser("UNet2DConditionModel", _UNET | {
         "use_linear_projection": True, "addition_embed_type": "text_time",
         "addition_time_embed_dim": 4, "projection_class_embeddings_input_dim": 40},
-        blocks=(1, 1, 2), sites=8),
+        blocks=(), sites=8),
     "dit": _denoiser("DiTTransformer2DModel", {
         "num_attention_heads": 4, "attention_head_dim": 8, "in_channels": 4, "num_layers": LAYERS,
         "sample_size": 8, "norm_num_groups": 8, "num_embeds_ada_norm": 10, "out_channels": 8}),
     "sd3": _denoiser("SD3Transformer2DModel", _JOINT | {
         "sample_size": 8, "in_channels": 4, "out_channels": 4, "num_layers": LAYERS,
-        "caption_projection_dim": 32, "pos_embed_max_size": 8}),
+        "caption_projection_dim": 32, "pos_embed_max_size": 8},
+        blocks=(), sites=LAYERS),
     "flux": _denoiser("FluxTransformer2DModel", _JOINT | {
         "in_channels": 16, "num_layers": 1, "num_single_layers": LAYERS, "guidance_embeds": True,
-        "axes_dims_rope": [2, 2, 4]}, blocks=(1, LAYERS), sites=1 + LAYERS),
+        "axes_dims_rope": [2, 2, 4]}, sites=1 + LAYERS),
     "autoencoder": _denoiser("AutoencoderKL", _STEPS | {
         "sample_size": 16, "down_block_types": ["DownEncoderBlock2D"] * 2,
         "up_block_types": ["UpDecoderBlock2D"] * 2}, blocks=(), sites=2),
