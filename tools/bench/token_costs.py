@@ -7,7 +7,7 @@ than 32 everything is scaled: shares stay the same where the pass cuts at the sa
 depth.
 
 One figure is not met: AIM prints 2.22 T FLOP for LLaVA-1.5-7B without the share that it merged to;
-25 % is the default of its paper. Its other figures follow from
+25 % is its default for video. Its other figures follow from
 ``4 n d^2 + 2 n^2 d + 3 n d m`` a block over its schedule (blocks 13 to 21): 8.18 T of all tokens,
 1.03 T at 12.5 % (printed 1.00). At 25 % that is 1.55 T, as the graph says, at 50 % 2.59 T; 2.22 T
 would be 41 %, which no halving of tokens gives. The setting behind it is not known.
