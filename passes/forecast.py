@@ -70,7 +70,9 @@ def plan(
     seconds += GRAPH_SECONDS + source * SOURCE_SECONDS_PER_BYTE + size * ARTIFACT_SECONDS_PER_BYTE
     seconds += (len(recipe.steps) + 1) * source * SWEEP_SECONDS_PER_BYTE
     seconds += _checked_macs(view, graph, len(recipe.steps)) / MACS_PER_SECOND
-    return Plan(planned, source, size, peak_rss_bytes() + working + _in_use(view), seconds)
+    # A pass has ended when what it made is checked.
+    peak = peak_rss_bytes() + max(working, _in_use(view)) + SPOOLED_BYTES
+    return Plan(planned, source, size, peak, seconds)
 
 
 def _checked_macs(view: View, graph: View, passes: int) -> int:
@@ -85,7 +87,7 @@ def _checked_macs(view: View, graph: View, passes: int) -> int:
 
 
 def _in_use(view: View) -> int:
-    """Memory that checks need: the largest weight three times in float32, or its numbers as they
-    are, as float32, and transposed for the artifact; and new weights before they go to disk."""
+    """Memory that checks need: the largest weight twice in float32, as it is and as it is
+    multiplied; all others are read one at a time."""
     largest = max((weight.numel for weight in view.weights().values()), default=0)
-    return 3 * 4 * largest + SPOOLED_BYTES
+    return 2 * 4 * largest

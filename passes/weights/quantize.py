@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -119,6 +120,10 @@ class Quantize(NBitPass):
 
     def seconds(self, planned: PassResult) -> float:
         return super().seconds(planned) * (MSE_TIMES if self.mse else 1)
+
+    def peak_bytes(self, planned: PassResult) -> int:
+        """The largest weight's numbers, at most in float32, and its codes: it rounds in blocks."""
+        return max((math.prod(site.shape) for site in planned.sites), default=0) * 5
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"
