@@ -170,10 +170,12 @@ def _is_layer(view: View, run: Sequence[SubBlock]) -> bool:
 
 
 def _stream_of(view: View, value: Value) -> Value:
-    """The stream before tokens of it were selected, or before it was taken apart and put together
-    again as it was (Flux, between layers of text and image in one row)."""
+    """The stream before tokens of it were selected or merged, or before it was taken apart and put
+    together again as it was (Flux, between layers of text and image in one row)."""
     value, _ = uncut(view, value)
     node = view.producer(value)
+    if node is not None and view.op(node) == "token_merge":
+        return _stream_of(view, view.tensor(node))
     if node is None or view.op(node) != "concat":
         return value
     source: Operand = None

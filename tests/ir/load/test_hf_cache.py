@@ -205,7 +205,9 @@ def test_models_without_a_cache(tmp_path: Path) -> None:
         load(tmp_path, cache=True)
     with pytest.raises(BadInput, match="zoo:minilm does not generate text"):
         load("zoo:minilm", cache=True)
-    for name in ("model.onnx", "model.pt2", "package.module:factory"):
+    for name in ("model.onnx", "model.pt2"):
+        (tmp_path / name).write_bytes(b"")
+    for name in (tmp_path / "model.onnx", tmp_path / "model.pt2", "package.module:factory"):
         with pytest.raises(BadInput, match="only zoo and Hugging Face models are given a cache"):
             load(name, cache=True)
 

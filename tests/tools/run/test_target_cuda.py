@@ -79,8 +79,11 @@ def test_the_float_that_was_asked_for_is_repeated(source: Path, tmp_path: Path) 
     replay.replay(tmp_path / "out", tmp_path / "again", silent)
 
 
-def test_a_file_keeps_its_own() -> None:
+def test_a_file_keeps_its_own(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"")
     recipe = gw.Recipe.parse("clean")
-    request = pipeline.Request("model.onnx", recipe, None, target="cuda", dtype="fp16")
+    request = pipeline.Request(
+        str(tmp_path / "model.onnx"), recipe, None, target="cuda", dtype="fp16"
+    )
     with pytest.raises(BadInput, match="dtype is for zoo and Hugging Face models"):
         pipeline.run(request, silent)
