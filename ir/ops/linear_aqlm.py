@@ -34,6 +34,7 @@ from ..vocab.linear import linear_macs
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
+from .stored_types import stored_linear_type
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
@@ -97,25 +98,17 @@ def operand_types(
 
 def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
     x, codes, codebooks, scales, bias = (*operands, None)[:5]
-    fan_in, fan_out = attrs["in_features"], attrs["out_features"]
+    stored: dict[str, tuple[Type | None, Type | None]] = {}
     if codes.shape is not None and codebooks.shape is not None:
-        expected = operand_types(
-            fan_in, fan_out, planes=codes.shape[0], entries=codebooks.shape[1],
-            scale_dtype=scales.dtype,
-        )  # fmt: skip
-        names = ("codes", "codebooks", "scales")
-        for name, got, want in zip(names, (codes, codebooks, scales), expected, strict=True):
-            if got.shape is not None and (got.dtype, got.shape) != (want.dtype, want.shape):
-                raise ValueError(f"linear_aqlm: {name} is {got}, expected {want}")
         if codebooks.shape[1] not in ENTRIES:
             raise ValueError(f"linear_aqlm: {codebooks.shape[1]} vectors, expected 16 or 256")
-    if bias is not None and bias.shape not in (None, (fan_out,)):
-        raise ValueError(f"linear_aqlm: shape of bias is {bias.shape}, expected ({fan_out},)")
-    if x.shape is None:
-        return (x,)
-    if isinstance(x.shape[-1], int) and x.shape[-1] != fan_in:
-        raise ValueError(f"linear_aqlm: last dimension of x is {x.shape[-1]}, expected {fan_in}")
-    return (x.with_shape((*x.shape[:-1], fan_out)),)
+        types = operand_types(
+            attrs["in_features"], attrs["out_features"], planes=codes.shape[0],
+            entries=codebooks.shape[1], scale_dtype=scales.dtype,
+        )  # fmt: skip
+        names = ("codes", "codebooks", "scales")
+        stored = dict(zip(names, zip((codes, codebooks, scales), types, strict=True), strict=True))
+    return stored_linear_type("linear_aqlm", x, stored, bias, attrs)
 
 
 def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:

@@ -31,6 +31,7 @@ from ..vocab.linear import linear_macs
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, own_op
 from .emit import cast, constant
+from .stored_types import stored_linear_type
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
@@ -102,27 +103,15 @@ def operand_types(
 
 def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
     x, signs, factors, bias = (*operands, None)[:4]
-    fan_in, fan_out = attrs["in_features"], attrs["out_features"]
     blocks = signs.shape[0] if signs.shape else None
     rank = factors.shape[1] if factors.rank == 3 else None
+    stored: dict[str, tuple[Type | None, Type | None]] = {}
     if blocks is not None and rank is not None:
-        expected = operand_types(fan_in, fan_out, blocks=blocks, rank=rank)
-        _same("signs", signs, expected[0])
-        _same("factors", factors, expected[1])
-    if bias is not None and bias.shape not in (None, (fan_out,)):
-        raise ValueError(f"linear_bitstack: shape of bias is {bias.shape}, expected ({fan_out},)")
-    if x.shape is None:
-        return (x,)
-    if isinstance(x.shape[-1], int) and x.shape[-1] != fan_in:
-        raise ValueError(
-            f"linear_bitstack: last dimension of x is {x.shape[-1]}, expected {fan_in}"
-        )
-    return (x.with_shape((*x.shape[:-1], fan_out)),)
-
-
-def _same(name: str, got: Type, want: Type) -> None:
-    if got.shape is not None and (got.dtype, got.shape) != (want.dtype, want.shape):
-        raise ValueError(f"linear_bitstack: {name} is {got}, expected {want}")
+        types = operand_types(
+            attrs["in_features"], attrs["out_features"], blocks=blocks, rank=rank
+        )  # fmt: skip
+        stored = {"signs": (signs, types[0]), "factors": (factors, types[1])}
+    return stored_linear_type("linear_bitstack", x, stored, bias, attrs)
 
 
 def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:

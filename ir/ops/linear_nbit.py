@@ -18,6 +18,7 @@ from . import dequantized, matmul_nbits
 from .base import Sample, own_op
 from .pack import block_of, check_format, dequantize, n_blocks, n_groups, pack, pack_zeros
 from .pack import zero_bytes as row_zero_bytes
+from .stored_types import stored_linear_type
 
 
 def linear_nbit(
@@ -102,30 +103,15 @@ def operand_types(
 
 def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
     x, codes, scales, zeros, bias = (*operands, None, None)[:5]
-    fan_in, fan_out = attrs["in_features"], attrs["out_features"]
     real = zeros is not None and zeros.dtype != torch.uint8
-    expected = operand_types(
-        fan_in, fan_out, bits=attrs["bits"], group=attrs["group"],
+    types = operand_types(
+        attrs["in_features"], attrs["out_features"], bits=attrs["bits"], group=attrs["group"],
         zeros="none" if zeros is None else "real" if real else "integer",
         scale_dtype=scales.dtype,
     )  # fmt: skip
-    stored = dict(zip(("codes", "scales", "zeros"), (codes, scales, zeros), strict=True))
-    for (name, got), want in zip(stored.items(), expected, strict=True):
-        if got is not None and want is not None:
-            _same("shape of " + name, got.shape, want.shape)
-            _same("dtype of " + name, got.dtype, want.dtype)
-    if bias is not None:
-        _same("shape of bias", bias.shape, (fan_out,))
-    if x.shape is None:
-        return (x,)
-    if isinstance(x.shape[-1], int):
-        _same("last dimension of x", x.shape[-1], fan_in)
-    return (x.with_shape((*x.shape[:-1], fan_out)),)
-
-
-def _same(what: str, got: Any, want: Any) -> None:
-    if got is not None and got != want:
-        raise ValueError(f"linear_nbit: {what} is {got}, expected {want}")
+    names = ("codes", "scales", "zeros")
+    stored = dict(zip(names, zip((codes, scales, zeros), types, strict=True), strict=True))
+    return stored_linear_type("linear_nbit", x, stored, bias, attrs)
 
 
 def _samples() -> list[Sample]:

@@ -36,6 +36,7 @@ from ..vocab.onnx import MICROSOFT
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
+from .stored_types import stored_linear_type
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
@@ -68,18 +69,9 @@ def operand_types(in_features: int, out_features: int) -> tuple[Type, Type]:
 
 def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
     x, codes, scales, bias = (*operands, None)[:4]
-    fan_in, fan_out = attrs["in_features"], attrs["out_features"]
-    expected = operand_types(fan_in, fan_out)
-    for name, got, want in zip(("codes", "scales"), (codes, scales), expected, strict=True):
-        if got.shape is not None and (got.dtype, got.shape) != (want.dtype, want.shape):
-            raise ValueError(f"linear_w8a8: {name} is {got}, expected {want}")
-    if bias is not None and bias.shape not in (None, (fan_out,)):
-        raise ValueError(f"linear_w8a8: shape of bias is {bias.shape}, expected ({fan_out},)")
-    if x.shape is None:
-        return (x,)
-    if isinstance(x.shape[-1], int) and x.shape[-1] != fan_in:
-        raise ValueError(f"linear_w8a8: last dimension of x is {x.shape[-1]}, expected {fan_in}")
-    return (x.with_shape((*x.shape[:-1], fan_out)),)
+    types = operand_types(attrs["in_features"], attrs["out_features"])
+    stored = {"codes": (codes, types[0]), "scales": (scales, types[1])}
+    return stored_linear_type("linear_w8a8", x, stored, bias, attrs)
 
 
 def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:

@@ -35,6 +35,7 @@ from ..vocab.spec import Attrs, Macs
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
 from .linear_w8a8 import FORM, NODE, operand_types
+from .stored_types import stored_linear_type
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
@@ -60,18 +61,9 @@ def linear_w8a8_static(
 
 def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
     x, codes, scales, bias = (*operands, None)[:4]
-    fan_in, fan_out = attrs["in_features"], attrs["out_features"]
-    expected = operand_types(fan_in, fan_out)
-    for name, got, want in zip(("codes", "scales"), (codes, scales), expected, strict=True):
-        if got.shape is not None and (got.dtype, got.shape) != (want.dtype, want.shape):
-            raise ValueError(f"linear_w8a8_static: {name} is {got}, expected {want}")
-    if bias is not None and bias.shape not in (None, (fan_out,)):
-        raise ValueError(f"linear_w8a8_static: bias is {bias.shape}, expected ({fan_out},)")
-    if x.shape is None:
-        return (x,)
-    if isinstance(x.shape[-1], int) and x.shape[-1] != fan_in:
-        raise ValueError(f"linear_w8a8_static: x has {x.shape[-1]} features, expected {fan_in}")
-    return (x.with_shape((*x.shape[:-1], fan_out)),)
+    types = operand_types(attrs["in_features"], attrs["out_features"])
+    stored = {"codes": (codes, types[0]), "scales": (scales, types[1])}
+    return stored_linear_type("linear_w8a8_static", x, stored, bias, attrs)
 
 
 # --- the ONNX forms -------------------------------------------------------------------------------
