@@ -21,6 +21,7 @@ what else is in its batch; hence not that one.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -67,15 +68,16 @@ def operand_types(in_features: int, out_features: int) -> tuple[Type, Type]:
     return Type(torch.int8, (out_features, in_features)), Type(torch.float32, (out_features,))
 
 
-def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
+def infer(op: str, operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
+    """The type of a linear with codes and scales of rows, by the name of its op."""
     x, codes, scales, bias = (*operands, None)[:4]
     types = operand_types(attrs["in_features"], attrs["out_features"])
     stored = {"codes": (codes, types[0]), "scales": (scales, types[1])}
-    return stored_linear_type("linear_w8a8", x, stored, bias, attrs)
+    return stored_linear_type(op, x, stored, bias, attrs)
 
 
 def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
-    x, codes, scales, bias = _known(operands)
+    x, codes, scales, bias = known("linear_w8a8", operands)
     work = ir.DataType.FLOAT
     wide = cast(tape, x, work)
     step = _step(tape, wide)
@@ -87,20 +89,20 @@ def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str,
         constant(tape, 128, np.uint8),
     ]  # fmt: skip
     sums = cast(tape, tape.op("MatMulInteger", inputs), work)
-    return _ended(tape, tape.op("Mul", [tape.op("Mul", [sums, step]), scales]), bias, x)
+    return ended(tape, tape.op("Mul", [tape.op("Mul", [sums, step]), scales]), bias, x)
 
 
-def _known(
-    operands: Sequence[ir.Value | None],
+def known(
+    op: str, operands: Sequence[ir.Value | None]
 ) -> tuple[ir.Value, ir.Value, ir.Value, ir.Value | None]:
     """x, codes, scales and the bias, if any."""
     x, codes, scales, bias = (*operands, None)[:4]
     if x is None or codes is None or scales is None or x.dtype is None:
-        raise InvalidGraph("linear_w8a8 needs x with a known dtype, codes and scales")
+        raise InvalidGraph(f"{op} needs x with a known dtype, codes and scales")
     return x, codes, scales, bias
 
 
-def _ended(tape: Tape, y: ir.Value, bias: ir.Value | None, x: ir.Value) -> ir.Value:
+def ended(tape: Tape, y: ir.Value, bias: ir.Value | None, x: ir.Value) -> ir.Value:
     """``y`` f32 with the bias, in the dtype of ``x``."""
     work = ir.DataType.FLOAT
     if bias is not None:
@@ -116,14 +118,14 @@ def _record_fused(
     tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
 ) -> ir.Value:
     """As ``_record``; rounding is one node, and so are the product, its cast and the scales."""
-    x, codes, scales, bias = _known(operands)
+    x, codes, scales, bias = known("linear_w8a8", operands)
     wide = cast(tape, x, ir.DataType.FLOAT)
     step = _step(tape, wide)
     zero, one = constant(tape, 128, np.uint8), constant(tape, 1.0, np.float32)
     rounded = tape.op("QuantizeLinear", [tape.op("Div", [wide, step]), one, zero])
     turned = tape.op("Transpose", [codes], {"perm": [1, 0]})
     y = tape.op(NODE, [rounded, turned, one, scales, zero], domain=MICROSOFT, version=1)
-    return _ended(tape, tape.op("Mul", [y, step]), bias, x)
+    return ended(tape, tape.op("Mul", [y, step]), bias, x)
 
 
 def _step(tape: Tape, x: ir.Value) -> ir.Value:
@@ -150,13 +152,19 @@ def _decode_fused(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[st
     if (view.number(one), view.number(unit)) != (1, 1) or view.op(swap) != "transpose":
         raise Refusal("its activations have another scale", node)
     x, codes = view.operands(quotient)[0], view.operands(swap)[0]
+    return (x, codes, scales), sizes(view, node, codes, scales)
+
+
+def sizes(view: View, node: Node, codes: Operand, scales: Operand) -> dict[str, Any]:
+    """Inputs and results of a linear whose codes and scales these are. Raises ``Refusal`` where
+    they are none."""
     stored, factor = view.weight(codes), view.weight(scales)
     if stored is None or factor is None or stored.dtype != torch.int8:
         raise Refusal("its codes or scales are no constants", node)
     if factor.shape != stored.shape[:1]:
         raise Refusal("its scales are not one a row", node)
     rows, columns = stored.shape
-    return (x, codes, scales), {"in_features": columns, "out_features": rows}
+    return {"in_features": columns, "out_features": rows}
 
 
 def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
@@ -177,16 +185,12 @@ def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any
     _, (x, _) = operands_of(x, "Add")
     _, (x, *_) = operands_of(x, "Round")
     _, (x, divisor) = operands_of(x, "Div")
-    stored, factor = view.weight(codes), view.weight(scales)
-    if divisor is not step or stored is None or factor is None or stored.dtype != torch.int8:
-        raise Refusal("its codes or scales are no constants, or its step is another", node)
-    if factor.shape != stored.shape[:1]:
-        raise Refusal("its scales are not one a row", node)
-    rows, columns = stored.shape
-    return (x, codes, scales), {"in_features": columns, "out_features": rows}
+    if divisor is not step:
+        raise Refusal("its activations are not divided by their step", node)
+    return (x, codes, scales), sizes(view, node, codes, scales)
 
 
-def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
+def dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
     codes, scales = operands[:2]
     assert codes is not None and scales is not None
     return codes.float() * scales.unsqueeze(1)
@@ -220,8 +224,9 @@ def _sample(
 
 
 LINEAR_W8A8 = own_op(
-    linear_w8a8, infer=_infer, record=_record, samples=_samples, heavy=True, rounds=True,
-    macs=Macs(linear_macs), dense=_dense, stored_linear=lambda attrs: "8 bits, activations too",
+    linear_w8a8, infer=partial(infer, "linear_w8a8"), record=_record, samples=_samples,
+    heavy=True, rounds=True,
+    macs=Macs(linear_macs), dense=dense, stored_linear=lambda attrs: "8 bits, activations too",
     forms={FORM: _record_fused},
     decoders=(StockDecoder("mul", _decode), StockDecoder("mul", _decode_fused)),
 )  # fmt: skip

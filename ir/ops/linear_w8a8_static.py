@@ -19,6 +19,7 @@ MatMul in float32            0.028 / 0.083 / 0.623        0.204 / 1.25 / 23.3
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,16 +27,14 @@ import onnx_ir as ir
 import torch
 from torch import Tensor
 
-from ..core.errors import InvalidGraph, Refusal
-from ..core.types import Type
+from ..core.errors import Refusal
 from ..core.view import Node, Operand, View, is_value
 from ..vocab.linear import linear_macs
 from ..vocab.onnx import MICROSOFT
-from ..vocab.spec import Attrs, Macs
+from ..vocab.spec import Macs
 from .base import Sample, StockDecoder, own_op
 from .emit import cast, constant
-from .linear_w8a8 import FORM, NODE, operand_types
-from .stored_types import stored_linear_type
+from .linear_w8a8 import FORM, NODE, dense, ended, infer, known, sizes
 
 if TYPE_CHECKING:
     from onnx_ir.tape import Tape
@@ -59,13 +58,6 @@ def linear_w8a8_static(
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
-def _infer(operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[Type, ...]:
-    x, codes, scales, bias = (*operands, None)[:4]
-    types = operand_types(attrs["in_features"], attrs["out_features"])
-    stored = {"codes": (codes, types[0]), "scales": (scales, types[1])}
-    return stored_linear_type("linear_w8a8_static", x, stored, bias, attrs)
-
-
 # --- the ONNX forms -------------------------------------------------------------------------------
 
 
@@ -73,9 +65,7 @@ def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str,
     x, scales, bias, (rounded, turned, step, zero) = _rounded(tape, operands, attrs)
     weight = tape.op("DequantizeLinear", [turned, scales], {"axis": 1})
     y = tape.op("MatMul", [tape.op("DequantizeLinear", [rounded, step, zero]), weight])
-    if bias is not None:
-        y = tape.op("Add", [y, bias])
-    return y if x.dtype in (ir.DataType.FLOAT, None) else tape.op("Cast", [y], {"to": x.dtype})
+    return ended(tape, y, bias, x)
 
 
 def _record_fused(
@@ -85,7 +75,7 @@ def _record_fused(
     x, scales, bias, (rounded, turned, step, zero) = _rounded(tape, operands, attrs)
     inputs = [rounded, turned, step, scales, zero, *([] if bias is None else [None, bias])]
     y = tape.op(NODE, inputs, domain=MICROSOFT, version=1)
-    return y if x.dtype in (ir.DataType.FLOAT, None) else tape.op("Cast", [y], {"to": x.dtype})
+    return ended(tape, y, None, x)
 
 
 _Rounded = tuple[ir.Value, ir.Value, ir.Value, ir.Value]
@@ -99,9 +89,7 @@ def _rounded(
     Unlike what other tools write, codes are turned in the graph: the runtime folds that, and
     reading such a form back takes no file of theirs for ours.
     """
-    x, codes, scales, bias = (*operands, None)[:4]
-    if x is None or codes is None or scales is None or x.dtype is None:
-        raise InvalidGraph("linear_w8a8_static needs x with a known dtype, codes and scales")
+    x, codes, scales, bias = known("linear_w8a8_static", operands)
     work = ir.DataType.FLOAT
     step, zero = constant(tape, attrs["step"], np.float32), constant(tape, attrs["zero"], np.uint8)
     rounded = tape.op("QuantizeLinear", [cast(tape, x, work), step, zero])
@@ -144,15 +132,10 @@ def _read(
     numbers = view.number(step), view.number(zero)
     if None in numbers or numbers != tuple(map(view.number, same)):
         raise Refusal("its activations have no one step and zero point", node)
-    stored, factor = view.weight(codes), view.weight(scales)
-    if stored is None or factor is None or stored.dtype != torch.int8:
-        raise Refusal("its codes or scales are no constants", node)
-    if factor.shape != stored.shape[:1] or not is_value(x):
-        raise Refusal("its scales are not one a row", node)
-    rows, columns = stored.shape
-    return (x, codes, scales), {
-        "in_features": columns, "out_features": rows, "step": numbers[0], "zero": numbers[1]
-    }  # fmt: skip
+    if not is_value(x):
+        raise Refusal("its activations are no value of the graph", node)
+    attrs = sizes(view, node, codes, scales)
+    return (x, codes, scales), attrs | {"step": numbers[0], "zero": numbers[1]}
 
 
 def _behind(view: View, value: Operand, native: str, count: int) -> tuple[Operand, ...]:
@@ -164,12 +147,6 @@ def _behind(view: View, value: Operand, native: str, count: int) -> tuple[Operan
     if len(operands) != count:
         raise Refusal(f"its {native} has {len(operands)} operands", node)
     return operands
-
-
-def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
-    codes, scales = operands[:2]
-    assert codes is not None and scales is not None
-    return codes.float() * scales.unsqueeze(1)
 
 
 def _samples() -> list[Sample]:
@@ -201,8 +178,9 @@ def _sample(
 
 
 LINEAR_W8A8_STATIC = own_op(
-    linear_w8a8_static, infer=_infer, record=_record, samples=_samples, heavy=True, rounds=True,
-    macs=Macs(linear_macs), dense=_dense, forms={FORM: _record_fused},
+    linear_w8a8_static, infer=partial(infer, "linear_w8a8_static"), record=_record,
+    samples=_samples, heavy=True, rounds=True,
+    macs=Macs(linear_macs), dense=dense, forms={FORM: _record_fused},
     stored_linear=lambda attrs: "8 bits, activations too, in a fixed range",
     decoders=(
         StockDecoder("matmul", _decode), StockDecoder(f"{MICROSOFT}::{NODE}", _decode_fused),
