@@ -82,16 +82,23 @@ class _Held:
             for graph in model.graphs() for value in graph.initializers.values()
             if isinstance(value.const_value, onnx_ir.ExternalTensor)
         }  # fmt: skip
+        self._digests: dict[str | None, Hashable] = {}
+
+    def _digest(self, name: str | None) -> Hashable:
+        """Of a tensor of the file, which is read once for it."""
+        if name not in self._digests:
+            self._digests[name] = _hash(self._named[name])
+        return self._digests[name]
 
     @functools.cached_property
     def _hashed(self) -> dict[Hashable, onnx_ir.ExternalTensor]:
-        return {_hash(tensor): tensor for tensor in self._named.values()}
+        return {self._digest(name): tensor for name, tensor in self._named.items()}
 
     def place(self, name: str, tensor: onnx_ir.TensorProtocol) -> onnx_ir.ExternalTensor:
         """Where the file holds these bytes, from now on at the latest."""
         refuse_changed(tensor)
         digest, known = _hash(tensor), self._named.get(name)
-        if known is not None and _hash(known) == digest:
+        if known is not None and self._digest(name) == digest:
             return known
         if digest not in self._hashed:
             self._hashed[digest] = self._appended(tensor)

@@ -23,10 +23,8 @@ from ..ir.structure.recognize import last_tower, recognize
 from ..ir.vocab.targets import CPU, Target
 from . import data_file
 from .artifact import DATA_FILE, MODEL_FILE
-from .judging import Judge
+from .judging import Judge, check_artifact
 from .lowering import lowered
-from .registry import DEFAULT, compile
-from .unrounded import unrounded_file
 
 
 @dataclass(frozen=True)
@@ -93,11 +91,4 @@ def write_entries(
 def _run(view: View, file: Path) -> Difference:
     batches = [sample_inputs(view)]
     judge = Judge(view, batches, Reference(view, batches, Truth()))
-    plain = unrounded_file(file) if judge.rounds else None
-    errors = []
-    for mode, judged, instead in (("on", judge.judge_rounded, None), ("off", judge.judge, plain)):
-        run = compile(file, backend=DEFAULT, optimize=mode == "on", instead=instead)
-        what = f"{file.name} in ONNX Runtime (graph optimisation {mode})"
-        actual = [run(**inputs) for inputs in judge.inputs]
-        errors.append(judged(actual, what, "Update onnxruntime, or report the model"))
-    return errors[0]
+    return check_artifact(file.parent, view, judge, file=file.name).optimized

@@ -189,26 +189,28 @@ def checkable(
 
 def check_artifact(
     folder: Path, graph: View, judge: Judge, *, device: str = "cpu",
-    progress: Progress = lambda *_: None,
+    progress: Progress = lambda *_: None, file: str = MODEL_FILE,
 ) -> Checked:  # fmt: skip
-    """Run the artifact in ``folder``, which was written from ``graph``, on every sample.
+    """Run the artifact in ``folder``, or another one of its files, which was written from
+    ``graph``, on every sample.
 
     Raises ``BoundExceeded`` as ``Judge.judge``, and ``BadInput`` where the runtime rejects it.
     """
     size = model_bytes(folder)
-    file = folder / MODEL_FILE
-    plain = unrounded_file(file) if judge.rounds else None
-    twin = widened_twin(file, device)
+    runtime = "ONNX Runtime" if file == MODEL_FILE else f"{file} in ONNX Runtime"
+    path = folder / file
+    plain = unrounded_file(path) if judge.rounds else None
+    twin = widened_twin(path, device)
     rounds = rounds_activations(graph) and (plain is None or size <= ROUNDED_BYTES)
     prepacked = rounds or size <= REPACKED_BYTES
-    open_session = partial(compile, file, backend=DEFAULT, device=device)
+    open_session = partial(compile, path, backend=DEFAULT, device=device)
     advice = "Update onnxruntime, or report the model"
     progress("running the artifact, graph optimisation on", 0, 1)
     instead = None if prepacked else plain
     executable = open_session(optimize=True, lean=not prepacked, instead=instead or twin)
     actual = [executable(**inputs) for inputs in judge.inputs]
     judged = judge.judge_rounded if instead is None else judge.judge
-    optimized = judged(actual, "ONNX Runtime (graph optimisation on)", advice)
+    optimized = judged(actual, f"{runtime} (graph optimisation on)", advice)
     outputs: list[Outputs] = []
     if instead is None:
         rest = (answers(executable(**inputs)) for inputs in judge.samples[1:])
@@ -221,7 +223,7 @@ def check_artifact(
         optimize=False, lean=not must_repack(judge.plain), instead=plain or twin
     )
     actual = [executable(**inputs) for inputs in judge.inputs]
-    unoptimized = judge.judge(actual, "ONNX Runtime (graph optimisation off)", advice)
+    unoptimized = judge.judge(actual, f"{runtime} (graph optimisation off)", advice)
     del actual, executable
     give_back()
     return Checked(optimized, unoptimized, prepacked, outputs, twin is not None)
