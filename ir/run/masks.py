@@ -85,11 +85,21 @@ def tokens_that_count(x: Tensor, masks: Masks) -> Tensor:
 
 def last_tokens(x: Tensor, masks: Masks) -> Tensor:
     """The last token that counts of each sample of ``[batch, seq, K]``: ``[batch, K]``."""
-    for mask in masks:
-        if x.shape[:-1] == mask.shape:
-            place = torch.arange(mask.shape[1]).expand_as(mask).masked_fill(~mask, -1).amax(1)
-            return x[torch.arange(len(x)), place]
-    return x[:, -1]
+    mask = _fitting(x, masks)
+    if mask is None:
+        return x[:, -1]
+    place = torch.arange(mask.shape[1]).expand_as(mask).masked_fill(~mask, -1).amax(1)
+    return x[torch.arange(len(x)), place]
+
+
+def mask_of(x: Tensor, masks: Masks) -> Tensor:
+    """The mask of the tokens of ``[batch, seq, K]``; all of them count where there is none."""
+    mask = _fitting(x, masks)
+    return torch.ones(x.shape[:-1], dtype=torch.bool) if mask is None else mask
+
+
+def _fitting(x: Tensor, masks: Masks) -> Tensor | None:
+    return next((mask for mask in masks if mask.shape == x.shape[:-1]), None)
 
 
 def _attention_masks(view: View) -> list[Value]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, Literal
 
 from torch import Tensor
@@ -77,7 +78,7 @@ class CoLa(PathPass):
             )  # fmt: skip
             tried = tree.search(self.simulations)
             path = max(tried, key=lambda p: (tried[p], -len(p), p))
-            result.notes.append(_effort(len(tried), runner))
+            result.notes.append(runner.effort(len(tried)))
             return [list(path), list(_greedy(runner, len(blocks), len(path)))]
 
         path, greedy = (tuple(places) for places in context.once("search", search))
@@ -124,18 +125,10 @@ def _split(
     )
 
 
-def _effort(tried: int, runner: PathRunner) -> str:
-    asked, run = runner.units_asked, runner.units_run
-    return (
-        f"{tried} paths measured in {run} runs of blocks; each by itself would take {asked} "
-        f"({asked / max(1, run):.1f} times as many)"
-    )
-
-
 def _greedy(runner: PathRunner, blocks: int, length: int) -> Places:
     """Blocks left out one by one, each time the one without which outputs move least."""
     path = tuple(range(blocks))
     while len(path) > length:
-        shorter = [(path[:i] + path[i + 1 :], i) for i in range(len(path))]
-        path, _ = min(shorter, key=lambda pair: runner.divergence(*pair))
+        gone = min(range(len(path)), key=partial(runner.without, path))
+        path = path[:gone] + path[gone + 1 :]
     return path

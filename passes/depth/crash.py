@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.moves.block_path import Path
-from ...ir.run.masks import padding_masks
+from ...ir.run.masks import mask_of, padding_masks
 from ...ir.structure.recognize import last_tower
 from ...ir.structure.units import whole
 from ..base import Context, Needs, PassResult
@@ -59,7 +59,7 @@ class CRaSh(PathPass):
             for last in range(len(units)):
                 stream = runner.behind(tuple(range(last + 1)))
                 pairs = zip(stream, masks, strict=True)
-                states.append(torch.cat([_pooled(x, candidates) for x, candidates in pairs]))
+                states.append(torch.cat([_pooled(x, fitting) for x, fitting in pairs]))
             if len(states[0]) < 2:
                 raise BadInput("crash: the calibration data is one sample: nothing varies")
             # Of neighbours alone: clusters are runs of blocks, compared where they meet.
@@ -109,10 +109,9 @@ def cka(x: Tensor, y: Tensor) -> float:
     return float((a * b).sum() / (a.norm() * b.norm()).clamp(min=1e-30))
 
 
-def _pooled(x: Tensor, candidates: list[Tensor]) -> Tensor:
+def _pooled(x: Tensor, masks: list[Tensor]) -> Tensor:
     """The mean over tokens that count, ``[rows, seq, width]`` to f64 ``[rows, width]``, weighted by
     their places among these."""
-    fits = [mask for mask in candidates if mask.shape == x.shape[:-1]]
-    mask = fits[0] if fits else torch.ones(x.shape[:-1], dtype=torch.bool)
+    mask = mask_of(x, masks)
     weights = (mask.cumsum(1) * mask).double()
     return (weights[..., None] * x.double()).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)

@@ -165,14 +165,10 @@ class DropBlocks(PathPass):
             path, rounds = list(range(len(units))), []
             for _ in range(self.count if self.score == "greedy" else 1):
                 places = [i for i in path if i in free]
-                moved = [_without(runner, path, i) for i in places]
+                moved = [runner.without(path, path.index(i)) for i in places]
                 rounds.append([[float(i) for i in places], moved])
                 path.remove(places[moved.index(min(moved))])
-            asked, run = runner.units_asked, runner.units_run
-            result.notes.append(
-                f"{sum(len(m) for _, m in rounds)} paths measured in {run} runs of blocks; each by "
-                f"itself would take {asked} ({asked / max(1, run):.1f} times as many)"
-            )
+            result.notes.append(runner.effort(sum(len(moved) for _, moved in rounds)))
             return rounds
 
         dropped: list[int] = []
@@ -191,12 +187,6 @@ class DropBlocks(PathPass):
 
     def _random(self, free: list[int]) -> list[int]:
         return sorted(random.Random(self.seed).sample(free, self.count))
-
-
-def _without(runner: PathRunner, path: list[int], place: int) -> float:
-    """How far the outputs move where ``path`` goes without one of its units."""
-    at = path.index(place)
-    return runner.divergence((*path[:at], *path[at + 1 :]), shared=at)
 
 
 def _listed(units: list[Unit], scores: list[float]) -> str:

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ir.core.errors import Refusal
 from ...ir.core.view import NATIVE, Node, Value, View
 from ...ir.moves.bypass_blocks import bodies
-from ...ir.run.masks import padding_masks
+from ...ir.run.masks import mask_of, padding_masks
 from ...ir.run.sweep import bound, run_part
 from ...ir.structure.cache_slots import answers
 from ...ir.structure.recognize import Structure
@@ -75,6 +75,18 @@ class PathRunner:
         source = self._source.log_softmax(-1)
         gap = source.exp() * (source - output.log_softmax(-1))
         return float(gap.sum(-1, dtype=torch.float64).mean())
+
+    def without(self, path: Sequence[int], at: int) -> float:
+        """How far the outputs move where a path goes without its unit at a place."""
+        return self.divergence((*path[:at], *path[at + 1 :]), shared=at)
+
+    def effort(self, paths: int) -> str:
+        """What keeping the streams of shared beginnings has saved."""
+        asked, run = self.units_asked, self.units_run
+        return (
+            f"{paths} paths measured in {run} runs of blocks; each by itself would take {asked} "
+            f"({asked / max(1, run):.1f} times as many)"
+        )
 
     def behind(self, path: Places) -> Stream:
         """The stream behind a path, batch by batch."""
@@ -181,11 +193,7 @@ def _around(
 def _spread(stream: Stream, masks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     """For each batch which tokens are compared, bool ``[batch, seq]``: up to ``JUDGED`` of those
     that count, at even distances."""
-    counts = []
-    for x, candidates in zip(stream, masks, strict=True):
-        shape = x.shape[:-1]
-        fits = [mask for mask in candidates if mask.shape == shape]
-        counts.append(fits[0].clone() if fits else torch.ones(shape, dtype=torch.bool))
+    counts = [mask_of(x, fitting).clone() for x, fitting in zip(stream, masks, strict=True)]
     step = max(1, -(-sum(int(c.sum()) for c in counts) // JUDGED))
     earlier = 0
     for count in counts:
