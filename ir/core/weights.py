@@ -13,7 +13,7 @@ import os
 import struct
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, MutableMapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, MutableMapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -396,3 +396,8 @@ def _refuse_as_the_library(path: Path) -> None:
             return
     except SafetensorError as error:
         raise BadInput(f"{path}: safetensors does not take it: {error}") from None
+
+
+def distinct_bytes(weights: Iterable[Weight]) -> int:
+    """Bytes of weights; of those that share their numbers once."""
+    return sum({weight.key: weight.nbytes for weight in weights}.values())

@@ -8,17 +8,17 @@ from typing import Any
 
 import torch
 
-from ..core.errors import BadInput, Missing, first_line, near_misses
+from ..core.errors import BadInput, Missing, near_misses
 from ..core.quiet import quiet
 from ..core.view import Source
-from ..core.weights import AbsentWeight, CastWeight, Weight
+from ..core.weights import CastWeight, Weight, distinct_bytes
 from ..fx.view import FxView
 from .checkpoint import Checkpoint, read_checkpoint
 from .diffusers_inputs import KNOWN, denoising
 from .hf_match import listed
 from .hf_model import read_object, stored_dtype
 from .hf_pair import Part
-from .on_meta import EmptyOnMeta, drop_parameters
+from .on_meta import absent_weights, constructed, drop_parameters
 from .original import ModuleOriginal
 from .trace import trace
 
@@ -76,7 +76,7 @@ def load_diffusers(
             files=tuple(
                 sorted([folder / "config.json", *(checkpoint.files if checkpoint else ())])
             ),
-            source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
+            source_bytes=distinct_bytes(weights.values()),
             notes=checkpoint.notes if checkpoint else (),
             original=_original(folder, cls, dtype, call) if checkpoint else None,
         ),
@@ -120,17 +120,7 @@ def _model_class(folder: Path, config: Mapping[str, Any]) -> Any:
 
 
 def _construct(folder: Path, cls: Any, config: Mapping[str, Any], dtype: torch.dtype) -> Any:
-    try:
-        with quiet(), torch.no_grad(), EmptyOnMeta():
-            model = cls.from_config(dict(config))
-    except BadInput as error:
-        raise BadInput(f"{folder}/config.json: {error}") from None
-    except Exception as error:
-        # A model's code meets the config's values unchecked, and raises errors of any kind.
-        raise BadInput(
-            f"{folder}: {cls.__name__} cannot be built from its config.json: "
-            f"{type(error).__name__}: {first_line(error)}"
-        ) from error
+    model = constructed(folder, cls, lambda: cls.from_config(dict(config)))
     drop_parameters(model)
     with quiet():
         return model.to(dtype).eval()
@@ -141,10 +131,7 @@ def _bind(
 ) -> dict[str, Weight]:
     """A handle for every parameter, and for every buffer that the checkpoint holds."""
     if checkpoint is None:
-        return {
-            name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
-            for name, p in model.named_parameters(remove_duplicate=False)
-        }
+        return absent_weights(folder, model)
     by_name = {_todays(name): weight for name, weight in handles.items()}
     weights: dict[str, Weight] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():

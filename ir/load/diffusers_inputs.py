@@ -41,9 +41,7 @@ class _Example:
 
     def part(self, output: str, call: Callable[..., Any]) -> Part:
         """The call that returns one tensor, by the name of it."""
-        return Part(
-            self.inputs, self.shapes, lambda model, feeds: {output: call(model, **feeds)}
-        )  # fmt: skip
+        return Part(self.inputs, self.shapes, lambda model, feeds: {output: call(model, **feeds)})
 
 
 def _sides(config: Any) -> tuple[int, int]:

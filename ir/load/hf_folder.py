@@ -13,8 +13,9 @@ import torch
 
 from ..core.errors import BadInput, first_line
 from ..core.view import Source
-from ..core.weights import AbsentWeight, Weight
+from ..core.weights import Weight, distinct_bytes
 from ..fx.view import FxView
+from ..structure.costs import weight_bytes
 from ..structure.pictured import prompt_metadata
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
@@ -28,6 +29,7 @@ from .hf_pair import Part, pair_part
 from .hf_places import TURNED
 from .hf_qwen_vl import size_note
 from .hf_rope import settle_rope
+from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
 
@@ -127,7 +129,7 @@ def load_model(
             name=name or str(folder),
             folder=str(folder),
             files=files,
-            source_bytes=sum(w.nbytes for w in {w.key: w for w in weights.values()}.values()),
+            source_bytes=distinct_bytes(weights.values()),
             task=_task(model),
             prompt=image_prompt(model),
             least={SAMPLES: least_samples(model)} if SOUND in inputs else {},
@@ -139,9 +141,7 @@ def load_model(
     view.metadata().update(prompt_metadata(view.source.prompt))
     if part is not None:
         view.drop_unused_weights()
-        view.source.source_bytes = sum(
-            w.nbytes for w in {w.key: w for w in view.weights().values()}.values()
-        )
+        view.source.source_bytes = weight_bytes(view)
     view.edits = 0
     return view
 
@@ -225,10 +225,7 @@ def bind_weights(
     """A handle for every parameter, and for every buffer that the checkpoint holds; what a person
     should know of them. Raises ``BadInput`` where some are absent or lack their scales."""
     if checkpoint is None:
-        return {
-            name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
-            for name, p in model.named_parameters(remove_duplicate=False)
-        }, ()
+        return absent_weights(folder, model), ()
     matches = match(model, checkpoint.tensors)
     if matches.absent:
         advice = 'Check "architectures" in config.json against the checkpoint'

@@ -19,13 +19,14 @@ from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
 from .hf_experts import split_experts
 from .hf_match import match
 from .hf_pictures import FEATURES
-from .on_meta import EmptyOnMeta, drop_parameters
+from .on_meta import constructed, drop_parameters, reason
 from .quantized_checkpoint import KEYS, quantization_of
 
 WITH_IMAGES = ("llava", *FEATURES)
 """Model types that put images into a text and are read."""
 MOST_LAYERS = 2000
 """Of a model without weights, for a dry run; one with weights has a tensor a layer at least."""
+_LACKS_SDPA = "does not support an attention implementation"
 HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.py"]
 
 
@@ -93,7 +94,7 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         except Exception as error:
             # Configs check their own fields, each in its way, and raise errors of any kind.
             raise BadInput(
-                f"{path}: transformers does not take this config: {_reason(error)}"
+                f"{path}: transformers does not take this config: {reason(error)}"
             ) from error
     for part, key in itertools.product((config, *vars(config).values()), KEYS):
         if hasattr(part, "attribute_map"):
@@ -116,13 +117,6 @@ def read_object(path: Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         raise BadInput(f"{path}: not a JSON object")
     return raw
-
-
-def _reason(error: Exception) -> str:
-    """What an error says, in a line: the field, and in strict dataclasses why it is wrong."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
-    return text or type(error).__name__
 
 
 def _needs_transformers() -> Missing:
@@ -205,18 +199,12 @@ def _construct(
     attention = attention or ("sdpa" if getattr(cls, "_supports_sdpa", False) else "eager")
     options = options | {"attn_implementation": attention}
     try:
-        with quiet(), torch.no_grad(), EmptyOnMeta():
-            return cls._from_config(config, dtype=dtype, **options)
+        return constructed(folder, cls, lambda: cls._from_config(config, dtype=dtype, **options))
     except BadInput as error:
-        raise BadInput(f"{folder}/config.json: {error}") from None
-    except Exception as error:
-        if attention == "sdpa" and "does not support an attention implementation" in str(error):
-            return _construct(folder, cls, config, dtype, attention="eager")  # a backbone within
-        # A model's code meets the config's values unchecked, and raises errors of any kind.
-        reason = f"{type(error).__name__}: {_reason(error)}"
-        raise BadInput(
-            f"{folder}: {cls.__name__} cannot be built from its config.json: {reason}"
-        ) from error
+        # A backbone within has no such attention.
+        if attention == "sdpa" and _LACKS_SDPA in str(error.__cause__):
+            return _construct(folder, cls, config, dtype, attention="eager")
+        raise
 
 
 def _model_class(folder: Path, config: Any, trust_remote_code: bool) -> Any:

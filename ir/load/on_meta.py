@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 
+from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
+from ..core.quiet import quiet
+from ..core.weights import AbsentWeight, Weight
 
 _MAKERS = (torch.ones, torch.zeros, torch.full, torch.arange, torch.linspace, torch.eye)
 _SMALL_BYTES = 1 << 28
@@ -47,3 +51,36 @@ def drop_parameters(model: torch.nn.Module) -> None:
                 owner._parameters[key] = torch.nn.Parameter(
                     parameter.to("meta"), requires_grad=False
                 )
+
+
+def constructed(folder: Path, cls: Any, make: Callable[[], Any]) -> Any:
+    """The module that ``make`` builds by a folder's config, of class ``cls``, without parameters.
+
+    Raises ``BadInput``, with the error of the model's code as its cause, where it cannot.
+    """
+    try:
+        with quiet(), torch.no_grad(), EmptyOnMeta():
+            return make()
+    except BadInput as error:
+        raise BadInput(f"{folder}/config.json: {error}") from None
+    except Exception as error:
+        # A model's code meets the config's values unchecked, and raises errors of any kind.
+        raise BadInput(
+            f"{folder}: {cls.__name__} cannot be built from its config.json: "
+            f"{type(error).__name__}: {reason(error)}"
+        ) from error
+
+
+def reason(error: Exception) -> str:
+    """What an error says, in a line: the field, and in strict dataclasses why it is wrong."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = " ".join(lines[:2]) if lines and lines[0].endswith(":") else "".join(lines[:1])
+    return text or type(error).__name__
+
+
+def absent_weights(folder: Path, model: torch.nn.Module) -> dict[str, Weight]:
+    """A handle without numbers for each parameter: ``folder`` holds none."""
+    return {
+        name: AbsentWeight(name, tuple(p.shape), p.dtype, f"{folder} holds no weights")
+        for name, p in model.named_parameters(remove_duplicate=False)
+    }

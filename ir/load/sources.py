@@ -53,7 +53,7 @@ def load(
     if path is not None:
         return _entry(place, path, form)
     if max_bytes is not None:
-        return _cut(text, max_bytes)
+        return _cut(place, form, max_bytes)
     if part is not None and form not in ("folder", "hub"):
         raise BadInput(f"{text}: part is for the folders of encoder-decoders")
     if form == "zoo":
@@ -137,15 +137,14 @@ def _entry(folder: Path, name: str, form: str) -> View:
     return open_whole(folder, lambda: load_onnx(entry_path(folder, name)))
 
 
-def _cut(text: str, max_bytes: int) -> View:
+def _cut(path: Path, form: str, max_bytes: int) -> View:
     from .onnx_file import load_onnx
 
-    path = Path(text).expanduser()
-    if path.is_dir() and (path / "graphwright.json").is_file():
+    if form == "artifact":
         return open_whole(path, lambda: load_onnx(path / "model.onnx", max_bytes))
-    if path.suffix == ".onnx":
+    if form == "onnx":
         return load_onnx(path, max_bytes)
-    raise BadInput(f"{text}: max_bytes is for artifacts, which a run of optimize-model wrote")
+    raise BadInput(f"{path}: max_bytes is for artifacts, which a run of optimize-model wrote")
 
 
 # --- factories ----------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ that a model can be costed that no machine here could hold.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import torch
 from ..core.dims import shape_value, sizes_of
 from ..core.types import Type
 from ..core.view import NATIVE, Node, Value, View, is_value
+from ..core.weights import distinct_bytes
 from ..vocab import Macs, traits
 from .cache_slots import left_out
 from .recognize import Attention, Linear, Structure, recognize
@@ -91,8 +92,7 @@ def layer_macs(tokens: int, width: int, inner: int, *, gated: bool = True) -> in
 
 def weight_bytes(view: View) -> int:
     """Bytes of all weights and constants of the graph, shared ones once."""
-    sizes: dict[Hashable, int] = {w.key: w.nbytes for w in view.weights().values()}
-    return sum(sizes.values())
+    return distinct_bytes(view.weights().values())
 
 
 # --- multiply-accumulates ------------------------------------------------------------------------

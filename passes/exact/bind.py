@@ -14,6 +14,7 @@ from ...ir.core.errors import BadInput, near_misses
 from ...ir.core.types import Type
 from ...ir.core.view import NATIVE, Node, Value, View
 from ...ir.run.sweep import run_part
+from ...ir.structure.costs import weight_bytes
 from ...ir.vocab import traits
 from ...ir.vocab.builder import Builder
 from ..base import Context, Pass, PassResult, Site
@@ -44,7 +45,7 @@ class Bind(Pass):
         view = context.view
         bound = self._input(view)
         tensor, twin = self._tensor(view, bound), self._twin(view, bound)
-        before = _bytes(view)
+        before = weight_bytes(view)
         with view.made_by(self.name, context.step):
             if twin is None:
                 count = _compute(view, bound, tensor, context)
@@ -56,7 +57,7 @@ class Bind(Pass):
         context.edited()
         site = Site(
             name=self.input, kind="input", shape=tuple(tensor.shape), bytes_before=before,
-            bytes_after=_bytes(view), note=f"{count} nodes computed ahead",
+            bytes_after=weight_bytes(view), note=f"{count} nodes computed ahead",
         )  # fmt: skip
         twin_name = None if twin is None else _name(view, twin)
         return PassResult(sites=[site], narrowing=_narrowing(self.input, tensor, twin_name))
@@ -65,7 +66,7 @@ class Bind(Pass):
         bound = self._input(context.view)
         tensor = self._tensor(context.view, bound)
         self._twin(context.view, bound)
-        size = _bytes(context.view)
+        size = weight_bytes(context.view)
         site = Site(name=self.input, kind="input", shape=tuple(tensor.shape), bytes_before=size,
                     bytes_after=size, note="what leaves is known when it runs")  # fmt: skip
         return PassResult(sites=[site])
@@ -222,10 +223,6 @@ def _narrowing(name: str, tensor: torch.Tensor, twin: str | None) -> Narrowing:
         return whole
 
     return Narrowing(widen, narrow, outputs)
-
-
-def _bytes(view: View) -> int:
-    return sum({w.key: w.nbytes for w in view.weights().values()}.values())
 
 
 def _name(view: View, value: Value) -> str:
