@@ -50,11 +50,12 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
     graph = program.graph
+    homes = _homes(graph)
     for node in list(graph.nodes):
         if node.target in _CASTS:
             _settle_cast(graph, node)
         elif node.target in _SIZED:
-            _settle_size(graph, node)
+            _settle_size(graph, node, homes)
     return program
 
 
@@ -114,9 +115,8 @@ def _settle_cast(graph: Graph, node: Node) -> None:
     graph.erase_node(node)
 
 
-def _settle_size(graph: Graph, node: Node) -> None:
+def _settle_size(graph: Graph, node: Node, homes: _Homes) -> None:
     """flatten(x), expand_as(x, y) => reshape(x, sizes), expand(x, sizes)"""
-    homes = _homes(graph)
     sizes = [_size(node, factors, homes) for factors in _sizes(node)]
     with graph.inserting_before(node):
         new = graph.call_function(_SIZED[node.target], (node.args[0], sizes))  # type: ignore[index]

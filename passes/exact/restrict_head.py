@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -82,7 +83,7 @@ class RestrictHead(Pass):
                 f"restrict-head: there is no token {beyond}: {head.name} has rows 0 to "
                 f"{head.out_features - 1}"
             )
-        twice = next((i for i in ids if ids.count(i) > 1), None)
+        twice = next((i for i, times in Counter(ids).items() if times > 1), None)
         if twice is not None or not ids:
             raise BadInput(
                 f"restrict-head: the token {twice} is named twice" if ids else

@@ -83,9 +83,7 @@ class Vocabulary(Pass):
             raise BadInput(f"vocabulary: text={self.text}: not UTF-8: {error}") from None
         if not any(line.strip() for line in lines):
             raise BadInput(f"vocabulary: text={self.text}: empty: it holds no word to keep")
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        read = [encoding.ids for encoding in tokenizer.encode_batch(lines)]
+        read = _encoded(tokenizer, lines)
         configs = {name: _json(folder / name) for name in CONFIGS}
         special = special_ids(configs["config.json"]) | special_ids(configs[CONFIGS[1]])
         staying = closed(content, {i for ids in read for i in ids} | special)
@@ -101,9 +99,7 @@ class Vocabulary(Pass):
             if (folder / name).is_file():
                 (scratch.path / name).write_bytes((folder / name).read_bytes())
         smaller, _ = read_tokenizer(scratch.path, self.name)
-        smaller.no_truncation()
-        smaller.no_padding()
-        again = [[staying[i] for i in encoding.ids] for encoding in smaller.encode_batch(lines)]
+        again = [[staying[i] for i in ids] for ids in _encoded(smaller, lines)]
         if again != read:
             line = next(i for i, (a, b) in enumerate(zip(again, read, strict=True), 1) if a != b)
             raise BadInput(
@@ -156,6 +152,13 @@ class Vocabulary(Pass):
                 )
             )  # fmt: skip
         return sites
+
+
+def _encoded(tokenizer: Any, lines: list[str]) -> list[list[int]]:
+    """The tokens of each line, whole."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(lines)]
 
 
 def _is_blind(view: View, node: Any) -> bool:

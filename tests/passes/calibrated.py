@@ -23,3 +23,14 @@ def rel(a: Inputs, b: Inputs) -> float:
 
 def optimize(graph: View, recipe: str, inputs: Inputs) -> Any:
     return gw.optimize(graph, recipe, samples=[inputs], calibration=many())
+
+
+def correlated(tokens: int, width: int) -> torch.Tensor:
+    """Inputs of a linear whose columns hang together and differ in size."""
+    rng = torch.Generator().manual_seed(0)
+    mix = torch.eye(width) + 0.2 * torch.randn(width, width, generator=rng)
+    return torch.randn(tokens, width, generator=rng) * torch.logspace(-0.5, 0.5, width) @ mix
+
+
+def matrix(rows: int, columns: int) -> torch.Tensor:
+    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))

@@ -170,21 +170,19 @@ def _windows(
     """
     tokenizer.enable_truncation(length)
     least = request.fixed("input_ids", 1) or 2
-    parts, texts_of = [], {}
+    parts = []
     for text in texts[: request.samples * POOL]:
         encoded = tokenizer.encode(text)
-        parts.append([encoded, *encoded.overflowing])
-        for window in parts[-1]:
-            texts_of[id(window)] = text
+        parts.append([(window, text) for window in (encoded, *encoded.overflowing)])
     turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
-    windows = [e for e in turns if e is not None and len(e.ids) >= least]
+    windows = [pair for pair in turns if pair is not None and len(pair[0].ids) >= least]
     if not windows:
         raise BadInput(f"{request.spec}: empty: it holds no text of {least} tokens")
     if request.choose is not None:
         windows = windows[: request.samples * POOL]
-        shown = [_text_of(e, texts_of[id(e)]) for e in windows]
+        shown = [_text_of(*pair) for pair in windows]
         windows = [windows[i] for i in request.choose(shown, request.samples)]
-    return [e.ids for e in windows[: request.samples]]
+    return [window.ids for window, _ in windows[: request.samples]]
 
 
 def _text_of(window: Any, text: str) -> str:

@@ -30,22 +30,12 @@ from graphwright.passes.weights.quantizers import rtn
 from torch import Tensor
 
 from ...models import translated
-from ..calibrated import optimize, rel
+from ..calibrated import correlated, matrix, optimize, rel
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
 Inputs = dict[str, Tensor]
 RECIPE = "aqlm{rounds=1 beam=2}"
-
-
-def correlated(tokens: int, width: int) -> Tensor:
-    rng = torch.Generator().manual_seed(0)
-    mix = torch.eye(width) + 0.2 * torch.randn(width, width, generator=rng)
-    return torch.randn(tokens, width, generator=rng) * torch.logspace(-0.5, 0.5, width) @ mix
-
-
-def matrix(rows: int, columns: int) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
 
 
 def error(weight: Tensor, stored: Tensor, gram: Tensor) -> float:

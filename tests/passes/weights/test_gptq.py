@@ -18,22 +18,12 @@ from graphwright.passes.weights.gptq import GPTQ
 from graphwright.passes.weights.quantizers import rtn
 from torch import Tensor
 
-from ..calibrated import many, optimize, rel
+from ..calibrated import correlated, many, matrix, optimize, rel
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
 Inputs = dict[str, Tensor]
 FORMATS = [(4, 32, True), (3, 0, True), (2, 16, False), (8, 64, False)]
-
-
-def correlated(tokens: int, width: int) -> Tensor:
-    rng = torch.Generator().manual_seed(0)
-    mix = torch.eye(width) + 0.2 * torch.randn(width, width, generator=rng)
-    return torch.randn(tokens, width, generator=rng) * torch.logspace(-0.5, 0.5, width) @ mix
-
-
-def matrix(rows: int, columns: int) -> Tensor:
-    return torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
 
 
 def output_error(weight: Tensor, stored: Tensor, x: Tensor) -> float:
