@@ -31,6 +31,7 @@ from ..fx.view import FxView
 from ..structure.cache_slots import PAST_AXIS
 from .fake import Inputs, fake_meta
 from .functional import functional
+from .lean_export import lean_export
 from .original import ModuleOriginal, traced_call
 from .plain_call import bind, plain_call
 from .repeated_blocks import repeated_blocks
@@ -239,7 +240,7 @@ def _export(
     assumed = False
     while True:
         try:
-            with repeated_blocks(module):
+            with repeated_blocks(module), lean_export():
                 program = torch.export.export(
                     module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=assumed,
