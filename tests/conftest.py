@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from pathlib import Path
 
@@ -14,3 +15,9 @@ import graphwright.tools
 _CHECKOUT = str(Path(__file__).resolve().parents[1] / "tools")
 if _CHECKOUT not in graphwright.tools.__path__:
     graphwright.tools.__path__.append(_CHECKOUT)
+
+
+def pytest_collection_finish() -> None:
+    """Torch writes down each step of an export where its trace logger has a handler; pytest gives
+    one to every logger that does not propagate."""
+    logging.getLogger("torch.__trace").propagate = True
