@@ -10,6 +10,7 @@ import torch
 
 from ..ir.canonical.families import canonicalize
 from ..ir.core.errors import BadInput, NodeFailed
+from ..ir.core.heap import peak_rss_bytes
 from ..ir.core.view import View
 from ..ir.core.weights import Spool
 from ..ir.run.batches import check_batches, count_samples
@@ -22,7 +23,7 @@ from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from ..ir.structure.recognize import Structure, recognize
 from .base import REDEFINED, Context, Pass, PassResult
 from .checkpoint_store import CheckpointStore, remembered
-from .checks import CHECKED_BATCHES, check_bounds, peak_rss_bytes, require_change
+from .checks import CHECKED_BATCHES, check_bounds, require_change
 from .learning import Learning
 from .narrowing import Narrowing, narrowed
 from .original import prepare

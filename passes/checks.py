@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import resource
-import sys
 from collections.abc import Mapping, Sequence
 
 from ..ir.core.errors import BadInput, BoundExceeded, Missing
@@ -24,12 +22,6 @@ def as_recipe(recipe: str | Recipe | Pass | Sequence[Pass]) -> Recipe:
     if isinstance(recipe, str):
         return Recipe.parse(recipe)
     return Recipe.of(*([recipe] if isinstance(recipe, Pass) else recipe))
-
-
-def peak_rss_bytes() -> int:
-    """Peak resident memory of this process so far."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def check_needs(recipe: Recipe, *, calibrated: bool) -> None:

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.canonical.families import canonicalize
+from ..ir.core.heap import peak_rss_bytes
 from ..ir.core.view import View
 from ..ir.core.weights import SPOOLED_BYTES
 from ..ir.run.batches import count_samples
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from .base import Context, Pass, PassResult
-from .checks import CHECKED_BATCHES, as_recipe, check_packages, peak_rss_bytes, require_change
+from .checks import CHECKED_BATCHES, as_recipe, check_packages, require_change
 from .original import compressed_sites
 from .recipe import Recipe
 from .rules import check_order, remarks

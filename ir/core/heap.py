@@ -1,4 +1,5 @@
-"""Memory that was freed goes back to the system; and when Python looks for cycles in it."""
+"""This process's memory: how much it has, what goes back to the system, and when Python looks for
+cycles in it."""
 
 from __future__ import annotations
 
@@ -7,6 +8,8 @@ import ctypes
 import functools
 import gc
 import os
+import resource
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -71,3 +74,25 @@ def _own_bytes() -> int:
     except OSError:
         return 0
     return (int(resident) - int(shared)) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_rss_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    own = status_bytes("VmHWM")
+    if own is not None:
+        return own
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def status_bytes(field: str) -> int | None:
+    """A size that Linux tells of this process (``VmHWM``, ``VmRSS``); ``None`` elsewhere.
+
+    What ``getrusage`` tells would not do: a process inherits the peak of the one that started it.
+    """
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    sizes = (line.split()[1] for line in lines if line.startswith(f"{field}:"))
+    return next((1024 * int(size) for size in sizes), None)

@@ -14,13 +14,13 @@ from typing import Any, ClassVar
 import torch
 
 from ...ir.core.errors import BadInput, Missing
+from ...ir.core.heap import peak_rss_bytes, status_bytes
 from ...ir.core.scratch import Scratch
 from .latency import inputs_of
 from .subject import Subject
 from .task import EvalResult, Setting, Task
 
 PROCESSES = 3
-STATUS = Path("/proc/self/status")
 _CHILD = "from graphwright.tools.evaluate.memory import child; child()"
 
 
@@ -42,7 +42,7 @@ class Memory(Task):
 
     def check(self, subject: Subject, setting: Setting) -> None:
         super().check(subject, setting)
-        if not STATUS.is_file():
+        if status_bytes("VmHWM") is None:
             raise Missing("memory is read from /proc/self/status, which this system does not have")
         inputs_of(subject, setting)
 
@@ -104,11 +104,11 @@ def child() -> None:
     if backend.library:
         importlib.import_module(backend.library)
     inputs = torch.load(inputs_file, weights_only=True)
-    before = _status("VmRSS")
+    before = status_bytes("VmRSS") or 0
     source: Any = Path(target) if backend.runs_artifacts else load(target, cache=False)
     executable = compile_model(source, backend=name)
     executable(**{name: inputs[name] for name in executable.input_names if name in inputs})
-    peak = _status("VmHWM")
+    peak = peak_rss_bytes()
     print(json.dumps({"peak_bytes": peak, "model_bytes": max(0, peak - before)}))
 
 
@@ -116,11 +116,4 @@ def _peak_here(subject: Subject, inputs: dict[str, torch.Tensor]) -> float:
     """The peak of this process during one run. Writing 5 resets the kernel's high-water mark."""
     Path("/proc/self/clear_refs").write_text("5")
     subject.run(inputs)
-    return float(_status("VmHWM"))
-
-
-def _status(field: str) -> int:
-    """A field of ``/proc/self/status`` in bytes. ``ru_maxrss`` would not do: a child inherits the
-    parent's peak through fork and exec."""
-    lines = STATUS.read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
+    return float(peak_rss_bytes())

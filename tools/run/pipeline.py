@@ -22,7 +22,7 @@ from ...backends.genai import write_genai_config
 from ...backends.lowering import lowered, remarks
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
-from ...ir.core.heap import set_aside
+from ...ir.core.heap import peak_rss_bytes, set_aside
 from ...ir.core.view import View
 from ...ir.load.sources import castable_from, fingerprint, load
 from ...ir.onnx.view import OnnxView
@@ -32,7 +32,7 @@ from ...ir.vocab.targets import CPU, find_target
 from ...passes.base import Pass, PassResult
 from ...passes.checked_run import Result
 from ...passes.checkpoint_store import CheckpointStore, Under
-from ...passes.checks import check_needs, peak_rss_bytes
+from ...passes.checks import check_needs
 from ...passes.forecast import Plan, plan
 from ...passes.manager import optimize
 from ...passes.recipe import Recipe
