@@ -46,7 +46,7 @@ def fault(ended: Ended) -> str:
     lines = [line for line in ended.output.splitlines() if line.strip()]
     last = next((line for line in lines if "internal error" in line), lines[-1] if lines else "")
     if ended.status < 0:
-        why = f"more than {SECONDS:g} s" if ended.seconds > SECONDS else "a crash"
+        why = f"more than {SECONDS:g} s" if ended.late else "a crash"
         return f"signal {-ended.status}: {why}: {last}"
     if "internal error" in ended.output or "Traceback" in ended.output:
         return last
@@ -235,7 +235,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if case.fault:
                 console.print(Text(f"{case.kind}/{case.seed}: {ascii(case.fault)[:300]}"))
     console.print(table(cases))
-    console.print(f"within {SECONDS:g} s and {MEMORY >> 20} MiB each, seeds from {options.seed}")
+    bounds = f"{SECONDS:g} s of the processor and {MEMORY >> 20} MiB"
+    console.print(f"within {bounds} each, seeds from {options.seed}")
     return int(any(case.fault for case in cases))
 
 

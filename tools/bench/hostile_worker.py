@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import signal
@@ -16,6 +17,10 @@ from pathlib import Path
 from ...ir.core.scratch import sweep
 
 SECONDS = 60.0
+"""Of the processor, that a command may take: on a busy machine the clock says nothing of it."""
+PATIENCE = 5
+"""The clock may go on for so many times as long: what waits for ever takes no time of the
+processor."""
 MEMORY = 2 << 30
 """Bytes of address space that a command may add to what its imports took."""
 PAUSE = 0.005
@@ -29,8 +34,11 @@ class Ended:
     status: int
     output: str
     seconds: float
+    """Of the processor."""
     peak_rss: int
     """Bytes, those of the imports among them."""
+    late: bool = False
+    """Whether it was ended for its time."""
 
 
 def command(
@@ -57,7 +65,7 @@ def command(
 
 def forked(folder: Path, work: Callable[[], int]) -> Ended:
     """Call ``work`` in a child; its result is the status. What it prints is in ``output``."""
-    began = time.monotonic()
+    began, late = time.monotonic(), False
     child = os.fork()
     if child == 0:
         status = 1
@@ -72,12 +80,15 @@ def forked(folder: Path, work: Callable[[], int]) -> Ended:
         pid, wait_status, used = os.wait4(child, os.WNOHANG)
         if pid:
             break
-        if time.monotonic() - began > SECONDS:
+        if time.monotonic() - began > PATIENCE * SECONDS:
+            late = True
             os.kill(child, signal.SIGKILL)
         time.sleep(PAUSE)
+    status = os.waitstatus_to_exitcode(wait_status)
     output = (folder / OUTPUT).read_text(errors="replace")
-    seconds = time.monotonic() - began
-    return Ended(os.waitstatus_to_exitcode(wait_status), output, seconds, 1024 * used.ru_maxrss)
+    seconds = used.ru_utime + used.ru_stime
+    late = late or status == -signal.SIGXCPU
+    return Ended(status, output, seconds, 1024 * used.ru_maxrss, late)
 
 
 def _settle(folder: Path) -> None:
@@ -96,3 +107,5 @@ def _settle(folder: Path) -> None:
     most = pages * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    most = math.ceil(SECONDS)
+    resource.setrlimit(resource.RLIMIT_CPU, (most, most + 1))

@@ -63,7 +63,15 @@ def test_what_is_a_fault(status: int, output: str, start: str) -> None:
 def test_time_and_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hostile_worker, "SECONDS", 0.2)
     endless = forked(tmp_path, lambda: signal.pause() or 0)
-    assert endless.status == -signal.SIGKILL
+    assert endless.status == -signal.SIGKILL and endless.late
+
+    def busy() -> int:
+        while True:
+            pass
+
+    monkeypatch.setattr(hostile_worker, "PATIENCE", 1000)
+    turning = forked(tmp_path, busy)
+    assert turning.status == -signal.SIGXCPU and turning.late and turning.seconds > 0.5
 
     def large() -> int:
         try:
