@@ -19,6 +19,7 @@ from ..ir.core.values import numbers, to_numpy, to_value
 from ..ir.core.view import View
 from ..ir.load.entry_files import entry_path
 from ..ir.load.intact import check_files
+from ..ir.onnx.bounded_memory import bound_memory, run_options, why_short
 from ..ir.structure.cache_slots import ROWS_KEY, check_shared, slot_layers
 from ..ir.structure.pictured import check_pictured, read_prompt
 from ..ir.structure.words import head_tokens
@@ -48,13 +49,14 @@ class OnnxRuntimeExecutable:
     MB instead of 787): float sums then run in another order (1.5e-7 relative L2 in a 4-bit
     multiplication), and one that rounds activations to 8 bits (``accuracy_level=4``) has no such
     kernel without repacking, and computes in float32 (5e-3 apart). ``instead`` is a model to load
-    in the place of the file's, whose weights lie where the file says. Raises ``BadInput`` where the
-    runtime cannot load the file, and ``Missing`` where it cannot use the device.
+    in the place of the file's, whose weights lie where the file says. A ``bounded`` session takes
+    no more memory than this machine has: see ``ir.onnx.bounded_memory``. Raises ``BadInput`` where
+    the runtime cannot load the file, and ``Missing`` where it cannot use the device.
     """
 
     def __init__(
         self, path: Path, *, device: str, optimize: bool, threads: int | None, lean: bool = False,
-        instead: bytes | None = None,
+        instead: bytes | None = None, bounded: bool = False,
     ) -> None:  # fmt: skip
         import onnxruntime as ort
 
@@ -74,6 +76,9 @@ class OnnxRuntimeExecutable:
             options.enable_cpu_mem_arena = False
             options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if bounded:
+            bound_memory(options)
+        self._run_options = run_options() if bounded else None
         self._device = device
         providers = _providers(device)
         try:
@@ -133,7 +138,7 @@ class OnnxRuntimeExecutable:
         if self._device == "cuda":
             # The session has a stream of its own, which does not wait for torch's.
             torch.cuda.current_stream().synchronize()
-        self._run(lambda: self._session.run_with_iobinding(binding))
+        self._run(lambda: self._session.run_with_iobinding(binding, self._run_options))
         binding.synchronize_outputs()
         values = binding.get_outputs()
         return {name: _tensor(v) for name, v in zip(self._outputs, values, strict=True)}
@@ -161,11 +166,13 @@ class OnnxRuntimeExecutable:
         except Exception as error:
             if not _is_the_runtimes(error):
                 raise
-            raise BadInput(f"ONNX Runtime fails on these inputs: {_line(error)}") from error
+            reason = why_short(str(error)) or _line(error)
+            raise BadInput(f"ONNX Runtime fails on these inputs: {reason}") from error
 
     def _numbers(self, inputs: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """The outputs of a graph that gives strings, sequences or maps: see ``ir.core.values``."""
-        outputs = self._session.run(None, {name: to_numpy(t) for name, t in inputs.items()})
+        feeds = {name: to_numpy(t) for name, t in inputs.items()}
+        outputs = self._session.run(None, feeds, self._run_options)
         return {n: numbers(to_value(x)) for n, x in zip(self._outputs, outputs, strict=True)}
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:

@@ -50,8 +50,9 @@ class OnnxOriginal:
     def start(self, watched: Collection[str] = ()) -> Run:
         instead = self._showing(watched) if watched else None
         executable = OnnxRuntimeExecutable(
-            self.path, device="cpu", optimize=False, threads=None, lean=self.lean, instead=instead
-        )
+            self.path, device="cpu", optimize=False, threads=None, lean=self.lean, instead=instead,
+            bounded=True,
+        )  # fmt: skip
 
         def run(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
             outputs = executable(**inputs)

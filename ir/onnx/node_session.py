@@ -15,9 +15,11 @@ import onnx_ir
 import torch
 from onnx_ir.tensor_adapters import from_torch_dtype, to_torch_dtype
 
+from ..core.errors import BadInput
 from ..core.values import to_numpy, to_value
+from .bounded_memory import bound_memory, run_options, why_short
 from .node_model import initializer, node_model
-from .parts import captured, is_untyped_constant
+from .parts import captured, has_subgraph, is_untyped_constant
 from .trips import is_open, run_watched
 
 CONSTANT_BYTES = 1 << 26
@@ -76,12 +78,13 @@ def session(
     for value, dtype in carried.items():
         _cast_input(proto.graph, str(value.name), dtype)
     threads = 0 if node.op_type in _BY_THREAD else 1
-    session = _start(proto, threads)
+    bounded = has_subgraph(node)  # else what it takes is told before: see ``bounds``
+    session = _start(proto, threads, bounded)
     outputs = [_DTYPES.get(o.type) for o in session.get_outputs()]
     narrow = {i: d for i, d in enumerate(outputs) if d is not None and d in _CARRIERS}
     for index, dtype in narrow.items():
         _cast_output(proto.graph, index, _CARRIERS[dtype])
-    session = _start(proto, threads) if narrow else session
+    session = _start(proto, threads, bounded) if narrow else session
     watched = is_open(node)
 
     def run(feeds: Feeds) -> list[Any]:
@@ -89,7 +92,15 @@ def session(
             f"{v.name}{_CARRIED if v in carried else ''}": _fed(feeds[v], v in carried)
             for v in varying
         }
-        results = run_watched(session, inputs, node) if watched else session.run(None, inputs)
+        options = run_options() if bounded else None
+        try:
+            results = run_watched(session, inputs, node, options) if watched \
+                else session.run(None, inputs, options)  # fmt: skip
+        except Exception as error:  # the runtime's errors share no base
+            short = why_short(str(error)) if bounded else ""
+            if short:
+                raise BadInput(f"in {node.name} ({node.op_type}): {short}") from error
+            raise
         return [_to_tensor(r, d) for r, d in zip(results, outputs, strict=True)]
 
     return run
@@ -134,7 +145,7 @@ def session_with_constants(model: onnx_ir.Model, node: onnx_ir.Node, feeds: Feed
     return session(model, node, feeds, stored)
 
 
-def _start(proto: Any, threads: int = 1) -> Any:
+def _start(proto: Any, threads: int = 1, bounded: bool = False) -> Any:
     """A session of that many threads, of as many as the runtime likes where it is 0."""
     import onnxruntime
 
@@ -144,6 +155,8 @@ def _start(proto: Any, threads: int = 1) -> Any:
     options.enable_cpu_mem_arena = False
     level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.graph_optimization_level = level
+    if bounded:
+        bound_memory(options)
     return onnxruntime.InferenceSession(
         proto.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )

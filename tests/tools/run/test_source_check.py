@@ -417,6 +417,30 @@ def test_what_fits_into_no_memory_is_not_run_by_the_source_either(
             gw.optimize(graph, "clean{optional=true}")
 
 
+def test_sizes_that_a_file_computes_take_no_more_than_there_is(tmp_path: Path) -> None:
+    """From a shape, and in a branch: by ONNX Runtime as the source, and as what runs a node."""
+    big = node("ConstantOfShape", ["size"], ["z"], "big")
+    summed = [node("ReduceSum", ["z"], ["r"], keepdims=0), node("Add", ["x", "r"], ["y"])]
+    shaped = [
+        node("Shape", ["x"], ["s"], end=1), node("Mul", ["s", "many"], ["size"]), big, *summed
+    ]  # fmt: skip
+    out = helper.make_tensor_value_info("z", TensorProto.FLOAT, None)
+    branch = helper.make_graph([big], "b", [], [out])
+    other = helper.make_graph([node("Neg", ["x"], ["z"])], "c", [], [out])
+    branched = [
+        node("ReduceMax", ["x"], ["m"], keepdims=0), node("Less", ["m", "far"], ["c"]),
+        node("Identity", ["many"], ["size"]),
+        node("If", ["c"], ["z"], "choose", then_branch=branch, else_branch=other), *summed,
+    ]  # fmt: skip
+    tensors = [whole("many", 1 << 36), whole("far", 1 << 30, dtype=np.float32)]
+    far = r"big \(ConstantOfShape\): its result would take \d{3}\.\d GB of memory"
+    cases = {"ONNX Runtime fails on these inputs": shaped, r"in choose \(If\)": branched}
+    for where, nodes in cases.items():
+        graph = gw.load(file(tmp_path, nodes, tensors, ("n", 4)))
+        with pytest.raises(BadInput, match=f"{where}: {far}"):
+            gw.optimize(graph, "clean{optional=true}")
+
+
 def test_a_graph_that_was_edited_is_held_against_nothing() -> None:
     graph = gw.trace(*net())
     first = gw.optimize(graph, "quantize{bits=4 group=32}")
