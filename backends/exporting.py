@@ -81,8 +81,7 @@ def _run(
     sample = (samples or graph.source.samples or [sample_inputs(graph)])[:1]
     batches = checkable(folder, sample)
     judge = Judge(graph, batches, Reference(graph, batches, Truth()))
-    outcome = check_artifact(folder, graph, judge)
-    return {"optimized": outcome.optimized.to_dict(), "unoptimized": outcome.unoptimized.to_dict()}
+    return check_artifact(folder, graph, judge).to_dict()
 
 
 def _bare_manifest(graph: View) -> dict[str, Any]:

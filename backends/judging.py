@@ -18,6 +18,8 @@ from ..ir.run.unrounded import chooses, unrounded
 from ..ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
 from ..ir.structure.cache_slots import answers, has_cache, next_step
 from .artifact import MODEL_FILE, model_bytes, rows_begin
+from .base import Executable
+from .optimization import float_twin, optimization_alone
 from .original import REPACKED_BYTES, ROUNDED_BYTES, must_repack
 from .registry import DEFAULT, compile
 from .unrounded import unrounded_file
@@ -42,6 +44,15 @@ class Checked:
     from rounding activations as it does for a user."""
     widened: bool
     """Whether float32 was run in the place of bfloat16: see ``widened``."""
+    optimization: Difference | None
+    """How far the runtime's optimisation alone moves the worst output, in float32 and without
+    rounding; ``None`` where that is not another run, or cannot be made: see ``float_twin``."""
+
+    def to_dict(self) -> dict[str, dict[str, float]]:
+        """The errors, as the manifest holds them."""
+        runs = {"optimized": self.optimized, "unoptimized": self.unoptimized}
+        alone = {} if self.optimization is None else {"optimization": self.optimization}
+        return {name: error.to_dict() for name, error in (runs | alone).items()}
 
 
 class Judge:
@@ -77,6 +88,11 @@ class Judge:
     def rounds(self) -> bool:
         """Whether ``plain`` is another graph than the one that was given."""
         return self.plain is not self.graph
+
+    @property
+    def coarse(self) -> bool:
+        """Whether two sound runs of ``plain`` may differ by more than float32 rounds."""
+        return self._rule.coarse
 
     def judge(self, actual: Sequence[Outputs], what: str, advice: str) -> Difference:
         """The worst difference of a run of ``plain`` on ``inputs`` from it.
@@ -224,6 +240,17 @@ def check_artifact(
     )
     actual = [executable(**inputs) for inputs in judge.inputs]
     unoptimized = judge.judge(actual, f"{runtime} (graph optimisation off)", advice)
-    del actual, executable
+    del executable
     give_back()
-    return Checked(optimized, unoptimized, prepacked, outputs, twin is not None)
+    alone = None
+    exact = plain if instead is None else None
+    if judge.coarse:
+        exact, actual = float_twin(path) if size <= ROUNDED_BYTES else None, []
+    if exact is not None and device == "cpu":
+        progress("running the artifact, nothing rounded", 0, 1)
+
+        def open_exact(model: bytes, optimize: bool) -> Executable:
+            return open_session(optimize=optimize, lean=True, instead=model)
+
+        alone = optimization_alone(exact, judge.inputs, open_exact, runtime, actual)
+    return Checked(optimized, unoptimized, prepacked, outputs, twin is not None, alone)

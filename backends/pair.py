@@ -16,10 +16,8 @@ from ..ir.run.truth import Reference, Truth
 from ..ir.structure.costs import weight_bytes
 from . import data_file
 from .artifact import MANIFEST_FILE, PAIR_FILES, check_target, copy_side_files, publish
-from .judging import Judge
+from .judging import Judge, check_artifact
 from .lowering import lowered
-from .registry import DEFAULT, compile
-from .unrounded import unrounded_file
 
 
 def export_pair(parts: Mapping[str, View], out: str | Path, *, force: bool = False) -> Path:
@@ -56,10 +54,5 @@ def _write(view: View, path: Path) -> int:
     data_file.save(model, path, f"{path.name}.data", lambda *_: None)
     batches = [sample_inputs(view)]
     judge = Judge(view, batches, Reference(view, batches, Truth()))
-    plain = unrounded_file(path) if judge.rounds else None
-    for mode, judged, instead in (("on", judge.judge_rounded, None), ("off", judge.judge, plain)):
-        run = compile(path, backend=DEFAULT, optimize=mode == "on", instead=instead)
-        what = f"{path.name} in ONNX Runtime (graph optimisation {mode})"
-        actual = [run(**inputs) for inputs in judge.inputs]
-        judged(actual, what, "Update onnxruntime, or report the model")
+    check_artifact(path.parent, view, judge, file=path.name)
     return weight_bytes(view)

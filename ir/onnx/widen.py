@@ -1,4 +1,4 @@
-"""bfloat16 as float32, for a runtime that has no kernels for bfloat16."""
+"""A half type as float32, for a runtime that has no kernels for it, or to see what it hides."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ from .builder import OnnxBuilder
 from .parts import Place, set_dtype
 from .view import OnnxView
 
-_NARROW, _WIDE = onnx_ir.DataType.BFLOAT16, onnx_ir.DataType.FLOAT
+_WIDE = onnx_ir.DataType.FLOAT
 _DTYPE_ATTRIBUTES = frozenset({"to", "dtype", "output_dtype"})
 """Attributes by which native ops and ours name a dtype."""
 CAST_BYTES = 1 << 12
-"""Larger bfloat16 weights keep their width in the file and are cast in the graph. The runtime folds
+"""Larger weights keep their width in the file and are cast in the graph. The runtime folds
 the cast when it loads: 0.8 s for a table of 151,936 x 896, where twice the bytes take 0.5 s."""
 
 
-def widen(view: OnnxView) -> int:
-    """Compute in float32 what the graph computes in bfloat16, in place; the number of values.
+def widen(view: OnnxView, half: onnx_ir.DataType = onnx_ir.DataType.BFLOAT16) -> int:
+    """Compute in float32 what the graph computes in ``half``, in place; the number of values.
 
     Inputs and outputs become float32 with it, and weights: small ones as they are stored, others by
     a cast. Every bfloat16 number is one of float32, so weights keep their values, and results are
     nearer to the exact ones. ONNX Runtime 1.31.1 has no bfloat16 MatMul on the CPU, and most
     published checkpoints are bfloat16.
     """
-    narrow = [v for v in view.model.graph.initializers.values() if _stays_narrow(v)]
+    narrow = [v for v in view.model.graph.initializers.values() if _stays_narrow(v, half)]
     kept = {value for weight in narrow for value in _cast_behind(view, weight)}
     count = 0
     for graph in view.model.graphs():
         outputs = (value for node in graph for value in node.outputs)
         for value in itertools.chain(graph.inputs, graph.initializers.values(), outputs):
-            count += value not in kept and _widen_value(view, value)
+            count += value not in kept and _widen_value(view, value, half)
         for node in graph:
-            _widen_attributes(node)
+            _widen_attributes(node, half)
     return count
 
 
-def _stays_narrow(weight: onnx_ir.Value) -> bool:
+def _stays_narrow(weight: onnx_ir.Value, half: onnx_ir.DataType) -> bool:
     tensor = weight.const_value
-    if tensor is None or tensor.dtype != _NARROW or tensor.nbytes <= CAST_BYTES:
+    if tensor is None or tensor.dtype != half or tensor.nbytes <= CAST_BYTES:
         return False
     # Ops of ours write their own operands out, and may want to see the tensor itself.
     ours = any(node.domain == DOMAIN and node.op_type != "linear" for node, _ in weight.uses())
@@ -54,7 +54,7 @@ def _stays_narrow(weight: onnx_ir.Value) -> bool:
 
 def _cast_behind(view: OnnxView, weight: onnx_ir.Value) -> list[onnx_ir.Value]:
     """Cast a weight for those who use it, but rows that are gathered from it only then; what stays
-    bfloat16."""
+    as it is."""
     uses = list(weight.uses())
     gathers = [node for node, index in uses if (node.op_type, node.domain, index) == _GATHERED]
     others = [(node, index) for node, index in uses if node not in gathers]
@@ -75,23 +75,23 @@ def _cast(view: OnnxView, value: onnx_ir.Value, before: Place) -> onnx_ir.Value:
     return OnnxBuilder(view, before).cast(value, dtype=DTYPES["f32"])
 
 
-def _widen_value(view: OnnxView, value: onnx_ir.Value) -> bool:
+def _widen_value(view: OnnxView, value: onnx_ir.Value, half: onnx_ir.DataType) -> bool:
     tensor = value.const_value
-    stored = tensor is not None and tensor.dtype == _NARROW
+    stored = tensor is not None and tensor.dtype == half
     if stored:
         weight = view.weight(value)
         assert weight is not None
         value.const_value = tensor_of(CastWeight(weight, DTYPES["f32"]), str(value.name))
-    if stored or value.dtype == _NARROW:
+    if stored or value.dtype == half:
         set_dtype(value, _WIDE)
         return True
     return False
 
 
-def _widen_attributes(node: onnx_ir.Node) -> None:
+def _widen_attributes(node: onnx_ir.Node, half: onnx_ir.DataType) -> None:
     for name, attr in list(node.attributes.items()):
-        if attr.type == onnx_ir.AttributeType.TENSOR and attr.value.dtype == _NARROW:
+        if attr.type == onnx_ir.AttributeType.TENSOR and attr.value.dtype == half:
             wide = onnx_ir.Tensor(attr.value.numpy().astype(np.float32))
             node.attributes[name] = onnx_ir.AttrTensor(name, wide)
-        elif name in _DTYPE_ATTRIBUTES and attr.value == _NARROW:
+        elif name in _DTYPE_ATTRIBUTES and attr.value == half:
             node.attributes[name] = onnx_ir.AttrInt64(name, int(_WIDE))

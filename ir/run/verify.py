@@ -215,7 +215,7 @@ def _dtypes(view: View) -> set[torch.dtype]:
     return {torch.float32} | {dtype for dtype in dtypes if dtype is not None}
 
 
-_ROUNDING = re.compile(r"(?<!De)Quantize(?!d)|QLinear|QGemm|QAttention|Integer")
+ROUNDING_OPS = re.compile(r"(?<!De)Quantize(?!d)|QLinear|QGemm|QAttention|Integer")
 """In the names of ONNX ops that round to 8 bits what is computed."""
 
 
@@ -240,7 +240,7 @@ def _is_coded(view: View, node: Node) -> bool:
 
 def _rounds_natively(view: View) -> bool:
     """By ops of ONNX's own, which the runtime's optimisation joins to integer arithmetic."""
-    rounding = (n for n in view.nodes() if _ROUNDING.search(view.native_op(n)))
+    rounding = (n for n in view.nodes() if ROUNDING_OPS.search(view.native_op(n)))
     return any(view.weight(a) is None for node in rounding for a in view.arguments(node)[:1])
 
 

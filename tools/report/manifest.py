@@ -399,6 +399,10 @@ class RuntimeEntry(Entry):
     unoptimized: ErrorEntry | None
     """With it off; null where it was not run. Neither it nor the graph that it is compared with
     rounds activations, where linears do by `accuracy_level=4`."""
+    optimization: ErrorEntry | None = None
+    """With it on against with it off, both in float32 and without rounding: what the optimisation
+    alone changes. Absent where the two above are that already, and of more than 512 MB; or where
+    the rounding cannot be left out."""
 
     @property
     def backends(self) -> dict[str, ErrorEntry]:

@@ -172,6 +172,8 @@ def runs(checks: VerificationEntry) -> Iterator[tuple[str, ErrorEntry | None]]:
     runtime = checks.runtime
     yield f"ONNX Runtime, optimisation on{_unpacked(checks)}", runtime.optimized
     yield "ONNX Runtime, optimisation off", runtime.unoptimized
+    if runtime.optimization is not None:
+        yield "ONNX Runtime, on against off, nothing rounded", runtime.optimization
     yield from runtime.backends.items()
 
 

@@ -73,8 +73,8 @@ def verify(
     reference = Reference(source, batches, result.truth if same else Truth())
     judge = Judge(result.graph, batches, reference, result.outputs[0] if same else None)
     outcome = check_artifact(folder, result.graph, judge, device=device, progress=progress)
-    checks.runtime.optimized = ErrorEntry(**outcome.optimized.to_dict())
-    checks.runtime.unoptimized = ErrorEntry(**outcome.unoptimized.to_dict())
+    for name, figures in outcome.to_dict().items():
+        setattr(checks.runtime, name, ErrorEntry(**figures))
     checks.prepacked = outcome.prepacked
     outputs = outcome.outputs or [answers(row) for row in result.outputs]
     errors = worst_of(reference.outputs[: len(outputs)], outputs, shortened=True)

@@ -273,6 +273,7 @@ def test_a_bound_leaves_the_older_artifact(workplace: Path, command: Any) -> Non
     [
         ({True: 1.01, False: 1.01}, "(graph optimisation off): the output output is 0.01 (relat"),
         ({True: 1.05, False: 1.0}, "without the rounding of activations to 8 bits, which moves it"),
+        ({True: 1.001, False: 1.0}, "alone moves the output output by 0.001 (relative L2; bound 0"),
     ],
 )
 def test_a_runtime_that_computes_something_else(

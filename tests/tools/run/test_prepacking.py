@@ -30,7 +30,7 @@ def test_a_large_artifact_is_checked_as_it_will_run_or_the_manifest_says_not(
     whole = judging.compile
 
     def noting(*args: Any, **options: Any) -> Any:
-        lean[options["optimize"]] = options["lean"]
+        lean.setdefault(options["optimize"], options["lean"])  # a third run is lean in any case
         return whole(*args, **options)
 
     monkeypatch.setattr(judging, "compile", noting)
