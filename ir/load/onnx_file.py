@@ -125,6 +125,9 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
     opset = model.opset_imports[""]
     if opset >= MIN_OPSET:
         return model
+    if _means_the_same(model, opset):
+        model.opset_imports[""] = MIN_OPSET
+        return model
     from onnxscript import version_converter
 
     advice = (
@@ -149,6 +152,21 @@ def _modern(model: onnx_ir.Model, path: Path) -> onnx_ir.Model:
     if changed:  # as that of Scan before opset 9, which takes a batch
         raise BadInput(f"{path}: {advice} (it would change the shape of {changed[0]!r})")
     return model
+
+
+def _means_the_same(model: onnx_ir.Model, opset: int) -> bool:
+    """Whether no op of the model has changed from that opset to ``MIN_OPSET``: a conversion, which
+    goes through the model twice and in C, would change no node."""
+    from onnx import defs
+
+    if model.functions:  # which have opsets of their own
+        return False
+    nodes = itertools.chain.from_iterable(model.graphs())
+    ops = {node.op_type for node in nodes if node.domain == ""}
+    try:
+        return all(defs.get_schema(op, MIN_OPSET).since_version <= opset for op in ops)
+    except defs.SchemaError:  # one that there is no more
+        return False
 
 
 def _ranks(model: onnx_ir.Model) -> dict[str, int]:

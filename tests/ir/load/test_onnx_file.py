@@ -28,6 +28,7 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.vocab import spec
 from onnx import TensorProto, helper, numpy_helper
+from onnxscript import version_converter
 
 node = helper.make_node
 
@@ -100,6 +101,27 @@ def test_the_runtimes_layer_norm_in_opsets_that_have_none(opset: int, tmp_path: 
     path = save(tmp_path / "m.onnx", nodes, [W, const("s", _numbers(6))], opset=opset)
     view = check(path, x=_numbers(3, 6))
     assert [view.op(n) for n in view.nodes()] == ["layer_norm", "matmul"]
+
+
+def test_an_old_file_is_converted_where_an_op_has_changed_since(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Softmax joined all dimensions from its axis on until opset 13; MatMul and Relu are old."""
+    converted = []
+    whole = version_converter.convert_version
+
+    def convert(model: Any, **how: Any) -> Any:
+        converted.append(model)
+        return whole(model, **how)
+
+    monkeypatch.setattr(version_converter, "convert_version", convert)
+    nodes = [node("Relu", ["x"], ["t"]), node("MatMul", ["t", "w"], ["y"])]
+    check(save(tmp_path / "same.onnx", nodes, [W], opset=14), x=_numbers(3, 6))
+    assert not converted
+    flat = [node("Softmax", ["x"], ["t"], axis=1), node("MatMul", ["t", "w"], ["y"])]
+    path = save(tmp_path / "other.onnx", flat, [W], opset=12, x=("b", "s", 6))
+    check(path, x=_numbers(3, 2, 6))
+    assert converted
 
 
 def test_a_default_that_a_caller_may_override_is_no_constant(
