@@ -12,7 +12,7 @@ import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -108,7 +108,9 @@ def write(folder: Path | str, manifest: Manifest) -> Path:
     return path
 
 
+@cache
 def _environment() -> jinja2.Environment:
+    """Made once: it holds the compiled templates, of which a search writes many pages."""
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader([Path(__file__).parent, TEMPLATES]),
         autoescape=True,
