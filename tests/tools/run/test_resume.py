@@ -5,9 +5,10 @@ from __future__ import annotations
 import errno
 import importlib
 import json
+import multiprocessing
+import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ from graphwright.ir.core.errors import BadInput, DiskFull
 from graphwright.ir.core.weights import FileWeight, MemoryWeight, Spool
 from graphwright.passes.checkpoint_store import Under, remembered, settled
 from graphwright.passes.recipe import Recipe
+from graphwright.tools.evaluate.task import silent
 from graphwright.tools.report import manifest
 from graphwright.tools.run import pipeline
 from graphwright.tools.run.resume import FolderStore, remembering
@@ -29,41 +31,47 @@ RECIPE = (
     "hqq{bits=3 group=16 kinds=[q k v o]},bitstack{blocks=2 rank=2 kinds=[gate up down]},"
     "drop-blocks{count=1},eora{rank=3}"
 )
-SCRIPT = """
-# Runs a recipe and kills the process at the call of a function that is given.
-import importlib, os, signal, sys
-from pathlib import Path
-
-from graphwright.passes.recipe import Recipe
-from graphwright.tools.run import pipeline
-
-module, name, at, model, recipe, *options = sys.argv[1:]
-home = importlib.import_module(module)
-inner, calls = getattr(home, name), []
 
 
-def dying(*arguments, **named):
-    calls.append(1)
-    if len(calls) == int(at):
-        os.kill(os.getpid(), signal.SIGKILL)
-    return inner(*arguments, **named)
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """A forked process has no threads of this one, and the number of them is in EoRA's bytes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
-setattr(home, name, dying)
-request = pipeline.Request(
-    model, Recipe.parse(recipe), Path("out"), calibration="data.jsonl", calibration_length=24,
-    resume="--resume" in options,
-)
-pipeline.run(request, lambda *step: None)
-"""
-
-
-def killed(work: Path, model: Path, function: str, at: int, *options: str) -> None:
-    """Run until the function is called for the ``at``-th time."""
+def killed(model: Path, function: str, at: int) -> None:
+    """Go on with the run in a process of its own, until the function is called for the ``at``-th
+    time: that kills the process."""
     module, _, name = function.rpartition(".")
-    command = [sys.executable, "run.py", module, name, str(at), str(model), RECIPE, *options]
-    done = subprocess.run(command, cwd=work, capture_output=True, text=True, check=False)
-    assert done.returncode == -signal.SIGKILL, done.stderr
+    home = importlib.import_module(module)
+    inner, calls = getattr(home, name), []
+
+    def dying(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return inner(*arguments, **options)
+
+    def run() -> None:
+        setattr(home, name, dying)
+        pipeline.run(request(model, "out", resume=True), silent)
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+def request(
+    model: Path, out: str, recipe: str = RECIPE, *, resume: bool = False
+) -> pipeline.Request:
+    return pipeline.Request(
+        str(model), Recipe.parse(recipe), Path(out), calibration="data.jsonl",
+        calibration_length=24, resume=resume,
+    )  # fmt: skip
 
 
 def finished(
@@ -77,11 +85,7 @@ def finished(
             module, _, name = function.rpartition(".")
             home = importlib.import_module(module)
             patch.setattr(home, name, _counting(getattr(home, name), calls, function, stop))
-        request = pipeline.Request(
-            str(model), Recipe.parse(recipe), Path(out), calibration="data.jsonl",
-            calibration_length=24, resume=resume,
-        )  # fmt: skip
-        pipeline.run(request, lambda *step: None)
+        pipeline.run(request(model, out, recipe, resume=resume), silent)
     return calls
 
 
@@ -101,6 +105,7 @@ HQQ, STACK, SCORE, FIT = SLOW = (
 )  # fmt: skip
 
 
+@pytest.mark.usefixtures("one_thread")
 def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     tmp_path: Path, language_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,12 +113,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(
     lines = [json.dumps({"text": f"{i} is the number of this line of plain text. " * 9})
              for i in range(6)]  # fmt: skip
     Path("data.jsonl").write_text("\n".join(lines))
-    Path("run.py").write_text(SCRIPT)
     folder = Path("out.partial")
     with pytest.raises(KeyboardInterrupt):
         finished(language_model, "out", stop=(HQQ, 3))
     assert len(list(folder.glob("*.result"))) == 3  # the source's outputs, two matrices
-    killed(tmp_path, language_model, FIT, 3, "--resume")
+    killed(language_model, FIT, 3)
     assert not Path("out").exists() and not list(folder.glob("*.new"))
 
     (folder / "lock").unlink()  # of the process that was killed
