@@ -55,7 +55,8 @@ def why_short(message: str) -> str:
     short = _SHORT.search(message)
     if short is None:
         return ""
+    node = f"{short['name']} ({short['op']})" if short["name"] else short["op"]
     return (
-        f"{short['name']} ({short['op']}): its result would take {int(short['bytes']) / 1e9:.1f} "
+        f"{node}: its result would take {int(short['bytes']) / 1e9:.1f} "
         "GB of memory, more than this machine had left to give"
     )

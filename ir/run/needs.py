@@ -89,6 +89,8 @@ class Needs:
         elif op == "split":
             sizes, dim = view.attrs(node)["sizes"], view.attrs(node)["dim"]
             yield self.key(operands[0], dim), sum(sizes) if len(sizes) > 1 else UNKNOWN_DIM
+        elif op == "squeeze":
+            yield from ((self.key(operands[0], dim), 1) for dim in view.attrs(node)["dims"])
         elif op == "reshape":
             yield from self._reshape(operands)
         elif op == "where" or spec(op).infer in (elementwise, comparison):

@@ -92,6 +92,9 @@ input %k: f32[4, 3, h]
         "input %x: f32[e, n, 8]\nweight @w: f32[3, 8, 4]\n%y: f32[3, n, 4] = matmul(%x, @w)\n",
         (3, 12, 8),
     ),
+    "a dimension that goes": (
+        "input %x: f32[b, e, n]\n%y: f32[b, n] = squeeze(%x) {dims = (1)}\n", (2, 1, 7)
+    ),
     "a sum": ("input %x: f32[b, n]\nweight @w: f32[9]\n%y: f32[b, 9] = add(%x, @w)\n", (2, 9)),
     "rows of a shape": (
         "input %x: f32[b, n]\n%y: f32[b, m, 5] = reshape(%x, 0, -1, 5)\n", (2, 15),
