@@ -96,11 +96,10 @@ def _leave_exact(node: onnx_ir.Node) -> None:
     quantize = None if codes is None else codes.producer()
     if quantize is None or quantize.op_type != "QuantizeLinear":
         return
-    result, exact = node.outputs[0], quantize.inputs[0]
-    if result.is_graph_output() or exact is None:
-        return
-    result.replace_all_uses_with(exact)
-    for dead in (node, quantize):
-        if not any(v.uses() or v.is_graph_output() for v in dead.outputs):
-            assert isinstance(dead.graph, onnx_ir.Graph)
-            dead.graph.remove(dead, safe=True)
+    node.op_type = "Identity"
+    node.attributes.clear()
+    node.resize_inputs(1)
+    node.replace_input_with(0, quantize.inputs[0])
+    if not quantize.outputs[0].uses() and not quantize.outputs[0].is_graph_output():
+        assert isinstance(quantize.graph, onnx_ir.Graph)
+        quantize.graph.remove(quantize, safe=True)
