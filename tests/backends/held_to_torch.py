@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 
 import onnx_ir
 import onnxruntime
-import pytest
 import torch
 
 TOLERANCE = 2e-5
@@ -37,36 +36,49 @@ def run(
     return runner(model, optimize=optimize)(inputs)
 
 
-class Attention(torch.nn.Module):
-    def __init__(self, causal: bool, grouped: bool) -> None:
-        super().__init__()
-        self.causal, self.grouped = causal, grouped
+MASKS = {
+    "none": None, "causal": None, "bool": "pairs", "bool-keys-only": "keys", "float": "added",
+}  # fmt: skip
+"""Kinds of attention, and the input that masks each."""
+GROUPED = ("causal", "bool-keys-only", "float")
+"""Those whose heads share keys."""
+
+
+class Attentions(torch.nn.Module):
+    """An attention of each kind, in their order, of one ``q``, ``k`` and ``v``."""
 
     def forward(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        return torch.nn.functional.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=self.causal, enable_gqa=self.grouped
-        )
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, pairs: torch.Tensor,
+        keys: torch.Tensor, added: torch.Tensor,
+    ) -> tuple[torch.Tensor, ...]:  # fmt: skip
+        masks = {"pairs": pairs, "keys": keys, "added": added}
+
+        def attend(kind: str, heads: int) -> torch.Tensor:
+            return torch.nn.functional.scaled_dot_product_attention(
+                q, k[:, :heads], v[:, :heads], attn_mask=masks.get(MASKS[kind] or ""),
+                is_causal=kind == "causal", enable_gqa=kind in GROUPED,
+            )  # fmt: skip
+
+        return tuple(attend(kind, 2 if kind in GROUPED else 4) for kind in MASKS)
 
 
-ATTENTIONS = pytest.mark.parametrize(
-    ("kind", "grouped"),
-    [("none", False), ("causal", True), ("bool", False), ("bool-keys-only", True), ("float", True)],
-)
-"""Kinds of masks, and whether heads share keys; of the first sample a query may see nothing."""
-
-
-def attention(kind: str, grouped: bool) -> tuple[Attention, tuple[torch.Tensor, ...]]:
-    """The module and its arguments: 3 samples, 4 heads, 5 queries, 7 keys, width 8."""
+def attentions() -> dict[str, torch.Tensor]:
+    """Their inputs: 3 samples, 4 heads of which 2 may be shared, 5 queries, 7 keys, width 8. Of the
+    first sample a query may see nothing."""
     rng = torch.Generator().manual_seed(3)
     q = torch.randn(3, 4, 5, 8, generator=rng)
-    k, v = (torch.randn(3, 2 if grouped else 4, 7, 8, generator=rng) for _ in range(2))
-    args: tuple[torch.Tensor, ...] = (q, k, v)
-    if kind not in ("none", "causal"):
-        mask = torch.rand(3, 1, 1 if "keys" in kind else 5, 7, generator=rng) > 0.4
-        mask[..., 0] = True
-        mask[0] = False
-        lowest = torch.finfo(torch.float32).min
-        args += (mask if "bool" in kind else torch.zeros(mask.shape).masked_fill(~mask, lowest),)
-    return Attention(kind == "causal", grouped), args
+    k, v = (torch.randn(3, 4, 7, 8, generator=rng) for _ in range(2))
+    pairs = torch.rand(3, 1, 5, 7, generator=rng) > 0.4
+    pairs[..., 0] = True
+    pairs[0] = False
+    lowest = torch.finfo(torch.float32).min
+    added = torch.zeros(pairs.shape).masked_fill(~pairs, lowest)
+    return {"q": q, "k": k, "v": v, "pairs": pairs, "keys": pairs[:, :, :1], "added": added}
+
+
+def expected_attentions(inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What torch makes of them, by kind: zeros where a query sees nothing."""
+    results = dict(zip(MASKS, Attentions()(**inputs), strict=True))
+    for kind in ("bool", "bool-keys-only"):
+        assert torch.equal(results[kind][0], torch.zeros(4, 5, 8))
+    return results

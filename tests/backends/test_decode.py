@@ -321,11 +321,17 @@ def test_a_nucleus_reaches_below_the_floor() -> None:
 
 
 def test_words_are_drawn_as_often_as_they_are_likely() -> None:
-    row = drawn(4000, temperature=1.0)
+    logits = torch.tensor([LIKELY]).log()
+
+    def words(count: int, temperature: float) -> list[int]:
+        chosen = Sampling(temperature).chooser(1)
+        return [chosen(logits)[0] for _ in range(count)]
+
+    row = words(4000, 1.0)
     for word, likely in enumerate(LIKELY):
         sigma = math.sqrt(likely * (1 - likely) / len(row))
         assert abs(row.count(word) / len(row) - likely) < 4 * sigma
-    cold = drawn(400, temperature=0.1)
+    cold = words(400, 0.1)
     assert cold.count(0) / len(cold) > 0.98
 
 
