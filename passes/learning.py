@@ -39,7 +39,7 @@ class Learning:
         if original is not None:
             self._first = 0
             self._dense = original, recognize(original)
-        self._put_away: dict[tuple[int, Group], list[_PutAway]] = {}
+        self._put_away: dict[tuple[int, Group], list[PutAway]] = {}
 
     def before(self, context: Context) -> None:
         """Keep the graph as it is before the first pass that changes weights, where a later one
@@ -94,10 +94,10 @@ class Learning:
         """The dense graph, where a pass that is still to come asks for it."""
         return None if self._dense is None else self._dense[0]
 
-    def _hand_out(self, stored: Sequence[tuple[Group, list[_PutAway]]], done: Done) -> None:
+    def _hand_out(self, stored: Sequence[tuple[Group, list[PutAway]]], done: Done) -> None:
         """Linears with one input follow each other: what is read for the first serves them all, and
         is gone before anything else is read."""
-        held: list[_PutAway] = []
+        held: list[PutAway] = []
         statistics = Statistics()
         for group, items in stored:
             if items != held:
@@ -119,7 +119,7 @@ class Learning:
         if self._passes[context.step - 1].rebases:
             return requests
         linears = wholes(structure)
-        stored: WeakKeyDictionary[Statistic, _PutAway] = WeakKeyDictionary()
+        stored: WeakKeyDictionary[Statistic, PutAway] = WeakKeyDictionary()
         for step, pass_ in enumerate(self._passes[context.step :], context.step + 1):
             if pass_.rebases or not isinstance(pass_, LinearPass):
                 break
@@ -135,14 +135,14 @@ class Learning:
             def put_away(group: Group, statistics: Statistics, step: int = step) -> None:
                 for item in statistics.values():
                     if item not in stored:
-                        stored[item] = _PutAway(item, context.spool)
+                        stored[item] = PutAway(item, context.spool)
                 self._put_away[step, group] = [stored[item] for item in statistics.values()]
 
             requests += _at_linears(view, structure, needs, groups, put_away)
         return requests
 
 
-class _PutAway:
+class PutAway:
     """A statistic whose tensors lie in the spool; while somebody holds it, it is not read again."""
 
     def __init__(self, statistic: Statistic, spool: Spool) -> None:

@@ -300,6 +300,10 @@ class StoringPass(LinearStoringPass):
 
         return fit
 
+    def stand_in(self, linear: Linear, weight: Tensor, statistics: Statistics) -> Tensor:
+        """The matrix f32 [out, in] that the stored form of a linear's stands for."""
+        return self.at(linear).fit(weight, statistics, linear.name).dense(weight.shape[1])
+
 
 def weight_of(view: View, linear: Linear) -> Weight:
     """The handle of a linear's weight, which is a constant."""

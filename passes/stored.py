@@ -50,6 +50,13 @@ class Stored:
             out = out + spec("sparse_linear").reference(x, *self.outliers.values(), **size)
         return out
 
+    def dense(self, in_features: int) -> Tensor:
+        """The matrix f32 ``[out, in]`` that it stands for: what it makes of unit vectors."""
+        weight = self.operands["weight"] if self.op == "linear" else None
+        if weight is not None:
+            return weight.float()
+        return self.outputs(torch.eye(in_features), None).float().T
+
 
 def numbers(
     weight: Tensor, source: Tensor, *, sparsity: float | None = None, note: str = ""

@@ -14,9 +14,12 @@ from ...ir.ops.linear_aqlm import ENTRIES, TABLE, operand_types
 from ...ir.run.statistics import Gram, Stat, Statistics
 from ...ir.structure.recognize import Linear
 from ..base import Needs, PassResult
+from ..foreseen import Foreseen
 from ..linear_pass import StoringPass
 from ..stored import Stored, relative_error
-from .additive import fitted
+from .additive import DAMPING, fitted
+from .expected import energies_after_feedback
+from .feedback import Feedback
 from .quantizers import SMALLEST_SCALE, not_finite
 
 MOST_BITS, MOST_BEAM = 4, 16
@@ -25,7 +28,7 @@ BOOKS_SHARE = 1 / 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class AQLM(StoringPass):
+class AQLM(StoringPass, Foreseen):
     """Swap linears for ``linear_aqlm``: sums of vectors, a byte for each eight weights and bit.
 
     AQLM (Egiazarian et al. 2024, arXiv 2401.06118) without its fine-tuning: rows are scaled, and
@@ -95,6 +98,13 @@ class AQLM(StoringPass):
             return self.vectors
         types = operand_types(columns, rows, planes=self.bits, entries=TABLE)
         return TABLE if 16 * (types[1].numel or 0) <= BOOKS_SHARE * rows * columns else ENTRIES[0]
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        """As if each weight were Gaussian noise in so many bits, ``rms^2 4^-bits``, whose errors
+        the others make up for."""
+        by = Feedback.at(statistics[Gram], DAMPING, act_order=True)
+        variance = float(weight.double().square().mean(1).sum()) * 4.0**-self.bits
+        return variance * float(energies_after_feedback(by).sum())
 
     def predicted_bytes(self, linear: Linear, weight: Weight) -> int:
         rows, columns = linear.out_features, linear.in_features

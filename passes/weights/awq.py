@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -9,11 +10,13 @@ import torch
 from torch import Tensor
 
 from ...ir.moves import Inlet
-from ...ir.run.statistics import AbsMean, Stat, Statistics, Tokens
+from ...ir.run.statistics import AbsMean, Gram, Stat, Statistics, Tokens
 from ...ir.structure.recognize import Linear
 from ..base import Context, Needs, PassResult
+from ..foreseen import Foreseen
 from ..linear_pass import weight_of
 from ..stored import Shelved, Stored, relative_error
+from .expected import energies, rounding_loss
 from .inlets import allowed, fold, inlets_of
 from .nbit_pass import CodedPass
 from .quantizers import rtn
@@ -26,7 +29,7 @@ _UNCLIPPED = frozenset({"q", "k", "qkv"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class AWQ(CodedPass):
+class AWQ(CodedPass, Foreseen):
     """Scale the inputs of linears by how active they are, clip ranges, then round to nearest.
 
     AWQ (Lin et al. 2023, arXiv 2306.00978): ``s = (mean |x|)^a``, over the root of its greatest
@@ -98,18 +101,19 @@ class AWQ(CodedPass):
 
     def _factors(self, context: Context, inlet: Inlet, statistics: Statistics) -> Tensor:
         """The best of the factors that the exponents give ``[K]`` f64."""
-        mean, x = statistics[AbsMean].mean, statistics[Tokens].rows.float()
         weights = [self._read(context, linear).float() for linear in inlet.linears]
-        alive = mean[mean > 0]
-        least = float(alive.min()) if len(alive) else 1.0
+        grid = (allowed(context.view, inlet, scale) for scale in _grid(statistics[AbsMean].mean))
+        return self._best(grid, weights, statistics[Tokens].rows.float(), inlet.names[0])
+
+    def _best(
+        self, grid: Iterable[Tensor], weights: Sequence[Tensor], x: Tensor, name: str
+    ) -> Tensor:
         best: tuple[float, Tensor] | None = None
-        for exponent in EXPONENTS:
-            scale = mean.clamp_min(least).pow(exponent).clamp_min(1e-4)
-            scale = allowed(context.view, inlet, scale / (scale.max() * scale.min()).sqrt())
+        for scale in grid:
             narrow = scale.float()
             loss = 0.0
             for weight in weights:
-                gap = self._rounded(weight * narrow, inlet.names[0]) / narrow - weight
+                gap = self._rounded(weight * narrow, name) / narrow - weight
                 loss += float((x @ gap.T).square().sum())
             if best is None or loss < best[0]:
                 best = loss, scale
@@ -160,8 +164,39 @@ class AWQ(CodedPass):
         error = relative_error(weight, quantized.dequantized())
         return self.stored(replace(quantized, rel_l2=error), note)
 
+    # --- one linear by itself ----------------------------------------------------------------
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        """With the best factors of the grid, as if the linear alone read its input; unclipped."""
+        costs = energies(statistics[Gram])
+        grid = _grid(statistics[AbsMean].mean) if self.scale else [torch.ones(1)]
+        return min(
+            rounding_loss(
+                weight * scale.float(), costs / scale.square(), self.bits, self.group,
+                middle=self.symmetric,
+            )
+            for scale in grid
+        )  # fmt: skip
+
+    def stand_in(self, linear: Linear, weight: Tensor, statistics: Statistics) -> Tensor:
+        scale, x = torch.ones(1), statistics[Tokens].rows.float()
+        if self.scale:
+            grid = _grid(statistics[AbsMean].mean)
+            scale = self._best(grid, [weight], x, linear.name).float()
+        fractions = self._clipped(weight * scale, x / scale, linear)
+        return self._rounded(self._clamped(weight * scale, fractions), linear.name) / scale
+
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"
+
+
+def _grid(mean: Tensor) -> Iterator[Tensor]:
+    """The factors f64 ``[K]`` that are tried, by the inputs' mean magnitudes."""
+    alive = mean[mean > 0]
+    least = float(alive.min()) if len(alive) else 1.0
+    for exponent in EXPONENTS:
+        scale = mean.clamp_min(least).pow(exponent).clamp_min(1e-4)
+        yield scale / (scale.max() * scale.min()).sqrt()
 
 
 def _energy(gaps: Tensor, inputs: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from ...ir.core.errors import BadInput
+from ...ir.run.statistics import Statistics
+from ...ir.structure.recognize import Linear
 from .nbit_pass import NBitPass
 from .quantized import Quantized
-from .quantizers import easyquant
+from .quantizers import easyquant, inliers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +48,10 @@ class EasyQuant(NBitPass):
             weight, self.bits, self.group, self.nsig, self.per_row, self.solver,
             scale_dtype=self.scale_dtype, name=name,
         )  # fmt: skip
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        rest = inliers(weight, self.nsig, self.per_row)
+        return super().expected_loss(linear, rest, statistics)
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none"

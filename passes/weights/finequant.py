@@ -11,16 +11,19 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.ops.pack import GROUPS
-from ...ir.run.statistics import Statistics
+from ...ir.run.statistics import Gram, Statistics
+from ...ir.structure.recognize import Linear
 from ..base import Context, PassResult
+from ..foreseen import Foreseen
 from ..linear_pass import StoringPass
 from ..stored import Stored
+from .expected import energies, rounding_loss
 from .nbit_pass import CodedPass
 from .quantizers import rtn
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineQuant(CodedPass, StoringPass):
+class FineQuant(CodedPass, StoringPass, Foreseen):
     """Round to nearest in groups whose size is chosen for each matrix, without data.
 
     After FineQuant (Kim et al. 2023, arXiv 2308.09723), of which no code is public and whose exact
@@ -52,6 +55,10 @@ class FineQuant(CodedPass, StoringPass):
         )
         note = f"groups of {chosen.group}" if chosen.group else "one group a row"
         return chosen.stored(quantized, note)
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        costs, group = energies(statistics[Gram]), self.chosen_group(weight)
+        return rounding_loss(weight, costs, self.bits, group, middle=self.symmetric)
 
     def chosen_group(self, weight: Tensor) -> int:
         """Inputs that share a scale, 0 for the whole row."""

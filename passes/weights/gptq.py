@@ -9,16 +9,19 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.run.statistics import Gram, Stat, Statistics
+from ...ir.structure.recognize import Linear
 from ..base import Needs, PassResult
+from ..foreseen import Foreseen
 from ..linear_pass import StoringPass
 from ..stored import Stored
+from .expected import energies_after_feedback, rounding_loss
 from .feedback import MOST_DAMPING, Feedback, rounded_with_feedback
 from .nbit_pass import CodedPass
 from .quantizers import rtn
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(CodedPass, StoringPass):
+class GPTQ(CodedPass, StoringPass, Foreseen):
     """Round one input after another; those behind it make up for what that does to the outputs.
 
     GPTQ (Frantar et al. 2022, arXiv 2210.17323): with ``H^-1 = U^T U`` of the Gram matrix of the
@@ -73,6 +76,11 @@ class GPTQ(CodedPass, StoringPass):
         if by.damping > self.damp:
             notes.append(f"damping raised to {by.damping:g}")
         return self.stored(rounded_with_feedback(weight, start, by), "; ".join(notes))
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        by = Feedback.at(statistics[Gram], self.damp, self.act_order)
+        costs = energies_after_feedback(by)
+        return rounding_loss(weight, costs, self.bits, self.group, middle=self.symmetric)
 
     def zero_points(self) -> Literal["none", "integer", "real"]:
         return "none" if self.symmetric else "integer"

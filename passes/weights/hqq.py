@@ -6,8 +6,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import torch
+from torch import Tensor
 
 from ...ir.core.errors import BadInput
+from ...ir.run.statistics import Gram, Statistics
+from ...ir.structure.recognize import Linear
+from .expected import energies, rounding_loss
 from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import hqq
@@ -48,6 +52,12 @@ class HQQ(NBitPass):
         return hqq(
             weight, self.bits, self.group, iters=self.iters, beta=self.beta, p=self.p,
             round_zero=self.round_zero, scale_dtype=self.scale_dtype, name=name,
+        )  # fmt: skip
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        return rounding_loss(
+            weight, energies(statistics[Gram]), self.bits, self.group, middle=False,
+            holds_zero=self.round_zero,
         )  # fmt: skip
 
     def zero_points(self) -> Literal["none", "integer", "real"]:

@@ -68,8 +68,11 @@ class Spectrum:
 
     def relative_error(self, rank: int) -> float:
         """``||(D - B A) P||_F / ||W P||_F``."""
-        rest = float(self.sigma[rank:].square().sum()) + self.beyond
-        return math.sqrt(rest / max(self.energy, 1e-300))
+        return math.sqrt(self.tail(rank) / max(self.energy, 1e-300))
+
+    def tail(self, rank: int) -> float:
+        """``||(D - B A) P||_F^2``."""
+        return float(self.sigma[rank:].square().sum()) + self.beyond
 
 
 class Whitening:

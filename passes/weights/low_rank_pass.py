@@ -12,7 +12,9 @@ from ...ir.core.errors import BadInput
 from ...ir.run.statistics import Gram, Stat, Statistics
 from ...ir.structure.recognize import Linear
 from ..base import Context, Needs
+from ..foreseen import Foreseen
 from .eora import whitening
+from .expected import energies
 from .factor_pass import FactorPass, break_even
 from .low_rank import Spectrum, spectrum
 
@@ -20,7 +22,7 @@ DEFAULT_RATIO = 0.3
 
 
 @dataclass(frozen=True, kw_only=True)
-class LowRank(FactorPass):
+class LowRank(FactorPass, Foreseen):
     """Cut the singular values of every matrix off behind one share of its numbers.
 
     ``ratio`` is the share of a matrix's numbers that goes: ``r = floor((1 - ratio) m n / (m + n))``
@@ -74,3 +76,20 @@ class LowRank(FactorPass):
             return spectrum(weight, weight, None, rank)
         gram = statistics[Gram]
         return spectrum(weight, weight, whitening(gram), rank, gram.count)
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        """What the tail of the singular values holds; without whitening, as if no input differed
+        from the others."""
+        rank = self.planned_ranks([linear]).get(linear.name)
+        if rank is None:
+            return 0.0
+        tail = self.spectrum(weight, statistics, rank).tail(rank)
+        whitened = self.whiten == "gram"
+        return tail if whitened else tail * float(energies(statistics[Gram]).mean())
+
+    def stand_in(self, linear: Linear, weight: Tensor, statistics: Statistics) -> Tensor:
+        rank = self.planned_ranks([linear]).get(linear.name)
+        if rank is None:
+            return weight
+        factors = self.spectrum(weight, statistics, rank).factors(rank)
+        return factors[1] @ factors[0]

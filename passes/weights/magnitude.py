@@ -8,8 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from ...ir.run.statistics import Statistics
-from ..stored import Stored
-from .mask_pass import MaskPass, finite, highest, highest_in_groups, masked
+from .mask_pass import MaskPass, highest_in_groups, highest_of_all
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,10 +24,7 @@ class Magnitude(MaskPass):
 
     name: ClassVar[str] = "magnitude"
 
-    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
-        size, ratio = finite(weight, name).abs(), self.ratio
-        if ratio is not None:
-            return masked(weight, highest_in_groups(size, ratio))
-        assert self.sparsity is not None
-        stay = weight.numel() - round(self.sparsity * weight.numel())
-        return masked(weight, highest(size.reshape(1, -1), stay).reshape(weight.shape))
+    def stays(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        if self.ratio is not None:
+            return highest_in_groups(weight.abs(), self.ratio)
+        return highest_of_all(weight.abs(), self.sparsity)

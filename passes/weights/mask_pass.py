@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,10 +12,13 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.core.weights import Weight
+from ...ir.run.statistics import Gram, Statistics
 from ...ir.structure.recognize import Linear
 from ..base import CHANGED, MASKED, STORED, Context, PassResult
+from ..foreseen import Foreseen
 from ..linear_pass import LinearPass, LinearStoringPass, StoringPass
 from ..stored import Stored, numbers
+from .expected import energies, mask_loss
 from .quantizers import not_finite
 
 ZEROS_ARE_STORED = (
@@ -97,8 +101,18 @@ class MaskOptions(LinearPass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class MaskPass(MaskOptions, MaskingPass, StoringPass):
-    """Base of the passes that choose a mask."""
+class MaskPass(MaskOptions, MaskingPass, StoringPass, Foreseen):
+    """Base of the passes that choose a mask by a weight and its statistics."""
+
+    @abstractmethod
+    def stays(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """Which weights of a finite matrix [out, in] are not set to zero."""
+
+    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
+        return masked(weight, self.stays(finite(weight, name), statistics))
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        return mask_loss(weight, self.stays(weight, statistics), energies(statistics[Gram]))
 
     def reason_against(self, context: Context, linear: Linear) -> str | None:
         return super().reason_against(context, linear) or self.reason_against_groups(linear)
@@ -121,6 +135,13 @@ def highest_of_rows(scores: Tensor, ratio: Ratio | None, sparsity: float | None)
         return highest_in_groups(scores, ratio)
     assert sparsity is not None
     return highest(scores, scores.shape[1] - round(sparsity * scores.shape[1]))
+
+
+def highest_of_all(scores: Tensor, sparsity: float | None) -> Tensor:
+    """Where the highest scores are, all but a share of them."""
+    assert sparsity is not None
+    count = scores.numel() - round(sparsity * scores.numel())
+    return highest(scores.reshape(1, -1), count).reshape(scores.shape)
 
 
 def highest(scores: Tensor, count: int) -> Tensor:

@@ -16,12 +16,14 @@ from ...ir.core.weights import Weight
 from ...ir.ops.linear_nbit import operand_types
 from ...ir.ops.pack import BITS, GROUPS, block_of
 from ...ir.ops.sparse_linear import index_dtype
-from ...ir.run.statistics import Statistics
+from ...ir.run.statistics import Gram, Statistics
 from ...ir.structure.recognize import Linear
 from ...ir.vocab.targets import Target
 from ..base import Context, PassResult
+from ..foreseen import Foreseen
 from ..linear_pass import FormPass, StoringPass
 from ..stored import Shelved, Stored
+from .expected import energies, rounding_loss
 from .quantized import Quantized
 
 LEAST_BLOCK_OF_2_BITS = 32
@@ -148,7 +150,7 @@ class CodedPass(FormPass):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NBitPass(CodedPass, StoringPass):
+class NBitPass(CodedPass, StoringPass, Foreseen):
     """Base of the passes of that kind that look at the weight only."""
 
     @abstractmethod
@@ -157,6 +159,11 @@ class NBitPass(CodedPass, StoringPass):
 
     def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
         return self.stored(self.quantize(weight, name))
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        by, costs = self.at(linear), energies(statistics[Gram])
+        middle = by.zero_points() == "none"
+        return rounding_loss(weight, costs, by.bits, by.group, middle=middle)
 
 
 def _bytes(type_: Type) -> int:

@@ -208,20 +208,15 @@ def easyquant(
     matrix = None if per_row_stats else _spread(weight.float(), [0, 1])
 
     def outlying(rows: Tensor) -> Tensor:
-        mean, spread = _spread(rows, [1]) if matrix is None else matrix
-        # A constant matrix has no outliers, though each entry is 0 deviations from the mean.
-        return ((rows - mean).abs_() >= nsig * spread) & (spread > 0)
+        return _outlying(rows, matrix, nsig)
 
     def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
         scale, zero = _symmetric(groups.extreme(), bits, dtype)
         scale = _SOLVERS[solver](groups.x, scale, bits, dtype)
         return codes_of(groups.x, scale, zero, bits), scale, zero
 
-    def inliers(rows: Tensor) -> Tensor:
-        return rows.masked_fill(outlying(rows), 0.0)
-
     # A hundred small ops on each block: 14 M weights/s on one thread, 21 in blocks of this size.
-    result = _Coding(weight, fit, bits, group, name, inliers=inliers, times=4).run(scale_dtype)
+    result = _Coding(weight, fit, bits, group, name, outlying=outlying, times=4).run(scale_dtype)
     mask = torch.cat([outlying(rows.float()) for rows in _split(weight)])
     rows, cols = mask.nonzero(as_tuple=True)
     outliers = Outliers(
@@ -230,6 +225,19 @@ def easyquant(
         weight[rows, cols].detach(),
     )
     return replace(result, outliers=outliers)
+
+
+def inliers(weight: Tensor, nsig: float, per_row_stats: bool) -> Tensor:
+    """A matrix f32 with 0 where ``easyquant`` keeps a weight as it is."""
+    matrix = None if per_row_stats else _spread(weight, [0, 1])
+    return weight.masked_fill(_outlying(weight, matrix, nsig), 0.0)
+
+
+def _outlying(rows: Tensor, matrix: tuple[Tensor, Tensor] | None, nsig: float) -> Tensor:
+    """Entries ``nsig`` deviations from the mean, of the matrix or of their row."""
+    mean, spread = _spread(rows, [1]) if matrix is None else matrix
+    # A constant matrix has no outliers, though each entry is 0 deviations from the mean.
+    return ((rows - mean).abs_() >= nsig * spread) & (spread > 0)
 
 
 def _spread(rows: Tensor, over: list[int]) -> tuple[Tensor, Tensor]:
@@ -396,8 +404,8 @@ class _Coding:
     group: int
     name: str
     real_zeros: bool = False
-    inliers: Callable[[Tensor], Tensor] | None = None
-    """What is coded of rows [rows, K] float32; all where it is not given."""
+    outlying: Callable[[Tensor], Tensor] | None = None
+    """What is not coded of rows [rows, K] float32; nothing where it is not given."""
     times: int = 1
     """Blocks are so many times what stays in cache."""
 
@@ -421,8 +429,8 @@ class _Coding:
             # A NaN or an infinity shows in its group's magnitude.
             if rows.numel() and not math.isfinite(magnitudes[-1].max()):
                 raise not_finite(self.weight, self.name)
-            if self.inliers is not None:
-                groups = Groups.of(self.inliers(rows), self.group)
+            if self.outlying is not None:
+                groups = Groups.of(rows.masked_fill(self.outlying(rows), 0.0), self.group)
             codes, scale, zero = self.fit(groups, dtype)
             stored = codes.flatten(1)[:, : rows.shape[1]].to(torch.uint8)
             packed.append(pack(stored, self.bits, self.group))

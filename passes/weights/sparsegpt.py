@@ -9,10 +9,12 @@ import torch
 from torch import Tensor
 
 from ...ir.run.statistics import Gram, Stat, Statistics
+from ...ir.structure.recognize import Linear
 from ..base import Needs, PassResult
 from ..stored import Stored
+from .expected import energies_after_feedback, mask_loss
 from .feedback import BLOCK, Feedback
-from .mask_pass import MaskPass, Ratio, finite, highest, highest_in_groups, with_zeros
+from .mask_pass import MaskPass, Ratio, finite, highest_in_groups, highest_of_all, with_zeros
 
 DAMPING = 0.01
 """Share of the mean of the Gram matrix's diagonal that is added to it, as in the authors' code."""
@@ -42,6 +44,19 @@ class SparseGPT(MaskPass):
         short = gram.count < weight.shape[1]
         return with_zeros(sparse, weight, "fewer calibration tokens than inputs" if short else "")
 
+    def stays(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """By the weights as they are, before any makes up for others."""
+        by = Feedback.at(statistics[Gram], DAMPING, act_order=False)
+        scores = (weight.float() / by.diagonal).square()
+        if self.ratio is not None:
+            return highest_in_groups(scores, self.ratio)
+        blocks = scores.split(BLOCK, 1)  # type: ignore[no-untyped-call]
+        return torch.cat([highest_of_all(block, self.sparsity) for block in blocks], 1)
+
+    def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
+        by = Feedback.at(statistics[Gram], DAMPING, act_order=False)
+        return mask_loss(weight, self.stays(weight, statistics), energies_after_feedback(by))
+
     def peak_bytes(self, planned: PassResult) -> int:
         sizes = [site.shape for site in planned.sites]
         return max((16 * m * n + 24 * n * n for m, n in sizes), default=0)
@@ -65,10 +80,7 @@ def _prune_block(
     """Prune ``block [inputs, out]`` in place; the errors of each of its inputs."""
     stays = torch.empty_like(block, dtype=torch.bool)
     if ratio is None:
-        assert sparsity is not None
-        count = block.numel() - round(sparsity * block.numel())
-        scores = (block / diagonal[:, None]).square()
-        stays = highest(scores.reshape(1, -1), count).reshape(block.shape)
+        stays = highest_of_all((block / diagonal[:, None]).square(), sparsity)
     errors = torch.empty_like(block)
     for i in range(len(block)):
         if ratio is not None and i % ratio.group == 0:

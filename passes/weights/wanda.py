@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ...ir.run.statistics import Square, Stat, Statistics
 from ..base import Needs
-from ..stored import Stored
-from .mask_pass import MaskPass, finite, highest_of_rows, masked
+from .mask_pass import MaskPass, highest_of_rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +27,9 @@ class Wanda(MaskPass):
     name: ClassVar[str] = "wanda"
     needs: ClassVar[Needs] = Needs(stats=(Stat("square", at="linear"),), propagate="sequential")
 
-    def fit(self, weight: Tensor, statistics: Statistics, name: str) -> Stored:
-        scores = wanda_scores(finite(weight, name), statistics[Square])
-        return masked(weight, highest_of_rows(scores, self.ratio, self.sparsity))
+    def stays(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        scores = wanda_scores(weight, statistics[Square])
+        return highest_of_rows(scores, self.ratio, self.sparsity)
 
 
 def wanda_scores(weight: Tensor, square: Square) -> Tensor:

@@ -40,22 +40,29 @@ def inspect(
         typer.Option("--calib", help="Data for --outliers; several sets: how far they spread."),
     ] = None,
     calib_samples: Annotated[int | None, typer.Option("--calib-samples")] = None,
-    bits: Annotated[int, typer.Option("--bits", min=2, max=8, help="Of the forecast.")] = 4,
+    passes: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--pass", help="A pass whose cost --outliers foretells; several."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("-o", "--output", help="Page of what --outliers shows.")
+    ] = None,
     part: Part = "",
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
 ) -> None:
     """Show what is recognised in MODEL: blocks, linears, attention sites."""
-    if outliers or calib:
+    if outliers or calib or passes or output:
         from . import outlook
 
         if not outliers or not calib:
-            raise BadInput("--outliers needs --calib DATA, and --calib is for --outliers")
+            raise BadInput("--outliers needs --calib DATA, and --calib, -p and -o are for it")
         if part:
             raise BadInput("--outliers takes a whole model: leave out --part")
         outlook.print_outliers(
-            make_console(), model, calib, samples=calib_samples, bits=bits, trust=trust_remote_code
-        )
+            make_console(), model, calib, passes or ["quantize"], samples=calib_samples,
+            output=output, trust=trust_remote_code,
+        )  # fmt: skip
         return
     from . import listing
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
@@ -11,61 +12,54 @@ from rich.text import Text
 from ...ir.canonical.families import canonicalize
 from ...ir.load.sources import load
 from ..data import calibration
-from ..run.outliers import DORMANT, GROUP, Outlook, outlook, spreads
+from ..run import outlook_page
+from ..run.outliers import Outlook, outlook
+from ..run.outlook_words import LEGEND, cost_cells, cost_line, tail_cells
 
 LONGEST_NAME = 34
 """Columns that a site's name gets of a narrow terminal, the longest ones folded."""
 
 
 def print_outliers(
-    console: Console, model: str, calib: Sequence[str], *, samples: int | None, bits: int,
-    trust: bool,
+    console: Console, model: str, calib: Sequence[str], passes: Sequence[str], *,
+    samples: int | None, output: Path | None, trust: bool,
 ) -> None:  # fmt: skip
     """Load, sweep and print; of several sets of data the first in full, and how far they spread.
 
-    Raises what ``load`` and ``calibration.read`` raise.
+    Raises what ``load`` and ``calibration.read`` raise, and ``outlook``.
     """
     view = load(model, trust_remote_code=trust, cache=False)
     sets = [calibration.read(one, view, samples=samples) for one in calib]
     canonicalize(view)
-    surveys = [outlook(view, data.batches, bits) for data in sets]
-    spread = spreads(surveys) if len(surveys) > 1 else {}
-    _print(console, model, [data.name for data in sets], surveys[0], spread)
+    survey = outlook(view, [data.batches for data in sets], passes)
+    names = [data.name for data in sets]
+    _print(console, f"{model} on {names[0]}", survey, names)
+    if output is not None:
+        outlook_page.write(output, model, survey, names)
 
 
-def _print(
-    console: Console, model: str, sets: Sequence[str], survey: Outlook, spread: Mapping[str, float]
-) -> None:
-    console.print(Text(f"{model} on {sets[0]}"))
+def _print(console: Console, title: str, survey: Outlook, sets: Sequence[str]) -> None:
+    console.print(Text(title))
+    tails = _table(survey, list(tail_cells(survey.sites[0], survey)))
+    for site in survey.sites:
+        tails.add_row(Text(site.name), *tail_cells(site, survey).values())
+    console.print(tails)
+    console.print(Text(LEGEND))
+    for number, text in enumerate(survey.agreement, 1):
+        console.print(Text(f"{number}: {cost_line(survey, text, sets)}"))
+    rows = [cost_cells(site, survey) for site in survey.sites]
+    costs = _table(survey, list(rows[0]))
+    for site, cells in zip(survey.sites, rows, strict=True):
+        costs.add_row(Text(site.name), *cells.values())
+    console.print(costs)
+    if len(survey.agreement) > 1:
+        console.print(Text(f"over all passes the rank correlation is {survey.overall:.2f}"))
+
+
+def _table(survey: Outlook, columns: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     widest = max(len(site.name) for site in survey.sites)
     table.add_column("input of", overflow="fold", min_width=min(widest, LONGEST_NAME))
-    names = ("kurtosis", "peak", "outliers", "top", "massive", "dormant", "forecast", "measured")
-    for name in (*names, "spread") if spread else names:
+    for name in columns:
         table.add_column(name, justify="right")
-    for site in survey.sites:
-        heads = survey.dormant.get(site.name)
-        dormant = "" if heads is None else f"{int((heads >= DORMANT).sum())} of {len(heads)}"
-        table.add_row(
-            Text(site.name), f"{site.kurtosis:.1f}", f"{site.peak:.1f}", str(site.outliers),
-            f"{site.top_share:.1%}", str(site.massive), dormant, f"{site.forecast:.4f}",
-            f"{site.measured:.4f}", *([f"{spread[site.name]:.1%}"] if spread else []),
-        )  # fmt: skip
-    console.print(table)
-    console.print(Text(
-        "kurtosis: 0 for Gaussian features; peak: largest magnitude by root mean square; outliers: "
-        "channels six times as large as the median one; top: the largest channel's share of all "
-        "energy; massive: activations above 100 and 1000 times their token's median; dormant: "
-        f"heads that give the first token {DORMANT:.0%} of their attention or more"
-    ))  # fmt: skip
-    console.print(Text(
-        f"forecast, measured: relative error of outputs, weights rounded to {survey.bits} bits in "
-        f"groups of {GROUP}; the two agree by a rank correlation of {survey.agreement:.2f} over "
-        f"{len(survey.sites)} linears"
-    ))  # fmt: skip
-    if spread:
-        far = max(spread, key=lambda name: spread[name])
-        console.print(Text(
-            f"spread: the largest less the least of what is measured on {', '.join(sets)}, by the "
-            f"mean: {sum(spread.values()) / len(spread):.1%} on average, most at {far}"
-        ))  # fmt: skip
+    return table

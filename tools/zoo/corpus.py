@@ -4,18 +4,24 @@ Sources: ``pydoc_data.topics``, docstrings of the standard library, and the HTML
 Debian packages in ``PACKAGES``, fetched by name with ``apt-get download``. All these manuals have
 licences that let their text travel with a package under Apache-2.0 (PSF, PostgreSQL, public domain,
 Apache-2.0, BSD, MIT).
+
+``python -m graphwright.tools.zoo.corpus FOLDER [--package sqlite3-doc]`` writes three sets of text
+to calibrate on, one of each kind of source: ``pydoc.jsonl``, ``docstrings.jsonl`` and
+``debian.jsonl``.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
+import json
 import re
 import shutil
 import subprocess
 import sysconfig
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args
@@ -51,9 +57,7 @@ def documents(cache: Path) -> Iterator[Document]:
     yield from _topics()
     yield from _docstrings()
     for package in PACKAGES:
-        for path in sorted(_unpacked(package, cache).rglob("*.html")):
-            if _is_english(path):
-                yield Document(f"{package}/{path.name}", _html_paragraphs(path))
+        yield from _manual(package, cache)
 
 
 def split_documents(pages: Iterable[Document]) -> dict[Split, list[str]]:
@@ -138,6 +142,12 @@ def _docstrings() -> Iterator[Document]:
         texts = [ast.get_docstring(node) for node in ast.walk(tree) if isinstance(node, owners)]
         paragraphs = [p for text in texts if text for p in _plain_paragraphs(text)]
         yield Document(f"stdlib/{path.relative_to(root)}", paragraphs)
+
+
+def _manual(package: str, cache: Path) -> Iterator[Document]:
+    for path in sorted(_unpacked(package, cache).rglob("*.html")):
+        if _is_english(path):
+            yield Document(f"{package}/{path.name}", _html_paragraphs(path))
 
 
 def _plain_paragraphs(text: str) -> list[str]:
@@ -225,3 +235,28 @@ def _unpacked(package: str, cache: Path) -> Path:
         subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(unpacked)], check=True)
         unpacked.rename(target)
     return target
+
+
+# --- sets to calibrate on -----------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Write the sets."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--package", default="sqlite3-doc", help="of Debian, with a manual in HTML")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    sets = {
+        "pydoc": _topics(), "docstrings": _docstrings(),
+        "debian": _manual(options.package, options.folder / "packages"),
+    }  # fmt: skip
+    for name, pages in sets.items():
+        texts = ["\n\n".join(page.paragraphs) for page in pages if page.paragraphs]
+        lines = (json.dumps({"text": text}) + "\n" for text in texts)
+        (options.folder / f"{name}.jsonl").write_text("".join(lines))
+        print(f"{name}: {len(texts)} pages, {sum(map(len, texts))} letters")
+
+
+if __name__ == "__main__":
+    main()
