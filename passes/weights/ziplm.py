@@ -34,7 +34,7 @@ class ZipLM(Pass):
     and what stays makes up for it by least squares. Each level of a place has an error ``||D X||^2
     / ||W X||^2`` and a time; a dynamic program over the time to be saved takes the levels of least
     error together. The published search then varies the weights of the places by the model's loss;
-    this does not. ``table`` is what ``python -m graphwright.tools.bench.latency_table`` measures
+    this does not. ``table`` is what ``optimize-model bench MODEL --ziplm-table FILE`` measures
     where the model is to run; without it a time is the number of weights. Large feed-forwards lose
     several units at a time. Heads that share keys go together, one head and one unit stay in each
     place, and a graph with a key-value cache keeps its heads (see ``flap``). Needs calibration

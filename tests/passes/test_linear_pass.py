@@ -324,14 +324,16 @@ class Kept(dict[str, Any]):
         self[key] = result
 
 
-@pytest.mark.parametrize("recipe", ["quantize{bits=2 group=16},eora{rank=3}",
-                                    "quantize{bits=2 group=16},eora{budget=1.5 factor_bits=8}",
-                                    "bitstack{blocks=2},eora{rank=3 propagate=dense}",
-                                    "gptq{bits=2 group=16},eora{rank=3}",
-                                    "sparsegpt,dsnot,eora{rank=3}",
-                                    "low-rank{whiten=gram rank=8},eora{rank=3}",
-                                    "sparse-plus-low-rank{rank=3}",
-                                    "smooth,awq{bits=2 group=16}"])  # fmt: skip
+RESUMED = [
+    "quantize{bits=2 group=16},eora{rank=3}", "aqlm{bits=1 rounds=1}",
+    "quantize{bits=2 group=16},eora{budget=1.5 factor_bits=8}", "w8a8{activations=static}",
+    "bitstack{blocks=2},eora{rank=3 propagate=dense}", "gptq{bits=2 group=16},eora{rank=3}",
+    "sparsegpt,dsnot,eora{rank=3}", "low-rank{whiten=gram rank=8},eora{rank=3}",
+    "sparse-plus-low-rank{rank=3}", "smooth,awq{bits=2 group=16}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("recipe", RESUMED)
 def test_a_killed_run_goes_on_to_the_same_bytes(
     recipe: str, toy_graph: Graphs, toy_inputs: Inputs, sweeps: list[int]
 ) -> None:

@@ -29,10 +29,18 @@ def bench(
     length: Annotated[int, typer.Option(help="Sequence length.")] = 128,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 7,
+    ziplm_table: Annotated[
+        Path | None,
+        typer.Option(help="Write what heads and units of a MODEL cost here, for ziplm{table=}."),
+    ] = None,
     trust_source: TrustSource = False,
+    trust_remote_code: Trust = False,
     verbose: Verbose = False,
 ) -> None:
     """Time artifacts side by side with their source model; ratios, in one run."""
+    if ziplm_table is not None:
+        _write_table(artifacts or [], ziplm_table, length, repeats, device, trust_remote_code)
+        return
     from . import benchmark
 
     if not artifacts:
@@ -41,6 +49,18 @@ def bench(
     benchmark.main(
         artifacts, sizes, length, device=device, repeats=repeats, trust_source=trust_source
     )
+
+
+def _write_table(
+    models: list[Path], file: Path, length: int, repeats: int, device: str, trust: bool
+) -> None:
+    from . import latency_table
+
+    if len(models) != 1 or device != "cpu":
+        raise BadInput("--ziplm-table takes one MODEL, and times it on this machine's cpu")
+    name = checked_model(str(models[0]))
+    latency_table.write(name, file, length=length, repeats=repeats, trust=trust)
+    make_console().print(f"{file}: times of {name} for ziplm{{table={file}}}", markup=False)
 
 
 def evaluate(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...models import Small
 from ..calibrated import rel
+from ..test_linear_pass import Kept
 from .texts import ids
 
 KINDS = ("fx", "onnx")
@@ -66,6 +67,27 @@ def test_the_cache_holds_codes_of_what_it_held(
         codes = torch.stack([codes % 16, (codes / 16).floor()], -1).flatten(-2) - 8
     assert float(((codes * scale - exact[KEY]).abs() / scale).max()) < 0.5 + 1e-3
     assert 0 < rel({"y": exact["logits"]}, {"y": outputs["logits"]}) < (0.02 if bits == 8 else 0.3)
+
+
+def test_a_killed_run_looks_at_the_data_once(
+    models: dict[str, View], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def outputs(memory: Kept) -> dict[str, Tensor]:
+        optimized = gw.optimize(
+            models["fx"], "quantize-cache", samples=ids(1), calibration=ids(), checkpoints=memory
+        )
+        return sweep(optimized.graph, prompt())
+
+    memory = Kept()
+    memory.most = 0
+    with pytest.raises(KeyboardInterrupt):
+        outputs(memory)
+    memory.most = 10_000
+    expected = outputs(memory)
+    monkeypatch.setattr(
+        "graphwright.passes.weights.quantize_cache._ranges", lambda *_: pytest.fail("once more")
+    )
+    assert all(torch.equal(value, expected[n]) for n, value in outputs(memory).items())
 
 
 @pytest.mark.parametrize(("bits", "kind"), [(8, "fx"), (4, "onnx")])

@@ -208,21 +208,3 @@ def test_what_cannot_be(
     small, views = llama
     with pytest.raises(BadInput, match=reason):
         run(views["fx"], recipe, small.inputs)
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(llama: tuple[Any, dict[str, View]]) -> None:
-    from ..test_linear_pass import Kept
-
-    small, views = llama
-    recipe = "flap{ratio=0.3 repair=regression},dormant-heads{threshold=0.2 optional=true}"
-    whole = Kept()
-    expected = sweep(run(views["fx"], recipe, small.inputs, checkpoints=whole).graph, small.inputs)
-    for most in range(2, len(whole), 5):
-        memory = Kept()
-        memory.most = most
-        with pytest.raises(KeyboardInterrupt):
-            run(views["fx"], recipe, small.inputs, checkpoints=memory)
-        memory.most = 10_000
-        resumed = run(views["fx"], recipe, small.inputs, checkpoints=memory).graph
-        for name, value in sweep(resumed, small.inputs).items():
-            assert torch.equal(value, expected[name])

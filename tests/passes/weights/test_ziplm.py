@@ -19,10 +19,11 @@ from graphwright.passes.weights import structured_obs
 from graphwright.passes.weights.structured import find_places
 from graphwright.passes.weights.structured_obs import _damped, refitted, removal
 from graphwright.passes.weights.ziplm import least_error
-from graphwright.tools.bench.latency_table import Setting, latency_table
+from graphwright.tools.cli import latency_table
+from graphwright.tools.cli.main import app
+from typer.testing import CliRunner
 
 from ..calibrated import rel
-from ..test_linear_pass import Kept
 from .test_structured import run
 
 KINDS = ("fx", "onnx")
@@ -135,10 +136,18 @@ def test_a_table_decides(llama: tuple[Any, dict[str, View]], tmp_path: Path) -> 
             run(views["fx"], f"ziplm{{table={table}}}", small.inputs)
 
 
-def test_a_table_of_the_bench_fits(llama: tuple[Any, dict[str, View]], tmp_path: Path) -> None:
+def test_a_table_of_the_bench_fits(
+    llama: tuple[Any, dict[str, View]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small, views = llama
-    table = latency_table(views["fx"], Setting(small.inputs, 1, 2))
-    file = tmp_path / "times.json"
+    monkeypatch.setattr(latency_table, "load", lambda *_, **__: views["fx"].copy())
+    file, command = tmp_path / "times.json", ["bench", "zoo:tiny-llama", "--length", "9"]
+    done = CliRunner().invoke(app, [*command, "--repeats", "2", "--ziplm-table", str(file)])
+    said = " ".join(done.output.split())
+    assert done.exit_code == 0 and "times of zoo:tiny-llama for ziplm" in said
+    none = CliRunner().invoke(app, ["bench", "--ziplm-table", str(file)])
+    assert isinstance(none.exception, BadInput) and "takes one MODEL" in str(none.exception)
+    table = json.loads(file.read_text())
     # The clock decides nothing in a test: what it says is held to be a third of the whole.
     table["total_ms"] = 9.0
     for entry in table["places"].values():
@@ -163,18 +172,3 @@ def test_what_cannot_be(
     small, views = llama
     with pytest.raises(BadInput, match=reason):
         run(views["fx"], recipe, small.inputs)
-
-
-def test_a_killed_run_goes_on_to_the_same_bytes(llama: tuple[Any, dict[str, View]]) -> None:
-    small, views = llama
-    whole, recipe = Kept(), "ziplm{speedup=1.4}"
-    expected = sweep(run(views["fx"], recipe, small.inputs, checkpoints=whole).graph, small.inputs)
-    for most in range(2, len(whole), 4):
-        memory = Kept()
-        memory.most = most
-        with pytest.raises(KeyboardInterrupt):
-            run(views["fx"], recipe, small.inputs, checkpoints=memory)
-        memory.most = 10_000
-        resumed = run(views["fx"], recipe, small.inputs, checkpoints=memory).graph
-        for name, value in sweep(resumed, small.inputs).items():
-            assert torch.equal(value, expected[name])

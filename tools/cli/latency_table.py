@@ -1,16 +1,14 @@
-"""``python -m graphwright.tools.bench.latency_table MODEL -o FILE``: times for ``ziplm``.
+"""``optimize-model bench MODEL --ziplm-table FILE``: what heads and units of a model cost.
 
 Every place of one signature (heads or units of linears of one size) is made smaller at once, and
 the whole model is timed in ONNX Runtime, in turns with the model as it is: what a place saves is
 the difference, by how many places there are. So attention, activations and caches of the processor
-count as they do in the model. Run it where the model is to run, with the ``--tokens`` and
-``--threads`` that it is to have. ``--speedup N --calib DATA`` then asks ``ziplm`` for that and
-times the result.
+count as they do in the model. It is to be made where the model is to run, with the length and the
+threads that it is to have.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,8 +16,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from ...backends.base import Executable
 from ...backends.registry import compile
@@ -29,11 +25,8 @@ from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...passes.base import Context, PassResult
-from ...passes.manager import optimize
 from ...passes.weights.structured import Place, find_places, take_away
-from ..cli.benchmark import in_turns
-from ..data import calibration
-from .showing import ended
+from .benchmark import in_turns
 
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.12, 0.05)
 """Of the units of a feed-forward, what stays in the sizes that are timed, and one unit."""
@@ -116,46 +109,9 @@ def inputs_of(view: View, tokens: int) -> Inputs:
     return inputs
 
 
-def _check(view: View, table: Path, speedup: float, calib: str, setting: Setting) -> Table:
-    """What was asked of ``ziplm``, what the table predicts, and what the clock says."""
-    data = calibration.read(calib, view).batches
-    done = optimize(view, f"ziplm{{speedup={speedup} table={table}}}", calibration=data)
-    before, after = timed([view, done.graph], setting)
-    predicted = done.report.passes[0].result.notes[-1].split()[0]
-    shown = Table("asked", "by the table", "measured", "ms before", "ms after")
-    shown.add_row(f"{speedup:.2f}", predicted, f"{before / after:.2f}", f"{before:.2f}",
-                  f"{after:.2f}")  # fmt: skip
-    return shown
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure, write the file and print."""
-    parser = argparse.ArgumentParser(
-        prog="latency_table", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
-    parser.add_argument("model", metavar="MODEL")
-    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--tokens", type=int, default=128)
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--speedup", type=float, help="ask ziplm for it and time the result")
-    parser.add_argument("--calib", default="", metavar="DATA", help="for --speedup")
-    options = parser.parse_args(arguments)
-
-    def show(console: Console) -> None:
-        graph = load(options.model, cache=False)
-        setting = Setting(inputs_of(graph, options.tokens), options.threads, options.rounds)
-        view = graph.copy()
-        canonicalize(view)
-        table = latency_table(view, setting)
-        options.output.write_text(json.dumps(table, indent=1))
-        console.print_json(data=table)
-        if options.speedup:
-            console.print(_check(graph, options.output, options.speedup, options.calib, setting))
-
-    return ended(show, width=140)
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())
+def write(model: str, file: Path, *, length: int, repeats: int, trust: bool) -> None:
+    """Measure a model and write the table. Raises what ``load`` and ``latency_table`` raise."""
+    view = load(model, cache=False, trust_remote_code=trust)
+    setting = Setting(inputs_of(view, length), torch.get_num_threads(), repeats)
+    canonicalize(view)
+    file.write_text(json.dumps(latency_table(view, setting), indent=1))
