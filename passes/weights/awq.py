@@ -16,15 +16,19 @@ from ..base import Context, Needs, PassResult
 from ..foreseen import Foreseen
 from ..linear_pass import weight_of
 from ..stored import Shelved, Stored, relative_error
-from .expected import energies, rounding_loss
+from .expected import energies, least_of, rounding_loss
 from .inlets import allowed, fold, inlets_of
 from .nbit_pass import CodedPass
-from .quantizers import rtn
+from .quantizers import rounded, rtn
 
 TOKENS = 512
-"""Tokens of the data on which factors and ranges are judged, as in the authors' code."""
+"""Tokens of the data on which factors and ranges are judged, as in the authors' code. Of all tokens
+together (a sketch of the Gram matrix) the few with massive activations decide: KL to the source
+0.0918 instead of 0.0884 on tiny-llama at 3 bits."""
 EXPONENTS = [i / 20 for i in range(20)]
 SHRINKAGES = [1 - i / 20 for i in range(10)]
+DISTINCT_RANGES = 3
+"""Of those, as many as round a group independently: near ones round alike (for forecasts)."""
 _UNCLIPPED = frozenset({"q", "k", "qkv"})
 
 
@@ -121,10 +125,9 @@ class AWQ(CodedPass, Foreseen):
         return best[1]
 
     def _rounded(self, weight: Tensor, name: str) -> Tensor:
-        quantized = rtn(
+        return rounded(
             weight, self.bits, self.group, self.symmetric, scale_dtype=self.scale_dtype, name=name
         )
-        return quantized.dequantized()
 
     # --- ranges ------------------------------------------------------------------------------
 
@@ -167,8 +170,15 @@ class AWQ(CodedPass, Foreseen):
     # --- one linear by itself ----------------------------------------------------------------
 
     def expected_loss(self, linear: Linear, weight: Tensor, statistics: Statistics) -> float:
-        """With the best factors of the grid, as if the linear alone read its input; unclipped."""
-        costs = energies(statistics[Gram])
+        """With the best factors of the grid, as if the linear alone read its input; of the ranges
+        that are tried, each group then takes the one whose errors happen to cancel best."""
+        gram, x = statistics[Gram], statistics[Tokens].rows.float()
+        costs = energies(gram)
+        if self.clip and linear.role not in _UNCLIPPED:
+            # It cancels on the tokens that are looked at, and nowhere else.
+            looked_at = x.double().square().sum(0) * (gram.count / len(x))
+            alike = looked_at * least_of(DISTINCT_RANGES, x, self.group)
+            costs = alike + (costs - looked_at).clamp_min(0)
         grid = _grid(statistics[AbsMean].mean) if self.scale else [torch.ones(1)]
         return min(
             rounding_loss(

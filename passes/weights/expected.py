@@ -8,6 +8,8 @@ costs ``(e_j / U_jj)^2`` instead of ``e_j^2 S_jj``.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -55,3 +57,20 @@ def mask_loss(weight: Tensor, stays: Tensor, costs: Tensor) -> float:
     """Of weights that become 0 where they do not stay."""
     gone = torch.where(stays, 0.0, weight).double()
     return float((gone.square() @ costs).sum())
+
+
+def least_of(tries: int, x: Tensor, group: int) -> Tensor:
+    """What the best of some independent roundings of a group errs by on tokens ``[T, K]``, as a
+    share of the mean, f64 ``[K]``.
+
+    A group's loss is a quadratic form of its noise, about chi-square with ``v = tr(S)^2 / tr(S^2)``
+    degrees of freedom, S the group's block of the Gram matrix; its ``1 / (tries + 1)`` quantile is
+    that of Wilson and Hilferty, ``(1 - 2 / 9v + z sqrt(2 / 9v))^3``.
+    """
+    size = group or x.shape[1]
+    blocks = [part.T @ part for part in x.double().split(size, 1)]  # type: ignore[no-untyped-call]
+    freedoms = torch.stack([b.trace() ** 2 / b.square().sum().clamp_min(1e-300) for b in blocks])
+    spread = 2 / (9 * freedoms.clamp_min(1))
+    z = math.sqrt(2) * float(torch.erfinv(torch.tensor(2 / (tries + 1) - 1)))
+    shares = (1 - spread + z * spread.sqrt()).clamp_min(0.01) ** 3
+    return shares.repeat_interleave(size)[: x.shape[1]]

@@ -106,6 +106,20 @@ def rtn(
     Raises ``BadInput`` on a format without storage form and on NaN or infinite weights.
     """
 
+    fit = _nearest(bits, symmetric, mse_search)
+    _check(weight, bits, group, name)
+    return _Coding(weight, fit, bits, group, name).run(scale_dtype)
+
+
+def rounded(
+    weight: Tensor, bits: int, group: int, symmetric: bool, *, scale_dtype: torch.dtype, name: str
+) -> Tensor:
+    """What ``rtn`` stands for, f32: nothing is packed, for those who try many weights."""
+    coding = _Coding(weight, _nearest(bits, symmetric, False), bits, group, name)
+    return coding.dense(scale_dtype)
+
+
+def _nearest(bits: int, symmetric: bool, mse_search: bool) -> Fit:
     def fit(groups: Groups, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | float]:
         fractions = _candidates(_SEARCHED) if mse_search else 1.0
         zero: Tensor | float
@@ -122,8 +136,7 @@ def rtn(
             scale, zero = _least_loss(groups.x, scale, zero, bits, _POWER)
         return codes_of(groups.x, scale, zero, bits), scale, zero
 
-    _check(weight, bits, group, name)
-    return _Coding(weight, fit, bits, group, name).run(scale_dtype)
+    return fit
 
 
 def hqq(
@@ -417,6 +430,19 @@ class _Coding:
         if dtype == torch.float16 and _too_narrow(magnitudes, self.bits):
             result, _ = self._blocks(torch.float32)
         return result
+
+    def dense(self, dtype: torch.dtype) -> Tensor:
+        """The matrix f32 that ``run`` would store."""
+        parts, magnitudes = [], []
+        for block in _split(self.weight):
+            rows = block.float()
+            groups = Groups.of(rows, self.group)
+            magnitudes.append(groups.magnitude())
+            codes, scale, zero = self.fit(groups, dtype)
+            parts.append(codes.sub_(zero).mul_(scale).flatten(1)[:, : rows.shape[1]])
+        if dtype == torch.float16 and _too_narrow(torch.cat(magnitudes), self.bits):
+            return self.dense(torch.float32)
+        return torch.cat(parts)
 
     def _blocks(self, dtype: torch.dtype) -> tuple[Quantized, Tensor]:
         """Fit, pack and compare rows while they are in cache; the groups' magnitudes too."""

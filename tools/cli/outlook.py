@@ -19,6 +19,9 @@ from ..run.outlook_words import LEGEND, cost_cells, cost_line, tail_cells
 LONGEST_NAME = 34
 """Columns that a site's name gets of a narrow terminal, the longest ones folded."""
 
+COST_COLUMN = 13
+"""Those that a figure of a pass takes: as many passes are side by side as there is room for."""
+
 
 def print_outliers(
     console: Console, model: str, calib: Sequence[str], passes: Sequence[str], *,
@@ -45,13 +48,18 @@ def _print(console: Console, title: str, survey: Outlook, sets: Sequence[str]) -
         tails.add_row(Text(site.name), *tail_cells(site, survey).values())
     console.print(tails)
     console.print(Text(LEGEND))
-    for number, text in enumerate(survey.agreement, 1):
-        console.print(Text(f"{number}: {cost_line(survey, text, sets)}"))
-    rows = [cost_cells(site, survey) for site in survey.sites]
-    costs = _table(survey, list(rows[0]))
-    for site, cells in zip(survey.sites, rows, strict=True):
-        costs.add_row(Text(site.name), *cells.values())
-    console.print(costs)
+    each = (2 if len(sets) == 1 else 3) * COST_COLUMN
+    together = max(1, (console.width - LONGEST_NAME) // each)
+    texts = list(enumerate(survey.agreement, 1))
+    for begin in range(0, len(texts), together):
+        some = dict(texts[begin : begin + together])
+        for number, text in some.items():
+            console.print(Text(f"{number}: {cost_line(survey, text, sets)}"))
+        rows = [cost_cells(site, survey, some) for site in survey.sites]
+        costs = _table(survey, list(rows[0]))
+        for site, cells in zip(survey.sites, rows, strict=True):
+            costs.add_row(Text(site.name), *cells.values())
+        console.print(costs)
     if len(survey.agreement) > 1:
         console.print(Text(f"over all passes the rank correlation is {survey.overall:.2f}"))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 
 from .outliers import DORMANT, Outlook, Tails
 
@@ -25,11 +25,15 @@ def tail_cells(site: Tails, survey: Outlook) -> dict[str, str]:
     }  # fmt: skip
 
 
-def cost_cells(site: Tails, survey: Outlook) -> dict[str, str]:
-    """Forecast, measured error and spread of each pass, numbered; empty where it changes
-    nothing."""
+def cost_cells(
+    site: Tails, survey: Outlook, numbers: Container[int] | None = None
+) -> dict[str, str]:
+    """Forecast, measured error and spread of each pass by its number, or of some; empty where it
+    changes nothing."""
     cells = {}
     for number, text in enumerate(survey.agreement, 1):
+        if numbers is not None and number not in numbers:
+            continue
         cost = site.costs.get(text)
         cells[f"{number} forecast"] = "" if cost is None else f"{cost.forecast:.4f}"
         cells[f"{number} measured"] = "" if cost is None else f"{cost.measured:.4f}"

@@ -17,8 +17,8 @@ from graphwright.passes.weights.awq import AWQ, EXPONENTS
 from graphwright.passes.weights.quantizers import rtn
 from torch import Tensor
 
-from ...models import llama, raised
 from ..calibrated import many, optimize, rel
+from .conftest import Model
 from .texts import Inputs, ids, on_model
 
 KINDS = ("fx", "onnx")
@@ -37,8 +37,8 @@ def data_error(source: View, changed: View) -> float:
 
 
 @pytest.fixture(scope="module")
-def model() -> dict[str, View]:
-    return raised(llama(layers=1))
+def model(llama: Model) -> dict[str, View]:
+    return llama[1]
 
 
 # --- awq -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.ops.pack import BITS, GROUPS, unpack, unpack_zeros
 from graphwright.passes.weights import quantizers
 from graphwright.passes.weights.quantized import Quantized, ZeroKind, bits_per_weight
-from graphwright.passes.weights.quantizers import easyquant, hqq, rtn, scale_gradient
+from graphwright.passes.weights.quantizers import easyquant, hqq, rounded, rtn, scale_gradient
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -373,3 +373,11 @@ def test_order_on_real_weights() -> None:
     per_row, _ = minilm_error(lambda w: rtn(w, 4, 0))
     exact, _ = minilm_error(lambda w: easyquant(w, 4))
     assert exact < 0.75 * per_row
+
+
+@pytest.mark.parametrize(("scale", "group"), [(1.0, 32), (1e-6, 16), (1.0, 0)])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_what_is_tried_is_what_would_be_stored(scale: float, group: int, symmetric: bool) -> None:
+    weight = scale * torch.randn(40, 100, generator=torch.Generator().manual_seed(0))
+    dense = rounded(weight, 3, group, symmetric, scale_dtype=torch.float16, name="w")
+    assert torch.equal(dense, rtn(weight, 3, group, symmetric).dequantized())

@@ -9,14 +9,16 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.load.trace import trace
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.weights.hadamard import hadamard
 from torch import Tensor
 
-from ...models import BUILDERS, Small, raised, traced
+from ...models import BUILDERS, raised, traced
 from ..calibrated import rel
+from .conftest import Model
 
 KINDS = ("fx", "onnx")
 REFUSED = {
@@ -27,10 +29,13 @@ REFUSED = {
 }
 
 
+LINEARS = {"llama": 15, "qwen2": 8}
+
+
 @pytest.fixture(scope="module")
-def models() -> dict[str, tuple[Small, dict[str, View]]]:
-    return {name: (small, raised(small)) for name in ("llama", "qwen2")
-            for small in (BUILDERS[name](layers=1),)}  # fmt: skip
+def models(llama: Model) -> dict[str, Model]:
+    tied = BUILDERS["qwen2"](layers=1)
+    return {"llama": llama, "qwen2": (tied, raised(tied))}
 
 
 def weights(view: View) -> dict[str, Tensor]:
@@ -59,7 +64,7 @@ def test_outputs_and_names_stay(family: str, kind: str, models: Any) -> None:
     source = views[kind]
     result = gw.optimize(source, "rotate", samples=[small.inputs])
     (step,) = result.report.passes
-    assert step.result.refused == [] and len(step.result.sites) == 8
+    assert step.result.refused == [] and len(step.result.sites) == LINEARS[family]
     assert 0 < rel(sweep(source, small.inputs), sweep(result.graph, small.inputs)) < 2e-6
     before, after = weights(source), weights(result.graph)
     assert before.keys() == after.keys()
@@ -82,25 +87,18 @@ def test_a_tied_head_is_stored_a_second_time(kind: str, models: Any, no_reads: A
 
 
 @pytest.mark.parametrize("part", ["stream", "heads"])
-def test_an_outlier_is_spread(part: str) -> None:
+def test_an_outlier_is_spread(part: str, llama: Model) -> None:
     """One feature of the stream, or of each head, is a hundred times as large as the others."""
-
-    def grown(module: Any) -> None:
-        layer = module.model.model.layers[0]
-        if part == "stream":
-            layer.self_attn.o_proj.weight[3] *= 100
-        else:
-            layer.self_attn.v_proj.weight[3::8] *= 100
-
-    small = BUILDERS["llama"](layers=1)
-    with torch.no_grad():
-        grown(small.module)
-    source = traced(small)
+    small, source = llama[0], llama[1]["fx"].copy()
     other = "heads" if part == "stream" else "stream"
-    name = "o_proj" if part == "stream" else "v_proj"
+    role, rows = ("o", slice(3, 4)) if part == "stream" else ("v", slice(3, None, 8))
+    grown, *_ = (linear for linear in recognize(source).linears if linear.role == role)
+    weight = weights(source)[grown.name].clone()
+    weight[rows] *= 100
+    source.set_weight(grown.weight, MemoryWeight(weight))
 
     def peak(view: View) -> float:
-        (weight,) = (w for n, w in weights(view).items() if n.endswith(name))
+        weight = weights(view)[grown.name]
         return float(weight.abs().max() / weight.square().mean().sqrt())
 
     rotated = gw.optimize(source, f"rotate{{{other}=false}}", samples=[small.inputs]).graph
