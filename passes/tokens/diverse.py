@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from ...ir.core.errors import Refusal
 from ...ir.core.view import Value, View
 from ...ir.moves.matching import similarity
 from ...ir.moves.selection import ascending
@@ -32,6 +33,8 @@ class Diverse(KeepPass):
     positions: ClassVar[Positions] = "renumbered"
 
     def check(self, images: ImageTokens) -> None:
+        if images.kept:
+            raise Refusal("image tokens were pruned before already: it chooses among all patches")
         images.check_apart()
 
     def choose(

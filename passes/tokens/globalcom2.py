@@ -15,6 +15,7 @@ from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.moves.attention_scores import attention_row
 from ...ir.moves.matching import lengths
+from ...ir.moves.mixed_rows import mixed_columns, mixed_rows
 from ...ir.moves.selection import ascending, best, ranks, top_places
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
@@ -90,23 +91,22 @@ class GlobalCom2(TokenPass):
         own = b.slice(scores, 1, END, dim=1)
         first = best(b, b.squeeze(thumbnail, dims=(1,)), each)
         rows, columns = self._crops(images)
-        tables = [
-            (name, view.add_weight(f"globalcom2.{name}", MemoryWeight(table)))
-            for name, table in _tables(images.grid, (rows, columns)).items()
-        ]
-        named = dict(tables)
-        weight = b.softmax(b.mul(b.matmul(thumbnail, named["regions"]), 1 / TEMPERATURE), dim=2)
+        tables = _tables(images.grid, (rows, columns))
+        sums = mixed_columns(b, thumbnail, tables["regions"], "globalcom2.regions")
+        weight = b.softmax(b.mul(sums, 1 / TEMPERATURE), dim=2)
         share = b.mul(b.add(weight, 1 - 1 / crops), self.ratio)
         share = b.transpose(b.clamp(share, max=1.0), perm=(0, 2, 1))
         height, width = images.grid
         picture = b.reshape(thumbnail, -1, height, width)
-        large = b.matmul(b.matmul(named["down"], picture), named["across"])
+        large = mixed_rows(b, picture, tables["down"], "globalcom2.down")
+        large = mixed_columns(b, large, tables["across"], "globalcom2.across")
         large = b.reshape(large, -1, rows, height, columns, width)
         large = b.reshape(b.transpose(large, perm=(0, 1, 3, 2, 4)), -1, crops, patches)
         both = b.add(_unit(b, own), _unit(b, large))
         rank = b.cast(ranks(b, both, patches), dtype=view.type(both).dtype)
         keys = b.div(b.add(rank, 0.5), b.mul(share, float(patches)))
-        keys = b.reshape(b.mul(keys, named["order"]), -1, crops * patches)
+        order = view.add_weight("globalcom2.order", MemoryWeight(tables["order"]))
+        keys = b.reshape(b.mul(keys, order), -1, crops * patches)
         count = crops * each
         lowest = b.topk(keys, k=count, dim=1, largest=False, sorted=True)
         later = b.add(ascending(b, top_places(b, lowest), count), patches)

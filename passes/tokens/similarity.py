@@ -41,11 +41,9 @@ class Similarity(KeepPass):
     """Add what leaves to the token most like it."""
 
     def check(self, images: ImageTokens) -> None:
+        if images.kept:
+            raise Refusal("image tokens were pruned before already: it compares all patches")
         images.check_apart()
-        if images.kept and self.merge:
-            raise Refusal(
-                "image tokens were pruned before already: merge=true is of all tokens of an image"
-            )
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

@@ -14,7 +14,7 @@ from graphwright.ir.core.view import View
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.cache_slots import empty_past
+from graphwright.ir.structure.cache_slots import empty_past, next_step
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.structure.vision import find_image_tokens
 from graphwright.passes.tokens import globalcom2
@@ -166,6 +166,17 @@ def test_globalcom2_shares_out_by_the_thumbnail(
             kept = cut(prompt["attention_mask"], staying(prompt["input_ids"], choice)).bool()
             close(sweep(view, prompt)["logits"], expected, kept)
     assert uneven, "some image has crops of unequal counts"
+
+
+def test_a_step_without_pictures_runs_in_onnx_runtime(llava: tuple[Any, Graphs]) -> None:
+    """As one does after a prompt: products of none of them must not be refused."""
+    graph = llava[1]["fx"]
+    prompt = inputs(graph, 2)
+    view = gw.optimize(graph, "globalcom2{ratio=0.5}", samples=[prompt]).graph
+    step = next_step(prompt, sweep(view, prompt))
+    assert step is not None and not len(step["pixel_values"])
+    logits = gw.compile(view, backend="onnxruntime")(**step)["logits"]
+    torch.testing.assert_close(logits, sweep(view, step)["logits"], rtol=1e-4, atol=1e-4)
 
 
 def test_globalcom2_and_others_by_picture(llava: tuple[Any, Graphs], models: Models) -> None:
