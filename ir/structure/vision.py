@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from ..core.errors import Refusal
 from ..core.types import Dim
@@ -87,7 +88,10 @@ class Patches:
 
 
 COUNT_KEY, METHOD_KEY = "graphwright.image_tokens", "graphwright.image_token_methods"
-"""Metadata: JSON of how many image tokens a row are left by the kept positions of each name."""
+"""Metadata: JSON of how many image tokens a row are left by the kept positions of each name, and of
+the pass that kept them."""
+REMADE_KEY = "graphwright.image_tokens_remade"
+"""Metadata: JSON of whether what is left are tokens that no one patch stands for."""
 
 
 def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> ImageTokens:
@@ -146,21 +150,31 @@ def find_patches(view: View, structure: Structure) -> Patches:
     raise Refusal(f"no convolution makes the {tokens} tokens of the stream")
 
 
-def note_cut(view: View, kept: Value, count: int, method: str) -> None:
-    """Remember in the graph's metadata how many image tokens a cut leaves, and which pass cut."""
-    for key, entry in ((COUNT_KEY, count), (METHOD_KEY, method)):
-        entries = json.loads(view.metadata().get(key, "{}"))
-        view.metadata()[key] = json.dumps(entries | {view.name(kept): entry})
+def note_cut(view: View, kept: Value, count: int, method: str, *, remade: bool = False) -> None:
+    """Remember in the graph's metadata how many image tokens a cut leaves, which pass cut, and
+    whether the text reads tokens there that are ``remade`` of several patches."""
+    entries = {COUNT_KEY: count, METHOD_KEY: method} | ({REMADE_KEY: True} if remade else {})
+    for key, entry in entries.items():
+        view.metadata()[key] = json.dumps(_noted(view, key) | {view.name(kept): entry})
 
 
 def cutting_pass(view: View, kept: Value) -> str:
     """The pass that made a cut; empty in graphs that say nothing of it."""
-    methods: dict[str, str] = json.loads(view.metadata().get(METHOD_KEY, "{}"))
-    return methods.get(view.name(kept), "")
+    return str(_noted(view, METHOD_KEY).get(view.name(kept), ""))
+
+
+def is_remade(view: View, kept: Value) -> bool:
+    """Whether no one patch stands for a token behind a cut."""
+    return bool(_noted(view, REMADE_KEY).get(view.name(kept), False))
+
+
+def _noted(view: View, key: str) -> dict[str, Any]:
+    entries: dict[str, Any] = json.loads(view.metadata().get(key, "{}"))
+    return entries
 
 
 def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:
-    counts: dict[str, int] = json.loads(view.metadata().get(COUNT_KEY, "{}"))
+    counts = _noted(view, COUNT_KEY)
     for value in kept:
         if view.name(value) not in counts:
             raise Refusal("tokens were selected here before, by something else than a token pass")

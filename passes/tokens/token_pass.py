@@ -46,6 +46,8 @@ class TokenPass(Pass):
     exact: ClassVar[bool] = False
     provides: ClassVar[tuple[str, ...]] = (TOKENS,)
     positions: ClassVar[Positions]
+    remakes: ClassVar[bool] = False
+    """Whether what goes on are other tokens than the patches'."""
 
     @abstractmethod
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
@@ -83,7 +85,7 @@ class TokenPass(Pass):
             shrink(view, value, kept, positions=self.positions, rule=self.name, step=context.step)
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
-        note_cut(view, kept, cut.left, self.name)
+        note_cut(view, kept, cut.left, self.name, remade=self.remakes)
         context.edited()
 
     def _survey(self, context: Context) -> tuple[Sequence[Cut], PassResult]:

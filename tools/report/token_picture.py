@@ -16,7 +16,7 @@ from ...ir.core.errors import BadInput, Missing, Refusal
 from ...ir.core.view import Node, Value, View
 from ...ir.run.sweep import sweep_together
 from ...ir.structure.recognize import recognize
-from ...ir.structure.vision import ImageTokens, cutting_pass, find_image_tokens
+from ...ir.structure.vision import ImageTokens, cutting_pass, find_image_tokens, is_remade
 from .manifest import CutEntry, ImageTokensEntry
 
 SIDE, GAP, LINE = 192, 10, 18
@@ -41,7 +41,8 @@ def kept_tokens(view: View, prompt: Mapping[str, Tensor], label: str) -> list[Ke
     """The image tokens of the first row of ``prompt`` that go on behind each cut of a graph.
 
     One entry for each cut, in order, labelled with the block before which it is; of a graph without
-    cuts one entry with all tokens. Raises ``BadInput`` for a graph that has no image tokens.
+    cuts one entry with all tokens. Behind a pass that makes new tokens of all frames there are
+    none: no patch has a token of its own. Raises ``BadInput`` for a graph that has no image tokens.
     """
     try:
         images = _last(view)
@@ -57,6 +58,8 @@ def kept_tokens(view: View, prompt: Mapping[str, Tensor], label: str) -> list[Ke
     places = torch.arange(len(placeholders))
     entries = []
     for block, value, kept in zip(blocks, images.kept, cuts, strict=True):
+        if is_remade(view, value):
+            break
         places = places[kept]
         mask = torch.zeros(len(placeholders), dtype=torch.bool)
         mask[places] = True
@@ -77,6 +80,9 @@ def kept_entry(view: View, prompt: Mapping[str, Tensor]) -> ImageTokensEntry | N
     if pixels is None or images.grid is None or not images.kept:
         return None
     rows, columns = images.grid
+    kept = kept_tokens(view, prompt, "")
+    if not kept:
+        return None
     try:
         pictures = [_encoded(p, "JPEG") for p in (pixels[0] if pixels.dim() == 5 else pixels[:1])]
     except Missing:
@@ -86,7 +92,7 @@ def kept_entry(view: View, prompt: Mapping[str, Tensor]) -> ImageTokensEntry | N
         cuts=[
             CutEntry(name=entry.method, block=entry.block,
                      kept=entry.tokens.nonzero().squeeze(1).tolist())
-            for entry in kept_tokens(view, prompt, "")
+            for entry in kept
         ],
     )  # fmt: skip
 

@@ -31,8 +31,8 @@ class Models:
     cached: dict[str, View]
 
 
-def models_in(folder: Path) -> Models:
-    """The model, written to a folder and loaded from there."""
+def models_in(folder: Path, pictures: int = 1) -> Models:
+    """The model, written to a folder and loaded from there; an image is so many ``pictures``."""
     torch.manual_seed(0)
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
@@ -41,9 +41,9 @@ def models_in(folder: Path) -> Models:
         ),
         text_config=transformers.LlamaConfig(
             vocab_size=WORDS, hidden_size=24, intermediate_size=32, num_hidden_layers=LAYERS,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=96,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=256,
         ),
-        image_token_id=IMAGE, vision_feature_layer=-2, image_seq_length=PATCHES,
+        image_token_id=IMAGE, vision_feature_layer=-2, image_seq_length=pictures * PATCHES,
         vision_feature_select_strategy="default",
     )  # fmt: skip
     model = transformers.LlavaForConditionalGeneration(config).eval()
@@ -61,20 +61,24 @@ def models_in(folder: Path) -> Models:
     )
 
 
-def prompts(batch: int, seed: int = 0, more: int = 0) -> Batch:
-    """Rows of unequal length, padded on the left, one image each; ``more`` words behind."""
+def prompts(batch: int, seed: int = 0, more: int = 0, pictures: int = 1) -> Batch:
+    """Rows of unequal length, padded on the left, one image each, of so many ``pictures``;
+    ``more`` words behind."""
     generator = torch.Generator().manual_seed(seed)
 
     def words(count: int) -> Tensor:
         return torch.randint(1, IMAGE, (count,), generator=generator)
 
     rows = [
-        torch.cat([words(1 + row % 2), torch.full((PATCHES,), IMAGE), words(2 + row % 3 + more)])
+        torch.cat([
+            words(1 + row % 2), torch.full((pictures * PATCHES,), IMAGE), words(2 + row % 3 + more)
+        ])
         for row in range(batch)
     ]
     longest = max(map(len, rows))
     ids = torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0)) for r in rows])
-    pixels = torch.randn(batch, 3, 32, 32, generator=generator)
+    crops = (pictures,) if pictures > 1 else ()
+    pixels = torch.randn(batch, *crops, 3, 32, 32, generator=generator)
     return {"input_ids": ids, "attention_mask": (ids != 0).long(), "pixel_values": pixels}
 
 
@@ -176,6 +180,19 @@ def _attention(
     inputs = _block_inputs(language, state, places, visible)
     weights: Tensor = block.self_attn(block.input_layernorm(state), **inputs)[1]
     return weights
+
+
+def spoken(
+    model: Any, batch: Batch, features: Tensor, cuts: Mapping[int, int | Tensor], **options: Any
+) -> Tensor:
+    """Logits of ``staged`` by a text that reads features which are projected already."""
+    projector = model.model.multi_modal_projector
+    forward, projector.forward = projector.forward, lambda x: x
+    try:
+        logits, _ = staged(model, batch, cuts, features=features, **options)
+    finally:
+        projector.forward = forward
+    return logits
 
 
 def run(

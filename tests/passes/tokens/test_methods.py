@@ -32,6 +32,7 @@ from .llava import (
     places,
     prompts,
     run,
+    spoken,
     staged,
     staying,
 )
@@ -178,25 +179,12 @@ def test_dropped_tokens_go_into_their_nearest(models: Models) -> None:
             torch.stack([v[m].mean(0) if m.any() else v[0] for m in row])
             for v, row in zip(x, rows, strict=True)
         ])  # fmt: skip
-        expected = spoken(models, batch, merged, choice)
+        expected = spoken(models.eager, batch, merged, {0: choice}, renumber=True)
     kept = cut(batch["attention_mask"], staying(batch["input_ids"], choice)).bool()
     for graph in models.plain.values():
         recipe = "similarity{keep=5 merge=true}"
         view = gw.optimize(graph, recipe, samples=[prompts(3)]).graph
         close(sweep(view, batch)["logits"], expected, kept)
-
-
-def spoken(models: Models, batch: Batch, features: Tensor, chosen: Tensor) -> Tensor:
-    """Logits of a text that reads features which are projected already."""
-    projector = models.eager.model.multi_modal_projector
-    forward, projector.forward = projector.forward, lambda x: x
-    try:
-        logits, _ = run(
-            models.eager, batch, layer=0, chosen=chosen, renumber=True, features=features
-        )
-    finally:
-        projector.forward = forward
-    return logits
 
 
 def paired(x: Tensor, count: int) -> tuple[Tensor, list[int]]:
@@ -237,14 +225,8 @@ def test_aim_merges_and_prunes(models: Models) -> None:
         for row, x in enumerate(projected(models, batch["pixel_values"])):
             vectors, homes = paired(x, 6)
             features[row, homes], chosen[row, homes] = vectors, True
-        projector = models.eager.model.multi_modal_projector
-        forward, projector.forward = projector.forward, lambda x: x
-        try:
-            expected, _ = staged(
-                models.eager, batch, {0: chosen, 2: 3, 3: 0}, score=linked, features=features
-            )
-        finally:
-            projector.forward = forward
+        cuts = {0: chosen, 2: 3, 3: 0}
+        expected = spoken(models.eager, batch, features, cuts, score=linked)
     for graph in models.plain.values():
         recipe = "aim{merge=6 prune_from=1 prune_to=3}"
         pruned = gw.optimize(graph, recipe, samples=[prompts(3)])
@@ -390,7 +372,8 @@ def test_the_onnx_form_has_no_data_dependent_shape(
         ("aim{prune_from=3 prune_to=2}", "the second must be a block behind the first"),
         ("aim{prune_from=3 prune_to=4}", "prune_to=4: the language model has the blocks 0 to"),
         ("diverse{keep=8},aim", "put aim first in the recipe"),
-        ("diverse{keep=8},similarity{keep=4 merge=true}", "pruned before already"),
+        ("diverse{keep=8},similarity{keep=4}", "it compares all patches"),
+        ("uniform-tokens{keep=8},diverse{keep=4}", "it chooses among all patches"),
         ("fastv{layer=2 keep=8},fastv{layer=1 keep=4}", "tokens leave behind block 1 already"),
         ("pyramid-drop,diverse{keep=8}", "put the cut that comes first in the model first"),
     ],
