@@ -22,6 +22,7 @@ from ..ir.rewrite.driver import RewriteReport, rewrite
 from ..ir.rewrite.rule import Rule
 from ..ir.run.verify import check_structure
 from ..ir.structure.cache_slots import ROWS_KEY
+from ..ir.structure.tree_input import TREE_KEY
 from ..ir.vocab.targets import CPU, Target
 from .attention_form import ShareKeys, SpellAttention
 from .expert_form import RouteExperts
@@ -30,6 +31,7 @@ from .group_query import UseGroupQuery, caches_are_shared
 from .norm_form import sum_before_norms
 from .row_places import Places
 from .siblings import join_siblings
+from .tree_form import take_tree
 
 FORMS_KEY = "graphwright.forms"
 """Metadata: which forms of the target the graph does not have, and why, one remark a line."""
@@ -61,8 +63,8 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
 
     What is bfloat16 becomes float32 where the target has no bfloat16, inputs and outputs too: see
     ``widen``. What could not be written in a form of the target is said in its metadata. Raises
-    ``BadInput`` where an op of an FX graph has no ONNX form, and for an ONNX graph of an opset that
-    is too old.
+    ``BadInput`` where an op of an FX graph has no ONNX form, for an ONNX graph of an opset that is
+    too old, and as ``take_tree``.
     """
     onnx = translated(view) if isinstance(view, FxView) else view.copy()
     assert isinstance(onnx, OnnxView)
@@ -70,6 +72,8 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     if torch.bfloat16 not in target.dtypes:
         widen(onnx)
     clean(onnx)
+    if TREE_KEY in onnx.metadata():
+        take_tree(onnx, longest_text(view.source.folder))
     forms = [rule for row in target.rows if row.form in FORMS for rule in FORMS[row.form](onnx)]
     _remark(onnx, forms, rewrite(onnx, [RouteExperts(), *forms]))
     for row in target.rows:

@@ -22,6 +22,7 @@ from ..ir.load.intact import check_files
 from ..ir.onnx.bounded_memory import bound_memory, run_options, why_short
 from ..ir.structure.cache_slots import ROWS_KEY, check_shared, slot_layers
 from ..ir.structure.pictured import check_pictured, read_prompt
+from ..ir.structure.tree_input import TREE
 from ..ir.structure.words import head_tokens
 from .artifact import MANIFEST_FILE, MODEL_FILE
 from .base import Backend, Steps, bind
@@ -98,6 +99,8 @@ class OnnxRuntimeExecutable:
         self._inputs = {i.name: i for i in self._session.get_inputs()}
         self._prompt = read_prompt(self._session.get_modelmeta().custom_metadata_map)
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
+        optional = self._session.get_overridable_initializers()
+        self._optional = {i.name: i for i in optional if i.name == TREE}
         outputs = self._session.get_outputs()
         self._outputs = tuple(o.name for o in outputs)
         metadata = self._session.get_modelmeta().custom_metadata_map
@@ -111,6 +114,11 @@ class OnnxRuntimeExecutable:
         return tuple(self._inputs)
 
     @property
+    def takes_tree(self) -> bool:
+        """Whether it has the optional input ``tree_mask``."""
+        return bool(self._optional)
+
+    @property
     def input_types(self) -> dict[str, Type]:
         """dtype and shape of each input by name."""
         return self._types
@@ -122,8 +130,10 @@ class OnnxRuntimeExecutable:
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
         """See ``Executable``. Inputs are moved to the device where they are not there yet, and
         bfloat16 becomes float32 where the artifact does: see ``ir.onnx.widen``."""
+        optional = {name: inputs.pop(name) for name in self._optional if name in inputs}
         bound = bind(self.input_types, args, inputs)
         bound = {name: _widened(t, self._types[name]) for name, t in bound.items()}
+        bound |= optional
         self._check(bound)
         binding = self._session.io_binding()
         ready = {n: t.detach().to(self._device).contiguous() for n, t in bound.items()}
@@ -184,8 +194,9 @@ class OnnxRuntimeExecutable:
                 "attention_mask: padding comes before a text, and attention in this artifact takes "
                 "rows by their length: pad at the end, or make the artifact with --target cpu"
             )
+        declared_inputs = self._inputs | self._optional
         for name, tensor in inputs.items():
-            declared = self._inputs[name]
+            declared = declared_inputs[name]
             expected = _type_name(declared)
             actual = _RUNTIME_NAMES.get(tensor.dtype, str(tensor.dtype))
             if expected != actual:
@@ -194,7 +205,7 @@ class OnnxRuntimeExecutable:
             fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
             if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
                 raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
-        check_shared({n: (self._inputs[n].shape, t.shape) for n, t in inputs.items()})
+        check_shared({n: (declared_inputs[n].shape, t.shape) for n, t in inputs.items()})
         check_pictured(self._prompt, inputs)
 
 

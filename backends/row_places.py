@@ -106,12 +106,12 @@ class Places:
             raise Refusal("how long a text may be is not known: there is no config.json")
         starts = range(0, self.longest, CHUNK)
         chunks = [Text(start, min(CHUNK, self.longest - start)) for start in starts]
-        table = torch.cat([self._run(value, text).reshape(text.new, -1) for text in chunks])
+        table = torch.cat([self.run(value, text).reshape(text.new, -1) for text in chunks])
         for text in TEXTS:
             last = int(positions(text.kept, text.new).max())
             if last >= self.longest:
                 continue
-            rows = self._run(value, text)
+            rows = self.run(value, text)
             values = rows.reshape(-1, text.new, table.shape[1]).expand(text.rows, -1, -1)
             gap = (values - table[positions(text.kept, text.new)]).float().abs()[text.real]
             if float(gap.max()) > 4 * torch.finfo(table.dtype).eps:
@@ -132,7 +132,7 @@ class Places:
 
     def _seen(self, mask: Value, text: Text) -> torch.Tensor:
         """[rows, new, keys]: which keys a mask lets be seen."""
-        visible = self._run(mask, text)
+        visible = self.run(mask, text)
         if visible.dtype != torch.bool:
             hidden = visible <= HIDDEN
             if not bool((hidden | (visible == 0)).all()):
@@ -143,7 +143,7 @@ class Places:
             visible = visible[:, 0]
         return visible.expand(shape)
 
-    def _run(self, value: Value, text: Text) -> torch.Tensor:
+    def run(self, value: Value, text: Text) -> torch.Tensor:
         """``value`` on a text that says nothing."""
         view, env = self.view, dict(self._fed(text))
         for node in _needed(view, value):

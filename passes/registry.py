@@ -17,6 +17,7 @@ _BUILT_IN = {
     "bind": "exact.bind:Bind",
     "restrict-head": "exact.restrict_head:RestrictHead",
     "vocabulary": "exact.vocabulary:Vocabulary",
+    "tree-mask": "exact.tree_mask:TreeMask",
     "quantize": "weights.quantize:Quantize",
     "easyquant": "weights.easyquant:EasyQuant",
     "gptq": "weights.gptq:GPTQ",

@@ -20,6 +20,7 @@ from ..onnx.foreign import forget_foreign_dims
 from ..onnx.validate_types import check_types
 from ..onnx.view import OnnxView
 from ..structure.pictured import read_prompt
+from ..structure.tree_input import TREE
 from .bitstack_size import cut
 from .onnx_proto import MIN_OPSET, read_model
 
@@ -68,7 +69,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
 
 
 def _tell_of_defaults(graph: onnx_ir.Graph, path: Path) -> None:
-    names = [str(v.name) for v in graph.inputs if v.name in graph.initializers]
+    names = [str(v.name) for v in graph.inputs if v.name in graph.initializers and v.name != TREE]
     if names:
         logger.warning(
             "%s: %d weights are inputs too (%s), whose numbers a caller may give: they stay as "

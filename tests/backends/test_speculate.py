@@ -11,20 +11,28 @@ import pytest
 import torch
 from graphwright.backends import Executable
 from graphwright.backends.decode import Decoder
+from graphwright.backends.draft_costs import Costs, steady
+from graphwright.backends.draft_path import PathDraft
+from graphwright.backends.draft_recycle import CHANCES, Recycled, form
+from graphwright.backends.drafts import Drafter
 from graphwright.backends.sampling import Sampling
-from graphwright.backends.speculate import MOST, Costs, Speculator
+from graphwright.backends.speculate import Speculator
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.sources import load
 
 transformers: Any = importlib.import_module("transformers")
 PROMPTS = [[3, 9, 27, 5], [1], [17, 2, 2, 38, 11, 29, 7]]
+WORDS = 40
+CHEAP = Costs({1: 1.0, 2: 1.0, 4: 1.0, 9: 1.0}, draft=0.2)
+DEAR = Costs({1: 1.0, 2: 2.0, 4: 4.0, 9: 9.0}, draft=0.9)
+Runs = dict[str | None, Executable]
 
 
 @pytest.fixture(scope="module")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
+        vocab_size=WORDS, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
     )  # fmt: skip
     model = transformers.LlamaForCausalLM(config)
@@ -35,13 +43,18 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("llama")
     model.save_pretrained(folder)
     paths = {"near": "0-1,3", "far": "3", "whole": "0-3", "halves": "0-1.mlp,2-3", "long": "0-3,3"}
-    return gw.export(load(folder), tmp_path_factory.mktemp("out") / "out", paths=paths)
+    graph = gw.optimize(load(folder), "tree-mask").graph
+    return gw.export(graph, tmp_path_factory.mktemp("out") / "out", paths=paths)
 
 
 @pytest.fixture(scope="module")
-def runs(artifact: Path) -> dict[str | None, Executable]:
+def runs(artifact: Path) -> Runs:
     return {name: gw.compile(artifact, path=name) for name in
             (None, "near", "far", "whole", "halves", "long")}  # fmt: skip
+
+
+def drafter(runs: Runs, name: str) -> Drafter:
+    return Recycled(runs[None], WORDS) if name == "recycle" else PathDraft(runs[None], runs[name])
 
 
 def plain(run: Executable, prompt: list[int], sampling: Sampling, eos: list[int]) -> list[int]:
@@ -49,66 +62,95 @@ def plain(run: Executable, prompt: list[int], sampling: Sampling, eos: list[int]
     return [token for (token,) in steps if token is not None]
 
 
-@pytest.mark.parametrize("name", ["near", "far", "whole", "halves"])
-def test_the_text_is_that_of_the_whole_model(runs: Any, name: str) -> None:
+@pytest.mark.parametrize("name", ["near", "far", "whole", "halves", "recycle"])
+def test_the_text_is_that_of_the_whole_model(runs: Runs, name: str) -> None:
     """Greedy and drawn: the same numbers draw the same tokens, so that the distribution is kept."""
-    speculator = Speculator(runs[None], runs[name], always=True)
+    costs = Costs({1: 1.0, 81: 1.0})
+    speculator = Speculator(runs[None], drafter(runs, name), always=True, costs=costs)
     samplings = (Sampling(), Sampling(0.8, seed=5), Sampling(1.3, top_p=0.9, top_k=12, seed=6))
     for prompt, sampling in zip(PROMPTS, samplings, strict=True):
         expected = plain(runs[None], prompt, sampling, [])
         limit = len(prompt) + 24
         assert list(speculator.write(prompt, limit, sampling, [])) == expected
         done = speculator.done
-        assert done.rounds <= done.written <= done.rounds + done.accepted
+        assert done.rounds <= done.written == done.rounds + done.accepted
         if name == "whole":
             assert done.accepted == done.drafted > 0
+    if name == "recycle":  # by now it has seen what such texts go on with
+        list(speculator.write(PROMPTS[0], 28, Sampling(), []))
+        assert speculator.done.accepted > 6
+        assert "0.0 MB of recycled words" in str(speculator.done)
     eos = [plain(runs[None], PROMPTS[0], Sampling(), [])[7]]
     short = list(speculator.write(PROMPTS[0], 28, Sampling(), eos))
     assert short == plain(runs[None], PROMPTS[0], Sampling(), eos)
 
 
-def test_drawn_tokens_have_the_whole_models_distribution(runs: Any) -> None:
+@pytest.mark.parametrize("name", ["far", "recycle"])
+def test_drawn_tokens_have_the_whole_models_distribution(runs: Runs, name: str) -> None:
     """Of 200 texts of two tokens, against the product of the model's own likelihoods."""
-    speculator = Speculator(runs[None], runs["far"], always=True)
-    counts = torch.zeros(40)
+    costs = Costs({1: 1.0, 81: 1.0})
+    speculator = Speculator(runs[None], drafter(runs, name), always=True, costs=costs)
+    counts = torch.zeros(WORDS)
     for seed in range(200):
         counts[list(speculator.write(PROMPTS[0], 6, Sampling(1.0, seed=seed), []))[1]] += 1
 
-    def likely(text: list[int]) -> torch.Tensor:
-        ids = torch.tensor([text])
+    def likely(texts: list[list[int]]) -> torch.Tensor:
+        ids = torch.tensor(texts)
         logits = runs[None](input_ids=ids, attention_mask=torch.ones_like(ids))["logits"]
-        return torch.softmax(logits[0, -1].double(), -1)
+        return torch.softmax(logits[:, -1].double(), -1)
 
-    first = likely(PROMPTS[0])
-    second = sum(first[i] * likely([*PROMPTS[0], i]) for i in range(40))
-    assert isinstance(second, torch.Tensor)
+    second = likely([PROMPTS[0]])[0] @ likely([[*PROMPTS[0], i] for i in range(WORDS)])
     expected = 200 * second
     chosen = expected > 5
     statistic = float(((counts - expected)[chosen] ** 2 / expected[chosen]).sum())
     assert statistic < 2.5 * int(chosen.sum())
 
 
-def test_costs_say_how_far_to_draft(runs: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    dear = Costs(step=1.0, draft=0.9, calls={1: 1.0, 2: 2.0, 4: 4.0, 9: 9.0})
-    assert dear.best(0.95) == (0, 1.0)
-    cheap = Costs(step=1.0, draft=0.2, calls={1: 1.0, 2: 1.0, 4: 1.0, 9: 1.0})
-    assert cheap.best(0.99)[0] == MOST and cheap.best(0.3)[0] == 1
-    assert cheap.best(0.5)[1] == pytest.approx(1.75 / 1.4)
-    assert dear.call(3) == 3.0
-    for costs, told in ((cheap, "forecast"), (dear, "steps are faster")):
-        monkeypatch.setattr(Speculator, "_measured", lambda *_, costs=costs: costs)
-        speculator = Speculator(runs[None], runs["near"], always=False)
-        text = list(speculator.write(PROMPTS[0], 28, Sampling(), []))
-        assert text == plain(runs[None], PROMPTS[0], Sampling(), [])
-        assert told in speculator.done.note
-    assert not speculator.done.drafted
-    monkeypatch.undo()
-    measured = Speculator(runs[None], runs["near"], always=False).measured(PROMPTS[0])
-    assert min(measured.step, measured.draft, *measured.calls.values()) > 0
+def test_costs_say_how_far_to_draft(runs: Runs) -> None:
+    assert DEAR.best(lambda n: steady(0.95, n), 8) == (0, 1.0)
+    assert DEAR.best(lambda n: steady(0.95, n), 8, least=1)[0] == 1
+    assert CHEAP.best(lambda n: steady(0.99, n), 8)[0] == 8
+    assert CHEAP.best(lambda n: steady(0.3, n), 8)[0] == 1
+    assert CHEAP.best(lambda n: steady(0.5, n), 8)[1] == pytest.approx(1.75 / 1.4)
+    assert DEAR.call(3) == 3.0
+    for name in ("near", "recycle"):
+        for costs, note in ((CHEAP, "forecast"), (DEAR, "steps are faster")):
+            speculator = Speculator(runs[None], drafter(runs, name), always=False, costs=costs)
+            text = list(speculator.write(PROMPTS[0], 28, Sampling(), []))
+            assert text == plain(runs[None], PROMPTS[0], Sampling(), [])
+            assert note in speculator.done.note
+        assert not speculator.done.drafted
+        measured = Speculator(runs[None], drafter(runs, name), always=False).measured(PROMPTS[0])
+        assert min(measured.calls.values()) > 0 and (measured.draft > 0) == (name == "near")
 
 
-def test_bad_input(runs: Any) -> None:
+def test_a_tree_is_the_best_of_its_size() -> None:
+    """Of two ranks, against every tree of four nodes; each size is a beginning of the next."""
+    nodes, written = form((0.6, 0.3), 4)
+    assert nodes == ((0, 0), (1, 0), (0, 1), (2, 0)) and written[:2] == [1.0, 1.6]
+    lines = {(): 1.0}
+    for _ in range(4):
+        lines |= {(*line, rank): share * (0.6, 0.3)[rank] for line, share in lines.items()
+                  for rank in (0, 1)}  # fmt: skip
+    best = sorted(lines.values(), reverse=True)[:5]
+    assert written[-1] == pytest.approx(sum(best))
+    large, _ = form(CHANCES, 80)
+    assert large[:9] == form(CHANCES, 9)[0] and all(p <= i for i, (p, _) in enumerate(large))
+
+
+@pytest.mark.parametrize(("words", "megabytes", "remark"), [
+    (65536, 2, "1.1 MB of recycled words"), (128256, 4.3, "4.2 MB of recycled words, as the model"),
+])  # fmt: skip
+def test_what_is_kept_is_small(runs: Runs, words: int, megabytes: float, remark: str) -> None:
+    recycled = Recycled(runs[None], words)
+    assert recycled.nbytes < megabytes * 1e6 and recycled.remark.startswith(remark)
+
+
+def test_bad_input(runs: Runs, artifact: Path) -> None:
     with pytest.raises(BadInput, match="longer than the model: 5 blocks, and the model has 4"):
-        Speculator(runs[None], runs["long"], always=True)
+        PathDraft(runs[None], runs["long"])
     with pytest.raises(BadInput, match="goes through block 2, which the model does not have"):
-        Speculator(runs["near"], runs["halves"], always=True)
+        PathDraft(runs["near"], runs["halves"])
+    eager = gw.compile(load(artifact), backend="eager")
+    with pytest.raises(BadInput, match="make it with the pass tree-mask"):
+        Recycled(eager, WORDS)

@@ -32,6 +32,7 @@ from ...ir.moves.graft_path import Factor, graft_low_rank
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
 from ..cli.benchmark import Runner, in_turns
+from ..run.machine import processor
 
 RULE = "random-low-rank"
 
@@ -165,20 +166,8 @@ def surroundings(threads: int) -> dict[str, Any]:
 
     return {
         "onnxruntime": onnxruntime.__version__, "torch": torch.__version__,
-        "cpu": _processor(), "threads": threads, "load": round(os.getloadavg()[0], 1),
+        "cpu": processor(), "threads": threads, "load": round(os.getloadavg()[0], 1),
     }  # fmt: skip
-
-
-def _processor(path: Path = Path("/proc/cpuinfo")) -> str:
-    """The processor's name and what it can do with vectors, where the system tells."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    facts: dict[str, str] = {}
-    for line in lines:
-        name, _, text = line.partition(":")
-        facts[name.strip()] = text.strip()
-    able = facts.get("flags", "").split()
-    units = [name for name in ("avx2", "avx512f", "avx512_vnni", "amx_int8") if name in able]
-    return " ".join([facts.get("model name", "unknown processor"), *units])
 
 
 def table(title: str, timings: Sequence[Timing]) -> Table:

@@ -1,10 +1,12 @@
 """What drafts save: ``python -m graphwright.tools.bench.speculation [MODEL [RECIPE [PATH ...]]]``.
 
-64 prompts of English, 48 new tokens each, greedy, one thread, by the whole model and with each path
-as its draft, in turns on each prompt: texts that are equal, the share of drafted tokens that was
-accepted, tokens a call of the whole model, the ratio of tokens a second to the whole model's alone,
-and the ratio that the costs of single calls forecast at that share. ``auto`` drafts by the first
-path where that is faster.
+64 prompts of English, 48 new tokens each, greedy, one thread, by the whole model and with each
+draft, in turns on each prompt: texts that are equal, the share of drafted tokens that was accepted,
+tokens a call of the whole model, the ratio of tokens a second to the whole model's alone, and the
+ratio that the costs of single calls forecast. Drafts are the paths, and ``recycle`` with trees of
+the size that costs least and of 8 and 80; ``auto`` drafts by the first path, ``auto recycle`` by
+what was said before, where that is faster. Behind it the costs of calls by their tokens, for each
+target, which is what the size of a tree follows from.
 """
 
 from __future__ import annotations
@@ -13,19 +15,27 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 from ...backends import compile as compile_model
 from ...backends import export
 from ...backends.decode import Decoder
+from ...backends.draft_costs import Costs
+from ...backends.draft_path import PathDraft
+from ...backends.draft_recycle import Recycled
 from ...backends.sampling import Sampling
 from ...backends.speculate import Speculator
+from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer, shipped_text
+from ...ir.run.batches import table_rows
 from ...ir.structure.recognize import last_tower, recognize
 from ...passes.manager import optimize
+from ..run.machine import processor
 
 PROMPTS, PROMPT_TOKENS, NEW = 64, 24, 48
+TARGETS = ("cpu", "portable")
 
 
 def timed(tokens: Iterable[int]) -> tuple[list[int], float]:
@@ -34,22 +44,49 @@ def timed(tokens: Iterable[int]) -> tuple[list[int], float]:
     return text, time.perf_counter() - began
 
 
+def of_size(costs: Costs, count: int) -> Costs:
+    """Costs by which every guess is of ``count`` tokens."""
+    return replace(costs, calls={1: 1.0, count: 1.0, count + 1: 1e-3}, draft=0.0)
+
+
+def print_curves(graph: View, words: int, prompt: list[int], place: Path) -> None:
+    """For each target what calls cost, in steps of the model."""
+    print(f"{processor()}, one thread: ms of a step, and calls in steps by their tokens")
+    for target in TARGETS:
+        run = compile_model(export(graph, place / target, target=target), threads=1)
+        recycled = Recycled(run, words)
+        costs = Speculator(run, recycled, always=False).measured(prompt)
+        count, gain = costs.best(recycled.written, recycled.most)
+        curve = " ".join(f"{n}:{s / costs.step:.2f}" for n, s in costs.calls.items())
+        print(f"{target:9} {1000 * costs.step:.2f} {curve}; trees of {count}, {gain:.2f}")
+
+
 def main(model: str, recipe: str, blocks: list[str]) -> None:
     graph = load(model)
-    result = optimize(graph, recipe, samples=(graph.source.samples or [])[:1] or None)
-    last = len(last_tower(recognize(result.graph))) - 1
+    samples = (graph.source.samples or [])[:1] or None
+    done = optimize(graph, f"{recipe},tree-mask", samples=samples).graph
+    last = len(last_tower(recognize(done))) - 1
     every_other = ",".join(map(str, sorted({*range(0, last, 2), last})))
     blocks = blocks or [f"0-{last - 2},{last}", every_other, f"0,{last}"]
     paths = {f"p{number}": text for number, text in enumerate(blocks)}
     tokenizer = read_tokenizer(Path(graph.source.folder or ""))
     texts = [tokenizer.encode(text).ids[:PROMPT_TOKENS] for text in shipped_text("test")]
     prompts = [ids for ids in texts if len(ids) == PROMPT_TOKENS][:PROMPTS]
+    words = table_rows(done)["input_ids"]
     with tempfile.TemporaryDirectory() as place:
-        out = export(result.graph, Path(place) / "out", paths=paths)
+        out = export(done, Path(place) / "out", paths=paths)
         whole = compile_model(out, threads=1)
-        drafts = {n: compile_model(out, path=n, threads=1) for n in paths}
-    speculators = {n: Speculator(whole, run, always=True) for n, run in drafts.items()}
-    speculators["auto"] = Speculator(whole, drafts["p0"], always=False)
+        drafts = {n: PathDraft(whole, compile_model(out, path=n, threads=1)) for n in paths}
+        print_curves(done, words, prompts[0], Path(place))
+    costs = {n: Speculator(whole, d, always=True).measured(prompts[0]) for n, d in drafts.items()}
+    tree = Speculator(whole, Recycled(whole, words), always=True).measured(prompts[0])
+    speculators = {n: Speculator(whole, d, always=True, costs=costs[n]) for n, d in drafts.items()}
+    speculators["auto"] = Speculator(whole, drafts["p0"], always=False, costs=costs["p0"])
+    for name, own in (("recycle", tree), ("recycle 8", of_size(tree, 8)),
+                      ("recycle 80", of_size(tree, 80))):  # fmt: skip
+        speculators[name] = Speculator(whole, Recycled(whole, words), always=True, costs=own)
+    recycled = Recycled(whole, words)
+    speculators["auto recycle"] = Speculator(whole, recycled, always=False, costs=tree)
     equal = dict.fromkeys(speculators, 0)
     seconds = dict.fromkeys([*speculators, ""], 0.0)
     counts = {name: [0, 0, 0, 0] for name in speculators}
@@ -62,24 +99,21 @@ def main(model: str, recipe: str, blocks: list[str]) -> None:
             text, spent = timed(speculator.write(prompt, len(prompt) + NEW, Sampling(), ()))
             equal[name] += text == expected
             seconds[name] += spent
-            done = speculator.done
-            row = (done.drafted, done.accepted, done.rounds, done.written)
+            result = speculator.done
+            row = (result.drafted, result.accepted, result.rounds, result.written)
             counts[name] = [a + b for a, b in zip(counts[name], row, strict=True)]
     print(f"{model} {recipe}: whole {written / seconds['']:.0f} tokens/s")
     for name, speculator in speculators.items():
         drafted, accepted, rounds, tokens = counts[name]
-        share = accepted / max(1, drafted)
-        costs = speculator.measured(prompts[0])
-        count, forecast = costs.best(share)
         print(
-            f"{name:5} {paths.get(name, ''):14} equal {equal[name]} of {len(prompts)}, accepted "
-            f"{share:.2f}, {tokens / max(1, rounds):.2f} tokens a call, speed "
-            f"{seconds[''] / seconds[name]:.2f}, forecast {forecast:.2f} ({count} drafted); ms: "
-            f"step {1000 * costs.step:.2f}, draft {1000 * costs.draft:.2f}, call of "
-            + ", ".join(f"{n} {1000 * s:.2f}" for n, s in costs.calls.items())
+            f"{name:12} {paths.get(name, ''):14} equal {equal[name]} of {len(prompts)}, accepted "
+            f"{accepted / max(1, drafted):.2f} of {drafted / max(1, rounds):.1f}, "
+            f"{tokens / max(1, rounds):.2f} tokens a call, speed "
+            f"{seconds[''] / seconds[name]:.2f}; {speculator.done.note}"
         )
+    print("chances by rank:", *(f"{chance:.3f}" for chance in recycled.chances))
 
 
 if __name__ == "__main__":
-    words = [*sys.argv[1:3], *["zoo:tiny-llama", "quantize{bits=4 group=32}"][len(sys.argv) - 1 :]]
-    main(words[0], words[1], sys.argv[3:])
+    asked = [*sys.argv[1:3], *["zoo:tiny-llama", "quantize{bits=4 group=32}"][len(sys.argv) - 1 :]]
+    main(asked[0], asked[1], sys.argv[3:])

@@ -121,7 +121,7 @@ def generate(
     seed: Annotated[int, typer.Option(help="Seed of what is drawn.")] = 0,
     tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
     draft: Annotated[
-        str, typer.Option(help="Who writes ahead: auto, none, path, or a path's name.")
+        str, typer.Option(help="What writes ahead: auto, none, recycle, path, or a path's name.")
     ] = "none",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verbose: Verbose = False,

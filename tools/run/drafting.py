@@ -1,32 +1,79 @@
-"""Which path of an artifact drafts for ``generate``."""
+"""What drafts for ``generate``: a path of an artifact, or what the model said before."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...backends import Executable
 from ...backends import compile as compile_model
-from ...backends.artifact import MANIFEST_FILE
+from ...backends.artifact import MANIFEST_FILE, MODEL_FILE
+from ...backends.draft_path import PathDraft
+from ...backends.draft_recycle import Recycled
+from ...backends.drafts import Drafter
 from ...backends.speculate import Speculator
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.load.entry_files import entry_file, entry_names
+from ...ir.load.side_files import read_json
+from . import batch_costs
 
-AUTO, PATH, NONE = "auto", "path", "none"
+AUTO, PATH, RECYCLE, NONE = "auto", "path", "recycle", "none"
 
 
-def speculator(model: Any, run: Executable, draft: str, device: str) -> Speculator | None:
+@dataclass(frozen=True)
+class Drafting:
+    """What continues texts, and where its costs are kept."""
+
+    speculator: Speculator
+    key: batch_costs.Key | None
+    """``None`` for a graph that is no artifact: its costs are measured each time."""
+    known: bool
+    """Whether its costs were."""
+
+    def keep_costs(self) -> None:
+        """Write down what was measured of this machine."""
+        costs = self.speculator.costs
+        if self.key is not None and costs is not None and not self.known:
+            batch_costs.keep(self.key, costs)
+
+
+def drafting(
+    model: Any, run: Executable, draft: str, device: str, words: int | None
+) -> Drafting | None:
     """What drafts for ``run``, which is compiled of ``model``; ``None`` where nothing does.
 
-    ``path`` takes the path called ``draft``, else the one of the smallest graph; ``auto`` the same
-    where there is one. Raises ``BadInput`` where there is none of that name, and as ``Speculator``.
+    ``path`` takes the path called ``draft``, else the one of the smallest graph, ``recycle`` what
+    was said before; ``auto`` a path where there is one, else ``recycle`` where the graph takes
+    trees. ``words`` is how many tokens the model reads, where that is known. Raises ``BadInput``
+    where there is no path of that name, and as ``PathDraft`` and ``Recycled``.
     """
     if draft == NONE:
         return None
     folder = Path(model).expanduser() if isinstance(model, str | Path) else None
-    names = [] if folder is None or not (folder / MANIFEST_FILE).is_file() else entry_names(folder)
-    if draft == AUTO and not names:
+    known = folder is not None and (folder / MANIFEST_FILE).is_file()
+    names = entry_names(folder) if known and folder is not None else []
+    trees = getattr(run, "takes_tree", False)
+    if draft == AUTO and not names and not trees:
         return None
+    drafter: Drafter
+    if draft == RECYCLE or (draft == AUTO and not names):
+        if words is None:
+            raise BadInput("draft recycle: how many words the model reads is not known")
+        label, drafter = RECYCLE, Recycled(run, words)
+    else:
+        label, other = _path(folder, names, draft, device)
+        drafter = PathDraft(run, other)
+    key = None if not known or folder is None else _key(folder, label, device)
+    costs = None if key is None else batch_costs.known(key)
+    speculator = Speculator(run, drafter, always=draft != AUTO, costs=costs)
+    return Drafting(speculator, key, costs is not None)
+
+
+def _path(
+    folder: Path | None, names: list[str], draft: str, device: str
+) -> tuple[str, Executable]:
+    """The name of the path that drafts, and what runs it."""
     if not names or folder is None:
         raise BadInput(
             f"draft {draft}: there is no path to draft by: make an artifact that has one, with "
@@ -38,7 +85,15 @@ def speculator(model: Any, run: Executable, draft: str, device: str) -> Speculat
         chosen = "draft" if "draft" in names else smallest
     if chosen not in names:
         raise BadInput(
-            f"draft {draft!r} is unknown; {near_misses(draft, [AUTO, PATH, NONE, *names])}"
+            f"draft {draft!r} is unknown; {near_misses(draft, [AUTO, PATH, RECYCLE, NONE, *names])}"
         )
-    other = compile_model(folder, path=chosen, device=device)
-    return Speculator(run, other, always=draft != AUTO)
+    return chosen, compile_model(folder, path=chosen, device=device)
+
+
+def _key(folder: Path, label: str, device: str) -> batch_costs.Key | None:
+    """By which the costs of an artifact are kept; ``None`` where its manifest has no hashes."""
+    manifest = read_json(folder, MANIFEST_FILE)
+    files = manifest.get("files") or {}
+    names = [name for name in (MODEL_FILE, entry_file(label)) if name in files]
+    hashes = [files[name]["sha256"][:16] for name in names]
+    return (str(manifest.get("target")), device, label, *hashes) if hashes else None

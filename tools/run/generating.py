@@ -23,6 +23,8 @@ from ...ir.load.side_files import longest_text, read_json, text_settings
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.batches import check_ids, table_rows
+from ...ir.structure.cache_slots import has_cache
+from ...ir.structure.tree_input import TREE_KEY
 from ...ir.structure.vision import COUNT_KEY
 from ..data.images import Placeholders, Preprocessing
 from . import drafting
@@ -98,8 +100,10 @@ def generate(
     the model's ``preprocessor_config.json`` says. ``temperature``, ``top_p``, ``top_k`` and
     ``seed``: see ``Sampling``. ``stream`` hears the answers as they grow. ``draft`` is ``path``, or
     the name of a path of the artifact, which writes ahead and which the whole model then checks in
-    one call; ``auto`` does so where it is measured to be faster, ``none`` never. The text is that
-    of the whole model either way (``backends.speculate``).
+    one call, or ``recycle``: what the model said before may come next, and it reads a tree of that
+    in one call (of an artifact made with the pass ``tree-mask``). ``auto`` does so where it is
+    measured to be faster, ``none`` never. The text is that of the whole model either way
+    (``backends.speculate``).
 
     Raises ``BadInput`` for a graph that is not a text model, for an empty prompt, for one that is
     longer than the context and for an image that the model does not take, ``Missing`` without a
@@ -121,14 +125,15 @@ class Writer:
         self, model: View | Executable | str | Path, *, tokenizer: str | Path | None = None,
         device: str = "cpu", draft: str = "none",
     ) -> None:  # fmt: skip
-        graph, run = _opened(model, device)
-        self._speculator = drafting.speculator(model, run, draft, device)
+        graph, run = _opened(model, device, trees=draft == drafting.RECYCLE)
+        words = None if graph is None else table_rows(graph).get("input_ids")
+        self._drafting = drafting.drafting(model, run, draft, device, words)
         folder = tokenizer or (None if graph is None else graph.source.folder)
         if folder is None:
             raise BadInput("give tokenizer=FOLDER: the model's folder is not known")
         self._folder = Path(folder)
         self._graph = graph
-        self._vocabulary = None if graph is None else table_rows(graph).get("input_ids")
+        self._vocabulary = words
         self._decoder = Decoder(run, longest_text(folder))
         self._tokenizer: Any = read_tokenizer(self._folder)
         self._tokenizer.no_padding()
@@ -152,7 +157,7 @@ class Writer:
         asked = [self._tokens(prompt, image is not None) for prompt, image in pairs]
         pixels = [None if image is None else self._pixels(image) for image in shown]
         rows = [_Row(self._tokenizer, self._eos) for _ in prompts]
-        speculator = self._speculator
+        speculator = None if self._drafting is None else self._drafting.speculator
         if speculator is not None and len(prompts) > 1:
             raise BadInput(f"a draft is for one prompt at a time, and {len(prompts)} are given")
         steps = self._decoder.decode(
@@ -165,6 +170,8 @@ class Writer:
                 added = "" if token is None else rows[index].add(token)
                 if added and stream is not None:
                     stream(index, added)
+        if self._drafting is not None:
+            self._drafting.keep_costs()
         for index, row in enumerate(rows):
             added = row.finish()
             if added and stream is not None:
@@ -275,18 +282,28 @@ class _Row:
 
 
 def _opened(
-    model: View | Executable | str | Path, device: str
+    model: View | Executable | str | Path, device: str, *, trees: bool
 ) -> tuple[View | None, Executable]:
-    """The graph, where there is one, and what runs it."""
+    """The graph, where there is one, and what runs it; with ``trees``, one that takes trees too,
+    but of an artifact, which is run as it was written."""
     if isinstance(model, View):
-        return model, compile_model(model, device=device)
+        return model, compile_model(_taking(model) if trees else model, device=device)
     if not isinstance(model, str | Path):
         return None, model
     path = Path(model).expanduser()
     if (path / MANIFEST_FILE).is_file() or path.suffix == ".onnx":
         return load(path), compile_model(path, device=device)
     view = load(model, cache=path.suffix != ".pt2")
-    return view, compile_model(view, device=device)
+    return view, compile_model(_taking(view) if trees else view, device=device)
+
+
+def _taking(view: View) -> View:
+    """The graph with the mark of ``tree_mask``."""
+    if not has_cache(view):
+        return view
+    marked = view.copy()
+    marked.metadata()[TREE_KEY] = "true"
+    return marked
 
 
 def _eos(folder: str) -> frozenset[int]:

@@ -13,6 +13,7 @@ from graphwright.backends import compile, export
 from graphwright.ir.run.verify import difference
 from graphwright.tools.bench import linears
 from graphwright.tools.bench.linears import Stack, forms
+from graphwright.tools.run.machine import processor
 
 STACK = Stack(layers=3, narrow=45, wide=123)
 SMALL = ["--layers", "2", "--shape", "16x24", "--batch", "1,3", "--rank", "4", "--rounds", "2",
@@ -93,9 +94,9 @@ def test_a_shape_that_is_none(text: str, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_a_processor_that_says_nothing(tmp_path: Path) -> None:
-    assert linears._processor(tmp_path / "none") == "unknown processor"
+    assert processor(tmp_path / "none") == "unknown processor"
     file = tmp_path / "cpuinfo"
     file.write_text(
         "model name\t: Two Cores\nflags\t\t: sse avx2 amx_int8\n\nmodel name\t: Two Cores\n"
     )
-    assert linears._processor(file) == "Two Cores avx2 amx_int8"
+    assert processor(file) == "Two Cores avx2 amx_int8"

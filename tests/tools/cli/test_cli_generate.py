@@ -14,12 +14,13 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.speculate import Speculator
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.load.zoo.text import read_tokenizer
 from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
 from graphwright.tools.report import manifest
-from graphwright.tools.run import generating, pipeline, replay
+from graphwright.tools.run import batch_costs, generating, pipeline, replay
 
 transformers: Any = importlib.import_module("transformers")
 tokenizers: Any = importlib.import_module("tokenizers")
@@ -316,9 +317,11 @@ def test_a_model_without_a_tokenizer(artifact: Path, tmp_path: Path) -> None:
 
 def test_a_draft_writes_the_same_text(
     language_model: Path, publish: Callable[..., Path], command: Any,
-    capsys: pytest.CaptureFixture[str],
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    out = publish(language_model, "clean", "--path", "draft=0", "--path", "half=0,1.mlp")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(batch_costs, "busy", lambda: False)
+    out = publish(language_model, "tree-mask", "--path", "draft=0", "--path", "half=0,1.mlp")
     capsys.readouterr()  # the manifest
     known = manifest.load(out)
     assert {name: entry.blocks for name, entry in known.paths.items()} == {
@@ -326,12 +329,18 @@ def test_a_draft_writes_the_same_text(
     }  # fmt: skip
     assert set(known.files) >= {"path-draft.onnx", "path-half.onnx"}
     texts = []
-    for draft in ("none", "path", "half", "auto"):
+    for draft in ("none", "path", "half", "recycle", "auto"):
         options = ("--draft", draft, "--max-new-tokens", "12")
         code, text, err = command(str(out), PROMPT, *options)
         assert code == 0 and ("draft:" in err) == (draft != "none")
         texts.append(text)
     assert len(set(texts)) == 1
+    (machine,) = json.loads(batch_costs.place().read_text()).values()
+    assert {key.split()[2] for key in machine} == {"draft", "half", "recycle"}
+    monkeypatch.setattr(Speculator, "_measured", None)
+    assert gw.generate(out, PROMPT, max_new_tokens=12, draft="recycle")[0].drafting is not None
+    batch_costs.place().write_text("{")
+    assert batch_costs.known(("cpu", "cpu", "recycle")) is None
     code, _, err = command(str(out), PROMPT, "--draft", "draught")
     assert code == 2 and "did you mean draft" in err
     code, _, err = command(str(out), PROMPT, PROMPT, "--draft", "path")
