@@ -70,6 +70,7 @@ _BUILT_IN = {
     "drop-blocks": "depth.drop_blocks:DropBlocks",
     "path": "depth.path:FollowPath",
     "cola": "depth.cola:CoLa",
+    "search-path": "depth.search_path:SearchPath",
     "crash": "depth.crash:CRaSh",
     "das": "depth.das:DAS",
     "svd-compensate": "weights.svd_compensate:SvdCompensate",

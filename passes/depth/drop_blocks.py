@@ -168,7 +168,7 @@ class DropBlocks(PathPass):
                 moved = [runner.without(path, path.index(i)) for i in places]
                 rounds.append([[float(i) for i in places], moved])
                 path.remove(places[moved.index(min(moved))])
-            result.notes.append(runner.effort(sum(len(moved) for _, moved in rounds)))
+            result.notes.append(runner.effort())
             return rounds
 
         dropped: list[int] = []

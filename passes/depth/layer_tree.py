@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 REACH = 4
@@ -35,7 +35,8 @@ class LayerTree:
 
     ``reward(path, shared)`` is that of a path, of which the first ``shared`` blocks are decided. A
     state is chosen by ``Q/v + c sqrt(ln V / v) - penalty |path| / blocks`` (CoLa, arXiv
-    2507.07996); where its path is open, which of the blocks that are left are run is drawn.
+    2507.07996); where its path is open, which of the blocks that are left are run is drawn, with
+    ``likely`` in proportion to what that says of each block.
     """
 
     blocks: int
@@ -43,6 +44,7 @@ class LayerTree:
     penalty: float
     reward: Callable[[Path, int], float]
     seed: int
+    likely: Sequence[float] | None = None
 
     def search(self, simulations: int) -> dict[Path, float]:
         """The reward of each path that was tried."""
@@ -93,4 +95,9 @@ class LayerTree:
     def _completed(self, state: _State, draw: random.Random) -> Path:
         rest = range(state.place, self.blocks)
         room = min(self.longest - len(state.path), len(rest))
-        return state.path + tuple(sorted(draw.sample(rest, room)))
+        if self.likely is None:
+            return state.path + tuple(sorted(draw.sample(rest, room)))
+        # The largest of u^(1/w) are drawn without replacement in proportion to w (Efraimidis and
+        # Spirakis 2006).
+        keys = {place: draw.random() ** (1 / self.likely[place]) for place in rest}
+        return state.path + tuple(sorted(sorted(rest, key=lambda i: -keys[i])[:room]))

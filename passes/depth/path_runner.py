@@ -41,7 +41,7 @@ class PathRunner:
         batches: Sequence[Mapping[str, Tensor]],
     ) -> None:  # fmt: skip
         self._view, self._units = view, units
-        self.units_run = self.units_asked = 0
+        self.units_run = self.units_asked = self.paths = 0
         self._bodies = bodies(view, units)
         self._over_words = any(linear.role == "head" for linear in structure.linears)
         self._output = _output(view)
@@ -69,6 +69,7 @@ class PathRunner:
         with too, where that is known: what lies behind the others is then not kept.
         """
         self.units_asked += len(path)
+        self.paths += 1
         output = self._ends(self._stream(path, len(path) if shared is None else shared))
         if not self._over_words:
             return float((output - self._source).norm()) / max(float(self._source.norm()), 1e-30)
@@ -80,17 +81,23 @@ class PathRunner:
         """How far the outputs move where a path goes without its unit at a place."""
         return self.divergence((*path[:at], *path[at + 1 :]), shared=at)
 
-    def effort(self, paths: int) -> str:
+    def effort(self) -> str:
         """What keeping the streams of shared beginnings has saved."""
         asked, run = self.units_asked, self.units_run
         return (
-            f"{paths} paths measured in {run} runs of blocks; each by itself would take {asked} "
-            f"({asked / max(1, run):.1f} times as many)"
+            f"{self.paths} paths measured in {run} runs of blocks; each by itself would take "
+            f"{asked} ({asked / max(1, run):.1f} times as many)"
         )
 
     def behind(self, path: Places) -> Stream:
         """The stream behind a path, batch by batch."""
         return self._stream(path, len(path))
+
+    def tokens(self, path: Places) -> Tensor:
+        """The stream behind a path at the tokens that are compared, f64 ``[tokens, width]``."""
+        stream = self.behind(path) if path else self._entry
+        pairs = zip(stream, self._chosen, strict=True)
+        return torch.cat([x[chosen] for x, chosen in pairs]).double()
 
     def _stream(self, path: Places, shared: int) -> Stream:
         """The stream behind the last unit of a path; those behind the first ``shared`` are kept."""
