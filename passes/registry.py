@@ -18,6 +18,7 @@ _BUILT_IN = {
     "restrict-head": "exact.restrict_head:RestrictHead",
     "vocabulary": "exact.vocabulary:Vocabulary",
     "tree-mask": "exact.tree_mask:TreeMask",
+    "bake-prefix": "exact.bake_prefix:BakePrefix",
     "quantize": "weights.quantize:Quantize",
     "easyquant": "weights.easyquant:EasyQuant",
     "gptq": "weights.gptq:GPTQ",

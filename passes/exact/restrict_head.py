@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from ...ir.structure.recognize import Linear, Structure
 from ...ir.structure.words import HEAD_KEY
 from ..base import Context, Pass, PassResult, Site
 from ..narrowing import Inputs, Narrowing, Outputs
-from .tokenizer_file import token_ids
+from .tokenizer_file import listed_ids
 
 LOGITS = "logits"
 
@@ -71,12 +70,7 @@ class RestrictHead(Pass):
         return PassResult(sites=[self._site(context.view, head, len(ids))])
 
     def _ids(self, view: View, head: Linear) -> torch.Tensor:
-        ids: list[int] = []
-        words = [w for w in self.tokens if not re.fullmatch(r"\d+(-\d+)?", w)]
-        known = token_ids(Path(view.source.folder or ""), words, self.name) if words else {}
-        for word in self.tokens:
-            first, _, last = word.partition("-")
-            ids += [known[word]] if word in known else range(int(first), int(last or first) + 1)
+        ids = listed_ids(Path(view.source.folder or ""), self.tokens, self.name)
         beyond = next((i for i in ids if i >= head.out_features), None)
         if beyond is not None:
             raise BadInput(

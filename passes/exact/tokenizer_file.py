@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def token_ids(folder: Path, words: Sequence[str], asked_by: str) -> dict[str, in
                 "name single tokens, or ids"
             )
         ids[word] = spelled[0] if known is None else known
+    return ids
+
+
+def listed_ids(folder: Path, words: Sequence[str], asked_by: str) -> list[int]:
+    """The ids that a list names: ids, runs of them (``3-7``), words of the tokenizer."""
+    spelled = [word for word in words if not re.fullmatch(r"\d+(-\d+)?", word)]
+    known = token_ids(folder, spelled, asked_by) if spelled else {}
+    ids: list[int] = []
+    for word in words:
+        first, _, last = word.partition("-")
+        ids += [known[word]] if word in known else range(int(first), int(last or first) + 1)
     return ids
 
 

@@ -2,8 +2,9 @@
 
 For each case bytes of the model's files, the time of a prompt of 64 tokens and of a step behind it
 in ONNX Runtime, before and after in turns, and how far the outputs are from those of the whole
-model on what remains (relative L2). MODEL is a folder or a zoo model that writes text with a
-``tokenizer.json``; ``zoo:tiny-llama`` where none is named.
+model on what remains (relative L2). The last two rows are of texts behind a prefix of 64 tokens,
+which the whole model reads with each, and which is baked into the other. MODEL is a folder or a
+zoo model that writes text with a ``tokenizer.json``; ``zoo:tiny-llama`` where none is named.
 """
 
 from __future__ import annotations
@@ -29,13 +30,15 @@ CASES = {
     "words of README.md": f"vocabulary{{text={TEXT}}}",
     "two answers": "restrict-head{tokens=[100 200]}",
     "both": f"vocabulary{{text={TEXT}}},restrict-head{{tokens=[100 200]}}",
+    "prefix read": "clean",
+    "prefix baked": "bake-prefix{tokens=[1-64]}",
 }
-ROUNDS, TOKENS = 30, 64
+ROUNDS, TOKENS, PREFIX = 30, 64, 64
 
 
-def inputs_of(run: Executable, rows: int) -> list[dict[str, torch.Tensor]]:
-    """A prompt, and the step behind it."""
-    ids = torch.arange(TOKENS)[None] % rows
+def inputs_of(run: Executable, rows: int, count: int) -> list[dict[str, torch.Tensor]]:
+    """A prompt of ``count`` tokens, and the step behind it."""
+    ids = torch.arange(count)[None] % rows
     prompt = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     step = later(prompt, run(**prompt), 1)
     return [prompt] if step is None else [prompt, step]
@@ -58,7 +61,8 @@ def main(model: str) -> None:
             sizes[name] = sum(f.stat().st_size for f in out.glob("model.onnx*"))
             errors[name] = max(d.rel_l2 for d in result.report.errors.values())
             runs[name] = compile_model(out, threads=1)
-            inputs[name] = inputs_of(runs[name], 90)
+            count = TOKENS + PREFIX if name == "prefix read" else TOKENS
+            inputs[name] = inputs_of(runs[name], 90, count)
         times: dict[str, list[list[float]]] = {name: [[] for _ in inputs[name]] for name in CASES}
         for _ in range(ROUNDS):
             for name, run in runs.items():
