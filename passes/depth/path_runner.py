@@ -33,12 +33,13 @@ class PathRunner:
 
     What lies before the units runs once. The stream behind each prefix of a path is kept, so that
     paths that begin alike share that part: ``units_run`` counts what was run, ``units_asked`` what
-    the paths hold. Raises ``Refusal`` where the output needs a value from inside a unit.
+    the paths hold. With ``last`` outputs are compared at the last token of each row that counts.
+    Raises ``Refusal`` where the output needs a value from inside a unit.
     """
 
     def __init__(
         self, view: View, structure: Structure, units: Sequence[Unit],
-        batches: Sequence[Mapping[str, Tensor]],
+        batches: Sequence[Mapping[str, Tensor]], *, last: bool = False,
     ) -> None:  # fmt: skip
         self._view, self._units = view, units
         self.units_run = self.units_asked = self.paths = 0
@@ -55,7 +56,8 @@ class PathRunner:
         self._held_bytes = 0
         whole = tuple(range(len(units)))
         stream = self._stream(whole, 0)
-        self._chosen = _spread(stream, padding_masks(view, batches))
+        masks = padding_masks(view, batches)
+        self._chosen = _last(stream, masks) if last else _spread(stream, masks)
         self._joined = self._is_pointwise(stream)
         self._source = self._ends(stream)
         self.units_run = self.units_asked = 0
@@ -68,14 +70,19 @@ class PathRunner:
         distance of the output. ``shared`` says how many of its first units the next paths begin
         with too, where that is known: what lies behind the others is then not kept.
         """
-        self.units_asked += len(path)
-        self.paths += 1
-        output = self._ends(self._stream(path, len(path) if shared is None else shared))
+        output = self.outputs(path, shared)
         if not self._over_words:
             return float((output - self._source).norm()) / max(float(self._source.norm()), 1e-30)
         source = self._source.log_softmax(-1)
         gap = source.exp() * (source - output.log_softmax(-1))
         return float(gap.sum(-1, dtype=torch.float64).mean())
+
+    def outputs(self, path: Places, shared: int | None = None) -> Tensor:
+        """The outputs by a path where they are compared, ``[tokens, K]`` f32, in the order of the
+        rows; ``shared`` as in ``divergence``."""
+        self.units_asked += len(path)
+        self.paths += 1
+        return self._ends(self._stream(path, len(path) if shared is None else shared))
 
     def without(self, path: Sequence[int], at: int) -> float:
         """How far the outputs move where a path goes without its unit at a place."""
@@ -209,6 +216,16 @@ def _spread(stream: Stream, masks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
         earlier += len(places)
         count.view(-1)[drop] = False
     return counts
+
+
+def _last(stream: Stream, masks: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    """The same for the last token of each row that counts."""
+    chosen = []
+    for x, fitting in zip(stream, masks, strict=True):
+        counts = mask_of(x, fitting)
+        behind = counts.flip(1).cumsum(1).flip(1)
+        chosen.append(counts & (behind == 1))
+    return chosen
 
 
 def _bytes(stream: Stream) -> int:
