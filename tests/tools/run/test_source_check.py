@@ -161,7 +161,9 @@ def program(path: Path, make: Callable[[], tuple[Any, ...]]) -> str:
     return str(path / "model.pt2")
 
 
-def folder(path: Path, kind: str, dtype: torch.dtype = torch.float32) -> str:
+def folder(
+    path: Path, kind: str, dtype: torch.dtype = torch.float32, *, layers: int = 1
+) -> str:
     """A folder that transformers wrote, of a small model with random weights."""
     from transformers import (
         BertConfig,
@@ -173,11 +175,11 @@ def folder(path: Path, kind: str, dtype: torch.dtype = torch.float32) -> str:
 
     transformers: Any = importlib.import_module("transformers")
     text = {"vocab_size": 97, "num_attention_heads": 4, "hidden_size": 32}
-    sizes = {"intermediate_size": 48, "num_hidden_layers": 2, **text}
+    sizes = {"intermediate_size": 48, "num_hidden_layers": layers, **text}
     config, name = {
         "llama": (LlamaConfig(**sizes, num_key_value_heads=2), "LlamaForCausalLM"),
         "qwen2": (Qwen2Config(**sizes, num_key_value_heads=2), "Qwen2ForCausalLM"),
-        "gpt2": (GPT2Config(vocab_size=97, n_embd=32, n_head=4, n_layer=2), "GPT2LMHeadModel"),
+        "gpt2": (GPT2Config(vocab_size=97, n_embd=32, n_head=4, n_layer=layers), "GPT2LMHeadModel"),
         "bert": (BertConfig(**sizes), "BertModel"),
         "vit": (ViTConfig(**sizes, image_size=16, patch_size=8), "ViTModel"),
     }[kind]
@@ -256,11 +258,12 @@ CASES = {
         "in vit.layernorm)",
     ),
     "folder, a decoder": Case(
-        lambda p: folder(p, "llama"), wrong_weight, "model.layers.1.mlp.down_proj.weight",
-        "in model.layers.1.mlp.down_proj)", cache=False,
+        lambda p: folder(p, "llama"), wrong_weight, "model.layers.0.mlp.down_proj.weight",
+        "in model.layers.0.mlp.down_proj)", cache=False,
     ),
     "folder, a decoder with its cache": Case(
-        lambda p: folder(p, "llama"), wrong_value, "linear in model.layers.1.self_attn.v_proj",
+        lambda p: folder(p, "llama", layers=2), wrong_value,
+        "linear in model.layers.1.self_attn.v_proj",
         "in model.layers.1.self_attn.v_proj)", cache=True,
     ),
     "folder, padding": Case(
