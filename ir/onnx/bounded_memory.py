@@ -10,7 +10,7 @@ from ..core.memory import available_bytes
 
 _SHORT = re.compile(
     r".*running (?P<op>\w+) node\. Name:'(?P<name>.*?)'"
-    r".*smaller than requested bytes of (?P<bytes>\d+)", re.DOTALL,
+    r".*(?:smaller than requested bytes of|requested buffer of size) (?P<bytes>\d+)", re.DOTALL,
 )  # fmt: skip
 """The runtime's words; of nodes within each other the innermost is named last."""
 _SAME_AS_REQUESTED = 1
