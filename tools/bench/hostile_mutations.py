@@ -161,7 +161,9 @@ def archive(rng: Random, data: bytes) -> bytes:
                 content += bytes(rng.choice((1, 4096, 1 << 24)))
             elif kind != "rename":
                 content = of_bytes(rng, content)
-            new.writestr(rng.choice(TEXTS)[:999] or "x" if kind == "rename" else name, content)
+            if kind == "rename":  # a name ends at NUL, and has one letter at least
+                name = rng.choice(TEXTS)[:999].partition("\x00")[0] or "x"
+            new.writestr(name, content)
     return packed.getvalue()
 
 

@@ -8,7 +8,13 @@ from random import Random
 
 import onnx
 import pytest
-from graphwright.tools.bench import hostile, hostile_mutations, hostile_sources, hostile_worker
+from graphwright.tools.bench import (
+    hostile,
+    hostile_mutations,
+    hostile_sources,
+    hostile_worker,
+    onnx_causes,
+)
 from graphwright.tools.bench.hostile_worker import Ended, command, forked
 
 
@@ -99,3 +105,11 @@ def test_a_wrong_result_is_seen(valid: Path, tmp_path: Path) -> None:
     )
     (tmp_path / "m.onnx").write_bytes(b"no model")
     assert hostile_sources.wrong(tmp_path / "m.onnx", written, 1e-3) == ""
+
+
+def test_a_file_of_each_cause_is_made_and_one_goes_through(valid: Path, tmp_path: Path) -> None:
+    every = onnx_causes.cases()
+    assert all(len(case.model().SerializeToString()) > 1000 for case in every.values())
+    name = "B8: Squeeze of an open dimension"
+    _, status, sites, distance = onnx_causes.row(name, every[name], tmp_path / "case")
+    assert (status, sites) == ("0", "1, 0") and 1e-4 < float(distance) < 0.02
