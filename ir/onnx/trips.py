@@ -126,9 +126,7 @@ def _may_end(node: onnx_ir.Node) -> bool:
     return False
 
 
-def run_watched(
-    session: Any, inputs: Mapping[str, Any], node: onnx_ir.Node, options: Any
-) -> Any:
+def run_watched(session: Any, inputs: Mapping[str, Any], node: onnx_ir.Node, options: Any) -> Any:
     """``session.run`` of a node that ``is_open``, with these options.
 
     Raises ``BadInput`` after ``MOST_SECONDS``, or where little memory is left.
