@@ -97,7 +97,8 @@ def _times(
 
 
 def in_turns(
-    runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int
+    runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
     """Seconds of each run of each; the runners take turns, so that noise falls on all alike."""
     seconds: dict[str, list[float]] = {name: [] for name in runners}
@@ -106,7 +107,7 @@ def in_turns(
             run(inputs)
     for _ in range(repeats):
         for name, run in runners.items():
-            started = time.perf_counter()
+            started = clock()
             run(inputs)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds

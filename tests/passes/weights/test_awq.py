@@ -122,8 +122,7 @@ def test_what_cannot_be_scaled_is_said(graph: View, toy_inputs: Inputs) -> None:
     assert notes["gate"].startswith("not scaled: add") and notes["gate"] == notes["up"]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("propagate", ["compensated", "dense"])
+@pytest.mark.parametrize(("kind", "propagate"), [("fx", "compensated"), ("onnx", "dense")])
 def test_eora_compensates_in_the_new_units(
     kind: str, propagate: str, model: dict[str, View]
 ) -> None:

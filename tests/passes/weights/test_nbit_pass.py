@@ -40,9 +40,16 @@ def names(result: Any) -> set[str]:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_both_kinds_give_the_same_sites_and_outputs(
-    recipe: str, toy_graph: Graphs, toy_inputs: Inputs
+    recipe: str, toy_graph: Graphs, toy_inputs: Inputs, no_reads: Any
 ) -> None:
-    results = [gw.optimize(toy_graph(kind), recipe, samples=[toy_inputs]) for kind in KINDS]
+    """And the plan reads nothing and predicts the bytes."""
+    graphs = [toy_graph(kind) for kind in KINDS]
+    results = [gw.optimize(graph, recipe, samples=[toy_inputs]) for graph in graphs]
+    for graph, result in zip(graphs, results, strict=True):
+        with no_reads():
+            planned = gw.plan(graph, recipe)
+        if not recipe.startswith("easyquant"):  # its outliers are known when weights are read
+            check_plan(planned, result)
     fx, onnx = (only(result).sites for result in results)
     assert {site.name for site in fx} == SITES
     by_name = {site.name: site for site in onnx}
@@ -57,15 +64,7 @@ def test_both_kinds_give_the_same_sites_and_outputs(
         assert 1e-4 < difference.rel_l2 < 0.7
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("recipe", [r for r in RECIPES if not r.startswith("easyquant")])
-def test_the_plan_reads_nothing_and_predicts_the_bytes(
-    kind: str, recipe: str, toy_graph: Graphs, toy_inputs: Inputs, no_reads: Any
-) -> None:
-    graph = toy_graph(kind)
-    with no_reads():
-        planned = gw.plan(graph, recipe)
-    done = gw.optimize(graph, recipe, samples=[toy_inputs])
+def check_plan(planned: Any, done: Any) -> None:
     ((_, forecast),) = planned.passes
     for before, after in zip(forecast.sites, only(done).sites, strict=True):
         assert (before.name, before.shape, before.kind) == (after.name, after.shape, after.kind)
