@@ -143,8 +143,8 @@ def test_a_table_of_the_bench_fits(
     monkeypatch.setattr(latency_table, "load", lambda *_, **__: views["fx"].copy())
     file, command = tmp_path / "times.json", ["bench", "zoo:tiny-llama", "--length", "9"]
     done = CliRunner().invoke(app, [*command, "--repeats", "2", "--ziplm-table", str(file)])
-    said = " ".join(done.output.split())
-    assert done.exit_code == 0 and "times of zoo:tiny-llama for ziplm" in said
+    output = " ".join(done.output.split())
+    assert done.exit_code == 0 and "times of zoo:tiny-llama for ziplm" in output
     none = CliRunner().invoke(app, ["bench", "--ziplm-table", str(file)])
     assert isinstance(none.exception, BadInput) and "takes one MODEL" in str(none.exception)
     table = json.loads(file.read_text())
