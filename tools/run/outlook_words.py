@@ -46,16 +46,16 @@ def cost_cells(
 def cost_line(survey: Outlook, text: str, sets: Sequence[str]) -> str:
     """How well a pass was foretold, and how much the data matters to it."""
     costs = {site.name: site.costs[text] for site in survey.sites if text in site.costs}
-    foretold = (
+    score = (
         f"{text}: relative error of outputs; forecast and measured agree by a rank correlation of "
         f"{survey.agreement[text]:.2f} over {len(costs)} linears"
     )
     spreads = {n: cost.spread for n, cost in costs.items() if cost.spread is not None}
     if not spreads:
-        return foretold
+        return score
     far = max(spreads, key=lambda name: spreads[name])
     return (
-        f"{foretold}. Spread: fitted to {', '.join(sets)} in turn and judged on all, the largest less "
+        f"{score}. Spread: fitted to {', '.join(sets)} in turn and judged on all, the largest less "
         f"the least error by the mean: {sum(spreads.values()) / len(spreads):.1%} on average, "
         f"{spreads[far]:.1%} at {far}"
     )
