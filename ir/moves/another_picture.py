@@ -52,7 +52,7 @@ def another_picture(view: View, images: ImageTokens, pixels: Value) -> Value:
     return copies[end]
 
 
-def _by_picture(view: View, images: ImageTokens, pictures: Dim) -> Value:
+def _by_picture(view: View, images: ImageTokens, pictures: Dim | None) -> Value:
     """The features before those of an image's pictures are joined: a row for each picture."""
     value = images.features
     while _first_dim(view, value) != pictures:

@@ -29,7 +29,7 @@ def print_compared(console: Console, comparison: Comparison) -> None:
             Text(row.method, style="bold" if row is source else ""), row.keep,
             " ".join(map(str, row.tokens)), f"{row.macs / source.macs:.0%}",
             f"{row.quality:.3f}", f"{low:.2f}-{high:.2f}", f"{row.prefill_ms:.2f}",
-            f"{source.prefill_ms / row.prefill_ms:.2f}",
+            f"{1 / row.prefill_ratio:.2f}",
         )  # fmt: skip
     console.print(table)
     units = "prefill in ms, and how many times faster than the source's"

@@ -25,6 +25,7 @@ from ..data import calibration
 from ..evaluate import Subject, evaluate
 from ..evaluate.stats import Interval, wilson
 from ..report.token_picture import draw, kept_tokens
+from .frame_recipes import frame_recipes, has_frames
 
 Progress = Callable[[str, int, int], None]
 BASELINE, BLIND = "random-tokens", "no-image"
@@ -47,6 +48,8 @@ class Row:
     quality: float
     interval: Interval
     prefill_ms: float
+    prefill_ratio: float = 1.0
+    """To the source's prefill: the median over pairs of runs, one right behind the other."""
     by_type: Mapping[str, float] = field(default_factory=dict)
     """The quality on each type of question, where they have types."""
     warning: str = ""
@@ -75,7 +78,8 @@ def compare(
     """Prune ``model`` by every method that fits it, at each share of ``keeps``.
 
     ``data`` are prompts with their images (``--calib``). All graphs run in ONNX Runtime; prefill is
-    the median of ``rounds`` runs of one prompt, all graphs in turns. ``picture`` is an SVG to
+    the median of ``rounds`` runs of one prompt, all graphs in turns, each right behind the source:
+    what it takes of the source's time is the median of these pairs. ``picture`` is an SVG to
     write: that prompt's image with the tokens marked that each method keeps. Raises ``BadInput``
     for a model without image tokens and a share that keeps none.
     """
@@ -108,7 +112,7 @@ def compare(
         costs = graph_costs(raised, sample_sizes(raised, _one(batches[0])))
         comparison.rows.append(Row(
             method, keep, recipe, tokens or (images.count,), costs.macs or 0, costs.kv_bytes or 0,
-            verdict.right / verdict.count, wilson(verdict.right, verdict.count), taken,
+            verdict.right / verdict.count, wilson(verdict.right, verdict.count), *taken,
             verdict.by_type,
         ))  # fmt: skip
     _warn(comparison)
@@ -151,7 +155,10 @@ def _recipes(images: ImageTokens, keeps: Sequence[str]) -> Iterator[tuple[str, s
         for method in once:
             yield method, keep, _with(method, f"keep={count}")
         share = count / images.count
-        if images.pictures > 1:
+        if has_frames(images):
+            for recipe in frame_recipes(images, count):
+                yield recipe, keep, recipe
+        elif images.pictures > 1:
             yield "globalcom2", keep, f"globalcom2{{ratio={share:.4g}}}"
         yield "aim", keep, f"aim{{merge={count}}}"
         if blocks >= 4 and share > 0.3:
@@ -237,16 +244,26 @@ def _one(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _times(
     runs: Sequence[Any], prompt: Mapping[str, torch.Tensor], rounds: int, progress: Progress
-) -> list[float]:
-    taken: list[list[float]] = [[] for _ in runs]
+) -> list[tuple[float, float]]:
+    """Of each graph the median time in ms, and the median of its shares of the time that the first
+    one took right before it: what else the machine does meets both."""
+    pairs: list[list[tuple[float, float]]] = [[] for _ in runs]
     for number in range(-WARMUPS, rounds):
         progress("timing", max(0, number), rounds)
-        for run, times in zip(runs, taken, strict=True):
-            started = time.perf_counter()
-            run(**prompt)
+        for run, times in zip(runs, pairs, strict=True):
+            pair = _timed(runs[0], prompt), _timed(run, prompt)
             if number >= 0:
-                times.append(1e3 * (time.perf_counter() - started))
-    return [statistics.median(times) for times in taken]
+                times.append(pair)
+    return [
+        (statistics.median(own for _, own in times), statistics.median(b / a for a, b in times))
+        for times in pairs
+    ]
+
+
+def _timed(run: Any, prompt: Mapping[str, torch.Tensor]) -> float:
+    started = time.perf_counter()
+    run(**prompt)
+    return 1e3 * (time.perf_counter() - started)
 
 
 def _warn(comparison: Comparison) -> None:

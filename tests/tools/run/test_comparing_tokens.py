@@ -69,7 +69,7 @@ def test_a_comparison_as_json(compared: tuple[str, str, list[Recipes]]) -> None:
     assert source["quality"] > blind["quality"]
     assert set(source["by_type"]) == {"where", "count", "largest", "contains"}
     assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in comparison["rows"])
-    assert all(row["prefill_ms"] > 0 for row in comparison["rows"])
+    assert all(row["prefill_ms"] > 0 < row["prefill_ratio"] for row in comparison["rows"])
     assert [recipe for recipe, _ in comparison["refused"]] == ["fopru{keep=9 strategy=row}"]
     assert "not a number of whole rows of 12" in comparison["refused"][0][1]
     assert comparison["notes"][0].startswith("without the image: ")
