@@ -34,8 +34,8 @@ from ..run import pipeline
 from .record import FOLDER
 from .record_graphs import open_graph
 
-MODELS = tuple(name for name in ZOO if name != "tiny-llava-details")
-"""Of the zoo; the graph of that one is tiny-llava's."""
+MODELS = tuple(name for name in ZOO if name not in ("tiny-llava-details", "tiny-video"))
+"""Of the zoo; the graphs of those are tiny-llava's and tiny-llava-next's."""
 WRITING = ("tiny-llama", "tiny-llava", "tiny-llava-next")
 SHOWN = ("tiny-llava", "tiny-llava-next")
 TEXT = ("input_ids", "attention_mask")

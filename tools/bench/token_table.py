@@ -1,8 +1,9 @@
 """What each way to prune image tokens costs and answers, as Markdown: ``TOKENS.md``.
 
-``python -m graphwright.tools.bench.token_table [--samples N] [--keep SHARES] [MODEL ...]`` runs
-``compare-tokens --eval vqa`` on models of the zoo and prints a table for each: accuracy with its
-95 % interval, on each type of question, and whether a method beats random and evenly spread tokens.
+``python -m graphwright.tools.bench.token_table [MODEL ...] [--samples N] [--keep SHARES]
+[--only PASS ...]`` runs ``compare-tokens --eval vqa`` on models of the zoo and prints a table for
+each: accuracy with its 95 % interval, on each type of question, and whether a method beats random
+and evenly spread tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from ...ir.core.errors import GraphwrightError
 from ...ir.structure.costs import MAC_CONVENTION
 from ..run.comparing_tokens import BASELINE, BLIND, Comparison, Row, compare
 
-MODELS = ("zoo:tiny-llava", "zoo:tiny-llava-details", "zoo:tiny-llava-next")
+MODELS = ("zoo:tiny-llava", "zoo:tiny-llava-details", "zoo:tiny-llava-next", "zoo:tiny-video")
 KEEP = "50%,25%,12.5%,6%"
 SPREAD = "uniform-tokens"
 ROUNDS = 15
@@ -64,12 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("models", nargs="*", default=MODELS)
     parser.add_argument("--keep", default=KEEP, help="shares of image tokens")
     parser.add_argument("--samples", type=int, default=400, help="questions")
+    parser.add_argument("--only", nargs="*", default=(), help="names of passes")
     options = parser.parse_args(arguments)
     for model in options.models:
         try:
             comparison = compare(
                 model, model, options.keep.split(","), vqa=True, samples=options.samples,
-                rounds=ROUNDS, progress=_told,
+                rounds=ROUNDS, progress=_told, only=options.only,
             )  # fmt: skip
         except GraphwrightError as error:
             sys.stderr.write(f"error: {model}: {error}\n")

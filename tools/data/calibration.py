@@ -15,7 +15,7 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing, near_misses
 from ...ir.core.view import View
-from ...ir.load.zoo import ZOO, details, scenes
+from ...ir.load.zoo import ZOO, details, scenes, videos
 from ...ir.load.zoo.text import shipped_text
 from ...ir.load.zoo.tiny_llama import verifying_texts
 from ...ir.run.batches import batches_sha256, check_batches, count_samples, count_tokens
@@ -47,8 +47,11 @@ ASKED: Mapping[str, Callable[[int], list[scenes.Question]]] = {
     "tiny-llava": lambda count: scenes.questions("calibration", count, SEED),
     "tiny-llava-details": lambda count: details.questions("calibration", count, SEED),
     "tiny-llava-next": lambda count: scenes.questions("calibration", count, SEED, scenes.LARGE),
+    "tiny-video": lambda count: videos.questions("calibration", count, SEED),
 }
 """So many questions that a model of this name is asked."""
+MORE_WORDS = {"tiny-llava-details": (details.WORD,), "tiny-video": videos.WORDS}
+"""What questions of these models need beside the words of the others."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +229,7 @@ def _from_zoo(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
     if not (request.takes("input_ids") and request.takes("pixel_values")):
         raise request.refuse("images with questions", "give zoo:tiny-llama or zoo:tiny-vit")
     tokenizer = tokenizer_of(request, folder)
-    needed = ("<image>", "<pad>", *([details.WORD] if name == "tiny-llava-details" else []))
+    needed = ("<image>", "<pad>", *MORE_WORDS.get(name, ()))
     lacking = [word for word in needed if tokenizer.token_to_id(word) is None]
     if lacking:
         raise BadInput(f"{request.spec}: the model's tokenizer lacks {', '.join(lacking)}")

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from ...ir.core.errors import BadInput, Missing
+from ...ir.core.types import Dim
 from ...ir.load.side_files import read_json
-from ...ir.load.zoo import details, scenes
+from ...ir.load.zoo import details, scenes, videos
 from .subject import IMAGE, IMAGE_TEXT, Subject
 from .task import Setting
 
@@ -38,11 +39,13 @@ def check_pictures(subject: Subject, setting: Setting) -> None:
             "the images of this task are drawn by ir.load.zoo.scenes: leave out --data, or take "
             "the task outputs for images of your own"
         )
+    sizes = 3, *([scenes.VIT_IMAGE] * 2 if subject.kind == IMAGE else [scenes.IMAGE] * 2)
     if subject.kind == IMAGE_TEXT:
         _check_words(subject)
-    sizes = 3, *([scenes.VIT_IMAGE] * 2 if subject.kind == IMAGE else [scenes.IMAGE] * 2)
-    if subject.kind == IMAGE_TEXT and scene_size(subject) == scenes.LARGE:
-        sizes = scenes.CROPS, *sizes
+        if of_videos(subject):
+            sizes = frame_count(subject), 3, videos.FRAME, videos.FRAME
+        elif scene_size(subject) == scenes.LARGE:
+            sizes = scenes.CROPS, *sizes
     if subject.view is None:
         return
     for name, value in zip(subject.view.input_names(), subject.view.inputs(), strict=True):
@@ -81,19 +84,43 @@ def example_batch(subject: Subject, batch: int) -> dict[str, torch.Tensor]:
 
 
 def _questions(subject: Subject, count: int, seed: int = 0) -> list[scenes.Question]:
-    """Of the test split; those of ``details`` for a model that has its word."""
+    """Of the test split; those of ``details`` and of ``videos`` for a model that has their
+    words."""
     if subject.tokenizer().token_to_id(details.WORD) is not None:
         return details.questions("test", count, seed)
+    if of_videos(subject):
+        return videos.questions("test", count, seed, frame_count(subject))
     return scenes.questions("test", count, seed, scene_size(subject))
+
+
+def of_videos(subject: Subject) -> bool:
+    """Whether a model has the words of questions about videos."""
+    tokenizer = subject.tokenizer()
+    return all(tokenizer.token_to_id(word) is not None for word in videos.WORDS)
+
+
+def frame_count(subject: Subject) -> int:
+    """Frames of the videos that a model takes."""
+    shape = _pixels(subject)
+    if len(shape) > 1 and isinstance(shape[1], int):
+        return shape[1]
+    tokens = read_json(subject.folder, "config.json").get("image_seq_length")
+    return tokens // videos.PATCHES if isinstance(tokens, int) else videos.FRAMES
+
+
+def _pixels(subject: Subject) -> tuple[Dim, ...]:
+    """The shape of images as the graph takes them; none where there is no graph."""
+    if subject.view is None:
+        return ()
+    types = map(subject.view.type, subject.view.inputs())
+    return dict(zip(subject.view.input_names(), types, strict=True))["pixel_values"].shape or ()
 
 
 def scene_size(subject: Subject) -> int:
     """Pixels along an edge of the scenes that a model of images and text is asked about: large ones
     where it takes crops."""
     if subject.view is not None:
-        types = map(subject.view.type, subject.view.inputs())
-        named = dict(zip(subject.view.input_names(), types, strict=True))
-        return scenes.LARGE if named["pixel_values"].rank == 5 else scenes.IMAGE
+        return scenes.LARGE if len(_pixels(subject)) == 5 else scenes.IMAGE
     tokens = read_json(subject.folder, "config.json").get("image_seq_length")
     return scenes.LARGE if tokens == scenes.CROPS * scenes.TOKENS else scenes.IMAGE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,8 +74,10 @@ class Comparison:
 def compare(
     model: str, data: str, keeps: Sequence[str], *, vqa: bool, samples: int | None, rounds: int,
     progress: Progress, trust_remote_code: bool = False, picture: Path | None = None,
+    only: Collection[str] = (),
 ) -> Comparison:  # fmt: skip
-    """Prune ``model`` by every method that fits it, at each share of ``keeps``.
+    """Prune ``model`` by every method that fits it, or by the passes ``only``, at each share of
+    ``keeps``.
 
     ``data`` are prompts with their images (``--calib``). All graphs run in ONNX Runtime; prefill is
     the median of ``rounds`` runs of one prompt, all graphs in turns, each right behind the source:
@@ -89,7 +91,7 @@ def compare(
     judge = _answers(graph, samples) if vqa else _agreement(graph, batches)
     comparison = Comparison(model, judge.words, judge.count)
     views: list[tuple[str, str, str, View, tuple[int, ...]]] = [("source", "", "", graph, ())]
-    recipes = list(_recipes(images, keeps))
+    recipes = [r for r in _recipes(images, keeps) if not only or r[2].partition("{")[0] in only]
     truth = None
     for number, (method, keep, recipe) in enumerate(recipes):
         progress(f"pruning by {method}", number, len(recipes))

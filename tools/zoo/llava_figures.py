@@ -116,16 +116,18 @@ def _parts(scene: scenes.Scene, attention: torch.Tensor, seed: int) -> dict[str,
     chance = torch.rand(len(digits), generator=torch.Generator().manual_seed(seed))
     every = torch.arange(len(digits))
     alone = {name: every[part] for name, part in ALONE.items()}
-    return (alone if len(every) > scenes.TOKENS else {}) | {
-        f"{name} {by}": _best(rank(chance, digits, attention), scenes.TOKENS // each)
+    large = scene.image.shape[-1] == scenes.LARGE
+    patches = len(every) // len(scenes.pictures(scene))
+    return (alone if large else {}) | {
+        f"{name} {by}": _best(rank(chance, digits, attention), patches, patches // each)
         for name, each in PARTS.items() for by, rank in RANKS.items()
     }  # fmt: skip
 
 
-def _best(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """The ``count`` best tokens of each picture, ascending."""
-    first = torch.arange(0, len(scores), scenes.TOKENS)
-    best = scores.reshape(-1, scenes.TOKENS).topk(count).indices
+def _best(scores: torch.Tensor, patches: int, count: int) -> torch.Tensor:
+    """The ``count`` best of the ``patches`` tokens of each picture, ascending."""
+    first = torch.arange(0, len(scores), patches)
+    best = scores.reshape(-1, patches).topk(count).indices
     return (best + first[:, None]).flatten().sort().values
 
 

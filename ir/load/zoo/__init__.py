@@ -21,12 +21,13 @@ ZOO = {
     "tiny-llava": "tiny_vision:load_tiny_llava",
     "tiny-llava-details": "tiny_vision:load_tiny_llava_details",
     "tiny-llava-next": "tiny_vision:load_tiny_llava_next",
+    "tiny-video": "tiny_vision:load_tiny_video",
     "tiny-vit": "tiny_vision:load_tiny_vit",
 }
 """Each model's loader: its module here, and its name there."""
 
 
-WITH_CACHE = ("tiny-llama", "tiny-llava", "tiny-llava-details", "tiny-llava-next")
+WITH_CACHE = ("tiny-llama", "tiny-llava", "tiny-llava-details", "tiny-llava-next", "tiny-video")
 """Models that write text: their loaders also take ``cache``."""
 
 

@@ -30,7 +30,7 @@ LINED = (2, 3)
 class DetailScene(Scene):
     """``digits`` begins with the small one; ``lines`` is the number of lines in each cell."""
 
-    lines: tuple[int, ...]
+    lines: tuple[int, ...] = ()
 
 
 def draw_scene(split: Split, rng: np.random.Generator) -> DetailScene:
@@ -50,7 +50,7 @@ def draw_scene(split: Split, rng: np.random.Generator) -> DetailScene:
         top, left = (start + int(rng.integers(0, CELL - high + 1)) for start in corner(cell, CELL))
         paste(canvas, rng, warped(images[index], high, rng), top, left)
         placed.append(Digit(int(labels[index]), cell, (top, left, high)))
-    return DetailScene(noisy(canvas, rng), tuple(placed), tuple(lines))
+    return DetailScene(noisy(canvas, rng), tuple(placed), lines=tuple(lines))
 
 
 def ask(scene: DetailScene, kind: str, rng: np.random.Generator) -> Question:

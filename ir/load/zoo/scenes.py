@@ -53,10 +53,12 @@ class Digit:
 
 @dataclass(frozen=True)
 class Scene:
-    """``image`` is ``[3, height, width]`` f32 in 0 to 1."""
+    """``image`` is ``[3, height, width]`` f32 in 0 to 1; of a video ``[frames, 3, height, width]``,
+    with the frames as ``parts``."""
 
     image: Pixels
     digits: tuple[Digit, ...]
+    parts: tuple[Scene, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,15 +192,17 @@ def crops(image: Pixels) -> Pixels:
 
 
 def seen(scene: Scene) -> Pixels:
-    """The image as a model takes it: ``[3, 96, 96]``, or the ``crops`` of a large one."""
+    """The image as a model takes it: ``[3, 96, 96]``, or the ``crops`` of a large one, or the
+    frames of a video."""
     return crops(scene.image) if scene.image.shape[-1] > IMAGE else scene.image
 
 
 def pictures(scene: Scene) -> list[Scene]:
     """What a model sees of a scene, as scenes of 96 pixels with the digits in them: the scene, or
-    each of the ``crops`` of a large one. A digit's ``cell`` stays that of the whole scene."""
-    if scene.image.shape[-1] == IMAGE:
-        return [scene]
+    each of the ``crops`` of a large one; of a video its frames. A digit's ``cell`` stays that of
+    the whole scene."""
+    if scene.parts or scene.image.shape[-1] == IMAGE:
+        return list(scene.parts) or [scene]
     boxes = [(d, d.box) for d in scene.digits]
     small = [replace(d, box=(top // 2, left // 2, (high + 1) // 2))
              for d, (top, left, high) in boxes]  # fmt: skip
@@ -275,7 +279,7 @@ def prompt_batches(
 ) -> list[dict[str, torch.Tensor]]:
     """Questions as inputs of a LLaVA model: ``input_ids``, ``attention_mask`` ``[n, seq]`` i64,
     padded on the left, and ``pixel_values`` ``[n, 3, 96, 96]`` f32, or ``[n, 5, 3, 96, 96]``, the
-    ``crops``, of scenes of 192 pixels.
+    ``crops``, of scenes of 192 pixels, or ``[n, frames, 3, 48, 48]`` of videos.
 
     A prompt is ``<s>``, a placeholder for each patch, the question; the next token is the answer.
     """

@@ -1,4 +1,5 @@
-"""``zoo:tiny-vit`` and the LLaVAs ``zoo:tiny-llava*``: trained by ``tools/zoo``."""
+"""``zoo:tiny-vit``, the LLaVAs ``zoo:tiny-llava*`` and ``zoo:tiny-video``: trained by
+``tools/zoo``."""
 
 from __future__ import annotations
 
@@ -10,13 +11,13 @@ import torch
 
 from ...fx.view import FxView
 from ..hf_folder import load_folder
-from . import details
+from . import details, videos
 from .scenes import LARGE, Question, classified, prompt_batches, questions
 from .text import read_tokenizer
 
-VIT, LLAVA, LLAVA_NEXT, LLAVA_DETAILS = (
+VIT, LLAVA, LLAVA_NEXT, LLAVA_DETAILS, VIDEO = (
     Path(__file__).parent / name
-    for name in ("tiny-vit", "tiny-llava", "tiny-llava-next", "tiny-llava-details")
+    for name in ("tiny-vit", "tiny-llava", "tiny-llava-next", "tiny-llava-details", "tiny-video")
 )
 SAMPLE_COUNT = 32
 SAMPLE_BATCH = 8
@@ -77,6 +78,20 @@ def load_tiny_llava_details(
         return _batches(LLAVA_DETAILS, details.questions("calibration", SAMPLE_COUNT))
 
     return _load(LLAVA_DETAILS, dtype, samples, cache)
+
+
+def load_tiny_video(dtype: torch.dtype | None = None, *, cache: bool = False) -> FxView:
+    """A LLaVA that answers questions about videos of digits, in f32 unless ``dtype`` is given.
+
+    Inputs ``input_ids`` and ``attention_mask`` ``[batch, seq]`` i64, ``pixel_values``
+    ``[batch, 8, 3, 48, 48]``: frames, of which each takes 36 of the 288 placeholders of a prompt.
+    Output ``logits`` ``[batch, seq, 40]``. ``samples`` are 32 questions of the calibration split.
+    """
+
+    def samples() -> list[dict[str, torch.Tensor]]:
+        return _batches(VIDEO, videos.questions("calibration", SAMPLE_COUNT))
+
+    return _load(VIDEO, dtype, samples, cache)
 
 
 def _batches(folder: Path, asked: Sequence[Question]) -> list[dict[str, torch.Tensor]]:

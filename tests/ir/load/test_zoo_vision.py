@@ -16,7 +16,13 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.load.zoo import scenes
 from graphwright.ir.load.zoo.text import read_tokenizer
-from graphwright.ir.load.zoo.tiny_vision import LLAVA, LLAVA_DETAILS, LLAVA_NEXT, VIT
+from graphwright.ir.load.zoo.tiny_vision import (
+    LLAVA,
+    LLAVA_DETAILS,
+    LLAVA_NEXT,
+    VIDEO,
+    VIT,
+)
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.pictured import read_prompt
 from graphwright.ir.structure.recognize import recognize
@@ -142,7 +148,7 @@ def test_the_llava_has_learned(graphs: dict[str, FxView]) -> None:
 
 
 @pytest.mark.parametrize(
-    "folder", [VIT, LLAVA, LLAVA_NEXT, LLAVA_DETAILS], ids=lambda folder: folder.name
+    "folder", [VIT, LLAVA, LLAVA_NEXT, LLAVA_DETAILS, VIDEO], ids=lambda folder: folder.name
 )
 def test_cards_tell_the_recorded_figures(folder: Path) -> None:
     figures = json.loads((folder / "training.json").read_text())["figures"]
