@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphwright.ir.core.view import View
 from graphwright.ir.load.hf_llava import crop_count, merge_features
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
@@ -67,6 +68,7 @@ def prompts(tokens: int, batch: int, crops: tuple[int, ...] = ()) -> dict[str, t
     ids=["default", "full", "two-layers"],
 )
 def test_a_llava_folder(options: dict[str, Any], tokens: int, tmp_path: Path) -> None:
+    """With random inputs of one image a row beside it."""
     model = save_llava(tmp_path, image_seq_length=tokens, **options)
     view = load(tmp_path, cache=False)
     assert view.source.task == "image-text-to-text"
@@ -85,6 +87,15 @@ def test_a_llava_folder(options: dict[str, Any], tokens: int, tmp_path: Path) ->
         real = inputs["attention_mask"].bool()
         actual = sweep(view, inputs)["logits"]
         torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
+    check_random_inputs(view, tokens)
+
+
+def check_random_inputs(view: View, tokens: int) -> None:
+    inputs = sample_inputs(view)
+    images = inputs["input_ids"] == IMAGE
+    assert images[:, :tokens].all() and images.sum() == tokens * len(images) > 0
+    assert inputs["pixel_values"].shape[0] == len(images)
+    assert sweep(view, inputs)["logits"].isfinite().all()
 
 
 @pytest.mark.parametrize(("strategy", "tokens"), [("default", 9), ("full", 10)])
@@ -110,6 +121,7 @@ def test_an_image_in_crops(strategy: str, tokens: int, tmp_path: Path) -> None:
         # Padding moves a row's first position there, and no distance between two.
         actual = sweep(cached, inputs | empty_past(shapes[1], inputs))["logits"]
         torch.testing.assert_close(actual[real], expected[real], rtol=1e-4, atol=1e-4)
+    check_random_inputs(cached, 5 * tokens)
 
 
 @pytest.mark.parametrize(
@@ -133,14 +145,3 @@ def test_features_take_the_places_of_their_rows(tokens: int) -> None:
     merged = merge_features(words, placeholders, features)
     expected = words.masked_scatter(placeholders.unsqueeze(-1).expand_as(words), features)
     assert torch.equal(merged, expected)
-
-
-@pytest.mark.parametrize("cache", [False, True])
-def test_random_inputs_hold_one_image_a_row(cache: bool, tmp_path: Path) -> None:
-    model = save_llava(tmp_path, image_seq_length=9)
-    view = load(tmp_path, cache=cache)
-    inputs = sample_inputs(view)
-    images = inputs["input_ids"] == model.config.image_token_id
-    assert images[:, :9].all() and images.sum() == 9 * len(images) > 0
-    assert inputs["pixel_values"].shape[0] == len(images)
-    assert sweep(view, inputs)["logits"].isfinite().all()
