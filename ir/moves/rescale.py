@@ -3,7 +3,7 @@
 ``x W^T = (x / s) (W diag(s))^T``. The columns of every linear that reads x are multiplied by s, and
 x is divided by s where it is made: in the constants that its features are proportional to, one by
 one. Those are a norm's weight and bias, or the rows of a linear (``v`` before ``o``, ``up`` before
-``down``, one before a relu). No node is added.
+``down``, one before a relu). No node is added, unless one is asked for where no constant makes x.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..core.errors import Refusal
 from ..core.view import Node, Value, View
-from ..core.weights import Weight
+from ..core.weights import MemoryWeight, Weight
 from ..structure.recognize import Linear, Structure
 from .makers import Makers, check_own, keeps_features
 
@@ -29,7 +29,8 @@ class Inlet:
     linears: tuple[Linear, ...]
     """Every linear that reads it."""
     makers: tuple[Value, ...]
-    """The constants that its features are proportional to, along their first dimension."""
+    """The constants that its features are proportional to, along their first dimension; none where
+    a node divides them."""
     rows: Tensor
     """i64 ``[K]``: the entry of the makers that makes each feature. Features of one entry (the
     value heads that several query heads share) can only be rescaled alike."""
@@ -46,8 +47,11 @@ class Inlet:
         return (total / count.clamp_min(1)).exp()[self.rows]
 
 
-def find_inlets(view: View, structure: Structure) -> tuple[list[Inlet], list[tuple[str, str]]]:
-    """The inputs of linears that can be rescaled, and for the others each linear and the reason."""
+def find_inlets(
+    view: View, structure: Structure, *, divide: bool = False
+) -> tuple[list[Inlet], list[tuple[str, str]]]:
+    """The inputs of linears that can be rescaled, and for the others each linear and the reason.
+    With ``divide`` a node may do it, where weights are the linears' own."""
     groups: dict[Value, list[Linear]] = {}
     for linear in structure.linears:
         groups.setdefault(feature_root(view, view.tensor(linear.node)), []).append(linear)
@@ -55,7 +59,7 @@ def find_inlets(view: View, structure: Structure) -> tuple[list[Inlet], list[tup
     refused: list[tuple[str, str]] = []
     for root, linears in groups.items():
         try:
-            inlets.append(_inlet(view, structure, root, linears))
+            inlets.append(_inlet(view, structure, root, linears, divide))
         except Refusal as refusal:
             refused += [(linear.name, str(refusal)) for linear in linears]
     return inlets, refused
@@ -86,6 +90,22 @@ def rescale(view: View, inlet: Inlet, factors: Tensor, stored: Stored) -> None:
         view.set_weight(linear.weight, stored(_constant(view, linear.weight), "columns", columns))
     for maker in inlet.makers:
         view.set_weight(maker, stored(_constant(view, maker), "rows", rows))
+    if not inlet.makers:
+        _divide(view, inlet, factors)
+
+
+def _divide(view: View, inlet: Inlet, factors: Tensor) -> None:
+    """x / s by a node before the first linear that reads x, for all that do."""
+    readers: dict[Value, list[Linear]] = {}
+    for linear in inlet.linears:
+        readers.setdefault(view.tensor(linear.node), []).append(linear)
+    for x, linears in readers.items():
+        first = linears[0]
+        inverse = MemoryWeight((1 / factors).to(view.type(x).dtype or torch.float32))
+        by = view.add_weight(f"{first.name}.divided_by", inverse)
+        divided = view.build("mul", [x, by], {}, before=first.node)
+        for linear in linears:
+            view.set_operand(linear.node, 0, divided)
 
 
 def is_narrow(view: View, inlet: Inlet) -> bool:
@@ -126,14 +146,31 @@ def feature_readers(view: View, root: Value) -> Iterator[Node]:
                 yield user
 
 
-def _inlet(view: View, structure: Structure, root: Value, linears: Sequence[Linear]) -> Inlet:
-    nodes = {linear.node: linear for linear in linears}
+def _inlet(
+    view: View, structure: Structure, root: Value, linears: Sequence[Linear], divide: bool
+) -> Inlet:
+    size = linears[0].in_features
+    try:
+        _check_readers(view, root, linears)
+        _check_weights(view, linears)
+        makers, rows = Makers(view, structure).of(root, size)
+    except Refusal:
+        if not divide:
+            raise
+        _check_weights(view, linears)
+        makers, rows = (), torch.arange(size)
+    return Inlet(tuple(linears), makers, rows)
+
+
+def _check_weights(view: View, linears: Sequence[Linear]) -> None:
+    for linear in linears:
+        check_own(view, linear.weight, linear.node, linear.name)
+
+
+def _check_readers(view: View, root: Value, linears: Sequence[Linear]) -> None:
+    nodes = {linear.node for linear in linears}
     for user in feature_readers(view, root):
         if user not in nodes:
             raise Refusal(f"{view.op(user)} ({view.name(user)}) reads its input too")
-    for linear in linears:
-        check_own(view, linear.weight, linear.node, linear.name)
-    makers, rows = Makers(view, structure).of(root, linears[0].in_features)
-    return Inlet(tuple(linears), makers, rows)
 
 

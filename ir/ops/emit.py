@@ -26,6 +26,19 @@ def cast(tape: Tape, value: ir.Value, dtype: ir.DataType) -> ir.Value:
     return converted
 
 
+def leading_sizes(tape: Tape, x: ir.Value) -> ir.Value:
+    """Sizes of all dimensions but the last, of ``x`` or of an input of the graph whose dimensions
+    are called the same: nodes all over a graph then share what they take there."""
+    node = x.producer()
+    graph = None if node is None else node.graph
+    dims = None if x.shape is None else x.shape.dims[:-1]
+    named = dims is not None and all(isinstance(d, int) or d.value is not None for d in dims)
+    for value in graph.inputs if isinstance(graph, ir.Graph) and named else ():
+        if value.shape is not None and value.shape.dims[: len(dims or ())] == dims:
+            return tape.op("Shape", [value], {"start": 0, "end": len(dims or ())})
+    return tape.op("Shape", [x], {"start": 0, "end": -1})
+
+
 def derived(
     tape: Tape,
     name: str,

@@ -1,18 +1,23 @@
 """``linear_w8a8``: a linear that multiplies 8-bit weights by activations rounded to 8 bits.
 
-Weights have a scale a row, activations one a token, found as the model runs; products are summed in
-int32. The ONNX form is ``MatMulInteger`` between ops of the standard. Measured with ONNX Runtime
+Weights have a scale a row, activations one a token, found as the model runs, and a zero point where
+ranges are not symmetric; products are summed in int32. The ONNX form is ``MatMulInteger`` between
+ops of the standard. Measured with ONNX Runtime
 1.31 on one AVX-512 VNNI core, other processes beside it, in ms for 1 / 16 / 128 rows
 (``python -m graphwright.tools.bench.w8a8``):
 
 ===========================  ===========================  ============================
 form                         K x N = 1536 x 384           2048 x 2048
 ===========================  ===========================  ============================
-this one                     0.012 / 0.045 / 0.305        0.057 / 0.183 / 1.67
-DynamicQuantizeMatMul        0.009 / 0.029 / 0.186        0.054 / 0.159 / 1.37
-MatMulNBits, level 4, g 32   0.011 / 0.071 / 0.531        0.063 / 0.435 / 3.78
-MatMul in float32            0.029 / 0.083 / 0.601        0.207 / 0.620 / 13.8
+this one, symmetric          0.013 / 0.036 / 0.217        0.055 / 0.171 / 1.47
+this one, not symmetric      0.015 / 0.038 / 0.221        0.060 / 0.182 / 1.55
+DynamicQuantizeMatMul        0.009 / 0.028 / 0.184        0.052 / 0.159 / 1.27
+MatMulNBits, level 4, g 32   0.011 / 0.071 / 0.536        0.062 / 0.435 / 3.84
+MatMul in float32            0.029 / 0.084 / 0.615        0.199 / 1.12 / 41.5
 ===========================  ===========================  ============================
+
+One node rounds all tokens, each in its own range: 128 rows of 1536 take 15 us so, and 49 by a
+division before a rounding.
 
 ``DynamicQuantizeMatMul`` has one range for all tokens of a call, so that a text's result depends on
 what else is in its batch; hence not that one.
@@ -20,7 +25,7 @@ what else is in its batch; hence not that one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +41,7 @@ from ..vocab.linear import linear_macs
 from ..vocab.onnx import MICROSOFT
 from ..vocab.spec import Attrs, Macs
 from .base import Sample, StockDecoder, own_op
-from .emit import cast, constant
+from .emit import cast, constant, leading_sizes
 from .stored_types import stored_linear_type
 
 if TYPE_CHECKING:
@@ -45,21 +50,32 @@ if TYPE_CHECKING:
 NODE = "MatMulIntegerToFloat"
 LEAST = 1e-30
 """Below it a token counts as 0: its step would be no normal number."""
+MIDDLE = 128
+"""The code of 0 where a token's range is symmetric."""
 
 
 def linear_w8a8(
     x: Tensor, codes: Tensor, scales: Tensor, bias: Tensor | None = None, *,
-    in_features: int, out_features: int,
+    in_features: int, out_features: int, symmetric: bool = True,
 ) -> Tensor:  # fmt: skip
-    """``(round(x / step) @ codes.T) * step * scales + bias`` in the dtype of ``x``.
+    """``((q - zero) @ codes.T) * step * scales + bias`` in the dtype of ``x``, ``q = round(x /
+    step) + zero`` within 0 to 255.
 
-    x [..., K]; ``step = max |x| / 127`` of each token; codes int8 [N, K]; scales f32 [N]; bias [N].
-    Products are summed in float32, which is exact to one part in 2^24.
+    x [..., K]; codes int8 [N, K]; scales f32 [N]; bias [N]. Of each token, ``step = max |x| / 127``
+    and ``zero = 128``; unless ``symmetric``, ``step = (high - low) / 255`` and ``zero = round(-low
+    / step)``, ``low`` and ``high`` its least and greatest number, or 0. Products are summed in
+    float32, which is exact to one part in 2^24.
     """
     wide = x.float()
-    step = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST) / 127
-    y = torch.nn.functional.linear((wide / step).round(), codes.float())
-    y = y * step * scales
+    if symmetric:
+        step = wide.abs().amax(-1, keepdim=True).clamp_min(LEAST) / 127
+        rounded = (wide / step).round()
+    else:
+        low = wide.amin(-1, keepdim=True).clamp_max(0)
+        step = (wide.amax(-1, keepdim=True).clamp_min(LEAST) - low) / 255
+        zero = (-low / step).round()
+        rounded = ((wide / step).round() + zero).clamp(0, 255) - zero
+    y = torch.nn.functional.linear(rounded, codes.float()) * step * scales
     return (y if bias is None else y + bias.float()).to(x.dtype)
 
 
@@ -77,19 +93,87 @@ def infer(op: str, operands: Sequence[Any], attrs: Mapping[str, Any]) -> tuple[T
 
 
 def _record(tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]) -> ir.Value:
+    def product(rounded: ir.Value, codes: ir.Value, scales: ir.Value, zero: ir.Value) -> ir.Value:
+        sums = tape.op("MatMulInteger", [rounded, codes, zero])
+        return tape.op("Mul", [cast(tape, sums, ir.DataType.FLOAT), scales])
+
+    return _recorded(tape, operands, attrs, product)
+
+
+def _record_fused(
+    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
+) -> ir.Value:
+    """As ``_record``; the product, its cast and the scales are one node."""
+
+    def product(rounded: ir.Value, codes: ir.Value, scales: ir.Value, zero: ir.Value) -> ir.Value:
+        inputs = [rounded, codes, constant(tape, 1.0, np.float32), scales, zero]
+        return tape.op(NODE, inputs, domain=MICROSOFT, version=1)
+
+    return _recorded(tape, operands, attrs, product)
+
+
+Product = Callable[[ir.Value, ir.Value, ir.Value, ir.Value], ir.Value]
+"""Of rounded activations, turned codes, scales and the zero point of all activations."""
+
+
+def _recorded(
+    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any], product: Product
+) -> ir.Value:
+    """Tokens as rows of a matrix, each with a scale and a zero point of its own, which one node
+    rounds. A product has one zero point for all: what is beyond it is taken off behind."""
     x, codes, scales, bias = known("linear_w8a8", operands)
-    work = ir.DataType.FLOAT
-    wide = cast(tape, x, work)
-    step = _step(tape, wide)
-    rounded = tape.op("Round", [tape.op("Div", [wide, step])])
+    flat = constant(tape, [-1, attrs["in_features"]])
+    rows = tape.op("Reshape", [cast(tape, x, ir.DataType.FLOAT), flat])
+    turned = tape.op("Transpose", [codes], {"perm": [1, 0]})
+    wide = None if bias is None else cast(tape, bias, ir.DataType.FLOAT)
+    if attrs["symmetric"]:
+        rounded, step = _around_zero(tape, rows)
+        y = product(rounded, turned, scales, constant(tape, MIDDLE, np.uint8))
+        y = tape.op("Mul", [y, step])
+        y = y if wide is None else tape.op("Add", [y, wide])
+    else:
+        rounded, step, zero = _between(tape, rows)
+        y = product(rounded, turned, scales, constant(tape, 0, np.uint8))
+        moved = [tape.op("Mul", [zero, step]), _offsets(tape, codes, scales)]
+        beyond = tape.op("Gemm", [*moved, *([] if wide is None else [wide])], {"alpha": -1.0})
+        y = tape.op("Add", [tape.op("Mul", [y, step]), beyond])
+    sizes = [leading_sizes(tape, x), constant(tape, [attrs["out_features"]])]
+    y = tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})])
+    y.dtype = ir.DataType.FLOAT
+    assert x.dtype is not None  # ``known`` has seen to it
+    return cast(tape, y, x.dtype)
+
+
+def _around_zero(tape: Tape, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """Codes of rows [tokens, K] around ``MIDDLE``, and the step of each [tokens, 1]."""
+    most = tape.op("ReduceMax", [tape.op("Abs", [rows]), constant(tape, [1])], {"keepdims": 1})
+    most = tape.op("Max", [most, constant(tape, LEAST, np.float32)])
+    step = tape.op("Div", [most, constant(tape, 127, np.float32)])
+    each = tape.op("Reshape", [step, constant(tape, [-1])])
     # Unsigned with a zero point: what every provider takes beside signed weights.
-    moved = tape.op("Add", [rounded, constant(tape, 128, np.float32)])
-    inputs = [
-        cast(tape, moved, ir.DataType.UINT8), tape.op("Transpose", [codes], {"perm": [1, 0]}),
-        constant(tape, 128, np.uint8),
-    ]  # fmt: skip
-    sums = cast(tape, tape.op("MatMulInteger", inputs), work)
-    return ended(tape, tape.op("Mul", [tape.op("Mul", [sums, step]), scales]), bias, x)
+    zeros = tape.op("Expand", [constant(tape, MIDDLE, np.uint8), tape.op("Shape", [each])])
+    return tape.op("QuantizeLinear", [rows, each, zeros], {"axis": 0}), step
+
+
+def _between(tape: Tape, rows: ir.Value) -> tuple[ir.Value, ir.Value, ir.Value]:
+    """Codes of rows [tokens, K], and the step and the zero point of each, f32 [tokens, 1]."""
+    axis, keep = constant(tape, [1]), {"keepdims": 1}
+    most = tape.op("ReduceMax", [rows, axis], keep)
+    high = tape.op("Max", [most, constant(tape, LEAST, np.float32)])
+    low = tape.op("Min", [tape.op("ReduceMin", [rows, axis], keep), constant(tape, 0, np.float32)])
+    step = tape.op("Div", [tape.op("Sub", [high, low]), constant(tape, 255, np.float32)])
+    zero = tape.op("Round", [tape.op("Neg", [tape.op("Div", [low, step])])])
+    flat = constant(tape, [-1])
+    zeros = tape.op("Reshape", [cast(tape, zero, ir.DataType.UINT8), flat])
+    each = tape.op("Reshape", [step, flat])
+    return tape.op("QuantizeLinear", [rows, each, zeros], {"axis": 0}), step, zero
+
+
+def _offsets(tape: Tape, codes: ir.Value, scales: ir.Value) -> ir.Value:
+    """What a token of ones gives, [1, N]: ONNX Runtime computes it when it loads a model."""
+    wide = cast(tape, codes, ir.DataType.FLOAT)
+    sums = tape.op("ReduceSum", [wide, constant(tape, [1])], {"keepdims": 0})
+    return tape.op("Unsqueeze", [tape.op("Mul", [sums, scales]), constant(tape, [0])])
 
 
 def known(
@@ -114,47 +198,6 @@ FORM = "matmul-integer-to-float"
 """The name by which a target asks for nodes that only ONNX Runtime's CPU provider has."""
 
 
-def _record_fused(
-    tape: Tape, operands: Sequence[ir.Value | None], attrs: Mapping[str, Any]
-) -> ir.Value:
-    """As ``_record``; rounding is one node, and so are the product, its cast and the scales."""
-    x, codes, scales, bias = known("linear_w8a8", operands)
-    wide = cast(tape, x, ir.DataType.FLOAT)
-    step = _step(tape, wide)
-    zero, one = constant(tape, 128, np.uint8), constant(tape, 1.0, np.float32)
-    rounded = tape.op("QuantizeLinear", [tape.op("Div", [wide, step]), one, zero])
-    turned = tape.op("Transpose", [codes], {"perm": [1, 0]})
-    y = tape.op(NODE, [rounded, turned, one, scales, zero], domain=MICROSOFT, version=1)
-    return ended(tape, tape.op("Mul", [y, step]), bias, x)
-
-
-def _step(tape: Tape, x: ir.Value) -> ir.Value:
-    """max |x| / 127 of each token"""
-    most = tape.op("ReduceMax", [tape.op("Abs", [x]), constant(tape, [-1])], {"keepdims": 1})
-    most = tape.op("Max", [most, constant(tape, LEAST, np.float32)])
-    return tape.op("Div", [most, constant(tape, 127, np.float32)])
-
-
-def _decode_fused(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
-    """From the product with the step up to x."""
-    sums, step = view.operands(node)
-    product = view.producer(sums) if is_value(sums) else None
-    if product is None or view.native_op(product) != f"{MICROSOFT}::{NODE}":
-        raise Refusal(f"{NODE} is not where linear_w8a8 has it", node)
-    rounded, turned, one, scales, *_ = view.operands(product)
-    quantized, swap = (view.producer(v) if is_value(v) else None for v in (rounded, turned))
-    if quantized is None or view.native_op(quantized) != "QuantizeLinear" or swap is None:
-        raise Refusal("its activations or codes are no such as linear_w8a8 has", node)
-    parted, unit, *_ = view.operands(quantized)
-    quotient = view.producer(parted) if is_value(parted) else None
-    if quotient is None or view.op(quotient) != "div" or view.operands(quotient)[1] is not step:
-        raise Refusal("its activations are not divided by their step", node)
-    if (view.number(one), view.number(unit)) != (1, 1) or view.op(swap) != "transpose":
-        raise Refusal("its activations have another scale", node)
-    x, codes = view.operands(quotient)[0], view.operands(swap)[0]
-    return (x, codes, scales), sizes(view, node, codes, scales)
-
-
 def sizes(view: View, node: Node, codes: Operand, scales: Operand) -> dict[str, Any]:
     """Inputs and results of a linear whose codes and scales these are. Raises ``Refusal`` where
     they are none."""
@@ -168,26 +211,47 @@ def sizes(view: View, node: Node, codes: Operand, scales: Operand) -> dict[str, 
 
 
 def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
-    """From the product with the scales up to x; a bias is an addition behind it."""
-
-    def operands_of(value: Operand, native: str) -> tuple[Node, Sequence[Any]]:
-        maker = view.producer(value)  # type: ignore[arg-type]
-        if maker is None or view.native_op(maker) != native:
-            raise Refusal(f"{native} is not where linear_w8a8 has it", node)
-        return maker, view.operands(maker)
-
-    sums, scales = view.operands(node)
-    _, (sums, step) = operands_of(sums, "Mul")
-    _, (sums, *_) = operands_of(sums, "Cast")
-    _, (x, codes, *_) = operands_of(sums, "MatMulInteger")
-    _, (codes, *_) = operands_of(codes, "Transpose")
-    _, (x, *_) = operands_of(x, "Cast")
-    _, (x, _) = operands_of(x, "Add")
-    _, (x, *_) = operands_of(x, "Round")
-    _, (x, divisor) = operands_of(x, "Div")
-    if divisor is not step:
+    """From the last reshape up to x; a bias is added on the way."""
+    sums, *bias = _ended(view, view.tensor(node))
+    product, step = _made_by(view, node, sums, "Mul")
+    maker = view.producer(product) if is_value(product) else None
+    if maker is not None and view.native_op(maker) == f"{MICROSOFT}::{NODE}":
+        rounded, turned, one, scales, zero = view.operands(maker)
+        if view.number(one) != 1:
+            raise Refusal("its activations have another scale", node)
+    else:
+        sums, scales = _made_by(view, node, product, "Mul")
+        (sums,) = _made_by(view, node, sums, "Cast")
+        rounded, turned, zero = _made_by(view, node, sums, "MatMulInteger")
+    middle = view.number(zero)
+    rows, each, _ = _made_by(view, node, rounded, "QuantizeLinear")
+    apart, *_ = _made_by(view, node, each, "Reshape")
+    x, *_ = _made_by(view, node, rows, "Reshape")
+    (codes,) = _made_by(view, node, turned, "Transpose")
+    if apart is not step or middle not in (0, MIDDLE):
         raise Refusal("its activations are not divided by their step", node)
-    return (x, codes, scales), sizes(view, node, codes, scales)
+    attrs = sizes(view, node, codes, scales) | {"symmetric": middle == MIDDLE}
+    return (x, codes, scales, *bias), attrs
+
+
+def _ended(view: View, y: Operand) -> tuple[Operand, ...]:
+    """The scaled product and the bias, if any; what is beyond a zero point is added with it."""
+    last = view.producer(y) if is_value(y) else None
+    if last is None or view.native_op(last) != "Add":
+        return (y,)
+    sums, other = view.operands(last)
+    beyond = view.producer(other) if is_value(other) else None
+    if beyond is None or view.native_op(beyond) != "Gemm":
+        return sums, other
+    return (sums, *view.operands(beyond)[2:])
+
+
+def _made_by(view: View, node: Node, value: Operand, native: str) -> Sequence[Any]:
+    """The operands of the native node that makes a value."""
+    maker = view.producer(value) if is_value(value) else None
+    if maker is None or view.native_op(maker) != native:
+        raise Refusal(f"{native} is not where linear_w8a8 has it", node)
+    return view.operands(maker)
 
 
 def dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
@@ -198,28 +262,31 @@ def dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tens
 
 def _samples() -> list[Sample]:
     cases: list[tuple[Any, ...]] = [
-        # N, K, dtype of x, leading shape, bias
-        (24, 64, torch.float32, (5,), False),
-        (7, 45, torch.float32, (2, 3), True),
-        (1, 1, torch.float32, (1,), False),
-        (5, 123, torch.float32, (1, 5), True),
-        (9, 64, torch.float16, (5,), True),
-        (16, 45, torch.bfloat16, (1, 5), True),
+        # N, K, dtype of x, leading shape, bias, symmetric
+        (24, 64, torch.float32, (5,), False, True),
+        (7, 45, torch.float32, (2, 3), True, True),
+        (1, 1, torch.float32, (1,), False, True),
+        (5, 123, torch.float32, (1, 5), True, False),
+        (7, 45, torch.float32, (2, 3), False, False),
+        (9, 64, torch.float16, (5,), True, False),
+        (16, 45, torch.bfloat16, (1, 5), True, True),
     ]
     return [_sample(seed, *case) for seed, case in enumerate(cases)]
 
 
 def _sample(
-    seed: int, fan_out: int, fan_in: int, dtype: torch.dtype, lead: tuple[int, ...], bias: bool
-) -> Sample:
+    seed: int, fan_out: int, fan_in: int, dtype: torch.dtype, lead: tuple[int, ...], bias: bool,
+    symmetric: bool,
+) -> Sample:  # fmt: skip
     rng = torch.Generator().manual_seed(seed)
     x = torch.randn(*lead, fan_in, generator=rng)
     x[..., :1, :] *= 0 if len(lead) > 1 else 1
     codes = torch.randint(-127, 128, (fan_out, fan_in), generator=rng, dtype=torch.int8)
     scales = torch.rand(fan_out, generator=rng) * 0.05 + 0.01
     offset = torch.randn(fan_out, generator=rng).to(dtype) if bias else None
-    attrs = {"in_features": fan_in, "out_features": fan_out}
-    label = f"{fan_out}x{fan_in}-{str(dtype).removeprefix('torch.')}"
+    attrs = {"in_features": fan_in, "out_features": fan_out, "symmetric": symmetric}
+    kind = "" if symmetric else "-between"
+    label = f"{fan_out}x{fan_in}-{str(dtype).removeprefix('torch.')}{kind}"
     return Sample((x.to(dtype), codes, scales, offset), attrs, label)
 
 
@@ -228,5 +295,5 @@ LINEAR_W8A8 = own_op(
     heavy=True, rounds=True,
     macs=Macs(linear_macs), dense=dense, stored_linear=lambda attrs: "8 bits, activations too",
     forms={FORM: _record_fused},
-    decoders=(StockDecoder("mul", _decode), StockDecoder("mul", _decode_fused)),
+    decoders=(StockDecoder("reshape", _decode),),
 )  # fmt: skip

@@ -20,16 +20,16 @@ Names = tuple[str, ...]
 
 
 def inlets_of(
-    context: Context, chosen: Sequence[Linear]
+    context: Context, chosen: Sequence[Linear], *, divide: bool = False
 ) -> tuple[list[Inlet], dict[str, str]]:
     """The inlets of which every linear is chosen; for chosen linears of others, the reason.
 
-    From shapes alone: it serves forecasts.
+    From shapes alone: it serves forecasts. ``divide``: see ``find_inlets``.
     """
-    candidates, refused = find_inlets(context.view, context.structure)
+    candidates, refused = find_inlets(context.view, context.structure, divide=divide)
     reasons, names = dict(refused), {linear.name for linear in chosen}
     known = [
-        {inlet.names for inlet in find_inlets(graph, recognize(graph))[0]}
+        {inlet.names for inlet in find_inlets(graph, recognize(graph), divide=divide)[0]}
         for graph in context.references()
     ]
     whole = []
@@ -53,7 +53,7 @@ def allowed(view: View, inlet: Inlet, factors: Tensor) -> Tensor:
     return torch.exp2(shared.log2().round()) if is_narrow(view, inlet) else shared
 
 
-def fold(context: Context, factors: Mapping[Names, Tensor]) -> None:
+def fold(context: Context, factors: Mapping[Names, Tensor], *, divide: bool = False) -> None:
     """Divide inputs by ``allowed`` factors in the graph and in those that it is compared with.
 
     Their weights are the same handles as long as no pass has changed them, and stay so.
@@ -61,7 +61,7 @@ def fold(context: Context, factors: Mapping[Names, Tensor]) -> None:
     weights: dict[tuple[object, Names, str], Weight] = {}
 
     def change(view: View, structure: Structure) -> None:
-        for inlet in find_inlets(view, structure)[0]:
+        for inlet in find_inlets(view, structure, divide=divide)[0]:
             if inlet.names not in factors:
                 continue
 

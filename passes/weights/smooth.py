@@ -28,7 +28,8 @@ class Smooth(LinearPass):
     weights in groups with activations in floats; put ``w8a8`` behind it.
 
     A linear whose input is not proportional to constants of its own (a gelu before it, a norm that
-    the residual stream reads too, a tied head) is refused. Inputs that one constant makes, such as
+    the residual stream reads too, a tied head) is refused; with ``divide`` one more node multiplies
+    its input by ``1 / s``, where its weight is its own. Inputs that one constant makes, such as
     those of shared value heads, get one factor; constants of 16 bits take powers of two, which
     round none. A feature that is 0 in the data or in the weights keeps its units.
     """
@@ -39,6 +40,8 @@ class Smooth(LinearPass):
     needs: ClassVar[Needs] = Needs(stats=(Stat("absmax", at="linear"),))
     alpha: float = 0.5
     """0: all left in activations, 1: all into weights."""
+    divide: bool = False
+    """Divide by a node where no constant can be."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -47,14 +50,15 @@ class Smooth(LinearPass):
 
     def reason_against(self, context: Context, linear: Linear) -> str | None:
         """``choose`` asks for all at once."""
-        return inlets_of(context, self.select(context.structure))[1].get(linear.name)
+        chosen = self.select(context.structure)
+        return inlets_of(context, chosen, divide=self.divide)[1].get(linear.name)
 
     def choose(self, context: Context, result: PassResult) -> list[Linear]:
         return [linear for inlet in self._inlets(context, result) for linear in inlet.linears]
 
     def _inlets(self, context: Context, result: PassResult) -> list[Inlet]:
         chosen = self.select(context.structure)
-        inlets, reasons = inlets_of(context, chosen)
+        inlets, reasons = inlets_of(context, chosen, divide=self.divide)
         result.refused += [*reasons.items(), *self._unread(context)]
         return inlets
 
@@ -76,7 +80,8 @@ class Smooth(LinearPass):
         firsts = [inlet.linears[0] for inlet in inlets]
         fits = self.fit_all(context, firsts, fit)
         sites = [self.planned_site(context, linear) for x in inlets for linear in x.linears]
-        fold(context, {inlet.names: fits[inlet.names[0]] for inlet in inlets})
+        factors = {inlet.names: fits[inlet.names[0]] for inlet in inlets}
+        fold(context, factors, divide=self.divide)
         result.sites += sites
         return result
 

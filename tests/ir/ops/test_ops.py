@@ -259,8 +259,9 @@ def test_dense_is_what_x_is_multiplied_by(op: OwnOp, sample: Sample) -> None:
     rest = [None if i == op.bias else c for i, c in enumerate(constants, 1)]
     weight = op.dense(x.shape[-1], rest, attrs)
     assert weight.dtype == torch.float32
-    # Without the rounding of x that accuracy_level asks for.
-    plain = {**sample.attrs, "accuracy_level": 0} if "accuracy_level" in attrs else sample.attrs
+    # Without the rounding of x that accuracy_level asks for, or with one that rounds no 0 or 1.
+    exact = {"accuracy_level": 0, "symmetric": True}
+    plain = {**sample.attrs, **{name: exact[name] for name in exact if name in attrs}}
     eye = torch.eye(x.shape[-1])
     assert torch.equal(op.reference(eye, *rest, **plain).T, weight)
 

@@ -70,6 +70,27 @@ def test_gaps_are_those_in_the_new_units(recipe: str, model: dict[str, View]) ->
     assert rel(sweep(source, ids(1)[0]), sweep(repaired, ids(1)[0])) < 1e-4
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_node_divides_what_no_constant_makes(
+    kind: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    """Both linears that read the stream share it, in the graphs that weights are compared with
+    too; a linear whose input a constant makes has none."""
+    source = toy_graph(kind)
+    refused = dict(optimize(source, "smooth", toy_inputs).report.passes[0].result.refused)
+    assert {"gate", "up"} <= set(refused) and "reads its input too" in refused["gate"]
+    result = optimize(source, "smooth{divide=true}", toy_inputs)
+    (step,) = result.report.passes
+    assert step.result.refused == []
+    assert [s.name for s in step.result.sites] == ["gate", "up", "down", "head"]
+    counts = [[v.op(n) for n in v.nodes()].count("mul") for v in (source, result.graph)]
+    assert counts[1] - counts[0] == 2  # before gate and up, and before the head
+    assert rel(sweep(source, toy_inputs), sweep(result.graph, toy_inputs)) < 1e-6
+    recipe = "smooth{divide=true},magnitude,eora{rank=64 factors=float32}"
+    repaired = optimize(source, recipe, toy_inputs).graph
+    assert rel(sweep(source, toy_inputs), sweep(repaired, toy_inputs)) < 1e-4
+
+
 # --- refusals ------------------------------------------------------------------------------------
 
 

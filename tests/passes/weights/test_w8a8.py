@@ -12,14 +12,15 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.run.statistics import Range, Statistics
+from graphwright.ir.run.statistics import Gram, Range, Statistics
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import rounds_activations
 from graphwright.ir.structure.recognize import recognize
+from graphwright.passes.stored import Stored
 from graphwright.passes.weights.w8a8 import W8A8, fixed_range
 from torch import Tensor
 
-from ..calibrated import optimize, rel
+from ..calibrated import correlated, matrix, optimize, rel
 
 KINDS = ("fx", "onnx")
 Graphs = Callable[..., View]
@@ -89,14 +90,54 @@ def test_a_path_behind_it(kind: str, toy_graph: Graphs, toy_inputs: Inputs) -> N
     assert len(step.result.sites) == 4
 
 
-def test_the_artifact_is_read_back(toy_inputs: Inputs, toy_graph: Graphs, tmp_path: Path) -> None:
+def test_a_token_of_one_sign_has_twice_the_codes() -> None:
+    """Its least and its greatest number are the ends of its range, or 0."""
+    stored = W8A8(symmetric=False).fit(torch.eye(4), Statistics(), "here")
+    x = torch.tensor([[2.55, 1.273, 0.004, 0.0], [-1.0, 1.55, 0.006, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    expected = torch.tensor([[2.55, 1.27, 0.0, 0.0], [-1.0, 1.55, 0.01, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    torch.testing.assert_close(stored.outputs(x, None), expected)
+    gelu = torch.nn.functional.gelu(correlated(64, 32))
+    weight = matrix(16, 32)
+    errors = [
+        torch.dist(W8A8(symmetric=around).fit(weight, Statistics(), "").outputs(gelu, None),
+                   gelu @ weight.T)
+        for around in (True, False)
+    ]  # fmt: skip
+    assert errors[1] < 0.75 * errors[0]
+
+
+def test_feedback_rounds_weights_for_the_data() -> None:
+    """Outputs are nearer to the source's than by nearest codes, in the same ranges."""
+    x, weight, gram = correlated(256, 48), matrix(24, 48), Gram()
+    gram.see(x)
+    nearest = W8A8().fit(weight, Statistics(), "here")
+    stored = W8A8(feedback=True).fit(weight, Statistics([gram]), "here")
+    (codes, scales), (_, same) = stored.operands.values(), nearest.operands.values()
+    assert codes is not None and codes.dtype == torch.int8 and scales is not None
+    assert torch.equal(scales, same)  # type: ignore[arg-type]
+
+    def error(form: Stored) -> float:
+        codes, scales = form.operands.values()
+        assert codes is not None and scales is not None
+        return float(torch.dist(x @ (codes.float() * scales.unsqueeze(1)).T, x @ weight.T))
+
+    assert error(stored) < 0.8 * error(nearest)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("target", ["cpu", "portable"])
+def test_the_artifact_is_read_back(
+    target: str, symmetric: bool, toy_inputs: Inputs, toy_graph: Graphs, tmp_path: Path
+) -> None:
     """ONNX Runtime gives what the reference gives; the file's linears are linears again."""
-    result = optimize(toy_graph("fx"), "w8a8", toy_inputs)
-    gw.export(result.graph, tmp_path / "out", report=result.report)
-    again = gw.load(str(tmp_path / "out" / "model.onnx"))
+    recipe = f"w8a8{{symmetric={str(symmetric).lower()}}}"
+    result = optimize(toy_graph("fx"), recipe, toy_inputs)
+    out = gw.export(result.graph, tmp_path / "out", report=result.report, target=target)
+    again = gw.load(str(out / "model.onnx"))
     before, after = (recognize(view) for view in (result.graph, again))
     assert [x.name for x in after.linears if x.quantized] == [x.name for x in before.linears]
-    run = gw.compile(result.graph, backend="onnxruntime")
+    assert {again.attrs(x.node)["symmetric"] for x in after.linears} == {symmetric}
+    run = gw.compile(out, backend="onnxruntime")
     outputs = {name: torch.as_tensor(x) for name, x in run(**toy_inputs).items()}
     assert rel(sweep(result.graph, toy_inputs), outputs) < 1e-5
     assert rel(outputs, sweep(again, toy_inputs)) < 1e-5
@@ -169,6 +210,8 @@ def test_refusals(toy_graph: Graphs, toy_inputs: Inputs) -> None:
         optimize(graph, "w8a8", toy_inputs)
     with pytest.raises(BadInput, match="w8a8 needs calibration data: give --calib DATA"):
         gw.optimize(toy_graph("fx"), "w8a8{activations=static}", samples=[toy_inputs])
+    with pytest.raises(BadInput, match="a fixed range has a zero point"):
+        W8A8(activations="static", symmetric=False)
     twice = "w8a8{include=up},quantize"
     (refused,) = optimize(toy_graph("fx"), twice, toy_inputs).report.passes[1].result.refused
     assert refused == ("up", "its weight is quantized already")
