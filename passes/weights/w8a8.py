@@ -45,14 +45,18 @@ class W8A8(StoringPass):
     Measured (``bench.w8a8 quality``): MiniLM's cosine .9974 by token and .9847 in fixed ranges,
     tiny-llama's perplexity 34.73 and 34.91 (source 34.68).
 
+    Weights are rounded to nearest, or with ``feedback`` as by ``gptq``, which needs data.
+
     Features with outliers leave the others few codes: put ``smooth`` in front, which moves them
     into the weights. For many tokens at once, as encoders have, it is the fastest form on a CPU
     with int8 instructions; for few tokens ``quantize{bits=4}`` reads half the bytes. Tables stay
-    whole: with ``quantize{bits=8 embeddings=8 min_size=1000000}`` before it, which takes the table
-    of words alone, MiniLM is 23.7 MB instead of 58.7, and 1.9 times as fast as float32 for rows of
-    128 tokens, one or 32 at once, at a cosine of .9975; with ``activations=static`` 2.3 times at
-    .9915; 8-bit weights alone 1.2 at .9997 (``bench.encoder_int8``, ONNX Runtime 1.31, one AVX-512
-    core). Weights that are not finite are refused.
+    whole: with ``quantize{bits=8 group=128 embeddings=8 min_size=1000000}`` before it, which takes
+    tables alone, MiniLM is 23.2 MB instead of 58.7. For rows of 128 tokens, one / 32 at once, it is
+    then 2.1 / 2.2 times as fast as float32 at a cosine of .9976, static 2.5 / 2.6 at .9916; with
+    ``smooth{kinds=[q k v fc1] divide=true}`` before, ``o`` static, ``q``, ``k``, ``v`` and ``fc2``
+    not symmetric, and ``feedback``, 2.0 / 2.1 at .9995; 8-bit weights alone 1.2 / 1.1 at .9997
+    (``bench.encoder_int8``, ONNX Runtime 1.31, one AVX-512 core, other processes beside it).
+    Weights that are not finite are refused.
     """
 
     name: ClassVar[str] = "w8a8"

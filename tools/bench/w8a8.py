@@ -1,10 +1,11 @@
 """Forms of a linear with 8-bit weights in ONNX Runtime: one thread, least of many runs.
 
 ``python -m graphwright.tools.bench.w8a8 [COLUMNSxROWS ...]`` prints milliseconds for 1, 16 and 128
-tokens and the relative error on Gaussian inputs: ``linear_w8a8`` as it is written,
-``linear_w8a8_static`` as it is written for a CPU, the runtime's ``DynamicQuantizeMatMul``,
-``MatMulNBits`` of 8 bits with ``accuracy_level=4``, float32. ``quality [--samples N]`` prints for
-ranges by token and fixed ones, smoothed before and not: MiniLM's cosine, tiny-llama's perplexity.
+tokens and the relative error on Gaussian inputs: ``linear_w8a8``, with symmetric and with other
+ranges, and ``linear_w8a8_static`` as they are written for a CPU, the runtime's
+``DynamicQuantizeMatMul``, ``MatMulNBits`` of 8 bits with ``accuracy_level=4``, float32. ``quality
+[--samples N]`` prints for ranges by token and fixed ones, smoothed before and not: MiniLM's cosine,
+tiny-llama's perplexity.
 """
 
 from __future__ import annotations
@@ -16,11 +17,14 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from onnx_ir.tape import Tape
 
 from ...ir.load.sources import load
+from ...ir.ops.linear_w8a8 import FORM, LINEAR_W8A8
 from ...passes.manager import optimize
 from ..data import calibration
 from ..evaluate import Subject, evaluate
@@ -43,11 +47,36 @@ def _session(nodes: list[Any], constants: dict[str, Array], rows: int, columns: 
     opsets = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     model: onnx.ModelProto = helper.make_model(graph, opset_imports=opsets)
     model.ir_version = 10
+    return _opened(model)
+
+
+def _opened(model: onnx.ModelProto) -> Any:
     options = ort.SessionOptions()
     options.intra_op_num_threads = 1
     return ort.InferenceSession(
         model.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
+
+
+def _own(codes: Array, scales: Array, *, symmetric: bool) -> Any:
+    """``linear_w8a8`` of codes [rows, columns] as it is written for a CPU."""
+    tape = Tape()
+    x = onnx_ir.Value(name="x", shape=onnx_ir.Shape(["tokens", codes.shape[1]]))
+    x.dtype = onnx_ir.DataType.FLOAT
+    operands = [
+        onnx_ir.Value(
+            name=n, shape=onnx_ir.Shape(a.shape), type=onnx_ir.TensorType(onnx_ir.tensor(a).dtype),
+            const_value=onnx_ir.tensor(a, name=n),
+        ) for n, a in (("codes", codes), ("scales", scales))
+    ]  # fmt: skip
+    attrs = {"in_features": codes.shape[1], "out_features": len(codes), "symmetric": symmetric}
+    y = LINEAR_W8A8.forms[FORM](tape, [x, *operands, None], attrs)
+    y.name, y.shape = "y", onnx_ir.Shape(["tokens", len(codes)])
+    graph = onnx_ir.Graph(
+        [x], [y], nodes=tape.nodes, initializers=operands,
+        opset_imports={"": 21, "com.microsoft": 1}, name="bench",
+    )  # fmt: skip
+    return _opened(onnx_ir.to_proto(onnx_ir.Model(graph, ir_version=10)))
 
 
 def forms(weight: Array) -> dict[str, Any]:
@@ -59,20 +88,7 @@ def forms(weight: Array) -> dict[str, Any]:
     of_blocks = np.abs(blocks).max(2) / 127
     in_blocks = (np.round(blocks / of_blocks[..., None]) + 128).clip(0, 255).astype("u1")
     node = helper.make_node
-    tokens = [
-        node("Abs", ["x"], ["size"]), node("ReduceMax", ["size", "last"], ["most"], keepdims=1),
-        node("Max", ["most", "least"], ["safe"]), node("Div", ["safe", "c127"], ["step"]),
-        node("Div", ["x", "step"], ["steps"]), node("Round", ["steps"], ["whole"]),
-        node("Add", ["whole", "c128"], ["moved"]),
-        node("Cast", ["moved"], ["xq"], to=TensorProto.UINT8),
-        node("MatMulInteger", ["xq", "w", "zero"], ["sums"]),
-        node("Cast", ["sums"], ["wide"], to=TensorProto.FLOAT),
-        node("Mul", ["wide", "step"], ["by_token"]), node("Mul", ["by_token", "s"], ["y"]),
-    ]  # fmt: skip
-    numbers: dict[str, Array] = {
-        "w": codes, "s": scales, "last": np.array([-1]), "least": np.array(1e-30, "f4"),
-        "c127": np.array(127, "f4"), "c128": np.array(128, "f4"), "zero": np.array(128, "u1"),
-    }  # fmt: skip
+    numbers: dict[str, Array] = {"w": codes, "s": scales, "zero": np.array(128, "u1")}
     fixed = [
         node("QuantizeLinear", ["x", "fixed", "zero"], ["xq"]),
         node("MatMulIntegerToFloat", ["xq", "w", "fixed", "s", "zero"], ["y"],
@@ -85,9 +101,10 @@ def forms(weight: Array) -> dict[str, Any]:
     )  # fmt: skip
     size, step = (rows, columns), np.array(RANGE / 127, "f4")
     return {
-        "linear_w8a8": _session(tokens, numbers, *size),
+        "linear_w8a8": _own(codes.T.copy(), scales, symmetric=True),
+        "linear_w8a8, asymmetric": _own(codes.T.copy(), scales, symmetric=False),
         "linear_w8a8_static": _session(
-            fixed, {n: numbers[n] for n in ("w", "s", "zero")} | {"fixed": step}, *size
+            fixed, numbers | {"fixed": step}, *size
         ),
         "DynamicQuantizeMatMul": _session([whole], {"w": codes, "s": scales}, *size),
         "MatMulNBits": _session([nbits], {"w": in_blocks, "s": of_blocks}, *size),
