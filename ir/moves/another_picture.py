@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ..core.errors import Refusal
 from ..core.types import Dim
-from ..core.view import Value, View
+from ..core.view import Node, Value, View
 from ..structure.vision import ImageTokens
 from ..vocab.builder import Builder
 from .upstream import upstream
@@ -16,8 +16,8 @@ def picture_input(view: View, images: ImageTokens) -> Value:
     for node in view.nodes():
         if view.op(node) != "conv" or images.grid is None:
             continue
-        pixels, made = (view.type(v).shape or () for v in (view.tensor(node), view.result(node)))
-        if made[2:] == images.grid and all(isinstance(size, int) for size in pixels[1:]):
+        pixels, cells = (view.type(v).shape or () for v in (view.tensor(node), view.result(node)))
+        if cells[2:] == images.grid and all(isinstance(size, int) for size in pixels[1:]):
             return view.tensor(node)
     raise Refusal("no convolution over pictures of one size makes the patches")
 
@@ -36,7 +36,7 @@ def another_picture(view: View, images: ImageTokens, pixels: Value) -> Value:
     needed = upstream(view, end)
     place = view.after(view.maker(end))
     copies: dict[Value, Value] = {source: pixels}
-    made = []
+    cloned: list[Node] = []
     rows = Builder(view, place).size(pixels, dim=0)
     for node in list(view.nodes()):
         operands = view.arguments(node)
@@ -47,8 +47,8 @@ def another_picture(view: View, images: ImageTokens, pixels: Value) -> Value:
                 copies[value] = Builder(view, place).slice(value, 0, rows, dim=0)
         results = view.clone(node, copies, before=place)
         copies.update(zip(view.results(node), results, strict=True))
-        made.append(view.maker(results[0]))
-    view.renew_types(made, str(old), str(new))
+        cloned.append(view.maker(results[0]))
+    view.renew_types(cloned, str(old), str(new))
     return copies[end]
 
 

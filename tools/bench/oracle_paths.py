@@ -116,7 +116,7 @@ def main(samples: int, simulations: int) -> None:
     print_oracle(outcomes, blocks)
     learned, _ = beginnings(view, "calibration", 48)
     data = [{"input_ids": part, "attention_mask": torch.ones_like(part)}
-            for part in torch.split(learned, 8)]  # type: ignore[no-untyped-call]  # fmt: skip
+            for part in torch.split(learned, 8)]  # fmt: skip
     print(f"frozen, without answers: whole {accuracy(view, ids, answers)}")
     for recipe in (f"cola{{max_path={blocks - 1}}}", f"cola{{max_path={blocks}}}",
                    f"search-path{{max_path={blocks - 1}}}"):  # fmt: skip
