@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-from pathlib import Path
 from typing import Any
 
 import graphwright as gw
@@ -15,10 +14,14 @@ from graphwright.backends.draft_costs import Costs, steady
 from graphwright.backends.draft_path import PathDraft
 from graphwright.backends.draft_recycle import CHANCES, Recycled, form
 from graphwright.backends.drafts import Drafter
+from graphwright.backends.entries import branch
 from graphwright.backends.sampling import Sampling
 from graphwright.backends.speculate import Speculator
 from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
+from graphwright.ir.moves import Path
+from graphwright.ir.structure.tree_input import TREE_KEY
 
 transformers: Any = importlib.import_module("transformers")
 PROMPTS = [[3, 9, 27, 5], [1], [17, 2, 2, 38, 11, 29, 7]]
@@ -28,8 +31,11 @@ DEAR = Costs({1: 1.0, 2: 2.0, 4: 4.0, 9: 9.0}, draft=0.9)
 Runs = dict[str | None, Executable]
 
 
+PATHS = {"near": "0-1,3", "far": "3", "whole": "0-3", "halves": "0-1.mlp,2-3", "long": "0-3,3"}
+
+
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def graph(tmp_path_factory: pytest.TempPathFactory) -> View:
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
         vocab_size=WORDS, hidden_size=32, intermediate_size=48, num_hidden_layers=4,
@@ -42,15 +48,15 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 parameter.normal_(std=0.3)
     folder = tmp_path_factory.mktemp("llama")
     model.save_pretrained(folder)
-    paths = {"near": "0-1,3", "far": "3", "whole": "0-3", "halves": "0-1.mlp,2-3", "long": "0-3,3"}
-    graph = gw.optimize(load(folder), "tree-mask").graph
-    return gw.export(graph, tmp_path_factory.mktemp("out") / "out", paths=paths)
+    view = load(folder)
+    view.metadata()[TREE_KEY] = "true"
+    return view
 
 
 @pytest.fixture(scope="module")
-def runs(artifact: Path) -> Runs:
-    return {name: gw.compile(artifact, path=name) for name in
-            (None, "near", "far", "whole", "halves", "long")}  # fmt: skip
+def runs(graph: View) -> Runs:
+    paths = {name: branch(graph, name, Path.parse(text)) for name, text in PATHS.items()}
+    return {name: gw.compile(view) for name, view in {None: graph, **paths}.items()}
 
 
 def drafter(runs: Runs, name: str) -> Drafter:
@@ -146,11 +152,11 @@ def test_what_is_kept_is_small(runs: Runs, words: int, megabytes: float, remark:
     assert recycled.nbytes < megabytes * 1e6 and recycled.remark.startswith(remark)
 
 
-def test_bad_input(runs: Runs, artifact: Path) -> None:
+def test_bad_input(runs: Runs, graph: View) -> None:
     with pytest.raises(BadInput, match="longer than the model: 5 blocks, and the model has 4"):
         PathDraft(runs[None], runs["long"])
     with pytest.raises(BadInput, match="goes through block 2, which the model does not have"):
         PathDraft(runs["near"], runs["halves"])
-    eager = gw.compile(load(artifact), backend="eager")
+    eager = gw.compile(graph, backend="eager")
     with pytest.raises(BadInput, match="make it with the pass tree-mask"):
         Recycled(eager, WORDS)

@@ -10,10 +10,12 @@ import pytest
 import torch
 from graphwright.backends.drafts import Guess
 from graphwright.backends.lowering import lowered
+from graphwright.backends.row_places import Places
 from graphwright.backends.text_calls import cache_of, called
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.trace import trace
 from graphwright.ir.structure.tree_input import TREE, TREE_KEY, tree_mask
 from graphwright.passes.base import Context
 from graphwright.passes.exact.tree_mask import TreeMask
@@ -42,15 +44,23 @@ def branches() -> list[list[int]]:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
-def test_a_tree_is_the_lines_that_it_is_made_of(name: str, tmp_path: Path) -> None:
+def test_a_tree_is_the_lines_that_it_is_made_of(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = getattr(small_models, name)()
     small.module.model.save_pretrained(tmp_path / "model")
     graph = load(tmp_path / "model", cache=True)
     canonicalize(graph)
     bare = gw.compile(graph)
     graph.metadata()[TREE_KEY] = "true"
-    out = gw.export(graph, tmp_path / "out")
-    run = gw.compile(out)
+    written = lowered(graph)
+    run = gw.compile(written)
+    with monkeypatch.context() as patched:
+        patched.setattr(Places, "window", lambda *_: 4)
+        with pytest.raises(BadInput, match=r"tree-mask: .*sees a window of 4 keys"):
+            lowered(graph)
+    assert TREE_KEY in written.metadata() and TREE not in written.input_names()
+    assert [str(value.name) for value in written.model.graph.inputs].count(TREE) == 1
     prompt = {"input_ids": torch.tensor([[0, 0, 7], TEXT[:3]]),
               "attention_mask": torch.tensor([[0, 0, 1], [1, 1, 1]])}  # fmt: skip
     for one, other in zip(run(**prompt).values(), bare(**prompt).values(), strict=True):
@@ -68,17 +78,9 @@ def test_a_tree_is_the_lines_that_it_is_made_of(name: str, tmp_path: Path) -> No
     with torch.no_grad():
         expected = small.module.model(torch.tensor([[*TEXT, 8, 30, 4, 11]])).logits[0, -1]
     torch.testing.assert_close(again[0, -1], expected, rtol=1e-4, atol=1e-4)
-    back = load(out)
-    assert TREE_KEY in back.metadata() and TREE not in back.input_names()
-    assert [v.name for v in lowered(back).model.graph.inputs].count(TREE) == 1
 
 
-def test_what_counts_in_memory_is_refused(tmp_path: Path) -> None:
-    small_models.gemma2().module.model.save_pretrained(tmp_path)
-    graph = load(tmp_path, cache=True)
-    graph.metadata()[TREE_KEY] = "true"
-    with pytest.raises(BadInput, match=r"tree-mask: .*sees a window of 4 keys"):
-        lowered(graph)
-    plain = small_models.traced(small_models.llama())
+def test_without_a_cache_there_is_nothing_to_read_behind() -> None:
+    plain = trace(torch.nn.Embedding(7, 4), (torch.ones(1, 3, dtype=torch.int64),))
     with pytest.raises(BadInput, match="read behind a key-value cache, and the graph has none"):
         TreeMask().plan(Context(plain))

@@ -38,56 +38,60 @@ class Drafting:
             batch_costs.keep(self.key, costs)
 
 
+def chosen_path(model: Any, draft: str) -> str | None:
+    """The path of an artifact that drafts: the one called ``draft``, for ``path`` and ``auto`` that
+    of the name ``draft``, else of the smallest graph; ``None`` where no path does. Raises
+    ``BadInput`` where there is none of that name, before anything is loaded."""
+    folder = _artifact(model)
+    names = [] if folder is None else entry_names(folder)
+    if draft in (NONE, RECYCLE) or (draft == AUTO and not names):
+        return None
+    if folder is None or not names:
+        raise BadInput(
+            f"draft {draft}: there is no path to draft by: make an artifact that has one, with "
+            "--path NAME=BLOCKS, such as --path draft=0-3,6-9"
+        )
+    if draft in (AUTO, PATH):
+        smallest = min(names, key=lambda name: (folder / entry_file(name)).stat().st_size)
+        return "draft" if "draft" in names else smallest
+    if draft not in names:
+        raise BadInput(
+            f"draft {draft!r} is unknown; {near_misses(draft, [AUTO, PATH, RECYCLE, NONE, *names])}"
+        )
+    return draft
+
+
 def drafting(
     model: Any, run: Executable, draft: str, device: str, words: int | None
 ) -> Drafting | None:
     """What drafts for ``run``, which is compiled of ``model``; ``None`` where nothing does.
 
-    ``path`` takes the path called ``draft``, else the one of the smallest graph, ``recycle`` what
-    was said before; ``auto`` a path where there is one, else ``recycle`` where the graph takes
-    trees. ``words`` is how many tokens the model reads, where that is known. Raises ``BadInput``
-    where there is no path of that name, and as ``PathDraft`` and ``Recycled``.
+    ``recycle`` is what was said before; ``auto`` a path where there is one, else ``recycle`` where
+    the graph takes trees. ``words`` is how many tokens the model reads, where that is known. Raises
+    ``BadInput`` as ``chosen_path``, ``PathDraft`` and ``Recycled``.
     """
-    if draft == NONE:
+    path = chosen_path(model, draft)
+    recycles = draft == RECYCLE or (draft == AUTO and getattr(run, "takes_tree", False))
+    if path is None and not recycles:
         return None
-    folder = Path(model).expanduser() if isinstance(model, str | Path) else None
-    known = folder is not None and (folder / MANIFEST_FILE).is_file()
-    names = entry_names(folder) if known and folder is not None else []
-    trees = getattr(run, "takes_tree", False)
-    if draft == AUTO and not names and not trees:
-        return None
+    folder = _artifact(model)
     drafter: Drafter
-    if draft == RECYCLE or (draft == AUTO and not names):
-        if words is None:
-            raise BadInput("draft recycle: how many words the model reads is not known")
-        label, drafter = RECYCLE, Recycled(run, words)
+    if path is not None and folder is not None:
+        drafter = PathDraft(run, compile_model(folder, path=path, device=device))
+    elif words is None:
+        raise BadInput("draft recycle: how many words the model reads is not known")
     else:
-        label, other = _path(folder, names, draft, device)
-        drafter = PathDraft(run, other)
-    key = None if not known or folder is None else _key(folder, label, device)
+        drafter = Recycled(run, words)
+    key = None if folder is None else _key(folder, path or RECYCLE, device)
     costs = None if key is None else batch_costs.known(key)
     speculator = Speculator(run, drafter, always=draft != AUTO, costs=costs)
     return Drafting(speculator, key, costs is not None)
 
 
-def _path(
-    folder: Path | None, names: list[str], draft: str, device: str
-) -> tuple[str, Executable]:
-    """The name of the path that drafts, and what runs it."""
-    if not names or folder is None:
-        raise BadInput(
-            f"draft {draft}: there is no path to draft by: make an artifact that has one, with "
-            "--path NAME=BLOCKS, such as --path draft=0-3,6-9"
-        )
-    chosen = draft
-    if draft in (AUTO, PATH):
-        smallest = min(names, key=lambda name: (folder / entry_file(name)).stat().st_size)
-        chosen = "draft" if "draft" in names else smallest
-    if chosen not in names:
-        raise BadInput(
-            f"draft {draft!r} is unknown; {near_misses(draft, [AUTO, PATH, RECYCLE, NONE, *names])}"
-        )
-    return chosen, compile_model(folder, path=chosen, device=device)
+def _artifact(model: Any) -> Path | None:
+    """The folder, where a model is an artifact."""
+    folder = Path(model).expanduser() if isinstance(model, str | Path) else None
+    return None if folder is None or not (folder / MANIFEST_FILE).is_file() else folder
 
 
 def _key(folder: Path, label: str, device: str) -> batch_costs.Key | None:

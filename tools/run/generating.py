@@ -125,6 +125,7 @@ class Writer:
         self, model: View | Executable | str | Path, *, tokenizer: str | Path | None = None,
         device: str = "cpu", draft: str = "none",
     ) -> None:  # fmt: skip
+        drafting.chosen_path(model, draft)  # which refuses before anything is loaded
         graph, run = _opened(model, device, trees=draft == drafting.RECYCLE)
         words = None if graph is None else table_rows(graph).get("input_ids")
         self._drafting = drafting.drafting(model, run, draft, device, words)

@@ -14,8 +14,10 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.lowering import translated
 from graphwright.backends.speculate import Speculator
 from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.core.view import View
 from graphwright.ir.load.zoo.text import read_tokenizer
 from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
@@ -75,9 +77,14 @@ def vision_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def vision_artifact(vision_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    graph = gw.load(vision_model, cache=True)
-    return gw.export(graph, tmp_path_factory.mktemp("made") / "vision")
+def vision_graph(vision_model: Path) -> View:
+    """Its graph with a cache, in ONNX."""
+    return translated(gw.load(vision_model, cache=True))
+
+
+@pytest.fixture(scope="module")
+def vision_artifact(vision_graph: View, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return gw.export(vision_graph, tmp_path_factory.mktemp("made") / "vision")
 
 
 @pytest.fixture
@@ -289,21 +296,20 @@ def test_what_cannot_be_generated(
         gw.generate(sight, "what", images=[None, None])
 
 
-def test_prompts_without_an_image_of_a_pruned_model(vision_model: Path, picture: Path) -> None:
-    from graphwright.backends.lowering import translated
-
+def test_prompts_without_an_image_of_a_pruned_model(
+    vision_model: Path, vision_graph: View, picture: Path
+) -> None:
     question = "what is there"
     ids = torch.tensor([[1, *[3] * TOKENS, 5, 6]])
     samples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids),
                 "pixel_values": torch.zeros(1, 3, 24, 24)}]  # fmt: skip
-    cached = translated(gw.load(vision_model, cache=True))
     plain = gw.load(vision_model, cache=False)
-    for graph, message in ((cached, "apart"), (plain, "make the artifact with")):
+    for graph, message in ((vision_graph, "apart"), (plain, "make the artifact with")):
         pruned = gw.optimize(graph, "fastervlm{keep=4}", samples=samples).graph
         with pytest.raises(BadInput, match=f"prompt 1 has no image, and .* were pruned.*{message}"):
             gw.generate(pruned, [question] * 2, images=[None, picture], max_new_tokens=2)
-        if graph is cached:
-            (whole,) = gw.generate(cached, question, max_new_tokens=4)
+        if graph is vision_graph:
+            (whole,) = gw.generate(vision_graph, question, max_new_tokens=4)
             (answer,) = gw.generate(pruned, question, max_new_tokens=4)
             assert answer.ids == whole.ids
 
@@ -337,6 +343,8 @@ def test_a_draft_writes_the_same_text(
     assert len(set(texts)) == 1
     (machine,) = json.loads(batch_costs.place().read_text()).values()
     assert {key.split()[2] for key in machine} == {"draft", "half", "recycle"}
+    (answer,) = gw.generate(gw.load(out), PROMPT, max_new_tokens=12, draft="recycle")
+    assert f"{answer.text}\n" == texts[0], "of a graph, which is compiled to take trees"
     monkeypatch.setattr(Speculator, "_measured", None)
     assert gw.generate(out, PROMPT, max_new_tokens=12, draft="recycle")[0].drafting is not None
     batch_costs.place().write_text("{")
