@@ -117,7 +117,9 @@ class BakePrefix(Pass):
         if not ids:
             raise BadInput(f"bake-prefix: text={self.text}: empty: it holds no token")
         prefix = torch.tensor(ids)
-        check_ids("bake-prefix", prefix, table_rows(view).get(IDS, len(prefix)))
+        rows = table_rows(view)
+        if IDS in rows:
+            check_ids("bake-prefix", prefix, rows[IDS])
         return prefix
 
     def _inputs(self, view: View) -> dict[str, Value]:

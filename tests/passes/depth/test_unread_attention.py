@@ -11,10 +11,12 @@ import graphwright as gw
 import pytest
 import torch
 from graphwright.backends.lowering import translated
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.trace import trace
+from graphwright.ir.moves import Path, follow
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.recognize import last_tower, recognize
 
 transformers: Any = importlib.import_module("transformers")
 LAYERS, VOCAB = 2, 40
@@ -96,14 +98,15 @@ def test_a_path_equals_the_models_own_layers(
     inputs = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
     graph = trace(Called(model).eval(), kwargs=inputs)
     graph = graph if kind == "fx" else translated(graph)
-    rerouted = gw.optimize(graph, "path{blocks=0}")
-    structure = recognize(rerouted.graph)
+    canonicalize(graph)
+    follow(graph, last_tower(recognize(graph)), Path.of((0,)), rule="path")
+    structure = recognize(graph)
     assert [len(block.sub_blocks) for block in structure.blocks] == [2]
     assert len(structure.attentions) == read
     del model.get_submodule(place)[1]
     with torch.no_grad():
         expected = Called(model)(**inputs)
-    (actual,) = sweep(rerouted.graph, inputs).values()
+    (actual,) = sweep(graph, inputs).values()
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
