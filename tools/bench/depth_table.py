@@ -1,11 +1,14 @@
 """What leaving out blocks costs: ``python -m graphwright.tools.bench.depth_table [COUNT ...]``.
 
 zoo:tiny-llama without 1, 2 and 3 of its ten blocks (or the counts that are given), or as many
-halves of blocks, chosen by each score and at random (mean of three seeds), with nothing in their
-place and with a linear map (``heal=linear``); ``cola`` searches paths of as many blocks. Perplexity
-is that of 24 texts of the test split, 128 tokens each, which no score has seen; keys and values are
-those of 128 tokens; the time is a prompt's of 128 tokens by the graph in ONNX Runtime, beside the
-whole model's in turns (ratio of medians). ``DEPTH.md`` holds a run.
+halves of blocks, chosen by each score and at random, with nothing in their place and with a linear
+map (``heal=linear``); ``cola`` and ``search-path`` search paths of as many blocks. Each row is the
+mean over three calibration sets that share no text (three seeds at random), with the lowest and the
+highest beside it. Perplexity is that of 24 windows of 256 tokens of the test split, joined text,
+of which the last 128 are judged: behind fewer tokens the model is over-confident, and without a
+block it then looks better than it is. Keys and values are those of 128 tokens; the time is a
+prompt's of 128 tokens by the graph in ONNX Runtime, beside the whole model's in turns (ratio of
+medians, the least of the three). ``DEPTH.md`` holds a run.
 """
 
 from __future__ import annotations
@@ -28,25 +31,41 @@ from ...ir.run.sweep import sweep_together
 from ...ir.structure.costs import graph_costs, sample_sizes
 from ...passes.manager import optimize
 
-TEXTS, LEARNED, TOKENS, ROUNDS = 24, 24, 128, 9
+WINDOWS, WINDOW, JUDGED = 24, 256, 128
+SETS, LEARNED, TOKENS, ROUNDS = 3, 24, 128, 9
 Batch = Mapping[str, torch.Tensor]
 
 
-def texts_of(view: View, split: str, count: int) -> list[dict[str, torch.Tensor]]:
-    """Batches of eight texts of the split, each of ``TOKENS`` tokens."""
+def learned_sets(view: View) -> list[list[dict[str, torch.Tensor]]]:
+    """``SETS`` sets of batches of eight texts of the calibration split, ``TOKENS`` tokens each."""
     tokenizer = read_tokenizer(Path(view.source.folder or ""))
-    long = [t for t in shipped_text(split) if len(t) > 900][:count]
-    return token_batches(tokenizer, long, batch=8, longest=TOKENS, left=True)
+    texts = [t for t in shipped_text("calibration") if len(t) > 900]
+    return [
+        token_batches(tokenizer, texts[n * LEARNED : (n + 1) * LEARNED], batch=8, longest=TOKENS,
+                      left=True)
+        for n in range(SETS)
+    ]  # fmt: skip
+
+
+def unseen_windows(view: View) -> list[dict[str, torch.Tensor]]:
+    """Batches of eight windows of the test split, one behind the other."""
+    tokenizer = read_tokenizer(Path(view.source.folder or ""))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    ids = [i for text in shipped_text("test") for i in tokenizer.encode(text).ids]
+    rows = torch.tensor(ids[: WINDOWS * WINDOW]).view(WINDOWS, WINDOW)
+    return [{"input_ids": part, "attention_mask": torch.ones_like(part)}
+            for part in torch.split(rows, 8)]  # fmt: skip
 
 
 def perplexity(view: View, batches: Sequence[Batch]) -> float:
+    """Of the last ``JUDGED`` tokens of each row."""
     total, count = 0.0, 0
     for outputs, batch in zip(sweep_together(view, batches), batches, strict=True):
-        likely = outputs["logits"].log_softmax(-1)[:, :-1]
-        said = batch["input_ids"][:, 1:, None]
-        mask = batch["attention_mask"][:, :-1] != 0
-        total -= float(likely.gather(-1, said)[..., 0][mask].sum(dtype=torch.float64))
-        count += int(mask.sum())
+        likely = outputs["logits"][:, -JUDGED - 1 : -1].log_softmax(-1)
+        next_ids = batch["input_ids"][:, -JUDGED:, None]
+        total -= float(likely.gather(-1, next_ids).sum(dtype=torch.float64))
+        count += next_ids.numel()
     return math.exp(total / count)
 
 
@@ -62,40 +81,47 @@ def milliseconds(whole: Executable, other: Executable, batch: Batch) -> float:
 
 
 def recipes(count: int) -> dict[str, list[str]]:
-    """By what a row is called, the recipes that it is the mean of."""
+    """By what a row is called, the recipe for each calibration set."""
     drop = f"drop-blocks{{count={count} score="
     rows = {
-        score: [f"{drop}{score}}}"] for score in ("influence", "angular", "kl", "greedy")
-    } | {"random": [f"{drop}random seed={seed}}}" for seed in range(3)]}  # fmt: skip
+        score: [f"{drop}{score}}}"] * SETS for score in ("influence", "angular", "kl", "greedy")
+    } | {"random": [f"{drop}random seed={seed}}}" for seed in range(SETS)]}  # fmt: skip
     rows |= {f"{name}, healed": [text.replace("}", " heal=linear heal_rank=32}") for text in texts]
              for name, texts in rows.items()}  # fmt: skip
     half = f"drop-blocks{{count={count} of=half score=kl"
-    rows |= {"halves by kl": [f"{half}}}"], "halves by kl, healed": [f"{half} heal=linear}}"]}
-    rows["cola"] = [f"cola{{max_path={10 - count}}}"]
+    rows |= {"halves by kl": [f"{half}}}"] * SETS,
+             "halves by kl, healed": [f"{half} heal=linear}}"] * SETS,
+             "cola": [f"cola{{max_path={10 - count}}}"] * SETS}  # fmt: skip
+    for method in ("bayes", "greedy", "mcts"):
+        searched = f"search-path{{max_path={10 - count} method={method}}}"
+        rows[f"search-path, {method}"] = [searched] * SETS
     return rows
 
 
 def main(counts: Sequence[int]) -> None:
     view = load("zoo:tiny-llama", cache=True)
-    learned, unseen = texts_of(view, "calibration", LEARNED), texts_of(view, "test", TEXTS)
-    small = [{name: tensor[:1, -32:] for name, tensor in learned[0].items()}]
-    one = {name: tensor[:1] for name, tensor in unseen[0].items()}
+    sets, unseen = learned_sets(view), unseen_windows(view)
+    small = [{name: tensor[:1, -32:] for name, tensor in sets[0][0].items()}]
+    one = {name: tensor[:1, :TOKENS] for name, tensor in unseen[0].items()}
     whole = compile_model(view, threads=1)
     print("| left out | chosen by | perplexity | time | KB of keys and values |")
     print("|---|---|---|---|---|")
     source = optimize(view, "clean", samples=small).graph
     keys = graph_costs(source, sample_sizes(source, one)).kv_bytes or 0
-    print(f"| 0 | | {perplexity(source, unseen):.2f} | 1 | {keys / 1000:.0f} |")
+    print(f"| 0 | | {perplexity(source, unseen):.2f} | 1 | {keys / 1000:.0f} |", flush=True)
     for count in counts:
         for name, texts in recipes(count).items():
             figures = []
-            for text in texts:
+            for text, learned in zip(texts, sets, strict=True):
                 graph = optimize(view, text, samples=small, calibration=learned).graph
                 keys = graph_costs(graph, sample_sizes(graph, one)).kv_bytes or 0
                 ratio = milliseconds(whole, compile_model(graph, threads=1), one)
                 figures.append((perplexity(graph, unseen), ratio, keys / 1000))
-            row = [sum(column) / len(column) for column in zip(*figures, strict=True)]
-            print(f"| {count} | {name} | {row[0]:.2f} | {row[1]:.2f} | {row[2]:.0f} |", flush=True)
+            likely, ratios, sizes = zip(*figures, strict=True)
+            print(
+                f"| {count} | {name} | {sum(likely) / SETS:.2f} ({min(likely):.2f} to "
+                f"{max(likely):.2f}) | {min(ratios):.2f} | {sum(sizes) / SETS:.0f} |", flush=True,
+            )  # fmt: skip
 
 
 if __name__ == "__main__":
