@@ -37,12 +37,12 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def learned_sets(view: View) -> list[list[dict[str, torch.Tensor]]]:
-    """``SETS`` sets of batches of eight texts of the calibration split, ``TOKENS`` tokens each."""
+    """``SETS`` sets of batches of eight texts of the calibration split, ``TOKENS`` tokens each, up to
+    ``LEARNED`` of them."""
     tokenizer = read_tokenizer(Path(view.source.folder or ""))
     texts = [t for t in shipped_text("calibration") if len(t) > 900]
     return [
-        token_batches(tokenizer, texts[n * LEARNED : (n + 1) * LEARNED], batch=8, longest=TOKENS,
-                      left=True)
+        token_batches(tokenizer, texts[n::SETS][:LEARNED], batch=8, longest=TOKENS, left=True)
         for n in range(SETS)
     ]  # fmt: skip
 

@@ -118,7 +118,8 @@ def main(samples: int, simulations: int) -> None:
     data = [{"input_ids": part, "attention_mask": torch.ones_like(part)}
             for part in torch.split(learned, 8)]  # fmt: skip
     print(f"frozen, without answers: whole {accuracy(view, ids, answers)}")
-    for recipe in (f"cola{{max_path={blocks - 1}}}", f"cola{{max_path={blocks}}}",
+    for recipe in (f"cola{{max_path={blocks - 1}}}",
+                   f"cola{{max_path={blocks} optional=true}}",
                    f"search-path{{max_path={blocks - 1}}}"):  # fmt: skip
         done = optimize(graph, recipe, calibration=data, samples=data[:1])
         path = done.report.passes[0].result.notes[-1]
