@@ -37,8 +37,8 @@ Batch = Mapping[str, torch.Tensor]
 
 
 def learned_sets(view: View) -> list[list[dict[str, torch.Tensor]]]:
-    """``SETS`` sets of batches of eight texts of the calibration split, ``TOKENS`` tokens each, up to
-    ``LEARNED`` of them."""
+    """``SETS`` sets of batches of eight texts of the calibration split, up to ``LEARNED`` texts of
+    ``TOKENS`` tokens each: it has 42 that are long enough."""
     tokenizer = read_tokenizer(Path(view.source.folder or ""))
     texts = [t for t in shipped_text("calibration") if len(t) > 900]
     return [
