@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import logging
 import os
 from pathlib import Path
@@ -21,3 +23,10 @@ def pytest_collection_finish() -> None:
     """Torch writes down each step of an export where its trace logger has a handler; pytest gives
     one to every logger that does not propagate."""
     logging.getLogger("torch.__trace").propagate = True
+
+
+def pytest_sessionfinish() -> None:
+    """Pytest looks for cycles five times before it ends, through all that torch and transformers
+    hold; once, at the end of the process, is enough."""
+    gc.freeze()
+    atexit.register(gc.unfreeze)

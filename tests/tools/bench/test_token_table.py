@@ -7,7 +7,9 @@ from graphwright.tools.run.comparing_tokens import Comparison, Row
 
 
 def row(method: str, quality: float, low: float, keep: str = "25%") -> Row:
-    return Row(method, keep, "", (144, 36), 50, 1, quality, (low, 1.0), 2.0, {"count": quality})
+    return Row(
+        method, keep, "", (144, 36), 50, 1, quality, (low, 1.0), 2.0, 0.6, {"count": quality}
+    )
 
 
 def test_baselines_below_the_interval_are_beaten() -> None:
@@ -21,11 +23,12 @@ def test_baselines_below_the_interval_are_beaten() -> None:
 
 
 def test_a_section_has_the_best_first() -> None:
-    source = Row("source", "", "", (144,), 100, 1, 1.0, (0.9, 1.0), 4.0, {"count": 1.0})
+    source = Row("source", "", "", (144,), 100, 1, 1.0, (0.9, 1.0), 4.0, 1.0, {"count": 1.0})
     rows = [source, row("random-tokens", 0.5, 0.4), row("good", 0.9, 0.8)]
     comparison = Comparison("m", "q", 10, rows, [("fopru{keep=5}", "whole rows")], ["blind"])
     lines = list(section(comparison))
     assert lines[2] == "| keep | method | tokens | MACs | prefill | accuracy | count | beats |"
     assert lines[4].startswith("| 100% | source | 144 | 100% | 1.00 | 100.0% (90.0 to 100.0)")
+    assert lines[5].startswith("| 25% | good | 144 36 | 50% | 0.60 |")
     assert lines[5].endswith("| 90% | random |") and lines[6].endswith("| 50% |  |")
     assert "* blind" in lines and "* not run: `fopru{keep=5}`: whole rows" in lines
