@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import graphwright as gw
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.lowering import lowered, translated
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.cache_slots import empty_past
+from graphwright.ir.structure.cache_slots import empty_past, next_step
 from torch import Tensor
 
 transformers: Any = importlib.import_module("transformers")
@@ -250,3 +251,31 @@ def decoded(view: View, prompt: Batch, words: Tensor) -> tuple[Tensor, list[int]
         assert outputs["logits"].shape[1] == 1
         logits.append(outputs["logits"][:, -1])
     return torch.stack(logits, 1), lengths
+
+
+def with_past(view: View, prompt: Batch) -> Batch:
+    """A prompt with nothing in the cache, where the graph has one."""
+    types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
+    return prompt | empty_past(types, prompt)
+
+
+def check_in_onnx_runtime(graph: View, recipe: str, prompt: Batch, steps: int) -> None:
+    """ONNX Runtime gives what the rewritten graph gives, for a prompt and steps after it, and no
+    shape in the ONNX form depends on data."""
+    batch = with_past(graph, prompt)
+    expected: Batch = {}
+    view = gw.optimize(graph, recipe, samples=[batch]).graph
+    onnx = lowered(view)
+    ops = {onnx.native_op(node) for node in onnx.nodes()}
+    assert not ops & {"NonZero", "Loop", "If", "Scan"}
+    executable = gw.compile(view, backend="onnxruntime")
+    for step in range(steps + 1):
+        if step:
+            following = next_step(batch, expected)
+            assert following is not None
+            batch = following
+        expected = sweep(view, batch)
+        actual = executable(**batch)
+        for name, value in expected.items():
+            assert actual[name].shape == value.shape, name
+            assert (actual[name] - value).norm() <= 2e-5 * value.norm()

@@ -10,16 +10,25 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.cache_slots import empty_past, next_step
 from torch import Tensor
 from torch.nn import functional
 
-from .llava import IMAGE, PATCHES, Batch, Models, close, decoded, models_in, prompts, spoken
+from .llava import (
+    IMAGE,
+    PATCHES,
+    Batch,
+    Models,
+    check_in_onnx_runtime,
+    close,
+    decoded,
+    models_in,
+    prompts,
+    spoken,
+    with_past,
+)
 
 FRAMES, SIDE, WIDTH = 6, 4, 24
 TOKENS = FRAMES * PATCHES
@@ -33,11 +42,6 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 def asked(batch: int, seed: int = 0) -> Batch:
     return prompts(batch, seed, pictures=FRAMES)
-
-
-def with_past(view: View, prompt: Batch) -> Batch:
-    types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
-    return prompt | empty_past(types, prompt)
 
 
 # --- what the text reads --------------------------------------------------------------------------
@@ -226,21 +230,7 @@ def test_steps_after_a_video(videos: Models, kind: str, name: str) -> None:
 def test_onnx_runtime_gives_the_same(videos: Models, name: str, kind: str, cache: bool) -> None:
     """For a prompt and a step after it, by a graph without a shape that depends on data."""
     graph = (videos.cached if cache else videos.plain)[kind]
-    prompt = with_past(graph, asked(4, 3))
-    view = gw.optimize(graph, name, samples=[prompt]).graph
-    onnx = lowered(view)
-    ops = {onnx.native_op(node) for node in onnx.nodes()}
-    assert not ops & {"NonZero", "Loop", "If", "Scan"}
-    executable = gw.compile(view, backend="onnxruntime")
-    batch: Batch | None = prompt
-    for _ in range(1 + cache):
-        assert batch is not None
-        expected = sweep(view, batch)
-        actual = executable(**batch)
-        for output, value in expected.items():
-            assert actual[output].shape == value.shape, output
-            assert (actual[output] - value).norm() <= 2e-5 * value.norm()
-        batch = next_step(batch, expected) if cache else None
+    check_in_onnx_runtime(graph, name, asked(4, 3), steps=int(cache))
 
 
 # --- rotary positions -----------------------------------------------------------------------------

@@ -9,20 +9,18 @@ from collections.abc import Callable
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import lowered
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.cache_slots import empty_past, next_step
 from torch import Tensor
 
 from .llava import (
     IMAGE,
     LAYERS,
     PATCHES,
-    Batch,
     Models,
     best,
+    check_in_onnx_runtime,
     chosen_in,
     close,
     cls_scores,
@@ -35,6 +33,7 @@ from .llava import (
     spoken,
     staged,
     staying,
+    with_past,
 )
 
 # --- what each method keeps -----------------------------------------------------------------------
@@ -241,11 +240,6 @@ def test_aim_merges_and_prunes(models: Models) -> None:
 STEPS = 32
 
 
-def with_past(view: View, prompt: Batch) -> Batch:
-    types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
-    return prompt | empty_past(types, prompt)
-
-
 @pytest.mark.parametrize(
     ("kind", "recipe", "cuts", "renumber"),
     [
@@ -328,21 +322,7 @@ def test_the_onnx_form_has_no_data_dependent_shape(
 ) -> None:
     """And gives in ONNX Runtime what the FX graph gives: for a prompt, and for steps after it."""
     graph = (models.cached if cache else models.plain)["fx"]
-    prompt = with_past(graph, prompts(4, 3))
-    view = gw.optimize(graph, recipe, samples=[prompt]).graph
-    onnx = lowered(view)
-    ops = {onnx.native_op(node) for node in onnx.nodes()}
-    assert not ops & {"NonZero", "Loop", "If", "Scan"}
-    executable = gw.compile(view, backend="onnxruntime")
-    batch: Batch | None = prompt
-    for _ in range(1 + cache):
-        assert batch is not None
-        expected = sweep(view, batch)
-        actual = executable(**batch)
-        for name, value in expected.items():
-            assert actual[name].shape == value.shape, name
-            assert (actual[name] - value).norm() <= 2e-5 * value.norm()
-        batch = next_step(batch, expected) if cache else None
+    check_in_onnx_runtime(graph, recipe, prompts(4, 3), steps=int(cache))
 
 
 # --- bad input ------------------------------------------------------------------------------------

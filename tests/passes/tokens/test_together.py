@@ -5,11 +5,10 @@ from __future__ import annotations
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.cache_slots import empty_past, next_step
+from graphwright.ir.structure.cache_slots import next_step
 
-from .llava import IMAGE, Models, prompts
+from .llava import IMAGE, Models, prompts, with_past
 
 OTHERS = (
     "drop-blocks{score=random count=1 seed=1},quantize{bits=4 group=0 accuracy_level=0},"
@@ -46,8 +45,3 @@ def test_bits_paths_and_fewer_blocks_behind_a_cut(models: Models, method: str) -
     whole = batch | {"input_ids": torch.cat([batch["input_ids"], words], 1), "attention_mask": mask}
     together = sweep(result.graph, whole)["logits"]
     torch.testing.assert_close(after[:, -1], together[:, -1], rtol=1e-4, atol=1e-4)
-
-
-def with_past(view: View, prompt: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    types = {n: view.type(v) for n, v in zip(view.input_names(), view.inputs(), strict=True)}
-    return prompt | empty_past(types, prompt)
