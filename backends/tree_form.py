@@ -135,5 +135,3 @@ def _move_up(view: View, value: Value, tree: Value) -> None:
     moved = b.sub(value, hidden, like=value)
     for user in users:
         view.rewire(user, value, moved)
-
-

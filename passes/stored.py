@@ -138,5 +138,3 @@ def reason_against_storing(view: View, linear: Linear) -> str | None:
             "quantize{embeddings=8} stores both"
         )
     return None
-
-

@@ -172,5 +172,3 @@ def _check_readers(view: View, root: Value, linears: Sequence[Linear]) -> None:
     for user in feature_readers(view, root):
         if user not in nodes:
             raise Refusal(f"{view.op(user)} ({view.name(user)}) reads its input too")
-
-

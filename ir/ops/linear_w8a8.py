@@ -138,10 +138,7 @@ def _recorded(
         beyond = tape.op("Gemm", [*moved, *([] if wide is None else [wide])], {"alpha": -1.0})
         y = tape.op("Add", [tape.op("Mul", [y, step]), beyond])
     sizes = [leading_sizes(tape, x), constant(tape, [attrs["out_features"]])]
-    y = tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})])
-    y.dtype = ir.DataType.FLOAT
-    assert x.dtype is not None  # ``known`` has seen to it
-    return cast(tape, y, x.dtype)
+    return ended(tape, tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})]), None, x)
 
 
 def _around_zero(tape: Tape, rows: ir.Value) -> tuple[ir.Value, ir.Value]:

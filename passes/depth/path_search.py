@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 
-from .cheap_scores import cheap_scores, cheapest_first
+from .cheap_scores import cheapest_first
 from .layer_tree import LayerTree
 from .path_runner import PathRunner, Places
 from .surrogate import Array, expected_improvement
@@ -26,13 +26,13 @@ class Trials:
     """Paths that are measured, no more than a budget."""
 
     def __init__(self, runner: PathRunner, budget: int) -> None:
-        self._runner, self._budget = runner, budget
+        self._runner, self.budget = runner, budget
         self.moved: dict[Places, float] = {}
 
     @property
     def open(self) -> bool:
         """Whether another path may be measured."""
-        return len(self.moved) < self._budget
+        return len(self.moved) < self.budget
 
     def measure(self, path: Places, shared: int | None = None) -> float:
         """How far the outputs move by a path; nothing is run for one that was measured."""
@@ -41,10 +41,12 @@ class Trials:
         return self.moved[path]
 
 
-def by_greed(trials: Trials, blocks: int, length: int, worth: Sequence[float] | None) -> None:
-    """Leave out block after block, each time the one without which outputs move least; with
-    ``worth`` only those of less worth are tried. Where the budget ends, worth decides the rest, or
-    what was measured last."""
+def by_greed(
+    trials: Trials, blocks: int, length: int, worth: Sequence[float] | None = None
+) -> Places:
+    """Leave out block after block, each time the one without which outputs move least; what is
+    left. With ``worth`` only those of less worth are tried. Where the budget ends, worth decides
+    the rest, or what was measured last."""
     path, last = tuple(range(blocks)), dict(enumerate(worth or [0.0] * blocks))
     while len(path) > length:
         places = sorted(range(len(path)), key=lambda place: last[path[place]])
@@ -58,10 +60,11 @@ def by_greed(trials: Trials, blocks: int, length: int, worth: Sequence[float] | 
         if worth is None:
             last |= {path[place]: far for place, far in moved.items()}
         path = path[:gone] + path[gone + 1 :]
+    return path
 
 
 def by_tree(
-    trials: Trials, blocks: int, length: int, worth: Sequence[float] | None, seed: int, budget: int
+    trials: Trials, blocks: int, length: int, worth: Sequence[float] | None, seed: int
 ) -> None:
     """CoLa's tree search; with ``worth`` open paths are completed by blocks of more worth."""
     likely = None if worth is None else [math.exp(w) for w in worth]
@@ -69,7 +72,7 @@ def by_tree(
         blocks, length, 0.0, lambda path, shared: math.exp(-trials.measure(path, shared)), seed,
         likely,
     )  # fmt: skip
-    tree.search(budget)
+    tree.search(trials.budget)
 
 
 def by_guesses(trials: Trials, blocks: int, length: int, seed: int) -> None:
@@ -98,7 +101,7 @@ def by_guesses(trials: Trials, blocks: int, length: int, seed: int) -> None:
 
 
 def by_mixed_guesses(
-    trials: Trials, blocks: int, length: int, scores: torch.Tensor, seed: int, budget: int
+    trials: Trials, blocks: int, length: int, scores: torch.Tensor, seed: int
 ) -> None:
     """RoBoT (He et al. 2024, arXiv 2403.07591): half of the budget looks for weights of the cheap
     scores whose best path is good, by expected improvement; the rest measures the paths that come
@@ -107,7 +110,7 @@ def by_mixed_guesses(
     table = scores.numpy()
     tried: list[Array] = []
     values: list[float] = []
-    while trials.open and len(tried) < max(1, budget // 2):
+    while trials.open and len(tried) < max(1, trials.budget // 2):
         pool = draw.dirichlet(np.ones(len(table)), POOL)
         pool[0] = 1 / len(table)
         choice = 0 if not tried else int(draw.integers(POOL))
@@ -121,12 +124,6 @@ def by_mixed_guesses(
         if not trials.open:
             return
         trials.measure(path)
-
-
-def mixed_worth(runner: PathRunner, blocks: int) -> tuple[torch.Tensor, list[float]]:
-    """The cheap scores, and their mean for each block."""
-    scores = cheap_scores(runner, blocks)
-    return scores, scores.mean(0).tolist()
 
 
 def _swapped(path: Places, blocks: int) -> Iterable[Places]:

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from ...ir.core.errors import BadInput
+from .cheap_scores import cheap_scores
 from .path_runner import PathRunner, Places
-from .path_search import Trials, by_greed, by_guesses, by_mixed_guesses, by_tree, mixed_worth
+from .path_search import Trials, by_greed, by_guesses, by_mixed_guesses, by_tree
 from .searched_path import SearchedPath
 
 
@@ -50,19 +51,15 @@ class SearchPath(SearchedPath):
     def searched(self, runner: PathRunner, blocks: int) -> Mapping[Places, float]:
         """See ``SearchedPath``."""
         trials, length = Trials(runner, self.trials), min(self.max_path, blocks)
-        if self.score == "kl" and self.method == "bayes":
-            by_guesses(trials, blocks, length, self.seed)
-            return _of_length(trials, self.max_path)
-        scores, worth = mixed_worth(runner, blocks) if self.score == "mix" else (None, None)
+        scores = cheap_scores(runner, blocks) if self.score == "mix" else None
+        worth = None if scores is None else scores.mean(0).tolist()
         if self.method == "greedy":
             by_greed(trials, blocks, length, worth)
         elif self.method == "mcts":
-            by_tree(trials, blocks, self.max_path, worth, self.seed, self.trials)
-        elif scores is not None:
-            by_mixed_guesses(trials, blocks, length, scores, self.seed, self.trials)
-        return _of_length(trials, self.max_path)
-
-
-def _of_length(trials: Trials, longest: int) -> dict[Places, float]:
-    """What was measured of paths that are short enough: greed measures longer ones on its way."""
-    return {path: moved for path, moved in trials.moved.items() if len(path) <= longest}
+            by_tree(trials, blocks, self.max_path, worth, self.seed)
+        elif scores is None:
+            by_guesses(trials, blocks, length, self.seed)
+        else:
+            by_mixed_guesses(trials, blocks, length, scores, self.seed)
+        # Greed measures longer paths on its way.
+        return {path: far for path, far in trials.moved.items() if len(path) <= self.max_path}

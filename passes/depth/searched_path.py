@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 from torch import Tensor
 
@@ -18,6 +18,7 @@ from ...ir.structure.units import whole
 from ..base import Context, Needs, PassResult
 from .path_pass import PathPass
 from .path_runner import PathRunner, Places
+from .path_search import Trials, by_greed
 
 HELD_OUT = 4
 """One of so many batches is not searched on: it judges."""
@@ -57,7 +58,8 @@ class SearchedPath(PathPass):
             tried = self.searched(runner, len(blocks))
             path = min(tried, key=lambda p: (tried[p], len(p), tuple(-i for i in p)))
             result.notes.append(runner.effort())
-            return [list(path), list(greedy(runner, len(blocks), len(path)))]
+            other = by_greed(Trials(runner, sys.maxsize), len(blocks), len(path))
+            return [list(path), list(other)]
 
         path, other = (tuple(places) for places in context.once("search", search))
         judge = PathRunner(context.view, context.structure, whole(blocks), unseen)
@@ -102,12 +104,3 @@ class SearchedPath(PathPass):
             [batch for i, batch in enumerate(batches) if i % HELD_OUT != 1],
             [batch for i, batch in enumerate(batches) if i % HELD_OUT == 1],
         )
-
-
-def greedy(runner: PathRunner, blocks: int, length: int) -> Places:
-    """Blocks left out one by one, each time the one without which outputs move least."""
-    path = tuple(range(blocks))
-    while len(path) > length:
-        gone = min(range(len(path)), key=partial(runner.without, path))
-        path = path[:gone] + path[gone + 1 :]
-    return path

@@ -213,5 +213,3 @@ def least_error(
         picks.append(int(pick[place]))
         place = int(came_from[place])
     return picks[::-1]
-
-
