@@ -19,7 +19,7 @@ from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
 from ..base import Context, Pass, PassResult, Site
 from ..narrowing import Inputs, Narrowing, Outputs
-from .tokenizer_file import listed_ids, read_tokenizer
+from .tokenizer_file import encoded, listed_ids, read_text, read_tokenizer
 
 IDS, MASK, LOGITS = "input_ids", "attention_mask", "logits"
 INSIDE = "prefixed"
@@ -107,13 +107,9 @@ class BakePrefix(Pass):
         folder = Path(view.source.folder or "")
         ids = listed_ids(folder, self.tokens, self.name)
         if self.text:
-            path = Path(self.text).expanduser()
-            if not path.is_file():
-                raise BadInput(f"bake-prefix: text={self.text}: there is no such file")
+            text = read_text(self.text, self.name)
             tokenizer, _ = read_tokenizer(folder, self.name)
-            tokenizer.no_truncation()
-            tokenizer.no_padding()
-            ids = tokenizer.encode(path.read_text(encoding="utf-8")).ids
+            (ids,) = encoded(tokenizer, [text])
         if not ids:
             raise BadInput(f"bake-prefix: text={self.text}: empty: it holds no token")
         prefix = torch.tensor(ids)

@@ -32,6 +32,24 @@ def read_tokenizer(folder: Path, asked_by: str) -> tuple[Any, dict[str, Any]]:
         raise BadInput(f"{path}: the tokenizer fails: {error}") from None
 
 
+def read_text(text: str, asked_by: str) -> str:
+    """What a file of a person's holds, in UTF-8. Raises ``BadInput`` where there is none."""
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise BadInput(f"{asked_by}: text={text}: there is no such file")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{asked_by}: text={text}: not UTF-8: {error}") from None
+
+
+def encoded(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """The tokens of each text, whole, with the special ones that the tokenizer adds."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return [encoding.ids for encoding in tokenizer.encode_batch(list(texts))]
+
+
 def token_ids(folder: Path, words: Sequence[str], asked_by: str) -> dict[str, int]:
     """The id of each word: of the token written so, or of the only token that it is read as."""
     tokenizer, _ = read_tokenizer(folder, asked_by)

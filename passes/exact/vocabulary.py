@@ -21,6 +21,8 @@ from .restrict_head import LOGITS
 from .tokenizer_file import (
     FILE,
     closed,
+    encoded,
+    read_text,
     read_tokenizer,
     renumbered_config,
     special_ids,
@@ -73,17 +75,11 @@ class Vocabulary(Pass):
 
     def _kept(self, view: View) -> tuple[list[int], Scratch]:
         """The ids that stay, and a folder with the files that say so."""
-        path, folder = Path(self.text).expanduser(), Path(view.source.folder or "")
-        if not path.is_file():
-            raise BadInput(f"vocabulary: text={self.text}: there is no such file")
+        lines, folder = read_text(self.text, self.name).splitlines(), Path(view.source.folder or "")
         tokenizer, content = read_tokenizer(folder, self.name)
-        try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-        except UnicodeDecodeError as error:
-            raise BadInput(f"vocabulary: text={self.text}: not UTF-8: {error}") from None
         if not any(line.strip() for line in lines):
             raise BadInput(f"vocabulary: text={self.text}: empty: it holds no word to keep")
-        read = _encoded(tokenizer, lines)
+        read = encoded(tokenizer, lines)
         configs = {name: _json(folder / name) for name in CONFIGS}
         special = special_ids(configs["config.json"]) | special_ids(configs[CONFIGS[1]])
         staying = closed(content, {i for ids in read for i in ids} | special)
@@ -99,7 +95,7 @@ class Vocabulary(Pass):
             if (folder / name).is_file():
                 (scratch.path / name).write_bytes((folder / name).read_bytes())
         smaller, _ = read_tokenizer(scratch.path, self.name)
-        again = [[staying[i] for i in ids] for ids in _encoded(smaller, lines)]
+        again = [[staying[i] for i in ids] for ids in encoded(smaller, lines)]
         if again != read:
             line = next(i for i, (a, b) in enumerate(zip(again, read, strict=True), 1) if a != b)
             raise BadInput(
@@ -152,13 +148,6 @@ class Vocabulary(Pass):
                 )
             )  # fmt: skip
         return sites
-
-
-def _encoded(tokenizer: Any, lines: list[str]) -> list[list[int]]:
-    """The tokens of each line, whole."""
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return [encoding.ids for encoding in tokenizer.encode_batch(lines)]
 
 
 def _is_blind(view: View, node: Any) -> bool:

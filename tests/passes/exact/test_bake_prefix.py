@@ -56,11 +56,12 @@ def test_a_prefix_lies_in_the_model(llama: Any, kind: str) -> None:
 
 def test_bad_input(llama: Any, tmp_path: Path) -> None:
     _, graphs = llama
-    (tmp_path / "empty.txt").write_text("")
+    (tmp_path / "latin.txt").write_bytes("café".encode("latin-1"))
     for recipe, message in (
         ("bake-prefix", "give text=FILE or tokens"),
         ("bake-prefix{text=FILE tokens=[1]}", "give text=FILE or tokens"),
         ("bake-prefix{text=none.txt}", "there is no such file"),
+        (f"bake-prefix{{text={tmp_path}/latin.txt}}", "latin.txt: not UTF-8"),
         ("bake-prefix{tokens=[5 97]}", "97"),
         ("quantize{bits=8 group=0},bake-prefix{tokens=[5]}", "put bake-prefix first"),
     ):
