@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ...backends.draft_costs import Costs
+from ...backends.runtime_packages import installed
 from .machine import busy, cores, processor
 
 Key = tuple[str, ...]
@@ -54,19 +54,8 @@ def keep(key: Key, costs: Costs) -> bool:
 
 
 def _machine() -> str:
-    version = next(
-        (importlib.metadata.version(name) for name in ("onnxruntime-gpu", "onnxruntime")
-         if _installed(name)), "?",
-    )  # fmt: skip
-    return f"{processor()}, {cores()} cores, onnxruntime {version}"
-
-
-def _installed(name: str) -> bool:
-    try:
-        importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    return True
+    runtime = installed("onnxruntime-gpu") or installed("onnxruntime") or "?"
+    return f"{processor()}, {cores()} cores, onnxruntime {runtime}"
 
 
 def _read() -> dict[str, Any]:

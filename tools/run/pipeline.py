@@ -6,8 +6,6 @@ import dataclasses
 import datetime
 import functools
 import math
-import os
-import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,18 +20,17 @@ from ...backends.genai import write_genai_config
 from ...backends.lowering import lowered, remarks
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
-from ...ir.core.heap import peak_rss_bytes, set_aside
+from ...ir.core.heap import set_aside
 from ...ir.core.view import View
 from ...ir.load.sources import castable_from, fingerprint, load
 from ...ir.onnx.view import OnnxView
 from ...ir.run.batches import batches_sha256
 from ...ir.structure.cache_slots import has_cache
 from ...ir.vocab.targets import CPU, find_target
-from ...passes.base import Pass, PassResult
 from ...passes.checked_run import Result
 from ...passes.checkpoint_store import CheckpointStore, Under
 from ...passes.checks import check_needs
-from ...passes.forecast import Plan, plan
+from ...passes.forecast import plan
 from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ...passes.report import versions
@@ -44,18 +41,9 @@ from ..data.selecting import POOL, Selection
 from ..report import manifest
 from ..report.manifest import (
     BeforeAfterEntry,
-    ForecastEntry,
-    MachineEntry,
     Manifest,
     OriginalEntry,
-    PassEntry,
     PathEntry,
-    RefusalEntry,
-    RuntimeEntry,
-    SiteEntry,
-    SizesEntry,
-    SourceEntry,
-    VerificationEntry,
 )
 from ..report.module_tree import module_tree
 from ..report.tensors import tensors
@@ -65,6 +53,8 @@ from ..search.data import unfitted
 from ..search.search import KNOBS, ROUNDS, Found, search
 from ..search.telling import search_entry
 from . import report
+from .forecast_manifest import forecast_manifest
+from .machine import machine_entry
 from .most_moved import most_moved
 from .named_model import load_original
 from .named_source import beside
@@ -148,7 +138,7 @@ def dry_run(request: Request) -> Manifest:
     loading = time.perf_counter() - started
     forecast = plan(view, request.recipe, original=original)
     forecast.seconds += loading
-    return _forecast_manifest(view, request.recipe, forecast)
+    return forecast_manifest(view, request.recipe, forecast)
 
 
 def dry_search(request: Request, progress: Progress) -> Manifest:
@@ -157,7 +147,7 @@ def dry_search(request: Request, progress: Progress) -> Manifest:
     view = _loaded(request)
     data = _calibration(request, view, progress)
     outcome = _searched(request, view, data, _judged(request, view, data), progress, rounds=0)
-    done = _forecast_manifest(view, outcome.recipe, plan(view, outcome.recipe))
+    done = forecast_manifest(view, outcome.recipe, plan(view, outcome.recipe))
     done.search = search_entry(outcome)
     return done
 
@@ -309,7 +299,7 @@ def _published(
         done.original = OriginalEntry(name=request.original, sha256=source.sha256)
     if outcome is not None:
         done.search = search_entry(outcome)
-    done.machine = _machine(request.device)
+    done.machine = machine_entry(request.device)
     done.target, done.dtype = request.target, request.dtype
     done.graph_before = module_tree(result.source)
     done.graph_after = module_tree(result.graph)
@@ -451,72 +441,3 @@ def _write_metadata(onnx: OnnxView, done: Manifest) -> None:
             f"{step.text} sites={len(step.sites)} bytes={step.bytes_after} "
             f"rel_l2={math.inf if rel_l2 is None else rel_l2:.4g}"
         )
-
-
-def _forecast_manifest(view: View, recipe: Recipe, forecast: Plan) -> Manifest:
-    pairs = zip(forecast.passes, recipe.passes, strict=True)
-    return Manifest(
-        schema=manifest.SCHEMA,
-        source=SourceEntry.model_validate(
-            {
-                "kind": view.source.kind,
-                "name": view.source.name,
-                "sha256": "",
-                "notes": list(view.source.notes),
-            }
-        ),
-        recipe=str(recipe),
-        versions=versions(),
-        passes=[
-            _forecast_pass(order, text, pass_, result)
-            for order, ((text, result), pass_) in enumerate(pairs, 1)
-        ],
-        verification=VerificationEntry(
-            outputs=[],
-            runtime=RuntimeEntry.model_validate({"optimized": None, "unoptimized": None}),
-        ),
-        sizes=SizesEntry(source_bytes=forecast.source_bytes, artifact_bytes=0),
-        predicted=ForecastEntry(
-            artifact_bytes=forecast.artifact_bytes,
-            peak_rss_bytes=max(forecast.peak_rss_bytes, peak_rss_bytes()),
-            seconds=round(forecast.seconds, 1),
-        ),
-    )
-
-
-def _forecast_pass(order: int, text: str, pass_: Pass, result: PassResult) -> PassEntry:
-    return PassEntry(
-        order=order, name=pass_.name, text=text, options={}, exact=pass_.exact,
-        sites=[
-            SiteEntry(
-                name=site.name, kind=site.kind, shape=list(site.shape),
-                bytes_before=site.bytes_before, bytes_after=site.bytes_after,
-                bits_per_weight=site.bits_per_weight,
-            )
-            for site in result.sites
-        ],
-        refused=[RefusalEntry(site=site, reason=reason) for site, reason in result.refused],
-        bytes_before=sum(site.bytes_before for site in result.sites),
-        bytes_after=sum(site.bytes_after for site in result.sites),
-        macs_before=None, macs_after=None, error=None, seconds=None, peak_rss_bytes=None,
-    )  # fmt: skip
-
-
-def _machine(device: str) -> MachineEntry:
-    pages, size = os.sysconf("SC_PHYS_PAGES"), os.sysconf("SC_PAGE_SIZE")
-    return MachineEntry(
-        platform=platform.platform(),
-        cpu=_cpu_name(),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
-        threads=torch.get_num_threads(),
-        memory_bytes=pages * size,
-        device=torch.cuda.get_device_name() if device == "cuda" else "cpu",
-    )
-
-
-def _cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    if not path.is_file():
-        return platform.processor()
-    lines = path.read_text(errors="replace").splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
