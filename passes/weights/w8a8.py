@@ -52,10 +52,10 @@ class W8A8(StoringPass):
     with int8 instructions; for few tokens ``quantize{bits=4}`` reads half the bytes. Tables stay
     whole: with ``quantize{bits=8 group=128 embeddings=8 min_size=1000000}`` before it, which takes
     tables alone, MiniLM is 23.2 MB instead of 58.7. For rows of 128 tokens, one / 32 at once, it is
-    then 1.9 / 2.1 times as fast as float32 at a cosine of .9976; with ``smooth{kinds=[q k v fc1]
+    then 2.1 / 2.0 times as fast as float32 at a cosine of .9976; with ``smooth{kinds=[q k v fc1]
     divide=true}`` before, ``o`` static, ``q``, ``k``, ``v`` and ``fc2`` not symmetric, and
-    ``feedback``, 2.0 / 2.1 at .9995; static 2.3 at .9916; 8-bit weights alone 1.2 / 1.1 at .9997
-    (``bench.encoder_int8``, ONNX Runtime 1.31, one AVX-512 core, other processes beside it).
+    ``feedback``, 2.1 / 2.0 at .9995; static 2.5 / 2.4 at .9916; 8-bit weights alone 1.2 / 1.1 at
+    .9997 (``bench.encoder_int8``, ONNX Runtime 1.31, one AVX-512 core).
     Weights that are not finite are refused.
     """
 

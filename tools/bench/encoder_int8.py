@@ -9,20 +9,18 @@ the mean over English sentences and the least of them. Artifacts stay in ``DIR``
 again. Passes learn from the first 64 sentences; the cosine is that of the last 32, on which nothing
 was chosen: settings were chosen on the third and fourth batch of 32.
 
-Measured with other processes on the machine (load 25; ONNX Runtime 1.31.1, OpenVINO 2026.4.1). A
-time with a star is that of artifacts whose attention was opset 23's node, float32's too (see
-``DECODE.md``), where these forms are some .05 faster:
+Measured with little else on two cores (ONNX Runtime 1.31.1, OpenVINO 2026.4.1):
 
 ==============================  =============  ======  ======  ====
 form                            batch 1 / 32   cosine  least   MB
 ==============================  =============  ======  ======  ====
-8-bit weights                   1.16 / 1.13 *  .99966  .99942  24.8
-w8a8, table                     1.94 / 2.07    .99755  .99500  23.2
-asymmetric w8a8, table          1.90 / 1.91 *  .99895  .99844  23.3
-static w8a8, table              2.48 / 2.58 *  .99156  .98277  23.1
-smooth, asymmetric              1.90 / 2.05    .99958  .99928  23.3
-smooth, asymmetric, static o    1.98 / 2.09    .99954  .99915  23.2
-OpenVINO, 8-bit weights         1.73 / 2.20 *  .99949  .99917  23.2
+8-bit weights                   1.19 / 1.08    .99966  .99942  24.8
+w8a8, table                     2.14 / 2.04    .99755  .99500  23.2
+asymmetric w8a8, table          1.99 / 1.82    .99895  .99844  23.3
+static w8a8, table              2.46 / 2.42    .99156  .98277  23.1
+smooth, asymmetric              2.06 / 1.96    .99958  .99928  23.3
+smooth, asymmetric, static o    2.11 / 1.97    .99954  .99915  23.3
+OpenVINO, 8-bit weights         2.03 / 2.28    .99948  .99922  23.2
 ==============================  =============  ======  ======  ====
 """
 
