@@ -9,8 +9,6 @@ frozen. Last they learn it of images that miss part of their background.
 
 from __future__ import annotations
 
-import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +17,10 @@ import numpy as np
 import torch
 
 from ...ir.load.zoo import scenes
-from .llava_figures import accuracy, measure
-from .llava_learner import BOS, EOS, IMAGE, PAD, UNKNOWN, WORDS, Learner, make_tokenizer, part_of
+from .llava_learner import BOS, EOS, IMAGE, PAD, WORDS, Learner, make_tokenizer, part_of
 from .llava_tower import TowerTeacher
-from .saving import save_weights, write_preprocessor
-from .training import Schedule, train_stage, write_record
+from .llava_training import finish, options, train_answers
+from .training import Schedule, train_stage
 
 BATCH = 16
 TOWER = Schedule(steps=3200, lr=3e-3, evaluate_every=200)
@@ -41,14 +38,8 @@ CROWDED_UNTIL = 0.6
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder for the model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--tower-steps", type=int, default=TOWER.steps)
-    parser.add_argument("--steps", type=int, default=ANSWERS.steps)
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
-    run(options.out, options.seed, options.tower_steps, options.steps, resume=options.resume)
+    chosen = options(__doc__, steps=ANSWERS.steps, tower_steps=TOWER.steps)
+    run(chosen.out, chosen.seed, chosen.tower_steps, chosen.steps, resume=chosen.resume)
 
 
 def run(out: Path, seed: int, tower_steps: int, steps: int, *, resume: bool) -> None:
@@ -65,14 +56,10 @@ def run(out: Path, seed: int, tower_steps: int, steps: int, *, resume: bool) -> 
     learner = Learner(model, tokenizer)
     for number, stage in enumerate(("answers", "fewer"), 2):
         curves[stage] = _train_answers(learner, stage, number, stages[stage], out, seed, resume)
-    model.set_attn_implementation("sdpa")
-    write_model(model, tokenizer, out)
-    looked_at = [q.scene for q in scenes.questions("test", 500, seed=1)]
-    figures = measure(model.float(), tokenizer, scenes.questions("test", 2000), looked_at)
-    write_record(out, seed=seed, schedules=stages, curves=curves, figures=figures)
-    for stage in stages:
-        (out / f"{stage}.pt").unlink()
-    print(json.dumps(figures, indent=1))
+    finish(
+        model, tokenizer, out, seed=seed, schedules=stages, curves=curves,
+        asked=scenes.questions("test", 2000), looked_at=scenes.questions("test", 500, seed=1),
+    )  # fmt: skip
 
 
 def _train_tower(
@@ -98,21 +85,16 @@ def _train_answers(
     learner: Learner, stage: str, number: int, schedule: Schedule, out: Path, seed: int,
     resume: bool,
 ) -> list[dict[str, float]]:  # fmt: skip
-    def loss(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([seed, step, number])
+    def loss(rng: np.random.Generator) -> torch.Tensor:
         drawn = [scenes.draw_scene("train", rng) for _ in range(BATCH)]
         kept = None
         if stage == "fewer" and rng.random() >= WHOLE:
             kept = part_of(drawn, round(scenes.TOKENS * rng.uniform(LEAST, 1)), rng)
         return learner.loss(drawn, rng, kept)
 
-    return train_stage(
-        learner, loss, schedule, out, title=f"tiny-llava, {stage}", resume=resume, stage=stage,
-        evaluate=lambda: {
-            "validation": accuracy(
-                learner.model, learner.tokenizer, scenes.questions("validation", 200)
-            )
-        },
+    return train_answers(
+        learner, loss, schedule, out, name="tiny-llava", held=scenes.questions("validation", 200),
+        seed=seed, number=number, resume=resume, stage=stage,
     )  # fmt: skip
 
 
@@ -162,15 +144,6 @@ def _start_well(embeddings: Any) -> None:
         table[1:] = 0.5 * torch.cat([rows, columns], 2).flatten(0, 1)
         filters.normal_(std=filters[0].numel() ** -0.5)
         filters -= filters.mean((1, 2, 3), keepdim=True)
-
-
-def write_model(model: Any, tokenizer: Any, out: Path, size: int = scenes.IMAGE) -> None:
-    save_weights(model, out)
-    write_preprocessor(out, "CLIPImageProcessor", size)
-    tokenizer.save(str(out / "tokenizer.json"))
-    special = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS,
-               "pad_token": PAD, "unk_token": UNKNOWN, "image_token": IMAGE}  # fmt: skip
-    (out / "tokenizer_config.json").write_text(json.dumps(special, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -8,8 +8,6 @@ that the model favours none of the ways to choose them.
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +18,9 @@ import torch
 
 from ...ir.load.zoo import details, scenes
 from ...ir.load.zoo.tiny_vision import LLAVA_NEXT
-from .llava_figures import accuracy, measure
 from .llava_learner import WORDS, Learner, Turn, make_tokenizer
-from .train_llava import write_model
-from .training import Schedule, train_stage, write_record
+from .llava_training import finish, options, train_answers
+from .training import Schedule
 
 ANSWERS = Schedule(steps=1000, lr=2e-3, warmup=0.04, cooldown=0.66, evaluate_every=250)
 BATCH = 12
@@ -62,15 +59,8 @@ def part_of(drawn: Sequence[scenes.Scene], rng: np.random.Generator) -> torch.Te
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder for the model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, default=LLAVA_NEXT,
-                        help="a trained zoo:tiny-llava-next")  # fmt: skip
-    parser.add_argument("--steps", type=int, default=ANSWERS.steps)
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
-    run(options.out, options.start, options.seed, options.steps, resume=options.resume)
+    chosen = options(__doc__, steps=ANSWERS.steps, start=LLAVA_NEXT)
+    run(chosen.out, chosen.start, chosen.seed, chosen.steps, resume=chosen.resume)
 
 
 def run(out: Path, start: Path, seed: int, steps: int, *, resume: bool) -> None:
@@ -81,14 +71,11 @@ def run(out: Path, start: Path, seed: int, steps: int, *, resume: bool) -> None:
     model.set_attn_implementation("eager")  # as in train_llava
     schedule = replace(ANSWERS, steps=steps)
     curve = _train(DetailLearner(model, tokenizer), schedule, out, seed, resume)
-    model.set_attn_implementation("sdpa")
-    write_model(model, tokenizer, out)
-    looked_at = [q.scene for q in details.questions("test", 400, seed=1)]
-    figures = measure(model.float(), tokenizer, details.questions("test", 1200), looked_at)
-    write_record(out, seed=seed, schedules={"answers": schedule}, curves={"answers": curve},
-                 figures=figures)  # fmt: skip
-    (out / "answers.pt").unlink()
-    print(json.dumps(figures, indent=1))
+    finish(
+        model, tokenizer, out, seed=seed, schedules={"answers": schedule},
+        curves={"answers": curve}, asked=details.questions("test", 1200),
+        looked_at=details.questions("test", 400, seed=1),
+    )  # fmt: skip
 
 
 def start_model(folder: Path, seed: int) -> Any:
@@ -105,18 +92,13 @@ def start_model(folder: Path, seed: int) -> Any:
 def _train(
     learner: DetailLearner, schedule: Schedule, out: Path, seed: int, resume: bool
 ) -> list[dict[str, float]]:
-    def loss(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([seed, step, 4])
+    def loss(rng: np.random.Generator) -> torch.Tensor:
         drawn = [details.draw_scene("train", rng) for _ in range(BATCH)]
         return learner.loss(drawn, rng, None if rng.random() < WHOLE else part_of(drawn, rng))
 
-    return train_stage(
-        learner, loss, schedule, out, title="tiny-llava-details", resume=resume, stage="answers",
-        evaluate=lambda: {
-            "validation": accuracy(
-                learner.model, learner.tokenizer, details.questions("validation", 200)
-            )
-        },
+    return train_answers(
+        learner, loss, schedule, out, name="tiny-llava-details",
+        held=details.questions("validation", 200), seed=seed, number=4, resume=resume,
     )  # fmt: skip
 
 

@@ -8,8 +8,6 @@ the tokens of all five pictures, at most steps from a part of them, the digits' 
 
 from __future__ import annotations
 
-import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,11 +18,11 @@ import torch
 
 from ...ir.load.zoo import scenes
 from ...ir.load.zoo.tiny_vision import LLAVA
-from .llava_figures import accuracy, measure
 from .llava_learner import Learner, make_tokenizer, part_of
 from .llava_tower import TowerTeacher
-from .train_llava import CROWDED, CROWDED_UNTIL, write_model
-from .training import Schedule, train_stage, write_record
+from .llava_training import finish, options, train_answers
+from .train_llava import CROWDED, CROWDED_UNTIL
+from .training import Schedule, train_stage
 
 TOWER = Schedule(steps=900, lr=2e-3, warmup=0.05, cooldown=0.54, evaluate_every=150)
 ANSWERS = Schedule(steps=750, lr=2e-3, warmup=0.04, cooldown=0.66, evaluate_every=200)
@@ -37,17 +35,10 @@ LEAST, MOST, WHOLE = 0.06, 0.36, 0.08
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder for the model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, default=LLAVA, help="a trained zoo:tiny-llava")
-    parser.add_argument("--tower-steps", type=int, default=TOWER.steps)
-    parser.add_argument("--steps", type=int, default=ANSWERS.steps)
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
+    chosen = options(__doc__, steps=ANSWERS.steps, tower_steps=TOWER.steps, start=LLAVA)
     run(
-        options.out, options.start, options.seed, options.tower_steps, options.steps,
-        resume=options.resume,
+        chosen.out, chosen.start, chosen.seed, chosen.tower_steps, chosen.steps,
+        resume=chosen.resume,
     )  # fmt: skip
 
 
@@ -66,15 +57,12 @@ def run(
             Learner(model, tokenizer), stages["answers"], out, seed, resume
         ),
     }
-    model.set_attn_implementation("sdpa")
-    write_model(model, tokenizer, out, scenes.LARGE)
     asked, others = (scenes.questions("test", count, seed=seed, size=scenes.LARGE)
                      for count, seed in ((1000, 0), (500, 1)))  # fmt: skip
-    figures = measure(model.float(), tokenizer, asked, [q.scene for q in others])
-    write_record(out, seed=seed, schedules=stages, curves=curves, figures=figures)
-    for stage in stages:
-        (out / f"{stage}.pt").unlink()
-    print(json.dumps(figures, indent=1))
+    finish(
+        model, tokenizer, out, seed=seed, schedules=stages, curves=curves, asked=asked,
+        looked_at=others, size=scenes.LARGE,
+    )  # fmt: skip
 
 
 def start_model(folder: Path, seed: int) -> Any:
@@ -124,8 +112,7 @@ def _legible(
 def _train_answers(
     learner: Learner, schedule: Schedule, out: Path, seed: int, resume: bool
 ) -> list[dict[str, float]]:
-    def loss(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([seed, step, 2])
+    def loss(rng: np.random.Generator) -> torch.Tensor:
         whole = rng.random() < WHOLE
         drawn = [
             scenes.draw_scene("train", rng, scenes.LARGE)
@@ -134,15 +121,10 @@ def _train_answers(
         count = round(scenes.CROPS * scenes.TOKENS * rng.uniform(LEAST, MOST))
         return learner.loss(drawn, rng, None if whole else part_of(drawn, count, rng))
 
-    return train_stage(
-        learner, loss, schedule, out, title="tiny-llava-next, answers", resume=resume,
-        stage="answers",
-        evaluate=lambda: {
-            "validation": accuracy(
-                learner.model, learner.tokenizer,
-                scenes.questions("validation", 100, size=scenes.LARGE),
-            )
-        },
+    held = scenes.questions("validation", 100, size=scenes.LARGE)
+    return train_answers(
+        learner, loss, schedule, out, name="tiny-llava-next", held=held, seed=seed, number=2,
+        resume=resume,
     )  # fmt: skip
 
 

@@ -8,9 +8,7 @@ language model learn what came when, the tower frozen, at most steps from a part
 
 from __future__ import annotations
 
-import argparse
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,11 +19,10 @@ import torch
 
 from ...ir.load.zoo import scenes, videos
 from ...ir.load.zoo.tiny_vision import LLAVA_NEXT
-from .llava_figures import accuracy, measure
 from .llava_learner import WORDS, Learner, Turn, make_tokenizer
 from .llava_tower import TowerTeacher
-from .train_llava import write_model
-from .training import Schedule, train_stage, write_record
+from .llava_training import finish, options, train_answers
+from .training import Schedule, train_stage
 
 TOWER = Schedule(steps=250, lr=1.5e-3, warmup=0.05, cooldown=0.6, evaluate_every=125)
 ANSWERS = Schedule(steps=1000, lr=2e-3, warmup=0.04, cooldown=0.66, evaluate_every=250)
@@ -60,18 +57,10 @@ def part_of(drawn: Sequence[scenes.Scene], rng: np.random.Generator) -> torch.Te
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("out", type=Path, help="folder for the model")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--start", type=Path, default=LLAVA_NEXT,
-                        help="a trained zoo:tiny-llava-next")  # fmt: skip
-    parser.add_argument("--tower-steps", type=int, default=TOWER.steps)
-    parser.add_argument("--steps", type=int, default=ANSWERS.steps)
-    parser.add_argument("--resume", action="store_true")
-    options = parser.parse_args()
+    chosen = options(__doc__, steps=ANSWERS.steps, tower_steps=TOWER.steps, start=LLAVA_NEXT)
     run(
-        options.out, options.start, options.seed, options.tower_steps, options.steps,
-        resume=options.resume,
+        chosen.out, chosen.start, chosen.seed, chosen.tower_steps, chosen.steps,
+        resume=chosen.resume,
     )  # fmt: skip
 
 
@@ -90,14 +79,11 @@ def run(
             VideoLearner(model, tokenizer), stages["answers"], out, seed, resume
         ),
     }
-    model.set_attn_implementation("sdpa")
-    write_model(model, tokenizer, out, videos.FRAME)
-    looked_at = [q.scene for q in videos.questions("test", 400, seed=1)]
-    figures = measure(model.float(), tokenizer, videos.questions("test", 1200), looked_at)
-    write_record(out, seed=seed, schedules=stages, curves=curves, figures=figures)
-    for stage in stages:
-        (out / f"{stage}.pt").unlink()
-    print(json.dumps(figures, indent=1))
+    finish(
+        model, tokenizer, out, seed=seed, schedules=stages, curves=curves,
+        asked=videos.questions("test", 1200), looked_at=videos.questions("test", 400, seed=1),
+        size=videos.FRAME,
+    )  # fmt: skip
 
 
 def start_model(folder: Path, seed: int) -> Any:
@@ -151,18 +137,13 @@ def _train_tower(
 def _train_answers(
     learner: VideoLearner, schedule: Schedule, out: Path, seed: int, resume: bool
 ) -> list[dict[str, float]]:
-    def loss(step: int) -> torch.Tensor:
-        rng = np.random.default_rng([seed, step, 2])
+    def loss(rng: np.random.Generator) -> torch.Tensor:
         drawn = [videos.draw_video("train", rng) for _ in range(BATCH)]
         return learner.loss(drawn, rng, None if rng.random() < WHOLE else part_of(drawn, rng))
 
-    return train_stage(
-        learner, loss, schedule, out, title="tiny-video, answers", resume=resume, stage="answers",
-        evaluate=lambda: {
-            "validation": accuracy(
-                learner.model, learner.tokenizer, videos.questions("validation", 200)
-            )
-        },
+    return train_answers(
+        learner, loss, schedule, out, name="tiny-video",
+        held=videos.questions("validation", 200), seed=seed, number=2, resume=resume,
     )  # fmt: skip
 
 

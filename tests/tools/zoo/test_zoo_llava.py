@@ -12,7 +12,8 @@ from graphwright.ir.load.zoo import scenes
 from graphwright.tools.zoo.llava_figures import accuracy
 from graphwright.tools.zoo.llava_learner import Learner, make_tokenizer, part_of
 from graphwright.tools.zoo.llava_tower import NONE, TowerTeacher, patch_classes
-from graphwright.tools.zoo.train_llava import make_model, write_model
+from graphwright.tools.zoo.llava_training import write_model
+from graphwright.tools.zoo.train_llava import make_model
 from graphwright.tools.zoo.train_llava_next import start_model
 
 
