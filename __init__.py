@@ -12,7 +12,7 @@ from .ir.core.version import __version__ as __version__
 if TYPE_CHECKING:
     from . import passes
     from .backends import compile, export
-    from .backends.original import load
+    from .backends.runtimes.original import load
     from .ir.core.view import View
     from .ir.load.trace import trace
     from .passes.checked_run import Result
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "trace": ".ir.load.trace", "load": ".backends.original", "View": ".ir.core.view",
+    "trace": ".ir.load.trace", "load": ".backends.runtimes.original", "View": ".ir.core.view",
     "Result": ".passes.manager", "Recipe": ".passes.recipe", "passes": ".passes",
     "compile": ".backends", "export": ".backends", "generate": ".tools.run.generating",
     **dict.fromkeys(("optimize", "plan", "search"), ".tools.run.named_model"),

@@ -31,7 +31,7 @@ def _third_party() -> dict[str, EntryPoint]:
 def find_backend(name: str) -> Backend:
     """A backend by its name. Raises ``BadInput`` with near misses where there is none."""
     if name in _BUILT_IN:
-        backend = importlib.import_module(f"{__package__}.{name}").BACKEND
+        backend = importlib.import_module(f"{__package__}.runtimes.{name}").BACKEND
     elif name in _third_party():
         backend = _third_party()[name].load()
     else:

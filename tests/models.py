@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.load.trace import trace

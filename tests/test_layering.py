@@ -22,6 +22,9 @@ IR = {
     "ir", *NATIVE, "ir/rewrite", "ir/canonical", "ir/structure", "ir/moves", "ir/run", "ir/text",
     "ir/load", "ir/load/zoo",
 }  # fmt: skip
+BACKENDS = {
+    "backends", "backends/onnx", "backends/artifacts", "backends/generation", "backends/runtimes",
+}  # fmt: skip
 PASSES = {"passes", "passes/exact", "passes/weights", "passes/tokens", "passes/depth"}
 MAY_IMPORT: dict[str, set[str]] = {
     "ir": set(),
@@ -46,30 +49,38 @@ MAY_IMPORT: dict[str, set[str]] = {
     "passes/weights": {"passes", *CORE, "ir/ops", "ir/structure", "ir/moves", "ir/run"},
     "passes/tokens": {"passes", *CORE, "ir/structure", "ir/moves"},
     "passes/depth": {"passes", *CORE, "ir/structure", "ir/moves", "ir/run"},
-    "backends": {*IR, "kernels", "backends/aten"},
-    "backends/aten": NATIVE,
+    "backends": {*IR, "backends/artifacts"},
+    "backends/onnx/aten": NATIVE,
+    "backends/onnx/forms": IR,
+    "backends/onnx": {*IR, "backends/onnx/aten", "backends/onnx/forms"},
+    "backends/artifacts": {*IR, "backends", "backends/onnx", "backends/runtimes"},
+    "backends/generation": {*IR, "backends"},
+    "backends/runtimes": {
+        *IR, "kernels", "backends", "backends/onnx", "backends/generation",
+    },
     "tools": set(),
     "tools/data": {*IR, "tools/report"},
     "tools/report": {*IR},
-    "tools/evaluate": {*IR, "backends", "tools/data", "tools/report"},
-    "tools/search": {*IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate"},
+    "tools/evaluate": {*IR, *BACKENDS, "tools/data", "tools/report"},
+    "tools/search": {*IR, *PASSES, *BACKENDS, "tools/data", "tools/report", "tools/evaluate"},
     "tools/run": {
-        *IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate", "tools/search",
+        *IR, *PASSES, *BACKENDS, "tools/data", "tools/report", "tools/evaluate", "tools/search",
     },
-    "tools/formats": {*IR, "passes", "backends", "tools/report"},
+    "tools/formats": {*IR, "passes", *BACKENDS, "tools/report"},
     "tools/cli": {
-        *IR, *PASSES, "backends", "tools/data", "tools/report", "tools/evaluate", "tools/run",
+        *IR, *PASSES, *BACKENDS, "tools/data", "tools/report", "tools/evaluate", "tools/run",
         "tools/formats", "tools/search",
     },
     "tools/bench": {
-        ".", *IR, *PASSES, "kernels", "backends", "tools/data", "tools/report", "tools/evaluate",
+        ".", *IR, *PASSES, "kernels", *BACKENDS, "tools/data", "tools/report", "tools/evaluate",
         "tools/run", "tools/cli", "tools/formats", "tools/search",
     },
     "tools/examples": set(),
-    "tools/zoo": {*IR, "backends", "tools/data", "tools/evaluate"},
+    "tools/zoo": {*IR, *BACKENDS, "tools/data", "tools/evaluate"},
 }  # fmt: skip
 """What each room, a folder of the package, may import beside itself."""
 FLAT = {
+    "backends": {"__init__.py", "base.py", "registry.py"},
     "ir": {"__init__.py"},
     "tools": {"__init__.py"},
 }

@@ -15,8 +15,8 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import lowered, translated
-from graphwright.backends.triton_kernels import bind_kernels
+from graphwright.backends.onnx.lowering import lowered, translated
+from graphwright.backends.runtimes.triton_kernels import bind_kernels
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.types import Type

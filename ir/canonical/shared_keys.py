@@ -1,4 +1,4 @@
-"""Attention as artifacts spell it out: see ``backends.attention_form``.
+"""Attention as artifacts spell it out: see ``backends.onnx.forms.attention_form``.
 
 reshape(matmul(reshape(softmax(logits)), v)) => sdpa(q, k, v, mask, gqa), query heads in one product
 where(empty, 0, sdpa(q, k, v, safe))         => sdpa(q, k, v, mask), safe = where(empty, 0, mask)

@@ -1,4 +1,6 @@
-"""Linears that an artifact has as one product become several again: see ``backends.siblings``.
+"""Linears that an artifact has as one product become several again.
+
+See ``backends.onnx.forms.siblings``.
 
 split(linear_nbit(x, a+b)) => linear_nbit(x, a), linear_nbit(x, b)
 split(transpose(reshape(linear_nbit(x, a+b)))) => the same of each part, reshaped and transposed

@@ -7,7 +7,7 @@ runs on every token, and the router's weight of those that it did not pick is 0:
 
 The sum is the library's to rounding. Each matrix is a linear like any other: it is listed, stored
 in few bits, or given a path beside it. An artifact runs each expert on the rows that picked it, see
-``backends.expert_form``; what runs the graph itself pays for all experts' arithmetic.
+``backends.onnx.forms.expert_form``; what runs the graph itself pays for all experts' arithmetic.
 """
 
 from __future__ import annotations

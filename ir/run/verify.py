@@ -250,11 +250,11 @@ class Rule:
 
     It does where it gives, within the tolerance between two runtimes, what the reference
     interpreter makes of the graph. Where arithmetic is coarse (half types, activations that ops of
-    their own round to 8 bits; of ``accuracy_level`` see ``backends.judging``) two sound runs may
-    differ by more, for their roundings have little in common. What decides then is the source, as
-    its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as far from it as the graph
-    is by the reference, and a tolerance. Every distance is relative, and
-    absolute near zero: see ``Difference.within``.
+    their own round to 8 bits; of ``accuracy_level`` see ``backends.artifacts.judging``) two sound
+    runs may differ by more, for their roundings have little in common. What decides then is the
+    source, as its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as far from it as
+    the graph is by the reference, and a tolerance. Every distance is relative, and absolute near
+    zero: see ``Difference.within``.
     """
 
     bound: float
@@ -268,7 +268,8 @@ class Rule:
     def of(cls, graph: View) -> Rule:
         bound = max(RUNTIME_REL_L2[torch.float32], tolerance(graph))
         coarse = bound > RUNTIME_REL_L2[torch.float32] or rounds_activations(graph)
-        # Joined to integer arithmetic, or in half types left out: see ``backends.original``.
+        # Joined to integer arithmetic, or in half types left out:
+        # see ``backends.runtimes.original``.
         half = bound > RUNTIME_REL_L2[torch.float32]
         loose = _rounds_natively(graph) or (half and rounds_activations(graph))
         return cls(bound, coarse, ROUNDED_REL_L2 if loose else bound)

@@ -1,8 +1,8 @@
 """Targets: what an artifact is written for, and which form of each op that takes or likes.
 
 A row holds an op, the name of its form, and the reason or the measurement. Lowering is rules over
-these rows (``backends.lowering``); nothing else asks which target it is. Forms are declared with
-the ops (``ops.base``, ``OwnOp.forms``) or as rules (``backends.lowering.FORMS``).
+these rows (``backends.onnx.lowering``); nothing else asks which target it is. Forms are declared
+with the ops (``ops.base``, ``OwnOp.forms``) or as rules (``backends.onnx.lowering.FORMS``).
 """
 
 from __future__ import annotations

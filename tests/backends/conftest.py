@@ -14,7 +14,7 @@ from graphwright.ir.load.trace import trace
 from .. import models as small_models
 
 VOCAB, WIDTH, HEADS = 53, 24, 3
-collect_ignore = [] if importlib.util.find_spec("triton") else ["test_triton.py"]
+collect_ignore = [] if importlib.util.find_spec("triton") else ["runtimes/test_triton.py"]
 
 
 class Encoder(torch.nn.Module):

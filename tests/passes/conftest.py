@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import Weight
 from graphwright.ir.load.trace import trace

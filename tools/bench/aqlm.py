@@ -21,8 +21,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
-from ...backends import artifact, export
 from ...backends import compile as compile_model
+from ...backends import export
+from ...backends.artifacts import artifact
 from ...ir.core.view import View
 from ...ir.core.weights import MemoryWeight
 from ...ir.load.trace import trace

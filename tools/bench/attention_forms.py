@@ -115,7 +115,7 @@ def session(form: str) -> Any:
 def _products(
     g: _Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
 ) -> str:
-    """As ``backends.attention_form`` writes it, without what is for rows that see nothing."""
+    """As ``backends.onnx.forms.attention_form`` writes it, but for rows that see nothing."""
     mask, rows = known
     batch, new = (g.one("Shape", [x], start=i, end=i + 1) for i in (0, 1))
     group = g.one("Mul", [new, g.constant([HEADS // SHARED])])

@@ -15,7 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from ...backends import artifact, export
+from ...backends import export
+from ...backends.onnx.model_files import MODEL_FILE
 from ...ir.core.errors import GraphwrightError
 from ...ir.core.view import View
 from ...ir.load.bitstack_size import possible_sizes
@@ -78,7 +79,7 @@ def stacked(source: View, recipe: str, data: Samples, judge: Judge, count: int) 
     points = []
     with tempfile.TemporaryDirectory(prefix="graphwright-curve-") as scratch:
         out = export(result.graph, Path(scratch) / "out", report=result.report)
-        known = possible_sizes(out / artifact.MODEL_FILE)
+        known = possible_sizes(out / MODEL_FILE)
         for i in range(count):
             target = known[0] + (known[-1] - known[0]) * i // max(1, count - 1)
             size = max(s for s in known if s <= target)

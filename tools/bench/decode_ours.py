@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...backends import compile
-from ...backends.decode import Decoder
+from ...backends.generation.decode import Decoder
 from . import decode_worker
 
 

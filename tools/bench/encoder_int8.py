@@ -42,8 +42,8 @@ from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
-from ...backends.exporting import export
-from ...backends.original import load
+from ...backends.artifacts.exporting import export
+from ...backends.runtimes.original import load
 from ..run.named_model import optimize
 from .showing import ended
 

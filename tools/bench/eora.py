@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...backends.artifact import MANIFEST_FILE
+from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput, GraphwrightError
 from .processes import OPTIMIZE_MODEL, Usage, environment, measure
 

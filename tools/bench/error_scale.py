@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ...backends.original import load
+from ...backends.runtimes.original import load
 from ...ir.run.sweep import sweep
 from ...passes.manager import optimize
 

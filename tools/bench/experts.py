@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ...backends.artifact import MODEL_FILE, write_model
-from ...backends.lowering import lowered
+from ...backends.onnx.lowering import lowered
+from ...backends.onnx.model_files import MODEL_FILE, write_model
 from ...backends.registry import compile as compile_model
 from ...ir.load.sources import load
 from ...passes.manager import optimize

@@ -29,8 +29,8 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from ...backends.artifact import MODEL_FILE, write_model
-from ...backends.lowering import lowered
+from ...backends.onnx.lowering import lowered
+from ...backends.onnx.model_files import MODEL_FILE, write_model
 from ...backends.registry import compile as compile_model
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import GraphwrightError, InvalidGraph, first_line, near_misses

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ...backends.runtime_packages import no_cuda
+from ...backends.runtimes.runtime_packages import no_cuda
 from ...ir.core.errors import GraphwrightError, Missing
 from .gpu_setting import Row, Setting
 

@@ -202,8 +202,8 @@ def runtime(setting: Setting) -> list[Row]:
     ``BoundExceeded`` where the two are further apart than two runs in half floats are; how many
     tokens they write alike is only told, since with random weights many are about as likely.
     """
-    from ...backends.decode import Decoder
-    from ...backends.onnxruntime import OnnxRuntimeExecutable
+    from ...backends.generation.decode import Decoder
+    from ...backends.runtimes.onnxruntime import OnnxRuntimeExecutable
 
     prompt, new = (list(range(1, 6)), 3) if setting.dry else (list(range(1, 513)), 32)
     rows: list[Row] = []

@@ -17,8 +17,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ...backends.exporting import export
-from ...backends.original import load
+from ...backends.artifacts.exporting import export
+from ...backends.runtimes.original import load
 from ..run.named_model import optimize
 from .processes import environment
 

@@ -174,9 +174,10 @@ def prepare(folder: Path) -> None:
     if ended.status:
         raise SystemExit(ended.output)
     (folder / "work" / "made").rename(folder / "made")
-    for name in ("tools.run.pipeline", "tools.run.replay", "tools.run.resize", "backends.triton",
+    for name in ("tools.run.pipeline", "tools.run.replay", "tools.run.resize",
                  "tools.run.evaluation", "tools.cli.terminal", "ir.load.hf_folder",
-                 "ir.load.pt2_file", "backends.onnxruntime"):  # fmt: skip
+                 "ir.load.pt2_file", "backends.runtimes.onnxruntime",
+                 "backends.runtimes.triton"):  # fmt: skip
         __import__(f"{__package__.partition('.')[0]}.{name}")
     for name in ("onnxruntime", "onnx", "transformers", "transformers.models.llama.modeling_llama"):
         __import__(name)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-from ...backends.artifact import MODEL_FILES
+from ...backends.onnx.model_files import MODEL_FILES
 from ...ir.core.errors import GraphwrightError
 from .hostile_worker import Ended, command, forked
 
@@ -92,7 +92,7 @@ def _dying(point: int, counted: Path) -> Callable[[], None]:
 def readers(rng: Random, valid: Path, case: Path) -> str:
     """Load an artifact and read its weights while two others take its place in turns: each time
     they are all of one, or there is an error message."""
-    from ...backends.artifact import publish
+    from ...backends.artifacts.artifact import publish
     from ...ir.load.sources import load
 
     work = case / "work"

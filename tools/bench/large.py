@@ -21,7 +21,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from ...backends.claim import partial_folder
+from ...backends.artifacts.claim import partial_folder
 from ...ir.core.errors import BadInput, DiskFull, GraphwrightError
 from ..run.resume import SUFFIX
 from .checkpoints import SHAPES, Shape, write

@@ -22,8 +22,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...backends import artifact, export
 from ...backends import compile as compile_model
+from ...backends import export
+from ...backends.artifacts import artifact
 from ...ir.core.errors import BadInput, GraphwrightError
 from ...ir.core.view import View
 from ...ir.core.weights import MemoryWeight

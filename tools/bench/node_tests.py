@@ -29,7 +29,7 @@ import onnx_ir
 from rich.console import Console
 from rich.table import Table
 
-from ...backends.lowering import lowered
+from ...backends.onnx.lowering import lowered
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import GraphwrightError
 from ...ir.core.values import to_numpy, to_value

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from ...backends.pair import export_pair
+from ...backends.artifacts.pair import export_pair
 from ...ir.core.quiet import quiet
 from ...ir.load.sources import load
 from .families import save

@@ -19,8 +19,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...backends.exporting import export
-from ...backends.original import load
+from ...backends.artifacts.exporting import export
+from ...backends.runtimes.original import load
 from ..run.named_model import optimize
 from .checkpoints import SHAPES, write
 from .decode import Step

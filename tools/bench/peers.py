@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from ...backends.exporting import export
-from ...backends.original import load
+from ...backends.artifacts.exporting import export
+from ...backends.runtimes.original import load
 from ..run.named_model import optimize
 
 RECIPE = "quantize{bits=8 group=64}"

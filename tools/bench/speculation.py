@@ -20,12 +20,12 @@ from pathlib import Path
 
 from ...backends import compile as compile_model
 from ...backends import export
-from ...backends.decode import Decoder
-from ...backends.draft_costs import Costs
-from ...backends.draft_path import PathDraft
-from ...backends.draft_recycle import Recycled
-from ...backends.sampling import Sampling
-from ...backends.speculate import Speculator
+from ...backends.generation.decode import Decoder
+from ...backends.generation.draft_costs import Costs
+from ...backends.generation.draft_path import PathDraft
+from ...backends.generation.draft_recycle import Recycled
+from ...backends.generation.sampling import Sampling
+from ...backends.generation.speculate import Speculator
 from ...ir.core.view import View
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer, shipped_text

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...backends.lowering import translated
+from ...backends.onnx.lowering import translated
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, Refusal, near_misses
 from ...ir.core.quiet import quiet

@@ -16,7 +16,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ...backends.lowering import lowered, translated
+from ...backends.onnx.lowering import lowered, translated
 from ...ir.core.errors import BadInput, GraphwrightError
 from ...ir.core.view import View
 from ...ir.load.trace import trace

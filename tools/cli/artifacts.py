@@ -127,7 +127,7 @@ def generate(
     verbose: Verbose = False,
 ) -> None:
     """Continue PROMPT, word by word on stdout; several are read as one batch, an answer a line."""
-    from ...backends.sampling import Sampling
+    from ...backends.generation.sampling import Sampling
     from ..run import generating
     from . import terminal
 

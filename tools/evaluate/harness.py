@@ -18,8 +18,8 @@ from typing import Any, Protocol
 
 import torch
 
-from ...backends.decode import Decoder
-from ...backends.sampling import Sampling
+from ...backends.generation.decode import Decoder
+from ...backends.generation.sampling import Sampling
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
 from .documents import batched, text_logits, windows

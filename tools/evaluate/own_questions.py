@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...backends.decode import Decoder
-from ...backends.sampling import Sampling
+from ...backends.generation.decode import Decoder
+from ...backends.generation.sampling import Sampling
 from ...ir.core.errors import BadInput, Missing
 from ...ir.load.side_files import read_json, text_settings
 from ..data.images import Placeholders, Preprocessing

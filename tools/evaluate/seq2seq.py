@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from ...backends.artifact import PAIR_FILES
+from ...backends.artifacts.artifact import PAIR_FILES
 from ...backends.base import Executable
 from ...backends.registry import compile as compile_model
 from ...ir.core.errors import Missing

@@ -9,9 +9,11 @@ from typing import Any
 
 import torch
 
-from ...backends import Executable, artifact, find_backend
+from ...backends import Executable, find_backend
 from ...backends import compile as compile_model
-from ...backends.lowering import lowered
+from ...backends.artifacts import artifact
+from ...backends.onnx.lowering import lowered
+from ...backends.onnx.model_files import MANIFEST_FILE, MODEL_FILE, write_model
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.scratch import Scratch
 from ...ir.core.view import View
@@ -158,8 +160,8 @@ class Subject:
         """
         if self.stored is None and self.view is not None:
             self._scratch = Scratch("eval")
-            artifact.write_model(lowered(self.view).model, self._scratch.path)
-            self.stored = ("onnxruntime", str(self._scratch.path / artifact.MODEL_FILE))
+            write_model(lowered(self.view).model, self._scratch.path)
+            self.stored = ("onnxruntime", str(self._scratch.path / MODEL_FILE))
         return self.stored
 
 
@@ -168,8 +170,8 @@ def _stored(
     device: str, trust: bool, kind: str,
 ) -> Subject:  # fmt: skip
     path = Path(text).expanduser()
-    ours = path.is_dir() and (path / artifact.MANIFEST_FILE).is_file()
-    file = path / artifact.MODEL_FILE if ours else path
+    ours = path.is_dir() and (path / MANIFEST_FILE).is_file()
+    file = path / MODEL_FILE if ours else path
     if not ours and (path.suffix != ".onnx" or path.is_dir()):
         view = load(text, trust_remote_code=trust, cache=False)
         if backend in (None, "eager"):

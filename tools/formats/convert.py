@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-from ...backends.artifact import MANIFEST_FILE
+from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.load.intact import check_files
 from ...passes.base import BLOCKS, TOKENS

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...backends.artifact import SIDE_FILES, copy_side_files
+from ...backends.artifacts.artifact import SIDE_FILES, copy_side_files
 from ...ir.core.errors import BadInput
 from ...ir.core.weights import Weight
 from ...ir.load.packed_bits import pack_rows

@@ -14,7 +14,8 @@ from pathlib import Path
 
 import onnx
 
-from ...backends.artifact import DATA_FILE, MODEL_FILE, SIDE_FILES, copy_side_files
+from ...backends.artifacts.artifact import SIDE_FILES, copy_side_files
+from ...backends.onnx.model_files import DATA_FILE, MODEL_FILE
 from ...ir.core.errors import BadInput
 from ...ir.load.side_files import read_json
 

@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ...backends.draft_costs import Costs
-from ...backends.runtime_packages import installed
+from ...backends.generation.draft_costs import Costs
+from ...backends.runtimes.runtime_packages import installed
 from .machine import busy, cores, processor
 
 Key = tuple[str, ...]

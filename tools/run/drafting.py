@@ -8,11 +8,11 @@ from typing import Any
 
 from ...backends import Executable
 from ...backends import compile as compile_model
-from ...backends.artifact import MANIFEST_FILE, MODEL_FILE
-from ...backends.draft_path import PathDraft
-from ...backends.draft_recycle import Recycled
-from ...backends.drafts import Drafter
-from ...backends.speculate import Speculator
+from ...backends.generation.draft_path import PathDraft
+from ...backends.generation.draft_recycle import Recycled
+from ...backends.generation.drafts import Drafter
+from ...backends.generation.speculate import Speculator
+from ...backends.onnx.model_files import MANIFEST_FILE, MODEL_FILE
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.load.entry_files import entry_file, entry_names
 from ...ir.load.side_files import read_json

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...backends import artifact
-from ...backends.claim import NEW, claimed, recover
+from ...backends.artifacts import artifact
+from ...backends.artifacts.claim import NEW, claimed, recover
+from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput
 from ..evaluate import EvalResult, Setting, Subject, evaluate_all, fitting_tasks, task_names
 from ..evaluate.plot import write_svg
@@ -80,7 +81,7 @@ def publish(
             failed.append("nothing to plot: that takes a task of quality and a size or a latency")
     for row in rows:
         folder = Path(row.name)
-        if not (folder / artifact.MANIFEST_FILE).is_file():
+        if not (folder / MANIFEST_FILE).is_file():
             continue
         try:
             written.append(str(_into_report(folder, rows, reference)))

@@ -13,10 +13,10 @@ import torch
 
 from ...backends import Executable
 from ...backends import compile as compile_model
-from ...backends.artifact import MANIFEST_FILE
-from ...backends.decode import Decoder
-from ...backends.sampling import Sampling
-from ...backends.speculate import Speculation
+from ...backends.generation.decode import Decoder
+from ...backends.generation.sampling import Sampling
+from ...backends.generation.speculate import Speculation
+from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text, read_json, text_settings
@@ -103,7 +103,7 @@ def generate(
     one call, or ``recycle``: what the model said before may come next, and it reads a tree of that
     in one call (of an artifact made with the pass ``tree-mask``). ``auto`` does so where it is
     measured to be faster, ``none`` never. The text is that of the whole model either way
-    (``backends.speculate``).
+    (``backends.generation.speculate``).
 
     Raises ``BadInput`` for a graph that is not a text model, for an empty prompt, for one that is
     longer than the context and for an image that the model does not take, ``Missing`` without a

@@ -9,7 +9,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 import torch
 
-from ...backends.original import load
+from ...backends.runtimes.original import load
 from ...ir.core.view import View
 from ...ir.load.names import form_of
 from ...passes import forecast, manager

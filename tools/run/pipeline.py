@@ -13,11 +13,13 @@ from pathlib import Path
 
 import torch
 
-from ...backends import artifact, find_backend
-from ...backends.entries import entry_fields, parse_paths, write_entries
-from ...backends.fx_to_onnx import TRANSLATION_KEY
-from ...backends.genai import write_genai_config
-from ...backends.lowering import lowered, remarks
+from ...backends import find_backend
+from ...backends.artifacts import artifact
+from ...backends.artifacts.entries import entry_fields, parse_paths, write_entries
+from ...backends.artifacts.genai import write_genai_config
+from ...backends.onnx.fx_to_onnx import TRANSLATION_KEY
+from ...backends.onnx.lowering import lowered, remarks
+from ...backends.onnx.model_files import write_model
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import set_aside
@@ -317,7 +319,7 @@ def _published(
     done.sizes.tensors = tensors(onnx, result.graph.weights(), result.source.weights())
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
-        artifact.write_model(onnx.model, folder, progress)
+        write_model(onnx.model, folder, progress)
         _note_left(artifact.copy_side_files(result.graph.source.folder, folder), done)
         write_genai_config(onnx, folder, find_target(request.target))
         _write_paths(request, result.graph, folder, done)

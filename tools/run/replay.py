@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from ...backends import artifact
+from ...backends.artifacts import artifact
+from ...backends.onnx.model_files import MODEL_FILES
 from ...ir.core.errors import BadInput, BoundExceeded, Missing
 from ...ir.core.scratch import Scratch
 from ...ir.load.intact import check_files
@@ -71,7 +72,7 @@ def replay(
         "recipe": known.recipe,
         "identical": True,
         "summary": f"{folder}: replayed {known.recipe} on {name}: "
-        f"{' and '.join(artifact.MODEL_FILES)} byte-identical",
+        f"{' and '.join(MODEL_FILES)} byte-identical",
     }
 
 
@@ -122,7 +123,7 @@ def _compare(
             f"{source.name} has changed since {folder} was made: its hash was "
             f"{source.sha256[:12]}…, it is {repeat.source.sha256[:12]}…"
         )
-    different = [n for n in artifact.MODEL_FILES if _hash(folder / n) != _hash(target / n)]
+    different = [n for n in MODEL_FILES if _hash(folder / n) != _hash(target / n)]
     if different:
         changed = _changed_versions(known.versions, repeat.versions)
         changed += _changed_machine(known, repeat)

@@ -18,7 +18,7 @@ from typing import Any
 
 import jinja2
 
-from ...backends.artifact import REPORT_FILE
+from ...backends.artifacts.artifact import REPORT_FILE
 from ..evaluate.plot import TEMPLATES
 from ..report import plots
 from ..report.manifest import ErrorEntry, MachineEntry, Manifest, TreeEntry

@@ -5,10 +5,11 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from ...backends import artifact
 from ...backends import compile as compile_model
-from ...backends.genai import write_genai_config
-from ...backends.lowering import lowered
+from ...backends.artifacts import artifact
+from ...backends.artifacts.genai import write_genai_config
+from ...backends.onnx.lowering import lowered
+from ...backends.onnx.model_files import MODEL_FILE, write_model
 from ...ir.core.errors import BadInput, BoundExceeded
 from ...ir.core.view import View
 from ...ir.load.bitstack_size import possible_sizes
@@ -43,7 +44,7 @@ def resize(
         done.sizes.artifact_bytes = artifact.model_bytes(target)
         done.sizes.tensors = []
         done.files = manifest.files(target)
-        done.sizes.whole_bytes = possible_sizes(folder / artifact.MODEL_FILE)[-1]
+        done.sizes.whole_bytes = possible_sizes(folder / MODEL_FILE)[-1]
         done.eval = None
         done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
         artifact.copy_side_files(str(folder), target)
@@ -57,10 +58,10 @@ def _written(
     folder: Path, max_bytes: int, target: Path, progress: pipeline.Progress, runtime: Target
 ) -> View:
     """The graph of the largest size that fits, its files written."""
-    budget, least = max_bytes, possible_sizes(folder / artifact.MODEL_FILE)[0]
+    budget, least = max_bytes, possible_sizes(folder / MODEL_FILE)[0]
     while True:
         view = load(folder, max_bytes=budget)
-        artifact.write_model(lowered(view, runtime).model, target, progress)
+        write_model(lowered(view, runtime).model, target, progress)
         over = artifact.model_bytes(target) - max_bytes
         if over <= 0:
             return view
@@ -75,7 +76,7 @@ def _checked(view: View, target: Path, progress: pipeline.Progress) -> Verificat
     results = []
     for optimized in (False, True):
         progress(f"running it, graph optimisation {'on' if optimized else 'off'}", 0, 1)
-        executable = compile_model(target / artifact.MODEL_FILE, optimize=optimized)
+        executable = compile_model(target / MODEL_FILE, optimize=optimized)
         results.append(executable(**inputs))
     difference = worst(worst_of([results[0]], [results[1]]))
     rule = Rule.of(view)

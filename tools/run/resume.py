@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ...backends.claim import claimed
+from ...backends.artifacts.claim import claimed
 from ...ir.core.errors import FULL, BadInput, DiskFull, GraphwrightError
 from ...ir.core.weights import FileWeight, mapped, tensor_bytes
 

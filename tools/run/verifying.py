@@ -7,11 +7,12 @@ from pathlib import Path
 
 import torch
 
-from ...backends import artifact, find_backend
 from ...backends import compile as compile_model
-from ...backends.judging import Judge, check_artifact, checkable
-from ...backends.original import give_original
+from ...backends import find_backend
+from ...backends.artifacts.judging import Judge, check_artifact, checkable
+from ...backends.onnx.model_files import MODEL_FILE
 from ...backends.registry import DEFAULT
+from ...backends.runtimes.original import give_original
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.run.batches import count_samples
@@ -85,7 +86,7 @@ def verify(
         return notes
     progress(f"running it in {backend}", 0, 1)
     whole = find_backend(backend).runs_artifacts
-    model = folder / artifact.MODEL_FILE if whole else judge.plain
+    model = folder / MODEL_FILE if whole else judge.plain
     executable = compile_model(model, backend=backend, device=device)
     actual = [_on_cpu(executable(**inputs)) for inputs in judge.inputs]
     judged = judge.judge_rounded if whole else judge.judge

@@ -11,7 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphwright.backends.original import load
+from graphwright.backends.runtimes.original import load
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.load.onnx_file import load_onnx

@@ -10,7 +10,7 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.decode import Decoder
+from graphwright.backends.generation.decode import Decoder
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View

@@ -12,7 +12,7 @@ import onnx
 import onnx_ir
 import pytest
 import torch
-from graphwright.backends.artifact import write_model
+from graphwright.backends.onnx.model_files import write_model
 from graphwright.ir.core.errors import BadInput, GraphwrightError, Missing
 from graphwright.ir.core.view import Source
 from graphwright.ir.core.weights import FileWeight

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.load.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 

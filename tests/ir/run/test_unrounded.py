@@ -7,7 +7,7 @@ from pathlib import Path
 import graphwright as gw
 import onnx
 import torch
-from graphwright.backends.unrounded import unrounded_file
+from graphwright.backends.runtimes.unrounded import unrounded_file
 from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.unrounded import unrounded

@@ -8,7 +8,7 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.dims import dim_value
 from graphwright.ir.core.view import View

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
-from graphwright.backends.lowering import lowered, translated
+from graphwright.backends.onnx.lowering import lowered, translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.quiet import quiet
 from graphwright.ir.core.view import View

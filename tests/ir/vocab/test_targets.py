@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from graphwright.backends.lowering import EDITS, FORMS
+from graphwright.backends.onnx.lowering import EDITS, FORMS
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.ops import OWN_OPS
 from graphwright.ir.vocab import VOCABULARY

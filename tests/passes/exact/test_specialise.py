@@ -9,7 +9,7 @@ import graphwright as gw
 import numpy as np
 import pytest
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.trace import trace

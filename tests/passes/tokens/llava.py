@@ -10,7 +10,7 @@ from typing import Any
 
 import graphwright as gw
 import torch
-from graphwright.backends.lowering import lowered, translated
+from graphwright.backends.onnx.lowering import lowered, translated
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep

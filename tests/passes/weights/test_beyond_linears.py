@@ -7,7 +7,7 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.view import View
 from graphwright.ir.fx.view import FxView
 from graphwright.ir.load.trace import trace

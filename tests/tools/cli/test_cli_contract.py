@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import onnx_ir
 import pytest
 import torch
-from graphwright.backends import artifact as artifact_files
+from graphwright.backends.artifacts import artifact as artifact_files
 from graphwright.tools.report import manifest
 from graphwright.tools.run import pipeline, replay
 
@@ -280,7 +280,7 @@ def test_a_runtime_that_computes_something_else(
     wrong_by: dict[bool, float], message: str, workplace: Path, command: Any,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    from graphwright.backends import judging
+    from graphwright.backends.artifacts import judging
 
     whole = judging.compile
 

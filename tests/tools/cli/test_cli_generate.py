@@ -14,8 +14,8 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import translated
-from graphwright.backends.speculate import Speculator
+from graphwright.backends.generation.speculate import Speculator
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.view import View
 from graphwright.ir.load.zoo.text import read_tokenizer

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from graphwright.backends.pair import export_pair
+from graphwright.backends.artifacts.pair import export_pair
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.quiet import quiet
 from graphwright.ir.core.view import View

@@ -10,7 +10,7 @@ import graphwright as gw
 import jsonschema
 import pytest
 import torch
-from graphwright.backends import artifact
+from graphwright.backends.onnx.model_files import MANIFEST_FILE
 from graphwright.ir.core.errors import BadInput
 from graphwright.tools.report import manifest as mf
 from graphwright.tools.report import schema
@@ -181,7 +181,7 @@ def test_what_export_writes_by_itself_is_a_manifest(tmp_path: Any, keeps_schema:
     bare = {name for name, field in mf.Manifest.model_fields.items() if field.is_required()}
     assert done.model_fields_set == {*bare, "files", "target"}
     assert done.sizes.source_bytes == 40 and done.sizes.artifact_bytes > 40
-    assert artifact.MANIFEST_FILE == mf.FILE_NAME
+    assert MANIFEST_FILE == mf.FILE_NAME
 
 
 def test_numbers_of_a_pass_or_a_task_that_are_not_finite_are_null(

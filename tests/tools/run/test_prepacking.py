@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import graphwright as gw
-import graphwright.backends.judging as judging
+import graphwright.backends.artifacts.judging as judging
 import pytest
 from graphwright.tools.evaluate.task import silent
 from graphwright.tools.report.summary import runs

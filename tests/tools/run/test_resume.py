@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 
 import pytest
 import torch
-from graphwright.backends.artifact import MODEL_FILES
-from graphwright.backends.claim import partial_folder
+from graphwright.backends.artifacts.claim import partial_folder
+from graphwright.backends.onnx.model_files import MODEL_FILES
 from graphwright.ir.core.errors import BadInput, DiskFull
 from graphwright.ir.core.weights import FileWeight, MemoryWeight, Spool
 from graphwright.passes.checkpoint_store import Under, remembered, settled

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from graphwright.backends.original import OnnxOriginal
+from graphwright.backends.runtimes.original import OnnxOriginal
 from graphwright.ir.core.errors import BadInput, BoundExceeded, InvalidGraph
 from graphwright.ir.core.view import Run, View
 from graphwright.ir.fx.view import FxView

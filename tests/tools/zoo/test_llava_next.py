@@ -10,7 +10,7 @@ import graphwright as gw
 import numpy as np
 import pytest
 import torch
-from graphwright.backends.decode import Sampling
+from graphwright.backends.generation.decode import Sampling
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View

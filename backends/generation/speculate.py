@@ -1,0 +1,192 @@
+"""Speculation: a draft writes several tokens ahead, the whole model reads them in one call.
+
+What the whole model would have chosen itself is taken, up to the first token that was not guessed,
+and then that of the whole model. Who drafts: a cheaper path (``draft_path``), or what the model
+said before (``draft_recycle``).
+
+Each token that is drawn takes one uniform number (``sampling``), the draft's and the whole model's
+at a place the same one: the text is the one that the whole model alone writes, greedy and drawn, so
+that the distribution is kept. The two may part where logits lie closer than what a product of
+several rows rounds differently from one of a single row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.core.errors import BadInput
+from ...ir.structure.cache_slots import present_of
+from ..base import Executable
+from .draft_costs import Costs, shortest, timed_calls
+from .drafts import Drafter, Draws, Guess
+from .sampling import Sampling
+from .text_calls import Cache, cache_of, called, feeds, steps_of
+
+
+@dataclass
+class Speculation:
+    """What drafting came to."""
+
+    drafted: int = 0
+    accepted: int = 0
+    rounds: int = 0
+    """Calls of the whole model behind the prompt."""
+    written: int = 0
+    note: str = ""
+
+    def __str__(self) -> str:
+        if not self.drafted:
+            return self.note or "nothing was drafted"
+        share = self.accepted / self.drafted
+        text = (
+            f"{self.accepted} of {self.drafted} drafted tokens accepted ({share:.0%}), "
+            f"{self.written / max(1, self.rounds):.2f} tokens a call of the whole model"
+        )
+        return f"{text}; {self.note}" if self.note else text
+
+
+class Speculator:
+    """Continues one text by ``run`` with what ``drafter`` guesses.
+
+    How many tokens are guessed follows from what calls cost, measured on the first prompt where
+    ``costs`` does not say so, and from what was accepted so far. Where steps are faster nothing is
+    drafted; with ``always`` as many as cost least, one at the least.
+    """
+
+    def __init__(
+        self, run: Executable, drafter: Drafter, *, always: bool, costs: Costs | None = None
+    ) -> None:
+        self._run, self._drafter, self._always = run, drafter, always
+        self._words: Sequence[int] = getattr(run, "head_tokens", ())
+        self.costs = costs
+        self.done = Speculation()
+
+    def measured(self, prompt: Sequence[int]) -> Costs:
+        """What steps and calls cost behind a prompt, on this machine."""
+        outputs = called(self._run, prompt, {})
+        return self._measured(prompt, int(prompt[-1]), self._cache(outputs, len(prompt)))
+
+    def write(
+        self, prompt: Sequence[int], limit: int, sampling: Sampling, eos: Collection[int]
+    ) -> Iterator[int]:
+        """The tokens behind a prompt, until one of ``eos`` or a text of ``limit`` tokens."""
+        self.done = done = Speculation()
+        text, draws = list(prompt), Draws(sampling)
+        outputs = called(self._run, text, {})
+        _check_rows(outputs, len(text))
+        cache = self._cache(outputs, len(text))
+        self._drafter.heard(text, outputs["logits"][0])
+        fresh = [self._word(draws.token(outputs["logits"][0, -1], 0))]
+        if self.costs is None:
+            self.costs = self._measured(text, fresh[0], cache)
+        while True:
+            draws.taken(len(fresh))
+            for token in fresh:
+                text.append(token)
+                yield token
+                if token in eos or len(text) >= limit:
+                    return
+            room = limit - len(text) - 1
+            count = self._count(room) if room else 0
+            if room and not count:
+                done.note = f"off behind {len(text) - len(prompt)} tokens: steps are faster"
+                yield from self._plainly(text, outputs["logits"], cache, draws, limit, eos)
+                return
+            guess = self._drafter.guess(text, cache, draws, count)
+            outputs = called(self._run, text, cache, guess)
+            rows, fresh = self._walk(guess, outputs["logits"][0], draws)
+            held = len(text) - 1
+            cache = self._cache(outputs, held + 1, [held + row for row in rows])
+            self._drafter.judged(guess, text[-1], fresh)
+            self._drafter.heard([text[-1], *guess.tokens], outputs["logits"][0])
+            done.rounds += 1
+            done.written += len(fresh)
+            done.drafted += len(guess.tokens)
+            done.accepted += len(rows)
+
+    def _count(self, room: int) -> int:
+        """How many tokens to guess next, of ``room`` at the most; 0 where steps are faster."""
+        assert self.costs is not None
+        most = min(self._drafter.most, room)
+        count, gain = self.costs.best(self._drafter.written, most, int(self._always))
+        parts = [f"forecast {gain:.2f} times the speed of steps", self._drafter.remark]
+        self.done.note = ", ".join(filter(None, parts))
+        return count
+
+    def _walk(
+        self, guess: Guess, logits: torch.Tensor, draws: Draws
+    ) -> tuple[list[int], list[int]]:
+        """The rows of guesses that the whole model takes, and the tokens that it writes."""
+        rows: list[int] = []
+        fresh: list[int] = []
+        row = 0
+        while True:
+            fresh.append(self._word(draws.token(logits[row], len(rows))))
+            below = guess.child(row, fresh[-1])
+            if below is None:
+                return rows, fresh
+            rows.append(below)
+            row = below
+
+    def _plainly(
+        self, text: list[int], logits: torch.Tensor, cache: Cache, draws: Draws, limit: int,
+        eos: Collection[int],
+    ) -> Iterator[int]:  # fmt: skip
+        """The rest of the text, token by token."""
+        presents = {present_of(name): tensor for name, tensor in cache.items()}
+        steps = steps_of(self._run, {**presents, "logits": logits[:, -1:]})
+        while len(text) < limit:
+            logits = steps(feeds(self._run, text, len(text) - 1))
+            fresh = self._word(draws.token(logits[0, -1], 0))
+            self._drafter.judged(Guess(), text[-1], [fresh])
+            self._drafter.heard(text[-1:], logits[0])
+            text.append(fresh)
+            draws.taken(1)
+            yield fresh
+            if fresh in eos:
+                return
+
+    def _word(self, column: int) -> int:
+        return self._words[column] if self._words else column
+
+    def _cache(
+        self, outputs: Mapping[str, torch.Tensor], count: int, rows: Sequence[int] = ()
+    ) -> dict[str, torch.Tensor]:
+        return cache_of(self._run, outputs, count, rows)
+
+    def _measured(self, text: Sequence[int], token: int, cache: Cache) -> Costs:
+        """Of steps as they are without a draft, and of whole rounds with guesses of each size."""
+        longer, held = [*text, token], len(text)
+        seconds = self._drafter.seconds(longer, cache)
+        outputs = called(self._run, longer, cache, self._drafter.example(token, 2))
+        # As a round leaves it: with memory behind it that is not its own.
+        cache = self._cache(outputs, held)
+
+        def rounded(size: int) -> None:
+            guess = self._drafter.example(token, size - 1)
+            outputs = called(self._run, longer, cache, guess)
+            self._cache(outputs, held + 1, [held + size - 1] if size > 1 else [])
+            self._drafter.heard([token, *guess.tokens], outputs["logits"][0])
+
+        step = self._step_seconds(longer, called(self._run, longer, cache))
+        return Costs({**timed_calls(rounded, self._drafter.most, step), 1: step}, seconds)
+
+    def _step_seconds(self, text: Sequence[int], outputs: Mapping[str, torch.Tensor]) -> float:
+        steps, tokens = steps_of(self._run, outputs), list(text)
+
+        def step() -> None:
+            tokens.append(tokens[-1])
+            steps(feeds(self._run, tokens, len(tokens) - 1))
+
+        return shortest(step)
+
+
+def _check_rows(outputs: Mapping[str, torch.Tensor], count: int) -> None:
+    if outputs["logits"].shape[1] < count:
+        raise BadInput(
+            "a draft is checked by what the model says behind each token, and this graph gives the "
+            "logits of the last one alone"
+        )
