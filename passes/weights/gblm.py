@@ -16,12 +16,12 @@ from ...ir.structure.recognize import Linear
 from ..base import Context, Needs, PassResult
 from ..linear_pass import weight_of
 from ..stored import Stored
-from .mask_pass import MaskingPass, MaskOptions, finite, highest_of_rows, masked
+from .mask_pass import ComparedMask, MaskingPass, finite, masked
 from .wanda import wanda_scores
 
 
 @dataclass(frozen=True, kw_only=True)
-class GBLM(MaskOptions, MaskingPass):
+class GBLM(ComparedMask, MaskingPass):
     """Set the weights to zero that are small for the inputs that they meet and for the loss.
 
     GBLM-Pruner (Das et al. 2023, arXiv 2311.04902): ``score_ij = |W_ij| (||x_j|| + alpha G_ij)``
@@ -66,7 +66,7 @@ class GBLM(MaskOptions, MaskingPass):
         def fit(linear: Linear, statistics: Statistics) -> Stored:
             weight = finite(weight_of(context.view, linear).read(), linear.name)
             scores = gblm_scores(weight, statistics[Square], energies(linear), self.gradient)
-            return masked(weight, highest_of_rows(scores, self.ratio, self.sparsity))
+            return masked(weight, self.highest(scores))
 
         return fit
 

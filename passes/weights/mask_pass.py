@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -98,6 +98,32 @@ class MaskOptions(LinearPass):
         if ratio is None or linear.in_features % ratio.group == 0:
             return None
         return f"its {linear.in_features} inputs are no multiple of {ratio.group}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedMask(MaskOptions):
+    """Among which weights the lowest scores are, where a share goes; a pattern has its groups.
+
+    By rows, as Wanda and what follows it have it, each output loses equally many weights. Where
+    rows differ in size that takes much of the large ones, and a share of the matrix takes less.
+    """
+
+    compare: Literal["row", "matrix"] = "row"
+    """Whether a share is of each row or the matrix."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.compare == "matrix" and self.ratio is not None:
+            raise BadInput(
+                f"{self.name}: compare=matrix is for a share, sparsity=0.5: a pattern compares "
+                "within its groups"
+            )
+
+    def highest(self, scores: Tensor) -> Tensor:
+        """Which weights ``[out, in]`` stay."""
+        if self.compare == "matrix":
+            return highest_of_all(scores, self.sparsity)
+        return highest_of_rows(scores, self.ratio, self.sparsity)
 
 
 @dataclass(frozen=True, kw_only=True)

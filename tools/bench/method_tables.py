@@ -34,7 +34,7 @@ SCORES = ("influence", "angular", "random")
 MOST_DROPPED = 5
 BITS, RANKS = (4, 3, 2), (8, 16, 32)
 MASKS = ("sparsity=0.5", "sparsity=0.6", "sparsity=0.7", "pattern=2:4")
-MASK_PASSES = ("magnitude", "wanda", "sparsegpt")
+MASK_PASSES = ("magnitude", "wanda", "wanda compare=matrix", "sparsegpt")
 MASK_RANK = 16
 STRUCTURE = {
     "10%": ("flap{ratio=0.1}", "flap{ratio=0.1 repair=regression}", "ziplm{speedup=1.11}",
@@ -159,7 +159,11 @@ def masks(samples: int | None) -> tuple[str, Sequence[str], Rows]:
         for how in MASKS:
             # Gradients take several times as long as all else: once, where it is said of gblm.
             for pass_ in (*MASK_PASSES, *(["gblm"] if how == MASKS[-1] else [])):
-                yield how, pass_, *bench.repaired(f"{pass_}{{{how} {NO_HEAD}}}", source)
+                method, _, option = pass_.partition(" ")
+                if option and not how.startswith("sparsity"):
+                    continue
+                recipe = f"{method}{{{how} {option} {NO_HEAD}}}"
+                yield how, pass_, *bench.repaired(recipe, source)
 
     columns = (
         "zeros", "mask", "alone", "with dsnot", f"with eora {MASK_RANK}", "of the loss recovered"

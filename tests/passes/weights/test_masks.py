@@ -64,6 +64,19 @@ def test_wanda_drops_the_lowest_scores_of_a_row(how: dict[str, Any]) -> None:
     assert torch.equal(masked[masked != 0], weight[masked != 0]), "what stays is as it was"
 
 
+def test_wanda_over_the_whole_matrix() -> None:
+    """The rows differ in size: the small ones lose more."""
+    x, weight = inputs_of(32), random_weight() * torch.logspace(-1, 1, 12)[:, None]
+    how = Wanda(sparsity=0.5, compare="matrix")
+    masked = how.fit(weight, statistics_of(x, Square), "here").operands["weight"]
+    assert masked is not None
+    stays, scores = masked != 0, weight.abs() * x.norm(dim=0)
+    assert int(stays.sum()) == 192 and int(stays[0].sum()) < 4 < 28 < int(stays[-1].sum())
+    assert bool(scores[~stays].max() < scores[stays].min())
+    with pytest.raises(BadInput, match="compare=matrix is for a share"):
+        Wanda(compare="matrix")
+
+
 def test_wanda_with_equal_inputs_is_magnitude_by_row() -> None:
     x, weight = torch.ones(5, 32), random_weight()
     masked = Wanda(pattern="2:4").fit(weight, statistics_of(x, Square), "").operands["weight"]
