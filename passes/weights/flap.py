@@ -27,7 +27,9 @@ class FLAP(Pass):
     FLAP (An et al. 2023, arXiv 2312.11983): of input j of the linear that takes them up (``o``,
     ``down``), ``score_j = Var(x_j) ||W_:,j||^2``, a head's the mean of its inputs'; scores are
     standardised in each linear and compared over the whole model, and the lowest go until a share
-    ``ratio`` of the weights of all these places is gone. What goes leaves its mean behind: ``b +=
+    ``ratio`` of the weights of all these places is gone; with ``across=place`` each place loses
+    that share. The paper's other scores are ``ifv``, ``Var(x_j)`` alone, and ``wifn``, ``rms(x_j)``
+    times the mean ``|W_ij|``. What goes leaves its mean behind: ``b +=
     sum_j W_:,j mu_j``. With ``repair=regression`` (not the paper's) the inputs that stay predict
     what goes: ``W_K += W_R C_RK (C_KK + damping)^-1`` of their covariance, and the bias is of what
     is left. ``repair=none`` leaves the bias as it is. Heads that share keys go together; at least
@@ -45,6 +47,10 @@ class FLAP(Pass):
     excludes: ClassVar[tuple[str, ...]] = (STORED,)
     ratio: float = 0.2
     """Share of all heads and units that goes."""
+    score: Literal["wifv", "ifv", "wifn"] = "wifv"
+    """By what heads and units are chosen."""
+    across: Literal["model", "place"] = "model"
+    """Where the share is counted."""
     parts: tuple[str, ...] = ("heads", "units")
     """What may go."""
     repair: Literal["bias", "regression", "none"] = "bias"
@@ -69,7 +75,9 @@ class FLAP(Pass):
         if not places:
             return result
         scores = learned(context, self, places, self._scores, "scores")
-        kept = chosen(places, {n: f["scores"] for n, f in scores.items()}, self.ratio)
+        own = {n: f["scores"] for n, f in scores.items()}
+        groups = [places] if self.across == "model" else [[place] for place in places]
+        kept = {n: k for group in groups for n, k in chosen(group, own, self.ratio).items()}
         repairs: dict[str, tuple[Tensor | None, Tensor | None]] = {}
         if self.repair != "none":
 
@@ -100,8 +108,7 @@ class FLAP(Pass):
             else statistics[Square].total
         )  # fmt: skip
         mean = statistics[Mean]
-        variance = (second / mean.count - mean.mean.square()).clamp_min(0)
-        by_column = variance * weight.square().sum(0)
+        by_column = score_of(self.score, weight, mean.mean, second / mean.count)
         return {"scores": by_column.reshape(place.count, place.each).mean(1)}
 
     def _repaired(
@@ -118,6 +125,14 @@ class FLAP(Pass):
         columns = regressed(wide, gram.matrix.double() / gram.count, mean, stays, gone)
         bias = wide @ mean - columns @ mean[stays]
         return {"sink": columns.to(weight.dtype), "bias": bias}
+
+
+def score_of(score: str, weight: Tensor, mean: Tensor, second: Tensor) -> Tensor:
+    """What each input of a weight ``[out, in]`` counts, by its mean and second moment ``[in]``."""
+    if score == "wifn":
+        return second.sqrt() * weight.abs().mean(0)
+    variance = (second - mean.square()).clamp_min(0)
+    return variance if score == "ifv" else variance * weight.square().sum(0)
 
 
 def regressed(

@@ -109,6 +109,21 @@ def test_dare_drops_and_rescales(
     assert rel(sweep(toy_graph(kind), toy_inputs), sweep(nothing, toy_inputs)) < 1e-5
 
 
+def test_the_largest_differences_stay_as_they_are(
+    files: dict[str, Path], graph: View, toy_inputs: Inputs
+) -> None:
+    recipe = f"dare{{base={files['one']} p=0.75 keep=largest}}"
+    merged = optimize(graph, recipe, toy_inputs).graph
+    source, base = state(), state(1)
+    largest = {}
+    for name, weight in source.items():
+        delta = (weight - base[name]).abs()
+        bound = delta.flatten().sort(descending=True).values[round(delta.numel() * 0.25) - 1]
+        largest[name] = torch.where(delta >= bound, weight, base[name])
+    (out,) = sweep(merged, toy_inputs).values()
+    torch.testing.assert_close(out, computed(largest, toy_inputs), rtol=1e-4, atol=1e-5)
+
+
 def test_the_mean_and_the_variance_of_dropped_differences() -> None:
     rng = torch.Generator().manual_seed(0)
     delta, x = 0.01 * torch.randn(1, 64, generator=rng), torch.randn(64, generator=rng)

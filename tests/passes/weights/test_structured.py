@@ -13,7 +13,7 @@ from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.weights.dormant_heads import awake, first_token_shares
-from graphwright.passes.weights.flap import regressed
+from graphwright.passes.weights.flap import regressed, score_of
 
 from ... import models as small_models
 from ..calibrated import rel
@@ -63,6 +63,29 @@ def test_flap_takes_the_share_that_was_asked(
     assert len({round(error, 6) for error in errors.values()}) == 3
     ran = gw.compile(smaller.graph, backend="onnxruntime")(**small.inputs)
     assert rel(sweep(smaller.graph, small.inputs), ran) < 1e-5
+
+
+def test_the_scores_of_flap() -> None:
+    rng = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 6, generator=rng).double() * torch.arange(1, 7) + torch.arange(6)
+    weight = torch.randn(4, 6, generator=rng).double()
+    fluctuation = (x - x.mean(0)).square().mean(0)
+    expected = {
+        "wifv": fluctuation * weight.norm(dim=0) ** 2,
+        "ifv": fluctuation,
+        "wifn": (weight.abs() * x.norm(dim=0) / 50**0.5).mean(0),
+    }
+    for score, by_input in expected.items():
+        torch.testing.assert_close(
+            score_of(score, weight, x.mean(0), x.square().mean(0)), by_input
+        )
+
+
+def test_flap_takes_the_share_of_each_place(llama: tuple[Any, dict[str, View]]) -> None:
+    small, views = llama
+    recipe = "flap{ratio=0.25 score=wifn across=place parts=[units]}"
+    sites = run(views["fx"], recipe, small.inputs).report.passes[0].result.sites
+    assert {site.note for site in sites} == {"42 of 56 units stay"}
 
 
 @pytest.mark.parametrize("kind", KINDS)
