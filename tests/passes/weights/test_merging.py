@@ -203,14 +203,19 @@ def adapter(folder: Path, changed: Tensors | None = None, **config: Any) -> Path
     return folder
 
 
-def adapted(folder: Path, scaling: float) -> Tensors:
+def adapted(folder: Path, scaling: float | dict[str, float]) -> Tensors:
     from safetensors.torch import load_file
 
     factors, tensors = load_file(folder / "adapter_model.safetensors"), state()
     for name in ("up", "down"):
         stem = f"base_model.model.{name}"
         product = factors[f"{stem}.lora_B.weight"] @ factors[f"{stem}.lora_A.weight"]
-        tensors[f"{name}.weight"] += scaling * product
+        own = scaling[name] if isinstance(scaling, dict) else scaling
+        tensors[f"{name}.weight"] += own * product
+        lengths = factors.get(f"{stem}.lora_magnitude_vector")
+        if lengths is not None:
+            rows = torch.nn.functional.normalize(tensors[f"{name}.weight"], dim=1)
+            tensors[f"{name}.weight"] = lengths[:, None] * rows
     return tensors
 
 
@@ -233,6 +238,34 @@ def test_an_adapter_computes_what_peft_defines(
     assert [(s.name, s.bytes_after) for s in planned.sites] == [
         (s.name, s.bytes_after) for s in done.sites
     ]
+
+
+DORA = {"base_model.model.up.lora_magnitude_vector": torch.rand(40) + 0.5,
+        "base_model.model.down.lora_magnitude_vector": torch.rand(32) + 0.5}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rows_that_dora_gives_their_length(
+    kind: str, tmp_path: Path, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    folder = adapter(tmp_path / "dora", DORA, use_dora=True)
+    optimized = optimize(toy_graph(kind), f"adapter{{path={folder}}}", toy_inputs)
+    expected = computed(adapted(folder, ALPHA / RANK), toy_inputs)
+    (out,) = sweep(optimized.graph, toy_inputs).values()
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(BadInput, match="DoRA's, which scales the rows of down itself: no path"):
+        optimize(toy_graph(kind), f"adapter{{path={folder} fold=false}}", toy_inputs)
+
+
+def test_ranks_and_alphas_of_their_own(tmp_path: Path, graph: View, toy_inputs: Inputs) -> None:
+    """By the end of a module's name; r and alpha are those of the rest."""
+    small = {"base_model.model.up.lora_A.weight": torch.randn(2, 32),
+             "base_model.model.up.lora_B.weight": torch.randn(40, 2)}  # fmt: skip
+    folder = adapter(tmp_path / "lora", small, rank_pattern={"^u.": 2}, alpha_pattern={"down": 1})
+    expected = computed(adapted(folder, {"up": ALPHA / 2, "down": 1 / RANK}), toy_inputs)
+    optimized = optimize(graph, f"adapter{{path={folder}}}", toy_inputs)
+    (out,) = sweep(optimized.graph, toy_inputs).values()
+    torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_a_path_beside_quantized_weights(
@@ -258,9 +291,19 @@ def test_adapters_that_do_not_fit(tmp_path: Path, graph: View, toy_inputs: Input
         (stray, {}, "changes layers.0.q, which this model does not have .*its base is a/toy"),
         (lone, {}, "gate has no pair of matrices"),
         ({}, {"peft_type": "IA3"}, "peft_type is 'IA3'; only LORA is read"),
-        ({}, {"use_dora": True}, "it has DoRA's magnitudes, which is not read"),
+        ({}, {"use_dora": True}, "use_dora is True, and .*down.lora_magnitude_vector is not there"),
+        (DORA, {}, "use_dora is False, and .*down.lora_magnitude_vector is there"),
+        (
+            {**DORA, "base_model.model.up.lora_magnitude_vector": torch.ones(3)},
+            {"use_dora": True},
+            r"\[40, 4\] and \[4, 32\] and \[3\] for up, which is \[40, 32\]",
+        ),
+        ({}, {"modules_to_save": ["head"]}, "it has whole modules beside the adapter"),
+        ({}, {"rank_pattern": {"up": 2}}, "up.lora_A.weight has rank 2, and it has 4"),
+        ({}, {"rank_pattern": {"(": 2}}, r"rank_pattern has the key '\('"),
+        ({}, {"alpha_pattern": {"up": "x"}}, "alpha_pattern is .*no table of numbers"),
         ({}, {"bias": "all"}, "it has biases, which is not read"),
-        ({}, {"r": 8}, "r=8, and its tensors have"),
+        ({}, {"r": 8}, r"by adapter_config.json .*down.lora_A.weight has rank 8, and it has 4"),
         ({}, {"r": "many"}, "r='many' and lora_alpha=6 are no rank"),
     ]
     for i, (changed, config, reason) in enumerate(cases):
