@@ -2,8 +2,12 @@
 
 What they are is JSON in the header of their safetensors file, by the name of the weight: the class,
 the bits that int8 codes are of, and the columns of a group. ``W = (q - zero) * scale``, ``zero`` as
-signed as the codes are. Read from torchao 0.18 (``prototype/safetensors``). Its layouts for one
-kind of GPU (``Int4TilePackedTo4dTensor``, ``Int4Tensor``) are refused.
+signed as the codes are. Read from torchao 0.18 (``prototype/safetensors``).
+
+``Int4Tensor`` holds two signed codes a byte, the earlier one in the low nibble, and stands for ``W
+= q scale + zero``, ``scale`` and ``zero`` ``[groups, N]``. Read from MSLK (``quantize/shuffle.py``)
+which makes it; torchao multiplies by it on GPUs alone. Layouts of one kind of GPU
+(``Int4TilePackedTo4dTensor``, ``Int4PlainInt32Tensor``) are refused.
 """
 
 from __future__ import annotations
@@ -23,8 +27,9 @@ from .dense_checkpoint import Dense, read_float8
 from .stored_linear import Parts, needed
 
 MARK = "_weight_qdata"
-TENSORS = (MARK, "_weight_scale", "_weight_zero_point")
-WIDTHS = {"Int8Tensor": 8, "IntxUnpackedToInt8Tensor": None, "Float8Tensor": None}
+TENSORS = (MARK, "_weight_scale", "_weight_zero_point", "_weight_act_pre_scale",
+           "_weight_act_quant_scale", "_weight_act_quant_zero_point")  # fmt: skip
+WIDTHS = {"Int8Tensor": 8, "IntxUnpackedToInt8Tensor": None, "Float8Tensor": None, "Int4Tensor": 4}
 """Bits of each class that is read, where the class alone says them."""
 ACTIVATIONS = ("act_quant_kwargs", "activation_quantization")
 """Where a class says how activations are rounded."""
@@ -65,6 +70,10 @@ def read_linear(name: str, own: Mapping[str, Weight], state: Mapping[str, Any]) 
         what = "has no state in the file's header" if kind is None else f"is of torchao's {kind}"
         raise BadInput(f"{name}.{MARK} {what}; {', '.join(WIDTHS)} are read")
     qdata, scale = needed(name, own, MARK), needed(name, own, "_weight_scale")
+    if TENSORS[3] in own:
+        raise BadInput(f"{name}.{TENSORS[3]} scales the linear's input, which is not read")
+    if kind == "Int4Tensor":
+        return _int4(name, own, block)
     if kind == "Float8Tensor":
         parts = {"weight": qdata, "weight_scale": scale}
         return read_float8(name, parts, {"weight_block_size": block})
@@ -89,12 +98,53 @@ def read_linear(name: str, own: Mapping[str, Weight], state: Mapping[str, Any]) 
             raise BadInput(f"{name}: numbers of {MARK} or its zero point are beyond {bits} bits")
         return codes.to(torch.uint8)
 
+    is_real = zeros is not None and zeros.dtype.is_floating_point
+    dtype = torch.float32 if is_real else scale.dtype
     is_even = zeros is None or not bool(zeros.read().any())
+
+    def moved() -> Tensor:
+        assert zeros is not None
+        stored = zeros.read().float() + middle if is_real else shifted(zeros)
+        return stored.reshape(rows, groups)
+
     return Parts(
         name, rows, columns, width, 0 if groups == 1 else group, lambda: shifted(qdata),
-        lambda: scale.read().reshape(rows, groups), scale.dtype,
-        None if zeros is None or is_even else lambda: shifted(zeros).reshape(rows, groups), None,
-        (qdata.key, scale.key),
+        lambda: scale.read().to(dtype).reshape(rows, groups), dtype, None if is_even else moved,
+        None, (qdata.key, scale.key), real_zeros=is_real and not is_even,
+    )  # fmt: skip
+
+
+def _int4(name: str, own: Mapping[str, Weight], block: object) -> Parts:
+    """``W = q scale + zero`` as ``(q + 8 - (8 - zero / scale)) scale``."""
+    qdata, scale, zero = (needed(name, own, part) for part in TENSORS[:3])
+    group = block[-1] if isinstance(block, list) and block else 0
+    rows, columns = (*qdata.shape, 0, 0)[:2]
+    columns *= 2
+    if qdata.dtype not in (torch.int8, torch.uint8) or len(qdata.shape) != 2 or group < 1:
+        raise BadInput(f"{name}.{MARK} is {qdata.type}, in blocks of {block}; two codes of 4 bits "
+                       "a byte, int8, are read")  # fmt: skip
+    groups = -(-columns // group)
+    for part, tensor in (("_weight_scale", scale), ("_weight_zero_point", zero)):
+        if tensor.shape != (groups, rows):
+            raise BadInput(
+                f"{name}.{part} is {list(tensor.shape)}; groups of {group} of {rows} x {columns} "
+                f"make {[groups, rows]}"
+            )
+
+    def codes() -> Tensor:
+        raw = qdata.read().view(torch.uint8)
+        return torch.stack((raw & 15, raw >> 4), -1).flatten(1) ^ 8  # signed to unsigned
+
+    def scales() -> Tensor:
+        stored = scale.read().float().T
+        if not bool(stored.all()):
+            raise BadInput(f"{name}._weight_scale holds a 0")
+        return stored
+
+    return Parts(
+        name, rows, columns, 4, 0 if groups == 1 else group, codes, scales, torch.float32,
+        lambda: 8 - zero.read().float().T / scales(), None, (qdata.key, scale.key, zero.key),
+        real_zeros=True,
     )  # fmt: skip
 
 

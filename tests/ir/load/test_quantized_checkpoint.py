@@ -336,6 +336,29 @@ def torchao(
     return {"quant_method": "torchao", "header": header}, parts, numbers, max(bits, 2)
 
 
+def real_zeros() -> Case:
+    """What torchao calls a zero point in floats."""
+    config, parts, _, bits = torchao(4, symmetric=True)
+    zeros = torch.rand(N, K // GROUP, generator=torch.Generator().manual_seed(1))
+    parts["_weight_zero_point"] = zeros * 7 - 3
+    whole = parts["_weight_qdata"] + 8 - (zeros * 7 - 3 + 8).repeat_interleave(GROUP, 1)
+    scale = parts["_weight_scale"].float().repeat_interleave(GROUP, 1)
+    return config, parts, whole * scale, bits
+
+
+def int4_tensor() -> Case:
+    """Two codes a byte, scales and constants with a column a row of the matrix; scales are powers
+    of two, so that a constant is a whole number of them."""
+    config, parts, _, bits = torchao(4, symmetric=True, kind="Int4Tensor")
+    codes = parts["_weight_qdata"]
+    scale = torch.exp2(torch.randint(-9, -5, (K // GROUP, N)).float()).bfloat16()
+    low = torch.randint(-9, 9, (K // GROUP, N)) * scale
+    stored = {"_weight_qdata": (codes[:, ::2] & 15) | (codes[:, 1::2] << 4),
+              "_weight_scale": scale, "_weight_zero_point": low}  # fmt: skip
+    wide, start = (t.float().T.repeat_interleave(GROUP, 1) for t in (scale, low))
+    return config, stored, codes * wide + start, bits
+
+
 def _of_groups(kind: str, args: dict[str, Any]) -> dict[str, Any]:
     groups = {"group_0": {"targets": ["Linear"], "weights": args}}
     return {"quant_method": "compressed-tensors", "format": kind, "config_groups": groups}
@@ -352,7 +375,8 @@ def _of_groups(kind: str, args: dict[str, Any]) -> dict[str, Any]:
             "nvfp4-modelopt": lambda: fp4("modelopt"), "hqq": lambda: hqq(4, 1),
             "hqq-3": lambda: hqq(3, 1), "hqq-columns": lambda: hqq(2, 0),
             "torchao": lambda: torchao(4, symmetric=False),
-            "torchao-8": lambda: torchao(8, symmetric=True),
+            "torchao-8": lambda: torchao(8, symmetric=True), "torchao-real": real_zeros,
+            "torchao-int4": int4_tensor,
         }.items()
     ],
 )  # fmt: skip
@@ -415,6 +439,14 @@ def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
          "up_proj.quant_zero is set"),
         (lambda: torchao(4, symmetric=True, kind="Int4TilePackedTo4dTensor"), lambda p: None,
          "up_proj._weight_qdata is of torchao's Int4TilePackedTo4dTensor; Int8Tensor, IntxUnp"),
+        (lambda: torchao(8, symmetric=True), lambda p: p.update(_weight_act_pre_scale=torch.ones(
+            1)), "up_proj._weight_act_pre_scale scales the linear's input, which is not read"),
+        (int4_tensor, lambda p: p.update(_weight_scale=p["_weight_scale"].T),
+         r"up_proj._weight_scale is \[96, 2\]; groups of 32 of 96 x 64 make \[2, 96\]"),
+        (int4_tensor, lambda p: p.pop("_weight_zero_point"),
+         "up_proj: _weight_zero_point is not in the checkpoint"),
+        (int4_tensor, lambda p: p.update(_weight_qdata=p["_weight_qdata"].int()),
+         "up_proj._weight_qdata is i32.*two codes of 4 bits a byte"),
         (lambda: torchao(4, symmetric=True, group=8), lambda p: None,
          "up_proj: groups of 8 columns; 16, 32, 64, 128, 256, multiples of 256 and one for a"),
         (lambda: ({"quant_method": "torchao"}, *torchao(4, symmetric=True)[1:]), lambda p: None,
