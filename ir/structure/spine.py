@@ -58,19 +58,18 @@ def find_spine(view: View, attending: Collection[Node] = ()) -> Spine:
     spines = [_spine_from(view, graph, order, start) for start in _starts(view, order)]
     spines.sort(key=lambda spine: -len(spine.additions))
     best = _all_joined(view, order, spines, attending)
-    if best.start is not None and _is_crowded(best, attending):
-        # Layers whose results leave the stream before its end, as a neck takes them (DPT), are on
-        # no way to the output.
-        whole = _spine_from(view, graph, order, best.start, to_output=False)
-        if len(whole.additions) > len(best.additions):
-            return whole
     apart = next((node for node in attending if node not in best.position), None)
-    if apart is None:
+    if apart is not None:
+        queries = [_spine_from(view, graph, order, start)
+                   for start in _constants_above(view, graph, apart, order)]  # fmt: skip
+        longest = max(queries, key=lambda spine: len(spine.additions), default=NO_SPINE)
+        best = _all_joined(view, order, [*spines, longest], attending)
+    if best.start is None or not _is_crowded(best, attending):
         return best
-    queries = [_spine_from(view, graph, order, start)
-               for start in _constants_above(view, graph, apart, order)]  # fmt: skip
-    longest = max(queries, key=lambda spine: len(spine.additions), default=NO_SPINE)
-    return _all_joined(view, order, [*spines, longest], attending)
+    # Layers whose results leave the stream before its end, as a neck takes them (DPT), are on no
+    # way to the output.
+    whole = _spine_from(view, graph, order, best.start, to_output=False)
+    return whole if len(whole.additions) > len(best.additions) else best
 
 
 def feeds(spine: Spine, order: Mapping[Node, int], node: Node) -> bool:

@@ -3,9 +3,10 @@
 ``python -m graphwright.tools.bench.families [--only GLOB] [--markdown]`` makes a small model of
 each of about 100 families with random weights, without a download, saves it as a folder, loads that
 folder as ``gw.load`` does, and holds what ONNX Runtime makes of the graph against the library's own
-model: on a sample, on inputs of other sizes and, with a cache, on a chunk and a step after them.
-About ten seconds a family on one core. It ends with 1 where a graph gives other numbers than the
-library, which nothing may do in silence.
+model: on a sample, on inputs of other sizes and, with a cache, on a chunk and a step after them;
+with the last block left out, whose module in the library's model then gives what it takes; and, of
+what writes text, in the tokens of greedy decoding. About ten seconds a family on one core. It ends
+with 1 where a graph gives other numbers than the library, which nothing may do in silence.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import date
 from fnmatch import fnmatchcase
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +36,7 @@ from ...backends.onnx.lowering import lowered
 from ...backends.onnx.model_files import MODEL_FILE, write_model
 from ...backends.registry import compile as compile_model
 from ...ir.canonical.families import canonicalize
-from ...ir.core.errors import GraphwrightError, InvalidGraph, first_line, near_misses
+from ...ir.core.errors import BadInput, GraphwrightError, InvalidGraph, first_line, near_misses
 from ...ir.core.quiet import quiet
 from ...ir.core.view import View
 from ...ir.load.original import ModuleOriginal
@@ -41,9 +44,12 @@ from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.truth import Seen, ask_source
 from ...ir.run.verify import RUNTIME_REL_L2, Difference, difference
+from ...ir.structure.cache_slots import answers
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
+from ...passes.report import versions
 from .family_models import FAMILIES, Family
+from .family_uses import left_out, without_block, written, written_by_pair
 from .structure_table import print_table
 
 SECONDS = 150
@@ -71,6 +77,10 @@ class Row:
     """The worst output on a sample and on other sizes, ONNX Runtime's against the library's."""
     cache: Difference | None = None
     """The same on a chunk and a step behind them."""
+    depth: Difference | None = None
+    """The same with the last block left out, against the library's without that block."""
+    generate: str = ""
+    """``equal`` where greedy decoding writes the library's tokens."""
     words: tuple[str, ...] = ()
     """What was refused, or is wrong."""
     wrong: bool = False
@@ -109,7 +119,8 @@ def judge(name: str, family: Family) -> Row:
     row = Row(name)
     with tempfile.TemporaryDirectory(prefix="graphwright-family-") as scratch:
         folder = Path(scratch) / "model"
-        for step in (save, partial(_load_and_compare, row), partial(_quantize, row)):
+        steps = (save, *(partial(step, row) for step in (_load_and_compare, _quantize, _use)))
+        for step in steps:
             try:
                 with _at_most(SECONDS):
                     step(family, folder)
@@ -257,14 +268,52 @@ def _quantize(row: Row, family: Family, folder: Path) -> None:
     row.words += tuple(f"{site}: {reason}" for site, reason in others[:2])
 
 
-COLUMNS = ("family", "loads", "blocks", "attention", "linears", "quantized", "exact", "cache")
+def _use(row: Row, family: Family, folder: Path) -> None:
+    """Let it write, and leave a block out."""
+    view = load(folder)
+    if family.cache:
+        _write(row, view, folder)
+    inputs = sample_inputs(view)
+    read = view.copy()
+    canonicalize(read)
+    try:
+        path = left_out(read)
+        expected = without_block(read, inputs)
+    except BadInput as error:
+        row.words += (f"depth: {error}",)
+        return
+    place = folder.parent / "shorter"
+    place.mkdir()
+    write_model(lowered(optimize(view, path, samples=[inputs]).graph).model, place)
+    outputs = compile_model(place / MODEL_FILE, optimize=False)(**inputs)
+    gap = _furthest(Seen("a sample", inputs, answers(expected)), outputs)
+    row.words += (f"depth: {gap}",) if isinstance(gap, str) else ()
+    row.depth = _NONE if isinstance(gap, str) else gap
+    row.wrong |= not row.depth.within(BOUND)
+
+
+def _write(row: Row, view: View, folder: Path) -> None:
+    if "decoder_input_ids" in view.input_names():
+        ours, theirs = written_by_pair(view, folder, folder.parent / "pair")
+    else:
+        ours, theirs = written(view, folder.parent / "whole" / MODEL_FILE)
+    equal = ours == theirs
+    row.generate, row.wrong = "equal" if equal else "WRONG", row.wrong or not equal
+    row.words += () if equal else (f"it writes {ours}, not {theirs}",)
+    if len({token for text in ours for token in text}) == 1:
+        row.words += ("all that it writes is one word, which proves little",)
+
+
+COLUMNS = ("family", "loads", "blocks", "attention", "linears", "quantized", "exact", "cache",
+           "depth", "generate")  # fmt: skip
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """A row's text, column by column."""
     return (
         row.name, "yes" if row.loads else "no", row.blocks, row.attention, row.linears,
-        row.quantized, _distance(row.exact), _distance(row.cache),
+        row.quantized, _distance(row.exact), _distance(row.cache), _distance(row.depth),
+        row.generate,
     )  # fmt: skip
 
 
@@ -281,6 +330,8 @@ def summary(rows: Sequence[Row]) -> str:
         "every linear quantized": [row.whole for row in rows],
         "exact on other shapes": [_holds(row.exact) for row in rows],
         "cache exact": [_holds(row.cache) for row in caches],
+        "right without a block": [_holds(row.depth) for row in rows],
+        "the library's text": [row.generate == "equal" for row in caches],
         "wrong in silence": [row.wrong for row in rows],
     }
     return ", ".join(f"{what} {sum(held)} of {len(held)}" for what, held in facts.items())
@@ -299,6 +350,20 @@ def printed(rows: Sequence[Row], console: Console, *, markdown: bool) -> None:
             console.print(Text(f"* {row.name}: {text}"), soft_wrap=True)
 
 
+def _when() -> str:
+    """The day and what was installed."""
+    known = versions() | {"diffusers": _version("diffusers")}
+    names = ("torch", "transformers", "diffusers", "onnxruntime", "onnxruntime-gpu", "onnx")
+    installed = ", ".join(f"{name} {known[name]}" for name in names if known.get(name))
+    return f"{date.today()}, {installed}\n"
+
+
+def _version(package: str) -> str:
+    with contextlib.suppress(PackageNotFoundError):
+        return version(package)
+    return ""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; 1 where an artifact is wrong in silence, 2 for a glob that fits nothing."""
     parser = argparse.ArgumentParser(prog="families", description=__doc__)
@@ -314,6 +379,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for name in names:
         print(f"judging {name}", file=sys.stderr, flush=True)
         rows.append(judge(name, FAMILIES[name]))
+        # A run that is stopped has shown what it came to.
+        print(" | ".join((*cells(rows[-1]), *rows[-1].words)), file=sys.stderr, flush=True)
+    print(_when())
     printed(rows, Console(width=None if sys.stdout.isatty() else 150), markdown=asked.markdown)
     return int(any(row.wrong for row in rows))
 
