@@ -82,6 +82,21 @@ class Queries(Stack):
         return queries + relu(second.fc(queries))
 
 
+class Detector(Stack):
+    """As ``Queries``, which are read in two layers, each with positions that the memory is given
+    anew; the decoder's later sums are on every way from the image to the output."""
+
+    def forward(self, x: torch.Tensor) -> Any:
+        first, second = self.layers
+        memory, places = first(first(x)), self.constant[:, :1]
+        queries = torch.zeros_like(self.constant).expand(x.shape[0], -1, -1)
+        for _ in self.layers:
+            queries = queries + second.attend(queries + self.constant, queries + self.constant)
+            queries = queries + first.attend(queries + self.constant, memory + places)
+            queries = queries + relu(second.fc(queries))
+        return queries
+
+
 class Mixing(Stack):
     """Tokens are joined without a linear and without attention, as FNet's."""
 
@@ -94,7 +109,8 @@ class Mixing(Stack):
 
 @pytest.mark.parametrize(
     ("make", "towers"),
-    [(Stem, [0, 0]), (Between, [0, 0]), (Neck, [0, 0]), (Queries, [0, 1]), (Mixing, [0, 0])],
+    [(Stem, [0, 0]), (Between, [0, 0]), (Neck, [0, 0]), (Queries, [0, 1]),
+     (Detector, [0, 0, 1, 1]), (Mixing, [0, 0])],
 )
 def test_layers(make: type[Stack], towers: list[int]) -> None:
     torch.manual_seed(0)
@@ -105,4 +121,4 @@ def test_layers(make: type[Stack], towers: list[int]) -> None:
     structure = recognize(view)
     assert [block.tower for block in structure.blocks] == towers
     inside = [len([s for s in block.sub_blocks if s.attends]) for block in structure.blocks]
-    assert inside == [0 if make is Mixing else 1] * LAYERS
+    assert inside == [0 if make is Mixing else 1] * len(towers)
