@@ -164,12 +164,7 @@ def random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> It
             options = [o for o in place.options if o.kind != KEPT] or list(place.options)
             at = rng.random() if rng.random() < mixed else level
             chosen[place.name] = options[min(int(at * len(options)), len(options) - 1)]
-        taken = [*chosen.values(), *dropped.values()]
-        costs = {
-            m: problem.fixed.get(m, 0.0) + sum(o.costs.get(m, 0.0) for o in taken)
-            for m in ("bytes", "loss")
-        }
-        yield Choice(chosen, dropped, costs)
+        yield problem.choice(chosen, dropped)
 
 
 # --- budgets -------------------------------------------------------------------------------------

@@ -60,10 +60,11 @@ class Path:
         form = FactorForm(self.bits, torch.float16)
         return form.nbytes(self.rank, columns) + form.nbytes(rows, self.rank)
 
-    def pass_(self, include: Sequence[str]) -> Pass:
+    def pass_(self, include: Sequence[str], target: Target) -> Pass:
+        """The pass at some linears, as an artifact for ``target`` wants it."""
         return EoRA(
             include=tuple(include), rank=self.rank, propagate="dense", factor_bits=self.bits
-        )
+        ).settled(target)
 
     def __str__(self) -> str:
         if not self.rank:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
+from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear, Structure, last_tower, recognize
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
@@ -19,15 +20,14 @@ from ...passes.linear_pass import weight_of
 from ...passes.recipe import Recipe
 from ...passes.stored import reason_against_storing
 from ...passes.tokens.token_pass import KeepPass
-from ...passes.weights.quantizers import rtn
 from .data import Parts
 from .forms import FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .judge import Judge
-from .probe import sensitivities, spread_over_blocks
+from .probe import Minded, sensitivities, spread_over_blocks
 from .recipe_of import Cut, Held, recipe_of
-from .skips import Measured, graph_measures, left_out, token_cuts, units
+from .skips import PAIRED, Measured, excess_of_pairs, graph_measures, left_out, token_cuts, units
 from .solve import KEPT, Choice, Option, Place, Problem, useful
-from .survey import Errors, survey
+from .survey import PROBED, Errors, dense, stored, survey
 from .tables import tables_place
 
 Progress = Callable[[str, int, int], None]
@@ -41,8 +41,6 @@ RANK_ALONE = Form("quantize", 4, 32)
 """What linears hold beside the source's own where only ranks are searched."""
 TOKENS = "image tokens"
 """The place at which they are dropped, or not."""
-PROBE_BITS, PROBE_GROUP = 3, 32
-"""What linears are rounded to where the loss is asked how much it minds."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class Menu:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         judging = judge if wide else probe
         gone = _gone(view, halves, judging, progress, checkpoints)
+        pairs = _pairs(view, structure, data, halves, gone, probe, progress, checkpoints)
         places = _linear_places(
             view, structure, data, probe, target, using, progress, checkpoints
         )
@@ -82,7 +81,8 @@ class Menu:
         places = [replace(place, unit=_unit_of(place, halves, structure, gone)) for place in places]
         cuts = [*token_cuts(view, structure, judge, progress)] if "tokens" in using else []
         whole = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
-        base = Problem(places, source, _left_out(source, places, gone))
+        units_out = _left_out(source, places, gone)
+        base = Problem(places, source, units_out, pairs, most_units=max(0, len(halves) - 1))
         held = sum(_kept_bytes(place) for place in places)
         base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
         behind = (behind_cut(base, source, cut, measured) for cut, measured in cuts)
@@ -113,7 +113,8 @@ class Menu:
             ])
             for place in base.places
         ]  # fmt: skip
-        return replace(self, problems=[replace(base, places=places, units={})], using=("bits",))
+        alone = replace(base, places=places, units={}, pairs={})
+        return replace(self, problems=[alone], using=("bits",))
 
     def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
         """The problems with the losses of each kind multiplied."""
@@ -134,10 +135,6 @@ def _linear_places(
         return []
     groups = _groups(view, structure)
     linears = [group[0] for group in groups]
-    most = int(PROBE_WORK / max(1.0, _work(structure, data.probe) / 2))
-    minded = remembered(
-        checkpoints, "sensitivities", lambda: _minded(view, probe, groups, most, progress)
-    )
     many = data.large or sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
     forms: Sequence[Form] = ROUNDED if many else (*ROUNDED, *FED_BACK)
     if "bits" not in using:
@@ -153,12 +150,20 @@ def _linear_places(
 
     known = remembered(checkpoints, "survey", surveyed)
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
+    gaps = {x.name: errors[group[0].name].gaps for group in groups for x in group}
+    most = int(PROBE_WORK / max(1.0, _work(structure, data.probe) / 2))
+    minded = remembered(
+        checkpoints, "sensitivities",
+        lambda: _minded(view, probe, groups, gaps, most, target, progress),
+    )  # fmt: skip
     places = []
     for group in groups:
         if not all(x.name in minded for x in group):
             continue  # what is judged does not depend on it: nobody knows what it is for
-        loss = sum(minded[x.name] for x in group)
-        places.append(_place(view, group, loss, errors[group[0].name], forms, paths))
+        sums = Counter[str]()
+        for x in group:
+            sums.update(minded[x.name])
+        places.append(_place(view, group, sums, errors[group[0].name], forms, paths))
     return places
 
 
@@ -174,6 +179,29 @@ def _gone(
 
     known = remembered(checkpoints, "halves of blocks", run)
     return {name: Measured(*fields) for name, fields in known.items()}
+
+
+def _pairs(
+    view: View, structure: Structure, data: Parts, halves: Sequence[Unit],
+    gone: Mapping[str, Measured], probe: Judge, progress: Progress,
+    checkpoints: CheckpointStore | None,
+) -> dict[tuple[str, str], Option]:  # fmt: skip
+    """What two halves cost beyond their sum, where there is time to measure that."""
+    count = min(PAIRED, len(gone))
+    if count * (count + 1) / 2 * _work(structure, data.probe) > DEPTH_WORK:
+        return {}
+    losses = {name: measured.loss for name, measured in gone.items()}
+
+    def run() -> list[Any]:
+        pairs = excess_of_pairs(view, halves, losses, probe, progress)
+        return [[*names, share] for names, share in pairs]
+
+    return {
+        (one, other): Option(
+            (one, other), {"loss": share * (losses[one] + losses[other])}, "layers"
+        )
+        for one, other, share in remembered(checkpoints, "pairs of halves", run)
+    }  # fmt: skip
 
 
 def _unit_of(
@@ -226,7 +254,7 @@ def behind_cut(
     }
     fixed = {m: cost * share[m] for m, cost in base.fixed.items()}
     fixed["bytes"] += measured.costs["bytes"] - source["bytes"]
-    return Problem([*base.places, place], fixed, units)
+    return replace(base, places=[*base.places, place], fixed=fixed, units=units)
 
 
 def _groups(view: View, structure: Structure) -> list[list[Linear]]:
@@ -239,23 +267,28 @@ def _groups(view: View, structure: Structure) -> list[list[Linear]]:
 
 
 def _minded(
-    view: View, probe: Judge, groups: Sequence[Sequence[Linear]], most: int, progress: Progress
-) -> dict[str, float]:
-    """How much the loss minds a mean squared error of 1 at each linear; about ``most`` of them are
-    asked."""
+    view: View, probe: Judge, groups: Sequence[Sequence[Linear]],
+    known: Mapping[str, Mapping[str, Tensor]], most: int, target: Target, progress: Progress,
+) -> Minded:  # fmt: skip
+    """How much the loss minds a mean squared error of 1 at each linear, by method; about ``most``
+    times it is asked. ``known`` are gaps of a survey."""
     linears = [linear for group in groups for linear in group]
-    probed, filled = spread_over_blocks(linears, most)
+    methods = max((len(gaps) for gaps in known.values()), default=1)
+    probed, filled = spread_over_blocks(linears, most // max(1, methods))
 
-    def gap(linear: Linear) -> Tensor:
-        weight = weight_of(view, linear).read().float()
-        return weight - rtn(weight, PROBE_BITS, PROBE_GROUP, name=linear.name).dequantized()
+    def gaps(linear: Linear) -> Mapping[str, Tensor]:
+        if known[linear.name]:
+            return {method: gap.float() for method, gap in known[linear.name].items()}
+        weight, form = weight_of(view, linear).read(), PROBED[0]
+        held = stored(form, weight, Statistics(), linear, target)
+        return {form.method: weight.float() - dense(held)}
 
-    return filled(sensitivities(view, probe, probed, gap, progress))
+    return filled(sensitivities(view, probe, probed, gaps, progress))
 
 
 def _place(
-    view: View, group: Sequence[Linear], minded: float, errors: Errors, forms: Sequence[Form],
-    paths: Sequence[Path],
+    view: View, group: Sequence[Linear], minded: Mapping[str, float], errors: Errors,
+    forms: Sequence[Form], paths: Sequence[Path],
 ) -> Place:  # fmt: skip
     linear, names = group[0], tuple(x.name for x in group)
     weight = weight_of(view, linear)
@@ -267,7 +300,8 @@ def _place(
             beside = path.nbytes(linear.out_features, linear.in_features) * len(group)
             if 2 * path.rank >= min(linear.out_features, linear.in_features):
                 continue
-            costs = {"bytes": size + beside, "loss": minded * errors.of(form, path)}
+            loss = minded.get(form.method, minded[PROBED[0].method]) * errors.of(form, path)
+            costs = {"bytes": size + beside, "loss": loss}
             options.append(Option(Held(names, form, path), costs, f"{form.bits} bits"))
     chosen = useful(options, ("bytes", "loss"))
     # What is kept exactly may be larger than what loses nothing; a recipe may still leave it.

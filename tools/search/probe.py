@@ -16,8 +16,10 @@ from ...ir.structure.recognize import Linear
 from .judge import Judge, needed
 
 Progress = Callable[[str, int, int], None]
-Gap = Callable[[Linear], Tensor]
-"""What is taken from a linear's weight, f32 ``[out, in]``."""
+Minded = dict[str, dict[str, float]]
+"""How much the loss minds a mean squared error of 1, by linear and method."""
+Gaps = Callable[[Linear], Mapping[str, Tensor]]
+"""What is taken from a linear's weight, f32 ``[out, in]``, by several methods."""
 
 
 @dataclass(frozen=True)
@@ -41,11 +43,12 @@ class _Order:
 
 
 def sensitivities(
-    view: View, judge: Judge, linears: Sequence[Linear], gap: Gap, progress: Progress
-) -> dict[str, float]:
-    """The judge's ``mean`` for a mean squared error of 1 at the output of each linear, by name.
+    view: View, judge: Judge, linears: Sequence[Linear], gaps: Gaps, progress: Progress
+) -> dict[str, dict[str, float]]:
+    """The judge's ``mean`` for a mean squared error of 1 at the output of each linear, by its name
+    and by method.
 
-    Each linear's output is moved by what ``gap`` takes from its weight, as rounding would move it,
+    Each linear's output is moved by what ``gaps`` take from its weight, as rounding would move it,
     and the nodes behind it run anew; those before it run once for all. Linears that the judged
     output does not depend on are left out. Needs memory for the values of one cut of the graph.
     """
@@ -55,7 +58,7 @@ def sensitivities(
         (linear for linear in linears if linear.node in places), key=lambda x: places[x.node]
     )
     known: dict[Value, list[Tensor]] = bound(view, judge.batches)
-    by_name: dict[str, float] = {}
+    by_name: dict[str, dict[str, float]] = {}
     start = 0
     for number, linear in enumerate(there):
         progress(f"probing {linear.name}", number, len(there))
@@ -64,7 +67,10 @@ def sensitivities(
         keep = order.alive(place) | {x}
         known = _run(view, order.nodes[start : place + 1], known, keep)
         start = place + 1
-        by_name[linear.name] = _sensitivity(view, judge, order, place, linear, known, gap(linear))
+        by_name[linear.name] = {
+            method: _sensitivity(view, judge, order, place, linear, known, gap)
+            for method, gap in gaps(linear).items()
+        }
     return by_name
 
 
@@ -96,7 +102,7 @@ def _sensitivity(
 
 def spread_over_blocks(
     linears: Sequence[Linear], most: int
-) -> tuple[list[Linear], Callable[[Mapping[str, float]], dict[str, float]]]:
+) -> tuple[list[Linear], Callable[[Minded], Minded]]:
     """Up to about ``most`` linears that stand for all: those outside of blocks, and those of blocks
     at even distances; and what fills in the others by the next blocks' linears of their role, their
     logarithms interpolated."""
@@ -105,17 +111,22 @@ def spread_over_blocks(
     each = max(1, (len(linears) - len(outside)) // max(1, len(blocks)))
     count = min(len(blocks), max(2, (most - len(outside)) // each))
     if count >= len(blocks):
-        return list(linears), dict
+        return list(linears), lambda by_name: by_name
     chosen = {blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)}
     probed = [x for x in linears if x.block is None or x.block in chosen]
 
-    def filled(by_name: Mapping[str, float]) -> dict[str, float]:
-        by_role: dict[str, list[tuple[int, float]]] = {}
+    def filled(by_name: Minded) -> Minded:
+        by_role: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for x in probed:
-            if x.block is not None and by_name.get(x.name, 0.0) > 0:
-                by_role.setdefault(x.role, []).append((x.block, by_name[x.name]))
+            for method, minded in by_name.get(x.name, {}).items():
+                if x.block is not None and minded > 0:
+                    by_role.setdefault((x.role, method), []).append((x.block, minded))
+        methods = dict.fromkeys(method for minded in by_name.values() for method in minded)
         missing = (x for x in linears if x.name not in by_name and x.block is not None)
-        return {**by_name, **{x.name: _between(by_role.get(x.role, []), x.block) for x in missing}}
+        return by_name | {
+            x.name: {m: _between(by_role.get((x.role, m), []), x.block) for m in methods}
+            for x in missing
+        }
 
     return probed, filled
 

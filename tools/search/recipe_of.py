@@ -80,7 +80,9 @@ def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Rec
     tables = [what for what in held if isinstance(what, HeldTables) and what.bits]
     passes += [what.pass_(target) for what in tables]
     paths = _sites(held, "path")
-    passes += [beside.pass_(paths[beside]) for beside in sorted(paths, key=str) if beside.rank]
+    passes += [
+        beside.pass_(paths[beside], target) for beside in sorted(paths, key=str) if beside.rank
+    ]
     return Recipe.of(*passes)
 
 

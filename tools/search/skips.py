@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 
 import torch
 
@@ -28,6 +29,10 @@ KEEPS = ("75%", "50%", "25%", "12%")
 CUTS: tuple[KeepPass, ...] = tuple(
     kind(keep=keep) for keep in KEEPS for kind in (FasterVLM, Diverse)
 )
+
+
+PAIRED = 12
+"""Halves of blocks that are left out two by two: 66 pairs, each a run over the probed tokens."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,34 @@ def left_out(
         if reason:
             continue
         progress(f"leaving out {unit.name}", number, len(all_units))
-        path = Path.through(other for other in all_units if other is not unit)
-        yield unit, measured(view, FollowPath(blocks=str(path)), judge)
+        yield unit, measured(view, _without(all_units, unit), judge)
+
+
+def _without(all_units: Sequence[Unit], *units: Unit) -> Pass:
+    path = Path.through(other for other in all_units if other not in units)
+    return FollowPath(blocks=str(path))
+
+
+def excess_of_pairs(
+    view: View, all_units: Sequence[Unit], losses: Mapping[str, float], judge: Judge,
+    progress: Progress,
+) -> Iterator[tuple[tuple[str, str], float]]:
+    """How much more two units lose together than their losses add up to, as a share of these: of
+    the ``PAIRED`` units that lose least by themselves, in the order of the graph.
+
+    On zoo:tiny-vit -.3 to 2.2, the attention of two neighbours. Of a model of two units, none.
+    """
+    if len(all_units) <= 2:
+        return
+    names = sorted(losses, key=lambda name: losses[name])[:PAIRED]
+    paired = [unit for unit in all_units if unit.name in names]
+    alone = {x.name: measured(view, _without(all_units, x), judge).loss for x in paired}
+    pairs = list(combinations(paired, 2))
+    for number, (one, other) in enumerate(pairs):
+        progress(f"leaving out {one.name} and {other.name}", number, len(pairs))
+        both = measured(view, _without(all_units, one, other), judge).loss
+        added = alone[one.name] + alone[other.name]
+        yield (one.name, other.name), both / added - 1 if added > 0 else 0.0
 
 
 def token_cuts(

@@ -58,6 +58,10 @@ class Problem:
     fixed: Mapping[str, float]
     units: Mapping[str, Option] = field(default_factory=dict)
     """What may be left out, by name; costs may be negative: what goes with it beside its places."""
+    pairs: Mapping[tuple[str, str], Option] = field(default_factory=dict)
+    """Of two units that are both left out, what that costs beyond the sum: it may be negative."""
+    most_units: int | None = None
+    """So many units at most may be left out together: one half of a block has to stay."""
 
     def corrected(self, factors: Mapping[str, float]) -> Problem:
         """With the losses of each kind multiplied."""
@@ -69,7 +73,20 @@ class Problem:
             )
 
         places = [replace(p, options=[option(o) for o in p.options]) for p in self.places]
-        return replace(self, places=places, units={n: option(o) for n, o in self.units.items()})
+        units = {name: option(o) for name, o in self.units.items()}
+        pairs = {names: option(o) for names, o in self.pairs.items()}
+        return replace(self, places=places, units=units, pairs=pairs)
+
+    def choice(self, chosen: Mapping[str, Option], dropped: Mapping[str, Option]) -> Choice:
+        """The choice of some options and units, with what it costs."""
+        pairs = {(a, b): o for (a, b), o in self.pairs.items() if a in dropped and b in dropped}
+        options = [*chosen.values(), *dropped.values(), *pairs.values()]
+        measures = {*self.fixed, "loss"}.union(*(option.costs for option in options))
+        costs = {
+            m: self.fixed.get(m, 0.0) + sum(o.costs.get(m, 0.0) for o in options)
+            for m in sorted(measures)
+        }
+        return Choice(chosen, dropped, costs, pairs)
 
 
 @dataclass(frozen=True)
@@ -79,11 +96,13 @@ class Choice:
     chosen: Mapping[str, Option]
     dropped: Mapping[str, Option]
     costs: Mapping[str, float]
+    pairs: Mapping[tuple[str, str], Option] = field(default_factory=dict)
+    """Of the problem, those whose units are both left out."""
 
     @property
     def options(self) -> list[Option]:
         """All that was taken."""
-        return [*self.chosen.values(), *self.dropped.values()]
+        return [*self.chosen.values(), *self.dropped.values(), *self.pairs.values()]
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -146,7 +165,7 @@ def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice 
 
     columns = _Columns.of(problem)
     target = columns.costs(goal)
-    constraints = [LinearConstraint(columns.members, 1, 1)]
+    constraints = [*columns.constraints]
     for measure, limit in limits.items():
         room = limit - problem.fixed.get(measure, 0.0)
         row = columns.costs(measure)
@@ -183,45 +202,58 @@ def _silent() -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Columns:
-    """The variables: each option of each place, then each unit."""
+    """The variables: each option of each place, then each unit, then each pair of units."""
 
     problem: Problem
-    pairs: Sequence[tuple[str, Option]]
-    members: Any
-    """Sparse ``[places, variables]``: what of each place exactly one is chosen of."""
+    options: Sequence[Option]
+    constraints: Sequence[Any]
+    """Of each place exactly one option is taken, or its unit; a pair is where both its units are.
+    """
 
     @classmethod
     def of(cls, problem: Problem) -> _Columns:
+        from scipy.optimize import LinearConstraint
         from scipy.sparse import csr_array
 
-        pairs = [(place.name, option) for place in problem.places for option in place.options]
-        unit_at = {name: len(pairs) + i for i, name in enumerate(problem.units)}
-        rows, columns, start = [], [], 0
+        options = [option for place in problem.places for option in place.options]
+        unit_at = {name: len(options) + i for i, name in enumerate(problem.units)}
+        options += [*problem.units.values(), *problem.pairs.values()]
+        entries: list[tuple[int, int, int]] = []
+        start = 0
         for row, place in enumerate(problem.places):
-            mine = [*range(start, start + len(place.options))]
-            mine += [unit_at[place.unit]] if place.unit in unit_at else []
-            start += len(place.options)
-            rows += [row] * len(mine)
-            columns += mine
-        shape = (len(problem.places), len(pairs) + len(unit_at))
-        ones = np.ones(len(rows))
-        pairs += list(problem.units.items())
-        return cls(problem, pairs, csr_array((ones, (rows, columns)), shape=shape))
+            end = start + len(place.options)
+            mine = [*range(start, end), *([unit_at[place.unit]] if place.unit in unit_at else [])]
+            entries += [(row, column, 1) for column in mine]
+            start = end
+        first = len(options) - len(problem.pairs)
+        for i, (one, other) in enumerate(problem.pairs):
+            row = len(problem.places) + i
+            entries += [(row, first + i, 2), (row, unit_at[one], -1), (row, unit_at[other], -1)]
+        shape = (len(problem.places) + len(problem.pairs), len(options))
+        rows, columns, factors = (np.array(entries).reshape(-1, 3).T).astype(np.int64)
+        table = csr_array((factors.astype(np.float64), (rows, columns)), shape=shape)
+        # 2 p - a - b is within -1 and 0 where p = a b alone.
+        low = np.repeat([1.0, -1.0], [len(problem.places), len(problem.pairs)])
+        high = np.repeat([1.0, 0.0], [len(problem.places), len(problem.pairs)])
+        constraints = [LinearConstraint(table, low, high)]
+        if problem.most_units is not None and unit_at:
+            gone = np.zeros((1, len(options)))
+            gone[0, [*unit_at.values()]] = 1
+            constraints.append(LinearConstraint(gone, 0, problem.most_units))
+        return cls(problem, options, constraints)
 
     def costs(self, measure: str) -> NDArray[np.float64]:
-        return np.array([o.costs.get(measure, 0.0) for _, o in self.pairs], dtype=np.float64)
+        return np.array([o.costs.get(measure, 0.0) for o in self.options], dtype=np.float64)
 
     def choice(self, taken: NDArray[np.bool_]) -> Choice:
-        kept = [pair for pair, is_taken in zip(self.pairs, taken, strict=True) if is_taken]
-        measures = {measure for _, option in self.pairs for measure in option.costs}
-        fixed = self.problem.fixed
-        costs = {
-            m: fixed.get(m, 0.0) + sum(o.costs.get(m, 0.0) for _, o in kept)
-            for m in sorted({*measures, *fixed})
-        }
-        dropped = {name: option for name, option in kept if name in self.problem.units}
-        chosen = {name: option for name, option in kept if name not in self.problem.units}
-        return Choice(chosen, dropped, costs)
+        names = [place.name for place in self.problem.places for _ in place.options]
+        names += self.problem.units
+        kept = [(n, o) for n, o, is_in in zip(names, self.options, taken, strict=False) if is_in]
+        units = self.problem.units
+        return self.problem.choice(
+            {name: option for name, option in kept if name not in units},
+            {name: option for name, option in kept if name in units},
+        )
 
 
 def useful(options: Sequence[Option], measures: Sequence[str]) -> list[Option]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import graphwright as gw
 import pytest
@@ -43,34 +44,53 @@ def test_a_measure_that_the_model_lacks_is_refused() -> None:
 SIZES, LOSSES = ((90, 40, 25), (70, 30, 20), (50, 45, 10)), ((0, 3, 9), (0, 5, 6), (0, 1, 7))
 
 
-@pytest.fixture
-def problem() -> Problem:
+@pytest.fixture(params=[7, -4])
+def problem(request: pytest.FixtureRequest) -> Problem:
+    """Two of three places are in units, of which both lose more, or less, than each by itself."""
     places = [
         Place(f"p{i}", [
             Option((i, j), {"bytes": size, "loss": loss}, "any")
             for j, (size, loss) in enumerate(zip(sizes, losses, strict=True))
-        ], unit="half" if i == 1 else "")
+        ], unit=("", "half", "other")[i])
         for i, (sizes, losses) in enumerate(zip(SIZES, LOSSES, strict=True))
     ]  # fmt: skip
-    unit = Option("half", {"bytes": -2, "loss": 4.5}, "layers")
-    return Problem(places, {"bytes": 10}, {"half": unit})
+    units = {
+        name: Option(name, {"bytes": -2, "loss": loss}, "layers")
+        for name, loss in (("half", 4.5), ("other", 6.5))
+    }
+    pair = Option(("half", "other"), {"loss": request.param}, "layers")
+    return Problem(places, {"bytes": 10}, units, {("half", "other"): pair})
 
 
 @pytest.mark.parametrize("limit", [63, 80, 97, 128, 150, 220])
 def test_the_choice_is_the_best_of_all(problem: Problem, limit: int) -> None:
+    ((_, pair),) = problem.pairs.items()
+
     def cost(measure: str, taken: tuple[Option, ...]) -> float:
-        return problem.fixed.get(measure, 0) + sum(o.costs[measure] for o in taken)
+        both = [pair] if all(unit in taken for unit in problem.units.values()) else []
+        options = [*taken, *both]
+        return problem.fixed.get(measure, 0) + sum(o.costs.get(measure, 0) for o in options)
 
     first, half, last = (place.options for place in problem.places)
-    every = itertools.product(first, [*half, problem.units["half"]], last)
+    units = problem.units
+    every = itertools.product(first, [*half, units["half"]], [*last, units["other"]])
     within = [taken for taken in every if cost("bytes", taken) <= limit]
     choice = solve([problem], {"bytes": limit}, "loss")
     assert choice.costs["loss"] == min(cost("loss", taken) for taken in within)
     assert choice.costs["bytes"] <= limit
     assert ("half" in choice.dropped) == ("p1" not in choice.chosen)
+    assert choice.pairs == (problem.pairs if len(choice.dropped) == 2 else {})
+    assert choice.costs["loss"] == pytest.approx(sum(o.costs["loss"] for o in choice.options))
+
+
+def test_some_unit_stays(problem: Problem) -> None:
+    assert len(solve([problem], {"bytes": 33}, "loss").dropped) == 2
+    with pytest.raises(gw.BadInput, match="the least that these knobs reach is"):
+        solve([replace(problem, most_units=1)], {"bytes": 33}, "loss")
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:
+    problem = replace(problem, units={"half": problem.units["half"]}, pairs={})
     with pytest.raises(gw.BadInput, match=r"bytes within 4e-05 MB: .* reach is 4.3e-05 MB"):
         solve([problem], {"bytes": 40}, "loss")
     with pytest.raises(gw.BadInput, match=r"contradict each other: with .*loss is 14.5"):

@@ -19,11 +19,13 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
+from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.run.calibrate import Request, calibrate
 from graphwright.ir.run.statistics import Gram, Stat, Statistics
 from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.recognize import Linear, recognize
 from graphwright.ir.vocab.targets import find_target
+from graphwright.passes.depth.path import FollowPath
 from graphwright.passes.linear_pass import weight_of
 from graphwright.passes.tokens.diverse import Diverse
 from graphwright.passes.weights.low_rank import Whitening
@@ -43,7 +45,7 @@ from graphwright.tools.search.recipe_of import recipe_of
 from graphwright.tools.search.search import Found, Point, Rounds, search
 from graphwright.tools.search.skips import Measured, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
-from graphwright.tools.search.survey import left_by_rank, stored, survey
+from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
 from graphwright.tools.search.workers import Forked
 
 from tests.models import VOCAB, qwen2, raised
@@ -111,10 +113,11 @@ def test_the_loss_is_the_divergence_of_the_next_words(
     assert judge.additive(loss.value) == pytest.approx(float(gap.mean()), rel=1e-3)
     assert loss.low < loss.value < loss.high
 
-    def less(_: Any) -> torch.Tensor:
-        return -0.3 * weight.read().float()
+    def less(_: Any) -> dict[str, torch.Tensor]:
+        gap = -0.3 * weight.read().float()
+        return {"scaled": gap, "nothing": 0 * gap}
 
-    minded = sensitivities(view, judge, [site], less, silent)
+    minded = sensitivities(view, judge, [site], less, silent)[site.name]
     changes: list[torch.Tensor] = []
 
     def visit(node: Any, operands: Any, results: Any) -> None:
@@ -123,7 +126,8 @@ def test_the_loss_is_the_divergence_of_the_next_words(
 
     sweep(view, batches[0], observe=visit)
     energy = float(changes[0][mask].square().sum()) / int(mask.sum())
-    assert minded[site.name] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
+    assert minded["scaled"] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
+    assert minded["nothing"] == 0
 
 
 def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
@@ -131,7 +135,7 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
 ) -> None:
     view = views["fx"]
     site = next(x for x in recognize(view).linears if x.role == "up")
-    forms = (Form("quantize", 3, 32), Form("gptq", 3, 32))
+    forms = (Form("quantize", 3, 32), Form("gptq", 3, 32), Form("quantize", 8, 64))
     errors = survey(view, batches, [site], forms, TARGET, silent, ranks=True, sampled=False)[
         site.name
     ]
@@ -139,37 +143,58 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     assert by_rows[site.name].of(forms[0], NO_PATH) == pytest.approx(
         errors.of(forms[0], NO_PATH), rel=1e-4
     )
-    held: dict[str, Statistics] = {}
-    def keep(statistics: Statistics) -> None:
-        held["gram"] = statistics
-
+    known: list[Statistics] = []
     place = ((view.tensor(site.node),),)
-    calibrate(view, batches, [Request(site.name, place, (Stat("gram", at="linear"),), keep)])
-    gram = held["gram"][Gram]
+    stats = (Stat("gram", at="linear"),)
+    calibrate(view, batches, [Request(site.name, place, stats, known.append)])
+    (statistics,) = known
+    gram = statistics[Gram]
     weight = weight_of(view, site).read()
-    for form in forms:
-        gap = (weight - stored(form, weight, held["gram"], site, TARGET)[0]).double()
+    for form in forms[:2]:
+        gap = (weight - dense(stored(form, weight, statistics, site, TARGET))).double()
         energy = float(((gap @ gram.matrix) * gap).sum()) / gram.count
         assert errors.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
+        assert torch.equal(errors.gaps[form.method], gap.half())
     assert errors.of(forms[1], NO_PATH) < errors.of(forms[0], NO_PATH)
     whitening = Whitening(gram.matrix)
-    gap = weight - stored(forms[0], weight, held["gram"], site, TARGET)[0]
+    gap = weight - dense(stored(forms[0], weight, statistics, site, TARGET))
     for matrix in (gap, gap[:20]):
         sigma = torch.linalg.svdvals(whitening.apply(matrix)).square()
         shares = left_by_rank(matrix, whitening)
         assert float(shares[4]) == pytest.approx(float(sigma[4:].sum() / sigma.sum()), rel=1e-6)
     assert errors.of(forms[0], SidePath(4)) < errors.of(forms[0], SidePath(4, 4))
+    # Of 8 bits that is half of the error, and stays beside any path.
+    rounds = forms[2]
+    held = stored(rounds, weight, statistics, site, TARGET)
+    change = [held.outputs(x, None) - x.float() @ weight.T for x in inputs_of(view, site, batches)]
+    energy = float(torch.cat(change).square().sum()) / statistics[Gram].count
+    assert errors.of(rounds, NO_PATH) == pytest.approx(energy, rel=0.15)
+    assert errors.by_inputs[rounds] == pytest.approx(errors.of(rounds, NO_PATH) / 2, rel=0.15)
+    assert errors.by_inputs[rounds] < errors.of(rounds, SidePath(4)) < errors.of(rounds, NO_PATH)
+
+
+def inputs_of(view: View, site: Linear, batches: Batches) -> list[torch.Tensor]:
+    """The tokens that a linear reads, but for padding."""
+    rows: list[torch.Tensor] = []
+    for batch in batches:
+
+        def visit(node: Any, operands: Any, results: Any, batch: Any = batch) -> None:
+            if node is site.node:
+                rows.append(operands[0][batch["attention_mask"].bool()])
+
+        sweep(view, batch, observe=visit)
+    return rows
 
 
 def test_linears_that_are_not_probed_follow_their_neighbours(views: dict[str, View]) -> None:
     linears = recognize(views["fx"]).linears
     probed, filled = spread_over_blocks(linears, 10**6)
-    assert list(linears) == probed and filled({"a": 1.0}) == {"a": 1.0}
+    assert list(linears) == probed and filled({"a": {"m": 1.0}}) == {"a": {"m": 1.0}}
     many = [replace(linears[0], name=str(i), block=i, role="q") for i in range(9)]
     probed, filled = spread_over_blocks(many, 3)
     assert [x.block for x in probed] == [0, 4, 8]
-    whole = filled({x.name: 10.0 ** -(x.block or 0) for x in probed})
-    assert whole["2"] == pytest.approx(1e-2) and len(whole) == 9
+    whole = filled({x.name: {"m": 10.0 ** -(x.block or 0)} for x in probed})
+    assert whole["2"] == pytest.approx({"m": 1e-2}) and len(whole) == 9
 
 
 def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
@@ -407,7 +432,21 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     canonicalize(source)
     halves = units(source, recognize(source))
     unit, measured = next(left_out(source, halves, done.judge, silent))
-    assert done.menu.problems[0].units[unit.name].costs["loss"] == measured.loss
+    (problem,) = done.menu.problems
+    assert problem.units[unit.name].costs["loss"] == measured.loss
+    pair, option = next(iter(problem.pairs.items()))
+    path = BlockPath.through(half for half in halves if half.name not in pair)
+    both = gw.optimize(source, [FollowPath(blocks=str(path))], samples=batches[:1]).graph
+    probe = Judge(source, recognize(source), parts(source, batches).probe)
+    alone = [
+        probe.mean_of(gw.optimize(source, [FollowPath(blocks=str(BlockPath.through(
+            half for half in halves if half.name != name)))], samples=batches[:1]).graph)
+        for name in pair
+    ]  # fmt: skip
+    sums = sum(problem.units[name].costs["loss"] for name in pair)
+    share = probe.mean_of(both) / sum(alone) - 1
+    assert option.costs["loss"] == pytest.approx(share * sums, rel=1e-4)
+    assert abs(share) > 0.01
     for point in done.front:
         assert point.costs["kv"] <= 0.5 * done.source["kv"]
         if point.measured:
