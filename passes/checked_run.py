@@ -208,7 +208,7 @@ class CheckedRun:
         self.view.source = narrowed(self.view.source, case)
         self.calibration = _narrowed_data(pass_, case, self.calibration)
         self.batches = [case.narrow(batch) for batch in self.batches]
-        wide = (sweep(whole, case.widen(batch)) for batch in self.batches)
+        wide = (sweep(case.before or whole, case.widen(batch)) for batch in self.batches)
         self.before = self.first = [answers(case.outputs(row)) for row in wide]
 
     def _hold_case(self) -> None:

@@ -19,6 +19,7 @@ _BUILT_IN = {
     "vocabulary": "exact.vocabulary:Vocabulary",
     "tree-mask": "exact.tree_mask:TreeMask",
     "bake-prefix": "exact.bake_prefix:BakePrefix",
+    "rerank-by-attention": "exact.rerank_by_attention:RerankByAttention",
     "quantize": "weights.quantize:Quantize",
     "easyquant": "weights.easyquant:EasyQuant",
     "gptq": "weights.gptq:GPTQ",

@@ -103,6 +103,39 @@ def received(view: View, site: Node) -> Value:
     return b.sum(b.mean(weights, dims=(1,), keepdim=False), dims=(1,), keepdim=False)
 
 
+def paid(view: View, site: Node, last: int = 0) -> Value:
+    """What each of the ``last`` queries, or of all of them for 0, pays to every key, the mean of
+    the heads: ``[rows, queries, keys]``, behind ``site``.
+
+    A branch beside the ``sdpa`` node, with its scale, soft cap and mask, a cache's keys among all.
+    Where there are fewer than ``last``, the first one stands at the front repeated: the size is
+    always the same. A query that sees no key pays to all of them alike. Raises ``Refusal`` where
+    the site's form is another.
+    """
+    b = Builder(view, view.after(site))
+    q, k = view.tensor(site, 0), view.tensor(site, 1)
+    heads, width = _head_shape(view, q, site)
+    groups, _ = _head_shape(view, k, site)
+    if view.attrs(site)["causal"]:
+        raise Refusal("attention is causal by an attribute, without a mask to take rows of", site)
+    query, places = q, None
+    if last:
+        # Not by a slice from -last on: a size would have to be at least as large.
+        line = b.arange(0, last, 1, dtype=torch.int64)
+        places = b.clamp(b.add(line, b.sub(b.size(q, dim=2), last)), min=0)
+        query = b.index_select(q, places, dim=2)
+    count = b.size(query, dim=2)
+    # Queries of the heads that share keys lie behind each other: keys are not repeated.
+    together = b.reshape(query, b.size(query, dim=0), groups, -1, width)
+    logits = _capped(b, b.matmul(together, b.transpose(k, perm=(0, 1, 3, 2))), site, width)
+    logits = b.reshape(logits, b.size(query, dim=0), heads, count, b.size(k, dim=2))
+    for mask in (o for o in view.operands(site)[3:] if is_value(o)):
+        if places is not None and (view.type(mask).shape or (1, 1, 1))[2] != 1:
+            mask = b.index_select(mask, places, dim=2)
+        logits = _masked(b, logits, mask, True)
+    return b.mean(b.softmax(logits, dim=3), dims=(1,), keepdim=False)
+
+
 def ranked_by_links(view: View, site: Node, *, steps: int, temperature: float) -> Value:
     """PageRank over attention as links, ``[rows, keys]``, behind ``site``.
 
