@@ -20,6 +20,8 @@ from torch import Tensor
 transformers: Any = importlib.import_module("transformers")
 
 PATCHES, IMAGE, LAYERS, WORDS = 16, 29, 4, 30
+FRAMES = 6
+"""Of a video, where an image is one."""
 Batch = dict[str, Tensor]
 
 

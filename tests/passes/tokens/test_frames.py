@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .llava import (
+    FRAMES,
     IMAGE,
     PATCHES,
     Batch,
@@ -24,20 +25,14 @@ from .llava import (
     check_in_onnx_runtime,
     close,
     decoded,
-    models_in,
     prompts,
     spoken,
     with_past,
 )
 
-FRAMES, SIDE, WIDTH = 6, 4, 24
+SIDE, WIDTH = 4, 24
 TOKENS = FRAMES * PATCHES
 KINDS = ("fx", "onnx")
-
-
-@pytest.fixture(scope="module")
-def videos(tmp_path_factory: pytest.TempPathFactory) -> Models:
-    return models_in(tmp_path_factory.mktemp("videos"), FRAMES)
 
 
 def asked(batch: int, seed: int = 0) -> Batch:

@@ -8,29 +8,38 @@ import torch
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.cache_slots import next_step
 
-from .llava import IMAGE, Models, prompts, with_past
+from .llava import FRAMES, IMAGE, Models, prompts, with_past
 
-OTHERS = (
-    "drop-blocks{score=random count=1 seed=1},quantize{bits=4 group=0 accuracy_level=0},"
-    "eora{rank=4}"
-)
+OTHERS = "quantize{bits=4 group=0 accuracy_level=0},eora{rank=4}"
 METHODS = (
     "uniform-tokens{keep=8}", "fastervlm{keep=8}", "diverse{keep=8}",
     "similarity{keep=8 merge=true}", "tome{r=2}", "visual-exit{layer=2}",
     "fastv{layer=2 keep=8},keep-entropy", "pyramid-drop{stages=2}", "aim",
 )  # fmt: skip
 """One of each way to cut; ``bench.token_steps`` runs all methods."""
+OF_VIDEOS = (
+    "pool-frames{to=2x2}", "ts-llava{frames=20 thumbnail=4}",
+    "free-video{frames=3 region=0.6 middle=2 fast=2}", "intp-video{factor=2}",
+)  # fmt: skip
+FEWER, OTHER = "drop-blocks{score=random count=1 seed=1}", "path{blocks=0,1.mlp,2,2-3}"
+"""The second leaves out half a block and runs one twice, between which no token leaves."""
+INSIDE = ("visual-exit", "fastv", "pyramid-drop", "aim")
+"""Those that cut between two blocks."""
 BY_LAST_WORD = ("fastv", "pyramid-drop", "aim")
 """Their score is what the prompt's last token looks at, which is another in a longer prompt."""
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_bits_paths_and_fewer_blocks_behind_a_cut(models: Models, method: str) -> None:
+@pytest.mark.parametrize("method", [*METHODS, *OF_VIDEOS])
+def test_bits_paths_and_other_blocks_behind_a_cut(
+    models: Models, videos: Models, method: str
+) -> None:
     """A step after the prompt gives what one run over both does, of a graph of all together."""
-    graph = models.cached["onnx"]
+    of_videos = method in OF_VIDEOS
+    graph = (videos if of_videos else models).cached["onnx"]
     # Without its empty caches, of which a block that leaves takes one away.
-    prompt = prompts(3, 2)
-    result = gw.optimize(graph, f"{method},{OTHERS}", samples=[prompt], calibration=[prompt])
+    prompt = prompts(3, 2, pictures=FRAMES if of_videos else 1)
+    recipe = f"{method},{FEWER if method.startswith(INSIDE) else OTHER},{OTHERS}"
+    result = gw.optimize(graph, recipe, samples=[prompt], calibration=[prompt])
     assert all(step.result.sites for step in result.report.passes)
     batch = with_past(result.graph, prompt)
     outputs = sweep(result.graph, batch)
