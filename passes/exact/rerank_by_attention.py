@@ -1,4 +1,4 @@
-"""``rerank-by-attention``: what the last tokens look at is the answer, and what is behind leaves."""
+"""``rerank-by-attention``: what the last tokens look at is the answer; what is behind it leaves."""
 
 from __future__ import annotations
 
