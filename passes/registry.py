@@ -63,6 +63,7 @@ _BUILT_IN = {
     "pool-frames": "tokens.pool_frames:PoolFrames",
     "ts-llava": "tokens.ts_llava:TSLLaVA",
     "free-video": "tokens.free_video:FreeVideo",
+    "quota": "tokens.quota:Quota",
     "intp-video": "tokens.intp_video:INTPVideo",
     "keep-entropy": "tokens.keep_entropy:KeepEntropy",
     "random-tokens": "tokens.random_tokens:RandomTokens",

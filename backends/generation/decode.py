@@ -8,7 +8,14 @@ import torch
 
 from ...ir.core.errors import BadInput
 from ...ir.core.types import Type
-from ...ir.structure.cache_slots import POSITIONS, TOKEN_TYPES, is_state, past_slot, positions
+from ...ir.structure.cache_slots import (
+    POSITIONS,
+    RELEVANCE,
+    TOKEN_TYPES,
+    is_state,
+    past_slot,
+    positions,
+)
 from ..base import Executable, Stepping, Steps
 from .sampling import Sampling
 from .speculate import Speculator
@@ -35,7 +42,7 @@ class Decoder:
         self._begin = bool(getattr(executable, "rows_begin", False))
         self._words: Sequence[int] = getattr(executable, "head_tokens", ())
         self.context = context
-        known |= {POSITIONS, TOKEN_TYPES}
+        known |= {POSITIONS, TOKEN_TYPES, RELEVANCE}
         strange = [n for n in names if n not in known and not is_state(n)]
         if strange or "input_ids" not in names or "logits" not in executable.output_names:
             raise BadInput(

@@ -122,6 +122,11 @@ TOKEN_TYPES = "token_type_ids"
 """The input that says of which kind each token is: 0, but in the second text of a pair."""
 
 
+RELEVANCE = "frame_relevance"
+"""The input f32 ``[videos, frames]`` that says how much each frame of a video has to do with what
+is asked: another model's word. All alike where it is left out."""
+
+
 def positions(mask: torch.Tensor, count: int) -> torch.Tensor:
     """Places i64 ``[rows, count]`` of the last tokens, of all that ``mask`` ``[rows, all]`` counts;
     what is masked out at the left has the first."""
@@ -150,12 +155,15 @@ def check_shared(shapes: Mapping[str, tuple[Sequence[Dim], Sequence[int]]]) -> N
 def left_out(
     types: Mapping[str, Type], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """What follows from the inputs that are given: ``empty_past``, the positions of tokens, and
-    that all are of one kind."""
+    """What follows from the inputs that are given: ``empty_past``, the positions of tokens, that
+    all are of one kind, and that all frames count alike."""
     implied = empty_past(types, inputs)
     ids = inputs.get("input_ids")
     if TOKEN_TYPES in types and TOKEN_TYPES not in inputs and ids is not None:
         implied[TOKEN_TYPES] = torch.zeros_like(ids, dtype=types[TOKEN_TYPES].dtype or torch.int64)
+    if RELEVANCE in types and RELEVANCE not in inputs and "pixel_values" in inputs:
+        frames = (types[RELEVANCE].shape or (0, 0))[1]
+        implied[RELEVANCE] = torch.ones(len(inputs["pixel_values"]), int(frames))
     if POSITIONS not in types or POSITIONS in inputs or ids is None or ids.dim() != 2:
         return implied
     if types[POSITIONS].rank not in (None, 2):

@@ -95,6 +95,13 @@ def cls_scores(model: Any, pixels: Tensor, layers: int = 1) -> Tensor:
     return torch.stack(rows).sum(0)
 
 
+def projected(model: Any, pixels: Tensor) -> Tensor:
+    """Of pictures ``[n, 3, 32, 32]`` the tokens ``[n, 16, 24]``."""
+    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
+    features: Tensor = model.model.multi_modal_projector(hidden)
+    return features
+
+
 def best(scores: Tensor, count: int) -> Tensor:
     """Which of the columns are among each row's ``count`` highest: bool."""
     return torch.zeros_like(scores, dtype=torch.bool).scatter(1, scores.topk(count).indices, True)

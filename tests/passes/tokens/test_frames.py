@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable
-from typing import Any
 
 import graphwright as gw
 import pytest
@@ -25,6 +24,7 @@ from .llava import (
     check_in_onnx_runtime,
     close,
     decoded,
+    projected,
     prompts,
     spoken,
     with_past,
@@ -40,13 +40,6 @@ def asked(batch: int, seed: int = 0) -> Batch:
 
 
 # --- what the text reads --------------------------------------------------------------------------
-
-
-def projected(model: Any, pixels: Tensor) -> Tensor:
-    """Of pictures ``[n, 3, 32, 32]`` the tokens ``[n, 16, 24]``."""
-    hidden = model.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    features: Tensor = model.model.multi_modal_projector(hidden)
-    return features
 
 
 def pooled(models: Models, pixels: Tensor, frames: int, side: tuple[int, int]) -> Tensor:
