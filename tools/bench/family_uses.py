@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
-from ...backends.decode import Decoder
-from ...backends.pair import export_pair
+from ...backends.artifacts.pair import export_pair
+from ...backends.generation.decode import Decoder
 from ...backends.registry import compile as compile_model
 from ...ir.core.errors import BadInput
 from ...ir.core.quiet import quiet

@@ -8,7 +8,7 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.backends.lowering import translated
+from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.sources import load
 from graphwright.ir.structure.recognize import recognize

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from graphwright.backends import Backend
-from graphwright.backends.eager import EagerExecutable
+from graphwright.backends.runtimes.eager import EagerExecutable
 from graphwright.ir.core.errors import Missing
 from graphwright.ir.load.sources import load
 
