@@ -64,6 +64,11 @@ class ImageTokens:
     count: int
     """Image tokens a row that are left where the stream was asked about."""
 
+    def check_whole(self, reason: str) -> None:
+        """Raise ``Refusal`` for the reason, of all patches, where a cut has taken some before."""
+        if self.kept:
+            raise Refusal(f"image tokens were pruned before already: {reason}")
+
     def check_apart(self) -> None:
         """Raise ``Refusal`` where tokens are not the tower's patches, picture by picture: what is
         known of a patch says nothing of a token then."""

@@ -71,8 +71,7 @@ class AIM(TokenPass):
 
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: put aim first in the recipe")
+        images.check_whole("put aim first in the recipe")
         images.check_apart()
         merged = counted(self.name, self.merge, images.count, "merge")
         if merged % images.pictures:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ...ir.core.errors import Refusal
 from ...ir.core.view import Value, View
 from ...ir.moves.matching import similarity
 from ...ir.moves.selection import ascending
@@ -33,8 +32,7 @@ class Diverse(KeepPass):
     positions: ClassVar[Positions] = "renumbered"
 
     def check(self, images: ImageTokens) -> None:
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: it chooses among all patches")
+        images.check_whole("it chooses among all patches")
         images.check_apart()
 
     def choose(

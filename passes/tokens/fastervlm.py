@@ -27,8 +27,7 @@ def check_cls(images: ImageTokens) -> None:
             "the vision tower has no CLS token to score patches by; `fopru` scores by what patches "
             "receive, and `diverse`, `fastv` and `uniform-tokens` need none either"
         )
-    if images.kept:
-        raise Refusal("image tokens were pruned before already: CLS scores are of all patches")
+    images.check_whole("CLS scores are of all patches")
     images.check_apart()
 
 

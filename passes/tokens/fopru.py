@@ -38,8 +38,7 @@ class FoPru(ScoredTokens):
     """By tokens, or by whole rows of them."""
 
     def check(self, images: ImageTokens) -> None:
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: its scores are of all patches")
+        images.check_whole("its scores are of all patches")
         images.check_apart()
         if self.strategy == "row" and images.grid is None:
             raise Refusal("strategy=row needs a grid of patches, and none is seen: rank does not")

@@ -43,8 +43,7 @@ class FramePass(TokenPass):
 
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)
-        if images.kept:
-            raise Refusal(f"image tokens were pruned before already: put {self.name} first")
+        images.check_whole(f"put {self.name} first")
         images.check_apart()
         if images.pictures < 2:
             raise Refusal(

@@ -53,8 +53,7 @@ class Quota(KeepPass):
 
     def check(self, images: ImageTokens) -> None:
         images.check_apart()
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: put quota first")
+        images.check_whole("put quota first")
         if images.pictures < 2:
             raise Refusal(
                 "an image is one picture here, and no video whose frames could share tokens"

@@ -7,7 +7,6 @@ from typing import ClassVar
 
 import torch
 
-from ...ir.core.errors import Refusal
 from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.moves.matching import closest_of, similarity
@@ -41,8 +40,7 @@ class Similarity(KeepPass):
     """Add what leaves to the token most like it."""
 
     def check(self, images: ImageTokens) -> None:
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: it compares all patches")
+        images.check_whole("it compares all patches")
         images.check_apart()
 
     def choose(

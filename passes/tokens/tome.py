@@ -150,8 +150,7 @@ def _find_tower(view: View, structure: Structure) -> _Tower:
     if structure.blocks[-1].tower:
         images = find_image_tokens(view, structure)
         check_order(view, structure, 0)
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: put tome first in the recipe")
+        images.check_whole("put tome first in the recipe")
         images.check_apart()
         tower = _Tower(images.tower, images.patches + images.cls_token, images.cls_token, images)
     else:

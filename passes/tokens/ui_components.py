@@ -49,8 +49,7 @@ class UiComponents(ScoredTokens):
     def check(self, images: ImageTokens) -> None:
         if images.grid is None:
             raise Refusal("no convolution makes the patches, so their neighbours are not known")
-        if images.kept:
-            raise Refusal("image tokens were pruned before already: components are of all patches")
+        images.check_whole("components are of all patches")
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
         assert images.grid is not None

@@ -205,15 +205,9 @@ def _agreement(sites: Sequence[Tails], passes: Sequence[str]) -> float:
 
 
 def rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
-    """Spearman's: the correlation of ranks, equal values sharing the mean of theirs."""
-    x, y = (_ranks(torch.tensor(values, dtype=torch.float64)) for values in (a, b))
-    x, y = x - x.mean(), y - y.mean()
-    size = float(x.norm() * y.norm())
-    return float(x @ y) / size if size else float("nan")
+    """Spearman's; NaN where either holds one value alone."""
+    from scipy.stats import spearmanr
 
-
-def _ranks(values: Tensor) -> Tensor:
-    below = (values[None] < values[:, None]).sum(1)
-    equal = (values[None] == values[:, None]).sum(1)
-    ranks: Tensor = below + (equal - 1) / 2
-    return ranks
+    if min(len(set(a)), len(set(b))) < 2:
+        return math.nan
+    return float(spearmanr(a, b).statistic)
