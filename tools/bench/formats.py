@@ -10,7 +10,7 @@ paths is run with its adapter. The libraries get an environment of their own::
 
     python -m venv PEER
     PEER/bin/pip install "torch>=2.11,<2.14" transformers compressed-tensors peft accelerate \\
-        bitsandbytes gguf xllamacpp gptqmodel hqq torchao
+        bitsandbytes gguf xllamacpp gptqmodel hqq torchao optimum
 
 llama.cpp rounds the inputs of a quantized linear to 8 bits, and its figure shows that; beside it is
 the figure for the same numbers in a file of float32, for which it rounds nothing. Rows of what is
@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,25 @@ from .structure_table import print_table
 
 FORMATS = ("compressed-tensors", "gptq", "gguf")
 ARCHS = {"llama": "Llama", "qwen2": "Qwen2", "gemma": "Gemma"}
-BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16")
-"""Types of GGUF that its own package writes."""
+BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
+          "IQ4_NL", "MXFP4", "IQ4_XS")  # fmt: skip
+"""Types of GGUF that llama.cpp writes; the last one has no form here."""
 FOUR = "quantize{bits=4 group=32 accuracy_level=0}"
 OUT = {
     "compressed-tensors": FOUR,
     "compressed-tensors 3 bits": "quantize{bits=3 group=32}",
-    "compressed-tensors + PEFT": f"{FOUR},svd-compensate{{rank=8}}",
+    "compressed-tensors + EoRA by PEFT": f"{FOUR},eora{{rank=8}}",
     "gptq": FOUR,
     "gptq v2 (asymmetric)": "quantize{bits=4 group=32 accuracy_level=0 symmetric=false}",
     "gguf Q4_0": FOUR,
     "gguf Q8_0": "quantize{bits=8 group=32 accuracy_level=0 scales=float16}",
+    "gptq of real zero points": "hqq{bits=4 group=32}",
+    "gguf of zero points": "quantize{bits=4 group=32 symmetric=false}",
+    **dict.fromkeys(("awq", "bitsandbytes", "hqq", "torchao"), FOUR),
 }
 """Rows of what is written: the format, more words, and what is made of the model."""
+ADAPTED = {"": "adapter{{path={}}}", " as a path": "adapter{{path={} fold=false}}"}
+"""What is made of an adapter; DoRA's is folded alone."""
 WORDS = 288
 EXACT = 1e-6
 """Relative L2 of logits that float32 itself leaves."""
@@ -75,17 +82,24 @@ def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list
             yield [name, way, *cells]
 
 
-def _rows(peer: str) -> list[tuple[str, str, Callable[[Path, Path], str]]]:
-    out = [
-        (name, "out", lambda f, p, n=name, r=recipe: _written(f, p, n.split()[0], r, peer))
+Row = tuple[str, str, Callable[[Path, Path], str]]
+
+
+def _rows(peer: str) -> list[Row]:
+    rows: list[Row] = [
+        (name, "out", partial(_written, to=name.split()[0], recipe=recipe, peer=peer))
         for name, recipe in OUT.items()
     ]
-    read = [(f"gguf {k}", "in", lambda f, p, k=k: _from_gguf(f, p, k, peer)) for k in BLOCKS]
-    read += [
-        (name, "in", lambda f, p, n=name: _from_library(f, p, n, peer))
-        for name in format_writer.WRITERS
-    ]
-    return [*out, *read]
+    rows += [(f"gguf {kind}", "in", partial(_from_gguf, kind=kind, peer=peer)) for kind in BLOCKS]
+    for kind in format_writer.WRITERS:
+        rows.append((kind, "in", partial(_from_library, kind=kind, peer=peer)))
+    for words, recipe in ADAPTED.items():
+        names = [n for n in format_writer.ADAPTERS if not (words and n == "peft-dora")]
+        rows += [
+            (kind + words, "in", partial(_from_adapter, kind=kind, recipe=recipe, peer=peer))
+            for kind in names
+        ]
+    return rows
 
 
 def _cell_text(cell: Callable[[Path, Path], str], folder: Path, place: Path) -> str:
@@ -94,7 +108,7 @@ def _cell_text(cell: Callable[[Path, Path], str], folder: Path, place: Path) -> 
     except CommandFailed as error:
         return _failure(error)
     except GraphwrightError as error:
-        return f"refused: {error}"
+        return f"refused: {str(error).partition(': make')[0]}"
 
 
 def _failure(error: CommandFailed) -> str:
@@ -116,10 +130,10 @@ def small(arch: str, folder: Path) -> Path:
 
     name = ARCHS[arch]
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=WORDS, hidden_size=128, intermediate_size=192, num_hidden_layers=2,
+        vocab_size=WORDS, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
         tie_word_embeddings=arch != "llama", pad_token_id=1,
-        **({"head_dim": 32} if arch == "gemma" else {}),
+        **({"head_dim": 64} if arch == "gemma" else {}),
     )  # fmt: skip
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config)
@@ -146,7 +160,8 @@ def _logits(model: Any) -> np.ndarray:
 
 def _written(folder: Path, place: Path, to: str, recipe: str, peer: str) -> str:
     """An artifact of ``recipe`` as ``to``, in its library."""
-    result = optimize(load(folder), recipe)
+    samples = [_inputs()] if "eora" in recipe else None
+    result = optimize(load(folder), recipe, samples=samples, calibration=samples)
     artifact = export(result.graph, place / "artifact", report=result.report)
     own = _logits(artifact)
     convert(artifact, to, place / "made")
@@ -161,13 +176,20 @@ def _from_library(folder: Path, place: Path, kind: str, peer: str) -> str:
     return _words(_error(expected, _logits(load(place / "made", dtype=torch.float32, cache=False))))
 
 
+def _from_adapter(folder: Path, place: Path, kind: str, recipe: str, peer: str) -> str:
+    """An adapter that PEFT has written, added here to the model of its folder."""
+    _run(peer, format_writer.__file__, folder, place / "made", kind)
+    graph = optimize(load(folder, cache=False), recipe.format(place / "made")).graph
+    return _words(_error(np.load(place / "made.npy"), _logits(graph)))
+
+
 def _from_gguf(folder: Path, place: Path, kind: str, peer: str) -> str:
     """A file of these blocks, read here, against transformers and llama.cpp."""
     result = optimize(load(folder), "clean")
     convert(export(result.graph, place / "artifact", report=result.report), "gguf", place / "whole")
     (place / "made").mkdir()
     path = place / "made" / "model.gguf"
-    gguf_types.transcode(str(place / "whole" / "model.gguf"), str(path), kind)
+    _run(peer, gguf_types.__file__, place / "whole" / "model.gguf", path, kind)
     return _there(_logits(load(path, cache=False)), path.parent, None, peer)
 
 

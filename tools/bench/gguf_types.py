@@ -1,15 +1,18 @@
 """``python -m graphwright.tools.bench.gguf_types IN.gguf OUT.gguf TYPE``: matrices in another type.
 
 ``F32`` gives the same numbers to llama.cpp, which rounds inputs to 8 bits for matrices of blocks,
-and to 16 for those of F16 and BF16: that rounding is then gone. ``Q2_K`` is what llama.cpp's own
-tool makes without an importance matrix, but for its search of scales: nearest codes between each
-group's least and greatest value. A type that a row does not fit is Q4_0, as llama.cpp falls back.
-Runs by its path too, in an environment with no package but ``gguf``.
+and to 16 for those of F16 and BF16: that rounding is then gone. Where xllamacpp is installed its
+llama.cpp makes the blocks, as its tool does without an importance matrix. Else ``gguf`` does, which
+has no K types, and ``Q2_K`` are nearest codes between each group's least and greatest value. A type
+that a row does not fit is Q4_0, as llama.cpp falls back. Runs by its path too.
 """
 
 from __future__ import annotations
 
+import ctypes
+import importlib.util
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,9 +53,29 @@ def packed(matrix: Array, kind: str) -> tuple[Array, str]:
         return matrix.astype(np.float32 if kind == "F32" else np.float16), kind
     block = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind]][0]
     kind = kind if matrix.shape[1] % block == 0 else "Q4_0"
+    library = importlib.util.find_spec("xllamacpp")
+    if library is not None and library.origin is not None:
+        return _by_llama_cpp(matrix, kind, Path(library.origin).parent), kind
     if kind == "Q2_K":
         return q2_k(matrix), kind
     return gguf.quants.quantize(matrix, gguf.GGMLQuantizationType[kind]), kind
+
+
+def _by_llama_cpp(matrix: Array, kind: str, folder: Path) -> Array:
+    import gguf
+
+    type_ = gguf.GGMLQuantizationType[kind]
+    block, size = gguf.GGML_QUANT_SIZES[type_]
+    rows, columns = matrix.shape
+    source, blocks = np.ascontiguousarray(matrix), np.zeros((rows, columns // block * size), "u1")
+    quantize = ctypes.CDLL(str(next(folder.glob("*.so")))).ggml_quantize_chunk
+    quantize.argtypes = [ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_int64] * 3,
+                         ctypes.c_void_p]  # fmt: skip
+    quantize.restype = ctypes.c_size_t
+    written = quantize(int(type_), source.ctypes.data, blocks.ctypes.data, 0, rows, columns, None)
+    if written != blocks.nbytes:
+        raise ValueError(f"llama.cpp wrote {written} bytes of {kind}, and {blocks.nbytes} fit")
+    return blocks
 
 
 def q2_k(matrix: Array) -> Array:
