@@ -29,6 +29,12 @@ class Trials:
         self._runner, self.budget = runner, budget
         self.moved: dict[Places, float] = {}
 
+    def up_to(self, budget: int) -> Trials:
+        """The same measurements, of which there may be no more than ``budget``."""
+        part = Trials(self._runner, max(1, budget))
+        part.moved = self.moved
+        return part
+
     @property
     def open(self) -> bool:
         """Whether another path may be measured."""
@@ -66,13 +72,20 @@ def by_greed(
 def by_tree(
     trials: Trials, blocks: int, length: int, worth: Sequence[float] | None, seed: int
 ) -> None:
-    """CoLa's tree search; with ``worth`` open paths are completed by blocks of more worth."""
+    """CoLa's tree search. With ``worth`` half of the budget goes to the path that is cheapest by it
+    and to greed first, and open paths are completed by blocks of more worth: with 100 trials and
+    nothing to start from, the best that was drawn for one calibration set of three had perplexity
+    535 by ``bench.depth_table``, where 42 was to be had."""
+    if worth is not None:
+        most = min(length, blocks)
+        trials.measure(next(cheapest_first(worth, most)))
+        by_greed(trials.up_to(trials.budget // 2), blocks, most, worth)
     likely = None if worth is None else [math.exp(w) for w in worth]
     tree = LayerTree(
         blocks, length, 0.0, lambda path, shared: math.exp(-trials.measure(path, shared)), seed,
         likely,
     )  # fmt: skip
-    tree.search(trials.budget)
+    tree.search(trials.budget - len(trials.moved))
 
 
 def by_guesses(trials: Trials, blocks: int, length: int, seed: int) -> None:

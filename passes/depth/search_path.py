@@ -23,12 +23,16 @@ class SearchPath(SearchedPath):
     cheap scores decide first (``cheap_scores``: turn, size, unlikeness, the outputs without each
     block alone): ``bayes`` then looks for weights of theirs whose best path is good, and measures
     the paths that come next by the best weights (RoBoT, He et al. 2024, arXiv 2403.07591);
-    ``greedy`` measures the better half by their mean, ``mcts`` draws by it. ``score=kl`` measures
-    without them. The paths share the runs of what they begin with; the report says what that saved.
-    A quarter of the calibration data judges.
+    ``greedy`` measures the better half by their mean; ``mcts`` spends half of the trials on what
+    comes first by that mean and by greed, as most paths that a tree draws first are bad ones, and
+    then draws by it. ``score=kl`` measures without them. No method's path is taken that moves the
+    outputs more than that of greed with no budget, which is measured in any case. The paths share
+    the runs of what they begin with; the report says what that saved. A quarter of the calibration
+    data judges.
     """
 
     name: ClassVar[str] = "search-path"
+    keeps_to_greed: ClassVar[bool] = True
     method: Literal["bayes", "greedy", "mcts"] = "bayes"
     """How paths are chosen to be tried."""
     score: Literal["mix", "kl"] = "mix"

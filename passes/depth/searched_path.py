@@ -6,6 +6,7 @@ import sys
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -32,6 +33,9 @@ class SearchedPath(PathPass):
     path, and as many blocks chosen greedily one by one, move the outputs there.
     """
 
+    keeps_to_greed: ClassVar[bool] = False
+    """Whether the greedily chosen path is taken where it moves outputs less on what was searched
+    on."""
     max_path: int
     """Most blocks to run."""
     seed: int = 0
@@ -59,6 +63,8 @@ class SearchedPath(PathPass):
             path = min(tried, key=lambda p: (tried[p], len(p), tuple(-i for i in p)))
             result.notes.append(runner.effort())
             other = by_greed(Trials(runner, sys.maxsize), len(blocks), len(path))
+            if self.keeps_to_greed and runner.divergence(other) < runner.divergence(path):
+                return [list(other), list(other)]
             return [list(path), list(other)]
 
         path, other = (tuple(places) for places in context.once("search", search))

@@ -1,4 +1,5 @@
-"""What leaving out blocks costs: ``python -m graphwright.tools.bench.depth_table [COUNT ...]``.
+"""What leaving out blocks costs: ``python -m graphwright.tools.bench.depth_table [COUNT ...]
+[--only WORDS]``, which are in a row's name.
 
 zoo:tiny-llama without 1, 2 and 3 of its ten blocks (or the counts that are given), or as many
 halves of blocks, chosen by each score and at random, with nothing in their place and with a linear
@@ -13,9 +14,9 @@ medians, the least of the three). ``DEPTH.md`` holds a run.
 
 from __future__ import annotations
 
+import argparse
 import math
 import statistics
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -98,7 +99,7 @@ def recipes(count: int) -> dict[str, list[str]]:
     return rows
 
 
-def main(counts: Sequence[int]) -> None:
+def main(counts: Sequence[int], only: str) -> None:
     view = load("zoo:tiny-llama", cache=True)
     sets, unseen = learned_sets(view), unseen_windows(view)
     small = [{name: tensor[:1, -32:] for name, tensor in sets[0][0].items()}]
@@ -110,7 +111,8 @@ def main(counts: Sequence[int]) -> None:
     keys = graph_costs(source, sample_sizes(source, one)).kv_bytes or 0
     print(f"| 0 | | {perplexity(source, unseen):.2f} | 1 | {keys / 1000:.0f} |", flush=True)
     for count in counts:
-        for name, texts in recipes(count).items():
+        chosen = {name: texts for name, texts in recipes(count).items() if only in name}
+        for name, texts in chosen.items():
             figures = []
             for text, learned in zip(texts, sets, strict=True):
                 graph = optimize(view, text, samples=small, calibration=learned).graph
@@ -125,4 +127,8 @@ def main(counts: Sequence[int]) -> None:
 
 
 if __name__ == "__main__":
-    main([int(word) for word in sys.argv[1:]] or [1, 2, 3])
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("counts", nargs="*", type=int, default=[1, 2, 3])
+    parser.add_argument("--only", default="", help="words in the names of rows")
+    options = parser.parse_args()
+    main(options.counts, options.only)

@@ -19,6 +19,7 @@ from graphwright.ir.structure.units import whole
 from graphwright.passes.depth.cheap_scores import SCORES, cheap_scores, cheapest_first
 from graphwright.passes.depth.layer_tree import LayerTree
 from graphwright.passes.depth.path_runner import PathRunner
+from graphwright.passes.depth.path_search import Trials, by_greed
 from graphwright.passes.depth.search_path import SearchPath
 from graphwright.passes.depth.surrogate import NOISE, expected_improvement
 from scipy.stats import norm
@@ -119,6 +120,18 @@ def test_each_search_finds_a_good_path(model: Any, options: Any) -> None:
         assert best == min(moved, key=moved.__getitem__)
     else:
         assert tried[best] < sorted(moved.values())[3]
+
+
+def test_no_search_is_worse_than_greed(model: Any) -> None:
+    """One draw of a tree is a bad path; the greedy one, which is measured beside it, is taken."""
+    _, view, batches = model
+    runner = runner_on(view, [batches[0], batches[2]])
+    search = SearchPath(max_path=3, trials=1, method="mcts", score="kl", seed=1)
+    (drawn,) = search.searched(runner, LAYERS)
+    greedy = by_greed(Trials(runner, 100), LAYERS, len(drawn))
+    assert runner.divergence(greedy) < runner.divergence(drawn)
+    done = gw.optimize(view, search, calibration=batches, samples=batches[:1])
+    assert done.report.passes[0].result.notes[-1] == f"path {Path.of(greedy)}, of 5 blocks"
 
 
 def test_the_path_is_frozen_and_judged_on_other_data(model: Any) -> None:
