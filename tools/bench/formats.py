@@ -22,6 +22,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,8 @@ from ...ir.load.sources import load
 from ...passes.manager import optimize
 from ..formats.convert import convert
 from . import format_peer, format_writer, gguf_types
-from .processes import CommandFailed, environment, measure
+from .format_session import Session
+from .processes import CommandFailed
 from .showing import ended
 from .structure_table import print_table
 
@@ -68,7 +70,7 @@ EXACT = 1e-6
 Inputs = dict[str, torch.Tensor]
 
 
-def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list[str]]:
+def table(peer: Session, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list[str]]:
     """Every format in every direction that there is, and a cell for each kind of model."""
     with tempfile.TemporaryDirectory() as scratch:
         folders = {arch: small(arch, Path(scratch) / arch) for arch in archs}
@@ -85,7 +87,7 @@ def table(peer: str, archs: Sequence[str], rows: Sequence[str]) -> Iterator[list
 Row = tuple[str, str, Callable[[Path, Path], str]]
 
 
-def _rows(peer: str) -> list[Row]:
+def _rows(peer: Session) -> list[Row]:
     rows: list[Row] = [
         (name, "out", partial(_written, to=name.split()[0], recipe=recipe, peer=peer))
         for name, recipe in OUT.items()
@@ -158,7 +160,7 @@ def _logits(model: Any) -> np.ndarray:
     return np.asarray(compile(model)(**_inputs())["logits"].float().numpy())
 
 
-def _written(folder: Path, place: Path, to: str, recipe: str, peer: str) -> str:
+def _written(folder: Path, place: Path, to: str, recipe: str, peer: Session) -> str:
     """An artifact of ``recipe`` as ``to``, in its library."""
     samples = [_inputs()] if "eora" in recipe else None
     result = optimize(load(folder), recipe, samples=samples, calibration=samples)
@@ -169,21 +171,21 @@ def _written(folder: Path, place: Path, to: str, recipe: str, peer: str) -> str:
     return _there(own, place / "made", adapter if adapter.is_dir() else None, peer)
 
 
-def _from_library(folder: Path, place: Path, kind: str, peer: str) -> str:
+def _from_library(folder: Path, place: Path, kind: str, peer: Session) -> str:
     """What a library has written, read here."""
     _run(peer, format_writer.__file__, folder, place / "made", kind)
     expected = np.load(place / "made.npy")
     return _words(_error(expected, _logits(load(place / "made", dtype=torch.float32, cache=False))))
 
 
-def _from_adapter(folder: Path, place: Path, kind: str, recipe: str, peer: str) -> str:
+def _from_adapter(folder: Path, place: Path, kind: str, recipe: str, peer: Session) -> str:
     """An adapter that PEFT has written, added here to the model of its folder."""
     _run(peer, format_writer.__file__, folder, place / "made", kind)
     graph = optimize(load(folder, cache=False), recipe.format(place / "made")).graph
     return _words(_error(np.load(place / "made.npy"), _logits(graph)))
 
 
-def _from_gguf(folder: Path, place: Path, kind: str, peer: str) -> str:
+def _from_gguf(folder: Path, place: Path, kind: str, peer: Session) -> str:
     """A file of these blocks, read here, against transformers and llama.cpp."""
     result = optimize(load(folder), "clean")
     convert(export(result.graph, place / "artifact", report=result.report), "gguf", place / "whole")
@@ -193,7 +195,7 @@ def _from_gguf(folder: Path, place: Path, kind: str, peer: str) -> str:
     return _there(_logits(load(path, cache=False)), path.parent, None, peer)
 
 
-def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
+def measured(artifact: Path, peer: Session, formats: Sequence[str]) -> Table:
     """A row a format: relative L2 of its logits to the artifact's, read back here and there."""
     own = _logits(artifact)
     table = Table(title=str(artifact), title_justify="left")
@@ -216,7 +218,7 @@ def measured(artifact: Path, peer: str, formats: Sequence[str]) -> Table:
     return table
 
 
-def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> str:
+def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: Session) -> str:
     out = folder.with_suffix(".npy")
     _run(peer, format_peer.__file__, folder, out, *([] if adapter is None else [adapter]))
     distances = ""
@@ -231,9 +233,10 @@ def _there(own: np.ndarray, folder: Path, adapter: Path | None, peer: str) -> st
     return f"{whole}{distances}"
 
 
-def _run(peer: str, script: str | None, *arguments: object) -> None:
-    # -P: a module of this folder must not stand in for a library of its name.
-    measure([peer, "-P", str(script), *map(str, arguments)], environment(None, {"PYTHONPATH": ""}))
+def _run(peer: Session, script: str, *arguments: object) -> None:
+    failure = peer.run(script, *arguments)
+    if failure:
+        raise CommandFailed(failure)
 
 
 def _words(error: float) -> str:
@@ -258,12 +261,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen, archs = [name for name in options.formats.split(",") if name], options.archs.split(",")
 
     def show(console: Console) -> None:
-        if options.artifact is None:
-            rows = table(options.peer_python, archs, chosen)
-            columns = ("format", "direction", *archs)
-            print_table(columns, rows, console, markdown=options.markdown)
-        else:
-            console.print(measured(options.artifact, options.peer_python, chosen or FORMATS))
+        with closing(Session(options.peer_python)) as peer:
+            if options.artifact is None:
+                columns = ("format", "direction", *archs)
+                rows = table(peer, archs, chosen)
+                print_table(columns, rows, console, markdown=options.markdown)
+            else:
+                console.print(measured(options.artifact, peer, chosen or FORMATS))
 
     return ended(show)
 
