@@ -49,25 +49,29 @@ class Speculation:
 
 
 class Speculator:
-    """Continues one text by ``run`` with what ``drafter`` guesses.
+    """Continues one text by ``run`` with what one of ``drafters``, by their names, guesses.
 
-    How many tokens are guessed follows from what calls cost, measured on the first prompt where
-    ``costs`` does not say so, and from what was accepted so far. Where steps are faster nothing is
-    drafted; with ``always`` as many as cost least, one at the least.
+    Who guesses, and how many tokens, follows from what calls cost, measured on the first prompt
+    where ``costs`` does not say so, and from what was accepted so far: in each round whatever is
+    forecast to be fastest. Where steps are faster nothing is drafted; with ``always`` as many as
+    cost least, one at the least.
     """
 
     def __init__(
-        self, run: Executable, drafter: Drafter, *, always: bool, costs: Costs | None = None
-    ) -> None:
-        self._run, self._drafter, self._always = run, drafter, always
+        self, run: Executable, drafters: Mapping[str, Drafter], *, always: bool,
+        costs: Mapping[str, Costs] | None = None,
+    ) -> None:  # fmt: skip
+        self._run, self._drafters, self._always = run, drafters, always
         self._words: Sequence[int] = getattr(run, "head_tokens", ())
-        self.costs = costs
+        self.costs = dict(costs or {})
         self.done = Speculation()
 
-    def measured(self, prompt: Sequence[int]) -> Costs:
-        """What steps and calls cost behind a prompt, on this machine."""
+    def measured(self, prompt: Sequence[int]) -> dict[str, Costs]:
+        """What steps and calls cost behind a prompt, on this machine, with each drafter."""
         outputs = called(self._run, prompt, {})
-        return self._measured(prompt, int(prompt[-1]), self._cache(outputs, len(prompt)))
+        cache = self._cache(outputs, len(prompt))
+        return {name: self._measured(drafter, prompt, int(prompt[-1]), cache)
+                for name, drafter in self._drafters.items()}  # fmt: skip
 
     def write(
         self, prompt: Sequence[int], limit: int, sampling: Sampling, eos: Collection[int]
@@ -78,10 +82,10 @@ class Speculator:
         outputs = called(self._run, text, {})
         _check_rows(outputs, len(text))
         cache = self._cache(outputs, len(text))
-        self._drafter.heard(text, outputs["logits"][0])
+        self._tell(text, outputs["logits"][0])
         fresh = [self._word(draws.token(outputs["logits"][0, -1], 0))]
-        if self.costs is None:
-            self.costs = self._measured(text, fresh[0], cache)
+        for name in self._drafters.keys() - self.costs.keys():
+            self.costs[name] = self._measured(self._drafters[name], text, fresh[0], cache)
         while True:
             draws.taken(len(fresh))
             for token in fresh:
@@ -90,31 +94,43 @@ class Speculator:
                 if token in eos or len(text) >= limit:
                     return
             room = limit - len(text) - 1
-            count = self._count(room) if room else 0
+            name, count = self._choice(room) if room else ("", 0)
             if room and not count:
                 done.note = f"off behind {len(text) - len(prompt)} tokens: steps are faster"
                 yield from self._plainly(text, outputs["logits"], cache, draws, limit, eos)
                 return
-            guess = self._drafter.guess(text, cache, draws, count)
+            guess = self._drafters[name].guess(text, cache, draws, count) if name else Guess()
             outputs = called(self._run, text, cache, guess)
             rows, fresh = self._walk(guess, outputs["logits"][0], draws)
             held = len(text) - 1
             cache = self._cache(outputs, held + 1, [held + row for row in rows])
-            self._drafter.judged(guess, text[-1], fresh)
-            self._drafter.heard([text[-1], *guess.tokens], outputs["logits"][0])
+            for other, drafter in self._drafters.items():
+                drafter.judged(guess if other == name else Guess(), text[-1], fresh)
+            self._tell([text[-1], *guess.tokens], outputs["logits"][0])
             done.rounds += 1
             done.written += len(fresh)
             done.drafted += len(guess.tokens)
             done.accepted += len(rows)
 
-    def _count(self, room: int) -> int:
-        """How many tokens to guess next, of ``room`` at the most; 0 where steps are faster."""
-        assert self.costs is not None
-        most = min(self._drafter.most, room)
-        count, gain = self.costs.best(self._drafter.written, most, int(self._always))
-        parts = [f"forecast {gain:.2f} times the speed of steps", self._drafter.remark]
+    def _choice(self, room: int) -> tuple[str, int]:
+        """Who guesses next, and how many tokens, of ``room`` at the most; 0 where steps are
+        faster."""
+        name, count, gain = "", 0, 0.0
+        for each, drafter in self._drafters.items():
+            most = min(drafter.most, room)
+            pays, faster = self.costs[each].best(drafter.written, most, int(self._always))
+            if pays and faster > gain:
+                name, count, gain = each, pays, faster
+        if not name:
+            return "", 0
+        who = [name] if len(self._drafters) > 1 else []
+        parts = [*who, f"forecast {gain:.2f} times the speed of steps", self._drafters[name].remark]
         self.done.note = ", ".join(filter(None, parts))
-        return count
+        return name, count
+
+    def _tell(self, tokens: Sequence[int], logits: torch.Tensor) -> None:
+        for drafter in self._drafters.values():
+            drafter.heard(tokens, logits)
 
     def _walk(
         self, guess: Guess, logits: torch.Tensor, draws: Draws
@@ -141,8 +157,9 @@ class Speculator:
         while len(text) < limit:
             logits = steps(feeds(self._run, text, len(text) - 1))
             fresh = self._word(draws.token(logits[0, -1], 0))
-            self._drafter.judged(Guess(), text[-1], [fresh])
-            self._drafter.heard(text[-1:], logits[0])
+            for drafter in self._drafters.values():
+                drafter.judged(Guess(), text[-1], [fresh])
+            self._tell(text[-1:], logits[0])
             text.append(fresh)
             draws.taken(1)
             yield fresh
@@ -157,22 +174,22 @@ class Speculator:
     ) -> dict[str, torch.Tensor]:
         return cache_of(self._run, outputs, count, rows)
 
-    def _measured(self, text: Sequence[int], token: int, cache: Cache) -> Costs:
+    def _measured(self, drafter: Drafter, text: Sequence[int], token: int, cache: Cache) -> Costs:
         """Of steps as they are without a draft, and of whole rounds with guesses of each size."""
         longer, held = [*text, token], len(text)
-        seconds = self._drafter.seconds(longer, cache)
-        outputs = called(self._run, longer, cache, self._drafter.example(token, 2))
+        seconds = drafter.seconds(longer, cache)
+        outputs = called(self._run, longer, cache, drafter.example(token, 2))
         # As a round leaves it: with memory behind it that is not its own.
         cache = self._cache(outputs, held)
 
         def rounded(size: int) -> None:
-            guess = self._drafter.example(token, size - 1)
+            guess = drafter.example(token, size - 1)
             outputs = called(self._run, longer, cache, guess)
             self._cache(outputs, held + 1, [held + size - 1] if size > 1 else [])
-            self._drafter.heard([token, *guess.tokens], outputs["logits"][0])
+            drafter.heard([token, *guess.tokens], outputs["logits"][0])
 
         step = self._step_seconds(longer, called(self._run, longer, cache))
-        return Costs({**timed_calls(rounded, self._drafter.most, step), 1: step}, seconds)
+        return Costs({**timed_calls(rounded, drafter.most, step), 1: step}, seconds)
 
     def _step_seconds(self, text: Sequence[int], outputs: Mapping[str, torch.Tensor]) -> float:
         steps, tokens = steps_of(self._run, outputs), list(text)

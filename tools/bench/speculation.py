@@ -24,6 +24,7 @@ from ...backends.generation.decode import Decoder
 from ...backends.generation.draft_costs import Costs
 from ...backends.generation.draft_path import PathDraft
 from ...backends.generation.draft_recycle import Recycled
+from ...backends.generation.drafts import Drafter
 from ...backends.generation.sampling import Sampling
 from ...backends.generation.speculate import Speculator
 from ...ir.core.view import View
@@ -55,7 +56,7 @@ def print_curves(graph: View, words: int, prompt: list[int], place: Path) -> Non
     for target in TARGETS:
         run = compile_model(export(graph, place / target, target=target), threads=1)
         recycled = Recycled(run, words)
-        costs = Speculator(run, recycled, always=False).measured(prompt)
+        costs = Speculator(run, {"": recycled}, always=False).measured(prompt)[""]
         count, gain = costs.best(recycled.written, recycled.most)
         curve = " ".join(f"{n}:{s / costs.step:.2f}" for n, s in costs.calls.items())
         print(f"{target:9} {1000 * costs.step:.2f} {curve}; trees of {count}, {gain:.2f}")
@@ -78,15 +79,18 @@ def main(model: str, recipe: str, blocks: list[str]) -> None:
         whole = compile_model(out, threads=1)
         drafts = {n: PathDraft(whole, compile_model(out, path=n, threads=1)) for n in paths}
         print_curves(done, words, prompts[0], Path(place))
-    costs = {n: Speculator(whole, d, always=True).measured(prompts[0]) for n, d in drafts.items()}
-    tree = Speculator(whole, Recycled(whole, words), always=True).measured(prompts[0])
-    speculators = {n: Speculator(whole, d, always=True, costs=costs[n]) for n, d in drafts.items()}
-    speculators["auto"] = Speculator(whole, drafts["p0"], always=False, costs=costs["p0"])
+    recycled = Recycled(whole, words)
+    both = {**drafts, "recycle": recycled}
+    costs = Speculator(whole, both, always=True).measured(prompts[0])
+    speculators = {n: Speculator(whole, {n: d}, always=True, costs=costs)
+                   for n, d in drafts.items()}  # fmt: skip
+    tree = costs["recycle"]
     for name, own in (("recycle", tree), ("recycle 8", of_size(tree, 8)),
                       ("recycle 80", of_size(tree, 80))):  # fmt: skip
-        speculators[name] = Speculator(whole, Recycled(whole, words), always=True, costs=own)
-    recycled = Recycled(whole, words)
-    speculators["auto recycle"] = Speculator(whole, recycled, always=False, costs=tree)
+        fresh = {"recycle": Recycled(whole, words)}
+        speculators[name] = Speculator(whole, fresh, always=True, costs={"recycle": own})
+    of_auto: dict[str, Drafter] = {"p0": drafts["p0"], "recycle": recycled}
+    speculators["auto"] = Speculator(whole, of_auto, always=False, costs=costs)
     equal = dict.fromkeys(speculators, 0)
     seconds = dict.fromkeys([*speculators, ""], 0.0)
     counts = {name: [0, 0, 0, 0] for name in speculators}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,16 +27,14 @@ class Drafting:
     """What continues texts, and where its costs are kept."""
 
     speculator: Speculator
-    key: batch_costs.Key | None
-    """``None`` for a graph that is no artifact: its costs are measured each time."""
-    known: bool
-    """Whether its costs were."""
+    unknown: Mapping[str, batch_costs.Key]
+    """Of the drafters whose costs are measured here; a graph that is no artifact has no keys."""
 
     def keep_costs(self) -> None:
         """Write down what was measured of this machine."""
-        costs = self.speculator.costs
-        if self.key is not None and costs is not None and not self.known:
-            batch_costs.keep(self.key, costs)
+        for name, key in self.unknown.items():
+            if name in self.speculator.costs:
+                batch_costs.keep(key, self.speculator.costs[name])
 
 
 def chosen_path(model: Any, draft: str) -> str | None:
@@ -66,26 +65,28 @@ def drafting(
 ) -> Drafting | None:
     """What drafts for ``run``, which is compiled of ``model``; ``None`` where nothing does.
 
-    ``recycle`` is what was said before; ``auto`` a path where there is one, else ``recycle`` where
-    the graph takes trees. ``words`` is how many tokens the model reads, where that is known. Raises
-    ``BadInput`` as ``chosen_path``, ``PathDraft`` and ``Recycled``.
+    ``recycle`` is what was said before; ``auto`` a path where there is one and ``recycle`` where
+    the graph takes trees, whichever of both is faster, or none. ``words`` is how many tokens the
+    model reads, where that is known. Raises ``BadInput`` as ``chosen_path``, ``PathDraft`` and
+    ``Recycled``.
     """
-    path = chosen_path(model, draft)
-    recycles = draft == RECYCLE or (draft == AUTO and getattr(run, "takes_tree", False))
-    if path is None and not recycles:
-        return None
-    folder = _artifact(model)
-    drafter: Drafter
+    path, folder = chosen_path(model, draft), _artifact(model)
+    drafters: dict[str, Drafter] = {}
     if path is not None and folder is not None:
-        drafter = PathDraft(run, compile_model(folder, path=path, device=device))
-    elif words is None:
+        drafters[path] = PathDraft(run, compile_model(folder, path=path, device=device))
+    if draft == RECYCLE and words is None:
         raise BadInput("draft recycle: how many words the model reads is not known")
-    else:
-        drafter = Recycled(run, words)
-    key = None if folder is None else _key(folder, path or RECYCLE, device)
-    costs = None if key is None else batch_costs.known(key)
-    speculator = Speculator(run, drafter, always=draft != AUTO, costs=costs)
-    return Drafting(speculator, key, costs is not None)
+    takes_tree = draft == AUTO and getattr(run, "takes_tree", False)
+    if words is not None and (draft == RECYCLE or takes_tree):
+        drafters[RECYCLE] = Recycled(run, words)
+    if not drafters:
+        return None
+    keys = {} if folder is None else {name: _key(folder, name, device) for name in drafters}
+    costs = {name: batch_costs.known(key) for name, key in keys.items() if key is not None}
+    known = {name: cost for name, cost in costs.items() if cost is not None}
+    speculator = Speculator(run, drafters, always=draft != AUTO, costs=known)
+    unknown = {n: key for n, key in keys.items() if key is not None and n not in known}
+    return Drafting(speculator, unknown)
 
 
 def _artifact(model: Any) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import replace
 from typing import Any
 
 import graphwright as gw
@@ -63,6 +64,12 @@ def drafter(runs: Runs, name: str) -> Drafter:
     return Recycled(runs[None], WORDS) if name == "recycle" else PathDraft(runs[None], runs[name])
 
 
+def speculating(runs: Runs, costs: dict[str, Costs], *, always: bool = False) -> Speculator:
+    """With a drafter for each of the names that costs are of."""
+    drafters = {name: drafter(runs, name) for name in costs}
+    return Speculator(runs[None], drafters, always=always, costs=costs)
+
+
 def plain(run: Executable, prompt: list[int], sampling: Sampling, eos: list[int]) -> list[int]:
     steps = Decoder(run, 64).decode([prompt], max_new_tokens=24, sampling=sampling, eos=eos)
     return [token for (token,) in steps if token is not None]
@@ -72,7 +79,7 @@ def plain(run: Executable, prompt: list[int], sampling: Sampling, eos: list[int]
 def test_the_text_is_that_of_the_whole_model(runs: Runs, name: str) -> None:
     """Greedy and drawn: the same numbers draw the same tokens, so that the distribution is kept."""
     costs = Costs({1: 1.0, 81: 1.0})
-    speculator = Speculator(runs[None], drafter(runs, name), always=True, costs=costs)
+    speculator = speculating(runs, {name: costs}, always=True)
     samplings = (Sampling(), Sampling(0.8, seed=5), Sampling(1.3, top_p=0.9, top_k=12, seed=6))
     for prompt, sampling in zip(PROMPTS, samplings, strict=True):
         expected = plain(runs[None], prompt, sampling, [])
@@ -95,7 +102,7 @@ def test_the_text_is_that_of_the_whole_model(runs: Runs, name: str) -> None:
 def test_drawn_tokens_have_the_whole_models_distribution(runs: Runs, name: str) -> None:
     """Of 200 texts of two tokens, against the product of the model's own likelihoods."""
     costs = Costs({1: 1.0, 81: 1.0})
-    speculator = Speculator(runs[None], drafter(runs, name), always=True, costs=costs)
+    speculator = speculating(runs, {name: costs}, always=True)
     counts = torch.zeros(WORDS)
     for seed in range(200):
         counts[list(speculator.write(PROMPTS[0], 6, Sampling(1.0, seed=seed), []))[1]] += 1
@@ -121,13 +128,27 @@ def test_costs_say_how_far_to_draft(runs: Runs) -> None:
     assert DEAR.call(3) == 3.0
     for name in ("near", "recycle"):
         for costs, note in ((CHEAP, "forecast"), (DEAR, "steps are faster")):
-            speculator = Speculator(runs[None], drafter(runs, name), always=False, costs=costs)
+            speculator = speculating(runs, {name: costs})
             text = list(speculator.write(PROMPTS[0], 28, Sampling(), []))
             assert text == plain(runs[None], PROMPTS[0], Sampling(), [])
             assert note in speculator.done.note
         assert not speculator.done.drafted
-        measured = Speculator(runs[None], drafter(runs, name), always=False).measured(PROMPTS[0])
+        drafters = {name: drafter(runs, name)}
+        measured = Speculator(runs[None], drafters, always=False).measured(PROMPTS[0])[name]
         assert min(measured.calls.values()) > 0 and (measured.draft > 0) == (name == "near")
+
+
+@pytest.mark.parametrize(("path", "tree", "chosen"), [
+    (CHEAP, DEAR, "near"), (DEAR, CHEAP, "recycle"), (DEAR, DEAR, "off behind 1 tokens"),
+    (CHEAP, replace(CHEAP, draft=0.0), "near"),
+])  # fmt: skip
+def test_the_faster_of_two_drafts(runs: Runs, path: Costs, tree: Costs, chosen: str) -> None:
+    """By what each costs and is right in; of equal costs that of the longer lines."""
+    speculator = speculating(runs, {"near": path, "recycle": tree})
+    text = list(speculator.write(PROMPTS[0], 28, Sampling(), []))
+    assert text == plain(runs[None], PROMPTS[0], Sampling(), [])
+    assert speculator.done.note.startswith(chosen)
+    assert bool(speculator.done.drafted) == (chosen in ("near", "recycle"))
 
 
 def test_a_tree_is_the_best_of_its_size() -> None:
