@@ -1,6 +1,7 @@
 """Linears of few bits, as ONNX models store them, become ``linear_nbit`` again.
 
 MatMulNBits(x, codes, scales, zeros, bias)           => linear_nbit(x, codes, scales, zeros, bias)
+MatMulNBits(x, codes, scales, zeros, g_idx)          => linear_nbit(x[..., order], ...)
 add(linear_nbit(x, ...), groupsum(x) ((mid - z) s)ᵀ) => linear_nbit(x, ..., z)
 add(linear_nbit(x, ...), b)                          => linear_nbit(x, ..., b)
 
@@ -10,8 +11,11 @@ that ``linear_nbit`` itself writes (codes of 2 and 3 bits, scales of float16, on
 
 Models of other tools are read in the forms that ``com.microsoft::MatMulNBits`` documents: 2, 4 and
 8 bits, blocks of 16 to 256, zero points packed, of floats or absent, each operand flat or in its
-rows. ``accuracy_level`` 4 is kept; 1 to 3, which let a runtime compute in narrower floats, become
-0. A ``bias`` operand is written as an addition when the graph is lowered.
+rows. With ``g_idx``, the group of each column (GPTQ's act-order), columns are put in the order of
+their groups, and the input with them; beside it other widths than 4 bits and packed zero points are
+refused: ONNX Runtime's CPU kernel computes something else. ``accuracy_level`` 4 is kept; 1 to 3,
+which let a runtime compute in narrower floats, become 0. A ``bias`` operand is written as an
+addition when the graph is lowered.
 """
 
 from __future__ import annotations
@@ -27,12 +31,12 @@ from torch import Tensor
 
 from ..core.errors import BadInput, Refusal
 from ..core.view import Node, Operand, Value, View
-from ..core.weights import ComputedWeight, Weight
+from ..core.weights import ComputedWeight, MemoryWeight, Weight
 from ..onnx.forms import native_node, same_form, stand_in
 from ..onnx.view import native_view
 from ..ops.linear_nbit import operand_types
 from ..ops.matmul_nbits import Form
-from ..ops.pack import n_groups, pack_zeros, zero_bytes
+from ..ops.pack import n_groups, pack, pack_zeros, unpack, zero_bytes
 from ..rewrite.driver import RewriteReport, rewrite
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
@@ -84,7 +88,11 @@ class FuseMatMulNBits(Rule):
         view, root = build.view, build.match.root
         stored = _Reader(view, root).stored()
         parts = (stored.codes, stored.scales, stored.zeros, stored.bias)
-        operands = [bound["x"], *(None if part is None else Value(part) for part in parts)]
+        x = bound["x"]
+        if stored.order is not None:
+            order = view.add_weight(f"{view.name(root)}.order", MemoryWeight(stored.order))
+            x = build.index_select(x, order, dim=-1)
+        operands = [x, *(None if part is None else Value(part) for part in parts)]
         while operands[-1] is None:
             operands.pop()
         name = OURS.sub("", view.name(root)) or None
@@ -100,6 +108,8 @@ class _Stored:
     zeros: onnx_ir.Value | None
     bias: onnx_ir.Value | None
     attrs: dict[str, int]
+    order: Tensor | None = None
+    """Columns in the order of their groups, where that is another."""
 
 
 class _Reader:
@@ -125,11 +135,6 @@ class _Reader:
         return Refusal(reason, self.node)
 
     def stored(self) -> _Stored:
-        if self.index is not None:
-            raise self.refuse(
-                "g_idx assigns columns to groups in an order of its own; export the model again "
-                "with its columns in the order of their groups (no act-order)"
-            )
         if self.prepacked:
             raise self.refuse("its codes are packed for one kind of GPU (weight_prepacked)")
         if min(self.block, self.attrs["in_features"], self.attrs["out_features"]) < 1:
@@ -139,9 +144,41 @@ class _Reader:
         bias = self.bias
         if bias is not None and self.view.weight(bias) is None:
             raise self.refuse("its bias is not a constant")
+        order = None if self.index is None else self._order(self.index)
         codes = self._codes()
         scales = self._scales()
-        return _Stored(codes, scales, self._zeros(), bias, self.attrs)
+        if order is not None:
+            codes = self._ordered(codes, order)
+        return _Stored(codes, scales, self._zeros(), bias, self.attrs, order)
+
+    def _order(self, value: onnx_ir.Value) -> Tensor | None:
+        handle, columns = self.view.weight(value), self.attrs["in_features"]
+        zeros = None if self.zeros is None else dtype_of(self.zeros)
+        if self.bits != 4 or (zeros is not None and not zeros.is_floating_point()):
+            raise self.refuse(
+                "it has g_idx, which is read of 4 bits without packed zero points, as ONNX "
+                "Runtime's CPU kernel takes it; export the model again with its columns in the "
+                "order of their groups"
+            )
+        if handle is None or handle.numel != columns:
+            raise self.refuse("its g_idx is no constant with the group of each column")
+        index = handle.read().long().flatten()
+        order, ascending = torch.sort(index, stable=True).indices, torch.arange(columns)
+        if not torch.equal(index[order], ascending // self.block):
+            raise self.refuse(f"its g_idx makes groups that are not of {self.block} columns each")
+        return None if torch.equal(order, ascending) else order
+
+    def _ordered(self, codes: onnx_ir.Value, order: Tensor) -> onnx_ir.Value:
+        handle, bits, group = self.view.weight(codes), self.attrs["bits"], self.attrs["group"]
+        assert handle is not None
+
+        def make() -> Tensor:
+            apart = unpack(handle.read(), bits, group, len(order))
+            return pack(apart[:, order], bits, group)
+
+        key = ("in the order of their groups", handle.key)
+        stored = ComputedWeight(make, handle.shape, handle.dtype, key)
+        return self.view.add_weight(self.view.name(codes), stored)
 
     def _codes(self) -> onnx_ir.Value:
         if self.view.weight(self.codes) is not None:

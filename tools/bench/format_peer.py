@@ -72,12 +72,13 @@ def llama(path: str) -> np.ndarray[Any, Any]:
     settings.warmup = False
     settings.cache_type_k = settings.cache_type_v = lib.ggml_type.GGML_TYPE_F32
     settings.flash_attn_type = lib.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
-    words = 1 << 17
-    completion = lib.Server(settings).handle_completions({
-        "prompt": list(range(1, COUNT + 1)), "n_predict": 1, "temperature": 0, "logprobs": words,
-        "n_probs": words,
-    })  # fmt: skip
-    best = completion["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+    words, server = 1 << 17, lib.Server(settings)
+    prompt = {"prompt": list(range(1, COUNT + 1)), "n_predict": 1, "logprobs": words,
+              "n_probs": words}  # fmt: skip
+    # It answers with none where the drawn word is a part of a letter; they are those before a draw.
+    drawn = (server.handle_completions({**prompt, "seed": seed})["choices"] for seed in range(99))
+    answer = next(choices[0]["logprobs"] for choices in drawn if choices[0]["logprobs"])
+    best = answer["content"][0]["top_logprobs"]
     logprobs = np.full(max(entry["id"] for entry in best) + 1, -np.inf)
     for entry in best:
         logprobs[entry["id"]] = entry["logprob"]

@@ -231,6 +231,30 @@ def test_what_others_write_is_read(name: str) -> None:
     assert rel(runtime(view, x), truth) <= tolerance
 
 
+@pytest.mark.parametrize("options", [
+    {"bias": True}, {"zeros": "real"}, {"flat": True, "x": (2, 3, 64), "block": 32},
+], ids=str)  # fmt: skip
+def test_groups_in_an_order_of_their_own(options: dict[str, Any]) -> None:
+    """Against the runtime, which takes each column's scale and zero point by ``g_idx``."""
+    columns, block = options.get("x", (3, 45))[-1], options.get("block", 16)
+    shuffled = torch.randperm(columns, generator=torch.Generator().manual_seed(1))
+    index = (torch.arange(columns) // block)[shuffled].int()
+    view, sample = foreign(**options, index=index)
+    x, plain = sample.operands[0], OP.reference(*sample.operands, **sample.attrs)
+    assert x is not None
+    truth = runtime(foreign(**{**options, "flat": False}, index=index)[0], x)
+    assert rel(truth, plain) > 0.1
+    canonicalize_stored(view)
+    assert ops(view) == {"index_select": 1, "linear_nbit": 1}
+    assert rel(sweep(view, {"x": x})["y"], truth) <= EXACT
+    view.infer_types()
+    lower(view)
+    assert rel(runtime(view, x), truth) <= EXACT
+    ascending, _ = foreign(**options, index=(torch.arange(columns) // block).int())
+    canonicalize_stored(ascending)
+    assert ops(ascending) == {"linear_nbit": 1}
+
+
 def test_levels_of_floats_become_none() -> None:
     view, _ = foreign(level=1)
     canonicalize_stored(view)
@@ -238,7 +262,22 @@ def test_levels_of_floats_become_none() -> None:
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "act-order": ({"index": torch.arange(48, dtype=torch.int32) % 3}, "g_idx assigns columns"),
+    "uneven groups": (
+        {"index": torch.zeros(45, dtype=torch.int32)},
+        "its g_idx makes groups that are not of 16 columns each",
+    ),
+    "index and points": (
+        {"index": torch.zeros(45, dtype=torch.int32), "zeros": "packed"},
+        "it has g_idx, which is read of 4 bits without packed zero points",
+    ),
+    "index of 2 bits": (
+        {"index": torch.zeros(45, dtype=torch.int32), "bits": 2},
+        "it has g_idx, which is read of 4 bits without packed zero points",
+    ),
+    "short index": (
+        {"index": torch.zeros(48, dtype=torch.int32)},
+        "its g_idx is no constant with the group of each column",
+    ),
     "3 bits": ({"bits": 3}, "bits=3: 2, 4 and 8 are read"),
     "prepacked": ({"weight_prepacked": 1}, "packed for one kind of GPU"),
     "N": ({"N": 9}, r"its codes are \[7, 3, 8\], expected \[9, 3, 8\]"),
