@@ -35,3 +35,28 @@ def longest_text(folder: str | Path | None) -> int | None:
         if type(settings.get(key)) is int and settings[key] > 0:
             return int(settings[key])
     return None
+
+
+def end_tokens(folder: str | Path | None) -> frozenset[int]:
+    """The tokens that end a text, by the model's configs. ``BadInput`` where these hold others than
+    numbers."""
+    for name in ("generation_config.json", "config.json"):
+        config = read_json(folder, name)
+        ids = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
+        tokens = ids if isinstance(ids, list) else [ids]
+        if ids is not None and not all(isinstance(token, int) for token in tokens):
+            raise BadInput(f"{folder}/{name}: eos_token_id is {ids}, and must be numbers")
+        if ids is not None:
+            return frozenset(tokens)
+    return frozenset()
+
+
+def named_token(folder: str | Path | None, *names: str) -> str | None:
+    """The first of ``names`` (``bos_token``, ``eos_token``) that ``tokenizer_config.json`` has."""
+    config = read_json(folder, "tokenizer_config.json")
+    for name in names:
+        token = config.get(name)
+        token = token.get("content") if isinstance(token, dict) else token
+        if isinstance(token, str):
+            return token
+    return None

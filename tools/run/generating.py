@@ -19,7 +19,7 @@ from ...backends.generation.speculate import Speculation
 from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
-from ...ir.load.side_files import longest_text, read_json, text_settings
+from ...ir.load.side_files import end_tokens, longest_text
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.batches import check_ids, table_rows
@@ -139,7 +139,7 @@ class Writer:
         self._tokenizer: Any = read_tokenizer(self._folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
-        self._eos = _eos(str(folder))
+        self._eos = end_tokens(folder)
         self.note = "" if self._decoder.cached else (
             "the graph has no key-value cache, so every step reads the whole text again; make the "
             "artifact with --cache (cache=True in Python)"
@@ -305,16 +305,3 @@ def _taking(view: View) -> View:
     marked = view.copy()
     marked.metadata()[TREE_KEY] = "true"
     return marked
-
-
-def _eos(folder: str) -> frozenset[int]:
-    """The tokens that end a text, by the model's configs."""
-    for name in ("generation_config.json", "config.json"):
-        config = read_json(folder, name)
-        ids = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
-        tokens = ids if isinstance(ids, list) else [ids]
-        if ids is not None and not all(isinstance(token, int) for token in tokens):
-            raise BadInput(f"{folder}/{name}: eos_token_id is {ids}, and must be numbers")
-        if ids is not None:
-            return frozenset(tokens)
-    return frozenset()

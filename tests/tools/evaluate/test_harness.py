@@ -39,11 +39,14 @@ def likely(language_model: Path) -> Any:
 
 
 def test_a_continuation_is_scored_behind_its_context(scorer: Scorer, likely: Any) -> None:
-    asked = [("The value of the ", "object"), ("It", " is a much longer continuation of it")]
+    asked = [
+        ("The value of the ", "object"), ("It", " is a much longer continuation of it"),
+        ("The obj", "ect of it"),
+    ]  # fmt: skip
     scores = scorer.loglikelihood([Asked(pair) for pair in asked])
     for (score, greedy), (context, continuation) in zip(scores, asked, strict=True):
         head = scorer._tokenizer.encode(context.rstrip()).ids
-        ids = scorer._tokenizer.encode(context + continuation).ids
+        ids = [*head, *scorer._tokenizer.encode(context + continuation).ids[len(head) :]]
         rows = likely(ids)[len(head) - 1 : -1]
         targets = torch.tensor(ids[len(head) :])
         expected = float(rows.gather(1, targets[:, None]).sum())
@@ -57,8 +60,24 @@ def test_a_whole_text_is_scored_token_by_token(scorer: Scorer, likely: Any) -> N
     assert len(ids) < 96
     expected = float(likely(ids)[:-1].gather(1, torch.tensor(ids[1:])[:, None]).sum())
     assert scorer.loglikelihood_rolling([Asked((text,))]) == [pytest.approx(expected, rel=1e-5)]
-    (longer,) = scorer.loglikelihood_rolling([Asked((text * 5,))])
-    assert longer < expected
+
+
+def test_what_stands_before_a_text_is_as_in_the_harness(
+    scorer: Scorer, likely: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first token stands before a text; windows lie side by side, behind one token each."""
+    text = "The same object has the same value. " * 10
+    ids, size = scorer._tokenizer.encode(text).ids, 96
+    assert size < len(ids) < 2 * size
+    monkeypatch.setattr(scorer, "_start", "q")
+    start = scorer._tokenizer.token_to_id("q")
+    rows = [*likely([start, *ids[: size - 1]]), *likely(ids[-size - 1 : -1])[2 * size - len(ids) :]]
+    expected = sum(float(row[token]) for row, token in zip(rows, ids, strict=True))
+    assert scorer.loglikelihood_rolling([Asked((text,))]) == [pytest.approx(expected, rel=1e-5)]
+    ((score, _),) = scorer.loglikelihood([Asked(("", text[:20]))])
+    head = scorer._tokenizer.encode(text[:20]).ids
+    rows = likely([start, *head[:-1]])
+    assert score == pytest.approx(sum(float(r[t]) for r, t in zip(rows, head, strict=True)))
 
 
 def test_text_is_written_up_to_a_stop(scorer: Scorer, language_model: Path) -> None:
