@@ -17,6 +17,7 @@ from graphwright.ir.load.checkpoint import Checkpoint, read_checkpoint
 from graphwright.ir.load.packed_bits import pack_rows, unpack_rows
 from graphwright.ir.load.quantized_checkpoint import quantization_of, with_dense_names
 from graphwright.ir.ops.nbit_weight import NBitWeight
+from graphwright.ir.ops.pack import dequantize
 from graphwright.ir.structure.recognize import recognize
 from hypothesis import given
 from hypothesis import strategies as st
@@ -391,6 +392,25 @@ def test_other_codes(case: Callable[[], Case], dense: Path, tmp_path: Path) -> N
     assert ("no form here is equal to" in checkpoint.notes[0]) == (bits == 0)
     names = [name for name in checkpoint.tensors if name.startswith(LINEAR)]
     assert names == [f"{LINEAR}.weight"]
+
+
+@pytest.mark.parametrize("case", [lambda: nf4(nested=False), lambda: float8(None)])
+def test_codes_that_are_rounded_anew_are_told(
+    case: Callable[[], Case], dense: Path, tmp_path: Path
+) -> None:
+    """NF4 and float8 are numbers until a pass rounds them: its report has what that costs."""
+    config, parts, numbers, _ = case()
+    view = gw.load(written(dense, tmp_path, config, parts), cache=False)
+    result = gw.optimize(view, "quantize{bits=4 group=32 include=[*up_proj]}")
+    (note,) = [n for n in result.report.source["notes"] if "taken as it is stored" in n]
+    assert "which no form here is equal to: read as numbers" in note
+    (site,) = result.report.passes[0].result.sites
+    (linear,) = [x for x in recognize(result.graph).linears if x.quantized]
+    operands = [result.graph.weight(v) for v in result.graph.operands(linear.node)[1:3]]
+    codes, scales = (part.read() for part in operands if part is not None)
+    rounded = dequantize(codes, scales, None, bits=4, group=32, in_features=K)
+    error = float((rounded - numbers).norm() / numbers.norm())
+    assert site.rel_l2 == pytest.approx(error, rel=1e-3) and error > 0.03
 
 
 def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
