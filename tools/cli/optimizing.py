@@ -60,6 +60,9 @@ def run(
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
+    eval_data: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Labels of your own for it.")
+    ] = None,
     cache: Annotated[
         bool | None,
         typer.Option("--cache/--no-cache", help="Key-value cache; default: if MODEL writes text."),
@@ -100,8 +103,8 @@ def run(
             raise BadInput(f"--max-error {max_error} must be above 0")
         request = pipeline.Request(
             model, chosen, out, max_error=max_error, device=device, force=force,
-            trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), calibration=calib,
-            calibration_samples=calib_samples, calibration_length=calib_length,
+            trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), eval_data=eval_data,
+            calibration=calib, calibration_samples=calib_samples, calibration_length=calib_length,
             calibration_select=calib_select, cache=cache, backend=backend, resume=resume,
             target=target, original=original, budget=asked, using=knobs, dtype=dtype, part=part,
             paths=_paths(path or []),

@@ -12,6 +12,7 @@ from ...backends import Executable
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.core.view import View
 from .agreement import Agreement
+from .answer import Answer
 from .classify import Classify
 from .embed import Embed
 from .generate import Generate
@@ -22,6 +23,7 @@ from .perplexity import Perplexity
 from .recall import Recall
 from .subject import Subject
 from .task import EvalResult, Progress, Setting, Task, silent
+from .transcribe import Transcribe
 from .vqa import Vqa
 
 __all__ = ["EvalResult", "Setting", "Subject", "TASKS", "evaluate", "evaluate_all", "task_names"]
@@ -29,8 +31,8 @@ __all__ = ["EvalResult", "Setting", "Subject", "TASKS", "evaluate", "evaluate_al
 TASKS: Mapping[str, Task] = {
     task.name: task
     for task in (
-        Perplexity(), Agreement(), Recall(), Vqa(), Classify(), Embed(), Generate(), Outputs(),
-        Latency(), Memory(),
+        Perplexity(), Agreement(), Recall(), Vqa(), Classify(), Answer(), Transcribe(), Embed(),
+        Generate(), Outputs(), Latency(), Memory(),
     )
 }  # fmt: skip
 

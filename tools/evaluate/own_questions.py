@@ -11,7 +11,7 @@ from typing import Any
 from ...backends.generation.decode import Decoder
 from ...backends.generation.sampling import Sampling
 from ...ir.core.errors import BadInput, Missing
-from ...ir.load.side_files import read_json, text_settings
+from ...ir.load.side_files import end_tokens
 from ..data.images import Placeholders, Preprocessing
 from ..data.text import read_lines
 from .stats import bootstrap
@@ -89,7 +89,7 @@ def judge(task: str, subject: Subject, setting: Setting) -> EvalResult:
                        "does not say how images are prepared")  # fmt: skip
     marks, prepared = Placeholders.of(subject.view), Preprocessing.of(subject.view)
     tokenizer: Any = subject.tokenizer()
-    decoder, eos = Decoder(subject.executable, subject.max_tokens), _eos(subject)
+    decoder, eos = Decoder(subject.executable, subject.max_tokens), end_tokens(subject.folder)
     scores, replies = [], []
     for number, question in enumerate(asked):
         setting.progress(f"{task} of {subject.name}", number, len(asked))
@@ -106,14 +106,3 @@ def judge(task: str, subject: Subject, setting: Setting) -> EvalResult:
         task, {"accuracy": sum(scores) / len(scores)}, {} if ends is None else {"accuracy": ends},
         len(scores), "questions", detail={"answers": replies},
     )  # fmt: skip
-
-
-def _eos(subject: Subject) -> frozenset[int]:
-    """The tokens that end a text, by the model's configs; none where they do not say."""
-    for name in ("generation_config.json", "config.json"):
-        config = read_json(subject.folder, name)
-        ids = config.get("eos_token_id", text_settings(config).get("eos_token_id"))
-        tokens = ids if isinstance(ids, list) else [ids]
-        if all(isinstance(token, int) for token in tokens):
-            return frozenset(tokens)
-    return frozenset()

@@ -29,10 +29,12 @@ from ..report import manifest
 TEXT, IMAGE_TEXT = "text-generation", "image-text-to-text"
 IMAGE, EMBEDDING = "image-classification", "text-embedding"
 TEXT_CLASSES, TOKEN_CLASSES = "text-classification", "token-classification"
-ANSWERS = "question-answering"
-KINDS = (TEXT, IMAGE_TEXT, IMAGE, EMBEDDING, TEXT_CLASSES, TOKEN_CLASSES, ANSWERS)
+ANSWERS, SPEECH = "question-answering", "automatic-speech-recognition"
+KINDS = (TEXT, IMAGE_TEXT, IMAGE, EMBEDDING, TEXT_CLASSES, TOKEN_CLASSES, ANSWERS, SPEECH)
 READERS = (TEXT_CLASSES, TOKEN_CLASSES, ANSWERS)
 """The kinds that read a text and give classes: of it, of its tokens, or of where an answer is."""
+SOUNDS = ("input_values", "input_features")
+"""Inputs that are sound, as it is and as features."""
 DEFAULT_TOKENS = 512
 """Longest input of a model whose config does not say."""
 
@@ -238,7 +240,9 @@ def _kind(word: str, folder: Path | None, subject: Subject) -> str:
     if "pixel_values" in inputs:
         return IMAGE if "logits" in outputs else ""
     if "input_ids" not in inputs:
-        return ""
+        heard = "CTC" in classes or "decoder_input_ids" in inputs
+        sounds = not inputs.isdisjoint(SOUNDS) and "logits" in outputs
+        return SPEECH if sounds and heard else ""
     if {"start_logits", "end_logits"} <= outputs:
         return ANSWERS
     if "logits" in outputs:

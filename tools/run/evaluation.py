@@ -26,6 +26,7 @@ OWN_TASKS = {
     "text-classification": ("agreement", "latency"),
     "token-classification": ("agreement", "latency"),
     "question-answering": ("agreement", "latency"),
+    "automatic-speech-recognition": ("outputs", "latency", "memory"),
     "": ("outputs", "latency", "memory"),
 }
 """The tasks of each kind of model where none are named."""

@@ -109,6 +109,8 @@ class Request:
     for the one that the target prefers."""
     eval_tasks: tuple[str, ...] = ()
     """Tasks that judge the source and the artifact, both in ONNX Runtime."""
+    eval_data: Path | None = None
+    """A person's own file that they judge on."""
     budget: Budget | None = None
     """Where given, the recipe is searched for: see ``search``."""
     paths: tuple[tuple[str, str], ...] = ()
@@ -398,13 +400,15 @@ def _calibration(request: Request, view: View, progress: Progress) -> Calibratio
 def _check_eval(request: Request, view: View) -> None:
     """Refuse tasks that cannot be done before any work is. Raises ``BadInput`` and ``Missing``."""
     if not request.eval_tasks:
+        if request.eval_data is not None:
+            raise BadInput("--eval-data is what --eval TASKS judge on: name them too")
         return
     if request.out is None:
         raise BadInput("--eval judges the artifact: give its folder with -o")
     from .. import evaluate
 
-    source = evaluate.Subject.of(view)
-    evaluate.check_tasks([source], request.eval_tasks, source, evaluate.Setting())
+    source, setting = evaluate.Subject.of(view), evaluate.Setting(data=request.eval_data)
+    evaluate.check_tasks([source], request.eval_tasks, source, setting)
 
 
 def _evaluated(
@@ -420,7 +424,7 @@ def _evaluated(
         folder, name="the artifact", device=request.device, kind=source.kind,
         tokenizer=source.folder if _has_tokenizer(source.folder) and not own else None,
     )  # fmt: skip
-    setting = evaluate.Setting(progress=progress)
+    setting = evaluate.Setting(data=request.eval_data, progress=progress)
     results = evaluate.evaluate_all([source, optimized], request.eval_tasks, source, setting)
     return {
         task: BeforeAfterEntry(before=before.entry(), after=after.entry())

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from graphwright.ir.load.zoo.text import english_sentences
+from graphwright.ir.load.zoo.text import english_sentences, read_tokenizer
 from graphwright.tools.cli import terminal
 from graphwright.tools.report import manifest
 from graphwright.tools.report.manifest_diff import diff
@@ -34,22 +34,25 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def judged(language_model: Path, publish: Callable[..., Path]) -> Path:
-    """An artifact with before and after of two tasks."""
-    return publish(language_model, "quantize{bits=4 group=32}", "--eval", "recall,latency")
+def judged(language_model: Path, text: Path, publish: Callable[..., Path]) -> Path:
+    """An artifact with before and after of three tasks, one of them on a person's own text."""
+    return publish(language_model, "quantize{bits=4 group=32}", "--eval",
+                   "recall,latency,perplexity", "--eval-data", str(text))  # fmt: skip
 
 
 def test_before_and_after_stand_in_the_manifest(judged: Path) -> None:
     done = manifest.load(judged)
-    assert done.eval is not None and set(done.eval) == {"recall", "latency"}
+    assert done.eval is not None and set(done.eval) == {"recall", "latency", "perplexity"}
     for sides in done.eval.values():
         assert sides.before.samples == sides.after.samples > 0
     assert done.eval["recall"].before.interval["copy"][0] >= 0
+    own = sum(len(read_tokenizer(judged).encode(t).ids) for t in english_sentences(12))
+    assert done.eval["perplexity"].before.detail["tokens"] == own - 1
     assert done.eval["latency"].after.detail["backend"] == "onnxruntime"
     page = (judged / "report.html").read_text()
     assert '<section id="eval">' in page and "median_ms" in page
     unjudged = done.model_copy(update={"eval": None})
-    assert [row.section for row in diff(done, unjudged)] == ["eval"] * 2
+    assert [row.section for row in diff(done, unjudged)] == ["eval"] * 4
 
 
 def test_the_final_table_shows_before_and_after(judged: Path) -> None:
@@ -87,6 +90,8 @@ def test_eval_needs_an_artifact_and_a_tokenizer(
 ) -> None:
     code, _, err = command(str(language_model), "-p", "quantize", "--eval", "recall")
     assert code == 2 and "give its folder with -o" in err
+    code, _, err = command(str(language_model), "-p", "quantize", "-o", "o", "--eval-data", "a")
+    assert code == 2 and "--eval-data is what --eval TASKS judge on: name them too" in err
     bare = tmp_path / "bare"
     bare.mkdir()
     for name in ("config.json", "model.safetensors"):
