@@ -16,7 +16,7 @@ from ..core.view import Source
 from ..core.weights import Weight, distinct_bytes
 from ..fx.view import FxView
 from ..structure.costs import weight_bytes
-from ..structure.pictured import prompt_metadata
+from ..structure.pictured import grid_metadata, prompt_metadata
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_experts import expert_notes
@@ -26,8 +26,7 @@ from .hf_match import converts, listed, match
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
-from .hf_places import TURNED
-from .hf_qwen_vl import size_note
+from .hf_pictures import RASTERS, crop_grid, size_notes
 from .hf_rope import settle_rope
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
@@ -96,8 +95,7 @@ def load_model(
     here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settled = (*settle_rope(model), *expert_notes(model))
-    if config.model_type in TURNED:
-        settled += (size_note(config),)
+    settled += size_notes(config)
     with _by_config(folder):
         inputs, shapes = example_inputs(model, folder)
         names = list(inputs)
@@ -139,6 +137,8 @@ def load_model(
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
     view.metadata().update(prompt_metadata(view.source.prompt))
+    if config.model_type in RASTERS:
+        view.metadata().update(grid_metadata(crop_grid(config)))
     if part is not None:
         view.drop_unused_weights()
         view.source.source_bytes = weight_bytes(view)

@@ -51,6 +51,19 @@ def tokens_of(config: Any) -> int:
     return int(getattr(config, "image_seq_length", 0))
 
 
+def size_notes(config: Any) -> tuple[str, ...]:
+    """What a person should know of the size of a graph's images, where there are others."""
+    if config.model_type == "qwen2_vl":
+        return (hf_qwen_vl.size_note(config),)
+    if config.model_type not in RASTERS:
+        return ()
+    side, (rows, columns) = config.vision_config.image_size, crop_grid(config)
+    size = f"{rows * side} x {columns * side}, which are {tokens_of(config)} tokens"
+    return (
+        f"images are of {size}: another alone in image_grid_pinpoints of config.json is that then",
+    )
+
+
 def projected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """What the projector makes of each picture, ``[pictures, tokens, width]``."""
     features: torch.Tensor = model.model.multi_modal_projector(_selected(model, pixels))
@@ -83,7 +96,7 @@ def _llava_next(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     raster = raster.permute(0, 1, 3, 2, 4, 5).reshape(images, rows * side, columns * side, width)
     newline = model.model.image_newline.to(raster.dtype).expand(images, rows * side, 1, width)
     raster = torch.cat([raster, newline], 2)
-    return torch.cat([tokens[:, 0], raster.reshape(images, -1, width)], 1)
+    return torch.cat([tokens[:, :1].squeeze(1), raster.reshape(images, -1, width)], 1)
 
 
 def _smolvlm(model: Any, pixels: torch.Tensor) -> torch.Tensor:

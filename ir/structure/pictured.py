@@ -12,6 +12,8 @@ from .cache_slots import PAST_AXIS, past_slot
 
 PROMPT_KEY = "graphwright.image_prompt"
 """Metadata: the token that stands for a feature of an image, and how many an image has: 3 144."""
+GRID_KEY = "graphwright.image_grid"
+"""Metadata: rows and columns of the crops that an image comes as beside its thumbnail: 2 2."""
 
 
 def prompt_metadata(prompt: Sequence[int]) -> dict[str, str]:
@@ -23,6 +25,17 @@ def read_prompt(metadata: Mapping[str, str]) -> tuple[int, ...]:
     """What ``prompt_metadata`` says; empty where metadata say nothing that it could."""
     match = re.fullmatch(r"(\d{1,9}) (\d{1,5})", metadata.get(PROMPT_KEY, ""))
     return (int(match[1]),) * int(match[2]) if match else ()
+
+
+def grid_metadata(grid: tuple[int, int] | None) -> dict[str, str]:
+    """The metadata of a graph whose images come as a ``grid`` of crops; none for any other."""
+    return {GRID_KEY: f"{grid[0]} {grid[1]}"} if grid is not None else {}
+
+
+def read_grid(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """What ``grid_metadata`` says; ``None`` where metadata say nothing that it could."""
+    match = re.fullmatch(r"(\d{1,3}) (\d{1,3})", metadata.get(GRID_KEY, ""))
+    return (int(match[1]), int(match[2])) if match else None
 
 
 def check_pictured(prompt: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> None:

@@ -17,6 +17,7 @@ from ..core.view import Node, Value, View
 from ..vocab import traits
 from .layers import Block, uncut
 from .recognize import Attention, Linear, Structure
+from .token_layout import NO_PATCH, token_layout
 
 _PICKING = frozenset({
     "aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_put.default", "Gather",
@@ -44,6 +45,10 @@ class ImageTokens:
     """Pictures that stand for one image: 1, or thumbnail and crops."""
     tokens: int
     """Tokens that one image enters the text as."""
+    layout: tuple[int, ...]
+    """For each token of an image its patch, numbered through the pictures, where they stand in
+    another order than the tower's; -1 for what is none, as a newline. Empty where each is a patch
+    in order, and where the graph does not tell."""
     projector: tuple[str, ...]
     """Names of the linears between tower and text."""
     features: Value
@@ -68,6 +73,16 @@ class ImageTokens:
         """Raise ``Refusal`` for the reason, of all patches, where a cut has taken some before."""
         if self.kept:
             raise Refusal(f"image tokens were pruned before already: {reason}")
+
+    @property
+    def newlines(self) -> int:
+        """Tokens of an image that are no patch."""
+        return self.layout.count(NO_PATCH)
+
+    def check_patches(self) -> None:
+        """Raise ``Refusal`` where it is not known which token each patch is."""
+        if sorted(self.layout)[self.newlines :] != [*range(self.patches * self.pictures)]:
+            self.check_apart()
 
     def check_apart(self) -> None:
         """Raise ``Refusal`` where tokens are not the tower's patches, picture by picture: what is
@@ -133,12 +148,16 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     if site is None:
         raise Refusal("the vision tower's last layer has no attention")
     crops = _crops(view)
+    pictures = max(1, tokens // patches) if crops is None else crops[1]
     if crops is not None and tokens <= patches:
         # Exporters drop the reshape that joins an image's crops where another one follows it.
         images, tokens = crops[0], tokens * crops[1]
+    layout = () if tokens == patches * pictures else token_layout(
+        view, path, features, pictures, patches
+    )  # fmt: skip
     return ImageTokens(
         tuple(towers), site, cut is not None, _grid(view, patches), patches,
-        max(1, tokens // patches), tokens, _names(structure.linears, set(path)), features, images,
+        pictures, tokens, layout, _names(structure.linears, set(path)), features, images,
         merged, placeholders, language, layer, kept, _count(view, kept, tokens),
     )  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -11,10 +12,10 @@ from ...ir.moves.attention_scores import attention_row
 from ...ir.moves.selection import best
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Attention, Structure
-from ...ir.structure.vision import ImageTokens
+from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
-from .token_pass import ScoredTokens, in_image, shared
+from .token_pass import Cut, ScoredTokens, counted, in_image, shared
 
 OUTLIERS = 10 / 576
 """The share of patches that DAMRO takes for outliers: 10 of LLaVA-1.5's."""
@@ -28,7 +29,7 @@ def check_cls(images: ImageTokens) -> None:
             "receive, and `diverse`, `fastv` and `uniform-tokens` need none either"
         )
     images.check_whole("CLS scores are of all patches")
-    images.check_apart()
+    images.check_patches()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,14 @@ class ClsScoredTokens(ScoredTokens):
 
     def check(self, images: ImageTokens) -> None:
         check_cls(images)
+
+    def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
+        """``keep`` counts patches; newlines among them stay besides."""
+        images = find_image_tokens(view, structure, self.block)
+        self.check(images)
+        patches = images.count - images.newlines
+        left = images.newlines + counted(self.name, self.keep, patches)
+        return [Cut(self.block, images.count, left)]
 
 
 def cls_row(view: View, site: Attention) -> Value:
@@ -54,8 +63,9 @@ class FasterVLM(ClsScoredTokens):
     The score of a patch is what the CLS query pays to it in the layer that makes the features, the
     mean of the heads, with the softmax over all keys. The kept tokens stay in raster order and get
     the positions that they would have if there had been no others. Where an image comes as several
-    pictures (thumbnail and crops), each keeps the same number. A tower without a CLS token is
-    refused.
+    pictures (thumbnail and crops), each keeps the same number; where their patches enter the text
+    as one raster (LLaVA-NeXT), the newlines behind its rows all stay, as in the authors' code where
+    it has them. A tower without a CLS token is refused.
 
     ``background=damro`` leaves out the patches that CLS looks at most, ``outliers`` of a picture
     (0: as many as 10 of 576): DAMRO (Gong et al. 2024, arXiv 2410.04514) found that large towers

@@ -67,6 +67,7 @@ class GlobalCom2(TokenPass):
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)
         check_cls(images)
+        images.check_apart()
         if images.pictures < 2 or images.grid is None:
             raise Refusal(
                 "an image is one picture here: there are no crops to share tokens out among; "

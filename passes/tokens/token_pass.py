@@ -12,7 +12,7 @@ import torch
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
-from ...ir.moves.selection import best, kept_positions
+from ...ir.moves.selection import ascending, best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.moves.upstream import redirect
 from ...ir.structure.layers import Block
@@ -164,6 +164,7 @@ def shared(view: View, scores: Value, images: ImageTokens, left: int) -> int:
     pictures. Raises ``Refusal`` where they cannot be shared out."""
     of_a_picture = (view.type(scores).shape or ())[1:2] == (images.patches,)
     pictures = images.pictures if of_a_picture else 1
+    left -= images.newlines
     if left % pictures:
         near = left - left % pictures
         raise Refusal(
@@ -174,15 +175,35 @@ def shared(view: View, scores: Value, images: ImageTokens, left: int) -> int:
 
 
 def in_image(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
-    """Places in each picture ``[rows x pictures, left / pictures]`` as places in the image."""
+    """Places in each picture ``[rows x pictures, patches]`` as places in the image, ascending, with
+    those of newlines: ``left`` of them."""
     each = (view.type(chosen).shape or ())[1]
     if each == left:
         return chosen
     b = Builder(view, view.after(view.maker(chosen)))
-    apart = b.reshape(chosen, -1, images.pictures, left // images.pictures)
+    count = left - images.newlines
+    apart = b.reshape(chosen, -1, images.pictures, count // images.pictures)
     total = images.pictures * images.patches
     first = b.arange(0, total, images.patches, dtype=torch.int64)
-    return b.reshape(b.add(apart, b.unsqueeze(first, dims=(0, 2))), -1, left)
+    patches = b.reshape(b.add(apart, b.unsqueeze(first, dims=(0, 2))), -1, count)
+    return _by_layout(b, patches, images, left) if images.layout else patches
+
+
+def _by_layout(b: Builder, patches: Value, images: ImageTokens, left: int) -> Value:
+    """The places of patches ``[rows, count]`` where they enter the text in an order of their own,
+    and those of newlines."""
+    places = torch.tensor(images.layout)
+    tokens = torch.argsort(places, stable=True)
+    table = MemoryWeight(tokens[images.newlines :, None].contiguous())
+    line = b.view.add_weight("token_pass.layout", table)
+    kept = b.squeeze(b.embedding(line, patches), dims=(2,))
+    if not images.newlines:
+        return ascending(b, kept, left)
+    ends = MemoryWeight(tokens[None, : images.newlines].contiguous())
+    newlines = b.view.add_weight("token_pass.newlines", ends)
+    # Zeros of one column, as many as there are rows.
+    rows = b.mul(b.slice(patches, 0, 1, dim=1), 0)
+    return ascending(b, b.concat(kept, b.add(rows, newlines), dim=1), left)
 
 
 def by_picture(view: View, images: ImageTokens) -> Value:

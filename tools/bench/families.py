@@ -19,7 +19,7 @@ import signal
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from fnmatch import fnmatchcase
@@ -119,7 +119,9 @@ def judge(name: str, family: Family) -> Row:
     row = Row(name)
     with tempfile.TemporaryDirectory(prefix="graphwright-family-") as scratch:
         folder = Path(scratch) / "model"
-        steps = (save, *(partial(step, row) for step in (_load_and_compare, _quantize, _use)))
+        steps: tuple[Callable[[Family, Path], None], ...] = (
+            save, partial(_load_and_compare, row), partial(_quantize, row), partial(_use, row),
+        )  # fmt: skip
         for step in steps:
             try:
                 with _at_most(SECONDS):

@@ -87,12 +87,12 @@ def _passing(turn: int) -> Callable[..., Any]:
     def passed(_: Any, args: Any, kwargs: Any, output: Any) -> Any:
         if next(calls, None) != turn:
             return output
-        given = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+        inputs = [t for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
 
         def back(value: Any) -> Any:
             if not isinstance(value, torch.Tensor):
                 return value
-            return next((t for t in given if t.shape == value.shape), value)
+            return next((t for t in inputs if t.shape == value.shape), value)
 
         return pytree.tree_map(back, output)
 
@@ -128,7 +128,7 @@ def written(view: View, artifact: Path) -> tuple[list[list[int]], list[list[int]
                 **taken, max_new_tokens=NEW, do_sample=False, num_beams=1, eos_token_id=None,
                 pad_token_id=0,
             )  # fmt: skip
-    return [list(row) for row in zip(*steps, strict=True)], theirs[:, -NEW:].tolist()  # type: ignore[arg-type]
+    return [list(row) for row in zip(*steps, strict=True)], theirs[:, -NEW:].tolist()
 
 
 def written_by_pair(view: View, folder: Path, out: Path) -> tuple[list[list[int]], list[list[int]]]:

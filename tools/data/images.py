@@ -19,7 +19,7 @@ from ...ir.core.files import open_regular
 from ...ir.core.types import Dim
 from ...ir.core.view import View
 from ...ir.load.side_files import read_json
-from ...ir.structure.pictured import read_prompt
+from ...ir.structure.pictured import read_grid, read_prompt
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif")
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF")
@@ -39,13 +39,13 @@ BICUBIC = 3
 @dataclass(frozen=True)
 class Preprocessing:
     """``pixel = (resized image / 255 - mean) / std``, ``[3, height, width]`` f32, cut into crops
-    ``[1 + tiles * tiles, 3, height, width]`` where the model takes them: a thumbnail, then the
+    ``[1 + rows * columns, 3, height, width]`` where the model takes them: a thumbnail, then the
     image's tiles, row by row."""
 
     height: int
     width: int
-    tiles: int
-    """Tiles along each edge; 0 for a model that takes no crops."""
+    tiles: tuple[int, int]
+    """Rows and columns of tiles; none of both for a model that takes no crops."""
     mean: tuple[float, ...]
     std: tuple[float, ...]
     crop: bool
@@ -95,11 +95,12 @@ class Preprocessing:
         mean, std = (np.asarray(numbers, dtype=np.float32) for numbers in (self.mean, self.std))
         scaled = (pixels - mean) / std
         whole = torch.from_numpy(scaled).permute(2, 0, 1).contiguous()
-        return whole if not self.tiles else self._crops(whole)
+        return self._crops(whole) if any(self.tiles) else whole
 
     def _resized(self, image: Any) -> Any:
         wide, high = image.size
-        width, height = (max(1, self.tiles) * edge for edge in (self.width, self.height))
+        rows, columns = (max(1, count) for count in self.tiles)
+        width, height = columns * self.width, rows * self.height
         if not self.crop:
             return image.resize((width, height), self.resample)
         scale = max(width / wide, height / high)
@@ -109,7 +110,8 @@ class Preprocessing:
         return whole.crop((left, top, left + width, top + height))
 
     def _crops(self, whole: torch.Tensor) -> torch.Tensor:
-        grid = whole.reshape(-1, self.tiles, self.height, self.tiles, self.width)
+        rows, columns = self.tiles
+        grid = whole.reshape(-1, rows, self.height, columns, self.width)
         thumbnail = torch.nn.functional.avg_pool2d(whole, self.tiles)
         return torch.cat([thumbnail[None], grid.permute(1, 3, 0, 2, 4).flatten(0, 1)])
 
@@ -177,14 +179,16 @@ def _features(config: dict[str, Any]) -> int | None:
     return patches + (config.get("vision_feature_select_strategy") == "full")
 
 
-def _image_size(view: View) -> tuple[int, int, int]:
-    """Height, width, and tiles along an edge, 0 where the model takes no crops."""
+def _image_size(view: View) -> tuple[int, int, tuple[int, int]]:
+    """Height, width, and rows and columns of tiles, none where the model takes no crops: as the
+    graph says, else as many of both."""
     types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
     shape: tuple[Dim, ...] = types["pixel_values"].shape or ()
     crops, *_ = shape[1:-3] or (1,)
     size = [d for d in shape[-2:] if isinstance(d, int)]
-    tiles = math.isqrt(crops - 1) if isinstance(crops, int) else 0
-    if len(shape) not in (4, 5) or len(size) < 2 or crops != tiles * tiles + 1:
+    side = math.isqrt(crops - 1) if isinstance(crops, int) else 0
+    tiles = read_grid(view.metadata()) or (side, side)
+    if len(shape) not in (4, 5) or len(size) < 2 or crops != math.prod(tiles) + 1:
         raise BadInput(
             f"{view.source.name} takes images {types['pixel_values']}: images of files fit "
             "[batch, 3, height, width], or [batch, 5, 3, height, width] for a thumbnail and four "

@@ -64,8 +64,19 @@ def kept_tokens(view: View, prompt: Mapping[str, Tensor], label: str) -> list[Ke
         mask = torch.zeros(len(placeholders), dtype=torch.bool)
         mask[places] = True
         name = f"{label}, from block {block}"
-        entries.append(Kept(name, mask[start : start + count], block, cutting_pass(view, value)))
+        tokens = _by_patch(images, mask[start : start + count])
+        entries.append(Kept(name, tokens, block, cutting_pass(view, value)))
     return entries
+
+
+def _by_patch(images: ImageTokens, tokens: Tensor) -> Tensor:
+    """The tokens in the order of the tower's patches, without newlines among them."""
+    if not images.layout:
+        return tokens
+    places = torch.tensor(images.layout)
+    patches = torch.zeros(images.patches * images.pictures, dtype=torch.bool)
+    patches[places[places >= 0]] = tokens[places >= 0]
+    return patches
 
 
 def kept_entry(view: View, prompt: Mapping[str, Tensor]) -> ImageTokensEntry | None:
