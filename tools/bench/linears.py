@@ -32,7 +32,7 @@ from ...ir.load.trace import trace
 from ...ir.moves.graft_path import Factor, graft_low_rank
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
-from ..cli.benchmark import Runner, in_turns
+from ..evaluate.turns import Runner, in_turns
 from ..run.machine import processor
 
 RULE = "random-low-rank"

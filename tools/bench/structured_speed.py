@@ -24,7 +24,8 @@ from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...passes.manager import optimize
-from ..cli.latency_table import Setting, inputs_of, latency_table, timed
+from ..cli.latency_table import inputs_of, latency_table
+from ..evaluate.turns import Setting, timed
 from .method_tables import Bench
 from .showing import ended, growing
 

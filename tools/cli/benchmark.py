@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import statistics
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,10 @@ from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.fx.view import FxView
 from ...ir.run.inputs import sample_inputs
+from ..evaluate.turns import Runner, in_turns
 from ..report import manifest
 from ..run.named_source import load_named, located
 from . import terminal
-
-Runner = Callable[[Mapping[str, torch.Tensor]], Any]
 
 
 def main(
@@ -94,20 +92,3 @@ def _times(
     """Median milliseconds of each."""
     taken = in_turns(runners, inputs, repeats)
     return {name: 1e3 * statistics.median(seconds) for name, seconds in taken.items()}
-
-
-def in_turns(
-    runners: Mapping[str, Runner], inputs: Mapping[str, torch.Tensor], repeats: int,
-    clock: Callable[[], float] = time.perf_counter,
-) -> dict[str, list[float]]:
-    """Seconds of each run of each; the runners take turns, so that noise falls on all alike."""
-    seconds: dict[str, list[float]] = {name: [] for name in runners}
-    for _ in range(2):
-        for run in runners.values():
-            run(inputs)
-    for _ in range(repeats):
-        for name, run in runners.items():
-            started = clock()
-            run(inputs)
-            seconds[name].append(clock() - started)
-    return seconds

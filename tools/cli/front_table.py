@@ -27,13 +27,16 @@ def print_front(console: Console, manifest: Manifest) -> None:
 def _points(front: list[FrontEntry], source: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    for name in ("weights", "of the source", "loss", "95 %"):
+    timed = any("ms" in point.costs for point in front)
+    names = ("weights", "of the source", *(("ms",) if timed else ()), "loss", "95 %")
+    for name in names:
         table.add_column(name, justify="right", no_wrap=True)
     for point in front:
         ends = point.interval
         interval = "forecast" if ends is None else f"{ends[0]:.3%} to {ends[1]:.3%}"
         table.add_row(
             "chosen" if point.chosen else "", size(point.bytes), f"{point.bytes / source:.1%}",
+            *((f"{point.costs.get('ms') or 0:.4g}",) if timed else ()),
             "" if point.loss is None else f"{point.loss:.3%}", interval,
             style="bold" if point.chosen else "",
         )  # fmt: skip

@@ -33,11 +33,18 @@ def bench(
         Path | None,
         typer.Option(help="Write what heads and units of a MODEL cost here, for ziplm{table=}."),
     ] = None,
+    times: Annotated[
+        Path | None,
+        typer.Option(help="Write what forms of a MODEL's linears cost here, for --budget ms=."),
+    ] = None,
     trust_source: TrustSource = False,
     trust_remote_code: Trust = False,
     verbose: Verbose = False,
 ) -> None:
     """Time artifacts side by side with their source model; ratios, in one run."""
+    if times is not None:
+        _write_times(artifacts or [], times, length, device, trust_remote_code)
+        return
     if ziplm_table is not None:
         _write_table(artifacts or [], ziplm_table, length, repeats, device, trust_remote_code)
         return
@@ -61,6 +68,17 @@ def _write_table(
     name = checked_model(str(models[0]))
     latency_table.write(name, file, length=length, repeats=repeats, trust=trust)
     make_console().print(f"{file}: times of {name} for ziplm{{table={file}}}", markup=False)
+
+
+def _write_times(models: list[Path], file: Path, length: int, device: str, trust: bool) -> None:
+    from . import latency_table, terminal
+
+    if len(models) != 1 or device != "cpu":
+        raise BadInput("--times takes one MODEL, and times it on this machine's cpu")
+    name = checked_model(str(models[0]))
+    with terminal.Steps(make_console(stderr=True), silent=False) as steps:
+        latency_table.write_times(name, file, length=length, trust=trust, progress=steps)
+    make_console().print(f"{file}: times of {name} for --budget ms= --times {file}", markup=False)
 
 
 def evaluate(

@@ -10,16 +10,11 @@ threads that it is to have.
 from __future__ import annotations
 
 import json
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from ...backends.base import Executable
-from ...backends.registry import compile
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
@@ -27,20 +22,12 @@ from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...passes.base import Context, PassResult
 from ...passes.weights.structured import Place, find_places, take_away
-from .benchmark import in_turns
+from ..evaluate.turns import Inputs, Setting, timed
+from ..run.machine import processor
+from ..search.timing import one_row, table_of_model
 
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.12, 0.05)
 """Of the units of a feed-forward, what stays in the sizes that are timed, and one unit."""
-Inputs = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """How the model is run."""
-
-    inputs: Inputs
-    threads: int
-    rounds: int
 
 
 def sizes(place: Place) -> list[int]:
@@ -86,30 +73,27 @@ def _shrunk(view: View, signature: str, size: int) -> View:
     return copy
 
 
-def timed(views: Sequence[View], setting: Setting) -> list[float]:
-    """The least time of each graph in ms, all of them run in turns; of one thread the processor's
-    time, on which what else runs there weighs less."""
-    compiled = [compile(v, backend="onnxruntime", threads=setting.threads) for v in views]
-    runners = {str(i): partial(_run, executable) for i, executable in enumerate(compiled)}
-    clock = time.process_time if setting.threads == 1 else time.perf_counter
-    seconds = in_turns(runners, setting.inputs, setting.rounds, clock)
-    return [1000 * min(seconds[str(i)]) for i in range(len(views))]
-
-
-def _run(executable: Executable, inputs: Inputs) -> object:
-    return executable(**inputs)
-
-
 def inputs_of(view: View, tokens: int) -> Inputs:
-    """One row of ``tokens`` tokens, or one picture."""
+    """One row of ``tokens`` tokens, or one picture, with the tokens that ask about it."""
     own = view.source.samples or [sample_inputs(view)]
+    pictured = any(tensor.dim() > 2 for tensor in own[0].values())
     inputs = {}
     for name, tensor in own[0].items():
         row = tensor[:1]
-        if row.dim() == 2:
+        if row.dim() == 2 and not pictured:
             row = row.repeat(1, -(-tokens // row.shape[1]))[:, :tokens]
         inputs[name] = row.contiguous()
     return inputs
+
+
+def write_times(
+    model: str, file: Path, *, length: int, trust: bool, progress: Callable[[str, int, int], None]
+) -> None:
+    """Measure what a search's candidates take and write the table. Raises what ``load`` raises."""
+    view = load(model, trust_remote_code=trust)
+    inputs = inputs_of(view, length)
+    canonicalize(view)
+    table_of_model(view, one_row(view, inputs), processor(), progress).write(file)
 
 
 def write(model: str, file: Path, *, length: int, repeats: int, trust: bool) -> None:

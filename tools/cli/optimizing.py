@@ -51,12 +51,15 @@ def run(
     ] = "",
     budget: Annotated[
         str,
-        typer.Option(help="Search a recipe: bytes=25%,loss=1%; bytes of weights."),
+        typer.Option(help="Search a recipe: bytes=25%,ms=0.5x,kv=50%,loss=1%."),
     ] = "",
     using: Annotated[str, typer.Option(help="Knobs of the search: tokens,layers,bits,rank.")] = "",
     workers: Annotated[
         str, typer.Option(metavar="N|ray", help="Processes that a search measures in.")
     ] = "",
+    times: Annotated[
+        Path | None, typer.Option(help="Table of times for ms=, of bench --times FILE.")
+    ] = None,
     tasks: Annotated[
         str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
     ] = "",
@@ -99,6 +102,8 @@ def run(
             check_choice("dtype", dtype, tuple(pipeline.FLOATS))
         if workers and asked is None:
             raise BadInput("--workers is how many processes search: give --budget too")
+        if times is not None and (asked is None or "ms" not in asked.bounded):
+            raise BadInput("--times is the table by which time is bounded: give --budget ms=0.5x")
         if max_error is not None and not max_error > 0:
             raise BadInput(f"--max-error {max_error} must be above 0")
         request = pipeline.Request(
@@ -108,7 +113,7 @@ def run(
             calibration_select=calib_select, cache=cache, backend=backend, resume=resume,
             target=target, original=original, budget=asked, using=knobs, dtype=dtype, part=part,
             paths=_paths(path or []),
-            workers=int(workers) if workers.isdecimal() else workers or 0,
+            workers=int(workers) if workers.isdecimal() else workers or 0, times=times,
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)

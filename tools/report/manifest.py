@@ -515,7 +515,8 @@ class FrontEntry(Entry):
     interval: Annotated[list[Real], Field(min_length=2, max_length=2)] | None = None
     """Ends of the 95 % interval of a measured loss; absent where it is a forecast."""
     costs: dict[str, Real] = {}
-    """What else it costs: `kv`, bytes of keys and values of one sample."""
+    """What else it costs: `kv`, bytes of keys and values of one sample; `ms`, milliseconds of one
+    run, in turns with the source where the point is measured."""
     chosen: bool = False
     """Whether it is the artifact's."""
 

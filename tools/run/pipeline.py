@@ -54,9 +54,10 @@ from ..search.budget import Budget
 from ..search.data import unfitted
 from ..search.search import KNOBS, ROUNDS, Found, search
 from ..search.telling import search_entry
+from ..search.times import Times
 from . import report
 from .forecast_manifest import forecast_manifest
-from .machine import machine_entry
+from .machine import machine_entry, processor
 from .most_moved import most_moved
 from .named_model import load_original
 from .named_source import beside
@@ -119,6 +120,8 @@ class Request:
     """The knobs that the search turns."""
     workers: int | str = 0
     """Processes that the search measures in, or ``ray``: see ``search``."""
+    times: Path | None = None
+    """A table of times that the search goes by where time is bounded: see ``search.times``."""
 
     def __post_init__(self) -> None:
         amounts = {
@@ -165,7 +168,8 @@ def _searched(
         view, budget=request.budget, calibration=[] if data is None else data.batches,
         judged=judged, using=request.using, target=request.target, rounds=rounds,
         progress=progress, checkpoints=checkpoints, workers=request.workers,
-        reload=functools.partial(_loaded, request),
+        reload=functools.partial(_loaded, request), machine=processor(),
+        times=None if request.times is None else Times.read(request.times),
     )  # fmt: skip
 
 
@@ -271,6 +275,7 @@ def _marks(
     searched = {} if request.budget is None else {
         "budget": str(request.budget), "knobs": ", ".join(request.using),
         "data to judge by": batches_sha256(judged),
+        "times": "" if request.times is None else request.times.read_text(),
     }  # fmt: skip
     return {
         "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),

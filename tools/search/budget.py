@@ -1,4 +1,4 @@
-"""What a person asks for: bounds on bytes, key-value cache or loss, as text."""
+"""What a person asks for: bounds on bytes, time, key-value cache or loss, as text."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from ...ir.core.errors import BadInput, near_misses
 
-MEASURES = ("bytes", "kv", "loss")
+MEASURES = ("bytes", "ms", "kv", "loss")
 """What may be bounded. The goal is the loss, or, where that is bounded and they are not, bytes."""
 FORMS = {
     "bytes": "25% of the source's weights, or 300MB",
+    "ms": "0.5x of the source's time, or 12",
     "kv": "40% of the source's key-value cache, or 20MB",
     "loss": "1%, or 0.01",
 }
@@ -42,6 +43,8 @@ class Bound:
         return self.number * source[self.measure] if self.share else self.number
 
     def __str__(self) -> str:
+        if self.measure == "ms":
+            return f"ms={self.number:g}{'x' if self.share else ''}"
         if self.share or self.measure == "loss":
             return f"{self.measure}={100 * self.number:g}%"
         mega = self.number / 1e6
@@ -54,6 +57,8 @@ def _number(measure: str, text: str) -> tuple[float, bool]:
     upper = text.upper()
     if upper.endswith("%"):
         return _float(text[:-1]) / 100, measure != "loss"
+    if measure == "ms" and upper.endswith("X"):
+        return _float(text[:-1]), True
     if measure in ("bytes", "kv"):
         unit = max((u for u in _UNITS if upper.endswith(u)), key=len, default="")
         return _float(upper.removesuffix(unit)) * _UNITS.get(unit, 1.0), False
@@ -110,6 +115,7 @@ class Budget:
 
 _LACKING = {
     "bytes": "the model holds no weights",
+    "ms": "nothing counts the time of this model",
     "kv": "the model keeps no keys and values: there is nothing to bound",
     "loss": "the model returns no numbers",
 }

@@ -12,35 +12,47 @@ from torch import Tensor
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.run.statistics import Statistics
-from ...ir.structure.recognize import Linear, Structure, last_tower, recognize
+from ...ir.structure.recognize import Linear, Structure, recognize
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.linear_pass import weight_of
 from ...passes.recipe import Recipe
 from ...passes.stored import reason_against_storing
-from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
-from .forms import FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
+from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .judge import Judge
 from .probe import Minded, sensitivities, spread_over_blocks
 from .recipe_of import Cut, Held, recipe_of
-from .skips import PAIRED, Measured, excess_of_pairs, graph_measures, left_out, token_cuts, units
+from .skips import graph_measures, token_cuts, units
 from .solve import KEPT, Choice, Option, Place, Problem, useful
 from .survey import PROBED, Errors, dense, stored, survey
-from .tables import tables_place
+from .tables import storable_tables, tables_place
+from .times import Times
+from .timing import Subject, Timing
+from .wholes import (
+    DEPTH_WORK,
+    TOKENS,
+    behind_cut,
+    gone_units,
+    kept_bytes,
+    left_out_options,
+    pairs_of,
+    staying,
+    timed_tables,
+    unit_of,
+    work,
+)
 
 Progress = Callable[[str, int, int], None]
 FED_BACK_UP_TO = 5e7
 """Weights in all linears up to which candidates with feedback are fitted: a matrix takes as many
 seconds for each of them as rounding takes for all."""
-PROBE_WORK, DEPTH_WORK = 4e12, 4e12
-"""Multiply-accumulates that probing linears and leaving out halves of blocks may take: less than
-two minutes each on one core of the reference CPU."""
+PROBE_WORK = 4e12
+"""Multiply-accumulates that probing linears may take: less than two minutes on one core of the
+reference CPU."""
 RANK_ALONE = Form("quantize", 4, 32)
 """What linears hold beside the source's own where only ranks are searched."""
-TOKENS = "image tokens"
-"""The place at which they are dropped, or not."""
 
 
 @dataclass(frozen=True)
@@ -53,46 +65,61 @@ class Menu:
     units: Sequence[Unit] = ()
     """The halves of blocks, where they may be left out."""
     notes: Sequence[str] = ()
+    times: Times | None = None
+    """Where time is bounded."""
 
     @classmethod
     def of(
         cls, view: View, data: Parts, judge: Judge, target: Target, using: Collection[str],
         progress: Progress, checkpoints: CheckpointStore | None = None,
+        timing: Timing | None = None,
     ) -> Menu:  # fmt: skip
-        """Survey a canonical graph. Raises ``BadInput`` where there is nothing to choose from."""
+        """Survey a canonical graph. ``timing`` says how times become known, where they are bounded.
+        Raises ``BadInput`` where there is nothing to choose from."""
         structure = recognize(view)
         source = graph_measures(view, judge.batches[0])
         probe = Judge(view, structure, data.probe)
         halves, notes = units(view, structure) if "layers" in using else [], []
         # By as many rows as time allows: of the halves, few are chosen by small differences.
-        wide = len(halves) * _work(structure, data.judge) <= DEPTH_WORK
-        if not wide and len(halves) * _work(structure, data.probe) > DEPTH_WORK:
+        wide = len(halves) * work(structure, data.judge) <= DEPTH_WORK
+        if not wide and len(halves) * work(structure, data.probe) > DEPTH_WORK:
             halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         judging = judge if wide else probe
-        gone = _gone(view, halves, judging, progress, checkpoints)
-        pairs = _pairs(view, structure, data, halves, gone, probe, progress, checkpoints)
-        places = _linear_places(
-            view, structure, data, probe, target, using, progress, checkpoints
-        )
+        gone = gone_units(view, halves, judging, progress, checkpoints)
+        pairs = pairs_of(view, structure, data, halves, gone, probe, progress, checkpoints)
+        groups = _groups(view, structure)
+        forms, paths = _candidates(groups, data, using, fast=timing is not None)
         table_place = tables_place(view, structure, judge, target) if "bits" in using else None
-        places += [] if table_place is None else [table_place]
-        places = [replace(place, unit=_unit_of(place, halves, structure, gone)) for place in places]
         cuts = [*token_cuts(view, structure, judge, progress)] if "tokens" in using else []
+        times = None
+        if timing is not None:
+            tables = [] if table_place is None else storable_tables(view, structure)
+            subject = Subject(
+                view, structure, target, forms, paths, tables, halves,
+                [unit for unit in halves if unit.name in gone], cut=bool(cuts),
+            )  # fmt: skip
+            times, said = timing.times(subject, judge.batches[0], data, progress, checkpoints)
+            notes, source = [*notes, said], {**source, "ms": times.whole}
+        places = _linear_places(
+            view, structure, data, probe, target, groups, forms, paths, times, progress, checkpoints
+        )
+        places += [] if table_place is None else [timed_tables(table_place, times)]
+        places = [replace(place, unit=unit_of(place, halves, structure, gone)) for place in places]
         whole = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
-        units_out = _left_out(source, places, gone)
-        base = Problem(places, source, units_out, pairs, most_units=max(0, len(halves) - 1))
-        held = sum(_kept_bytes(place) for place in places)
+        units_out = left_out_options(source, places, gone, halves, times)
+        base = Problem(places, source, units_out, pairs, stay=staying(halves, gone))
+        held = sum(kept_bytes(place) for place in places)
         base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
-        behind = (behind_cut(base, source, cut, measured) for cut, measured in cuts)
+        behind = (behind_cut(base, source, cut, measured, times) for cut, measured in cuts)
         problems = [replace(base, places=[*places, *whole]), *behind]
         if not (places or gone or len(problems) > 1):
             raise BadInput(
                 f"there is nothing to choose from by {', '.join(using)}: no linear of this model "
                 "has a dense weight that its output depends on"
             )
-        return cls(problems, target, tuple(using), halves, notes)
+        return cls(problems, target, tuple(using), halves, notes, times)
 
     @property
     def kinds(self) -> set[str]:
@@ -113,7 +140,7 @@ class Menu:
             ])
             for place in base.places
         ]  # fmt: skip
-        alone = replace(base, places=places, units={}, pairs={})
+        alone = replace(base, places=places, units={}, pairs={}, stay=())
         return replace(self, problems=[alone], using=("bits",))
 
     def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
@@ -121,25 +148,28 @@ class Menu:
         return [problem.corrected(factors) for problem in self.problems]
 
 
-def _work(structure: Structure, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """Multiply-accumulates of one run over some batches, about."""
-    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
-    return float(tokens * sum(x.in_features * x.out_features for x in structure.linears))
+def _candidates(
+    groups: Sequence[Sequence[Linear]], data: Parts, using: Collection[str], *, fast: bool
+) -> tuple[Sequence[Form], Sequence[Path]]:
+    """How a linear may be stored, and the paths beside it; nothing where no knob asks for it."""
+    if not {"bits", "rank"} & set(using):
+        return (), ()
+    paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
+    if "bits" not in using:
+        return (RANK_ALONE,), paths
+    weights = sum(group[0].in_features * group[0].out_features for group in groups)
+    fed_back = () if data.large or weights > FED_BACK_UP_TO else FED_BACK
+    return (*ROUNDED, *fed_back, *((FAST,) if fast else ())), paths
 
 
 def _linear_places(
     view: View, structure: Structure, data: Parts, probe: Judge, target: Target,
-    using: Collection[str], progress: Progress, checkpoints: CheckpointStore | None,
+    groups: Sequence[Sequence[Linear]], forms: Sequence[Form], paths: Sequence[Path],
+    times: Times | None, progress: Progress, checkpoints: CheckpointStore | None,
 ) -> list[Place]:  # fmt: skip
-    if not {"bits", "rank"} & set(using):
+    if not forms:
         return []
-    groups = _groups(view, structure)
     linears = [group[0] for group in groups]
-    many = data.large or sum(x.in_features * x.out_features for x in linears) > FED_BACK_UP_TO
-    forms: Sequence[Form] = ROUNDED if many else (*ROUNDED, *FED_BACK)
-    if "bits" not in using:
-        forms = (RANK_ALONE,)
-    paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
 
     def surveyed() -> dict[str, Any]:
         by_name = survey(
@@ -151,7 +181,7 @@ def _linear_places(
     known = remembered(checkpoints, "survey", surveyed)
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
     gaps = {x.name: errors[group[0].name].gaps for group in groups for x in group}
-    most = int(PROBE_WORK / max(1.0, _work(structure, data.probe) / 2))
+    most = int(PROBE_WORK / max(1.0, work(structure, data.probe) / 2))
     minded = remembered(
         checkpoints, "sensitivities",
         lambda: _minded(view, probe, groups, gaps, most, target, progress),
@@ -163,98 +193,8 @@ def _linear_places(
         sums = Counter[str]()
         for x in group:
             sums.update(minded[x.name])
-        places.append(_place(view, group, sums, errors[group[0].name], forms, paths))
+        places.append(_place(view, group, sums, errors[group[0].name], forms, paths, times))
     return places
-
-
-def _gone(
-    view: View, halves: Sequence[Unit], judge: Judge, progress: Progress,
-    checkpoints: CheckpointStore | None,
-) -> dict[str, Measured]:  # fmt: skip
-    """The model without each half of a block that may be left out, by name."""
-
-    def run() -> dict[str, Any]:
-        pairs = left_out(view, halves, judge, progress)
-        return {unit.name: [dict(measured.costs), measured.loss] for unit, measured in pairs}
-
-    known = remembered(checkpoints, "halves of blocks", run)
-    return {name: Measured(*fields) for name, fields in known.items()}
-
-
-def _pairs(
-    view: View, structure: Structure, data: Parts, halves: Sequence[Unit],
-    gone: Mapping[str, Measured], probe: Judge, progress: Progress,
-    checkpoints: CheckpointStore | None,
-) -> dict[tuple[str, str], Option]:  # fmt: skip
-    """What two halves cost beyond their sum, where there is time to measure that."""
-    count = min(PAIRED, len(gone))
-    if count * (count + 1) / 2 * _work(structure, data.probe) > DEPTH_WORK:
-        return {}
-    losses = {name: measured.loss for name, measured in gone.items()}
-
-    def run() -> list[Any]:
-        pairs = excess_of_pairs(view, halves, losses, probe, progress)
-        return [[*names, share] for names, share in pairs]
-
-    return {
-        (one, other): Option(
-            (one, other), {"loss": share * (losses[one] + losses[other])}, "layers"
-        )
-        for one, other, share in remembered(checkpoints, "pairs of halves", run)
-    }  # fmt: skip
-
-
-def _unit_of(
-    place: Place, halves: Sequence[Unit], structure: Structure, gone: Mapping[str, Measured]
-) -> str:
-    """The half of a block that all linears of a place lie in, where it may be left out."""
-    held = _kept(place).what
-    if not isinstance(held, Held) or not halves:
-        return ""
-    blocks = last_tower(structure)
-    for unit in halves:
-        first, *rest = blocks[unit.block].sub_blocks
-        subs = {"attn": [first], "mlp": rest}.get(unit.part, [first, *rest])
-        inside = {name for sub in subs for name in sub.linears}
-        if unit.name in gone and inside.issuperset(held.names):
-            return unit.name
-    return ""
-
-
-def _kept(place: Place) -> Option:
-    return next(option for option in place.options if option.kind == KEPT)
-
-
-def _kept_bytes(place: Place) -> float:
-    return _kept(place).costs["bytes"]
-
-
-def _left_out(
-    source: Mapping[str, float], places: Sequence[Place], gone: Mapping[str, Measured]
-) -> dict[str, Option]:
-    """What each unit takes with it beside its places."""
-    options = {}
-    for name, measured in gone.items():
-        inside = sum(_kept_bytes(place) for place in places if place.unit == name)
-        costs = {m: measured.costs.get(m, 0.0) - cost for m, cost in source.items()}
-        costs |= {"bytes": costs["bytes"] + inside, "loss": measured.loss}
-        options[name] = Option(name, costs, "layers")
-    return options
-
-
-def behind_cut(
-    base: Problem, source: Mapping[str, float], cut: KeepPass, measured: Measured
-) -> Problem:
-    """The problem behind a cut, which scales what blocks cost beside their bytes."""
-    share = {m: measured.costs.get(m, 0.0) / cost for m, cost in source.items()} | {"bytes": 1.0}
-    place = Place(TOKENS, [Option(Cut(cut), {"loss": measured.loss}, "tokens")])
-    units = {
-        name: replace(o, costs={m: c * share.get(m, 1.0) for m, c in o.costs.items()})
-        for name, o in base.units.items()
-    }
-    fixed = {m: cost * share[m] for m, cost in base.fixed.items()}
-    fixed["bytes"] += measured.costs["bytes"] - source["bytes"]
-    return replace(base, places=[*base.places, place], fixed=fixed, units=units)
 
 
 def _groups(view: View, structure: Structure) -> list[list[Linear]]:
@@ -288,7 +228,7 @@ def _minded(
 
 def _place(
     view: View, group: Sequence[Linear], minded: Mapping[str, float], errors: Errors,
-    forms: Sequence[Form], paths: Sequence[Path],
+    forms: Sequence[Form], paths: Sequence[Path], times: Times | None,
 ) -> Place:  # fmt: skip
     linear, names = group[0], tuple(x.name for x in group)
     weight = weight_of(view, linear)
@@ -300,10 +240,14 @@ def _place(
             beside = path.nbytes(linear.out_features, linear.in_features) * len(group)
             if 2 * path.rank >= min(linear.out_features, linear.in_features):
                 continue
+            if path.rank and form == FAST:
+                continue  # 8 bits leave a path little, and it would run beside the fastest form
             loss = minded.get(form.method, minded[PROBED[0].method]) * errors.of(form, path)
             costs = {"bytes": size + beside, "loss": loss}
+            if times is not None:
+                costs["ms"] = sum(times.added(x, form, path) for x in group)
             options.append(Option(Held(names, form, path), costs, f"{form.bits} bits"))
-    chosen = useful(options, ("bytes", "loss"))
+    chosen = useful(options, ("bytes", "loss", "ms"))
     # What is kept exactly may be larger than what loses nothing; a recipe may still leave it.
     return Place(linear.name, chosen if kept in chosen else [*chosen, kept])
 

@@ -25,9 +25,12 @@ from .data import Parts, parts, unfitted
 from .judge import Judge, Loss
 from .measure import measured
 from .menu import Menu
+from .pace import SLACK, Pace
 from .ray_workers import RAY, OnRay
 from .skips import graph_measures
 from .solve import Choice, solve
+from .times import Times
+from .timing import Timing
 from .workers import Forked, Here, Workers
 
 Progress = Callable[[str, int, int], None]
@@ -84,6 +87,8 @@ def search(
     checkpoints: CheckpointStore | None = None,
     workers: int | str = 0,
     reload: Callable[[], View] | None = None,
+    times: Times | None = None,
+    machine: str = "this machine",
 ) -> Found:
     """The recipe that spends ``budget`` best on ``graph``, which stays as it is.
 
@@ -98,6 +103,9 @@ def search(
     ``"ray"`` for those of a Ray cluster; the result is the same for any number of them above 0,
     where they measure on one thread each. Those of Ray load the graph by its source's name, or by
     ``reload`` where that does not make the same of it.
+    Where time is bounded, that of one run on one row of what is judged by, ``times`` is a table of
+    it; else one is measured here, on ``machine``, or counted where the target runs elsewhere. Each
+    recipe that is measured is then timed too, in turns with the source.
 
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
     that contradict each other, and where there are no data; ``Missing`` where Ray is not there.
@@ -112,9 +120,11 @@ def search(
             "(calibration=[...] in Python)"
         )
     # Fewer image tokens take no byte of a weight: to measure them would be for nothing.
-    turned = [knob for knob in using if knob != "tokens" or "kv" in bounds.bounded]
+    lighter = bounds.bounded & {"kv", "ms"}
+    turned = [knob for knob in using if knob != "tokens" or lighter]
     if not turned:
         raise BadInput("tokens are in the cache, not in the weights: bound it, such as by kv=50%")
+    timing = Timing(times, machine) if "ms" in bounds.bounded else None
     if isinstance(calibration, str):
         data: Sequence[Batch] = read(calibration, graph).batches
         judged = judged or unfitted(calibration, graph, data)
@@ -127,7 +137,8 @@ def search(
     known = parts(source, data, judged)
     judge = Judge(source, recognize(source), known.judge)
     with contextlib.closing(_workers(workers, graph, judge, known, reload)) as engine:
-        menu = Menu.of(source, known, judge, find_target(target), turned, tell, checkpoints)
+        aim = find_target(target)
+        menu = Menu.of(source, known, judge, aim, turned, tell, checkpoints, timing)
         return Rounds(
             graph, source, bounds, known, menu, judge, rounds, tell, checkpoints, engine
         ).found()
@@ -157,6 +168,9 @@ class Rounds:
         self.checkpoints = checkpoints
         self.workers = workers or Here(partial(measured, graph, judge, data.fit))
         self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
+        if menu.times is not None:
+            self.source["ms"] = menu.times.whole
+        self.pace = Pace(source, menu, judge.batches[0])
         self.limits = budget.limits(self.source)
         self.measured: dict[object, Point] = {}
         self.factors: Mapping[str, float] = {}
@@ -183,6 +197,7 @@ class Rounds:
         return self._outcome(best, notes)
 
     def _outcome(self, best: Point, notes: list[str]) -> Found:
+        notes += self.pace.notes(best.choice, best.costs)
         return Found(
             best.recipe, best, self.budget, self.limits, self.source, self.front(best),
             self.factors, self.menu, self.judge, notes,
@@ -208,6 +223,8 @@ class Rounds:
         within = {
             m: self.judge.additive(limit) if m == "loss" else limit for m, limit in limits.items()
         }
+        if "ms" in within:
+            within["ms"] = self.pace.forecast(within["ms"])
         return solve(menu.corrected(self.factors), within, self.budget.goal)
 
     def _near(self, menu: Menu, scale: float) -> Choice | None:
@@ -243,13 +260,19 @@ class Rounds:
 
     def _add(self, choice: Choice, measure: Callable[[], dict[str, Any]]) -> None:
         """The point of a choice, by what is remembered of it or measured."""
-        known = remembered(self.checkpoints, self._key(choice), measure)
+        def measured_and_timed() -> dict[str, Any]:
+            known = measure()
+            return {**known, "costs": {**known["costs"], **self.pace.of(choice)}}
+
+        known = remembered(self.checkpoints, self._key(choice), measured_and_timed)
+        self.pace.learn(choice, known["costs"])
         loss = Loss(*known["loss"])
         costs = {**choice.costs, **known["costs"], "loss": loss.value}
         self.measured[choice.key] = Point(choice, self.menu.recipe(choice), costs, loss)
 
     def _shown(self, point: Point) -> str:
-        return f"loss {point.costs['loss']:.2%} in {point.costs['bytes'] / 1e6:.4g} MB"
+        ms = f" and {point.costs['ms']:.4g} ms" if "ms" in point.costs else ""
+        return f"loss {point.costs['loss']:.2%} in {point.costs['bytes'] / 1e6:.4g} MB{ms}"
 
     def _additive(self, point: Point) -> float:
         assert point.measured is not None
@@ -263,7 +286,7 @@ class Rounds:
         """
         kept = [
             point for point in self.measured.values()
-            if all(point.costs[m] <= limit for m, limit in self.limits.items())
+            if all(point.costs[m] <= SLACK.get(m, 1.0) * limit for m, limit in self.limits.items())
         ]  # fmt: skip
         return min(kept, key=self._rank, default=None)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -80,10 +81,11 @@ def left_out(
         if reason:
             continue
         progress(f"leaving out {unit.name}", number, len(all_units))
-        yield unit, measured(view, _without(all_units, unit), judge)
+        yield unit, measured(view, without(all_units, unit), judge)
 
 
-def _without(all_units: Sequence[Unit], *units: Unit) -> Pass:
+def without(all_units: Sequence[Unit], *units: Unit) -> Pass:
+    """The pass that leaves some units out."""
     path = Path.through(other for other in all_units if other not in units)
     return FollowPath(blocks=str(path))
 
@@ -95,17 +97,20 @@ def excess_of_pairs(
     """How much more two units lose together than their losses add up to, as a share of these: of
     the ``PAIRED`` units that lose least by themselves, in the order of the graph.
 
-    On zoo:tiny-vit -.3 to 2.2, the attention of two neighbours. Of a model of two units, none.
+    On zoo:tiny-vit -.3 to 2.2, the attention of two neighbours. Two that are all of their kind are
+    never left out.
     """
-    if len(all_units) <= 2:
-        return
     names = sorted(losses, key=lambda name: losses[name])[:PAIRED]
     paired = [unit for unit in all_units if unit.name in names]
-    alone = {x.name: measured(view, _without(all_units, x), judge).loss for x in paired}
-    pairs = list(combinations(paired, 2))
+    alone = {x.name: measured(view, without(all_units, x), judge).loss for x in paired}
+    kinds = Counter(unit.part for unit in all_units)
+    pairs = [
+        (one, other) for one, other in combinations(paired, 2)
+        if one.part != other.part or kinds[one.part] > 2
+    ]  # fmt: skip
     for number, (one, other) in enumerate(pairs):
         progress(f"leaving out {one.name} and {other.name}", number, len(pairs))
-        both = measured(view, _without(all_units, one, other), judge).loss
+        both = measured(view, without(all_units, one, other), judge).loss
         added = alone[one.name] + alone[other.name]
         yield (one.name, other.name), both / added - 1 if added > 0 else 0.0
 

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,9 @@ class Problem:
     """What may be left out, by name; costs may be negative: what goes with it beside its places."""
     pairs: Mapping[tuple[str, str], Option] = field(default_factory=dict)
     """Of two units that are both left out, what that costs beyond the sum: it may be negative."""
-    most_units: int | None = None
-    """So many units at most may be left out together: one half of a block has to stay."""
+    stay: Sequence[Collection[str]] = ()
+    """Groups of units of which one has to stay: a model without any attention, or any feed-forward,
+    is not proposed."""
 
     def corrected(self, factors: Mapping[str, float]) -> Problem:
         """With the losses of each kind multiplied."""
@@ -157,7 +158,7 @@ def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
 def _shown(measure: str, value: float) -> str:
     if measure in ("bytes", "kv"):
         return f"{value / 1e6:.4g} MB"
-    return f"{value:.4g}"
+    return f"{value:.4g}{' ms' if measure == 'ms' else ''}"
 
 
 def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice | None:
@@ -236,10 +237,10 @@ class _Columns:
         low = np.repeat([1.0, -1.0], [len(problem.places), len(problem.pairs)])
         high = np.repeat([1.0, 0.0], [len(problem.places), len(problem.pairs)])
         constraints = [LinearConstraint(table, low, high)]
-        if problem.most_units is not None and unit_at:
+        for group in problem.stay:
             gone = np.zeros((1, len(options)))
-            gone[0, [*unit_at.values()]] = 1
-            constraints.append(LinearConstraint(gone, 0, problem.most_units))
+            gone[0, [unit_at[name] for name in group]] = 1
+            constraints.append(LinearConstraint(gone, 0, len(group) - 1))
         return cls(problem, options, constraints)
 
     def costs(self, measure: str) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ from ...ir.vocab.targets import Target
 from ...passes.linear_pass import StoringPass, weight_of
 from ...passes.stored import Stored
 from ...passes.weights.low_rank import Whitening
-from .forms import Form, Path
+from .forms import FAST, Form, Path
 
 Progress = Callable[[str, int, int], None]
 SAMPLE, ROUNDED_INPUTS = 512, 128
@@ -123,7 +123,7 @@ def _errors(
             continue
         if form in PROBED:
             gaps[form.method] = gap.half()
-        if ranks and form.method not in shares:
+        if ranks and form.method not in shares and form != FAST:
             shares[form.method] = left_by_rank(gap, whitening)
     return Errors(by_form, by_inputs, nbytes, shares, gaps)
 

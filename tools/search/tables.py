@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ...ir.core.view import View
 from ...ir.core.weights import MemoryWeight, Weight
 from ...ir.structure.recognize import Structure, recognize
-from ...ir.vocab.targets import Target
+from ...ir.vocab.targets import CPU, Target
 from ...passes.weights.quantize import Quantize
 from ...passes.weights.tables import Table, TableForm, tables
 from .judge import Judge
@@ -57,6 +57,11 @@ class Tables:
         sizes = {name: 0 if weight is None else weight.nbytes for name, weight in before.items()}
         sites = [self.form.site(t, sizes[t.embedding.name]) for t in self.stored]
         return sum(site.bytes_before for site in sites), sum(site.bytes_after for site in sites)
+
+
+def storable_tables(view: View, structure: Structure) -> list[HeldTables]:
+    """The forms that some table can have."""
+    return [held for held in FORMS if Tables.of(view, structure, held, CPU).stored]
 
 
 def tables_place(

@@ -31,7 +31,7 @@ def search_entry(search: Found) -> SearchEntry:
 
 
 def _front(point: Point, *, chosen: bool) -> FrontEntry:
-    extra = {name: point.costs[name] for name in ("kv",) if name in point.costs}
+    extra = {name: point.costs[name] for name in ("kv", "ms") if name in point.costs}
     entry = FrontEntry(
         recipe=str(point.recipe), bytes=round(point.costs["bytes"]), loss=point.costs["loss"]
     )

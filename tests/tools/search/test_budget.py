@@ -21,14 +21,18 @@ def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
     assert Budget.parse("bytes=1.5MB").limits({"bytes": 9e9}) == {"bytes": 1.5e6}
     assert Budget.parse("kv=50%,loss=2%").goal == "bytes" != Budget.parse("kv=50%").goal
     assert Budget.parse("kv=50%").limits({"kv": 8.0}) == {"kv": 4.0}
-    for text in ("bytes=25%", "bytes=300MB", "bytes=12345678", "kv=2.5%", "loss=0.5%"):
+    assert Budget.parse("ms=0.5x,bytes=1MB").limits({"ms": 8.0, "bytes": 1.0})["ms"] == 4.0
+    assert Budget.parse("ms=12").limits({"ms": 8.0}) == {"ms": 12.0}
+    for text in ("ms=0.5x", "ms=12", "bytes=25%", "bytes=300MB", "bytes=12345678", "kv=2.5%",
+                 "loss=0.5%"):  # fmt: skip
         assert str(Budget.parse(text)) == text
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [("byte=25%", "did you mean bytes"), ("bytes=lots", "25% of the source's weights"),
-     ("bytes=-1", "above 0"), ("loss", "1%, or 0.01"), ("bytes=1MB,bytes=2MB", "bounded twice"),
+     ("bytes=-1", "above 0"), ("loss", "1%, or 0.01"), ("ms=fast", "0.5x of the source's time"),
+     ("bytes=1MB,bytes=2MB", "bounded twice"),
      (" ", "the budget is empty")],
 )  # fmt: skip
 def test_what_is_no_budget_is_refused_with_one_that_is(text: str, message: str) -> None:
@@ -86,7 +90,7 @@ def test_the_choice_is_the_best_of_all(problem: Problem, limit: int) -> None:
 def test_some_unit_stays(problem: Problem) -> None:
     assert len(solve([problem], {"bytes": 33}, "loss").dropped) == 2
     with pytest.raises(gw.BadInput, match="the least that these knobs reach is"):
-        solve([replace(problem, most_units=1)], {"bytes": 33}, "loss")
+        solve([replace(problem, stay=[["half", "other"]])], {"bytes": 33}, "loss")
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:

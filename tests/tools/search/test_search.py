@@ -39,16 +39,14 @@ from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
-from graphwright.tools.search.menu import behind_cut
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
 from graphwright.tools.search.search import Found, Point, Rounds, search
 from graphwright.tools.search.skips import Measured, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
+from graphwright.tools.search.wholes import behind_cut
 from graphwright.tools.search.workers import Forked
-
-from tests.models import VOCAB, qwen2, raised
 
 Batches = list[dict[str, torch.Tensor]]
 TARGET = find_target("cpu")
@@ -56,23 +54,6 @@ TARGET = find_target("cpu")
 
 def silent(*_: Any) -> None:
     pass
-
-
-@pytest.fixture(scope="module")
-def views() -> dict[str, View]:
-    return raised(qwen2())
-
-
-@pytest.fixture(scope="module")
-def batches() -> Batches:
-    rng = torch.Generator().manual_seed(5)
-    texts = []
-    for _ in range(4):
-        ids = torch.randint(0, VOCAB, (4, 24), generator=rng)
-        mask = torch.ones_like(ids)
-        mask[3, 20:] = 0
-        texts.append({"input_ids": ids, "attention_mask": mask})
-    return texts
 
 
 @pytest.fixture(scope="module")

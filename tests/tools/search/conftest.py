@@ -1,0 +1,28 @@
+"""The small decoder that searches are tried on, traced once."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from graphwright.ir.core.view import View
+
+from tests.models import VOCAB, qwen2, raised
+
+Batches = list[dict[str, torch.Tensor]]
+
+
+@pytest.fixture(scope="session")
+def views() -> dict[str, View]:
+    return raised(qwen2())
+
+
+@pytest.fixture(scope="session")
+def batches() -> Batches:
+    rng = torch.Generator().manual_seed(5)
+    texts = []
+    for _ in range(4):
+        ids = torch.randint(0, VOCAB, (4, 24), generator=rng)
+        mask = torch.ones_like(ids)
+        mask[3, 20:] = 0
+        texts.append({"input_ids": ids, "attention_mask": mask})
+    return texts

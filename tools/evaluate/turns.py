@@ -1,0 +1,62 @@
+"""Graphs timed in turns: what falls on one of them, such as other work, falls on all."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...backends.registry import compile
+from ...ir.core.view import View
+
+Inputs = Mapping[str, torch.Tensor]
+Runner = Callable[[Inputs], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How graphs are run."""
+
+    inputs: Inputs
+    threads: int
+    rounds: int
+
+
+def timed(views: Sequence[View], setting: Setting) -> list[float]:
+    """The least time of each graph in ms, all of them run in turns; of one thread the processor's
+    time, on which what else runs there weighs less.
+
+    In its turn a graph runs twice and the second run counts: the first one finds its weights thrown
+    out of the processor's caches by the others', and that by how many they are.
+    """
+    runs = [compile(v, backend="onnxruntime", threads=setting.threads) for v in views]
+    clock = time.process_time if setting.threads == 1 else time.perf_counter
+    least = [math.inf] * len(runs)
+    for _ in range(setting.rounds):
+        for i, run in enumerate(runs):
+            run(**setting.inputs)
+            started = clock()
+            run(**setting.inputs)
+            least[i] = min(least[i], 1e3 * (clock() - started))
+    return least
+
+
+def in_turns(
+    runners: Mapping[str, Runner], inputs: Inputs, repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:  # fmt: skip
+    """Seconds of each run of each; the runners take turns, so that noise falls on all alike."""
+    seconds: dict[str, list[float]] = {name: [] for name in runners}
+    for _ in range(2):
+        for run in runners.values():
+            run(inputs)
+    for _ in range(repeats):
+        for name, run in runners.items():
+            started = clock()
+            run(inputs)
+            seconds[name].append(clock() - started)
+    return seconds

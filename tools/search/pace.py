@@ -1,0 +1,59 @@
+"""Recipes timed as they are measured, and what that says of the forecasts of time."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+import torch
+
+from ...ir.core.view import View
+from .menu import Menu
+from .solve import Choice
+from .timing import Clock, clock_of, one_row, stand_in
+
+SLACK = {"ms": 1.02}
+"""Times the bound: two measurements of one graph differ by so much."""
+
+
+class Pace:
+    """Whole runs in turns with the source, where a search bounds time and this machine is the one
+    that the table of times is of."""
+
+    def __init__(self, source: View, menu: Menu, batch: Mapping[str, torch.Tensor]) -> None:
+        self._source, self._menu, self._batch = source, menu, batch
+        self._ratios: list[float] = []
+
+    @cached_property
+    def _clock(self) -> Clock:
+        return clock_of(one_row(self._source, self._batch), torch.get_num_threads())
+
+    def of(self, choice: Choice) -> dict[str, float]:
+        """The milliseconds of a choice under ``ms``; nothing where they are not measured."""
+        times = self._menu.times
+        if times is None or not times.here:
+            return {}
+        graph = stand_in(self._source, choice, self._menu.target, self._menu.units)
+        source, ms = self._clock([self._source, graph])
+        return {"ms": ms / source * times.whole}
+
+    def learn(self, choice: Choice, costs: Mapping[str, float]) -> None:
+        """Take in what was measured of a choice."""
+        if "ms" in costs:
+            self._ratios.append(costs["ms"] / choice.costs["ms"])
+
+    def forecast(self, ms: float) -> float:
+        """What a forecast may say for a run to take ``ms``, by the runs so far."""
+        return ms / statistics.median(self._ratios) if self._ratios else ms
+
+    def notes(self, choice: Choice, costs: Mapping[str, float]) -> Sequence[str]:
+        """What a person should know of the time that was found."""
+        times = self._menu.times
+        if times is None:
+            return []
+        shapes = ", ".join(f"{n} {'x'.join(map(str, s))}" for n, s in times.inputs.items())
+        forecast = choice.costs["ms"]
+        known = f"measured {costs['ms']:.4g} in turns with it" if self._ratios else "not measured"
+        run = f"one run ({shapes or 'by the cost model'}) takes the source {times.whole:.4g} ms"
+        return [f"{run}; the recipe: forecast {forecast:.4g}, {known}"]

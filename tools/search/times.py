@@ -1,0 +1,76 @@
+"""What runs of a model take, by what its linears hold: a table that adds up over the graph."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path as FilePath
+
+from ...ir.core.errors import BadInput
+from ...ir.structure.recognize import Linear
+from .forms import Form, Path
+
+MAKE = "optimize-model bench MODEL --times FILE measures one"
+
+
+def signature(linear: Linear) -> str:
+    """Equal for linears of one size, which take equally long."""
+    return f"{linear.in_features}x{linear.out_features}"
+
+
+@dataclass(frozen=True)
+class Times:
+    """Milliseconds of one run on some inputs, and what each change adds to them or takes away."""
+
+    whole: float
+    """Of the source."""
+    linears: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """By ``signature``, what one linear adds: by ``Form.timed``, and by path beside 4 bits."""
+    halves: Mapping[str, float] = field(default_factory=dict)
+    """What one half of a block takes, by its part: ``attn``, ``mlp``, or nothing for a whole."""
+    tables: Mapping[str, float] = field(default_factory=dict)
+    """What tables of embeddings add, and heads that are tied to them, by what they hold."""
+    cuts: Mapping[str, float] = field(default_factory=dict)
+    """Of the source behind each way to drop image tokens."""
+    inputs: Mapping[str, list[int]] = field(default_factory=dict)
+    """The shapes that were run."""
+    threads: int = 1
+    machine: str = ""
+    """The processor; empty where none measured, but the cost model counted."""
+    here: bool = False
+    """Whether that is the one that this process runs on."""
+
+    def added(self, linear: Linear, form: Form, path: Path) -> float:
+        """Milliseconds that a linear takes longer than the source's. Raises ``BadInput`` for one
+        that the table lacks."""
+        if not self.machine:
+            return 0.0
+        known = self.linears.get(signature(linear), {})
+        if form.timed not in known:
+            raise BadInput(
+                f"the table of times has none of a linear of {signature(linear)} as {form.timed}: "
+                f"it is another model's; {MAKE}"
+            )
+        return known[form.timed] + (_between(known, path) if path.rank else 0.0)
+
+    def write(self, file: FilePath) -> None:
+        file.write_text(json.dumps(asdict(self), indent=1))
+
+    @classmethod
+    def read(cls, file: FilePath) -> Times:
+        """Raises ``BadInput`` for what is no such table."""
+        try:
+            return cls(**{**json.loads(file.read_text()), "here": False})
+        except (OSError, ValueError, TypeError) as error:
+            raise BadInput(f"{file} is not a table of times ({error}): {MAKE}") from None
+
+
+def _between(known: Mapping[str, float], path: Path) -> float:
+    """Of a path, by the line through the two ranks that were timed."""
+    ranks = {rank: known[str(Path(rank, path.bits))] for rank in range(1, 257)
+             if str(Path(rank, path.bits)) in known}  # fmt: skip
+    if len(ranks) < 2:
+        raise BadInput(f"the table of times has no paths of low rank: {MAKE}")
+    (low, a), (high, b) = min(ranks.items()), max(ranks.items())
+    return a + (b - a) * (path.rank - low) / (high - low)

@@ -1,0 +1,155 @@
+"""Halves of blocks, image tokens and tables as parts of the problem, measured as wholes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...ir.core.view import View
+from ...ir.structure.recognize import Structure, last_tower
+from ...ir.structure.units import Unit
+from ...passes.checkpoint_store import CheckpointStore, remembered
+from ...passes.tokens.token_pass import KeepPass
+from .data import Parts
+from .judge import Judge
+from .recipe_of import Cut, Held
+from .skips import PAIRED, Measured, Progress, excess_of_pairs, left_out
+from .solve import KEPT, Option, Place, Problem
+from .times import Times
+
+DEPTH_WORK = 4e12
+"""Multiply-accumulates that leaving out halves of blocks may take: less than two minutes on one
+core of the reference CPU."""
+TOKENS = "image tokens"
+"""The place at which they are dropped, or not."""
+
+
+def work(structure: Structure, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """Multiply-accumulates of one run over some batches, about."""
+    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
+    return float(tokens * sum(x.in_features * x.out_features for x in structure.linears))
+
+
+def gone_units(
+    view: View, halves: Sequence[Unit], judge: Judge, progress: Progress,
+    checkpoints: CheckpointStore | None,
+) -> dict[str, Measured]:  # fmt: skip
+    """The model without each half of a block that may be left out, by name."""
+
+    def run() -> dict[str, Any]:
+        pairs = left_out(view, halves, judge, progress)
+        return {unit.name: [dict(measured.costs), measured.loss] for unit, measured in pairs}
+
+    known = remembered(checkpoints, "halves of blocks", run)
+    return {name: Measured(*fields) for name, fields in known.items()}
+
+
+def pairs_of(
+    view: View, structure: Structure, data: Parts, halves: Sequence[Unit],
+    gone: Mapping[str, Measured], probe: Judge, progress: Progress,
+    checkpoints: CheckpointStore | None,
+) -> dict[tuple[str, str], Option]:  # fmt: skip
+    """What two halves cost beyond their sum, where there is time to measure that."""
+    count = min(PAIRED, len(gone))
+    if count * (count + 1) / 2 * work(structure, data.probe) > DEPTH_WORK:
+        return {}
+    losses = {name: measured.loss for name, measured in gone.items()}
+
+    def run() -> list[Any]:
+        pairs = excess_of_pairs(view, halves, losses, probe, progress)
+        return [[*names, share] for names, share in pairs]
+
+    return {
+        (one, other): Option(
+            (one, other), {"loss": share * (losses[one] + losses[other])}, "layers"
+        )
+        for one, other, share in remembered(checkpoints, "pairs of halves", run)
+    }  # fmt: skip
+
+
+def unit_of(
+    place: Place, halves: Sequence[Unit], structure: Structure, gone: Mapping[str, Measured]
+) -> str:
+    """The half of a block that all linears of a place lie in, where it may be left out."""
+    held = kept_option(place).what
+    if not isinstance(held, Held) or not halves:
+        return ""
+    blocks = last_tower(structure)
+    for unit in halves:
+        first, *rest = blocks[unit.block].sub_blocks
+        subs = {"attn": [first], "mlp": rest}.get(unit.part, [first, *rest])
+        inside = {name for sub in subs for name in sub.linears}
+        if unit.name in gone and inside.issuperset(held.names):
+            return unit.name
+    return ""
+
+
+def staying(halves: Sequence[Unit], gone: Mapping[str, Measured]) -> list[list[str]]:
+    """Of each kind of halves all of which may be left out, the names: one of them has to stay."""
+    by_part: dict[str, list[str]] = {}
+    for unit in halves:
+        by_part.setdefault(unit.part, []).append(unit.name)
+    return [names for names in by_part.values() if all(name in gone for name in names)]
+
+
+def kept_option(place: Place) -> Option:
+    return next(option for option in place.options if option.kind == KEPT)
+
+
+def kept_bytes(place: Place) -> float:
+    return kept_option(place).costs["bytes"]
+
+
+def left_out_options(
+    source: Mapping[str, float], places: Sequence[Place], gone: Mapping[str, Measured],
+    halves: Sequence[Unit], times: Times | None,
+) -> dict[str, Option]:  # fmt: skip
+    """What each unit takes with it beside its places."""
+    parts = {unit.name: unit.part for unit in halves}
+    options = {}
+    for name, measured in gone.items():
+        inside = sum(kept_bytes(place) for place in places if place.unit == name)
+        costs = {m: measured.costs.get(m, 0.0) - cost for m, cost in source.items()}
+        costs |= {"bytes": costs["bytes"] + inside, "loss": measured.loss}
+        if times is not None:  # of its linears as the source has them, which are no options then
+            costs["ms"] = -times.halves[parts[name]]
+        options[name] = Option(name, costs, "layers")
+    return options
+
+
+def behind_cut(
+    base: Problem, source: Mapping[str, float], cut: KeepPass, measured: Measured,
+    times: Times | None = None,
+) -> Problem:  # fmt: skip
+    """The problem behind a cut, which scales what blocks cost beside their bytes: the cache, and
+    the time, by the tokens that the cache still holds."""
+    share = {m: measured.costs.get(m, 0.0) / cost for m, cost in source.items()} | {"bytes": 1.0}
+    share["ms"] = share.get("kv", 1.0)
+    cut_place = Place(TOKENS, [Option(Cut(cut), {"loss": measured.loss}, "tokens")])
+
+    def behind(option: Option) -> Option:
+        return replace(option, costs={m: c * share.get(m, 1.0) for m, c in option.costs.items()})
+
+    units = {name: behind(option) for name, option in base.units.items()}
+    places = [
+        replace(place, options=[behind(o) for o in place.options]) if place.unit else place
+        for place in base.places
+    ]
+    fixed = {m: cost * share[m] for m, cost in base.fixed.items()}
+    fixed["bytes"] += measured.costs["bytes"] - source["bytes"]
+    if times is not None:
+        fixed["ms"] = times.cuts[str(Cut(cut))]
+    return replace(base, places=[*places, cut_place], fixed=fixed, units=units)
+
+
+def timed_tables(place: Place, times: Times | None) -> Place:
+    """The place of the tables, with what each form of them adds to the time."""
+    if times is None:
+        return place
+    return replace(place, options=[
+        replace(o, costs={**o.costs, "ms": times.tables.get(str(o.what), 0.0)})
+        for o in place.options
+    ])  # fmt: skip
