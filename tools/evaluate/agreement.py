@@ -48,6 +48,12 @@ class Agreement(Task):
         self, subjects: Sequence[Subject], reference: Subject | None, setting: Setting
     ) -> list[EvalResult]:
         assert reference is not None
+        for subject in subjects:
+            if subject.head_tokens != reference.head_tokens:
+                raise BadInput(
+                    f"{subject.name} and {reference.name} do not say the same tokens: one has a "
+                    "head of some of them. Judge both by perplexity, vqa or latency"
+                )
         batches, samples, unit, notes = probes(reference, setting)
         count = 1 + max(place.unit for probe in batches for place in probe.places)
         sums = [np.zeros((3, count)) for _ in subjects]

@@ -78,7 +78,7 @@ class Perplexity(Task):
                 end = len(window.ids)
                 predictions = logits[row, end - 1 - window.scored : end - 1]
                 if finite(predictions):
-                    targets = torch.tensor(window.ids[-window.scored :])
+                    targets = torch.tensor(subject.columns(window.ids[-window.scored :]))
                     losses[index] = nll(predictions, targets)
             done += len(rows)
         finite.settle()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -90,6 +90,26 @@ class Subject:
         """What runs it, compiled when it is asked for."""
         model: Any = self._executable
         return model if hasattr(model, "input_names") else model()  # type: ignore[no-any-return]
+
+    @property
+    def head_tokens(self) -> tuple[int, ...]:
+        """The tokens that the columns of ``logits`` stand for, where these are some of all."""
+        return tuple(getattr(self.executable, "head_tokens", ()))
+
+    def columns(self, tokens: Sequence[int]) -> list[int]:
+        """Where in ``logits`` each of these tokens stands. Raises ``BadInput`` for one that the
+        head does not say."""
+        heads = self.head_tokens
+        if not heads:
+            return list(tokens)
+        places = {token: place for place, token in enumerate(heads)}
+        absent = next((token for token in tokens if token not in places), None)
+        if absent is not None:
+            raise BadInput(
+                f"{self.name} says {len(heads)} tokens, and the data needs the token {absent} too: "
+                "name it in restrict-head{tokens=[...]}, or judge by data of these tokens alone"
+            )
+        return [places[token] for token in tokens]
 
     def run(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Outputs by name. Inputs that the graph does not take are left out; floats, and masks of

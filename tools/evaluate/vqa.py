@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from . import own_questions
@@ -39,7 +41,11 @@ class Vqa(Accuracy):
         return own_questions.judge(self.name, subject, setting)
 
     def exam(self, subject: Subject, setting: Setting) -> Exam:
-        return asked(subject, setting)
+        exam = asked(subject, setting)
+        answers = [
+            [(kind, *subject.columns([token])) for kind, token in part] for part in exam.answers
+        ]
+        return replace(exam, answers=answers)
 
     def scores(self, logits: torch.Tensor) -> torch.Tensor:
         return logits[:, -1]

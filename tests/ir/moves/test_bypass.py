@@ -216,6 +216,35 @@ def test_a_value_that_is_needed_elsewhere() -> None:
     assert len(recognize(view).blocks) == 1
 
 
+class Sharing(torch.nn.Module):
+    """Three layers; in the last one what the one before attends with is read again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        keys = torch.zeros(8)
+        for place, linear in enumerate(self.layers):
+            inner = linear(x)
+            keys = inner if place == 1 else keys
+            x = x + torch.nn.functional.scaled_dot_product_attention(inner, inner, inner)
+            x = x + torch.relu(x + keys if place == 2 else x)
+        return x
+
+
+def test_a_path_that_breaks_a_tie_across_layers() -> None:
+    """The block that another one reads from can neither leave nor run twice; others can."""
+    view = trace(Sharing().eval(), torch.randn(2, 3, 8))
+    canonicalize(view)
+    blocks = recognize(view).blocks
+    for path in ((0, 2), (0, 1, 1, 2)):
+        with pytest.raises(Refusal, match=r"reads a value from inside block 1"):
+            follow(view, blocks, Path.of(path), rule="path")
+    follow(view, blocks, Path.of((1, 2)), rule="path")
+    assert len(recognize(view).blocks) == 2
+
+
 MADE_UP = [
     (("batch", "tokens", 32), ("unk__2", "unk__3", 32), True),
     (("batch", "?", 32), ("batch", "unk__3", 32), True),

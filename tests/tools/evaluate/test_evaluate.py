@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import graphwright as gw
@@ -32,9 +32,9 @@ class Fake:
 
     def __init__(
         self, function: Callable[[Batch], torch.Tensor], output: str = "logits",
-        inputs: tuple[str, ...] = ("input_ids", "attention_mask"),
+        inputs: tuple[str, ...] = ("input_ids", "attention_mask"), head_tokens: Sequence[int] = (),
     ) -> None:  # fmt: skip
-        self._function = function
+        self._function, self.head_tokens = function, tuple(head_tokens)
         self.input_names, self.output_names = inputs, (output,)
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -301,6 +301,13 @@ def test_vqa_by_type(tmp_path: Path) -> None:
     by_type = {kind: part["accuracy"] for kind, part in result["vqa"].detail.items()}
     assert by_type == {"contains": 1.0, "count": 0.0, "largest": 1.0, "where": 1.0}
     assert result["agreement"].detail["predictions"] == 24
+    answers = range(words.index("yes"), words.index("9") + 1)
+    some = Fake(lambda b: counts_badly(b)[..., list(answers)], inputs=names, head_tokens=answers)
+    assert evaluate(some, "vqa", None, 24, tokenizer=tmp_path)["vqa"].figures["accuracy"] == 0.75
+    few = Fake(lambda b: counts_badly(b)[..., :9], inputs=names, head_tokens=range(9))
+    for task, message in (("vqa", "the data needs the token"), ("agreement", "not say the same")):
+        with pytest.raises(BadInput, match=message):
+            evaluate(few, task, Fake(counts_badly, inputs=names), 24, tokenizer=tmp_path)
 
 
 def write_words(folder: Path, words: list[str]) -> None:
