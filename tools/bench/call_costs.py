@@ -20,10 +20,10 @@ from pathlib import Path
 
 from ...backends import compile as compile_model
 from ...backends import export
-from ...backends.draft_costs import steady
-from ...backends.draft_recycle import CHANCES, form
-from ...backends.drafts import Guess
-from ...backends.text_calls import cache_of, called
+from ...backends.generation.draft_costs import steady
+from ...backends.generation.draft_recycle import CHANCES, form
+from ...backends.generation.drafts import Guess
+from ...backends.generation.text_calls import cache_of, called
 from ...ir.load.sources import load
 from ...ir.structure.costs import weight_bytes
 from ...passes.manager import optimize
