@@ -37,7 +37,7 @@ def main(folder: str, out: str, kind: str) -> None:
     pack, config = WRITERS[kind](kind)
     tensors, header = load_file(Path(folder) / "model.safetensors"), {"format": "pt"}
     for name in [n for n in tensors if ".layers." in n and n.endswith("_proj.weight")]:
-        parts, dense, *state = pack(tensors.pop(name))
+        parts, dense, *state = pack(tensors.pop(name).float())
         if state:
             header[name] = state[0]
         stem = name.removesuffix(".weight")
