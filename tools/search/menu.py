@@ -23,7 +23,7 @@ from .data import Parts
 from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .judge import Judge
 from .probe import Minded, sensitivities, spread_over_blocks
-from .recipe_of import Cut, Held, recipe_of
+from .recipe_of import Cut, Held, HeldTables, recipe_of
 from .skips import graph_measures, token_cuts, units
 from .solve import KEPT, Choice, Option, Place, Problem, useful
 from .survey import PROBED, Errors, dense, stored, survey
@@ -133,19 +133,38 @@ class Menu:
 
     def bits_alone(self) -> Menu:
         """The same candidates without paths, and with every block and every token."""
-        base = self.problems[0]
-        places = [
-            replace(place, options=[
-                o for o in place.options if not isinstance(o.what, Held) or not o.what.path.rank
-            ])
-            for place in base.places
-        ]  # fmt: skip
-        alone = replace(base, places=places, units={}, pairs={}, stay=())
-        return replace(self, problems=[alone], using=("bits",))
+        return self.without("rank").without("layers").without("tokens")
+
+    def without(self, knob: str) -> Menu:
+        """The same candidates with one knob taken away."""
+        problems = [*self.problems[:1]] if knob == "tokens" else [*self.problems]
+        if knob == "layers":
+            problems = [replace(p, units={}, pairs={}, stay=()) for p in problems]
+        if knob in ("bits", "rank"):
+            held = _without_paths if knob == "rank" else _paths_alone
+            problems = [
+                replace(p, places=[
+                    replace(x, options=[o for o in x.options if held(o.what)]) for x in p.places
+                ])
+                for p in problems
+            ]  # fmt: skip
+        using = tuple(name for name in self.using if name != knob)
+        return replace(self, problems=problems, using=using)
 
     def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
         """The problems with the losses of each kind multiplied."""
         return [problem.corrected(factors) for problem in self.problems]
+
+
+def _without_paths(what: Any) -> bool:
+    return not isinstance(what, Held) or not what.path.rank
+
+
+def _paths_alone(what: Any) -> bool:
+    """As if ranks alone were searched."""
+    if isinstance(what, HeldTables):
+        return what.bits is None
+    return not isinstance(what, Held) or what.form in (None, RANK_ALONE)
 
 
 def _candidates(

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import graphwright as gw
 from graphwright.ir.vocab.targets import find_target
-from graphwright.tools.bench.budget import OTHERS, random_choices
+from graphwright.tools.bench.budget_forecast import random_choices
+from graphwright.tools.bench.budget_knobs import turned
+from graphwright.tools.bench.budget_rivals import FAST, OTHERS
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.recipe_of import Held
@@ -42,7 +44,19 @@ def test_bits_alone_have_no_paths_and_every_block() -> None:
     assert [len(place.options) for place in problem.places] == [3, 3, 3]
 
 
+def test_a_knob_is_taken_away_and_what_was_turned_is_counted() -> None:
+    whole = menu()
+    (problem,) = whole.without("bits").problems
+    assert [len(place.options) for place in problem.places] == [2, 2, 2] and problem.units
+    assert not whole.without("layers").problems[0].units
+    assert whole.without("bits").using == ()
+    (choice,) = random_choices(whole.problems, 1, seed=3)
+    text = turned(choice)
+    bits = sum(option.what.form is not None for option in choice.chosen.values())
+    assert f"bits {bits} (" in text and ("layers 1" in text) == bool(choice.dropped)
+
+
 def test_what_searches_are_held_against_can_be_read() -> None:
-    for recipes in OTHERS.values():
+    for recipes in [*OTHERS.values(), *FAST.values()]:
         for recipe in recipes:
             assert gw.Recipe.parse(recipe) if "{" in recipe else gw.Recipe.load(recipe)

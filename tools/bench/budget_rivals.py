@@ -1,0 +1,190 @@
+"""What searches find at budgets, beside every single method that fits, on unseen data."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from rich.table import Table
+
+from ...ir.core.errors import BadInput
+from ...ir.structure.costs import weight_bytes
+from ...ir.vocab.targets import find_target
+from ...passes.forecast import plan
+from ...passes.recipe import Recipe
+from ..run.machine import processor
+from ..search.judge import Loss
+from ..search.menu import Menu
+from ..search.recipe_of import HeldTables
+from ..search.tables import Tables
+from ..search.timing import Timing, clock_of, one_row
+from .budget_subject import Subject
+
+SHARES = {
+    "zoo:minilm": (0.25, 0.2, 0.16, 0.3, 0.4), "zoo:tiny-vit": (0.15, 0.2, 0.25, 0.13, 0.3),
+}  # fmt: skip
+"""Budgets of a model in shares of its weights."""
+USUAL_SHARES = (0.15, 0.2, 0.125, 0.25, 0.1)
+TABLE = ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000 optional=true}"
+GROUPS = (32, 64, 128)
+OTHERS = {
+    "quantize": [f"quantize{{bits={b} group={g}}}{t}" for b in (2, 3, 4, 8) for g in GROUPS
+                 for t in ("", TABLE)],
+    "gptq": [f"gptq{{bits={b} group={g}}}{TABLE}" for b in (2, 3, 4, 8) for g in GROUPS],
+    "awq": [f"awq{{bits={b} group={g}}}{TABLE}" for b in (2, 3, 4, 8) for g in GROUPS],
+    "hqq": [f"hqq{{bits={b} group={g}}}{TABLE}" for b in (2, 3, 4, 8) for g in GROUPS],
+    "easyquant": [f"easyquant{{bits={b} group=64}}{TABLE}" for b in (3, 4, 8)],
+    "bitstack": [f"bitstack{{blocks={n}}}{TABLE}" for n in range(1, 9)],
+    "w8a8": ["w8a8", f"w8a8{TABLE}"],
+    "low-rank": [f"low-rank{{ratio={r} whiten=gram}}{TABLE}" for r in (0.9, 0.8, 0.6, 0.4)],
+    "drop-blocks": [f"drop-blocks{{count={n}}}" for n in range(1, 9)],
+    "quantize, eora": [f"quantize{{bits={b} group=32}}{TABLE},eora{{rank={r}}}"
+                       for b in (2, 3, 4) for r in (8, 16, 32)],
+    "gptq, eora": [f"gptq{{bits={b} group=64}}{TABLE},eora{{rank={r}}}"
+                   for b in (2, 3, 4) for r in (8, 16, 32)],
+    "built-in": ["w8", "w4", "w4-eora", "W4A16", "W8A16", "W8A8"],
+}  # fmt: skip
+"""Recipes of one form for all linears, by kind."""
+LARGEST = 2
+"""Of each kind those of the most bytes that fit in a budget are measured."""
+SPEEDS = (0.9, 0.8, 0.7, 0.6, 0.5)
+"""Budgets of time in shares of the source's."""
+FAST = {
+    "8 bits": ["quantize{bits=8 group=64}", f"quantize{{bits=8 group=128}}{TABLE}"],
+    "4 bits": [f"gptq{{bits=4 group={g}}}{TABLE}" for g in (64, 128)],
+    "w8a8": ["w8a8", f"w8a8{TABLE}", "w8a8{feedback=true}"],
+    "drop-blocks": [f"drop-blocks{{count={n}}}" for n in range(1, 9)],
+    "half blocks": [f"drop-blocks{{count={n} of={half}}}" for n in (1, 2, 3, 4)
+                    for half in ("attn", "mlp")],
+    "built-in": ["w8", "w4", "w4-eora", "W8A8"],
+}  # fmt: skip
+"""What makes a model faster on a CPU, by kind."""
+COLUMNS = ("budget", "by", "MB", "ms", "loss", "95 %", "recipe")
+
+
+class Rivals:
+    """Recipes by kind, each measured once."""
+
+    def __init__(self, subject: Subject, recipes: Mapping[str, Sequence[str]]) -> None:
+        self.subject = subject
+        self.planned = {kind: sorted(_planned(subject, texts)) for kind, texts in recipes.items()}
+        self._judged: dict[str, Row | None] = {}
+
+    def judged(self, kind: str, recipe: str, time: bool = False) -> Row | None:
+        """What is measured of a recipe; ``None`` where the model has no place for it."""
+        if recipe not in self._judged:
+            try:
+                self._judged[recipe] = measured_row(self.subject, kind, recipe, time=time)
+            except BadInput as error:
+                print(f"{recipe}: {error}", file=sys.stderr)
+                self._judged[recipe] = None
+        return self._judged[recipe]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One recipe on unseen data."""
+
+    by: str
+    recipe: str
+    bytes: int
+    loss: Loss
+    share: float = math.nan
+    """Of the source's time, in turns with it."""
+
+    def cells(self, budget: str) -> tuple[str, ...]:
+        shown = self.recipe if len(self.recipe) < 90 else f"{self.recipe.count('{')} passes"
+        loss = self.loss
+        return (
+            budget, self.by, f"{self.bytes / 1e6:.3f}",
+            "" if math.isnan(self.share) else f"{self.share:.2f}x",
+            f"{loss.value:.3%}", f"{loss.low:.3%} to {loss.high:.3%}", shown,
+        )  # fmt: skip
+
+
+def measured_row(
+    subject: Subject, by: str, recipe: str | Recipe, *, time: bool = False
+) -> Row:
+    """Run a recipe, judge it on unseen data and, if asked, time it in turns with the source."""
+    graph = subject.optimized(recipe)
+    share = math.nan
+    if time:
+        clock = clock_of(one_row(subject.source, subject.judge.batches[0]), torch.get_num_threads())
+        source, ms = clock([subject.source, graph])
+        share = ms / source
+    return Row(by, str(recipe), weight_bytes(graph), subject.unseen.of(graph), share)
+
+
+def budgets(subject: Subject, shares: Sequence[float]) -> Table:
+    """At each budget of bytes what was found, and the best of each other kind, on unseen data."""
+    whole = subject.menu()
+    rivals = Rivals(subject, OTHERS)
+
+    def of(share: float) -> list[Row]:
+        rows = _found(subject, f"bytes={100 * share:g}%", whole, time=False)
+        for kind, planned in rivals.planned.items():
+            fitting = [recipe for size, recipe in planned if size <= share * subject.bytes]
+            rows += _best(rivals.judged(kind, recipe) for recipe in fitting[-LARGEST:])
+        return rows
+
+    return _table(subject, {f"{share:.1%}": partial(of, share) for share in shares})
+
+
+def speeds(subject: Subject, shares: Sequence[float]) -> Table:
+    """At each budget of time what was found, and the best of each other kind that keeps it."""
+    whole = subject.menu(Timing(machine=processor()))
+    rivals = Rivals(subject, FAST)
+
+    def of(share: float) -> list[Row]:
+        rows = _found(subject, f"ms={share:g}x", whole, time=True)
+        for kind, planned in rivals.planned.items():
+            known = [rivals.judged(kind, recipe, time=True) for _, recipe in planned]
+            rows += _best(row for row in known if row is not None and row.share <= share)
+        return rows
+
+    return _table(subject, {f"{share:g}x": partial(of, share) for share in shares})
+
+
+def _found(subject: Subject, budget: str, whole: Menu, *, time: bool) -> list[Row]:
+    """What a search finds, and what the same solver finds with bits alone."""
+    rows = []
+    for by, menu in {"found": whole, "bits alone": whole.bits_alone()}.items():
+        try:
+            recipe = subject.search(budget, menu).recipe
+        except BadInput as error:
+            print(budget, by, error, sep="\t", file=sys.stderr, flush=True)
+            continue
+        rows.append(measured_row(subject, by, recipe, time=time))
+    return rows
+
+
+def _best(rows: Iterable[Row | None]) -> list[Row]:
+    known = [row for row in rows if row is not None]
+    return [min(known, key=lambda row: row.loss.value)] if known else []
+
+
+def _table(subject: Subject, rows_of: Mapping[str, Callable[[], list[Row]]]) -> Table:
+    table = Table(title=f"{subject.name}: loss on unseen data", box=None, pad_edge=False)
+    for column in COLUMNS:
+        table.add_column(column, overflow="fold")
+    for budget, rows in rows_of.items():
+        for row in rows():
+            table.add_row(*row.cells(budget))
+            print(*row.cells(budget), sep="\t", file=sys.stderr, flush=True)
+    return table
+
+
+def _planned(subject: Subject, recipes: Sequence[str]) -> Iterator[tuple[int, str]]:
+    """Bytes and text of the recipes that fit the model."""
+    target = find_target("cpu")
+    stored = Tables.of(subject.source, subject.structure, HeldTables(8, 64), target).stored
+    for recipe in dict.fromkeys(r if stored else r.replace(TABLE, "") for r in recipes):
+        chosen = Recipe.parse(recipe) if "{" in recipe else Recipe.load(recipe)
+        try:
+            yield plan(subject.graph, chosen.settled(target)).artifact_bytes, str(chosen)
+        except BadInput as error:
+            print(f"{recipe}: {error}", file=sys.stderr)

@@ -1,0 +1,93 @@
+"""What the benches of searches judge by: a model, its data in parts, and unseen data."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from ...ir.canonical.families import canonicalize
+from ...ir.core.view import View
+from ...ir.load.sources import load
+from ...ir.load.zoo import scenes
+from ...ir.load.zoo.text import read_tokenizer, shipped_text
+from ...ir.structure.costs import weight_bytes
+from ...ir.structure.recognize import recognize
+from ...ir.vocab.targets import find_target
+from ...passes.manager import optimize
+from ...passes.recipe import Recipe
+from ..data import calibration
+from ..search.budget import Budget
+from ..search.data import parts, unfitted
+from ..search.judge import Judge, Loss
+from ..search.menu import Menu
+from ..search.search import KNOBS, ROUNDS, Found, Rounds
+from ..search.timing import Timing
+
+Batch = Mapping[str, torch.Tensor]
+ROWS, TEXT, PICTURES = 64, 128, 512
+"""Rows of unseen data, tokens of a row of text, and rows of a classifier."""
+
+
+class Subject:
+    """A model, its calibration data in parts, and unseen data to judge by."""
+
+    def __init__(self, name: str, quick: bool = False) -> None:
+        self.name = name
+        self.graph = load(name, cache=False)
+        self.data = calibration.read(name, self.graph).batches
+        self.source = self.graph.copy()
+        canonicalize(self.source)
+        self.structure = recognize(self.source)
+        self.parts = parts(self.source, self.data, unfitted(name, self.graph, self.data))
+        if quick:
+            self.parts = replace(self.parts, fit=self.parts.fit[:1], judge=self.parts.judge[:2])
+        self.unseen = Judge(self.source, self.structure, _unseen(name, self.graph))
+        self.judge = Judge(self.source, self.structure, self.parts.judge)
+        self.bytes = weight_bytes(self.source)
+
+    def optimized(self, recipe: str | Recipe) -> View:
+        sample = {name: tensor[:1] for name, tensor in self.parts.judge[0].items()}
+        return optimize(
+            self.graph, recipe, samples=[sample], calibration=self.parts.fit, target="cpu"
+        ).graph
+
+    def menu(self, timing: Timing | None = None) -> Menu:
+        """All candidates, surveyed."""
+        # Fewer image tokens take no byte of a weight.
+        knobs = [knob for knob in KNOBS if knob != "tokens" or timing is not None]
+        return Menu.of(
+            self.source, self.parts, self.judge, find_target("cpu"), knobs, lambda *_: None,
+            timing=timing,
+        )  # fmt: skip
+
+    def search(self, budget: str, menu: Menu) -> Found:
+        """What a search finds with a menu."""
+        return Rounds(
+            self.graph, self.source, Budget.parse(budget), self.parts, menu, self.judge, ROUNDS,
+            lambda *_: None,
+        ).found()  # fmt: skip
+
+    def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:
+        graph = self.optimized(recipe)
+        return weight_bytes(graph), self.unseen.of(graph)
+
+
+def _unseen(name: str, graph: View) -> list[Batch]:
+    if name == "zoo:tiny-vit":
+        drawn = scenes.classified("test", PICTURES, 3, 64)
+        return [{"pixel_values": pixels} for pixels, _ in drawn]
+    if name == "zoo:tiny-llava":
+        asked = scenes.questions("test", ROWS, 3, scenes.IMAGE)
+        folder = graph.source.folder
+        assert folder is not None
+        return list(scenes.prompt_batches(asked, read_tokenizer(Path(folder)), batch=8))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "test.jsonl"
+        texts = [text for text in shipped_text("test") if len(text) > 6 * TEXT]
+        path.write_text("\n".join(json.dumps({"text": text}) for text in texts[:ROWS]))
+        return list(calibration.read(str(path), graph, samples=ROWS, length=TEXT).batches)
