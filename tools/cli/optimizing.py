@@ -15,7 +15,10 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 DEFAULT_RECIPE = "w8"
-"""The recipe where none is given: it cuts linears to about a quarter at the smallest error."""
+"""The recipe where none is given and no data either: it cuts linears to about a quarter at the
+smallest error."""
+DEFAULT_BUDGET = "loss=1%"
+"""What is searched for where neither is given, but data: the smallest within that loss."""
 
 
 def run(
@@ -91,6 +94,11 @@ def run(
         with uncollected():
             from ...ir.vocab.targets import TARGETS
 
+            if out is not None and not (recipe or passes or budget or dry_run or original):
+                calib = calib or (model if model.startswith("zoo:") else "")
+                budget = DEFAULT_BUDGET if calib else ""
+                if calib and not as_json:
+                    _say_default(console, calib)
             asked, knobs = _budget(budget, using, recipe=recipe or passes)
             chosen = _choose_recipe(recipe, passes, console, quiet=as_json or bool(budget))
             from ..run import pipeline
@@ -184,6 +192,14 @@ def _tasks(text: str) -> tuple[str, ...]:
     return tuple(task_names(text))
 
 
+def _say_default(console: Console, calib: str) -> None:
+    console.print(
+        f"No recipe and no budget given: searching for the smallest artifact with a measured loss "
+        f"below 1 % on {calib} (--budget {DEFAULT_BUDGET}), which takes minutes; "
+        f"-r {DEFAULT_RECIPE} takes seconds.", markup=False, highlight=False,
+    )  # fmt: skip
+
+
 def _choose_recipe(name: str, text: str, console: Console, *, quiet: bool) -> Any:
     from ...passes.recipe import Recipe, recipe_summary
 
@@ -196,7 +212,8 @@ def _choose_recipe(name: str, text: str, console: Console, *, quiet: bool) -> An
     chosen = Recipe.load(DEFAULT_RECIPE)
     if not quiet:
         summary = recipe_summary(DEFAULT_RECIPE)
-        console.print(f"No recipe given: using {DEFAULT_RECIPE} ({chosen}). {summary}",
+        console.print(f"No recipe given: using {DEFAULT_RECIPE} ({chosen}). {summary} With --calib "
+                      f"DATA and -o OUT the smallest within a loss of 1 % is searched for.",
                       markup=False, highlight=False)  # fmt: skip
     return chosen
 

@@ -14,6 +14,7 @@ import onnx_ir
 import pytest
 import torch
 from graphwright.backends.artifacts import artifact as artifact_files
+from graphwright.ir.core.errors import BadInput
 from graphwright.tools.report import manifest
 from graphwright.tools.run import pipeline, replay
 
@@ -214,6 +215,24 @@ def test_the_default_recipe_is_said(command: Any) -> None:
     code, out, err = command(MODEL)
     assert code == 0 and "quantize" in out
     assert err.startswith("No recipe given: using w8 (clean{optional=true},quantize{bits=8")
+
+
+def test_with_data_and_a_folder_the_default_is_a_search(
+    command: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+
+    def run(request: Any, steps: Any) -> NoReturn:
+        asked.append((str(request.budget), request.calibration))
+        raise BadInput("not now")
+
+    monkeypatch.setattr(pipeline, "run", run)
+    for arguments in (("zoo:tiny-vit",), (MODEL, "--calib", "zoo:tiny-vit")):
+        code, _, err = command(*arguments, "-o", "out")
+        assert code == 2 and "smallest artifact with a measured loss below 1 %" in err
+    assert asked == [("loss=1%", "zoo:tiny-vit")] * 2
+    command("zoo:tiny-vit", "-o", "out", "-r", "w8")
+    assert asked[-1] == ("None", "")
 
 
 def test_without_arguments_there_is_help(command: Any) -> None:
