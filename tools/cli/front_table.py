@@ -17,8 +17,10 @@ def print_front(console: Console, manifest: Manifest) -> None:
     console.print(_points(search.front, manifest.sizes.source_bytes))
     loss = f"loss: {search.loss_is}; on {search.judged} rows that nothing was fitted to"
     console.print(Text(loss))
-    if search.prices:
-        console.print(_prices(search.prices))
+    for of, unit in (("bytes", "megabyte"), ("ms", "millisecond")):
+        prices = [price for price in search.prices if price.of == of]
+        if prices:
+            console.print(_prices(prices, unit))
     held = ", ".join(f"{what}: {count}" for what, count in search.held.items())
     for line in (f"budget {search.budget}; {held}", *search.notes):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
@@ -43,9 +45,9 @@ def _points(front: list[FrontEntry], source: int) -> Table:
     return table
 
 
-def _prices(prices: list[PriceEntry]) -> Table:
+def _prices(prices: list[PriceEntry], unit: str) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("loss by a megabyte", no_wrap=True)
+    table.add_column(f"loss by a {unit}", no_wrap=True)
     table.add_column("the last bought", justify="right", no_wrap=True)
     table.add_column("the next would", justify="right", no_wrap=True)
     table.add_column("at", overflow="fold")

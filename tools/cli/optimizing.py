@@ -102,6 +102,7 @@ def run(
             asked, knobs = _budget(budget, using, recipe=recipe or passes)
             chosen = _choose_recipe(recipe, passes, console, quiet=as_json or bool(budget))
             from ..run import pipeline
+            from ..search.times import Times
 
         _check_backend(backend)
         check_choice("device", device, ("cpu", "cuda"))
@@ -121,7 +122,8 @@ def run(
             calibration_select=calib_select, cache=cache, backend=backend, resume=resume,
             target=target, original=original, budget=asked, using=knobs, dtype=dtype, part=part,
             paths=_paths(path or []),
-            workers=int(workers) if workers.isdecimal() else workers or 0, times=times,
+            workers=int(workers) if workers.isdecimal() else workers or 0,
+            times=None if times is None else Times.read(times),
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)

@@ -522,10 +522,13 @@ class FrontEntry(Entry):
 
 
 class PriceEntry(Entry):
-    """What a megabyte buys on one knob: loss by 1,000,000 bytes, by forecast."""
+    """What a megabyte buys on one knob: loss by 1,000,000 bytes, by forecast; or what a millisecond
+    does."""
 
     knob: str
     """`bits`, `rank`, `tables`, `layers` or `tokens`."""
+    of: str = "bytes"
+    """`bytes`, or `ms` where time is bounded."""
     last: Amount = None
     """What the last one bought: what taking back the least useful step would lose."""
     last_step: str = ""

@@ -120,7 +120,7 @@ class Request:
     """The knobs that the search turns."""
     workers: int | str = 0
     """Processes that the search measures in, or ``ray``: see ``search``."""
-    times: Path | None = None
+    times: Times | None = None
     """A table of times that the search goes by where time is bounded: see ``search.times``."""
 
     def __post_init__(self) -> None:
@@ -169,7 +169,7 @@ def _searched(
         judged=judged, using=request.using, target=request.target, rounds=rounds,
         progress=progress, checkpoints=checkpoints, workers=request.workers,
         reload=functools.partial(_loaded, request), machine=processor(),
-        times=None if request.times is None else Times.read(request.times),
+        times=request.times,
     )  # fmt: skip
 
 
@@ -275,7 +275,7 @@ def _marks(
     searched = {} if request.budget is None else {
         "budget": str(request.budget), "knobs": ", ".join(request.using),
         "data to judge by": batches_sha256(judged),
-        "times": "" if request.times is None else request.times.read_text(),
+        "times": str(request.times or ""),
     }  # fmt: skip
     return {
         "model": view.source.sha256 + (" with its cache" if _given_cache(view) else ""),

@@ -1,4 +1,5 @@
-"""What the last megabyte bought on each knob, and what the next one would: single steps."""
+"""What the last megabyte bought on each knob, or the last millisecond, and what the next one would:
+single steps."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ from dataclasses import dataclass
 from .recipe_of import Cut, HeldTables
 from .solve import Choice, Option, Problem
 
-MB = 1e6
+UNITS = {"bytes": 1e6, "ms": 1.0}
+"""By measure, what prices are of: a megabyte, a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Step:
     before: str
     after: str
     price: float
-    """Loss by a megabyte."""
+    """Loss by a megabyte, or a millisecond."""
 
     def __str__(self) -> str:
         return f"{self.place}: {self.before} to {self.after}"
@@ -27,16 +29,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Price:
-    """Of one knob: the step back that costs least by the megabyte, which is what the last one
+    """Of one knob: the step back that costs least by the unit, which is what the last one
     bought; and the step on that gains most, which is what the next one would buy."""
 
     knob: str
+    measure: str
     last: Step | None
     next: Step | None
 
 
-def prices(problem: Problem, choice: Choice) -> list[Price]:
-    """By knob, of a problem whose losses are corrected and a choice of it."""
+def prices(problem: Problem, choice: Choice, measure: str = "bytes") -> list[Price]:
+    """By knob, of a problem whose losses are corrected and a choice of it; ``measure`` is bytes or
+    ms."""
     back: dict[str, list[Step]] = {}
     on: dict[str, list[Step]] = {}
     for place in problem.places:
@@ -44,29 +48,31 @@ def prices(problem: Problem, choice: Choice) -> list[Price]:
         if taken is None:
             continue
         now = next(option for option in place.options if option.what == taken.what)
-        for knob, step, smaller in _steps(place.name, now, place.options):
+        for knob, step, smaller in _steps(place.name, now, place.options, measure):
             (back if smaller else on).setdefault(knob, []).append(step)
     for name, unit in problem.units.items():
         if name not in choice.dropped:
-            out = _leaving_out(name, unit, problem, choice)
+            out = _leaving_out(name, unit, problem, choice, measure)
             back.setdefault("layers", []).extend([] if out is None else [out])
     return [
         Price(
-            knob, min(back.get(knob, []), key=lambda s: s.price, default=None),
+            knob, measure, min(back.get(knob, []), key=lambda s: s.price, default=None),
             max(on.get(knob, []), key=lambda s: s.price, default=None),
         )
         for knob in sorted({*back, *on})
     ]  # fmt: skip
 
 
-def _steps(place: str, now: Option, options: Sequence[Option]) -> Iterator[tuple[str, Step, bool]]:
-    """Knob, step, and whether it takes bytes back."""
+def _steps(
+    place: str, now: Option, options: Sequence[Option], measure: str
+) -> Iterator[tuple[str, Step, bool]]:
+    """Knob, step, and whether it takes something back."""
     for other in options:
-        size = now.costs["bytes"] - other.costs["bytes"]
+        size = now.costs.get(measure, 0.0) - other.costs.get(measure, 0.0)
         loss = other.costs["loss"] - now.costs["loss"]
         if size * loss <= 0:
             continue
-        step = Step(place, str(now.what), str(other.what), loss / size * MB)
+        step = Step(place, str(now.what), str(other.what), loss / size * UNITS[measure])
         yield _knob(now, other), step, size > 0
 
 
@@ -79,9 +85,14 @@ def _knob(now: Option, other: Option) -> str:
     return "rank" if now.what.form == other.what.form else "bits"
 
 
-def _leaving_out(name: str, unit: Option, problem: Problem, choice: Choice) -> Step | None:
-    """What leaving out a unit costs by the megabyte that goes with it and its places."""
+def _leaving_out(
+    name: str, unit: Option, problem: Problem, choice: Choice, measure: str
+) -> Step | None:
+    """What leaving out a unit costs by what goes with it and its places."""
     inside = [p.name for p in problem.places if p.unit == name and p.name in choice.chosen]
-    size = sum(choice.chosen[n].costs["bytes"] for n in inside) - unit.costs.get("bytes", 0.0)
+    size = sum(choice.chosen[n].costs.get(measure, 0.0) for n in inside)
+    size -= unit.costs.get(measure, 0.0)
     loss = unit.costs["loss"] - sum(choice.chosen[n].costs["loss"] for n in inside)
-    return Step(name, "kept", "left out", loss / size * MB) if size > 0 and loss > 0 else None
+    if size <= 0 or loss <= 0:
+        return None
+    return Step(name, "kept", "left out", loss / size * UNITS[measure])

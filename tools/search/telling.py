@@ -25,7 +25,10 @@ def search_entry(search: Found) -> SearchEntry:
         judged=count_samples(search.judge.batches),
         held={**used(choice.chosen), **dict.fromkeys((f"{d} left out" for d in choice.dropped), 1)},
         front=[_front(point, chosen=point is search.best) for point in search.front],
-        prices=[_price(price) for price in prices(problem, choice)],
+        prices=[
+            _price(price) for measure in ("bytes", *(("ms",) if "ms" in search.limits else ()))
+            for price in prices(problem, choice, measure)
+        ],
         factors=dict(search.factors), notes=list(search.notes),
     )  # fmt: skip
 
@@ -46,6 +49,8 @@ def _front(point: Point, *, chosen: bool) -> FrontEntry:
 
 def _price(price: Price) -> PriceEntry:
     entry = PriceEntry(knob=price.knob)
+    if price.measure != "bytes":
+        entry.of = price.measure
     if price.last is not None:
         entry.last, entry.last_step = price.last.price, str(price.last)
     if price.next is not None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import graphwright as gw
@@ -310,6 +311,15 @@ def test_ray_that_is_not_there(
     named.source = replace(view.source, kind="zoo", name="zoo:tiny-llama")
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(gw.Missing, match=r"pip install 'graphwright\[ray\]', or give --workers N"):
+        gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
+
+    def refuse(**_: Any) -> None:
+        raise ConnectionError("nobody listens")
+
+    stub = SimpleNamespace(is_initialized=lambda: False, init=refuse)
+    monkeypatch.setitem(sys.modules, "ray", stub)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    with pytest.raises(gw.Missing, match=r"no Ray cluster at 10\.0\.0\.1:6379 .*: nobody listens"):
         gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
     with pytest.raises(gw.BadInput, match="is a graph of memory: give workers=N"):
         gw.search(view, budget="bytes=40%", calibration=batches, workers="ray")

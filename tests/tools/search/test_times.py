@@ -181,3 +181,5 @@ def test_the_command_makes_a_table(
     assert code == 2 and "takes one MODEL" in err
     code, _, err = command("zoo:tiny-vit", "--times", str(file))
     assert code == 2 and "give --budget ms=0.5x" in err
+    code, _, err = command("zoo:tiny-vit", "--budget", "ms=9", "--times", str(tmp_path / "none"))
+    assert code == 2 and "is not a table of times" in err
