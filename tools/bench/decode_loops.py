@@ -1,4 +1,4 @@
-"""``python -m graphwright.tools.bench.decode_loops DIR --peer-python PYTHON``: ours and genai's.
+r"""``python -m graphwright.tools.bench.decode_loops DIR --peer-python PYTHON``: ours and others'.
 
 Both loops run one folder, an artifact with its ``genai_config.json``, each in a process of its own
 that loads it once. They take turns at a few tokens: what else the machine does meets both. A cell
@@ -11,8 +11,17 @@ there is one thread. The tokens that both write are compared. onnxruntime-genai 
 Our loop runs in this environment, or by ``--python`` in another one: the two should have the same
 release of ONNX Runtime, which the table names. ``--peer-folder`` is the peer's own model of the
 same checkpoint (``onnxruntime_genai.models.builder``), which it then runs beside ours: other
-roundings write other tokens. Processes are started anew in each round, in turned order in every
-second: where the memory of one lies has moved its times by a fifth.
+roundings write other tokens. ``--gguf FILE --gguf-python PYTHON`` is llama.cpp (``pip install
+xllamacpp``) with the file that ``optimize-model convert DIR --to gguf`` writes: the same codes
+where ``DIR`` has 4 symmetric bits in groups of 32. ``--openvino FILE.xml --openvino-python PYTHON``
+is the model that OpenVINO GenAI runs, in a loop as short as ours::
+
+    python -m venv OV && OV/bin/pip install "optimum-intel[openvino]"
+    OV/bin/optimum-cli export openvino -m q05 --task text-generation-with-past \
+        --weight-format int4 --sym --group-size 32 --ratio 1.0 ov
+
+Processes are started anew in each round, in turned order in every second: where the memory of one
+lies has moved its times by a fifth.
 """
 
 from __future__ import annotations
@@ -36,6 +45,7 @@ from . import decode_ours, decode_worker
 from .processes import CommandFailed, environment
 
 OURS, PEER, OWN = "ours", "genai", "genai, its own model"
+LLAMA, OPENVINO = "llama.cpp", "OpenVINO"
 PROMPTS, TURNS, TOKENS = (16, 256, 1024), 8, 8
 
 
@@ -116,9 +126,10 @@ def measured(
                 worker.close()
         for prompt in prompts:
             for name, timing in times[prompt].items():
-                same = texts[prompt][name] == texts[prompt][next(iter(loops))]
+                text, first = (texts[prompt][key] for key in (name, next(iter(loops))))
+                same = "equal" if text == first else "differ" if text else ""
                 label = f"{name} ({libraries[name]})"
-                table.add_row(*_row(count, prompt, label, timing), "equal" if same else "differ")
+                table.add_row(*_row(count, prompt, label, timing), same)
     return table
 
 
@@ -143,6 +154,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("folder", type=Path, metavar="DIR")
     parser.add_argument("--peer-python", default="", help="of onnxruntime-genai's environment")
     parser.add_argument("--peer-folder", type=Path, help="the model of onnxruntime-genai's builder")
+    parser.add_argument("--gguf", type=Path, metavar="FILE", help="the model as llama.cpp has it")
+    parser.add_argument("--gguf-python", default="", help="of xllamacpp's environment")
+    parser.add_argument("--openvino", type=Path, metavar="FILE", help="the model in OpenVINO")
+    parser.add_argument("--openvino-python", default="", help="of OpenVINO's environment")
     parser.add_argument("--python", default=sys.executable, help="of our loop")
     parser.add_argument("--threads", type=_numbers, default=(1, 2))
     parser.add_argument("--prompts", type=_numbers, default=PROMPTS)
@@ -156,6 +171,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             loops[PEER] = options.peer_python, options.folder
         if options.peer_python and options.peer_folder:
             loops[OWN] = options.peer_python, options.peer_folder
+        if options.gguf and options.gguf_python:
+            loops[LLAMA] = options.gguf_python, options.gguf
+        if options.openvino and options.openvino_python:
+            loops[OPENVINO] = options.openvino_python, options.openvino
         table = measured(loops, options.threads, options.prompts, options.rounds)
         Console(width=None if sys.stdout.isatty() else 160).print(table)
     except GraphwrightError as error:

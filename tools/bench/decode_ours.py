@@ -27,6 +27,9 @@ class Ours:
         self._text: list[int | None] = []
         self.write(1)
 
+    def ready(self, count: int) -> None:
+        pass
+
     def write(self, count: int) -> None:
         for _ in range(count):
             self._text += next(self._steps)

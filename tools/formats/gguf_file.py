@@ -1,4 +1,4 @@
-"""GGUF for llama.cpp: Q4_0 of linears of 2 to 4 bits, Q8_0 of 8, the rest whole.
+"""GGUF for llama.cpp: Q4_0 of linears and tables of 2 to 4 bits, Q8_0 of 8, the rest whole.
 
 A block is 32 columns, a float16 scale and codes; ``W = d (q - 8)`` and ``d q``. Symmetric codes in
 groups of 32 or more are the same numbers there. Names come from the package ``gguf``; of arch
@@ -95,6 +95,10 @@ def _tensors(state: ModelState, arch: str) -> Iterator[_Tensor]:
         yield _blocks(linear, _rows(name, linear.rows, state.config, arch))
     for name, weight in state.whole.items():
         module = name.rpartition(".")[0]
+        table = state.tables.get(name)
+        if table is not None and _reason(table) is None:
+            yield _blocks(table, None)
+            continue
         added = 1.0 if arch in _GEMMA and module.endswith("norm") else 0.0
         yield _whole(name, weight, _rows(module, weight.shape[0], state.config, arch), added)
 
@@ -109,14 +113,20 @@ def _rows(name: str, rows: int, config: Mapping[str, Any], arch: str) -> Tensor 
     return torch.arange(rows).view(heads, 2, rows // heads // 2).mT.reshape(-1)
 
 
+def _reason(linear: PackedLinear) -> str | None:
+    """Why it does not lie in blocks of Q4_0 or Q8_0; ``None`` where it does."""
+    if not linear.symmetric or linear.stored[1].dtype != torch.float16:
+        return "Q4_0 and Q8_0 are symmetric with float16 scales, and it is not"
+    if linear.columns % BLOCK or (linear.group and linear.group % BLOCK):
+        return f"groups of {linear.group} of {linear.columns} columns are no blocks of {BLOCK}"
+    return None
+
+
 def _blocks(linear: PackedLinear, order: Tensor | None) -> _Tensor:
     name, rows, columns = linear.name, linear.rows, linear.columns
-    if not linear.symmetric or linear.stored[1].dtype != torch.float16:
-        raise BadInput(f"{name}: Q4_0 and Q8_0 are symmetric with float16 scales, and it is not")
-    if columns % BLOCK or (linear.group and linear.group % BLOCK):
-        raise BadInput(
-            f"{name}: groups of {linear.group} of {columns} columns are no blocks of {BLOCK}"
-        )
+    reason = _reason(linear)
+    if reason is not None:
+        raise BadInput(f"{name}: {reason}")
     kind, width = ("Q8_0", 32) if linear.bits == 8 else ("Q4_0", 16)
     blocks = columns // BLOCK
 

@@ -85,6 +85,8 @@ class ModelState:
     """By the name of the linear's module."""
     whole: Mapping[str, Weight]
     """By the parameter's name."""
+    tables: Mapping[str, PackedLinear]
+    """Of ``whole``, those that are stored in few bits, as they are stored."""
     paths: Mapping[str, LowRank]
     """By the name of the linear beside which they are."""
 
@@ -110,6 +112,7 @@ def read_state(artifact: Path) -> ModelState:
     norms = norm_weights(view)
     packed: dict[str, PackedLinear] = {}
     whole: dict[str, Weight] = {}
+    few_bits: dict[str, PackedLinear] = {}
     lacking = []
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
@@ -122,6 +125,8 @@ def read_state(artifact: Path) -> ModelState:
             packed[module] = stored
         elif stored is not None and stored.shape == tuple(parameter.shape):
             whole[name] = stored
+            if isinstance(stored, NBitWeight):
+                few_bits[name] = _packed(module, stored)
         else:
             lacking.append(name)
     if lacking:
@@ -131,7 +136,7 @@ def read_state(artifact: Path) -> ModelState:
             "model's shape give a graph that only ONNX holds"
         )
     paths = {name: path for name, site in sites.items() if (path := _path(view, site)) is not None}
-    return ModelState(artifact, read_json(artifact, "config.json"), packed, whole, paths)
+    return ModelState(artifact, read_json(artifact, "config.json"), packed, whole, few_bits, paths)
 
 
 def _site_weight(
@@ -188,6 +193,12 @@ def _table(view: View, table: Embedding) -> Weight | None:
     assert codes is not None and scales is not None
     form = NBitForm(attrs["bits"], attrs["group"], codes, scales, zeros)
     return NBitWeight(form, (table.rows, table.width))
+
+
+def _packed(name: str, table: NBitWeight) -> PackedLinear:
+    form, (rows, columns) = table.form, table.shape
+    stored = (form.codes, narrowed(form.scales), form.zeros)
+    return PackedLinear(name, rows, columns, form.bits, form.group, stored)
 
 
 def _constants(view: View) -> Iterator[Value]:

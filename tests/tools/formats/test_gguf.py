@@ -87,12 +87,12 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("gguf")
     config = transformers.LlamaConfig(
-        vocab_size=64, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+        vocab_size=1024, hidden_size=64, intermediate_size=96, num_hidden_layers=1,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=32,
     )  # fmt: skip
     torch.manual_seed(0)
     transformers.LlamaForCausalLM(config).save_pretrained(folder / "source")
-    result = gw.optimize(gw.load(folder / "source"), "quantize{bits=4 group=32}")
+    result = gw.optimize(gw.load(folder / "source"), "quantize{bits=4 group=32 embeddings=8}")
     return gw.export(result.graph, folder / "out", report=result.report)
 
 
@@ -126,14 +126,14 @@ def test_read_back_as_a_person_types_it(
 def test_the_librarys_reader(artifact: Path, tmp_path: Path) -> None:
     gguf: Any = pytest.importorskip("gguf")
     assert convert(artifact, "gguf", tmp_path / "out") == [
-        "model.gguf: 4 tensors F32, 8 tensors Q4_0"
+        "model.gguf: 3 tensors F32, 8 tensors Q4_0, 1 tensors Q8_0"
     ]
     reader = gguf.GGUFReader(tmp_path / "out/model.gguf")
     assert reader.fields["llama.attention.head_count_kv"].contents() == 2
     tensors = {tensor.name: tensor for tensor in reader.tensors}
     state = read_state(artifact)
-    table = state.whole["model.embed_tokens.weight"].read().numpy()
-    assert np.array_equal(tensors["token_embd.weight"].data, table)
+    table, words = state.whole["model.embed_tokens.weight"].read(), tensors["token_embd.weight"]
+    assert np.array_equal(gguf.quants.dequantize(words.data, words.tensor_type), table.numpy())
     stored, linear = tensors["blk.0.ffn_down.weight"], state.packed["model.layers.0.mlp.down_proj"]
     dense = (linear.codes().float() - 8).view(64, 3, 32) * linear.scales().float().unsqueeze(2)
     numbers = gguf.quants.dequantize(stored.data, stored.tensor_type)
