@@ -1,8 +1,8 @@
 """``python -m graphwright.tools.bench.checkpoints NAME DIR``: random checkpoints of known shapes.
 
 What a run costs depends on shapes and dtypes, not on what a model has learned. A folder holds
-``config.json``, safetensors in shards and a tokenizer of three words, without which other tools
-refuse it; ``transformers`` and ``optimize-model`` read it as any other.
+``config.json``, safetensors in shards and a tokenizer whose words are bytes, without which other
+tools refuse it; ``transformers`` and ``optimize-model`` read it as any other.
 """
 
 from __future__ import annotations
@@ -163,24 +163,20 @@ def _shards(shape: Shape, most: int) -> list[list[tuple[str, tuple[int, ...]]]]:
 
 
 def _write_tokenizer(folder: Path) -> None:
-    words = ("<pad>", "<s>", "</s>")
-    special = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    tokenizer = {
-        "version": "1.0", "truncation": None, "padding": None, "normalizer": None,
-        "added_tokens": [
-            {"id": i, "content": word, "special": True, **special} for i, word in enumerate(words)
-        ],
-        "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None,
-        "model": {
-            "type": "WordLevel", "vocab": {word: i for i, word in enumerate(words)},
-            "unk_token": "<pad>",
-        },
-    }  # fmt: skip
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+    special = ("<pad>", "<s>", "</s>")
+    words = (*special, *sorted(pre_tokenizers.ByteLevel.alphabet()), "th")
+    vocabulary = {word: i for i, word in enumerate(words)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, merges=[("t", "h")]))  # llama.cpp asks for one
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment]
+    tokenizer.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    tokenizer.add_special_tokens(list(special))
+    tokenizer.save(str(folder / "tokenizer.json"))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast", "pad_token": "<pad>", "bos_token": "<s>",
         "eos_token": "</s>",
     }  # fmt: skip
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
 
 
