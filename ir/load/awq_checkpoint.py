@@ -17,8 +17,9 @@ from ..core.errors import BadInput
 from ..core.weights import Weight
 from .packed_bits import unpack_rows
 from .stored_linear import Parts, needed
+from .tensor_kinds import FLOATS, WORDS, whole_number
 
-TENSORS = ("qweight", "qzeros", "scales")
+TENSORS = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS}
 PLACES = (0, 4, 1, 5, 2, 6, 3, 7)
 """Where in its word each of eight columns lies."""
 
@@ -34,7 +35,8 @@ def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
         raise BadInput(f"{name}: bits={bits} of quantization_config; AWQ has 4")
     qweight, qzeros, scales = (needed(name, own, part) for part in TENSORS)
     columns, rows = qweight.shape[0], qweight.shape[1] * 8
-    stated = int(config.get("group_size", config.get("q_group_size", -1)))
+    key = "group_size" if "group_size" in config else "q_group_size"
+    stated = whole_number(name, config, key, -1)
     group = stated if stated > 0 else columns
     groups = columns // group
     expected = {"qzeros": (groups, rows // 8), "scales": (groups, rows)}

@@ -19,8 +19,12 @@ from ..core.errors import BadInput
 from ..core.weights import Weight
 from .packed_bits import unpack_rows
 from .stored_linear import Parts, needed
+from .tensor_kinds import FLOATS, WHOLE, WORDS, whole_number
 
-TENSORS = ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx")
+TENSORS = {
+    "weight_packed": WORDS, "weight_scale": FLOATS, "weight_shape": WHOLE,
+    "weight_zero_point": WHOLE, "weight_g_idx": WHOLE,
+}  # fmt: skip
 
 
 def read_linear(name: str, own: Mapping[str, Weight], args: Mapping[str, Any]) -> Parts:
@@ -32,11 +36,12 @@ def read_linear(name: str, own: Mapping[str, Weight], args: Mapping[str, Any]) -
                        "and 8 are read")  # fmt: skip
     if strategy not in ("group", "channel", "tensor"):
         raise BadInput(f"{name}: strategy {strategy!r}; group, channel and tensor are read")
-    for part in TENSORS[:3] if args.get("symmetric", True) else TENSORS[:4]:
-        needed(name, own, part)
-    packed, scale = own["weight_packed"], own["weight_scale"]
-    rows, columns = (int(size) for size in own["weight_shape"].read())
-    group = int(args.get("group_size") or 0) if strategy == "group" else columns
+    packed, scale = (needed(name, own, part) for part in ("weight_packed", "weight_scale"))
+    shape = needed(name, own, "weight_shape").read().flatten().tolist()
+    if len(shape) != 2 or min(shape) < 1:
+        raise BadInput(f"{name}.weight_shape is {shape}; a linear has rows and columns")
+    rows, columns = shape
+    group = whole_number(name, args, "group_size", 0) if strategy == "group" else columns
     group = group if group > 0 else columns
     groups = -(-columns // group)
     widths = (-(-columns * bits // 32), -(-columns // (32 // bits)))
@@ -48,6 +53,17 @@ def read_linear(name: str, own: Mapping[str, Weight], args: Mapping[str, Any]) -
         raise BadInput(
             f"{name}.weight_scale is {list(scale.shape)}, for {groups} groups of {rows} rows"
         )
+    symmetric = bool(args.get("symmetric", True))
+    points = None if symmetric else needed(name, own, "weight_zero_point")
+    if symmetric and "weight_zero_point" in own and bool(own["weight_zero_point"].read().any()):
+        raise BadInput(f"{name}.weight_zero_point is not 0, and config_groups says symmetric")
+    if points is not None and (
+        points.shape != (-(-rows * bits // 32), groups) or points.dtype != torch.int32
+    ):
+        raise BadInput(
+            f"{name}.weight_zero_point is {points.type}; {groups} groups of {rows} rows of {bits} "
+            f"bits make i32{[-(-rows * bits // 32), groups]}"
+        )
     dense = packed.shape[1] == widths[0]
     index = own["weight_g_idx"].read().long() if "weight_g_idx" in own else None
     order = None if index is None or bool((index < 0).any()) else _order(name, index, group)
@@ -58,10 +74,10 @@ def read_linear(name: str, own: Mapping[str, Weight], args: Mapping[str, Any]) -
         return matrix if order is None else matrix[:, order]
 
     def zeros() -> Tensor:
-        stored = unpack_rows(own["weight_zero_point"].read().T, bits, rows)
+        assert points is not None
+        stored = unpack_rows(points.read().T, bits, rows)
         return stored.T.reshape(rows, groups).contiguous()
 
-    symmetric = "weight_zero_point" not in own
     return Parts(
         name, rows, columns, int(bits), 0 if group == columns else group, codes,
         lambda: scale.read().reshape(-1, groups).expand(rows, groups), scale.dtype,

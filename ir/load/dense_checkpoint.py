@@ -21,14 +21,19 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.weights import ComputedWeight, Weight
-from .stored_linear import needed
+from .stored_linear import finite, needed
+from .tensor_kinds import BYTES, FLOAT8, FLOATS, SCALES
 
-FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
-FLOAT8_TENSORS = ("weight", "weight_scale", "weight_scale_inv", "input_scale", "output_scale",
-                  "activation_scale")  # fmt: skip
-_STATE = "weight.quant_state.bitsandbytes__"
-BNB4_TENSORS = ("weight", "weight.absmax", "weight.quant_map", "weight.nested_absmax",
-                "weight.nested_quant_map", f"{_STATE}nf4", f"{_STATE}fp4")  # fmt: skip
+FLOAT8_TENSORS = {
+    "weight": FLOAT8, "weight_scale": SCALES, "weight_scale_inv": SCALES, "input_scale": None,
+    "output_scale": None, "activation_scale": None,
+}  # fmt: skip
+STATES = tuple(f"weight.quant_state.bitsandbytes__{kind}" for kind in ("nf4", "fp4"))
+BNB4_TENSORS = {
+    "weight": BYTES, "weight.absmax": None, "weight.quant_map": FLOATS,
+    "weight.nested_absmax": FLOATS, "weight.nested_quant_map": FLOATS,
+    **dict.fromkeys(STATES, BYTES),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,20 +48,14 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     """A float8 matrix with its scales. Raises ``BadInput`` where they contradict each other."""
     weight = needed(name, own, "weight")
     scale = next(own[key] for key in ("weight_scale_inv", "weight_scale") if key in own)
-    if weight.dtype not in FLOAT8 or len(weight.shape) != 2:
-        raise BadInput(f"{name}.weight is {weight.type}; with a scale it is a float8 matrix")
     rows, columns = weight.shape
-    block = config.get("weight_block_size") or config.get("block_structure")
-    if isinstance(block, str):
-        block = [int(size) for size in block.split("x")]
-    if config.get("type") == "float" and config.get("group_size"):
-        block = [1, int(config["group_size"])]
+    block = _block(name, config)
     shape = tuple(scale.shape)
     if scale.numel == 1:
         block, form = [rows, columns], "one scale"
     elif shape in ((rows,), (rows, 1)):
         block, form = [1, columns], "a scale a row"
-    elif isinstance(block, list) and len(block) == 2 and min(block) > 0:
+    elif block is not None:
         form = f"a scale for {block[0]} x {block[1]}"
         if shape != (-(-rows // block[0]), -(-columns // block[1])):
             raise BadInput(
@@ -71,7 +70,7 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
 
     def make() -> Tensor:
         matrix = weight.read().float()
-        each = _scales(scale).reshape(-(-rows // down), -(-columns // across))
+        each = _scales(name, scale).reshape(-(-rows // down), -(-columns // across))
         for start in range(0, rows, down):  # a copy as large as the matrix is not wanted
             line = each[start // down].repeat_interleave(across)[:columns]
             matrix[start : start + down] *= line
@@ -81,42 +80,70 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     return Dense(handle, f"{str(weight.dtype).removeprefix('torch.')} with {form}")
 
 
-def _scales(scale: Weight) -> Tensor:
+def _block(name: str, config: Mapping[str, Any]) -> list[int] | None:
+    """Rows and columns that share a scale, where the config says them."""
+    block = config.get("weight_block_size") or config.get("block_structure")
+    if config.get("type") == "float" and config.get("group_size"):
+        block = [1, config["group_size"]]
+    if isinstance(block, str):
+        block = [int(size) if size.isdigit() else size for size in block.split("x")]
+    if block is None:
+        return None
+    if not isinstance(block, list) or [type(size) for size in block] != [int, int] or (
+        min(block) < 1
+    ):  # fmt: skip
+        raise BadInput(f"{name}: blocks of {block!r} in quantization_config; rows and columns are "
+                       "read")  # fmt: skip
+    return block
+
+
+def _scales(name: str, scale: Weight) -> Tensor:
     """f32; exponents alone (``e8m0``) are powers of two."""
     stored = scale.read()
     if stored.dtype == torch.uint8:
         return torch.exp2(stored.float() - 127)
-    return stored.float()
+    return finite(name, "the scales", stored.float())
 
 
 def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Dense:
     """A matrix in NF4 or FP4. Raises ``BadInput`` where its tensors contradict each other."""
-    codes, absmax, table = (needed(name, own, key) for key in BNB4_TENSORS[:3])
-    key = next((key for key in BNB4_TENSORS[5:] if key in own), None)
+    codes, absmax, table = (
+        needed(name, own, key) for key in ("weight", "weight.absmax", "weight.quant_map")
+    )
+    key = next((key for key in STATES if key in own), None)
     if key is None:
-        raise BadInput(f"{name}: {BNB4_TENSORS[5]} is not in the checkpoint, and others of it are")
+        raise BadInput(f"{name}: {STATES[0]} is not in the checkpoint, and others of it are")
     try:
         state = json.loads(bytes(own[key].read().tolist()))
         rows, columns = (int(size) for size in state["shape"])
         block, kind = int(state["blocksize"]), str(state["quant_type"])
+        outer = int(state["nested_blocksize"]) if "nested_blocksize" in state else 0
+        if min(rows, columns, block) < 1 or outer < 0:
+            raise ValueError("a size below 1")
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{name}.{key} is no state of bitsandbytes: {error}") from None
-    blocks = -(-rows * columns // max(block, 1))
+    blocks = -(-rows * columns // block)
     if codes.numel * 2 != rows * columns or absmax.numel != blocks or table.numel != 16:
         raise BadInput(
             f"{name}: {codes.numel} bytes, {absmax.numel} blocks and a table of {table.numel} do "
             f"not make {rows} x {columns} in blocks of {block}"
         )
-    nested = "nested_blocksize" in state
-    if nested:
-        needed(name, own, "weight.nested_absmax")
-        needed(name, own, "weight.nested_quant_map")
+    if absmax.dtype not in (BYTES if outer else FLOATS).dtypes:
+        expected = (BYTES if outer else FLOATS).words
+        raise BadInput(f"{name}.weight.absmax is {absmax.type}, expected {expected}")
+    if outer:
+        sizes = {"weight.nested_absmax": -(-blocks // outer), "weight.nested_quant_map": 256}
+        for part, size in sizes.items():
+            if needed(name, own, part).numel != size:
+                raise BadInput(f"{name}.{part} has {own[part].numel} numbers; {blocks} blocks in "
+                               f"blocks of {outer} need {size}")  # fmt: skip
 
     def make() -> Tensor:
         raw = codes.read().flatten()
         values = table.read().float()
         numbers = values[torch.stack((raw >> 4, raw & 15), 1).flatten().long()]
-        scale = _unnested(own, state) if nested else absmax.read().float()
+        scale = _unnested(own, state) if outer else absmax.read().float()
+        finite(name, "weight.absmax or weight.quant_map", scale * values.sum())
         padded = torch.nn.functional.pad(numbers, (0, blocks * block - len(numbers)))
         padded = padded.view(blocks, block).mul_(scale[:, None])
         return padded.flatten()[: rows * columns].view(rows, columns)

@@ -20,8 +20,9 @@ from ..core.errors import BadInput
 from ..core.weights import Weight
 from .packed_bits import unpack_rows
 from .stored_linear import Parts
+from .tensor_kinds import FLOATS, WHOLE, WORDS, whole_number
 
-TENSORS = ("qweight", "qzeros", "scales", "g_idx")
+TENSORS = {"qweight": WORDS, "qzeros": WORDS, "scales": FLOATS, "g_idx": WHOLE}
 FORMATS = {"gptq": 1, "gptq_v2": 0}
 """What is missing from a stored zero point, by the name of the format."""
 
@@ -29,11 +30,12 @@ FORMATS = {"gptq": 1, "gptq_v2": 0}
 def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Parts:
     """One linear from its tensors. Raises ``BadInput`` where one is absent or they contradict each
     other or the config."""
-    bits, stated = _bits(name, config), int(config.get("group_size", -1))
-    missing = [part for part in TENSORS[:3] if part not in own]
+    bits, stated = _bits(name, config), whole_number(name, config, "group_size", -1)
+    parts = ("qweight", "qzeros", "scales")
+    missing = [part for part in parts if part not in own]
     if missing:
         raise BadInput(f"{name}: {missing[0]} is not in the checkpoint, and qweight is")
-    qweight, qzeros, scales = (own[part] for part in TENSORS[:3])
+    qweight, qzeros, scales = (own[part] for part in parts)
     columns, rows = qweight.shape[0] * 32 // bits, qweight.shape[1]
     groups = scales.shape[0]
     group = stated if stated > 0 else columns
@@ -64,7 +66,7 @@ def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
 
 def _bits(name: str, config: Mapping[str, Any]) -> int:
     bits = config.get("bits")
-    if bits not in (2, 3, 4, 8):
+    if type(bits) is not int or bits not in (2, 3, 4, 8):
         raise BadInput(f"{name}: bits={bits} of quantization_config; 2, 3, 4 and 8 are read")
     return int(bits)
 

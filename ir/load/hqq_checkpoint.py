@@ -19,13 +19,18 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..core.weights import ComputedWeight, Weight
 from .dense_checkpoint import Dense
-from .stored_linear import Parts, needed
+from .stored_linear import Parts, finite, needed
+from .tensor_kinds import BYTES, FLOATS, NUMBER, WHOLE, Kind
 
-TENSORS = (
-    "W_q", "scale", "zero", "shape", "nbits", "group_size", "axis", "packing", "view_as_float",
-    "unpack_view_dtype", "quant_scale", "quant_zero", "compute_dtype", "offload_meta",
-    "encoded_state_dict", "stores_quant_config", "channel_wise", "optimize", "round_zero",
+_SETTINGS = (
+    "group_size", "unpack_view_dtype", "compute_dtype", "offload_meta", "encoded_state_dict",
+    "stores_quant_config", "channel_wise", "optimize", "round_zero",
 )  # fmt: skip
+TENSORS: dict[str, Kind | None] = {
+    "W_q": WHOLE, "scale": FLOATS, "zero": FLOATS, "shape": WHOLE, "packing": BYTES,
+    "nbits": WHOLE, "axis": WHOLE, "view_as_float": NUMBER, "quant_scale": NUMBER,
+    "quant_zero": NUMBER, **dict.fromkeys(_SETTINGS),
+}  # fmt: skip
 SLABS = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8": (2, 4)}
 """Bits, and codes in a word, of each packing."""
 
@@ -33,7 +38,7 @@ SLABS = {"8bit_u8": (8, 1), "4bit_u8": (4, 2), "3bit_32": (3, 10), "2bit_u8": (2
 def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Parts | Dense:
     """One linear from its tensors. Raises ``BadInput`` where one is absent or they contradict each
     other, and for layouts that are not read."""
-    words, scale, zero = (needed(name, own, part) for part in TENSORS[:3])
+    words, scale, zero = (needed(name, own, part) for part in ("W_q", "scale", "zero"))
     packing = bytes(needed(name, own, "packing").read().tolist()).decode(errors="replace")
     if packing not in SLABS:
         raise BadInput(f"{name}.packing is {packing!r}; {', '.join(SLABS)} are read")
@@ -65,7 +70,8 @@ def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
 
         def make() -> Tensor:
             numbers = codes().float() - zero.read().float()
-            return (numbers * scale.read().float()).reshape(rows, columns)
+            stored = finite(name, "scale or zero", numbers * scale.read().float())
+            return stored.reshape(rows, columns)
 
         handle = ComputedWeight(make, (rows, columns), torch.float32, key)
         return Dense(handle, f"{bits} bits of HQQ in groups across rows")

@@ -19,23 +19,29 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..core.weights import Weight
 from .stored_linear import Parts, needed
+from .tensor_kinds import FLOATS, INT8, PACKED, SCALES8, WHOLE, whole_number
 
-INT8_TENSORS = ("weight", "weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx",
-                "input_scale", "input_zero_point", "output_scale")  # fmt: skip
-BNB8_TENSORS = ("weight", "SCB", "weight_format")
-FP4_TENSORS = ("weight_packed", "weight", "weight_scale", "weight_global_scale", "weight_scale_2",
-               "input_global_scale", "input_scale")  # fmt: skip
+INT8_TENSORS = {
+    "weight": INT8, "weight_scale": FLOATS, "weight_zero_point": WHOLE, "weight_shape": WHOLE,
+    "weight_g_idx": WHOLE, "input_scale": None, "input_zero_point": None, "output_scale": None,
+}  # fmt: skip
+BNB8_TENSORS = {"weight": INT8, "SCB": FLOATS, "weight_format": WHOLE}
+FP4_TENSORS = {
+    "weight_packed": PACKED, "weight": PACKED, "weight_scale": SCALES8,
+    "weight_global_scale": FLOATS, "weight_scale_2": FLOATS, "input_global_scale": None,
+    "input_scale": None,
+}  # fmt: skip
 TWICE = torch.tensor([0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12])
 """Twice the numbers of e2m1."""
 
 
 def read_int8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Parts:
     """int8 with scales. Raises ``BadInput`` where tensors are absent or contradict each other."""
-    weight, scale = _matrix(name, own, torch.int8), own["weight_scale"]
+    weight, scale = needed(name, own, "weight"), own["weight_scale"]
     if "weight_zero_point" in own and bool(own["weight_zero_point"].read().any()):
         raise BadInput(f"{name}.weight_zero_point: int8 weights are read where they are symmetric")
     rows, columns = weight.shape
-    group = int(config.get("group_size") or 0)
+    group = whole_number(name, config, "group_size", 0)
     group = group if 0 < group < columns else columns
     groups = -(-columns // group)
     if scale.numel not in (1, rows * groups) or (scale.numel == 1 and groups > 1):
@@ -53,7 +59,7 @@ def read_int8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
 
 def read_bnb8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Parts:
     """bitsandbytes' int8 with its row scales."""
-    weight, scale = _matrix(name, own, torch.int8), own["SCB"]
+    weight, scale = needed(name, own, "weight"), own["SCB"]
     if scale.numel != weight.shape[0]:
         raise BadInput(f"{name}.SCB is {list(scale.shape)}, for {weight.shape[0]} rows")
     if "weight_format" in own and own["weight_format"].numel == 1:
@@ -68,12 +74,12 @@ def read_bnb8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
 
 def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -> Parts:
     """NVFP4 where there are float8 scales, else MXFP4."""
-    packed = own["weight_packed"] if "weight_packed" in own else _matrix(name, own, torch.uint8)
+    packed = own["weight_packed"] if "weight_packed" in own else needed(name, own, "weight")
     scale = own["weight_scale"]
     rows, columns = packed.shape[0], packed.shape[1] * 2
     exponents = scale.dtype == torch.uint8
     group = 32 if exponents else 16
-    if packed.dtype != torch.uint8 or scale.shape != (rows, columns // group):
+    if scale.shape != (rows, columns // group):
         raise BadInput(
             f"{name}.weight_scale is {list(scale.shape)}; groups of {group} of {rows} x {columns} "
             f"make {[rows, columns // group]}"
@@ -81,6 +87,8 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
     outer = own.get("weight_global_scale", own.get("weight_scale_2"))
     if not exponents and outer is None:
         needed(name, own, "weight_global_scale")
+    if outer is not None and outer.numel != 1:
+        raise BadInput(f"{name}: its global scale is {list(outer.shape)}; one number is read")
 
     def codes() -> Tensor:
         raw = packed.read()
@@ -98,14 +106,6 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
 
     return _parts(name, packed, (rows, columns), group, codes, scales, torch.float32,
                   (packed.key, scale.key, outer and outer.key))  # fmt: skip
-
-
-def _matrix(name: str, own: Mapping[str, Weight], dtype: torch.dtype) -> Weight:
-    weight = needed(name, own, "weight")
-    if weight.dtype != dtype or len(weight.shape) != 2:
-        raise BadInput(f"{name}.weight is {weight.type}; by the config it is a matrix of "
-                       f"{str(dtype).removeprefix('torch.')}")  # fmt: skip
-    return weight
 
 
 def _parts(

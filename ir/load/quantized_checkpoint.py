@@ -26,21 +26,22 @@ from . import (
 from .checkpoint import Checkpoint
 from .dense_checkpoint import Dense
 from .stored_linear import Parts
+from .tensor_kinds import Kind, check_kinds
 
 KEYS = ("quantization_config", "compression_config")
 """Where a config says how its checkpoint was quantized; the second is an old name."""
 Reader = Callable[[str, Mapping[str, Weight], Mapping[str, Any]], Parts | Dense]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scheme:
     """One way to store a linear."""
 
     read: Reader
     mark: str
     """The tensor by which such a linear is known."""
-    tensors: tuple[str, ...]
-    """All that it may have."""
+    tensors: Mapping[str, Kind | None]
+    """All that it may have, and what they are where the reader does not say it."""
     note: str = ""
     """What of it is not read."""
 
@@ -93,7 +94,7 @@ def quantization_of(raw: Mapping[str, Any], where: object) -> dict[str, Any] | N
     if quantization is None:
         return None
     method = quantization.get("quant_method") if isinstance(quantization, dict) else None
-    if method not in _METHODS:
+    if not isinstance(method, str) or method not in _METHODS:
         raise BadInput(
             f"{where}: the checkpoint is quantized by {method!r}, which is not read "
             f"({', '.join(_METHODS)} are); give the original one"
@@ -114,7 +115,7 @@ def _check_formats(config: Mapping[str, Any], where: object) -> None:
 def _formats(config: Mapping[str, Any]) -> list[str]:
     """The formats of a compressed-tensors config, each once."""
     outer = str(config.get("format") or "pack-quantized")
-    groups = [g for g in (config.get("config_groups") or {}).values() if isinstance(g, dict)]
+    groups = _groups(config)
     inner = [str(group.get("format") or outer) for group in groups]
     return list(dict.fromkeys(kind for kind in (inner or [outer]) if kind != MIXED))
 
@@ -162,6 +163,7 @@ def _join(
            if f"{name}.{part}" in tensors}  # fmt: skip
     if f"{name}.weight" in tensors:
         raise BadInput(f"{name} has both a weight and a {scheme.mark}: one of them is stale")
+    check_kinds(name, own, scheme.tensors)
     stored = scheme.read(name, own, settings)
     if isinstance(stored, Dense):
         tensors[f"{name}.weight"] = stored.weight
@@ -187,25 +189,53 @@ def _settings(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """The config of one linear: of GPTQ with what ``dynamic`` overrides, of compressed-tensors the
     ``weights`` of the group that it is in, of torchao its state in the file's header."""
     if config["quant_method"] == "compressed-tensors":
-        return _group_of(name, config).get("weights") or {}
+        weights = _group_of(name, config).get("weights") or {}
+        if not isinstance(weights, dict):
+            raise BadInput(f"{name}: weights of its config group is {weights!r}, no table")
+        return weights
     if STATES in config:
         state: Mapping[str, Any] = config[STATES].get(name, {})
         return state
-    rules = config.get("dynamic") or {}
-    if config["quant_method"] != "gptq" or not isinstance(rules, dict):
+    if config["quant_method"] != "gptq":
         return config
+    rules = config.get("dynamic") or {}
+    if not isinstance(rules, dict) or not all(isinstance(each, dict) for each in rules.values()):
+        raise BadInput(f"{name}: dynamic of quantization_config is {rules!r}, no table of tables")
     for pattern, changed in rules.items():
-        if not pattern.startswith("-:") and re.match(pattern.removeprefix("+:"), name):
+        if not pattern.startswith("-:") and _matches(pattern.removeprefix("+:"), name):
             return {**config, **changed}
     return config
 
 
+def _matches(pattern: str, name: str) -> bool:
+    try:
+        return bool(re.match(pattern, name))
+    except re.error as error:
+        raise BadInput(f"{name}: quantization_config has {pattern!r}: {error}") from None
+
+
+def _groups(config: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """compressed-tensors' groups, each with the names to which it goes."""
+    table = config.get("config_groups") or {}
+    groups = list(table.values()) if isinstance(table, dict) else []
+    if not isinstance(table, dict) or not all(map(_is_group, groups)):
+        raise BadInput(
+            f"config_groups of quantization_config is {table!r}: tables with targets are read"
+        )
+    return groups
+
+
+def _is_group(group: object) -> bool:
+    targets = group.get("targets") or [] if isinstance(group, dict) else None
+    return isinstance(targets, list) and all(isinstance(each, str) for each in targets)
+
+
 def _group_of(name: str, config: Mapping[str, Any]) -> Mapping[str, Any]:
     """By name before ``re:`` before class, as compressed-tensors has it."""
-    groups = [g for g in (config.get("config_groups") or {}).values() if isinstance(g, dict)]
+    groups = _groups(config)
     tests: tuple[Callable[[str], bool], ...] = (
         lambda target: target == name,
-        lambda target: target.startswith("re:") and bool(re.match(target[3:], name)),
+        lambda target: target.startswith("re:") and _matches(target[3:], name),
         lambda target: target == "Linear",
     )
     for fits in tests:

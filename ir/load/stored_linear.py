@@ -26,6 +26,13 @@ def needed(name: str, own: Mapping[str, Weight], part: str) -> Weight:
     return own[part]
 
 
+def finite(name: str, what: str, numbers: Tensor) -> Tensor:
+    """The numbers. Raises ``BadInput`` where some are NaN or infinite."""
+    if numbers.dtype.is_floating_point and not bool(numbers.isfinite().all()):
+        raise BadInput(f"{name}: {what} are not all finite")
+    return numbers
+
+
 @dataclass(frozen=True)
 class Parts:
     """Codes, scales and zero points of one linear ``[N, K]``, each read when it is called."""
@@ -65,7 +72,11 @@ class Parts:
             return ComputedWeight(make, shape, kind, (what, self.key, self.name))
 
         def spread(make: Callable[[], Tensor]) -> Tensor:
-            return make().repeat_interleave(times, 1)[:, :groups].contiguous()
+            return (
+                finite(self.name, "scales or zero points", make())
+                .repeat_interleave(times, 1)[:, :groups]
+                .contiguous()
+            )
 
         row = (n_blocks(group, self.columns), block_of(group, self.columns) * self.bits // 8)
         order = self.order

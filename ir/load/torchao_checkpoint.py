@@ -25,10 +25,14 @@ from ..core.weights import Weight
 from ..ops.pack import BITS
 from .dense_checkpoint import Dense, read_float8
 from .stored_linear import Parts, needed
+from .tensor_kinds import FLOATS, NUMBER
 
 MARK = "_weight_qdata"
-TENSORS = (MARK, "_weight_scale", "_weight_zero_point", "_weight_act_pre_scale",
-           "_weight_act_quant_scale", "_weight_act_quant_zero_point")  # fmt: skip
+PRE_SCALE = "_weight_act_pre_scale"
+TENSORS = {
+    MARK: None, "_weight_scale": FLOATS, "_weight_zero_point": NUMBER, PRE_SCALE: None,
+    "_weight_act_quant_scale": None, "_weight_act_quant_zero_point": None,
+}  # fmt: skip
 WIDTHS = {"Int8Tensor": 8, "IntxUnpackedToInt8Tensor": None, "Float8Tensor": None, "Int4Tensor": 4}
 """Bits of each class that is read, where the class alone says them."""
 ACTIVATIONS = ("act_quant_kwargs", "activation_quantization")
@@ -66,18 +70,18 @@ def read_linear(name: str, own: Mapping[str, Weight], state: Mapping[str, Any]) 
     """One linear from its tensors and its state. Raises ``BadInput`` where they contradict each
     other, and for classes that are not read."""
     kind, block = state.get("class"), state.get("block_size")
-    if kind not in WIDTHS:
+    if not isinstance(kind, str) or kind not in WIDTHS:
         what = "has no state in the file's header" if kind is None else f"is of torchao's {kind}"
         raise BadInput(f"{name}.{MARK} {what}; {', '.join(WIDTHS)} are read")
     qdata, scale = needed(name, own, MARK), needed(name, own, "_weight_scale")
-    if TENSORS[3] in own:
-        raise BadInput(f"{name}.{TENSORS[3]} scales the linear's input, which is not read")
+    if PRE_SCALE in own:
+        raise BadInput(f"{name}.{PRE_SCALE} scales the linear's input, which is not read")
     if kind == "Int4Tensor":
         return _int4(name, own, block)
     if kind == "Float8Tensor":
         parts = {"weight": qdata, "weight_scale": scale}
         return read_float8(name, parts, {"weight_block_size": block})
-    rows, group = qdata.shape[0], block[-1] if isinstance(block, list) and block else 0
+    rows, group = qdata.shape[0], _columns(block)
     if qdata.dtype != torch.int8 or len(qdata.shape) != 2 or not 0 < group <= qdata.shape[1]:
         raise BadInput(f"{name}.{MARK} is {qdata.type}, in blocks of {block}; int8 is read")
     columns, bits = qdata.shape[1], WIDTHS[kind] or _bits(name, state)
@@ -116,8 +120,10 @@ def read_linear(name: str, own: Mapping[str, Weight], state: Mapping[str, Any]) 
 
 def _int4(name: str, own: Mapping[str, Weight], block: object) -> Parts:
     """``W = q scale + zero`` as ``(q + 8 - (8 - zero / scale)) scale``."""
-    qdata, scale, zero = (needed(name, own, part) for part in TENSORS[:3])
-    group = block[-1] if isinstance(block, list) and block else 0
+    qdata, scale, zero = (
+        needed(name, own, part) for part in (MARK, "_weight_scale", "_weight_zero_point")
+    )
+    group = _columns(block)
     rows, columns = (*qdata.shape, 0, 0)[:2]
     columns *= 2
     if qdata.dtype not in (torch.int8, torch.uint8) or len(qdata.shape) != 2 or group < 1:
@@ -146,6 +152,12 @@ def _int4(name: str, own: Mapping[str, Weight], block: object) -> Parts:
         lambda: 8 - zero.read().float().T / scales(), None, (qdata.key, scale.key, zero.key),
         real_zeros=True,
     )  # fmt: skip
+
+
+def _columns(block: object) -> int:
+    """Of a group in a row; 0 for another block."""
+    fits = isinstance(block, list) and [type(size) for size in block] == [int, int]
+    return block[1] if fits and isinstance(block, list) and block[0] == 1 else 0
 
 
 def _bits(name: str, state: Mapping[str, Any]) -> int:

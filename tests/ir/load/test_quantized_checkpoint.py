@@ -487,20 +487,113 @@ def test_other_codes_that_contradict_themselves(
         joined(written(dense, tmp_path, config, parts))
 
 
-def joined(folder: Path) -> Checkpoint:
-    """The folder's checkpoint, without its model."""
-    checkpoint = read_checkpoint(folder)
-    config = quantization_of(json.loads((folder / "config.json").read_text()), folder)
-    assert checkpoint is not None and config is not None
-    return with_dense_names(checkpoint, config, folder)
-
-
 def _without(part: str) -> Callable[[dict[str, Any], Tensors], None]:
     return lambda _, parts: parts.pop(part)
 
 
 def _config(**changed: Any) -> Callable[[dict[str, Any], Tensors], None]:
     return lambda config, _: config.update(changed)
+
+
+Change = Callable[[dict[str, Any], Tensors], Any]
+
+
+def _part(name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Change:
+    return lambda _, parts: parts.update({name: change(parts[name])})
+
+
+def _weights(**changed: Any) -> Change:
+    """In the only group of compressed-tensors."""
+    return lambda config, _: config["config_groups"]["group_0"]["weights"].update(changed)
+
+
+def _state(text: str) -> Change:
+    key = "weight.quant_state.bitsandbytes__nf4"
+    return lambda _, parts: parts.update({key: torch.tensor(list(text.encode())).byte()})
+
+
+def _broken(tensor: torch.Tensor) -> torch.Tensor:
+    """With one NaN."""
+    copy = tensor.clone()
+    copy.view(-1)[3] = torch.nan
+    return copy
+
+
+def _gptq() -> tuple[dict[str, Any], Tensors, torch.Tensor]:
+    return gptq(4, "gptq", symmetric=False)
+
+
+def _packed() -> tuple[dict[str, Any], Tensors, torch.Tensor]:
+    return packed(4, symmetric=False)
+
+
+KINDS: list[tuple[Callable[[], Any], Change, str]] = [
+    (_gptq, _part("qweight", torch.Tensor.float), r"qweight is f32\[8, 96\], expected a matrix of"),
+    (_gptq, _part("qweight", torch.Tensor.long), r"qweight is i64\[8, 96\], expected a matrix of"),
+    (_gptq, _part("qzeros", torch.Tensor.half), r"qzeros is f16\[2, 12\], expected a matrix of"),
+    (_gptq, _part("scales", torch.Tensor.int), r"scales is i32\[2, 96\], expected floats"),
+    (_gptq, _part("scales", _broken), "up_proj: scales or zero points are not all finite"),
+    (_gptq, _part("g_idx", torch.Tensor.float), r"g_idx is f32\[64\], expected whole numbers"),
+    (_gptq, _config(group_size="many"), "up_proj: group_size of quantization_config is 'many'"),
+    (_gptq, _config(bits=True), "up_proj: bits=True of quantization_config"),
+    (_gptq, _config(dynamic={"+:(": {}}), r"up_proj: quantization_config has '\('"),
+    (_gptq, _config(dynamic={".*": 4}), "up_proj: dynamic of quantization_config is"),
+    (_packed, _part("weight_shape", lambda t: torch.tensor([96, 64, 1])),
+     r"weight_shape is \[96, 64, 1\]; a linear has rows and columns"),
+    (_packed, _part("weight_packed", torch.Tensor.float), r"weight_packed is f32\[96, 8\], expec"),
+    (_packed, _part("weight_zero_point", lambda t: t[:3]),
+     r"weight_zero_point is i32\[3, 2\]; 2 groups of 96 rows of 4 bits make i32\[12, 2\]"),
+    (_packed, _weights(symmetric=True), "weight_zero_point is not 0, and .*says symmetric"),
+    (_packed, _weights(group_size="x"), "up_proj: group_size of quantization_config is 'x'"),
+    (_packed, lambda c, _: c.update(config_groups=[1]), r"config_groups of .* is \[1\]: tables"),
+    (_packed, lambda c, _: c["config_groups"]["group_0"].update(targets=["re:("]),
+     r"up_proj: quantization_config has '\('"),
+    (_packed, lambda c, _: c["config_groups"]["group_0"].update(weights="x"),
+     "up_proj: weights of its config group is 'x'"),
+    (bnb8, _part("SCB", _broken), "up_proj: scales or zero points are not all finite"),
+    (lambda: nf4(nested=False), _state('{"shape": [-96, -64], "blocksize": 64}'),
+     "up_proj.weight.quant_state.bitsandbytes__nf4 is no state"),
+    (lambda: nf4(nested=False), _part("weight.absmax", torch.Tensor.byte),
+     r"weight.absmax is u8\[96\], expected floats"),
+    (lambda: nf4(nested=False), _part("weight.quant_map", _broken), "quant_map are not all finite"),
+    (lambda: nf4(nested=True), _part("weight.nested_quant_map", lambda t: t[:3]),
+     "up_proj.weight.nested_quant_map has 3 numbers; 96 blocks in blocks of 256 need 256"),
+    (lambda: float8([40, 24], "weight_scale_inv"), _config(weight_block_size=["a", "b"]),
+     r"up_proj: blocks of \['a', 'b'\] in quantization_config"),
+    (lambda: float8(None), _part("weight_scale", _broken), "up_proj: the scales are not all fin"),
+    (lambda: fp4("nvfp4"), lambda _, p: p.update(weight_global_scale=torch.ones(2)),
+     r"up_proj: its global scale is \[2\]; one number is read"),
+    (lambda: fp4("nvfp4"), lambda _, p: p.update(weight_global_scale=torch.zeros(1)),
+     "up_proj: scales or zero points are not all finite"),
+    (lambda: fp4("nvfp4"), _part("weight_packed", torch.Tensor.flatten), r"weight_packed is u8\["),
+    (lambda: hqq(4, 1), _part("W_q", torch.Tensor.float), r"W_q is f32\[96, 32\], expected whole"),
+    (lambda: hqq(4, 1), _part("zero", torch.Tensor.int), r"zero is i32\[192, 1\], expected floats"),
+    (lambda: torchao(4, symmetric=True), _part("_weight_scale", _broken), "not all finite"),
+    (lambda: torchao(4, symmetric=True),
+     lambda c, _: c["header"].update({f"{LINEAR}.weight": '{"_type": ["a"], "_data": {}}'}),
+     r"up_proj._weight_qdata is of torchao's \['a'\]"),
+    (_gptq, _config(quant_method=["gptq"]), r"quantized by \['gptq'\], which is not read"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("case", "change", "message"), KINDS)
+def test_tensors_and_settings_of_another_kind(
+    case: Callable[[], Any], change: Change, message: str, dense: Path, tmp_path: Path
+) -> None:
+    """None is read as noise, and none ends in an error of Python's."""
+    config, parts = case()[:2]
+    change(config, parts)
+    folder = written(dense, tmp_path, config, parts)
+    with pytest.raises(BadInput, match=message):
+        joined(folder).tensors[f"{LINEAR}.weight"].read()
+
+
+def joined(folder: Path) -> Checkpoint:
+    """The folder's checkpoint, without its model."""
+    checkpoint = read_checkpoint(folder)
+    config = quantization_of(json.loads((folder / "config.json").read_text()), folder)
+    assert checkpoint is not None and config is not None
+    return with_dense_names(checkpoint, config, folder)
 
 
 @pytest.mark.parametrize(
