@@ -11,7 +11,7 @@ import torch
 from ..ir.core.errors import BadInput
 from ..ir.core.types import Type
 from ..ir.core.view import View
-from ..ir.structure.cache_slots import ROWS_KEY, left_out, slot_layers
+from ..ir.structure.cache_slots import ROWS_KEY, left_out, reread_at, slot_layers
 from ..ir.structure.words import head_tokens
 
 
@@ -68,6 +68,11 @@ class ViewExecutable:
     def rows_begin(self) -> bool:
         """Whether padding must be at the end of a row: see ``ROWS_KEY``."""
         return ROWS_KEY in self._view.metadata()
+
+    @property
+    def reread_at(self) -> int:
+        """See ``cache_slots.reread_at``."""
+        return reread_at(self._view.metadata())
 
     @property
     def kv_layers(self) -> tuple[int, ...]:

@@ -29,7 +29,8 @@ class Decoder:
 
     With a key-value cache (``past_key_values.N.key``, ``present.N.key``) the prompt is read once
     and each step reads one token a row; what the graph returns is its next input where it lies,
-    without a copy (``steps.BoundSteps``). Without one every step reads the whole text again.
+    without a copy (``steps.BoundSteps``). Without one every step reads the whole text again, and so
+    does one step where the model's rotary positions change (``cache_slots.REREAD_KEY``).
 
     ``context`` is the number of tokens that the model can read, where it is known. Raises
     ``BadInput`` for a graph that is not a text model.
@@ -40,6 +41,7 @@ class Decoder:
         self._run = executable
         self._cached = any(past_slot(name) is not None for name in names)
         self._begin = bool(getattr(executable, "rows_begin", False))
+        self._reread: int = getattr(executable, "reread_at", 0)
         self._words: Sequence[int] = getattr(executable, "head_tokens", ())
         self.context = context
         known |= {POSITIONS, TOKEN_TYPES, RELEVANCE}
@@ -88,7 +90,9 @@ class Decoder:
         texts = [list(prompt) for prompt in prompts]
         limits = [self._limit(len(prompt), max_new_tokens) for prompt in prompts]
         pictures = list(images) if images is not None else [None] * len(texts)
-        logits_of = _Cached(self._run, self._begin) if self.cached else _Whole(self._run)
+        logits_of: _Cached | _Whole = _Whole(self._run)
+        if self.cached:
+            logits_of = _Cached(self._run, self._begin, self._reread)
         open_ = [True] * len(texts)
         while any(open_):
             tokens = chosen(logits_of(texts, open_, pictures))
@@ -132,11 +136,12 @@ class _Cached:
     """Logits behind each text's last token: prompts padded on the left, then one token a step.
 
     Where attention takes rows by their length (``begin``) they are padded on the right: a step then
-    puts its token behind each row's own last one.
+    puts its token behind each row's own last one. Behind ``reread`` tokens (0: never) the texts are
+    read again as a whole, as the library's ``generate`` does.
     """
 
-    def __init__(self, run: Executable, begin: bool = False) -> None:
-        self._run, self._begin = run, begin
+    def __init__(self, run: Executable, begin: bool = False, reread: int = 0) -> None:
+        self._run, self._begin, self._reread = run, begin, reread
         self._steps: Steps | None = None
         self._length = 0
         self._ids = self._places = self._mask = torch.empty(0, 0, dtype=torch.int64)
@@ -145,7 +150,7 @@ class _Cached:
         self, texts: Sequence[Prompt], open_: Sequence[bool],
         images: Sequence[torch.Tensor | None],
     ) -> torch.Tensor:  # fmt: skip
-        if self._steps is None:
+        if self._steps is None or 0 < self._length == self._reread:
             return self._read(texts, images)
         # Tensors that are written anew: behind a step no cache of the processor holds what torch
         # needs to make one, which takes 30 us each then.

@@ -20,7 +20,7 @@ from ...ir.core.view import View
 from ...ir.load.entry_files import entry_path
 from ...ir.load.intact import check_files
 from ...ir.onnx.bounded_memory import bound_memory, run_options, why_short
-from ...ir.structure.cache_slots import ROWS_KEY, check_shared, slot_layers
+from ...ir.structure.cache_slots import ROWS_KEY, check_shared, reread_at, slot_layers
 from ...ir.structure.pictured import check_pictured, read_prompt
 from ...ir.structure.tree_input import TREE
 from ...ir.structure.words import head_tokens
@@ -105,6 +105,7 @@ class OnnxRuntimeExecutable:
         self._outputs = tuple(o.name for o in outputs)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.rows_begin = ROWS_KEY in metadata
+        self.reread_at = reread_at(metadata)
         self.kv_layers = slot_layers(metadata)
         self.head_tokens = head_tokens(metadata)
         self._opaque = any(_type_name(o) not in _RUNTIME_NAMES.values() for o in outputs)

@@ -27,7 +27,7 @@ from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
 from .hf_pictures import RASTERS, crop_grid, size_notes
-from .hf_rope import settle_rope
+from .hf_rope import settle_rope, switch_metadata
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
@@ -137,6 +137,7 @@ def load_model(
     )
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
     view.metadata().update(prompt_metadata(view.source.prompt))
+    view.metadata().update(switch_metadata(model))
     if config.model_type in RASTERS:
         view.metadata().update(grid_metadata(crop_grid(config)))
     if part is not None:

@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..structure.cache_slots import REREAD_KEY
+
 
 def settle_rope(model: torch.nn.Module) -> tuple[str, ...]:
     """Let the rotary modules of a model compute without state; what a person should know of it."""
@@ -30,6 +32,15 @@ def settle_rope(model: torch.nn.Module) -> tuple[str, ...]:
                 "frequencies of the rotary positions would have to change"
             )
     return tuple(dict.fromkeys(notes))
+
+
+def switch_metadata(model: torch.nn.Module) -> dict[str, str]:
+    """What a graph's metadata say of the length behind which ``longrope`` makes other keys."""
+    for part in model.modules():
+        if getattr(part, "rope_type", None) == "longrope":
+            rope: Any = part.config
+            return {REREAD_KEY: str(rope.rope_parameters["original_max_position_embeddings"])}
+    return {}
 
 
 def _by_length(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:

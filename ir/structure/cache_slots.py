@@ -26,6 +26,9 @@ PARTS = ("key", "value")
 _WIDENING = frozenset({"rope", "mul", "sub", "div", "floor"})
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
+REREAD_KEY = "graphwright.reread"
+"""Metadata: the tokens of a text behind which its keys are others from the first one on, so that it
+is read again as a whole: of ``longrope``, whose frequencies change there."""
 ROWS_KEY = "graphwright.rows"
 """Metadata: there where attention takes a row by its length, so that padding must be at its end.
 ``shared`` where nothing else looks at a cache, not even at its length: keys and values may then lie
@@ -86,6 +89,12 @@ def has_cache(view: View) -> bool:
     """Whether the graph takes what was computed before as inputs."""
     return any(past_slot(name) is not None for name in view.input_names())
 
+
+
+def reread_at(metadata: Mapping[str, str]) -> int:
+    """What ``REREAD_KEY`` says; 0 where a cache is good for texts of any length."""
+    text = metadata.get(REREAD_KEY, "")
+    return int(text) if text.isdecimal() else 0
 
 def answers(outputs: Mapping[str, T]) -> dict[str, T]:
     """Outputs by name without the cache, which is state: what passes are measured by."""
