@@ -86,21 +86,21 @@ def run(
     trust_remote_code: Trust = False,
 ) -> None:
     """Optimize MODEL and write the artifact to OUT."""
-    from . import front_table, terminal
+    from . import terminal
 
     console = make_console(stderr=True)
     with terminal.Steps(console, silent=as_json) as steps:
         steps("starting", 0, 1)
         with uncollected():
-            from ...ir.vocab.targets import TARGETS
-
             if out is not None and not (recipe or passes or budget or dry_run or original):
                 calib = calib or (model if model.startswith("zoo:") else "")
                 budget = DEFAULT_BUDGET if calib else ""
                 if calib and not as_json:
                     _say_default(console, calib)
-            asked, knobs = _budget(budget, using, recipe=recipe or passes)
+            # First, so that what is wrong with it is told before the rest is imported.
             chosen = _choose_recipe(recipe, passes, console, quiet=as_json or bool(budget))
+            asked, knobs = _budget(budget, using, recipe=recipe or passes)
+            from ...ir.vocab.targets import TARGETS
             from ..run import pipeline
             from ..search.times import Times
 
@@ -136,7 +136,9 @@ def run(
     else:
         terminal.print_result(make_console(), done, str(out) if out is not None else "")
     if not as_json and done.search is not None:
-        front_table.print_front(make_console(), done)
+        from .front_table import print_front
+
+        print_front(make_console(), done)
 
 
 def explain(
