@@ -12,7 +12,8 @@ better one of the two largest of its kind that fit in the budget. ``... speeds``
 budgets of time: of each kind it takes the best of those that keep it.
 
 ``... knobs zoo:tiny-llama --budgets bytes=15% ms=0.8x`` prints what each knob did, and what is lost
-with each one taken away.
+with each one taken away. ``... workers`` says how long a search takes beside one ``w4-eora``, and
+whether several workers and Ray find the same.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ from .budget_forecast import forecast, times
 from .budget_knobs import knobs
 from .budget_rivals import SHARES, SPEEDS, USUAL_SHARES, budgets, speeds
 from .budget_subject import Subject
+from .budget_workers import workers
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=("forecast", "times", "budgets", "speeds", "knobs"))
+    parser.add_argument(
+        "what", choices=("forecast", "times", "budgets", "speeds", "knobs", "workers")
+    )
     parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
     parser.add_argument("--recipes", type=int, default=50)
     parser.add_argument("--shares", help="of the source's bytes or time, instead of the usual ones")
@@ -51,6 +55,8 @@ def main() -> None:
             console.print(speeds(subject, shares or SPEEDS))
         case "knobs":
             console.print(knobs(subject, options.budgets))
+        case "workers":
+            console.print(workers(subject, options.budgets[0]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,8 @@ from ..search.budget import Budget
 from ..search.data import parts, unfitted
 from ..search.judge import Judge, Loss
 from ..search.menu import Menu
-from ..search.search import KNOBS, ROUNDS, Found, Rounds
+from ..search.points import Found
+from ..search.search import KNOBS, ROUNDS, Rounds
 from ..search.timing import Timing
 
 Batch = Mapping[str, torch.Tensor]

@@ -52,7 +52,8 @@ from ..report.tensors import tensors
 from ..report.token_picture import kept_entry
 from ..search.budget import Budget
 from ..search.data import unfitted
-from ..search.search import KNOBS, ROUNDS, Found, search
+from ..search.points import Found
+from ..search.search import KNOBS, ROUNDS, search
 from ..search.telling import search_entry
 from ..search.times import Times
 from . import report

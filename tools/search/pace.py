@@ -47,6 +47,10 @@ class Pace:
         """What a forecast may say for a run to take ``ms``, by the runs so far."""
         return ms / statistics.median(self._ratios) if self._ratios else ms
 
+    def expected(self, ms: float) -> float:
+        """What a run will take that a forecast says ``ms`` of, by the runs so far."""
+        return ms / self.forecast(1.0)
+
     def notes(self, choice: Choice, costs: Mapping[str, float]) -> Sequence[str]:
         """What a person should know of the time that was found."""
         times = self._menu.times

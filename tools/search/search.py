@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -17,7 +16,6 @@ from ...ir.run.batches import check_batches
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import CPU, find_target
 from ...passes.checkpoint_store import CheckpointStore, is_remembered, remembered
-from ...passes.recipe import Recipe
 from ..data.calibration import read
 from .budget import Budget
 from .correct import corrections
@@ -26,6 +24,7 @@ from .judge import Judge, Loss
 from .measure import measured
 from .menu import Menu
 from .pace import SLACK, Pace
+from .points import Found, Point
 from .ray_workers import RAY, OnRay
 from .skips import graph_measures
 from .solve import Choice, solve
@@ -43,35 +42,6 @@ STEPS = (0.7, 1.4)
 need recipes that differ."""
 FRONT = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 """Multiples of what was found, at which the front is forecast."""
-
-
-@dataclass(frozen=True)
-class Point:
-    """One recipe: what it is forecast to cost, and what was measured."""
-
-    choice: Choice
-    recipe: Recipe
-    costs: Mapping[str, float]
-    """By measure. ``loss`` as a share, corrected by what was measured so far."""
-    measured: Loss | None = None
-
-
-@dataclass
-class Found:
-    """What a search found. ``recipe`` is what ``optimize`` takes."""
-
-    recipe: Recipe
-    best: Point
-    budget: Budget
-    limits: Mapping[str, float]
-    source: Mapping[str, float]
-    front: list[Point]
-    """By bytes; measured ones and forecast ones."""
-    factors: Mapping[str, float]
-    """By which forecasts of each kind were corrected."""
-    menu: Menu
-    judge: Judge
-    notes: list[str] = field(default_factory=list)
 
 
 def search(
@@ -246,7 +216,8 @@ class Rounds:
         def begin(place: int) -> None:
             best = self.best()
             so_far = "" if best is None else f", best so far {self._shown(best)}"
-            self.tell(f"{what}: measuring{so_far}", len(self.measured), self.rounds + len(STEPS))
+            most = len(STEPS) + 2 * self.rounds
+            self.tell(f"{what}: measuring{so_far}", len(self.measured), most)
 
         self.workers.run(
             [self.menu.recipe(choice) for choice in asked], begin,
@@ -260,6 +231,7 @@ class Rounds:
 
     def _add(self, choice: Choice, measure: Callable[[], dict[str, Any]]) -> None:
         """The point of a choice, by what is remembered of it or measured."""
+
         def measured_and_timed() -> dict[str, Any]:
             known = measure()
             return {**known, "costs": {**known["costs"], **self.pace.of(choice)}}
@@ -304,12 +276,16 @@ class Rounds:
     def forecast(self, choice: Choice) -> Point:
         """A choice by its forecast, as it is corrected now."""
         costs = {**choice.costs, "loss": self.judge.figure(choice.costs["loss"])}
+        if "ms" in costs:
+            costs["ms"] = self.pace.expected(costs["ms"])
         return Point(choice, self.menu.recipe(choice), costs)
 
     def front(self, best: Point) -> list[Point]:
         """Measured points, and forecasts at other sizes, by bytes."""
         points = list(self.measured.values())
         others = {m: limit for m, limit in self.limits.items() if m not in ("bytes", "loss")}
+        if "ms" in others:
+            others["ms"] = self.pace.forecast(others["ms"])
         for scale in FRONT:
             limits = {**others, "bytes": scale * best.costs["bytes"]}
             try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from ...ir.run.batches import count_samples
 from ..report.manifest import FrontEntry, PriceEntry, SearchEntry
 from .menu import used
+from .points import Found, Point
 from .prices import Price, prices
-from .search import Found, Point
 
 WORDS = (
     "exp(KL) - 1: how much the perplexity of what the source would write grows, by the mean KL "

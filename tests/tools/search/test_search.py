@@ -40,9 +40,10 @@ from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
+from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
-from graphwright.tools.search.search import Found, Point, Rounds, search
+from graphwright.tools.search.search import Rounds, search
 from graphwright.tools.search.skips import Measured, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey

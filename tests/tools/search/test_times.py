@@ -21,8 +21,9 @@ from graphwright.tools.evaluate.turns import Setting, timed
 from graphwright.tools.search import pace, timing
 from graphwright.tools.search.forms import FAST, NO_PATH, PATHS, Form
 from graphwright.tools.search.forms import Path as SidePath
+from graphwright.tools.search.points import Found
 from graphwright.tools.search.recipe_of import Held
-from graphwright.tools.search.search import Found, search
+from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import units
 from graphwright.tools.search.solve import Choice, Option
 from graphwright.tools.search.times import Times
