@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -40,9 +40,9 @@ class Errors:
     """What was found at one linear: mean squared errors of its outputs, by a token of the data."""
 
     by_form: Mapping[Form, float]
-    """Of the weights alone."""
+    """Of the weights alone; of samples, all of it."""
     by_inputs: Mapping[Form, float]
-    """Of rounding the inputs to 8 bits, where the form does: no path undoes it."""
+    """Of rounding the inputs to 8 bits, where the form does: no path undoes it. Of samples 0."""
     nbytes: Mapping[Form, int]
     """What each takes as it is stored: scales that float16 does not hold are wider than others."""
     shares: Mapping[str, Tensor]
@@ -107,7 +107,7 @@ def survey(
 def _errors(
     linear: Linear, known: _Known, forms: Sequence[Form], target: Target, *, ranks: bool
 ) -> Errors:
-    whitening = known.whitening
+    whitening, statistics = known.whitening, known.statistics
     by_form: dict[Form, float] = {}
     by_inputs: dict[Form, float] = {}
     nbytes: dict[Form, int] = {}
@@ -115,12 +115,14 @@ def _errors(
     gaps: dict[str, Tensor] = {}
     for form in forms:
         held = stored(form, known.weight, known.statistics, linear, target)
-        matrix = dense(held)
-        gap = known.weight.float() - matrix
-        by_form[form], by_inputs[form] = known.error(gap), known.input_error(held, matrix)
         nbytes[form] = held.nbytes
         if whitening is None:
+            by_form[form], by_inputs[form] = known.sampled_error(held), 0.0
             continue
+        matrix = dense(held)
+        gap = known.weight.float() - matrix
+        by_form[form] = max(0.0, whitening.energy(gap)) / statistics[Gram].count
+        by_inputs[form] = known.input_error(held, matrix)
         if form in PROBED:
             gaps[form.method] = gap.half()
         if ranks and form.method not in shares and form != FAST:
@@ -136,11 +138,14 @@ class _Known:
         self.whitening = None if sampled else Whitening(statistics[Gram].matrix)
         """Of the inputs, where their Gram matrix is known."""
 
-    def error(self, gap: Tensor) -> float:
-        """The mean squared error of outputs for what is taken from the weight ``[out, in]``."""
-        if self.whitening is not None:
-            return max(0.0, self.whitening.energy(gap)) / self.statistics[Gram].count
-        return _mean_energy(self.statistics[Tokens].rows.float() @ gap.T)
+    @cached_property
+    def _outputs(self) -> Tensor:
+        return self.statistics[Tokens].rows.float() @ self.weight.float().T
+
+    def sampled_error(self, held: Stored) -> float:
+        """The mean squared error of outputs for a form, rounded inputs included."""
+        rows = self.statistics[Tokens].rows.float()
+        return _mean_energy(held.outputs(rows, None) - self._outputs)
 
     def input_error(self, held: Stored, matrix: Tensor) -> float:
         """The mean squared error of outputs where a form rounds its inputs; 0 where it does not."""

@@ -47,6 +47,7 @@ from graphwright.tools.search.search import Rounds, search
 from graphwright.tools.search.skips import Measured, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
+from graphwright.tools.search.timing import changed
 from graphwright.tools.search.wholes import behind_cut
 from graphwright.tools.search.workers import Forked
 
@@ -427,16 +428,14 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     (problem,) = done.menu.problems
     assert problem.units[unit.name].costs["loss"] == measured.loss
     pair, option = next(iter(problem.pairs.items()))
-    path = BlockPath.through(half for half in halves if half.name not in pair)
-    both = gw.optimize(source, [FollowPath(blocks=str(path))], samples=batches[:1]).graph
     probe = Judge(source, recognize(source), parts(source, batches).probe)
-    alone = [
-        probe.mean_of(gw.optimize(source, [FollowPath(blocks=str(BlockPath.through(
-            half for half in halves if half.name != name)))], samples=batches[:1]).graph)
-        for name in pair
-    ]  # fmt: skip
+
+    def loss(*names: str) -> float:
+        path = BlockPath.through(half for half in halves if half.name not in names)
+        return probe.mean_of(changed(source, FollowPath(blocks=str(path))))
+
     sums = sum(problem.units[name].costs["loss"] for name in pair)
-    share = probe.mean_of(both) / sum(alone) - 1
+    share = loss(*pair) / sum(map(loss, pair)) - 1
     assert option.costs["loss"] == pytest.approx(share * sums, rel=1e-4)
     assert abs(share) > 0.01
     for point in done.front:
