@@ -88,8 +88,8 @@ class Source:
     """Folder whose tokenizer and config files go into the artifact."""
     source_bytes: int = 0
     task: str = ""
-    """``text-generation``, ``image-text-to-text``, ``image-classification``, ``text-embedding``, or
-    empty where unknown."""
+    """``text-generation``, ``image-text-to-text``, ``image-classification``, ``text-embedding``,
+    ``text-ranking``, or empty where unknown."""
     prompt: tuple[int, ...] = ()
     """Tokens that every row of ``input_ids`` must hold: one for each feature of its image."""
     least: Mapping[str, int] = field(default_factory=dict)

@@ -79,7 +79,9 @@ def by_tree(
     if worth is not None:
         most = min(length, blocks)
         trials.measure(next(cheapest_first(worth, most)))
-        by_greed(trials.up_to(trials.budget // 2), blocks, most, worth)
+        # A round of greed measures one path at least, also where no budget is left.
+        if trials.budget >= 2 * blocks:
+            by_greed(trials.up_to(trials.budget // 2), blocks, most, worth)
     likely = None if worth is None else [math.exp(w) for w in worth]
     tree = LayerTree(
         blocks, length, 0.0, lambda path, shared: math.exp(-trials.measure(path, shared)), seed,

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ...backends import compile as compile_model
@@ -68,9 +69,9 @@ def main(model: str, recipe: str) -> None:
         steps = []
         for _ in range(ROUNDS):
             for n, guess in calls.items():
-                step = seconds(lambda: called(run, [*text, 1], cache))
+                step = seconds(partial(called, run, [*text, 1], cache))
                 steps.append(step)
-                ratios[n].append(seconds(lambda g=guess: called(run, [*text, 1], cache, g)) / step)
+                ratios[n].append(seconds(partial(called, run, [*text, 1], cache, guess)) / step)
     written = form(CHANCES, max(SIZES))[1]
     print(f"{model}, {recipe}, {size / 1e6:.0f} MB of weights, {processor()}, one thread: a step "
           f"{1000 * statistics.median(steps):.1f} ms (least {1000 * min(steps):.1f})")  # fmt: skip

@@ -80,7 +80,7 @@ def main(model: str, recipe: str, blocks: list[str]) -> None:
         drafts = {n: PathDraft(whole, compile_model(out, path=n, threads=1)) for n in paths}
         print_curves(done, words, prompts[0], Path(place))
     recycled = Recycled(whole, words)
-    both = {**drafts, "recycle": recycled}
+    both: dict[str, Drafter] = {**drafts, "recycle": recycled}
     costs = Speculator(whole, both, always=True).measured(prompts[0])
     speculators = {n: Speculator(whole, {n: d}, always=True, costs=costs)
                    for n, d in drafts.items()}  # fmt: skip

@@ -43,7 +43,8 @@ class Vqa(Accuracy):
     def exam(self, subject: Subject, setting: Setting) -> Exam:
         exam = asked(subject, setting)
         answers = [
-            [(kind, *subject.columns([token])) for kind, token in part] for part in exam.answers
+            [(kind, subject.columns([token])[0]) for kind, token in part]
+            for part in exam.answers
         ]
         return replace(exam, answers=answers)
 
