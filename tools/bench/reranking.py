@@ -27,8 +27,9 @@ from typing import Any
 
 import torch
 
-from ...backends import Executable, artifact, export
+from ...backends import Executable, export
 from ...backends import compile as compile_model
+from ...backends.artifacts import artifact
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer, shipped_text
 from ...passes.manager import optimize
