@@ -161,8 +161,8 @@ def test_a_target_that_is_not_timed_here_is_counted(
         )  # fmt: skip
 
 
-def test_the_second_run_of_a_turn_counts(subject: Subject, batches: Batches) -> None:
-    inputs = timing.one_row(subject.view, batches[0])
+def test_a_graph_is_timed_with_the_inputs_that_it_takes(subject: Subject, batches: Batches) -> None:
+    inputs = timing.one_row(subject.view, batches[0]) | {"past_key_values.9.key": torch.ones(1)}
     ms = timed([subject.view], Setting(inputs, 1, 2))
     assert len(ms) == 1 and ms[0] > 0
 
