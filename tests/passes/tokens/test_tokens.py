@@ -18,6 +18,7 @@ from graphwright.ir.structure.vision import find_image_tokens
 
 from ... import models as small_models
 from .llava import (
+    FRAMES,
     IMAGE,
     LAYERS,
     PATCHES,
@@ -307,3 +308,25 @@ def test_where_images_enter(models: Models, kind: str, cache: bool) -> None:
     assert ".layers.1." in images.attention.q
     shape = view.type(images.features).shape
     assert shape is not None and shape[1:] == (16, 24)
+
+
+def test_a_pruned_graph_refuses_inputs_of_another_case(models: Models, videos: Models) -> None:
+    """Another resolution, number of frames or of images than traced, and a prompt without its
+    image: in words, by the reference and by ONNX Runtime."""
+    one, seen = prompts(2), prompts(2, pictures=FRAMES)
+    views = [
+        gw.optimize(loaded.plain["onnx"], "uniform-tokens{keep=6}", samples=[batch]).graph
+        for loaded, batch in ((models, one), (videos, seen))
+    ]
+    pixels = one["pixel_values"]
+    twice = {name: torch.cat([value, value], 1) for name, value in one.items()}
+    for view, batch, message in (
+        (views[0], one | {"pixel_values": torch.zeros(2, 3, 40, 40)}, r", 3, 32, 32\]"),
+        (views[1], seen | {"pixel_values": seen["pixel_values"][:, :5]}, r", 6, 3, 32, 32\]"),
+        (views[0], twice | {"pixel_values": pixels}, "images of pixel_values"),
+        (views[0], one | {"pixel_values": pixels[:0]}, "in input input_ids and 0 in input pixel_"),
+    ):
+        with pytest.raises(BadInput, match=message):
+            sweep(view, batch)
+        with pytest.raises(BadInput, match=message):
+            gw.compile(view, backend="onnxruntime")(**batch)
