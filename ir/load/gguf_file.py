@@ -114,9 +114,22 @@ class _Reader:
         alignment = keys.get("general.alignment", 32)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise BadInput(f"{self._path}: general.alignment is {alignment}, no power of two")
+        self._check_places(entries, alignment)
         start = -(-self._file.tell() // alignment) * alignment
         by_name = {name: self._tensor(name, entry, start) for name, entry in entries.items()}
         return GgufFile(self._path, keys, by_name)
+
+    def _check_places(self, entries: Mapping[str, tuple[str, tuple[int, ...], int, int]],
+                      alignment: int) -> None:  # fmt: skip
+        """Each tensor begins at a multiple of the alignment, behind the one before it."""
+        end = 0
+        for name, (_, _, size, offset) in sorted(entries.items(), key=lambda pair: pair[1][3]):
+            if offset % alignment or offset < end:
+                raise BadInput(
+                    f"{self._path}: the tensor {name!r} is at byte {offset} of the data: a multiple"
+                    f" of {alignment} from {end} on is read"
+                )
+            end = offset + size
 
     def _take(self, size: int) -> bytes:
         content = self._file.read(size) if size <= self._stamp.size else b""

@@ -168,8 +168,9 @@ class _Keys:
 
     def real(self, name: str, other: float | None = None) -> float:
         number = self._get(name, other)
-        if not isinstance(number, int | float) or not math.isfinite(number):
-            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {number!r}, not a number")
+        if not isinstance(number, int | float) or not 0 < number < math.inf:
+            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {number!r}, not a number "
+                           "above 0")  # fmt: skip
         return float(number)
 
     def _get(self, name: str, other: Any) -> Any:
@@ -277,6 +278,9 @@ def _order(arch: Arch, path: str, rows: int, config: Mapping[str, Any]) -> torch
 def _weight(file: GgufFile, tensor: Tensor, order: torch.Tensor | None, arch: Arch,
             dense: list[str]) -> Weight:  # fmt: skip
     data = tensor.data
+    if tensor.kind not in WHOLE and len(tensor.shape) != 2:
+        raise BadInput(f"{file.path}: the tensor {tensor.name!r} is {list(tensor.shape)} of "
+                       f"{tensor.kind}: matrices alone are read in blocks")  # fmt: skip
     if tensor.kind in KINDS:
         rows, columns = tensor.shape
         block = next(size for name, size, _ in TYPES.values() if name == tensor.kind)

@@ -193,9 +193,36 @@ def _typed(name: str, kind: int, dims: int = 2) -> Callable[[bytes], bytes]:
     return change
 
 
+def _real(key: str, value: float) -> Callable[[bytes], bytes]:
+    """Another f32 behind a key."""
+
+    def change(data: bytes) -> bytes:
+        at = data.index(key.encode()) + len(key) + 4
+        return data[:at] + struct.pack("<f", value) + data[at + 4 :]
+
+    return change
+
+
+def _placed(name: str, offset: int, dims: int = 2) -> Callable[[bytes], bytes]:
+    """Another place of a tensor."""
+
+    def change(data: bytes) -> bytes:
+        at = data.index(name.encode()) + len(name) + 8 + 8 * dims
+        return data[:at] + struct.pack("<Q", offset) + data[at + 8 :]
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (_real("llama.attention.layer_norm_rms_epsilon", -1),
+         "layer_norm_rms_epsilon is -1.0, not a number above 0"),
+        (_real("llama.rope.freq_base", 0), "llama.rope.freq_base is 0.0, not a number above 0"),
+        (_placed("blk.0.attn_q.weight", 3), "'blk.0.attn_q.weight' is at byte 3 of the data"),
+        (_placed("blk.0.attn_q.weight", 32), "is at byte .* of the data: a multiple of 32 from"),
+        (_typed("blk.0.attn_norm.weight", 8, 1),
+         r"'blk.0.attn_norm.weight' is \[64\] of Q8_0: matrices alone are read in blocks"),
         (lambda data: data[:-1500], r"truncated: the tensor '.*' ends at byte"),
         (lambda data: data[:300], "truncated in the key"),
         (lambda data: data[:900], "truncated in .*tensor "),
