@@ -282,7 +282,8 @@ def print_plan(console: Console, plan: Manifest) -> None:
     print_refused(console, plan)
     if plan.predicted is not None:
         _say(console, f"predicted: {', '.join(_forecast(plan.predicted))}", "bold")
-    _say(console, "dry run: no weights were read and nothing was written")
+    weights = "no weights were read" if plan.search is None else "no recipe was run"
+    _say(console, f"dry run: {weights} and nothing was written")
 
 
 def _forecast(predicted: ForecastEntry) -> list[str]:
