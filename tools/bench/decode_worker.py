@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -87,7 +88,8 @@ class LlamaCpp:
         settings.n_parallel = 1
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = threads
         settings.warmup = False
-        self._server, self._ids = lib.Server(settings), []
+        self._server = lib.Server(settings)
+        self._ids: list[int] = []
 
     def read(self, ids: np.ndarray[Any, Any], most: int) -> None:
         self._ids = ids.tolist()
@@ -177,6 +179,6 @@ def _tell(answer: object) -> None:
 
 
 if __name__ == "__main__":
-    kinds = {".gguf": LlamaCpp, ".xml": OpenVino}
+    kinds: dict[str, Callable[[str, int], Loop]] = {".gguf": LlamaCpp, ".xml": OpenVino}
     kind = kinds.get(Path(sys.argv[1]).suffix, Genai)
     serve(kind(sys.argv[1], int(sys.argv[2])))
