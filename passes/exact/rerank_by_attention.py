@@ -41,14 +41,14 @@ class RerankByAttention(Pass):
 
     In-context re-ranking (ICR, Chen et al. 2024, arXiv 2410.02642): documents stand in a prompt, a
     query behind them, and the attention that the query pays to a document's tokens, summed over
-    heads and blocks, is how relevant it is; no word is written. ``optimize-model rerank`` does the
-    rest of it (``tools/run/reranking.py``). ``attention``, f32 ``[batch, queries, tokens]``, is the
-    mean over the heads of ``blocks`` for the last ``queries`` tokens of a call, a cache's tokens
-    among those that they look at; of a shorter call the first row stands at the front, repeated.
-    The head, the blocks behind the last of ``blocks``, with their caches, and what
-    follows attention in that one leave: late blocks say little of relevance (Selective-ICR, arXiv
-    2602.22591), and time and bytes go with them. Exact: ``attention`` equals the library's own
-    (``output_attentions``). A token that sees none, padding at the left, pays to all alike.
+    heads and blocks, is how relevant it is; no word is written. ``tools.run.reranking`` does the
+    rest of it. ``attention``, f32 ``[batch, queries, tokens]``, is the mean over the heads of
+    ``blocks`` for the last ``queries`` tokens of a call, a cache's tokens among those that they
+    look at; of a shorter call the first row stands at the front, repeated. The head, the blocks
+    behind the last of ``blocks``, with their caches, and what follows attention in that one leave:
+    late blocks say little of relevance (Selective-ICR, arXiv 2602.22591), and time and bytes go
+    with them. Exact: ``attention`` equals the library's own (``output_attentions``). A token that
+    sees none, padding at the left, pays to all alike.
     """
 
     name: ClassVar[str] = "rerank-by-attention"

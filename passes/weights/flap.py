@@ -29,12 +29,14 @@ class FLAP(Pass):
     standardised in each linear and compared over the whole model, and the lowest go until a share
     ``ratio`` of the weights of all these places is gone; with ``across=place`` each place loses
     that share. The paper's other scores are ``ifv``, ``Var(x_j)`` alone, and ``wifn``, ``rms(x_j)``
-    times the mean ``|W_ij|``. What goes leaves its mean behind: ``b +=
-    sum_j W_:,j mu_j``. With ``repair=regression`` (not the paper's) the inputs that stay predict
-    what goes: ``W_K += W_R C_RK (C_KK + damping)^-1`` of their covariance, and the bias is of what
-    is left. ``repair=none`` leaves the bias as it is. Heads that share keys go together; at least
-    one head and one unit stay in each place. ``parts`` are ``heads``, ``units`` or both. (The
-    published code squares the scores of ``o``; the paper and this do not.)
+    times the mean ``|W_ij|``. Compared over the model a few places may lose nearly all: on the
+    zoo's tiny-llama at a tenth perplexity is 41.9, and 35.4 with ``across=place``, 35.9 with
+    ``wifn`` (source 35.1; one block less 39.5). What goes leaves its mean behind: ``b += sum_j
+    W_:,j mu_j``. With ``repair=regression`` (not the paper's) the inputs that stay predict what
+    goes: ``W_K += W_R C_RK (C_KK + damping)^-1`` of their covariance, and the bias is of what is
+    left. ``repair=none`` leaves the bias as it is. Heads that share keys go together; at least one
+    head and one unit stay in each place. ``parts`` are ``heads``, ``units`` or both. (The published
+    code squares the scores of ``o``; the paper and this do not.)
 
     A graph with a key-value cache keeps its heads: the cache would change its shape; ``--no-cache``
     makes one without. What the passes behind compensate is the gap to the smaller model. Needs
