@@ -1,8 +1,8 @@
 r"""``python -m graphwright.tools.bench.decode_loops DIR --peer-python PYTHON``: ours and others'.
 
 Both loops run one folder, an artifact with its ``genai_config.json``, each in a process of its own
-that loads it once. They take turns at a few tokens: what else the machine does meets both. A cell
-holds the median over the turns, tokens a second by the clock, and by the processor's time where
+that loads it once. They take turns at a few tokens, behind as many that nobody times, in which
+threads wake and caches fill: what else the machine does meets all. A cell holds the median over the turns, tokens a second by the clock, and by the processor's time where
 there is one thread. The tokens that both write are compared. onnxruntime-genai needs plain
 ``onnxruntime``, so it gets an environment of its own::
 
@@ -94,7 +94,7 @@ class Worker:
 def cell(workers: Sequence[Worker], prompt: int, times: dict[str, Times]) -> dict[str, list[int]]:
     """One round of all loops at one length of prompt, added to ``times``; what they wrote."""
     for worker in workers:
-        times[worker.name].read.append(worker.ask("read", prompt, TURNS * TOKENS + 1))
+        times[worker.name].read.append(worker.ask("read", prompt, 2 * TURNS * TOKENS + 1))
     for _ in range(TURNS):
         for worker in workers:
             times[worker.name].written.append(worker.ask("write", TOKENS))

@@ -26,7 +26,7 @@ class Loop(Protocol):
         """Begin a text with a prompt and write its first token; at most so many will follow."""
 
     def ready(self, count: int) -> None:
-        """What comes before ``write`` and is no part of it."""
+        """Write so many tokens, which nobody times: threads wake, and caches hold the model."""
 
     def write(self, count: int) -> None:
         """Write so many tokens more."""
@@ -58,7 +58,7 @@ class Genai:
         self.write(1)
 
     def ready(self, count: int) -> None:
-        pass
+        self.write(count)
 
     def write(self, count: int) -> None:
         for _ in range(count):
@@ -71,9 +71,8 @@ class Genai:
 class LlamaCpp:
     """llama.cpp's server as xllamacpp has it, without the network.
 
-    It does not tell which tokens it wrote, so each ``write`` follows other tokens, as many as were
-    written. They are read before: of a prompt that is in the cache it reads the last one again,
-    which is the first of ``count`` steps.
+    It does not tell which tokens it wrote, so what was written is other tokens, read anew. Of a
+    prompt that is in the cache it reads the last one again, which is the first of ``count`` steps.
     """
 
     def __init__(self, path: str, threads: int) -> None:
@@ -96,8 +95,8 @@ class LlamaCpp:
         self._complete(1, cached=False)
 
     def ready(self, count: int) -> None:
-        self._ids += [7 + len(self._ids) % 1000 for _ in range(count)]
-        self._complete(1)
+        self._ids += [7 + len(self._ids) % 1000 for _ in range(2 * count)]
+        self._complete(count)
 
     def write(self, count: int) -> None:
         self._complete(count)
@@ -131,7 +130,7 @@ class OpenVino:
         self._step(ids)
 
     def ready(self, count: int) -> None:
-        pass
+        self.write(count)
 
     def write(self, count: int) -> None:
         for _ in range(count):

@@ -172,7 +172,7 @@ def prepare(folder: Path) -> None:
     recipe = "bitstack{blocks=3 rank=2}"
     ended = command(folder, [model, "-p", recipe, "--calib", data, "-o", "made"])
     if ended.status:
-        raise SystemExit(ended.output)
+        raise SystemExit(f"{ended.output}\nended with {ended.status}")
     (folder / "work" / "made").rename(folder / "made")
     for name in ("tools.run.pipeline", "tools.run.replay", "tools.run.resize",
                  "tools.run.evaluation", "tools.cli.terminal", "ir.load.hf_folder",

@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,8 @@ def forked(folder: Path, work: Callable[[], int]) -> Ended:
         try:
             _settle(folder)
             status = work()
+        except BaseException:
+            traceback.print_exc()  # beside what the command wrote: nobody else tells
         finally:
             sys.stdout.flush()
             sys.stderr.flush()
