@@ -90,7 +90,7 @@ class BoundSteps:
         self._grows = all(tensor.dim() == 4 for tensor in plain.cache.values())
         self._slots = [_Slot(*pair) for pair in plain.cache.items()] if self._grows else []
         self._logits = logits.new_empty(len(logits), 1, logits.shape[-1])
-        self._bind(binding.bind_output, "logits", self._logits)
+        _bind(binding.bind_output, "logits", self._logits, device)
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See ``Steps``."""
@@ -105,7 +105,7 @@ class BoundSteps:
     def _bound(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
         ready = [(name, t.to(self._device).contiguous()) for name, t in feeds.items()]
         for name, tensor in ready:
-            self._bind(self._binding.bind_input, name, tensor)
+            _bind(self._binding.bind_input, name, tensor, self._device)
         device, bind_input, bind_output = (
             self._device, self._binding.bind_input, self._binding.bind_output,
         )  # fmt: skip
@@ -119,8 +119,45 @@ class BoundSteps:
             slot.turn(slot.length + 1)
         return self._logits
 
-    def _bind(self, bind: Callable[..., None], name: str, tensor: torch.Tensor) -> None:
-        bind(name, self._device, 0, _element(tensor), tuple(tensor.shape), tensor.data_ptr())
+class SharedSteps:
+    """As ``BoundSteps``, where attention writes what is new behind what it reads, in one buffer a
+    layer: nothing is copied, and but for where a buffer grows nothing is bound anew."""
+
+    def __init__(
+        self, binding: Any, run: Callable[[], None], device: str,
+        cache: Mapping[str, torch.Tensor], logits: torch.Tensor,
+    ) -> None:  # fmt: skip
+        self._binding, self._run, self._device = binding, run, device
+        self._buffers = dict(cache)
+        self._length = max((held.shape[2] for held in cache.values()), default=0)
+        self._room = 0
+        self._logits = logits.new_empty(len(logits), 1, logits.shape[-1])
+        _bind(binding.bind_output, "logits", self._logits, device)
+
+    def __call__(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """See ``Steps``."""
+        if self._length == self._room or not self._room:
+            self._grow()
+        ready = [(name, t.to(self._device).contiguous()) for name, t in feeds.items()]
+        for name, tensor in ready:
+            _bind(self._binding.bind_input, name, tensor, self._device)
+        self._run()
+        self._length += 1
+        return self._logits
+
+    def _grow(self) -> None:
+        self._room = (self._length // ROOM + 1) * ROOM
+        for past, held in self._buffers.items():
+            rows, heads, length, width = held.shape
+            buffer = held.new_zeros(rows, heads, self._room, width)
+            buffer[:, :, :length] = held
+            self._buffers[past] = buffer
+            _bind(self._binding.bind_input, past, buffer, self._device)
+            _bind(self._binding.bind_output, present_of(past), buffer, self._device)
+
+
+def _bind(bind: Callable[..., None], name: str, tensor: torch.Tensor, device: str) -> None:
+    bind(name, device, 0, _element(tensor), tuple(tensor.shape), tensor.data_ptr())
 
 
 def _element(tensor: torch.Tensor) -> int:

@@ -41,15 +41,20 @@ def _shared_keys(_: OnnxView) -> Sequence[Rule]:
     return ShareKeys(), SpellAttention()
 
 
-def _group_query(view: OnnxView) -> Sequence[Rule]:
-    canonicalize(view)  # a graph that no pass has seen is not in the words of the vocabulary yet
-    places = Places(view, longest_text(view.source.folder))
-    return ShareKeys(), UseGroupQuery(places), SpellAttention()
+def _group_query(*dtypes: torch.dtype) -> Callable[[OnnxView], Sequence[Rule]]:
+    def rules(view: OnnxView) -> Sequence[Rule]:
+        canonicalize(view)  # a graph that no pass has seen is not in the vocabulary's words yet
+        places = Places(view, longest_text(view.source.folder))
+        return ShareKeys(), UseGroupQuery(places, dtypes), SpellAttention()
+
+    return rules
 
 
 FORMS: dict[str, Callable[[OnnxView], Sequence[Rule]]] = {
-    "shared-keys": _shared_keys, "group-query": _group_query
-}  # fmt: skip
+    "shared-keys": _shared_keys,
+    "group-query": _group_query(torch.float16, torch.bfloat16),
+    "group-query-float": _group_query(torch.float32, torch.float16),
+}
 """Forms that rules make, by the names that targets have for them; others are the ops' own."""
 EDITS: dict[str, Callable[[View], int]] = {
     "one-product": join_siblings, "sum-apart": sum_before_norms

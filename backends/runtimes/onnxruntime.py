@@ -25,7 +25,7 @@ from ...ir.structure.pictured import check_pictured, read_prompt
 from ...ir.structure.tree_input import TREE
 from ...ir.structure.words import head_tokens
 from ..base import Backend, Steps, bind
-from ..generation.steps import BoundSteps, PlainSteps
+from ..generation.steps import BoundSteps, PlainSteps, SharedSteps
 from ..onnx.model_files import MANIFEST_FILE, MODEL_FILE
 from .runtime_packages import PROVIDER, mixed_builds, no_cuda
 
@@ -105,6 +105,7 @@ class OnnxRuntimeExecutable:
         self._outputs = tuple(o.name for o in outputs)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self.rows_begin = ROWS_KEY in metadata
+        self._in_place = metadata.get(ROWS_KEY) == "shared"
         self.reread_at = reread_at(metadata)
         self.kv_layers = slot_layers(metadata)
         self.head_tokens = head_tokens(metadata)
@@ -167,6 +168,8 @@ class OnnxRuntimeExecutable:
             self._run(lambda: self._session.run_with_iobinding(binding))
             binding.synchronize_outputs()
 
+        if self._in_place:
+            return SharedSteps(binding, run, self._device, plain.cache, outputs["logits"])
         return BoundSteps(binding, run, self._device, plain, outputs["logits"])
 
     def _run(self, work: Callable[[], T]) -> T:

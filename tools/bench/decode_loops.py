@@ -1,10 +1,11 @@
-r"""``python -m graphwright.tools.bench.decode_loops DIR --peer-python PYTHON``: ours and others'.
+r"""``python -m graphwright.tools.bench.decode_loops DIR... --peer-python PYTHON``: ours and peers'.
 
-Both loops run one folder, an artifact with its ``genai_config.json``, each in a process of its own
-that loads it once. They take turns at a few tokens, behind as many that nobody times, in which
-threads wake and caches fill: what else the machine does meets all. A cell holds the median over the turns, tokens a second by the clock, and by the processor's time where
-there is one thread. The tokens that both write are compared. onnxruntime-genai needs plain
-``onnxruntime``, so it gets an environment of its own::
+Loops run one folder, an artifact with its ``genai_config.json``, each in a process of its own that
+loads it once. They take turns at a few tokens, behind as many that nobody times, in which threads
+wake and caches fill: what else the machine does meets all. A cell holds the median over the turns,
+tokens a second by the clock, and by the processor's time where there is one thread. The tokens that
+they write are compared with the first loop's. Of several folders ours runs all, a peer the first.
+onnxruntime-genai needs plain ``onnxruntime``, so it gets an environment of its own::
 
     python -m venv PEER && PEER/bin/pip install onnxruntime-genai numpy
 
@@ -62,7 +63,7 @@ class Worker:
 
     def __init__(self, name: str, python: str, folder: Path, threads: int) -> None:
         self.name = name
-        ours = name == OURS
+        ours = name.startswith(OURS)
         module = ["-m", decode_ours.__name__] if ours else ["-P", decode_worker.__file__]
         extra = {} if ours else {"PYTHONPATH": ""}  # a peer's packages are its own
         self._process = subprocess.Popen(
@@ -105,7 +106,7 @@ def measured(
     loops: dict[str, tuple[str, Path]], threads: Sequence[int], prompts: Sequence[int], rounds: int,
 ) -> Table:  # fmt: skip
     """A row for each number of threads, prompt and loop; ``loops`` by name, python and folder."""
-    title = f"{next(iter(loops.values()))[1].name}; load {os.getloadavg()[0]:.1f}"
+    title = f"load {os.getloadavg()[0]:.1f}"
     table = Table(title=title, title_justify="left")
     for name in (
         "threads", "prompt", "loop", "reading tok/s", "writing tok/s", "best", "by processor",
@@ -151,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="decode_loops", description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
-    parser.add_argument("folder", type=Path, metavar="DIR")
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR")
     parser.add_argument("--peer-python", default="", help="of onnxruntime-genai's environment")
     parser.add_argument("--peer-folder", type=Path, help="the model of onnxruntime-genai's builder")
     parser.add_argument("--gguf", type=Path, metavar="FILE", help="the model as llama.cpp has it")
@@ -164,11 +165,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args(arguments)
     try:
-        if not (options.folder / "genai_config.json").is_file():
-            raise Missing(f"{options.folder}: no genai_config.json; give an artifact with a cache")
-        loops = {OURS: (options.python, options.folder)}
+        for folder in options.folders:
+            if not (folder / "genai_config.json").is_file():
+                raise Missing(f"{folder}: no genai_config.json; give an artifact with a cache")
+        first = options.folders[0]
+        loops = {f"{OURS}, {folder.name}": (options.python, folder) for folder in options.folders}
         if options.peer_python:
-            loops[PEER] = options.peer_python, options.folder
+            loops[f"{PEER}, {first.name}"] = options.peer_python, first
         if options.peer_python and options.peer_folder:
             loops[OWN] = options.peer_python, options.peer_folder
         if options.gguf and options.gguf_python:

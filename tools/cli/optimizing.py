@@ -33,7 +33,7 @@ def run(
     backend: Annotated[str, typer.Option(help="Runtime that checks the artifact.")] = "onnxruntime",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     target: Annotated[
-        str, typer.Option(help="What it is written for: cpu, cuda, or portable (standard ONNX).")
+        str, typer.Option(help="Written for: cpu, genai, cuda, or portable (standard ONNX).")
     ] = "cpu",
     dtype: Annotated[
         str, typer.Option(help="Float to load MODEL in: fp32, fp16 or bf16; default: its own.")

@@ -37,8 +37,6 @@ from .siblings import joined_operand, kind
 
 NODE = "GroupQueryAttention"
 MASK = "attention_mask"
-DTYPES = (torch.float16, torch.bfloat16)
-"""The CUDA provider of ONNX Runtime 1.31 has the node in these alone."""
 WIDTHS, TURNED = 8, 16
 """Features of a head come in so many, and those that are turned."""
 
@@ -73,8 +71,9 @@ class UseGroupQuery(Rule):
 
     name = "use-group-query"
 
-    def __init__(self, places: Places) -> None:
-        self._places = places
+    def __init__(self, places: Places, dtypes: Sequence[torch.dtype]) -> None:
+        """``dtypes`` are those in which the target's runtime has the node."""
+        self._places, self._dtypes = places, dtypes
 
     def pattern(self, p: Any, q: Any, k: Any, v: Any) -> Any:
         return p.sdpa(q, k, v, rest=True)
@@ -92,12 +91,21 @@ class UseGroupQuery(Rule):
             raise Refusal("no mask says what a row holds", match.root)
         q, k, v = match.value("q"), *(_joined(match, name, slot) for name in "kv")
         heads, shared, width = _sizes(match, q, k, v)
+        self._check_dtype(match, view.type(q).dtype)
         window = self._places.window(mask)
         turned = self._turned(view, q, k)
         if turned is not None:
             return _Site(turned[0].x, turned[1].x, v, slot, window, heads, shared, width,
                          (turned[0].cos, turned[0].sin))  # fmt: skip
         return _Site(q, k, v, slot, window, heads, shared, width, None)
+
+    def _check_dtype(self, match: Match, dtype: torch.dtype | None) -> None:
+        if dtype not in self._dtypes:
+            known = " and ".join(str(d).removeprefix("torch.") for d in self._dtypes)
+            raise Refusal(
+                f"it computes in {dtype}, and {NODE} takes {known} there: choose one by --dtype",
+                match.root,
+            )
 
     def _turned(self, view: View, q: Value, k: Value) -> tuple[_Turn, _Turn] | None:
         """Queries and keys before they are turned by their places, both by the same tables."""
@@ -178,11 +186,6 @@ def _sizes(match: Match, q: Value, k: Value, v: Value) -> tuple[int, int, int]:
         raise Refusal(f"{types[0]}, {types[1]}: not [batch, heads, tokens, width]", match.root)
     shapes = [t.shape or () for t in types]
     (_, heads, _, width), (_, shared, _, _) = shapes[:2]
-    if types[0].dtype not in DTYPES:
-        raise Refusal(
-            f"it computes in {types[0].dtype}, and {NODE} on CUDA takes float16 and bfloat16: load "
-            "the model with --dtype fp16 or bf16", match.root,
-        )  # fmt: skip
     numbers = isinstance(heads, int) and isinstance(shared, int) and isinstance(width, int)
     if not numbers or shapes[1] != shapes[2] or int(width) % WIDTHS:
         raise Refusal(

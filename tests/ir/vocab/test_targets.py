@@ -7,7 +7,16 @@ from graphwright.backends.onnx.lowering import EDITS, FORMS
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.ops import OWN_OPS
 from graphwright.ir.vocab import VOCABULARY
-from graphwright.ir.vocab.targets import CPU, CUDA, DEFAULTS, PORTABLE, TARGETS, Target, find_target
+from graphwright.ir.vocab.targets import (
+    CPU,
+    CUDA,
+    DEFAULTS,
+    GENAI,
+    PORTABLE,
+    TARGETS,
+    Target,
+    find_target,
+)
 
 USUAL = {
     "rms_norm": "x / sqrt(mean(x²) + eps) · w", "linear_nbit": "matmul-nbits",
@@ -31,7 +40,7 @@ def test_rows_name_what_there_is(target: Target) -> None:
     ("target", "bits", "block", "level"),
     [
         (CPU, 4, 16, 4), (CPU, 8, 256, 4), (CPU, 3, 256, 0), (CPU, 2, 32, 0), (CPU, 2, 64, 4),
-        (PORTABLE, 4, 32, 4), (PORTABLE, 3, 32, 0), (CUDA, 8, 32, 0),
+        (PORTABLE, 4, 32, 4), (PORTABLE, 3, 32, 0), (CUDA, 8, 32, 0), (GENAI, 4, 32, 4),
     ],
 )  # fmt: skip
 def test_levels_are_by_bits_and_block(target: Target, bits: int, block: int, level: int) -> None:

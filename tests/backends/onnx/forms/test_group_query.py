@@ -1,4 +1,5 @@
-"""Decoders for a GPU: attention beside its cache is one node, and computes what the library does.
+"""Attention beside its cache as one node, for a GPU and for onnxruntime-genai: it computes what the
+library does.
 
 The CPU provider has these nodes in float16, so that what is written for CUDA runs here.
 """
@@ -16,6 +17,7 @@ import graphwright as gw
 import onnx_ir
 import pytest
 import torch
+from graphwright.backends.generation import steps
 from graphwright.backends.generation.decode import Decoder
 from graphwright.backends.onnx.forms.row_places import Places
 from graphwright.backends.onnx.lowering import lowered, remarks, translated
@@ -188,7 +190,28 @@ def test_float32_keeps_the_general_form_and_says_so(llama: Path) -> None:
     assert not nodes(view) and ROWS_KEY not in view.metadata()
     (remark,) = remarks(view)
     assert remark.startswith("2 of 2 attentions keep their general form, not GroupQueryAttention: ")
-    assert "--dtype fp16 or bf16" in remark
+    assert "takes float16 and bfloat16 there: choose one by --dtype" in remark
+
+
+def test_a_cpu_writes_into_the_cache_where_it_lies(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Target ``genai``, float32: the words that the form without the node writes, which the library
+    does too, in buffers that grow on the way and in rows of several lengths."""
+    monkeypatch.setattr(steps, "ROOM", 4)
+    view = gw.load(llama)
+    outs = {name: gw.export(view, tmp_path / name, target=name) for name in ("genai", "cpu")}
+    assert len(nodes(OnnxView(onnx_ir.load(outs["genai"] / "model.onnx")))) == LAYERS
+    same(llama, outs["genai"], torch.tensor([[1] * 7, [1, 1, 1, 0, 0, 0, 0]]), 1e-5)
+    prompts = [[5, 17, 3, 80], [44], [9, 9, 31]]
+    texts = {
+        name: [*Decoder(gw.compile(out)).decode(prompts, max_new_tokens=11)]
+        for name, out in outs.items()
+    }
+    assert texts["genai"] == texts["cpu"]
+    config = json.loads((outs["genai"] / "genai_config.json").read_text())
+    assert config["search"]["past_present_share_buffer"]
+    assert "session_options" not in config["model"]["decoder"]
 
 
 class Masked(torch.nn.Module):
