@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.weights import ComputedWeight, Weight
-from .stored_linear import finite, needed
+from .stored_linear import finite, needed, powers_of_two
 from .tensor_kinds import BYTES, FLOAT8, FLOATS, SCALES
 
 FLOAT8_TENSORS = {
@@ -69,7 +69,7 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     down, across = block
 
     def make() -> Tensor:
-        matrix = weight.read().float()
+        matrix = finite(name, "the float8 numbers", weight.read().float())
         each = _scales(name, scale).reshape(-(-rows // down), -(-columns // across))
         for start in range(0, rows, down):  # a copy as large as the matrix is not wanted
             line = each[start // down].repeat_interleave(across)[:columns]
@@ -101,7 +101,7 @@ def _scales(name: str, scale: Weight) -> Tensor:
     """f32; exponents alone (``e8m0``) are powers of two."""
     stored = scale.read()
     if stored.dtype == torch.uint8:
-        return torch.exp2(stored.float() - 127)
+        return powers_of_two(name, stored)
     return finite(name, "the scales", stored.float())
 
 

@@ -37,6 +37,8 @@ _FOUR_NORMS = {
 }  # fmt: skip
 _OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _FACTORS = "rope_freqs.weight"
+MOST_PLACES = 1 << 24
+"""Of a text: rotary embeddings count them in float32, which is exact up to there."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "intermediate_size": keys.whole("feed_forward_length"), "num_attention_heads": heads,
         "num_key_value_heads": keys.whole("attention.head_count_kv", heads), "head_dim": head,
         "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": keys.whole("context_length"), "vocab_size": words.shape[0],
+        "max_position_embeddings": keys.whole("context_length", most=MOST_PLACES),
+        "vocab_size": words.shape[0],
         "rope_parameters": _rope(file, keys, head),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }  # fmt: skip
@@ -159,11 +162,14 @@ def _arch(file: GgufFile) -> Arch:
 class _Keys:
     file: GgufFile
 
-    def whole(self, name: str, other: int | None = None) -> int:
+    def whole(self, name: str, other: int | None = None, most: int | None = None) -> int:
         number = self._get(name, other)
         if type(number) is not int or number < 1:
             raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {number!r}, not a number "
                            "above 0")  # fmt: skip
+        if most is not None and number > most:
+            raise BadInput(f"{self.file.path}: {self.file.arch}.{name} is {number}; at most {most} "
+                           "are read")  # fmt: skip
         return number
 
     def real(self, name: str, other: float | None = None) -> float:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.weights import Weight
-from .stored_linear import Parts, needed
+from .stored_linear import Parts, needed, powers_of_two
 from .tensor_kinds import FLOATS, INT8, PACKED, SCALES8, WHOLE, whole_number
 
 INT8_TENSORS = {
@@ -98,7 +98,7 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
     def scales() -> Tensor:
         stored = scale.read()
         if exponents:
-            return torch.exp2(stored.float() - 128)
+            return powers_of_two(name, stored) / 2
         assert outer is not None
         whole = outer.read().float().reshape(())
         wide = stored.float() / 2

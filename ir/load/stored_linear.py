@@ -33,6 +33,14 @@ def finite(name: str, what: str, numbers: Tensor) -> Tensor:
     return numbers
 
 
+def powers_of_two(name: str, exponents: Tensor) -> Tensor:
+    """f32 ``2^(e - 127)`` of e8m0, uint8. Raises ``BadInput`` where one is 255, which is NaN."""
+    if bool((exponents == 255).any()):
+        raise BadInput(f"{name}: an exponent of its scales is 255, which stands for NaN")
+    bits = exponents.to(torch.int32) << 23
+    return bits.masked_fill_(bits == 0, 1 << 22).view(torch.float32)  # 2^-127 is subnormal
+
+
 @dataclass(frozen=True)
 class Parts:
     """Codes, scales and zero points of one linear ``[N, K]``, each read when it is called."""

@@ -235,6 +235,8 @@ def _placed(name: str, offset: int, dims: int = 2) -> Callable[[bytes], bytes]:
          r"'blk.0.ffn_gate.weight' is \[96, 64\]; by the keys of arch llama it is \[64, 64\]"),
         (_number("llama.block_count", 2),
          "no tensor 'blk.1.attn_norm.weight', and llama.block_count is 2"),
+        (_number("llama.context_length", 0xFFFFFFFF),
+         "llama.context_length is 4294967295; at most 16777216 are read"),
         (_number("llama.embedding_length", 0), "llama.embedding_length is 0, not a number above"),
         (_renamed(b"llama.context_length", b"llama.context_lengtj"),
          "no key llama.context_length"),
