@@ -35,7 +35,7 @@ class UseStoredBits(Rule):
         weight = stored_bits(view.weight(match.value("w")))
         assert weight is not None
         form, (rows, columns) = weight.form, weight.shape
-        site = view.name(match.value("w")).removesuffix(".weight")
+        site = view.name(match.value("w")).removesuffix(".T").removesuffix(".weight")
         x = bound["x"]
         if form.order is not None:
             x = build.index_select(x, view.add_weight(f"{site}.order", form.order), dim=-1)

@@ -165,6 +165,11 @@ class FileWeight(Weight):
             raw = memoryview(bytearray(raw))
         return torch.frombuffer(raw, dtype=self.dtype).reshape(self.shape)
 
+    def part(self, start: int, shape: tuple[int, ...]) -> FileWeight:
+        """Numbers of it from number ``start`` on, in a shape of their own."""
+        offset = self.offset + start * self.dtype.itemsize
+        return FileWeight(self.path, offset, shape, self.dtype, self._owner, self._stamp)
+
     @property
     def key(self) -> Hashable:
         return ("file", str(self.path), self.offset, self.shape, self.dtype)
@@ -183,6 +188,10 @@ class CastWeight(Weight):
         for whole in self.base.pieces():
             for part in torch.split(whole.reshape(-1), _PIECE):
                 yield part.to(self.dtype)
+
+    def transposed(self) -> Weight:
+        # The numbers in few bytes are turned, not those in many.
+        return CastWeight(self.base.transposed(), self.dtype)
 
     @property
     def key(self) -> Hashable:
@@ -217,11 +226,6 @@ class TransposedWeight(Weight):
         return self.base.read().t().contiguous()
 
     def pieces(self) -> Iterator[torch.Tensor]:
-        if isinstance(self.base, CastWeight):
-            # First the rows in few bytes, then the numbers in many: the other way round the whole
-            # matrix would be held in the wide type.
-            yield from CastWeight(self.base.base.transposed(), self.dtype).pieces()
-            return
         whole, rows = self.base.read(), max(1, _PIECE // max(1, self.shape[1]))
         for part in torch.split(whole, rows, 1):
             yield part.t().contiguous()

@@ -12,6 +12,7 @@ in few bits, or given a path beside it. An artifact runs each expert on the rows
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from types import MethodType
@@ -26,6 +27,8 @@ _OWN_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Mixtral's names of an expert's matrices, and those of everybody else."""
 _ONE = re.compile(r"(.*\.experts\.\d+\.)(w[123])(\.weight)")
 _STACK = re.compile(r"(.*\.experts\.)(gate_up_proj|down_proj)(_bias)?")
+_TURNED = re.compile(r"(.*\.experts\.\d+\.(?:gate_up_proj|down_proj))\.weight")
+"""A linear's matrix [out, in] of an expert whose class has it [in, out]."""
 
 
 def split_experts(model: torch.nn.Module) -> None:
@@ -110,40 +113,57 @@ def by_expert(state: Mapping[str, Any], handles: Mapping[str, Weight]) -> dict[s
     are cut where they lie in their file."""
     if not any(re.search(r"\.experts\.\d+\.", name) for name in state):
         return dict(handles)
+    as_stored = any(_TURNED.fullmatch(f"{name}.weight") for name in state)
     weights: dict[str, Weight] = {}
     for name, handle in handles.items():
-        stack, one = _STACK.fullmatch(name), _ONE.fullmatch(name)
+        stack, one, turned = (form.fullmatch(name) for form in (_STACK, _ONE, _TURNED))
         if one is not None:
             weights[f"{one[1]}{_OWN_NAMES[one[2]]}{one[3]}"] = handle
         elif stack is not None and isinstance(handle, FileWeight):
-            weights |= _cut(stack, handle, state)
+            weights |= _cut(stack, handle, as_stored=as_stored)
+        elif turned is not None and as_stored:
+            weights[turned[1]] = handle.transposed()
         else:
             weights[name] = handle
     return weights
 
 
-def _cut(name: re.Match[str], stack: FileWeight, state: Mapping[str, Any]) -> dict[str, Weight]:
+def _cut(name: re.Match[str], stack: FileWeight, *, as_stored: bool) -> dict[str, Weight]:
     prefix, kind, bias = name[1], name[2], name[3] or ""
-    experts = dict(enumerate(_parts(stack, stack.shape[0])))
-    as_stored = any(key.endswith(f".experts.0.{kind}{bias}") for key in state)
     weights: dict[str, Weight] = {}
-    for i, part in experts.items():
-        whole = FileWeight(part.path, part.offset, part.shape[1:], part.dtype, stamp=part._stamp)
+    for i, whole in enumerate(cut_stack(stack)):
         if as_stored:
             weights[f"{prefix}{i}.{kind}{bias}"] = whole
             continue
         if kind == "down_proj":
             weights[f"{prefix}{i}.down_proj.weight"] = whole
             continue
-        for half, cut in zip(("gate_proj", "up_proj"), _parts(whole, 2), strict=True):
+        rows, *rest = whole.shape
+        for place, half in enumerate(("gate_proj", "up_proj")):
+            cut = whole.part(place * whole.numel // 2, (rows // 2, *rest))
             weights[f"{prefix}{i}.{half}.weight"] = cut
     return weights
 
 
-def _parts(weight: FileWeight, count: int) -> Iterator[FileWeight]:
-    """Equal parts along the first dimension."""
-    rows = weight.shape[0] // count
-    shape = (rows, *weight.shape[1:])
+def cut_stack(stack: FileWeight) -> Iterator[FileWeight]:
+    """Each of a stack, where it lies in the file."""
+    count, *shape = stack.shape
     for index in range(count):
-        offset = weight.offset + index * (weight.nbytes // count)
-        yield FileWeight(weight.path, offset, shape, weight.dtype, stamp=weight._stamp)
+        yield stack.part(index * math.prod(shape), tuple(shape))
+
+
+def fill(parameter: torch.Tensor, name: str, weights: Mapping[str, Weight]) -> None:
+    """Write what ``weights`` have by the names of a split model into a parameter of the library's
+    own, which may be a stack of experts."""
+    if name in weights:
+        parameter.copy_(weights[name].read())
+        return
+    path, _, kind = name.rpartition(".")
+    halves = ("gate_proj", "up_proj") if kind == "gate_up_proj" else (kind,)
+    for index, expert in enumerate(parameter):
+        stored = weights.get(f"{path}.{index}.{kind}")
+        if stored is not None:
+            expert.copy_(stored.read())
+            continue
+        for half, rows in zip(halves, expert.chunk(len(halves)), strict=True):
+            rows.copy_(weights[f"{path}.{index}.{half}.weight"].read())

@@ -13,6 +13,7 @@ from ..core.mapped_pages import release_in_turn
 from ..core.memory import available_bytes
 from ..core.weights import Weight
 from ..structure.cache_slots import PARTS, SHIFT, past_name, past_slot, present_name, present_of
+from .hf_experts import fill
 from .hf_inputs import image_prompt
 from .hf_pictures import as_the_library_takes
 from .hf_places import PREFIXED, TURNED, token_places
@@ -45,12 +46,13 @@ def hf_original(
     cached = call is None and bool(cache_name(model.forward))
 
     def filled() -> torch.nn.Module:
+        assert weights is not None
         module: torch.nn.Module = cls._from_config(
             config, dtype=dtype, attn_implementation=attention, **options
         )
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_(weights[name].read())  # type: ignore[index]
+                fill(parameter, name, weights)
         return module.eval()
 
     def make() -> torch.nn.Module:

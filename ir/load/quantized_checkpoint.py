@@ -21,6 +21,7 @@ from . import (
     gptq_checkpoint,
     hqq_checkpoint,
     int8_checkpoint,
+    mxfp4_checkpoint,
     torchao_checkpoint,
 )
 from .checkpoint import Checkpoint
@@ -68,6 +69,7 @@ _METHODS: dict[str, tuple[Scheme, ...]] = {
     ),
     "hqq": (Scheme(hqq_checkpoint.read_linear, "W_q", hqq_checkpoint.TENSORS),),
     "torchao": (_TORCHAO,),
+    "mxfp4": (replace(_FP4, note=""),),
     "modelopt": (
         replace(_FP4, mark="weight_scale_2"),
         replace(_FLOAT8, mark="weight_scale"),
@@ -128,7 +130,7 @@ def with_dense_names(
     method = config["quant_method"]
     if method == "torchao":
         config = {**config, STATES: torchao_checkpoint.states(checkpoint.files)}
-    tensors = dict(checkpoint.tensors)
+    tensors = _by_linear(checkpoint.tensors, method, where)
     schemes = _METHODS[method] or tuple(_FORMATS[kind] for kind in _formats(config))
     forms: dict[str, int] = {}
     notes: dict[str, None] = {}
@@ -153,6 +155,14 @@ def with_dense_names(
     summary = "; ".join((summary, *filter(None, notes)))
     note = f"quantized by {method}, taken as it is stored: {summary}"
     return replace(checkpoint, tensors=tensors, notes=(*checkpoint.notes, note))
+
+
+def _by_linear(stored: Mapping[str, Weight], method: str, where: object) -> dict[str, Weight]:
+    """The tensors with those of each linear by themselves: gpt-oss's experts lie in stacks."""
+    try:
+        return mxfp4_checkpoint.by_expert(stored) if method == "mxfp4" else dict(stored)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
 
 
 def _join(

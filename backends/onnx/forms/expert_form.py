@@ -25,9 +25,11 @@ from ....ir.vocab import spec, traits
 
 _BY_ROW = frozenset({
     "add", "sub", "mul", "div", "neg", "exp", "sigmoid", "tanh", "clamp", "minimum", "maximum",
-    "cast", "slice", "split",
+    "cast", "slice", "split", "index_select",
 })  # fmt: skip
 """What works on each row of a matrix by itself; linears and activations do too."""
+_CUTS = ("slice", "split", "index_select")
+"""Of these, what takes columns alone; stored in few bits a weight may have its own in an order."""
 _COLUMN = frozenset({"index_select", "slice", "reshape", "squeeze", "unsqueeze", "cast", "gather"})
 """What takes one column out of the router's shares."""
 _MOST = 64
@@ -121,7 +123,7 @@ def _by_row(view: View, node: Node) -> bool:
     op = view.op(node)
     if op == NATIVE or any(view.type(value).rank != 2 for value in view.results(node)):
         return False
-    if op in ("slice", "split") and view.attrs(node)["dim"] != 1:
+    if op in _CUTS and view.attrs(node)["dim"] not in (1, -1):
         return False
     return op in _BY_ROW or traits(op).activation or _is_linear(view, node)
 
