@@ -19,7 +19,7 @@ import torch
 
 from ..core.errors import BadInput, Missing
 from ..core.files import Stamp, open_regular
-from ..core.weights import FileWeight, Weight
+from ..core.weights import FileWeight
 
 VERSIONS = (2, 3)
 KINDS: dict[int, tuple[str, int, int]] = {
@@ -52,7 +52,7 @@ class Tensor:
     """``Q4_0``, ``F32``, ..."""
     shape: tuple[int, ...]
     """As torch has it: the contiguous dimension last."""
-    data: Weight
+    data: FileWeight
     """Of a whole type the numbers; else bytes uint8 ``[rows, bytes of a row]``."""
 
 

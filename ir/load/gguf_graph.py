@@ -11,8 +11,9 @@ import torch
 from ..core.errors import BadInput
 from ..core.scratch import Scratch
 from ..fx.view import FxView
+from .gguf_config import config_of
 from .gguf_file import read_gguf
-from .gguf_model import checkpoint_of, config_of, write_tokenizer
+from .gguf_model import checkpoint_of, write_tokenizer
 from .hf_folder import load_model
 from .hf_model import read_config
 

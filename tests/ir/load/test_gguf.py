@@ -69,6 +69,10 @@ SIZED = {
     "vocab_size": 48, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
 }  # fmt: skip
+ROUTED = ("mixtral", "qwen2moe", "qwen3moe")
+UNTIED = ("llama", *ROUTED)
+LINEARS = {"mixtral": 4 + 1 + 9 + 1, "qwen2moe": 4 + 1 + 9 + 1 + 3 + 1, "qwen3moe": 4 + 1 + 9 + 1}
+"""Of attention, routers, experts, the expert that all share with its gate, and the head."""
 MIXED = {"q_proj": "Q4_0", "k_proj": "Q8_0", "v_proj": "Q4_1", "o_proj": "Q5_0",
          "gate_proj": "Q5_1", "up_proj": "F16", "down_proj": "Q8_0", "lm_head": "Q8_0"}  # fmt: skip
 """Types of a file's linears; the rest is F32, and a tied table too."""
@@ -78,25 +82,43 @@ def model_of(arch: str) -> Any:
     import transformers
 
     names = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "gemma": "Gemma",
-             "gemma2": "Gemma2"}  # fmt: skip
-    more: dict[str, Any] = {"gemma": {"head_dim": 32}, "qwen3": {"head_dim": 32}}.get(arch, {})
+             "gemma2": "Gemma2", "mixtral": "Mixtral", "qwen2moe": "Qwen2Moe",
+             "qwen3moe": "Qwen3Moe"}  # fmt: skip
+    more: dict[str, Any] = {"head_dim": 32} if arch in ("gemma", "qwen3", "qwen3moe") else {}
+    if arch in ROUTED:
+        more |= {"num_local_experts": 3, "num_experts": 3, "num_experts_per_tok": 2,
+                 "moe_intermediate_size": 32, "shared_expert_intermediate_size": 64,
+                 "norm_topk_prob": arch == "qwen3moe"}  # fmt: skip
     if arch == "gemma2":
         more = {"head_dim": 16, "query_pre_attn_scalar": 16, "sliding_window": 5}
     config = getattr(transformers, f"{names[arch]}Config")(
-        **SIZED, **more, tie_word_embeddings=arch != "llama", attn_implementation="eager"
+        **SIZED, **more, tie_word_embeddings=arch not in UNTIED, attn_implementation="eager"
     )
     torch.manual_seed(0)
     model = getattr(transformers, f"{names[arch]}ForCausalLM")(config).eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if name.endswith(("bias", "norm.weight")):
+            if name.endswith(("bias", "norm.weight")) or ".experts." in name:
                 parameter.add_(0.3 * torch.randn(parameter.shape))
     return model
+
+
+def placed(names: Any, name: str, parameter: torch.Tensor) -> list[tuple[str, str, torch.Tensor]]:
+    """Parameters as linears have them, and their tensors: gate and up of experts lie apart."""
+    stack = re.fullmatch(r"(model\.layers\.(\d+)\.mlp\.experts)\.(gate_up|down)_proj", name)
+    if stack is None:
+        return [(name, names.get_name(name, try_suffixes=(".weight", ".bias")), parameter)]
+    parts = stack[3].split("_")
+    return [
+        (f"{stack[1]}.{part}_proj.weight", f"blk.{stack[2]}.ffn_{part}_exps.weight", half)
+        for part, half in zip(parts, parameter.chunk(len(parts), 1), strict=True)
+    ]
 
 
 def written(model: Any, arch: str, path: Path, **keys: Any) -> Path:
     """The model as a file, by the library's writer and names; the model then has its numbers."""
     config = model.config
+    routed, arch = arch, "llama" if arch == "mixtral" else arch
     writer = gguf.GGUFWriter(path, arch)
     heads, groups = config.num_attention_heads, config.num_key_value_heads
     head = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -110,19 +132,27 @@ def written(model: Any, arch: str, path: Path, **keys: Any) -> Path:
     writer.add_key_length(head)
     writer.add_value_length(head)
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
+    if routed in ROUTED:
+        writer.add_expert_count(3)
+        writer.add_expert_used_count(config.num_experts_per_tok)
+    if arch in ROUTED:
+        writer.add_expert_feed_forward_length(config.moe_intermediate_size)
+    if arch == "qwen2moe":
+        writer.add_expert_shared_feed_forward_length(config.shared_expert_intermediate_size)
     if arch == "gemma2":
         writer.add_sliding_window(config.sliding_window)
         writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
         writer.add_final_logit_softcapping(config.final_logit_softcapping)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config.num_hidden_layers)
     done = set()
-    for name, parameter in model.state_dict().items():
+    state = model.state_dict().items()
+    for name, target, parameter in (each for pair in state for each in placed(names, *pair)):
         if parameter.data_ptr() in done:
             continue
         done.add(parameter.data_ptr())
         part = name.split(".")[-2]
-        kind = MIXED.get(part, "F32") if parameter.dim() == 2 else "F32"
-        plain = parameter.numpy()
+        kind = MIXED.get(part, "F32") if parameter.dim() > 1 else "F32"
+        plain = parameter.contiguous().numpy()
         packed = plain if kind == "F32" else gguf.quants.quantize(plain, Q[kind])
         back = plain if kind == "F32" else gguf.quants.dequantize(packed, Q[kind])
         if arch == "llama" and part in ("q_proj", "k_proj"):
@@ -131,7 +161,6 @@ def written(model: Any, arch: str, path: Path, **keys: Any) -> Path:
         if arch.startswith("gemma") and name.endswith("norm.weight"):
             packed = packed + 1
         parameter.copy_(torch.from_numpy(back.astype(np.float32)))
-        target = names.get_name(name, try_suffixes=(".weight", ".bias"))
         writer.add_tensor(target, packed, raw_dtype=None if kind in WHOLE else Q[kind])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -140,7 +169,7 @@ def written(model: Any, arch: str, path: Path, **keys: Any) -> Path:
     return path
 
 
-@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma", "gemma2"])
+@pytest.mark.parametrize("arch", ["llama", "qwen2", "qwen3", "gemma", "gemma2", *ROUTED])
 def test_models(arch: str, tmp_path: Path) -> None:
     """transformers' own model with the file's numbers, and the graph in ONNX Runtime."""
     model = model_of(arch)
@@ -149,9 +178,12 @@ def test_models(arch: str, tmp_path: Path) -> None:
     assert view.source.kind == "gguf" and view.source.files == (path,)
     assert any("no tokenizer: it holds no tokenizer" in note for note in view.source.notes)
     canonicalize(view)
-    quantized = {linear.role: linear.quantized for linear in recognize(view).linears}
-    assert quantized == {"q": True, "k": True, "v": True, "o": True, "gate": True, "up": False,
-                     "down": True, "head": arch == "llama"}  # fmt: skip
+    linears = recognize(view).linears
+    quantized = {linear.name.rpartition(".")[2]: linear.quantized for linear in linears}
+    expected_in = {part: kind not in WHOLE for part, kind in MIXED.items()}
+    expected_in["lm_head"] = arch in UNTIED
+    assert {part: quantized[part] for part in MIXED} == expected_in
+    assert len(linears) == LINEARS.get(arch, 8)
     ids = torch.arange(1, 25).reshape(2, 12)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
@@ -167,6 +199,12 @@ def test_models(arch: str, tmp_path: Path) -> None:
 def llama(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("gguf") / "m.gguf"
     return written(model_of("llama"), "llama", path).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def mixtral(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    path = tmp_path_factory.mktemp("gguf") / "m.gguf"
+    return written(model_of("mixtral"), "mixtral", path).read_bytes()
 
 
 def _renamed(old: bytes, new: bytes) -> Callable[[bytes], bytes]:
@@ -250,8 +288,31 @@ def _placed(name: str, offset: int, dims: int = 2) -> Callable[[bytes], bytes]:
 def test_what_is_damaged_or_contradicts_itself(
     change: Callable[[bytes], bytes], message: str, llama: bytes, tmp_path: Path
 ) -> None:
-    path = tmp_path / "bad.gguf"
-    path.write_bytes(change(llama))
+    refused(change(llama), message, tmp_path / "bad.gguf")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (_number("llama.expert_count", 4),
+         r"'blk.0.ffn_gate_inp.weight' is \[3, 64\]; by the keys of arch llama it is \[4, 64\]"),
+        (_number("llama.expert_used_count", 4), "llama.expert_used_count is 4; at most 3 are read"),
+        (_number("llama.feed_forward_length", 64),
+         r"'blk.0.ffn_gate_exps.weight' is \[3, 96, 64\]; by the keys .* it is \[3, 64, 64\]"),
+        (_renamed(b"llama.expert_count", b"llama.expert_counu"),
+         "'blk.0.ffn_gate_inp.weight' has no place in arch llama"),
+        (_renamed(b"llama", b"gemma"),
+         "gemma.expert_count is 3: experts of llama, qwen2moe, qwen3moe are read"),
+    ],
+)  # fmt: skip
+def test_experts_that_contradict_themselves(
+    change: Callable[[bytes], bytes], message: str, mixtral: bytes, tmp_path: Path
+) -> None:
+    refused(change(mixtral), message, tmp_path / "bad.gguf")
+
+
+def refused(data: bytes, message: str, path: Path) -> None:
+    path.write_bytes(data)
     with pytest.raises(BadInput, match=message) as error:
         gw.load(path)
     assert str(path) in str(error.value) and "graphwright-scratch" not in str(error.value)
