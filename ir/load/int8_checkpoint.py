@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -91,9 +92,7 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
         raise BadInput(f"{name}: its global scale is {list(outer.shape)}; one number is read")
 
     def codes() -> Tensor:
-        raw = packed.read()
-        nibbles = torch.stack((raw & 15, raw >> 4), -1).flatten(1)
-        return (TWICE + 128).to(torch.uint8)[nibbles.long()]
+        return torch.from_numpy(_pairs()[packed.read().numpy()].view(np.uint8))
 
     def scales() -> Tensor:
         stored = scale.read()
@@ -106,6 +105,13 @@ def read_fp4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) ->
 
     return _parts(name, packed, (rows, columns), group, codes, scales, torch.float32,
                   (packed.key, scale.key, outer and outer.key))  # fmt: skip
+
+
+def _pairs() -> np.ndarray[Any, Any]:
+    """Both codes of each byte, the earlier one first: uint16 ``[256]``."""
+    codes = (TWICE + 128).to(torch.uint8)
+    pairs = torch.stack((codes.repeat(16), codes.repeat_interleave(16)), -1)
+    return pairs.numpy().view(np.uint16).reshape(-1)
 
 
 def _parts(
