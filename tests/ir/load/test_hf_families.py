@@ -11,7 +11,6 @@ import graphwright as gw
 import pytest
 import torch
 from graphwright.backends.generation.decode import Decoder
-from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.hf_pictures import as_the_library_takes
@@ -21,7 +20,6 @@ from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.truth import Truth, ask_source
 from graphwright.ir.run.verify import compare
-from graphwright.ir.structure.recognize import recognize
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 
@@ -134,19 +132,3 @@ def test_what_is_fixed_or_bounded_is_said(tmp_path: Path) -> None:
     save_shallow("xglm", tmp_path / "xglm")
     notes = load(tmp_path / "xglm").source.notes
     assert "the graph is for sizes of seq of at most 62" in notes
-
-
-def test_every_expert_is_a_linear(tmp_path: Path) -> None:
-    save_shallow("mixtral", tmp_path)
-    view = load(tmp_path)
-    assert view.source.notes[-1].startswith("an artifact runs each of 4 experts on the tokens")
-    canonicalize(view)
-    names = {linear.name for linear in recognize(view).linears}
-    experts = {f"model.layers.0.mlp.experts.{e}.{what}_proj"
-               for e in range(4) for what in ("gate", "up", "down")}  # fmt: skip
-    assert experts <= names
-    inputs = {"input_ids": torch.tensor([[5, 6, 7]]), "attention_mask": torch.ones(1, 3).long()}
-    original = view.source.original
-    assert original is not None
-    expected = original.start()(inputs)["logits"]
-    assert compare({"x": expected}, {"x": sweep(view, inputs)["logits"]})["x"].within(EXACT)

@@ -24,6 +24,7 @@ from . import layouts
 
 Tensors = layouts.Tensors
 GROUP = 16
+EXPERTS = "model.layers.0.mlp.experts"
 SIZES = {
     "vocab_size": 48, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1,
     "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32,
@@ -154,12 +155,17 @@ def test_linears_of_a_kind_are_read_as_they_are_stored(
 ) -> None:
     folder, model, names = quantize(model_of(name, **sizes), layout, tmp_path)
     assert f"model.layers.0.{linear}" in names and len(names) == count
-    checked(folder, model, count, experts=3 * bool(sizes))
+    view = checked(folder, model, count, experts=3 * bool(sizes))
+    if not sizes:
+        return
+    note = "an artifact runs each of 3 experts on the tokens"
+    assert view.source.notes[-1].startswith(note)
+    linears = {each.name for each in recognize(view).linears}
+    assert {f"{EXPERTS}.{expert}.{part}_proj" for expert in range(3)
+            for part in ("gate", "up", "down")} <= linears  # fmt: skip
 
 
 # --- gpt-oss's own --------------------------------------------------------------------------------
-
-EXPERTS = "model.layers.0.mlp.experts"
 
 
 @pytest.fixture(scope="module")
