@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from types import MethodType
 from typing import Any
 
@@ -29,6 +29,7 @@ _ONE = re.compile(r"(.*\.experts\.\d+\.)(w[123])(\.weight)")
 _STACK = re.compile(r"(.*\.experts\.)(gate_up_proj|down_proj)(_bias)?")
 _TURNED = re.compile(r"(.*\.experts\.\d+\.(?:gate_up_proj|down_proj))\.weight")
 """A linear's matrix [out, in] of an expert whose class has it [in, out]."""
+_NUMBER = re.compile(r"\.experts\.(\d+)\.")
 
 
 def split_experts(model: torch.nn.Module) -> None:
@@ -110,8 +111,9 @@ def _gated(self: Any, expert: Any, x: torch.Tensor) -> torch.Tensor:
 
 def by_expert(state: Mapping[str, Any], handles: Mapping[str, Weight]) -> dict[str, Weight]:
     """A checkpoint's handles with experts by the names that a split model has in ``state``; stacks
-    are cut where they lie in their file."""
-    if not any(re.search(r"\.experts\.\d+\.", name) for name in state):
+    are cut where they lie in their file. Raises ``BadInput`` for more experts than it has."""
+    count = _count(state)
+    if not count:
         return dict(handles)
     as_stored = any(_TURNED.fullmatch(f"{name}.weight") for name in state)
     weights: dict[str, Weight] = {}
@@ -125,7 +127,16 @@ def by_expert(state: Mapping[str, Any], handles: Mapping[str, Weight]) -> dict[s
             weights[turned[1]] = handle.transposed()
         else:
             weights[name] = handle
+    over = next((name for name in weights if _count((name,)) > count), None)
+    if over is not None:
+        raise BadInput(f"the checkpoint has {over!r}, and by the config there are {count} experts")
     return weights
+
+
+def _count(names: Iterable[str]) -> int:
+    """Experts that the names have, by the highest number; 0 without any."""
+    matches = (_NUMBER.search(name) for name in names)
+    return max((int(match[1]) + 1 for match in matches if match is not None), default=0)
 
 
 def _cut(name: re.Match[str], stack: FileWeight, *, as_stored: bool) -> dict[str, Weight]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.weights import FileWeight, Weight, read_safetensors_header
 from graphwright.ir.load.hf_experts import by_expert, fill
 from safetensors.torch import save_file
@@ -33,6 +34,14 @@ def test_a_stack_is_cut_without_being_read(parts: tuple[str, ...], tmp_path: Pat
         whole = torch.zeros_like(stack)
         fill(whole, name, weights)
         assert torch.equal(whole, stack)
+
+
+def test_more_experts_than_the_config_has(tmp_path: Path) -> None:
+    save_file(STACKS, tmp_path / "m.safetensors")
+    handles: dict[str, Weight] = dict(read_safetensors_header(tmp_path / "m.safetensors"))
+    reason = r"has 'm.experts.2.\w+_proj.weight', and by the config there are 2 experts"
+    with pytest.raises(BadInput, match=reason):
+        by_expert({f"m.experts.{expert}.{APART[0]}": None for expert in range(2)}, handles)
 
 
 def test_a_linears_matrix_is_turned_for_a_class_that_has_it_the_other_way() -> None:
