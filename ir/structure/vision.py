@@ -76,8 +76,8 @@ class ImageTokens:
 
     @property
     def newlines(self) -> int:
-        """Tokens of an image that are no patch."""
-        return self.layout.count(NO_PATCH)
+        """Tokens of an image that are no patch; 0 where a cut may have taken some before."""
+        return 0 if self.kept else self.layout.count(NO_PATCH)
 
     def check_patches(self) -> None:
         """Raise ``Refusal`` where it is not known which token each patch is."""

@@ -26,6 +26,7 @@ from .token_pass import (
     marked,
     parsed,
     put_back,
+    shared,
 )
 
 STEPS, TEMPERATURE = 5, 0.1
@@ -44,7 +45,8 @@ class AIM(TokenPass):
     merged each time. Block l then starts with ``(prune_to - l) / (prune_to - prune_from)`` of
     these, rounded down: those with the highest PageRank over the attention of the block before, 5
     steps at temperature .1 over all tokens, the root of the mean square of the heads. From
-    ``prune_to`` on there is none. Tokens keep their positions.
+    ``prune_to`` on there is none. Tokens keep their positions. Newlines among patches
+    (LLaVA-NeXT) are not merged, and are pruned with the rest.
 
     ``prune_from`` and ``prune_to`` at 0 are the paper's, 13 and 21 of 32 blocks, of the model's
     number. Each pruned block makes one whole attention map, ``heads tokens²`` numbers. The released
@@ -72,8 +74,9 @@ class AIM(TokenPass):
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)
         images.check_whole("put aim first in the recipe")
-        images.check_apart()
-        merged = counted(self.name, self.merge, images.count, "merge")
+        images.check_patches()
+        newlines = images.newlines
+        merged = counted(self.name, self.merge, images.count - newlines, "merge")
         if merged % images.pictures:
             near = merged - merged % images.pictures or images.pictures
             raise Refusal(
@@ -88,9 +91,10 @@ class AIM(TokenPass):
                 f"prune_from={first} and prune_to={last}: the language model has the blocks 0 to "
                 f"{blocks - 1}, and the first block has no attention before it"
             )
-        cuts, count = [Cut(0, images.count, merged)], merged
+        whole = count = newlines + merged
+        cuts = [Cut(0, images.count, whole)]
         for block in range(first + 1, last + 1):
-            left = int(merged * (last - block) / (last - first))
+            left = int(whole * (last - block) / (last - first))
             cuts.append(Cut(block, count, left))
             count = left
         return [cut for cut in cuts if cut.left < cut.count or not cut.block]
@@ -106,7 +110,7 @@ class AIM(TokenPass):
         return best(b, image_scores(b, row, marked(b, images), images.count), left)
 
     def _merge(self, view: View, images: ImageTokens, left: int) -> Value:
-        x, each = by_picture(view, images), left // images.pictures
+        x, each = by_picture(view, images), shared(images, left)
         b = Builder(view, view.after(view.maker(x)))
         count, home, places = images.patches, None, None
         while count > each:

@@ -33,13 +33,12 @@ class Diverse(KeepPass):
 
     def check(self, images: ImageTokens) -> None:
         images.check_whole("it chooses among all patches")
-        images.check_apart()
+        images.check_patches()
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
-        features = by_picture(view, images)
-        each = shared(view, features, images, left)
+        features, each = by_picture(view, images), shared(images, left)
         b = Builder(view, view.after(view.maker(features)))
         # Rounding may leave a cosine above 1.
         distance = b.clamp(b.sub(1.0, similarity(b, features)), min=0.0)

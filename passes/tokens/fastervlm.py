@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,10 +11,10 @@ from ...ir.moves.attention_scores import attention_row
 from ...ir.moves.selection import best
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Attention, Structure
-from ...ir.structure.vision import ImageTokens, find_image_tokens
+from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
-from .token_pass import Cut, ScoredTokens, counted, in_image, shared
+from .token_pass import ScoredTokens, in_image, shared
 
 OUTLIERS = 10 / 576
 """The share of patches that DAMRO takes for outliers: 10 of LLaVA-1.5's."""
@@ -40,14 +39,6 @@ class ClsScoredTokens(ScoredTokens):
 
     def check(self, images: ImageTokens) -> None:
         check_cls(images)
-
-    def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
-        """``keep`` counts patches; newlines among them stay besides."""
-        images = find_image_tokens(view, structure, self.block)
-        self.check(images)
-        patches = images.count - images.newlines
-        left = images.newlines + counted(self.name, self.keep, patches)
-        return [Cut(self.block, images.count, left)]
 
 
 def cls_row(view: View, site: Attention) -> Value:
@@ -96,7 +87,7 @@ class FasterVLM(ClsScoredTokens):
         if self.background == "kept":
             return super().choose(view, structure, images, left)
         scores = self.score(view, structure, images)
-        each = shared(view, scores, images, left)
+        each = shared(images, left)
         skipped = self.outliers or max(1, round(OUTLIERS * images.patches))
         # Where nearly all are kept, some outliers are.
         skipped = min(skipped, images.patches - each)

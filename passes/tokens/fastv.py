@@ -28,6 +28,7 @@ class FastV(ScoredTokens):
 
     name: ClassVar[str] = "fastv"
     positions: ClassVar[Positions] = "kept"
+    of_patches: ClassVar[bool] = False
     keep: str = "50%"
     """Image tokens to keep: a number, or a share, as 25%."""
     layer: int = 2

@@ -26,8 +26,9 @@ class FoPru(ScoredTokens):
     FoPru (Jiang et al. 2024, arXiv 2411.14164): the score of a patch is the sum of what all queries
     of the layer that makes the features pay to it, the mean of the heads. ``strategy=rank`` keeps
     the best, ``row`` whole rows of the patch grid by the sum of their scores, so that what runs
-    from left to right, as text does, stays whole. It needs no CLS token. No code of the authors is
-    public: the layer, the queries and the sum over a row are our reading.
+    from left to right, as text does, stays whole; where an image comes as several pictures, each
+    keeps as many, and newlines among them all stay. It needs no CLS token. No code of the authors
+    is public: the layer, the queries and the sum over a row are our reading.
 
     The layer's whole map is made once, ``heads tokens²`` numbers a picture.
     """
@@ -39,7 +40,7 @@ class FoPru(ScoredTokens):
 
     def check(self, images: ImageTokens) -> None:
         images.check_whole("its scores are of all patches")
-        images.check_apart()
+        images.check_patches()
         if self.strategy == "row" and images.grid is None:
             raise Refusal("strategy=row needs a grid of patches, and none is seen: rank does not")
 
@@ -56,13 +57,13 @@ class FoPru(ScoredTokens):
             return super().choose(view, structure, images, left)
         rows, columns = images.grid
         scores = self.score(view, structure, images)
-        each = shared(view, scores, images, left)
+        each = shared(images, left)
         if each % columns:
             step = columns * images.pictures
-            whole = left // step * step or step
+            whole = each // columns * step or step
             raise Refusal(
-                f"keep={left} is not a number of whole rows of {columns} patches in each of "
-                f"{images.pictures} pictures: {whole} or {whole + step} is"
+                f"keep={each * images.pictures} is not a number of whole rows of {columns} patches "
+                f"in each of {images.pictures} pictures: {whole} or {whole + step} is"
             )
         b = Builder(view, view.after(view.maker(scores)))
         sums = b.sum(b.reshape(scores, -1, rows, columns), dims=(2,), keepdim=False)

@@ -18,12 +18,14 @@ from ...ir.moves.matching import lengths
 from ...ir.moves.mixed_rows import mixed_columns, mixed_rows
 from ...ir.moves.selection import ascending, best, ranks, top_places
 from ...ir.moves.shrink_dim import Positions
+from ...ir.structure.pictured import read_grid
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
 from .fastervlm import check_cls
-from .token_pass import Cut, TokenPass
+from .raster import tokens_of
+from .token_pass import Cut, TokenPass, shared
 
 TEMPERATURE = 10.0
 """Of the softmax over the crops' weights, as in the authors' code."""
@@ -42,11 +44,12 @@ class GlobalCom2(TokenPass):
     patch counts the sum of its own score and of the thumbnail's at its place, enlarged bilinearly,
     each divided by its norm over the crop. The crops' total is fixed, n times the thumbnail's: of
     the keys ``(rank + .5) / (r_j patches)`` the smallest stay, which gives each crop its share to
-    within one token. Tokens stay in raster order.
+    within one token. Tokens stay in raster order, and newlines among them (LLaVA-NeXT) all stay.
 
     Crops are rows of the picture from left to right; ``grid``, such as ``2x3`` (rows and columns),
-    where they are no square. The authors take the tower's last layer, which no feature is made of
-    and which graphs leave out, and write the thumbnail's tokens in order of their scores.
+    where they are no square and the graph does not say it. The authors take the tower's last layer,
+    which no feature is made of and which graphs leave out, and write the thumbnail's tokens in
+    order of their scores.
     """
 
     name: ClassVar[str] = "globalcom2"
@@ -67,23 +70,22 @@ class GlobalCom2(TokenPass):
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)
         check_cls(images)
-        images.check_apart()
         if images.pictures < 2 or images.grid is None:
             raise Refusal(
                 "an image is one picture here: there are no crops to share tokens out among; "
                 "fastervlm and diverse need none"
             )
-        self._crops(images)
+        self._crops(view, images)
         each = round(self.ratio * images.patches)
         if not each:
             raise Refusal(f"ratio={self.ratio:g} keeps none of {images.patches} patches")
-        return [Cut(0, images.count, each * images.pictures)]
+        return [Cut(0, images.count, images.newlines + each * images.pictures)]
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
         assert images.grid is not None
-        crops, patches, each = images.pictures - 1, images.patches, left // images.pictures
+        crops, patches, each = images.pictures - 1, images.patches, shared(images, left)
         row = attention_row(view, images.attention.node, "first", logits=True)
         b = Builder(view, view.after(view.maker(row)))
         row = b.cast(row, dtype=torch.float32)
@@ -91,7 +93,7 @@ class GlobalCom2(TokenPass):
         thumbnail = b.slice(scores, 0, 1, dim=1)
         own = b.slice(scores, 1, END, dim=1)
         first = best(b, b.squeeze(thumbnail, dims=(1,)), each)
-        rows, columns = self._crops(images)
+        rows, columns = self._crops(view, images)
         tables = _tables(images.grid, (rows, columns))
         sums = mixed_columns(b, thumbnail, tables["regions"], "globalcom2.regions")
         weight = b.softmax(b.mul(sums, 1 / TEMPERATURE), dim=2)
@@ -111,14 +113,19 @@ class GlobalCom2(TokenPass):
         count = crops * each
         lowest = b.topk(keys, k=count, dim=1, largest=False, sorted=True)
         later = b.add(ascending(b, top_places(b, lowest), count), patches)
-        return b.concat(first, later, dim=1)
+        return tokens_of(b, images, b.concat(first, later, dim=1), left)
 
-    def _crops(self, images: ImageTokens) -> tuple[int, int]:
-        """Rows and columns of crops."""
+    def _crops(self, view: View, images: ImageTokens) -> tuple[int, int]:
+        """Rows and columns of crops: the graph's own, the option's, or as many of both."""
         crops = images.pictures - 1
-        side = math.isqrt(crops)
-        sides = self.grid.split("x") if self.grid else [str(side), str(side)]
-        rows, columns = (int(number) for number in sides)
+        known = read_grid(view.metadata())
+        rows, columns = known or (math.isqrt(crops),) * 2
+        if self.grid:
+            rows, columns = (int(number) for number in self.grid.split("x"))
+        if known is not None and known != (rows, columns):
+            raise Refusal(
+                f"grid={self.grid}: this graph's images are cut into {known[0]}x{known[1]} crops"
+            )
         if rows * columns != crops:
             raise Refusal(
                 f"{crops} crops are no grid of {rows}x{columns}: give theirs, as grid=1x{crops}"

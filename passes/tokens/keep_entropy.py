@@ -73,9 +73,8 @@ def _counts(view: View, structure: Structure) -> list[tuple[int, int, int]]:
     """Of each block of the language model its index among all blocks, the image's tokens, and
     those that come there."""
     first = find_image_tokens(view, structure)
-    whole = first.patches * first.pictures
     return [
-        (block.index, whole, find_image_tokens(view, structure, number).count)
+        (block.index, first.tokens, find_image_tokens(view, structure, number).count)
         for number, block in enumerate(first.language)
     ]
 

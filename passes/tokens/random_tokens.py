@@ -10,6 +10,7 @@ from ...ir.core.view import Value, View
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
+from .raster import fixed_tokens
 from .token_pass import KeepPass, same_for_all
 
 
@@ -28,5 +29,7 @@ class RandomTokens(KeepPass):
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
-        places = sorted(random.Random(self.seed).sample(range(images.count), left))
+        newlines = images.newlines
+        patches = random.Random(self.seed).sample(range(images.count - newlines), left - newlines)
+        places = fixed_tokens(images, sorted(patches))
         return same_for_all(view, images, places, "random_tokens.places")

@@ -41,13 +41,12 @@ class Similarity(KeepPass):
 
     def check(self, images: ImageTokens) -> None:
         images.check_whole("it compares all patches")
-        images.check_apart()
+        images.check_patches()
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
-        features = by_picture(view, images)
-        each = shared(view, features, images, left)
+        features, each = by_picture(view, images), shared(images, left)
         b = Builder(view, view.after(view.maker(features)))
         alike = similarity(b, features)
         # The highest is a token's likeness to itself.

@@ -12,7 +12,7 @@ import torch
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
-from ...ir.moves.selection import ascending, best, kept_positions
+from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.moves.upstream import redirect
 from ...ir.structure.layers import Block
@@ -20,6 +20,7 @@ from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens, note_cut
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
+from .raster import in_text_order, in_tower_order, tokens_of
 
 
 @dataclass(frozen=True)
@@ -114,8 +115,13 @@ class TokenPass(Pass):
 
 @dataclass(frozen=True, kw_only=True)
 class KeepPass(TokenPass):
-    """Base of the passes that cut once: ``keep`` is a count, or a share such as ``25%``."""
+    """Base of the passes that cut once: ``keep`` is a count, or a share such as ``25%``.
 
+    Of patches, where newlines stand among them (LLaVA-NeXT): these all stay besides.
+    """
+
+    of_patches: ClassVar[bool] = True
+    """Whether patches are what it chooses among, and no tokens that came on from them."""
     keep: str
     """Image tokens to keep, as 64 or 25%."""
 
@@ -134,7 +140,8 @@ class KeepPass(TokenPass):
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure, self.block)
         self.check(images)
-        left = counted(self.name, self.keep, images.count)
+        newlines = images.newlines if self.of_patches else 0
+        left = newlines + counted(self.name, self.keep, images.count - newlines)
         return [Cut(self.block, images.count, left)]
 
 
@@ -154,17 +161,17 @@ class ScoredTokens(KeepPass):
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
         scores = self.score(view, structure, images)
-        each = shared(view, scores, images, left)
         b = Builder(view, view.after(view.maker(scores)))
-        return in_image(view, best(b, scores, each), images, left)
+        by_token = (view.type(scores).shape or ())[1:2] != (images.patches,)
+        if by_token or not self.of_patches:
+            return best(b, scores, left)
+        return in_image(view, best(b, scores, shared(images, left)), images, left)
 
 
-def shared(view: View, scores: Value, images: ImageTokens, left: int) -> int:
-    """How many of ``left`` tokens each row of scores keeps: a row is an image, or one of its
-    pictures. Raises ``Refusal`` where they cannot be shared out."""
-    of_a_picture = (view.type(scores).shape or ())[1:2] == (images.patches,)
-    pictures = images.pictures if of_a_picture else 1
-    left -= images.newlines
+def shared(images: ImageTokens, left: int) -> int:
+    """How many patches each picture keeps where ``left`` tokens of an image do. Raises ``Refusal``
+    where they cannot be shared out."""
+    left, pictures = left - images.newlines, images.pictures
     if left % pictures:
         near = left - left % pictures
         raise Refusal(
@@ -177,33 +184,15 @@ def shared(view: View, scores: Value, images: ImageTokens, left: int) -> int:
 def in_image(view: View, chosen: Value, images: ImageTokens, left: int) -> Value:
     """Places in each picture ``[rows x pictures, patches]`` as places in the image, ascending, with
     those of newlines: ``left`` of them."""
-    each = (view.type(chosen).shape or ())[1]
-    if each == left:
-        return chosen
     b = Builder(view, view.after(view.maker(chosen)))
+    if images.pictures == 1:
+        return tokens_of(b, images, chosen, left)
     count = left - images.newlines
     apart = b.reshape(chosen, -1, images.pictures, count // images.pictures)
     total = images.pictures * images.patches
     first = b.arange(0, total, images.patches, dtype=torch.int64)
     patches = b.reshape(b.add(apart, b.unsqueeze(first, dims=(0, 2))), -1, count)
-    return _by_layout(b, patches, images, left) if images.layout else patches
-
-
-def _by_layout(b: Builder, patches: Value, images: ImageTokens, left: int) -> Value:
-    """The places of patches ``[rows, count]`` where they enter the text in an order of their own,
-    and those of newlines."""
-    places = torch.tensor(images.layout)
-    tokens = torch.argsort(places, stable=True)
-    table = MemoryWeight(tokens[images.newlines :, None].contiguous())
-    line = b.view.add_weight("token_pass.layout", table)
-    kept = b.squeeze(b.embedding(line, patches), dims=(2,))
-    if not images.newlines:
-        return ascending(b, kept, left)
-    ends = MemoryWeight(tokens[None, : images.newlines].contiguous())
-    newlines = b.view.add_weight("token_pass.newlines", ends)
-    # Zeros of one column, as many as there are rows.
-    rows = b.mul(b.slice(patches, 0, 1, dim=1), 0)
-    return ascending(b, b.concat(kept, b.add(rows, newlines), dim=1), left)
+    return tokens_of(b, images, patches, left)
 
 
 def by_picture(view: View, images: ImageTokens) -> Value:
@@ -212,7 +201,7 @@ def by_picture(view: View, images: ImageTokens) -> Value:
     if shape[1:2] == (images.patches,):
         return images.features
     b = Builder(view, view.after(view.maker(images.features)))
-    return b.reshape(images.features, -1, images.patches, shape[2])
+    return b.reshape(in_tower_order(b, images), -1, images.patches, shape[2])
 
 
 def put_back(view: View, images: ImageTokens, merged: Value, home: Value) -> None:
@@ -224,7 +213,8 @@ def put_back(view: View, images: ImageTokens, merged: Value, home: Value) -> Non
     whole = b.token_select(merged, home)
     shape = view.type(images.features).shape or ()
     if shape[1:2] != (images.patches,):
-        whole = b.reshape(whole, -1, *shape[1:])
+        whole = b.reshape(whole, -1, images.pictures * images.patches, shape[2])
+        whole = in_text_order(b, images, whole)
     redirect(view, images.features, whole)
 
 

@@ -135,7 +135,7 @@ class ToMe(Pass):
                 places = b.sub(b.slice(places, 1, END, dim=1), 1)
             count = tokens - images.cls_token
             chosen = ascending(b, places, count)
-            count *= images.pictures
+            count = count * images.pictures + images.newlines
             chosen = in_image(view, chosen, images, count)
             b = behind(view, value, chosen)
             positions = kept_positions(b, images, images.placeholders, chosen, count)
@@ -151,7 +151,7 @@ def _find_tower(view: View, structure: Structure) -> _Tower:
         images = find_image_tokens(view, structure)
         check_order(view, structure, 0)
         images.check_whole("put tome first in the recipe")
-        images.check_apart()
+        images.check_patches()
         tower = _Tower(images.tower, images.patches + images.cls_token, images.cls_token, images)
     else:
         patches = find_patches(view, structure)

@@ -9,6 +9,7 @@ from ...ir.core.view import Value, View
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
+from .raster import fixed_tokens
 from .token_pass import KeepPass, same_for_all
 
 
@@ -25,5 +26,7 @@ class UniformTokens(KeepPass):
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
-        places = [(2 * i + 1) * images.count // (2 * left) for i in range(left)]
+        total, count = images.count - images.newlines, left - images.newlines
+        patches = [(2 * i + 1) * total // (2 * count) for i in range(count)]
+        places = fixed_tokens(images, patches)
         return same_for_all(view, images, places, "uniform_tokens.places")

@@ -46,14 +46,12 @@ class VisPruner(KeepPass):
 
     def check(self, images: ImageTokens) -> None:
         check_cls(images)
-        images.check_apart()
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int
     ) -> Value:
         scores, features = cls_row(view, images.attention), images.tower[-1].exit
-        each = shared(view, scores, images, left)
-        b = behind(view, scores, features)
+        each, b = shared(images, left), behind(view, scores, features)
         ranked = b.topk(scores, k=images.patches, dim=1, largest=True, sorted=True)
         order, important = top_places(b, ranked), int(each * self.important)
         chosen = b.slice(order, 0, each, dim=1)

@@ -143,25 +143,28 @@ def _images(graph: View) -> ImageTokens:
 
 
 def _recipes(images: ImageTokens, keeps: Sequence[str]) -> Iterator[tuple[str, str, str]]:
-    """Method, share and recipe; every share is of the image tokens that a block sees on average."""
+    """Method, share and recipe; every share is of the image's patches, or of the tokens that a
+    block sees on average; newlines between patches stay besides."""
     blocks, tower = len(images.language), len(images.tower)
     layers = min(7, tower)
     once = (
         BASELINE, "uniform-tokens", "fastervlm", "vispruner", f"vtc-cls{{layers={layers}}}",
         "fopru", "diverse", "similarity", "similarity{merge=true}", "ui-components",
-        "fastv{layer=1}",
     )  # fmt: skip
+    patches = images.count - images.newlines
     for keep in keeps:
-        count = counted("compare-tokens", keep, images.count, "keep")
+        count = counted("compare-tokens", keep, patches, "keep")
         count = max(images.pictures, count - count % images.pictures)
+        tokens = count + images.newlines
         for method in once:
             yield method, keep, _with(method, f"keep={count}")
-        share = count / images.count
+        yield "fastv{layer=1}", keep, f"fastv{{layer=1 keep={tokens}}}"
+        share = tokens / images.count
         if has_frames(images):
             for recipe in frame_recipes(images, count):
                 yield recipe, keep, recipe
         elif images.pictures > 1:
-            yield "globalcom2", keep, f"globalcom2{{ratio={share:.4g}}}"
+            yield "globalcom2", keep, f"globalcom2{{ratio={count / patches:.4g}}}"
         yield "aim", keep, f"aim{{merge={count}}}"
         if blocks >= 4 and share > 0.3:
             yield "pyramid-drop", keep, f"pyramid-drop{{ratio={_ratio(share):.3g}}}"

@@ -14,8 +14,11 @@ REGION = 0.8
 def has_frames(images: ImageTokens) -> bool:
     """Whether the pictures of an image are frames rather than a thumbnail and a square of crops.
 
-    A graph does not say it: 1 + n² pictures (5, 10) are taken for crops.
+    A graph says it of crops that are put together as one raster. Of others it does not: 1 + n²
+    pictures (5, 10) are taken for crops.
     """
+    if images.layout:
+        return False
     crops = images.pictures - 1
     return crops == 1 or (crops > 1 and math.isqrt(crops) ** 2 != crops)
 

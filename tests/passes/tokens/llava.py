@@ -36,6 +36,17 @@ class Models:
 
 def models_in(folder: Path, pictures: int = 1) -> Models:
     """The model, written to a folder and loaded from there; an image is so many ``pictures``."""
+    model = saved(folder, pictures)
+    plain, cached = load(folder, cache=False), load(folder, cache=True)
+    return Models(
+        model,
+        {"fx": plain, "onnx": translated(plain)},
+        {"fx": cached, "onnx": translated(cached)},
+    )
+
+
+def saved(folder: Path, pictures: int = 1) -> Any:
+    """The library's model, written to a folder."""
     torch.manual_seed(0)
     config = transformers.LlavaConfig(
         vision_config=transformers.CLIPVisionConfig(
@@ -56,12 +67,7 @@ def models_in(folder: Path, pictures: int = 1) -> Models:
                 parameter.normal_(std=0.3)
     model.save_pretrained(folder)
     model.set_attn_implementation("eager")
-    plain, cached = load(folder, cache=False), load(folder, cache=True)
-    return Models(
-        model,
-        {"fx": plain, "onnx": translated(plain)},
-        {"fx": cached, "onnx": translated(cached)},
-    )
+    return model
 
 
 def prompts(batch: int, seed: int = 0, more: int = 0, pictures: int = 1) -> Batch:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
 
 import graphwright as gw
 import pytest
@@ -19,15 +18,14 @@ from .llava import (
     LAYERS,
     PATCHES,
     Models,
-    best,
     check_in_onnx_runtime,
     chosen_in,
     close,
-    cls_scores,
     cut,
     decoded,
     last_will_pay,
     places,
+    projected,
     prompts,
     run,
     spoken,
@@ -35,76 +33,9 @@ from .llava import (
     staying,
     with_past,
 )
+from .reference_scores import KEPT, diverse, merged, paired, unlike, with_keep
 
 # --- what each method keeps -----------------------------------------------------------------------
-
-
-def projected(models: Models, pixels: Tensor) -> Tensor:
-    inner = models.eager.model
-    hidden = inner.vision_tower(pixels, output_hidden_states=True).hidden_states[-2][:, 1:]
-    features: Tensor = inner.multi_modal_projector(hidden)
-    return features
-
-
-def cosines(x: Tensor) -> Tensor:
-    return torch.nn.functional.cosine_similarity(x[:, :, None], x[:, None], dim=3)
-
-
-def diverse(models: Models, pixels: Tensor, count: int) -> Tensor:
-    """One after another, each as far from all before as can be."""
-    chosen = torch.zeros(len(pixels), PATCHES, dtype=torch.bool)
-    for row, distance in zip(chosen, 1 - cosines(projected(models, pixels)), strict=True):
-        others = distance + 9 * torch.eye(PATCHES)
-        row[others.amin(1).argmax()] = True
-        while row.sum() < count:
-            least = distance[row].amin(0)
-            row[least.masked_fill(row, -1).argmax()] = True
-    return chosen
-
-
-def unlike(models: Models, pixels: Tensor, count: int) -> Tensor:
-    alike = cosines(projected(models, pixels)) - 9 * torch.eye(PATCHES)
-    return best(1 - alike.amax(2) - 3e-7 * torch.arange(PATCHES), count)
-
-
-def received(models: Models, pixels: Tensor) -> Tensor:
-    attention = models.eager.model.vision_tower(pixels, output_attentions=True).attentions[-2]
-    scores: Tensor = attention.mean(1).sum(1)[:, 1:]
-    return scores
-
-
-def focal(models: Models, pixels: Tensor, count: int) -> Tensor:
-    return best(received(models, pixels), count)
-
-
-def focal_rows(models: Models, pixels: Tensor, count: int) -> Tensor:
-    rows = received(models, pixels).reshape(-1, 4, 4).sum(2)
-    return best(rows, count // 4).repeat_interleave(4, 1)
-
-
-def half_by_difference(models: Models, pixels: Tensor, count: int) -> Tensor:
-    """VisPruner's, one picture at a time."""
-    hidden = models.eager.model.vision_tower(pixels, output_hidden_states=True).hidden_states[-2]
-    chosen = torch.zeros(len(pixels), PATCHES, dtype=torch.bool)
-    for row, scores, x in zip(chosen, cls_scores(models.eager, pixels), hidden[:, 1:], strict=True):
-        order, alike = scores.argsort(descending=True).tolist(), cosines(x[None])[0]
-        important, others = order[: count // 2], order[count // 2 :]
-        while len(others) > count - count // 2:
-            evens, odds = others[::2], others[1::2]
-            evens.sort(key=lambda i: -float(alike[i, odds].max()))
-            others = evens[min(8, len(others) - count + count // 2) :] + odds
-        row[important + others] = True
-    return chosen
-
-
-KEPT: dict[str, Callable[[Models, Tensor, int], Tensor]] = {
-    "diverse": diverse, "similarity": unlike, "fopru": focal, "fopru{strategy=row}": focal_rows,
-    "vispruner": half_by_difference,
-}  # fmt: skip
-
-
-def with_keep(name: str, count: int) -> str:
-    return f"{name[:-1]} keep={count}}}" if name.endswith("}") else f"{name}{{keep={count}}}"
 
 
 @pytest.mark.parametrize("name", KEPT)
@@ -115,7 +46,7 @@ def test_what_is_kept_equals_a_boolean_mask(models: Models, name: str) -> None:
         for seed in range(5 if kind == "fx" else 1):
             batch = prompts(40 if kind == "fx" else 8, seed)
             with torch.no_grad():
-                chosen = KEPT[name](models, batch["pixel_values"], 8)
+                chosen = KEPT[name](models.eager, batch["pixel_values"], 8)
                 expected, _ = run(models.eager, batch, layer=0, chosen=chosen, renumber=True)
             columns = places(chosen)
             if "row" in name:
@@ -167,42 +98,14 @@ def test_each_area_of_equal_patches_keeps_one_before_any_keeps_two(models: Model
 def test_dropped_tokens_go_into_their_nearest(models: Models) -> None:
     batch = prompts(20, 4)
     with torch.no_grad():
-        x = projected(models, batch["pixel_values"])
-        choice = unlike(models, batch["pixel_values"], 5)
-        rows = [[] for _ in x]
-        for row, alike, chosen in zip(rows, cosines(x), choice, strict=True):
-            kept = chosen.nonzero().squeeze(1)
-            home = kept[alike[:, kept].argmax(1)]
-            row += [home == i for i in range(PATCHES)]
-        merged = torch.stack([
-            torch.stack([v[m].mean(0) if m.any() else v[0] for m in row])
-            for v, row in zip(x, rows, strict=True)
-        ])  # fmt: skip
-        expected = spoken(models.eager, batch, merged, {0: choice}, renumber=True)
+        x = projected(models.eager, batch["pixel_values"])
+        choice = unlike(models.eager, batch["pixel_values"], 5)
+        expected = spoken(models.eager, batch, merged(x, choice), {0: choice}, renumber=True)
     kept = cut(batch["attention_mask"], staying(batch["input_ids"], choice)).bool()
     for graph in models.plain.values():
         recipe = "similarity{keep=5 merge=true}"
         view = gw.optimize(graph, recipe, samples=[prompts(3)]).graph
         close(sweep(view, batch)["logits"], expected, kept)
-
-
-def paired(x: Tensor, count: int) -> tuple[Tensor, list[int]]:
-    """Even rows go into the odd ones most like them until ``count`` are left, in raster order."""
-    rows = [([i], v) for i, v in enumerate(x)]
-    while len(rows) > count:
-        vectors = torch.stack([v for _, v in rows])
-        alike = cosines(vectors[None])[0]
-        odd = range(1, len(rows), 2)
-        pairs = [(max(odd, key=lambda j: float(alike[i, j])), i) for i in range(0, len(rows), 2)]
-        pairs.sort(key=lambda pair: -float(alike[pair[1], pair[0]]))
-        gone = {i: j for j, i in pairs[: min(len(rows) // 2, len(rows) - count)]}
-        order = [i for i in range(0, len(rows), 2) if i not in gone] + list(odd)
-        groups = [[i, *(s for s, j in gone.items() if j == i)] for i in order]
-        rows = [
-            ([rows[g[0]][0][0]], torch.stack([rows[i][1] for i in g]).mean(0)) for g in groups
-        ]
-    rows.sort(key=lambda row: row[0])
-    return torch.stack([v for _, v in rows]), [i for (i,), _ in rows]
 
 
 def linked(before: Tensor, here: Tensor) -> Tensor:
@@ -221,7 +124,7 @@ def test_aim_merges_and_prunes(models: Models) -> None:
     with torch.no_grad():
         features = torch.zeros(batch_size, PATCHES, 24)
         chosen = torch.zeros(batch_size, PATCHES, dtype=torch.bool)
-        for row, x in enumerate(projected(models, batch["pixel_values"])):
+        for row, x in enumerate(projected(models.eager, batch["pixel_values"])):
             vectors, homes = paired(x, 6)
             features[row, homes], chosen[row, homes] = vectors, True
         cuts = {0: chosen, 2: 3, 3: 0}
@@ -262,7 +165,7 @@ def test_steps_after_a_prompt_in_stages(
             view = gw.optimize(graph, recipe, samples=[with_past(graph, prompt)]).graph
         score = linked if recipe.startswith("aim") else last_will_pay
         if 0 in cuts:
-            cuts[0] = diverse(models, prompt["pixel_values"], 5)
+            cuts[0] = diverse(models.eager, prompt["pixel_values"], 5)
         with torch.no_grad():
             _, choices = staged(models.eager, prompt, cuts, score=score, renumber=renumber)
             whole = prompt | {

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from ...ir.load.test_hf_llava import prompts, save_llava
 from .llava import Models, best, close, cls_scores, cut, run, staying
+from .reference_scores import cls_logits, shared_out
 
 CROPS, PATCHES = 5, 9
 TOKENS = CROPS * PATCHES
@@ -104,40 +105,6 @@ def test_a_number_that_the_pictures_cannot_share(llava: tuple[Any, Graphs]) -> N
 TEMPERATURE = 0.3
 
 
-def cls_logits(model: Any, pixels: Tensor) -> Tensor:
-    """What the CLS query gives for each patch before the softmax, ``[pictures, patches]``."""
-    vision = model.model.vision_tower
-    layer = vision.encoder.layers[-2]
-    site = layer.self_attn
-    normed = layer.layer_norm1(vision(pixels, output_hidden_states=True).hidden_states[-3])
-    q, k = (p(normed).unflatten(2, (site.num_heads, -1)).transpose(1, 2)
-            for p in (site.q_proj, site.k_proj))  # fmt: skip
-    logits: Tensor = (q[:, :, :1] @ k.mT / q.shape[-1] ** 0.5).mean(1)[:, 0, 1:]
-    return logits
-
-
-def shared_out(scores: Tensor, ratio: float) -> tuple[Tensor, Tensor]:
-    """Which of ``[5, 9]`` scores of a thumbnail and four crops stay, and each crop's share."""
-    thumbnail, crops = scores[0].reshape(3, 3), scores[1:]
-    regions = [thumbnail[:1, :1], thumbnail[:1, 1:], thumbnail[1:, :1], thumbnail[1:, 1:]]
-    weight = torch.softmax(torch.stack([r.sum() for r in regions]) / TEMPERATURE, 0)
-    share = (ratio * (1 + weight - 1 / 4)).clamp(max=1)
-    large = torch.nn.functional.interpolate(
-        thumbnail[None, None], size=(6, 6), mode="bilinear", align_corners=False
-    )[0, 0]
-    parts = [large[i : i + 3, j : j + 3].flatten() for i in (0, 3) for j in (0, 3)]
-    keys = []
-    for j, (own, part) in enumerate(zip(crops, parts, strict=True)):
-        both = own / own.norm() + part / part.norm()
-        for rank, place in enumerate(both.argsort(descending=True).tolist()):
-            keys.append(((rank + 0.5) / (float(share[j]) * PATCHES), (j + 1) * PATCHES + place))
-    each = round(ratio * PATCHES)
-    chosen = torch.zeros(TOKENS, dtype=torch.bool)
-    chosen[scores[0].topk(each).indices] = True
-    chosen[[place for _, place in sorted(keys)[: 4 * each]]] = True
-    return chosen, share
-
-
 def test_globalcom2_shares_out_by_the_thumbnail(
     llava: tuple[Any, Graphs], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -154,8 +121,8 @@ def test_globalcom2_shares_out_by_the_thumbnail(
             flat = prompt | {"pixel_values": prompt["pixel_values"].flatten(0, 1)}
             with torch.no_grad():
                 scores = cls_logits(model, flat["pixel_values"]).reshape(batch, CROPS, PATCHES)
-                both = [shared_out(row, ratio) for row in scores]
-                choice = torch.stack([chosen for chosen, _ in both])
+                both = [shared_out(row, ratio, (2, 2), TEMPERATURE) for row in scores]
+                choice = torch.stack([chosen.flatten() for chosen, _ in both])
                 expected, _ = run(model, flat, layer=0, chosen=choice, renumber=True)
             counts = choice.reshape(batch, CROPS, PATCHES).sum(2)
             assert (counts.sum(1) == CROPS * round(ratio * PATCHES)).all()
