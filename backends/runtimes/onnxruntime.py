@@ -23,6 +23,7 @@ from ...ir.onnx.bounded_memory import bound_memory, run_options, why_short
 from ...ir.structure.cache_slots import ROWS_KEY, check_shared, reread_at, slot_layers
 from ...ir.structure.pictured import check_pictured, read_prompt
 from ...ir.structure.tree_input import TREE
+from ...ir.structure.vision import COUNT_KEY
 from ...ir.structure.words import head_tokens
 from ..base import Backend, Steps, bind
 from ..generation.steps import BoundSteps, PlainSteps, SharedSteps
@@ -97,13 +98,13 @@ class OnnxRuntimeExecutable:
         release_files(path.absolute().parent)
         self._mapped = path.absolute().parent if lean else None
         self._inputs = {i.name: i for i in self._session.get_inputs()}
-        self._prompt = read_prompt(self._session.get_modelmeta().custom_metadata_map)
         self._types = {name: _type(declared) for name, declared in self._inputs.items()}
         optional = self._session.get_overridable_initializers()
         self._optional = {i.name: i for i in optional if i.name == TREE}
         outputs = self._session.get_outputs()
         self._outputs = tuple(o.name for o in outputs)
         metadata = self._session.get_modelmeta().custom_metadata_map
+        self._prompt, self._cut = read_prompt(metadata), COUNT_KEY in metadata
         self.rows_begin = ROWS_KEY in metadata
         self._in_place = metadata.get(ROWS_KEY) == "shared"
         self.reread_at = reread_at(metadata)
@@ -210,7 +211,7 @@ class OnnxRuntimeExecutable:
             if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
                 raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
         check_shared({n: (declared_inputs[n].shape, t.shape) for n, t in inputs.items()})
-        check_pictured(self._prompt, inputs)
+        check_pictured(self._prompt, inputs, cut=self._cut)
 
 
 def _widened(tensor: torch.Tensor, type_: Type) -> torch.Tensor:

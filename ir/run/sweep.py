@@ -17,6 +17,7 @@ from ..core.values import numbers
 from ..core.view import Node, Value, View
 from ..structure.cache_slots import check_shared, left_out
 from ..structure.pictured import check_pictured
+from ..structure.vision import COUNT_KEY
 from ..vocab import traits
 from .predict import refuse_unbounded
 
@@ -207,5 +208,5 @@ def _bind(view: View, inputs: Mapping[str, Any]) -> list[Any]:
             raise BadInput(f"input {name}: expected {declared}, got shape {list(tensor.shape)}")
     shapes = {n: (types[n].shape or (), t.shape) for n, t in inputs.items() if torch.is_tensor(t)}
     check_shared(shapes)
-    check_pictured(view.source.prompt, inputs)
+    check_pictured(view.source.prompt, inputs, cut=COUNT_KEY in view.metadata())
     return [inputs[name] for name in names]

@@ -38,22 +38,49 @@ def read_grid(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def check_pictured(prompt: Sequence[int], inputs: Mapping[str, torch.Tensor]) -> None:
-    """Raise ``BadInput`` where ``input_ids`` names more images than ``pixel_values`` holds.
+def check_pictured(
+    prompt: Sequence[int], inputs: Mapping[str, torch.Tensor], *, cut: bool = False
+) -> None:
+    """Raise ``BadInput`` where ``input_ids`` names other images than ``pixel_values`` holds.
 
-    A graph would compute with the placeholders' own embeddings, and nothing in its outputs tells.
-    Steps are not looked at: their images came with the prompt.
+    Of more images named than there are, a graph would compute with the placeholders' own
+    embeddings. Of fewer, one with a cache, which reads them one after another over all rows, would
+    read another row's; nothing reads them where no image is named, nor, without a cache, those of
+    rows that name none. Where image tokens were ``cut``, as many tokens leave every row, and of one
+    without a whole image these are words. Nothing in the outputs tells.
+
+    Steps are looked at for cuts alone: their images came with the prompt, a model may have written
+    a placeholder, and a graph with a fixed number of images is given some that nothing reads.
     """
     ids, pixels = inputs.get("input_ids"), inputs.get("pixel_values")
     if not prompt or ids is None or pixels is None:
         return
-    pasts = (tensor for name, tensor in inputs.items() if past_slot(name) is not None)
-    if any(past.shape[PAST_AXIS] for past in pasts):
+    pasts = [tensor for name, tensor in inputs.items() if past_slot(name) is not None]
+    if any(past.shape[PAST_AXIS] for past in pasts) and not (cut and len(pixels)):
         return
-    named, images = int((ids == prompt[0]).sum()), len(pixels)
-    if named > images * len(prompt):
+    rows, images = (ids == prompt[0]).sum(-1).flatten().tolist(), len(pixels)
+    named, features = sum(rows), images * len(prompt)
+    holds = (
+        f"input_ids holds {named} times the token {prompt[0]}, which stands for a feature of "
+        f"an image, and the {images} images of pixel_values have {features}: "
+    )
+    if named > features:
         raise BadInput(
-            f"input_ids holds {named} times the token {prompt[0]}, which stands for a feature of "
-            f"an image, and the {images} images of pixel_values have {images * len(prompt)}: give "
-            f"one image for each {len(prompt)} of them, or leave them out of the text"
+            f"{holds}give one image for each {len(prompt)} of them, or leave them out of the text"
         )
+    if cut and images:
+        _check_rows(prompt, rows)
+    elif pasts and 0 < named < features:
+        raise BadInput(f"{holds}leave out the images that no text names")
+
+
+def _check_rows(prompt: Sequence[int], rows: Sequence[int]) -> None:
+    """Raise ``BadInput`` unless each row names one image; ``rows`` are its placeholders."""
+    for number, count in enumerate(rows):
+        if count != len(prompt):
+            raise BadInput(
+                f"row {number} of input_ids holds {count} times the token {prompt[0]}, and an "
+                f"image is {len(prompt)} of them: image tokens were pruned of this model, and as "
+                "many leave every row, words where there is no image. Give each row an image, or "
+                "those without one apart, with pixel_values of none"
+            )

@@ -20,6 +20,7 @@ from graphwright.ir.structure.pictured import (
 from onnx import TensorProto, helper
 
 IMAGE = 3
+PAST = "past_key_values.0.key"
 MISSING = r"input_ids holds 4 times the token 3.* 0 images .*have 0: give one image for each 4"
 
 
@@ -70,10 +71,33 @@ def test_random_inputs_hold_the_image(file: Path) -> None:
 
 
 def test_a_step_is_not_asked_for_its_image() -> None:
-    step = {**prompt(1, 0), "past_key_values.0.key": torch.zeros(1, 2, 5, 8)}
+    step = {**prompt(1, 0), PAST: torch.zeros(1, 2, 5, 8)}
     check_pictured((IMAGE,) * 4, step)
+    check_pictured((IMAGE,) * 4, step, cut=True)
     with pytest.raises(BadInput, match=MISSING):
-        check_pictured((IMAGE,) * 4, {**step, "past_key_values.0.key": torch.zeros(1, 2, 0, 8)})
+        check_pictured((IMAGE,) * 4, {**step, PAST: torch.zeros(1, 2, 0, 8)})
+
+
+def test_images_that_no_text_names() -> None:
+    """A graph without a cache reads an image a row, one with a cache the next of all images."""
+    some = prompt(2, 2)
+    some["input_ids"][0, :] = 1
+    none = some | {"input_ids": some["input_ids"][:1], "pixel_values": some["pixel_values"][:1]}
+    for inputs in (some, none, none | {PAST: torch.zeros(1, 2, 0, 8)}):
+        check_pictured((IMAGE,) * 4, inputs)
+    with pytest.raises(BadInput, match="have 8: leave out the images that no text names"):
+        check_pictured((IMAGE,) * 4, some | {PAST: torch.zeros(2, 2, 0, 8)})
+
+
+def test_tokens_leave_every_row_of_a_pruned_model() -> None:
+    check_pictured((IMAGE,) * 4, prompt(2, 2), cut=True)
+    text = prompt(2, 2)
+    text["input_ids"][1, :3] = 1
+    step = {**text, PAST: torch.zeros(2, 2, 5, 8)}
+    check_pictured((IMAGE,) * 4, step)
+    for inputs in (text, step):
+        with pytest.raises(BadInput, match="row 1 of input_ids holds 2 times the token 3, and an"):
+            check_pictured((IMAGE,) * 4, inputs, cut=True)
 
 
 @pytest.mark.parametrize("text", ["", "3", "3 4 5", "-3 4", "3 999999999", "three 4"])

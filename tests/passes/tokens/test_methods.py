@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.core.errors import BadInput
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.errors import BadInput, Refusal
 from graphwright.ir.core.view import View
+from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.cache_slots import next_step
+from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.vision import find_image_tokens
+from graphwright.passes.tokens.fopru import FoPru
 from torch import Tensor
 
 from .llava import (
@@ -28,12 +38,13 @@ from .llava import (
     projected,
     prompts,
     run,
+    saved,
     spoken,
     staged,
     staying,
     with_past,
 )
-from .reference_scores import KEPT, diverse, merged, paired, unlike, with_keep
+from .reference_scores import KEPT, diverse, focal_rows, merged, paired, unlike, with_keep
 
 # --- what each method keeps -----------------------------------------------------------------------
 
@@ -264,3 +275,58 @@ def test_the_onnx_form_has_no_data_dependent_shape(
 def test_bad_options(models: Models, recipe: str, message: str) -> None:
     with pytest.raises(BadInput, match=re.escape(message)):
         gw.optimize(models.plain["onnx"], recipe, samples=[prompts(2)])
+
+
+# --- the grid of patches --------------------------------------------------------------------------
+
+
+def test_rows_of_a_grid_that_is_not_square_or_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Patches that are taller than wide: 2 rows of 8."""
+    tower = importlib.import_module("transformers.models.clip.modeling_clip").CLIPVisionEmbeddings
+    original = tower.__init__
+
+    def initialize(self: Any, config: Any) -> None:
+        original(self, config)
+        self.patch_embedding = torch.nn.Conv2d(3, 16, (16, 4), (16, 4), bias=False)
+
+    monkeypatch.setattr(tower, "__init__", initialize)
+    model = saved(tmp_path)
+    graph = load(tmp_path, cache=False)
+    view = gw.optimize(graph, "fopru{keep=8 strategy=row}", samples=[prompts(3)]).graph
+    batch = prompts(8, 1)
+    with torch.no_grad():
+        chosen = focal_rows(model, batch["pixel_values"], 8, columns=8)
+        expected, _ = run(model, batch, layer=0, chosen=chosen, renumber=True)
+    assert torch.equal(chosen_in(view, batch), places(chosen)[:, ::8] // 8)
+    kept = cut(batch["attention_mask"], staying(batch["input_ids"], chosen)).bool()
+    close(sweep(view, batch)["logits"], expected, kept)
+    with pytest.raises(BadInput, match="keep=4 is not a number of whole rows of 8 patches"):
+        gw.optimize(graph, "fopru{keep=4 strategy=row}", samples=[batch])
+    canonicalize(graph)
+    images = find_image_tokens(graph, recognize(graph))
+    assert images.grid == (2, 8)
+    with pytest.raises(Refusal, match="strategy=row needs a grid of patches, and none is seen"):
+        FoPru(keep="8", strategy="row").check(replace(images, grid=None))
+
+
+# --- images that no text names --------------------------------------------------------------------
+
+
+def test_a_step_may_be_given_an_image_where_no_token_leaves(models: Models) -> None:
+    """Nothing reads it; of a pruned model words would leave in its place, in every runtime."""
+    graph, prompt = models.cached["fx"], with_past(models.cached["fx"], prompts(2))
+    step = next_step(prompt, sweep(graph, prompt))
+    assert step is not None
+    shown = step | {"pixel_values": prompt["pixel_values"]}
+    assert torch.equal(sweep(graph, shown)["logits"], sweep(graph, step)["logits"])
+    pruned = gw.optimize(graph, "uniform-tokens{keep=8}", samples=[prompt]).graph
+    following = next_step(prompt, sweep(pruned, prompt))
+    assert following is not None
+    shown = following | {"pixel_values": prompt["pixel_values"]}
+    run = gw.compile(pruned, backend="onnxruntime")
+    for call in (run, lambda **inputs: sweep(pruned, inputs)):
+        assert call(**following)["logits"].shape[1] == 1
+        with pytest.raises(BadInput, match="row 0 of input_ids holds 0 times the token 29, and an"):
+            call(**shown)
