@@ -1,4 +1,4 @@
-"""Commands on an artifact: repeat, resize, convert, tell of its search, let it write."""
+"""Commands on an artifact: repeat, resize, convert, tell of its search, let it write or rank."""
 
 from __future__ import annotations
 
@@ -154,6 +154,23 @@ def generate(
     console.print(str(answers[0].speed), markup=False, highlight=False)
     if answers[0].drafting is not None:
         console.print(f"draft: {answers[0].drafting}", markup=False, highlight=False)
+
+
+def rerank(
+    artifact: Annotated[Path, typer.Argument(help="Made with the pass rerank-by-attention.")],
+    query: Annotated[str, typer.Option(help="What the documents are to answer.")],
+    documents: Annotated[Path, typer.Option(help="A document a line; of a .jsonl its `text`.")],
+    tokenizer: Annotated[str, typer.Option(help="Folder with tokenizer.json.")] = "",
+    verbose: Verbose = False,
+) -> None:
+    """Rank documents by how well they answer a query: score, number and text, the best first."""
+    from ..report.visible import visible
+    from ..run.reranking import Reranker, read_documents
+
+    texts = read_documents(documents)
+    for one in Reranker(artifact, tokenizer or None)(query, texts):
+        line = visible(" ".join(texts[one.place].split()))
+        sys.stdout.write(f"{one.score:.6g}\t{one.place + 1}\t{line}\n")
 
 
 def _write_out(_: int, text: str) -> None:

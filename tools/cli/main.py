@@ -23,8 +23,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "run": optimizing.run, "passes": looking.passes, "recipes": looking.recipes,
     "inspect": looking.inspect, "explain": optimizing.explain, "diff": looking.diff,
     "replay": artifacts.replay, "resize": artifacts.resize, "front": artifacts.front,
-    "convert": artifacts.convert, "generate": artifacts.generate, "bench": judging.bench,
-    "eval": judging.evaluate, "compare-tokens": judging.compare_tokens,
+    "convert": artifacts.convert, "generate": artifacts.generate, "rerank": artifacts.rerank,
+    "bench": judging.bench, "eval": judging.evaluate, "compare-tokens": judging.compare_tokens,
 }  # fmt: skip
 """In the order of the help."""
 

@@ -16,6 +16,7 @@ from ...ir.load.side_files import longest_text
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.structure.cache_slots import present_of
 from ...ir.structure.words import ATTENTION
+from ..data.text import read_content, read_lines
 
 DOCUMENT = "[{number}] {document}\n\n"
 QUESTION = "Which of these paragraphs answer the question?\n\nQuestion:"
@@ -31,6 +32,21 @@ class Ranked:
 
     place: int
     score: float
+
+
+def read_documents(path: Path) -> list[str]:
+    """The documents of a file: one a line, or the ``text`` of each line of a ``.jsonl``.
+
+    Raises ``BadInput`` where there is none, and for a file that is not UTF-8.
+    """
+    if path.suffix == ".jsonl":
+        documents = [str(line["text"]) for line in read_lines(path, ("text",))]
+    else:
+        documents = read_content(path).split("\n")
+    documents = [document for document in documents if document.strip()]
+    if not documents:
+        raise BadInput(f"{path}: empty: it holds no document")
+    return documents
 
 
 class Reranker:
