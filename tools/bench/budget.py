@@ -13,7 +13,7 @@ budgets of time: of each kind it takes the best of those that keep it.
 
 ``... knobs zoo:tiny-llama --budgets bytes=15% ms=0.8x`` prints what each knob did, and what is lost
 with each one taken away. ``... workers`` says how long a search takes beside one ``w4-eora``, and
-whether several workers and Ray find the same.
+whether several workers and Ray find the same. ``... refine`` says what a refinement adds.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from rich.console import Console
 
 from .budget_forecast import forecast, times
 from .budget_knobs import knobs
+from .budget_refine import refinements
 from .budget_rivals import SHARES, SPEEDS, USUAL_SHARES, budgets, speeds
 from .budget_subject import Subject
 from .budget_workers import workers
@@ -32,12 +33,14 @@ from .budget_workers import workers
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "what", choices=("forecast", "times", "budgets", "speeds", "knobs", "workers")
+        "what",
+        choices=("forecast", "times", "budgets", "speeds", "knobs", "workers", "refine"),
     )
     parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
     parser.add_argument("--recipes", type=int, default=50)
     parser.add_argument("--shares", help="of the source's bytes or time, instead of the usual ones")
     parser.add_argument("--budgets", nargs="+", default=["bytes=15%", "bytes=20%"])
+    parser.add_argument("--seconds", type=float, default=0.0, help="of refining; 0: to its end")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
     options = parser.parse_args()
     subject = Subject(options.model, options.quick)
@@ -55,6 +58,8 @@ def main() -> None:
             console.print(speeds(subject, shares or SPEEDS))
         case "knobs":
             console.print(knobs(subject, options.budgets))
+        case "refine":
+            console.print(refinements(subject, options.budgets, options.seconds))
         case "workers":
             console.print(workers(subject, options.budgets[0]))
 

@@ -26,7 +26,8 @@ from ..search.data import parts, unfitted
 from ..search.judge import Judge, Loss
 from ..search.menu import Menu
 from ..search.points import Found
-from ..search.search import KNOBS, ROUNDS, Rounds
+from ..search.rounds import Rounds
+from ..search.search import KNOBS, ROUNDS
 from ..search.timing import Timing
 
 Batch = Mapping[str, torch.Tensor]
@@ -66,11 +67,11 @@ class Subject:
             timing=timing,
         )  # fmt: skip
 
-    def search(self, budget: str, menu: Menu) -> Found:
-        """What a search finds with a menu."""
+    def search(self, budget: str, menu: Menu, refine: float = 0.0) -> Found:
+        """What a search finds with a menu, refined for so many seconds."""
         return Rounds(
             self.graph, self.source, Budget.parse(budget), self.parts, menu, self.judge, ROUNDS,
-            lambda *_: None,
+            lambda *_: None, refine=refine,
         ).found()  # fmt: skip
 
     def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:

@@ -15,7 +15,8 @@ from ...passes.recipe import Recipe
 from ..search.budget import Budget
 from ..search.measure import measured
 from ..search.ray_workers import OnRay
-from ..search.search import ROUNDS, Rounds
+from ..search.rounds import Rounds
+from ..search.search import ROUNDS
 from ..search.workers import Forked, Here, Workers
 from .budget_subject import Subject
 

@@ -60,6 +60,9 @@ def run(
     workers: Annotated[
         str, typer.Option(metavar="N|ray", help="Processes that a search measures in.")
     ] = "",
+    refine: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Try neighbours of what a search found.")
+    ] = 0.0,
     times: Annotated[
         Path | None, typer.Option(help="Table of times for ms=, of bench --times FILE.")
     ] = None,
@@ -111,6 +114,8 @@ def run(
             check_choice("dtype", dtype, tuple(pipeline.FLOATS))
         if workers and asked is None:
             raise BadInput("--workers is how many processes search: give --budget too")
+        if refine and asked is None:
+            raise BadInput("--refine goes on from what a search found: give --budget too")
         if times is not None and (asked is None or "ms" not in asked.bounded):
             raise BadInput("--times is the table by which time is bounded: give --budget ms=0.5x")
         if max_error is not None and not max_error > 0:
@@ -123,7 +128,7 @@ def run(
             target=target, original=original, budget=asked, using=knobs, dtype=dtype, part=part,
             paths=_paths(path or []),
             workers=int(workers) if workers.isdecimal() else workers or 0,
-            times=None if times is None else Times.read(times),
+            times=None if times is None else Times.read(times), refine=refine,
         )  # fmt: skip
         if dry_run and asked is not None:
             done = pipeline.dry_search(request, steps)

@@ -123,6 +123,8 @@ class Request:
     """Processes that the search measures in, or ``ray``: see ``search``."""
     times: Times | None = None
     """A table of times that the search goes by where time is bounded: see ``search.times``."""
+    refine: float = 0.0
+    """Seconds that the search may spend on neighbours of what it found: see ``search``."""
 
     def __post_init__(self) -> None:
         amounts = {
@@ -170,7 +172,7 @@ def _searched(
         judged=judged, using=request.using, target=request.target, rounds=rounds,
         progress=progress, checkpoints=checkpoints, workers=request.workers,
         reload=functools.partial(_loaded, request), machine=processor(),
-        times=request.times,
+        times=request.times, refine=request.refine,
     )  # fmt: skip
 
 

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import os
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.core.errors import BadInput
+from .quiet import quiet
 
 KEPT = "kept"
 """The kind of an option that changes nothing."""
 GAP, SECONDS = 1e-4, 60.0
 """At most this far from the best, relatively; and how long is searched for a proof of it."""
+
+
+Key = tuple[Hashable, Any]
+"""Of an option, in any problem of a menu: its place, unit or pair of units, and what it is."""
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,35 @@ class Problem:
     """Groups of units of which one has to stay: a model without any attention, or any feed-forward,
     is not proposed."""
 
+    @property
+    def options(self) -> dict[Key, Option]:
+        """All that there are."""
+        by_owner: list[tuple[Hashable, Sequence[Option]]] = [
+            *((place.name, place.options) for place in self.places),
+            *((name, [option]) for name, option in (*self.units.items(), *self.pairs.items())),
+        ]
+        return {(owner, o.what): o for owner, options in by_owner for o in options}
+
     def corrected(self, factors: Mapping[str, float]) -> Problem:
         """With the losses of each kind multiplied."""
+        return self.with_losses(
+            lambda _, option: option.uncorrected * factors.get(option.kind, 1.0)
+        )
 
-        def option(known: Option) -> Option:
-            loss = known.uncorrected * factors.get(known.kind, 1.0)
-            return replace(
-                known, costs={**known.costs, "loss": loss}, forecast=known.uncorrected
-            )
+    def with_losses(self, loss: Callable[[Key, Option], float]) -> Problem:
+        """With the losses that ``loss`` gives by key and option; what they were before any
+        correction is still known."""
 
-        places = [replace(p, options=[option(o) for o in p.options]) for p in self.places]
-        units = {name: option(o) for name, o in self.units.items()}
-        pairs = {names: option(o) for names, o in self.pairs.items()}
+        def with_loss(owner: Hashable, option: Option) -> Option:
+            costs = {**option.costs, "loss": loss((owner, option.what), option)}
+            return replace(option, costs=costs, forecast=option.uncorrected)
+
+        places = [
+            replace(place, options=[with_loss(place.name, o) for o in place.options])
+            for place in self.places
+        ]
+        units = {name: with_loss(name, o) for name, o in self.units.items()}
+        pairs = {names: with_loss(names, o) for names, o in self.pairs.items()}
         return replace(self, places=places, units=units, pairs=pairs)
 
     def choice(self, chosen: Mapping[str, Option], dropped: Mapping[str, Option]) -> Choice:
@@ -106,9 +123,20 @@ class Choice:
         return [*self.chosen.values(), *self.dropped.values(), *self.pairs.values()]
 
     @property
+    def keys(self) -> list[Key]:
+        """Of all that was taken."""
+        parts = (*self.chosen.items(), *self.dropped.items(), *self.pairs.items())
+        return [(owner, option.what) for owner, option in parts]
+
+    @property
     def key(self) -> tuple[Any, ...]:
         """Equal for choices that make the same recipe."""
         return (tuple((name, o.what) for name, o in self.chosen.items()), tuple(self.dropped))
+
+
+Rows = Callable[[Problem], Sequence[Any]]
+"""Further ``LinearConstraint`` of SciPy's on the variables of a problem: 0 or 1 for each option of
+each place, then for each unit, then for each pair of units."""
 
 
 def solve(problems: Sequence[Problem], limits: Mapping[str, float], goal: str) -> Choice:
@@ -116,16 +144,17 @@ def solve(problems: Sequence[Problem], limits: Mapping[str, float], goal: str) -
 
     Raises ``BadInput`` where there is none, with the nearest that there is.
     """
-    choice = _best(problems, limits, goal)
+    choice = best(problems, limits, goal)
     if choice is None:
         raise BadInput(_nearest(problems, limits))
     return choice
 
 
-def _best(
-    problems: Sequence[Problem], limits: Mapping[str, float], goal: str
+def best(
+    problems: Sequence[Problem], limits: Mapping[str, float], goal: str, rows: Rows | None = None
 ) -> Choice | None:
-    choices = (_solved(problem, limits, goal) for problem in problems)
+    """As ``solve``, and within further ``rows``; ``None`` where there is no such choice."""
+    choices = (_solved(problem, limits, goal, rows) for problem in problems)
     return min(
         (one for one in choices if one is not None), key=lambda c: c.costs[goal], default=None
     )
@@ -134,7 +163,7 @@ def _best(
 def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
     """Which bound cannot be kept, and what can."""
     for measure, limit in limits.items():
-        least = _best(problems, {}, measure)
+        least = best(problems, {}, measure)
         assert least is not None
         if least.costs[measure] > limit:
             return (
@@ -143,7 +172,7 @@ def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
             )
     kept: dict[str, float] = {}
     for measure, limit in limits.items():
-        least = _best(problems, kept, measure)
+        least = best(problems, kept, measure)
         assert least is not None
         if least.costs[measure] > limit:
             others = " and ".join(f"{m} within {_shown(m, v)}" for m, v in kept.items())
@@ -161,12 +190,14 @@ def _shown(measure: str, value: float) -> str:
     return f"{value:.4g}{' ms' if measure == 'ms' else ''}"
 
 
-def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice | None:
+def _solved(
+    problem: Problem, limits: Mapping[str, float], goal: str, rows: Rows | None
+) -> Choice | None:
     from scipy.optimize import Bounds, LinearConstraint, milp
 
     columns = _Columns.of(problem)
     target = columns.costs(goal)
-    constraints = [*columns.constraints]
+    constraints = [*columns.constraints, *(rows(problem) if rows is not None else ())]
     for measure, limit in limits.items():
         room = limit - problem.fixed.get(measure, 0.0)
         row = columns.costs(measure)
@@ -175,30 +206,12 @@ def _solved(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice 
         # an absolute 1e-6.
         constraints.append(LinearConstraint(row[None] / scale * 1e6, -np.inf, room / scale * 1e6))
     scale = max(float(np.abs(target).max(initial=0.0)), 1e-300)
-    with _silent():
+    with quiet():
         solution = milp(
             target / scale * 1e4, constraints=constraints, integrality=np.ones(len(target)),
             bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "time_limit": SECONDS},
         )  # fmt: skip
     return None if solution.x is None else columns.choice(solution.x > 0.5)
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Without what HiGHS 1.12 prints of its heuristics, past Python, on the process's own standard
-    output, where a manifest may be printed."""
-    library = ctypes.CDLL(None)
-    sys.stdout.flush()
-    library.fflush(None)
-    kept = os.dup(1)
-    try:
-        with Path(os.devnull).open("wb") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            yield
-            library.fflush(None)
-    finally:
-        os.dup2(kept, 1)
-        os.close(kept)
 
 
 @dataclass(frozen=True)

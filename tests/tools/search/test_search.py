@@ -43,7 +43,8 @@ from graphwright.tools.search.measure import measured
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
-from graphwright.tools.search.search import Rounds, search
+from graphwright.tools.search.rounds import Rounds
+from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, excess_of_pairs, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
@@ -529,5 +530,7 @@ def test_the_command_refuses_a_recipe_beside_a_budget(plain_artifact: Path, comm
     assert code == 2 and "give --budget too" in err
     code, _, err = command("zoo:tiny-vit", "--workers", "2")
     assert code == 2 and "how many processes search: give --budget too" in err
+    code, _, err = command("zoo:tiny-vit", "--refine", "60")
+    assert code == 2 and "goes on from what a search found: give --budget too" in err
     code, _, err = command("front", str(plain_artifact))
     assert code == 2 and ("not searched for" in err or "holds no" in err)

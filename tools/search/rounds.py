@@ -1,0 +1,236 @@
+"""Rounds of a search: measure what was chosen, correct the forecasts, solve again, refine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from ...ir.core.errors import BadInput
+from ...ir.core.view import View
+from ...passes.checkpoint_store import CheckpointStore, is_remembered, remembered
+from .budget import Budget
+from .correct import corrections
+from .data import Parts
+from .judge import Judge, Loss
+from .measure import measured
+from .menu import Menu
+from .pace import SLACK, Pace
+from .points import Found, Point
+from .refine import MOST_STEPS, PATIENCE, SEED, Allowance, neighbours
+from .skips import graph_measures
+from .solve import Choice, solve
+from .workers import Here, Workers
+
+Progress = Callable[[str, int, int], None]
+STEPS = (0.7, 1.4)
+"""Beside a bound, the multiples of it that the first round measures too: corrections of forecasts
+need recipes that differ."""
+FRONT = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
+"""Multiples of what was found, at which the front is forecast."""
+
+
+class Rounds:
+    """Measure, correct, solve again: what ``search`` does with a menu."""
+
+    def __init__(
+        self, graph: View, source: View, budget: Budget, data: Parts, menu: Menu, judge: Judge,
+        rounds: int, progress: Progress, checkpoints: CheckpointStore | None = None,
+        workers: Workers | None = None, refine: float = 0.0,
+    ) -> None:  # fmt: skip
+        self.graph, self.budget, self.data, self.menu = graph, budget, data, menu
+        self.judge, self.rounds, self.tell, self.seconds = judge, rounds, progress, refine
+        self.checkpoints = checkpoints
+        self.workers = workers or Here(partial(measured, graph, judge, data.fit))
+        self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
+        if menu.times is not None:
+            self.source["ms"] = menu.times.whole
+        self.pace = Pace(source, menu, judge.batches[0])
+        self.limits = budget.limits(self.source)
+        self.measured: dict[object, Point] = {}
+        self.factors: Mapping[str, float] = {}
+
+    def found(self) -> Found:
+        """Measured rounds, until a choice comes again; then neighbours of the best."""
+        first = self.solve(self.menu, self.limits)
+        notes = list(self.menu.notes)
+        if not self.rounds:
+            return self._outcome(
+                self.forecast(first), [*notes, "forecast alone: nothing was measured"]
+            )
+        try:
+            for number in range(self.rounds):
+                if not self.round(number):
+                    break
+            if self.seconds:
+                self.refine()
+        except KeyboardInterrupt:
+            if self.best() is None:
+                raise
+            notes.append("interrupted: the best that had been measured by then")
+        best = self.best()
+        if best is None:
+            raise BadInput(self._lost())
+        return self._outcome(best, notes)
+
+    def _outcome(self, best: Point, notes: list[str]) -> Found:
+        notes += self.pace.notes(best.choice, best.costs)
+        return Found(
+            best.recipe, best, self.budget, self.limits, self.source, self.front(best),
+            self.factors, self.menu, self.judge, notes,
+        )  # fmt: skip
+
+    def round(self, number: int) -> bool:
+        """Measure the choice at the budget, and that of bits alone, which forecasts may have missed
+        narrowly; at first the neighbours too. Whether any of it was news."""
+        scaled = [1.0, *(STEPS if number == 0 else ())]
+        choices = [self._near(self.menu, scale) for scale in scaled]
+        choices.append(self._near(self.menu.bits_alone(), 1.0))
+        news = {
+            choice.key: choice for choice in choices
+            if choice is not None and choice.key not in self.measured
+        }  # fmt: skip
+        self.measure(list(news.values()), f"round {number + 1}")
+        self.factors = corrections(self._known(), self.menu.kinds)
+        return bool(news)
+
+    def refine(self) -> None:
+        """Measure neighbours of the best, while there is time for it and a few steps bring one;
+        those of the nearest where nothing keeps the bounds."""
+        allowance, rng, vain = Allowance(self.seconds), np.random.default_rng(SEED), 0
+        for step in range(MOST_STEPS):
+            best = self.best()
+            if vain == PATIENCE or not allowance.step():
+                return
+            news = neighbours(
+                self.menu.corrected(self.factors), self._known(), (best or self._nearest()).choice,
+                self.additive_limits(self.limits), self.budget.goal, rng,
+            )  # fmt: skip
+            if not news:
+                return
+            self.measure(news, f"refining, step {step + 1}")
+            self.factors = corrections(self._known(), self.menu.kinds)
+            vain = vain + 1 if self.best() is best else 0
+
+    def _known(self) -> list[tuple[Choice, float]]:
+        """The measured choices with their losses, as these add up."""
+        return [(point.choice, self._additive(point)) for point in self.measured.values()]
+
+    def solve(self, menu: Menu, limits: Mapping[str, float]) -> Choice:
+        """The choice within limits by forecasts as they are corrected now."""
+        return solve(menu.corrected(self.factors), self.additive_limits(limits), self.budget.goal)
+
+    def additive_limits(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """What forecasts may say for a run to keep limits."""
+        within = {
+            m: self.judge.additive(limit) if m == "loss" else limit for m, limit in limits.items()
+        }
+        if "ms" in within:
+            within["ms"] = self.pace.forecast(within["ms"])
+        return within
+
+    def _near(self, menu: Menu, scale: float) -> Choice | None:
+        """The choice where the bounds are so many times as large; ``None`` where there is none."""
+        try:
+            return self.solve(menu, {m: limit * scale for m, limit in self.limits.items()})
+        except BadInput:
+            return None
+
+    def measure(self, choices: Sequence[Choice], what: str) -> None:
+        """Run the recipe of each choice on the fitting part, and judge it."""
+        asked = []
+        for choice in choices:
+            if is_remembered(self.checkpoints, self._key(choice)):
+                self._add(choice, dict)
+            else:
+                asked.append(choice)
+
+        def begin(place: int) -> None:
+            best = self.best()
+            so_far = "" if best is None else f", best so far {self._shown(best)}"
+            most = max(len(STEPS) + 2 * self.rounds, len(self.measured) + len(asked) - place)
+            self.tell(f"{what}: measuring{so_far}", len(self.measured), most)
+
+        self.workers.run(
+            [self.menu.recipe(choice) for choice in asked], begin,
+            lambda place, known: self._add(asked[place], lambda: known),
+        )  # fmt: skip
+        for choice in choices:  # in their order, whichever came first: ties are broken by it
+            self.measured[choice.key] = self.measured.pop(choice.key)
+
+    def _key(self, choice: Choice) -> str:
+        return f"measured {self.menu.recipe(choice)}"
+
+    def _add(self, choice: Choice, measure: Callable[[], dict[str, Any]]) -> None:
+        """The point of a choice, by what is remembered of it or measured."""
+
+        def measured_and_timed() -> dict[str, Any]:
+            known = measure()
+            return {**known, "costs": {**known["costs"], **self.pace.of(choice)}}
+
+        known = remembered(self.checkpoints, self._key(choice), measured_and_timed)
+        self.pace.learn(choice, known["costs"])
+        loss = Loss(*known["loss"])
+        costs = {**choice.costs, **known["costs"], "loss": loss.value}
+        self.measured[choice.key] = Point(choice, self.menu.recipe(choice), costs, loss)
+
+    def _shown(self, point: Point) -> str:
+        ms = f" and {point.costs['ms']:.4g} ms" if "ms" in point.costs else ""
+        return f"loss {point.costs['loss']:.2%} in {point.costs['bytes'] / 1e6:.4g} MB{ms}"
+
+    def _additive(self, point: Point) -> float:
+        assert point.measured is not None
+        return self.judge.additive(point.measured.value)
+
+    def best(self) -> Point | None:
+        """Of what was measured and keeps all bounds, the one of the least goal.
+
+        Losses are compared by the upper ends of their intervals: the lowest of several that are
+        nearly equal would else be the one that the judged rows were kindest to.
+        """
+        kept = [
+            point for point in self.measured.values()
+            if all(point.costs[m] <= SLACK.get(m, 1.0) * limit for m, limit in self.limits.items())
+        ]  # fmt: skip
+        return min(kept, key=self._rank, default=None)
+
+    def _rank(self, point: Point) -> tuple[float, float]:
+        assert point.measured is not None
+        goal = self.budget.goal
+        return point.measured.high if goal == "loss" else point.costs[goal], point.costs["bytes"]
+
+    def _nearest(self) -> Point:
+        return min(self.measured.values(), key=lambda point: point.costs["loss"])
+
+    def _lost(self) -> str:
+        nearest = self._nearest()
+        return (
+            f"nothing that was measured keeps {self.budget}: the nearest has {self._shown(nearest)}"
+        )
+
+    def forecast(self, choice: Choice) -> Point:
+        """A choice by its forecast, as it is corrected now."""
+        costs = {**choice.costs, "loss": self.judge.figure(choice.costs["loss"])}
+        if "ms" in costs:
+            costs["ms"] = self.pace.expected(costs["ms"])
+        return Point(choice, self.menu.recipe(choice), costs)
+
+    def front(self, best: Point) -> list[Point]:
+        """Measured points, and forecasts at other sizes, by bytes."""
+        points = list(self.measured.values())
+        others = {m: limit for m, limit in self.limits.items() if m not in ("bytes", "loss")}
+        if "ms" in others:
+            others["ms"] = self.pace.forecast(others["ms"])
+        for scale in FRONT:
+            limits = {**others, "bytes": scale * best.costs["bytes"]}
+            try:
+                choice = solve(self.menu.corrected(self.factors), limits, "loss")
+            except BadInput:
+                continue
+            if choice.key in self.measured or choice.key == best.choice.key:
+                continue
+            points.append(self.forecast(choice))
+        points += [] if best.measured else [best]
+        return sorted(points, key=lambda p: p.costs["bytes"])
