@@ -11,7 +11,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import MISSING, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from ..ir.core.errors import BadInput, near_misses
 from ..ir.vocab.targets import Target
 from .base import Pass
 from .recipe_file import SUFFIXES, read_recipe_file
+from .recipe_text import option_of, read
 from .registry import pass_class
 from .rules import check_order
 
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[^\s{}\[\]=,"]+|[{}\[\]=,]')
 FOLDER = Path(__file__).with_name("recipes")
 """The built-in recipes, one TOML file each."""
 SCHEMES = {
@@ -34,8 +34,6 @@ SCHEMES = {
 """Recipes by the names that llm-compressor and vLLM give to a scheme of weights: symmetric, in
 groups of 128 inputs or a scale a row; activations stay floats, or are rounded to 8 bits by token
 as the model runs (A8). Other files call them so."""
-ALIASES = {"group_size": "group", "block_size": "group", "ignore": "exclude"}
-"""What other tools call an option."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +70,7 @@ class Recipe:
     @classmethod
     def parse(cls, text: str) -> Recipe:
         """Raises ``BadInput`` on bad syntax, an unknown pass or option, a value out of range."""
-        return checked(cls(tuple(_parse(text))))
+        return checked(cls(tuple(make_step(name, options) for name, options in read(text))))
 
     @classmethod
     def of(cls, *passes: Pass) -> Recipe:
@@ -158,72 +156,6 @@ def checked(recipe: Recipe) -> Recipe:
     return recipe
 
 
-def _parse(text: str) -> Iterator[Step]:
-    tokens = _tokens(text)
-    position = 0
-    while True:
-        name, position = _word(tokens, position, "the name of a pass", text)
-        options: list[tuple[str, Any]] = []
-        if position < len(tokens) and tokens[position] == "{":
-            options, position = _options(tokens, position + 1, text)
-        yield make_step(name, options)
-        if position == len(tokens):
-            return
-        if tokens[position] != ",":
-            raise BadInput(f"recipe {text!r}: expected ',' before {tokens[position]!r}")
-        position += 1
-
-
-def _tokens(text: str) -> list[str]:
-    tokens = _TOKEN.findall(text)
-    if "".join(tokens) != re.sub(r"\s+", "", text) and '"' not in text:
-        raise BadInput(f"recipe {text!r}: cannot be read")
-    if text.count('"') % 2 and '\\"' not in text:
-        raise BadInput(f"recipe {text!r}: a quote is not closed")
-    return tokens
-
-
-def _word(tokens: Sequence[str], position: int, what: str, text: str) -> tuple[str, int]:
-    if position >= len(tokens) or tokens[position] in "{}[]=,":
-        token = tokens[position] if position < len(tokens) else "the end"
-        raise BadInput(f"recipe {text!r}: expected {what}, got {token!r}")
-    word = tokens[position]
-    if word.startswith('"'):
-        word = re.sub(r"\\(.)", r"\1", word[1:-1])
-    return word, position + 1
-
-
-def _options(tokens: Sequence[str], position: int, text: str) -> tuple[list[tuple[str, Any]], int]:
-    options: list[tuple[str, Any]] = []
-    while position < len(tokens) and tokens[position] != "}":
-        name, position = _word(tokens, position, "an option or '}'", text)
-        if position >= len(tokens) or tokens[position] != "=":
-            raise BadInput(f"recipe {text!r}: the option {name} needs '=' and a value")
-        position += 1
-        value: Any
-        if position < len(tokens) and tokens[position] == "[":
-            items = []
-            position += 1
-            while position < len(tokens) and tokens[position] != "]":
-                item, position = _word(tokens, position, "a value or ']'", text)
-                items.append(item)
-            value, position = tuple(items), position + 1
-        else:
-            value, position = _word(tokens, position, f"a value for {name}", text)
-            while position < len(tokens) and tokens[position] == ",":
-                more, position = _word(tokens, position + 1, f"a value for {name}", text)
-                if tokens[position : position + 1] == ["="]:
-                    raise BadInput(
-                        f"recipe {text!r}: options are separated by a space, not by a comma: "
-                        f"{name}={value} {more}=..."
-                    )
-                value = f"{value},{more}"
-        options.append((name, value))
-    if position >= len(tokens):
-        raise BadInput(f"recipe {text!r}: '}}' is missing")
-    return options, position + 1
-
-
 def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
     """A pass from option texts or values. Raises ``BadInput`` naming the pass and the option."""
     pass_ = pass_class(name)
@@ -231,9 +163,7 @@ def make_step(name: str, options: Sequence[tuple[str, Any]]) -> Step:
     known = [f.name for f in fields(pass_)]
     values: dict[str, Any] = {}
     for written, raw in options:
-        option = written if written in known else ALIASES.get(written, written)
-        if option not in known:
-            raise BadInput(f"{name} has no option {written!r}; {near_misses(option, known)}")
+        option = option_of(name, written, known)
         if option in values:
             raise BadInput(f"{name}: the option {option} is given twice")
         values[option] = _convert(name, option, raw, hints[option])

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import importlib
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..ir.core.errors import BadInput, near_misses
-from .base import Pass
+
+if TYPE_CHECKING:
+    from .base import Pass
 
 GROUP = "graphwright.passes"
 """The entry point group of third-party passes: ``my-pass = "package.module:MyPass"``."""
@@ -95,15 +99,30 @@ def class_name(name: str) -> str:
     return place.partition(":")[2]
 
 
+def check_pass_name(name: str) -> None:
+    """Raises ``BadInput`` with near misses where there is no such pass. Nothing is imported."""
+    if name not in _BUILT_IN and name not in _third_party():
+        raise BadInput(f"there is no pass {name!r}; {near_misses(name, pass_names())}")
+
+
+def source_of(name: str) -> tuple[Path, str] | None:
+    """The file and the class of a built-in pass; ``None`` of another."""
+    if name not in _BUILT_IN:
+        return None
+    module, _, attribute = _BUILT_IN[name].partition(":")
+    return Path(__file__).parent.joinpath(*module.split(".")).with_suffix(".py"), attribute
+
+
 def pass_class(name: str) -> type[Pass]:
     """The class of a pass. Raises ``BadInput`` with near misses where there is none."""
+    from .base import Pass
+
+    check_pass_name(name)
     if name in _BUILT_IN:
         module, _, attribute = _BUILT_IN[name].partition(":")
         entry = getattr(importlib.import_module(f"{__package__}.{module}"), attribute)
-    elif name in _third_party():
-        entry = _third_party()[name].load()
     else:
-        raise BadInput(f"there is no pass {name!r}; {near_misses(name, pass_names())}")
+        entry = _third_party()[name].load()
     if not (isinstance(entry, type) and issubclass(entry, Pass)):
         raise BadInput(f"the entry point {name!r} is not a graphwright pass: {entry!r}")
     return entry

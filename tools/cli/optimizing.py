@@ -9,7 +9,17 @@ import typer
 
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import uncollected
-from .options import Json, Model, Part, Trust, Verbose, check_choice, make_console, print_json
+from .options import (
+    Json,
+    Model,
+    Part,
+    Passes,
+    Trust,
+    Verbose,
+    check_choice,
+    make_console,
+    print_json,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -26,7 +36,7 @@ def run(
     recipe: Annotated[
         str, typer.Option("-r", "--recipe", help="A recipe's name, or a TOML or YAML file.")
     ] = "",
-    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    passes: Passes = "",
     out: Annotated[
         Path | None, typer.Option("-o", "--out", "--output", help="Artifact folder.")
     ] = None,
@@ -148,7 +158,7 @@ def run(
 
 def explain(
     model: Model,
-    passes: Annotated[str, typer.Option("-p", "--passes", help="Passes, as text.")] = "",
+    passes: Passes = "",
     recipe: Annotated[str, typer.Option("-r", "--recipe")] = "",
     part: Part = "",
     trust_remote_code: Trust = False,

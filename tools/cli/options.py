@@ -32,7 +32,19 @@ def checked_model(name: str) -> str:
     return name
 
 
+def checked_passes(text: str) -> str:
+    """Likewise: what passes and options are called."""
+    from ...passes.option_names import check_names
+
+    if text:
+        check_names(text)
+    return text
+
+
 Model = Annotated[str, typer.Argument(metavar="MODEL", help=MODEL_HELP, callback=checked_model)]
+Passes = Annotated[
+    str, typer.Option("-p", "--passes", help="Passes, as text.", callback=checked_passes)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print the manifest, and only it, on stdout.")]
 Verbose = Annotated[bool, typer.Option("-v", "--verbose", help="Show tracebacks.")]
 Trust = Annotated[bool, typer.Option("--trust-remote-code", help="Let a hub model run its code.")]

@@ -18,7 +18,7 @@ finally:
 """
 
 
-MISTAKES = (["--no-such-option"], ["insect"])
+MISTAKES = (["--no-such-option"], ["insect"], ["zoo:minilm", "-p", "quantize{bitz=4}"])
 
 
 @pytest.mark.parametrize(
