@@ -185,7 +185,7 @@ def measured(outcome: Found) -> list[tuple[Any, ...]]:
 
 def test_a_refinement_finds_the_best_where_forecasts_mislead_the_rounds(spend: Spend) -> None:
     better = []
-    for seed, size in ((1, 20), (2, 14), (3, 20)):
+    for seed, size in ((1, 20), (3, 20)):
         alone, refined = (spend(f"bytes={size}", s, seed=seed)[0] for s in (0, math.inf))
         optimum = best([true(problem(), seed)], {"bytes": size}, "loss")
         assert optimum is not None and refined.best.costs["bytes"] <= size

@@ -486,7 +486,7 @@ def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     from graphwright.tools.cli.main import main
 
     folder = tmp_path_factory.mktemp("searched")
-    (folder / "text.txt").write_text("\n\n".join(english_sentences(300)))
+    (folder / "text.txt").write_text("\n\n".join(english_sentences(150)))
     command = [str(language_model), "--budget", "bytes=60%", "--calib", str(folder / "text.txt"),
                "--calib-length", "32", "-o", str(folder / "out")]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leave:
