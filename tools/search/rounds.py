@@ -65,7 +65,10 @@ class Rounds:
                 if not self.round(number):
                     break
             if self.seconds:
+                before = len(self.measured)
                 self.refine()
+                count = len(self.measured) - before
+                notes.append(f"refined: {count} neighbours of what was found were measured too")
         except KeyboardInterrupt:
             if self.best() is None:
                 raise

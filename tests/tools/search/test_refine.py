@@ -205,6 +205,7 @@ def test_where_the_loss_is_bounded_bytes_are_saved_and_the_bound_is_met(spend: S
 
 
 def test_a_refinement_is_the_same_whoever_measures_and_goes_on_when_killed(spend: Spend) -> None:
+    rounds = len(measured(spend("bytes=14", 0)[0]))
     once, oracle = spend("bytes=14", math.inf)
     assert measured(spend("bytes=14", math.inf, backwards=True)[0]) == measured(once)
     store = Memory()
@@ -213,6 +214,7 @@ def test_a_refinement_is_the_same_whoever_measures_and_goes_on_when_killed(spend
     assert len(measured(broken)) == oracle.count - 3
     again, rest = spend("bytes=14", math.inf, store)
     assert rest.count == 3 and measured(again) == measured(once)
+    assert once.notes[-1].startswith(f"refined: {len(measured(once)) - rounds} neighbours")
 
 
 def test_a_step_begins_where_it_fits_into_the_time(monkeypatch: pytest.MonkeyPatch) -> None:

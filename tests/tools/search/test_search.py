@@ -392,6 +392,7 @@ def test_what_cannot_be_searched_is_refused(views: dict[str, View], batches: Bat
     assert "give --calib DATA" in refused(calibration=[])
     assert "did you mean bits" in refused(using=("bit",))
     assert "such as by kv=50%" in refused(using=("tokens",))
+    assert "refine=-1: seconds, 0 or more" in refused(refine=-1)
 
 
 def test_forecasts_are_corrected_by_what_was_measured() -> None:
