@@ -12,6 +12,7 @@ import torch
 from ..core.errors import BadInput
 from ..core.types import DTYPE_NAMES
 from ..core.weights import CastWeight, MemoryWeight, Weight
+from ..ops.nbit_weight import NBitWeight
 from .hf_experts import by_expert
 
 NAMED = 5
@@ -95,11 +96,15 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     weights: dict[str, Weight] = {}
     keys: dict[str, str] = {}
+    turned = {name for name, part in model.named_modules() if type(part).__name__ == "Conv1D"}
     for name, tensor in state.items():
         forms = (name, prefix + name, name.removeprefix(prefix))
         key = next((table[s] for s in forms if s in table), None)
         if key is not None:
-            weights[name], keys[name] = _fit(name, handles[key], tensor), key
+            handle = handles[key]
+            if isinstance(handle, NBitWeight) and name.removesuffix(".weight") in turned:
+                handle = handle.transposed()  # GPT-2's: [in, out], and codes are of [out, in]
+            weights[name], keys[name] = _fit(name, handle, tensor), key
     shared = {id(state[name]): name for name in weights}
     parameters = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in parameters.items():

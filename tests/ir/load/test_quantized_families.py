@@ -41,7 +41,8 @@ def model_of(name: str, **sizes: Any) -> Any:
 
     config = getattr(transformers, f"{name}Config")(**SIZES | sizes)
     torch.manual_seed(0)
-    model = getattr(transformers, f"{name}ForCausalLM")(config)
+    head = "LMHeadModel" if name == "GPT2" else "ForCausalLM"
+    model = getattr(transformers, f"{name}{head}")(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += torch.randn(parameter.shape) * 0.05
@@ -124,11 +125,14 @@ def quantize(model: Any, layout: Layout, out: Path) -> tuple[Path, Any, list[str
     stored, names = dict(dense), []
     rng = np.random.default_rng(0)
     for name, tensor in dense.items():
-        if tensor.dim() != 2 or ".layers." not in name or name.endswith("gate.weight"):
+        if tensor.dim() != 2 or ".0." not in name or name.endswith("gate.weight"):
             continue
         names.append(name.removesuffix(".weight"))
         del stored[name]
-        parts, dense[name] = layout(rng.integers(0, 16, tensor.shape), rng)
+        turned = ".c_" in name  # GPT-2's classes have [in, out]
+        shape = tensor.T.shape if turned else tensor.shape
+        parts, numbers = layout(rng.integers(0, 16, shape), rng)
+        dense[name] = (numbers.T if turned else numbers).contiguous()
         stored |= {f"{names[-1]}.{part}": data.contiguous() for part, data in parts.items()}
     save_file(dense, out / "dense" / "model.safetensors", {"format": "pt"})
     folder = out / "quantized"
@@ -148,13 +152,15 @@ def quantize(model: Any, layout: Layout, out: Path) -> tuple[Path, Any, list[str
         ("Qwen2Moe", PICKED | {"moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
          awq, "mlp.experts.2.up_proj", 4 + 9 + 3),
         ("Phi3", {}, packed, "mlp.gate_up_proj", 4),
+        ("GPT2", {}, gptq, "attn.c_attn", 4),
     ],
 )  # fmt: skip
 def test_linears_of_a_kind_are_read_as_they_are_stored(
     name: str, sizes: dict[str, Any], layout: Layout, linear: str, count: int, tmp_path: Path
 ) -> None:
     folder, model, names = quantize(model_of(name, **sizes), layout, tmp_path)
-    assert f"model.layers.0.{linear}" in names and len(names) == count
+    path = "transformer.h.0" if name == "GPT2" else "model.layers.0"
+    assert f"{path}.{linear}" in names and len(names) == count
     view = checked(folder, model, count, experts=3 * bool(sizes))
     if not sizes:
         return
