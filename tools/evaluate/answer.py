@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ...ir.core.errors import BadInput, Missing
+from ...ir.core.errors import BadInput
 from ...ir.load.side_files import read_json
-from ..data.text import read_lines
+from .data_lines import lines_of
 from .stats import bootstrap, wilson
 from .subject import ANSWERS, Subject
 from .task import EvalResult, Finite, Setting, Task
@@ -164,20 +164,14 @@ def _asked(setting: Setting) -> list[Asked]:
 
     Raises ``Missing`` without a file, ``BadInput`` for a line that lacks something.
     """
-    path = setting.data
-    if path is None:
-        raise Missing(f"answer needs questions: give --data FILE.jsonl: {FORM}")
-    if not path.is_file():
-        raise Missing(f"{path}: no such file: --data of answer takes {FORM}")
+    lines = lines_of(setting.data, "answer", FORM, ("question", "context"), "questions")
     asked = []
-    for number, line in enumerate(read_lines(path, ("question", "context")), 1):
+    for number, line in enumerate(lines, 1):
         answers = line.get("answers")
         # SQuAD's own files hold {"text": [...], "answer_start": [...]}.
         answers = answers.get("text") if isinstance(answers, dict) else answers
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(answers, list) or not all(isinstance(a, str) for a in answers):
-            raise BadInput(f"{path}, question {number}: has no answers; it takes {FORM}")
+            raise BadInput(f"{setting.data}, question {number}: has no answers; it takes {FORM}")
         asked.append(Asked(line["question"], line["context"], tuple(answers)))
-    if not asked:
-        raise BadInput(f"{path}: empty: it takes {FORM}")
     return asked[: setting.samples]

@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from ...ir.core.errors import BadInput, Missing
+from ...ir.core.errors import BadInput
 from ...ir.load.side_files import read_json
 from ..data.images import Preprocessing
-from ..data.text import read_lines
+from .data_lines import lines_of
 from .pictures import BATCH, Exam
 from .sentences import encoded
 from .subject import IMAGE, Subject
@@ -37,18 +37,12 @@ def labelled(subject: Subject, setting: Setting) -> list[Labelled]:
     Raises ``Missing`` without a file, ``BadInput`` for a line without a label, or of no class.
     """
     path, key = setting.data, "image" if subject.kind == IMAGE else "text"
-    if path is None:
-        raise Missing(f"classify needs labels for {subject.name}: give --data FILE.jsonl: {FORM}")
-    if not path.is_file():
-        raise Missing(f"{path}: no such file: --data of classify takes {FORM}")
+    lines = lines_of(path, "classify", FORM, (key,), f"labels for {subject.name}")
     names = read_json(subject.folder, "config.json").get("id2label")
     known = {str(name): int(number) for number, name in names.items()} if names else {}
-    lines = read_lines(path, (key,))[: setting.samples]
-    if not lines:
-        raise BadInput(f"{path}: empty: it takes {FORM}")
     return [
         Labelled(line[key], *_label(line, known, f"{path}, sample {number}"))
-        for number, line in enumerate(lines, 1)
+        for number, line in enumerate(lines[: setting.samples], 1)
     ]
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 from ...backends.generation.decode import Decoder
 from ...backends.generation.sampling import Sampling
-from ...ir.core.errors import BadInput, Missing
+from ...ir.core.errors import BadInput
 from ...ir.load.side_files import end_tokens
 from ..data.images import Placeholders, Preprocessing
-from ..data.text import read_lines
+from .data_lines import lines_of
 from .stats import bootstrap
 from .subject import Subject
 from .task import EvalResult, Setting
@@ -43,18 +43,14 @@ def own_questions(setting: Setting) -> list[OwnQuestion]:
     """
     assert setting.data is not None
     path = setting.data
-    if not path.is_file():
-        raise Missing(f"{path}: no such file: --data of vqa takes {FORM}")
     questions = []
-    for number, line in enumerate(read_lines(path, ("image", "question")), 1):
+    for number, line in enumerate(lines_of(path, "vqa", FORM, ("image", "question")), 1):
         answers = line.get("answers", line.get("answer"))
         answers = [answers] if isinstance(answers, str) else answers
         if not isinstance(answers, list) or not answers or not all(map(_is_text, answers)):
             raise BadInput(f"{path}, question {number}: has no answers; it takes {FORM}")
         prompt = line.get("prompt", line["question"])
         questions.append(OwnQuestion(path.parent / line["image"], str(prompt), tuple(answers)))
-    if not questions:
-        raise BadInput(f"{path}: empty: it takes {FORM}")
     return questions[: setting.samples]
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ...ir.core.errors import BadInput, Missing, first_line
 from ...ir.core.quiet import quiet
-from ..data.text import read_lines
+from .data_lines import lines_of
 from .subject import Subject
 from .task import Setting
 
@@ -36,12 +36,9 @@ def recordings(setting: Setting) -> list[Recording]:
     Raises ``Missing`` without a file, ``BadInput`` for a line that lacks something.
     """
     path = setting.data
-    if path is None:
-        raise Missing(f"transcribe needs recordings: give --data FILE.jsonl: {FORM}")
-    if not path.is_file():
-        raise Missing(f"{path}: no such file: --data of transcribe takes {FORM}")
-    rows = [Recording(path.parent / line["audio"], line["text"])
-            for line in read_lines(path, ("audio", "text"))]  # fmt: skip
+    lines = lines_of(path, "transcribe", FORM, ("audio", "text"), "recordings")
+    assert path is not None  # without one there are no lines
+    rows = [Recording(path.parent / line["audio"], line["text"]) for line in lines]
     if not any(row.text.split() for row in rows):
         raise BadInput(f"{path}: no word is said in it: it takes {FORM}")
     return rows[: setting.samples]
