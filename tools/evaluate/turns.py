@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ...backends.base import Executable
 from ...backends.registry import compile
 from ...ir.core.view import View
 
@@ -27,14 +28,23 @@ class Setting:
 
 
 def timed(views: Sequence[View], setting: Setting) -> list[float]:
-    """The least time of each graph in ms, all of them run in turns; of one thread the processor's
-    time, on which what else runs there weighs less.
+    """The least time of each graph in ms, all of them run in turns: see ``timed_runs``."""
+    return timed_runs(compiled(views, setting.threads), setting)
+
+
+def compiled(views: Sequence[View], threads: int) -> list[Executable]:
+    """Each graph in ONNX Runtime."""
+    return [compile(view, backend="onnxruntime", threads=threads) for view in views]
+
+
+def timed_runs(runs: Sequence[Executable], setting: Setting) -> list[float]:
+    """The least time of each run in ms, all of them in turns; of one thread the processor's time,
+    on which what else runs there weighs less.
 
     In its turn a graph runs twice and the second run counts: the first one finds its weights thrown
     out of the processor's caches by the others', and that by how many they are. Of the inputs
     it gets those that it takes: without its attention, a block has no cache.
     """
-    runs = [compile(v, backend="onnxruntime", threads=setting.threads) for v in views]
     clock = time.process_time if setting.threads == 1 else time.perf_counter
     taken = [{n: x for n, x in setting.inputs.items() if n in run.input_names} for run in runs]
     least = [math.inf] * len(runs)

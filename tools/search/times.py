@@ -9,7 +9,7 @@ from pathlib import Path as FilePath
 
 from ...ir.core.errors import BadInput
 from ...ir.structure.recognize import Linear
-from .forms import Form, Path
+from .forms import PATHS, Form, Path
 
 MAKE = "optimize-model bench MODEL --times FILE measures one"
 
@@ -68,8 +68,8 @@ class Times:
 
 def _between(known: Mapping[str, float], path: Path) -> float:
     """Of a path, by the line through the two ranks that were timed."""
-    ranks = {rank: known[str(Path(rank, path.bits))] for rank in range(1, 257)
-             if str(Path(rank, path.bits)) in known}  # fmt: skip
+    kind = (other for other in PATHS if other.bits == path.bits)
+    ranks = {other.rank: known[str(other)] for other in kind if str(other) in known}
     if len(ranks) < 2:
         raise BadInput(f"the table of times has no paths of low rank: {MAKE}")
     (low, a), (high, b) = min(ranks.items()), max(ranks.items())

@@ -28,7 +28,7 @@ from ...passes.base import Context, Pass
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.stored import reason_against_storing
 from ...passes.weights.factor_form import FactorForm, graft_group
-from ..evaluate.turns import Setting, timed
+from ..evaluate.turns import Setting, compiled, timed_runs
 from .data import Parts
 from .forms import FAST, FED_BACK, PATHS, ROUNDED, Form, Path
 from .recipe_of import Cut, Held, HeldTables, recipe_of
@@ -59,10 +59,11 @@ def clock_of(inputs: Mapping[str, torch.Tensor], threads: int, seconds: float = 
     """What times graphs in turns on some inputs, the first of them, the source, at both ends."""
 
     def clock(views: Sequence[View]) -> list[float]:
-        (once,) = timed(views[:1], Setting(inputs, threads, 2))
-        rounds = int(1e3 * seconds / (2 * (len(views) + 1) * once))
+        runs = compiled([*views, views[0]], threads)
+        (once,) = timed_runs(runs[:1], Setting(inputs, threads, 2))
+        rounds = int(1e3 * seconds / (2 * len(runs) * once))
         setting = Setting(inputs, threads, min(MOST, max(FEWEST, rounds)))
-        *times, again = timed([*views, views[0]], setting)
+        *times, again = timed_runs(runs, setting)
         return [min(times[0], again), *times[1:]]
 
     return clock
