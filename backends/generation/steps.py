@@ -103,9 +103,6 @@ class BoundSteps:
         return self._plain(feeds)
 
     def _bound(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
-        ready = [(name, t.to(self._device).contiguous()) for name, t in feeds.items()]
-        for name, tensor in ready:
-            _bind(self._binding.bind_input, name, tensor, self._device)
         device, bind_input, bind_output = (
             self._device, self._binding.bind_input, self._binding.bind_output,
         )  # fmt: skip
@@ -114,10 +111,11 @@ class BoundSteps:
             now, then, at = slot.shape(length), slot.shape(length + 1), slot.room(length + 1)
             bind_input(slot.past, device, 0, slot.element, now, slot.held_at)
             bind_output(slot.present, device, 0, slot.element, then, at)
-        self._run()
+        _run_fed(self._binding, self._run, feeds, device)
         for slot in self._slots:
             slot.turn(slot.length + 1)
         return self._logits
+
 
 class SharedSteps:
     """As ``BoundSteps``, where attention writes what is new behind what it reads, in one buffer a
@@ -136,12 +134,9 @@ class SharedSteps:
 
     def __call__(self, feeds: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """See ``Steps``."""
-        if self._length == self._room or not self._room:
+        if self._length >= self._room:
             self._grow()
-        ready = [(name, t.to(self._device).contiguous()) for name, t in feeds.items()]
-        for name, tensor in ready:
-            _bind(self._binding.bind_input, name, tensor, self._device)
-        self._run()
+        _run_fed(self._binding, self._run, feeds, self._device)
         self._length += 1
         return self._logits
 
@@ -154,6 +149,16 @@ class SharedSteps:
             self._buffers[past] = buffer
             _bind(self._binding.bind_input, past, buffer, self._device)
             _bind(self._binding.bind_output, present_of(past), buffer, self._device)
+
+
+def _run_fed(
+    binding: Any, run: Callable[[], None], feeds: Mapping[str, torch.Tensor], device: str
+) -> None:
+    """Run with the feeds bound, which live until it ends."""
+    ready = [(name, tensor.to(device).contiguous()) for name, tensor in feeds.items()]
+    for name, tensor in ready:
+        _bind(binding.bind_input, name, tensor, device)
+    run()
 
 
 def _bind(bind: Callable[..., None], name: str, tensor: torch.Tensor, device: str) -> None:

@@ -13,7 +13,7 @@ from ...backends.generation.decode import Decoder
 from . import decode_worker
 
 
-class Ours:
+class Ours(decode_worker.Loop):
     """``Decoder`` over the artifact in ONNX Runtime, greedy."""
 
     def __init__(self, folder: str, threads: int) -> None:
@@ -26,9 +26,6 @@ class Ours:
         self._steps = self._decoder.decode([ids.tolist()], max_new_tokens=most)
         self._text: list[int | None] = []
         self.write(1)
-
-    def ready(self, count: int) -> None:
-        self.write(count)
 
     def write(self, count: int) -> None:
         for _ in range(count):

@@ -10,32 +10,37 @@ from __future__ import annotations
 import json
 import sys
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 
-class Loop(Protocol):
+class Loop(ABC):
     """A loop over one model."""
 
     library: str
 
+    @abstractmethod
     def read(self, ids: np.ndarray[Any, Any], most: int) -> None:
         """Begin a text with a prompt and write its first token; at most so many will follow."""
 
     def ready(self, count: int) -> None:
         """Write so many tokens, which nobody times: threads wake, and caches hold the model."""
+        self.write(count)
 
+    @abstractmethod
     def write(self, count: int) -> None:
         """Write so many tokens more."""
 
+    @abstractmethod
     def text(self) -> list[int]:
         """The tokens that were written; none where they are not told."""
 
 
-class Genai:
+class Genai(Loop):
     """onnxruntime-genai's generator, greedy."""
 
     def __init__(self, folder: str, threads: int) -> None:
@@ -57,9 +62,6 @@ class Genai:
         self._prompt = len(ids)
         self.write(1)
 
-    def ready(self, count: int) -> None:
-        self.write(count)
-
     def write(self, count: int) -> None:
         for _ in range(count):
             self._generator.generate_next_token()
@@ -68,7 +70,7 @@ class Genai:
         return [int(token) for token in self._generator.get_sequence(0)[self._prompt :]]
 
 
-class LlamaCpp:
+class LlamaCpp(Loop):
     """llama.cpp's server as xllamacpp has it, without the network.
 
     It does not tell which tokens it wrote, so what was written is other tokens, read anew. Of a
@@ -112,7 +114,7 @@ class LlamaCpp:
             raise RuntimeError(f"asked for {count} tokens, llama.cpp wrote {written}")
 
 
-class OpenVino:
+class OpenVino(Loop):
     """The model that OpenVINO GenAI runs, whose keys and values are its state, greedy."""
 
     def __init__(self, path: str, threads: int) -> None:
@@ -128,9 +130,6 @@ class OpenVino:
         self._request.reset_state()
         self._length, self._text = 0, []
         self._step(ids)
-
-    def ready(self, count: int) -> None:
-        self.write(count)
 
     def write(self, count: int) -> None:
         for _ in range(count):
