@@ -12,6 +12,21 @@ TOLERANCE = 2e-5
 """float32 sums in another order, on values of about 1."""
 
 
+class SumOfDtypes(torch.nn.Module):
+    """``x`` and its weights of four dtypes, ``b0`` to ``b3`` ``[2, 3]``, each as float32."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        numbers = torch.tensor([[1.5, -2.0, 0.0], [3.0, 0.25, -7.0]])
+        for i, dtype in enumerate((torch.bfloat16, torch.float16, torch.uint8, torch.bool)):
+            self.register_buffer(f"b{i}", numbers.abs().to(dtype))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for buffer in self.buffers():
+            x = x + x.sum() * buffer.to(torch.float32)
+        return x
+
+
 def runner(
     model: onnx_ir.Model, *, optimize: bool = True
 ) -> Callable[[Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]:

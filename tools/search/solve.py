@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ...ir.core.errors import BadInput
-from .quiet import quiet
+from ...ir.core.quiet import silenced
 
 KEPT = "kept"
 """The kind of an option that changes nothing."""
@@ -206,7 +206,7 @@ def _solved(
         # an absolute 1e-6.
         constraints.append(LinearConstraint(row[None] / scale * 1e6, -np.inf, room / scale * 1e6))
     scale = max(float(np.abs(target).max(initial=0.0)), 1e-300)
-    with quiet():
+    with silenced():
         solution = milp(
             target / scale * 1e4, constraints=constraints, integrality=np.ones(len(target)),
             bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "time_limit": SECONDS},

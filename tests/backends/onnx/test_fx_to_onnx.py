@@ -23,7 +23,15 @@ from graphwright.ir.onnx.parts import End
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 
-from ..held_to_torch import TOLERANCE, Attentions, attentions, expected_attentions, run, runner
+from ..held_to_torch import (
+    TOLERANCE,
+    Attentions,
+    SumOfDtypes,
+    attentions,
+    expected_attentions,
+    run,
+    runner,
+)
 
 RELATIVE = 1e-5
 
@@ -404,19 +412,7 @@ def test_the_same_bytes_each_time(view: FxView) -> None:
 
 
 def test_every_dtype_of_a_weight_survives() -> None:
-    class Sum(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            numbers = torch.tensor([[1.5, -2.0, 0.0], [3.0, 0.25, -7.0]])
-            for i, dtype in enumerate((torch.bfloat16, torch.float16, torch.uint8, torch.bool)):
-                self.register_buffer(f"b{i}", numbers.abs().to(dtype))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            for buffer in self.buffers():
-                x = x + (x.sum() * buffer.to(torch.float32))
-            return x
-
-    module = Sum()
+    module = SumOfDtypes()
     x = torch.ones(2, 3)
     view = trace(module, (x,), dynamic_shapes={})
     handles = translated(view).weights()

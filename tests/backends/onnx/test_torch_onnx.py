@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import onnx_ir
@@ -14,7 +13,14 @@ from graphwright.ir.core.tensors import WeightTensor
 from graphwright.ir.core.weights import ComputedWeight, MemoryWeight, Weight
 from graphwright.ir.fx.view import FxView
 
-from ..held_to_torch import TOLERANCE, Attentions, attentions, expected_attentions, run
+from ..held_to_torch import (
+    TOLERANCE,
+    Attentions,
+    SumOfDtypes,
+    attentions,
+    expected_attentions,
+    run,
+)
 
 
 def exported(module: torch.nn.Module, args: tuple[Any, ...], **more: Any) -> onnx_ir.Model:
@@ -144,18 +150,7 @@ def test_a_handle_of_another_shape_is_refused(view: FxView) -> None:
 
 
 def test_every_dtype_of_a_weight_survives() -> None:
-    class Sum(torch.nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            numbers = torch.tensor([[1.5, -2.0, 0.0], [3.0, 0.25, -7.0]])
-            for i, dtype in enumerate((torch.bfloat16, torch.float16, torch.uint8, torch.bool)):
-                self.register_buffer(f"b{i}", numbers.abs().to(dtype))
-
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            parts = [b.to(torch.float32) for b in self.buffers()]
-            return x + sum(itertools.islice(parts, 1, None), parts[0])
-
-    module = Sum()
+    module = SumOfDtypes()
     x = torch.ones(2, 3)
     model = exported(module, (x,))
     dtypes = [str(model.graph.initializers[f"b{i}"].dtype) for i in range(4)]
