@@ -19,35 +19,25 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
-from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.moves import Path as BlockPath
-from graphwright.ir.run.calibrate import Request, calibrate
-from graphwright.ir.run.statistics import Gram, Stat, Statistics
-from graphwright.ir.run.sweep import sweep
-from graphwright.ir.structure.recognize import Linear, recognize
+from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.depth.path import FollowPath
-from graphwright.passes.linear_pass import weight_of
 from graphwright.passes.tokens.diverse import Diverse
-from graphwright.passes.weights.low_rank import Whitening
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
 from graphwright.tools.run.resume import FolderStore
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
-from graphwright.tools.search.forms import NO_PATH, Form
-from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.points import Found, Point
-from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.recipe_of import recipe_of
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, excess_of_pairs, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
-from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
 from graphwright.tools.search.timing import changed
 from graphwright.tools.search.wholes import behind_cut
 from graphwright.tools.search.workers import Forked
@@ -77,109 +67,6 @@ def spend(views: dict[str, View], batches: Batches, outcome: Found) -> Callable[
         ).found()  # fmt: skip
 
     return spent
-
-
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
-def test_the_loss_is_the_divergence_of_the_next_words(
-    views: dict[str, View], batches: Batches, kind: str
-) -> None:
-    view = views[kind]
-    judge = Judge(view, recognize(view), batches[:1])
-    assert judge.of(view).value == pytest.approx(0, abs=1e-6)
-    site = next(x for x in recognize(view).linears if x.role == "down")
-    moved = view.copy()
-    at = next(x for x in recognize(moved).linears if x.name == site.name)
-    weight = weight_of(moved, at)
-    moved.set_weight(at.weight, MemoryWeight(weight.read() * 1.3))
-    mask = batches[0]["attention_mask"].bool()
-    p, q = (sweep(v, batches[0])[judge.output][mask].log_softmax(-1) for v in (view, moved))
-    gap = torch.nn.functional.kl_div(q, p, log_target=True, reduction="none").sum(-1)
-    loss = judge.of(moved)
-    assert judge.additive(loss.value) == pytest.approx(float(gap.mean()), rel=1e-3)
-    assert loss.low < loss.value < loss.high
-
-    def less(_: Any) -> dict[str, torch.Tensor]:
-        gap = -0.3 * weight.read().float()
-        return {"scaled": gap, "nothing": 0 * gap}
-
-    minded = sensitivities(view, judge, [site], less, silent)[site.name]
-    changes: list[torch.Tensor] = []
-
-    def visit(node: Any, operands: Any, results: Any) -> None:
-        if node is site.node:
-            changes.append(0.3 * (results[0] - (0 if site.bias is None else operands[-1])))
-
-    sweep(view, batches[0], observe=visit)
-    energy = float(changes[0][mask].square().sum()) / int(mask.sum())
-    assert minded["scaled"] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
-    assert minded["nothing"] == 0
-
-
-def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
-    views: dict[str, View], batches: Batches
-) -> None:
-    view = views["fx"]
-    site = next(x for x in recognize(view).linears if x.role == "up")
-    forms = (Form("quantize", 3, 32), Form("gptq", 3, 32), Form("quantize", 8, 64))
-    errors = survey(view, batches, [site], forms, TARGET, silent, ranks=True, sampled=False)[
-        site.name
-    ]
-    by_rows = survey(view, batches, [site], forms[:1], TARGET, silent, ranks=False, sampled=True)
-    assert by_rows[site.name].of(forms[0], NO_PATH) == pytest.approx(
-        errors.of(forms[0], NO_PATH), rel=1e-4
-    )
-    known: list[Statistics] = []
-    place = ((view.tensor(site.node),),)
-    stats = (Stat("gram", at="linear"),)
-    calibrate(view, batches, [Request(site.name, place, stats, known.append)])
-    (statistics,) = known
-    gram = statistics[Gram]
-    weight = weight_of(view, site).read()
-    for form in forms[:2]:
-        gap = (weight - dense(stored(form, weight, statistics, site, TARGET))).double()
-        energy = float(((gap @ gram.matrix) * gap).sum()) / gram.count
-        assert errors.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
-        assert torch.equal(errors.gaps[form.method], gap.half())
-    assert errors.of(forms[1], NO_PATH) < errors.of(forms[0], NO_PATH)
-    whitening = Whitening(gram.matrix)
-    gap = weight - dense(stored(forms[0], weight, statistics, site, TARGET))
-    for matrix in (gap, gap[:20]):
-        sigma = torch.linalg.svdvals(whitening.apply(matrix)).square()
-        shares = left_by_rank(matrix, whitening)
-        assert float(shares[4]) == pytest.approx(float(sigma[4:].sum() / sigma.sum()), rel=1e-6)
-    assert errors.of(forms[0], SidePath(4)) < errors.of(forms[0], SidePath(4, 4))
-    # Of 8 bits that is half of the error, and stays beside any path.
-    rounds = forms[2]
-    held = stored(rounds, weight, statistics, site, TARGET)
-    change = [held.outputs(x, None) - x.float() @ weight.T for x in inputs_of(view, site, batches)]
-    energy = float(torch.cat(change).square().sum()) / statistics[Gram].count
-    assert errors.of(rounds, NO_PATH) == pytest.approx(energy, rel=0.15)
-    assert errors.by_inputs[rounds] == pytest.approx(errors.of(rounds, NO_PATH) / 2, rel=0.15)
-    assert errors.by_inputs[rounds] < errors.of(rounds, SidePath(4)) < errors.of(rounds, NO_PATH)
-
-
-def inputs_of(view: View, site: Linear, batches: Batches) -> list[torch.Tensor]:
-    """The tokens that a linear reads, but for padding."""
-    rows: list[torch.Tensor] = []
-    for batch in batches:
-
-        def visit(node: Any, operands: Any, results: Any, batch: Any = batch) -> None:
-            if node is site.node:
-                rows.append(operands[0][batch["attention_mask"].bool()])
-
-        sweep(view, batch, observe=visit)
-    return rows
-
-
-def test_linears_that_are_not_probed_follow_their_neighbours(views: dict[str, View]) -> None:
-    linears = recognize(views["fx"]).linears
-    probed, filled = spread_over_blocks(linears, 10**6)
-    assert list(linears) == probed and filled({"a": {"m": 1.0}}) == {"a": {"m": 1.0}}
-    many = [replace(linears[0], name=str(i), block=i, role="q") for i in range(9)]
-    probed, filled = spread_over_blocks(many, 3)
-    assert [x.block for x in probed] == [0, 4, 8]
-    whole = filled({x.name: {"m": 10.0 ** -(x.block or 0)} for x in probed})
-    assert whole["2"] == pytest.approx({"m": 1e-2}) and len(whole) == 9
 
 
 def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
