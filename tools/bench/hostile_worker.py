@@ -95,7 +95,12 @@ def forked(folder: Path, work: Callable[[], int]) -> Ended:
 
 
 def _settle(folder: Path) -> None:
-    """In the child: its folders, its output, its limits."""
+    """In the child: its folders, its output, its limits.
+
+    What the parent held is not collected here: a runtime's session waits, when it is destroyed, for
+    threads that no child has.
+    """
+    gc.freeze()
     output = os.open(folder / OUTPUT, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     for number in (1, 2):
         os.dup2(output, number)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 import signal
 from pathlib import Path
 from random import Random
@@ -89,6 +91,27 @@ def test_time_and_memory_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(hostile_worker, "SECONDS", 60)
     assert forked(tmp_path, large).status == 7
+
+
+def test_what_the_parent_held_is_not_destroyed_in_the_child(tmp_path: Path) -> None:
+    """A session of the runtime waits there for threads that the child has not."""
+
+    class Session:
+        def __init__(self) -> None:
+            self.itself = self
+            self.owner = os.getpid()
+
+        def __del__(self) -> None:
+            if os.getpid() != self.owner:
+                os._exit(9)
+
+    gc.disable()
+    try:
+        Session()
+        assert forked(tmp_path, lambda: gc.collect() * 0).status == 0
+    finally:
+        gc.enable()
+        gc.collect()
 
 
 def test_a_wrong_result_is_seen(valid: Path, tmp_path: Path) -> None:
