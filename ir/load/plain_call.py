@@ -82,6 +82,7 @@ def plain_call(
 
     Raises ``BadInput`` where they do not fit its ``forward``.
     """
+    kwargs = _cache_by_its_name(module, kwargs)
     arguments = bind(module, args, kwargs) | _whole_cache(module, kwargs)
     if all(_holds_tensors(value) for value in arguments.values()):
         return PlainCall((tuple(args), dict(kwargs)), {}, frozenset())
@@ -138,13 +139,22 @@ def cache_argument(model: Any) -> str:
     return cache_name(type(model).forward) or cache_name(type(inner).forward)
 
 
+def _cache_by_its_name(module: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments with a cache by the name that the signature has for it: a library that renamed
+    it takes the old name among arguments of any name, which have no shapes of their own."""
+    name, old = cache_name(module.forward), "past_key_values"
+    if not name or name in kwargs or old not in kwargs:
+        return dict(kwargs)
+    return {name if key == old else key: value for key, value in kwargs.items()}
+
+
 def _whole_cache(module: Any, kwargs: Mapping[str, Any]) -> dict[str, Any]:
     """An empty cache that keeps all tokens, for a model of transformers that would make one whose
     layers keep the last ones alone: how many there are is told by the length of a text."""
     config = getattr(module, "config", None)
     windows = getattr(config, "sliding_window", None) or getattr(config, "layer_types", None)
     name = cache_name(module.forward)
-    if not windows or not name or {name, "past_key_values"} & set(kwargs):
+    if not windows or not name or name in kwargs:
         return {}
     if not kwargs.get("use_cache", getattr(config, "use_cache", False)):
         return {}
