@@ -10,10 +10,19 @@ import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
+from ...ir.core.view import View
 from ...ir.run.statistics import Gram, Mean, Square, Stat, Statistics
 from ..base import REDEFINED, STORED, Context, Needs, Pass, PassResult
 from ..linear_pass import weight_of
-from .structured import Place, find_places, learned, shrunk_sites, take_away
+from .structured import (
+    Place,
+    Repair,
+    find_places,
+    learned,
+    shrunk_sites,
+    staying,
+    take_away,
+)
 
 SHRUNK = "fewer channels"
 DAMPING = 1e-2
@@ -35,8 +44,9 @@ class FLAP(Pass):
     W_:,j mu_j``. With ``repair=regression`` (not the paper's) the inputs that stay predict what
     goes: ``W_K += W_R C_RK (C_KK + damping)^-1`` of their covariance, and the bias is of what is
     left. ``repair=none`` leaves the bias as it is. Heads that share keys go together; at least one
-    head and one unit stay in each place. ``parts`` are ``heads``, ``units`` or both. (The published
-    code squares the scores of ``o``; the paper and this do not.)
+    head and one unit stay in each place. ``parts`` are ``heads``, ``units`` or both, ``include``
+    globs of the linears that take them up. (The published code squares the scores of ``o``; the
+    paper and this do not.)
 
     A graph with a key-value cache keeps its heads: the cache would change its shape; ``--no-cache``
     makes one without. What the passes behind compensate is the gap to the smaller model. Needs
@@ -55,6 +65,8 @@ class FLAP(Pass):
     """Where the share is counted."""
     parts: tuple[str, ...] = ("heads", "units")
     """What may go."""
+    include: tuple[str, ...] = ()
+    """Globs of the o and down to work on; or all."""
     repair: Literal["bias", "regression", "none"] = "bias"
     """What stands in for what goes."""
 
@@ -73,18 +85,23 @@ class FLAP(Pass):
 
     def run(self, context: Context) -> PassResult:
         result = PassResult()
-        places = find_places(context, result, self.parts)
+        places = find_places(context, result, self.parts, self.include)
         if not places:
             return result
-        scores = learned(context, self, places, self._scores, "scores")
-        own = {n: f["scores"] for n, f in scores.items()}
+
+        def scored(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
+            return {"scores": self._scores(context.view, place, statistics)}
+
+        by_place = learned(context, self, places, scored, "scores")
+        own = {name: fields["scores"] for name, fields in by_place.items()}
         groups = [places] if self.across == "model" else [[place] for place in places]
         kept = {n: k for group in groups for n, k in chosen(group, own, self.ratio).items()}
-        repairs: dict[str, tuple[Tensor | None, Tensor | None]] = {}
+        repairs: dict[str, Repair] = {}
         if self.repair != "none":
 
             def repaired(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
-                return self._repaired(context, place, statistics, kept[place.name])
+                sink, bias = self._repaired(context.view, place, statistics, kept[place.name])
+                return {"sink": sink, "bias": bias}
 
             shrinking = [p for p in places if len(kept[p.name]) < p.count]
             by_place = learned(context, self, shrinking, repaired, "repair")
@@ -96,37 +113,49 @@ class FLAP(Pass):
     def plan(self, context: Context) -> PassResult:
         """What goes is decided by data: the forecast takes the same share of each place."""
         result = PassResult()
-        for place in find_places(context, result, self.parts):
-            remaining = max(1, round((1 - self.ratio) * place.count))
+        for place in find_places(context, result, self.parts, self.include):
+            remaining = staying(place.count, self.ratio)
             if remaining < place.count:
                 result.sites += shrunk_sites(context, place, remaining)
         result.notes.append("which heads and units go is decided by the calibration data")
         return result
 
-    def _scores(self, context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
-        weight = weight_of(context.view, place.sink).read().double()
+    def at_place(
+        self, view: View, place: Place, statistics: Statistics
+    ) -> tuple[list[int], Repair]:
+        """Which heads or units of a place stay, where it loses the share itself, and what stands in
+        for the rest; by the statistics of its sink."""
+        scores = {place.name: self._scores(view, place, statistics)}
+        kept = chosen([place], scores, self.ratio)[place.name]
+        if self.repair == "none" or len(kept) == place.count:
+            return kept, (None, None)
+        return kept, self._repaired(view, place, statistics, kept)
+
+    def _scores(self, view: View, place: Place, statistics: Statistics) -> Tensor:
+        weight = weight_of(view, place.sink).read().double()
         second = (
             statistics[Gram].matrix.diagonal().double() if self.repair == "regression"
             else statistics[Square].total
         )  # fmt: skip
         mean = statistics[Mean]
         by_column = score_of(self.score, weight, mean.mean, second / mean.count)
-        return {"scores": by_column.reshape(place.count, place.each).mean(1)}
+        by_place: Tensor = by_column.reshape(place.count, place.each).mean(1)
+        return by_place
 
     def _repaired(
-        self, context: Context, place: Place, statistics: Statistics, kept: Sequence[int]
-    ) -> dict[str, Any]:
-        weight, mean = weight_of(context.view, place.sink).read(), statistics[Mean].mean
+        self, view: View, place: Place, statistics: Statistics, kept: Sequence[int]
+    ) -> Repair:
+        weight, mean = weight_of(view, place.sink).read(), statistics[Mean].mean
         stays = place.columns(kept)
         gone = torch.ones(weight.shape[1], dtype=torch.bool)
         gone[stays] = False
         wide = weight.double()
         if self.repair == "bias":
-            return {"sink": None, "bias": wide[:, gone] @ mean[gone]}
+            return None, wide[:, gone] @ mean[gone]
         gram = statistics[Gram]
         columns = regressed(wide, gram.matrix.double() / gram.count, mean, stays, gone)
         bias = wide @ mean - columns @ mean[stays]
-        return {"sink": columns.to(weight.dtype), "bias": bias}
+        return columns.to(weight.dtype), bias
 
 
 def score_of(score: str, weight: Tensor, mean: Tensor, second: Tensor) -> Tensor:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from math import floor
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ...ir.core.errors import Refusal
+from ...ir.core.errors import BadInput, Refusal, near_misses
 from ...ir.moves import (
     Kept,
     Shrunk,
@@ -74,17 +76,41 @@ class Place:
         return kept_heads(self.channels, [g * shared + i for g in chosen for i in range(shared)])
 
 
-def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> list[Place]:
-    """The places of a graph in its order; those that cannot shrink are refused with reasons."""
+def find_places(
+    context: Context, result: PassResult, kinds: Sequence[str], include: Sequence[str] = ()
+) -> list[Place]:
+    """The places of a graph in its order; those that cannot shrink are refused with reasons.
+
+    ``include`` are globs of their sinks' names; all, if empty. Raises ``BadInput`` for one that
+    matches none.
+    """
+    places, refused = _all_places(context, kinds)
+    names = [*(place.name for place in places), *(name for name, _ in refused)]
+    for glob in include:
+        if not any(fnmatchcase(name, glob) for name in names):
+            raise BadInput(f"include={glob} matches no site; {near_misses(glob, names)}")
+
+    def chosen(name: str) -> bool:
+        return not include or any(fnmatchcase(name, glob) for glob in include)
+
+    result.refused += [(name, reason) for name, reason in refused if chosen(name)]
+    return [place for place in places if chosen(place.name)]
+
+
+def _all_places(
+    context: Context, kinds: Sequence[str]
+) -> tuple[list[Place], list[tuple[str, str]]]:
+    """Those that can shrink, and the names of the others with reasons."""
     view, structure = context.view, context.structure
     order = {node: place for place, node in enumerate(view.nodes())}
     linears = {linear.name: linear for linear in structure.linears}
     candidates: list[Place] = []
+    refused: list[tuple[str, str]] = []
     for site in structure.attentions if "heads" in kinds else ():
         try:
             channels = heads_of(view, site, linears, order)
         except Refusal as refusal:
-            result.refused.append((site.o or view.name(site.node), refusal.reason))
+            refused.append((site.o or view.name(site.node), refusal.reason))
             continue
         assert site.kv_heads is not None
         each = channels.sink.in_features // site.kv_heads
@@ -93,7 +119,7 @@ def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> l
         try:
             channels = units_of(view, first, last, linears, order)
         except Refusal as refusal:
-            result.refused.append((last.name, refusal.reason))
+            refused.append((last.name, refusal.reason))
             continue
         candidates.append(Place("units", channels, last.in_features, 1))
     places = []
@@ -102,8 +128,8 @@ def find_places(context: Context, result: PassResult, kinds: Sequence[str]) -> l
         if reason is None:
             places.append(place)
         else:
-            result.refused.append((place.name, reason))
-    return places
+            refused.append((place.name, reason))
+    return places, refused
 
 
 def _feed_forwards(structure: Structure) -> list[tuple[list[Linear], Linear]]:
@@ -118,6 +144,14 @@ def _feed_forwards(structure: Structure) -> list[tuple[list[Linear], Linear]]:
     return pairs
 
 
+def staying(count: int, ratio: float) -> int:
+    """How many of ``count`` heads or units stay where a share ``ratio`` goes: one at least."""
+    return max(1, count - floor(ratio * count + 0.5))
+
+
+Repair = tuple[Tensor | None, Tensor | None]
+"""The columns of a sink that stay, and what is added to its bias; ``None`` where they are as they
+were."""
 Fit = Callable[[Context, Place, Statistics], dict[str, Any]]
 
 
@@ -149,10 +183,9 @@ def learned(
 
 def take_away(
     context: Context, kept: Mapping[str, Sequence[int]], places: Sequence[Place],
-    repairs: Mapping[str, tuple[Tensor | None, Tensor | None]], result: PassResult, rule: str,
+    repairs: Mapping[str, Repair], result: PassResult, rule: str,
 ) -> None:  # fmt: skip
-    """Keep of each place those that ``kept`` names; ``repairs`` are the sink's columns that stay
-    and what is added to its bias, where they are not as they were."""
+    """Keep of each place those that ``kept`` names, and put in what ``repairs`` say."""
     shrunk = []
     for place in places:
         if len(kept[place.name]) == place.count:

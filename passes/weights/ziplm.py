@@ -9,14 +9,13 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.run.statistics import Gram, Stat, Statistics
 from ..base import REDEFINED, STORED, Context, Needs, Pass, PassResult
 from ..linear_pass import weight_of
 from .flap import SHRUNK
-from .structured import Place, find_places, learned, shrunk_sites, take_away
+from .structured import Place, Repair, find_places, learned, shrunk_sites, take_away
 from .structured_obs import Removal, refitted, removal
 
 BUCKETS = 10_000
@@ -74,7 +73,7 @@ class ZipLM(Pass):
 
         shrinking = [place for place in places if len(kept[place.name]) < place.count]
         sinks = learned(context, self, shrinking, fit, "sinks")
-        repairs: dict[str, tuple[Tensor | None, Tensor | None]] = {
+        repairs: dict[str, Repair] = {
             name: (fields["sink"], None) for name, fields in sinks.items()
         }
         take_away(context, kept, places, repairs, result, self.name)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import random
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 
 from ...ir.structure.costs import weight_bytes
 from ..run.machine import processor
 from ..run.outliers import rank_correlation
+from ..search.recipe_of import Thinned
 from ..search.solve import KEPT, Choice, Option, Problem
 from ..search.timing import Timing, clock_of, one_row, stand_in
 from .budget_subject import Subject
+
+LESS = 0.3
+"""Of the attentions and feed-forwards of a random recipe, how many may lose heads or units."""
 
 
 def forecast(subject: Subject, count: int) -> None:
@@ -59,10 +64,19 @@ def random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> It
         for place in problem.places:
             if place.unit in dropped:
                 continue
-            options = [o for o in place.options if o.kind != KEPT] or list(place.options)
+            fitting = [o for o in place.options if o.beside is None or _there(o.beside, chosen)]
+            if isinstance(fitting[0].what, Thinned):
+                chosen[place.name] = rng.choice(fitting) if rng.random() < LESS else fitting[0]
+                continue
+            options = [o for o in fitting if o.kind != KEPT] or fitting
             at = rng.random() if rng.random() < mixed else level
             chosen[place.name] = options[min(int(at * len(options)), len(options) - 1)]
         yield problem.choice(chosen, dropped)
+
+
+def _there(beside: tuple[str, Any], chosen: Mapping[str, Option]) -> bool:
+    name, what = beside
+    return name in chosen and chosen[name].what == what
 
 
 def times(subject: Subject, count: int) -> None:

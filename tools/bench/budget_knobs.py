@@ -11,7 +11,7 @@ from rich.table import Table
 from ...ir.core.errors import BadInput
 from ..run.machine import processor
 from ..search.menu import Menu
-from ..search.recipe_of import Cut, Held, HeldTables
+from ..search.recipe_of import Cut, Held, HeldTables, Thinned
 from ..search.solve import Choice
 from ..search.timing import Timing
 from .budget_rivals import measured_row
@@ -26,6 +26,7 @@ def turned(choice: Choice) -> str:
         "bits": sum(what.form is not None for what in linears),
         "rank": sum(bool(what.path.rank) for what in linears),
         "layers": len(choice.dropped),
+        "heads": sum(isinstance(what, Thinned) and what.gone > 0 for what in held),
         "tables": sum(isinstance(what, HeldTables) and what.bits is not None for what in held),
         "tokens": sum(isinstance(what, Cut) and what.by is not None for what in held),
     })  # fmt: skip

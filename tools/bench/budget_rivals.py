@@ -31,6 +31,7 @@ SHARES = {
 USUAL_SHARES = (0.15, 0.2, 0.125, 0.25, 0.1)
 TABLE = ",quantize{bits=8 group=64 embeddings=8 min_size=1000000000 optional=true}"
 GROUPS = (32, 64, 128)
+LESS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 OTHERS = {
     "quantize": [f"quantize{{bits={b} group={g}}}{t}" for b in (2, 3, 4, 8) for g in GROUPS
                  for t in ("", TABLE)],
@@ -42,6 +43,7 @@ OTHERS = {
     "w8a8": ["w8a8", f"w8a8{TABLE}"],
     "low-rank": [f"low-rank{{ratio={r} whiten=gram}}{TABLE}" for r in (0.9, 0.8, 0.6, 0.4)],
     "drop-blocks": [f"drop-blocks{{count={n}}}" for n in range(1, 9)],
+    "flap": [f"flap{{ratio={r} across=place repair=regression}}" for r in LESS],
     "quantize, eora": [f"quantize{{bits={b} group=32}}{TABLE},eora{{rank={r}}}"
                        for b in (2, 3, 4) for r in (8, 16, 32)],
     "gptq, eora": [f"gptq{{bits={b} group=64}}{TABLE},eora{{rank={r}}}"
@@ -60,6 +62,7 @@ FAST = {
     "drop-blocks": [f"drop-blocks{{count={n}}}" for n in range(1, 9)],
     "half blocks": [f"drop-blocks{{count={n} of={half}}}" for n in (1, 2, 3, 4)
                     for half in ("attn", "mlp")],
+    "flap": [f"flap{{ratio={r} across=place repair=regression}}" for r in LESS],
     "built-in": ["w8", "w4", "w4-eora", "W8A8"],
 }  # fmt: skip
 """What makes a model faster on a CPU, by kind."""

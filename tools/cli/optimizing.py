@@ -66,7 +66,9 @@ def run(
         str,
         typer.Option(help="Search a recipe: bytes=25%,ms=0.5x,kv=50%,loss=1%."),
     ] = "",
-    using: Annotated[str, typer.Option(help="Knobs of the search: tokens,layers,bits,rank.")] = "",
+    using: Annotated[
+        str, typer.Option(help="Knobs of the search: tokens,layers,heads,bits,rank.")
+    ] = "",
     workers: Annotated[
         str, typer.Option(metavar="N|ray", help="Processes that a search measures in.")
     ] = "",

@@ -27,6 +27,24 @@ class Setting:
     rounds: int
 
 
+@dataclass(frozen=True)
+class Clock:
+    """What seconds are of."""
+
+    name: str
+    read: Callable[[], float]
+
+
+THREAD = Clock("processor time of the one thread", time.thread_time)
+WALL = Clock("wall time", time.perf_counter)
+
+
+def clock_by(threads: int) -> Clock:
+    """A session of one thread runs on the one that calls it: what else runs on the machine then
+    takes no time of its own, and weighs by what it throws out of caches alone."""
+    return THREAD if threads == 1 else WALL
+
+
 def timed(views: Sequence[View], setting: Setting) -> list[float]:
     """The least time of each graph in ms, all of them run in turns: see ``timed_runs``."""
     return timed_runs(compiled(views, setting.threads), setting)
@@ -38,14 +56,13 @@ def compiled(views: Sequence[View], threads: int) -> list[Executable]:
 
 
 def timed_runs(runs: Sequence[Executable], setting: Setting) -> list[float]:
-    """The least time of each run in ms, all of them in turns; of one thread the processor's time,
-    on which what else runs there weighs less.
+    """The least time of each run in ms, all of them in turns, by the clock that ``clock_by`` says.
 
     In its turn a graph runs twice and the second run counts: the first one finds its weights thrown
     out of the processor's caches by the others', and that by how many they are. Of the inputs
     it gets those that it takes: without its attention, a block has no cache.
     """
-    clock = time.process_time if setting.threads == 1 else time.perf_counter
+    clock = clock_by(setting.threads).read
     taken = [{n: x for n, x in setting.inputs.items() if n in run.input_names} for run in runs]
     least = [math.inf] * len(runs)
     for _ in range(setting.rounds):

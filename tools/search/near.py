@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .recipe_of import Held
 from .solve import Choice, Problem, Rows
 
 
@@ -38,7 +39,8 @@ def _differing(problem: Problem, choice: Choice) -> tuple[NDArray[np.float64], i
     variables ``[n]``, and what is added.
 
     Of a place that the choice has, 1 less its option's variable and that of its unit, with which
-    it goes; of a unit, its variable, or 1 less it where the choice leaves it out.
+    it goes; of a unit, its variable, or 1 less it where the choice leaves it out. What a linear
+    holds is the same at any of its sizes, which are those of the place of its heads or units.
     """
     start = sum(len(place.options) for place in problem.places)
     unit_at = {name: start + i for i, name in enumerate(problem.units)}
@@ -47,7 +49,7 @@ def _differing(problem: Problem, choice: Choice) -> tuple[NDArray[np.float64], i
         end, option = at + len(place.options), choice.chosen.get(place.name)
         if option is not None:
             constant += 1
-            row[at:end] -= [other.what == option.what for other in place.options]
+            row[at:end] -= [_plain(other.what) == _plain(option.what) for other in place.options]
             row[[unit_at[place.unit]] if place.unit in unit_at else []] -= 1
         at = end
     for name, column in unit_at.items():
@@ -55,3 +57,7 @@ def _differing(problem: Problem, choice: Choice) -> tuple[NDArray[np.float64], i
         constant += gone
         row[column] += -1 if gone else 1
     return row, constant
+
+
+def _plain(what: Any) -> Any:
+    return what.plain if isinstance(what, Held) else what

@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .recipe_of import Cut, HeldTables
-from .solve import Choice, Option, Problem
+from .recipe_of import Cut, HeldTables, Thinned
+from .solve import Choice, Option, Place, Problem
 
 UNITS = {"bytes": 1e6, "ms": 1.0}
 """By measure, what prices are of: a megabyte, a millisecond."""
@@ -48,7 +48,11 @@ def prices(problem: Problem, choice: Choice, measure: str = "bytes") -> list[Pri
         if taken is None:
             continue
         now = next(option for option in place.options if option.what == taken.what)
-        for knob, step, smaller in _steps(place.name, now, place.options, measure):
+        if isinstance(now.what, Thinned):
+            steps = _thinnings(problem, choice, place, now, measure)
+        else:
+            steps = _steps(place.name, now, place.options, measure)
+        for knob, step, smaller in steps:
             (back if smaller else on).setdefault(knob, []).append(step)
     for name, unit in problem.units.items():
         if name not in choice.dropped:
@@ -70,10 +74,32 @@ def _steps(
     for other in options:
         size = now.costs.get(measure, 0.0) - other.costs.get(measure, 0.0)
         loss = other.costs["loss"] - now.costs["loss"]
-        if size * loss <= 0:
+        if size * loss <= 0 or other.beside != now.beside:
             continue
         step = Step(place, str(now.what), str(other.what), loss / size * UNITS[measure])
         yield _knob(now, other), step, size > 0
+
+
+def _thinnings(
+    problem: Problem, choice: Choice, site: Place, now: Option, measure: str
+) -> Iterator[tuple[str, Step, bool]]:
+    """As ``_steps``, of other shares of heads or units, where the linears of the site hold the same
+    at their other sizes."""
+    beside = (site.name, now.what)
+    linears = [
+        (place, choice.chosen[place.name]) for place in problem.places
+        if place.name in choice.chosen and choice.chosen[place.name].beside == beside
+    ]  # fmt: skip
+    for other in site.options:
+        swapped = [(now, other)]
+        for place, option in linears:
+            alike = (o for o in place.options if o.beside == (site.name, other.what))
+            swapped += [(option, o) for o in alike if o.what.plain == option.what.plain][:1]
+        size = sum(a.costs.get(measure, 0.0) - b.costs.get(measure, 0.0) for a, b in swapped)
+        loss = sum(b.costs["loss"] - a.costs["loss"] for a, b in swapped)
+        if len(swapped) > len(linears) and size * loss > 0:
+            price = loss / size * UNITS[measure]
+            yield "heads", Step(site.name, str(now.what), str(other.what), price), size > 0
 
 
 def _knob(now: Option, other: Option) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from ...ir.moves import Path as BlockPath
@@ -15,6 +15,7 @@ from ...passes.depth.path import FollowPath
 from ...passes.exact.clean import Clean
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
+from ...passes.weights.flap import FLAP
 from ...passes.weights.quantize import Quantize
 from .forms import NO_PATH, Form, Path
 from .solve import Choice
@@ -31,6 +32,13 @@ class Held:
     form: Form | None = None
     """``None``: what the source has."""
     path: Path = NO_PATH
+    gone: float = 0.0
+    """Share of its rows or columns that went with heads or units."""
+
+    @property
+    def plain(self) -> Held:
+        """The same, as all rows and columns hold it."""
+        return replace(self, gone=0.0)
 
     def __str__(self) -> str:
         return " + ".join(filter(None, (str(self.form or ""), str(self.path)))) or "kept"
@@ -55,6 +63,19 @@ class HeldTables:
 
 
 @dataclass(frozen=True)
+class Thinned:
+    """What an attention or a feed-forward holds: all its heads or units, or but for a share."""
+
+    sink: str
+    """The linear that takes them up."""
+    kind: Literal["heads", "units"]
+    gone: float = 0.0
+
+    def __str__(self) -> str:
+        return f"{100 * self.gone:g}% of {self.kind} gone" if self.gone else f"all {self.kind}"
+
+
+@dataclass(frozen=True)
 class Cut:
     """What drops image tokens."""
 
@@ -65,7 +86,7 @@ class Cut:
 
 
 def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Recipe:
-    """The passes of a choice: tokens, depth, bits, ranks, in the order in which they compose.
+    """The passes of a choice in the order in which they compose: tokens, depth, heads, bits, ranks.
 
     ``units`` are the halves of blocks, of which the choice may leave some out.
     """
@@ -75,6 +96,7 @@ def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Rec
     if choice.dropped:
         path = BlockPath.through(unit for unit in units if unit.name not in choice.dropped)
         passes.append(FollowPath(blocks=str(path)))
+    passes += _thinning(held)
     forms = _sites(held, "form")
     passes += [form.pass_(forms[form], target) for form in sorted(forms, key=str)]
     tables = [what for what in held if isinstance(what, HeldTables) and what.bits]
@@ -84,6 +106,21 @@ def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Rec
         beside.pass_(paths[beside], target) for beside in sorted(paths, key=str) if beside.rank
     ]
     return Recipe.of(*passes)
+
+
+def thinning(gone: float, sinks: Sequence[str] = ()) -> FLAP:
+    """The pass that takes a share of the heads or units of some places, of all if none is named."""
+    include = tuple(map(glob.escape, sinks))
+    return FLAP(ratio=gone, across="place", include=include, repair="regression")
+
+
+def _thinning(held: Sequence[Any]) -> list[Pass]:
+    """One pass for each share that goes somewhere."""
+    sinks: dict[float, list[str]] = {}
+    for what in held:
+        if isinstance(what, Thinned) and what.gone:
+            sinks.setdefault(what.gone, []).append(what.sink)
+    return [thinning(gone, sinks[gone]) for gone in sorted(sinks)]
 
 
 def _sites(held: list[Any], part: str) -> Mapping[Any, list[str]]:

@@ -30,7 +30,7 @@ from .workers import Forked, Here, Workers
 
 Progress = Callable[[str, int, int], None]
 Batch = Mapping[str, torch.Tensor]
-KNOBS = ("tokens", "layers", "bits", "rank")
+KNOBS = ("tokens", "layers", "heads", "bits", "rank")
 ROUNDS = 4
 """Of measuring and solving again, at most."""
 

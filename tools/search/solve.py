@@ -34,6 +34,9 @@ class Option:
     """Candidates whose forecast loss is corrected together."""
     forecast: float | None = None
     """The loss before it was corrected; ``None`` where it was not."""
+    beside: tuple[str, Any] | None = None
+    """Of another place the option that this one goes with: it is taken where that is. Other places
+    where that may be chosen have options beside each of its own."""
 
     @property
     def uncorrected(self) -> float:
@@ -227,7 +230,6 @@ class _Columns:
     @classmethod
     def of(cls, problem: Problem) -> _Columns:
         from scipy.optimize import LinearConstraint
-        from scipy.sparse import csr_array
 
         options = [option for place in problem.places for option in place.options]
         unit_at = {name: len(options) + i for i, name in enumerate(problem.units)}
@@ -244,12 +246,15 @@ class _Columns:
             row = len(problem.places) + i
             entries += [(row, first + i, 2), (row, unit_at[one], -1), (row, unit_at[other], -1)]
         shape = (len(problem.places) + len(problem.pairs), len(options))
-        rows, columns, factors = (np.array(entries).reshape(-1, 3).T).astype(np.int64)
-        table = csr_array((factors.astype(np.float64), (rows, columns)), shape=shape)
+        table = _sparse(entries, shape)
         # 2 p - a - b is within -1 and 0 where p = a b alone.
         low = np.repeat([1.0, -1.0], [len(problem.places), len(problem.pairs)])
         high = np.repeat([1.0, 0.0], [len(problem.places), len(problem.pairs)])
         constraints = [LinearConstraint(table, low, high)]
+        ties = _ties(problem)
+        if ties:
+            shape = (1 + max(row for row, *_ in ties), len(options))
+            constraints.append(LinearConstraint(_sparse(ties, shape), 0, 0))
         for group in problem.stay:
             gone = np.zeros((1, len(options)))
             gone[0, [unit_at[name] for name in group]] = 1
@@ -268,6 +273,32 @@ class _Columns:
             {name: option for name, option in kept if name not in units},
             {name: option for name, option in kept if name in units},
         )
+
+
+def _ties(problem: Problem) -> list[tuple[int, int, int]]:
+    """Rows, columns and factors: of the options of a place that go with one of another place, as
+    many are taken as of that one."""
+    keys = [(place.name, option.what) for place in problem.places for option in place.options]
+    column_at: dict[Key, int] = {key: i for i, key in enumerate(keys)}
+    rows: dict[tuple[str, Key], int] = {}
+    entries = []
+    for place in problem.places:
+        for option in place.options:
+            if option.beside is None:
+                continue
+            tie = (place.name, option.beside)
+            if tie not in rows:
+                rows[tie] = len(rows)
+                entries.append((rows[tie], column_at[option.beside], -1))
+            entries.append((rows[tie], column_at[place.name, option.what], 1))
+    return entries
+
+
+def _sparse(entries: Sequence[tuple[int, int, int]], shape: tuple[int, int]) -> Any:
+    from scipy.sparse import csr_array
+
+    rows, columns, factors = (np.array(entries).reshape(-1, 3).T).astype(np.int64)
+    return csr_array((factors.astype(np.float64), (rows, columns)), shape=shape)
 
 
 def useful(options: Sequence[Option], measures: Sequence[str]) -> list[Option]:

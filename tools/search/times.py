@@ -29,6 +29,9 @@ class Times:
     """By ``signature``, what one linear adds: by ``Form.timed``, and by path beside 4 bits."""
     halves: Mapping[str, float] = field(default_factory=dict)
     """What one half of a block takes, by its part: ``attn``, ``mlp``, or nothing for a whole."""
+    shares: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    """What one place saves of which a share of the heads or units is gone, by its signature and the
+    share."""
     tables: Mapping[str, float] = field(default_factory=dict)
     """What tables of embeddings add, and heads that are tied to them, by what they hold."""
     cuts: Mapping[str, float] = field(default_factory=dict)
@@ -36,6 +39,8 @@ class Times:
     inputs: Mapping[str, list[int]] = field(default_factory=dict)
     """The shapes that were run."""
     threads: int = 1
+    clock: str = ""
+    """What they are times of: see ``evaluate.turns``."""
     machine: str = ""
     """The processor; empty where none measured, but the cost model counted."""
     here: bool = False
@@ -53,6 +58,17 @@ class Times:
                 f"it is another model's; {MAKE}"
             )
         return known[form.timed] + (_between(known, path) if path.rank else 0.0)
+
+    def saved(self, signature: str, gone: float) -> float:
+        """Milliseconds that a place saves without a share of its heads or units, its linears as the
+        source has them. Raises ``BadInput`` for one that the table lacks."""
+        known = self.shares.get(signature, {})
+        if str(gone) not in known:
+            raise BadInput(
+                f"the table of times has none of {signature} with {gone:g} of them gone: it is "
+                f"another model's; {MAKE}"
+            )
+        return known[str(gone)]
 
     def write(self, file: FilePath) -> None:
         file.write_text(json.dumps(asdict(self), indent=1))

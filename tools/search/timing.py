@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from ...backends.base import Executable
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
 from ...ir.moves.bypass_blocks import refusals
@@ -28,10 +29,11 @@ from ...passes.base import Context, Pass
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.stored import reason_against_storing
 from ...passes.weights.factor_form import FactorForm, graft_group
-from ..evaluate.turns import Setting, compiled, timed_runs
+from ..evaluate.turns import Setting, clock_by, compiled, timed_runs
 from .data import Parts
 from .forms import FAST, FED_BACK, PATHS, ROUNDED, Form, Path
-from .recipe_of import Cut, Held, HeldTables, recipe_of
+from .heads import Site, sites_of, with_the_first
+from .recipe_of import Cut, Held, HeldTables, Thinned, recipe_of
 from .skips import CUTS, units, without
 from .solve import Choice
 from .tables import storable_tables
@@ -56,10 +58,17 @@ def one_row(view: View, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Te
 
 
 def clock_of(inputs: Mapping[str, torch.Tensor], threads: int, seconds: float = SECONDS) -> Clock:
-    """What times graphs in turns on some inputs, the first of them, the source, at both ends."""
+    """What times graphs in turns on some inputs, the first of them, the source, at both ends; it is
+    compiled once for all sets of graphs that it is in."""
+
+    held: list[tuple[View, Executable]] = []
 
     def clock(views: Sequence[View]) -> list[float]:
-        runs = compiled([*views, views[0]], threads)
+        if not held or held[0][0] is not views[0]:
+            (run,) = compiled(views[:1], threads)
+            held[:] = [(views[0], run)]
+        (_, source), others = held[0], compiled(views[1:], threads)
+        runs = [source, *others, source]
         (once,) = timed_runs(runs[:1], Setting(inputs, threads, 2))
         rounds = int(1e3 * seconds / (2 * len(runs) * once))
         setting = Setting(inputs, threads, min(MOST, max(FEWEST, rounds)))
@@ -89,6 +98,8 @@ class Subject:
     """All halves of blocks."""
     may_go: Sequence[Unit] = ()
     """Those of them that may be left out."""
+    sites: Sequence[Site] = ()
+    """What may lose heads or units."""
     cut: bool = False
     """Whether image tokens may be dropped."""
 
@@ -123,7 +134,7 @@ class Timing:
             return asdict(measured_times(subject, inputs, self.machine, progress))
 
         known = Times(**remembered(checkpoints, "times", measure))
-        return known, f"times were measured on this machine ({self.machine})"
+        return known, f"times were measured on this machine ({self.machine}), {known.clock}"
 
 
 def _why_not(target: Target) -> str:
@@ -142,7 +153,7 @@ def table_of_model(
     subject = Subject(
         view, structure, CPU, (*ROUNDED, *FED_BACK, FAST), PATHS, storable_tables(view, structure),
         all_units, [u for u, reason in zip(all_units, reasons, strict=True) if not reason],
-        cut=_drops_tokens(view, structure),
+        sites_of(view, structure), cut=_drops_tokens(view, structure),
     )  # fmt: skip
     return measured_times(subject, inputs, machine, progress)
 
@@ -184,7 +195,10 @@ def measured_times(
     threads = torch.get_num_threads()
     shapes = {name: list(tensor.shape) for name, tensor in inputs.items() if tensor.numel()}
     table = _table(subject, clock_of(inputs, threads), progress)
-    return replace(table, inputs=shapes, threads=threads, machine=machine, here=True)
+    return replace(
+        table, inputs=shapes, threads=threads, clock=clock_by(threads).name, machine=machine,
+        here=True,
+    )  # fmt: skip
 
 
 def _table(subject: Subject, clock: Clock, progress: Progress) -> Times:
@@ -215,9 +229,13 @@ def _table(subject: Subject, clock: Clock, progress: Progress) -> Times:
             continue
         shorter = changed(view, without(subject.units, *gone))
         halves[part] = -added({part: shorter}, len(gone))[part]
+    shares: dict[str, dict[str, float]] = {}
+    for name, alike in _by_signature(subject.sites).items():
+        ms = added(dict(_smaller(view, alike)), len(alike))
+        shares[name] = {gone: -more for gone, more in ms.items()}
     tables = {str(held): changed(view, held.pass_(subject.target)) for held in subject.tables}
     cuts = {name: whole + ms for name, ms in added(dict(_cuts(subject))).items()}
-    return Times(whole, linears, halves, added(tables), cuts)
+    return Times(whole, linears, halves, shares, added(tables), cuts)
 
 
 def _by_size(subject: Subject) -> dict[str, list[Linear]]:
@@ -226,6 +244,21 @@ def _by_size(subject: Subject) -> dict[str, list[Linear]]:
         if reason_against_storing(subject.view, linear) is None:
             sizes.setdefault(signature(linear), []).append(linear)
     return sizes
+
+
+def _by_signature(sites: Sequence[Site]) -> dict[str, list[Site]]:
+    by_name: dict[str, list[Site]] = {}
+    for site in sites:
+        by_name.setdefault(site.place.signature, []).append(site)
+    return by_name
+
+
+def _smaller(view: View, members: Sequence[Site]) -> Iterator[tuple[str, View]]:
+    """The model whose sites of one signature lose each share at once."""
+    for what in members[0].options:
+        if what.gone:
+            losing = [replace(what, sink=site.place.name) for site in members]
+            yield str(what.gone), with_the_first(view, losing)
 
 
 def _forms(subject: Subject, members: Sequence[Linear]) -> Iterator[tuple[str, View]]:
@@ -290,15 +323,19 @@ def stand_in(view: View, choice: Choice, target: Target, units: Sequence[Unit]) 
     nothing."""
     paths: dict[Path, list[str]] = {}
     chosen = dict(choice.chosen)
+    losing = []
     for place, option in choice.chosen.items():
         held = option.what
+        if isinstance(held, Thinned) and held.gone:
+            losing.append(held)
+            del chosen[place]
         if isinstance(held, Held) and held.form is not None:
             plain = Held(held.names, held.form.stand_in())
             chosen[place] = replace(option, what=plain)
             if held.path.rank:
                 paths.setdefault(held.path, []).extend(held.names)
     recipe = recipe_of(replace(choice, chosen=chosen), target, units)
-    copy = changed(view, *recipe.passes)
+    copy = changed(with_the_first(view, losing), *recipe.passes)
     for path, names in paths.items():
         graft_random(copy, names, path)
     return copy

@@ -15,7 +15,7 @@ from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
 from .judge import Judge
-from .recipe_of import Cut, Held
+from .recipe_of import Cut, Held, Thinned
 from .skips import PAIRED, Measured, Progress, excess_of_pairs, left_out
 from .solve import KEPT, Option, Place, Problem
 from .times import Times
@@ -79,17 +79,26 @@ def unit_of(
     place: Place, halves: Sequence[Unit], structure: Structure, gone: Mapping[str, Measured]
 ) -> str:
     """The half of a block that all linears of a place lie in, where it may be left out."""
-    held = kept_option(place).what
-    if not isinstance(held, Held) or not halves:
+    names = linears_of(place)
+    if not names or not halves:
         return ""
     blocks = last_tower(structure)
     for unit in halves:
         first, *rest = blocks[unit.block].sub_blocks
         subs = {"attn": [first], "mlp": rest}.get(unit.part, [first, *rest])
         inside = {name for sub in subs for name in sub.linears}
-        if unit.name in gone and inside.issuperset(held.names):
+        if unit.name in gone and inside.issuperset(names):
             return unit.name
     return ""
+
+
+def linears_of(place: Place) -> tuple[str, ...]:
+    """The names of those that a place says what they hold, or of the one behind its heads or units;
+    none of a place of tables or tokens."""
+    what = kept_option(place).what
+    if isinstance(what, Thinned):
+        return (what.sink,)
+    return what.names if isinstance(what, Held) else ()
 
 
 def staying(halves: Sequence[Unit], gone: Mapping[str, Measured]) -> list[list[str]]:

@@ -140,11 +140,16 @@ def test_the_mean_stays_and_what_is_left_is_its_covariance() -> None:
 
 def test_the_forecast(llama: tuple[Any, dict[str, View]], no_reads: Any) -> None:
     small, views = llama
-    recipe = "flap{ratio=0.25 parts=[units]}"
+    sinks = [x.name for x in recognize(views["fx"]).linears if x.role in ("o", "down")]
+    recipe = f"flap{{ratio=0.25 across=place include=[{sinks[0]} {sinks[-1]}]}}"
     with no_reads():
         planned = gw.plan(views["fx"], recipe).passes[0][1]
     done = run(views["fx"], recipe, small.inputs).report.passes[0].result
-    assert sum(s.bytes_after for s in planned.sites) == sum(s.bytes_after for s in done.sites)
+    assert {s.name: s.bytes_after for s in planned.sites} == {
+        s.name: s.bytes_after for s in done.sites
+    }
+    assert {s.note for s in done.sites} == {"1 of 2 heads of keys stay", "42 of 56 units stay"}
+    assert len(done.sites) == 7 and {sinks[0], sinks[-1]} < {s.name for s in done.sites}
     assert "decided by the calibration data" in planned.notes[0]
 
 
@@ -220,6 +225,7 @@ def test_which_heads_are_awake() -> None:
     [
         ("flap{ratio=0}", "ratio=0.0 must be above 0 and below 1"),
         ("flap{parts=[layers]}", "parts=layers are heads, units or both"),
+        ("flap{include=[*.dawn]}", r"include=\*\.dawn matches no site"),
         ("dormant-heads{threshold=2}", "threshold=2.0 is a share of attention"),
         ("dormant-heads{threshold=1}", "found nothing to do .*its heads attend elsewhere"),
         ("quantize,flap", "is stored in another form already: put this pass first"),

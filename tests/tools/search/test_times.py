@@ -21,6 +21,7 @@ from graphwright.tools.evaluate.turns import Setting, timed
 from graphwright.tools.search import pace, timing
 from graphwright.tools.search.forms import FAST, NO_PATH, PATHS, Form
 from graphwright.tools.search.forms import Path as SidePath
+from graphwright.tools.search.heads import sites_of
 from graphwright.tools.search.points import Found
 from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.search import search
@@ -55,7 +56,9 @@ def source(views: dict[str, View]) -> View:
 def subject(source: View) -> Subject:
     structure = recognize(source)
     halves = units(source, structure)
-    return Subject(source, structure, CPU, FORMS, PATHS, (), halves, halves)
+    return Subject(
+        source, structure, CPU, FORMS, PATHS, (), halves, halves, sites_of(source, structure)
+    )
 
 
 def test_what_a_choice_adds_is_the_sum_of_what_its_parts_add(
@@ -65,16 +68,25 @@ def test_what_a_choice_adds_is_the_sum_of_what_its_parts_add(
     view, structure = subject.view, subject.structure
     assert table.whole == weight_bytes(view) / 1e3 and table.here
     sites = [x for x in structure.linears if x.block == 1 and x.role in ("gate", "up", "o")]
-    held = [(FORMS[0], SidePath(16)), (FORMS[1], SidePath(32, 4)), (FAST, NO_PATH)]
+    pairs = [(FORMS[0], SidePath(16)), (FORMS[1], SidePath(32, 4)), (FAST, NO_PATH)]
     chosen = {
         site.name: Option(Held((site.name,), form, path), {}, "any")
-        for site, (form, path) in zip(sites, held, strict=True)
+        for site, (form, path) in zip(sites, pairs, strict=True)
     }
+    # A feed-forward of which half of the units are gone, beside the attention that is left out.
+    site = next(site for site in subject.sites if site.place.kind == "units")
+    half = site.options[-1]
+    chosen[site.name] = Option(half, {}, "heads")
+    for linear in site.place.linears:
+        held = Held((linear.name,), FORMS[1], gone=half.gone)
+        chosen[linear.name] = Option(held, {}, "any")
     gone = subject.units[0]
     choice = Choice(chosen, {gone.name: Option(gone.name, {}, "layers")}, {})
     added = sum(
-        table.added(x, form, path) for x, (form, path) in zip(sites, held, strict=True)
+        table.added(x, form, path) for x, (form, path) in zip(sites, pairs, strict=True)
     )
+    smaller = sum(table.added(x, FORMS[1], NO_PATH) / 2 for x in site.place.linears)
+    added += smaller - table.saved(site.place.signature, half.gone)
     (ms,) = bytes_as_ms()([stand_in(view, choice, CPU, subject.units)])
     # Of groups of 32 and 64 that do not divide a matrix, and of q with k and v, a little is shared.
     assert ms == pytest.approx(table.whole + added - table.halves[gone.part], rel=0.02)
@@ -99,6 +111,8 @@ def test_a_table_is_read_as_it_was_written(
     linear = subject.structure.linears[0]
     with pytest.raises(gw.BadInput, match=r"has none of a linear of .* as 2/32: it is another"):
         table.added(linear, Form("quantize", 2, 32), NO_PATH)
+    with pytest.raises(gw.BadInput, match=r"none of units:9x9 with 0\.5 of them gone"):
+        table.saved("units:9x9", 0.5)
     with pytest.raises(gw.BadInput, match="has no paths of low rank"):
         replace(table, linears={
             size: {"8/64": 0.0} for size in table.linears
@@ -127,7 +141,7 @@ def test_a_search_keeps_to_a_bound_on_time(outcome: Found) -> None:
     options = [o for place in outcome.menu.problems[0].places for o in place.options]
     assert any(isinstance(o.what, Held) and o.what.form == FAST for o in options)
     known, run = outcome.notes[-2:]
-    assert known == "times were measured on this machine (a machine)"
+    assert known.startswith("times were measured on this machine (a machine), ")
     assert run.startswith("one run (input_ids 1x24") and "measured" in run
 
 

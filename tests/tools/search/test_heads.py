@@ -1,0 +1,173 @@
+"""Heads and units as a knob: which may go, what that weighs and loses, and how it is chosen."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import pytest
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.view import View
+from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.vocab.targets import find_target
+from graphwright.tools.bench.budget_forecast import random_choices
+from graphwright.tools.bench.budget_knobs import turned
+from graphwright.tools.search.budget import Budget
+from graphwright.tools.search.data import parts
+from graphwright.tools.search.forms import Form
+from graphwright.tools.search.heads import sites_of
+from graphwright.tools.search.judge import Judge
+from graphwright.tools.search.measure import measured
+from graphwright.tools.search.menu import Menu
+from graphwright.tools.search.near import near
+from graphwright.tools.search.prices import prices
+from graphwright.tools.search.recipe_of import Held, Thinned
+from graphwright.tools.search.rounds import Rounds
+from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem, best, solve
+
+from .conftest import Batches
+
+
+def silent(*_: Any) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def source(views: dict[str, View]) -> View:
+    view = views["fx"].copy()
+    canonicalize(view)
+    return view
+
+
+@pytest.fixture(scope="module")
+def judge(source: View, batches: Batches) -> Judge:
+    return Judge(source, recognize(source), parts(source, batches).judge)
+
+
+@pytest.fixture(scope="module")
+def menu(source: View, batches: Batches, judge: Judge) -> Menu:
+    known, knobs = parts(source, batches), ("heads", "bits", "layers")
+    return Menu.of(source, known, judge, find_target("cpu"), knobs, silent)
+
+
+def test_shares_that_come_to_one_number_are_one(source: View) -> None:
+    sites = {site.name: site for site in sites_of(source, recognize(source))}
+    assert len(sites) == 4
+    for site in sites.values():
+        counts = {what.gone: site.staying(what) for what in site.options}
+        assert counts == (
+            {0: 2, 0.25: 1} if site.place.kind == "heads"
+            else {0: 56, 0.125: 49, 0.25: 42, 0.5: 28}
+        )  # fmt: skip
+
+
+def alone(problem: Problem, site: Place, taken: Option) -> Choice:
+    """Nothing but that a site loses a share."""
+    key = (site.name, taken.what)
+    chosen = {
+        place.name: next(
+            o for o in place.options
+            if o.kind == KEPT and (o.beside is None or o.beside[0] != site.name or o.beside == key)
+        )
+        for place in problem.places
+    }  # fmt: skip
+    return problem.choice({**chosen, site.name: taken}, {})
+
+
+def test_bytes_are_exact_and_a_site_alone_loses_what_was_forecast(
+    source: View, batches: Batches, judge: Judge, menu: Menu
+) -> None:
+    fit = parts(source, batches).fit
+    (problem,) = menu.problems
+    losing = [
+        choice for choice in random_choices(menu.problems, 12)
+        if "heads" in turned(choice) and choice.dropped
+    ]  # fmt: skip
+    assert len(losing) > 1
+    for choice in losing[:2]:
+        done = measured(source, judge, fit, menu.recipe(choice))
+        assert done["costs"]["bytes"] == choice.costs["bytes"]
+    for kind in ("heads", "units"):
+        site = next(place for place in problem.places if place.name.startswith(f"{kind} of"))
+        choice = alone(problem, site, site.options[-1])
+        recipe = menu.recipe(choice)
+        assert "flap{" in str(recipe) and "quantize" not in str(recipe)
+        done = measured(source, judge, fit, recipe)
+        assert done["costs"]["bytes"] == choice.costs["bytes"]
+        assert judge.additive(done["loss"][0]) == pytest.approx(choice.costs["loss"], rel=1e-3)
+
+
+def test_a_search_takes_heads_and_units_where_bits_do_not_suffice(
+    source: View, batches: Batches, judge: Judge, menu: Menu
+) -> None:
+    without = menu.without("heads")
+    whats = (option.what for option in without.problems[0].options.values())
+    assert not any(what.gone for what in whats if isinstance(what, Held | Thinned))
+    least = {name: solve(m.without("layers").problems, {}, "bytes").costs["bytes"]
+             for name, m in (("heads", menu), ("none", without))}  # fmt: skip
+    assert least["heads"] < 0.9 * least["none"]
+    limit = round((least["heads"] + least["none"]) / 2)
+    done = Rounds(
+        source, source, Budget.parse(f"bytes={limit}"), parts(source, batches),
+        menu.without("layers"), judge, 1, silent,
+    ).found()  # fmt: skip
+    assert done.best.measured is not None and done.best.costs["bytes"] <= limit
+    assert "heads" in turned(done.best.choice) and "across=place" in str(done.recipe)
+    knobs = {price.knob for price in prices(done.menu.corrected(done.factors)[0], done.best.choice)}
+    assert {"heads", "bits"} <= knobs
+
+
+SITE = "units of down"
+
+
+@pytest.fixture
+def tied() -> Problem:
+    """A site and its two linears, which hold two forms at each of two sizes; and another linear."""
+    held = [Form("quantize", bits, 32) for bits in (2, 4)]
+    shares = [Thinned("down", "units", gone) for gone in (0.0, 0.5)]
+    site = Place(SITE, [
+        Option(what, {"bytes": 0.0, "loss": 6.0 * (what.gone > 0)}, "heads") for what in shares
+    ])  # fmt: skip
+    linears = [
+        Place(name, [
+            Option(
+                Held((name,), form, gone=what.gone),
+                {"bytes": 10.0 * form.bits * (1 - what.gone), "loss": loss}, "any",
+                beside=(SITE, what),
+            )
+            for what in shares for form, loss in zip(held, losses, strict=True)
+        ])
+        for name, losses in (("up", (9.0, 2.0)), ("down", (5.0, 1.0)))
+    ]  # fmt: skip
+    other = Place("o", [
+        Option(Held(("o",), form), {"bytes": 10.0 * form.bits, "loss": loss}, "any")
+        for form, loss in zip(held, (3.0, 1.0), strict=True)
+    ])  # fmt: skip
+    return Problem([site, *linears, other], {"bytes": 1.0})
+
+
+@pytest.mark.parametrize("limit", [41, 61, 71, 81, 91, 121])
+def test_what_a_linear_holds_goes_with_what_its_site_holds(tied: Problem, limit: int) -> None:
+    def legal(options: tuple[Option, ...]) -> bool:
+        return all(o.beside is None or o.beside == (SITE, options[0].what) for o in options)
+
+    every = [
+        tied.choice(dict(zip((p.name for p in tied.places), options, strict=True)), {})
+        for options in itertools.product(*(place.options for place in tied.places))
+        if legal(options)
+    ]
+    within = [choice for choice in every if choice.costs["bytes"] <= limit]
+    choice = solve([tied], {"bytes": limit}, "loss")
+    assert choice.key in {one.key for one in every}
+    assert choice.costs["loss"] == min(one.costs["loss"] for one in within)
+
+
+def test_a_site_that_shrinks_is_one_change_with_all_its_linears(tied: Problem) -> None:
+    centre = solve([tied], {}, "loss")
+    nearest = best([tied], {"bytes": 81}, "loss", near(centre, 1, [centre]))
+    assert nearest is not None and nearest.chosen[SITE].what.gone == 0.5
+    assert {o.what.form.bits for n, o in nearest.chosen.items() if n != SITE} == {4}
+    (price,) = (price for price in prices(tied, centre) if price.knob == "heads")
+    assert price.last is not None and price.next is None
+    assert price.last.price == pytest.approx(6 / 40 * 1e6)
+    assert str(price.last) == f"{SITE}: all units to 50% of units gone"

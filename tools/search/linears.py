@@ -1,0 +1,173 @@
+"""Linears as parts of the problem: what each may hold, what that weighs and is forecast to hurt."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from ...ir.core.view import View
+from ...ir.run.statistics import Statistics
+from ...ir.structure.recognize import Linear, Structure
+from ...ir.vocab.targets import Target
+from ...passes.checkpoint_store import CheckpointStore, remembered
+from ...passes.linear_pass import weight_of
+from ...passes.stored import reason_against_storing
+from .data import Parts
+from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
+from .heads import Level, Site, by_linear, levels
+from .judge import Judge
+from .probe import Minded, sensitivities, spread_over_blocks
+from .recipe_of import Held
+from .solve import KEPT, Option, Place, useful
+from .survey import PROBED, Errors, dense, stored, survey
+from .times import Times
+from .wholes import work
+
+Progress = Callable[[str, int, int], None]
+FED_BACK_UP_TO = 5e7
+"""Weights in all linears up to which candidates with feedback are fitted: a matrix takes as many
+seconds for each of them as rounding takes for all."""
+PROBE_WORK = 4e12
+"""Multiply-accumulates that probing linears may take: less than two minutes on one core of the
+reference CPU."""
+RANK_ALONE = Form("quantize", 4, 32)
+"""What linears hold beside the source's own where only ranks are searched."""
+
+
+def candidates(
+    groups: Sequence[Sequence[Linear]], data: Parts, using: Collection[str], *, fast: bool
+) -> tuple[Sequence[Form], Sequence[Path]]:
+    """How a linear may be stored, and the paths beside it; nothing where no knob asks for it."""
+    if not {"bits", "rank"} & set(using):
+        return (), ()
+    paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
+    if "bits" not in using:
+        return (RANK_ALONE,), paths
+    weights = sum(group[0].in_features * group[0].out_features for group in groups)
+    fed_back = () if data.large or weights > FED_BACK_UP_TO else FED_BACK
+    return (*ROUNDED, *fed_back, *((FAST,) if fast else ())), paths
+
+
+def linear_places(
+    view: View, structure: Structure, data: Parts, probe: Judge, target: Target,
+    groups: Sequence[Sequence[Linear]], forms: Sequence[Form], paths: Sequence[Path],
+    sites: Sequence[Site], times: Times | None, progress: Progress,
+    checkpoints: CheckpointStore | None,
+) -> list[Place]:  # fmt: skip
+    if not forms:
+        return []
+    linears = [group[0] for group in groups]
+
+    def surveyed() -> dict[str, Any]:
+        by_name = survey(
+            view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1,
+            sampled=data.large,
+        )  # fmt: skip
+        return {name: errors.listed() for name, errors in by_name.items()}
+
+    known = remembered(checkpoints, "survey", surveyed)
+    errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
+    gaps = {x.name: errors[group[0].name].gaps for group in groups for x in group}
+    most = int(PROBE_WORK / max(1.0, work(structure, data.probe) / 2))
+    minded = remembered(
+        checkpoints, "sensitivities",
+        lambda: _minded(view, probe, groups, gaps, most, target, progress),
+    )  # fmt: skip
+    places, site_of = [], by_linear(sites)
+    for group in groups:
+        if not all(x.name in minded for x in group):
+            continue  # what is judged does not depend on it: nobody knows what it is for
+        sums = Counter[str]()
+        for x in group:
+            sums.update(minded[x.name])
+        sizes = levels(site_of.get(group[0].name), group[0])
+        places.append(
+            _place(view, group, sizes, sums, errors[group[0].name], forms, paths, target, times)
+        )
+    return places
+
+
+def storable_groups(view: View, structure: Structure) -> list[list[Linear]]:
+    """The linears that can be stored otherwise, those that share a weight together."""
+    by_weight: dict[Hashable, list[Linear]] = {}
+    for linear in structure.linears:
+        if reason_against_storing(view, linear) is None:
+            by_weight.setdefault(weight_of(view, linear).key, []).append(linear)
+    return list(by_weight.values())
+
+
+def _minded(
+    view: View, probe: Judge, groups: Sequence[Sequence[Linear]],
+    known: Mapping[str, Mapping[str, Tensor]], most: int, target: Target, progress: Progress,
+) -> Minded:  # fmt: skip
+    """How much the loss minds a mean squared error of 1 at each linear, by method; about ``most``
+    times it is asked. ``known`` are gaps of a survey."""
+    linears = [linear for group in groups for linear in group]
+    methods = max((len(gaps) for gaps in known.values()), default=1)
+    probed, filled = spread_over_blocks(linears, most // max(1, methods))
+
+    def gaps(linear: Linear) -> Mapping[str, Tensor]:
+        if known[linear.name]:
+            return {method: gap.float() for method, gap in known[linear.name].items()}
+        weight, form = weight_of(view, linear).read(), PROBED[0]
+        held = stored(form, weight, Statistics(), linear, target)
+        return {form.method: weight.float() - dense(held)}
+
+    return filled(sensitivities(view, probe, probed, gaps, progress))
+
+
+def _place(
+    view: View, group: Sequence[Linear], sizes: Sequence[Level], minded: Mapping[str, float],
+    errors: Errors, forms: Sequence[Form], paths: Sequence[Path], target: Target,
+    times: Times | None,
+) -> Place:  # fmt: skip
+    """What linears that share a weight may hold, at each size that they may have.
+
+    Heads and units that go are those that vary least: they take next to nothing of the loss along
+    that rounding their linears makes, which is forecast as that of the whole ones.
+    """
+    names, options = tuple(x.name for x in group), list[Option]()
+    weight = weight_of(view, group[0])
+    for size in sizes:
+        linear, gone = size.linear, 1 - size.stays
+        nbytes = round(weight.nbytes * size.stays)
+        kept = Option(Held(names, gone=gone), {"bytes": nbytes, "loss": 0.0}, KEPT)
+        fitting = [kept]
+        for form in forms:
+            coded = _stored_bytes(view, group[0], linear, form, errors, target)
+            if coded is None:
+                continue
+            for path in paths:
+                if 2 * path.rank >= min(linear.out_features, linear.in_features):
+                    continue
+                if path.rank and form == FAST:
+                    continue  # 8 bits leave it little, and it would run beside the fastest form
+                beside = path.nbytes(linear.out_features, linear.in_features) * len(group)
+                loss = minded.get(form.method, minded[PROBED[0].method]) * errors.of(form, path)
+                costs = {"bytes": coded + beside, "loss": loss}
+                if times is not None:
+                    costs["ms"] = size.stays * sum(times.added(x, form, path) for x in group)
+                held = Held(names, form, path, gone)
+                fitting.append(Option(held, costs, f"{form.bits} bits"))
+        chosen = useful(fitting, ("bytes", "loss", "ms"))
+        # What is kept exactly may be larger than what loses nothing; a recipe may still leave it.
+        chosen += [] if kept in chosen else [kept]
+        options += [replace(option, beside=size.beside) for option in chosen]
+    return Place(group[0].name, options)
+
+
+def _stored_bytes(
+    view: View, whole: Linear, linear: Linear, form: Form, errors: Errors, target: Target
+) -> int | None:
+    """What a form takes of a linear at one of its sizes: as the survey found it, or by shapes.
+    ``None`` where the survey found scales wider than usual, which a part may have or not."""
+    if linear.in_features * linear.out_features == whole.in_features * whole.out_features:
+        return errors.nbytes[form]
+    by, weight = form.pass_((), target), weight_of(view, whole)
+    if by.at(whole).predicted_bytes(whole, weight) != errors.nbytes[form]:
+        return None
+    return by.at(linear).predicted_bytes(linear, weight)
