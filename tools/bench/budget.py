@@ -39,6 +39,7 @@ def main() -> None:
     parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
     parser.add_argument("--recipes", type=int, default=50)
     parser.add_argument("--shares", help="of the source's bytes or time, instead of the usual ones")
+    parser.add_argument("--kinds", nargs="*", default=[], help="of rivals; all, if none is named")
     parser.add_argument("--budgets", nargs="+", default=["bytes=15%", "bytes=20%"])
     parser.add_argument("--seconds", type=float, default=0.0, help="of refining; 0: to its end")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
@@ -53,9 +54,9 @@ def main() -> None:
             times(subject, options.recipes)
         case "budgets":
             usual = SHARES.get(subject.name, USUAL_SHARES)
-            console.print(budgets(subject, shares or usual))
+            console.print(budgets(subject, shares or usual, options.kinds))
         case "speeds":
-            console.print(speeds(subject, shares or SPEEDS))
+            console.print(speeds(subject, shares or SPEEDS, options.kinds))
         case "knobs":
             console.print(knobs(subject, options.budgets))
         case "refine":

@@ -122,47 +122,48 @@ def measured_row(
     return Row(by, str(recipe), weight_bytes(graph), subject.unseen.of(graph), share)
 
 
-def budgets(subject: Subject, shares: Sequence[float]) -> Table:
+def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
     """At each budget of bytes what was found, and the best of each other kind, on unseen data."""
     whole = subject.menu()
-    rivals = Rivals(subject, OTHERS)
+    rivals = Rivals(subject, _of(kinds, OTHERS))
 
-    def of(share: float) -> list[Row]:
-        rows = _found(subject, f"bytes={100 * share:g}%", whole, time=False)
+    def of(share: float) -> Iterator[Row]:
+        yield from _found(subject, f"bytes={100 * share:g}%", whole, time=False)
         for kind, planned in rivals.planned.items():
             fitting = [recipe for size, recipe in planned if size <= share * subject.bytes]
-            rows += _best(rivals.judged(kind, recipe) for recipe in fitting[-LARGEST:])
-        return rows
+            yield from _best(rivals.judged(kind, recipe) for recipe in fitting[-LARGEST:])
 
     return _table(subject, {f"{share:.1%}": partial(of, share) for share in shares})
 
 
-def speeds(subject: Subject, shares: Sequence[float]) -> Table:
+def speeds(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
     """At each budget of time what was found, and the best of each other kind that keeps it."""
     whole = subject.menu(Timing(machine=processor()))
-    rivals = Rivals(subject, FAST)
+    rivals = Rivals(subject, _of(kinds, FAST))
 
-    def of(share: float) -> list[Row]:
-        rows = _found(subject, f"ms={share:g}x", whole, time=True)
+    def of(share: float) -> Iterator[Row]:
+        yield from _found(subject, f"ms={share:g}x", whole, time=True)
         for kind, planned in rivals.planned.items():
             known = [rivals.judged(kind, recipe, time=True) for _, recipe in planned]
-            rows += _best(row for row in known if row is not None and row.share <= share)
-        return rows
+            yield from _best(row for row in known if row is not None and row.share <= share)
 
     return _table(subject, {f"{share:g}x": partial(of, share) for share in shares})
 
 
-def _found(subject: Subject, budget: str, whole: Menu, *, time: bool) -> list[Row]:
+def _found(subject: Subject, budget: str, whole: Menu, *, time: bool) -> Iterator[Row]:
     """What a search finds, and what the same solver finds with bits alone."""
-    rows = []
     for by, menu in {"found": whole, "bits alone": whole.bits_alone()}.items():
         try:
             recipe = subject.search(budget, menu).recipe
         except BadInput as error:
             print(budget, by, error, sep="\t", file=sys.stderr, flush=True)
             continue
-        rows.append(measured_row(subject, by, recipe, time=time))
-    return rows
+        yield measured_row(subject, by, recipe, time=time)
+
+
+def _of(kinds: Sequence[str], recipes: Mapping[str, list[str]]) -> Mapping[str, list[str]]:
+    """Those kinds alone; all, if none is named."""
+    return {kind: texts for kind, texts in recipes.items() if not kinds or kind in kinds}
 
 
 def _best(rows: Iterable[Row | None]) -> list[Row]:
@@ -170,7 +171,7 @@ def _best(rows: Iterable[Row | None]) -> list[Row]:
     return [min(known, key=lambda row: row.loss.value)] if known else []
 
 
-def _table(subject: Subject, rows_of: Mapping[str, Callable[[], list[Row]]]) -> Table:
+def _table(subject: Subject, rows_of: Mapping[str, Callable[[], Iterable[Row]]]) -> Table:
     table = Table(title=f"{subject.name}: loss on unseen data", box=None, pad_edge=False)
     for column in COLUMNS:
         table.add_column(column, overflow="fold")

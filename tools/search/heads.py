@@ -30,11 +30,11 @@ from .solve import KEPT, Option, Place, Problem
 from .times import Times
 from .wholes import DEPTH_WORK, work
 
-SHARES = (0.125, 0.25, 0.5)
+SHARES = (0.125, 0.25, 0.5, 0.75)
 """Of the heads of keys, or the units, of a place, what may go."""
 WIDE_WORK = 1e12
 """Multiply-accumulates up to which all judged rows are asked, as they are of halves of blocks: many
-places times three shares would take longer than all the rest of a survey."""
+places times four shares would take longer than all the rest of a survey."""
 KIND = "heads"
 """Forecasts of all shares of all places are corrected together."""
 Batches = Sequence[Mapping[str, Tensor]]
