@@ -44,6 +44,12 @@ class FramePass(TokenPass):
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
         images = find_image_tokens(view, structure)
         images.check_whole(f"put {self.name} first")
+        if images.layout and images.pictures > 1:
+            raise Refusal(
+                "the pictures of an image enter the text as one raster with newlines, as thumbnail "
+                "and crops do, and not one after another, as frames of a video: globalcom2, quota, "
+                "fastervlm, diverse and others choose among their patches"
+            )
         images.check_apart()
         if images.pictures < 2:
             raise Refusal(

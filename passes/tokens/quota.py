@@ -16,6 +16,7 @@ from ...ir.structure.cache_slots import RELEVANCE
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab.builder import Builder
+from .raster import tokens_of
 from .token_pass import KeepPass, behind
 
 PIXELS = "pixel_values"
@@ -39,6 +40,7 @@ class Quota(KeepPass):
     No frame gets more than it has; what is left goes to the others. In a frame the first is in the
     middle and the next always the farthest from those before, so that any number of them is spread
     evenly. Tokens are picked, the paper's third way to compress a frame; it averages by default.
+    Thumbnail and crops, where an image comes as these, are frames as well.
     """
 
     name: ClassVar[str] = "quota"
@@ -52,7 +54,7 @@ class Quota(KeepPass):
             raise BadInput(f"quota: power={self.power:g} must be from 0 to 16")
 
     def check(self, images: ImageTokens) -> None:
-        images.check_apart()
+        images.check_patches()
         images.check_whole("put quota first")
         if images.pictures < 2:
             raise Refusal(
@@ -73,7 +75,8 @@ class Quota(KeepPass):
         later = torch.arange(images.pictures)[:, None] * (STEP / images.pictures)
         table = view.add_weight("quota.places", MemoryWeight(1 / (order + later)[None]))
         keys = b.mul(b.unsqueeze(weights, dims=(2,)), table)
-        return best(b, b.reshape(keys, -1, images.count), left)
+        rows = b.reshape(keys, -1, images.pictures * images.patches)
+        return tokens_of(b, images, best(b, rows, left - images.newlines), left)
 
 
 def _relevance(view: View, frames: int) -> Value:

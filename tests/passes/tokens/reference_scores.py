@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from graphwright.passes.tokens.quota import LEAST, STEP, spread
 from torch import Tensor
 
 from .llava import best, cls_scores, projected
@@ -155,3 +156,23 @@ def shared_out(
     chosen[scores[0].topk(each).indices] = True
     chosen[[place for _, place in sorted(keys)[: len(crops) * each]]] = True
     return chosen.reshape(scores.shape), share
+
+
+def dealt(relevance: Tensor, count: int, *, power: float = 2, side: int = 4) -> Tensor:
+    """Which tokens of frames with ``side`` x ``side`` patches stay, bool ``[rows, tokens]``: one
+    after the other to the frame whose weight by its tokens and a half is largest, as long as it has
+    more; of equal frames to the first."""
+    frames, patches = relevance.shape[1], side**2
+    chosen = torch.zeros(len(relevance), frames, patches, dtype=torch.bool)
+    order = spread(side, side).argsort()
+    later = STEP / frames * torch.arange(frames)
+    for row, said in enumerate(relevance.double()):
+        weights = ((said / said.max()) ** power).clamp(min=LEAST)
+        counts = torch.zeros(frames)
+        for _ in range(count):
+            share = weights / (counts + 0.5 + later)
+            share[counts == patches] = 0
+            counts[int(share.argmax())] += 1
+        for frame, number in enumerate(counts.int().tolist()):
+            chosen[row, frame, order[:number]] = True
+    return chosen.flatten(1)

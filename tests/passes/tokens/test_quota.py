@@ -11,7 +11,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.cache_slots import RELEVANCE
-from graphwright.passes.tokens.quota import LEAST, STEP, spread
+from graphwright.passes.tokens.quota import spread
 from torch import Tensor
 
 from .llava import (
@@ -26,8 +26,9 @@ from .llava import (
     prompts,
     spoken,
 )
+from .reference_scores import dealt
 
-SIDE, KEPT = 4, 20
+KEPT = 20
 
 
 def told(rows: int, seed: int) -> Tensor:
@@ -35,24 +36,6 @@ def told(rows: int, seed: int) -> Tensor:
     drawn = torch.rand(rows, FRAMES, generator=torch.Generator().manual_seed(seed)) ** 3
     drawn[0, 1:3], drawn[-1, ::2] = drawn[0, 0], 0
     return drawn
-
-
-def dealt(relevance: Tensor, power: float) -> Tensor:
-    """Which tokens stay, bool ``[rows, tokens]``: one after the other to the frame whose weight by
-    its tokens and a half is largest, as long as it has more; of equal frames to the first."""
-    chosen = torch.zeros(len(relevance), FRAMES, PATCHES, dtype=torch.bool)
-    order = spread(SIDE, SIDE).argsort()
-    later = STEP / FRAMES * torch.arange(FRAMES)
-    for row, said in enumerate(relevance.double()):
-        weights = ((said / said.max()) ** power).clamp(min=LEAST)
-        counts = torch.zeros(FRAMES)
-        for _ in range(KEPT):
-            share = weights / (counts + 0.5 + later)
-            share[counts == PATCHES] = 0
-            counts[int(share.argmax())] += 1
-        for frame, count in enumerate(counts.int().tolist()):
-            chosen[row, frame, order[:count]] = True
-    return chosen.flatten(1)
 
 
 @pytest.mark.parametrize(("kind", "power"), [("fx", 2), ("onnx", 1)])
@@ -63,7 +46,7 @@ def test_frames_share_by_what_is_said_of_them(videos: Models, kind: str, power: 
     assert view.input_names() == (*videos.plain[kind].input_names(), RELEVANCE)
     for seed in range(50):
         relevance = told(4, seed)
-        chosen = dealt(relevance, power)
+        chosen = dealt(relevance, KEPT, power=power)
         asked = {**batch, RELEVANCE: relevance}
         assert torch.equal(chosen_in(view, asked), places(chosen))
     with torch.no_grad():

@@ -21,6 +21,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.run.sweep import sweep
+from graphwright.ir.structure.cache_slots import RELEVANCE
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.structure.vision import find_image_tokens
 from graphwright.passes.tokens import globalcom2
@@ -37,6 +38,7 @@ from .llava import projected, spoken
 from .reference_scores import (
     KEPT,
     cls_logits,
+    dealt,
     looked_at,
     merged,
     paired,
@@ -137,12 +139,14 @@ class Raster:
         result = gw.optimize(self.graph, recipe, samples=[self.prompt()])
         return result.graph, result.report.passes[-1].result.sites[0].shape
 
-    def check(self, view: View, expected: Tensor) -> None:
-        """The graph gives that, in ONNX Runtime too where it is one of ONNX."""
-        actual = [sweep(view, self.prompt())["logits"]]
+    def check(self, view: View, expected: Tensor, **more: Tensor) -> None:
+        """The graph gives that, of the prompt and ``more`` inputs, in ONNX Runtime too where it is
+        one of ONNX."""
+        asked = self.prompt() | more
+        actual = [sweep(view, asked)["logits"]]
         if self.graph is not self.traced:
             run = gw.compile(view, backend="onnxruntime")
-            actual.append(run(**self.prompt())["logits"])
+            actual.append(run(**asked)["logits"])
         for logits in actual:
             torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-5)
 
@@ -259,6 +263,20 @@ def test_crops_share_out_by_the_thumbnail(images: Raster, monkeypatch: pytest.Mo
         gw.plan(images.graph, "globalcom2{grid=9x9}")
 
 
+def test_pictures_share_by_what_is_said_of_them(images: Raster) -> None:
+    count = 5 * images.pictures
+    view, counts = images.optimized(f"quota{{keep={count}}}")
+    assert counts == (len(images.order()), count + images.newlines)
+    said = torch.linspace(1, 0.2, images.pictures)
+    said = torch.stack([said, said.flip(0)])
+    chosen = dealt(said, count)
+    per_picture = chosen.reshape(2, images.pictures, -1).sum(2)
+    assert per_picture[0, 0] > per_picture[0, -1] < per_picture[1, -1], "unequal counts"
+    with torch.no_grad():
+        expected = images.told(images.staying(chosen))
+    images.check(view, expected, **{RELEVANCE: said})
+
+
 @pytest.mark.parametrize("name", ["uniform-tokens", "random-tokens"])
 def test_baselines_choose_among_the_patches(images: Raster, name: str) -> None:
     patches = (torch.tensor(images.order()) != NEWLINE).nonzero().squeeze(1)
@@ -288,7 +306,10 @@ def test_a_cut_in_the_language_model_takes_newlines_as_tokens(images: Raster) ->
 
 
 def test_all_tokens_are_the_same_graph(images: Raster) -> None:
-    names = ("fastervlm", "vtc-cls{layers=2}", "ui-components", "uniform-tokens", "random-tokens")
+    names = (
+        "fastervlm", "vtc-cls{layers=2}", "ui-components", "quota", "uniform-tokens",
+        "random-tokens",
+    )  # fmt: skip
     recipe = ",".join(with_keep(name, PATCHES * images.pictures) for name in (*names, *KEPT))
     view, counts = images.optimized(f"{recipe},globalcom2{{ratio=1}}")
     assert counts[0] == counts[1]
@@ -319,8 +340,8 @@ def test_compare_tokens_asks_for_as_many_of_each_method(images: Raster) -> None:
     [
         ("diverse{keep=31}", r"keep=31 is not divisible among the \d pictures"),
         ("fopru{keep=30 strategy=row}", r"whole rows of 4 patches in each of \d pictures"),
-        ("quota{keep=50%}", "or newlines stand among them"),
-        ("pool-frames{to=2x2}", "or newlines stand among them"),
+        ("pool-frames{to=2x2}", "as one raster .* globalcom2, quota, fastervlm, diverse"),
+        ("ts-llava", "not one after another, as frames of a video"),
     ],
 )
 def test_what_the_raster_has_no_room_for(images: Raster, recipe: str, message: str) -> None:
