@@ -1,18 +1,19 @@
 """What helps a model of videos beside its own tokens: ``python -m
-graphwright.tools.bench.video_frames [QUESTIONS]``, of ``zoo:tiny-video`` in ONNX Runtime.
+graphwright.tools.bench.video_frames [QUESTIONS] [--only quota|frames]``, of ``zoo:tiny-video`` in
+ONNX Runtime.
 
 First ``quota``: tokens shared among frames by how relevant they are said to be. ``second model``
 is ``zoo:tiny-llava``, asked of every frame and each of the ten digits whether it is there; the most
-probable yes counts. ``known`` is what the drawing says, ``even`` nothing. Then ``intp-video``:
-videos of more frames than the model was trained on, as they are and with stretched positions.
-Accuracy with its 95 % interval; the same questions in each row of a table.
+probable yes counts. ``known`` is what the drawing says, ``even`` nothing; ``uniform-tokens`` stand
+beside. Then ``intp-video``: videos of more frames than the model was trained on, as they are and
+with stretched positions. Accuracy with its 95 % interval; the same questions in every row.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import shutil
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -107,6 +108,8 @@ def quotas(count: int) -> Iterator[str]:
     for keep in KEEPS:
         run = compiled(graph, f"quota{{keep={keep}}}")
         cells = [f"{name} {right(run, folder, asked, said)}" for name, said in of.items()]
+        spread = compiled(graph, f"uniform-tokens{{keep={keep}}}")
+        cells.append(f"uniform-tokens {right(spread, folder, asked, None)}")
         yield f"quota{{keep={keep}}}: {'; '.join(cells)}"
 
 
@@ -136,11 +139,18 @@ def more_frames(count: int) -> Iterator[str]:
             yield f"{frames} frames: {'; '.join(cells)}"
 
 
-def main(count: int) -> None:
-    for lines in (more_frames(count), quotas(count)):
-        for line in lines:
+TABLES = {"quota": quotas, "frames": more_frames}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("count", nargs="?", type=int, default=QUESTIONS, help="questions")
+    parser.add_argument("--only", nargs="*", choices=TABLES, default=[*TABLES], help="tables")
+    options = parser.parse_args()
+    for name in options.only:
+        for line in TABLES[name](options.count):
             print(line, flush=True)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else QUESTIONS)
+    main()

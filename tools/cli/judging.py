@@ -155,7 +155,11 @@ def compare_tokens(
     keep: Annotated[str, typer.Option(help="Shares of image tokens.")] = "50%,25%,12%",
     task: Annotated[str, typer.Option("--eval", help="vqa: judge by right answers.")] = "",
     samples: Annotated[int | None, typer.Option(help="Prompts, or questions of vqa.")] = None,
-    rounds: Annotated[int, typer.Option(help="Timed rounds of a prompt.")] = 7,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed rounds of a prompt.")] = 7,
+    threads: Annotated[
+        int | None,
+        typer.Option(min=1, help="All cores otherwise; 1: prefill in processor time."),
+    ] = None,
     picture: Annotated[
         Path | None, typer.Option(help="SVG of one image with the tokens kept by each method.")
     ] = None,
@@ -176,8 +180,8 @@ def compare_tokens(
     with terminal.Steps(make_console(stderr=True), silent=as_json) as steps:
         comparison = comparing_tokens.compare(
             model, calib, [part.strip() for part in keep.split(",")], vqa=bool(task),
-            samples=samples, rounds=rounds, progress=steps, trust_remote_code=trust_remote_code,
-            picture=picture,
+            samples=samples, rounds=rounds, progress=steps, threads=threads,
+            trust_remote_code=trust_remote_code, picture=picture,
         )  # fmt: skip
     if as_json:
         print_json(comparison.to_json())

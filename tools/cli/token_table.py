@@ -32,10 +32,13 @@ def print_compared(console: Console, comparison: Comparison) -> None:
             f"{1 / row.prefill_ratio:.2f}",
         )  # fmt: skip
     console.print(table)
-    units = "prefill in ms, and how many times faster than the source's"
+    timing = (
+        f"prefill: ms of one prompt ({comparison.clock}), and how many times faster than the "
+        f"source, which once more takes {comparison.again:.2f} of its time: less is noise."
+    )
     lines = [
-        f"quality: {comparison.quality}, {comparison.prompts} of them; {units}. {MAC_CONVENTION}."
-    ]
+        f"quality: {comparison.quality}, {comparison.prompts} of them. {MAC_CONVENTION}.", timing
+    ]  # fmt: skip
     lines += comparison.notes
     weak = [f"{row.method} at {row.keep}" for row in rest if row.warning]
     if weak:

@@ -23,7 +23,8 @@ class Setting:
     """How graphs are run."""
 
     inputs: Inputs
-    threads: int
+    threads: int | None
+    """Within one op; ``None``: all cores."""
     rounds: int
 
 
@@ -39,7 +40,7 @@ THREAD = Clock("processor time of the one thread", time.thread_time)
 WALL = Clock("wall time", time.perf_counter)
 
 
-def clock_by(threads: int) -> Clock:
+def clock_by(threads: int | None) -> Clock:
     """A session of one thread runs on the one that calls it: what else runs on the machine then
     takes no time of its own, and weighs by what it throws out of caches alone."""
     return THREAD if threads == 1 else WALL
@@ -50,7 +51,7 @@ def timed(views: Sequence[View], setting: Setting) -> list[float]:
     return timed_runs(compiled(views, setting.threads), setting)
 
 
-def compiled(views: Sequence[View], threads: int) -> list[Executable]:
+def compiled(views: Sequence[View], threads: int | None) -> list[Executable]:
     """Each graph in ONNX Runtime."""
     return [compile(view, backend="onnxruntime", threads=threads) for view in views]
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +9,6 @@ from typing import Any
 
 import torch
 
-from ...backends import compile as compile_model
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import View
@@ -22,16 +19,16 @@ from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...passes.manager import optimize
 from ...passes.tokens.token_pass import counted
 from ..data import calibration
-from ..evaluate import Subject, evaluate
 from ..evaluate.stats import Interval, wilson
 from ..report.token_picture import draw, kept_tokens
 from .frame_recipes import frame_recipes, has_frames
+from .prefill import clock_words, prefill
+from .token_judges import agreement, right_answers
 
 Progress = Callable[[str, int, int], None]
 BASELINE, BLIND = "random-tokens", "no-image"
 PROMPTS = 64
 """Prompts that methods are compared on where none is said."""
-WARMUPS = 2
 
 
 @dataclass(frozen=True)
@@ -49,10 +46,21 @@ class Row:
     interval: Interval
     prefill_ms: float
     prefill_ratio: float = 1.0
-    """To the source's prefill: the median over pairs of runs, one right behind the other."""
+    """To the source's prefill."""
     by_type: Mapping[str, float] = field(default_factory=dict)
     """The quality on each type of question, where they have types."""
     warning: str = ""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A graph with fewer image tokens, or the source."""
+
+    method: str
+    keep: str
+    recipe: str
+    view: View
+    tokens: tuple[int, ...]
 
 
 @dataclass
@@ -66,6 +74,10 @@ class Comparison:
     rows: list[Row] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    clock: str = ""
+    """What prefill is timed by, in words."""
+    again: float = 1.0
+    """The source's prefill once more, by itself: what the ratios can be off by."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,56 +85,50 @@ class Comparison:
 
 def compare(
     model: str, data: str, keeps: Sequence[str], *, vqa: bool, samples: int | None, rounds: int,
-    progress: Progress, trust_remote_code: bool = False, picture: Path | None = None,
-    only: Collection[str] = (),
+    progress: Progress, threads: int | None = None, trust_remote_code: bool = False,
+    picture: Path | None = None, only: Collection[str] = (),
 ) -> Comparison:  # fmt: skip
     """Prune ``model`` by every method that fits it, or by the passes ``only``, at each share of
     ``keeps``.
 
     ``data`` are prompts with their images (``--calib``). All graphs run in ONNX Runtime; prefill is
-    the median of ``rounds`` runs of one prompt, all graphs in turns, each right behind the source:
-    what it takes of the source's time is the median of these pairs. ``picture`` is an SVG to
-    write: that prompt's image with the tokens marked that each method keeps. Raises ``BadInput``
+    the median of ``rounds`` runs of one prompt, all graphs in turns: by the clock, or on one of
+    ``threads`` by the processor's time, which other work hardly disturbs. ``picture`` is an SVG
+    to write: that prompt's image with the tokens marked that each method keeps. Raises ``BadInput``
     for a model without image tokens and a share that keeps none.
     """
     graph = load(model, cache=False, trust_remote_code=trust_remote_code)
-    images = _images(graph)
+    images = find_images(graph)
     batches = calibration.read(data, graph, samples=samples or PROMPTS).batches
-    judge = _answers(graph, samples) if vqa else _agreement(graph, batches)
-    comparison = Comparison(model, judge.words, judge.count)
-    views: list[tuple[str, str, str, View, tuple[int, ...]]] = [("source", "", "", graph, ())]
-    recipes = [r for r in _recipes(images, keeps) if not only or r[2].partition("{")[0] in only]
-    truth = None
-    for number, (method, keep, recipe) in enumerate(recipes):
-        progress(f"pruning by {method}", number, len(recipes))
-        try:
-            result = optimize(graph, recipe, samples=batches[:1], truth=truth)
-        except BadInput as error:
-            comparison.refused.append((recipe, str(error)))
-            continue
-        truth = result.truth
-        sites = result.report.passes[0].result.sites
-        tokens = (sites[0].shape[0], *(site.shape[1] for site in sites))
-        views.append((method, keep, recipe, result.graph, tokens))
-    runs = [compile_model(view, backend="onnxruntime") for *_, view, _ in views]
-    times = _times(runs, _one(batches[0]), rounds, progress)
-    for (method, keep, recipe, view, tokens), taken in zip(views, times, strict=True):
-        progress(f"judging {method}", len(comparison.rows), len(views))
-        verdict = judge(view)
-        raised = view.copy()
+    judge = (
+        right_answers(graph, samples, threads) if vqa else agreement(graph, batches, threads)
+    )
+    comparison = Comparison(model, judge.words, judge.count, clock=clock_words(threads))
+    graphs = prune(graph, images, keeps, batches[:1], comparison.refused, progress=progress,
+                   only=only)  # fmt: skip
+    prompt = one_prompt(batches[0])
+    times = prefill([pruned.view for pruned in graphs], prompt, threads=threads, rounds=rounds,
+                    progress=progress)  # fmt: skip
+    comparison.again = times.again
+    for number, pruned in enumerate(graphs):
+        progress(f"judging {pruned.method}", number, len(graphs))
+        verdict = judge(pruned.view)
+        raised = pruned.view.copy()
         canonicalize(raised)
-        costs = graph_costs(raised, sample_sizes(raised, _one(batches[0])))
+        costs = graph_costs(raised, sample_sizes(raised, prompt))
         comparison.rows.append(Row(
-            method, keep, recipe, tokens or (images.count,), costs.macs or 0, costs.kv_bytes or 0,
-            verdict.right / verdict.count, wilson(verdict.right, verdict.count), *taken,
+            pruned.method, pruned.keep, pruned.recipe, pruned.tokens, costs.macs or 0,
+            costs.kv_bytes or 0, verdict.right / verdict.count,
+            wilson(verdict.right, verdict.count), times.ms[number], times.ratios[number],
             verdict.by_type,
         ))  # fmt: skip
     _warn(comparison)
     if picture is not None:
-        prompt = _one(batches[0])
-        kept = [entry for method, keep, _, view, _ in views[1:]
-                for entry in kept_tokens(view, prompt, f"{method} at {keep}")]  # fmt: skip
-        picture.write_text(draw(views[-1][3], prompt["pixel_values"][0], kept))
+        kept = [
+            entry for pruned in graphs[1:]
+            for entry in kept_tokens(pruned.view, prompt, f"{pruned.method} at {pruned.keep}")
+        ]  # fmt: skip
+        picture.write_text(draw(graphs[-1].view, prompt["pixel_values"][0], kept))
         comparison.notes.append(f"kept tokens are marked in {picture}")
     return comparison
 
@@ -130,7 +136,32 @@ def compare(
 # --- which methods -------------------------------------------------------------------------------
 
 
-def _images(graph: View) -> ImageTokens:
+def prune(
+    graph: View, images: ImageTokens, keeps: Sequence[str],
+    samples: Sequence[Mapping[str, torch.Tensor]], refused: list[tuple[str, str]], *,
+    progress: Progress, only: Collection[str] = (),
+) -> list[Pruned]:  # fmt: skip
+    """``graph`` as it is, and by every method at each share, each checked on ``samples``; recipes
+    that do not fit, and why, are added to ``refused``."""
+    graphs = [Pruned("source", "", "", graph, (images.count,))]
+    recipes = [r for r in _recipes(images, keeps) if not only or r[2].partition("{")[0] in only]
+    truth = None
+    for number, (method, keep, recipe) in enumerate(recipes):
+        progress(f"pruning by {method}", number, len(recipes))
+        try:
+            result = optimize(graph, recipe, samples=samples, truth=truth)
+        except BadInput as error:
+            refused.append((recipe, str(error)))
+            continue
+        truth = result.truth
+        sites = result.report.passes[0].result.sites
+        tokens = (sites[0].shape[0], *(site.shape[1] for site in sites))
+        graphs.append(Pruned(method, keep, recipe, result.graph, tokens))
+    return graphs
+
+
+def find_images(graph: View) -> ImageTokens:
+    """The image tokens of a graph as it was loaded. Raises ``BadInput`` where it has none."""
     view = graph.copy()
     canonicalize(view)
     try:
@@ -190,85 +221,12 @@ def _ratio(share: float) -> float:
     return low
 
 
-# --- quality, and time ---------------------------------------------------------------------------
+# --- what is said of them ------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Verdict:
-    right: int
-    count: int
-    by_type: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Judge:
-    words: str
-    count: int
-    verdict: Callable[[View], _Verdict]
-
-    def __call__(self, view: View) -> _Verdict:
-        return self.verdict(view)
-
-
-def _agreement(graph: View, batches: Sequence[Mapping[str, torch.Tensor]]) -> _Judge:
-    """How many prompts have the source's next token."""
-
-    def next_tokens(view: View) -> list[int]:
-        run = compile_model(view, backend="onnxruntime")
-        return [int(n) for batch in batches for n in run(**batch)["logits"][:, -1].argmax(-1)]
-
-    expected = next_tokens(graph)
-
-    def agreeing(view: View) -> _Verdict:
-        tokens = next_tokens(view)
-        right = sum(a == b for a, b in zip(tokens, expected, strict=True))
-        return _Verdict(right, len(expected))
-
-    return _Judge("prompts whose next token is the source's", len(expected), agreeing)
-
-
-def _answers(graph: View, samples: int | None) -> _Judge:
-    """How many questions of the task ``vqa`` are answered right."""
-    folder = graph.source.folder
-    count = samples or 500
-
-    def answering(view: View) -> _Verdict:
-        subject = Subject.of(view, backend="onnxruntime", tokenizer=folder)
-        score = evaluate(subject, "vqa", samples=count)["vqa"]
-        right = round(score.figures["accuracy"] * score.samples)
-        types = {kind: figures["accuracy"] for kind, figures in score.detail.items()}
-        return _Verdict(right, score.samples, types)
-
-    return _Judge("questions answered right", count, answering)
-
-
-def _one(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def one_prompt(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The first prompt of a batch."""
     return {name: tensor[:1] for name, tensor in batch.items()}
-
-
-def _times(
-    runs: Sequence[Any], prompt: Mapping[str, torch.Tensor], rounds: int, progress: Progress
-) -> list[tuple[float, float]]:
-    """Of each graph the median time in ms, and the median of its shares of the time that the first
-    one took right before it: what else the machine does meets both."""
-    pairs: list[list[tuple[float, float]]] = [[] for _ in runs]
-    for number in range(-WARMUPS, rounds):
-        progress("timing", max(0, number), rounds)
-        for run, times in zip(runs, pairs, strict=True):
-            pair = _timed(runs[0], prompt), _timed(run, prompt)
-            if number >= 0:
-                times.append(pair)
-    return [
-        (statistics.median(own for _, own in times), statistics.median(b / a for a, b in times))
-        for times in pairs
-    ]
-
-
-def _timed(run: Any, prompt: Mapping[str, torch.Tensor]) -> float:
-    started = time.perf_counter()
-    run(**prompt)
-    return 1e3 * (time.perf_counter() - started)
 
 
 def _warn(comparison: Comparison) -> None:

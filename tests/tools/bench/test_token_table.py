@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from graphwright.tools.bench.token_table import beaten, section
+from collections.abc import Mapping, Sequence
+
+from graphwright.tools.bench.token_table import beaten, renewed, section
 from graphwright.tools.run.comparing_tokens import Comparison, Row
 
 
@@ -32,3 +34,22 @@ def test_a_section_has_the_best_first() -> None:
     assert lines[5].startswith("| 25% | good | 144 36 | 50% | 0.60 |")
     assert lines[5].endswith("| 90% | random |") and lines[6].endswith("| 50% |  |")
     assert "* blind" in lines and "* not run: `fopru{keep=5}`: whole rows" in lines
+
+
+def test_a_page_keeps_all_but_the_column_of_prefill() -> None:
+    source = Row("source", "", "", (144,), 100, 1, 1.0, (0.9, 1.0), 4.0, 1.0, {"count": 1.0})
+    rows = [source, row("random-tokens", 0.5, 0.4), row("good", 0.9, 0.8)]
+    page = ["# Ways", "* good: 0.60", *section(Comparison("zoo:m", "q", 10, rows)), "## More",
+            "| 25% | good | 144 36 | 50% | 0.60 | 90% | none |"]  # fmt: skip
+    asked = []
+
+    def measure(model: str, keeps: Sequence[str]) -> Mapping[tuple[str, str], float]:
+        asked.append((model, *keeps))
+        return {("25%", "good"): 0.5, ("100%", "source"): 0.99}
+
+    lines = list(renewed("\n".join(page), measure))
+    assert asked == [("zoo:m", "25%")]
+    changed = [(old, new) for old, new in zip(page, lines, strict=True) if old != new]
+    assert [old.replace("| 1.00 |", "| 0.99 |").replace("| 0.60 |", "| 0.50 |")
+            for old, _ in changed] == [new for _, new in changed]  # fmt: skip
+    assert len(changed) == 2

@@ -14,8 +14,11 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.structure.vision import ImageTokens
 from graphwright.passes.recipe import Recipe
 from graphwright.tools.cli.main import main
+from graphwright.tools.cli.token_table import print_compared
 from graphwright.tools.run import comparing_tokens
 from graphwright.tools.run.comparing_tokens import Comparison, Row
+from graphwright.tools.run.prefill import clock_words
+from rich.console import Console
 
 Recipes = list[tuple[str, str, str]]
 """Method, share and recipe of each."""
@@ -39,7 +42,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, list[R
         patch.setattr(comparing_tokens, "_recipes", few)
         with pytest.raises(SystemExit) as ended:
             main(["compare-tokens", "zoo:tiny-llava", "--calib", "zoo:tiny-llava", "--keep", "9",
-                  "--samples", "8", "--rounds", "1", "--eval", "vqa", "--json",
+                  "--samples", "8", "--rounds", "1", "--threads", "1", "--eval", "vqa", "--json",
                   "--picture", str(drawing)])  # fmt: skip
     assert ended.value.code == 0
     return printed.getvalue(), drawing.read_text(), asked
@@ -70,6 +73,8 @@ def test_a_comparison_as_json(compared: tuple[str, str, list[Recipes]]) -> None:
     assert set(source["by_type"]) == {"where", "count", "largest", "contains"}
     assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in comparison["rows"])
     assert all(row["prefill_ms"] > 0 < row["prefill_ratio"] for row in comparison["rows"])
+    assert source["prefill_ratio"] == 1 and comparison["again"] > 0
+    assert comparison["clock"] == "processor time of one thread"
     assert [recipe for recipe, _ in comparison["refused"]] == ["fopru{keep=9 strategy=row}"]
     assert "not a number of whole rows of 12" in comparison["refused"][0][1]
     assert comparison["notes"][0].startswith("without the image: ")
@@ -96,3 +101,17 @@ def test_a_model_of_text_alone_and_bad_options(plain_artifact: Path) -> None:
             str(plain_artifact), "zoo:tiny-llama", ["50%"], vqa=False, samples=2, rounds=1,
             progress=lambda *_: None,
         )  # fmt: skip
+
+
+def test_the_table_says_by_what_it_was_timed_and_what_is_noise() -> None:
+    source = Row("source", "", "", (144,), 10, 1, 0.9, (0.8, 1.0), 4.0)
+    half = Row("good", "50%", "good{keep=72}", (144, 72), 5, 1, 0.8, (0.7, 0.9), 2.0, 0.5)
+    comparison = Comparison("m", "right answers", 10, [source, half], clock=clock_words(None))
+    comparison.again = 0.93
+    page = io.StringIO()
+    print_compared(Console(file=page, width=100), comparison)
+    printed = page.getvalue()
+    assert re.search(r"good +50% +144 72 +50% +0.800 +0.70-0.90 +2.00 +2.00", printed)
+    assert "ms of one prompt (by the clock, all cores)" in printed
+    assert "which once more takes 0.93 of its time: less is noise" in printed
+    assert "best at 50%: optimize-model m -p 'good{keep=72}' -o OUT" in printed
