@@ -41,6 +41,8 @@ THREADS = 1
 COLUMNS = ("keep", "method", "tokens", "MACs", "prefill", "accuracy")
 Ratios = Mapping[tuple[str, str], float]
 """Of a share and a method, what a prompt takes by what it takes the source."""
+Measure = Callable[[str, Sequence[tuple[str, str]]], Ratios]
+"""Of a model, and shares and methods."""
 
 
 def section(comparison: Comparison) -> Iterator[str]:
@@ -84,16 +86,15 @@ def beaten(row: Row, rows: Sequence[Row]) -> str:
 # --- prefill alone -------------------------------------------------------------------------------
 
 
-def renewed(page: str, measure: Callable[[str, Sequence[str]], Ratios]) -> Iterator[str]:
-    """A page in which the tables' column of prefill is what ``measure`` says of a model and its
-    shares; rows that it says nothing of stay as they are."""
+def renewed(page: str, measure: Measure) -> Iterator[str]:
+    """A page, in its tables of the zoo's models the column of prefill as ``measure`` says, and all
+    else as it is; rows of which nothing is said stay."""
     for part in filter(None, re.split(r"(?m)^(?=## )", page)):
         title, *lines = part.splitlines()
         model = title.removeprefix("## ")
         numbered = enumerate(lines if model.startswith("zoo:") else ())
         rows = {place: cells for place, line in numbered if (cells := _cells(line))}
-        keeps = dict.fromkeys(c[0] for c in rows.values() if c[1] not in (SOURCE, BLIND))
-        ratios = measure(model, list(keeps)) if rows else {}
+        ratios = measure(model, [(c[0], c[1]) for c in rows.values()]) if rows else {}
         for place, cells in rows.items():
             ratio = ratios.get((cells[0], cells[1]))
             if ratio is not None:
@@ -108,11 +109,13 @@ def _cells(line: str) -> list[str]:
     return cells if re.fullmatch(r"[\d.]+%", cells[0]) and len(cells) > len(COLUMNS) else []
 
 
-def ratios_of(model: str, keeps: Sequence[str]) -> Ratios:
-    """Each method's prefill at each share, and as the source's what it takes once more."""
+def ratios_of(model: str, rows: Sequence[tuple[str, str]]) -> Ratios:
+    """Of shares and methods the prefill by the source's, of the source what it takes once more."""
+    keeps = dict.fromkeys(keep for keep, method in rows if method not in (SOURCE, BLIND))
+    only = {method.partition("{")[0] for _, method in rows}
     graph = load(model, cache=False)
     prompt = one_prompt(calibration.read(model, graph, samples=1).batches[0])
-    graphs = prune(graph, find_images(graph), keeps, [prompt], [], progress=_told)
+    graphs = prune(graph, find_images(graph), list(keeps), [prompt], [], progress=_told, only=only)
     views = [pruned.view for pruned in graphs]
     times = prefill(views, prompt, threads=THREADS, rounds=ROUNDS, progress=_told)
     of_methods = {(g.keep, g.method): times.ratios[n] for n, g in enumerate(graphs) if n}

@@ -43,12 +43,14 @@ def test_a_page_keeps_all_but_the_column_of_prefill() -> None:
             "| 25% | good | 144 36 | 50% | 0.60 | 90% | none |"]  # fmt: skip
     asked = []
 
-    def measure(model: str, keeps: Sequence[str]) -> Mapping[tuple[str, str], float]:
-        asked.append((model, *keeps))
+    def measure(model: str, rows: Sequence[tuple[str, str]]) -> Mapping[tuple[str, str], float]:
+        asked.append((model, *rows))
         return {("25%", "good"): 0.5, ("100%", "source"): 0.99}
 
     lines = list(renewed("\n".join(page), measure))
-    assert asked == [("zoo:m", "25%")]
+    assert asked == [
+        ("zoo:m", ("100%", "source"), ("25%", "good"), ("25%", "random-tokens"))
+    ]
     changed = [(old, new) for old, new in zip(page, lines, strict=True) if old != new]
     assert [old.replace("| 1.00 |", "| 0.99 |").replace("| 0.60 |", "| 0.50 |")
             for old, _ in changed] == [new for _, new in changed]  # fmt: skip
