@@ -225,7 +225,7 @@ class FormPass(LinearPass):
                 continue
             result.sites.append(
                 linear_site(
-                    linear, weight.nbytes, stored.nbytes, stored.form.rel_l2,
+                    linear, weight.stored_bytes, stored.nbytes, stored.form.rel_l2,
                     note=stored.form.note, sparsity=stored.form.sparsity,
                 )
             )  # fmt: skip
@@ -234,7 +234,7 @@ class FormPass(LinearPass):
     def planned_site(self, context: Context, linear: Linear) -> Site:
         weight = weight_of(context.view, linear)
         planned = self.at(linear).predicted_bytes(linear, weight)
-        return linear_site(linear, weight.nbytes, planned)
+        return linear_site(linear, weight.stored_bytes, planned)
 
     def seconds(self, planned: PassResult) -> float:
         return sum(s.shape[0] * s.shape[1] for s in planned.sites) / self.weights_per_second

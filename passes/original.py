@@ -248,7 +248,7 @@ def compressed_sites(view: View, structure: Structure) -> dict[str, Site]:
     sites = {}
     for linear in stored or structure.linears:
         weight = view.weight(linear.weight)
-        size = 0 if weight is None else weight.nbytes
+        size = 0 if weight is None else weight.stored_bytes
         shape = linear.out_features, linear.in_features
         sites[linear.name] = Site(linear.name, linear.role or "linear", shape, size, size)
     return sites

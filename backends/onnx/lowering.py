@@ -25,6 +25,7 @@ from ...ir.structure.cache_slots import ROWS_KEY
 from ...ir.structure.tree_input import TREE_KEY
 from ...ir.vocab.targets import CPU, Target
 from .forms.attention_form import ShareKeys, SpellAttention
+from .forms.coded_form import KeepCodes, codes_kept
 from .forms.expert_form import RouteExperts
 from .forms.group_query import UseGroupQuery, caches_are_shared
 from .forms.norm_form import sum_before_norms
@@ -35,6 +36,8 @@ from .fx_to_onnx import translated
 
 FORMS_KEY = "graphwright.forms"
 """Metadata: which forms of the target the graph does not have, and why, one remark a line."""
+CODES_KEY = "graphwright.codes"
+"""Metadata: which linears keep the codes that their weights were stored in."""
 
 
 def _shared_keys(_: OnnxView) -> Sequence[Rule]:
@@ -80,7 +83,8 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     if TREE_KEY in onnx.metadata():
         take_tree(onnx, longest_text(view.source.folder))
     forms = [rule for row in target.rows if row.form in FORMS for rule in FORMS[row.form](onnx)]
-    _remark(onnx, forms, rewrite(onnx, [RouteExperts(), *forms]))
+    _remark(onnx, forms, rewrite(onnx, [RouteExperts(), KeepCodes(), *forms]))
+    _remark_codes(onnx)
     for row in target.rows:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
@@ -101,6 +105,8 @@ def _nothing(view: View) -> int:
 def remarks(view: View) -> list[str]:
     """What a person should know of how a graph was written, one sentence each."""
     lines = view.metadata().get(FORMS_KEY, "").splitlines()
+    if view.metadata().get(CODES_KEY):
+        lines.append(f"weights that no pass changed keep their codes: {view.metadata()[CODES_KEY]}")
     if ROWS_KEY in view.metadata():
         lines.append("attention takes rows by their length: padding goes behind a text, not before")
     return lines
@@ -121,6 +127,13 @@ def _remark(view: OnnxView, rules: Sequence[Rule], report: RewriteReport) -> Non
         )
     elif not grouped:
         view.metadata()[FORMS_KEY] = "no attention is recognised: none becomes GroupQueryAttention"
+
+
+def _remark_codes(view: OnnxView) -> None:
+    view.metadata().pop(CODES_KEY, None)
+    codes = codes_kept(view)
+    if codes:
+        view.metadata()[CODES_KEY] = codes
 
 
 def _check_opset(view: OnnxView, target: Target) -> None:

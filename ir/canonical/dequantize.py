@@ -13,6 +13,8 @@ from torch import Tensor
 from ..core.errors import Refusal
 from ..core.view import Operand, Value, View
 from ..core.weights import ComputedWeight, Weight
+from ..ops.coded_weight import CodedWeight
+from ..ops.linear_float8 import DTYPES
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 from ..vocab import traits
@@ -42,7 +44,8 @@ class FuseDequantize(Rule):
     def replace(self, build: Build, **bound: Operand) -> Value:
         weight, view = _stored(build.match), build.view
         name = view.name(build.match.value("codes")).removesuffix("_quantized")
-        return view.add_weight(name, weight)
+        ours = name.removesuffix(".codes.columns")  # as linear_float8 is written
+        return view.add_weight(name if ours == name else f"{ours}.weight", weight)
 
 
 def _picks(view: View, user: Any, value: Value) -> bool:
@@ -67,6 +70,12 @@ def _stored(match: Match) -> Weight:
         match.refuse(f"zero points {list(zeros[0].shape)} do not fit scales {list(scale.shape)}")
     zero = zeros[0] if zeros else None
 
+    if codes.dtype in DTYPES and not zeros and rank == 2 and scale.dtype == torch.float32:
+        if scale.numel == 1:  # which way it lies is told by who multiplies by it
+            users = view.users(view.result(match.root))
+            axis, block = int(any(view.op(user) == "matmul" for user in users)), 0
+        return _float8(codes, scale, axis, block)
+
     def make() -> Tensor:
         wide = torch.float32 if codes.dtype.is_floating_point else torch.int32
         numbers = codes.read().to(wide)
@@ -77,6 +86,20 @@ def _stored(match: Match) -> Weight:
 
     keys = (codes.key, scale.key, zero.key if zero else None)
     return ComputedWeight(make, codes.shape, scale.dtype, ("dequantized", *keys, axis, block))
+
+
+def _float8(codes: Weight, scale: Weight, axis: int, block: int) -> Weight:
+    """The matrix ``[N, K]`` that knows how it is stored; ``[K, N]``, with its scales one a column
+    or one a block of a column, is one transposed."""
+    if (axis == 1) != (block > 0):
+        turned = scale.transposed() if block else scale
+        return _float8(codes.transposed(), turned, 1 - axis, block).transposed()
+    (rows, columns), single = codes.shape, scale.numel == 1
+    down, across = (rows, columns) if single else (1, block or columns)
+    attrs = {"block_rows": down, "block_columns": across,
+             "in_features": columns, "out_features": rows}  # fmt: skip
+    scales = scale.reshaped((1 if single else rows, -(-columns // across)))
+    return CodedWeight("linear_float8", {"codes": codes, "scales": scales}, attrs)
 
 
 def _spread(scales: Tensor, shape: tuple[int, ...], axis: int, block: int) -> Tensor:

@@ -1,14 +1,21 @@
-"""Ops of ours whose declaration says how their ONNX form is read back become these ops again."""
+"""Ops of ours whose declaration says how their ONNX form is read back become these ops again.
+
+One that passes see as numbers becomes ``linear`` with a weight that knows how it is stored.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from ..core.view import Operand, Value
+from ..core.view import Operand, Value, is_value
+from ..core.weights import Weight
 from ..ops import OwnOp, StockDecoder
+from ..ops.coded_weight import CodedWeight
 from ..rewrite.pattern import Match
 from ..rewrite.rule import Build, Rule
 from ..vocab import VOCABULARY, is_known, load_dialects
+from ..vocab.spec import Attrs
 
 
 def own_rules() -> tuple[type[Rule], ...]:
@@ -33,6 +40,22 @@ def _rule(op: OwnOp, decoder: StockDecoder) -> type[Rule]:
 
         def replace(self, build: Build, **bound: Operand) -> Value:
             operands, attrs = decoder.decode(build.view, build.match.root)
+            if op.as_numbers:
+                return _numbers(build, op, operands, attrs)
             return build.build(op.name, *operands, **attrs)
 
     return FuseOwn
+
+
+def _numbers(build: Build, op: OwnOp, operands: Sequence[Operand], attrs: Attrs) -> Value:
+    """``linear(x, w)``, w what the constants behind ``x`` stand for."""
+    view, (x, *constants) = build.view, operands
+    parts: dict[str, Weight] = {}
+    for name, constant in zip(op.operands[1:], constants, strict=False):
+        handle = view.weight(constant)
+        assert handle is not None and is_value(constant)
+        parts[name] = handle
+    name = view.name(constants[0])  # type: ignore[arg-type]
+    site = name.removesuffix(".codes").removesuffix(".weight")
+    weight = CodedWeight(op.name, parts, attrs)
+    return build.linear(x, view.add_weight(f"{site}.weight", weight))

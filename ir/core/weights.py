@@ -81,6 +81,11 @@ class Weight(ABC):
         return self.numel * self.dtype.itemsize
 
     @property
+    def stored_bytes(self) -> int:
+        """What an artifact takes for it where no pass changes it."""
+        return self.nbytes
+
+    @property
     def type(self) -> Type:
         return Type(self.dtype, self.shape)
 
@@ -188,6 +193,11 @@ class CastWeight(Weight):
         for whole in self.base.pieces():
             for part in torch.split(whole.reshape(-1), _PIECE):
                 yield part.to(self.dtype)
+
+    @property
+    def stored_bytes(self) -> int:
+        stored = self.base.stored_bytes
+        return stored if stored < self.base.nbytes else self.nbytes
 
     def transposed(self) -> Weight:
         # The numbers in few bytes are turned, not those in many.
@@ -403,5 +413,5 @@ def _refuse_as_the_library(path: Path) -> None:
 
 
 def distinct_bytes(weights: Iterable[Weight]) -> int:
-    """Bytes of weights; of those that share their numbers once."""
-    return sum({weight.key: weight.nbytes for weight in weights}.values())
+    """Bytes of weights as they are stored; of those that share their numbers once."""
+    return sum({weight.key: weight.stored_bytes for weight in weights}.values())

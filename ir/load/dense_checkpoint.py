@@ -1,12 +1,14 @@
-"""Checkpoints of codes that no form of ours is equal to: float8 with scales, bitsandbytes' 4 bits.
+"""Checkpoints in codes that are not affine: float8 with scales, bitsandbytes' 4 bits.
 
-They become dense numbers, computed in float32 when they are read:
+They are numbers for whoever reads them, computed in float32, and codes for whoever writes them
+where no pass has given them other numbers (``ir.ops.coded_weight``):
 
 * float8: ``W = w8 * s``, s one number, one a row, or one a block of rows and columns, the last of
   which may be smaller. DeepSeek's ``weight_scale_inv`` multiplies, whatever its name says.
 * bitsandbytes: ``W = map[code] * absmax`` over blocks of the flattened matrix, the earlier of two
   codes in the high nibble. With double quantization absmax is ``nested_map[code] * nested_absmax +
-  offset``. Read from bitsandbytes 0.50 (``functional.py``).
+  offset``, and is written as these sums, in float32. Read from bitsandbytes 0.50
+  (``functional.py``).
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from torch import Tensor
 
 from ..core.errors import BadInput
 from ..core.weights import ComputedWeight, Weight
+from ..ops.coded_weight import CodedWeight
+from ..ops.linear_bnb4 import KINDS, TABLES, dense
 from .stored_linear import finite, needed, powers_of_two
 from .tensor_kinds import BYTES, FLOAT8, FLOATS, SCALES
 
@@ -67,17 +71,22 @@ def read_float8(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
             "say of which blocks"
         )
     down, across = block
+    grid = (-(-rows // down), -(-columns // across))
 
-    def make() -> Tensor:
-        matrix = finite(name, "the float8 numbers", weight.read().float())
-        each = _scales(name, scale).reshape(-(-rows // down), -(-columns // across))
-        for start in range(0, rows, down):  # a copy as large as the matrix is not wanted
-            line = each[start // down].repeat_interleave(across)[:columns]
-            matrix[start : start + down] *= line
-        return matrix
+    def codes() -> Tensor:
+        stored = weight.read()
+        finite(name, "the float8 numbers", stored.to(torch.float16))
+        return stored
 
-    handle = ComputedWeight(make, (rows, columns), torch.float32, (weight.key, scale.key))
-    return Dense(handle, f"{str(weight.dtype).removeprefix('torch.')} with {form}")
+    parts = {
+        "codes": ComputedWeight(codes, (rows, columns), weight.dtype, ("float8", weight.key)),
+        "scales": ComputedWeight(lambda: _scales(name, scale).reshape(grid), grid, torch.float32,
+                                 ("scales", scale.key)),
+    }  # fmt: skip
+    attrs = {"block_rows": down, "block_columns": across,
+             "in_features": columns, "out_features": rows}  # fmt: skip
+    kind = str(weight.dtype).removeprefix("torch.")
+    return Dense(CodedWeight("linear_float8", parts, attrs), f"{kind} with {form}")
 
 
 def _block(name: str, config: Mapping[str, Any]) -> list[int] | None:
@@ -138,18 +147,29 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
                 raise BadInput(f"{name}.{part} has {own[part].numel} numbers; {blocks} blocks in "
                                f"blocks of {outer} need {size}")  # fmt: skip
 
-    def make() -> Tensor:
-        raw = codes.read().flatten()
-        values = table.read().float()
-        numbers = values[torch.stack((raw >> 4, raw & 15), 1).flatten().long()]
-        scale = _unnested(own, state) if outer else absmax.read().float()
-        finite(name, "weight.absmax or weight.quant_map", scale * values.sum())
-        padded = torch.nn.functional.pad(numbers, (0, blocks * block - len(numbers)))
-        padded = padded.view(blocks, block).mul_(scale[:, None])
-        return padded.flatten()[: rows * columns].view(rows, columns)
+    def scales() -> Tensor:
+        stored = _unnested(own, state) if outer else absmax.read().float()
+        return finite(name, "weight.absmax", stored.flatten())
 
-    handle = ComputedWeight(make, (rows, columns), torch.float32, (codes.key, absmax.key))
-    return Dense(handle, f"{kind} in blocks of {block}")
+    parts = {
+        "codes": codes.reshaped((codes.numel,)),
+        "absmax": ComputedWeight(scales, (blocks,), torch.float32, ("absmax", absmax.key)),
+    }
+    form, numbers = f"{kind} in blocks of {block}", table.read().float().flatten()
+    known = TABLES.get(kind)
+    finite(name, "weight.quant_map", numbers)
+    if known is None or not torch.equal(numbers, known):
+
+        def make() -> Tensor:
+            stored, each = (part.read() for part in parts.values())
+            return dense(stored, each, numbers, block, (rows, columns))
+
+        keys = (*(part.key for part in parts.values()), table.key)
+        handle = ComputedWeight(make, (rows, columns), torch.float32, keys)
+        return Dense(handle, f"{form} with a table of its own")
+    attrs = {"quant_type": KINDS.index(kind), "block": block,
+             "in_features": columns, "out_features": rows}  # fmt: skip
+    return Dense(CodedWeight("linear_bnb4", parts, attrs), form)
 
 
 def _unnested(own: Mapping[str, Weight], state: Mapping[str, Any]) -> Tensor:

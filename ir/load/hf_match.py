@@ -12,6 +12,7 @@ import torch
 from ..core.errors import BadInput
 from ..core.types import DTYPE_NAMES
 from ..core.weights import CastWeight, MemoryWeight, Weight
+from ..ops.coded_weight import CodedWeight, coded
 from ..ops.nbit_weight import NBitWeight
 from .hf_experts import by_expert
 
@@ -38,7 +39,7 @@ class Match:
         """What of the checkpoint is not as it was stored, in words."""
         casts: dict[tuple[torch.dtype, torch.dtype], list[str]] = {}
         for name, weight in self.weights.items():
-            if isinstance(weight, CastWeight):
+            if isinstance(weight, CastWeight) and coded(weight) is None:
                 casts.setdefault((weight.base.dtype, weight.dtype), []).append(name)
         for (stored, used), names in casts.items():
             what = f"{_dtype(stored)} in the checkpoint and {_dtype(used)} in the model"
@@ -102,7 +103,8 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
         key = next((table[s] for s in forms if s in table), None)
         if key is not None:
             handle = handles[key]
-            if isinstance(handle, NBitWeight) and name.removesuffix(".weight") in turned:
+            in_codes = isinstance(handle, NBitWeight | CodedWeight)
+            if in_codes and name.removesuffix(".weight") in turned:
                 handle = handle.transposed()  # GPT-2's: [in, out], and codes are of [out, in]
             weights[name], keys[name] = _fit(name, handle, tensor), key
     shared = {id(state[name]): name for name in weights}

@@ -2,7 +2,8 @@
 
 A linear's tensors (``qweight``, ``scales``, ...) become one handle by the name of the weight that
 they stand for: dense for whoever reads it, and ``linear_nbit`` in a canonical graph
-(``ir.canonical.stored_nbit``). Codes that no form of ours is equal to are dense numbers.
+(``ir.canonical.stored_nbit``), or numbers that an artifact holds in the same codes where no pass
+changes them (``ir.ops.coded_weight``). Codes that no form of ours is equal to are dense numbers.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from ..core.errors import BadInput
 from ..core.weights import Weight
+from ..ops.coded_weight import CodedWeight
 from . import (
     awq_checkpoint,
     ct_checkpoint,
@@ -177,6 +179,8 @@ def _join(
     stored = scheme.read(name, own, settings)
     if isinstance(stored, Dense):
         tensors[f"{name}.weight"] = stored.weight
+        if isinstance(stored.weight, CodedWeight):
+            return stored.form
         return f"{stored.form}, which no form here is equal to: read as numbers"
     tensors[f"{name}.weight"] = stored.weight()
     form = f"{stored.bits} bits, " + (f"groups of {stored.group}" if stored.group else "rows")

@@ -74,6 +74,9 @@ class OwnOp(OpSpec):
     """Other ONNX forms by the names by which a target asks for them: see ``vocab.targets``."""
     tolerances: Mapping[torch.dtype, float] = field(default_factory=lambda: TOLERANCES)
     decoders: tuple[StockDecoder, ...] = ()
+    as_numbers: bool = False
+    """A linear that passes see as a plain one, of numbers, and that is written in this form where
+    they leave it alone: see ``coded_weight``."""
 
     def build_fx(self, graph: Graph, operands: Sequence[Any], attrs: Attrs) -> FxNode:
         if self.own:

@@ -104,6 +104,9 @@ PORTABLE = Target(
             "OpenVINO and TensorRT read; ONNX Runtime makes its own node of them, which rounds "
             "activations to 8 bits"),
         Row("embedding_nbit", "dequantize-linear", "GatherBlockQuantized is ONNX Runtime's own"),
+        Row("linear_bnb4", "table-of-pairs", "MatMulBnb4 is ONNX Runtime's own, and OpenVINO does "
+            "not take it"),
+        Row("linear_float8", "dequantize-linear", "OpenVINO and TensorRT know it"),
     ),
     levels={(2, 16): 4, (4, 16): 4, (8, 16): 4},
     opset=21,

@@ -75,10 +75,12 @@ class Adapter(Pass):
     def _site(
         self, context: Context, linear: Linear, pair: Pair, error: float | None = None
     ) -> Site:
-        size = weight_of(context.view, linear).nbytes
+        weight = weight_of(context.view, linear)
+        after = weight.nbytes if self.fold else weight.stored_bytes
         width = context.view.type(linear.x).dtype or pair.up.dtype
         extra = 0 if self.fold else (pair.down.numel + pair.up.numel) * width.itemsize
-        return linear_site(linear, size, size + extra, error, note=f"rank {pair.down.shape[0]}")
+        note = f"rank {pair.down.shape[0]}"
+        return linear_site(linear, weight.stored_bytes, after + extra, error, note=note)
 
     # --- the adapter -------------------------------------------------------------------------
 

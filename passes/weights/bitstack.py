@@ -119,7 +119,7 @@ class BitStack(LinearPass):
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
         size = self.blocks * block_bytes(*_shape(linear), self._rank(linear))
-        return linear_site(linear, weight_of(context.view, linear).nbytes, size)
+        return linear_site(linear, weight_of(context.view, linear).stored_bytes, size)
 
     def reason_against(self, context: Context, linear: Linear) -> str | None:
         reason = reason_against_storing(context.view, linear)
@@ -188,7 +188,7 @@ class BitStack(LinearPass):
         self, context: Context, linear: Linear, stack: _Stack,
         stacked: dict[str, StackedWeight], result: PassResult,
     ) -> None:  # fmt: skip
-        before = weight_of(context.view, linear).nbytes
+        before = weight_of(context.view, linear).stored_bytes
         # A linear that feeds this one directly may have been swapped since the sites were chosen.
         current = replace(linear, x=context.view.tensor(linear.node))
         attrs = {"in_features": linear.in_features, "out_features": linear.out_features}

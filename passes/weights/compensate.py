@@ -377,7 +377,7 @@ def _stored_bytes(context: Context, linear: Linear) -> int:
     nodes = [*context.wholes[linear.name].nodes, *_chain(view, linear)]
     operands = [o for node in nodes for o in view.operands(node)[1:] if o is not linear.bias]
     handles = [view.weight(o) for o in operands]
-    return sum(h.nbytes for h in handles if h is not None)
+    return sum(h.stored_bytes for h in handles if h is not None)
 
 
 def _chain(view: View, linear: Linear) -> list[Node]:

@@ -151,7 +151,7 @@ class FactorPass(LinearPass):
 
     @staticmethod
     def _site(view: View, linear: Linear, size: int, factors: Factors | None = None) -> Site:
-        before = weight_of(view, linear).nbytes
+        before = weight_of(view, linear).stored_bytes
         if factors is None:
             return linear_site(linear, before, size)
         return linear_site(linear, before, size, factors.rel_l2, note=factors.note)

@@ -121,9 +121,10 @@ class Rotate(Pass):
         for linear in structure.linears:
             if linear.name not in touched:
                 continue
-            nbytes, own = weight_of(context.view, linear).nbytes, linear.name != tied
+            weight, own = weight_of(context.view, linear), linear.name != tied
             note = "" if own else "tied to its table before: stored a second time"
-            result.sites.append(linear_site(linear, nbytes if own else 0, nbytes, note=note))
+            before = weight.stored_bytes if own else 0
+            result.sites.append(linear_site(linear, before, weight.nbytes, note=note))
         return result
 
     def seconds(self, planned: PassResult) -> float:

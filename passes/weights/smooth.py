@@ -93,5 +93,5 @@ class Smooth(LinearPass):
         return torch.where((inputs > 0) & (weights > 0), ratio, 1.0)
 
     def planned_site(self, context: Context, linear: Linear) -> Site:
-        nbytes = weight_of(context.view, linear).nbytes
-        return linear_site(linear, nbytes, nbytes)
+        weight = weight_of(context.view, linear)
+        return linear_site(linear, weight.stored_bytes, weight.nbytes)

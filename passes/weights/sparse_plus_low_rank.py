@@ -130,12 +130,13 @@ class SparsePlusLowRank(MaskOptions):
     def _site(
         self, view: View, linear: Linear, form: FactorForm, parts: Mapping[str, Any]
     ) -> Site:
-        size, rank = weight_of(view, linear).nbytes, self._rank(linear)
+        weight, rank = weight_of(view, linear), self._rank(linear)
         extra = form.nbytes(rank, linear.in_features) + form.nbytes(linear.out_features, rank)
         note = f"relative error of its outputs {parts['left']:.3g}" if parts else ""
         return linear_site(
-            linear, size, size + extra, parts.get("rel_l2"), note=note, sparsity=parts.get("share")
-        )
+            linear, weight.stored_bytes, weight.nbytes + extra, parts.get("rel_l2"), note=note,
+            sparsity=parts.get("share"),
+        )  # fmt: skip
 
 
 def split(

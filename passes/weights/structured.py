@@ -201,9 +201,10 @@ def shrunk_sites(context: Context, place: Place, remaining: int) -> list[Site]:
     """A site for each linear of a place of which ``remaining`` heads or units stay."""
     sites = []
     for linear in place.linears:
-        before = weight_of(context.view, linear).nbytes
+        weight = weight_of(context.view, linear)
+        after = weight.nbytes * remaining // place.count
         note = f"{remaining} of {place.count} {_NAMES[place.kind]} stay"
-        sites.append(linear_site(linear, before, before * remaining // place.count, note=note))
+        sites.append(linear_site(linear, weight.stored_bytes, after, note=note))
     return sites
 
 

@@ -17,6 +17,7 @@ from ...ir.canonical.families import canonicalize
 from ...ir.core.types import DTYPE_NAMES
 from ...ir.core.view import View
 from ...ir.load.sources import load
+from ...ir.ops.coded_weight import coded
 from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import Linear, recognize
 from ...ir.vocab import spec
@@ -129,6 +130,9 @@ def print_structure(
 
 def _stored(view: View, linear: Linear) -> str:
     """The form in which a linear's weight is stored."""
+    weight = coded(view.weight(linear.weight))
+    if weight is not None:
+        return weight.form
     form = spec(view.op(linear.node)).stored_linear
     if form is not None:
         return form(view.attrs(linear.node))

@@ -78,7 +78,8 @@ def packed(
 
 
 Case = tuple[dict[str, Any], Tensors, torch.Tensor, int]
-"""The config, a linear's tensors, its numbers and the bits that the graph holds it in."""
+"""The config, a linear's tensors, its numbers and the bits that the graph holds it in: 0 for
+numbers, -1 for those that keep their codes."""
 
 
 def int8() -> Case:
@@ -98,8 +99,12 @@ def bnb8() -> Case:
     return config, stored, codes.float() * (scale / 127)[:, None], 8
 
 
-NF4 = [-1, -0.6961928, -0.5250731, -0.3949175, -0.2844414, -0.1847734, -0.09105004, 0, 0.0795803,
-       0.1609302, 0.2461123, 0.3379152, 0.4407098, 0.562617, 0.7229568, 1]  # fmt: skip
+NF4 = [
+    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
+    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
+    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
+    0.7229568362236023, 1.0,
+]  # fmt: skip
 
 
 def nf4(*, nested: bool) -> Case:
@@ -125,7 +130,7 @@ def nf4(*, nested: bool) -> Case:
     parts["weight.quant_state.bitsandbytes__nf4"] = torch.tensor(list(text), dtype=torch.uint8)
     numbers = table[codes] * np.repeat(absmax, 64)
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
-    return config, parts, torch.from_numpy(numbers.reshape(N, K)), 0
+    return config, parts, torch.from_numpy(numbers.reshape(N, K)), -1
 
 
 def float8(block: list[int] | None, key: str = "weight_scale") -> Case:
@@ -137,7 +142,7 @@ def float8(block: list[int] | None, key: str = "weight_scale") -> Case:
     config = {"quant_method": "fp8", "weight_block_size": block}
     if key == "weight_scale":
         config = of_groups("float-quantized", {"num_bits": 8, "type": "float"})
-    return config, {"weight": weight, key: scale}, weight.float() * each, 0
+    return config, {"weight": weight, key: scale}, weight.float() * each, -1
 
 
 E2M1 = [0, 0.5, 1, 1.5, 2, 3, 4, 6, 0, -0.5, -1, -1.5, -2, -3, -4, -6]

@@ -9,10 +9,13 @@ from typing import Any
 
 import graphwright as gw
 import numpy as np
+import onnx
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.core.weights import ComputedWeight, tensor_bytes
 from graphwright.ir.load.packed_bits import pack_rows, unpack_rows
+from graphwright.ir.ops.coded_weight import CodedWeight
 from graphwright.ir.ops.nbit_weight import NBitWeight
 from graphwright.ir.ops.pack import dequantize
 from graphwright.ir.structure.recognize import recognize
@@ -128,13 +131,15 @@ def test_compressed_tensors(
     ],
 )  # fmt: skip
 def test_other_codes(case: Callable[[], Case], dense: Path, tmp_path: Path) -> None:
-    """In our forms where one is equal to them, else in numbers, and the notes say which."""
+    """In our forms where one is equal to them, as they are stored where ONNX has that, else in
+    numbers, and the notes say which."""
     config, parts, numbers, bits = case()
     checkpoint = joined(written(dense, tmp_path, config, parts))
     weight = checkpoint.tensors[f"{LINEAR}.weight"]
     torch.testing.assert_close(weight.read(), numbers, rtol=0, atol=0)
-    assert isinstance(weight, NBitWeight) == (bits > 0)
-    assert not bits or weight.form.bits == bits
+    kind = CodedWeight if bits < 0 else NBitWeight if bits else ComputedWeight
+    assert type(weight) is kind
+    assert bits <= 0 or weight.form.bits == bits
     assert ("no form here is equal to" in checkpoint.notes[0]) == (bits == 0)
     names = [name for name in checkpoint.tensors if name.startswith(LINEAR)]
     assert names == [f"{LINEAR}.weight"]
@@ -144,12 +149,12 @@ def test_other_codes(case: Callable[[], Case], dense: Path, tmp_path: Path) -> N
 def test_codes_that_are_rounded_anew_are_told(
     case: Callable[[], Case], dense: Path, tmp_path: Path
 ) -> None:
-    """NF4 and float8 are numbers until a pass rounds them: its report has what that costs."""
+    """NF4 and float8 are numbers for a pass that rounds them: its report has what that costs."""
     config, parts, numbers, _ = case()
     view = gw.load(written(dense, tmp_path, config, parts), cache=False)
     result = gw.optimize(view, "quantize{bits=4 group=32 include=[*up_proj]}")
     (note,) = [n for n in result.report.source["notes"] if "taken as it is stored" in n]
-    assert "which no form here is equal to: read as numbers" in note
+    assert "no form here" not in note
     (site,) = result.report.passes[0].result.sites
     (linear,) = [x for x in recognize(result.graph).linears if x.quantized]
     operands = [result.graph.weight(v) for v in result.graph.operands(linear.node)[1:3]]
@@ -174,7 +179,7 @@ def test_formats_of_one_checkpoint(dense: Path, tmp_path: Path) -> None:
         folder = written(folder, out, config, parts, name)
         weight = numbers if name == LINEAR else weight
     notes = " ".join(gw.load(folder, cache=False).source.notes)
-    for words in ("1 of 8 bits, rows", "1 of float8_e4m3fn with a scale a row, which no form here",
+    for words in ("1 of 8 bits, rows", "1 of float8_e4m3fn with a scale a row",
                   "what it says of activations is left out"):  # fmt: skip
         assert words in notes
     tensors = joined(folder).tensors
@@ -188,3 +193,31 @@ def test_words_round_trip(bits: int, rows: int, count: int) -> None:
     words = straight(codes, bits)
     assert torch.equal(pack_rows(torch.from_numpy(codes), bits), words)
     assert torch.equal(unpack_rows(words, bits, count), torch.from_numpy(codes))
+
+
+@pytest.mark.parametrize(
+    "case", [lambda: nf4(nested=True), lambda: float8([40, 24], "weight_scale_inv")],
+    ids=["nf4", "float8"],
+)  # fmt: skip
+def test_codes_that_no_pass_changes_are_written(
+    case: Callable[[], Case], dense: Path, tmp_path: Path
+) -> None:
+    """The artifact holds the checkpoint's own bytes, and computes what its numbers make."""
+    config, parts, numbers, _ = case()
+    folder = written(dense, tmp_path, config, parts)
+    result = gw.optimize(gw.load(folder, cache=False), "clean")
+    out = gw.export(result.graph, tmp_path / "out", report=result.report)
+    tensors = {t.name: t for t in onnx.load(out / "model.onnx").graph.initializer}
+    assert tensors[f"{LINEAR}.codes"].raw_data == tensor_bytes(parts["weight"])
+    assert f"{LINEAR}.weight" not in tensors and f"{LINEAR}.weight.T" not in tensors
+    ids = torch.arange(1, 13).reshape(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    logits = gw.compile(out)(**inputs)["logits"]
+    torch.testing.assert_close(logits, _original(folder, numbers, inputs), rtol=2e-4, atol=2e-5)
+
+
+def test_a_table_of_its_own_makes_numbers(dense: Path, tmp_path: Path) -> None:
+    config, parts, numbers, _ = nf4(nested=False)
+    parts["weight.quant_map"] = parts["weight.quant_map"] / 2
+    weight = joined(written(dense, tmp_path, config, parts)).tensors[f"{LINEAR}.weight"]
+    assert type(weight) is ComputedWeight and torch.equal(weight.read(), numbers / 2)
