@@ -134,7 +134,8 @@ def _place(
     weight = weight_of(view, group[0])
     for size in sizes:
         linear, gone = size.linear, 1 - size.stays
-        nbytes = round(weight.nbytes * size.stays)
+        # Codes of a checkpoint stay as they are, but not in a part of a weight.
+        nbytes = weight.stored_bytes if not gone else round(weight.nbytes * size.stays)
         kept = Option(Held(names, gone=gone), {"bytes": nbytes, "loss": 0.0}, KEPT)
         fitting = [kept]
         for form in forms:
