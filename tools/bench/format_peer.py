@@ -29,6 +29,8 @@ def main(folder: str, out: str, adapter: str = "") -> None:
         transcode = runpy.run_path(str(Path(__file__).with_name("gguf_types.py")))["transcode"]
         transcode(path, f"{stem}.whole.gguf", "F32")
         np.save(f"{stem}.whole.npy", llama(f"{stem}.whole.gguf"))
+        if experts(path):
+            return None  # transformers 5.24 leaves them out of arch llama, and has no key for sizes
         try:
             model = AutoModelForCausalLM.from_pretrained(folder, gguf_file="model.gguf",
                                                          dtype=torch.float32)  # fmt: skip
@@ -53,6 +55,13 @@ def main(folder: str, out: str, adapter: str = "") -> None:
         model(input_ids=torch.ones(1, 1, dtype=torch.int64))  # decompresses what PEFT goes beside
         model = PeftModel.from_pretrained(model, adapter)
     return save(model, out)
+
+
+def experts(path: str) -> bool:
+    """Whether a GGUF file has layers of experts."""
+    import gguf
+
+    return any(key.endswith(".expert_count") for key in gguf.GGUFReader(path).fields)
 
 
 def save(model: Any, out: str) -> None:

@@ -11,6 +11,7 @@ logits are those of its own model.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -21,6 +22,8 @@ import numpy as np
 import torch
 
 COUNT = 24
+LINEAR = re.compile(r"\.layers\..*\.(\w+_proj|w[123])\.weight$")
+EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 Tensors = dict[str, torch.Tensor]
 Made = tuple[Tensors, torch.Tensor] | tuple[Tensors, torch.Tensor, str]
 """A linear's tensors, the library's own numbers, and what the file's header says of it."""
@@ -36,18 +39,32 @@ def main(folder: str, out: str, kind: str) -> None:
         return
     pack, config = WRITERS[kind](kind)
     tensors, header = load_file(Path(folder) / "model.safetensors"), {"format": "pt"}
-    for name in [n for n in tensors if ".layers." in n and n.endswith("_proj.weight")]:
+    for name in filter(LINEAR.search, list(tensors)):
         parts, dense, *state = pack(tensors.pop(name).float())
         if state:
             header[name] = state[0]
         stem = name.removesuffix(".weight")
         tensors |= {f"{stem}.{part}": tensor.contiguous() for part, tensor in parts.items()}
-        model.get_parameter(name).data.copy_(dense.float())
+        put(model, name, dense.float())
     shutil.copytree(folder, out)
     save_file(tensors, Path(out) / "model.safetensors", header)
     path = Path(out) / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": config}))
     _save_logits(model, out)
+
+
+def put(model: Any, name: str, dense: torch.Tensor) -> None:
+    """Write a matrix into the model; one of an expert into the stack that the model keeps."""
+    expert = EXPERT.fullmatch(name)
+    if expert is None:
+        model.get_parameter(name).data.copy_(dense)
+        return
+    path, index, part = expert[1].replace("block_sparse_moe", "mlp"), int(expert[2]), expert[3]
+    part = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}.get(part, part)
+    stack = model.get_parameter(f"{path}.{'down_proj' if part == 'down_proj' else 'gate_up_proj'}")
+    rows = stack.data[index]
+    halves = (rows,) if part == "down_proj" else rows.chunk(2)
+    halves[part == "up_proj"].copy_(dense)
 
 
 def _save_logits(model: Any, out: str) -> None:

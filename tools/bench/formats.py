@@ -1,9 +1,10 @@
 """``python -m graphwright.tools.bench.formats [ARTIFACT] --peer-python PYTHON``: in and out.
 
 Without an artifact the table of formats: a small Llama, a Qwen2 with biases and a tied head and a
-Gemma. *out*: an artifact is converted, and the format's own library computes its logits; *in*: the
-library writes a checkpoint, and what is loaded of it runs in ONNX Runtime against the library's
-numbers. A cell says ``exact``, how much rounding there is (relative L2), or why it was refused.
+Gemma; with ``--archs mixtral,qwen2_moe`` two with experts. *out*: an artifact is converted, and the
+format's own library computes its logits; *in*: the library writes a checkpoint, and what is loaded
+of it runs in ONNX Runtime against the library's numbers. A cell says ``exact``, how much rounding
+there is (relative L2), or why it was refused.
 
 With an artifact it is written in each format, run there, and read back here; one with low-rank
 paths is run with its adapter. The libraries get an environment of their own::
@@ -45,6 +46,8 @@ from .structure_table import print_table
 
 FORMATS = ("compressed-tensors", "gptq", "gguf")
 ARCHS = {"llama": "Llama", "qwen2": "Qwen2", "gemma": "Gemma"}
+EXPERTS = {"mixtral": "Mixtral", "qwen2_moe": "Qwen2Moe"}
+"""Those with layers of experts, in a table of their own."""
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
           "IQ4_NL", "MXFP4", "IQ4_XS")  # fmt: skip
 """Types of GGUF that llama.cpp writes; the last one has no form here."""
@@ -130,12 +133,14 @@ def small(arch: str, folder: Path) -> Path:
     words.train_from_iterator([__doc__ or ""], vocab_size=WORDS, special_tokens=["<s>", "</s>"],
                               show_progress=False)  # fmt: skip
 
-    name = ARCHS[arch]
+    name = (ARCHS | EXPERTS)[arch]
+    routed = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
+              "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}  # fmt: skip
     config = getattr(transformers, f"{name}Config")(
         vocab_size=WORDS, hidden_size=256, intermediate_size=512, num_hidden_layers=2,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=64,
-        tie_word_embeddings=arch != "llama", pad_token_id=1,
-        **({"head_dim": 64} if arch == "gemma" else {}),
+        tie_word_embeddings=arch not in ("llama", *EXPERTS), pad_token_id=1,
+        **({"head_dim": 64} if arch == "gemma" else routed if arch in EXPERTS else {}),
     )  # fmt: skip
     torch.manual_seed(0)
     model = getattr(transformers, f"{name}ForCausalLM")(config)

@@ -36,7 +36,9 @@ def transcode(source: str, target: str, kind: str) -> None:
     for tensor in reader.tensors:
         shape = tuple(int(size) for size in tensor.shape[::-1])
         plain = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
-        matrix, type_ = packed(plain.astype(np.float32), kind if len(shape) == 2 else "F32")
+        rows = plain.astype(np.float32).reshape(-1, shape[-1])  # of experts, one behind the other
+        matrix, type_ = packed(rows, kind if len(shape) > 1 else "F32")
+        matrix = matrix.reshape(*shape[:-1], -1)
         blocks = None if type_ in ("F32", "F16") else gguf.GGMLQuantizationType[type_]
         writer.add_tensor(tensor.name, matrix, raw_dtype=blocks)
     writer.write_header_to_file()

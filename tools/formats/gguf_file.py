@@ -3,45 +3,36 @@
 A block is 32 columns, a float16 scale and codes; ``W = d (q - 8)`` and ``d q``. Symmetric codes in
 groups of 32 or more are the same numbers there. Names come from the package ``gguf``; of arch
 ``llama`` the rows of q and k are put in the order that its rotary embedding wants, which moves
-whole rows (``convert_hf_to_gguf.py``, ``LlamaModel.permute``). Gemma's norms are stored there with
+whole rows (``convert_hf_to_gguf.py``, ``LlamaModel.permute``). The experts of a layer lie in one
+tensor, gate, up and down apart. Gemma's norms are stored there with
 the 1 that its code adds, which the file's readers do not.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.weights import Weight
+from .gguf_experts import Tensor, add_settings, check_experts, stacked
 from .model_state import ModelState, PackedLinear, narrowed, read_state
 
 FILE = "model.gguf"
 BLOCK = 32
 ARCHS = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "gemma": "gemma", "gemma2": "gemma2",
+    "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
 }  # fmt: skip
 """GGUF's names of the model types that are written."""
 _GEMMA = ("gemma", "gemma2")
-_PRE = {"llama": "llama-bpe", "qwen2": "qwen2"}
+_PRE = {"llama": "llama-bpe", **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3_moe"), "qwen2")}
 """How words are parted before they are merged, where not by default."""
-
-
-@dataclass(frozen=True)
-class _Tensor:
-    name: str
-    kind: str
-    """A name of ``GGMLQuantizationType``."""
-    shape: tuple[int, ...]
-    """Of the array that is written: bytes for blocks."""
-    make: Callable[[], np.ndarray[Any, Any]]
 
 
 def write_gguf(artifact: Path, out: Path) -> list[str]:
@@ -63,11 +54,12 @@ def write_gguf(artifact: Path, out: Path) -> list[str]:
         raise BadInput(f"model_type {config.get('model_type')!r}; {', '.join(ARCHS)} are written")
     if arch in _GEMMA:
         _check_gemma(config)
+    check_experts(config)
     writer = gguf.GGUFWriter(None, arch)
     _settings(writer, config, state)
     _tokenizer(writer, artifact, config)
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
-    tensors = [_named(tensor, names) for tensor in _tensors(state, arch)]
+    tensors = [_named(tensor, names) for tensor in stacked(_tensors(state, arch))]
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.kind]
         dtype = np.dtype(np.float32 if tensor.kind == "F32" else np.uint8)
@@ -83,14 +75,14 @@ def write_gguf(artifact: Path, out: Path) -> list[str]:
     return [f"{FILE}: " + ", ".join(f"{kinds.count(k)} tensors {k}" for k in sorted({*kinds}))]
 
 
-def _named(tensor: _Tensor, names: Any) -> _Tensor:
+def _named(tensor: Tensor, names: Any) -> Tensor:
     name = names.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
     if name is None:
         raise BadInput(f"{tensor.name} has no place in a GGUF file of this architecture")
-    return _Tensor(name, tensor.kind, tensor.shape, tensor.make)
+    return Tensor(name, tensor.kind, tensor.shape, tensor.make)
 
 
-def _tensors(state: ModelState, arch: str) -> Iterator[_Tensor]:
+def _tensors(state: ModelState, arch: str) -> Iterator[Tensor]:
     for name, linear in state.packed.items():
         yield _blocks(linear, _rows(name, linear.rows, state.config, arch))
     for name, weight in state.whole.items():
@@ -103,7 +95,7 @@ def _tensors(state: ModelState, arch: str) -> Iterator[_Tensor]:
         yield _whole(name, weight, _rows(module, weight.shape[0], state.config, arch), added)
 
 
-def _rows(name: str, rows: int, config: Mapping[str, Any], arch: str) -> Tensor | None:
+def _rows(name: str, rows: int, config: Mapping[str, Any], arch: str) -> torch.Tensor | None:
     """The order of the rows of q and k of arch llama: each head's halves interleaved."""
     part = name.rpartition(".")[2]
     if arch != "llama" or part not in ("q_proj", "k_proj"):
@@ -122,7 +114,7 @@ def _reason(linear: PackedLinear) -> str | None:
     return None
 
 
-def _blocks(linear: PackedLinear, order: Tensor | None) -> _Tensor:
+def _blocks(linear: PackedLinear, order: torch.Tensor | None) -> Tensor:
     name, rows, columns = linear.name, linear.rows, linear.columns
     reason = _reason(linear)
     if reason is not None:
@@ -145,10 +137,10 @@ def _blocks(linear: PackedLinear, order: Tensor | None) -> _Tensor:
         packed = torch.cat([wide.unsqueeze(-1).view(torch.uint8), data], -1)
         return packed.flatten(1).numpy()
 
-    return _Tensor(f"{name}.weight", kind, (rows, blocks * (width + 2)), make)
+    return Tensor(f"{name}.weight", kind, (rows, blocks * (width + 2)), make)
 
 
-def _whole(name: str, weight: Weight, order: Tensor | None, added: float) -> _Tensor:
+def _whole(name: str, weight: Weight, order: torch.Tensor | None, added: float) -> Tensor:
     """float32 for what is not a matrix, as llama.cpp wants it; matrices in the dtype that they
     have, or the half of it that holds their numbers. ``added``: to each of its numbers."""
     kind = "F32"
@@ -164,7 +156,7 @@ def _whole(name: str, weight: Weight, order: Tensor | None, added: float) -> _Te
         return tensor.numpy() if kind == "F32" else tensor.view(torch.uint8).numpy()
 
     shape = weight.shape if kind == "F32" else (*weight.shape[:-1], weight.shape[-1] * 2)
-    return _Tensor(name, kind, shape, make)
+    return Tensor(name, kind, shape, make)
 
 
 def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> None:
@@ -184,6 +176,7 @@ def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> None
     writer.add_rope_dimension_count(head)
     writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
     writer.add_vocab_size(config["vocab_size"])
+    add_settings(writer, config)
     if config["model_type"] == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.ops.pack import n_groups, pack
 from graphwright.tools.formats.convert import convert
+from graphwright.tools.formats.gguf_experts import Tensor, stacked
 from graphwright.tools.formats.gguf_file import _blocks, _rows
 from graphwright.tools.formats.model_state import PackedLinear, read_state
 
@@ -138,3 +140,39 @@ def test_the_librarys_reader(artifact: Path, tmp_path: Path) -> None:
     dense = (linear.codes().float() - 8).view(64, 3, 32) * linear.scales().float().unsqueeze(2)
     numbers = gguf.quants.dequantize(stored.data, stored.tensor_type)
     assert np.array_equal(numbers, dense.view(64, 96).numpy())
+
+
+def test_experts_of_a_layer_are_one_tensor(tmp_path: Path) -> None:
+    """Read back they are the same codes, the expert that all share with its gate among them."""
+    gguf: Any = pytest.importorskip("gguf")
+    import transformers
+
+    config = transformers.Qwen2MoeConfig(
+        vocab_size=64, hidden_size=64, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=32, intermediate_size=96, num_experts=3,
+        num_experts_per_tok=2, moe_intermediate_size=32, shared_expert_intermediate_size=64,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    transformers.Qwen2MoeForCausalLM(config).save_pretrained(tmp_path / "source")
+    ids = torch.arange(3, 15).reshape(2, 6)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    result = gw.optimize(gw.load(tmp_path / "source"), "quantize{bits=4 group=32 exclude=[*.gate]}")
+    artifact = gw.export(result.graph, tmp_path / "artifact", report=result.report)
+    convert(artifact, "gguf", tmp_path / "out")
+    path = tmp_path / "out/model.gguf"
+    shapes = {t.name: tuple(t.shape[::-1]) for t in gguf.GGUFReader(path).tensors}
+    assert shapes["blk.0.ffn_gate_exps.weight"] == (3, 32, 64)
+    assert shapes["blk.0.ffn_gate_inp_shexp.weight"] == (64,)
+    logits = [gw.compile(graph)(**inputs)["logits"] for graph in (artifact, gw.load(path))]
+    torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    settings = json.loads((artifact / "config.json").read_text()) | {"norm_topk_prob": True}
+    (artifact / "config.json").write_text(json.dumps(settings))
+    with pytest.raises(BadInput, match=r"norm_topk_prob is True .* of qwen2_moe has False"):
+        convert(artifact, "gguf", tmp_path / "other")
+
+
+def test_experts_that_are_stored_unlike_each_other() -> None:
+    one = Tensor("m.experts.0.up_proj.weight", "Q4_0", (4, 18), lambda: np.zeros((4, 18), "u1"))
+    other = dataclasses.replace(one, name="m.experts.1.up_proj.weight", kind="Q8_0")
+    with pytest.raises(BadInput, match=r"0.up_proj.weight is stored as Q4_0 and m.experts.1"):
+        list(stacked([one, other]))
