@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from graphwright.ir.core.view import View
@@ -9,6 +11,16 @@ from graphwright.ir.core.view import View
 from tests.models import VOCAB, qwen2, raised
 
 Batches = list[dict[str, torch.Tensor]]
+
+
+class Memory(dict[str, Any]):
+    """A store of checkpoints."""
+
+    def recall(self, key: str) -> Any:
+        return self[key]
+
+    def keep(self, key: str, result: Any) -> None:
+        self[key] = result
 
 
 @pytest.fixture(scope="session")

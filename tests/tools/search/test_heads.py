@@ -15,17 +15,17 @@ from graphwright.tools.bench.budget_knobs import turned
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import Form
-from graphwright.tools.search.heads import sites_of
+from graphwright.tools.search.heads import measured_sites, sites_of
 from graphwright.tools.search.judge import Judge
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.near import near
 from graphwright.tools.search.prices import prices
-from graphwright.tools.search.recipe_of import Held, Thinned
+from graphwright.tools.search.recipe_of import Held, Thinned, recipe_of
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem, best, solve
 
-from .conftest import Batches
+from .conftest import Batches, Memory
 
 
 def silent(*_: Any) -> None:
@@ -45,9 +45,15 @@ def judge(source: View, batches: Batches) -> Judge:
 
 
 @pytest.fixture(scope="module")
-def menu(source: View, batches: Batches, judge: Judge) -> Menu:
+def store() -> Memory:
+    """What a killed search would go on with."""
+    return Memory()
+
+
+@pytest.fixture(scope="module")
+def menu(source: View, batches: Batches, judge: Judge, store: Memory) -> Menu:
     known, knobs = parts(source, batches), ("heads", "bits", "layers")
-    return Menu.of(source, known, judge, find_target("cpu"), knobs, silent)
+    return Menu.of(source, known, judge, find_target("cpu"), knobs, silent, store)
 
 
 def test_shares_that_come_to_one_number_are_one(source: View) -> None:
@@ -75,7 +81,7 @@ def alone(problem: Problem, site: Place, taken: Option) -> Choice:
 
 
 def test_bytes_are_exact_and_a_site_alone_loses_what_was_forecast(
-    source: View, batches: Batches, judge: Judge, menu: Menu
+    source: View, batches: Batches, judge: Judge, menu: Menu, store: Memory
 ) -> None:
     fit = parts(source, batches).fit
     (problem,) = menu.problems
@@ -84,6 +90,12 @@ def test_bytes_are_exact_and_a_site_alone_loses_what_was_forecast(
         if "heads" in turned(choice) and choice.dropped
     ]  # fmt: skip
     assert len(losing) > 1
+    sites = sites_of(source, recognize(source))
+    again = measured_sites(source, sites, (), judge, silent, store)  # as a resumed search has it
+    assert {what: alone.loss for what, alone in again.items()} == {
+        o.what: o.costs["loss"] for place in problem.places for o in place.options
+        if o.kind == "heads"
+    }  # fmt: skip
     for choice in losing[:2]:
         done = measured(source, judge, fit, menu.recipe(choice))
         assert done["costs"]["bytes"] == choice.costs["bytes"]
@@ -115,6 +127,17 @@ def test_a_search_takes_heads_and_units_where_bits_do_not_suffice(
     assert "heads" in turned(done.best.choice) and "across=place" in str(done.recipe)
     knobs = {price.knob for price in prices(done.menu.corrected(done.factors)[0], done.best.choice)}
     assert {"heads", "bits"} <= knobs
+
+
+def test_heads_alone_take_their_linears_along(
+    source: View, batches: Batches, judge: Judge
+) -> None:
+    known, target = parts(source, batches), find_target("cpu")
+    (problem,) = Menu.of(source, known, judge, target, ("heads",), silent).problems
+    assert {place.options[0].what.kind for place in problem.places} == {"heads", "units"}
+    choice = solve([problem], {}, "bytes")
+    done = measured(source, judge, known.fit, recipe_of(choice, target))
+    assert done["costs"]["bytes"] == choice.costs["bytes"] < 0.7 * problem.fixed["bytes"]
 
 
 SITE = "units of down"

@@ -25,7 +25,7 @@ from graphwright.tools.search.refine import REST, Allowance, drawn
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.solve import Choice, Key, Option, Place, Problem, best
 
-from .conftest import Batches
+from .conftest import Batches, Memory
 
 SIZES = {2: 1.0, 4: 2.0, 8: 4.0}
 PLACES, UNITS = 12, ("block 0.attn", "block 1.attn")
@@ -144,16 +144,6 @@ class Oracle:
 
     def close(self) -> None:
         pass
-
-
-class Memory(dict[str, Any]):
-    """A store of checkpoints."""
-
-    def recall(self, key: str) -> Any:
-        return self[key]
-
-    def keep(self, key: str, result: Any) -> None:
-        self[key] = result
 
 
 Spend = Callable[..., tuple[Found, Oracle]]

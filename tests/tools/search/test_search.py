@@ -44,6 +44,7 @@ from graphwright.tools.search.workers import Forked
 
 Batches = list[dict[str, torch.Tensor]]
 TARGET = find_target("cpu")
+WITHOUT_HEADS = ("tokens", "layers", "bits", "rank")
 
 
 def silent(*_: Any) -> None:
@@ -52,7 +53,9 @@ def silent(*_: Any) -> None:
 
 @pytest.fixture(scope="module")
 def outcome(views: dict[str, View], batches: Batches) -> Found:
-    return search(views["fx"], budget="bytes=40%", calibration=batches, rounds=1)
+    return search(
+        views["fx"], budget="bytes=40%", calibration=batches, rounds=1, using=WITHOUT_HEADS
+    )
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +257,7 @@ def test_a_killed_search_goes_on_to_the_same_end(
         with contextlib.suppress(Killed):
             return steps, search(
                 views["fx"], budget="bytes=40%", calibration=batches, rounds=1, progress=progress,
-                checkpoints=FolderStore(tmp_path, {}),
+                using=WITHOUT_HEADS, checkpoints=FolderStore(tmp_path, {}),
             )  # fmt: skip
         return steps, None
 
