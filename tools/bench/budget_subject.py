@@ -29,6 +29,7 @@ from ..search.points import Found
 from ..search.rounds import Rounds
 from ..search.search import KNOBS, ROUNDS
 from ..search.timing import Timing
+from ..search.workers import Workers
 
 Batch = Mapping[str, torch.Tensor]
 ROWS, TEXT, PICTURES = 64, 128, 512
@@ -67,11 +68,13 @@ class Subject:
             timing=timing,
         )  # fmt: skip
 
-    def search(self, budget: str, menu: Menu, refine: float = 0.0) -> Found:
+    def search(
+        self, budget: str, menu: Menu, refine: float = 0.0, workers: Workers | None = None
+    ) -> Found:
         """What a search finds with a menu, refined for so many seconds."""
         return Rounds(
             self.graph, self.source, Budget.parse(budget), self.parts, menu, self.judge, ROUNDS,
-            lambda *_: None, refine=refine,
+            lambda *_: None, workers=workers, refine=refine,
         ).found()  # fmt: skip
 
     def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import graphwright as gw
+import numpy as np
 from graphwright.ir.vocab.targets import find_target
 from graphwright.tools.bench.budget_forecast import random_choices
 from graphwright.tools.bench.budget_knobs import turned
+from graphwright.tools.bench.budget_refine import SPLITS, by_halves
 from graphwright.tools.bench.budget_rivals import FAST, OTHERS
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.menu import Menu
@@ -60,3 +62,15 @@ def test_what_searches_are_held_against_can_be_read() -> None:
     for recipes in [*OTHERS.values(), *FAST.values()]:
         for recipe in recipes:
             assert gw.Recipe.parse(recipe) if "{" in recipe else gw.Recipe.load(recipe)
+
+
+def test_what_one_half_of_the_rows_chooses_is_taken_where_the_other_half_agrees() -> None:
+    """The second recipe is better on all rows, the third one on a few rows by far."""
+    losses = np.full((3, 40), 2.0)
+    losses[1] = 1.0
+    losses[2, :4] = -30.0
+    sums = np.stack((losses, np.ones_like(losses)), axis=1)
+    assert set(by_halves(sums[:2], 0)[0]) == {1} and by_halves(sums[:2], 0)[1] == 1
+    picks, accepted = by_halves(sums, 0)
+    assert {1, 2} <= set(picks) and accepted > 0.9
+    assert by_halves(sums[:1], 0) == ([0] * SPLITS, 0)
