@@ -24,7 +24,7 @@ from ...passes.linear_pass import weight_of
 from ...passes.weights import structured
 from .data import Parts
 from .judge import Judge, needed
-from .recipe_of import Held, Thinned, thinning
+from .recipe_of import Thinned, thinning
 from .skips import Measured, Progress, graph_measures
 from .solve import KEPT, Option, Place, Problem
 from .times import Times
@@ -215,13 +215,14 @@ def _bytes(view: View, linear: Linear) -> int:
     return linear.in_features * linear.out_features * weight_of(view, linear).dtype.itemsize
 
 
-def with_all_heads(problem: Problem) -> Problem:
-    """The problem without what takes heads or units away."""
+def with_all_heads(problem: Problem, but: Collection[str] = ()) -> Problem:
+    """The problem without what takes heads or units away, but for sites of these sinks."""
 
-    def whole(what: Any) -> bool:
-        return not (isinstance(what, Held | Thinned) and what.gone)
+    def whole(option: Option) -> bool:
+        what = option.what if option.beside is None else option.beside[1]
+        return not (isinstance(what, Thinned) and what.gone) or what.sink in but
 
     return replace(problem, places=[
-        replace(place, options=[o for o in place.options if whole(o.what)])
+        replace(place, options=[option for option in place.options if whole(option)])
         for place in problem.places
     ])  # fmt: skip

@@ -14,8 +14,9 @@ from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
 from ...passes.checkpoint_store import CheckpointStore
 from ...passes.recipe import Recipe
+from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
-from .heads import Site, searched_sites, site_places, with_all_heads
+from .heads import Site, searched_sites, site_places, sites_of, with_all_heads
 from .judge import Judge
 from .linears import RANK_ALONE, candidates, linear_places, storable_groups
 from .recipe_of import Cut, Held, HeldTables, Thinned, recipe_of
@@ -23,7 +24,7 @@ from .skips import Measured, graph_measures, token_cuts, units
 from .solve import KEPT, Choice, Option, Place, Problem
 from .tables import storable_tables, tables_place
 from .times import Times
-from .timing import Subject, Timing
+from .timing import Subject, Timing, changed
 from .wholes import (
     DEPTH_WORK,
     TOKENS,
@@ -111,9 +112,10 @@ class Menu:
         base = Problem(places, source, units_out, pairs, stay=staying(halves, gone))
         held = sum(kept_bytes(place) for place in places)
         base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
-        # Sites are fitted to the graph with all its tokens: behind a cut they stay whole.
-        whole_sites = with_all_heads(base)
-        behind = (behind_cut(whole_sites, source, cut, measured, times) for cut, measured in cuts)
+        behind = (
+            behind_cut(fit_for(base, view, sites, cut), source, cut, measured, times)
+            for cut, measured in cuts
+        )
         problems = [replace(base, places=[*places, *whole]), *behind]
         if not (places or gone or len(problems) > 1):
             raise BadInput(
@@ -157,6 +159,15 @@ class Menu:
     def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
         """The problems with the losses of each kind multiplied."""
         return [problem.corrected(factors) for problem in self.problems]
+
+
+def fit_for(problem: Problem, view: View, sites: Sequence[Site], cut: KeepPass) -> Problem:
+    """Without the heads that a cut looks at: they stay whole behind it."""
+    if not sites:
+        return problem
+    after = changed(view, cut)
+    free = {site.place.name for site in sites_of(after, recognize(after))}
+    return with_all_heads(problem, but=free)
 
 
 def _without_paths(what: Any) -> bool:

@@ -10,15 +10,16 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
+from graphwright.passes.tokens.fastervlm import FasterVLM
 from graphwright.tools.bench.budget_forecast import random_choices
 from graphwright.tools.bench.budget_knobs import turned
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import Form
-from graphwright.tools.search.heads import measured_sites, sites_of
+from graphwright.tools.search.heads import measured_sites, sites_of, with_all_heads
 from graphwright.tools.search.judge import Judge
 from graphwright.tools.search.measure import measured
-from graphwright.tools.search.menu import Menu
+from graphwright.tools.search.menu import Menu, fit_for
 from graphwright.tools.search.near import near
 from graphwright.tools.search.prices import prices
 from graphwright.tools.search.recipe_of import Held, Thinned, recipe_of
@@ -194,3 +195,21 @@ def test_a_site_that_shrinks_is_one_change_with_all_its_linears(tied: Problem) -
     assert price.last is not None and price.next is None
     assert price.last.price == pytest.approx(6 / 40 * 1e6)
     assert str(price.last) == f"{SITE}: all units to 50% of units gone"
+
+
+def test_sites_stay_whole_but_for_some(tied: Problem) -> None:
+    whole, same = with_all_heads(tied), with_all_heads(tied, but=["down"])
+    assert [len(place.options) for place in whole.places] == [1, 2, 2, 2] and same == tied
+    assert solve([whole], {}, "bytes").costs["bytes"] == 61
+
+
+def test_behind_a_cut_the_heads_that_it_looks_at_stay(llava: View) -> None:
+    view = llava.copy()
+    canonicalize(view)
+    sites = sites_of(view, recognize(view))
+    places = [
+        Place(site.name, [Option(what, {}, "heads") for what in site.options]) for site in sites
+    ]
+    after = fit_for(Problem(places, {}), view, sites, FasterVLM(keep="50%"))
+    (whole,) = (place.name for place in after.places if len(place.options) == 1)
+    assert whole.startswith("heads of") and "vision_tower" in whole
