@@ -34,7 +34,7 @@ def print_compared(console: Console, comparison: Comparison) -> None:
     console.print(table)
     timing = (
         f"prefill: ms of one prompt ({comparison.clock}), and how many times faster than the "
-        f"source, which once more takes {comparison.again:.2f} of its time: less is noise."
+        f"source, which once more takes {source.prefill_ratio:.2f} of its time: less is noise."
     )
     lines = [
         f"quality: {comparison.quality}, {comparison.prompts} of them. {MAC_CONVENTION}.", timing

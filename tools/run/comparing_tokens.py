@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from ...backends import compile as compile_model
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import View
@@ -22,8 +24,8 @@ from ..data import calibration
 from ..evaluate.stats import Interval, wilson
 from ..report.token_picture import draw, kept_tokens
 from .frame_recipes import frame_recipes, has_frames
-from .prefill import clock_words, prefill
-from .token_judges import agreement, right_answers
+from .prefill import Prefill, Stopwatch, clock_words
+from .token_judges import Verdict, agreement, right_answers
 
 Progress = Callable[[str, int, int], None]
 BASELINE, BLIND = "random-tokens", "no-image"
@@ -46,7 +48,7 @@ class Row:
     interval: Interval
     prefill_ms: float
     prefill_ratio: float = 1.0
-    """To the source's prefill."""
+    """To the source's prefill; of the source, what it takes once more, in another session."""
     by_type: Mapping[str, float] = field(default_factory=dict)
     """The quality on each type of question, where they have types."""
     warning: str = ""
@@ -76,8 +78,6 @@ class Comparison:
     notes: list[str] = field(default_factory=list)
     clock: str = ""
     """What prefill is timed by, in words."""
-    again: float = 1.0
-    """The source's prefill once more, by itself: what the ratios can be off by."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,36 +92,26 @@ def compare(
     ``keeps``.
 
     ``data`` are prompts with their images (``--calib``). All graphs run in ONNX Runtime; prefill is
-    the median of ``rounds`` runs of one prompt, all graphs in turns: by the clock, or on one of
-    ``threads`` by the processor's time, which other work hardly disturbs. ``picture`` is an SVG
+    the median of ``rounds`` runs of one prompt, in turns with the source: by the clock, or on one
+    of ``threads`` by the processor's time, which other work hardly disturbs. ``picture`` is an SVG
     to write: that prompt's image with the tokens marked that each method keeps. Raises ``BadInput``
     for a model without image tokens and a share that keeps none.
     """
     graph = load(model, cache=False, trust_remote_code=trust_remote_code)
     images = find_images(graph)
     batches = calibration.read(data, graph, samples=samples or PROMPTS).batches
-    judge = (
-        right_answers(graph, samples, threads) if vqa else agreement(graph, batches, threads)
-    )
+    prompt = one_prompt(batches[0])
+    compiled = partial(compile_model, backend="onnxruntime", threads=threads)
+    source = compiled(graph)
+    judge = right_answers(graph, samples) if vqa else agreement(source, batches)
+    stopwatch = Stopwatch(source, prompt, threads, rounds)
     comparison = Comparison(model, judge.words, judge.count, clock=clock_words(threads))
     graphs = prune(graph, images, keeps, batches[:1], comparison.refused, progress=progress,
                    only=only)  # fmt: skip
-    prompt = one_prompt(batches[0])
-    times = prefill([pruned.view for pruned in graphs], prompt, threads=threads, rounds=rounds,
-                    progress=progress)  # fmt: skip
-    comparison.again = times.again
     for number, pruned in enumerate(graphs):
         progress(f"judging {pruned.method}", number, len(graphs))
-        verdict = judge(pruned.view)
-        raised = pruned.view.copy()
-        canonicalize(raised)
-        costs = graph_costs(raised, sample_sizes(raised, prompt))
-        comparison.rows.append(Row(
-            pruned.method, pruned.keep, pruned.recipe, pruned.tokens, costs.macs or 0,
-            costs.kv_bytes or 0, verdict.right / verdict.count,
-            wilson(verdict.right, verdict.count), times.ms[number], times.ratios[number],
-            verdict.by_type,
-        ))  # fmt: skip
+        run = compiled(pruned.view)
+        comparison.rows.append(_row(pruned, prompt, stopwatch(run), judge(run, pruned.view)))
     _warn(comparison)
     if picture is not None:
         kept = [
@@ -222,6 +212,19 @@ def _ratio(share: float) -> float:
 
 
 # --- what is said of them ------------------------------------------------------------------------
+
+
+def _row(
+    pruned: Pruned, prompt: Mapping[str, torch.Tensor], time: Prefill, verdict: Verdict
+) -> Row:
+    raised = pruned.view.copy()
+    canonicalize(raised)
+    costs = graph_costs(raised, sample_sizes(raised, prompt))
+    return Row(
+        pruned.method, pruned.keep, pruned.recipe, pruned.tokens, costs.macs or 0,
+        costs.kv_bytes or 0, verdict.right / verdict.count, wilson(verdict.right, verdict.count),
+        time.ms, time.ratio, verdict.by_type,
+    )  # fmt: skip
 
 
 def one_prompt(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

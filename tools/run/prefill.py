@@ -1,50 +1,47 @@
-"""What one prompt costs several graphs in ONNX Runtime."""
+"""What one prompt costs a graph in ONNX Runtime, beside the source."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import median
 
 import torch
 
-from ...ir.core.view import View
-from ..evaluate.turns import Setting, compiled, timed_runs
+from ...backends.base import Executable
+from ..evaluate.turns import Setting, timed_runs
 
 
 @dataclass(frozen=True)
 class Prefill:
-    """Times of one prompt by graph, the source's first."""
+    """The time of one prompt."""
 
-    ms: Sequence[float]
-    ratios: Sequence[float]
+    ms: float
+    ratio: float
     """To the source's."""
-    again: float
-    """The ratio of the source itself, in another session: what the others can be off by."""
 
 
-def prefill(
-    views: Sequence[View], prompt: Mapping[str, torch.Tensor], *, threads: int | None, rounds: int,
-    progress: Callable[[str, int, int], None],
-) -> Prefill:  # fmt: skip
-    """Medians over ``rounds``, in each of which all graphs run in turns, the source at both ends;
-    ratios are taken within a round. ``threads`` are those of a session: all cores where ``None``.
+@dataclass(frozen=True)
+class Stopwatch:
+    """Times sessions on a prompt in turns with the source's: one at a time, so that no more than
+    two hold their weights in memory.
 
     With one thread these are processor's times (``timed_runs``), which other work hardly disturbs.
-    On two cores with a load of 9, of ``zoo:tiny-llava`` in 15 rounds, the source was off itself by
-    .5 % at most so; by the clock by 17 %, and by 22 % with the least times in place of medians.
+    On two cores with a load of 10, of ``zoo:tiny-llava``: eight other sessions of the source took
+    .98 to 1.00 of it in 15 rounds, .98 to 1.05 in 7; by the clock on all cores .78 to 1.55.
     """
-    runs = compiled([*views, views[0]], threads)
-    table = []
-    for number in range(rounds):
-        progress("timing", number, rounds)
-        table.append(timed_runs(runs, Setting(prompt, threads, 1)))
-    columns = list(zip(*table, strict=True))
-    *ratios, again = (
-        median(own / source for own, source in zip(column, columns[0], strict=True))
-        for column in columns
-    )
-    return Prefill([median(column) for column in columns[:-1]], ratios, again)
+
+    source: Executable
+    prompt: Mapping[str, torch.Tensor]
+    threads: int | None
+    """Of the sessions; all cores where ``None``."""
+    rounds: int
+
+    def __call__(self, run: Executable) -> Prefill:
+        """Medians over the rounds; the ratio is taken within each."""
+        setting = Setting(self.prompt, self.threads, 1)
+        pairs = [timed_runs([self.source, run], setting) for _ in range(self.rounds)]
+        return Prefill(median(own for _, own in pairs), median(own / its for its, own in pairs))
 
 
 def clock_words(threads: int | None) -> str:

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import torch
 
-from ...backends import compile as compile_model
+from ...backends.base import Executable
 from ...ir.core.view import View
 from ..evaluate import Subject, evaluate
 
@@ -25,43 +24,39 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Judge:
-    """Judges graphs in ONNX Runtime."""
+    """Judges a session of a graph, and the graph that it runs."""
 
     words: str
     count: int
-    verdict: Callable[[View], Verdict]
+    verdict: Callable[[Executable, View], Verdict]
 
-    def __call__(self, view: View) -> Verdict:
-        return self.verdict(view)
+    def __call__(self, run: Executable, view: View) -> Verdict:
+        return self.verdict(run, view)
 
 
-def agreement(
-    graph: View, batches: Sequence[Mapping[str, torch.Tensor]], threads: int | None
-) -> Judge:
+def agreement(source: Executable, batches: Sequence[Mapping[str, torch.Tensor]]) -> Judge:
     """How many prompts have the source's next token."""
 
-    def next_tokens(view: View) -> list[int]:
-        run = compile_model(view, backend="onnxruntime", threads=threads)
+    def next_tokens(run: Executable) -> list[int]:
         return [int(n) for batch in batches for n in run(**batch)["logits"][:, -1].argmax(-1)]
 
-    expected = next_tokens(graph)
+    expected = next_tokens(source)
 
-    def agreeing(view: View) -> Verdict:
-        tokens = next_tokens(view)
+    def agreeing(run: Executable, view: View) -> Verdict:
+        tokens = next_tokens(run)
         right = sum(a == b for a, b in zip(tokens, expected, strict=True))
         return Verdict(right, len(expected))
 
     return Judge("prompts whose next token is the source's", len(expected), agreeing)
 
 
-def right_answers(graph: View, samples: int | None, threads: int | None) -> Judge:
-    """How many questions of the task ``vqa`` are answered right."""
+def right_answers(graph: View, samples: int | None) -> Judge:
+    """How many questions of the task ``vqa`` are answered right; ``graph`` is the source."""
     folder = None if graph.source.folder is None else Path(graph.source.folder)
     count = samples or 500
 
-    def answering(view: View) -> Verdict:
-        run = partial(compile_model, view, backend="onnxruntime", threads=threads)
-        subject = Subject(run, name=graph.source.name or "graph", kind=view.source.task,
+    def answering(run: Executable, view: View) -> Verdict:
+        subject = Subject(run, name=graph.source.name or "graph", kind=graph.source.task,
                           folder=folder, view=view, backend="onnxruntime")  # fmt: skip
         score = evaluate(subject, "vqa", samples=count)["vqa"]
         right = round(score.figures["accuracy"] * score.samples)
