@@ -92,13 +92,17 @@ class TokenPass(Pass):
     def _survey(self, context: Context) -> tuple[Sequence[Cut], PassResult]:
         view, structure = context.view, context.structure
         try:
-            cuts = self.cuts(view, structure)
-            check_order(view, structure, cuts[0].block)
+            find_image_tokens(view, structure)
         except Refusal as refusal:
             raise BadInput(
                 f"{self.name}: {refusal}. Token passes need a vision-language model of which the "
                 "vision tower, the projector and the language model are in one graph"
             ) from None
+        try:
+            cuts = self.cuts(view, structure)
+            check_order(view, structure, cuts[0].block)
+        except Refusal as refusal:
+            raise BadInput(f"{self.name}: {refusal}") from None
         result = PassResult()
         for cut in cuts:
             result.sites.append(
