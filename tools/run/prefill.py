@@ -9,7 +9,7 @@ from statistics import median
 import torch
 
 from ...backends.base import Executable
-from ..evaluate.turns import Setting, timed_runs
+from ..evaluate.turns import Setting, clock_by, timed_runs
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,8 @@ class Stopwatch:
 
 
 def clock_words(threads: int | None) -> str:
-    """By what a prompt is timed, in words."""
+    """By what a prompt is timed."""
+    name = clock_by(threads).name
     if threads == 1:
-        return "processor time of one thread"
-    return "by the clock, " + ("all cores" if threads is None else f"{threads} threads")
+        return name
+    return f"{name}, all cores" if threads is None else f"{name}, {threads} threads"

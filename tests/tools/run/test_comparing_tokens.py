@@ -73,7 +73,7 @@ def test_a_comparison_as_json(compared: tuple[str, str, list[Recipes]]) -> None:
     assert set(source["by_type"]) == {"where", "count", "largest", "contains"}
     assert all(r["interval"][0] < r["quality"] < r["interval"][1] for r in comparison["rows"])
     assert all(row["prefill_ms"] > 0 < row["prefill_ratio"] for row in comparison["rows"])
-    assert comparison["clock"] == "processor time of one thread"
+    assert comparison["clock"] == "processor time of the one thread"
     assert [recipe for recipe, _ in comparison["refused"]] == ["fopru{keep=9 strategy=row}"]
     assert "not a number of whole rows of 12" in comparison["refused"][0][1]
     assert comparison["notes"][0].startswith("without the image: ")
@@ -110,6 +110,6 @@ def test_the_table_says_by_what_it_was_timed_and_what_is_noise() -> None:
     print_compared(Console(file=page, width=100), comparison)
     printed = page.getvalue()
     assert re.search(r"good +50% +144 72 +50% +0.800 +0.70-0.90 +2.00 +2.00", printed)
-    assert "ms of one prompt (by the clock, all cores)" in printed
+    assert "ms of one prompt (wall time, all cores)" in printed
     assert "which once more takes 0.93 of its time: less is noise" in printed
     assert "best at 50%: optimize-model m -p 'good{keep=72}' -o OUT" in printed
