@@ -133,7 +133,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--times", type=Path, help="a page whose column of prefill is renewed")
     options = parser.parse_args(arguments)
     if options.times is not None:
-        print(*renewed(options.times.read_text(), ratios_of), sep="\n")
+        for line in renewed(options.times.read_text(), ratios_of):
+            print(line, flush=True)
         return 0
     for model in options.models:
         try:
