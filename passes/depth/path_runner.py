@@ -33,7 +33,8 @@ class PathRunner:
 
     What lies before the units runs once. The stream behind each prefix of a path is kept, so that
     paths that begin alike share that part: ``units_run`` counts what was run, ``units_asked`` what
-    the paths hold. With ``last`` outputs are compared at the last token of each row that counts.
+    the paths hold; none is compared twice. With ``last`` outputs are compared at the last token of
+    each row that counts.
     Raises ``Refusal`` where the output needs a value from inside a unit.
     """
 
@@ -60,6 +61,9 @@ class PathRunner:
         self._chosen = _last(stream, masks) if last else _spread(stream, masks)
         self._joined = self._is_pointwise(stream)
         self._source = self._ends(stream)
+        if self._over_words:
+            self._source = self._source.log_softmax(-1)
+        self._moved: dict[Places, float] = {}
         self.units_run = self.units_asked = 0
 
     def divergence(self, path: Places, shared: int | None = None) -> float:
@@ -70,11 +74,14 @@ class PathRunner:
         distance of the output. ``shared`` says how many of its first units the next paths begin
         with too, where that is known: what lies behind the others is then not kept.
         """
-        output = self.outputs(path, shared)
+        if path not in self._moved:
+            self._moved[path] = self._distance(self.outputs(path, shared))
+        return self._moved[path]
+
+    def _distance(self, output: Tensor) -> float:
         if not self._over_words:
             return float((output - self._source).norm()) / max(float(self._source.norm()), 1e-30)
-        source = self._source.log_softmax(-1)
-        gap = source.exp() * (source - output.log_softmax(-1))
+        gap = self._source.exp() * (self._source - output.log_softmax(-1))
         return float(gap.sum(-1, dtype=torch.float64).mean())
 
     def outputs(self, path: Places, shared: int | None = None) -> Tensor:
