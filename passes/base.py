@@ -112,9 +112,11 @@ class Gatherer(Protocol):
         """Call ``done`` with the statistics of each group of linears."""  # fmt: skip
 
     def at_units(
-        self, context: Context, stats: Sequence[Stat], units: Sequence[Unit]
+        self, context: Context, stats: Sequence[Stat], units: Sequence[Unit],
+        more: Sequence[Mapping[str, torch.Tensor]] = (),
     ) -> dict[Stat, list[Statistics]]:
-        """The statistics of each run of blocks, or of halves of them, by its first one."""
+        """The statistics of each run of blocks, or of halves of them, by its first one; on ``more``
+        than the calibration data, where it is given."""  # fmt: skip
 
     def graph_before_weights_changed(self) -> View | None:
         """The graph that ``propagate="dense"`` learns from, where one is kept."""

@@ -82,12 +82,14 @@ class Learning:
         calibrate(view, context.calibration, requests, at)
 
     def at_units(
-        self, context: Context, stats: Sequence[Stat], units: Sequence[Unit]
-    ) -> dict[Stat, list[Statistics]]:
-        """The statistics of each run of ``span`` units in the graph as it is, by its first one."""
+        self, context: Context, stats: Sequence[Stat], units: Sequence[Unit],
+        more: Sequence[Mapping[str, Tensor]] = (),
+    ) -> dict[Stat, list[Statistics]]:  # fmt: skip
+        """The statistics of each run of ``span`` units in the graph as it is, by its first one;
+        on ``more`` than the calibration data, where it is given."""
         statistics: dict[Stat, list[Statistics]] = {stat: [] for stat in stats}
         requests = [r for stat in stats for r in _at_units(stat, units, statistics[stat].append)]
-        calibrate(context.view, context.calibration, requests)
+        calibrate(context.view, [*context.calibration, *more], requests)
         return statistics
 
     def graph_before_weights_changed(self) -> View | None:

@@ -26,7 +26,29 @@ _PICKING = frozenset({"aten.index.Tensor", "GatherND"})
 
 
 def padding_masks(view: View, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
-    """The padding masks in each batch.
+    """The padding masks in each batch. Raises ``BadInput`` as ``mask_names``."""
+    names = mask_names(view, batches)
+    return [[batch[name] != 0 for name in names if name in batch] for batch in batches]
+
+
+def without_first(
+    view: View, batches: Sequence[Mapping[str, Tensor]]
+) -> list[Mapping[str, Tensor]]:
+    """The batches with the first token that counts of each row masked out, as if the text had begun
+    before it. None where the graph takes no mask."""
+    names = mask_names(view, batches)
+    return [{**b, **{n: _later(b[n]) for n in names if n in b}} for b in batches] if names else []
+
+
+def _later(mask: Tensor) -> Tensor:
+    """Rows of one token stay as they are."""
+    counts = mask != 0
+    first = counts & (counts.cumsum(1) == 1) & (counts.sum(1, keepdim=True) > 1)
+    return mask.masked_fill(first, 0)
+
+
+def mask_names(view: View, batches: Sequence[Mapping[str, Tensor]]) -> list[str]:
+    """The inputs that are padding masks.
 
     A mask is an input ``[batch, seq]`` whose values are all 0 or 1, that picks no row of a table
     (as ids do), and whose values go into the mask of an attention site. Where none does (its
@@ -50,7 +72,7 @@ def padding_masks(view: View, batches: Sequence[Mapping[str, Tensor]]) -> list[l
     for a, b in combinations(names, 2):
         if a in at and b in at and _rivals(batches, a, b):
             del at[_lesser(a, b, at)]
-    return [[batch[name] != 0 for name in at if name in batch] for batch in batches]
+    return list(at)
 
 
 def _rivals(batches: Sequence[Mapping[str, Tensor]], a: str, b: str) -> bool:

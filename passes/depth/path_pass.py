@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -12,7 +12,9 @@ from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Node, Value, View
 from ...ir.moves.block_path import Path
 from ...ir.moves.bypass_blocks import bodies, follow
+from ...ir.run.masks import without_first
 from ...ir.run.statistics import Stat, StreamFit
+from ...ir.structure.costs import Causal
 from ...ir.structure.recognize import last_tower
 from ...ir.structure.units import Unit
 from ...ir.vocab.builder import Builder
@@ -27,7 +29,8 @@ class PathPass(Pass):
     ``heal`` puts something small in the place of what is left out, fitted to what that added to
     the stream on the calibration data: ``mean`` a constant, ``linear`` a linear map of rank
     ``heal_rank`` beside it, by least squares in closed form with a ridge (``depth/heal.py``). Where
-    neighbours are left out, one map stands for all of them.
+    neighbours are left out, one map stands for all of them. It is fitted to texts as they are and
+    to the same texts without their first token.
     """
 
     exact: ClassVar[bool] = False
@@ -122,10 +125,24 @@ class PathPass(Pass):
         def fit() -> list[dict[str, object]]:
             assert context.learning is not None
             ends = [Unit(r[0].block, r[0].part, r[0].entry, r[-1].exit) for r in runs]
-            (fits,) = context.learning.at_units(context, self.heal_stats(), ends).values()
+            more = _texts_begun_before(context)
+            (fits,) = context.learning.at_units(context, self.heal_stats(), ends, more).values()
             return [vars(fit_map(statistics[StreamFit], rank)) for statistics in fits]
 
         return [StreamMap(**fields) for fields in context.once("healing", fit)]  # type: ignore[arg-type]
+
+
+def _texts_begun_before(context: Context) -> Sequence[Mapping[str, Tensor]]:
+    """The calibration data of a causal model without each text's first token.
+
+    All tokens look at the first one, and where it is always the same, as a BOS is, the stream
+    holds much that is of this and not of the text: a map that was fitted to that alone, to blocks
+    3 and 4 of zoo:tiny-llama, took a perplexity of windows that begin anywhere from 53 to 85.
+    """
+    causal = Causal(context.view)
+    if not all(causal(attention.node) for attention in context.structure.attentions):
+        return ()
+    return without_first(context.view, context.calibration)
 
 
 def _apply(context: Context, b: Builder, x: Value, fitted: StreamMap) -> Value:

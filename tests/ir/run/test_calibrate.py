@@ -14,7 +14,7 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.trace import trace
 from graphwright.ir.run.calibrate import Request, calibrate
-from graphwright.ir.run.masks import padding_masks
+from graphwright.ir.run.masks import padding_masks, without_first
 from graphwright.ir.run.statistics import Gram, Square, Stat, Statistics
 from graphwright.ir.run.sweep import sweep, sweep_together
 from graphwright.ir.structure.recognize import Linear, recognize
@@ -152,6 +152,17 @@ def test_numbers_that_are_no_mask(graphs: dict[str, View]) -> None:
     ((padding,),) = padding_masks(view, [{ids: binary, mask: binary}])
     assert torch.equal(padding, binary.bool())
     assert padding_masks(view, [{ids: binary, mask: 3 * binary}]) == [[]]
+
+
+def test_texts_without_their_first_token(graphs: dict[str, View]) -> None:
+    """It is masked wherever it stands, ids stay; a row of one token keeps it."""
+    view = graphs["fx"]
+    ids, mask = view.input_names()
+    rows = torch.tensor([[1, 1, 1, 1], [0, 0, 1, 1], [1, 1, 0, 0], [0, 1, 0, 0]])
+    (cut,) = without_first(view, [{ids: rows + 1, mask: rows}])
+    assert cut[mask].tolist() == [[0, 1, 1, 1], [0, 0, 0, 1], [0, 1, 0, 0], [0, 1, 0, 0]]
+    assert cut[mask].dtype == rows.dtype and torch.equal(cut[ids], rows + 1)
+    assert without_first(view, [{ids: rows + 1, mask: 3 * rows}]) == []
 
 
 IDS = torch.randint(0, 9, (2, 6), generator=torch.Generator().manual_seed(3))
