@@ -53,9 +53,10 @@ def _numbers(build: Build, op: OwnOp, operands: Sequence[Operand], attrs: Attrs)
     parts: dict[str, Weight] = {}
     for name, constant in zip(op.operands[1:], constants, strict=False):
         handle = view.weight(constant)
-        assert handle is not None and is_value(constant)
-        parts[name] = handle
-    name = view.name(constants[0])  # type: ignore[arg-type]
+        if handle is not None:
+            parts[name.removesuffix("?")] = handle
+    assert is_value(constants[0])
+    name = view.name(constants[0])
     site = name.removesuffix(".codes").removesuffix(".weight")
     weight = CodedWeight(op.name, parts, attrs)
     return build.linear(x, view.add_weight(f"{site}.weight", weight))

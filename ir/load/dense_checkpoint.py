@@ -7,7 +7,7 @@ where no pass has given them other numbers (``ir.ops.coded_weight``):
   which may be smaller. DeepSeek's ``weight_scale_inv`` multiplies, whatever its name says.
 * bitsandbytes: ``W = map[code] * absmax`` over blocks of the flattened matrix, the earlier of two
   codes in the high nibble. With double quantization absmax is ``nested_map[code] * nested_absmax +
-  offset``, and is written as these sums, in float32. Read from bitsandbytes 0.50
+  offset``. Read from bitsandbytes 0.50
   (``functional.py``).
 """
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from ..core.errors import BadInput
 from ..core.weights import ComputedWeight, Weight
 from ..ops.coded_weight import CodedWeight
-from ..ops.linear_bnb4 import KINDS, TABLES, dense
+from ..ops.linear_bnb4 import KINDS, TABLES, dense, magnitudes
 from .stored_linear import finite, needed, powers_of_two
 from .tensor_kinds import BYTES, FLOAT8, FLOATS, SCALES
 
@@ -147,33 +147,45 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
                 raise BadInput(f"{name}.{part} has {own[part].numel} numbers; {blocks} blocks in "
                                f"blocks of {outer} need {size}")  # fmt: skip
 
-    def scales() -> Tensor:
-        stored = _unnested(own, state) if outer else absmax.read().float()
-        return finite(name, "weight.absmax", stored.flatten())
-
-    parts = {
-        "codes": codes.reshaped((codes.numel,)),
-        "absmax": ComputedWeight(scales, (blocks,), torch.float32, ("absmax", absmax.key)),
-    }
+    parts = {"codes": codes.reshaped((codes.numel,)), "absmax": _flat(name, own, "weight.absmax")}
+    nested: dict[str, Any] = {}
+    if outer:
+        parts["outer"] = _flat(name, own, "weight.nested_absmax")
+        parts["table"] = _map(name, own["weight.nested_quant_map"].read())
+        nested = {"outer_block": outer, "offset": float(state.get("nested_offset", 0.0))}
     form, numbers = f"{kind} in blocks of {block}", table.read().float().flatten()
     known = TABLES.get(kind)
     finite(name, "weight.quant_map", numbers)
     if known is None or not torch.equal(numbers, known):
 
         def make() -> Tensor:
-            stored, each = (part.read() for part in parts.values())
-            return dense(stored, each, numbers, block, (rows, columns))
+            read = {part: weight.read() for part, weight in parts.items()}
+            each = magnitudes(read["absmax"], read.get("outer"), read.get("table"), outer,
+                              nested.get("offset", 0.0))  # fmt: skip
+            return dense(read["codes"], each, numbers, block, (rows, columns))
 
         keys = (*(part.key for part in parts.values()), table.key)
         handle = ComputedWeight(make, (rows, columns), torch.float32, keys)
         return Dense(handle, f"{form} with a table of its own")
     attrs = {"quant_type": KINDS.index(kind), "block": block,
-             "in_features": columns, "out_features": rows}  # fmt: skip
-    return Dense(CodedWeight("linear_bnb4", parts, attrs), form)
+             "in_features": columns, "out_features": rows, **nested}  # fmt: skip
+    weight = CodedWeight("linear_bnb4", parts, attrs)
+    return Dense(weight, weight.form)
 
 
-def _unnested(own: Mapping[str, Weight], state: Mapping[str, Any]) -> Tensor:
-    scales = own["weight.nested_quant_map"].read().float()[own["weight.absmax"].read().long()]
-    outer = own["weight.nested_absmax"].read().float()
-    spread = outer.repeat_interleave(int(state["nested_blocksize"]))[: len(scales)]
-    return scales * spread + float(state.get("nested_offset", 0.0))
+def _map(name: str, stored: Tensor) -> Weight:
+    """The map of bytes; all linears have one, and an artifact holds it once."""
+    numbers = finite(name, "weight.nested_quant_map", stored.float().flatten())
+    key = ("map", *numbers.tolist())
+    return ComputedWeight(lambda: numbers, (len(numbers),), torch.float32, key)
+
+
+def _flat(name: str, own: Mapping[str, Weight], part: str) -> Weight:
+    """A tensor of bitsandbytes in one dimension: bytes as they are, floats in float32."""
+    stored = own[part]
+    if not stored.dtype.is_floating_point:
+        return stored.reshaped((stored.numel,))
+    return ComputedWeight(
+        lambda: finite(name, part, stored.read().float().flatten()), (stored.numel,),
+        torch.float32, (part, stored.key),
+    )  # fmt: skip

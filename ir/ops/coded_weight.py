@@ -11,7 +11,7 @@ from collections.abc import Hashable, Mapping
 import torch
 
 from ..core.weights import CastWeight, Weight
-from ..vocab import spec
+from ..vocab import REQUIRED, spec
 from ..vocab.spec import Attrs
 
 
@@ -22,15 +22,17 @@ class CodedWeight(Weight):
     shape: tuple[int, int]
 
     def __init__(self, op: str, parts: Mapping[str, Weight], attrs: Attrs) -> None:
-        self.op, self.parts, self.attrs = op, parts, attrs
+        defaults = {name: value for name, value in spec(op).attrs.items() if value is not REQUIRED}
+        self.op, self.parts, self.attrs = op, parts, {**defaults, **attrs}
         self.shape = (attrs["out_features"], attrs["in_features"])
         self.dtype = torch.float32
 
     def read(self) -> torch.Tensor:
         declared = spec(self.op)
         assert declared.dense is not None
-        parts = [part.read() for part in self.parts.values()]
-        return declared.dense(self.shape[1], [*parts, None], self.attrs)
+        parts = [self.parts.get(name.removesuffix("?")) for name in declared.operands[1:]]
+        read = [None if part is None else part.read() for part in parts]
+        return declared.dense(self.shape[1], read, self.attrs)
 
     @property
     def stored_bytes(self) -> int:

@@ -11,7 +11,7 @@ from ....ir.ops.coded_weight import CodedWeight, coded
 from ....ir.rewrite.pattern import Match
 from ....ir.rewrite.rule import Build, Rule
 from ....ir.structure.weights import weight_behind
-from ....ir.vocab import declared
+from ....ir.vocab import declared, spec
 
 
 class KeepCodes(Rule):
@@ -31,10 +31,13 @@ class KeepCodes(Rule):
         assert weight is not None
         name = view.name(weight_behind(view, match.root)).removesuffix(".T")
         site = name.removesuffix(".weight")
-        parts = [view.add_weight(f"{site}.{part}", held) for part, held in weight.parts.items()]
-        return build.build(
-            weight.op, bound["x"], *parts, *view.operands(match.root)[2:], **weight.attrs
-        )
+        named = {name: view.add_weight(f"{site}.{name}", w) for name, w in weight.parts.items()}
+        names = (name.removesuffix("?") for name in spec(weight.op).operands[1:-1])
+        operands: list[Operand] = [*map(named.get, names)]
+        operands += view.operands(match.root)[2:]
+        while operands[-1] is None:
+            operands.pop()
+        return build.build(weight.op, bound["x"], *operands, **weight.attrs)
 
 
 def _stored(match: Match) -> CodedWeight | None:

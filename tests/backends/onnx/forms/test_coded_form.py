@@ -27,7 +27,7 @@ CASES = [
 
 def stored(op: OwnOp, sample: Sample) -> CodedWeight:
     _, *constants, _ = sample.operands
-    names = [name for name in op.operands[1:] if name != "bias?"]
+    names = [name.removesuffix("?") for name in op.operands[1:-1]]
     parts = {n: MemoryWeight(c) for n, c in zip(names, constants, strict=True) if c is not None}
     return CodedWeight(op.name, parts, sample.attrs)
 
