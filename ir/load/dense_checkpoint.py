@@ -14,6 +14,7 @@ where no pass has given them other numbers (``ir.ops.coded_weight``):
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -127,8 +128,9 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
         rows, columns = (int(size) for size in state["shape"])
         block, kind = int(state["blocksize"]), str(state["quant_type"])
         outer = int(state["nested_blocksize"]) if "nested_blocksize" in state else 0
-        if min(rows, columns, block) < 1 or outer < 0:
-            raise ValueError("a size below 1")
+        offset = float(state.get("nested_offset", 0.0))
+        if min(rows, columns, block) < 1 or outer < 0 or not math.isfinite(offset):
+            raise ValueError("a size below 1, or an offset that is no number")
     except (ValueError, KeyError, TypeError) as error:
         raise BadInput(f"{name}.{key} is no state of bitsandbytes: {error}") from None
     blocks = -(-rows * columns // block)
@@ -152,7 +154,7 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
     if outer:
         parts["outer"] = _flat(name, own, "weight.nested_absmax")
         parts["table"] = _map(name, own["weight.nested_quant_map"].read())
-        nested = {"outer_block": outer, "offset": float(state.get("nested_offset", 0.0))}
+        nested = {"outer_block": outer, "offset": offset}
     form, numbers = f"{kind} in blocks of {block}", table.read().float().flatten()
     known = TABLES.get(kind)
     finite(name, "weight.quant_map", numbers)
@@ -160,8 +162,7 @@ def read_bnb4(name: str, own: Mapping[str, Weight], config: Mapping[str, Any]) -
 
         def make() -> Tensor:
             read = {part: weight.read() for part, weight in parts.items()}
-            each = magnitudes(read["absmax"], read.get("outer"), read.get("table"), outer,
-                              nested.get("offset", 0.0))  # fmt: skip
+            each = magnitudes(read["absmax"], read.get("outer"), read.get("table"), outer, offset)
             return dense(read["codes"], each, numbers, block, (rows, columns))
 
         keys = (*(part.key for part in parts.values()), table.key)

@@ -18,7 +18,8 @@ table of pairs          2,306       224  0.18 / 0.61         32 bits
 MatMul, float32        16,384        71  0.19 / 0.78         32 bits
 ==================  =========  ========  ==================  =================
 
-4 bits anew (``quantize``) take 0.08 ms a row there, and lose what their rounding costs.
+4 bits anew (``quantize``) take 0.08 ms a row there, and lose what their rounding costs
+(``python -m graphwright.tools.bench.format_codes --costs``).
 """
 
 from __future__ import annotations
@@ -251,6 +252,8 @@ def _read(
     x, codes, absmax = operands
     parts, more = _magnitudes(view, absmax)
     parts, attrs = [codes, *parts], attrs | more
+    if min(attrs["in_features"], attrs["out_features"], attrs["block"]) < 1:
+        raise Refusal("its sizes are no numbers above 0", node)
     handles = [view.weight(part) for part in parts]
     types = operand_types(attrs)
     if any(h is None or (h.dtype, h.numel) != (t.dtype, t.numel)
@@ -275,7 +278,7 @@ def _magnitudes(view: View, absmax: Operand) -> tuple[list[Operand], dict[str, A
     outer, _, times = behind(view, apart, "expand")
     codes, outer = behind(view, ids, "cast")[0], behind(view, outer, "unsqueeze")[0]
     number = view.number(offset)
-    if number is None or not isinstance(times, int):
+    if number is None or not isinstance(times, int) or times < 1:
         raise Refusal("its magnitudes are made of something else")
     return [codes, outer, table], {"outer_block": times, "offset": float(number)}
 

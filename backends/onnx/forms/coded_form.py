@@ -31,8 +31,8 @@ class KeepCodes(Rule):
         assert weight is not None
         name = view.name(weight_behind(view, match.root)).removesuffix(".T")
         site = name.removesuffix(".weight")
-        named = {name: view.add_weight(f"{site}.{name}", w) for name, w in weight.parts.items()}
-        names = (name.removesuffix("?") for name in spec(weight.op).operands[1:-1])
+        named = {part: view.add_weight(f"{site}.{part}", w) for part, w in weight.parts.items()}
+        names = (part.removesuffix("?") for part in spec(weight.op).operands[1:-1])
         operands: list[Operand] = [*map(named.get, names)]
         operands += view.operands(match.root)[2:]
         while operands[-1] is None:

@@ -90,6 +90,17 @@ def test_numbers_of_a_narrower_model_keep_their_codes() -> None:
     assert "MatMulBnb4" in {node.op_type for node in onnx.model.graph}
 
 
+@pytest.mark.parametrize("change", [{"K": 0}, {"block_size": 32}, {"N": 25}, {"quant_type": 2}])
+def test_a_node_that_contradicts_its_constants_stays_native(change: dict[str, int]) -> None:
+    op = OWN_OPS["linear_bnb4"]
+    sample = op.samples()[0]
+    view = lowered(graph(op, sample, stored(op, sample)))
+    (node,) = view.model.graph
+    for name, value in change.items():
+        node.attributes[name] = ir.AttrInt64(name, value)
+    assert [again(view).native_op(n) for n in again(view).nodes()] == ["com.microsoft::MatMulBnb4"]
+
+
 def test_other_numbers_are_written_as_numbers() -> None:
     op = OWN_OPS["linear_float8"]
     sample = op.samples()[0]
