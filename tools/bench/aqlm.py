@@ -32,7 +32,7 @@ from ...ir.ops.linear_aqlm import operand_types
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
 from .showing import ended, growing
-from .weight_table import Judge
+from .weight_judge import Judge
 
 RECIPES = (
     "quantize{bits=2 group=128 symmetric=false embeddings=keep}",

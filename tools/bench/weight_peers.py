@@ -26,7 +26,8 @@ from ...ir.load.sources import load
 from . import weight_peer
 from .processes import CommandFailed, environment, measure
 from .showing import ended, growing
-from .weight_table import Judge, chosen
+from .weight_judge import Judge
+from .weight_table import chosen
 
 GROUP = 32
 COLUMNS = ("bits", "method", "by", "perplexity", "seconds")

@@ -2,32 +2,27 @@
 
 ``python -m graphwright.tools.bench.weight_table [--model zoo:tiny-llama] [--bits 4,3]
 [--methods quantize,gptq] [--before none,rotate] [--behind none,eora-16] [--samples N]
-[--rows FILE.md]`` prints a row for each combination, as soon as it is known: perplexity and KL to
-the source with their 95 % intervals, recall, stored bits per weight of the linears that are
-rewritten, processor seconds of the recipe; and behind the table, which methods round no better
-than to nearest. Graphs are judged in ONNX Runtime. A tied head stays as it is, before a rotation
-too. With ``--rows`` each row goes to the end of that file as it comes, and those that it holds are
-not measured again, so that a run that was stopped goes on (``tools/bench/WEIGHTS.md``).
+[--rows FILE.md]`` measures a row for each combination: perplexity and KL to the source with their
+95 % intervals, recall, stored bits per weight of the linears that are rewritten, processor seconds
+of the recipe (of one with a path, what any run begins with counts twice). It prints what stands
+behind one quantizer side by side, and which methods round no better than to nearest. Graphs are
+judged in ONNX Runtime. A tied head stays as it is, before a rotation too. With ``--rows`` each row
+goes to the end of that file as it comes, and those that it holds are not measured again, so that a
+run that was stopped goes on (``WEIGHT_ROWS.md``; ``WEIGHTS.md`` says what is to be seen in it).
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import time
 from collections.abc import Container, Iterable, Iterator, Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from ...ir.core.errors import BadInput, near_misses
-from ...ir.core.view import View
-from ...ir.load.sources import load
-from ...passes.manager import optimize
-from ...passes.report import RunReport
-from ..data import calibration
-from ..evaluate import EvalResult, Subject, evaluate
 from .showing import ended, growing
+from .weight_judge import Judge, Start
 
 METHODS = {
     "quantize": "quantize{{bits={bits} group=32 embeddings=keep{keep}}}",
@@ -50,82 +45,32 @@ BEHIND = {
     "eora-16": ",eora{rank=16}",
     "eora-32": ",eora{rank=32}",
     "eora-16-4-bit": ",eora{rank=16 factor_bits=4}",
+    "eora-32-4-bit": ",eora{rank=32 factor_bits=4}",
 }
 COLUMNS = (
     "bits", "method", "before", "behind", "perplexity", "KL", "recall", "bits a weight", "seconds"
 )  # fmt: skip
 NAMED = 4
 """Columns that say which row it is."""
-TASKS = ("perplexity", "agreement", "recall")
 BASELINES = ("quantize", "quantize-asym")
-
-
 Row = tuple[str, ...]
-
-
-class Judge:
-    """One model, its calibration data, and figures of rewritten graphs."""
-
-    def __init__(self, name: str, samples: int) -> None:
-        self.graph, self.samples = load(name, cache=False), samples
-        self.data = calibration.read(name, self.graph).batches
-        folder = self.graph.source.folder
-        self.source = Subject.of(self.graph, backend="onnxruntime", tokenizer=folder)
-
-    def row(self, recipe: str) -> tuple[str, ...]:
-        graph, report, seconds = self.optimized(recipe)
-        return *self.figures(graph), f"{bits_per_weight(report):.3f}", f"{seconds:.0f}"
-
-    def optimized(self, recipe: str) -> tuple[View, RunReport, float]:
-        """What a recipe makes of the model, and the processor seconds of that."""
-        started = time.process_time()
-        result = optimize(self.graph, recipe, calibration=self.data)
-        return result.graph, result.report, time.process_time() - started
-
-    def figures(self, graph: View) -> tuple[str, str, str]:
-        """Perplexity, KL to the source and recall."""
-        judged = self._judged(graph)
-        by_task = evaluate(judged, TASKS, reference=self.source, samples=self.samples)
-        recall = by_task["recall"].figures["recall"]
-        return (
-            _figure(by_task["perplexity"], "perplexity"), _figure(by_task["agreement"], "kl"),
-            f"{recall:.3g}",
-        )  # fmt: skip
-
-    def perplexity(self, graph: View) -> str:
-        """That figure alone."""
-        by_task = evaluate(self._judged(graph), "perplexity", samples=self.samples)
-        return _figure(by_task["perplexity"], "perplexity")
-
-    def _judged(self, graph: View) -> Subject:
-        return Subject.of(graph, backend="onnxruntime", tokenizer=self.graph.source.folder)
-
-
-def bits_per_weight(report: RunReport) -> float:
-    """Stored bits, paths among them, per weight of the linears that are stored anew."""
-    last = {s.name: s for p in report.passes if not p.pass_.exact for s in p.result.sites}
-    weights = sum(site.shape[0] * site.shape[1] for site in last.values())
-    return 8 * sum(site.bytes_after for site in last.values()) / weights
-
-
-def _figure(result: EvalResult, name: str) -> str:
-    low, high = result.interval[name]
-    return f"{result.figures[name]:.4g} ({low:.4g} to {high:.4g})"
 
 
 def rows(
     judge: Judge, bits: Sequence[str], methods: Sequence[str], before: Sequence[str],
     behind: Sequence[str], known: Container[Row] = (),
 ) -> Iterator[Row]:  # fmt: skip
-    """The rows but those that are known, all methods first before a path is put behind any."""
+    """The rows but those that are known; what goes behind one recipe follows each other."""
     if ("-", "source", "-", "-") not in known:
         yield "-", "source", "-", "-", *judge.figures(judge.graph), "-", "-"
-    for last, first, width, method in itertools.product(behind, before, bits, methods):
-        if (width, method, first, last) in known or width not in NARROW.get(method, (width,)):
+    for first, width, method in itertools.product(before, bits, methods):
+        if width not in NARROW.get(method, (width,)):
             continue
         keep = " exclude=lm_head" if first == "rotate" else ""
-        recipe = BEFORE[first] + METHODS[method].format(bits=width, keep=keep) + BEHIND[last]
-        yield width, method, first, last, *judge.row(recipe)
+        start = Start(judge, BEFORE[first] + METHODS[method].format(bits=width, keep=keep))
+        for last in behind:
+            if (width, method, first, last) not in known:
+                yield width, method, first, last, *start.row(BEHIND[last])
 
 
 def rows_of(file: Path) -> list[Row]:
@@ -155,6 +100,23 @@ def collected(lines: Iterable[Row], table: list[Row]) -> Iterator[Row]:
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |\n"
+
+
+def side_by_side(table: Sequence[Row]) -> Iterator[str]:
+    """In Markdown a line for each quantizer: perplexity, KL and bits a weight by what stands behind
+    it."""
+    cells: dict[tuple[str, ...], dict[str, str]] = {}
+    for width, method, first, last, perplexity, gap, _, size, _ in table:
+        if method != "source":
+            figures = perplexity.partition(" ")[0], f"{float(gap.partition(' ')[0]):.3f}"
+            cells.setdefault((width, method, first), {})[last] = " / ".join((*figures, size[:4]))
+    columns = [last for last in BEHIND if any(last in row for row in cells.values())]
+    yield _line(("bits", "method", "before", *columns))
+    yield _line(["---"] * (3 + len(columns)))
+    order = itertools.product("8432", BEFORE, METHODS)
+    for key in ((width, method, first) for width, first, method in order):
+        if key in cells:
+            yield _line((*key, *(cells[key].get(last, "") for last in columns)))
 
 
 def no_better(table: Sequence[Row]) -> list[str]:
@@ -208,9 +170,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         lines = rows(judge, *asked, known={row[:NAMED] for row in table})
         if options.rows is not None:
             lines = added_to(options.rows, lines)
-        console.print(growing(options.model, COLUMNS, collected(lines, table)))
-        for line in no_better(table):
-            console.print(line)
+        growing(options.model, COLUMNS, collected(lines, table))
+        console.out(*side_by_side(table), sep="", end="")
+        console.out(*no_better(table), sep="\n")
 
     return ended(show)
 
