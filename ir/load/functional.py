@@ -1,9 +1,10 @@
 """From what ``torch.export`` traces to a functional program, without tracing it a second time.
 
 ``run_decompositions({})`` runs the whole model through fake tensors again: on a decoder of 24
-layers it takes as long as the export or three times that. Of what it does, a graph that writes
-nowhere needs one thing: the composite ops that may return their argument itself (``to``,
-``reshape``, ``contiguous``) say which of the two they do. The exporter's types tell that.
+layers it takes as long as the export or three times that. Of what it does, a graph whose writes
+nothing else sees needs two things: the composite ops that may return their argument itself
+(``to``, ``reshape``, ``contiguous``) say which of the two they do, which the exporter's types tell,
+and writes become the ops that make a new tensor (``writes``).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, Node
+
+from .writes import Writes, is_composite
 
 aten = torch.ops.aten
 
@@ -32,38 +35,45 @@ _SIZED = {
     aten.expand_as.default: aten.expand.default,
 }  # fmt: skip
 """Ops whose result has sizes of tensors or products of them, and the op that takes those."""
+_VIEWS = frozenset({aten.chunk.default, aten.numpy_T.default, aten.broadcast_to.default})
+"""Composite views that are another one for the vocabulary."""
 _KEPT = frozenset({
     aten.reshape.default, aten.contiguous.default, aten.matmul.default, aten.dropout.default,
 })  # fmt: skip
 """Composite ops that the vocabulary reads as they are; where nothing writes, whether a result is a
 view makes no difference."""
-_COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 
 
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without writes and without ops that may or may not copy; meaning and types stay.
 
-    Where a program writes to a tensor, holds a graph within the graph or a composite op that has
-    no form of its own here, the exporter decomposes it. Otherwise it is edited in place.
+    Where a program writes to a tensor that something else sees, holds a graph within the graph or a
+    composite op that has no form of its own here, the exporter decomposes it. Otherwise it is
+    edited in place.
     """
-    if not _is_plain(program):
+    graph = program.graph
+    writes = Writes(graph)
+    if not _is_plain(program, writes):
         decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
-    graph = program.graph
     homes = _homes(graph)
     for node in list(graph.nodes):
-        if node.target in _CASTS:
+        if writes.unseen(node):
+            writes.settle(node)
+        elif node.target in _VIEWS:
+            _settle_view(node)
+        elif node.target in _CASTS:
             _settle_cast(graph, node)
         elif node.target in _SIZED:
             _settle_size(graph, node, homes)
     return program
 
 
-def _is_plain(program: ExportedProgram) -> bool:
+def _is_plain(program: ExportedProgram, writes: Writes) -> bool:
     outputs = program.graph_signature.output_specs
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in outputs):
         return False
-    return all(_is_plain_node(node) for node in program.graph.nodes)
+    return all(_is_plain_node(node) or writes.unseen(node) for node in program.graph.nodes)
 
 
 def _is_plain_node(node: Node) -> bool:
@@ -77,18 +87,15 @@ def _is_plain_node(node: Node) -> bool:
         return True  # arithmetic on sizes
     if target in _CASTS:
         return _only_casts(node)
+    if target in _VIEWS:
+        return target is not aten.chunk.default or _chunk_size(node) is not None
     if target in _SIZED or target in _KEPT:
         return True
     schema = target._schema
     if schema.is_mutable or torch.Tag.maybe_aliasing_or_mutating in target.tags:
         return False
     aliases = any(argument.alias_info is not None for argument in schema.arguments)
-    return not (aliases and _is_composite(target))
-
-
-def _is_composite(target: torch._ops.OpOverload) -> bool:
-    name = target._schema.name, target._schema.overload_name
-    return torch._C._dispatch_has_kernel_for_dispatch_key(".".join(filter(None, name)), _COMPOSITE)
+    return not (aliases and is_composite(target))
 
 
 def _only_casts(node: Node) -> bool:
@@ -99,6 +106,27 @@ def _only_casts(node: Node) -> bool:
     if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
         return False
     return before.device == after.device and before.layout == after.layout
+
+
+def _chunk_size(node: Node) -> int | None:
+    """The size of a chunk where it is a number: that of all but the last one."""
+    source, chunks, *axis = node.args
+    assert isinstance(source, Node) and isinstance(chunks, int)
+    size = source.meta["val"].shape[axis[0] if axis else 0]
+    return -(-size // chunks) if isinstance(size, int) and size else None
+
+
+def _settle_view(node: Node) -> None:
+    """chunk(x, n) => split(x, size); x.T => permute(x, axes); broadcast_to(x, s) => expand(x, s)"""
+    source, *rest = node.args
+    assert isinstance(source, Node)
+    if node.target is aten.chunk.default:
+        node.target, node.args = aten.split.Tensor, (source, _chunk_size(node), *rest[1:])
+    elif node.target is aten.numpy_T.default:
+        axes = list(reversed(range(source.meta["val"].dim())))
+        node.target, node.args = aten.permute.default, (source, axes)
+    else:
+        node.target = aten.expand.default
 
 
 def _settle_cast(graph: Graph, node: Node) -> None:

@@ -245,7 +245,7 @@ def _export(
                     module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=assumed,
                 )  # fmt: skip
-            return _on_cpu(functional(program))
+                return _on_cpu(functional(program))
         except Exception as error:
             changed = None if narrower is None else narrower(loose, str(error))
             undecided = re.search(_UNDECIDED, str(error))

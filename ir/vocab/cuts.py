@@ -164,7 +164,7 @@ def _decode_split(node: Node) -> fx.Reading | None:
         if not isinstance(total, int):
             return None
         sizes = [min(sizes, total - at) for at in range(0, total, sizes)]
-    if not all(isinstance(s, int) for s in sizes):
+    if isinstance(sizes, Node) or not all(isinstance(s, int) for s in sizes):
         return None
     return node.args[:1], {"sizes": tuple(sizes), "dim": dim}
 

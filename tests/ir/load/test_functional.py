@@ -37,12 +37,54 @@ class Writing(nn.Module):
         return out.mul_(2.0) + x
 
 
-class Chunked(nn.Module):
-    """``chunk`` may alias, and has no form of its own here."""
+class Unseen(nn.Module):
+    """Writes to what was just made, one behind the other, and a value from before the first."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        a, b = x.chunk(2, 1)
-        return a * b
+        scores = x @ x.transpose(1, 2)
+        least = scores.amin(-1, keepdim=True)
+        scores += least
+        best, places = torch.topk(scores, 2)
+        best /= best.sum(-1, keepdim=True)
+        marks = torch.zeros_like(scores).scatter_(-1, places, 1.0).masked_fill_(least > 0, -1.0)
+        return scores.mul_(2.0).relu_() + marks * best[..., :1] + least
+
+
+class Seen(nn.Module):
+    """A write that a view of before, and one that an input's other name, sees."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        twice = x * 2
+        row = twice[:, 0]
+        twice += 1
+        other = (x + 1).reshape(x.shape[0], -1)
+        other *= 3
+        return row.sum() + twice + other[:, :1, None]
+
+
+class Wider(nn.Module):
+    """``half`` stays half where what is added is wider."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        half = x.to(torch.float16) * 2
+        half += x
+        return half
+
+
+class Chunked(nn.Module):
+    """Views that have other names here."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        a, b, c = x.chunk(3, -1)
+        d, e = a.chunk(2, 1)
+        return (a * b * c)[0].T + torch.broadcast_to((d * e)[0, :1].T, (2, 4))
+
+
+class ChunkedRows(nn.Module):
+    """How many pieces there are is up to the number of rows."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x[1:].chunk(1)[0] * 2
 
 
 @pytest.fixture
@@ -61,8 +103,10 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 @pytest.mark.parametrize(
-    ("module", "times"), [(Plain(), 0), (Joined(), 0), (Writing(), 1), (Chunked(), 1)]
-)
+    ("module", "times"),
+    [(Plain(), 0), (Joined(), 0), (Unseen(), 0), (Chunked(), 0),
+     (Writing(), 1), (Seen(), 1), (Wider(), 1), (ChunkedRows(), 1)],
+)  # fmt: skip
 @pytest.mark.parametrize("rows", [2, 5])
 def test_a_program_is_decomposed_where_it_must_be(
     module: nn.Module, times: int, rows: int, decomposed: list[int]
