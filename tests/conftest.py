@@ -20,9 +20,15 @@ if _CHECKOUT not in graphwright.tools.__path__:
 
 
 def pytest_collection_finish() -> None:
-    """Torch writes down each step of an export where its trace logger has a handler; pytest gives
-    one to every logger that does not propagate."""
+    """What costs all tests and shows in none.
+
+    Torch writes down each step of an export where its trace logger has a handler; pytest gives one
+    to every logger that does not propagate. Python looks for cycles through all that torch and
+    transformers hold, again and again: an eighth of the processor's time.
+    """
     logging.getLogger("torch.__trace").propagate = True
+    gc.freeze()
+    gc.set_threshold(2000, 20, 100)
 
 
 def pytest_sessionfinish() -> None:
