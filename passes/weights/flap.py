@@ -66,7 +66,7 @@ class FLAP(Pass):
     parts: tuple[str, ...] = ("heads", "units")
     """What may go."""
     include: tuple[str, ...] = ()
-    """Globs of the o and down to work on; or all."""
+    """Globs of o, down and fc2 to work on; or all."""
     repair: Literal["bias", "regression", "none"] = "bias"
     """What stands in for what goes."""
 
@@ -88,27 +88,48 @@ class FLAP(Pass):
         places = find_places(context, result, self.parts, self.include)
         if not places:
             return result
+        kept, repairs = (
+            self._over_model(context, places) if self.across == "model"
+            else self._in_places(context, places)
+        )  # fmt: skip
+        take_away(context, kept, places, repairs, result, self.name)
+        result.notes.append(_note(places, kept))
+        return result
+
+    def _over_model(
+        self, context: Context, places: Sequence[Place]
+    ) -> tuple[dict[str, list[int]], dict[str, Repair]]:
+        """What stays of each place, and what stands in for the rest: by a sweep for the scores and,
+        where these are known of all places, one for the repairs."""
 
         def scored(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
             return {"scores": self._scores(context.view, place, statistics)}
 
-        by_place = learned(context, self, places, scored, "scores")
-        own = {name: fields["scores"] for name, fields in by_place.items()}
-        groups = [places] if self.across == "model" else [[place] for place in places]
-        kept = {n: k for group in groups for n, k in chosen(group, own, self.ratio).items()}
-        repairs: dict[str, Repair] = {}
-        if self.repair != "none":
+        def repaired(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
+            sink, bias = self._repaired(context.view, place, statistics, kept[place.name])
+            return {"sink": sink, "bias": bias}
 
-            def repaired(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
-                sink, bias = self._repaired(context.view, place, statistics, kept[place.name])
-                return {"sink": sink, "bias": bias}
+        scores = learned(context, self, places, scored, "scores")
+        own = {name: fields["scores"] for name, fields in scores.items()}
+        kept = chosen(places, own, self.ratio)
+        if self.repair == "none":
+            return kept, {}
+        shrinking = [p for p in places if len(kept[p.name]) < p.count]
+        by_place = learned(context, self, shrinking, repaired, "repair")
+        return kept, {name: (f["sink"], f["bias"]) for name, f in by_place.items()}
 
-            shrinking = [p for p in places if len(kept[p.name]) < p.count]
-            by_place = learned(context, self, shrinking, repaired, "repair")
-            repairs = {name: (f["sink"], f["bias"]) for name, f in by_place.items()}
-        take_away(context, kept, places, repairs, result, self.name)
-        result.notes.append(_note(places, kept))
-        return result
+    def _in_places(
+        self, context: Context, places: Sequence[Place]
+    ) -> tuple[dict[str, list[int]], dict[str, Repair]]:
+        """The same in one sweep: each place loses its own share."""
+
+        def fit(context: Context, place: Place, statistics: Statistics) -> dict[str, Any]:
+            kept, (sink, bias) = self.at_place(context.view, place, statistics)
+            return {"kept": kept, "sink": sink, "bias": bias}
+
+        fits = learned(context, self, places, fit, "places")
+        kept = {name: f["kept"] for name, f in fits.items()}
+        return kept, {name: (f["sink"], f["bias"]) for name, f in fits.items()}
 
     def plan(self, context: Context) -> PassResult:
         """What goes is decided by data: the forecast takes the same share of each place."""

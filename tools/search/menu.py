@@ -80,10 +80,10 @@ class Menu:
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}
         if "heads" in using:
-            sites, losses, said = searched_sites(
+            sites, losses, remarks = searched_sites(
                 view, structure, data, judge, probe, progress, checkpoints
             )
-            notes = [*notes, *said]
+            notes = [*notes, *remarks]
         groups = storable_groups(view, structure)
         forms, paths = candidates(groups, data, using, fast=timing is not None)
         table_place = tables_place(view, structure, judge, target) if "bits" in using else None
@@ -95,10 +95,8 @@ class Menu:
                 view, structure, target, forms, paths, tables, halves,
                 [unit for unit in halves if unit.name in gone], sites, cut=bool(cuts),
             )  # fmt: skip
-            times, clocked = timing.times(
-                subject, judge.batches[0], data, progress, checkpoints
-            )
-            notes, source = [*notes, clocked], {**source, "ms": times.whole}
+            times, remark = timing.times(subject, judge.batches[0], data, progress, checkpoints)
+            notes, source = [*notes, remark], {**source, "ms": times.whole}
         places = linear_places(
             view, structure, data, probe, target, groups, forms, paths, sites, times, progress,
             checkpoints,
