@@ -379,7 +379,8 @@ def artifact(language_model: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("searched")
     (folder / "text.txt").write_text("\n\n".join(english_sentences(150)))
     command = [str(language_model), "--budget", "bytes=60%", "--calib", str(folder / "text.txt"),
-               "--calib-length", "32", "-o", str(folder / "out")]  # fmt: skip
+               "--calib-length", "32", "--using", "heads,bits",
+               "-o", str(folder / "out")]  # fmt: skip
     with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as leave:
         patch.setattr(Rounds, "front", broken)
         main(command)
@@ -405,7 +406,7 @@ def test_the_manifest_holds_the_front_and_the_prices(
     assert chosen.recipe == done.recipe and chosen.interval is not None
     assert chosen.bytes == done.passes[-1].bytes_after <= 0.6 * done.passes[0].bytes_before
     assert any(point.interval is None for point in done.search.front)
-    assert {"bits"} <= {price.knob for price in done.search.prices}
+    assert {"bits", "heads"} <= {price.knob for price in done.search.prices}
     code, out, _ = command("front", str(artifact))
     assert code == 0 and "chosen" in out and "forecast" in out and "loss by a megabyte" in out
     page = (artifact / "report.html").read_text()

@@ -75,7 +75,7 @@ def test_what_a_choice_adds_is_the_sum_of_what_its_parts_add(
     }
     # A feed-forward of which half of the units are gone, beside the attention that is left out.
     site = next(site for site in subject.sites if site.place.kind == "units")
-    half = site.options[-1]
+    half = next(what for what in site.options if what.gone == 0.5)
     chosen[site.name] = Option(half, {}, "heads")
     for linear in site.place.linears:
         held = Held((linear.name,), FORMS[1], gone=half.gone)
