@@ -50,6 +50,10 @@ class PackedLinear:
     def real_zeros(self) -> bool:
         return self.stored[2] is not None and self.stored[2].dtype.is_floating_point
 
+    def weight(self) -> NBitWeight:
+        """The matrix."""
+        return NBitWeight(NBitForm(self.bits, self.group, *self.stored), (self.rows, self.columns))
+
     def codes(self) -> Tensor:
         """uint8 ``[rows, columns]``."""
         return unpack(self.stored[0].read(), self.bits, self.group, self.columns).contiguous()
@@ -121,6 +125,8 @@ def read_state(artifact: Path) -> ModelState:
         )
         if stored is None and kind == "weight" and module in norms:
             stored = parameter_of(model.get_submodule(module), norms[module])
+        if isinstance(stored, PackedLinear) and not _is_linear(model.get_submodule(module)):
+            stored = stored.weight()  # of a router, say, which no library looks for codes of
         if isinstance(stored, PackedLinear):
             packed[module] = stored
         elif stored is not None and stored.shape == tuple(parameter.shape):
@@ -137,6 +143,10 @@ def read_state(artifact: Path) -> ModelState:
         )
     paths = {name: path for name, site in sites.items() if (path := _path(view, site)) is not None}
     return ModelState(artifact, read_json(artifact, "config.json"), packed, whole, few_bits, paths)
+
+
+def _is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear) or type(module).__name__ == "Conv1D"
 
 
 def _site_weight(

@@ -10,6 +10,7 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from .safetensors_file import Entry, write
 
 def write_compressed_tensors(artifact: Path, out: Path) -> list[str]:
     """``pack-quantized``; what a person should know."""
-    return _write(artifact, out, _packed_entries, _packed_config)
+    return _write(artifact, out, _packed_entries, _packed_config, names=_as_saved)
 
 
 def write_gptq(artifact: Path, out: Path) -> list[str]:
@@ -40,8 +41,11 @@ def write_gptq(artifact: Path, out: Path) -> list[str]:
 def _write(
     artifact: Path, out: Path, entries: Callable[[PackedLinear], Iterator[Entry]],
     config: Callable[[ModelState], dict[str, Any]], scales: torch.dtype | None = None,
+    names: Callable[[ModelState], ModelState] | None = None,
 ) -> list[str]:  # fmt: skip
     state = read_state(artifact)
+    if names is not None:
+        state = names(state)
     if not state.packed:
         raise BadInput(f"{artifact}: no linear is quantized; make it with quantize")
     for linear in state.packed.values():
@@ -70,6 +74,26 @@ def _write(
         (out / "adapter").mkdir()
         notes += peft_adapter.write_paths(state, out / "adapter")
     return notes
+
+
+_EXPERT_PARTS = {"gate_proj": "w1", "up_proj": "w3", "down_proj": "w2"}
+"""Of Mixtral's experts, by the names that others have."""
+
+
+def _as_saved(state: ModelState) -> ModelState:
+    """The state by the names that checkpoints have for it: transformers' own model has others for
+    the experts of Mixtral, by which GPTQModel looks for them."""
+    if state.config.get("model_type") != "mixtral":
+        return state
+
+    def saved(name: str) -> str:
+        name = name.replace(".mlp.", ".block_sparse_moe.")
+        head, inside, part = name.partition(".experts.")
+        return head + inside + re.sub(r"\w+_proj", lambda m: _EXPERT_PARTS[m[0]], part)
+
+    packed = {saved(n): replace(x, name=saved(x.name)) for n, x in state.packed.items()}
+    whole = {saved(name): weight for name, weight in state.whole.items()}
+    return replace(state, packed=packed, whole=whole)
 
 
 def _whole(name: str, weight: Weight) -> Entry:

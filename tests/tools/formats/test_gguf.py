@@ -18,7 +18,8 @@ from graphwright.ir.ops.pack import n_groups, pack
 from graphwright.tools.formats.convert import convert
 from graphwright.tools.formats.gguf_experts import Tensor, stacked
 from graphwright.tools.formats.gguf_file import _blocks, _rows
-from graphwright.tools.formats.model_state import PackedLinear, read_state
+from graphwright.tools.formats.model_state import ModelState, PackedLinear, read_state
+from graphwright.tools.formats.quantized_folder import _as_saved
 
 ROWS, COLUMNS = 12, 64
 
@@ -156,7 +157,7 @@ def test_experts_of_a_layer_are_one_tensor(tmp_path: Path) -> None:
     transformers.Qwen2MoeForCausalLM(config).save_pretrained(tmp_path / "source")
     ids = torch.arange(3, 15).reshape(2, 6)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    result = gw.optimize(gw.load(tmp_path / "source"), "quantize{bits=4 group=32 exclude=[*.gate]}")
+    result = gw.optimize(gw.load(tmp_path / "source"), "quantize{bits=4 group=32}")
     artifact = gw.export(result.graph, tmp_path / "artifact", report=result.report)
     convert(artifact, "gguf", tmp_path / "out")
     path = tmp_path / "out/model.gguf"
@@ -165,10 +166,29 @@ def test_experts_of_a_layer_are_one_tensor(tmp_path: Path) -> None:
     assert shapes["blk.0.ffn_gate_inp_shexp.weight"] == (64,)
     logits = [gw.compile(graph)(**inputs)["logits"] for graph in (artifact, gw.load(path))]
     torch.testing.assert_close(logits[0], logits[1], rtol=1e-4, atol=1e-5)
+    notes = convert(artifact, "compressed-tensors", tmp_path / "folder")
+    # transformers' router is no linear: it looks for no codes there.
+    assert notes[1].endswith("whole here: model.layers.0.mlp.gate.weight")
+    there = gw.compile(gw.load(tmp_path / "folder", cache=False))(**inputs)["logits"]
+    torch.testing.assert_close(there, logits[0], rtol=1e-4, atol=1e-5)
     settings = json.loads((artifact / "config.json").read_text()) | {"norm_topk_prob": True}
     (artifact / "config.json").write_text(json.dumps(settings))
     with pytest.raises(BadInput, match=r"norm_topk_prob is True .* of qwen2_moe has False"):
         convert(artifact, "gguf", tmp_path / "other")
+
+
+def test_checkpoints_have_other_names_for_the_experts_of_mixtral() -> None:
+    linear, _ = packed(4, 32)
+    names = {"layers.0.mlp.experts.1.gate_proj": "layers.0.block_sparse_moe.experts.1.w1",
+             "layers.0.self_attn.q_proj": "layers.0.self_attn.q_proj"}  # fmt: skip
+    state = ModelState(
+        Path(), {"model_type": "mixtral"},
+        {name: dataclasses.replace(linear, name=name) for name in names},
+        {"layers.0.mlp.gate.weight": linear.weight()}, {}, {},
+    )  # fmt: skip
+    saved = _as_saved(state)
+    assert [x.name for x in saved.packed.values()] == list(saved.packed) == [*names.values()]
+    assert list(saved.whole) == ["layers.0.block_sparse_moe.gate.weight"]
 
 
 def test_experts_that_are_stored_unlike_each_other() -> None:
