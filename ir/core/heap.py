@@ -39,7 +39,11 @@ def set_aside() -> Iterator[None]:
     """Python's collector of cycles looks at nothing that is there already until the block ends.
 
     A traced decoder is half a million objects, and each full collection walks through all of them.
+    Where the process has set some aside before, it does nothing: these would be looked at again.
     """
+    if gc.get_freeze_count():
+        yield
+        return
     gc.freeze()
     try:
         yield
