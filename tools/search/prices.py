@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .recipe_of import Cut, HeldTables, Thinned
+from .recipe_of import HeldTables, Thinned
 from .solve import Choice, Option, Place, Problem
 
 UNITS = {"bytes": 1e6, "ms": 1.0}
@@ -39,15 +39,15 @@ class Price:
 
 
 def prices(problem: Problem, choice: Choice, measure: str = "bytes") -> list[Price]:
-    """By knob, of a problem whose losses are corrected and a choice of it; ``measure`` is bytes or
-    ms."""
+    """By knob, of a problem whose losses are corrected and a choice of it, which may be from before
+    they were; ``measure`` is bytes or ms."""
+    choice = problem.again(choice)
     back: dict[str, list[Step]] = {}
     on: dict[str, list[Step]] = {}
     for place in problem.places:
-        taken = choice.chosen.get(place.name)
-        if taken is None:
+        now = choice.chosen.get(place.name)
+        if now is None:
             continue
-        now = next(option for option in place.options if option.what == taken.what)
         if isinstance(now.what, Thinned):
             steps = _thinnings(problem, choice, place, now, measure)
         else:
@@ -106,8 +106,6 @@ def _knob(now: Option, other: Option) -> str:
     """What differs between two options of a place."""
     if isinstance(now.what, HeldTables):
         return "tables"
-    if isinstance(now.what, Cut):
-        return "tokens"
     return "rank" if now.what.form == other.what.form else "bits"
 
 

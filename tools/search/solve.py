@@ -98,6 +98,16 @@ class Problem:
         pairs = {names: with_loss(names, o) for names, o in self.pairs.items()}
         return replace(self, places=places, units=units, pairs=pairs)
 
+    def has(self, choice: Choice) -> bool:
+        """Whether all that a choice took is here: it may be of another way to drop image tokens."""
+        return self.options.keys() >= {*choice.keys}
+
+    def again(self, choice: Choice) -> Choice:
+        """The same choice by what its options cost here, where losses may be corrected since."""
+        options = self.options
+        chosen = {name: options[name, o.what] for name, o in choice.chosen.items()}
+        return self.choice(chosen, {name: self.units[name] for name in choice.dropped})
+
     def choice(self, chosen: Mapping[str, Option], dropped: Mapping[str, Option]) -> Choice:
         """The choice of some options and units, with what it costs."""
         pairs = {(a, b): o for (a, b), o in self.pairs.items() if a in dropped and b in dropped}

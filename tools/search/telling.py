@@ -18,7 +18,8 @@ ENERGY = "squared error of the first output over its energy"
 def search_entry(search: Found) -> SearchEntry:
     """What the manifest tells of a search."""
     choice = search.best.choice
-    problem = search.menu.corrected(search.factors)[0]
+    problems = search.menu.corrected(search.factors)
+    problem = next(problem for problem in problems if problem.has(choice))
     return SearchEntry(
         budget=str(search.budget), limits=dict(search.limits), using=list(search.menu.using),
         loss_is=WORDS if search.judge.over_words else ENERGY,

@@ -195,6 +195,9 @@ def test_a_site_that_shrinks_is_one_change_with_all_its_linears(tied: Problem) -
     assert price.last is not None and price.next is None
     assert price.last.price == pytest.approx(6 / 40 * 1e6)
     assert str(price.last) == f"{SITE}: all units to 50% of units gone"
+    doubled = tied.with_losses(lambda _, option: 2 * option.costs["loss"])
+    (price,) = (price for price in prices(doubled, centre) if price.knob == "heads")
+    assert price.last is not None and price.last.price == pytest.approx(2 * 6 / 40 * 1e6)
 
 
 def test_sites_stay_whole_but_for_some(tied: Problem) -> None:
