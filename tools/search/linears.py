@@ -21,7 +21,7 @@ from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .heads import Level, Site, by_linear, levels
 from .judge import Judge
 from .probe import Minded, sensitivities, spread_over_blocks
-from .recipe_of import Held
+from .recipe_of import Held, HeldTables
 from .solve import KEPT, Option, Place, useful
 from .survey import PROBED, Errors, dense, stored, survey
 from .times import Times
@@ -136,8 +136,7 @@ def _place(
         linear, gone = size.linear, 1 - size.stays
         # Codes of a checkpoint stay as they are, but not in a part of a weight.
         nbytes = weight.stored_bytes if not gone else round(weight.nbytes * size.stays)
-        kept = Option(Held(names, gone=gone), {"bytes": nbytes, "loss": 0.0}, KEPT)
-        fitting = [kept]
+        fitting = [Option(Held(names, gone=gone), {"bytes": nbytes, "loss": 0.0}, KEPT)]
         for form in forms:
             coded = _stored_bytes(view, group[0], linear, form, errors, target)
             if coded is None:
@@ -154,11 +153,34 @@ def _place(
                     costs["ms"] = size.stays * sum(times.added(x, form, path) for x in group)
                 held = Held(names, form, path, gone)
                 fitting.append(Option(held, costs, f"{form.bits} bits"))
-        chosen = useful(fitting, ("bytes", "loss", "ms"))
-        # What is kept exactly may be larger than what loses nothing; a recipe may still leave it.
-        chosen += [] if kept in chosen else [kept]
-        options += [replace(option, beside=size.beside) for option in chosen]
+        options += [replace(option, beside=size.beside) for option in worth_having(fitting)]
     return Place(group[0].name, options)
+
+
+def worth_having(options: Sequence[Option]) -> list[Option]:
+    """Those that no other beats, by size: of all, of those without paths, and of ranks alone. So a
+    menu without a knob has what a search without it would have.
+
+    What is kept exactly may be larger than what loses nothing: a recipe may still leave it.
+    """
+    menus = (options, *(
+        [option for option in options if fits(option.what)] for fits in (without_paths, paths_alone)
+    ))  # fmt: skip
+    worth = {o.what for menu in menus for o in useful(menu, ("bytes", "loss", "ms"))}
+    chosen = [option for option in options if option.kind == KEPT or option.what in worth]
+    return sorted(chosen, key=lambda option: option.costs["bytes"])
+
+
+def without_paths(what: Any) -> bool:
+    """Whether that may be held where no ranks are searched."""
+    return not isinstance(what, Held) or not what.path.rank
+
+
+def paths_alone(what: Any) -> bool:
+    """Whether that may be held where ranks alone are searched."""
+    if isinstance(what, HeldTables):
+        return what.bits is None
+    return not isinstance(what, Held) or what.form in (None, RANK_ALONE)
 
 
 def _stored_bytes(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
@@ -18,8 +17,14 @@ from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
 from .heads import Site, searched_sites, site_places, sites_of, with_all_heads
 from .judge import Judge
-from .linears import RANK_ALONE, candidates, linear_places, storable_groups
-from .recipe_of import Cut, Held, HeldTables, Thinned, recipe_of
+from .linears import (
+    candidates,
+    linear_places,
+    paths_alone,
+    storable_groups,
+    without_paths,
+)
+from .recipe_of import Cut, Thinned, recipe_of
 from .skips import Measured, graph_measures, token_cuts, units
 from .solve import KEPT, Choice, Option, Place, Problem
 from .tables import storable_tables, tables_place
@@ -144,10 +149,10 @@ class Menu:
         if knob == "heads":
             problems = [with_all_heads(problem) for problem in problems]
         if knob in ("bits", "rank"):
-            held = _without_paths if knob == "rank" else _paths_alone
+            fits = without_paths if knob == "rank" else paths_alone
             problems = [
                 replace(p, places=[
-                    replace(x, options=[o for o in x.options if held(o.what)]) for x in p.places
+                    replace(x, options=[o for o in x.options if fits(o.what)]) for x in p.places
                 ])
                 for p in problems
             ]  # fmt: skip
@@ -166,17 +171,6 @@ def fit_for(problem: Problem, view: View, sites: Sequence[Site], cut: KeepPass) 
     after = changed(view, cut)
     free = {site.place.name for site in sites_of(after, recognize(after))}
     return with_all_heads(problem, but=free)
-
-
-def _without_paths(what: Any) -> bool:
-    return not isinstance(what, Held) or not what.path.rank
-
-
-def _paths_alone(what: Any) -> bool:
-    """As if ranks alone were searched."""
-    if isinstance(what, HeldTables):
-        return what.bits is None
-    return not isinstance(what, Held) or what.form in (None, RANK_ALONE)
 
 
 def used(choice: Mapping[str, Option]) -> dict[str, int]:

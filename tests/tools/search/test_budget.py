@@ -8,10 +8,11 @@ from dataclasses import replace
 import graphwright as gw
 import pytest
 from graphwright.tools.search.budget import Budget
-from graphwright.tools.search.forms import Form
+from graphwright.tools.search.forms import NO_PATH, Form, Path
+from graphwright.tools.search.linears import RANK_ALONE, worth_having
 from graphwright.tools.search.prices import prices
 from graphwright.tools.search.recipe_of import Held
-from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve, useful
+from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem, solve, useful
 
 
 def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
@@ -106,6 +107,22 @@ def test_of_two_candidates_one_that_is_never_better_is_left_out() -> None:
     costs = [(5, 1), (5, 2), (4, 2), (6, 1), (3, 3), (4, 2)]
     options = [Option(i, {"bytes": b, "loss": x}, "") for i, (b, x) in enumerate(costs)]
     assert [o.what for o in useful(options, ("bytes", "loss"))] == [4, 2, 0]
+
+
+def test_a_menu_without_paths_has_what_a_search_without_them_would_have() -> None:
+    """The first beats all others: of those without paths two are worth having, of ranks alone one
+    more, and what is kept stays."""
+
+    def held(form: Form | None, path: Path, size: float, loss: float) -> Option:
+        kind = KEPT if form is None else "any"
+        return Option(Held(("a",), form, path), {"bytes": size, "loss": loss}, kind)
+
+    options = [
+        held(Form("gptq", 3, 32), Path(8), 3, 2), held(Form("gptq", 4, 128), NO_PATH, 4, 3),
+        held(RANK_ALONE, NO_PATH, 5, 2.5), held(Form("gptq", 4, 128), Path(8), 6, 3),
+        held(RANK_ALONE, Path(16), 7, 2.2), held(None, NO_PATH, 8, 2.1),
+    ]  # fmt: skip
+    assert [o.costs["bytes"] for o in worth_having(options)] == [3, 4, 5, 7, 8]
 
 
 def test_prices_are_those_of_the_cheapest_step_back_and_of_the_best_one_on() -> None:
