@@ -93,6 +93,18 @@ def sites_of(view: View, structure: Structure, output: Value | None = None) -> l
     return [site for site in sites if len(site.options) > 1]
 
 
+def why_whole(view: View, structure: Structure) -> str:
+    """Why all heads and units stay, by one place of those that cannot lose any."""
+    result = PassResult()
+    if structured.find_places(Context(view, structure=structure), result, ("heads", "units")):
+        return "its output depends on no heads or units that could go"
+    if not result.refused:
+        return "no attention and no feed-forward is seen that could lose heads or units"
+    name, reason = result.refused[0]
+    more = f", and {len(result.refused) - 1} more places" if len(result.refused) > 1 else ""
+    return f"heads and units stay, as those in front of {name}: {reason}{more}"
+
+
 def by_linear(sites: Sequence[Site]) -> dict[str, Site]:
     """The site that each linear is in, by its name."""
     return {linear.name: site for site in sites for linear in site.place.linears}
@@ -189,6 +201,19 @@ def _fitted(view: View, sites: Sequence[Site], batches: Batches) -> Fits:
     return fits
 
 
+def timed_sites(sites: Sequence[Site], times: Times) -> tuple[list[Site], list[str]]:
+    """The sites that a table of times knows, and what a person should know of the others: one that
+    was measured with a key-value cache has no heads."""
+    timed = [
+        site for site in sites
+        if times.knows(site.place.signature, (o.gone for o in site.options if o.gone))
+    ]  # fmt: skip
+    if len(timed) == len(sites):
+        return timed, []
+    count = f"{len(sites) - len(timed)} of {len(sites)} places keep all their heads or units"
+    return timed, [f"{count}: the table of times has none of a part of them"]
+
+
 def site_places(
     view: View, sites: Sequence[Site], measured: Mapping[Thinned, Measured],
     source: Mapping[str, float], chosen_from: Collection[str], times: Times | None,
@@ -201,7 +226,8 @@ def site_places(
         after = measured[what]
         costs = {m: after.costs.get(m, 0.0) - cost for m, cost in source.items() if m != "ms"}
         own = [x for x in site.place.linears if x.name in chosen_from]
-        costs["bytes"] += sum(_bytes(view, x) - _bytes(view, site.smaller(x, what)) for x in own)
+        costs["bytes"] += sum(weight_of(view, x).stored_bytes for x in own)
+        costs["bytes"] -= sum(_bytes(view, site.smaller(x, what)) for x in own)
         costs["loss"] = after.loss
         if times is not None:
             costs["ms"] = -times.saved(site.place.signature, what.gone)
@@ -211,7 +237,7 @@ def site_places(
 
 
 def _bytes(view: View, linear: Linear) -> int:
-    """Of a linear of a size, as the source stores it."""
+    """Of a part of a linear, which is stored as numbers whatever codes the whole one has."""
     return linear.in_features * linear.out_features * weight_of(view, linear).dtype.itemsize
 
 

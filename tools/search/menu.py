@@ -8,14 +8,22 @@ from dataclasses import dataclass, replace
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
-from ...ir.structure.recognize import recognize
+from ...ir.structure.recognize import Structure, recognize
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
 from ...passes.checkpoint_store import CheckpointStore
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
-from .heads import Site, searched_sites, site_places, sites_of, with_all_heads
+from .heads import (
+    Site,
+    searched_sites,
+    site_places,
+    sites_of,
+    timed_sites,
+    why_whole,
+    with_all_heads,
+)
 from .judge import Judge
 from .linears import (
     candidates,
@@ -35,6 +43,7 @@ from .wholes import (
     TOKENS,
     behind_cut,
     gone_units,
+    in_tower,
     kept_bytes,
     left_out_options,
     linears_of,
@@ -93,7 +102,7 @@ class Menu:
         forms, paths = candidates(groups, data, using, fast=timing is not None)
         table_place = tables_place(view, structure, judge, target) if "bits" in using else None
         cuts = [*token_cuts(view, structure, judge, progress)] if "tokens" in using else []
-        times = None
+        times, about_times = None, list[str]()
         if timing is not None:
             tables = [] if table_place is None else storable_tables(view, structure)
             subject = Subject(
@@ -101,7 +110,8 @@ class Menu:
                 [unit for unit in halves if unit.name in gone], sites, cut=bool(cuts),
             )  # fmt: skip
             times, remark = timing.times(subject, judge.batches[0], data, progress, checkpoints)
-            notes, source = [*notes, remark], {**source, "ms": times.whole}
+            sites, untimed = timed_sites(sites, times)
+            about_times, source = [remark, *untimed], {**source, "ms": times.whole}
         places = linear_places(
             view, structure, data, probe, target, groups, forms, paths, sites, times, progress,
             checkpoints,
@@ -115,17 +125,15 @@ class Menu:
         base = Problem(places, source, units_out, pairs, stay=staying(halves, gone))
         held = sum(kept_bytes(place) for place in places)
         base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
+        inside = in_tower(places, structure) if cuts else set[str]()
         behind = (
-            behind_cut(fit_for(base, view, sites, cut), source, cut, measured, times)
+            behind_cut(fit_for(base, view, sites, cut), source, cut, measured, inside, times)
             for cut, measured in cuts
         )
         problems = [replace(base, places=[*places, *whole]), *behind]
         if not (places or gone or len(problems) > 1):
-            raise BadInput(
-                f"there is nothing to choose from by {', '.join(using)}: no linear of this model "
-                "has a dense weight that its output depends on"
-            )
-        return cls(problems, target, tuple(using), halves, notes, times)
+            raise BadInput(_nothing(view, structure, using, notes))
+        return cls(problems, target, tuple(using), halves, [*notes, *about_times], times)
 
     @property
     def kinds(self) -> set[str]:
@@ -162,6 +170,19 @@ class Menu:
     def corrected(self, factors: Mapping[str, float]) -> list[Problem]:
         """The problems with the losses of each kind multiplied."""
         return [problem.corrected(factors) for problem in self.problems]
+
+
+def _nothing(
+    view: View, structure: Structure, using: Collection[str], notes: Sequence[str]
+) -> str:
+    """Why there is nothing to choose from: what ``notes`` say of the size, or else by knob."""
+    no_linear = "no linear of this model has a dense weight that its output depends on"
+    reasons = {
+        "bits": no_linear, "rank": no_linear, "layers": "no half of a block may be left out",
+        "tokens": "no image token may be dropped", "heads": why_whole(view, structure),
+    }  # fmt: skip
+    shown = dict.fromkeys(reasons[knob] for knob in using)
+    return f"there is nothing to choose from by {', '.join(using)}: {'; '.join(notes or shown)}"
 
 
 def fit_for(problem: Problem, view: View, sites: Sequence[Site], cut: KeepPass) -> Problem:

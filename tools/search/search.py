@@ -59,7 +59,8 @@ def search(
     ``calibration`` is fitted to and losses are measured by ``judged``; without that, by each second
     batch of ``calibration``, the others being fitted to. Named as ``--calib`` takes it, it is read
     on for what is judged by. ``using`` are the knobs; image tokens are only dropped where the
-    cache is bounded. Without ``rounds`` nothing is measured: the recipe is the best by forecast.
+    cache or the time is bounded. Without ``rounds`` nothing is measured: the recipe is the best by
+    forecast.
     ``checkpoints`` keeps what was surveyed and each measured point, and gives them back to the same
     search on the same graph and data. ``workers`` are processes that measure beside each other, or
     ``"ray"`` for those of a Ray cluster; the result is the same for any number of them above 0,
@@ -91,7 +92,9 @@ def search(
     lighter = bounds.bounded & {"kv", "ms"}
     turned = [knob for knob in using if knob != "tokens" or lighter]
     if not turned:
-        raise BadInput("tokens are in the cache, not in the weights: bound it, such as by kv=50%")
+        raise BadInput(
+            "tokens take no byte of a weight: bound the cache or the time, such as by kv=50%"
+        )
     timing = Timing(times, machine) if "ms" in bounds.bounded else None
     if isinstance(calibration, str):
         data: Sequence[Batch] = read(calibration, graph).batches

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path as FilePath
 
@@ -51,24 +51,27 @@ class Times:
         that the table lacks."""
         if not self.machine:
             return 0.0
-        known = self.linears.get(signature(linear), {})
-        if form.timed not in known:
-            raise BadInput(
-                f"the table of times has none of a linear of {signature(linear)} as {form.timed}: "
-                f"it is another model's; {MAKE}"
-            )
-        return known[form.timed] + (_between(known, path) if path.rank else 0.0)
+        size = signature(linear)
+        known = self.linears.get(size, {})
+        alone = _of(known, form.timed, f"a linear of {size} as {form.timed}")
+        return alone + (_between(known, path) if path.rank else 0.0)
 
     def saved(self, signature: str, gone: float) -> float:
         """Milliseconds that a place saves without a share of its heads or units, its linears as the
-        source has them. Raises ``BadInput`` for one that the table lacks."""
-        known = self.shares.get(signature, {})
-        if str(gone) not in known:
-            raise BadInput(
-                f"the table of times has none of {signature} with {gone:g} of them gone: it is "
-                f"another model's; {MAKE}"
-            )
-        return known[str(gone)]
+        source has them; it has to be one that the table ``knows``."""
+        return self.shares[signature][str(gone)]
+
+    def knows(self, signature: str, gone: Iterable[float]) -> bool:
+        """Whether the table has a place without each of some shares."""
+        return self.shares.get(signature, {}).keys() >= {*map(str, gone)}
+
+    def half(self, part: str) -> float:
+        """Milliseconds that a half of a block takes, by its part. Raises as ``added``."""
+        return _of(self.halves, part, f"blocks without their {part}" if part else "blocks left out")
+
+    def behind(self, cut: str) -> float:
+        """Milliseconds of the source behind a way to drop image tokens. Raises as ``added``."""
+        return _of(self.cuts, cut, f"runs behind {cut}")
 
     def write(self, file: FilePath) -> None:
         file.write_text(json.dumps(asdict(self), indent=1))
@@ -80,6 +83,12 @@ class Times:
             return cls(**{**json.loads(file.read_text()), "here": False})
         except (OSError, ValueError, TypeError) as error:
             raise BadInput(f"{file} is not a table of times ({error}): {MAKE}") from None
+
+
+def _of(known: Mapping[str, float], name: str, what: str) -> float:
+    if name not in known:
+        raise BadInput(f"the table of times has none of {what}: it is another model's; {MAKE}")
+    return known[name]
 
 
 def _between(known: Mapping[str, float], path: Path) -> float:

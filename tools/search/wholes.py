@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -129,17 +129,24 @@ def left_out_options(
         costs = {m: measured.costs.get(m, 0.0) - cost for m, cost in source.items()}
         costs |= {"bytes": costs["bytes"] + inside, "loss": measured.loss}
         if times is not None:  # of its linears as the source has them, which are no options then
-            costs["ms"] = -times.halves[parts[name]]
+            costs["ms"] = -times.half(parts[name])
         options[name] = Option(name, costs, "layers")
     return options
 
 
+def in_tower(places: Sequence[Place], structure: Structure) -> set[str]:
+    """The names of those whose linears all lie in blocks of the language model."""
+    subs = (sub for block in last_tower(structure) for sub in block.sub_blocks)
+    inside = {name for sub in subs for name in sub.linears}
+    return {x.name for x in places if linears_of(x) and inside.issuperset(linears_of(x))}
+
+
 def behind_cut(
     base: Problem, source: Mapping[str, float], cut: KeepPass, measured: Measured,
-    times: Times | None = None,
+    inside: Collection[str], times: Times | None = None,
 ) -> Problem:  # fmt: skip
-    """The problem behind a cut, which scales what blocks cost beside their bytes: the cache, and
-    the time, by the tokens that the cache still holds."""
+    """The problem behind a cut, which scales what blocks, and the places ``inside`` of them, cost
+    beside their bytes: the cache, and the time, by the tokens that the cache still holds."""
     share = {m: measured.costs.get(m, 0.0) / cost for m, cost in source.items()} | {"bytes": 1.0}
     share["ms"] = share.get("kv", 1.0)
     cut_place = Place(TOKENS, [Option(Cut(cut), {"loss": measured.loss}, "tokens")])
@@ -149,13 +156,14 @@ def behind_cut(
 
     units = {name: behind(option) for name, option in base.units.items()}
     places = [
-        replace(place, options=[behind(o) for o in place.options]) if place.unit else place
+        replace(place, options=[behind(o) for o in place.options])
+        if place.name in inside else place
         for place in base.places
     ]
     fixed = {m: cost * share[m] for m, cost in base.fixed.items()}
     fixed["bytes"] += measured.costs["bytes"] - source["bytes"]
     if times is not None:
-        fixed["ms"] = times.cuts[str(Cut(cut))]
+        fixed["ms"] = times.behind(str(Cut(cut)))
     return replace(base, places=[*places, cut_place], fixed=fixed, units=units)
 
 

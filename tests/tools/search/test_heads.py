@@ -8,15 +8,26 @@ from typing import Any
 import pytest
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
+from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
+from graphwright.passes.linear_pass import weight_of
 from graphwright.passes.tokens.fastervlm import FasterVLM
+from graphwright.passes.weights.quantize import Quantize
 from graphwright.tools.bench.budget_forecast import random_choices
 from graphwright.tools.bench.budget_knobs import turned
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import Form
-from graphwright.tools.search.heads import measured_sites, sites_of, with_all_heads
+from graphwright.tools.search.heads import (
+    by_linear,
+    measured_sites,
+    site_places,
+    sites_of,
+    thinned,
+    why_whole,
+    with_all_heads,
+)
 from graphwright.tools.search.judge import Judge
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.menu import Menu, fit_for
@@ -24,7 +35,10 @@ from graphwright.tools.search.near import near
 from graphwright.tools.search.prices import prices
 from graphwright.tools.search.recipe_of import Held, Thinned, recipe_of
 from graphwright.tools.search.rounds import Rounds
+from graphwright.tools.search.skips import Measured, graph_measures
 from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem, best, solve
+from graphwright.tools.search.timing import changed
+from graphwright.tools.search.wholes import in_tower
 
 from .conftest import Batches, Memory
 
@@ -130,6 +144,43 @@ def test_a_search_takes_heads_and_units_where_bits_do_not_suffice(
     assert {"heads", "bits"} <= knobs
 
 
+class InCodes(MemoryWeight):
+    """Numbers that a checkpoint holds as codes of 4 bits."""
+
+    @property
+    def stored_bytes(self) -> int:
+        return self.nbytes // 8
+
+
+def test_what_stays_of_a_weight_in_codes_weighs_what_numbers_do(
+    source: View, batches: Batches
+) -> None:
+    view = source.copy()
+    for linear in recognize(view).linears:
+        if linear.block == 0:
+            view.set_weight(linear.weight, InCodes(weight_of(view, linear).read()))
+    site = by_linear(sites_of(view, recognize(view)))[
+        next(x.name for x in recognize(view).linears if x.block == 0 and x.role == "down")
+    ]
+    half = next(what for what in site.options if what.gone == 0.5)
+    smaller = thinned(view, {site.place.name: range(site.staying(half))})
+    before, after = (graph_measures(x, batches[0]) for x in (view, smaller))
+    names = [x.name for x in site.place.linears]
+    (place,) = site_places(view, [site], {
+        what: Measured(after, 0.0) for what in site.options
+    }, before, names, None)  # fmt: skip
+    (gone,) = (option for option in place.options if option.what == half)
+    whole = sum(weight_of(view, x).stored_bytes for x in site.place.linears)
+    part = sum(weight_of(view, x).nbytes // 2 for x in site.place.linears)
+    assert before["bytes"] - whole + gone.costs["bytes"] + part == after["bytes"]
+
+
+def test_why_no_heads_may_go_is_said(source: View) -> None:
+    stored = changed(source, Quantize(bits=4, group=32))
+    reason = why_whole(stored, recognize(stored))
+    assert "is stored in another form already" in reason and "3 more places" in reason
+
+
 def test_heads_alone_take_their_linears_along(
     source: View, batches: Batches, judge: Judge
 ) -> None:
@@ -211,8 +262,14 @@ def test_behind_a_cut_the_heads_that_it_looks_at_stay(llava: View) -> None:
     canonicalize(view)
     sites = sites_of(view, recognize(view))
     places = [
-        Place(site.name, [Option(what, {}, "heads") for what in site.options]) for site in sites
-    ]
+        Place(site.name, [
+            Option(what, {}, "heads" if what.gone else KEPT) for what in site.options
+        ])
+        for site in sites
+    ]  # fmt: skip
+    assert {"vision_tower" in place.name for place in places} == {True, False}
+    inside = in_tower(places, recognize(view))
+    assert inside == {place.name for place in places if "vision_tower" not in place.name}
     after = fit_for(Problem(places, {}), view, sites, FasterVLM(keep="50%"))
     (whole,) = (place.name for place in after.places if len(place.options) == 1)
     assert whole.startswith("heads of") and "vision_tower" in whole

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import graphwright as gw
 import numpy as np
@@ -32,14 +32,16 @@ from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
+from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.points import Found, Point
-from graphwright.tools.search.recipe_of import recipe_of
+from graphwright.tools.search.recipe_of import Cut, recipe_of
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, excess_of_pairs, left_out, units
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
+from graphwright.tools.search.telling import search_entry
 from graphwright.tools.search.timing import changed
-from graphwright.tools.search.wholes import behind_cut
+from graphwright.tools.search.wholes import TOKENS, behind_cut
 from graphwright.tools.search.workers import Forked
 
 Batches = list[dict[str, torch.Tensor]]
@@ -347,10 +349,10 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
 def test_behind_a_cut_blocks_keep_less() -> None:
     """A model of 100 bytes of which 40 lie in places, and 80 of cache; half of a cut's tokens."""
     units = {"block 0.attn": Option("block 0.attn", {"bytes": -5, "kv": -40, "loss": 2}, "layers")}
-    base = Problem([Place("a", [Option("b", {"bytes": 40, "loss": 0}, "kept")])],
-                   {"bytes": 60, "kv": 80}, units)  # fmt: skip
-    cut = Diverse(keep="50%")
-    after = behind_cut(base, {"bytes": 100, "kv": 80}, cut, Measured({"bytes": 101, "kv": 40}, 0.5))
+    places = [Place("a", [Option("b", {"bytes": 40, "loss": 0}, "kept")])]
+    base = Problem(places, {"bytes": 60, "kv": 80}, units)
+    cut, source = Diverse(keep="50%"), {"bytes": 100, "kv": 80}
+    after = behind_cut(base, source, cut, Measured({"bytes": 101, "kv": 40}, 0.5), ())
     assert after.fixed == {"bytes": 61, "kv": 40}
     assert after.units["block 0.attn"].costs == {"bytes": -5, "kv": -20, "loss": 2}
     choice = solve([base, after], {"kv": 30}, "loss")
@@ -358,12 +360,35 @@ def test_behind_a_cut_blocks_keep_less() -> None:
     choice = solve([base, after], {"kv": 50}, "loss")
     assert choice.costs == {"bytes": 101, "kv": 40, "loss": 0.5}
     assert [pass_.name for pass_ in recipe_of(choice, TARGET).passes] == ["clean", "diverse"]
+    whole = replace(base, places=[*places, Place(TOKENS, [Option(Cut(), {"loss": 0}, "kept")])])
+    menu = Menu([whole, after], TARGET, ("tokens", "layers"))
+    point, judge = Point(choice, menu.recipe(choice), choice.costs), SimpleNamespace(
+        over_words=True, batches=[{"input_ids": torch.ones(2, 3)}]
+    )  # fmt: skip
+    entry = search_entry(Found(
+        point.recipe, point, Budget.parse("kv=50"), {"kv": 50}, source, [point], {}, menu,
+        cast("Judge", judge),
+    ))  # fmt: skip
+    assert entry.held == {"b": 1, "diverse 50%": 1} and entry.judged == 2
+    assert [(price.knob, price.last) for price in entry.prices] == [("layers", 2 / 5 * 1e6)]
+
+
+def test_behind_a_cut_only_what_lies_in_blocks_keeps_less() -> None:
+    heads = Option("fewer", {"bytes": -4, "kv": -8, "loss": 1}, "heads")
+    base = Problem([Place(name, [heads]) for name in ("block", "tower")], {"bytes": 60, "kv": 80})
+    cut = Measured({"bytes": 60, "kv": 40}, 0.5)
+    after = behind_cut(base, base.fixed, Diverse(keep="50%"), cut, {"block"})
+    block, tower = (place.options[0].costs["kv"] for place in after.places[:2])
+    assert (block, tower) == (-4, -8)
 
 
 def test_where_nothing_can_be_chosen_that_is_said() -> None:
     with pytest.raises(gw.BadInput, match="nothing to choose from by layers"):
         gw.search(tiny(), budget="bytes=50%", calibration=[{"input": torch.ones(4, 3)}],
                   using=("layers",))  # fmt: skip
+    with pytest.raises(gw.BadInput, match="by heads: no attention and no feed-forward is seen"):
+        gw.search(tiny(), budget="bytes=50%", calibration=[{"input": torch.ones(4, 3)}],
+                  using=("heads",))  # fmt: skip
 
 
 def tiny() -> View:

@@ -21,7 +21,7 @@ from graphwright.tools.evaluate.turns import Setting, timed
 from graphwright.tools.search import pace, timing
 from graphwright.tools.search.forms import FAST, NO_PATH, PATHS, Form
 from graphwright.tools.search.forms import Path as SidePath
-from graphwright.tools.search.heads import sites_of
+from graphwright.tools.search.heads import sites_of, timed_sites
 from graphwright.tools.search.points import Found
 from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.search import search
@@ -111,8 +111,13 @@ def test_a_table_is_read_as_it_was_written(
     linear = subject.structure.linears[0]
     with pytest.raises(gw.BadInput, match=r"has none of a linear of .* as 2/32: it is another"):
         table.added(linear, Form("quantize", 2, 32), NO_PATH)
-    with pytest.raises(gw.BadInput, match=r"none of units:9x9 with 0\.5 of them gone"):
-        table.saved("units:9x9", 0.5)
+    assert timed_sites(subject.sites, table) == (subject.sites, [])
+    units = {name: known for name, known in table.shares.items() if name.startswith("units")}
+    timed, (note,) = timed_sites(subject.sites, replace(table, shares=units))
+    assert {site.place.kind for site in timed} == {"units"} and note.startswith("2 of 4 places")
+    for ask in (lambda: table.half("none"), lambda: replace(table, cuts={}).behind("diverse 50%")):
+        with pytest.raises(gw.BadInput, match="it is another model"):
+            ask()
     with pytest.raises(gw.BadInput, match="has no paths of low rank"):
         replace(table, linears={
             size: {"8/64": 0.0} for size in table.linears
