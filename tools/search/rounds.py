@@ -108,7 +108,7 @@ class Rounds:
             if vain == PATIENCE or not allowance.step():
                 return
             news = neighbours(
-                self.menu.corrected(self.factors), self._known(), (best or self._nearest()).choice,
+                self.menu.corrected(self.factors), self._known(), (best or self.nearest()).choice,
                 self.additive_limits(self.limits), self.budget.goal, rng,
             )  # fmt: skip
             if not news:
@@ -204,11 +204,16 @@ class Rounds:
         goal = self.budget.goal
         return point.measured.high if goal == "loss" else point.costs[goal], point.costs["bytes"]
 
-    def _nearest(self) -> Point:
-        return min(self.measured.values(), key=lambda point: point.costs["loss"])
+    def nearest(self) -> Point:
+        """Of what was measured the one that exceeds a bound by the least, relatively."""
+
+        def excess(point: Point) -> float:
+            return max(point.costs[m] / limit for m, limit in self.limits.items())
+
+        return min(self.measured.values(), key=excess)
 
     def _lost(self) -> str:
-        nearest = self._nearest()
+        nearest = self.nearest()
         return (
             f"nothing that was measured keeps {self.budget}: the nearest has {self._shown(nearest)}"
         )

@@ -111,18 +111,22 @@ def test_of_measured_points_that_are_nearly_equal_the_surest_is_taken(
     view = views["fx"]
     known = parts(view, batches)
 
-    def best(budget: str) -> str:
+    def chosen(budget: str, of: Callable[[Rounds], Point | None] = Rounds.best) -> str:
         rounds = Rounds(
             view, view, Budget.parse(budget), known, outcome.menu, outcome.judge, 1, silent
         )
-        for name, size, *loss in (("sure", 9.0, 0.02, 0.01, 0.03), ("lucky", 8.0, 0.01, 0.0, 0.05)):
+        points = (("sure", 9.0, 0.02, 0.01, 0.03), ("lucky", 8.0, 0.01, 0.0, 0.05),
+                  ("large", 30.0, 0.001, 0.0, 0.002))  # fmt: skip
+        for name, size, *loss in points:
             costs = {"bytes": size, "loss": loss[0]}
             point = Point(Choice({}, {}, costs), outcome.recipe, costs, Loss(*loss))
             rounds.measured[name] = point
-        return str(next(n for n, point in rounds.measured.items() if point is rounds.best()))
+        return str(next(n for n, point in rounds.measured.items() if point is of(rounds)))
 
-    assert best("bytes=10") == "sure"
-    assert best("bytes=8") == best("loss=3%") == "lucky"
+    assert chosen("bytes=10") == "sure"
+    assert chosen("bytes=8") == chosen("loss=3%") == "lucky"
+    # What keeps neither bound is as near as the one that it exceeds more.
+    assert chosen("bytes=7,loss=0.5%", Rounds.nearest) == "lucky"
 
 
 def test_what_is_not_fitted_to_is_judged_by(tmp_path: Path) -> None:
