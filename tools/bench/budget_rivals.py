@@ -66,7 +66,7 @@ FAST = {
     "built-in": ["w8", "w4", "w4-eora", "W8A8"],
 }  # fmt: skip
 """What makes a model faster on a CPU, by kind."""
-COLUMNS = ("budget", "by", "MB", "ms", "loss", "95 %", "recipe")
+COLUMNS = ("budget", "by", "MB", "time", "loss", "95 %", "recipe")
 
 
 class Rivals:

@@ -23,7 +23,7 @@ from ...passes.recipe import Recipe
 from ..data import calibration
 from ..search.budget import Budget
 from ..search.data import parts, unfitted
-from ..search.judge import Judge, Loss
+from ..search.judge import Judge
 from ..search.menu import Menu
 from ..search.points import Found
 from ..search.rounds import Rounds
@@ -76,10 +76,6 @@ class Subject:
             self.graph, self.source, Budget.parse(budget), self.parts, menu, self.judge, ROUNDS,
             lambda *_: None, workers=workers, refine=refine,
         ).found()  # fmt: skip
-
-    def judged(self, recipe: str | Recipe) -> tuple[int, Loss]:
-        graph = self.optimized(recipe)
-        return weight_bytes(graph), self.unseen.of(graph)
 
 
 def _unseen(name: str, graph: View) -> list[Batch]:
