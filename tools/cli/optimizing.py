@@ -59,6 +59,9 @@ def run(
     calib_select: Annotated[
         str, typer.Option(metavar="HOW", help="Which samples: zip-fit=FILE or most-moved.")
     ] = "",
+    calib_windows: Annotated[
+        str, typer.Option(metavar="HOW", help="Texts cut from their beginnings, or joined.")
+    ] = "beginnings",
     original: Annotated[
         str, typer.Option(metavar="MODEL", help="What a quantized MODEL was made from, for eora.")
     ] = "",
@@ -136,7 +139,8 @@ def run(
             model, chosen, out, max_error=max_error, device=device, force=force,
             trust_remote_code=trust_remote_code, eval_tasks=_tasks(tasks), eval_data=eval_data,
             calibration=calib, calibration_samples=calib_samples, calibration_length=calib_length,
-            calibration_select=calib_select, cache=cache, backend=backend, resume=resume,
+            calibration_select=calib_select, calibration_windows=calib_windows, cache=cache,
+            backend=backend, resume=resume,
             target=target, original=original, budget=asked, using=knobs, dtype=dtype, part=part,
             paths=_paths(path or []),
             workers=int(workers) if workers.isdecimal() else workers or 0,

@@ -25,9 +25,11 @@ from .images import SUFFIXES, Placeholders, Preprocessing
 from .selecting import Selection, nearest
 from .text import (
     BATCH,
+    BEGINNINGS,
     PROMPTS_FILE,
     CalibrationRequest,
     Tensors,
+    check_windows,
     left_padded,
     read_lines,
     read_texts,
@@ -64,6 +66,8 @@ class Calibration:
     """Tokens that windows of text were cut to; ``None`` where there are none."""
     select: str = ""
     """How samples were chosen: see ``selecting``; empty for the first ones."""
+    windows: str = BEGINNINGS
+    """How texts were cut: see ``text.WINDOWS``."""
 
     @cached_property
     def sha256(self) -> str:
@@ -79,18 +83,20 @@ class Calibration:
             tokens=count_tokens(self.batches),
             length=self.length,
             select=self.select,
+            windows="" if self.windows == BEGINNINGS else self.windows,
         )
 
 
 def read(
     spec: str, view: View, *, samples: int | None = None, length: int | None = None,
-    select: str = "",
+    select: str = "", windows: str = BEGINNINGS,
 ) -> Calibration:  # fmt: skip
     """Calibration data for a graph as it was loaded; ``FORMS`` says what ``spec`` may be.
 
     ``samples`` bounds the windows of text, images, questions or rows that are used (``SAMPLES``),
     ``length`` the tokens of a window (``LENGTH``, or what the model takes), ``select`` which of
-    them, as far as no model is asked (``selecting``). Raises ``Missing`` for a file that is not
+    them, as far as no model is asked (``selecting``), ``windows`` how texts are cut
+    (``text.WINDOWS``). Raises ``Missing`` for a file that is not
     there, ``BadInput`` for data that is empty, damaged, of the wrong kind, or does not fit the
     graph's inputs.
     """
@@ -101,12 +107,15 @@ def read(
             raise BadInput(f"{option} {value} must be above 0")
     task = Selection(select).task()
     choose = partial(nearest, task=task) if task else None
-    request = CalibrationRequest(view, spec, samples or SAMPLES, length, choose)
+    check_windows(windows)
+    request = CalibrationRequest(view, spec, samples or SAMPLES, length, choose, windows)
     batches, used = _read(request)
     if task and used is None:
         raise BadInput(f"--calib-select {select} is for text, and {spec} is none")
+    if windows != BEGINNINGS and used is None:
+        raise BadInput(f"--calib-windows {windows} is for text, and {spec} is none")
     check_batches(view, batches, spec)
-    return Calibration(spec, batches, used, select)
+    return Calibration(spec, batches, used, select, windows)
 
 
 def _read(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:

@@ -6,7 +6,7 @@ import itertools
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,6 +23,10 @@ more than the widest linear of today's models has inputs."""
 BATCH = 8
 POOL = 16
 """Texts, and windows, that are looked at for each one that is used."""
+BEGINNINGS, JOINED = "beginnings", "joined"
+WINDOWS = (BEGINNINGS, JOINED)
+"""How texts become windows: each text cut from its beginning on, or all of them as one, each behind
+the other, as GPTQ's own code does."""
 PROMPTS_FILE = "prompts.jsonl"
 
 Tensors = dict[str, torch.Tensor]
@@ -39,6 +43,8 @@ class CalibrationRequest:
     length: int | None
     choose: Callable[[Sequence[str], int], list[int]] | None = None
     """Which of many windows are used, by their text, and at most so many; ``None``: the first."""
+    windows: str = BEGINNINGS
+    """One of ``WINDOWS``."""
 
     @cached_property
     def inputs(self) -> tuple[str, ...]:
@@ -133,6 +139,12 @@ def read_content(path: Path) -> str:
         raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
+def check_windows(name: str) -> None:
+    """Raise ``BadInput`` for what is none of ``WINDOWS``."""
+    if name not in WINDOWS:
+        raise BadInput(f"--calib-windows {name}: there are {' and '.join(WINDOWS)}")
+
+
 def text_batches(
     request: CalibrationRequest, texts: Sequence[str], folder: Path | None = None
 ) -> tuple[list[Tensors], int]:
@@ -145,6 +157,14 @@ def text_batches(
     length = _window(request)
     rows = _windows(tokenizer_of(request, folder), texts, length, request)
     return [request.fit(_right_padded(part)) for part in _batched(request, rows)], length
+
+
+@dataclass(frozen=True)
+class _Window:
+    """Tokens, and what gives their text."""
+
+    ids: list[int]
+    text: Callable[[], str]
 
 
 def _window(request: CalibrationRequest) -> int:
@@ -163,32 +183,66 @@ def _window(request: CalibrationRequest) -> int:
 def _windows(
     tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
 ) -> list[list[int]]:
-    """Windows of up to ``length`` tokens: the first of every text, then the second of each, ...
+    """Windows of up to ``length`` tokens.
 
     Those of one token tell nothing and are left out; so are, where the graph fixes the length,
     those that are shorter.
     """
-    tokenizer.enable_truncation(length)
     least = request.fixed("input_ids", 1) or 2
-    parts = []
-    for text in texts[: request.samples * POOL]:
-        encoded = tokenizer.encode(text)
-        parts.append([(window, text) for window in (encoded, *encoded.overflowing)])
-    turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
-    windows = [pair for pair in turns if pair is not None and len(pair[0].ids) >= least]
+    cut = _joined if request.windows == JOINED else _by_text
+    windows = [window for window in cut(tokenizer, texts, length, request)
+               if len(window.ids) >= least]  # fmt: skip
     if not windows:
         raise BadInput(f"{request.spec}: empty: it holds no text of {least} tokens")
     if request.choose is not None:
         windows = windows[: request.samples * POOL]
-        shown = [_text_of(*pair) for pair in windows]
+        shown = [window.text() for window in windows]
         windows = [windows[i] for i in request.choose(shown, request.samples)]
-    return [window.ids for window, _ in windows[: request.samples]]
+    return [window.ids for window in windows[: request.samples]]
+
+
+def _by_text(
+    tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
+) -> list[_Window]:
+    """The first window of every text, then the second of each, ..."""
+    tokenizer.enable_truncation(length)
+    parts = []
+    for text in texts[: request.samples * POOL]:
+        encoded = tokenizer.encode(text)
+        parts.append([_Window(part.ids, partial(_text_of, part, text))
+                      for part in (encoded, *encoded.overflowing)])  # fmt: skip
+    turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
+    return [window for window in turns if window is not None]
 
 
 def _text_of(window: Any, text: str) -> str:
     """What a window holds of a text: special tokens have no place in it."""
     places = [(start, end) for start, end in window.offsets if end > start]
     return text[places[0][0] : places[-1][1]] if places else ""
+
+
+def _joined(
+    tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
+) -> list[_Window]:
+    """Windows of the tokens of all texts, one behind the other.
+
+    Raises ``BadInput`` where each text ends in a token of the tokenizer's: such a model reads whole
+    texts, and makes of the first or the last token what it says of one.
+    """
+    if tokenizer.encode("a").special_tokens_mask[-1:] == [1]:
+        raise BadInput(
+            f"--calib-windows {JOINED}: {request.view.source.name} reads a text between tokens of "
+            f"its own, which windows of joined texts would not begin and end with: take "
+            f"{BEGINNINGS}"
+        )
+    needed = request.samples * (POOL if request.choose is not None else 1) * length
+    ids: list[int] = []
+    for text in texts:
+        ids += tokenizer.encode(text).ids
+        if len(ids) >= needed:
+            break
+    rows = (ids[start : start + length] for start in range(0, len(ids), length))
+    return [_Window(row, partial(tokenizer.decode, row)) for row in rows]
 
 
 def _batched(request: CalibrationRequest, rows: list[list[int]]) -> list[list[list[int]]]:

@@ -141,6 +141,9 @@ class CalibrationEntry(Entry):
     """Tokens that windows of text were cut to; null where there are none."""
     select: str = ""
     """How the samples were chosen among more, as it was asked for; empty for the first ones."""
+    windows: str = ""
+    """``joined`` where texts were cut as one, each behind the other; empty where each from its
+    beginning."""
 
 
 class StructureEntry(Entry):

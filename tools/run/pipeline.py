@@ -40,6 +40,7 @@ from ...passes.rules import check_order
 from ..data.calibration import SAMPLES, Calibration
 from ..data.calibration import read as read_calibration
 from ..data.selecting import POOL, Selection
+from ..data.text import BEGINNINGS, check_windows
 from ..report import manifest
 from ..report.manifest import (
     BeforeAfterEntry,
@@ -89,6 +90,8 @@ class Request:
     calibration_length: int | None = None
     calibration_select: str = ""
     """Which of the data are used: see ``data.selecting``."""
+    calibration_windows: str = BEGINNINGS
+    """How texts are cut: see ``data.text.WINDOWS``."""
     resume: bool = False
     """Whether to go on with a run that was killed: see ``resume``."""
     calibration_sha256: str = ""
@@ -138,6 +141,9 @@ class Request:
             raise BadInput(f"{options[0]} says how much of --calib is used: give --calib DATA too")
         if Selection(self.calibration_select).text and not self.calibration:
             raise BadInput("--calib-select says what of --calib is used: give --calib DATA too")
+        check_windows(self.calibration_windows)
+        if self.calibration_windows != BEGINNINGS and not self.calibration:
+            raise BadInput("--calib-windows says how --calib is cut: give --calib DATA too")
 
 
 def dry_run(request: Request) -> Manifest:
@@ -180,7 +186,9 @@ def _judged(request: Request, view: View, data: Calibration | None) -> Sequence[
     """What a search judges by beside the calibration data, unless it was said how much is used."""
     if request.budget is None or data is None or request.calibration_samples is not None:
         return []
-    return unfitted(data.name, view, data.batches, request.calibration_length)
+    return unfitted(
+        data.name, view, data.batches, request.calibration_length, request.calibration_windows
+    )
 
 
 def run(request: Request, progress: Progress) -> Manifest:
@@ -392,6 +400,7 @@ def _calibration(request: Request, view: View, progress: Progress) -> Calibratio
     data = read_calibration(
         request.calibration, view, length=request.calibration_length, select=selection.text,
         samples=POOL * (samples or SAMPLES) if selection.by_model else samples,
+        windows=request.calibration_windows,
     )  # fmt: skip
     if selection.by_model:
         progress("choosing the samples that move most", 0, 1)

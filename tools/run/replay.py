@@ -17,6 +17,7 @@ from ...ir.core.scratch import Scratch
 from ...ir.load.intact import check_files
 from ...ir.load.names import form_of
 from ...passes.recipe import Recipe
+from ..data.text import BEGINNINGS
 from ..report import manifest
 from . import named_source, pipeline
 
@@ -106,6 +107,7 @@ def _repeated(
         calibration_samples=data.samples if data else None,
         calibration_length=data.length if data else None,
         calibration_select=data.select if data else "",
+        calibration_windows=(data.windows if data else "") or BEGINNINGS,
         calibration_sha256=data.sha256 if data else "", original=original,
         original_sha256=before.sha256 if before else "",
         paths=tuple((name, entry.blocks) for name, entry in known.paths.items()),

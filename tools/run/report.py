@@ -284,7 +284,8 @@ def _command(manifest: Manifest) -> str:
     if data is None:
         return text
     chosen = f" --calib-select {shlex.quote(data.select)}" if data.select else ""
-    return f"{text} --calib {shlex.quote(data.name)}{chosen}"
+    cut = f" --calib-windows {data.windows}" if data.windows else ""
+    return f"{text} --calib {shlex.quote(data.name)}{chosen}{cut}"
 
 
 def _evaluated(manifest: Manifest) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ import torch
 from ...ir.core.view import View
 from ...ir.run.batches import batches_sha256
 from ..data.calibration import SAMPLES, read
+from ..data.text import BEGINNINGS
 
 Batch = Mapping[str, torch.Tensor]
 JUDGE_EVERY = 2
@@ -44,11 +45,12 @@ class Parts:
 
 
 def unfitted(
-    spec: str, view: View, fitted: Sequence[Batch], length: int | None = None
-) -> list[Batch]:
+    spec: str, view: View, fitted: Sequence[Batch], length: int | None = None,
+    windows: str = BEGINNINGS,
+) -> list[Batch]:  # fmt: skip
     """What lies behind the first batches of the named data, which are fitted to: nothing where the
     data end there, or come in another order where more of them are read."""
-    more = read(spec, view, samples=SAMPLES + JUDGED, length=length).batches
+    more = read(spec, view, samples=SAMPLES + JUDGED, length=length, windows=windows).batches
     count = len(fitted)
     if len(more) <= count or batches_sha256(more[:count]) != batches_sha256(fitted):
         return []

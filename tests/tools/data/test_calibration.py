@@ -8,6 +8,7 @@ import os
 import struct
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,45 @@ def test_shorter_texts_are_padded_on_the_right_under_the_mask(tmp_path: Path, ll
     assert torch.equal(mask[1], mask[1].sort(descending=True).values)
 
 
+def test_joined_texts_are_cut_as_one(tmp_path: Path, llama: View, vit: View) -> None:
+    """One behind the other, each with the token that begins it, no token is lost; what chooses
+    windows reads their text."""
+    tokenizers: Any = importlib.import_module("tokenizers")
+    folder = Path(llama.source.folder or "")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    texts = english_sentences(9)
+    data = jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+    joined = read(data, llama, length=20, windows="joined")
+    rows = [row for b in joined.batches for row in b["input_ids"]]
+    masks = [row.bool() for b in joined.batches for row in b["attention_mask"]]
+    ids = torch.cat([row[mask] for row, mask in zip(rows, masks, strict=True)])
+    assert ids.tolist() == [i for text in texts for i in tokenizer.encode(text).ids]
+    assert {len(row) for row in rows[:-1]} == {20}
+    assert (joined.entry().windows, read(data, llama).entry().windows) == ("joined", "")
+    (tmp_path / "task.txt").write_text(tokenizer.decode(rows[3].tolist()))
+    task = f"zip-fit={tmp_path / 'task.txt'}"
+    chosen = read(data, llama, samples=1, length=20, windows="joined", select=task)
+    assert torch.equal(chosen.batches[0]["input_ids"][0], rows[3])
+    with pytest.raises(BadInput, match="joined is for text, and zoo:tiny-vit is none"):
+        read("zoo:tiny-vit", vit, samples=2, windows="joined")
+
+
+def test_joined_texts_are_not_for_models_of_whole_texts(tmp_path: Path, llama: View) -> None:
+    """Of a tokenizer that sets a text between tokens of its own, windows have neither."""
+    tokenizers: Any = importlib.import_module("tokenizers")
+    folder = Path(llama.source.folder or "")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="a $A b", special_tokens=[("a", 1), ("b", 2)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    view = llama.copy()
+    view.source = replace(llama.source, folder=str(tmp_path))
+    (tmp_path / "a.txt").write_text(WORDS)
+    with pytest.raises(BadInput, match="reads a text between tokens of its own"):
+        read(str(tmp_path / "a.txt"), view, windows="joined")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "options", "reason"),
     [
@@ -103,11 +143,12 @@ def test_shorter_texts_are_padded_on_the_right_under_the_mask(tmp_path: Path, ll
         ("a.npz", b"nonsense", {}, "not an .npz file"),
         ("a.safetensors", b"nonsense", {}, "not a safetensors file"),
         ("a.txt", b"The fox", {"samples": 0}, "--calib-samples 0 must be above 0"),
+        ("a.txt", b"The fox", {"windows": "whole"}, "there are beginnings and joined"),
         ("a.txt", b"The fox", {"length": 97}, "--calib-length 97 is more than the 96 tokens"),
     ],
 )
 def test_refused(
-    tmp_path: Path, llama: View, name: str, content: bytes, options: dict[str, int], reason: str
+    tmp_path: Path, llama: View, name: str, content: bytes, options: dict[str, Any], reason: str
 ) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(BadInput, match=reason):

@@ -47,7 +47,8 @@ def test_a_source_is_found_from_any_folder(
     shutil.copytree(language_model, tmp_path / "work" / "model")
     (tmp_path / "work" / "text.txt").write_text("Any text that is long enough to learn from. " * 9)
     monkeypatch.chdir(tmp_path / "work")
-    artifact = publish("model", "magnitude,eora{rank=2}", "--calib", "text.txt")
+    data = ("--calib", "text.txt", "--calib-windows", "joined")
+    artifact = publish("model", "magnitude,eora{rank=2}", *data)
     monkeypatch.chdir(tmp_path / "other")
     assert replay(artifact, None, silent)["identical"]
     moved = tmp_path / "work" / "moved"
