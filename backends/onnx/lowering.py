@@ -25,7 +25,7 @@ from ...ir.structure.cache_slots import ROWS_KEY
 from ...ir.structure.tree_input import TREE_KEY
 from ...ir.vocab.targets import CPU, Target
 from .forms.attention_form import ShareKeys, SpellAttention
-from .forms.coded_form import KeepCodes, codes_kept
+from .forms.coded_form import UNPACKED, KeepCodes, are_unpacked, codes_kept
 from .forms.expert_form import RouteExperts
 from .forms.group_query import UseGroupQuery, caches_are_shared
 from .forms.norm_form import sum_before_norms
@@ -37,7 +37,8 @@ from .fx_to_onnx import translated
 FORMS_KEY = "graphwright.forms"
 """Metadata: which forms of the target the graph does not have, and why, one remark a line."""
 CODES_KEY = "graphwright.codes"
-"""Metadata: which linears keep the codes that their weights were stored in."""
+"""Metadata: which linears keep the codes that their weights were stored in, and in a line of its
+own what that costs."""
 
 
 def _shared_keys(_: OnnxView) -> Sequence[Rule]:
@@ -84,7 +85,7 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
         take_tree(onnx, longest_text(view.source.folder))
     forms = [rule for row in target.rows if row.form in FORMS for rule in FORMS[row.form](onnx)]
     _remark(onnx, forms, rewrite(onnx, [RouteExperts(), KeepCodes(), *forms]))
-    _remark_codes(onnx)
+    _remark_codes(onnx, target)
     for row in target.rows:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
@@ -105,8 +106,9 @@ def _nothing(view: View) -> int:
 def remarks(view: View) -> list[str]:
     """What a person should know of how a graph was written, one sentence each."""
     lines = view.metadata().get(FORMS_KEY, "").splitlines()
-    if view.metadata().get(CODES_KEY):
-        lines.append(f"weights that no pass changed keep their codes: {view.metadata()[CODES_KEY]}")
+    codes, *costs = view.metadata().get(CODES_KEY, "").splitlines() or [""]
+    if codes:
+        lines += [f"weights that no pass changed keep their codes: {codes}", *costs]
     if ROWS_KEY in view.metadata():
         lines.append("attention takes rows by their length: padding goes behind a text, not before")
     return lines
@@ -129,9 +131,11 @@ def _remark(view: OnnxView, rules: Sequence[Rule], report: RewriteReport) -> Non
         view.metadata()[FORMS_KEY] = "no attention is recognised: none becomes GroupQueryAttention"
 
 
-def _remark_codes(view: OnnxView) -> None:
+def _remark_codes(view: OnnxView, target: Target) -> None:
     view.metadata().pop(CODES_KEY, None)
     codes = codes_kept(view)
+    if codes and are_unpacked(view, target):
+        codes += f"\n{UNPACKED}"
     if codes:
         view.metadata()[CODES_KEY] = codes
 
