@@ -14,7 +14,9 @@ def print_front(console: Console, manifest: Manifest) -> None:
     """Points by size, prices by knob, and what the linears hold."""
     search = manifest.search
     assert search is not None
-    console.print(_points(search.front, manifest.sizes.source_bytes))
+    # The files of a graph hold more than its weights, which a budget is of.
+    weights = search.source.get("bytes") or manifest.sizes.source_bytes
+    console.print(_points(search.front, weights))
     loss = f"loss: {search.loss_is}; on {search.judged} rows that nothing was fitted to"
     console.print(Text(loss))
     for of, unit in (("bytes", "megabyte"), ("ms", "millisecond")):
@@ -26,7 +28,7 @@ def print_front(console: Console, manifest: Manifest) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _points(front: list[FrontEntry], source: int) -> Table:
+def _points(front: list[FrontEntry], source: float) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
     timed = any("ms" in point.costs for point in front)

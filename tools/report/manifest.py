@@ -549,6 +549,8 @@ class SearchEntry(Entry):
     """What was asked for."""
     limits: dict[str, Real]
     """The bounds as numbers, by measure."""
+    source: dict[str, Real] = {}
+    """What the source costs, by measure: what shares of it are of."""
     using: list[str]
     """The knobs that were turned."""
     loss_is: str

@@ -21,7 +21,9 @@ def search_entry(search: Found) -> SearchEntry:
     problems = search.menu.corrected(search.factors)
     problem = next(problem for problem in problems if problem.has(choice))
     return SearchEntry(
-        budget=str(search.budget), limits=dict(search.limits), using=list(search.menu.using),
+        budget=str(search.budget), limits=dict(search.limits),
+        source={m: cost for m, cost in search.source.items() if m != "loss"},
+        using=list(search.menu.using),
         loss_is=WORDS if search.judge.over_words else ENERGY,
         judged=count_samples(search.judge.batches),
         held={**used(choice.chosen), **dict.fromkeys((f"{d} left out" for d in choice.dropped), 1)},

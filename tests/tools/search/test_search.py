@@ -24,6 +24,7 @@ from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.depth.path import FollowPath
 from graphwright.passes.tokens.diverse import Diverse
+from graphwright.tools.cli.front_table import print_front
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
 from graphwright.tools.run.resume import FolderStore
@@ -43,6 +44,7 @@ from graphwright.tools.search.telling import search_entry
 from graphwright.tools.search.timing import changed
 from graphwright.tools.search.wholes import TOKENS, behind_cut
 from graphwright.tools.search.workers import Forked
+from rich.console import Console
 
 Batches = list[dict[str, torch.Tensor]]
 TARGET = find_target("cpu")
@@ -438,6 +440,12 @@ def test_the_manifest_holds_the_front_and_the_prices(
     assert {"bits", "heads"} <= {price.knob for price in done.search.prices}
     code, out, _ = command("front", str(artifact))
     assert code == 0 and "chosen" in out and "forecast" in out and "loss by a megabyte" in out
+    weights = done.passes[0].bytes_before
+    assert done.search.source["bytes"] == weights
+    done.sizes.source_bytes = 2 * weights  # as the files of a graph may be larger than its weights
+    console = Console(record=True, width=120)
+    print_front(console, done)
+    assert f"{chosen.bytes / weights:.1%}" in console.export_text()
     page = (artifact / "report.html").read_text()
     assert 'aria-label="Loss against size"' in page and "Bits of a weight by depth" in page
     code, _, _ = command("replay", str(artifact))
