@@ -17,13 +17,15 @@ from graphwright.ir.vocab.targets import find_target
 from graphwright.tools.search import refine
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.data import parts
+from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.judge import Judge
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.near import near
 from graphwright.tools.search.points import Found
+from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.refine import REST, Allowance, drawn
 from graphwright.tools.search.rounds import Rounds
-from graphwright.tools.search.solve import Choice, Key, Option, Place, Problem, best
+from graphwright.tools.search.solve import KEPT, Choice, Key, Option, Place, Problem, best
 
 from .conftest import Batches, Memory
 
@@ -212,3 +214,36 @@ def test_a_step_begins_where_it_fits_into_the_time(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(refine.time, "monotonic", lambda: next(now))
     allowance = Allowance(9)
     assert [allowance.step() for _ in range(3)] == [True, True, False]
+
+
+@pytest.mark.parametrize("close", [True, False])
+def test_what_a_menu_without_a_knob_would_give_is_measured_too_where_it_is_close(
+    views: dict[str, View], batches: Batches, close: bool
+) -> None:
+    """A half of a block has to go, and what is forecast to be best beside that has a path."""
+    kinds = ((2, Path(8), 0.01), (4, NO_PATH, 0.012 if close else 0.03), (2, NO_PATH, 0.1))
+    options = [
+        Option(
+            Held(("a",), Form("gptq", bits, 32), path), {"bytes": float(bits), "loss": loss},
+            f"{bits} bits",
+        )
+        for bits, path, loss in kinds
+    ]  # fmt: skip
+    options.append(Option(Held(("a",)), {"bytes": 30.0, "loss": 0.0}, KEPT))
+    inside = Option(Held(("b",)), {"bytes": 9.0, "loss": 0.0}, KEPT)
+    half = Option(UNITS[0], {"bytes": 0.0, "loss": 0.005}, "layers")
+    known = Problem(
+        [Place("a", options), Place("b", [inside], UNITS[0])], {"bytes": 3.0}, {UNITS[0]: half}
+    )
+    really = known.with_losses(
+        lambda _, o: o.costs["loss"] * (3 if o.what == options[0].what else 1)
+    )
+    view, oracle = views["fx"], Oracle(really.options)
+    rounds = Rounds(
+        view, view, Budget.parse("bytes=8"), parts(view, batches),
+        Toy([known], find_target("cpu"), ("layers", "bits", "rank")),
+        Judge(view, recognize(view), batches[:1]), 1, lambda *_: None, workers=oracle,
+    )  # fmt: skip
+    best_of = rounds.found().best.choice.chosen["a"]
+    assert best_of.what == options[1 if close else 0].what
+    assert oracle.count == (2 if close else 1)
