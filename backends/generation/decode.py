@@ -16,10 +16,10 @@ from ...ir.structure.cache_slots import (
     past_slot,
     positions,
 )
-from ..base import Executable, Stepping, Steps
+from ..base import Executable, Steps
 from .sampling import Sampling
 from .speculate import Speculator
-from .steps import ROOM, PlainSteps
+from .text_calls import StepFeeds, steps_of
 
 Prompt = Sequence[int]
 
@@ -143,48 +143,36 @@ class _Cached:
     def __init__(self, run: Executable, begin: bool = False, reread: int = 0) -> None:
         self._run, self._begin, self._reread = run, begin, reread
         self._steps: Steps | None = None
-        self._length = 0
-        self._ids = self._places = self._mask = torch.empty(0, 0, dtype=torch.int64)
+        self._fed: StepFeeds | None = None
 
     def __call__(
         self, texts: Sequence[Prompt], open_: Sequence[bool],
         images: Sequence[torch.Tensor | None],
     ) -> torch.Tensor:  # fmt: skip
-        if self._steps is None or 0 < self._length == self._reread:
+        if self._steps is None or self._fed is None or self._fed.length == self._reread:
             return self._read(texts, images)
-        # Tensors that are written anew: behind a step no cache of the processor holds what torch
-        # needs to make one, which takes 30 us each then.
-        self._ids.numpy()[:, 0] = [text[-1] for text in texts]
-        # An ended row reads on, and its positions stay within the context.
-        self._places.numpy()[:, 0] += open_
-        if self._length == self._mask.shape[1]:
-            self._mask = torch.nn.functional.pad(self._mask, (0, ROOM))
-        self._mask.numpy()[:, self._length] = open_
-        self._length += 1
-        return self._steps(self._feeds(self._ids, self._places, []))[:, -1]
+        feeds = self._fed([text[-1] for text in texts], open_)
+        return self._steps(self._with_images(feeds, []))[:, -1]
 
     def _read(self, texts: Sequence[Prompt], images: Sequence[torch.Tensor | None]) -> torch.Tensor:
         """Logits behind the prompts, which fill the cache."""
-        ids, self._mask = _padded(texts, right=self._begin)
-        self._length = ids.shape[1]
-        places = positions(self._mask, self._length)
+        ids, mask = _padded(texts, right=self._begin)
+        places = positions(mask, ids.shape[1])
         last = torch.tensor([len(text) - 1 if self._begin else -1 for text in texts])
         rows = torch.arange(len(texts))
-        self._ids, self._places = ids[rows, last, None], places[rows, last, None]
+        feeds = _taken(self._run, {"input_ids": ids, "attention_mask": mask, POSITIONS: places})
         shown = [image for image in images if image is not None]
-        outputs = self._run(**self._feeds(ids, places, shown))
-        run = self._run
-        self._steps = run.steps(outputs) if isinstance(run, Stepping) else PlainSteps(run, outputs)
+        outputs = self._run(**self._with_images(feeds, shown))
+        self._fed = StepFeeds(self._run, places[rows, last, None], mask)
+        self._steps = steps_of(self._run, outputs)
         return outputs["logits"][rows, last]
 
-    def _feeds(
-        self, ids: torch.Tensor, places: torch.Tensor, shown: Sequence[torch.Tensor]
+    def _with_images(
+        self, feeds: dict[str, torch.Tensor], shown: Sequence[torch.Tensor]
     ) -> dict[str, torch.Tensor]:
-        mask = self._mask[:, : self._length]
-        feeds = {"input_ids": ids, "attention_mask": mask, POSITIONS: places}
         if "pixel_values" in self._run.input_names:
             feeds["pixel_values"] = _stacked(self._run, shown)
-        return _taken(self._run, feeds)
+        return feeds
 
 
 class _Whole:

@@ -45,6 +45,11 @@ class Costs:
             best, gain = (count, faster) if faster > gain else (best, gain)
         return best, gain
 
+    @property
+    def may_pay(self) -> bool:
+        """Whether guesses of some length would be faster than steps if all of them were right."""
+        return self.best(lambda count: count + 1.0, max(self.calls))[0] > 0
+
     def call(self, tokens: int) -> float:
         """Between the lengths that were measured, in a straight line."""
         below = max(n for n in self.calls if n <= tokens)

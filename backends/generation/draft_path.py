@@ -18,7 +18,7 @@ from ...ir.structure.cache_slots import PARTS, past_name, past_slot
 from ..base import Executable
 from .draft_costs import shortest, steady
 from .drafts import Draws, Guess
-from .text_calls import Cache, called, feeds, steps_of
+from .text_calls import Cache, called, steps_behind
 
 SURE, SURER, AIM, EASE = 0.6, 0.01, 0.9, 0.9
 """A draft ends behind a token that it holds for less likely than ``SURE``, which moves by ``SURER``
@@ -49,15 +49,14 @@ class PathDraft:
         if count < 1:
             return Guess()
         outputs = called(self._draft, text, self._own(cache))
-        logits, steps = outputs["logits"][0, -1], steps_of(self._draft, outputs)
+        logits, step = outputs["logits"][0, -1], steps_behind(self._draft, outputs, len(text))
         while True:
             column = draws.token(logits, len(drafted))
             drafted.append(self._words[column] if self._words else column)
             unsure = float(torch.softmax(logits.float(), -1).max()) < self._sure
             if len(drafted) == count or unsure:
                 return Guess.line(drafted)
-            tokens = [*text, *drafted]
-            logits = steps(feeds(self._draft, tokens, len(tokens) - 1))[0, -1]
+            logits = step(drafted[-1])[-1]
 
     def heard(self, tokens: Sequence[int], logits: torch.Tensor) -> None:
         """Nothing is learned of it."""

@@ -32,7 +32,7 @@ CHANCES = (0.40, 0.12, 0.07, 0.05, 0.04, 0.03, 0.02, 0.02)
 """How often each rank is right, before anything was seen, with the weight of ``BELIEF`` tokens."""
 BELIEF = 32
 RENEWED = 16
-"""Calls behind which a tree's form is chosen anew."""
+"""Calls behind which a tree's form is chosen anew, where one is drafted."""
 LEARNED = 512
 """Tokens of a prompt from which the matrix is filled, the last ones."""
 APART = 1e-2
@@ -84,6 +84,7 @@ class Recycled:
         self, text: Sequence[int], cache: Mapping[str, torch.Tensor], draws: Draws, count: int
     ) -> Guess:
         """See ``Drafter``. Below a token of which nothing is known stands nothing."""
+        self._renew()
         tokens, parents = [text[-1]], [0]
         rows: list[int | None] = [0]
         for parent, rank in self._form[:count]:
@@ -113,11 +114,10 @@ class Recycled:
             for rank in np.flatnonzero(self.matrix[token, :count] == word) if count else ():
                 self._hits[rank] += 1
         self._judged += 1
-        if self._judged % RENEWED == 0:
-            self._form, self._written = form(self.chances, self.most)
 
     def written(self, count: int) -> float:
         """See ``Drafter``."""
+        self._renew()
         return self._written[min(count, len(self._written) - 1)]
 
     def example(self, token: int, count: int) -> Guess:
@@ -141,6 +141,12 @@ class Recycled:
                 f"line ({gap:.1g} apart, relative L2): it looks at where tokens lie"
             )
         return 0.0
+
+    def _renew(self) -> None:
+        """Choose the form of trees anew, when it is asked for: while nothing is drafted none is."""
+        if self._judged >= RENEWED:
+            self._form, self._written = form(self.chances, self.most)
+            self._judged = 0
 
     def _known(self, token: int) -> int:
         return int(self._counts[token]) if token < len(self._counts) else 0

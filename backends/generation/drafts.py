@@ -46,23 +46,26 @@ class Guess:
 
 
 class Draws:
-    """The uniform numbers of the next tokens, and the tokens that logits give by them."""
+    """The uniform numbers of the next tokens, and the tokens that logits give by them; no numbers
+    where the likeliest is taken."""
 
     def __init__(self, sampling: Sampling) -> None:
         self._sampling = sampling
+        self._drawn = sampling.temperature > 0
         self._source = torch.Generator().manual_seed(sampling.seed)
         self._numbers: deque[float] = deque()
 
     def token(self, logits: torch.Tensor, ahead: int) -> int:
         """The column of ``logits`` ``[columns]`` that is drawn at the place ``ahead`` of the next
         one."""
-        while len(self._numbers) <= ahead:
+        while self._drawn and len(self._numbers) <= ahead:
             self._numbers.append(uniform(self._source))
-        return token_at(logits.float().cpu(), self._sampling, self._numbers[ahead])
+        number = self._numbers[ahead] if self._drawn else 0.0
+        return token_at(logits.float().cpu(), self._sampling, number)
 
     def taken(self, count: int) -> None:
         """So many tokens were written."""
-        for _ in range(count):
+        for _ in range(count if self._drawn else 0):
             self._numbers.popleft()
 
 

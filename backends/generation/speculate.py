@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -23,7 +24,7 @@ from ..base import Executable
 from .draft_costs import Costs, shortest, timed_calls
 from .drafts import Drafter, Draws, Guess
 from .sampling import Sampling
-from .text_calls import Cache, cache_of, called, feeds, steps_of
+from .text_calls import Cache, cache_of, called, steps_behind
 
 
 @dataclass
@@ -53,7 +54,8 @@ class Speculator:
 
     Who guesses, and how many tokens, follows from what calls cost, measured on the first prompt
     where ``costs`` does not say so, and from what was accepted so far: in each round whatever is
-    forecast to be fastest. Where steps are faster nothing is drafted; with ``always`` as many as
+    forecast to be fastest. Where steps are faster nothing is drafted, and where they would be even
+    if all guesses were right nothing is learned for later texts either; with ``always`` as many as
     cost least, one at the least.
     """
 
@@ -64,6 +66,8 @@ class Speculator:
         self._run, self._drafters, self._always = run, drafters, always
         self._words: Sequence[int] = getattr(run, "head_tokens", ())
         self.costs = dict(costs or {})
+        self._hopeful: Mapping[str, Drafter] = {}
+        """Those that would be faster than steps if all their guesses were right."""
         self.done = Speculation()
 
     def measured(self, prompt: Sequence[int]) -> dict[str, Costs]:
@@ -82,10 +86,14 @@ class Speculator:
         outputs = called(self._run, text, {})
         _check_rows(outputs, len(text))
         cache = self._cache(outputs, len(text))
-        self._tell(text, outputs["logits"][0])
         fresh = [self._word(draws.token(outputs["logits"][0, -1], 0))]
         for name in self._drafters.keys() - self.costs.keys():
             self.costs[name] = self._measured(self._drafters[name], text, fresh[0], cache)
+        self._hopeful = {
+            name: drafter for name, drafter in self._drafters.items()
+            if self._always or self.costs[name].may_pay
+        }  # fmt: skip
+        self._tell(text, outputs["logits"][0])
         while True:
             draws.taken(len(fresh))
             for token in fresh:
@@ -96,7 +104,9 @@ class Speculator:
             room = limit - len(text) - 1
             name, count = self._choice(room) if room else ("", 0)
             if room and not count:
-                done.note = f"off behind {len(text) - len(prompt)} tokens: steps are faster"
+                written = len(text) - len(prompt)
+                whatever = "" if self._hopeful else ", whatever is guessed"
+                done.note = f"off behind {written} tokens: steps are faster{whatever}"
                 yield from self._plainly(text, outputs["logits"], cache, draws, limit, eos)
                 return
             guess = self._drafters[name].guess(text, cache, draws, count) if name else Guess()
@@ -104,7 +114,7 @@ class Speculator:
             rows, fresh = self._walk(guess, outputs["logits"][0], draws)
             held = len(text) - 1
             cache = self._cache(outputs, held + 1, [held + row for row in rows])
-            for other, drafter in self._drafters.items():
+            for other, drafter in self._hopeful.items():
                 drafter.judged(guess if other == name else Guess(), text[-1], fresh)
             self._tell([text[-1], *guess.tokens], outputs["logits"][0])
             done.rounds += 1
@@ -116,7 +126,7 @@ class Speculator:
         """Who guesses next, and how many tokens, of ``room`` at the most; 0 where steps are
         faster."""
         name, count, gain = "", 0, 0.0
-        for each, drafter in self._drafters.items():
+        for each, drafter in self._hopeful.items():
             most = min(drafter.most, room)
             pays, faster = self.costs[each].best(drafter.written, most, int(self._always))
             if pays and faster > gain:
@@ -129,7 +139,7 @@ class Speculator:
         return name, count
 
     def _tell(self, tokens: Sequence[int], logits: torch.Tensor) -> None:
-        for drafter in self._drafters.values():
+        for drafter in self._hopeful.values():
             drafter.heard(tokens, logits)
 
     def _walk(
@@ -153,13 +163,14 @@ class Speculator:
     ) -> Iterator[int]:  # fmt: skip
         """The rest of the text, token by token."""
         presents = {present_of(name): tensor for name, tensor in cache.items()}
-        steps = steps_of(self._run, {**presents, "logits": logits[:, -1:]})
+        outputs = {**presents, "logits": logits[:, -1:]}
+        step = steps_behind(self._run, outputs, len(text) - 1)
         while len(text) < limit:
-            logits = steps(feeds(self._run, text, len(text) - 1))
-            fresh = self._word(draws.token(logits[0, -1], 0))
-            for drafter in self._drafters.values():
+            logits = step(text[-1])
+            fresh = self._word(draws.token(logits[-1], 0))
+            for drafter in self._hopeful.values():
                 drafter.judged(Guess(), text[-1], [fresh])
-            self._tell(text[-1:], logits[0])
+            self._tell(text[-1:], logits)
             text.append(fresh)
             draws.taken(1)
             yield fresh
@@ -192,13 +203,7 @@ class Speculator:
         return Costs({**timed_calls(rounded, drafter.most, step), 1: step}, seconds)
 
     def _step_seconds(self, text: Sequence[int], outputs: Mapping[str, torch.Tensor]) -> float:
-        steps, tokens = steps_of(self._run, outputs), list(text)
-
-        def step() -> None:
-            tokens.append(tokens[-1])
-            steps(feeds(self._run, tokens, len(tokens) - 1))
-
-        return shortest(step)
+        return shortest(partial(steps_behind(self._run, outputs, len(text)), text[-1]))
 
 
 def _check_rows(outputs: Mapping[str, torch.Tensor], count: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -11,7 +11,7 @@ from ...ir.structure.cache_slots import PAST_AXIS, POSITIONS, past_slot, present
 from ...ir.structure.tree_input import TREE, tree_mask
 from ..base import Executable, Stepping, Steps
 from .drafts import Guess
-from .steps import PlainSteps
+from .steps import ROOM, PlainSteps
 
 Cache = Mapping[str, torch.Tensor]
 """Keys and values by the names of the graph's inputs."""
@@ -25,6 +25,39 @@ def feeds(run: Executable, text: Sequence[int], held: int) -> dict[str, torch.Te
         POSITIONS: torch.arange(held, len(text))[None],
     }
     return {name: tensor for name, tensor in inputs.items() if name in run.input_names}
+
+
+class StepFeeds:
+    """The inputs of steps but the cache, one token a row: tensors that are written anew.
+
+    Behind a step no cache of the processor holds what torch needs to make one, which takes 30 us
+    each then.
+    """
+
+    def __init__(self, run: Executable, places: torch.Tensor, mask: torch.Tensor) -> None:
+        """``places`` ``[rows, 1]`` are those of the last tokens that were read, ``mask``
+        ``[rows, length]`` says which ones count, both i64 and changed by steps."""
+        self._names = frozenset(run.input_names)
+        self._ids = torch.zeros_like(places)
+        self._places, self._mask = places, mask
+        self.length = mask.shape[1]
+        """Tokens that were read, padding among them."""
+
+    def __call__(self, tokens: Sequence[int], open_: Sequence[bool]) -> dict[str, torch.Tensor]:
+        """Those of a step that reads these tokens. An ended row reads on, and its positions stay
+        within the context."""
+        self._ids.numpy()[:, 0] = tokens
+        self._places.numpy()[:, 0] += open_
+        if self.length == self._mask.shape[1]:
+            self._mask = torch.nn.functional.pad(self._mask, (0, ROOM))
+        self._mask.numpy()[:, self.length] = open_
+        self.length += 1
+        inputs = {
+            "input_ids": self._ids,
+            "attention_mask": self._mask[:, : self.length],
+            POSITIONS: self._places,
+        }
+        return {name: tensor for name, tensor in inputs.items() if name in self._names}
 
 
 def called(
@@ -72,3 +105,14 @@ def cache_of(
 def steps_of(run: Executable, outputs: Mapping[str, torch.Tensor]) -> Steps:
     """Steps behind a call that gave these outputs."""
     return run.steps(outputs) if isinstance(run, Stepping) else PlainSteps(run, outputs)
+
+
+def steps_behind(
+    run: Executable, outputs: Mapping[str, torch.Tensor], held: int
+) -> Callable[[int], torch.Tensor]:
+    """Steps of one text, of which ``held`` tokens were read, behind a call that gave these outputs:
+    from the next token to the logits ``[1, columns]`` behind it."""
+    steps = steps_of(run, outputs)
+    places, mask = torch.full((1, 1), held - 1), torch.ones(1, held, dtype=torch.int64)
+    fed = StepFeeds(run, places, mask)
+    return lambda token: steps(fed([token], [True]))[0]

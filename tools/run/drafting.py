@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,24 +66,26 @@ def drafting(
     """What drafts for ``run``, which is compiled of ``model``; ``None`` where nothing does.
 
     ``recycle`` is what was said before; ``auto`` a path where there is one and ``recycle`` where
-    the graph takes trees, whichever of both is faster, or none. ``words`` is how many tokens the
-    model reads, where that is known. Raises ``BadInput`` as ``chosen_path``, ``PathDraft`` and
-    ``Recycled``.
+    the graph takes trees, whichever of both is faster, or none: what is known to be slower on this
+    machine, whatever it guesses, is not loaded. ``words`` is how many tokens the model reads, where
+    that is known. Raises ``BadInput`` as ``chosen_path``, ``PathDraft`` and ``Recycled``.
     """
     path, folder = chosen_path(model, draft), _artifact(model)
-    drafters: dict[str, Drafter] = {}
-    if path is not None and folder is not None:
-        drafters[path] = PathDraft(run, compile_model(folder, path=path, device=device))
     if draft == RECYCLE and words is None:
         raise BadInput("draft recycle: how many words the model reads is not known")
+    makers: dict[str, Callable[[], Drafter]] = {}
+    if path is not None and folder is not None:
+        makers[path] = lambda: PathDraft(run, compile_model(folder, path=path, device=device))
     takes_tree = draft == AUTO and getattr(run, "takes_tree", False)
     if words is not None and (draft == RECYCLE or takes_tree):
-        drafters[RECYCLE] = Recycled(run, words)
-    if not drafters:
+        makers[RECYCLE] = lambda: Recycled(run, words)
+    if not makers:
         return None
-    keys = {} if folder is None else {name: _key(folder, name, device) for name in drafters}
+    keys = {} if folder is None else {name: _key(folder, name, device) for name in makers}
     costs = {name: batch_costs.known(key) for name, key in keys.items() if key is not None}
     known = {name: cost for name, cost in costs.items() if cost is not None}
+    slow = {name for name, cost in known.items() if draft == AUTO and not cost.may_pay}
+    drafters = {name: make() for name, make in makers.items() if name not in slow}
     speculator = Speculator(run, drafters, always=draft != AUTO, costs=known)
     unknown = {n: key for n, key in keys.items() if key is not None and n not in known}
     return Drafting(speculator, unknown)

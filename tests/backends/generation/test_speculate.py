@@ -151,6 +151,22 @@ def test_the_faster_of_two_drafts(runs: Runs, path: Costs, tree: Costs, chosen: 
     assert bool(speculator.done.drafted) == (chosen in ("near", "recycle"))
 
 
+def test_what_cannot_pay_is_not_learned(runs: Runs) -> None:
+    """Where right guesses would be slower than steps; else what a text says is there for later
+    ones, though nothing is drafted."""
+    expected = plain(runs[None], PROMPTS[0], Sampling(), [])
+    for costs, pays in ((DEAR, False), (Costs({1: 1.0, 2: 1.6, 3: 2.6}), True)):
+        assert costs.may_pay == pays
+        recycled = Recycled(runs[None], WORDS)
+        drafters = {"recycle": recycled}
+        speculator = Speculator(runs[None], drafters, always=False, costs={"recycle": costs})
+        assert list(speculator.write(PROMPTS[0], 28, Sampling(), [])) == expected
+        assert not speculator.done.drafted
+        assert speculator.done.note.endswith("whatever is guessed") != pays
+        assert recycled.matrix.any() == pays
+        assert (recycled.chances != pytest.approx(CHANCES)) == pays
+
+
 def test_a_tree_is_the_best_of_its_size() -> None:
     """Of two ranks, against every tree of four nodes; each size is a beginning of the next."""
     nodes, written = form((0.6, 0.3), 4)

@@ -22,7 +22,7 @@ from graphwright.ir.load.zoo.text import read_tokenizer
 from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
 from graphwright.tools.report import manifest
-from graphwright.tools.run import batch_costs, generating, pipeline, replay
+from graphwright.tools.run import batch_costs, drafting, generating, pipeline, replay
 
 transformers: Any = importlib.import_module("transformers")
 tokenizers: Any = importlib.import_module("tokenizers")
@@ -347,6 +347,15 @@ def test_a_draft_writes_the_same_text(
     assert f"{answer.text}\n" == texts[0], "of a graph, which is compiled to take trees"
     monkeypatch.setattr(Speculator, "_measured", None)
     assert gw.generate(out, PROMPT, max_new_tokens=12, draft="recycle")[0].drafting is not None
+    table = json.loads(batch_costs.place().read_text())
+    for row in (row for rows in table.values() for row in rows.values()):
+        row["call_ms"] = {"1": 1.0, "2": 4.0}
+    batch_costs.place().write_text(json.dumps(table))
+    with monkeypatch.context() as context:
+        context.setattr(drafting, "PathDraft", None)
+        context.setattr(drafting, "Recycled", None)
+        (answer,) = gw.generate(out, PROMPT, max_new_tokens=12, draft="auto")
+    assert f"{answer.text}\n" == texts[0] and "whatever is guessed" in str(answer.drafting)
     batch_costs.place().write_text("{")
     assert batch_costs.known(("cpu", "cpu", "recycle")) is None
     code, _, err = command(str(out), PROMPT, "--draft", "draught")
