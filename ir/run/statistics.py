@@ -21,6 +21,8 @@ from ..core.errors import BadInput, near_misses
 from .masks import Masks, last_tokens, tokens_that_count
 
 At = Literal["linear", "block"]
+APART = 8
+"""One of so many tokens of a batch is not fitted to where a fit is judged."""
 DOUBLE_UP_TO = 4096
 """Input features up to which a Gram matrix is summed in float64; above it, 8 bytes an entry would
 take more than 128 MiB a site and float32 is used."""
@@ -316,31 +318,50 @@ class AngularDistance(Statistic):
 @register
 class StreamFit(Statistic):
     """Sums from which a map of the stream ``x`` to what was added to it, ``d = behind - before``,
-    follows by least squares. ``K`` is the stream's width."""
+    follows by least squares: of most tokens, and apart from them of the last eighth of each batch,
+    which such a map can be judged by. ``K`` is the stream's width."""
 
     name = "stream_fit"
     at = "block"
 
     def __init__(self) -> None:
-        self.x = torch.zeros(0, dtype=torch.float64)
-        """``[K]``, sum of x."""
-        self.d = torch.zeros(0, dtype=torch.float64)
-        """``[K]``, sum of d."""
-        self.xx = torch.zeros(0, dtype=torch.float64)
-        """``[K, K]``, sum of x x^T."""
-        self.xd = torch.zeros(0, dtype=torch.float64)
-        """``[K, K]``, sum of x d^T."""
-        self.dd = 0.0
-        """Sum of ``|d|^2``."""
+        self.counts = torch.zeros(2, dtype=torch.float64)
+        """``[2]``: most tokens, and those apart; so are all others."""
+        self.x = torch.zeros(2, 0, dtype=torch.float64)
+        """``[2, K]``, sum of x."""
+        self.d = torch.zeros(2, 0, dtype=torch.float64)
+        """``[2, K]``, sum of d."""
+        self.xx = torch.zeros(2, 0, dtype=torch.float64)
+        """``[2, K, K]``, sum of x x^T."""
+        self.xd = torch.zeros(2, 0, dtype=torch.float64)
+        """``[2, K, K]``, sum of x d^T."""
+        self.dd = torch.zeros(2, dtype=torch.float64)
+        """``[2]``, sum of ``|d|^2``."""
+
+    def take(self, x: Tensor, masks: Masks) -> Tensor:
+        """With a column more, which is 1 at the tokens that are apart: whole texts, as far as a
+        batch is of 8 alike."""
+        tokens = tokens_that_count(x, masks)
+        marks = tokens.new_zeros(len(tokens), 1)
+        marks[len(tokens) - len(tokens) // APART :] = 1
+        return torch.cat([tokens, marks], 1)
 
     def add(self, *parts: Tensor) -> None:
-        before, behind = (part.double() for part in parts)
-        added = behind - before
-        sums = before.sum(0), added.sum(0), before.T @ before, before.T @ added
-        if self.x.numel():
-            sums = self.x + sums[0], self.d + sums[1], self.xx + sums[2], self.xd + sums[3]
-        self.x, self.d, self.xx, self.xd = sums
-        self.dd += float(added.square().sum())
+        apart = parts[0][:, -1] > 0
+        before, behind = (part[:, :-1] for part in parts)
+        if not self.x.numel():
+            width = before.shape[1]
+            self.x, self.d = (s.new_zeros(2, width) for s in (self.x, self.d))
+            self.xx, self.xd = (s.new_zeros(2, width, width) for s in (self.xx, self.xd))
+        for i, rows in enumerate((~apart, apart)):
+            x = before[rows].double()
+            d = behind[rows].double() - x
+            self.counts[i] += len(x)
+            self.x[i] += x.sum(0)
+            self.d[i] += d.sum(0)
+            self.xx[i] += x.T @ x
+            self.xd[i] += x.T @ d
+            self.dd[i] += d.square().sum()
 
 
 # --- of outliers in a linear's input ---------------------------------------------------------

@@ -22,6 +22,35 @@ class StreamMap:
     bias: Tensor
     explained: float
     """Share of ``sum |d|^2`` on the calibration data that the map accounts for."""
+    unseen: float | None
+    """That of a map that was fitted to seven eighths of the data, on the rest: below 0 it is worse
+    than nothing. ``None`` where there are too few tokens to tell."""
+
+
+@dataclass(frozen=True)
+class _Means:
+    """What a map follows from, of some tokens: means of ``x``, ``d``, ``x x^T``, ``x d^T`` and
+    ``|d|^2``."""
+
+    x: Tensor
+    d: Tensor
+    xx: Tensor
+    xd: Tensor
+    dd: Tensor
+
+    @classmethod
+    def of(cls, fit: StreamFit, parts: slice) -> _Means:
+        count = fit.counts[parts].sum().clamp_min(1)
+        sums = (fit.x, fit.d, fit.xx, fit.xd, fit.dd)
+        return cls(*(s[parts].sum(0) / count for s in sums))
+
+    def explained(self, down: Tensor, up: Tensor, bias: Tensor) -> float:
+        """``1 - mean |d - up down x - bias|^2 / mean |d|^2``; columns of ``up`` are orthonormal."""
+        if not self.dd:
+            return 1.0
+        low, cross = down @ self.x, (down @ self.xd @ up).trace()
+        square = ((down @ self.xx) * down).sum() + 2 * bias @ up @ low + bias @ bias
+        return float((2 * (cross + bias @ self.d) - square) / self.dd)
 
 
 def fit_map(fit: StreamFit, rank: int) -> StreamMap:
@@ -32,25 +61,23 @@ def fit_map(fit: StreamFit, rank: int) -> StreamMap:
     ``rank`` directions of the output in which ``B`` predicts most, the eigenvectors of ``B^T S B``.
     Rank 0 is the mean alone.
     """
-    count = max(1, fit.count)
-    mean, added = fit.x / count, fit.d / count
-    cov = fit.xx / count - torch.outer(mean, mean)
-    cross = fit.xd / count - torch.outer(mean, added)
-    energy = fit.dd / count
+    means, most, apart = (_Means.of(fit, slice(*part)) for part in ((0, 2), (0, 1), (1, 2)))
+    fitted = _fitted(means, rank)
+    unseen = apart.explained(*_fitted(most, rank)) if fit.counts.all() else None
+    down, up, bias = (tensor.float().contiguous() for tensor in fitted)
+    return StreamMap(down, up, bias, means.explained(*fitted), unseen)
+
+
+def _fitted(means: _Means, rank: int) -> tuple[Tensor, Tensor, Tensor]:
+    """``down``, ``up`` and ``bias``, f64."""
     if not rank:
-        none = torch.zeros(0, len(mean))
-        return StreamMap(none, none.T, added.float(), _share(added.square().sum(), energy))
+        none = means.x.new_zeros(0, len(means.x))
+        return none, none.T, means.d
+    cov = means.xx - torch.outer(means.x, means.x)
+    cross = means.xd - torch.outer(means.x, means.d)
     ridge = RIDGE * cov.diagonal().mean()
     solved = torch.linalg.solve(cov + ridge * torch.eye(len(cov), dtype=cov.dtype), cross)
     _, vectors = torch.linalg.eigh(solved.T @ cov @ solved)
     up = vectors[:, -rank:]
     down = (solved @ up).T
-    # What is left of the variance of d: tr(Cov d) - 2 tr(P^T C) + tr(P^T S P), P = (up down)^T.
-    gained = 2 * (down * (cross @ up).T).sum() - ((down @ cov) * down).sum()
-    bias = added - up @ (down @ mean)
-    explained = _share(added.square().sum() + gained, energy)
-    return StreamMap(down.float(), up.float().contiguous(), bias.float(), explained)
-
-
-def _share(part: Tensor, energy: float) -> float:
-    return float(part) / energy if energy else 1.0
+    return down, up, means.d - up @ (down @ means.x)

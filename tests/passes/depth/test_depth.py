@@ -58,10 +58,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, dict[str, Vie
     return model, {"fx": fx, "onnx": translated(fx)}
 
 
-def batches() -> list[Batch]:
+def batches(rows: int = 3) -> list[Batch]:
     """Two batches; rows padded on the left and on the right."""
     generator = torch.Generator().manual_seed(1)
-    ids = [torch.randint(1, 40, (3, length), generator=generator) for length in (9, 12)]
+    ids = [torch.randint(1, 40, (rows, length), generator=generator) for length in (9, 12)]
     masks = [torch.ones_like(i) for i in ids]
     masks[0][0, :4] = 0
     masks[1][2, 7:] = 0
@@ -278,7 +278,7 @@ def test_paths_of_other_models_are_measured_too(name: str) -> None:
 def test_healing_is_the_least_squares_map(models: Any, kind: str, recipe: str) -> None:
     """What stands in for a run of blocks, against numpy's own least squares on hidden states."""
     model, graphs = models
-    calibration = batches()
+    calibration = batches(64)
     (plain, mean, linear) = (
         gw.optimize(graphs[kind], f"{recipe}{heal}}}", calibration=calibration)
         for heal in ("", " heal=mean", " heal=linear heal_rank=24")
@@ -310,6 +310,20 @@ def test_healing_is_the_least_squares_map(models: Any, kind: str, recipe: str) -
     ]
     assert errors[2] < errors[1] < errors[0]
     assert len(recognize(linear.graph).blocks) == len(recognize(plain.graph).blocks)
+
+
+@pytest.mark.parametrize("kind", ["fx", "onnx"])
+def test_nothing_stands_in_where_data_held_back_says_so(models: Any, kind: str) -> None:
+    """Six rows are too few for a map of all 24 channels: it is worse than none elsewhere."""
+    graph, few = models[1][kind], batches()
+    plain, healed = (
+        gw.optimize(graph, f"path{{blocks=0-2,4{heal}}}", calibration=few)
+        for heal in ("", " heal=linear heal_rank=24")
+    )
+    (done,) = healed.report.passes
+    assert done.result.sites == plain.report.passes[0].result.sites
+    assert any(n.startswith("not healed, block 3: a map fitted") for n in done.result.notes)
+    assert torch.equal(*(sweep(g.graph, few[0])["logits"] for g in (plain, healed)))
 
 
 def test_random_blocks_are_drawn_by_seed(models: Any) -> None:
