@@ -306,6 +306,8 @@ def test_forecasts_are_corrected_by_what_was_measured() -> None:
     factors = corrections(measured, kinds)
     assert factors["4 bits"] == pytest.approx(0.5, rel=0.1)
     assert factors["2 bits"] == pytest.approx(3.0, rel=0.1)
+    free = corrections([(choice(1, 1), 2.0), (choice(0, 1), 1.0)], kinds)
+    assert free["2 bits"] > 0.1  # though what was measured says that it loses nothing
     corrected = Problem([Place("a", options)], {}).corrected(factors).corrected(factors)
     assert [o.costs["loss"] for o in corrected.places[0].options] == [
         factors["2 bits"], factors["4 bits"]
