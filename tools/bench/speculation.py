@@ -125,7 +125,7 @@ def main(model: str, recipe: str, blocks: list[str]) -> None:
             f"{tokens / max(1, rounds):.2f} tokens a call, speed "
             f"{seconds[''] / seconds[name]:.2f}; {speculator.done.note}"
         )
-    print("chances by rank:", *(f"{chance:.3f}" for chance in recycled.chances))
+    print("chances by rank:", *(f"{chance:.3f}" for chance in fresh["recycle"].chances))
 
 
 if __name__ == "__main__":
