@@ -32,13 +32,21 @@ _CASTS = frozenset({
 """Ops that give back their argument, or a copy of it in another dtype."""
 _SIZED = {
     aten.flatten.using_ints: aten.reshape.default, aten.view_as.default: aten.reshape.default,
-    aten.expand_as.default: aten.expand.default,
+    aten.unflatten.int: aten.reshape.default, aten.expand_as.default: aten.expand.default,
 }  # fmt: skip
 """Ops whose result has sizes of tensors or products of them, and the op that takes those."""
-_VIEWS = frozenset({aten.chunk.default, aten.numpy_T.default, aten.broadcast_to.default})
+_PERMUTED = frozenset({
+    aten.numpy_T.default, aten.mT.default, aten.swapaxes.default, aten.swapdims.default,
+    aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist,
+})  # fmt: skip
+"""Views that put the axes in another order."""
+_VIEWS = _PERMUTED | {
+    aten.chunk.default, aten.broadcast_to.default, aten.narrow.default, aten.split.sizes,
+}  # fmt: skip
 """Composite views that are another one for the vocabulary."""
 _KEPT = frozenset({
     aten.reshape.default, aten.contiguous.default, aten.matmul.default, aten.dropout.default,
+    aten.batch_norm.default,
 })  # fmt: skip
 """Composite ops that the vocabulary reads as they are; where nothing writes, whether a result is a
 view makes no difference."""
@@ -88,7 +96,7 @@ def _is_plain_node(node: Node) -> bool:
     if target in _CASTS:
         return _only_casts(node)
     if target in _VIEWS:
-        return target is not aten.chunk.default or _chunk_size(node) is not None
+        return _other_view(node) is not None
     if target in _SIZED or target in _KEPT:
         return True
     schema = target._schema
@@ -108,25 +116,41 @@ def _only_casts(node: Node) -> bool:
     return before.device == after.device and before.layout == after.layout
 
 
-def _chunk_size(node: Node) -> int | None:
-    """The size of a chunk where it is a number: that of all but the last one."""
-    source, chunks, *axis = node.args
-    assert isinstance(source, Node) and isinstance(chunks, int)
-    size = source.meta["val"].shape[axis[0] if axis else 0]
-    return -(-size // chunks) if isinstance(size, int) and size else None
+def _other_view(node: Node) -> tuple[Any, tuple[Any, ...]] | None:
+    """The op and the arguments that a view of ``_VIEWS`` becomes; ``None`` where they would hold a
+    size that is no number."""
+    source, *rest = node.args
+    assert isinstance(source, Node)
+    value: torch.Tensor = source.meta["val"]
+    if node.target in _PERMUTED:
+        numbered = torch.empty(tuple(range(value.dim())), device="meta")
+        axes: torch.Size = node.target(numbered, *rest).shape
+        return aten.permute.default, (source, list(axes))
+    if node.target is aten.broadcast_to.default:
+        return aten.expand.default, node.args
+    if node.target is aten.split.sizes:
+        return aten.split_with_sizes.default, node.args
+    if node.target is aten.narrow.default:
+        axis, start, length = rest
+        if not isinstance(start, int) or not isinstance(length, int) or start < 0:
+            return None
+        return aten.slice.Tensor, (source, axis, start, start + length)
+    chunks, axis = (*rest, 0)[:2]
+    assert isinstance(chunks, int) and isinstance(axis, int)
+    size = value.shape[axis]
+    if not isinstance(size, int) or not size:
+        return None
+    return aten.split.Tensor, (source, -(-size // chunks), axis)
 
 
 def _settle_view(node: Node) -> None:
-    """chunk(x, n) => split(x, size); x.T => permute(x, axes); broadcast_to(x, s) => expand(x, s)"""
-    source, *rest = node.args
-    assert isinstance(source, Node)
-    if node.target is aten.chunk.default:
-        node.target, node.args = aten.split.Tensor, (source, _chunk_size(node), *rest[1:])
-    elif node.target is aten.numpy_T.default:
-        axes = list(reversed(range(source.meta["val"].dim())))
-        node.target, node.args = aten.permute.default, (source, axes)
-    else:
-        node.target = aten.expand.default
+    """chunk(x, n) => split(x, size); narrow(x, d, a, n) => slice(x, d, a, a + n)
+
+    broadcast_to(x, s) => expand(x, s); x.T, movedim(x, ...), swapaxes(x, ...) => permute(x, axes)
+    """
+    view = _other_view(node)
+    assert view is not None
+    node.target, node.args = view
 
 
 def _settle_cast(graph: Graph, node: Node) -> None:
@@ -144,8 +168,11 @@ def _settle_cast(graph: Graph, node: Node) -> None:
 
 
 def _settle_size(graph: Graph, node: Node, homes: _Homes) -> None:
-    """flatten(x), expand_as(x, y) => reshape(x, sizes), expand(x, sizes)"""
-    sizes = [_size(node, factors, homes) for factors in _sizes(node)]
+    """flatten(x), unflatten(x, d, s), view_as(x, y) => reshape(x, sizes)
+
+    expand_as(x, y) => expand(x, sizes)
+    """
+    sizes = [_size(node, s, homes) if isinstance(s, list) else s for s in _sizes(node)]
     with graph.inserting_before(node):
         new = graph.call_function(_SIZED[node.target], (node.args[0], sizes))  # type: ignore[index]
     new.meta = dict(node.meta)
@@ -153,18 +180,23 @@ def _settle_size(graph: Graph, node: Node, homes: _Homes) -> None:
     graph.erase_node(node)
 
 
-def _sizes(node: Node) -> list[list[tuple[Node, int]]]:
-    """Of each axis of a node's result the axes whose sizes it is the product of."""
-    like = node.args[0 if node.target is aten.flatten.using_ints else 1]
+def _sizes(node: Node) -> list[Any]:
+    """Of each axis of a node's result its size as the call names it, or the axes whose sizes it is
+    the product of, each with its tensor."""
+    place = 1 if node.target in (aten.view_as.default, aten.expand_as.default) else 0
+    like = node.args[place]
     assert isinstance(like, Node)
     axes = [(like, axis) for axis in range(like.meta["val"].dim())]
-    if node.target is not aten.flatten.using_ints:
-        return [[axis] for axis in axes]
+    others: list[Any] = [[axis] for axis in axes]
+    if place:
+        return others
     places: tuple[Any, ...] = node.args[1:]
+    if node.target is aten.unflatten.int:
+        cut, sizes = places[0] % len(axes), places[1]
+        return [*others[:cut], *sizes, *others[cut + 1 :]]
     bounds = (*places, *(0, -1)[len(places) :])
-    first, last = (place % max(len(axes), 1) for place in bounds)
-    one, others = axes[first : last + 1], [[axis] for axis in axes]
-    return [*others[:first], one, *others[last + 1 :]]
+    first, last = (bound % max(len(axes), 1) for bound in bounds)
+    return [*others[:first], axes[first : last + 1], *others[last + 1 :]]
 
 
 def _size(before: Node, factors: Sequence[tuple[Node, int]], homes: _Homes) -> int | Node:

@@ -27,13 +27,23 @@ _WRITES = _ARITHMETIC | {
     aten.scatter_.value: aten.scatter.value, aten.scatter_.src: aten.scatter.src,
     aten.index_put_.default: aten.index_put.default,
     aten.relu_.default: aten.relu.default, aten.silu_.default: aten.silu.default,
+    aten.hardtanh_.default: aten.hardtanh.default, aten.sigmoid_.default: aten.sigmoid.default,
+    aten.hardswish_.default: aten.hardswish.default, aten.tanh_.default: aten.tanh.default,
+    aten.leaky_relu_.default: aten.leaky_relu.default, aten.clamp_.default: aten.clamp.default,
+    aten.hardsigmoid_.default: aten.hardsigmoid.default, aten.elu_.default: aten.elu.default,
 }  # fmt: skip
 """Ops that write to their first argument and return it, and the ones that leave it as it is."""
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
 _NEW = frozenset({
     aten.linear.default, aten.matmul.default, aten.layer_norm.default, aten.softmax.int,
+    aten.conv1d.default, aten.conv2d.default, aten.conv3d.default, aten.batch_norm.default,
 })  # fmt: skip
 """Composite ops that make what they return. Of others, ``einsum`` for one, no schema says so."""
+_UNSAFE = frozenset({
+    aten._unsafe_view.default, aten.unsafe_split.Tensor, aten.unsafe_split_with_sizes.default,
+    aten.lift.default,
+})  # fmt: skip
+"""Views whose schema says that they make what they return."""
 
 
 class Writes:
@@ -41,33 +51,34 @@ class Writes:
 
     def __init__(self, graph: Graph) -> None:
         self._places = {node: place for place, node in enumerate(graph.nodes)}
-        self._unseen: dict[Node, bool] = {}
+        self._names: dict[Node, list[Node]] = {}
+        """By each name of a tensor that is written to, all of them: what made it, and each write
+        that returns it. A copied block writes to the name that it was called with, so that a write
+        may go by another name than the one before."""
+        for node in graph.nodes:
+            if node.target in _WRITES:
+                written = node.args[0]
+                names = self._names[node] = self._names.setdefault(written, [written])
+                names.append(node)
+        self._viewed: dict[Node, int] = {}
 
     def unseen(self, node: Node) -> bool:
         """Whether ``node`` writes to a tensor that was made for it: no input, no weight, no view,
         and none that has a view from before."""
-        if node not in self._unseen:
-            self._unseen[node] = node.target in _WRITES and self._of_its_own(node)
-        return self._unseen[node]
-
-    def _of_its_own(self, node: Node) -> bool:
-        target = node.args[0]
-        if not isinstance(target, Node) or not self._makes_new(target):
+        if node.target not in _WRITES:
             return False
+        made = self._names[node][0]
         if node.target in _ARITHMETIC and not _keeps_dtype(node):
             return False
-        names = [target]
-        while names[-1].target in _WRITES:  # what is written to goes by the name of each write
-            names.append(names[-1].args[0])  # type: ignore[arg-type]
-        users = {user for name in names for user in name.users}
-        place = self._places[node]
-        return all(self._makes_new(user) for user in users if self._places[user] < place)
+        return _makes_new(made) and self._places[node] < self._first_view(made)
 
-    def _makes_new(self, node: Node) -> bool:
-        """Whether what a node returns shares nothing with what it takes."""
-        if node.target in _WRITES:
-            return self.unseen(node)
-        return _makes_new(node)
+    def _first_view(self, made: Node) -> int:
+        """The place of the first node that may share the storage of ``made`` by no name of it."""
+        if made not in self._viewed:
+            users = {user for name in self._names[made] for user in name.users}
+            views = [self._places[user] for user in users if not _shares_nothing(user)]
+            self._viewed[made] = min(views, default=len(self._places))
+        return self._viewed[made]
 
     def settle(self, node: Node) -> None:
         """add_(x, y) => add(x, y), which is x for all that follows"""
@@ -82,7 +93,18 @@ class Writes:
         graph.erase_node(node)
 
 
+def _shares_nothing(user: Node) -> bool:
+    """Whether what a node returns shares nothing with what it takes, but for a name of it."""
+    return user.target in _WRITES or not _is_tensor(user) or _makes_new(user)
+
+
+def _is_tensor(node: Node) -> bool:
+    """Whether a node returns a tensor or several, not a size."""
+    return not isinstance(node.meta.get("val"), int | torch.SymInt)
+
+
 def _makes_new(node: Node) -> bool:
+    """Whether a node makes what it returns, and nothing else has that."""
     target = node.target
     if target is operator.getitem and isinstance(node.args[0], Node):
         several = node.args[0]
@@ -90,12 +112,14 @@ def _makes_new(node: Node) -> bool:
         return alone and _makes_new(several)
     if not isinstance(target, torch._ops.OpOverload):
         return False
+    if target in _NEW:
+        return True
     schema = target._schema
     if torch.Tag.maybe_aliasing_or_mutating in target.tags or schema.is_mutable:
         return False
     if any(argument.alias_info is not None for argument in schema.arguments):
         return False
-    return target in _NEW or not is_composite(target)
+    return target not in _UNSAFE and not is_composite(target)
 
 
 def is_composite(target: torch._ops.OpOverload) -> bool:

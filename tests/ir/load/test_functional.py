@@ -80,6 +80,21 @@ class Chunked(nn.Module):
         return (a * b * c)[0].T + torch.broadcast_to((d * e)[0, :1].T, (2, 4))
 
 
+class Normed(nn.Module):
+    """Views by other names of permutations and slices, and what vision models write in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv = nn.BatchNorm1d(4), nn.Conv1d(4, 4, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.norm(self.conv(x))
+        y += x
+        y = nn.functional.hardtanh(y.relu_(), 0.0, 6.0, inplace=True)
+        first, second = y.movedim(1, -1).unflatten(1, (2, -1)).split([1, 1], 1)
+        return (first * second.swapaxes(2, 3).mT.narrow(1, 0, 1)).relu()
+
+
 class ChunkedRows(nn.Module):
     """How many pieces there are is up to the number of rows."""
 
@@ -104,7 +119,7 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 @pytest.mark.parametrize(
     ("module", "times"),
-    [(Plain(), 0), (Joined(), 0), (Unseen(), 0), (Chunked(), 0),
+    [(Plain(), 0), (Joined(), 0), (Unseen(), 0), (Chunked(), 0), (Normed(), 0),
      (Writing(), 1), (Seen(), 1), (Wider(), 1), (ChunkedRows(), 1)],
 )  # fmt: skip
 @pytest.mark.parametrize("rows", [2, 5])

@@ -147,3 +147,28 @@ def test_a_block_in_two_places_is_traced_in_both() -> None:
     with counted(Block) as calls:
         trace(module, torch.randn(2, 4))
     assert calls["forward"] == LAYERS
+
+
+class Adding(Block):
+    """Writes to what it is called with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.add_(self.linear(x))
+
+
+class Watching(Stack):
+    """Calls all blocks with one tensor, and keeps a view of what one returned that is copied."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x * 2
+        rows = [layer(x)[:1] if index == 3 else layer(x) for index, layer in enumerate(self.layers)]
+        return x + rows[3]
+
+
+def test_a_view_of_what_a_copied_block_wrote_sees_the_next_write() -> None:
+    torch.manual_seed(0)
+    module, x = Watching(Adding).eval(), torch.randn(5, 4)
+    with counted(Adding) as calls:
+        view = trace(module, torch.randn(2, 4))
+    assert calls["forward"] == 3
+    torch.testing.assert_close(next(iter(sweep(view, {"x": x}).values())), module(x))
