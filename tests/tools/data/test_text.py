@@ -1,0 +1,139 @@
+"""``--calib``: how texts become windows of tokens."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput, Missing
+from graphwright.ir.core.view import View
+from graphwright.ir.load.zoo.text import english_sentences, read_tokenizer
+from graphwright.tools.data.calibration import read
+from graphwright.tools.data.text import LENGTH, read_texts
+
+from .conftest import WORDS, jsonl
+
+
+def test_text_is_cut_into_windows_that_fit_the_model(tmp_path: Path, llama: View) -> None:
+    file = tmp_path / "a.txt"
+    file.write_text(WORDS)
+    whole = read(str(file), llama)
+    assert whole.length == 96 < LENGTH  # the model's max_position_embeddings
+    ids = torch.cat([b["input_ids"][b["attention_mask"].bool()] for b in whole.batches])
+    entry = whole.entry()
+    assert entry.tokens == len(ids)
+    assert entry.samples == -(-len(ids) // 96)
+    assert read(str(file), llama, samples=3, length=17).entry().tokens == 3 * 17
+    assert read(str(file), llama).sha256 == whole.sha256
+    assert read(str(file), llama, samples=3).sha256 != whole.sha256
+
+
+def test_every_text_gives_its_first_window_before_any_gives_a_second(
+    tmp_path: Path, llama: View
+) -> None:
+    texts = [f"{i} {WORDS}" for i in range(5)]
+    data = jsonl(tmp_path / "a.jsonl", *({"text": t} for t in (*texts, "x", " ")))
+    firsts = read(data, llama, samples=5, length=9).batches
+    assert [len(b["input_ids"]) for b in firsts] == [5]
+    alone = [read(jsonl(tmp_path / f"{i}.jsonl", {"text": t}), llama, samples=1, length=9)
+             for i, t in enumerate(texts)]  # fmt: skip
+    assert torch.equal(
+        firsts[0]["input_ids"], torch.cat([c.batches[0]["input_ids"] for c in alone])
+    )
+
+
+def test_shorter_texts_are_padded_on_the_right_under_the_mask(tmp_path: Path, llama: View) -> None:
+    data = jsonl(tmp_path / "a.jsonl", {"text": "The fox"}, {"text": WORDS})
+    (batch,) = read(data, llama, samples=2, length=11).batches
+    mask = batch["attention_mask"]
+    assert mask[0].all() and 2 <= int(mask[1].sum()) < 11
+    assert torch.equal(mask[1], mask[1].sort(descending=True).values)
+
+
+def test_joined_texts_are_cut_as_one(tmp_path: Path, llama: View, vit: View) -> None:
+    """One behind the other, each with the token that begins it, no token is lost; what chooses
+    windows reads their text."""
+    tokenizer = read_tokenizer(Path(llama.source.folder or ""))
+    texts = english_sentences(9)
+    data = jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
+    joined = read(data, llama, length=20, windows="joined")
+    rows = [row for b in joined.batches for row in b["input_ids"]]
+    masks = [row.bool() for b in joined.batches for row in b["attention_mask"]]
+    ids = torch.cat([row[mask] for row, mask in zip(rows, masks, strict=True)])
+    assert ids.tolist() == [i for text in texts for i in tokenizer.encode(text).ids]
+    assert {len(row) for row in rows[:-1]} == {20}
+    assert (joined.entry().windows, read(data, llama).entry().windows) == ("joined", "")
+    (tmp_path / "task.txt").write_text(tokenizer.decode(rows[3].tolist()))
+    task = f"zip-fit={tmp_path / 'task.txt'}"
+    chosen = read(data, llama, samples=1, length=20, windows="joined", select=task)
+    assert torch.equal(chosen.batches[0]["input_ids"][0], rows[3])
+    with pytest.raises(BadInput, match="joined is for text, and zoo:tiny-vit is none"):
+        read("zoo:tiny-vit", vit, samples=2, windows="joined")
+
+
+def test_joined_texts_are_not_for_models_of_whole_texts(tmp_path: Path, llama: View) -> None:
+    """Of a tokenizer that sets a text between tokens of its own, windows have neither."""
+    tokenizers: Any = importlib.import_module("tokenizers")
+    folder = Path(llama.source.folder or "")
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="a $A b", special_tokens=[("a", 1), ("b", 2)]
+    )
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    view = llama.copy()
+    view.source = replace(llama.source, folder=str(tmp_path))
+    (tmp_path / "a.txt").write_text(WORDS)
+    with pytest.raises(BadInput, match="reads a text between tokens of its own"):
+        read(str(tmp_path / "a.txt"), view, windows="joined")
+
+
+@pytest.mark.parametrize(
+    ("line", "text"),
+    [
+        (b'{"text": "The cat\xe2\x80\xa8sat"}', "The cat\u2028sat"),
+        (b'{"text": "The cat\xe2\x80\xa9sat"}', "The cat\u2029sat"),
+        (b'{"text": "The cat\xc2\x85sat"}', "The cat\x85sat"),
+        (b'\xef\xbb\xbf{"text": "The cat sat"}', "The cat sat"),
+        (b'{"text": "The \\ud83d cat"}', "The \ufffd cat"),
+        (b'{"text": "The \\ud83d\\ude00 cat"}', "The \U0001f600 cat"),
+        (b'{"text": "The cat"}\r', "The cat"),
+    ],
+)
+def test_lines_of_text_as_they_are_written(
+    tmp_path: Path, llama: View, line: bytes, text: str
+) -> None:
+    """``json.dumps(ensure_ascii=False)`` writes line ends of Unicode as they are."""
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(line + b"\n" + line + b"\n")
+    assert read_texts(file) == [text, text]
+    assert read(str(file), llama).entry().samples == 2
+
+
+def test_a_model_without_a_tokenizer_is_told_where_to_put_one(tmp_path: Path, llama: View) -> None:
+    bare = llama.copy()
+    bare.source = type(llama.source)(name="bare", folder=str(tmp_path))
+    file = tmp_path / "a.txt"
+    file.write_text(WORDS)
+    with pytest.raises(Missing, match=r"text needs the model's tokenizer\.json, and there is none"):
+        read(str(file), bare)
+    with pytest.raises(BadInput, match="the model knows ids 0 to 699: is this another model's"):
+        read("zoo:tiny-llama", bare, samples=8)
+
+
+def test_a_tokenizer_that_is_none(tmp_path: Path, llama: View) -> None:
+    bare = llama.copy()
+    bare.source = type(llama.source)(name="bare", folder=str(tmp_path))
+    (tmp_path / "a.txt").write_text(WORDS)
+    words = {"type": "WordLevel", "vocab": {"The": 0}, "unk_token": "[UNK]"}
+    for content, reason in (
+        ("[" * 10_000, "the tokenizer fails"),
+        (json.dumps({"model": words}), "the tokenizer fails: .*[UNK]"),
+    ):
+        (tmp_path / "tokenizer.json").write_text(content)
+        with pytest.raises(BadInput, match=rf"tokenizer\.json: {reason}"):
+            read(str(tmp_path / "a.txt"), bare)
