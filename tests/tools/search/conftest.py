@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 
 from tests.models import VOCAB, qwen2, raised
@@ -23,9 +24,21 @@ class Memory(dict[str, Any]):
         self[key] = result
 
 
+def silent(*_: Any) -> None:
+    """Progress that nobody reads."""
+
+
 @pytest.fixture(scope="session")
 def views() -> dict[str, View]:
     return raised(qwen2())
+
+
+@pytest.fixture(scope="module")
+def source(views: dict[str, View]) -> View:
+    """The traced one, canonical."""
+    view = views["fx"].copy()
+    canonicalize(view)
+    return view
 
 
 @pytest.fixture(scope="session")

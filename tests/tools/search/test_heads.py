@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from typing import Any
 
 import pytest
 from graphwright.ir.canonical.families import canonicalize
@@ -40,18 +39,7 @@ from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem,
 from graphwright.tools.search.timing import changed
 from graphwright.tools.search.wholes import in_tower
 
-from .conftest import Batches, Memory
-
-
-def silent(*_: Any) -> None:
-    pass
-
-
-@pytest.fixture(scope="module")
-def source(views: dict[str, View]) -> View:
-    view = views["fx"].copy()
-    canonicalize(view)
-    return view
+from .conftest import Batches, Memory, silent
 
 
 @pytest.fixture(scope="module")

@@ -46,13 +46,10 @@ from graphwright.tools.search.wholes import TOKENS, behind_cut
 from graphwright.tools.search.workers import Forked
 from rich.console import Console
 
-Batches = list[dict[str, torch.Tensor]]
+from .conftest import Batches, silent
+
 TARGET = find_target("cpu")
 WITHOUT_HEADS = ("tokens", "layers", "bits", "rank")
-
-
-def silent(*_: Any) -> None:
-    pass
 
 
 @pytest.fixture(scope="module")

@@ -22,12 +22,9 @@ from graphwright.tools.search.judge import Judge
 from graphwright.tools.search.probe import sensitivities, spread_over_blocks
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
 
-Batches = list[dict[str, torch.Tensor]]
+from .conftest import Batches, silent
+
 TARGET = find_target("cpu")
-
-
-def silent(*_: Any) -> None:
-    pass
 
 
 @pytest.mark.parametrize("kind", ["fx", "onnx"])

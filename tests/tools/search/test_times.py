@@ -11,7 +11,6 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
-from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from graphwright.ir.structure.recognize import recognize
@@ -30,7 +29,8 @@ from graphwright.tools.search.solve import Choice, Option
 from graphwright.tools.search.times import Times
 from graphwright.tools.search.timing import Subject, counted_times, measured_times, stand_in
 
-Batches = list[dict[str, torch.Tensor]]
+from .conftest import Batches
+
 FORMS = (Form("quantize", 8, 64), Form("gptq", 3, 32), FAST)
 
 
@@ -43,13 +43,6 @@ def bytes_as_ms(*_: Any, **__: Any) -> Callable[[Sequence[View]], list[float]]:
 def slow_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(timing, "clock_of", bytes_as_ms)
     monkeypatch.setattr(pace, "clock_of", bytes_as_ms)
-
-
-@pytest.fixture(scope="module")
-def source(views: dict[str, View]) -> View:
-    view = views["fx"].copy()
-    canonicalize(view)
-    return view
 
 
 @pytest.fixture(scope="module")
