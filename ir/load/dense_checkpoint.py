@@ -7,8 +7,7 @@ where no pass has given them other numbers (``ir.ops.coded_weight``):
   which may be smaller. DeepSeek's ``weight_scale_inv`` multiplies, whatever its name says.
 * bitsandbytes: ``W = map[code] * absmax`` over blocks of the flattened matrix, the earlier of two
   codes in the high nibble. With double quantization absmax is ``nested_map[code] * nested_absmax +
-  offset``. Read from bitsandbytes 0.50
-  (``functional.py``).
+  offset``. Read from bitsandbytes 0.50 (``functional.py``).
 """
 
 from __future__ import annotations

@@ -19,7 +19,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, Node
 
-from .writes import Writes, is_composite
+from .writes import WRITES, Writes, is_composite
 
 aten = torch.ops.aten
 
@@ -66,7 +66,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
         return decomposed
     homes = _homes(graph)
     for node in list(graph.nodes):
-        if writes.unseen(node):
+        if node.target in WRITES:  # unseen, all of them
             writes.settle(node)
         elif node.target in _VIEWS:
             _settle_view(node)

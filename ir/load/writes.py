@@ -21,7 +21,7 @@ _ARITHMETIC = {
     aten.div_.Tensor: aten.div.Tensor, aten.div_.Scalar: aten.div.Scalar,
 }  # fmt: skip
 """Ops that may make a dtype wider than that of the tensor they write to."""
-_WRITES = _ARITHMETIC | {
+WRITES = _ARITHMETIC | {
     aten.masked_fill_.Scalar: aten.masked_fill.Scalar,
     aten.masked_fill_.Tensor: aten.masked_fill.Tensor,
     aten.scatter_.value: aten.scatter.value, aten.scatter_.src: aten.scatter.src,
@@ -56,7 +56,7 @@ class Writes:
         that returns it. A copied block writes to the name that it was called with, so that a write
         may go by another name than the one before."""
         for node in graph.nodes:
-            if node.target in _WRITES:
+            if node.target in WRITES:
                 written = node.args[0]
                 names = self._names[node] = self._names.setdefault(written, [written])
                 names.append(node)
@@ -65,7 +65,7 @@ class Writes:
     def unseen(self, node: Node) -> bool:
         """Whether ``node`` writes to a tensor that was made for it: no input, no weight, no view,
         and none that has a view from before."""
-        if node.target not in _WRITES:
+        if node.target not in WRITES:
             return False
         made = self._names[node][0]
         if node.target in _ARITHMETIC and not _keeps_dtype(node):
@@ -85,7 +85,7 @@ class Writes:
         graph, place, written = node.graph, self._places[node], node.args[0]
         assert isinstance(written, Node)
         with graph.inserting_before(node):
-            new = graph.call_function(_WRITES[node.target], node.args, node.kwargs)  # type: ignore[index]
+            new = graph.call_function(WRITES[node.target], node.args, node.kwargs)  # type: ignore[index]
         new.meta = dict(node.meta)
         # A node without a place stands for one that was settled, so that it comes before.
         written.replace_all_uses_with(new, lambda user: self._places.get(user, -1) > place)
@@ -95,7 +95,7 @@ class Writes:
 
 def _shares_nothing(user: Node) -> bool:
     """Whether what a node returns shares nothing with what it takes, but for a name of it."""
-    return user.target in _WRITES or not _is_tensor(user) or _makes_new(user)
+    return user.target in WRITES or not _is_tensor(user) or _makes_new(user)
 
 
 def _is_tensor(node: Node) -> bool:

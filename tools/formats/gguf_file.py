@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def _named(tensor: Tensor, names: Any) -> Tensor:
     name = names.get_name(tensor.name, try_suffixes=(".weight", ".bias"))
     if name is None:
         raise BadInput(f"{tensor.name} has no place in a GGUF file of this architecture")
-    return Tensor(name, tensor.kind, tensor.shape, tensor.make)
+    return replace(tensor, name=name)
 
 
 def _tensors(state: ModelState, arch: str) -> Iterator[Tensor]:
