@@ -62,6 +62,7 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     graph = program.graph
     writes = Writes(graph)
     if not _is_plain(program, writes):
+        _settle_dropout(graph)
         decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
     homes = _homes(graph)
@@ -141,6 +142,18 @@ def _other_view(node: Node) -> tuple[Any, tuple[Any, ...]] | None:
     if not isinstance(size, int) or not size:
         return None
     return aten.split.Tensor, (source, -(-size // chunks), axis)
+
+
+def _settle_dropout(graph: Graph) -> None:
+    """dropout(x, p, False) => x
+
+    It returns ``x`` itself, to which something may write later: the exporter's decomposition makes
+    another tensor of it, and what is written to one is lost for the other.
+    """
+    for node in list(graph.nodes):
+        if node.target is aten.dropout.default and node.args[2] is False:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
 
 
 def _settle_view(node: Node) -> None:

@@ -1,7 +1,7 @@
 """Random modules of views, writes and plain ops: a trace of them computes what torch does.
 
-To the bit. Seeds beyond these find what the exporter's decompositions get wrong themselves: a write
-behind ``dropout``, which in evaluation is another name of its argument, and one through ``expand``.
+To the bit. Seeds beyond these find what the exporter's decompositions round otherwise (a write
+through ``expand``) and what torch itself leaves open (a write to what the same op reads).
 """
 
 from __future__ import annotations
