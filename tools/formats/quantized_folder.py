@@ -21,6 +21,7 @@ from ...backends.artifacts.artifact import SIDE_FILES, copy_side_files
 from ...ir.core.errors import BadInput
 from ...ir.core.weights import Weight
 from ...ir.load.packed_bits import pack_rows
+from ...ir.ops.coded_weight import coded
 from ...ir.ops.nbit_weight import NBitWeight
 from . import peft_adapter
 from .model_state import ModelState, PackedLinear, narrowed, read_state
@@ -46,7 +47,14 @@ def _write(
     state = read_state(artifact)
     if names is not None:
         state = names(state)
+    kept = {name: held.form for name, weight in state.whole.items() if (held := coded(weight))}
     if not state.packed:
+        if kept:
+            raise BadInput(
+                f"{artifact}: its {len(kept)} linears are kept as their source stores them "
+                f"({', '.join(sorted({*kept.values()}))}), which this format cannot hold: make it "
+                "with quantize, which rounds them anew"
+            )
         raise BadInput(f"{artifact}: no linear is quantized; make it with quantize")
     for linear in state.packed.values():
         if linear.real_zeros:
@@ -67,6 +75,8 @@ def _write(
     tables = [name for name, weight in state.whole.items() if isinstance(weight, NBitWeight)]
     if tables:
         notes.append(f"stored in few bits in the artifact, whole here: {', '.join(tables)}")
+    if kept:
+        notes.append(f"in codes of the source in the artifact, whole here: {', '.join(kept)}")
     wide = [x for x in state.packed.values() if scales and x.stored[1].dtype != scales]
     if wide:
         notes.append(f"scales of {len(wide)} linears rounded to float16, 5e-4 of each at most")

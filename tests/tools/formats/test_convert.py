@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,9 @@ import onnx
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.core.weights import CastWeight
-from graphwright.tools.formats import model_state
+from graphwright.ir.core.weights import CastWeight, MemoryWeight
+from graphwright.ir.ops.coded_weight import CodedWeight
+from graphwright.tools.formats import model_state, quantized_folder
 from graphwright.tools.formats.convert import convert
 from graphwright.tools.formats.transformers_js import file_form
 from safetensors.torch import load_file
@@ -186,6 +188,23 @@ def test_scales_that_are_rounded_are_told(
     monkeypatch.setattr(model_state, "narrowed", lambda weight: CastWeight(weight, torch.float32))
     notes = convert(artifact, "gptq", tmp_path / "rounded")
     assert notes[1] == "scales of 1 linears rounded to float16, 5e-4 of each at most"
+
+
+def test_codes_of_the_source_are_told(
+    artifacts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact = artifacts(CASES[0][1])
+    name = "model.layers.0.mlp.down_proj.weight"
+    sizes = {"block_rows": 64, "block_columns": 96, "in_features": 96, "out_features": 64}
+    codes = MemoryWeight(torch.ones(64, 96).to(torch.float8_e4m3fn))
+    parts = {"codes": codes, "scales": MemoryWeight(torch.ones(1, 1))}
+    state = model_state.read_state(artifact)
+    held = replace(state, whole={**state.whole, name: CodedWeight("linear_float8", parts, sizes)})
+    monkeypatch.setattr(quantized_folder, "read_state", lambda _: held)
+    assert f"whole here: {name}" in convert(artifact, "gptq", tmp_path / "mixed")[-1]
+    held = replace(held, packed={})
+    with pytest.raises(BadInput, match="1 linears are kept as their source stores them"):
+        convert(artifact, "gptq", tmp_path / "out")
 
 
 def test_paths_become_an_adapter(artifacts: Any, model: Path, tmp_path: Path) -> None:
