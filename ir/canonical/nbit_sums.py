@@ -14,6 +14,7 @@ import torch
 from onnx_ir.tape import Tape
 
 from ..core.view import Node, Operand, Value, View
+from ..core.weights import CastWeight
 from ..onnx.forms import native_value, same_form, stand_in
 from ..onnx.view import OnnxView, native_view
 from ..ops.matmul_nbits import Form
@@ -69,8 +70,22 @@ class FuseRealZeros(Rule):
         parts = _real_zeros(build.match)
         assert parts is not None
         scales, zeros, attrs = parts
-        operands = [bound["x"], bound["codes"], scales, zeros]
+        operands = [bound["x"], bound["codes"], *_of_one_dtype(view, scales, zeros)]
         return build.linear_nbit(*operands, name=_grown(view, main), **attrs)
+
+
+def _of_one_dtype(view: View, scales: Value, zeros: Value) -> tuple[Value, Value]:
+    """Scales that were widened for the node as narrow as the zero points again, or where that
+    would round them, zero points as wide as they are."""
+    kept, others = view.weight(scales), view.weight(zeros)
+    assert kept is not None and others is not None
+    if kept.dtype == others.dtype:
+        return scales, zeros
+    numbers = kept.read()
+    if torch.equal(numbers.to(others.dtype).to(kept.dtype), numbers):
+        name = view.name(scales).removesuffix(".written")
+        return view.add_weight(name, CastWeight(kept, others.dtype)), zeros
+    return scales, view.add_weight(view.name(zeros), CastWeight(others, kept.dtype))
 
 
 def _main(match: Match) -> Node:

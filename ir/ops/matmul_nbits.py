@@ -68,13 +68,17 @@ def _recorded(
     inner = cast(tape, x, work)
     if work == ir.DataType.BFLOAT16 and scales.const_value is not None:
         scales = form.written(scales, work, form.blocks if not form.replicated else 1)
-    wide = scales if form.level and real is None else cast(tape, scales, work)
+    written = form.written(scales, work, form.blocks) if form.level else None
+    if written is not None and (real is None or not form.replicated):
+        wide = written  # the same numbers: the stored ones need not be in the file beside them
+    else:
+        wide = cast(tape, scales, work)
     integer = None if real is not None else zeros
     y = tape.op(
         "MatMulNBits",
         _trimmed([
             inner, form.codes(codes),
-            form.written(scales, work, form.blocks) if form.level else form.scales(wide),
+            form.scales(wide) if written is None else written,
             form.zeros(integer),
         ]),
         form.attributes(),
