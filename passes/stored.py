@@ -124,6 +124,9 @@ class Shelved:
             )  # fmt: skip
 
 
+TIED = "its weight is tied to an embedding, which keeps it: nothing would be saved"
+
+
 def reason_against_storing(view: View, linear: Linear) -> str | None:
     """Why a linear's weight cannot be stored in another form; ``None`` where it can."""
     if view.op(linear.node) != "linear":
@@ -133,8 +136,5 @@ def reason_against_storing(view: View, linear: Linear) -> str | None:
     if weight is None or not weight.dtype.is_floating_point:
         return "its weight is not a floating-point constant"
     if any(view.op(user) != "linear" for user in readers(view, linear.weight)):
-        return (
-            "its weight is tied to an embedding, which keeps it: nothing would be saved; "
-            "quantize{embeddings=8} stores both"
-        )
+        return f"{TIED}; quantize{{embeddings=8}} stores both"
     return None

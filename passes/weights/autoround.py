@@ -19,13 +19,13 @@ from ..base import Context, Needs, PassResult
 from ..linear_pass import weight_of
 from ..stored import Shelved, Stored
 from .descent import Rounding, descend
-from .nbit_pass import CodedPass
 from .quantized import Quantized
 from .quantizers import rtn
+from .table_pass import TablePass
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoRound(CodedPass):
+class AutoRound(TablePass):
     """Learn which way each weight is rounded, and how far ranges shrink, from blocks' outputs.
 
     AutoRound (Cheng et al. 2023, arXiv 2309.05516): ``code = round(w / s + v) + zero``, ``s`` the
@@ -57,7 +57,7 @@ class AutoRound(CodedPass):
         if self.steps < 1:
             raise BadInput(f"autoround: steps={self.steps} must be at least 1")
 
-    def run(self, context: Context) -> PassResult:
+    def run_linears(self, context: Context) -> PassResult:
         result = PassResult()
         chosen = self.choose(context, result)
         groups = self.groups(context.view, chosen)

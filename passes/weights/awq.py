@@ -18,8 +18,8 @@ from ..linear_pass import weight_of
 from ..stored import Shelved, Stored, relative_error
 from .expected import energies, least_of, rounding_loss
 from .inlets import allowed, fold, inlets_of
-from .nbit_pass import CodedPass
 from .quantizers import rounded, rtn
+from .table_pass import TablePass
 
 TOKENS = 512
 """Tokens of the data on which factors and ranges are judged, as in the authors' code. Of all tokens
@@ -33,7 +33,7 @@ _UNCLIPPED = frozenset({"q", "k", "qkv"})
 
 
 @dataclass(frozen=True, kw_only=True)
-class AWQ(CodedPass, Foreseen):
+class AWQ(TablePass, Foreseen):
     """Scale the inputs of linears by how active they are, clip ranges, then round to nearest.
 
     AWQ (Lin et al. 2023, arXiv 2306.00978): ``s = (mean |x|)^a``, over the root of its greatest
@@ -62,7 +62,7 @@ class AWQ(CodedPass, Foreseen):
     clip: bool = True
     """Search the range of each group."""
 
-    def run(self, context: Context) -> PassResult:
+    def run_linears(self, context: Context) -> PassResult:
         result = PassResult()
         chosen = self.choose(context, result)
         inlets, reasons = inlets_of(context, chosen) if self.scale else ([], {})

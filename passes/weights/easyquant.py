@@ -14,10 +14,11 @@ from ...ir.structure.recognize import Linear
 from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import easyquant, inliers
+from .table_pass import TablePass
 
 
 @dataclass(frozen=True, kw_only=True)
-class EasyQuant(NBitPass):
+class EasyQuant(TablePass, NBitPass):
     """Keep weights ``nsig`` standard deviations from the mean exact; fit the scale of the others.
 
     EasyQuant (arXiv 2403.02775), data-free: codes are symmetric, the scale minimises
@@ -36,7 +37,7 @@ class EasyQuant(NBitPass):
     per_row: bool = False
     """Take the deviation of each row, not of the matrix."""
     solver: Literal["als", "adam"] = "als"
-    """How scales are fitted: exact steps, or as in the paper."""
+    """How scales are fitted: exactly, or as there."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,12 +18,12 @@ from ..foreseen import Foreseen
 from ..linear_pass import StoringPass
 from ..stored import Stored
 from .expected import energies, rounding_loss
-from .nbit_pass import CodedPass
 from .quantizers import rtn
+from .table_pass import TablePass
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineQuant(CodedPass, StoringPass, Foreseen):
+class FineQuant(TablePass, StoringPass, Foreseen):
     """Round to nearest in groups whose size is chosen for each matrix, without data.
 
     After FineQuant (Kim et al. 2023, arXiv 2308.09723), of which no code is public and whose exact

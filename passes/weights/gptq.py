@@ -16,12 +16,12 @@ from ..linear_pass import StoringPass
 from ..stored import Stored
 from .expected import energies_after_feedback, rounding_loss
 from .feedback import MOST_DAMPING, Feedback, rounded_with_feedback
-from .nbit_pass import CodedPass
 from .quantizers import rtn
+from .table_pass import TablePass
 
 
 @dataclass(frozen=True, kw_only=True)
-class GPTQ(CodedPass, StoringPass, Foreseen):
+class GPTQ(TablePass, StoringPass, Foreseen):
     """Round one input after another; those behind it make up for what that does to the outputs.
 
     GPTQ (Frantar et al. 2022, arXiv 2210.17323): with ``H^-1 = U^T U`` of the Gram matrix of the

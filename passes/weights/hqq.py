@@ -15,10 +15,11 @@ from .expected import energies, rounding_loss
 from .nbit_pass import NBitPass
 from .quantized import Quantized
 from .quantizers import hqq
+from .table_pass import TablePass
 
 
 @dataclass(frozen=True, kw_only=True)
-class HQQ(NBitPass):
+class HQQ(TablePass, NBitPass):
     """Fit real zero points under a sparse error model (``l_p``, p < 1), without data.
 
     HQQ (Badri and Shaji 2023, mobiusml.github.io/hqq_blog): ``iters`` rounds of

@@ -55,7 +55,9 @@ class TableForm:
     """How tables are stored."""
 
     by: NBitPass
-    """The pass that stores them, at their bits."""
+    """What rounds them, at their bits."""
+    rule: str
+    """The pass that stores them."""
 
     def refusal(self, table: Table) -> str | None:
         """Why a table stays as it is; ``None`` where it does not."""
@@ -102,7 +104,7 @@ class TableForm:
             if stored[part] is not None
         }
         site = self.site(table, weight.nbytes, stored["rel_l2"])
-        with view.made_by(self.by.name, context.step):
+        with view.made_by(self.rule, context.step):
             for embedding in context.structure.embeddings:
                 if _holds(view, embedding, weight):
                     self._swap(view, embedding, parts)
@@ -138,7 +140,7 @@ class TableForm:
         }  # fmt: skip
         try:
             swap(
-                context.view, head, "linear_nbit", operands, attrs, rule=self.by.name,
+                context.view, head, "linear_nbit", operands, attrs, rule=self.rule,
                 step=context.step,
             )  # fmt: skip
         except Refusal as refusal:

@@ -79,9 +79,10 @@ def _advice(manifest: Manifest, after: int) -> str:
     tables = 0 if tree is None else sum(m.params_bytes for m in _modules(tree) if _is_table(m))
     if tables < _TABLES * after:
         return ""
+    able = (step.name for step in manifest.passes if "embeddings" in step.options)
     return (
         f"{size(min(tables, after))} of what was kept are tables of embeddings: "
-        "quantize{embeddings=8} stores them in 8 bits"
+        f"{next(able, 'quantize')}{{embeddings=8}} stores them in 8 bits"
     )
 
 

@@ -30,7 +30,7 @@ class Tables:
     def of(cls, view: View, structure: Structure, held: HeldTables, target: Target) -> Tables:
         by = held.pass_(target)
         assert isinstance(by, Quantize)
-        form = TableForm(by)
+        form = TableForm(by, by.name)
         all_tables = tables(view, structure)
         return cls(form, [table for table in all_tables if form.refusal(table) is None])
 

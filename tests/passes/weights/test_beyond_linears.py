@@ -103,7 +103,7 @@ def test_they_reach_experts_and_convolutions_and_leave_the_rest_with_reasons(bey
         reasons = dict(step.refused)
         assert reasons.keys() == {"head", "stack", "wide"}
         assert reasons["head"].startswith("its weight is tied to an embedding, which keeps it")
-        assert "quantize{embeddings=8} stores both" in reasons["head"]
+        assert reasons["head"].endswith("nothing would be saved; embeddings=8 stores both")
         assert reasons["stack"].startswith("w is a stack of 3 matrices, [3, 32, 32]")
         assert reasons["wide"] == "the kernel is 3, not 1"
         assert error(beyond, result) < 0.95 * error(beyond, plain), name
@@ -117,3 +117,14 @@ def test_a_tied_head_in_8_bits_beside_them_gets_a_path_too(beyond: View, name: s
     assert [site.name for site in table.sites] == ["table"] and not table.refused
     assert {site.name for site in eora.sites} == {*SITES, "head"}
     assert error(beyond, behind) < 0.8 * error(beyond, before)
+
+
+@pytest.mark.parametrize("options", ["gptq{", "awq{", "autoround{steps=1 "])
+def test_they_store_a_table_and_its_head_in_8_bits_if_asked(beyond: View, options: str) -> None:
+    recipe = f"{options}bits=2 group=16 embeddings=auto}}"
+    planned = {s.name: s.bytes_after for s in gw.plan(beyond, recipe).passes[0][1].sites}
+    kept, stored = (optimized(beyond, text) for text in (recipe.replace("auto}", "keep}"), recipe))
+    step = stored.report.passes[0].result
+    assert {s.name: s.bytes_after for s in step.sites} == planned
+    assert planned.keys() == {*SITES, "table"} and "head" not in dict(step.refused)
+    assert error(beyond, stored) < 1.05 * error(beyond, kept)

@@ -138,6 +138,21 @@ def test_a_table_that_a_head_is_tied_to_has_8_bits_unless_it_is_asked_for(
     assert once == twice, "a table is stored once in a forecast too"
 
 
+@pytest.mark.parametrize("name", ["hqq", "finequant", "easyquant"])
+def test_passes_that_do_more_than_round_store_tables_if_asked(
+    name: str, toy_graph: Graphs, toy_inputs: Inputs
+) -> None:
+    tied = toy_graph("fx", tie)
+    whole, stored = (
+        optimize(tied, f"{name}{{group=16{more}}}", toy_inputs).report.passes[0].result
+        for more in ("", " embeddings=8")
+    )
+    assert "embed" not in {s.name for s in whole.sites} and dict(whole.refused).keys() == {"head"}
+    (site,) = [s for s in stored.sites if s.name == "embed"]
+    assert site.note == "one stored copy with head" and not stored.refused
+    assert site.bits_per_weight == 10.0, "a scale in float32 for 16 codes"
+
+
 @pytest.mark.parametrize(("option", "level"), [("", 4), ("accuracy_level=0", 0)])
 def test_a_level_that_is_given_reaches_a_tied_head(
     option: str, level: int, toy_graph: Graphs, toy_inputs: Inputs
