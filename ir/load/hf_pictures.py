@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from ..structure.cache_slots import TOKEN_TYPES
-from . import hf_qwen_vl
+from . import hf_qwen25_vl, hf_qwen_vl
 
 RASTERS = ("llava_next", "llava_onevision")
 """Model types whose images are crops in a raster."""
@@ -38,7 +38,7 @@ def tokens_of(config: Any) -> int:
     kind, vision = config.model_type, getattr(config, "vision_config", config)
     if kind == "blip-2":
         return int(config.num_query_tokens)
-    if kind == "qwen2_vl":
+    if kind in hf_qwen_vl.TYPES:
         return math.prod(hf_qwen_vl.token_grid(config))
     if kind == "paligemma":
         return int((vision.image_size // vision.patch_size) ** 2)
@@ -53,7 +53,7 @@ def tokens_of(config: Any) -> int:
 
 def size_notes(config: Any) -> tuple[str, ...]:
     """What a person should know of the size of a graph's images, where there are others."""
-    if config.model_type == "qwen2_vl":
+    if config.model_type in hf_qwen_vl.TYPES:
         return (hf_qwen_vl.size_note(config),)
     if config.model_type not in RASTERS:
         return ()
@@ -117,6 +117,7 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 FEATURES: Mapping[str, Features] = {
     **dict.fromkeys(RASTERS, _llava_next), **dict.fromkeys(SHUFFLED, _smolvlm),
     **dict.fromkeys(("blip-2", "paligemma"), _pooled), "qwen2_vl": hf_qwen_vl.features,
+    "qwen2_5_vl": hf_qwen25_vl.features,
 }  # fmt: skip
 """By model type; LLaVA itself is in ``hf_llava``."""
 
@@ -128,7 +129,7 @@ def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict
         return {TOKEN_TYPES: torch.zeros_like(inputs["input_ids"]), **inputs}
     if pixels is None or not len(pixels):
         return dict(inputs)
-    if kind == "qwen2_vl":
+    if kind in hf_qwen_vl.TYPES:
         grid = torch.tensor([[1, *hf_qwen_vl.patch_grid(model.config)]] * len(pixels))
         kinds = (inputs["input_ids"] == model.config.image_token_id).int()
         patches = hf_qwen_vl.patches(model.config, pixels).flatten(0, 1)

@@ -10,7 +10,7 @@ from . import hf_qwen_vl
 
 PREFIXED = ("paligemma",)
 """Model types whose prompt sees all of itself."""
-TURNED = ("qwen2_vl",)
+TURNED = hf_qwen_vl.TYPES
 """Model types whose tokens stand in time, down and across."""
 
 

@@ -2,7 +2,8 @@
 
 The library takes an image as rows of patches with a grid beside them, and reads both, as the
 lengths of texts, out of tensors, which no graph can follow. Here an image is an image, of
-``image_size`` in the config's ``vision_config`` where it is there, else of 16 by 16 tokens.
+``image_size`` in the config's ``vision_config`` where it is there, else of 16 by 16 tokens. What
+its successors share is here too; their towers are in ``hf_qwen25_vl`` and ``hf_qwen3_vl``.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+TYPES = ("qwen2_vl", "qwen2_5_vl")
+"""Model types of the line: patches in squares, and tokens that stand in time, down and across."""
 TOKENS = 16
 """Tokens along each side of an image where the config sets no size."""
 
@@ -75,32 +78,63 @@ def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     Each image is looked at by itself: the library's blocks, with the images side by side.
     """
     tower, merge = model.model.visual, model.config.vision_config.spatial_merge_size
-    rows, columns = patch_grid(model.config)
-    stream = linear(patches(model.config, pixels), tower.patch_embed.proj.weight.flatten(1))
-    down = torch.arange(rows).reshape(rows, 1).expand(rows, columns)
-    across = torch.arange(columns).reshape(1, columns).expand(rows, columns)
-    turns = tower.rotary_pos_emb(stream, _in_order(torch.stack([down, across], -1), 0, merge))
+    stream = embedded_patches(tower, patches(model.config, pixels))
+    turns = tower.rotary_pos_emb(stream, patch_places(model.config))
     for block in tower.blocks:
-        stream = stream + _attention(block.attn, block.norm1(stream), turns)
+        stream = stream + attention(block.attn, block.norm1(stream), turns)
         stream = stream + block.mlp(block.norm2(stream))
-    normed = tower.merger.ln_q(stream)
-    images, count, width = normed.shape
-    merged: torch.Tensor = tower.merger.mlp(
-        normed.reshape(images, count // merge**2, merge**2 * width)
-    )
+    merged: torch.Tensor = tower.merger.mlp(joined(tower.merger.ln_q(stream), merge**2))
     return merged
 
 
-def _attention(attention: Any, stream: torch.Tensor, turns: Any) -> torch.Tensor:
+def embedded_patches(tower: Any, rows: torch.Tensor) -> torch.Tensor:
+    """The stream of a tower, ``[images, patches, width]``: the convolution over patches that do
+    not overlap is a linear."""
+    convolution = tower.patch_embed.proj
+    return linear(rows, convolution.weight.flatten(1), convolution.bias)
+
+
+def patch_places(config: Any) -> torch.Tensor:
+    """Row and column of each patch, in the order of ``patches``: i64 ``[patches, 2]``."""
+    rows, columns = patch_grid(config)
+    down = torch.arange(rows).reshape(rows, 1).expand(rows, columns)
+    across = torch.arange(columns).reshape(1, columns).expand(rows, columns)
+    return _in_order(torch.stack([down, across], -1), 0, config.vision_config.spatial_merge_size)
+
+
+def joined(stream: torch.Tensor, count: int) -> torch.Tensor:
+    """``count`` rows of a stream as one: ``[images, patches / count, count * width]``."""
+    images, patches, width = stream.shape
+    return stream.reshape(images, patches // count, count * width)
+
+
+def attention(
+    module: Any,
+    stream: torch.Tensor,
+    turns: tuple[torch.Tensor, torch.Tensor],
+    *,
+    window: int | None = None,
+    seen: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """A tower's attention over each image of a stream ``[images, patches, width]``.
+
+    With ``window`` over so many patches in a row; with ``seen`` bool ``[1, 1, patches, patches]``
+    over those keys that are true for a query.
+    """
     from transformers.models.qwen2_vl.modeling_qwen2_vl import apply_rotary_pos_emb_vision
 
     images, count, width = stream.shape
-    heads = attention.num_heads
-    stacked = attention.qkv(stream).reshape(images, count, 3, heads, width // heads)
+    heads = module.num_heads
+    stacked = module.qkv(stream).reshape(images, count, 3, heads, width // heads)
     query, key, value = stacked.unbind(2)
     query, key = apply_rotary_pos_emb_vision(query, key, *turns)
-    mixed = scaled_dot_product_attention(*(t.transpose(1, 2) for t in (query, key, value)))
-    projected: torch.Tensor = attention.proj(mixed.transpose(1, 2).reshape(images, count, width))
+    if window is not None:
+        shape = images * (count // window), window, heads, width // heads
+        query, key, value = (t.reshape(shape) for t in (query, key, value))
+    mixed = scaled_dot_product_attention(
+        *(t.transpose(1, 2) for t in (query, key, value)), attn_mask=seen
+    )
+    projected: torch.Tensor = module.proj(mixed.transpose(1, 2).reshape(images, count, width))
     return projected
 
 

@@ -84,6 +84,12 @@ _CLIP = {"text_config": _TEXT | {"projection_dim": 24}, "vision_config": _CLIP_V
          "projection_dim": 24}  # fmt: skip
 _LLAMA = _GROUPED | {"model_type": "llama"}
 _QWEN = _GROUPED | {"model_type": "qwen2"}
+_TURNED = {"rope_parameters": {
+    "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}  # fmt: skip
+_QWEN_VISION = {"depth": LAYERS, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2,
+                "temporal_patch_size": 2}  # fmt: skip
+_QWEN_WORDS = {"image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
+               "vision_end_token_id": 93}  # fmt: skip
 _BOTH = (LAYERS, LAYERS)
 def _causal(model: str, sizes: Mapping[str, Any], **facts: Any) -> Family:
     """A decoder whose config is named as its model is."""
@@ -276,13 +282,14 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
         "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]], "vision_feature_layer": -1},
         blocks=_BOTH, cache=True),
     "qwen2-vl": Family("Qwen2VLForConditionalGeneration", "Qwen2VLConfig", {
-        "text_config": _GROUPED | {"rope_parameters": {
-            "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}},
-        "vision_config": {"depth": LAYERS, "embed_dim": 32, "hidden_size": 32, "num_heads": 4,
-                          "mlp_ratio": 2, "patch_size": 4, "spatial_merge_size": 2,
-                          "temporal_patch_size": 2, "image_size": [16, 24]},
-        "image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
-        "vision_end_token_id": 93}, blocks=_BOTH, cache=True),
+        "text_config": _GROUPED | _TURNED, "vision_config": _QWEN_VISION | {
+            "embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2, "image_size": [16, 24]},
+        **_QWEN_WORDS}, blocks=_BOTH, cache=True),
+    "qwen2.5-vl": Family("Qwen2_5_VLForConditionalGeneration", "Qwen2_5_VLConfig", {
+        "text_config": _GROUPED | _TURNED, "vision_config": _QWEN_VISION | {
+            "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "window_size": 16,
+            "fullatt_block_indexes": [1], "image_size": [16, 24]},
+        **_QWEN_WORDS}, blocks=_BOTH, cache=True),
     "paligemma": Family("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {
         "vision_config": _SIGLIP | {"projection_dim": 32, "vision_use_head": False},
         "text_config": _HEADED | {"model_type": "gemma"}, "image_token_id": 96,

@@ -102,11 +102,15 @@ def check_written(view: View) -> None:
     assert [list(row) for row in zip(*steps, strict=True)] == expected[:, ids.shape[1] :].tolist()
 
 
-BESIDE = {"paligemma": ("token_type_ids",), "qwen2-vl": ("past_key_values.shift",)}
+BESIDE = {
+    "paligemma": ("token_type_ids",),
+    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl"), ("past_key_values.shift",)),
+}  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    "name", ["llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl"]
+    "name",
+    ["llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl", "qwen2.5-vl"],
 )
 def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path) -> None:
     """Rasters of crops with newlines, shuffled patches, queries, a prompt that sees all of itself,
