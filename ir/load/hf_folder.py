@@ -16,7 +16,7 @@ from ..core.view import Source
 from ..core.weights import Weight, distinct_bytes
 from ..fx.view import FxView
 from ..structure.costs import weight_bytes
-from ..structure.pictured import grid_metadata, prompt_metadata
+from ..structure.pictured import grid_metadata, places_metadata, prompt_metadata
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_experts import expert_notes
@@ -27,6 +27,8 @@ from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
 from .hf_pictures import RASTERS, crop_grid, size_notes
+from .hf_places import TURNED
+from .hf_qwen_vl import token_grid
 from .hf_rope import settle_rope, switch_metadata
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
@@ -140,6 +142,8 @@ def load_model(
     view.metadata().update(switch_metadata(model))
     if config.model_type in RASTERS:
         view.metadata().update(grid_metadata(crop_grid(config)))
+    if config.model_type in TURNED and "pixel_values" in names:
+        view.metadata().update(places_metadata(token_grid(config)))
     if part is not None:
         view.drop_unused_weights()
         view.source.source_bytes = weight_bytes(view)

@@ -14,7 +14,8 @@ from typing import Literal
 from ..core.errors import Refusal
 from ..core.types import UNKNOWN_DIM, mentions
 from ..core.view import NATIVE, Node, Value, View
-from ..structure.cache_slots import is_past
+from ..structure.cache_slots import SHIFT, is_past, present_of
+from ..structure.pictured import PLACES_KEY
 from ..vocab import END, traits
 from ..vocab.builder import Builder
 from .upstream import upstream
@@ -32,6 +33,8 @@ def shrink(
     ``positions="kept"`` a token keeps the position that it had: rotary tables are selected. With
     ``"renumbered"`` positions are counted anew. Ascending order makes the ordinary causal mask of
     the new length right in both (a mask that encodes distances, as ALiBi does, counts anew too).
+    Where tokens stand down and across (``PLACES_KEY``), all keep their places: one in an image is
+    no count of what is before it.
 
     In a graph with a key-value cache, the slots of blocks behind the cut are shorter from then on
     (ragged, where blocks before it have slots too); a step that drops nothing goes through as it
@@ -70,6 +73,8 @@ class _Cut:
                 "trace the model with a dynamic sequence"
             )
         self.dim = shape[1]
+        if PLACES_KEY in self.view.metadata():
+            self.positions = "kept"
         self.order = {node: place for place, node in enumerate(self.view.nodes())}
         self.behind, self.stream = self._flow()
         maker = self.view.producer(self.kept)
@@ -110,6 +115,7 @@ class _Cut:
     def apply(self) -> Value:
         new = self._select(self.value)
         self.followed[self.value] = new
+        self._tell_shift()
         for node in self.behind:
             for old in self.view.arguments(node):
                 if old in self.stream and old is not self.value:
@@ -118,6 +124,17 @@ class _Cut:
                 if followed is not old:
                     self.view.rewire(node, old, followed)
         return new
+
+    def _tell_shift(self) -> None:
+        """What follows stands as it did: farther by what leaves, which no cache holds any more."""
+        view, name = self.view, present_of(SHIFT)
+        outputs = dict(zip(view.output_names(), view.outputs(), strict=True))
+        if name not in outputs or self.slots is None or self.slots[0] is not self.slots[1]:
+            return
+        makers = {view.maker(outputs[name]), view.maker(self.kept)}
+        b = Builder(view, view.after([node for node in view.nodes() if node in makers][-1]))
+        left = b.sub(b.size(self.value, dim=1), b.size(self.kept, dim=1))
+        view.set_outputs(outputs | {name: b.add(outputs[name], left)})
 
     def renew_types(self, new: Value) -> None:
         """Types behind the cut say the new dimension."""

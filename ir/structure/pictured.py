@@ -15,6 +15,10 @@ PROMPT_KEY = "graphwright.image_prompt"
 GRID_KEY = "graphwright.image_grid"
 """Metadata: rows and columns of the crops that an image comes as beside its thumbnail: 2 2."""
 
+PLACES_KEY = "graphwright.image_places"
+"""Metadata: rows and columns of the tokens of an image, in a graph whose tokens stand down and
+across beside in time (Qwen2-VL's M-RoPE): 16 16. Where some leave, the others keep their places."""
+
 
 def prompt_metadata(prompt: Sequence[int]) -> dict[str, str]:
     """The metadata of a graph of which every image is this ``prompt``; none for a graph of text."""
@@ -35,6 +39,17 @@ def grid_metadata(grid: tuple[int, int] | None) -> dict[str, str]:
 def read_grid(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     """What ``grid_metadata`` says; ``None`` where metadata say nothing that it could."""
     match = re.fullmatch(r"(\d{1,3}) (\d{1,3})", metadata.get(GRID_KEY, ""))
+    return (int(match[1]), int(match[2])) if match else None
+
+
+def places_metadata(grid: tuple[int, int]) -> dict[str, str]:
+    """The metadata of a graph whose images are a ``grid`` of tokens, which stand as in it."""
+    return {PLACES_KEY: f"{grid[0]} {grid[1]}"}
+
+
+def read_places(metadata: Mapping[str, str]) -> tuple[int, int] | None:
+    """What ``places_metadata`` says; ``None`` where metadata say nothing that it could."""
+    match = re.fullmatch(r"(\d{1,4}) (\d{1,4})", metadata.get(PLACES_KEY, ""))
     return (int(match[1]), int(match[2])) if match else None
 
 

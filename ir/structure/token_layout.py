@@ -1,7 +1,9 @@
-"""Which patch each token of an image is, where they enter a text in another order than the tower's.
+"""Which patch each token of an image is, where they enter a text in another order than the tower's,
+and which patches, where several are one token.
 
 LLaVA-NeXT puts the patches of an image's crops together as one raster and writes a newline behind
-each of its rows. Read off the graph: what only moves features is done to their numbers.
+each of its rows; Qwen2-VL makes one token of a square of patches, and those of Qwen2.5-VL are in
+the order of windows. Read off the graph: what only moves features is done to their numbers.
 """
 
 from __future__ import annotations
@@ -14,10 +16,13 @@ from numpy.typing import NDArray
 
 from ..core.types import Dim
 from ..core.view import Node, Operand, Value, View, is_value
+from ..vocab import traits
 
 Numbers = NDArray[np.int32]
 NO_PATCH = -1
+Members = tuple[tuple[int, ...], ...]
 _RESHAPING = ("reshape", "squeeze", "unsqueeze", "cast", "identity")
+_NORMS = ("layer_norm", "rms_norm")
 
 
 def token_layout(
@@ -45,6 +50,72 @@ def token_layout(
     if features not in known or known[features].ndim != 3 or len(known[features]) != 1:
         return ()
     return tuple(known[features][0, :, 0].tolist())
+
+
+def merged_patches(
+    view: View, path: Sequence[Node], whole: Value, features: Value, *, cls_token: bool
+) -> Members:
+    """For each token of one picture the patches of the tower that it is made of, ascending. Empty
+    where the graph does not tell, and where tokens share patches, leave some out, or are not made
+    of as many.
+
+    ``whole`` ``[images, patches, width]`` is what the tower gives, ``path`` are the nodes from
+    there to ``features``, ``[images, tokens, width]``. A linear mixes what lies in a row.
+    """
+    sizes = _sizes(view, whole)
+    if len(sizes) != 3:
+        return ()
+    groups: list[frozenset[int]] = [frozenset({i - cls_token}) for i in range(sizes[1])]
+    numbers = np.arange(sizes[1], dtype=np.int32).reshape(1, -1, 1)
+    known: dict[Value, Numbers] = {whole: np.broadcast_to(numbers, sizes)}
+    for node in path:
+        if features in known:
+            break
+        kept = _kept_rows(view, node, known)
+        moved = _mixed(view, node, known, groups) if kept is None else kept
+        if moved is None:
+            return ()
+        known[view.results(node)[0]] = moved
+    rows = known[features][0] if features in known else None
+    if rows is None or rows.ndim != 2 or (rows != rows[:, :1]).any():
+        return ()
+    members = [sorted(groups[number]) for number in rows[:, 0]]
+    every = sorted(patch for token in members for patch in token)
+    equal = len(set(map(len, members))) == 1 and every == [*range(sizes[1] - cls_token)]
+    return tuple(map(tuple, members)) if equal else ()
+
+
+def _kept_rows(view: View, node: Node, known: dict[Value, Numbers]) -> Numbers | None:
+    """The numbers of what moves features, or changes them each by itself or within its row."""
+    op, first = view.op(node), view.operands(node)[0]
+    if op in _NORMS or traits(op).activation:
+        return known.get(first) if is_value(first) else None
+    return None if op == "concat" else _moved(view, node, known)
+
+
+def _mixed(
+    view: View, node: Node, known: dict[Value, Numbers], groups: list[frozenset[int]]
+) -> Numbers | None:
+    """The numbers behind a linear, each of a new group: what lay in its row."""
+    sizes, first = _sizes(view, view.results(node)[0]), view.operands(node)[0]
+    if not traits(view.op(node)).is_linear or not sizes or not is_value(first):
+        return None
+    if first not in known:
+        return None
+    rows = known[first].reshape(-1, known[first].shape[-1])
+    start = len(groups)
+    groups += [frozenset().union(*(groups[n] for n in np.unique(row))) for row in rows]
+    made = np.arange(start, len(groups), dtype=np.int32).reshape(*sizes[:-1], 1)
+    return np.broadcast_to(made, sizes)
+
+
+def squares(members: Members, grid: tuple[int, int]) -> tuple[int, int] | None:
+    """Rows and columns of tokens, where each is a square of a ``grid`` of patches, row by row."""
+    side = math.isqrt(len(members[0]))
+    rows, columns = grid[0] // side, grid[1] // side
+    numbers = np.arange(grid[0] * grid[1]).reshape(grid)[: rows * side, : columns * side]
+    apart = numbers.reshape(rows, side, columns, side).swapaxes(1, 2).reshape(-1, side * side)
+    return (rows, columns) if [*map(tuple, apart.tolist())] == [*members] else None
 
 
 def _moved(view: View, node: Node, known: dict[Value, Numbers]) -> Numbers | None:

@@ -16,8 +16,9 @@ from ..core.types import Dim
 from ..core.view import Node, Value, View
 from ..vocab import traits
 from .layers import Block, uncut
+from .pictured import read_places
 from .recognize import Attention, Linear, Structure
-from .token_layout import NO_PATCH, token_layout
+from .token_layout import NO_PATCH, Members, merged_patches, squares, token_layout
 
 _PICKING = frozenset({
     "aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_put.default", "Gather",
@@ -38,9 +39,12 @@ class ImageTokens:
     cls_token: bool
     """Whether the tower's first token is not a patch and is cut off before the projector."""
     grid: tuple[int, int] | None
-    """Rows and columns of patches in one picture; ``None`` where the graph does not tell."""
+    """Rows and columns of the tokens of one picture; ``None`` where the graph does not tell."""
     patches: int
     """Tokens that one picture gives."""
+    members: Members
+    """For each of them, in the text's order, the tower's patches that it is made of; empty where
+    each is one patch."""
     pictures: int
     """Pictures that stand for one image: 1, or thumbnail and crops."""
     tokens: int
@@ -83,6 +87,15 @@ class ImageTokens:
         """Raise ``Refusal`` where it is not known which token each patch is."""
         if sorted(self.layout)[self.newlines :] != [*range(self.patches * self.pictures)]:
             self.check_apart()
+
+    def check_single(self) -> None:
+        """Raise ``Refusal`` where a token is made of several patches: of rows of the tower."""
+        if self.members:
+            raise Refusal(
+                f"each of an image's {self.tokens} tokens is {len(self.members[0])} patches of the "
+                "vision tower's, put together behind it. `fopru`, `diverse` and `similarity` "
+                "choose among the tokens"
+            )
 
     def check_apart(self) -> None:
         """Raise ``Refusal`` where tokens are not the tower's patches, picture by picture: what is
@@ -148,6 +161,13 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     if site is None:
         raise Refusal("the vision tower's last layer has no attention")
     crops = _crops(view)
+    members = merged_patches(view, path, whole, features, cls_token=cut is not None) if (
+        crops is None and tokens < patches
+    ) else ()  # fmt: skip
+    grid = _grid(view, patches)
+    if members:
+        grid = (grid and squares(members, grid)) or read_places(view.metadata())
+        patches = tokens
     pictures = max(1, tokens // patches) if crops is None else crops[1]
     if crops is not None and tokens <= patches:
         # Exporters drop the reshape that joins an image's crops where another one follows it.
@@ -156,7 +176,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         view, path, features, pictures, patches
     )  # fmt: skip
     return ImageTokens(
-        tuple(towers), site, cut is not None, _grid(view, patches), patches,
+        tuple(towers), site, cut is not None, grid, patches, members,
         pictures, tokens, layout, _names(structure.linears, set(path)), features, images,
         merged, placeholders, language, layer, kept, _count(view, kept, tokens),
     )  # fmt: skip

@@ -14,7 +14,7 @@ from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
-from .token_pass import ScoredTokens, in_image, shared
+from .token_pass import ScoredTokens, by_token, in_image, shared
 
 OUTLIERS = 10 / 576
 """The share of patches that DAMRO takes for outliers: 10 of LLaVA-1.5's."""
@@ -79,7 +79,7 @@ class FasterVLM(ClsScoredTokens):
             )
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
-        return cls_row(view, images.attention)
+        return by_token(view, images, cls_row(view, images.attention))
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

@@ -16,7 +16,7 @@ from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
-from .token_pass import ScoredTokens, in_image, shared
+from .token_pass import ScoredTokens, by_token, in_image, shared
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,8 @@ class FoPru(ScoredTokens):
     of the layer that makes the features pay to it, the mean of the heads. ``strategy=rank`` keeps
     the best, ``row`` whole rows of the patch grid by the sum of their scores, so that what runs
     from left to right, as text does, stays whole; where an image comes as several pictures, each
-    keeps as many, and newlines among them all stay. It needs no CLS token. No code of the authors
+    keeps as many, and newlines among them all stay. A token that is made of several patches
+    (Qwen2-VL's squares) counts their mean. It needs no CLS token. No code of the authors
     is public: the layer, the queries and the sum over a row are our reading.
 
     The layer's whole map is made once, ``heads tokens²`` numbers a picture.
@@ -46,9 +47,10 @@ class FoPru(ScoredTokens):
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
         scores = received(view, images.attention.node)
-        if not images.cls_token:
-            return scores
-        return Builder(view, view.after(view.maker(scores))).slice(scores, 1, END, dim=1)
+        if images.cls_token:
+            b = Builder(view, view.after(view.maker(scores)))
+            scores = b.slice(scores, 1, END, dim=1)
+        return by_token(view, images, scores)
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

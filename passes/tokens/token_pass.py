@@ -199,6 +199,19 @@ def in_image(view: View, chosen: Value, images: ImageTokens, left: int) -> Value
     return tokens_of(b, images, patches, left)
 
 
+def by_token(view: View, images: ImageTokens, scores: Value) -> Value:
+    """Scores of the tower's patches ``[pictures, patches]`` as those of tokens: the mean of what a
+    token is made of."""
+    if not images.members:
+        return scores
+    b = Builder(view, view.after(view.maker(scores)))
+    each = len(images.members[0])
+    table = MemoryWeight(torch.tensor(images.members).flatten())
+    apart = b.index_select(scores, view.add_weight("token_pass.members", table), dim=1)
+    sums = b.sum(b.reshape(apart, -1, len(images.members), each), dims=(2,), keepdim=False)
+    return b.mul(sums, 1 / each)
+
+
 def by_picture(view: View, images: ImageTokens) -> Value:
     """The projected features, a row for each picture: ``[pictures, patches, width]``."""
     shape = view.type(images.features).shape or ()

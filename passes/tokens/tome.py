@@ -151,6 +151,7 @@ def _find_tower(view: View, structure: Structure) -> _Tower:
         images = find_image_tokens(view, structure)
         check_order(view, structure, 0)
         images.check_whole("put tome first in the recipe")
+        images.check_single()
         images.check_patches()
         tower = _Tower(images.tower, images.patches + images.cls_token, images.cls_token, images)
     else:

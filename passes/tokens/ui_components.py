@@ -50,6 +50,7 @@ class UiComponents(ScoredTokens):
         if images.grid is None:
             raise Refusal("no convolution makes the patches, so their neighbours are not known")
         images.check_whole("components are of all patches")
+        images.check_single()
         images.check_patches()
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:

@@ -46,6 +46,7 @@ class VisPruner(KeepPass):
 
     def check(self, images: ImageTokens) -> None:
         check_cls(images)
+        images.check_single()
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

@@ -10,7 +10,7 @@ from ...ir.core.view import Value, View
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from .fastervlm import ClsScoredTokens, cls_row
-from .token_pass import behind
+from .token_pass import behind, by_token
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,4 +42,4 @@ class VTCCLS(ClsScoredTokens):
         total = rows[0]
         for row in rows[1:]:
             total = behind(view, total, row).add(total, row)
-        return total
+        return by_token(view, images, total)

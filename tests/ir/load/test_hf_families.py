@@ -122,9 +122,9 @@ def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path
     if beside:
         check_written(view)
     if name == "qwen2-vl":
-        reason = "as 6 tokens, and the vision tower has 24 patches in each of 1 pictures"
+        reason = "each of an image's 6 tokens is 4 patches of the vision tower's"
         with pytest.raises(BadInput, match=reason):
-            gw.plan(view, "fopru{keep=50%}")
+            gw.plan(view, "tome{r=2}")
         assert view.source.notes[0].startswith("images are of 16 x 24, which are 6 tokens")
 
 

@@ -66,10 +66,9 @@ def test_prompts_of_several_images_padded_on_the_left(loaded: View) -> None:
     mask = torch.tensor([[0] * (longest - len(text)) + [1] * len(text) for text in texts])
     pixels = torch.randn(3, 3, 16, 32, generator=torch.Generator().manual_seed(1))
     inputs = {"input_ids": ids, "attention_mask": mask, "pixel_values": pixels}
-    inputs |= {
-        name: torch.zeros(2, 2, 0, 8) for name in loaded.input_names() if name.endswith("key")
-        or name.endswith("value")
-    } | {"past_key_values.shift": torch.zeros(2, 1, dtype=torch.int64)}  # fmt: skip
+    caches = (name for name in loaded.input_names() if name.endswith((".key", ".value")))
+    inputs |= {name: torch.zeros(2, 2, 0, 8) for name in caches}
+    inputs["past_key_values.shift"] = torch.zeros(2, 1, dtype=torch.int64)
     original = loaded.source.original
     assert isinstance(original, ModuleOriginal)
     module: Any = original.make()
