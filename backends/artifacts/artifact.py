@@ -15,7 +15,7 @@ import onnx_ir
 
 from ...ir.core.errors import FULL, BadInput, DiskFull
 from ...ir.core.files import is_own
-from ...ir.load.entry_files import PATTERN
+from ...ir.load.entry_files import PARTS, PATTERN
 from ...ir.load.quantized_checkpoint import KEYS
 from ...ir.load.side_files import read_json
 from ...ir.structure.cache_slots import ROWS_KEY
@@ -27,6 +27,9 @@ PAIR_FILES = {part: f"{part}_model.onnx" for part in ("encoder", "decoder", "dec
 REPORT_FILE = "report.html"
 GENAI_FILE = "genai_config.json"
 """See ``backends.artifacts.genai``."""
+PROCESSOR_FILE = "genai_processor.json"
+PICTURED_FILES = dict(zip(("vision", "embedding", "text"), PARTS, strict=True))
+"""See ``backends.artifacts.genai_pictures``: parts of a model of images and text, over its data."""
 SIDE_FILES = (
     "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json",
     "tokenizer.model", "special_tokens_map.json", "added_tokens.json", "vocab.txt", "vocab.json",
@@ -81,7 +84,8 @@ def _places(source: str | Path) -> list[Path]:
 def _foreign(out: Path) -> Iterator[str]:
     """Names below a folder that are in no artifact, as they are found."""
     pair = {*PAIR_FILES.values(), *(f"{name}.data" for name in PAIR_FILES.values())}
-    ours = {*MODEL_FILES, *pair, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, *SIDE_FILES}
+    ours = {*MODEL_FILES, *pair, *PARTS, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, PROCESSOR_FILE,
+            *SIDE_FILES}  # fmt: skip
     for folder, _, files in os.walk(out):
         for name in files:
             inner = (Path(folder) / name).relative_to(out).as_posix()
@@ -130,7 +134,7 @@ def _put_in_place(out: Path) -> None:
 
 def model_bytes(folder: Path) -> int:
     """Size of the model's files."""
-    files = [*(folder / name for name in MODEL_FILES), *folder.glob(PATTERN)]
+    files = [*(folder / name for name in (*MODEL_FILES, *PARTS)), *folder.glob(PATTERN)]
     return sum(path.stat().st_size for path in files if path.is_file())
 
 

@@ -22,6 +22,7 @@ from ..runtimes.original import give_original
 from .artifact import check_target, copy_side_files, model_bytes, publish
 from .entries import entry_fields, parse_paths, write_entries
 from .genai import write_genai_config
+from .genai_pictures import write_pictured
 from .judging import Judge, check_artifact, checkable
 
 
@@ -55,13 +56,14 @@ def export(
         write_model(onnx.model, folder)
         copy_side_files(graph.source.folder, folder)
         write_genai_config(onnx, folder, find_target(target))
+        parts = write_pictured(graph, folder, find_target(target))
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         manifest["verification"]["runtime"] = _run(graph, folder, samples)
         entries = write_entries(graph, folder, paths or {}, find_target(target))
         manifest |= {"paths": {n: entry_fields(e) for n, e in entries.items()}} if entries else {}
         manifest["target"] = target
         for step in manifest["passes"][-1:]:
-            step["notes"] += [f"writing ONNX: {remark}" for remark in remarks(onnx)]
+            step["notes"] += [f"writing ONNX: {remark}" for remark in (*remarks(onnx), *parts)]
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
         manifest["files"] = facts(folder)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

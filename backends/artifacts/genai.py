@@ -57,7 +57,7 @@ def genai_config(
         return None
     settings = {
         **text_settings(read_json(source, "config.json")),
-        **_known(read_json(source, "generation_config.json")),
+        **known(read_json(source, "generation_config.json")),
     }
     kind = settings.get("model_type")
     return {
@@ -65,10 +65,10 @@ def genai_config(
             "type": kind if kind in TYPES else "decoder",
             "context_length": longest,
             "vocab_size": logits[-1],
-            **_special_tokens(settings),
+            **special_tokens(settings),
             "decoder": {
                 "filename": MODEL_FILE,
-                **_session(target),
+                **session(target),
                 "head_size": shape[3],
                 "num_key_value_heads": shape[1],
                 "num_hidden_layers": len(caches) // 2,
@@ -81,17 +81,17 @@ def genai_config(
     }  # fmt: skip
 
 
-def _session(target: Target) -> dict[str, Any]:
+def session(target: Target) -> dict[str, Any]:
     """What the runtime starts instead of the CPU's provider, if anything."""
     providers: list[dict[str, Any]] = [{name: {}} for name in target.providers]
     return {"session_options": {"provider_options": providers}} if providers else {}
 
 
-def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
+def known(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 
-def _special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
+def special_tokens(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Ids of the tokens that begin, end and pad a text, where the model has them. The runtime takes
     0 for a padding token that is not given, and ends texts with it: the end token is safer."""
     end = settings.get("eos_token_id")

@@ -8,6 +8,8 @@ from ..core.errors import BadInput, near_misses
 
 _FIRST, _LAST = "path-", ".onnx"
 PATTERN = f"{_FIRST}*{_LAST}"
+PARTS = ("vision.onnx", "embedding.onnx", "text.onnx")
+"""Files of a model of images and text that hold a part of it."""
 
 
 def entry_file(name: str) -> str:

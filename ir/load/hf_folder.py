@@ -28,7 +28,7 @@ from .hf_original import hf_original
 from .hf_pair import Part, pair_part
 from .hf_pictures import RASTERS, crop_grid, size_notes
 from .hf_places import TURNED
-from .hf_qwen_vl import token_grid
+from .hf_qwen_vl import squares, token_grid
 from .hf_rope import settle_rope, switch_metadata
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
@@ -143,7 +143,7 @@ def load_model(
     if config.model_type in RASTERS:
         view.metadata().update(grid_metadata(crop_grid(config)))
     if config.model_type in TURNED and "pixel_values" in names:
-        view.metadata().update(places_metadata(token_grid(config)))
+        view.metadata().update(places_metadata(token_grid(config), squares(config)))
     if part is not None:
         view.drop_unused_weights()
         view.source.source_bytes = weight_bytes(view)

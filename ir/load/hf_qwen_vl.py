@@ -32,6 +32,12 @@ def token_grid(config: Any) -> tuple[int, int]:
     return rows // merge, columns // merge
 
 
+def squares(config: Any) -> tuple[int, int, int]:
+    """Pixels along a patch, patches along a token, and frames that a patch stands for."""
+    vision = config.vision_config
+    return vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size
+
+
 def image_sides(vision: Any) -> tuple[int, int]:
     """Height and width of an image."""
     size = getattr(vision, "image_size", None)
@@ -53,11 +59,17 @@ def patches(config: Any, pixels: torch.Tensor) -> torch.Tensor:
     """``pixels`` ``[images, 3, height, width]`` as the library's processor has them: ``[images,
     patches, 3 * frames * side * side]``, those of one token next to each other, and every frame of
     a patch the same one."""
-    vision, (rows, columns) = config.vision_config, patch_grid(config)
-    side, frames = vision.patch_size, vision.temporal_patch_size
+    return patch_rows(pixels, patch_grid(config), squares(config))
+
+
+def patch_rows(
+    pixels: torch.Tensor, grid: tuple[int, int], squares: tuple[int, int, int]
+) -> torch.Tensor:
+    """``patches`` of a ``grid`` of them, with ``squares`` as in the function of that name."""
+    (rows, columns), (side, merge, frames) = grid, squares
     images, channels = pixels.shape[:2]
     split = pixels.reshape(images, channels, rows, side, columns, side)
-    ordered = _in_order(split.permute(0, 2, 4, 1, 3, 5), 1, vision.spatial_merge_size)
+    ordered = _in_order(split.permute(0, 2, 4, 1, 3, 5), 1, merge)
     repeated = ordered.unsqueeze(3).expand(-1, -1, -1, frames, -1, -1)
     return repeated.reshape(images, rows * columns, channels * frames * side * side)
 
@@ -152,12 +164,24 @@ def places(
     how much farther than they are many the tokens before stand: an image takes as many places as
     the longer one of its sides has tokens. All i64; the library calls the last ``rope_deltas``.
     """
-    rows, columns = token_grid(config)
+    return token_places(input_ids, mask, config.image_token_id, token_grid(config), past, shift)
+
+
+def token_places(
+    input_ids: torch.Tensor,
+    mask: torch.Tensor,
+    image: int,
+    grid: tuple[int, int],
+    past: int = 0,
+    shift: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``places`` of images that are a ``grid`` of tokens ``image``."""
+    rows, columns = grid
     real = mask[:, past:]
     before = mask[:, :past].sum(1, keepdim=True)
     if shift is None:
         shift = torch.zeros_like(before)
-    in_image = input_ids == config.image_token_id
+    in_image = input_ids == image
     turn = (in_image.long().cumsum(1) - 1) % (rows * columns)
     last = turn == rows * columns - 1
     step = torch.where(in_image, torch.where(last, max(rows, columns), 0), real)

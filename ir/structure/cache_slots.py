@@ -110,7 +110,7 @@ def empty_past(
     ``types`` are all inputs' types by name. A caller that starts a text needs no cache: whatever
     runs a graph takes one left out as empty.
     """
-    batch = inputs["input_ids"].shape[0] if "input_ids" in inputs else 1
+    batch = next((len(inputs[name]) for name in ("input_ids", STREAM) if name in inputs), 1)
     caches = {}
     if SHIFT in types and SHIFT not in inputs:
         caches[SHIFT] = torch.zeros(batch, 1, dtype=torch.int64)
@@ -121,6 +121,10 @@ def empty_past(
         if isinstance(heads, int) and isinstance(width, int):  # else it is missing, and told so
             caches[name] = torch.zeros(batch, heads, 0, width, dtype=type_.dtype)
     return caches
+
+
+STREAM = "inputs_embeds"
+"""The input f32 ``[batch, seq, width]`` of a text model whose tokens come as vectors."""
 
 
 POSITIONS = "position_ids"

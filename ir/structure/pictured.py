@@ -19,6 +19,10 @@ PLACES_KEY = "graphwright.image_places"
 """Metadata: rows and columns of the tokens of an image, in a graph whose tokens stand down and
 across beside in time (Qwen2-VL's M-RoPE): 16 16. Where some leave, the others keep their places."""
 
+SQUARES_KEY = "graphwright.image_squares"
+"""Metadata: pixels along a patch of such an image, patches along the square that is one token, and
+frames that a patch stands for: 14 2 2."""
+
 
 def prompt_metadata(prompt: Sequence[int]) -> dict[str, str]:
     """The metadata of a graph of which every image is this ``prompt``; none for a graph of text."""
@@ -42,15 +46,24 @@ def read_grid(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     return (int(match[1]), int(match[2])) if match else None
 
 
-def places_metadata(grid: tuple[int, int]) -> dict[str, str]:
-    """The metadata of a graph whose images are a ``grid`` of tokens, which stand as in it."""
-    return {PLACES_KEY: f"{grid[0]} {grid[1]}"}
+def places_metadata(grid: tuple[int, int], squares: tuple[int, int, int]) -> dict[str, str]:
+    """The metadata of a graph whose images are a ``grid`` of tokens, which stand as in it, each of
+    ``squares`` as ``SQUARES_KEY`` says."""
+    return {
+        PLACES_KEY: f"{grid[0]} {grid[1]}", SQUARES_KEY: " ".join(map(str, squares)),
+    }  # fmt: skip
 
 
 def read_places(metadata: Mapping[str, str]) -> tuple[int, int] | None:
     """What ``places_metadata`` says; ``None`` where metadata say nothing that it could."""
     match = re.fullmatch(r"(\d{1,4}) (\d{1,4})", metadata.get(PLACES_KEY, ""))
     return (int(match[1]), int(match[2])) if match else None
+
+
+def read_squares(metadata: Mapping[str, str]) -> tuple[int, int, int] | None:
+    """What ``SQUARES_KEY`` says; ``None`` where metadata say nothing that it could."""
+    match = re.fullmatch(r"(\d{1,4}) (\d{1,2}) (\d{1,2})", metadata.get(SQUARES_KEY, ""))
+    return (int(match[1]), int(match[2]), int(match[3])) if match else None
 
 
 def check_pictured(

@@ -17,6 +17,7 @@ from ...backends import find_backend
 from ...backends.artifacts import artifact
 from ...backends.artifacts.entries import entry_fields, parse_paths, write_entries
 from ...backends.artifacts.genai import write_genai_config
+from ...backends.artifacts.genai_pictures import write_pictured
 from ...backends.onnx.fx_to_onnx import TRANSLATION_KEY
 from ...backends.onnx.lowering import lowered, remarks
 from ...backends.onnx.model_files import write_model
@@ -340,6 +341,9 @@ def _published(
         write_model(onnx.model, folder, progress)
         _note_left(artifact.copy_side_files(result.graph.source.folder, folder), done)
         write_genai_config(onnx, folder, find_target(request.target))
+        parts = write_pictured(result.graph, folder, find_target(request.target))
+        for step in done.passes[-1:]:
+            step.notes += [f"writing ONNX: {note}" for note in parts]
         _write_paths(request, result.graph, folder, done)
         notes = verify(
             done.verification, result.standard, result, folder, device=request.device,

@@ -17,7 +17,7 @@ import torch
 
 from ....ir.core.errors import GraphwrightError, Refusal
 from ....ir.core.view import Node, Value, View
-from ....ir.structure.cache_slots import PAST_AXIS, past_slot, positions
+from ....ir.structure.cache_slots import PAST_AXIS, STREAM, past_slot, positions
 from ....ir.vocab import traits
 
 T = TypeVar("T")
@@ -164,6 +164,9 @@ class Places:
                 fed[value] = text.kept.to(view.type(value).dtype or torch.int64)
             elif name == "input_ids":
                 fed[value] = torch.zeros(1, dtype=torch.int64).expand(text.rows, text.new)
+            elif name == STREAM:
+                one = torch.zeros(1, dtype=view.type(value).dtype)
+                fed[value] = one.expand(text.rows, text.new, 1)
             elif past_slot(name) is not None:
                 sizes = [d if isinstance(d, int) else 1 for d in view.type(value).shape or ()]
                 sizes[0], sizes[PAST_AXIS] = text.rows, text.past
@@ -206,7 +209,8 @@ def _known(view: View, env: Mapping[Value, torch.Tensor], value: Value) -> torch
     if value in env:
         return env[value]
     weight = view.weight(value)
-    assert weight is not None
+    if weight is None:
+        raise Refusal(f"it depends on the size of {view.name(value)}")
     return weight.read()
 
 

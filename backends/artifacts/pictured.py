@@ -1,0 +1,212 @@
+"""The three graphs that onnxruntime-genai runs a model of images and text by: tower, words, text.
+
+One graph is cut where the images enter the words: ``vision`` gives an image's features, as rows of
+``image_features``; ``embedding`` puts them among the words, ``inputs_embeds``; ``text`` reads these
+and the places of its tokens, ``position_ids`` ``[3, batch, seq]``, which the runtime counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ...ir.canonical.families import canonicalize
+from ...ir.core.errors import InvalidGraph, Refusal
+from ...ir.core.view import Node, Value, View
+from ...ir.core.weights import MemoryWeight
+from ...ir.rewrite.cleanup import clean
+from ...ir.structure.cache_slots import POSITIONS, SHIFT, STREAM, past_slot, present_of
+from ...ir.structure.pictured import read_places, read_squares
+from ...ir.structure.recognize import recognize
+from ...ir.structure.vision import COUNT_KEY, find_image_tokens
+from ...ir.vocab import END
+from ...ir.vocab.builder import Builder
+
+IDS, MASK, PIXELS, LOGITS = "input_ids", "attention_mask", "pixel_values", "logits"
+FEATURES, GRID = "image_features", "image_grid_thw"
+SIZE_CHECK = "image_size.check"
+"""The weight that is read past its end where a picture has another size."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a graph of which all have one size."""
+
+    rows: int
+    """Rows of patches."""
+    columns: int
+    side: int
+    """Pixels along a patch."""
+    merge: int
+    """Patches along the square that is one token."""
+    frames: int
+    """Times that a patch stands in its row: the library reads an image as a film of so many."""
+
+    @property
+    def height(self) -> int:
+        return self.rows * self.side
+
+    @property
+    def width(self) -> int:
+        return self.columns * self.side
+
+
+def pictures_of(metadata: Mapping[str, str]) -> Pictures | None:
+    """What a graph's metadata say of them; ``None`` of a model that takes others."""
+    grid, squares = read_places(metadata), read_squares(metadata)
+    if grid is None or squares is None:
+        return None
+    side, merge, frames = squares
+    return Pictures(grid[0] * merge, grid[1] * merge, side, merge, frames)
+
+
+def split(graph: View, pictures: Pictures) -> dict[str, View]:
+    """``vision``, ``embedding`` and ``text`` of a graph with a cache, which stays as it is.
+
+    ``vision`` takes the rows of patches that the library's processor makes, ``pixel_values``
+    ``[images * patches, numbers]``, and ``image_grid_thw`` i64 ``[images, 3]``, of which it reads
+    whether the size is the graph's: it fails for any other. Raises ``Refusal`` where the graph
+    cannot be cut so.
+    """
+    if COUNT_KEY in graph.metadata():
+        raise Refusal(
+            "image tokens leave its text, and the runtime keeps as many keys as a prompt is long"
+        )
+    whole = graph.copy()
+    canonicalize(whole)
+    images = find_image_tokens(whole, recognize(whole))
+    rows = next((whole.result(user) for user in whole.users(images.features)
+                 if whole.type(whole.results(user)[0]).rank == 2), None)  # fmt: skip
+    shape = whole.type(images.merged).shape or ()
+    places = [value for node in whole.nodes() for value in whole.results(node)
+              if whole.type(value).shape == (3, *shape[:2])
+              and whole.type(value).dtype == torch.int64]  # fmt: skip
+    if rows is None or not places:
+        raise Refusal("features do not enter the text as rows, or tokens have no places in it")
+    names = [whole.name(value) for value in (rows, images.merged, places[-1])]
+    try:
+        return {
+            "vision": _vision(whole.copy(), names[0], pictures),
+            "embedding": _embedding(whole.copy(), *names[:2], images.tokens),
+            "text": _text(whole.copy(), names[1], names[2]),
+        }
+    except InvalidGraph as error:
+        raise Refusal(f"one part reads what another one takes: {error}") from None
+
+
+def _named(view: View, name: str) -> Value:
+    return next(value for node in view.nodes() for value in view.results(node)
+                if view.name(value) == name)  # fmt: skip
+
+
+def _inputs(view: View) -> dict[str, Value]:
+    return dict(zip(view.input_names(), view.inputs(), strict=True))
+
+
+def _ends(view: View, inputs: Mapping[str, Value], outputs: Mapping[str, Value]) -> View:
+    """Only what leads from these inputs to these outputs."""
+    view.set_outputs(outputs)
+    clean(view)
+    for value in _inputs(view).values():
+        if value not in inputs.values():
+            _measure_others(view, value, [*inputs.values()])
+    clean(view)
+    view.set_inputs(inputs)
+    return view
+
+
+def _measure_others(view: View, left_out: Value, inputs: Sequence[Value]) -> None:
+    """Take sizes of an input that leaves from one that has the same dimension."""
+    dims = {
+        dim: (value, axis) for value in reversed(inputs)
+        for axis, dim in enumerate(view.type(value).shape or ()) if isinstance(dim, str)
+    }  # fmt: skip
+    shape = view.type(left_out).shape or ()
+    for user, axis in _sizes(view, left_out):
+        if shape[axis] in dims:
+            value, other = dims[shape[axis]]
+            _stand_for(view, user, Builder(view, user).size(value, dim=other))
+
+
+def _sizes(view: View, value: Value) -> Iterator[tuple[Node, int]]:
+    """Nodes that take the size of one axis, and which; ONNX's ``Shape`` of one among them."""
+    rank = view.type(value).rank or 0
+    for user in view.users(value):
+        attrs = view.attrs(user)
+        if view.op(user) == "size":
+            yield user, attrs["dim"]
+        elif view.native_op(user) == "Shape":
+            axes = range(rank)[attrs.get("start") : attrs.get("end")]
+            if len(axes) == 1:
+                yield user, axes[0]
+
+
+def _stand_for(view: View, node: Node, size: Value) -> None:
+    """Let what reads a size read another one, as ``i64[1]`` where it is."""
+    old = view.result(node)
+    if view.type(old).rank:
+        size = Builder(view, view.after(view.maker(size))).reshape(size, 1)
+    view.replace(old, size)
+
+
+def _text(view: View, merged: str, places: str) -> View:
+    stream = _named(view, merged)
+    outputs = dict(zip(view.output_names(), view.outputs(), strict=True))
+    given = view.add_input(STREAM, stream)
+    view.replace(stream, given)
+    at = _named(view, places)
+    stands = view.add_input(POSITIONS, at)
+    view.replace(at, stands)
+    inputs = _inputs(view)
+    caches = {name: value for name, value in inputs.items() if past_slot(name) is not None}
+    outputs.pop(present_of(SHIFT), None)
+    return _ends(view, {STREAM: given, MASK: inputs[MASK], POSITIONS: stands, **caches}, outputs)
+
+
+def _embedding(view: View, rows: str, merged: str, tokens: int) -> View:
+    features = _named(view, rows)
+    given = view.add_input(FEATURES, features)
+    view.replace(features, given)
+    for size, axis in [*_sizes(view, _inputs(view)[PIXELS])]:
+        if not axis:  # how many images there are
+            b = Builder(view, size)
+            _stand_for(view, size, b.size(b.slice(given, 0, END, dim=0, step=tokens), dim=0))
+    return _ends(
+        view, {IDS: _inputs(view)[IDS], FEATURES: given}, {STREAM: _named(view, merged)}
+    )
+
+
+def _vision(view: View, rows: str, pictures: Pictures) -> View:
+    pixels, features = _inputs(view)[PIXELS], _named(view, rows)
+    p, channels = pictures, (view.type(pixels).shape or ())[1]
+    assert isinstance(channels, int)
+    b = Builder(view, next(iter(view.nodes())))
+    corners = b.slice(b.slice(pixels, 0, 1, dim=2), 0, 1, dim=3)
+    likes = (
+        b.reshape(
+            b.concat(*[pixels] * p.frames, dim=1), -1, channels * p.frames * p.side * p.side
+        ),
+        b.cast(b.reshape(corners, -1, channels), dtype=torch.int64),
+    )
+    for like in likes:
+        view.type(like)
+    given, grid = (view.add_input(f"{name}.rows", like)
+                   for name, like in zip((PIXELS, GRID), likes, strict=True))  # fmt: skip
+    for like in likes:
+        view.erase_dead(view.maker(like))
+    b = Builder(view, next(iter(view.nodes())))
+    size = MemoryWeight(torch.tensor([[1, p.rows, p.columns]]))
+    apart = b.sub(grid, view.add_weight(f"{SIZE_CHECK}.grid", size))
+    other = b.clamp(b.sum(b.mul(apart, apart), dims=(0, 1), keepdim=False), max=1)
+    nothing = MemoryWeight(torch.zeros(1, 1, dtype=view.type(pixels).dtype))
+    zero = view.add_weight(SIZE_CHECK, nothing)
+    checked = b.add(given, b.embedding(zero, b.reshape(other, 1)))
+    squares = p.rows // p.merge, p.columns // p.merge, p.merge, p.merge
+    split = b.reshape(checked, -1, *squares, channels, p.frames, p.side * p.side)
+    first = b.slice(split, 0, 1, dim=6)
+    apart = b.reshape(first, -1, *squares, channels, p.side, p.side)
+    turned = b.transpose(apart, perm=(0, 5, 1, 3, 6, 2, 4, 7))
+    view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))
+    return _ends(view, {PIXELS: given, GRID: grid}, {FEATURES: features})
