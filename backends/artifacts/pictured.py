@@ -14,6 +14,7 @@ import torch
 
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import InvalidGraph, Refusal
+from ...ir.core.types import Dim
 from ...ir.core.view import Node, Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.rewrite.cleanup import clean
@@ -89,7 +90,7 @@ def split(graph: View, pictures: Pictures) -> dict[str, View]:
     try:
         return {
             "vision": _vision(whole.copy(), names[0], pictures),
-            "embedding": _embedding(whole.copy(), *names[:2], images.tokens),
+            "embedding": _embedding(whole.copy(), names[0], names[1], images.tokens),
             "text": _text(whole.copy(), names[1], names[2]),
         }
     except InvalidGraph as error:
@@ -119,7 +120,7 @@ def _ends(view: View, inputs: Mapping[str, Value], outputs: Mapping[str, Value])
 
 def _measure_others(view: View, left_out: Value, inputs: Sequence[Value]) -> None:
     """Take sizes of an input that leaves from one that has the same dimension."""
-    dims = {
+    dims: dict[Dim, tuple[Value, int]] = {
         dim: (value, axis) for value in reversed(inputs)
         for axis, dim in enumerate(view.type(value).shape or ()) if isinstance(dim, str)
     }  # fmt: skip
