@@ -169,10 +169,10 @@ def _hold(graph: View, folder: Path, pictures: Pictures) -> None:
     rows = patch_rows(pixels, (pictures.rows, pictures.columns), squares).flatten(0, 1)
     size = torch.tensor([[1, pictures.rows, pictures.columns]] * len(pixels))
     grid = pictures.rows // pictures.merge, pictures.columns // pictures.merge
-    token = read_prompt(graph.metadata())[0]
+    shown = ids == read_prompt(graph.metadata())[0]
     past = {name: value for name, value in inputs.items() if past_slot(name) is not None}
     length = mask.shape[1] - ids.shape[1]
-    places, _ = token_places(ids, mask, token, grid, length)
+    places, _ = token_places(shown, mask, grid, length)
     vision, embedding, text = (compile(folder / file) for file in PICTURED_FILES.values())
     features = vision(**{PIXELS: rows, GRID: size})[FEATURES]
     stream = embedding(**{IDS: ids, FEATURES: features})[STREAM]

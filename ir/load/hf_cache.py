@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, past_name, present_of
-from .hf_llava import embedded, image_features, logits_of, merge_rows
+from .hf_llava import embedded, given_features, image_features, logits_of, merge_rows
 from .hf_model import longest_text
 from .hf_places import PREFIXED, TURNED, text_options, token_places
 from .plain_call import cache_argument, cache_of, presents
@@ -137,7 +137,7 @@ def cached_llava_forward(
     cache = cache_of(past_key_values)
     options, grown = text_options(
         self, input_ids, attention_mask, past=past_key_values[0][0].shape[2],
-        token_type_ids=token_type_ids, shift=shift,
+        token_type_ids=token_type_ids, shift=shift, shown=given_features(shown, features)[1],
     )  # fmt: skip
     logits = logits_of(self, merged, use_cache=True, **{cache_argument(self): cache}, **options)
     state = {} if grown is None else {present_of(SHIFT): grown}

@@ -124,6 +124,14 @@ def merge_rows(
     """
     rows = features.flatten(0, 1)
     table = torch.cat([rows.new_zeros(1, rows.shape[-1]), rows])
-    turn = placeholders.flatten().long().cumsum(0).reshape(placeholders.shape)
-    shown = placeholders & (turn <= rows.shape[0])
+    turn, shown = given_features(placeholders, features)
     return torch.where(shown.unsqueeze(-1), table[torch.where(shown, turn, 0)], words)
+
+
+def given_features(
+    placeholders: torch.Tensor, features: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The turn of each placeholder in the batch, from 1 on, and whether there is a feature for it:
+    i64 and bool ``[batch, seq]``."""
+    turn = placeholders.flatten().long().cumsum(0).reshape(placeholders.shape)
+    return turn, placeholders & (turn <= features.shape[0] * features.shape[1])

@@ -22,16 +22,21 @@ def text_options(
     past: int | None,
     token_type_ids: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
+    shown: torch.Tensor | None = None,
 ) -> tuple[dict[str, Any], torch.Tensor | None]:
     """The options of a text model, and the ``shift`` of what follows, of the types that have one.
 
     ``past`` is the length of the cache, as its tensors have it, so that the exporter learns what
     the mask's is; ``None`` of a graph without one. ``input_ids`` and ``token_type_ids`` ``[batch,
-    seq]``, ``mask`` ``[batch, past + seq]``, ``shift`` as in ``hf_qwen_vl.places``, all i64.
+    seq]``, ``mask`` ``[batch, past + seq]``, ``shift`` as in ``hf_qwen_vl.places``, all i64;
+    ``shown`` bool ``[batch, seq]`` are the tokens that stand for a feature, all placeholders where
+    absent: one that the model has written is a word.
     """
     config = model.config
     if config.model_type in TURNED:
-        places, shift = hf_qwen_vl.places(config, input_ids, mask, past or 0, shift)
+        places, shift = hf_qwen_vl.places(
+            config, input_ids, mask, past or 0, shift, shown
+        )
         return {"attention_mask": mask, "position_ids": places}, shift
     options: dict[str, Any] = {"attention_mask": mask}
     seq = input_ids.shape[1]

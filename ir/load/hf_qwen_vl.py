@@ -155,6 +155,7 @@ def places(
     mask: torch.Tensor,
     past: int = 0,
     shift: torch.Tensor | None = None,
+    shown: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Where tokens stand, ``[3, batch, seq]`` (in time, down and across), and the ``shift`` of what
     follows them.
@@ -162,29 +163,30 @@ def places(
     ``input_ids`` ``[batch, seq]`` of ``mask`` ``[batch, past + seq]``; ``shift`` ``[batch, 1]`` is
     how much farther than they are many the tokens before stand: an image takes as many places as
     the longer one of its sides has tokens. All i64; the library calls the last ``rope_deltas``.
+    ``shown`` bool ``[batch, seq]`` are an image's tokens, all of ``image_token_id`` where absent.
     """
-    return token_places(input_ids, mask, config.image_token_id, token_grid(config), past, shift)
+    if shown is None:
+        shown = input_ids == config.image_token_id
+    return token_places(shown, mask, token_grid(config), past, shift)
 
 
 def token_places(
-    input_ids: torch.Tensor,
+    shown: torch.Tensor,
     mask: torch.Tensor,
-    image: int,
     grid: tuple[int, int],
     past: int = 0,
     shift: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """``places`` of images that are a ``grid`` of tokens ``image``."""
+    """``places`` of images that are a ``grid`` of tokens."""
     rows, columns = grid
     real = mask[:, past:]
     before = mask[:, :past].sum(1, keepdim=True)
     if shift is None:
         shift = torch.zeros_like(before)
-    in_image = input_ids == image
-    turn = (in_image.long().cumsum(1) - 1) % (rows * columns)
+    turn = (shown.long().cumsum(1) - 1) % (rows * columns)
     last = turn == rows * columns - 1
-    step = torch.where(in_image, torch.where(last, max(rows, columns), 0), real)
+    step = torch.where(shown, torch.where(last, max(rows, columns), 0), real)
     start = before + shift + step.cumsum(1) - step
     inside = torch.stack([torch.zeros_like(turn), turn // columns, turn % columns])
     grown = shift + (step - real).sum(1, keepdim=True)
-    return start + torch.where(in_image, inside, 0), grown
+    return start + torch.where(shown, inside, 0), grown

@@ -80,3 +80,27 @@ def test_prompts_of_several_images_padded_on_the_left(loaded: View) -> None:
     for outputs in (sweep(loaded, inputs), run(**inputs)):
         actual = outputs["logits"] * mask.unsqueeze(-1)
         assert compare({"logits": expected}, {"logits": actual})["logits"].rel_l2 < 1e-5
+
+
+def test_a_placeholder_that_the_model_has_written_is_a_word(loaded: View) -> None:
+    """It takes a place of its own, as every word does."""
+    ids = torch.tensor([[5, *loaded.source.prompt, 8]])
+    pixels = torch.randn(1, 3, 16, 32, generator=torch.Generator().manual_seed(1))
+    run = gw.compile(loaded, backend="onnxruntime")
+    original = loaded.source.original
+    assert isinstance(original, ModuleOriginal)
+    module, seen = original.make(), ids.shape[1]
+    outputs = run(input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels)
+    for word in (IMAGE, 6):
+        seen += 1
+        step = {n.replace("present", "past_key_values"): t
+                for n, t in outputs.items() if n.startswith("present")}  # fmt: skip
+        step |= {
+            "input_ids": torch.tensor([[word]]), "pixel_values": pixels[:0],
+            "attention_mask": torch.ones(1, seen, dtype=torch.int64),
+        }  # fmt: skip
+        outputs = run(**step)
+        with torch.no_grad():
+            expected = original.call(module, step)
+        assert torch.equal(outputs["present.shift"], expected["present.shift"])
+        assert compare(expected, outputs)["logits"].rel_l2 < 1e-5
