@@ -18,6 +18,7 @@ from ...ir.core.types import Dim
 from ...ir.core.view import Node, Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.rewrite.cleanup import clean
+from ...ir.structure.asides import has_asides
 from ...ir.structure.cache_slots import POSITIONS, SHIFT, STREAM, past_slot, present_of
 from ...ir.structure.pictured import read_places, read_squares
 from ...ir.structure.recognize import recognize
@@ -77,6 +78,11 @@ def split(graph: View, pictures: Pictures) -> dict[str, View]:
         )
     whole = graph.copy()
     canonicalize(whole)
+    if has_asides(whole):
+        raise Refusal(
+            "early layers of its text add features of their own at the image tokens (DeepStack), "
+            "for which the runtime has no input"
+        )
     images = find_image_tokens(whole, recognize(whole))
     rows = next((whole.result(user) for user in whole.users(images.features)
                  if whole.type(whole.results(user)[0]).rank == 2), None)  # fmt: skip

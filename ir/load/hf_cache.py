@@ -10,7 +10,7 @@ import torch
 from torch.export import Dim
 
 from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, past_name, present_of
-from .hf_llava import embedded, given_features, image_features, logits_of, merge_rows
+from .hf_llava import deep_options, embedded, given_features, image_features, logits_of, merge_rows
 from .hf_model import longest_text
 from .hf_places import PREFIXED, TURNED, text_options, token_places
 from .plain_call import cache_argument, cache_of, presents
@@ -131,7 +131,7 @@ def cached_llava_forward(
     images of the whole batch, in the order of their placeholders in ``input_ids``, row by row. A
     step that reads no placeholder takes none: with ``images = 0`` the tower costs nothing.
     """
-    features = image_features(self, pixel_values)
+    features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
     merged = merge_rows(embedded(self, input_ids), shown, features)
     cache = cache_of(past_key_values)
@@ -139,6 +139,7 @@ def cached_llava_forward(
         self, input_ids, attention_mask, past=past_key_values[0][0].shape[2],
         token_type_ids=token_type_ids, shift=shift, shown=given_features(shown, features)[1],
     )  # fmt: skip
+    options |= deep_options([merge_rows(0.0, shown, level) for level in deep])
     logits = logits_of(self, merged, use_cache=True, **{cache_argument(self): cache}, **options)
     state = {} if grown is None else {present_of(SHIFT): grown}
     return {"logits": logits} | presents(cache) | state

@@ -26,7 +26,7 @@ from .hf_match import converts, listed, match
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
-from .hf_pictures import RASTERS, crop_grid, size_notes
+from .hf_pictures import RASTERS, SETTLED, crop_grid, size_notes
 from .hf_places import TURNED
 from .hf_qwen_vl import squares, token_grid
 from .hf_rope import settle_rope, switch_metadata
@@ -97,6 +97,7 @@ def load_model(
     here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settled = (*settle_rope(model), *expert_notes(model))
+    SETTLED.get(config.model_type, lambda _: None)(model)
     settled += size_notes(config)
     with _by_config(folder):
         inputs, shapes = example_inputs(model, folder)

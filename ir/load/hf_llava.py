@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .hf_pictures import FEATURES, RASTERS, crop_grid, projected
+from .hf_pictures import FEATURES, RASTERS, Deep, crop_grid, projected
 from .hf_places import text_options
 
 
@@ -29,12 +29,13 @@ def llava_forward(
     several crops, whose features follow each other. ``token_type_ids`` ``[batch, seq]`` i64 are 0
     for the prompt of a model in which that sees all of itself.
     """
-    features = image_features(self, pixel_values)
+    features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
     merged = merge_features(embedded(self, input_ids), shown, features)
     options, _ = text_options(
         self, input_ids, attention_mask, past=None, token_type_ids=token_type_ids
     )
+    options |= deep_options([merge_features(0.0, shown, level) for level in deep])
     return {"logits": logits_of(self, merged, use_cache=False, **options)}
 
 
@@ -62,21 +63,26 @@ def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
-def image_features(model: Any, pixel_values: torch.Tensor) -> torch.Tensor:
+def deep_options(levels: list[torch.Tensor]) -> dict[str, Any]:
+    """What tells a text of the features ``[batch, seq, width]`` that its first layers add."""
+    return {"deepstack_visual_embeds": levels, "visual_pos_masks": None} if levels else {}
+
+
+def image_features(model: Any, pixel_values: torch.Tensor) -> Deep:
     """The features that enter the text, ``[images, tokens, width]``: of an image in crops all of
-    them."""
+    them; and those that its first layers add, of models that have such."""
     own = FEATURES.get(model.config.model_type)
     if own is not None:
-        features: torch.Tensor = own(model, pixel_values)
-        return features
+        features = own(model, pixel_values)
+        return features if isinstance(features, tuple) else (features, [])
     crops = pixel_values.dim() == 5
     pixels = pixel_values.flatten(0, 1) if crops else pixel_values
     features = projected(model, pixels)
     if not crops:
-        return features
+        return features, []
     images, count = pixel_values.shape[:2]
     # In full: of no image at all, nothing could be inferred.
-    return features.reshape(images, count * features.shape[1], features.shape[2])
+    return features.reshape(images, count * features.shape[1], features.shape[2]), []
 
 
 def crop_count(config: Any) -> int:
@@ -100,20 +106,20 @@ def crop_count(config: Any) -> int:
 
 
 def merge_features(
-    words: torch.Tensor, placeholders: torch.Tensor, features: torch.Tensor
+    words: torch.Tensor | float, placeholders: torch.Tensor, features: torch.Tensor
 ) -> torch.Tensor:
     """``words`` with the features in the places of the placeholders, in order.
 
-    ``words`` ``[batch, seq, width]``, ``placeholders`` ``[batch, seq]`` bool, ``features``
-    ``[batch, tokens, width]``; a row's n-th placeholder takes the row's n-th feature.
+    ``words`` ``[batch, seq, width]`` or a number for all, ``placeholders`` ``[batch, seq]`` bool,
+    ``features`` ``[batch, tokens, width]``; a row's n-th placeholder takes the row's n-th feature.
     """
     turn = placeholders.long().cumsum(1) - 1
-    place = turn.clamp(0, features.shape[1] - 1).unsqueeze(-1).expand(-1, -1, words.shape[-1])
+    place = turn.clamp(0, features.shape[1] - 1).unsqueeze(-1).expand(-1, -1, features.shape[2])
     return torch.where(placeholders.unsqueeze(-1), features.gather(1, place), words)
 
 
 def merge_rows(
-    words: torch.Tensor, placeholders: torch.Tensor, features: torch.Tensor
+    words: torch.Tensor | float, placeholders: torch.Tensor, features: torch.Tensor
 ) -> torch.Tensor:
     """``merge_features`` for any number of images, none among them.
 

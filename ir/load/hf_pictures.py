@@ -13,13 +13,14 @@ from typing import Any
 import torch
 
 from ..structure.cache_slots import TOKEN_TYPES
-from . import hf_qwen25_vl, hf_qwen_vl
+from . import hf_qwen3_vl, hf_qwen25_vl, hf_qwen_vl
 
 RASTERS = ("llava_next", "llava_onevision")
 """Model types whose images are crops in a raster."""
 SHUFFLED = ("smolvlm", "idefics3")
 """Model types of which a square of patches is one token."""
-Features = Callable[[Any, torch.Tensor], torch.Tensor]
+Deep = tuple[torch.Tensor, list[torch.Tensor]]
+Features = Callable[[Any, torch.Tensor], torch.Tensor | Deep]
 
 
 def crop_grid(config: Any) -> tuple[int, int]:
@@ -117,9 +118,11 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 FEATURES: Mapping[str, Features] = {
     **dict.fromkeys(RASTERS, _llava_next), **dict.fromkeys(SHUFFLED, _smolvlm),
     **dict.fromkeys(("blip-2", "paligemma"), _pooled), "qwen2_vl": hf_qwen_vl.features,
-    "qwen2_5_vl": hf_qwen25_vl.features,
+    "qwen2_5_vl": hf_qwen25_vl.features, "qwen3_vl": hf_qwen3_vl.features,
 }  # fmt: skip
 """By model type; LLaVA itself is in ``hf_llava``."""
+SETTLED: Mapping[str, Callable[[Any], None]] = {"qwen3_vl": hf_qwen3_vl.settle}
+"""What a model's own code is replaced by before it is traced, by model type."""
 
 
 def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.view import Node, Operand, Value, View, is_value
+from .asides import without_aside
 from .spine import Spine, feeds
 
 _TO_END = 2**63 - 1
@@ -172,7 +173,7 @@ def _is_layer(view: View, run: Sequence[SubBlock]) -> bool:
 def _stream_of(view: View, value: Value) -> Value:
     """The stream before tokens of it were selected or merged, or before it was taken apart and put
     together again as it was (Flux, between layers of text and image in one row)."""
-    value, _ = uncut(view, value)
+    value, _ = uncut(view, without_aside(view, uncut(view, value)[0]))
     node = view.producer(value)
     if node is not None and view.op(node) == "token_merge":
         return _stream_of(view, view.tensor(node))

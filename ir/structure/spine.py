@@ -15,6 +15,7 @@ import torch
 
 from ..core.view import NATIVE, Node, Operand, Value, View, is_value
 from ..vocab import traits
+from .asides import is_aside
 from .cache_slots import is_past
 
 _NO_STREAM = frozenset({torch.int64, torch.bool})
@@ -159,7 +160,10 @@ def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
         if traits(op).shape_only or (op == NATIVE and view.native_op(node) == "Shape"):
             continue
         for value in view.arguments(node):
-            if view.weight(value) is None and view.type(value).dtype not in _NO_STREAM:
+            joins = op == "add" and is_aside(view, value)
+            if joins or view.type(value).dtype in _NO_STREAM:
+                continue
+            if view.weight(value) is None:
                 graph.add_edge(view.producer(value) or value, node)
     return graph, order
 
@@ -227,7 +231,7 @@ def _additions(view: View, chain: list[Node], above: dict[Node, Node]) -> list[N
     """The nodes of a chain that add two values of the flow, one of them by way of no other op."""
     additions = []
     for node in chain:
-        if view.op(node) != "add":
+        if view.op(node) != "add" or any(is_aside(view, v) for v in view.arguments(node)):
             continue
         makers = [_maker(view, o) for o in view.operands(node)]
         if all(m in above for m in makers) and _passes(view, node, above[node]):

@@ -15,16 +15,12 @@ from ..core.errors import Refusal
 from ..core.types import Dim
 from ..core.view import Node, Value, View
 from ..vocab import traits
+from .asides import PICKING
 from .layers import Block, uncut
 from .pictured import read_places
 from .recognize import Attention, Linear, Structure
 from .token_layout import NO_PATCH, Members, merged_patches, squares, token_layout
 
-_PICKING = frozenset({
-    "aten.index.Tensor", "aten._unsafe_index.Tensor", "aten.index_put.default", "Gather",
-    "GatherElements", "GatherND",
-})  # fmt: skip
-"""Native ops that pick by an index, or put what was picked in its place."""
 _SPREAD = ("unsqueeze", "expand", "cast")
 
 
@@ -265,7 +261,7 @@ def _features(view: View, path: Iterable[Node], picked: Value) -> Value:
     """The last ``[rows, tokens, width]`` with a fixed number of tokens before one is picked."""
     features = None
     for node in path:
-        if traits(view.op(node)).picks or view.native_op(node) in _PICKING:
+        if traits(view.op(node)).picks or view.native_op(node) in PICKING:
             break
         shape = view.type(view.results(node)[0]).shape
         if shape is not None and len(shape) == 3 and isinstance(shape[1], int):

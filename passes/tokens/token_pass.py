@@ -15,6 +15,7 @@ from ...ir.core.weights import MemoryWeight
 from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.moves.upstream import redirect
+from ...ir.structure.asides import has_asides
 from ...ir.structure.layers import Block
 from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens, note_cut
@@ -224,8 +225,14 @@ def by_picture(view: View, images: ImageTokens) -> Value:
 def put_back(view: View, images: ImageTokens, merged: Value, home: Value) -> None:
     """Let the text read, at each image token's place, the row of ``merged`` that it went into.
 
-    ``merged`` is ``[pictures, fewer, width]`` and ``home`` i64 ``[pictures, patches]``.
+    ``merged`` is ``[pictures, fewer, width]`` and ``home`` i64 ``[pictures, patches]``. Raises
+    ``Refusal`` where the text reads more of an image than these.
     """
+    if has_asides(view):
+        raise Refusal(
+            "early layers of the text add features of their own at the image tokens (DeepStack), "
+            "which are not merged: leave tokens out instead"
+        )
     b = behind(view, merged, home)
     whole = b.token_select(merged, home)
     shape = view.type(images.features).shape or ()

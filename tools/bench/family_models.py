@@ -290,6 +290,12 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
             "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "window_size": 16,
             "fullatt_block_indexes": [1], "image_size": [16, 24]},
         **_QWEN_WORDS}, blocks=_BOTH, cache=True),
+    "qwen3-vl": Family("Qwen3VLForConditionalGeneration", "Qwen3VLConfig", {
+        "text_config": _HEADED | _TURNED, "vision_config": _QWEN_VISION | {
+            "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64,
+            "num_position_embeddings": 25, "deepstack_visual_indexes": [0],
+            "image_size": [16, 24]},
+        **_QWEN_WORDS}, blocks=_BOTH, cache=True),
     "paligemma": Family("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {
         "vision_config": _SIGLIP | {"projection_dim": 32, "vision_use_head": False},
         "text_config": _HEADED | {"model_type": "gemma"}, "image_token_id": 96,

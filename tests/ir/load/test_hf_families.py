@@ -104,13 +104,16 @@ def check_written(view: View) -> None:
 
 BESIDE = {
     "paligemma": ("token_type_ids",),
-    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl"), ("past_key_values.shift",)),
+    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl"), ("past_key_values.shift",)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize(
     "name",
-    ["llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl", "qwen2.5-vl"],
+    [
+        "llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl", "qwen2.5-vl",
+        "qwen3-vl",
+    ],
 )
 def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path) -> None:
     """Rasters of crops with newlines, shuffled patches, queries, a prompt that sees all of itself,

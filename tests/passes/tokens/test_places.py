@@ -50,6 +50,12 @@ def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
 
 @pytest.fixture(scope="module")
+def stacked(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """The first layer of its text adds features too."""
+    return models_of("qwen3-vl", tmp_path_factory.mktemp("qwen3-vl"))
+
+
+@pytest.fixture(scope="module")
 def windowed(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Its tower has its patches in the order of windows."""
     return models_of("qwen2.5-vl", tmp_path_factory.mktemp("qwen2.5-vl"))
@@ -79,8 +85,11 @@ def cut_by_the_library(model: Any, batch: Batch, kept: Tensor, words: Tensor, bl
         image_grid_thw=taken["image_grid_thw"],
     )  # fmt: skip
     state = model.get_input_embeddings()(ids).clone()
-    given = inner.get_image_features(taken["pixel_values"], taken["image_grid_thw"]).pooler_output
-    state[ids == IMAGE] = torch.cat(given)
+    given = inner.get_image_features(taken["pixel_values"], taken["image_grid_thw"])
+    state[ids == IMAGE] = torch.cat(given.pooler_output)
+    beside = [torch.zeros_like(state) for _ in getattr(given, "deepstack_features", ())]
+    for level, features in zip(beside, getattr(given, "deepstack_features", ()), strict=True):
+        level[ids == IMAGE] = torch.cat(features)
     stays = (ids != IMAGE).clone()
     for row, places in enumerate(kept):
         stays[row, (ids[row] == IMAGE).nonzero().squeeze(1)[places]] = True
@@ -93,11 +102,17 @@ def cut_by_the_library(model: Any, batch: Batch, kept: Tensor, words: Tensor, bl
                 for axis in positions
             ])  # fmt: skip
             mask = torch.stack([m[stay] for m, stay in zip(mask, stays, strict=True)])
+            beside = [
+                torch.stack([x[stay] for x, stay in zip(level, stays, strict=True)])
+                for level in beside
+            ]
         count = state.shape[1]
         seen = (mask[:, None] & torch.ones(count, count).tril().bool())[:, None]
         seen = seen | torch.eye(count).bool()
         turns = text.rotary_emb(state, positions)
         state = layer(state, attention_mask=seen, position_embeddings=turns)
+        if number < len(beside):
+            state = state + beside[number]
     logits: Tensor = model.lm_head(text.norm(state))
     return logits[:, -1 - words.shape[1] :]
 
@@ -106,18 +121,21 @@ def cut_by_the_library(model: Any, batch: Batch, kept: Tensor, words: Tensor, bl
 @pytest.mark.parametrize(
     ("recipe", "block"), [(f"uniform-tokens{{{HALF}}}", 0), (f"fastv{{layer=1 {HALF}}}", 1)]
 )
+@pytest.mark.parametrize("name", ["windowed", "stacked"])
 def test_kept_tokens_and_what_follows_keep_their_places(
-    windowed: Models, kind: str, recipe: str, block: int
+    name: str, kind: str, recipe: str, block: int, request: pytest.FixtureRequest
 ) -> None:
-    """In a prompt, and in steps behind it that read the cache."""
-    graph = gw.optimize(getattr(windowed, kind), recipe).graph
+    """In a prompt, and in steps behind it that read the cache; features that early layers add are
+    those of the tokens that are left."""
+    models = request.getfixturevalue(name)
+    graph = gw.optimize(getattr(models, kind), recipe).graph
     batch, words = prompts(), torch.tensor([[11, 12], [13, 14]])
     with torch.no_grad():
         if block:
             kept = chosen_in(graph, batch | _empty(graph))
         else:
             kept = torch.arange(1, TOKENS, 2).expand(2, -1)
-        expected = cut_by_the_library(windowed.library, batch, kept, words, block)
+        expected = cut_by_the_library(models.library, batch, kept, words, block)
         steps, lengths = decoded(graph, batch, words)
     assert lengths == [(TOKENS // 2 if number >= block else TOKENS) + 5 for number in range(2)]
     close(steps, expected)
@@ -167,6 +185,11 @@ def test_fopru_scores_a_token_by_its_patches(
 def test_passes_that_ask_for_no_attention(qwen2: Models, name: str) -> None:
     done = gw.optimize(qwen2.fx, f"{name}{{{HALF}}}")
     assert [site.shape for site in done.report.passes[-1].result.sites] == [(TOKENS, TOKENS // 2)]
+
+
+def test_tokens_are_not_merged_where_early_layers_read_more_of_them(stacked: Models) -> None:
+    with pytest.raises(BadInput, match="early layers of the text add features of their own"):
+        gw.optimize(stacked.fx, f"similarity{{{HALF} merge=true}}")
 
 
 def test_no_patch_leaves_a_tower_that_puts_them_together(windowed: Models) -> None:
