@@ -41,7 +41,8 @@ from .pictured import (
     split,
 )  # fmt: skip
 
-TYPES = {"qwen2_vl": "qwen2_5_vl", "qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl"}
+TYPES = {"qwen2_vl": "qwen2_5_vl", "qwen2_5_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl",
+         "qwen3_vl_moe": "qwen3_vl"}
 """The runtime's word for a model type: images of Qwen2-VL have the places of Qwen2.5-VL's."""
 VISION_START = 151652
 """``vision_start_token_id`` where a config is silent, as the library has it."""

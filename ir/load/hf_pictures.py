@@ -118,10 +118,13 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 FEATURES: Mapping[str, Features] = {
     **dict.fromkeys(RASTERS, _llava_next), **dict.fromkeys(SHUFFLED, _smolvlm),
     **dict.fromkeys(("blip-2", "paligemma"), _pooled), "qwen2_vl": hf_qwen_vl.features,
-    "qwen2_5_vl": hf_qwen25_vl.features, "qwen3_vl": hf_qwen3_vl.features,
+    "qwen2_5_vl": hf_qwen25_vl.features,
+    **dict.fromkeys(hf_qwen3_vl.TYPES, hf_qwen3_vl.features),
 }  # fmt: skip
 """By model type; LLaVA itself is in ``hf_llava``."""
-SETTLED: Mapping[str, Callable[[Any], None]] = {"qwen3_vl": hf_qwen3_vl.settle}
+SETTLED: Mapping[str, Callable[[Any], None]] = dict.fromkeys(
+    hf_qwen3_vl.TYPES, hf_qwen3_vl.settle
+)
 """What a model's own code is replaced by before it is traced, by model type."""
 
 

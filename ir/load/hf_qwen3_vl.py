@@ -12,6 +12,8 @@ import torch
 
 from .hf_qwen_vl import attention, embedded_patches, joined, patch_grid, patch_places, patches
 
+TYPES = ("qwen3_vl", "qwen3_vl_moe")
+
 
 def features(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
     """What the tower makes of images ``[images, 3, height, width]``: ``[images, tokens, width]``,

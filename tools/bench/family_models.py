@@ -88,6 +88,9 @@ _TURNED = {"rope_parameters": {
     "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}  # fmt: skip
 _QWEN_VISION = {"depth": LAYERS, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2,
                 "temporal_patch_size": 2}  # fmt: skip
+_QWEN3_VISION = _QWEN_VISION | {
+    "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "image_size": [16, 24],
+    "num_position_embeddings": 25, "deepstack_visual_indexes": [0]}  # fmt: skip
 _QWEN_WORDS = {"image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
                "vision_end_token_id": 93}  # fmt: skip
 _BOTH = (LAYERS, LAYERS)
@@ -290,12 +293,12 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
             "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "window_size": 16,
             "fullatt_block_indexes": [1], "image_size": [16, 24]},
         **_QWEN_WORDS}, blocks=_BOTH, cache=True),
-    "qwen3-vl": Family("Qwen3VLForConditionalGeneration", "Qwen3VLConfig", {
-        "text_config": _HEADED | _TURNED, "vision_config": _QWEN_VISION | {
-            "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64,
-            "num_position_embeddings": 25, "deepstack_visual_indexes": [0],
-            "image_size": [16, 24]},
+    "qwen3-vl-moe": Family("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", {
+        "text_config": _HEADED | _TURNED | _EXPERTS, "vision_config": _QWEN3_VISION,
         **_QWEN_WORDS}, blocks=_BOTH, cache=True),
+    "qwen3-vl": Family("Qwen3VLForConditionalGeneration", "Qwen3VLConfig", {
+        "text_config": _HEADED | _TURNED, "vision_config": _QWEN3_VISION, **_QWEN_WORDS},
+        blocks=_BOTH, cache=True),
     "paligemma": Family("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {
         "vision_config": _SIGLIP | {"projection_dim": 32, "vision_use_head": False},
         "text_config": _HEADED | {"model_type": "gemma"}, "image_token_id": 96,
