@@ -143,8 +143,8 @@ def attention(
     if window is not None:
         shape = images * (count // window), window, heads, width // heads
         query, key, value = (t.reshape(shape) for t in (query, key, value))
-    heads_first = (t.transpose(1, 2) for t in (query, key, value))
-    mixed = scaled_dot_product_attention(*heads_first, seen)
+    query, key, value = (t.transpose(1, 2) for t in (query, key, value))
+    mixed = scaled_dot_product_attention(query, key, value, seen)
     projected: torch.Tensor = module.proj(mixed.transpose(1, 2).reshape(images, count, width))
     return projected
 

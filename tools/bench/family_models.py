@@ -293,12 +293,12 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
             "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64, "window_size": 16,
             "fullatt_block_indexes": [1], "image_size": [16, 24]},
         **_QWEN_WORDS}, blocks=_BOTH, cache=True),
-    "qwen3-vl-moe": Family("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", {
-        "text_config": _HEADED | _TURNED | _EXPERTS, "vision_config": _QWEN3_VISION,
-        **_QWEN_WORDS}, blocks=_BOTH, cache=True),
     "qwen3-vl": Family("Qwen3VLForConditionalGeneration", "Qwen3VLConfig", {
         "text_config": _HEADED | _TURNED, "vision_config": _QWEN3_VISION, **_QWEN_WORDS},
         blocks=_BOTH, cache=True),
+    "qwen3-vl-moe": Family("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", {
+        "text_config": _HEADED | _TURNED | _EXPERTS, "vision_config": _QWEN3_VISION,
+        **_QWEN_WORDS}, blocks=_BOTH, cache=True),
     "paligemma": Family("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {
         "vision_config": _SIGLIP | {"projection_dim": 32, "vision_use_head": False},
         "text_config": _HEADED | {"model_type": "gemma"}, "image_token_id": 96,
