@@ -56,7 +56,10 @@ Amount = Annotated[Annotated[float, Field(ge=0)] | None, BeforeValidator(_define
 Cosine = Annotated[
     Annotated[float, Field(ge=-1.000001, le=1.000001)] | None, BeforeValidator(_defined)
 ]
-FileName = Annotated[str, Field(pattern=r"^(model\.onnx(\.data)?|path-[a-z0-9_-]+\.onnx)$")]
+FileName = Annotated[
+    str,
+    Field(pattern=r"^(model\.onnx(\.data)?|(path-[a-z0-9_-]+|vision|embedding|text)\.onnx)$"),
+]
 Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 

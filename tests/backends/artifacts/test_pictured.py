@@ -20,6 +20,7 @@ from graphwright.ir.load.sources import load
 from graphwright.ir.run.verify import compare
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
+from graphwright.tools.report import manifest
 
 TOKENS, SIDES = 6, (16, 24)
 
@@ -98,8 +99,7 @@ def test_the_runtime_is_told_of_the_parts(whole: Path) -> None:
     assert (resize["height"], resize["width"], resize["keep_aspect_ratio"]) == (*SIDES, 0)
     sizes = {path.name: path.stat().st_size for path in whole.iterdir()}
     assert not any(name.endswith(".data") for name in sizes if name != "model.onnx.data")
-    manifest = json.loads((whole / "graphwright.json").read_text())
-    assert {*PARTS, "model.onnx"} < set(manifest["files"])
+    assert {*PARTS, "model.onnx"} < set(manifest.load(whole).files)
 
 
 def test_a_picture_of_another_size_is_an_error_that_says_the_size(whole: Path) -> None:
