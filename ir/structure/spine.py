@@ -20,6 +20,8 @@ from .cache_slots import is_past
 
 _NO_STREAM = frozenset({torch.int64, torch.bool})
 """Dtypes of ids, positions and masks: what is chosen by the stream is not a part of it."""
+_TOKENS_RANK = 3
+"""Of ``[batch, tokens, width]``."""
 _REACH = 32
 """Nodes at most between a constant and the first attention of a stream that starts there."""
 _ALONG = frozenset({"add", "cast", "identity", "transpose"})
@@ -70,7 +72,8 @@ def find_spine(view: View, attending: Collection[Node] = ()) -> Spine:
     # Layers whose results leave the stream before its end, as a neck takes them (DPT), are on no
     # way to the output.
     whole = _spine_from(view, graph, order, best.start, to_output=False)
-    return whole if len(whole.additions) > len(best.additions) else best
+    beside = _spine_from(view, graph, order, best.start, beside=True)
+    return max((best, beside, whole), key=lambda spine: len(spine.additions))
 
 
 def feeds(spine: Spine, order: Mapping[Node, int], node: Node) -> bool:
@@ -180,10 +183,10 @@ def _starts(view: View, order: dict[Node, int]) -> Iterable[Value | Node]:
 
 def _spine_from(
     view: View, graph: networkx.MultiDiGraph, order: dict[Node, int], start: Value | Node,
-    *, to_output: bool = True,
+    *, to_output: bool = True, beside: bool = False,
 ) -> Spine:  # fmt: skip
     """The spine of one stream: of the additions that every path to an output goes through, or of
-    the most that follow each other."""
+    the most that follow each other. ``beside``: and of layers whose results come together."""
     if start not in graph:
         return NO_SPINE
     above = networkx.immediate_dominators(graph, start) | {start: start}
@@ -197,10 +200,13 @@ def _spine_from(
         chain = _chain(above, view.producer(value), start)
         if len(_additions(view, chain, above)) > len(_additions(view, longest, above)):
             longest = chain
+    met = _met_layers(view, graph, longest, above) if beside else {}
+    longest = [node for place in longest for node in (*met.get(place, ()), place)]
     additions = _additions(view, longest, above)
     if not additions:
         return NO_SPINE
-    counts = _counted(inner, above, start, frozenset(additions))
+    more = {node: len(_additions(view, chain, above)) for node, chain in met.items()}
+    counts = _counted(inner, above, start, frozenset(additions), more)
     entry = order.get(above[additions[0]], -1)
     forks = tuple(above[a] if above[a] not in order else view.results(above[a])[0]
                   for a in additions)  # fmt: skip
@@ -209,13 +215,31 @@ def _spine_from(
 
 def _counted(
     inner: Sequence[Node], above: Mapping[Node, Node], start: Value | Node,
-    additions: Collection[Node],
+    additions: Collection[Node], more: Mapping[Node, int] | None = None,
 ) -> dict[Node | Value, int]:  # fmt: skip
-    """How many of the additions dominate each node, itself among them."""
+    """How many of the additions dominate each node, itself among them; ``more`` says how many come
+    before a node and do not dominate it."""
     counts: dict[Node | Value, int] = {start: 0}
     for node in inner:
         counts[node] = counts.get(above[node], 0) + (node in additions)
+        counts[node] += 0 if more is None else more.get(node, 0)
     return counts
+
+
+def _met_layers(
+    view: View, graph: networkx.MultiDiGraph, chain: Sequence[Node], above: dict[Node, Node]
+) -> dict[Node, list[Node]]:
+    """For the nodes of a chain at which the results of several layers are put side by side, feature
+    by feature (VipLLaVA, Granite Vision), the chain through the last of these layers."""
+    met: dict[Node, list[Node]] = {}
+    for node in chain:
+        if view.op(node) != "concat" or view.type(view.result(node)).rank != _TOKENS_RANK:
+            continue
+        if view.attrs(node)["dim"] not in (-1, _TOKENS_RANK - 1):
+            continue
+        ways = [_chain(above, maker, above[node]) for maker in graph.predecessors(node)]
+        met[node] = max(ways, key=lambda way: len(_additions(view, way, above)), default=[])
+    return met
 
 
 def _chain(above: dict[Node, Node], end: Node | None, start: Value | Node) -> list[Node]:
