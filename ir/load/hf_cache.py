@@ -13,6 +13,7 @@ from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, past_name, presen
 from .hf_llava import deep_options, embedded, given_features, image_features, logits_of, merge_rows
 from .hf_model import longest_text
 from .hf_places import PREFIXED, TURNED, text_options, token_places
+from .hf_towers import with_indicators
 from .plain_call import cache_argument, cache_of, presents
 
 PAST, SEQ = 3, 2
@@ -88,6 +89,8 @@ def why_uncached(model: Any, task: str) -> str:
     name = type(model).__name__
     if task not in ("text-generation", "image-text-to-text"):
         return f"{name} does not generate text, so it has no cache to export"
+    if model.config.is_encoder_decoder:
+        return f"{name} reads its images by an encoder, which no cache holds; load it without"
     config = model.config.get_text_config(decoder=True)
     strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
     if not strange and cache_argument(model):
@@ -133,7 +136,8 @@ def cached_llava_forward(
     """
     features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
-    merged = merge_rows(embedded(self, input_ids), shown, features)
+    words = with_indicators(self, input_ids, embedded(self, input_ids), pixel_values)
+    merged = merge_rows(words, shown, features)
     cache = cache_of(past_key_values)
     options, grown = text_options(
         self, input_ids, attention_mask, past=past_key_values[0][0].shape[2],

@@ -17,10 +17,11 @@ from ..core.weights import Weight, distinct_bytes
 from ..fx.view import FxView
 from ..structure.costs import weight_bytes
 from ..structure.pictured import grid_metadata, places_metadata, prompt_metadata
+from . import hf_siglip2
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
 from .hf_experts import expert_notes
-from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples
+from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples, unmeasured
 from .hf_llava import llava_forward
 from .hf_match import converts, listed, match
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
@@ -189,13 +190,13 @@ def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
     checkpoint.
     """
     original = type(model).forward
-    fixed: dict[str, Any] = {"return_dict": True, "use_cache": False}
+    fixed: dict[str, Any] = {"return_dict": True, "use_cache": False, **hf_siglip2.settle(model)}
     accepted = inspect.signature(original).parameters
     if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
         fixed = {name: value for name, value in fixed.items() if name in accepted}
 
     def plain(self: Any, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        output = original(self, **feeds, **fixed)
+        output = original(self, **unmeasured(self, feeds), **fixed)
         return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
     merged = bool(image_prompt(model)) and "pixel_values" in inputs

@@ -15,6 +15,7 @@ from torch.export import Dim
 from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from ..structure.cache_slots import TOKEN_TYPES
+from . import hf_florence2, hf_siglip2
 from .hf_llava import crop_count
 from .hf_model import longest_text
 from .hf_pictures import tokens_of
@@ -26,6 +27,8 @@ Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 _TEXT, _SEQ = "input_ids", 8
 _SIDE = 224
 """Rows and columns of an image where neither config nor preprocessor says how many it has."""
+ONE_IMAGE = ("owlvit", "owlv2")
+"""Model types that look for all texts of a batch in each image: a graph is for one image."""
 SOUND, SAMPLES = "input_values", "samples"
 """The input that holds sounds, and the name of how many samples each has."""
 
@@ -38,7 +41,7 @@ def example_inputs(model: Any, folder: Path) -> Example:
     (samples) or ``input_features`` (a spectrogram); what a decoder is given beside its encoder
     ``decoder_input_ids`` (``[batch, decoder_seq]``).
     """
-    accepted = inspect.signature(type(model).forward).parameters
+    accepted = _accepted(model)
     batch = Dim("batch")
     inputs: dict[str, torch.Tensor] = {}
     shapes: dict[str, Any] = {}
@@ -46,20 +49,39 @@ def example_inputs(model: Any, folder: Path) -> Example:
     prompt: tuple[int, ...] = ()
     if "pixel_values" in accepted:
         prompt = image_prompt(model) if _TEXT in accepted else ()
-        inputs["pixel_values"] = _image(model, folder, crops=bool(prompt))
+        pixels = _image(model, folder, crops=bool(prompt))
+        one = model.config.model_type in ONE_IMAGE
+        inputs["pixel_values"] = pixels[:1] if one else pixels
         # Beside a text that they do not enter, there may be any number of images.
-        apart = _TEXT in accepted and not prompt
-        shapes["pixel_values"] = {0: Dim("images") if apart else batch}
+        apart = hasattr(model, "get_text_features") and not prompt
+        shapes["pixel_values"] = {} if one else {0: Dim("images") if apart else batch}
     elif main in (SOUND, "input_features"):
         inputs[main], shapes[main] = _sound(model, main, batch)
     if _TEXT in accepted:
         text, shape = _text(model, accepted, prompt)
         inputs, shapes = text | inputs, dict.fromkeys(text, shape) | shapes
+    if prompt and model.config.is_encoder_decoder:
+        longest = longest_text(model.config.get_text_config(decoder=True))
+        inputs["decoder_input_ids"], shapes["decoder_input_ids"] = hf_florence2.answer(longest)
     if "decoder_input_ids" in accepted and not prompt and model.config.is_encoder_decoder:
         longest = longest_text(model.config.get_text_config(decoder=True))
         inputs["decoder_input_ids"] = torch.ones(2, 5, dtype=torch.int64)
         shapes["decoder_input_ids"] = {0: batch, 1: Dim("decoder_seq", max=longest)}
     return inputs, shapes
+
+
+def _accepted(model: Any) -> Mapping[str, Any]:
+    return inspect.signature(type(model).forward).parameters
+
+
+def unmeasured(model: Any, feeds: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+    """A graph's inputs as the forward takes them without a look at their number: CLIPSeg counts
+    its texts, which would bind a graph to as many as the example has."""
+    if model.config.model_type != "clipseg" or not hasattr(model, "clip"):
+        return feeds
+    texts = {name: tensor for name, tensor in feeds.items() if name != "pixel_values"}
+    embeddings = model.clip.get_text_features(**texts, return_dict=True).pooler_output
+    return {"pixel_values": feeds["pixel_values"], "conditional_embeddings": embeddings}
 
 
 def image_prompt(model: Any) -> tuple[int, ...]:
@@ -88,9 +110,16 @@ def _text(model: Any, accepted: Mapping[str, Any], prompt: tuple[int, ...]) -> t
 
 
 def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
-    config = getattr(model.config, "vision_config", None) or model.config
-    height, width = _sides(config, folder)
-    count = crop_count(model.config) if crops else 1
+    whole = model.config
+    config = getattr(whole, "vision_config", None) or getattr(whole, "encoder", whole)
+    if hf_siglip2.has_patches(whole):
+        height, width = hf_siglip2.image_sides(whole)
+    elif whole.model_type == hf_florence2.FLORENCE2:
+        height, width = hf_florence2.image_sides(whole)
+    else:
+        height, width = _sides(config, folder)
+    frames = getattr(config, "num_frames", 1) if _TEXT not in _accepted(model) else 1
+    count = crop_count(whole) if crops else frames
     shape = 2, *([count] if count > 1 else []), getattr(config, "num_channels", 3)
     refuse_beyond_memory(4 * math.prod(shape) * height * width, "an image of this size")
     return torch.zeros(*shape, height, width).to(next(model.parameters()).dtype)

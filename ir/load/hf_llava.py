@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
+from .hf_florence2 import florence_forward
 from .hf_pictures import FEATURES, RASTERS, Deep, crop_grid, projected
 from .hf_places import text_options
+from .hf_towers import tower_of, with_indicators
 
 
 def llava_forward(
@@ -20,6 +22,7 @@ def llava_forward(
     attention_mask: torch.Tensor,
     pixel_values: torch.Tensor,
     token_type_ids: torch.Tensor | None = None,
+    decoder_input_ids: torch.Tensor | None = None,
 ) -> dict[str, torch.Tensor]:
     """``logits`` ``[batch, seq, words]`` of prompts with one image each.
 
@@ -27,11 +30,16 @@ def llava_forward(
     (``config.image_token_id``) in each row as the image has features; ``pixel_values``
     ``[batch, 3, height, width]``, or ``[batch, crops, 3, height, width]`` where an image comes as
     several crops, whose features follow each other. ``token_type_ids`` ``[batch, seq]`` i64 are 0
-    for the prompt of a model in which that sees all of itself.
+    for the prompt of a model in which that sees all of itself. ``decoder_input_ids`` ``[batch,
+    decoder_seq]`` i64 are what is written so far where the prompt is an encoder's: the logits are
+    of these.
     """
     features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
-    merged = merge_features(embedded(self, input_ids), shown, features)
+    words = with_indicators(self, input_ids, embedded(self, input_ids), pixel_values)
+    merged = merge_features(words, shown, features)
+    if decoder_input_ids is not None:
+        return florence_forward(self, merged, attention_mask, decoder_input_ids)
     options, _ = text_options(
         self, input_ids, attention_mask, past=None, token_type_ids=token_type_ids
     )
@@ -71,7 +79,8 @@ def deep_options(levels: list[torch.Tensor]) -> dict[str, Any]:
 def image_features(model: Any, pixel_values: torch.Tensor) -> Deep:
     """The features that enter the text, ``[images, tokens, width]``: of an image in crops all of
     them; and those that its first layers add, of models that have such."""
-    own = FEATURES.get(model.config.model_type)
+    tower = tower_of(model.config)
+    own = FEATURES.get(model.config.model_type) if tower is None else tower.features
     if own is not None:
         features = own(model, pixel_values)
         return features if isinstance(features, tuple) else (features, [])
@@ -94,7 +103,7 @@ def crop_count(config: Any) -> int:
     if config.model_type in RASTERS:
         rows, columns = crop_grid(config)
         return 1 + rows * columns
-    if config.model_type != "llava":
+    if config.model_type != "llava" or tower_of(config) is not None:
         return 1
     vision = getattr(config, "vision_config", None)
     size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))

@@ -24,6 +24,8 @@ from .quantized_checkpoint import KEYS, quantization_of
 
 WITH_IMAGES = ("llava", *FEATURES)
 """Model types that put images into a text and are read."""
+_PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image_patches"})
+"""What forwards take by which images get into a text in other ways than in place of a token."""
 MOST_LAYERS = 2000
 """Of a model without weights, for a dry run; one with weights has a tensor a layer at least."""
 _LACKS_SDPA = "does not support an attention implementation"
@@ -259,7 +261,7 @@ def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
             "input_features; trace it with package.module:factory"
         )
     images = getattr(config, "image_token_id", None) is not None and "pixel_values" in names
-    if images and config.model_type not in WITH_IMAGES:
+    if (images or names & _PLACED) and config.model_type not in WITH_IMAGES:
         raise BadInput(
             f"{folder}: {cls.__name__} puts images into a text, which is read for "
             f"{', '.join(WITH_IMAGES)}. gw.trace(model, kwargs=processor(...)) traces it for "

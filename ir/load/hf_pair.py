@@ -56,6 +56,11 @@ def pair_part(model: Any, part: str, whole: Example) -> Part:
         raise BadInput(f"there is no part {part!r}; {near_misses(part, PARTS_OF_PAIR)}")
     if "decoder_input_ids" not in inputs or not hasattr(model, "get_encoder"):
         raise BadInput(f"{type(model).__name__} is not an encoder-decoder: it has no part {part!r}")
+    if {"input_ids", "pixel_values"} <= inputs.keys():
+        raise BadInput(
+            f"the encoder of {type(model).__name__} reads images among its words, and is no graph "
+            "of its own here: load the model as a whole, without a part"
+        )
     if part == "encoder":
         source = {name: t for name, t in inputs.items() if name != "decoder_input_ids"}
         return Part(source, {name: shapes[name] for name in source}, _encode)
@@ -78,11 +83,13 @@ def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
         inputs["encoder_attention_mask"] = torch.ones(_BATCH, _SOURCE, dtype=torch.int64)
         shapes["encoder_attention_mask"] = {0: batch, 1: source}
     if not goes_on:
-        width = model.config.hidden_size
+        width = _source_width(model)
         inputs["encoder_hidden_states"] = torch.zeros(_BATCH, _SOURCE, width, dtype=dtype)
         shapes["encoder_hidden_states"] = {0: batch, 1: source}
         return Part(inputs, shapes, _start)
-    heads = config.num_attention_heads
+    # A decoder on its own, of a family that has encoders too (Donut's), counts its own heads.
+    alone = getattr(model.config, "decoder", None)
+    heads = getattr(alone, "decoder_attention_heads", None) or config.num_attention_heads
     width = getattr(config, "d_kv", None) or config.hidden_size // heads
     lengths = {"decoder": (_PAST, Dim("past", max=longest)), "encoder": (_SOURCE, source)}
     for layer in range(_layers(model)):
@@ -94,8 +101,13 @@ def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
     return Part(inputs, shapes, _go_on)
 
 
+def _source_width(model: Any) -> int:
+    """The width of what the encoder gives: of two models put together its own."""
+    return int(getattr(model.config, "encoder", model.config).hidden_size)
+
+
 def _layers(model: Any) -> int:
-    config = model.config
+    config = getattr(model.config, "decoder", model.config)
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
     return int(count or config.num_hidden_layers)
 
@@ -118,7 +130,7 @@ def _go_on(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
     ]  # fmt: skip
     cross = feeds[past_name(0, PARTS[0], "encoder")]
     # Of the encoder's result the length is read alone: its keys and values are there.
-    hidden = cross.new_zeros(cross.shape[0], cross.shape[2], model.config.hidden_size)
+    hidden = cross.new_zeros(cross.shape[0], cross.shape[2], _source_width(model))
     outputs = _decode(model, feeds, hidden, EncoderDecoderCache(*caches))
     return {name: tensor for name, tensor in outputs.items() if ".encoder." not in name}
 

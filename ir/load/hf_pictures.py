@@ -14,6 +14,8 @@ import torch
 
 from ..structure.cache_slots import TOKEN_TYPES
 from . import hf_qwen3_vl, hf_qwen25_vl, hf_qwen_vl
+from .hf_siglip2 import PATCHED, as_patches, size_note
+from .hf_towers import TOWERS, tower_of
 
 RASTERS = ("llava_next", "llava_onevision")
 """Model types whose images are crops in a raster."""
@@ -37,6 +39,9 @@ def crop_grid(config: Any) -> tuple[int, int]:
 def tokens_of(config: Any) -> int:
     """Tokens that stand for one image in a text."""
     kind, vision = config.model_type, getattr(config, "vision_config", config)
+    tower = tower_of(config)
+    if tower is not None:
+        return tower.tokens(config)
     if kind == "blip-2":
         return int(config.num_query_tokens)
     if kind in hf_qwen_vl.TYPES:
@@ -54,6 +59,11 @@ def tokens_of(config: Any) -> int:
 
 def size_notes(config: Any) -> tuple[str, ...]:
     """What a person should know of the size of a graph's images, where there are others."""
+    tower = tower_of(config)
+    if tower is not None:
+        return () if tower.note is None else (tower.note(config),)
+    if config.model_type in PATCHED:
+        return (size_note(config),)
     if config.model_type in hf_qwen_vl.TYPES:
         return (hf_qwen_vl.size_note(config),)
     if config.model_type not in RASTERS:
@@ -116,6 +126,7 @@ def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
 
 
 FEATURES: Mapping[str, Features] = {
+    **{kind: tower.features for kind, tower in TOWERS.items()},
     **dict.fromkeys(RASTERS, _llava_next), **dict.fromkeys(SHUFFLED, _smolvlm),
     **dict.fromkeys(("blip-2", "paligemma"), _pooled), "qwen2_vl": hf_qwen_vl.features,
     "qwen2_5_vl": hf_qwen25_vl.features,
@@ -135,6 +146,11 @@ def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict
         return {TOKEN_TYPES: torch.zeros_like(inputs["input_ids"]), **inputs}
     if pixels is None or not len(pixels):
         return dict(inputs)
+    tower = tower_of(model.config)
+    if tower is not None and tower.beside is not None:
+        return tower.beside(model, inputs)
+    if kind in PATCHED:
+        return as_patches(model.config, inputs)
     if kind in hf_qwen_vl.TYPES:
         grid = torch.tensor([[1, *hf_qwen_vl.patch_grid(model.config)]] * len(pixels))
         kinds = (inputs["input_ids"] == model.config.image_token_id).int()
@@ -151,5 +167,6 @@ def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict
         rows = len(inputs["input_ids"])
         batch = rows if len(pixels) % rows == 0 else 1
         return {**inputs, "pixel_values": pixels.reshape(batch, -1, *pixels.shape[1:])}
-    # All crops in a row.
-    return {**inputs, "pixel_values": pixels.flatten(0, 1)} if pixels.dim() == 5 else dict(inputs)
+    if pixels.dim() != 5 or not getattr(model.config, "image_token_id", None):
+        return dict(inputs)
+    return {**inputs, "pixel_values": pixels.flatten(0, 1)}  # all crops in a row

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from . import hf_qwen_vl
+from .hf_gemma3 import MUTUAL, image_masks
 
 PREFIXED = ("paligemma",)
 """Model types whose prompt sees all of itself."""
@@ -42,6 +43,9 @@ def text_options(
     seq = input_ids.shape[1]
     if past is not None:
         options["position_ids"] = token_places(mask, past)
+    if config.model_type in MUTUAL:
+        shown = input_ids == config.image_token_id
+        options["attention_mask"] = image_masks(config.get_text_config(), mask, shown, past or 0)
     if config.model_type in PREFIXED:
         kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         options["attention_mask"] = _prefix_masks(config.get_text_config(), mask, kinds, past or 0)

@@ -24,7 +24,8 @@ from ...backends.registry import compile as compile_model
 from ...ir.load.sources import load
 from ...passes.manager import optimize
 from .families import save
-from .family_models import DECODERS, Family
+from .family_models import DECODERS
+from .family_table import Family
 from .structure_table import print_table
 
 EXPERTS, PROMPT, ROUNDS = 8, 64, 15

@@ -48,7 +48,8 @@ from ...ir.structure.cache_slots import answers
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize
 from ...passes.report import versions
-from .family_models import FAMILIES, Family
+from .family_models import FAMILIES
+from .family_table import Family
 from .family_uses import left_out, without_block, written, written_by_pair
 from .structure_table import print_table
 

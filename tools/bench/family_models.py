@@ -7,29 +7,10 @@ family is written, not what it knows.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
-LAYERS = 2
-
-
-@dataclass(frozen=True)
-class Family:
-    """One family: class, config class, sizes, and what a person sees in it."""
-
-    model: str
-    config: str
-    sizes: Mapping[str, Any]
-    blocks: tuple[int, ...] = (LAYERS,)
-    """Blocks of each stack in the order of the graph: those that one stream runs around. () where
-    there is none, as in a UNet, whose streams skip to later layers, and where streams of text and
-    of image look at each other (SD3, the first layers of Flux)."""
-    sites: int | None = None
-    """Attention sites, where not one a block: a decoder layer that looks at an encoder has two."""
-    cache: bool = False
-    """Whether it generates text by keys and values."""
-    library: str = "transformers"
-
+from .family_table import LAYERS, Family
+from .image_families import MORE_IMAGES_AND_TEXT, MORE_VISION
 
 _BODY = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4}
 _WORDS = {"vocab_size": 97, "max_position_embeddings": 64, "intermediate_size": 64}
@@ -355,5 +336,6 @@ DIFFUSION: Mapping[str, Family] = {
 }  # fmt: skip
 
 FAMILIES: Mapping[str, Family] = {
-    **DECODERS, **ENCODERS, **PAIRS, **VISION, **SPEECH, **IMAGES_AND_TEXT, **DIFFUSION
+    **DECODERS, **ENCODERS, **PAIRS, **VISION, **SPEECH, **IMAGES_AND_TEXT, **DIFFUSION,
+    **MORE_VISION, **MORE_IMAGES_AND_TEXT,
 }

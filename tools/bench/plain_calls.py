@@ -18,7 +18,8 @@ from ...ir.core.quiet import quiet
 from ...ir.load.trace import trace
 from ...ir.run.sweep import sweep
 from ...ir.run.verify import difference
-from .family_models import DECODERS, PAIRS, Family
+from .family_models import DECODERS, PAIRS
+from .family_table import Family
 from .showing import ended, growing
 
 TRIED = (

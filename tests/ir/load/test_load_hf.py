@@ -367,8 +367,12 @@ def test_a_checkpoint_of_another_model_is_refused(bert: Path, tmp_path: Path) ->
         ({"model_type": "no-such-type"}, "transformers does not take this config"),
         ({"num_attention_heads": 5}, "cannot be built|does not take this config"),
         (
-            {"architectures": ["InternVLForConditionalGeneration"], "model_type": "internvl"},
-            "puts images into a text, .* gw.trace.* its parts alone are InternVLVision.* and Qwen2",
+            {"architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4"},
+            "puts images into a text, .* gw.trace.* its parts alone are Llama4TextModel",
+        ),
+        (
+            {"architectures": ["Kosmos2ForConditionalGeneration"], "model_type": "kosmos-2"},
+            "Kosmos2ForConditionalGeneration puts images into a text, which is read for llava",
         ),
         ({"text_config": {"compression_config": {"format": "float"}}}, "quantized by None, which"),
         ({"transformers_weights": "other.safetensors"}, "other.safetensors', and model"),

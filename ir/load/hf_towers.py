@@ -1,0 +1,119 @@
+"""Families of images and text that need little beside their own: a row of a table each.
+
+Their texts read an image's features as they read words, but for what ``hf_gemma3`` says of masks.
+Most let the library make the features: ``get_image_features(pixel_values)`` gives one tensor of
+sizes that the config has.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ..core.errors import BadInput
+from . import hf_florence2, hf_gemma3, hf_pixtral, hf_siglip2
+
+
+def pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The library's features of images ``[images, 3, height, width]``: ``[images, tokens,
+    width]``."""
+    maker = model if hasattr(model, "get_image_features") else model.model
+    features: torch.Tensor = maker.get_image_features(pixels, return_dict=True).pooler_output
+    return features
+
+
+@dataclass(frozen=True)
+class Tower:
+    """How images enter the texts of one family."""
+
+    tokens: Callable[[Any], int]
+    """By its config, the tokens that stand for one image."""
+    features: Callable[[Any, torch.Tensor], torch.Tensor] = pooled
+    """By the model, the features of images, ``[images, tokens, width]``."""
+    beside: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    """What the library's forward takes beside ``pixel_values`` or in place of them, by the model
+    and a graph's inputs."""
+    note: Callable[[Any], str] | None = None
+    """What a person should know of the size of images, where the config could set others."""
+
+
+def _patch_grid(vision: Any) -> tuple[int, int]:
+    """Rows and columns of patches of a vision config. Raises ``BadInput`` where it has none."""
+    sides = [getattr(vision, name, None) for name in ("image_size", "patch_size")]
+    (height, width), (down, across) = [
+        size if isinstance(size, list | tuple) else (size, size) for size in sides
+    ]
+    if not all(isinstance(n, int) and n > 0 for n in (height, width, down, across)):
+        raise BadInput("vision_config has no image_size and patch_size, which say how many tokens "
+                       "an image is")  # fmt: skip
+    return height // down, width // across
+
+
+def _every_patch(config: Any) -> int:
+    return math.prod(_patch_grid(config.vision_config))
+
+
+def _shrunk(factor: Callable[[Any], float]) -> Callable[[Any], int]:
+    """Squares of patches are one token each, ``factor`` patches along a side."""
+    return lambda config: math.prod(
+        int(n / factor(config)) for n in _patch_grid(config.vision_config)
+    )
+
+
+def _strides(config: Any) -> int:
+    """Ovis2's squares, of which the last ones of a row are filled up."""
+    stride = config.vision_config.hidden_stride
+    return math.prod(-(-n // stride) for n in _patch_grid(config.vision_config))
+
+
+def with_indicators(
+    model: Any, input_ids: torch.Tensor, words: torch.Tensor, pixels: torch.Tensor
+) -> torch.Tensor:
+    """``words`` ``[rows, seq, width]`` with the visual words around Ovis2's images, where
+    ``pixels`` hold an image at all: the library looks at them then alone."""
+    if model.config.model_type != "ovis2":
+        return words
+    table = model.model.visual_embeddings_table.weight
+    tokens = model.config.visual_indicator_token_ids
+    pictured = torch.ones_like(pixels[:, 0, 0, 0]).sum() > 0
+    first = table.shape[0] - model.model.vision_tower.num_visual_indicator_tokens
+    for row, token in enumerate(tokens, first):
+        shown = ((input_ids == token) & pictured).unsqueeze(-1)
+        words = torch.where(shown, table[row].to(words.dtype), words)
+    return words
+
+
+_PIXTRAL = Tower(
+    lambda config: math.prod(hf_pixtral.token_grid(config)), hf_pixtral.features,
+    lambda _, inputs: hf_pixtral.sized(inputs), hf_pixtral.size_note,
+)  # fmt: skip
+_BY_FACTOR = Tower(_shrunk(lambda config: config.downsample_factor))
+TOWERS: Mapping[str, Tower] = {
+    "gemma3": Tower(lambda config: int(config.mm_tokens_per_image), beside=hf_gemma3.typed),
+    "internvl": Tower(_shrunk(lambda config: 1 / config.downsample_ratio)),
+    "aya_vision": _BY_FACTOR,
+    "cohere2_vision": _BY_FACTOR,
+    "vipllava": Tower(_every_patch),
+    "deepseek_vl": Tower(_every_patch),
+    "janus": Tower(_every_patch),
+    "ovis2": Tower(_strides),
+    "got_ocr2": Tower(_shrunk(lambda _: 4)),  # two convolutions of stride 2
+    hf_florence2.FLORENCE2: Tower(hf_florence2.token_count, note=hf_florence2.size_note),
+    hf_siglip2.LFM2: Tower(
+        hf_siglip2.token_count, hf_siglip2.features,
+        lambda model, inputs: hf_siglip2.as_patches(model.config, inputs), hf_siglip2.size_note,
+    ),
+    **dict.fromkeys(hf_pixtral.PARTS, _PIXTRAL),
+}
+"""By model type."""
+
+
+def tower_of(config: Any) -> Tower | None:
+    """How a model's images enter its text; ``None`` where another file says it."""
+    if config.model_type == "llava" and hf_pixtral.is_pixtral(config):
+        return _PIXTRAL
+    return TOWERS.get(config.model_type)

@@ -1,0 +1,185 @@
+"""Small models of more families that see: beside a text, inside of one, or alone.
+
+As those of ``family_models``: random weights, two layers a stack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from .family_table import LAYERS, Family
+
+_BODY = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4}
+_ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+_TEXT = _BODY | _ENDS | {"vocab_size": 97, "max_position_embeddings": 64, "intermediate_size": 64}
+_GROUPED = _TEXT | {"num_key_value_heads": 2}
+_HEADED = _GROUPED | {"head_dim": 8}
+_VISION = _BODY | {"intermediate_size": 64, "image_size": 16, "patch_size": 4}
+_SIGLIP = _VISION | {"model_type": "siglip_vision_model", "vision_use_head": False}
+_CLIP = _VISION | {"model_type": "clip_vision_model", "projection_dim": 24}
+_PIXTRAL = _VISION | {"model_type": "pixtral", "image_size": [16, 24]}
+_LLAMA = _GROUPED | {"model_type": "llama"}
+_MISTRAL = _HEADED | {"model_type": "mistral"}
+_QWEN = _GROUPED | {"model_type": "qwen2"}
+_COHERE = _GROUPED | {"model_type": "cohere2", "sliding_window": 4}
+_SAM = _VISION | {"image_size": 32, "output_channels": 16, "window_size": 3,
+                  "global_attn_indexes": [1], "mlp_dim": 64}  # fmt: skip
+
+
+_SIGLIP2 = _BODY | {"intermediate_size": 64, "patch_size": 4, "num_patches": 16}
+_LOOKING = {"text_config": _TEXT | {"max_position_embeddings": 16}, "vision_config": _VISION,
+            "projection_dim": 32}  # fmt: skip
+_BLIP = {"text_config": _TEXT | {"encoder_hidden_size": 32, "projection_dim": 24},
+         "vision_config": _VISION | {"projection_dim": 24}, "projection_dim": 24}  # fmt: skip
+_BOTH = (LAYERS, LAYERS)
+
+
+def _seeing(name: str, sizes: Mapping[str, Any], **facts: Any) -> Family:
+    """A model that writes about images, whose config is named as it is."""
+    told: dict[str, Any] = {"blocks": _BOTH, "cache": True, **facts}
+    return Family(f"{name}ForConditionalGeneration", f"{name}Config", sizes, **told)
+
+
+def _reading(encoder: Mapping[str, Any], decoder: Mapping[str, Any], **facts: Any) -> Family:
+    """A model that writes what an image says, of an encoder and a decoder put together."""
+    cross = {"is_decoder": True, "add_cross_attention": True}
+    sizes = {"encoder": encoder, "decoder": {**decoder, **cross}, "decoder_start_token_id": 2,
+             "pad_token_id": 1}  # fmt: skip
+    told: dict[str, Any] = {"blocks": _BOTH, "sites": 3 * LAYERS, "cache": True, **facts}
+    return Family("VisionEncoderDecoderModel", "VisionEncoderDecoderConfig", sizes, **told)
+
+
+MORE_VISION: Mapping[str, Family] = {
+    "dinov2-registers": Family("Dinov2WithRegistersModel", "Dinov2WithRegistersConfig", _VISION | {
+        "mlp_ratio": 2, "num_register_tokens": 2}),
+    "dinov3": Family("DINOv3ViTModel", "DINOv3ViTConfig", _VISION | {"num_register_tokens": 2}),
+    "aimv2": Family("Aimv2VisionModel", "Aimv2VisionConfig", _VISION, sites=LAYERS + 1),
+    "siglip2": Family("Siglip2Model", "Siglip2Config", {
+        "text_config": _TEXT | {"projection_size": 32}, "vision_config": _SIGLIP2}, blocks=_BOTH,
+        sites=2 * LAYERS + 1),
+    "siglip2-vision": Family("Siglip2VisionModel", "Siglip2VisionConfig", _SIGLIP2 | {
+        "image_size": [12, 20]}, sites=LAYERS + 1),
+    "chinese-clip": Family("ChineseCLIPModel", "ChineseCLIPConfig", {
+        "text_config": _TEXT, "vision_config": _VISION | {"projection_dim": 24},
+        "projection_dim": 24}, blocks=_BOTH),
+    "swinv2": Family("Swinv2Model", "Swinv2Config", {
+        "image_size": 16, "patch_size": 2, "embed_dim": 16, "depths": [2, 2], "num_heads": [2, 4],
+        "window_size": 4}, blocks=_BOTH),
+    "convnextv2": Family("ConvNextV2ForImageClassification", "ConvNextV2Config", {
+        "hidden_sizes": [16, 24], "depths": [2, 2], "num_stages": 2}, blocks=_BOTH, sites=0),
+    "depth-anything": Family("DepthAnythingForDepthEstimation", "DepthAnythingConfig", {
+        "backbone_config": _VISION | {
+            "model_type": "dinov2", "mlp_ratio": 2, "num_hidden_layers": 4,
+            "out_indices": [1, 2, 3, 4], "reshape_hidden_states": False, "apply_layernorm": True},
+        "depth_estimation_type": "metric", "max_depth": 10, "reassemble_hidden_size": 32,
+        "patch_size": 4, "neck_hidden_sizes": [8, 8, 8, 8], "fusion_hidden_size": 8,
+        "reassemble_factors": [4, 2, 1, 0.5], "head_hidden_size": 8}, blocks=(4,)),
+    "vitpose": Family("VitPoseForPoseEstimation", "VitPoseConfig", {
+        "backbone_config": _BODY | {
+            "model_type": "vitpose_backbone", "image_size": [32, 24], "patch_size": [8, 8],
+            "mlp_ratio": 2, "out_indices": [2]}, "num_labels": 5}),
+    "sam-vision": Family("SamVisionModel", "SamVisionConfig", _SAM | {"num_pos_feats": 8}),
+    "clipseg": Family("CLIPSegForImageSegmentation", "CLIPSegConfig", {
+        "text_config": _TEXT | {"projection_dim": 24},
+        "vision_config": _VISION | {"num_hidden_layers": 3}, "projection_dim": 24,
+        "extract_layers": [1, 2], "reduce_dim": 16, "decoder_num_attention_heads": 4,
+        "decoder_intermediate_size": 32}, blocks=(LAYERS + 1, LAYERS, LAYERS)),
+    "owlvit": Family("OwlViTForObjectDetection", "OwlViTConfig", _LOOKING, blocks=_BOTH),
+    "owlv2": Family("Owlv2ForObjectDetection", "Owlv2Config", _LOOKING, blocks=_BOTH),
+    "blip": Family("BlipForConditionalGeneration", "BlipConfig", _BLIP, blocks=_BOTH,
+                   sites=3 * LAYERS),
+    "blip-itm": Family("BlipForImageTextRetrieval", "BlipConfig", _BLIP, blocks=_BOTH,
+                       sites=3 * LAYERS),
+    "git": Family("GitForCausalLM", "GitConfig", _TEXT | {"vision_config": _VISION}, blocks=_BOTH),
+    "trocr": _reading(_VISION | {"model_type": "deit"}, _ENDS | {
+        "model_type": "trocr", "vocab_size": 97, "d_model": 32, "decoder_layers": LAYERS,
+        "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "max_position_embeddings": 64}),
+    "donut": _reading({
+        "model_type": "donut-swin", "image_size": [16, 16], "patch_size": 2, "embed_dim": 16,
+        "depths": [2], "num_heads": [2], "window_size": 4}, _ENDS | {
+        "model_type": "mbart", "vocab_size": 97, "d_model": 16, "decoder_layers": LAYERS,
+        "decoder_attention_heads": 4, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+        "is_encoder_decoder": False}),
+    "vit-gpt2": _reading(_VISION | {"model_type": "vit"}, _ENDS | {
+        "model_type": "gpt2", "n_layer": LAYERS, "n_embd": 32, "n_head": 4, "vocab_size": 97,
+        "n_positions": 64}),
+    "videomae": Family("VideoMAEModel", "VideoMAEConfig", _VISION | {"num_frames": 4}),
+    "timesformer": Family("TimesformerModel", "TimesformerConfig", _VISION | {"num_frames": 4},
+                          blocks=(), sites=2 * LAYERS),
+    "vivit": Family("VivitModel", "VivitConfig", _VISION | {
+        "num_frames": 4, "tubelet_size": [2, 4, 4]}),
+}  # fmt: skip
+
+MORE_IMAGES_AND_TEXT: Mapping[str, Family] = {
+    "gemma3-vl": _seeing("Gemma3", {
+        "vision_config": _SIGLIP, "text_config": _HEADED | {
+            "model_type": "gemma3_text", "sliding_window": 4, "query_pre_attn_scalar": 10,
+            "layer_types": ["sliding_attention", "full_attention"]},
+        "mm_tokens_per_image": 4, "image_token_index": 96, "boi_token_index": 95,
+        "eoi_token_index": 94}),
+    "internvl": _seeing("InternVL", {
+        "vision_config": _VISION | {"image_size": [16, 16], "patch_size": [4, 4]},
+        "text_config": _QWEN, "image_token_id": 96}),
+    "mistral3": _seeing("Mistral3", {
+        "vision_config": _PIXTRAL, "text_config": _MISTRAL, "image_token_index": 96,
+        "vision_feature_layer": -1, "spatial_merge_size": 2}),
+    "pixtral": _seeing("Llava", {
+        "vision_config": _PIXTRAL | {"image_size": [8, 12]}, "text_config": _MISTRAL,
+        "image_token_index": 96, "vision_feature_layer": -1, "image_seq_length": 1,
+        "vision_feature_select_strategy": "full"}),
+    "lighton-ocr": _seeing("LightOnOcr", {
+        "vision_config": _PIXTRAL, "text_config": _HEADED | {"model_type": "qwen3"},
+        "image_token_id": 96, "spatial_merge_size": 2}),
+    "vipllava": _seeing("VipLlava", {
+        "vision_config": _CLIP | {"num_hidden_layers": 3}, "text_config": _LLAMA,
+        "image_token_index": 96, "vision_feature_layer": [-2, -3]}),
+    "aya-vision": _seeing("AyaVision", {
+        "vision_config": _SIGLIP, "text_config": _COHERE, "image_token_index": 96}),
+    "cohere2-vision": _seeing("Cohere2Vision", {
+        "vision_config": _SIGLIP, "text_config": _COHERE, "image_token_id": 96,
+        "alignment_intermediate_size": 48}),
+    "ovis2": _seeing("Ovis2", {
+        "vision_config": _VISION | {
+            "vocab_size": 24, "hidden_stride": 2, "num_visual_indicator_tokens": 2},
+        "text_config": _QWEN, "image_token_id": 96, "visual_indicator_token_ids": [94, 95],
+        "vocab_size": 97, "hidden_size": 32}),
+    "deepseek-vl": _seeing("DeepseekVL", {
+        "vision_config": _SIGLIP, "text_config": _LLAMA, "image_token_id": 96}),
+    "janus": _seeing("Janus", {
+        "vision_config": _VISION | {
+            "model_type": "janus_vision_model", "projection_dim": 32, "mlp_ratio": 2},
+        "text_config": _LLAMA, "image_token_id": 96, "vq_config": {
+            "base_channels": 32, "channel_multiplier": [1, 1], "num_res_blocks": 1, "embed_dim": 4,
+            "num_embeddings": 8, "latent_channels": 32, "projection_dim": 32,
+            "image_token_embed_dim": 32, "num_patches": 4}}),
+    "granite-vision": _seeing("LlavaNext", {
+        "vision_config": _SIGLIP, "text_config": _GROUPED | {
+            "model_type": "granite", "max_position_embeddings": 256},
+        "image_token_index": 96, "image_seq_length": 16, "vision_feature_layer": [-2, -1],
+        "vision_feature_select_strategy": "full",
+        "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]}),
+    "florence2": _seeing("Florence2", {
+        "vision_config": {
+            "depths": [1, 1], "patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1],
+            "patch_prenorm": [False, True], "embed_dim": [16, 32], "num_heads": [2, 4],
+            "num_groups": [2, 4], "window_size": 2, "projection_dim": 32, "image_size": 24,
+            "max_position_embeddings": 8},
+        "text_config": _ENDS | {
+            "model_type": "bart", "vocab_size": 97, "d_model": 32, "encoder_layers": LAYERS,
+            "decoder_layers": LAYERS, "encoder_attention_heads": 4, "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "max_position_embeddings": 64,
+            "decoder_start_token_id": 2},
+        "image_token_id": 96}, blocks=(1, 1, 1, 1, LAYERS, LAYERS), sites=4 + 3 * LAYERS,
+        cache=False),
+    "lfm2-vl": _seeing("Lfm2Vl", {
+        "vision_config": _SIGLIP2 | {
+            "model_type": "siglip2_vision_model", "image_size": [24, 16], "vision_use_head": False},
+        "text_config": _GROUPED | {
+            "model_type": "lfm2", "layer_types": ["conv", "full_attention"],
+            "block_auto_adjust_ff_dim": False},
+        "image_token_id": 96, "projector_hidden_size": 48}, blocks=(LAYERS, 1), sites=LAYERS + 1,
+        cache=False),
+    "got-ocr2": _seeing("GotOcr2", {
+        "vision_config": _SAM, "text_config": _QWEN, "image_token_index": 96}),
+}  # fmt: skip
