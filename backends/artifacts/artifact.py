@@ -7,6 +7,7 @@ import fnmatch
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,9 @@ SIDE_FILES = (
     "1_Pooling/config.json",
 )  # fmt: skip
 """Files of a source folder that other tools need to use the model."""
+_MODULE = re.compile(r"\d+_\w+")
+_MODULE_FILES = ("config.json", "model.safetensors", "pytorch_model.bin")
+"""Names of a module of sentence-transformers that stands behind the model, and of its files."""
 
 
 def check_target(out: Path, *, force: bool, sources: Iterable[str | Path] = ()) -> None:
@@ -86,6 +90,7 @@ def _foreign(out: Path) -> Iterator[str]:
     pair = {*PAIR_FILES.values(), *(f"{name}.data" for name in PAIR_FILES.values())}
     ours = {*MODEL_FILES, *pair, *PARTS, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, PROCESSOR_FILE,
             *SIDE_FILES}  # fmt: skip
+    ours |= {*_module_files(out)}
     for folder, _, files in os.walk(out):
         for name in files:
             inner = (Path(folder) / name).relative_to(out).as_posix()
@@ -144,13 +149,14 @@ def rows_begin(folder: Path) -> bool:
 
 
 def copy_side_files(source: str | None, folder: Path) -> list[str]:
-    """Copy tokenizer and configuration files of the source's folder, if it has one.
+    """Copy tokenizer and configuration files of the source's folder, if it has one, and what
+    sentence-transformers runs behind the model, such as ``2_Dense``.
 
     A link that leads out of the model's own files is not followed, as what lies there was never
     given: the names of those are returned.
     """
     links = []
-    for name in SIDE_FILES if source is not None else ():
+    for name in (*SIDE_FILES, *_module_files(source)) if source is not None else ():
         path = Path(str(source)) / name
         if not path.is_file():
             continue
@@ -161,6 +167,21 @@ def copy_side_files(source: str | None, folder: Path) -> list[str]:
         shutil.copyfile(path, folder / name)
     _forget_quantization(folder / SIDE_FILES[0])
     return links
+
+
+def _module_files(folder: str | Path) -> list[str]:
+    """Names of files that ``modules.json`` of a folder says may be there, but for those that are
+    in every list."""
+    path = Path(folder) / "modules.json"
+    try:
+        modules = json.loads(path.read_bytes()) if path.is_file() else []
+    except (ValueError, RecursionError):
+        return []
+    listed = modules if isinstance(modules, list) else []
+    places = [str(module.get("path")) for module in listed if isinstance(module, dict)]
+    names = [f"{place}/{file}" for place in places if _MODULE.fullmatch(place)
+             for file in _MODULE_FILES]  # fmt: skip
+    return [name for name in names if name not in SIDE_FILES]
 
 
 def _forget_quantization(path: Path) -> None:

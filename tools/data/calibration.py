@@ -20,6 +20,7 @@ from ...ir.load.zoo.text import shipped_text
 from ...ir.load.zoo.tiny_llama import verifying_texts
 from ...ir.run.batches import batches_sha256, check_batches, count_samples, count_tokens
 from ..report.manifest import CalibrationEntry
+from . import text_lines
 from .arrays import equally_many, read_rows
 from .images import SUFFIXES, Placeholders, Preprocessing
 from .selecting import Selection, nearest
@@ -38,8 +39,8 @@ from .text import (
 )
 
 FORMS = (
-    "FILE.txt, FILE.jsonl with `text`, FILE.npz or FILE.safetensors with the graph's inputs, a "
-    "folder of images (with prompts.jsonl for a model that reads text too), or zoo:NAME"
+    f"FILE.txt, FILE.jsonl with {text_lines.FORM}, FILE.npz or FILE.safetensors with the graph's "
+    "inputs, a folder of images (with prompts.jsonl for a model that reads text too), or zoo:NAME"
 )
 SAMPLES = 128
 """Windows of text, images or questions, unless a person says otherwise."""
@@ -105,7 +106,7 @@ def read(
     for option, value in (("--calib-samples", samples), ("--calib-length", length)):
         if value is not None and value < 1:
             raise BadInput(f"{option} {value} must be above 0")
-    task = Selection(select).task()
+    task = Selection(select).task(view.source.folder)
     choose = partial(nearest, task=task) if task else None
     check_windows(windows)
     request = CalibrationRequest(view, spec, samples or SAMPLES, length, choose, windows)
@@ -129,7 +130,7 @@ def _read(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
     if path.suffix in (".npz", ".safetensors"):
         return _rows(request, path), None
     if path.suffix in (".txt", ".jsonl"):
-        return text_batches(request, read_texts(path))
+        return text_batches(request, read_texts(path, request.view.source.folder))
     kind = "an image" if path.suffix.lower() in SUFFIXES else "not a kind of data that is read"
     raise BadInput(f"{request.spec}: {kind}; --calib takes {FORMS}")
 

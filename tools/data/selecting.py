@@ -37,9 +37,9 @@ class Selection:
     def by_model(self) -> bool:
         return self.text == "most-moved"
 
-    def task(self) -> list[str]:
-        """The texts of the task, where samples are chosen by one. Raises ``Missing`` and as
-        ``read_texts``."""
+    def task(self, folder: str | Path | None = None) -> list[str]:
+        """The texts of the task, where samples are chosen by one, with the chat template of
+        ``folder``. Raises ``Missing`` and as ``read_texts``."""
         if not self.text.startswith("zip-fit="):
             return []
         path = Path(self.text.removeprefix("zip-fit=")).expanduser()
@@ -47,7 +47,7 @@ class Selection:
             raise Missing(f"{path}: no such file; {METHODS}")
         if path.suffix not in (".txt", ".jsonl"):
             raise BadInput(f"{path}: not a kind of text that is read; {METHODS}")
-        return read_texts(path)
+        return read_texts(path, folder)
 
 
 def nearest(windows: Sequence[str], count: int, task: Sequence[str]) -> list[int]:

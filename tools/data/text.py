@@ -16,6 +16,7 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text
 from ...ir.load.zoo.text import read_tokenizer
+from .text_lines import text_of
 
 LENGTH = 512
 """Tokens in a window of text, unless the model takes fewer: 128 windows of it are 65,536 tokens,
@@ -88,14 +89,20 @@ class CalibrationRequest:
         )
 
 
-def read_texts(path: Path) -> list[str]:
-    """The texts of a file: ``text`` of each line of a ``.jsonl``, else the whole as one.
+def read_texts(
+    path: Path, folder: str | Path | None = None, suffixes: Sequence[str] = (".jsonl",)
+) -> list[str]:
+    """The texts of a file: of JSON lines, which ``suffixes`` tell, the text of each as
+    ``text_lines`` has it, else the whole as one.
 
-    Raises ``BadInput`` where there is none, and for a file that is not UTF-8 or whose lines are
-    something else.
+    ``folder`` has the chat template that messages are read by. Raises ``BadInput`` where there is
+    no text, and for a file that is not UTF-8 or whose lines are something else, ``Missing`` for
+    messages without a template.
     """
-    if path.suffix == ".jsonl":
-        texts = [str(line["text"]) for line in read_lines(path, ("text",))]
+    if path.suffix in suffixes:
+        lines = read_lines(path, ())
+        texts = [_whole(text_of(line, f"{path}, line {number}", folder))
+                 for number, line in enumerate(lines, 1)]  # fmt: skip
     else:
         texts = [read_content(path)]
     if not any(text.strip() for text in texts):
@@ -121,7 +128,8 @@ def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
         held = entry if isinstance(entry, dict) else {}
         lacking = [key for key in keys if not isinstance(held.get(key), str)]
         if lacking:
-            raise BadInput(f"{path}, line {number}: has no string `{lacking[0]}`")
+            found = ", ".join(map(str, list(held)[:6])) or "no key"
+            raise BadInput(f"{path}, line {number}: has no string `{lacking[0]}`; it has {found}")
         entries.append(held | {key: _whole(held[key]) for key in keys})
     return entries
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...ir.core.errors import BadInput, Missing
-from ..data.text import read_content, read_lines
+from ..data.text import read_texts
+from ..data.text_lines import FORM
 from .subject import Subject
 from .task import Setting, limited
 
@@ -27,11 +29,12 @@ class Window:
     scored: int
 
 
-def documents(setting: Setting) -> list[str]:
+def documents(setting: Setting, folder: str | Path | None = None) -> list[str]:
     """The texts of ``setting.data``, or the shipped test text.
 
-    A file of JSON lines gives the field ``text`` of each, any other file is one document. Raises
-    ``Missing`` for a file that is not there, ``BadInput`` for one that holds no text.
+    A file of JSON lines gives the text of each (``data.text_lines``; ``folder`` has the chat
+    template), any other file is one document. Raises ``Missing`` for a file that is not there,
+    ``BadInput`` for one that holds no text.
     """
     if setting.data is None:
         from ...ir.load.zoo.text import shipped_text
@@ -39,21 +42,14 @@ def documents(setting: Setting) -> list[str]:
         return list(shipped_text("test"))
     path = setting.data
     if not path.is_file():
-        raise Missing(f"{path}: no such file: --data takes plain text, or JSON lines with `text`")
-    if path.suffix in (".jsonl", ".json"):
-        texts = [entry["text"] for entry in read_lines(path, ("text",))]
-    else:
-        texts = [read_content(path)]
-    texts = [text for text in texts if text.strip()]
-    if not texts:
-        raise BadInput(f"{path}: holds no text")
-    return texts
+        raise Missing(f"{path}: no such file: --data takes plain text, or JSON lines with {FORM}")
+    return read_texts(path, folder, (".jsonl", ".json"))
 
 
 def check_text(subject: Subject, setting: Setting) -> None:
     """Raise early where the tokenizer or the text is not there."""
     subject.tokenizer_file()
-    documents(setting)
+    documents(setting, subject.folder)
     window_size(subject, setting)
 
 
@@ -67,9 +63,9 @@ def window_size(subject: Subject, setting: Setting) -> int:
     return setting.window or min(512, subject.max_tokens)
 
 
-def shuffled(setting: Setting) -> list[str]:
+def shuffled(setting: Setting, folder: str | Path | None = None) -> list[str]:
     """The documents in an order drawn by the seed."""
-    texts = documents(setting)
+    texts = documents(setting, folder)
     random.Random(setting.seed).shuffle(texts)
     return texts
 
@@ -90,7 +86,7 @@ def chosen_windows(subject: Subject, setting: Setting) -> tuple[list[Window], li
     tokenizer = subject.tokenizer()
     enough = size + (setting.samples or DEFAULT_WINDOWS) * stride
     ids: list[int] = []
-    for text in shuffled(setting):
+    for text in shuffled(setting, subject.folder):
         ids += tokenizer.encode(text).ids
         if len(ids) >= enough:
             break

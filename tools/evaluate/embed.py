@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from ...ir.core.errors import BadInput
+from ...ir.load.side_files import read_json
 from .sentences import SENTENCES, encoded, sentences
 from .stats import bootstrap, wilson
 from .subject import EMBEDDING, Subject
@@ -20,7 +22,8 @@ class Embed(Task):
     ``cosine``: mean cosine of a sentence's vector with the original's. ``retrieval``: share of
     sentences whose nearest other sentence, by cosine, is the one that the original finds. A sample
     is a sentence (256 of Python's language reference, or the documents of ``data``), cut to 128
-    tokens. Intervals: bootstrap over sentences for ``cosine``, Wilson for ``retrieval``.
+    tokens, whose vectors become one as ``1_Pooling`` says, else by their mean. Intervals: bootstrap
+    over sentences for ``cosine``, Wilson for ``retrieval``.
     """
 
     name = "embed"
@@ -72,7 +75,8 @@ class Embed(Task):
         pooled: list[torch.Tensor] = []
         for part in encoded(subject, texts):
             setting.progress(f"{self.name} of {subject.name}", sum(map(len, pooled)), len(texts))
-            pooled.append(_pooled(subject.run(part.inputs), part.inputs["attention_mask"]))
+            outputs, mask = subject.run(part.inputs), part.inputs["attention_mask"]
+            pooled.append(_pooled(outputs, mask, pooling(subject.folder)))
         vectors = torch.cat(pooled)
         finite = Finite(self.name, subject, "sentences")
         for vector in vectors:
@@ -81,11 +85,29 @@ class Embed(Task):
         return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def _pooled(outputs: dict[str, torch.Tensor], mask: torch.Tensor) -> torch.Tensor:
-    """The sentence vectors, or the mean of the tokens under the mask where there are none."""
+def pooling(folder: str | Path | None) -> str:
+    """How sentence-transformers makes one vector of those of the tokens: ``cls``, ``max``,
+    ``lasttoken``, or else ``mean``, by ``1_Pooling/config.json``."""
+    config = read_json(folder, "1_Pooling/config.json")
+    named = config.get("pooling_mode")
+    old = {"cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}
+    modes = [mode for mode, key in old.items()
+             if named == mode or config.get(f"pooling_mode_{key}") is True]  # fmt: skip
+    return modes[0] if len(modes) == 1 else "mean"
+
+
+def _pooled(outputs: dict[str, torch.Tensor], mask: torch.Tensor, mode: str) -> torch.Tensor:
+    """The sentence vectors; where there are none those of the tokens under the mask as one."""
     if "sentence_embedding" in outputs:
         return outputs["sentence_embedding"].double()
     tokens, kept = outputs["last_hidden_state"].double(), mask[:, :, None].double()
+    rows = torch.arange(len(tokens))
+    if mode == "cls":
+        return tokens[:, 0]
+    if mode == "lasttoken":
+        return tokens[rows, mask.sum(1) - 1]
+    if mode == "max":
+        return tokens.masked_fill(kept == 0, -torch.inf).amax(1)
     return (tokens * kept).sum(1) / kept.sum(1).clamp(min=1.0)
 
 

@@ -94,7 +94,7 @@ def _prompts(reference: Subject, setting: Setting) -> tuple[list[tuple[int, ...]
     most = setting.samples or PROMPTS
     tokenizer = reference.tokenizer()
     heads: dict[tuple[int, ...], None] = {}
-    for text in shuffled(setting):
+    for text in shuffled(setting, reference.folder):
         ids = tokenizer.encode(text).ids
         if len(ids) >= PROMPT:
             heads[tuple(ids[:PROMPT])] = None

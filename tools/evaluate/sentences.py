@@ -20,6 +20,10 @@ QUESTION = "What does this say?"
 """What a model is asked of each text that answers by a stretch of it."""
 
 
+Text = str | tuple[str, str]
+"""A text, or two that are read as a pair."""
+
+
 @dataclass(frozen=True)
 class Sentences:
     """Inputs of some texts, and how many tokens each has."""
@@ -35,12 +39,14 @@ def sentences(setting: Setting) -> list[str]:
     return english_sentences(max(SENTENCES, setting.samples or 0))
 
 
-def encoded(subject: Subject, texts: Sequence[str]) -> Iterator[Sentences]:
-    """Batches of texts, cut to ``TOKENS`` tokens and padded to the longest; behind a question for a
-    model that answers by a stretch of text. ``BadInput`` for a token that its table does not hold.
-    """
+def encoded(
+    subject: Subject, texts: Sequence[Text], longest: int = TOKENS
+) -> Iterator[Sentences]:
+    """Batches of texts, cut to ``longest`` tokens and padded to the longest; behind a question for
+    a model that answers by a stretch of text. ``BadInput`` for a token that its table does not
+    hold."""
     tokenizer = subject.tokenizer()
-    tokenizer.enable_truncation(min(TOKENS, subject.max_tokens))
+    tokenizer.enable_truncation(min(longest, subject.max_tokens))
     tokenizer.enable_padding()
     asked = subject.kind == ANSWERS
     for start in range(0, len(texts), BATCH):

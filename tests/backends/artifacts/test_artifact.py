@@ -332,6 +332,23 @@ def test_export_copies_side_files_and_writes_a_manifest(view: FxView, tmp_path: 
     assert again == out
 
 
+def test_what_stands_behind_the_model_is_copied_and_replaced(view: FxView, tmp_path: Path) -> None:
+    """``modules.json`` of sentence-transformers says what: a dense layer with its weights."""
+    source, out = tmp_path / "source", tmp_path / "out"
+    for name in ("2_Dense/config.json", "2_Dense/model.safetensors", "2_Dense/notes.txt", "a/b"):
+        (source / name).parent.mkdir(parents=True, exist_ok=True)
+        (source / name).write_text(name)
+    modules = [{"path": ""}, {"path": "2_Dense"}, {"path": "../x"}, {"path": "a"}, {}]
+    (source / "modules.json").write_text(json.dumps(modules))
+    view.source.folder = str(source)
+    for _ in range(2):
+        export(view, out)
+        assert sorted(contents(out)) == [
+            "2_Dense/config.json", "2_Dense/model.safetensors", "graphwright.json", "model.onnx",
+            "model.onnx.data", "modules.json",
+        ]  # fmt: skip
+
+
 def test_links_are_followed_within_the_models_own_files_only(tmp_path: Path) -> None:
     cache, private = tmp_path / "models--a--b", tmp_path / "private"
     snapshot, blobs, out = cache / "snapshots" / "rev", cache / "blobs", tmp_path / "out"

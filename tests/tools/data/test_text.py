@@ -12,6 +12,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.view import View
+from graphwright.ir.load.chat_template import chat_text
 from graphwright.ir.load.zoo.text import english_sentences, read_tokenizer
 from graphwright.tools.data.calibration import read
 from graphwright.tools.data.text import LENGTH, read_texts
@@ -137,3 +138,72 @@ def test_a_tokenizer_that_is_none(tmp_path: Path, llama: View) -> None:
         (tmp_path / "tokenizer.json").write_text(content)
         with pytest.raises(BadInput, match=rf"tokenizer\.json: {reason}"):
             read(str(tmp_path / "a.txt"), bare)
+
+
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<{{ m['role'] }}>{% generation %}{{ m['content'] }}"
+    "{% endgeneration %}{{ eos_token }}\n{% endfor %}{% if add_generation_prompt %}<assistant>"
+    "{% endif %}{{ {'a': 'é'} | tojson }}"
+)
+SAID = [{"role": "user", "content": "What is a fox?"}, {"role": "assistant", "content": "Quick."}]
+
+
+@pytest.fixture
+def chatty(tmp_path: Path, language_model: Path) -> Path:
+    """A folder with a tokenizer that begins texts with a token, and a chat template."""
+    transformers: Any = importlib.import_module("transformers")
+    processors: Any = importlib.import_module("tokenizers.processors")
+    tokenizer = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(language_model / "tokenizer.json"), bos_token="a", eos_token="b",
+    )  # fmt: skip
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="a $A", special_tokens=[("a", tokenizer.bos_token_id)]
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(tmp_path / "chatty")
+    return tmp_path / "chatty"
+
+
+@pytest.mark.parametrize("beside", [True, False])
+def test_a_chat_template_gives_what_the_library_makes_of_it(chatty: Path, beside: bool) -> None:
+    transformers: Any = importlib.import_module("transformers")
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(chatty)
+    if not beside:  # in the tokenizer's settings, by name, as older folders have it
+        (chatty / "chat_template.jinja").unlink()
+        path = chatty / "tokenizer_config.json"
+        named = [{"name": "tool", "template": "x"}, {"name": "default", "template": TEMPLATE}]
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": named}))
+    for answer in (False, True):
+        expected = tokenizer.apply_chat_template(SAID, tokenize=False, add_generation_prompt=answer)
+        assert chat_text(chatty, SAID, answer=answer) == expected
+
+
+def test_lines_hold_text_in_the_forms_that_people_train_on(tmp_path: Path, chatty: Path) -> None:
+    """Messages by the template, less the token that the tokenizer begins a text with anyway."""
+    shared = [{"from": "human", "value": SAID[0]["content"]},
+              {"from": "gpt", "value": SAID[1]["content"]}]  # fmt: skip
+    lines = [{"text": "A"}, {"prompt": "A", "completion": " B"}, {"messages": SAID},
+             {"conversations": shared}, {"prompt": SAID[:1], "completion": SAID[1:]}]  # fmt: skip
+    file = Path(jsonl(tmp_path / "a.jsonl", *lines))
+    said = chat_text(chatty, SAID).removeprefix("a")
+    assert read_texts(file, chatty) == ["A", "A B", said, said, said]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"instruction": "x", "output": "y"}, "it holds instruction, output, and a line takes"),
+        ({"messages": [{"content": "y"}]}, "its messages are no list of objects with `role`"),
+        ({"messages": "x"}, "its messages are no list of objects"),
+        ({"messages": [{"role": "user", "content": 1 << 9}]}, "chat template fails on these"),
+    ],
+)
+def test_lines_of_other_forms_are_refused(
+    tmp_path: Path, chatty: Path, line: dict[str, Any], message: str
+) -> None:
+    (chatty / "chat_template.jinja").write_text("{{ messages[0]['content'] + 'x' }}")
+    file = Path(jsonl(tmp_path / "a.jsonl", line))
+    with pytest.raises(BadInput, match=message):
+        read_texts(file, chatty)
+    with pytest.raises(Missing, match="messages are read by a chat template, and there is none"):
+        read_texts(Path(jsonl(tmp_path / "b.jsonl", {"messages": SAID})), tmp_path)

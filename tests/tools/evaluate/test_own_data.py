@@ -118,3 +118,74 @@ def test_labels_of_ones_own_texts(tmp_path: Path, language_model: Path) -> None:
     assert evaluate(tmp_path, "classify", data=data)["classify"].figures == {"accuracy": 0.75}
     with pytest.raises(Missing, match=r"classify needs labels .* give --data FILE.jsonl"):
         evaluate(tmp_path, "classify")
+    for separator, name in ((",", "a.csv"), ("\t", "a.tsv")):
+        rows = ['"{}"{}{}'.format(line["text"], separator, line["label"]) for line in lines]
+        (tmp_path / name).write_text("\n".join([f"sentence{separator}label", *rows]) + "\n")
+        own = evaluate(tmp_path, "classify", data=tmp_path / name)["classify"]
+        assert own.figures == {"accuracy": 0.75}
+
+
+@pytest.fixture(scope="module")
+def scorer(tmp_path_factory: pytest.TempPathFactory, language_model: Path) -> Any:
+    """A folder of a classifier of so many classes and problem, with a tokenizer of pairs."""
+    import shutil
+
+    import transformers
+
+    def made(labels: int, problem: str | None = None) -> Path:
+        folder = tmp_path_factory.mktemp(f"scorer-{labels}")
+        torch.manual_seed(2)
+        config = transformers.BertConfig(
+            hidden_size=32, num_attention_heads=2, num_hidden_layers=1, intermediate_size=32,
+            vocab_size=700, initializer_range=0.5, num_labels=labels, problem_type=problem,
+        )  # fmt: skip
+        transformers.BertForSequenceClassification(config).eval().save_pretrained(folder)
+        shutil.copy(language_model / "tokenizer.json", folder)
+        return folder
+
+    return made
+
+
+def test_pairs_and_long_texts_are_read_as_the_library_reads_them(
+    tmp_path: Path, scorer: Any
+) -> None:
+    """Two texts of a line as a pair, each with its type; a text up to what the model takes."""
+    import transformers
+    from graphwright.tools.evaluate.labelled import exam
+    from graphwright.tools.evaluate.task import Setting
+    from tokenizers.processors import TemplateProcessing
+
+    folder = scorer(3)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"))
+    inner = tokenizer.backend_tokenizer
+    inner.post_processor = TemplateProcessing(
+        single="a $A b", pair="a $A b $B:1 b:1",
+        special_tokens=[(t, inner.token_to_id(t)) for t in "ab"],
+    )  # fmt: skip
+    inner.save(str(folder / "tokenizer.json"))
+    pairs = [("A cat sat.", "One sat."), ("No dog.", "A dog here."), ("word " * 300, "end")]
+    keys = (("text", "text_pair"), ("premise", "hypothesis"), ("sentence1", "sentence2"))
+    lines = [{a: x, b: y, "label": str(i)}
+             for i, ((a, b), (x, y)) in enumerate(zip(keys, pairs, strict=True))]  # fmt: skip
+    data = write_lines(tmp_path / "pairs.jsonl", lines)
+    subject = Subject.of(folder)
+    (batch,) = exam(subject, Setting(data=data)).batches
+    assert batch["input_ids"].shape[1] == 512
+    for row, (first, second) in enumerate(pairs[:2]):
+        kept = batch["attention_mask"][row].bool()
+        expected = tokenizer(first, second)["input_ids"]
+        assert batch["input_ids"][row][kept].tolist() == expected
+        assert int(batch["token_type_ids"][row].sum()) == len(inner.encode(second).ids) - 1
+
+
+def test_what_has_no_likeliest_class_is_not_judged_by_one(tmp_path: Path, scorer: Any) -> None:
+    data = write_lines(tmp_path / "a.jsonl", [{"text": "A cat.", "label": 3}])
+    with pytest.raises(BadInput, match="gives one number, a score, and classify counts"):
+        evaluate(scorer(1), "classify", data=data)
+    with pytest.raises(BadInput, match="classes of which several may be right"):
+        evaluate(scorer(3, "multi_label_classification"), "classify", data=data)
+    with pytest.raises(BadInput, match="sample 1: label is 3, and the model has classes 0 to 2"):
+        evaluate(scorer(3), "classify", data=data)
+    other = write_lines(tmp_path / "b.jsonl", [{"content": "A cat.", "label": 1}])
+    with pytest.raises(BadInput, match=r"sample 1: no `text` in content, label; it takes a line"):
+        evaluate(scorer(3), "classify", data=other)
