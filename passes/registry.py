@@ -102,7 +102,8 @@ def class_name(name: str) -> str:
 def check_pass_name(name: str) -> None:
     """Raises ``BadInput`` with near misses where there is no such pass. Nothing is imported."""
     if name not in _BUILT_IN and name not in _third_party():
-        raise BadInput(f"there is no pass {name!r}; {near_misses(name, pass_names())}")
+        hint = near_misses(name, pass_names()) or "`optimize-model passes` lists them"
+        raise BadInput(f"there is no pass {name!r}; {hint}")
 
 
 def source_of(name: str) -> tuple[Path, str] | None:

@@ -123,6 +123,9 @@ def generate(
     draft: Annotated[
         str, typer.Option(help="What writes ahead: auto, none, recycle, path, or a path's name.")
     ] = "none",
+    chat: Annotated[
+        bool, typer.Option("--chat", help="PROMPT is a user's turn: by the chat template.")
+    ] = False,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     verbose: Verbose = False,
 ) -> None:
@@ -137,7 +140,7 @@ def generate(
     with terminal.Steps(console) as steps:
         steps(f"loading {model}", 0, 1)
         writer = generating.Writer(
-            model, tokenizer=tokenizer or None, device=device, draft=draft
+            model, tokenizer=tokenizer or None, device=device, draft=draft, chat=chat
         )
     if writer.note:
         console.print(f"note: {writer.note}", markup=False, highlight=False)

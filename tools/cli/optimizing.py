@@ -19,6 +19,7 @@ from .options import (
     check_choice,
     make_console,
     print_json,
+    said,
 )
 
 if TYPE_CHECKING:
@@ -34,7 +35,9 @@ DEFAULT_BUDGET = "loss=1%"
 def run(
     model: Model,
     recipe: Annotated[
-        str, typer.Option("-r", "--recipe", help="A recipe's name, or a TOML or YAML file.")
+        str, typer.Option(
+            "-r", "--recipe", help="A recipe's name, or a TOML or YAML file.", callback=said
+        ),
     ] = "",
     passes: Passes = "",
     out: Annotated[
@@ -52,7 +55,9 @@ def run(
         float | None, typer.Option(help="Bound on relative L2 of any output.")
     ] = None,
     calib: Annotated[
-        str, typer.Option(metavar="DATA", help="Data for passes that learn: a file or zoo:NAME.")
+        str, typer.Option(
+            metavar="DATA", help="Data for passes that learn: a file or zoo:NAME.", callback=said
+        ),
     ] = "",
     calib_samples: Annotated[int | None, typer.Option(help="Most samples; 128.")] = None,
     calib_length: Annotated[int | None, typer.Option(help="Tokens of a text; 512.")] = None,
@@ -67,10 +72,11 @@ def run(
     ] = "",
     budget: Annotated[
         str,
-        typer.Option(help="Search a recipe: bytes=25%,ms=0.5x,kv=50%,loss=1%."),
+        typer.Option(help="Search a recipe: bytes=25%,ms=0.5x,kv=50%,loss=1%.", callback=said),
     ] = "",
     using: Annotated[
-        str, typer.Option(help="Knobs of the search: tokens,layers,heads,bits,rank.")
+        str,
+        typer.Option(help="Knobs of the search: tokens,layers,heads,bits,rank.", callback=said),
     ] = "",
     workers: Annotated[
         str, typer.Option(metavar="N|ray", help="Processes that a search measures in.")
@@ -82,7 +88,9 @@ def run(
         Path | None, typer.Option(help="Table of times for ms=, of bench --times FILE.")
     ] = None,
     tasks: Annotated[
-        str, typer.Option("--eval", metavar="TASKS", help="Judge source and artifact: a,b.")
+        str, typer.Option(
+            "--eval", metavar="TASKS", help="Judge source and artifact: a,b.", callback=said
+        ),
     ] = "",
     eval_data: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Labels of your own for it.")
@@ -165,7 +173,7 @@ def run(
 def explain(
     model: Model,
     passes: Passes = "",
-    recipe: Annotated[str, typer.Option("-r", "--recipe")] = "",
+    recipe: Annotated[str, typer.Option("-r", "--recipe", callback=said)] = "",
     part: Part = "",
     trust_remote_code: Trust = False,
     verbose: Verbose = False,

@@ -32,11 +32,20 @@ def checked_model(name: str) -> str:
     return name
 
 
-def checked_passes(text: str) -> str:
+def said(ctx: typer.Context, param: typer.CallbackParam, text: str) -> str:
+    """Before a command begins: an option that is given says something, unlike a variable of a
+    script that is not set. Without it, what is left out would be chosen."""
+    source = ctx.get_parameter_source(param.name or "")
+    if source is not None and source.name == "COMMANDLINE" and not text.strip():
+        raise BadInput(f"{max(param.opts, key=len)} is empty: give a value, or leave it out")
+    return text
+
+
+def checked_passes(ctx: typer.Context, param: typer.CallbackParam, text: str) -> str:
     """Likewise: what passes and options are called."""
     from ...passes.option_names import check_names
 
-    if text:
+    if said(ctx, param, text):
         check_names(text)
     return text
 

@@ -73,11 +73,14 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
     print_before_after(console, manifest)
     if manifest.sizes.tensors:
         print_tensors(console, manifest)
-    before, after = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes
-    line = f"size: {size(before)} -> {size(after)}"
+    before, after, where = manifest.sizes.source_bytes, manifest.sizes.artifact_bytes, folder
+    if not after and manifest.passes:
+        before, after = manifest.passes[0].bytes_before, manifest.passes[-1].bytes_after
+    line = f"{'size' if folder else 'weights'}: {size(before)} -> {size(after)}"
     if before > 0 and after > 0:
         line += f" ({before / after:.2f}x smaller)"
-    _say(console, f"{line}, in {folder}" if folder else line, "bold")
+    _say(console, f"{line}, in {where}" if where else
+         f"{line}; nothing was written: -o OUT writes it", "bold")  # fmt: skip
 
 
 def site_table(manifest: Manifest) -> Table:

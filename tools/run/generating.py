@@ -28,6 +28,7 @@ from ...ir.structure.tree_input import TREE_KEY
 from ...ir.structure.vision import COUNT_KEY
 from ..data.images import Placeholders, Preprocessing
 from . import drafting
+from .prompts import Prompt, check_writes, prompt_text
 
 Image = str | Path | torch.Tensor
 """A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""
@@ -78,7 +79,7 @@ class Generated:
 
 def generate(
     model: View | Executable | str | Path,
-    prompts: str | Sequence[str],
+    prompts: str | Sequence[Prompt],
     *,
     images: Image | Sequence[Image | None] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -90,8 +91,12 @@ def generate(
     tokenizer: str | Path | None = None,
     device: str = "cpu",
     draft: str = "none",
+    chat: bool = False,
 ) -> list[Generated]:
     """Continue prompts; one answer for each.
+
+    With ``chat`` a prompt is what a user says, or a list of messages (``role`` and ``content``),
+    and the model's chat template is put around it.
 
     ``model`` is an artifact's folder, an ``.onnx`` file, a graph, a compiled executable (with the
     folder of its ``tokenizer``), or the name of a model, which is then loaded with its cache.
@@ -105,11 +110,12 @@ def generate(
     measured to be faster, ``none`` never. The text is that of the whole model either way
     (``backends.generation.speculate``).
 
-    Raises ``BadInput`` for a graph that is not a text model, for an empty prompt, for one that is
-    longer than the context and for an image that the model does not take, ``Missing`` without a
-    tokenizer, its package, a file or Pillow. Warns where the graph has no key-value cache.
+    Raises ``BadInput`` for a graph that is not a text model, for a prompt that is empty or no text,
+    for one that is longer than the context and for an image that the model does not take,
+    ``Missing`` without a tokenizer, its package, a chat template, a file or Pillow. Warns where the
+    graph has no key-value cache.
     """
-    writer = Writer(model, tokenizer=tokenizer, device=device, draft=draft)
+    writer = Writer(model, tokenizer=tokenizer, device=device, draft=draft, chat=chat)
     if writer.note:
         warnings.warn(writer.note, stacklevel=2)
     asked = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -123,7 +129,7 @@ class Writer:
 
     def __init__(
         self, model: View | Executable | str | Path, *, tokenizer: str | Path | None = None,
-        device: str = "cpu", draft: str = "none",
+        device: str = "cpu", draft: str = "none", chat: bool = False,
     ) -> None:  # fmt: skip
         drafting.chosen_path(model, draft)  # which refuses before anything is loaded
         graph, run = _opened(model, device, trees=draft == drafting.RECYCLE)
@@ -132,10 +138,12 @@ class Writer:
         folder = tokenizer or (None if graph is None else graph.source.folder)
         if folder is None:
             raise BadInput("give tokenizer=FOLDER: the model's folder is not known")
-        self._folder = Path(folder)
+        self._folder, self._chat = Path(folder), chat
         self._graph = graph
         self._vocabulary = words
         self._decoder = Decoder(run, longest_text(folder))
+        if graph is not None and not self._decoder.cached:
+            check_writes(graph, run, self._folder)
         self._tokenizer: Any = read_tokenizer(self._folder)
         self._tokenizer.no_padding()
         self._tokenizer.no_truncation()
@@ -146,8 +154,8 @@ class Writer:
         )  # fmt: skip
 
     def write(
-        self, prompts: Sequence[str], images: Sequence[Image | None] | None, sampling: Sampling, *,
-        max_new_tokens: int = MAX_NEW_TOKENS, stream: Stream | None = None,
+        self, prompts: Sequence[Prompt], images: Sequence[Image | None] | None,
+        sampling: Sampling, *, max_new_tokens: int = MAX_NEW_TOKENS, stream: Stream | None = None,
     ) -> list[Generated]:  # fmt: skip
         """See ``generate``."""
         shown = list(images) if images is not None else [None] * len(prompts)
@@ -201,8 +209,11 @@ class Writer:
             f"many tokens leave every prompt. Give each an image, or {advice}"
         )
 
-    def _tokens(self, prompt: str, has_image: bool) -> list[int]:
-        ids: list[int] = self._tokenizer.encode(prompt).ids
+    def _tokens(self, prompt: Prompt, has_image: bool) -> list[int]:
+        if self._chat and self._decoder.takes_images:
+            raise BadInput("chat is for models of text alone: write this one's prompt out")
+        text = prompt_text(prompt, self._folder if self._chat else None)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=not self._chat).ids
         if ids and self._vocabulary is not None:
             check_ids(f"the prompt {prompt!r}", torch.tensor(ids), self._vocabulary)
         if not self._decoder.takes_images:

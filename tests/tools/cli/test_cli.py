@@ -92,6 +92,11 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
         (("bogus",), 2, "error: bogus: a model is zoo:NAME"),
         (("diff", "nowhere", "nowhere"), 2, "nowhere"),
         (("passes", "quantise"), 2, "did you mean quantize"),
+        (("passes", "nosuch"), 2, "there is no pass 'nosuch'; `optimize-model passes` lists"),
+        (("zoo:minilm", "-p", ""), 2, "--passes is empty: give a value, or leave it out"),
+        (("zoo:minilm", "-r", " "), 2, "--recipe is empty: give a value"),
+        (("zoo:minilm", "--budget", ""), 2, "--budget is empty: give a value"),
+        (("zoo:minilm", "-p", "clean", "--eval", ""), 2, "--eval is empty: give a value"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], code: int, message: str, command: Any) -> None:

@@ -57,11 +57,14 @@ def test_before_and_after_stand_in_the_manifest(judged: Path) -> None:
 
 def test_the_final_table_shows_before_and_after(judged: Path) -> None:
     console = Console(file=io.StringIO(), width=80)
-    terminal.print_result(console, manifest.load(judged))
+    done = manifest.load(judged)
+    unwritten = done.sizes.model_copy(update={"artifact_bytes": 0})
+    terminal.print_result(console, done.model_copy(update={"sizes": unwritten}))
     out = console.file.getvalue()  # type: ignore[attr-defined]
     table = out[out.index("evaluation") :]
     assert "before" in table and "after" in table and "change" in table
     assert "latency: median_ms" in table and "15 rounds" in table
+    assert "x smaller); nothing was written: -o OUT writes it" in out and " 0 bytes" not in out
     assert max(map(len, table.partition("below a figure")[0].splitlines())) <= 80
 
 

@@ -141,6 +141,47 @@ def test_without_a_cache_it_says_so(
         gw.generate(plain_artifact, PROMPT, max_new_tokens=1)
 
 
+def test_a_chat_is_read_by_the_models_template(
+    artifact: Path, command: Any, tmp_path: Path
+) -> None:
+    """With its own special tokens alone; the same in Python, of messages too."""
+    template = "<s>{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
+    told = gw.generate(artifact, f"<s>user: {PROMPT}\n", max_new_tokens=5)
+    with pytest.raises(Missing, match="messages are read by a chat template, and there is none"):
+        gw.generate(artifact, PROMPT, chat=True)
+    folder = tmp_path / "chatty"
+    shutil.copytree(artifact, folder)
+    (folder / "chat_template.jinja").write_text(template)
+    assert gw.generate(folder, PROMPT, max_new_tokens=5, chat=True) == told
+    messages = [{"role": "user", "content": PROMPT}]
+    assert gw.generate(folder, [messages], max_new_tokens=5, chat=True) == told
+    code, out, _ = command(str(folder), PROMPT, "--chat", "--max-new-tokens", "5")
+    assert code == 0 and out == f"{told[0].text}\n"
+
+
+@pytest.mark.parametrize(
+    ("prompt", "message"),
+    [([1, 2], "a prompt is of type int, and must be a text"), ([None], "of type NoneType"),
+     ([[{"role": "user", "content": "x"}]], r"of type list, .* \(messages need chat=True\)"),
+     ("the \udcff", r"the prompt 'the \\udcff' is not UTF-8 text")],
+)  # fmt: skip
+def test_prompts_are_texts(artifact: Path, prompt: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        gw.generate(artifact, prompt)
+
+
+@pytest.mark.parametrize("head", ["TokenClassification", "MaskedLM"])
+def test_what_reads_a_text_writes_none(tmp_path: Path, language_model: Path, head: str) -> None:
+    config = transformers.BertConfig(
+        hidden_size=16, num_attention_heads=2, num_hidden_layers=1, intermediate_size=16,
+        vocab_size=700,
+    )  # fmt: skip
+    getattr(transformers, f"BertFor{head}")(config).save_pretrained(tmp_path)
+    shutil.copy(language_model / "tokenizer.json", tmp_path)
+    with pytest.raises(BadInput, match=f"BertFor{head}. writes no text: its logits are of the te"):
+        gw.generate(gw.load(tmp_path), PROMPT)
+
+
 def test_sampling_from_the_command(artifact: Path, command: Any) -> None:
     options = ["--temperature", "1.5", "--top-p", "0.9", "--max-new-tokens", "16", "--seed"]
     first, again, other = (command(str(artifact), PROMPT, *options, s)[1] for s in "778")
