@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 
 from ..ir.core.errors import BadInput
@@ -115,7 +116,8 @@ class Backend:
 def bind(
     types: Mapping[str, Type], args: tuple[torch.Tensor, ...], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
-    """Positional and named inputs as one mapping; a key-value cache that is left out is empty.
+    """Positional and named inputs as one mapping; a key-value cache that is left out is empty, and
+    arrays of numpy become tensors.
 
     ``types`` are the inputs' types in order. Raises ``BadInput`` where names do not fit.
     """
@@ -129,6 +131,7 @@ def bind(
     if twice:
         raise BadInput(f"given twice: {', '.join(twice)}")
     bound |= inputs
+    bound = {n: torch.from_numpy(v) if isinstance(v, np.ndarray) else v for n, v in bound.items()}
     bound |= left_out(types, bound)
     missing, unknown = sorted(set(names) - set(bound)), sorted(set(bound) - set(names))
     if missing or unknown:

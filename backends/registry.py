@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..ir.core.errors import BadInput, near_misses
+from ..ir.core.given import check_graph
 from ..ir.core.view import View
 from .base import Backend, Executable
 
@@ -52,6 +53,8 @@ def compile(
     ``triton``: ``strict``. Raises ``BadInput`` for an unknown backend, device or option and
     ``Missing`` where the device or a package is not there.
     """
+    if not isinstance(graph, str | Path):
+        check_graph(graph)
     build = find_backend(backend).build
     if device not in ("cpu", "cuda"):
         raise BadInput(f"device {device!r} is unknown: cpu or cuda")

@@ -15,13 +15,13 @@ CHECKED_BATCHES = 2
 """Of the source's own samples, those on which every pass is measured."""
 
 
-def as_recipe(recipe: str | Recipe | Pass | Sequence[Pass]) -> Recipe:
-    """A recipe out of its text, a pass or several."""
+def as_recipe(recipe: str | Recipe | Pass | Sequence[Pass | str]) -> Recipe:
+    """A recipe out of its text, a pass or several. Raises ``BadInput`` as ``Recipe.of``."""
     if isinstance(recipe, Recipe):
         return recipe
     if isinstance(recipe, str):
         return Recipe.parse(recipe)
-    return Recipe.of(*([recipe] if isinstance(recipe, Pass) else recipe))
+    return Recipe.of(*(recipe if isinstance(recipe, list | tuple) else [recipe]))
 
 
 def check_needs(recipe: Recipe, *, calibrated: bool) -> None:

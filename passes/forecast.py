@@ -45,7 +45,7 @@ class Plan:
 
 
 def plan(
-    graph: View, recipe: str | Recipe | Pass | Sequence[Pass], *, original: View | None = None
+    graph: View, recipe: str | Recipe | Pass | Sequence[Pass | str], *, original: View | None = None
 ) -> Plan:
     """What ``optimize`` would do and cost. No weight is read and the graph stays as it is."""
     recipe = as_recipe(recipe)

@@ -73,10 +73,18 @@ class Recipe:
         return checked(cls(tuple(make_step(name, options) for name, options in read(text))))
 
     @classmethod
-    def of(cls, *passes: Pass) -> Recipe:
-        """A recipe out of passes made in Python; options at their defaults are left out."""
+    def of(cls, *passes: Pass | str) -> Recipe:
+        """A recipe out of passes made in Python, or written as text; options at their defaults are
+        left out. Raises ``BadInput`` for something else, and as ``parse``."""
         steps = []
         for pass_ in passes:
+            if isinstance(pass_, str):
+                steps += [make_step(name, options) for name, options in read(pass_)]
+                continue
+            if not isinstance(pass_, Pass):
+                made = isinstance(pass_, type) and issubclass(pass_, Pass)
+                what = f"a class: {pass_.__name__}() is a pass" if made else repr(pass_)
+                raise BadInput(f"a recipe holds passes or their text, and this is {what}")
             options = tuple(
                 (f.name, getattr(pass_, f.name))
                 for f in fields(pass_)

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from ...ir.core.errors import BadInput
+from ...ir.core.given import check_graph
 from ...ir.core.version import __version__
 from ...ir.core.view import View
 from ...ir.load.intact import facts
@@ -48,6 +50,11 @@ def export(
     ``publish``, ``BadInput`` where an op has no ONNX form or the runtime rejects what was written,
     and ``BoundExceeded`` where it computes something else.
     """
+    check_graph(graph)
+    if report is not None and not hasattr(report, "to_dict"):
+        raise BadInput(f"report is a {type(report).__name__}, and must be that of optimize")
+    if not isinstance(out, str | Path):
+        raise BadInput(f"out is a {type(out).__name__}, and must be the name of a folder")
     parse_paths(paths or {})
     sources: list[str | Path] = [graph.source.folder or "", *graph.source.files]
     check_target(Path(out), force=force, sources=sources)

@@ -135,6 +135,9 @@ class OnnxRuntimeExecutable:
         bfloat16 becomes float32 where the artifact does: see ``ir.onnx.widen``."""
         optional = {name: inputs.pop(name) for name in self._optional if name in inputs}
         bound = bind(self.input_types, args, inputs)
+        for name, value in bound.items():
+            if not isinstance(value, torch.Tensor):
+                raise BadInput(f"input {name} is a {type(value).__name__}: give a tensor")
         bound = {name: _widened(t, self._types[name]) for name, t in bound.items()}
         bound |= optional
         self._check(bound)

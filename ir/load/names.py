@@ -24,6 +24,11 @@ def check_name(spec: str | Path) -> None:
     Raises ``BadInput`` for an empty or unknown name and for a file of a kind that is not read,
     ``Missing`` for a file that is not there.
     """
+    if not isinstance(spec, str | Path):
+        raise BadInput(
+            f"a model is named by a text or a path, and this is a {type(spec).__name__}: give "
+            f"{FORMS}; gw.trace(module, inputs) makes a graph of a torch module"
+        )
     text, path, form = str(spec), Path(spec).expanduser(), form_of(spec)
     if form == "zoo":
         check_zoo(text.removeprefix("zoo:"))

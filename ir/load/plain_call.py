@@ -47,6 +47,10 @@ class PlainCall:
         forward, own = module.forward, "forward" in vars(module)
         signature = inspect.signature(forward)
         parameters = [p for name, p in signature.parameters.items() if name not in self.bound]
+        loose = [name for name in self.inputs[1] if name not in signature.parameters]
+        if loose:  # The exporter takes no dynamic shapes for what `**kwargs` gathers.
+            named = [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in loose]
+            parameters = [p for p in parameters if p.kind is not p.VAR_KEYWORD] + named
 
         @functools.wraps(forward)
         def plain(*args: Any, **kwargs: Any) -> Any:
@@ -104,6 +108,26 @@ def plain_call(
     return PlainCall(
         (tuple(rest), tensors | {n: _pairs(v) for n, v in caches.items()}), bound, frozenset(caches)
     )
+
+
+def check_module(module: object) -> None:
+    """Raise ``BadInput`` for what is no module, with what makes a graph of it."""
+    advice = ""
+    if isinstance(module, torch.jit.ScriptModule):
+        advice = "trace the module that it was scripted from"
+    elif isinstance(module, torch.export.ExportedProgram):
+        advice = "torch.export.save(it, 'model.pt2'), and gw.load('model.pt2') reads it"
+    elif isinstance(module, type):
+        advice = f"make one first: {module.__name__}(...)"
+    elif isinstance(module, str):
+        advice = "gw.load(NAME) takes names and folders"
+    elif callable(module) and not isinstance(module, torch.nn.Module):
+        advice = "call it from the forward of a module"
+    elif not isinstance(module, torch.nn.Module):
+        advice = "give the module itself"
+    if advice:
+        what = "a class" if isinstance(module, type) else f"a {type(module).__name__}"
+        raise BadInput(f"a torch.nn.Module is traced, and this is {what}: {advice}")
 
 
 def bind(module: torch.nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> dict[str, Any]:

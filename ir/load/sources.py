@@ -26,7 +26,7 @@ def load(
     spec: str | Path,
     *,
     trust_remote_code: bool = False,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     allow_missing_weights: bool = False,
     cache: bool | None = None,
     max_bytes: int | None = None,
@@ -49,6 +49,10 @@ def load(
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """
     check_name(spec)
+    if isinstance(dtype, str):  # as transformers takes it
+        dtype = getattr(torch, dtype, dtype)
+    if dtype is not None and not isinstance(dtype, torch.dtype):
+        raise BadInput(f"dtype is {dtype!r}, and must be one of torch, such as torch.float16")
     text, place, form = str(spec), Path(spec).expanduser(), form_of(spec)
     if path is not None:
         return _entry(place, path, form)

@@ -33,7 +33,7 @@ from .fake import Inputs, fake_meta
 from .functional import functional
 from .lean_export import lean_export
 from .original import ModuleOriginal, traced_call
-from .plain_call import bind, plain_call
+from .plain_call import bind, check_module, plain_call
 from .repeated_blocks import repeated_blocks
 
 
@@ -65,7 +65,15 @@ def trace(
     (naming the submodule and the line), and where it draws random numbers or changes its own
     parameters in evaluation mode.
     """
-    positional = (args,) if isinstance(args, torch.Tensor) else tuple(args)
+    check_module(module)
+    positional = (args,) if isinstance(args, torch.Tensor) else args
+    if not isinstance(positional, tuple | list):
+        named = isinstance(positional, Mapping)
+        raise BadInput(
+            f"args is a {type(args).__name__}, and must be a tensor, or a tuple of what forward "
+            f"takes{': inputs by name go into kwargs=' if named else ''}"
+        )
+    positional = tuple(positional)
     call = plain_call(module, positional, kwargs or {})
     inputs: Inputs = _distinct(call.inputs)
     with (
@@ -354,7 +362,8 @@ def _explain(module: torch.nn.Module, error: BaseException) -> str:
         advice = f"Try dynamic_shapes= with: {'; '.join(fixes) or 'that dimension static'}"
         reason = details[0].split(". If")[0] if details else reason
         return f"tracing failed: {reason}\n{advice}"
-    return f"tracing failed {where}{line}: {reason}\n{_advice(error)}"
+    where = f" {where}{line}" if where else ""
+    return f"tracing failed{where}: {reason}\n{_advice(error)}"
 
 
 def _advice(error: BaseException) -> str:

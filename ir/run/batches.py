@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 import torch
 
 from ..core.errors import BadInput, near_misses
@@ -15,6 +16,33 @@ from ..structure.cache_slots import left_out
 from ..vocab import traits
 
 Batch = Mapping[str, torch.Tensor]
+
+
+def as_batches(data: object, what: str) -> list[Batch]:
+    """Batches of tensors out of what people have: one batch, several, or what gives them one by one
+    (a generator, a ``DataLoader``); arrays of numpy become tensors.
+
+    Raises ``BadInput`` for anything else.
+    """
+    if isinstance(data, Mapping):
+        return [_as_batch(data, what)]
+    if isinstance(data, str | torch.Tensor) or not isinstance(data, Iterable):
+        raise BadInput(f"{what} is a {type(data).__name__}, and must be a list of {_FORM}")
+    return [_as_batch(one, f"{what}, batch {number}") for number, one in enumerate(data, 1)]
+
+
+_FORM = "batches, each a dict of tensors by the names of the graph's inputs"
+
+
+def _as_batch(one: object, where: str) -> Batch:
+    if not isinstance(one, Mapping):
+        raise BadInput(f"{where} is a {type(one).__name__}; data are {_FORM}")
+    batch = {str(n): torch.from_numpy(v) if isinstance(v, np.ndarray) else v
+             for n, v in one.items()}  # fmt: skip
+    for name, value in batch.items():
+        if not isinstance(value, torch.Tensor | list | tuple):  # some graphs take sequences
+            raise BadInput(f"{where}: {name} is a {type(value).__name__}, and must be a tensor")
+    return batch
 
 
 def check_batches(view: View, batches: Sequence[Batch], what: str = "calibration data") -> None:

@@ -13,6 +13,7 @@ from ...backends.runtimes.original import load
 from ...ir.core.view import View
 from ...ir.load.names import form_of
 from ...passes import forecast, manager
+from ..data.calibration import read
 from ..search import search as searching
 
 _Options = ParamSpec("_Options")
@@ -31,7 +32,10 @@ def _of_names(
         original = options.get("original")
         if isinstance(original, str | Path):
             options["original"] = load_original(original)
-        return work(graph if isinstance(graph, View) else load(graph), *args, **options)
+        view = graph if isinstance(graph, View) else load(graph)
+        if isinstance(options.get("calibration"), str | Path) and work is not searching.search:
+            options["calibration"] = read(str(options["calibration"]), view).batches
+        return work(view, *args, **options)
 
     return named
 

@@ -10,8 +10,9 @@ import torch
 
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, near_misses
+from ...ir.core.given import check_graph
 from ...ir.core.view import View
-from ...ir.run.batches import check_batches
+from ...ir.run.batches import as_batches, check_batches
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import CPU, find_target
 from ...passes.checkpoint_store import CheckpointStore
@@ -77,7 +78,11 @@ def search(
     Raises ``BadInput`` for a budget that nothing meets, with the nearest that there is, for bounds
     that contradict each other, and where there are no data; ``Missing`` where Ray is not there.
     """
+    check_graph(graph)
     bounds = Budget.parse(budget) if isinstance(budget, str) else budget
+    if not isinstance(bounds, Budget):
+        raise BadInput(f"budget is a {type(budget).__name__}, and must be a text such as bytes=25%")
+    using = using.split(",") if isinstance(using, str) else using
     unknown = [knob for knob in using if knob not in KNOBS]
     if unknown:
         raise BadInput(f"using {unknown[0]}: {near_misses(unknown[0], KNOBS)}")
@@ -100,7 +105,7 @@ def search(
         data: Sequence[Batch] = read(calibration, graph).batches
         judged = judged or unfitted(calibration, graph, data)
     else:
-        data = calibration
+        data = as_batches(calibration, "calibration")
     tell = progress or (lambda *_: None)
     source = graph.copy()
     canonicalize(source)

@@ -123,3 +123,55 @@ def test_outputs_of_any_class_go_by_their_names() -> None:
 def test_what_is_no_tensor_needs_a_name_to_be_bound_by() -> None:
     with pytest.raises(BadInput, match="the input x is not a tensor, and has no name to be bound"):
         trace(Net(), (3.0, 2.0), {"shift": torch.ones(1)})
+
+
+class Gathers(nn.Module):
+    """As wrappers of other libraries do: what it is given goes on as it came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = Named()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.inner(*args, **kwargs)
+
+
+class Named(nn.Module):
+    def forward(self, x: Tensor, shift: Tensor, factor: float = 1.0) -> Tensor:
+        return x * factor + shift
+
+
+@pytest.mark.parametrize("positional", [True, False])
+def test_a_wrapper_that_gathers_its_arguments(positional: bool) -> None:
+    inputs = {"x": torch.ones(2, 3), "shift": torch.full((2, 3), 5.0)}
+    args = (inputs.pop("x"),) if positional else ()
+    view = trace(Gathers(), args, {**inputs, "factor": 2.0})
+    assert view.input_names()[-1] == "shift"
+    one, two = torch.full((5, 3), 4.0), torch.ones(5, 3)
+    (output,) = sweep(view, dict(zip(view.input_names(), (one, two), strict=True))).values()
+    torch.testing.assert_close(output, one * 2 + two)
+
+
+@pytest.mark.parametrize(
+    ("module", "message"),
+    [
+        (lambda: None, "this is a NoneType: give the module itself"),
+        (lambda: "model", r"this is a str: gw.load\(NAME\) takes names"),
+        (lambda: Named, r"this is a class: make one first: Named\(...\)"),
+        (lambda: torch.relu, "call it from the forward of a module"),
+        (lambda: torch.jit.script(nn.ReLU()), "trace the module that it was scripted from"),
+        (lambda: torch.export.export(nn.ReLU(), (torch.ones(2),)), r"torch.export.save\(it, 'mod"),
+    ],
+)
+def test_what_is_no_module_is_told_what_to_do(module: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        trace(module(), (torch.ones(2),))
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [(3, "args is a int, and must be a tensor"), ({"x": 1}, "inputs by name go into kwargs=")],
+)
+def test_arguments_are_a_tuple(args: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        trace(Named(), args)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from graphwright.backends.onnx.lowering import translated
@@ -11,7 +13,13 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.trace import trace
-from graphwright.ir.run.batches import batches_sha256, check_batches, count_samples, count_tokens
+from graphwright.ir.run.batches import (
+    as_batches,
+    batches_sha256,
+    check_batches,
+    count_samples,
+    count_tokens,
+)
 
 from ... import models as small_models
 
@@ -95,3 +103,29 @@ def test_counts() -> None:
     assert count_tokens([masked, text(1, 9)]) == 15 - 2 + 9
     assert count_tokens([{"input_ids": text()["input_ids"]}]) == 15
     assert count_tokens([{"pixel_values": torch.ones(2, 3)}]) is None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        {"x": np.arange(2)}, [{"x": torch.arange(2)}], ({"x": torch.arange(2)} for _ in range(1)),
+        torch.utils.data.DataLoader([{"x": 0}, {"x": 1}], batch_size=2),
+    ],
+)  # fmt: skip
+def test_batches_come_in_what_people_keep_them_in(data: Any) -> None:
+    (batch,) = as_batches(data, "samples")
+    assert torch.equal(batch["x"], torch.arange(2))
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (torch.ones(2), "samples is a Tensor, and must be a list of batches, each a dict of ten"),
+        (3, "samples is a int, and must be a list"), ("a.txt", "samples is a str, and must be"),
+        ([torch.ones(2)], "samples, batch 1 is a Tensor; data are batches, each a dict"),
+        ([{"x": 3}], "samples, batch 1: x is a int, and must be a tensor"),
+    ],
+)  # fmt: skip
+def test_what_are_no_batches(data: Any, message: str) -> None:
+    with pytest.raises(BadInput, match=message):
+        as_batches(data, "samples")
