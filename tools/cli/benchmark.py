@@ -19,11 +19,12 @@ from ..evaluate.turns import Runner, in_turns
 from ..report import manifest
 from ..run.named_source import load_named, located
 from . import terminal
+from .latency_table import fitting
 
 
 def main(
-    folders: Sequence[Path], batches: Sequence[int], length: int, *, device: str, repeats: int,
-    trust_source: bool = False,
+    folders: Sequence[Path], batches: Sequence[int], length: int | None, *, device: str,
+    repeats: int, trust_source: bool = False,
 ) -> None:  # fmt: skip
     """Print a table for each batch size: milliseconds, and the ratio to the fp32 source in ORT.
 
@@ -36,14 +37,15 @@ def main(
         raise BadInput(f"the artifacts come from different models: {', '.join(names)}")
     (name, part), = sources
     view = load_named(name, trusted=trust_source, cache=False, part=part)
+    tokens = fitting(view, length)
     runners = _runners(view, folders, device)
     console = terminal.VisibleConsole()
     console.print(
-        f"{view.source.name}, sequence {length}, {torch.get_num_threads()} threads, {device}, "
+        f"{view.source.name}, sequence {tokens}, {torch.get_num_threads()} threads, {device}, "
         f"median of {repeats} rounds taken in turns",
         markup=False, highlight=False,
     )  # fmt: skip
-    times = {batch: _times(runners, _inputs(view, batch, length), repeats) for batch in batches}
+    times = {batch: _times(runners, _inputs(view, batch, tokens), repeats) for batch in batches}
     rows = {name: [times[batch][name] for batch in batches] for name in runners}
     columns = [f"batch {batch}" for batch in batches]
     console.print(terminal.bench_table("executable", columns, rows, next(iter(runners))))

@@ -26,7 +26,9 @@ LIST_TASKS = "list"
 def bench(
     artifacts: Annotated[list[Path] | None, typer.Argument(metavar="OUT...")] = None,
     batches: Annotated[str, typer.Option(help="Batch sizes.")] = "1,32",
-    length: Annotated[int, typer.Option(help="Sequence length.")] = 128,
+    length: Annotated[
+        int | None, typer.Option(help="Sequence length; 128, or what the model takes.")
+    ] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     repeats: Annotated[int, typer.Option(help="Rounds; the median counts.")] = 7,
     ziplm_table: Annotated[
@@ -59,7 +61,7 @@ def bench(
 
 
 def _write_table(
-    models: list[Path], file: Path, length: int, repeats: int, device: str, trust: bool
+    models: list[Path], file: Path, length: int | None, repeats: int, device: str, trust: bool
 ) -> None:
     from . import latency_table
 
@@ -70,7 +72,9 @@ def _write_table(
     make_console().print(f"{file}: times of {name} for ziplm{{table={file}}}", markup=False)
 
 
-def _write_times(models: list[Path], file: Path, length: int, device: str, trust: bool) -> None:
+def _write_times(
+    models: list[Path], file: Path, length: int | None, device: str, trust: bool
+) -> None:
     from . import latency_table, terminal
 
     if len(models) != 1 or device != "cpu":

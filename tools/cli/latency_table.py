@@ -18,6 +18,7 @@ import torch
 from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
+from ...ir.load.side_files import longest_text
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...passes.base import Context, PassResult
@@ -26,6 +27,8 @@ from ..evaluate.turns import Inputs, Setting, timed
 from ..run.machine import processor
 from ..search.timing import one_row, table_of_model
 
+LENGTH = 128
+"""Tokens, where nothing else is asked for."""
 SHARES = (0.75, 0.5, 0.35, 0.25, 0.12, 0.05)
 """Of the units of a feed-forward, what stays in the sizes that are timed, and one unit."""
 
@@ -73,6 +76,21 @@ def _shrunk(view: View, signature: str, size: int) -> View:
     return copy
 
 
+def fitting(view: View, length: int | None) -> int:
+    """The length to time at: as asked, else ``LENGTH``, or what the model takes where that is less.
+
+    Raises ``BadInput`` where more is asked for than the model takes.
+    """
+    longest = longest_text(view.source.folder) if "input_ids" in view.input_names() else None
+    if length is None:
+        return min(LENGTH, longest or LENGTH)
+    if longest is not None and length > longest:
+        raise BadInput(
+            f"--length {length} is more than the {longest} tokens that {view.source.name} takes"
+        )
+    return length
+
+
 def inputs_of(view: View, tokens: int) -> Inputs:
     """One row of ``tokens`` tokens, or one picture, with the tokens that ask about it."""
     own = view.source.samples or [sample_inputs(view)]
@@ -87,18 +105,19 @@ def inputs_of(view: View, tokens: int) -> Inputs:
 
 
 def write_times(
-    model: str, file: Path, *, length: int, trust: bool, progress: Callable[[str, int, int], None]
+    model: str, file: Path, *, length: int | None, trust: bool,
+    progress: Callable[[str, int, int], None],
 ) -> None:
     """Measure what a search's candidates take and write the table. Raises what ``load`` raises."""
     view = load(model, trust_remote_code=trust)
-    inputs = inputs_of(view, length)
+    inputs = inputs_of(view, fitting(view, length))
     canonicalize(view)
     table_of_model(view, one_row(view, inputs), processor(), progress).write(file)
 
 
-def write(model: str, file: Path, *, length: int, repeats: int, trust: bool) -> None:
+def write(model: str, file: Path, *, length: int | None, repeats: int, trust: bool) -> None:
     """Measure a model and write the table. Raises what ``load`` and ``latency_table`` raise."""
     view = load(model, cache=False, trust_remote_code=trust)
-    setting = Setting(inputs_of(view, length), torch.get_num_threads(), repeats)
+    setting = Setting(inputs_of(view, fitting(view, length)), torch.get_num_threads(), repeats)
     canonicalize(view)
     file.write_text(json.dumps(latency_table(view, setting), indent=1))

@@ -183,3 +183,14 @@ def test_tasks_are_listed_with_the_kinds_that_they_fit(command: Any) -> None:
     code, out, _ = command("eval", "--tasks")
     assert code == 0 and {*TASKS} <= {*out.splitlines()}
     assert "for: text-embedding" in out and "for: every kind of model" in out
+
+
+def test_a_bench_is_as_long_as_the_model_takes(
+    language_model: Path, publish: Callable[..., Path], command: Any
+) -> None:
+    """By itself; more is refused before anything is timed."""
+    out = str(publish(language_model, "clean{optional=true}"))
+    code, shown, err = command("bench", out, "--batches", "1", "--repeats", "1")
+    assert code == 0 and "sequence 96, " in shown, err
+    code, _, err = command("bench", out, "--length", "97")
+    assert code == 2 and "--length 97 is more than the 96 tokens that" in err
