@@ -26,6 +26,11 @@ class Rows:
     tensor: torch.Tensor
     shape: tuple[int, ...]
 
+    def along(self, axis: int) -> Rows:
+        """With this dimension as the first; of the one that is the first now all rows are here."""
+        shape = self.shape[axis : axis + 1] + self.shape[:axis] + self.shape[axis + 1 :]
+        return Rows(self.tensor.movedim(axis, 0), shape) if axis else self
+
 
 def read_rows(path: Path, rows: int) -> dict[str, Rows]:
     """At least the first ``rows`` of each array of a file, or all that there are, by name.

@@ -6,7 +6,7 @@ its preprocessor's settings. The graph's own inputs say what is needed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -139,7 +139,8 @@ def _read(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
 
 
 def _rows(request: CalibrationRequest, path: Path) -> list[Tensors]:
-    """Arrays of many samples as batches: cut along the first dimension, which all share.
+    """Arrays of many samples as batches: cut along the first dimension, which all share; a state
+    ``[layers, batch, width]`` where the graph has that dimension.
 
     What the graph takes once, a rate or a state of fixed shape, goes into each batch as it is.
     """
@@ -154,11 +155,13 @@ def _rows(request: CalibrationRequest, path: Path) -> list[Tensors]:
     once = {n: rows.tensor for n, rows in held.items() if _is_taken_once(request, n, rows.shape)}
     if len(once) < len(held):
         held = {name: rows for name, rows in held.items() if name not in once}
+    axes = dict(sorted(_sample_axes(request, held).items(), key=lambda item: item[1]))
+    held = {name: held[name].along(axis) for name, axis in axes.items()}
     total = equally_many(held)
     if total is None:
         listed = ", ".join(f"{name} {list(rows.shape)}" for name, rows in held.items())
         raise BadInput(f"{request.spec}: the arrays do not hold equally many samples: {listed}")
-    size = next((s for n in held if (s := request.fixed(n, 0))), None)
+    size = next((s for n in held if (s := request.fixed(n, axes[n]))), None)
     if size is not None and total % size:
         raise BadInput(
             f"{request.spec}: {total} samples, and the graph takes exactly {size} at a time"
@@ -166,8 +169,23 @@ def _rows(request: CalibrationRequest, path: Path) -> list[Tensors]:
     total = min(total, max(size or 1, request.samples))
     size = size or BATCH
     starts = range(0, total, size)
-    cut = ({n: h.tensor[i : min(i + size, total)] for n, h in held.items()} for i in starts)
-    return [once | batch for batch in cut]
+    cut = (
+        {n: h.tensor[i : min(i + size, total)].movedim(0, axes[n]).contiguous()
+         for n, h in held.items()} for i in starts
+    )  # fmt: skip
+    return [batch | once for batch in cut]
+
+
+def _sample_axes(request: CalibrationRequest, names: Iterable[str]) -> dict[str, int]:
+    """Which dimension of each input counts samples: the first, unless the graph says by its name
+    that another one is as long as the first of the other inputs."""
+    values = dict(zip(request.inputs, request.view.inputs(), strict=True))
+    shapes = {name: request.view.type(values[name]).shape or () for name in names}
+    firsts = [shape[0] for shape in shapes.values() if shape and isinstance(shape[0], str)]
+    return {
+        name: next((shape.index(dim) for dim in firsts[:1] if dim in shape), 0)
+        for name, shape in shapes.items()
+    }
 
 
 def _is_taken_once(request: CalibrationRequest, name: str, shape: tuple[int, ...]) -> bool:

@@ -79,6 +79,27 @@ output y = %y
     assert all(b["state"].shape == (2, 1, 3) and int(b["rate"]) == 16000 for b in batches)
 
 
+@pytest.mark.parametrize("rows", [1, 11])
+def test_a_state_is_cut_along_the_dimension_that_counts_samples(tmp_path: Path, rows: int) -> None:
+    """As recurrent models take theirs: [layers, batch, width]."""
+    graph = parse_graph("""onnx graph
+ir_version 10
+opset "" 20
+input %state: f32[2, b, 3]
+input %x: f32[b, 5]
+input %rate: i64[]
+%y: f32[b, 5] = neg(%x)
+output y = %y
+""")
+    x, state = np.arange(5 * rows, dtype="f4").reshape(rows, 5), np.ones((2, rows, 3), "f4")
+    state[:] = np.arange(rows)[:, None]
+    np.savez(tmp_path / "a.npz", state=state, x=x, rate=np.array(16000))
+    data = read(str(tmp_path / "a.npz"), graph)
+    assert torch.equal(torch.cat([b["state"] for b in data.batches], 1), torch.from_numpy(state))
+    assert torch.equal(torch.cat([b["x"] for b in data.batches]), torch.from_numpy(x))
+    assert data.entry().samples == rows
+
+
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_no_more_of_an_array_is_unpacked_than_is_used(
     tmp_path: Path, vit: View, order: str, monkeypatch: pytest.MonkeyPatch
