@@ -104,6 +104,7 @@ class CheckedRun:
         for number, entry in enumerate(self.recipe.steps, 1):
             self._apply(number, entry, notes[number - 1])
         self.report.errors, self.report.shortened = self.errors, self.shortened
+        self.view.source = self.view.source.behind(str(self.recipe))
         return Result(
             self.view, self.report, self.as_read, self.batches, self.outputs, self.truth,
             self.standard,
@@ -235,15 +236,18 @@ def _narrowed_data(
 def _new_report(
     graph: View, structure: Structure, recipe: Recipe, max_error: float | None
 ) -> RunReport:
+    done, notes = graph.source.done, list(graph.source.notes)
+    if done:
+        notes.append(f"{done} came before this run: errors are against the graph that it left")
     return RunReport(
         source={
             "kind": graph.source.kind,
             "name": graph.source.name,
             "sha256": graph.source.sha256,
             "task": graph.source.task,
-            **({"notes": list(graph.source.notes)} if graph.source.notes else {}),
+            **({"notes": notes} if notes else {}),
         },
-        recipe=str(recipe),
+        recipe=str(recipe) if not done else f"{done},{recipe}",
         max_error=max_error,
         structure={
             "blocks": len(structure.blocks),

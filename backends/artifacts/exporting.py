@@ -16,6 +16,7 @@ from ...ir.core.view import View
 from ...ir.load.intact import facts
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.truth import Reference, Truth
+from ...ir.structure.cache_slots import has_cache
 from ...ir.structure.costs import weight_bytes
 from ...ir.vocab.targets import CPU, find_target
 from ..onnx.lowering import lowered, remarks
@@ -65,6 +66,8 @@ def export(
         write_genai_config(onnx, folder, find_target(target))
         parts = write_pictured(graph, folder, find_target(target))
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
+        if has_cache(graph) and graph.source.kind in ("hf", "zoo"):
+            manifest["source"]["cache"] = True  # so that `replay` loads the model with one
         manifest["verification"]["runtime"] = _run(graph, folder, samples)
         entries = write_entries(graph, folder, paths or {}, find_target(target))
         manifest |= {"paths": {n: entry_fields(e) for n, e in entries.items()}} if entries else {}

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NewType, Protocol, TypeAlias, TypeGuard
@@ -98,6 +98,8 @@ class Source:
     """The files that ``sha256`` is taken over: see ``load.fingerprint``."""
     notes: tuple[str, ...] = ()
     """What a person should know of how it was read, one sentence each."""
+    done: str = ""
+    """The recipe that made this graph of the source, in runs before; empty for the source's own."""
     sampler: Callable[[], list[dict[str, torch.Tensor]]] | None = None
     """Makes ``samples``."""
     original: Original | None = None
@@ -111,6 +113,13 @@ class Source:
     def samples(self) -> list[dict[str, torch.Tensor]]:
         """Batches of real inputs by input name, made at first use; empty if the source has none."""
         return [] if self.sampler is None else self.sampler()
+
+    def behind(self, recipe: str) -> Source:
+        """The source of what a recipe makes of this graph."""
+        after = replace(self, done=",".join(filter(None, (self.done, recipe))))
+        if "samples" in vars(self):  # which are made once
+            vars(after)["samples"] = self.samples
+        return after
 
 
 class View(ABC):

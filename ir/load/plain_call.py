@@ -242,8 +242,8 @@ def plain_outputs(output: Any) -> Any:
 def _is_plain(output: Any) -> bool:
     if type(output) in (tuple, list):
         return all(map(_is_plain, output))
-    if type(output) is dict:
-        return all(map(_is_plain, output.values()))
+    if type(output) is dict:  # of what lies deeper the exporter keeps no names
+        return all(isinstance(value, torch.Tensor) for value in output.values())
     return isinstance(output, torch.Tensor)
 
 
@@ -255,6 +255,8 @@ def _collect(tensors: dict[str, torch.Tensor], name: str, value: Any) -> None:
     elif isinstance(value, Mapping):
         for key, inner in value.items():
             _collect(tensors, f"{name}.{key}" if name else str(key), inner)
+    elif isinstance(value, tuple) and hasattr(value, "_asdict"):
+        _collect(tensors, name, value._asdict())
     elif isinstance(value, tuple | list):
         for index, inner in enumerate(value):
             _collect(tensors, f"{name}.{index}" if name else f"output_{index}", inner)

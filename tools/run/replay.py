@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import onnx
 import torch
 
 from ...backends.artifacts import artifact
@@ -21,6 +22,8 @@ from ..data.text import BEGINNINGS
 from ..report import manifest
 from . import named_source, pipeline
 
+_MARKS = ("graphwright.pass.", "graphwright.recipe", "graphwright.source")
+"""Keys of metadata that say what a run did."""
 _FILES = ("onnx", "pt2", "gguf")
 _PATHS = ("", *_FILES)
 """What ``form_of`` takes a path for that leads to nothing."""
@@ -120,12 +123,14 @@ def _compare(
 ) -> None:
     """Raise ``BadInput`` where the source is another, ``BoundExceeded`` where the model is."""
     source = known.source
-    if repeat.source.sha256 != source.sha256:
+    # A graph that was exported in Python has no hash of its source.
+    if source.sha256 and repeat.source.sha256 != source.sha256:
         raise BadInput(
             f"{source.name} has changed since {folder} was made: its hash was "
             f"{source.sha256[:12]}…, it is {repeat.source.sha256[:12]}…"
         )
-    different = [n for n in MODEL_FILES if _hash(folder / n) != _hash(target / n)]
+    read = _hash if source.sha256 else _unmarked
+    different = [n for n in MODEL_FILES if read(folder / n) != read(target / n)]
     if different:
         changed = _changed_versions(known.versions, repeat.versions)
         changed += _changed_machine(known, repeat)
@@ -143,6 +148,18 @@ def _hash(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _unmarked(path: Path) -> str:
+    """The hash of a file without what the command writes of a run, and an export does not."""
+    if path.suffix != ".onnx" or not path.is_file():
+        return _hash(path)
+    model = onnx.load(path, load_external_data=False)
+    model.producer_version = ""
+    kept = [entry for entry in model.metadata_props if not entry.key.startswith(_MARKS)]
+    del model.metadata_props[:]
+    model.metadata_props.extend(kept)
+    return hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _changed_versions(a: dict[str, str], b: dict[str, str]) -> list[str]:

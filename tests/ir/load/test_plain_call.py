@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -118,6 +118,24 @@ def test_outputs_of_any_class_go_by_their_names() -> None:
     assert (view.input_names(), view.output_names()) == (("x",), ("scaled", "parts.0", "parts.1"))
     outputs = sweep(view, {"x": torch.full((5, 3), 4.0)})
     assert [float(t.mean()) for t in outputs.values()] == [8.0, 4.0, 3.0]
+
+
+class Pair(NamedTuple):
+    first: Tensor
+    rest: dict[str, Tensor]
+
+
+@pytest.mark.parametrize(
+    ("make", "names"),
+    [(lambda x: Pair(x, {"a": x + 1}), ("first", "rest.a")),
+     (lambda x: {"first": x, "rest": (x + 1, [x + 2])}, ("first", "rest.0", "rest.1.0"))],
+)  # fmt: skip
+def test_outputs_that_hold_others_go_by_their_names(make: Any, names: tuple[str, ...]) -> None:
+    class Net(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            return make(x * 2)
+
+    assert trace(Net(), torch.ones(2, 3)).output_names() == names
 
 
 def test_what_is_no_tensor_needs_a_name_to_be_bound_by() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.tools.evaluate.task import silent
+from graphwright.tools.report import manifest
 from graphwright.tools.run.replay import replay
 
 
@@ -56,3 +57,17 @@ def test_a_source_is_found_from_any_folder(
     with pytest.raises(Missing, match=r"its source, model, is not there.* --source MODEL"):
         replay(artifact, None, silent)
     assert replay(artifact, None, silent, source=str(moved))["identical"]
+
+
+def test_runs_behind_each_other_are_one_recipe(tmp_path: Path, language_model: Path) -> None:
+    """The manifest says all that was done to the source, and from what errors are measured; replay
+    makes the same of it, though no hash was taken of the source."""
+    first = gw.optimize(gw.load(language_model, cache=True), "path{blocks=0}")
+    second = gw.optimize(first.graph, "quantize{bits=8}")
+    assert first.report.recipe == "path{blocks=0}"
+    known = manifest.load(gw.export(second.graph, tmp_path / "a", report=second.report))
+    assert known.recipe == "path{blocks=0},quantize{bits=8}"
+    assert known.source.notes == [
+        "path{blocks=0} came before this run: errors are against the graph that it left"
+    ]
+    assert replay(tmp_path / "a", None, silent)["recipe"] == known.recipe
