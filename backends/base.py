@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -126,7 +126,7 @@ def bind(
         raise BadInput(
             f"{len(args)} inputs given, the graph takes {len(names)}: {', '.join(names)}"
         )
-    bound = dict(zip(names, args, strict=False))
+    bound: dict[str, Any] = dict(zip(names, args, strict=False))
     twice = sorted(set(bound) & set(inputs))
     if twice:
         raise BadInput(f"given twice: {', '.join(twice)}")

@@ -77,6 +77,7 @@ class Recipe:
         """A recipe out of passes made in Python, or written as text; options at their defaults are
         left out. Raises ``BadInput`` for something else, and as ``parse``."""
         steps = []
+        pass_: Any
         for pass_ in passes:
             if isinstance(pass_, str):
                 steps += [make_step(name, options) for name, options in read(pass_)]

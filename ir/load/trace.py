@@ -68,10 +68,10 @@ def trace(
     check_module(module)
     positional = (args,) if isinstance(args, torch.Tensor) else args
     if not isinstance(positional, tuple | list):
-        named = isinstance(positional, Mapping)
+        advice = ": inputs by name go into kwargs=" if isinstance(positional, Mapping) else ""
         raise BadInput(
             f"args is a {type(args).__name__}, and must be a tensor, or a tuple of what forward "
-            f"takes{': inputs by name go into kwargs=' if named else ''}"
+            f"takes{advice}"
         )
     positional = tuple(positional)
     call = plain_call(module, positional, kwargs or {})
