@@ -30,6 +30,7 @@ from .hf_pair import Part, pair_part
 from .hf_pictures import RASTERS, SETTLED, crop_grid, size_notes
 from .hf_places import TURNED
 from .hf_qwen_vl import squares, token_grid
+from .hf_recurrent import settle_recurrence
 from .hf_rope import settle_rope, switch_metadata
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
@@ -97,6 +98,7 @@ def load_model(
     transformers does not read it, and the library's forward runs with the weights as they were read
     here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
+    settle_recurrence(model)
     settled = (*settle_rope(model), *expert_notes(model))
     SETTLED.get(config.model_type, lambda _: None)(model)
     settled += size_notes(config)
