@@ -12,6 +12,7 @@ from ...ir.structure.cache_slots import (
     POSITIONS,
     RELEVANCE,
     TOKEN_TYPES,
+    is_recurrent,
     is_state,
     past_slot,
     positions,
@@ -39,7 +40,7 @@ class Decoder:
     def __init__(self, executable: Executable, context: int | None = None) -> None:
         names, known = executable.input_names, {"input_ids", "attention_mask", "pixel_values"}
         self._run = executable
-        self._cached = any(past_slot(name) is not None for name in names)
+        self._cached = any(past_slot(n) is not None or is_recurrent(n) for n in names)
         self._begin = bool(getattr(executable, "rows_begin", False))
         self._reread: int = getattr(executable, "reread_at", 0)
         self._words: Sequence[int] = getattr(executable, "head_tokens", ())

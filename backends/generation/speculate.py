@@ -19,7 +19,7 @@ from functools import partial
 import torch
 
 from ...ir.core.errors import BadInput
-from ...ir.structure.cache_slots import present_of
+from ...ir.structure.cache_slots import is_recurrent, present_of
 from ..base import Executable
 from .draft_costs import Costs, shortest, timed_calls
 from .drafts import Drafter, Draws, Guess
@@ -63,6 +63,12 @@ class Speculator:
         self, run: Executable, drafters: Mapping[str, Drafter], *, always: bool,
         costs: Mapping[str, Costs] | None = None,
     ) -> None:  # fmt: skip
+        """Raises ``BadInput`` for a graph whose cache cannot be cut back to fewer tokens."""
+        if any(map(is_recurrent, run.input_names)):
+            raise BadInput(
+                "a draft that is wrong is taken back, and this model has layers whose state holds "
+                "every token that was read (past.N.recurrent, past.N.conv): write without a draft"
+            )
         self._run, self._drafters, self._always = run, drafters, always
         self._words: Sequence[int] = getattr(run, "head_tokens", ())
         self.costs = dict(costs or {})

@@ -10,7 +10,7 @@ import torch
 from onnx_ir.tensor_adapters import from_torch_dtype
 
 from ...ir.core.errors import BadInput
-from ...ir.structure.cache_slots import is_state, present_of
+from ...ir.structure.cache_slots import is_state, past_slot, present_of
 from ..base import Executable
 
 ROOM = 256
@@ -87,7 +87,7 @@ class BoundSteps:
     ) -> None:  # fmt: skip
         self._binding, self._run, self._device = binding, run, device
         self._plain = plain
-        self._grows = all(tensor.dim() == 4 for tensor in plain.cache.values())
+        self._grows = all(past_slot(name) is not None for name in plain.cache)
         self._slots = [_Slot(*pair) for pair in plain.cache.items()] if self._grows else []
         self._logits = logits.new_empty(len(logits), 1, logits.shape[-1])
         _bind(binding.bind_output, "logits", self._logits, device)

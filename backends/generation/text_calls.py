@@ -38,6 +38,8 @@ class StepFeeds:
         """``places`` ``[rows, 1]`` are those of the last tokens that were read, ``mask``
         ``[rows, length]`` says which ones count, both i64 and changed by steps."""
         self._names = frozenset(run.input_names)
+        # Where no layer keeps keys, a mask is of the tokens that are read.
+        self._new = all(past_slot(name) is None for name in self._names)
         self._ids = torch.zeros_like(places)
         self._places, self._mask = places, mask
         self.length = mask.shape[1]
@@ -54,7 +56,7 @@ class StepFeeds:
         self.length += 1
         inputs = {
             "input_ids": self._ids,
-            "attention_mask": self._mask[:, : self.length],
+            "attention_mask": self._mask[:, self.length - 1 if self._new else 0 : self.length],
             POSITIONS: self._places,
         }
         return {name: tensor for name, tensor in inputs.items() if name in self._names}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any, TypeAlias
 
 import torch
@@ -43,3 +45,15 @@ def fake_meta(module: torch.nn.Module, inputs: Inputs) -> Inputs:
         torch.Tensor, lambda t: mode.from_tensor(t, static_shapes=True), inputs
     )
     return faked
+
+
+@contextlib.contextmanager
+def faked(module: torch.nn.Module, inputs: Inputs) -> Iterator[Inputs]:
+    """``fake_meta``, until the end of the block."""
+    tables = [t for owner in module.modules() for t in (owner._parameters, owner._buffers)]
+    before = [dict(table) for table in tables]
+    try:
+        yield fake_meta(module, inputs)
+    finally:
+        for table, own in zip(tables, before, strict=True):
+            table.update(own)  # type: ignore[arg-type]

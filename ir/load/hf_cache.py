@@ -9,10 +9,13 @@ from typing import Any
 import torch
 from torch.export import Dim
 
-from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, past_name, present_of
+from ..core.errors import first_line
+from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, present_of
 from .hf_llava import deep_options, embedded, given_features, image_features, logits_of, merge_rows
 from .hf_model import longest_text
 from .hf_places import PREFIXED, TURNED, text_options, token_places
+from .hf_recurrent import starting_anew
+from .hf_slots import Held, cache_holding, grouped, held_by, presents_in
 from .hf_towers import with_indicators
 from .plain_call import cache_argument, cache_of, presents
 
@@ -20,35 +23,38 @@ PAST, SEQ = 3, 2
 """Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
 _ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
-Pairs = Sequence[tuple[torch.Tensor, torch.Tensor]]
+Pairs = Sequence[tuple[torch.Tensor, ...]]
 
 
 def cached_inputs(
-    model: Any, inputs: Mapping[str, torch.Tensor]
+    model: Any, inputs: Mapping[str, torch.Tensor], held: Sequence[Held]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Example inputs and dynamic shapes of a decoder with its cache, from those without."""
     config = model.config.get_text_config(decoder=True)
     longest = longest_text(config)
-    heads, widths = _slot_sizes(config)
-    dtype = next(model.parameters()).dtype
     batch, past = Dim("batch"), Dim("past", max=longest)
-    layer = {0: batch, 2: past}
-    layers = range(config.num_hidden_layers)
+    layers = list(grouped(held).values())
     pixels = inputs.get("pixel_values")
     # Long enough for an image: sizes that depend on it (tokens left out) are told by the example.
     seq = SEQ if pixels is None else int(inputs["input_ids"].shape[1])
+    growing = any(None in one.sizes for one in held)
     examples: dict[str, Any] = {
         "input_ids": torch.ones(2, seq, dtype=torch.int64),
-        "attention_mask": torch.ones(2, PAST + seq, dtype=torch.int64),
+        "attention_mask": torch.ones(2, growing * PAST + seq, dtype=torch.int64),
         "past_key_values": [
-            tuple(torch.zeros(2, heads, PAST, width, dtype=dtype) for width in widths)
-            for _ in layers
+            tuple(torch.zeros(2, *(s or PAST for s in one.sizes), dtype=one.dtype) for one in layer)
+            for layer in layers
         ],
     }
+    tokens = Dim("seq", max=longest)
     shapes: dict[str, Any] = {
-        "input_ids": {0: batch, 1: Dim("seq", max=longest)},
-        "attention_mask": {0: batch, 1: Dim.AUTO},  # the exporter finds that it is past + seq
-        "past_key_values": [(layer, layer) for _ in layers],
+        "input_ids": {0: batch, 1: tokens},
+        # The exporter finds that it is past + seq; without keys, it is of the tokens that are read.
+        "attention_mask": {0: batch, 1: Dim.AUTO if growing else tokens},
+        "past_key_values": [
+            tuple({0: batch, 2: past} if None in one.sizes else {0: batch} for one in layer)
+            for layer in layers
+        ],
     }
     if pixels is not None:
         examples["pixel_values"] = torch.cat([pixels, pixels])[:3]
@@ -62,61 +68,85 @@ def cached_inputs(
     return examples, shapes
 
 
+def _by_config(model: Any) -> tuple[Held, ...]:
+    """Keys and values of all layers, as wide as the config says."""
+    config = model.config.get_text_config(decoder=True)
+    heads, widths = _slot_sizes(config)
+    dtype = next(model.parameters()).dtype
+    return tuple(
+        Held(layer, part, (heads, None, width), dtype)
+        for layer in range(config.num_hidden_layers)
+        for part, width in zip(PARTS, widths, strict=True)
+    )
+
+
 def _slot_sizes(config: Any) -> tuple[int, tuple[int, int]]:
     """Heads of a layer's cache, and the widths of its keys and of its values."""
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    # Falcon's newer form repeats its heads before they are cached, whatever multi_query says.
-    if getattr(config, "multi_query", False) and not getattr(
-        config, "new_decoder_architecture", False
-    ):
-        heads = 1
-    if getattr(config, "kv_lora_rank", None):  # DeepSeek's latent attention (arXiv 2405.04434)
-        return 1, (config.kv_lora_rank, config.qk_rope_head_dim)
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return heads, (width, width)
 
 
-def input_names(model: Any, names: Sequence[str]) -> list[str]:
+def input_names(held: Sequence[Held], names: Sequence[str]) -> list[str]:
     """The graph's input names, in the order of ``cached_inputs``."""
-    layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
-    slots = [past_name(slot, part) for slot in layers for part in PARTS]
-    renamed = {"past_key_values": slots, "shift": [SHIFT]}
+    renamed = {"past_key_values": [one.name for one in held], "shift": [SHIFT]}
     return [n for name in names for n in renamed.get(name, [name])]
 
 
-def why_uncached(model: Any, task: str) -> str:
-    """Why a model has no cache to give; empty where its state is keys and values of every layer."""
+def kept_by(model: Any, task: str) -> tuple[tuple[Held, ...], str]:
+    """What the layers of a model keep of a text, or why it has no cache to give."""
     name = type(model).__name__
     if task not in ("text-generation", "image-text-to-text"):
-        return f"{name} does not generate text, so it has no cache to export"
+        return (), f"{name} does not generate text, so it has no cache to export"
     if model.config.is_encoder_decoder:
-        return f"{name} reads its images by an encoder, which no cache holds; load it without"
-    config = model.config.get_text_config(decoder=True)
-    strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
-    if not strange and cache_argument(model):
-        return ""
-    what = f"layers of kind {strange[0]}" if strange else "no past_key_values"
-    return f"{name} has {what}, whose state is not a cache of keys and values; load it without"
+        return (), f"{name} reads its images by an encoder, which no cache holds; {_WITHOUT}"
+    if not cache_argument(model):
+        return (), f"{name} has no past_key_values, so it has no cache; {_WITHOUT}"
+    if task == "image-text-to-text":
+        config = model.config.get_text_config(decoder=True)
+        strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
+        if strange:
+            why = f"layers of kind {strange[0]}, whose state is not a cache of keys and values"
+            return (), f"{name} has {why}; {_WITHOUT}"
+        return _by_config(model), ""
+    anew = starting_anew(model)
+    if anew:
+        return (), f"{name} has layers that begin at every call anew ({anew}); {_WITHOUT}"
+    try:
+        held = held_by(model)
+    except Exception as error:
+        # Whatever a model's own code raises: with a cache of the library's it does not run.
+        why = first_line(error)
+        return (), f"{name} does not run with a cache of keys, values and states: {why}; {_WITHOUT}"
+    return held, "" if held else f"{name} keeps nothing of a text; {_WITHOUT}"
+
+
+_WITHOUT = "load it without (--no-cache, cache=False)"
 
 
 def cached_forward(
-    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, past_key_values: Pairs
-) -> dict[str, torch.Tensor]:
+    self: Any, input_ids: torch.Tensor, attention_mask: torch.Tensor, past_key_values: Pairs, *,
+    held: Sequence[Held],
+) -> dict[str, torch.Tensor]:  # fmt: skip
     """``logits`` and the grown cache of a text model.
 
     ``input_ids`` ``[batch, seq]`` i64; ``attention_mask`` ``[batch, past + seq]`` i64, with zeros
-    for padding on the left; ``past_key_values`` a pair ``[batch, heads, past, head_dim]`` a layer.
+    for padding on the left, or ``[batch, seq]`` where no layer keeps keys; ``past_key_values`` what
+    each layer keeps, as in ``held``: a pair ``[batch, heads, past, head_dim]``, or its states.
     """
     forward = type(self).forward
-    cache = cache_of(past_key_values)
+    flat = [tensor for layer in past_key_values for tensor in layer]
+    tensors = dict(zip((one.name for one in held), flat, strict=True))
+    cache = cache_holding(self.config, held, tensors)
     accepted = inspect.signature(forward).parameters
     options: dict[str, Any] = {
         cache_argument(self): cache, "use_cache": True, "return_dict": True
     }  # fmt: skip
     if "position_ids" in accepted:
-        options["position_ids"] = token_places(attention_mask, past_key_values[0][0].shape[2])
+        past = next((tensors[one.name].shape[2] for one in held if None in one.sizes), 0)
+        options["position_ids"] = token_places(attention_mask, past)
     output = forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
-    return {"logits": output.logits} | presents(cache)
+    return {"logits": output.logits} | presents_in(cache, held)
 
 
 def cached_llava_forward(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -19,7 +20,7 @@ from ..structure.costs import weight_bytes
 from ..structure.pictured import grid_metadata, places_metadata, prompt_metadata
 from . import hf_siglip2
 from .checkpoint import Checkpoint, read_checkpoint
-from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, why_uncached
+from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
 from .hf_experts import expert_notes
 from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples, unmeasured
 from .hf_llava import llava_forward
@@ -32,6 +33,7 @@ from .hf_places import TURNED
 from .hf_qwen_vl import squares, token_grid
 from .hf_recurrent import settle_recurrence
 from .hf_rope import settle_rope, switch_metadata
+from .hf_slots import Held
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
@@ -105,22 +107,23 @@ def load_model(
     with _by_config(folder):
         inputs, shapes = example_inputs(model, folder)
         names = list(inputs)
-        lacking = "" if cache is False else why_uncached(model, _task(model))
-        if cache is not False and not lacking and part is None:
-            inputs, shapes = cached_inputs(model, inputs)
-            names = input_names(model, list(inputs))
-    if cache and lacking and part is None:
+        wanted = cache is not False and part is None
+        held, lacking = kept_by(model, _task(model)) if wanted else ((), "")
+        if held:
+            inputs, shapes = cached_inputs(model, inputs, held)
+            names = input_names(held, list(inputs))
+    if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
     called = None if part is None else pair_part(model, part, (inputs, shapes))
     if called is None:
-        _give_forward(model, inputs)
+        _give_forward(model, inputs, held)
     else:
         names, inputs, shapes = _take_part(model, called)
     weights, notes = bind_weights(model, checkpoint, folder)
     original = None if checkpoint is None else hf_original(
         folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code,
         weights=weights if read_here else None,
-        call=None if called is None else called.call,
+        call=None if called is None else called.call, held=held,
     )  # fmt: skip
     view = trace(
         model,
@@ -185,7 +188,7 @@ def _by_config(folder: Path) -> Iterator[None]:
 # --- inputs and outputs -------------------------------------------------------------------------
 
 
-def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
+def _give_forward(model: Any, inputs: Mapping[str, Any], held: Sequence[Held]) -> None:
     """Let the model take these inputs by name and return its tensors by name.
 
     A wrapping module would prefix every weight's name; the names in the graph are those of the
@@ -204,7 +207,7 @@ def _give_forward(model: Any, inputs: Mapping[str, Any]) -> None:
     merged = bool(image_prompt(model)) and "pixel_values" in inputs
     call: Any = llava_forward if merged else plain
     if "past_key_values" in inputs:
-        call = cached_llava_forward if merged else cached_forward
+        call = cached_llava_forward if merged else partial(cached_forward, held=held)
 
     def named(self: Any, **feeds: Any) -> Any:
         return call(self, **feeds)

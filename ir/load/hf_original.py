@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,12 @@ import torch
 from ..core.mapped_pages import release_in_turn
 from ..core.memory import available_bytes
 from ..core.weights import Weight
-from ..structure.cache_slots import PARTS, SHIFT, past_name, past_slot, present_name, present_of
+from ..structure.cache_slots import SHIFT, is_state, present_of
 from .hf_experts import fill
 from .hf_inputs import image_prompt
 from .hf_pictures import as_the_library_takes
 from .hf_places import PREFIXED, TURNED, token_places
+from .hf_slots import Held, cache_holding, presents_in
 from .original import Call, ModuleOriginal
 from .plain_call import cache_argument, cache_name
 
@@ -24,6 +26,7 @@ from .plain_call import cache_argument, cache_name
 def hf_original(
     folder: Path, model: Any, stored: torch.dtype, *, trust_remote_code: bool,
     call: Call | None = None, weights: Mapping[str, Weight] | None = None,
+    held: Sequence[Held] = (),
 ) -> ModuleOriginal:  # fmt: skip
     """``from_pretrained`` of the class, config, dtype and attention that ``model`` was built with.
 
@@ -66,7 +69,7 @@ def hf_original(
             cast_in_turn(loaded, dtype)
         return loaded
 
-    usual = _cached_call if cached else _call
+    usual = partial(_cached_call, held) if cached else _call
     by = f"{cls.__name__} in transformers {__version__}"
     if weights is not None:
         return ModuleOriginal(f"{by} with the dequantized weights", filled, call or usual)
@@ -106,21 +109,18 @@ def _call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
 
 
-def _cached_call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def _cached_call(
+    held: Sequence[Held], model: Any, feeds: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
     """The library's forward with a cache that keeps all tokens, as the graph's does: of layers that
     look at the last ones alone the library's own would drop the others, which their masks hide.
 
     Positions are as its ``generate`` has them. A prompt starts without a cache; a step without an
     image leaves the pixels away.
     """
-    from transformers.cache_utils import DynamicCache
-
-    plain = {n: t for n, t in feeds.items() if past_slot(n) is None}
+    plain = {n: t for n, t in feeds.items() if n == SHIFT or not is_state(n)}
     inputs = as_the_library_takes(model, plain)
-    cache = DynamicCache()
-    layers = range(model.config.get_text_config(decoder=True).num_hidden_layers)
-    for layer in layers if past_name(0, PARTS[0]) in feeds else ():
-        cache.update(*(feeds[past_name(layer, part)] for part in PARTS), layer)
+    cache = cache_holding(model.config, held, feeds, own=True)
     if "pixel_values" in inputs and not len(inputs["pixel_values"]):
         del inputs["pixel_values"]
         if model.config.model_type == "blip-2":  # whose forward is for texts with an image alone
@@ -134,11 +134,7 @@ def _cached_call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, tor
         inputs["position_ids"] = places + (kind in PREFIXED)
     options = {cache_argument(model): cache, "use_cache": True, "return_dict": True}
     output = model(**inputs, **options)
-    presents = {
-        present_name(layer, part): getattr(cache.layers[layer], f"{part}s")
-        for layer in layers
-        for part in PARTS
-    }
+    presents = presents_in(cache, held)
     if kind in TURNED:
         presents[present_of(SHIFT)] = model.model.rope_deltas if shift is None else shift
     return {"logits": output.logits} | presents

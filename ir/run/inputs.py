@@ -17,6 +17,7 @@ from ..structure.cache_slots import (
     POSITIONS,
     SHIFT,
     TOKEN_TYPES,
+    is_recurrent,
     left_out,
     past_slot,
 )
@@ -57,7 +58,7 @@ def sample_inputs(
         _fit_mask(view, named, chosen, next(iter(lengths.values())), usual)
     drawn: list[tuple[str, torch.dtype, list[int]]] = []
     for name, value in named.items():
-        if lengths.get(name) in empty or name == SHIFT:
+        if lengths.get(name) in empty or name == SHIFT or is_recurrent(name):
             continue
         type_ = view.type(value)
         if type_.shape is None or type_.dtype is None:

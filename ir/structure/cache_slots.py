@@ -23,6 +23,9 @@ from ..vocab import traits
 
 T = TypeVar("T")
 PARTS = ("key", "value")
+STATES = ("conv", "recurrent")
+"""What layers keep that look at no token before: the last columns of a convolution, ``[batch,
+channels, columns]``, and the state of a recurrence, ``[batch, ...]``."""
 _WIDENING = frozenset({"rope", "mul", "sub", "div", "floor"})
 PAST_AXIS = 2
 """The axis of a cache along which tokens follow each other."""
@@ -56,7 +59,7 @@ SHIFT = "past_key_values.shift"
 """The input i64 ``[batch, 1]`` that says how much farther the tokens of a cache stand than they are
 many: an image of Qwen2-VL has fewer places than tokens. Its library's ``rope_deltas``; 0 at the
 start of a text."""
-_PRESENT = r"present\.(?:\d+\.(?:(?:de|en)coder\.)?(?:key|value)|shift)"
+_PRESENT = r"present\.(?:\d+\.(?:(?:de|en)coder\.)?(?:key|value|conv|recurrent)|shift)"
 
 
 def past_name(slot: int, part: str, of: str = "") -> str:
@@ -71,7 +74,23 @@ def present_name(slot: int, part: str, of: str = "") -> str:
 
 def present_of(past: str) -> str:
     """The output that goes on with an input of a cache."""
-    return past.replace("past_key_values", "present", 1)
+    return re.sub(r"^past(_key_values)?\.", "present.", past)
+
+
+def past_of(present: str) -> str:
+    """The input that goes on with an output of a cache."""
+    named = present.rpartition(".")[2] in STATES
+    return present.replace("present", "past" if named else "past_key_values", 1)
+
+
+def state_name(layer: int, part: str) -> str:
+    """The name of an input that holds one of ``STATES``; onnxruntime-genai's."""
+    return f"past.{layer}.{part}"
+
+
+def is_recurrent(name: str) -> bool:
+    """Whether an input of this name holds a state that does not grow with the text."""
+    return re.fullmatch(r"past\.\d+\.(?:conv|recurrent)", name) is not None
 
 
 def past_slot(name: str) -> int | None:
@@ -82,12 +101,18 @@ def past_slot(name: str) -> int | None:
 
 def is_state(name: str) -> bool:
     """Whether an input of this name holds what was computed before."""
-    return name == SHIFT or past_slot(name) is not None
+    return name == SHIFT or past_slot(name) is not None or is_recurrent(name)
 
 
 def has_cache(view: View) -> bool:
     """Whether the graph takes what was computed before as inputs."""
-    return any(past_slot(name) is not None for name in view.input_names())
+    return any(past_slot(n) is not None or is_recurrent(n) for n in view.input_names())
+
+
+def has_states(view: View) -> bool:
+    """Whether some of it cannot be cut back to fewer tokens, nor read a text that is padded at its
+    end."""
+    return any(map(is_recurrent, view.input_names()))
 
 
 
@@ -115,6 +140,9 @@ def empty_past(
     if SHIFT in types and SHIFT not in inputs:
         caches[SHIFT] = torch.zeros(batch, 1, dtype=torch.int64)
     for name, type_ in types.items():
+        sizes = (type_.shape or ())[1:]
+        if is_recurrent(name) and name not in inputs and all(isinstance(s, int) for s in sizes):
+            caches[name] = torch.zeros(batch, *map(int, sizes), dtype=type_.dtype)
         if name in inputs or past_slot(name) is None or type_.rank != 4:
             continue
         _, heads, _, width = type_.shape or ()
@@ -206,11 +234,11 @@ def later(
     if not state or not {"input_ids", "attention_mask"} <= set(inputs):
         return None
     mask, ids = inputs["attention_mask"], inputs["input_ids"][:, -tokens:]
-    past = {name.replace("present", "past_key_values"): t for name, t in state.items()}
+    past = {past_of(name): t for name, t in state.items()}
     rest = {n: t[:0] for n, t in inputs.items() if n == "pixel_values"}
     # Where image tokens left before the first slot, it holds fewer: padding is on the left.
-    held = min((t.shape[2] for t in itertools.islice(past.values(), 1) if t.dim() == 4),
-               default=mask.shape[1])  # fmt: skip
+    slots = (t for n, t in past.items() if past_slot(n) is not None)
+    held = min((t.shape[2] for t in itertools.islice(slots, 1)), default=0)
     grown = torch.cat([mask[:, :held], mask.new_ones(ids.shape)], 1)
     if POSITIONS in inputs:
         rest[POSITIONS] = positions(grown, ids.shape[1]).to(inputs[POSITIONS].dtype)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ...ir.core.errors import BadInput
-from ...ir.structure.cache_slots import has_cache
+from ...ir.structure.cache_slots import has_cache, has_states
 from ...ir.structure.tree_input import TREE, TREE_KEY
 from ..base import Context, Pass, PassResult
 
@@ -36,5 +36,10 @@ class TreeMask(Pass):
             raise BadInput(
                 "tree-mask: candidates are read behind a key-value cache, and the graph has none: "
                 "load the model with its cache (without --no-cache)"
+            )
+        if has_states(context.view):
+            raise BadInput(
+                "tree-mask: candidates that are wrong are taken back, and this model has layers "
+                "whose state holds every token that was read (past.N.recurrent, past.N.conv)"
             )
         return PassResult(edits=1, notes=[f"the artifact takes the optional input {TREE}"])

@@ -34,6 +34,13 @@ _DEEPSEEK = _TEXT | {
     "moe_intermediate_size": 32, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 1,
     "n_shared_experts": 1,
 }  # fmt: skip
+_LINEAR = _HEADED | {
+    "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4,
+}  # fmt: skip
+_MAMBA2 = {"mamba_d_state": 8, "mamba_n_heads": 4, "mamba_d_head": 16, "mamba_n_groups": 1,
+           "mamba_expand": 2, "mamba_chunk_size": 8}  # fmt: skip
 _T5 = {"num_layers": LAYERS, "d_model": 32, "num_heads": 4, "d_kv": 8, "d_ff": 64,
        "vocab_size": 97, "decoder_start_token_id": 0, "pad_token_id": 0, "eos_token_id": 1}
 _BART = {
@@ -148,6 +155,15 @@ DECODERS: Mapping[str, Family] = {
     "mamba": Family("MambaForCausalLM", "MambaConfig", {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 4, "vocab_size": 97} | _ENDS,
         sites=0),
+    "mamba2": Family("Mamba2ForCausalLM", "Mamba2Config", {
+        "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 8, "num_heads": 4,
+        "head_dim": 16, "n_groups": 1, "chunk_size": 8, "vocab_size": 97} | _ENDS,
+        sites=0, cache=True),
+    "lfm2": _causal("Lfm2ForCausalLM", _GROUPED | {"layer_types": ["conv", "full_attention"]},
+                    sites=1),
+    "qwen3-next": _causal("Qwen3NextForCausalLM", _LINEAR | _EXPERTS | {
+        "shared_expert_intermediate_size": 32}, sites=1),
+    "qwen3.5": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", _LINEAR, sites=1, cache=True),
     "rwkv": Family("RwkvForCausalLM", "RwkvConfig", {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "attention_hidden_size": 32,
         "vocab_size": 97, "context_length": 64} | _ENDS, blocks=(2 * LAYERS,), sites=0),

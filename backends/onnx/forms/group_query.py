@@ -29,7 +29,7 @@ from ....ir.onnx.forms import as_value, native_value
 from ....ir.onnx.parts import set_type
 from ....ir.rewrite.pattern import Match
 from ....ir.rewrite.rule import Build, Rule
-from ....ir.structure.cache_slots import CacheSlot, find_slot, past_slot
+from ....ir.structure.cache_slots import CacheSlot, find_slot, has_states, past_slot
 from ....ir.vocab import END
 from ....ir.vocab.onnx import MICROSOFT
 from .row_places import Places
@@ -86,6 +86,11 @@ class UseGroupQuery(Rule):
         slot = find_slot(view, match.root)
         if slot is None:
             raise Refusal("it has no cache of its own", match.root)
+        if has_states(view):
+            raise Refusal(
+                "it pads rows at their end, which would change the state of other layers",
+                match.root,
+            )
         mask = (*view.operands(match.root), None)[3]
         if attrs["causal"] or not is_value(mask):
             raise Refusal("no mask says what a row holds", match.root)

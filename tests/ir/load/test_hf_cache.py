@@ -6,8 +6,11 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.generation.decode import Decoder
+from graphwright.backends.generation.speculate import Speculator
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
@@ -18,17 +21,21 @@ from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
 from graphwright.ir.structure.cache_slots import (
+    PARTS,
     answers,
     empty_past,
     has_cache,
+    is_recurrent,
     next_step,
     past_name,
     past_slot,
     present_name,
+    present_of,
 )
 from graphwright.ir.structure.recognize import recognize
 
 from ... import models as small_models
+from .test_hf_families import checked, save_shallow
 from .test_hf_llava import IMAGE, save_llava
 
 transformers: Any = importlib.import_module("transformers")
@@ -220,14 +227,50 @@ def test_a_cache_where_there_is_one(models: Any, tmp_path: Path) -> None:
     assert not has_cache(load(tmp_path / "llama", cache=False))
 
 
-def test_layers_whose_state_is_no_cache(tmp_path: Path) -> None:
-    config = transformers.Lfm2Config(
-        vocab_size=30, hidden_size=16, intermediate_size=16, num_attention_heads=2,
-        num_key_value_heads=2, num_hidden_layers=2, layer_types=["conv", "full_attention"],
-    )  # fmt: skip
-    transformers.Lfm2ForCausalLM(config).save_pretrained(tmp_path)
-    with pytest.raises(BadInput, match="layers of kind conv, whose state is not a cache"):
+def test_a_scan_that_begins_at_every_call_anew_has_no_cache(tmp_path: Path) -> None:
+    save_shallow("mamba", tmp_path)
+    assert not has_cache(load(tmp_path))
+    with pytest.raises(BadInput, match=r"at every call anew \(mamba_selective_scan\)"):
         load(tmp_path, cache=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "held"),
+    [
+        ("lfm2", {"past.0.conv": "f32[batch, 32, 2]"}),
+        ("qwen3.5", {"past.0.conv": "f32[batch, 64, 3]",
+                     "past.0.recurrent": "f32[batch, 4, 8, 8]"}),
+    ],
+)  # fmt: skip
+def test_layers_with_a_state(name: str, held: dict[str, str], tmp_path: Path) -> None:
+    """Beside the keys and values of layer 1; a prompt with padding, a chunk and a step are the
+    library's, and what cannot be done with a state is refused."""
+    view, truth = checked(name, tmp_path)
+    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    assert {n: str(t) for n, t in types.items() if is_recurrent(n)} == held
+    assert [n for n in types if past_slot(n) is not None] == [past_name(1, p) for p in PARTS]
+    assert view.output_names() == ("logits", *map(present_of, list(types)[2:]))
+    assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+    with pytest.raises(BadInput, match="candidates that are wrong are taken back"):
+        gw.plan(view, "tree-mask")
+    with pytest.raises(BadInput, match="a draft that is wrong is taken back"):
+        Speculator(gw.compile(view, backend="eager"), {}, always=False)
+
+
+def test_a_decoder_without_keys_writes_the_librarys_text(tmp_path: Path) -> None:
+    """Mamba 2: two prompts of unequal length, and steps whose mask is of the new token alone."""
+    save_shallow("mamba2", tmp_path)
+    view = load(tmp_path)
+    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    assert str(types["attention_mask"]) == "i64[batch, seq]"
+    texts = [[5, 7, 8, 9], [11, 12]]
+    steps = Decoder(gw.compile(view, backend="eager")).decode(texts, max_new_tokens=4)
+    written = [list(row) for row in zip(*steps, strict=True)]
+    model: Any = view.source.original.make()  # type: ignore[union-attr]
+    ids, mask = torch.tensor([[5, 7, 8, 9], [0, 0, 11, 12]]), torch.tensor([[1] * 4, [0, 0, 1, 1]])
+    expected = model.generate(ids, attention_mask=mask, max_new_tokens=4, do_sample=False,
+                              eos_token_id=None, pad_token_id=0)  # fmt: skip
+    assert written == expected[:, 4:].tolist()
 
 
 @pytest.mark.parametrize("images", [0, 1, 3])
