@@ -133,6 +133,11 @@ def by_expert(state: Mapping[str, Any], handles: Mapping[str, Weight]) -> dict[s
     return weights
 
 
+def is_stack(name: str) -> bool:
+    """Whether a tensor of this name holds a matrix of every expert."""
+    return _STACK.fullmatch(name) is not None
+
+
 def _count(names: Iterable[str]) -> int:
     """Experts that the names have, by the highest number; 0 without any."""
     matches = (_NUMBER.search(name) for name in names)

@@ -14,7 +14,8 @@ from ..core.types import DTYPE_NAMES
 from ..core.weights import CastWeight, MemoryWeight, Weight
 from ..ops.coded_weight import CodedWeight, coded
 from ..ops.nbit_weight import NBitWeight
-from .hf_experts import by_expert
+from .hf_convert import converted
+from .hf_experts import by_expert, is_stack
 
 NAMED = 5
 """Tensors that a sentence names, at most."""
@@ -92,7 +93,9 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
     """
     # Buffers that are no state, such as rotary frequencies, are the model's own to compute.
     state = model.state_dict(keep_vars=True)
-    handles = by_expert(state, handles)
+    stacks = {k: n for n, k in _renamed(model, handles).items() if is_stack(n) > is_stack(k)}
+    stored = {stacks.get(key, key): handle for key, handle in handles.items()}
+    handles = by_expert(state, stored)
     table = _renamed(model, handles)
     prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
     weights: dict[str, Weight] = {}
@@ -119,7 +122,12 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
         if create is not None and name.endswith(".weight"):
             weights[name] = MemoryWeight(create().to(parameters[name].dtype))
     absent = [name for name in parameters if name not in weights]
-    return Match(weights, keys, absent, _unused(model, table, set(keys.values())))
+    used = set(keys.values())
+    for name, (weight, sources) in converted(model, stored, absent).items():
+        weights[name], keys[name] = _fit(name, weight, state[name]), sources[0]
+        used.update(sources)
+    absent = [name for name in absent if name not in weights]
+    return Match(weights, keys, absent, _unused(model, table, used))
 
 
 def _fit(name: str, weight: Weight, tensor: torch.Tensor) -> Weight:
