@@ -14,11 +14,13 @@ import onnx_ir
 import torch
 from onnx_ir import Value
 from torch.fx.node import Node as FxNode
+from torch.fx.node import map_arg
 
 from ...ir.core.errors import BadInput, InvalidGraph, Refusal
 from ...ir.core.heap import uncollected
 from ...ir.core.tensors import tensor_of
 from ...ir.core.types import UNKNOWN_DIM, Type, mentions
+from ...ir.core.weights import MemoryWeight
 from ...ir.fx.read import Operand as FxOperand
 from ...ir.fx.read import item_index
 from ...ir.fx.view import FxView
@@ -196,7 +198,10 @@ class _Translator:
         try:
             output = export_node(fresh, self.fx, self.values, self.exported)
         except NoForm:
-            raise
+            known = _known(self.fx, node)
+            if known is None:
+                raise
+            return self.onnx.add_weight(node.name, MemoryWeight(known))
         except BadInput as error:
             raise _WholeGraph(f"{native} ({node.name}) does not go through it alone") from error
         self.remarks[f"{native} went through torch.onnx{why}"] = None
@@ -262,6 +267,21 @@ def _live(view: FxView) -> set[FxNode]:
             live.add(node)
             pending.extend(node.all_input_nodes)
     return live
+
+
+def _known(view: FxView, node: FxNode) -> torch.Tensor | None:
+    """What a node of constants gives; ``None`` where it is made of inputs, or of large weights."""
+    if "weight" in node.meta:
+        handle = view.weights()[view.name(node)]
+        return handle.read() if handle.nbytes <= _FOLD_BYTES else None
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return None
+    known = {part: _known(view, part) for part in node.all_input_nodes}
+    if any(tensor is None for tensor in known.values()):
+        return None
+    args, kwargs = map_arg((node.args, node.kwargs), known.__getitem__)
+    result = node.target(*args, **kwargs)
+    return result if isinstance(result, torch.Tensor) else None
 
 
 def _weight(view: FxView, node: FxNode, names: Names) -> Value:

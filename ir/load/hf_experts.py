@@ -26,7 +26,7 @@ from ..core.weights import FileWeight, Weight
 _OWN_NAMES = {"w1": "gate_proj", "w3": "up_proj", "w2": "down_proj"}
 """Mixtral's names of an expert's matrices, and those of everybody else."""
 _ONE = re.compile(r"(.*\.experts\.\d+\.)(w[123])(\.weight)")
-_STACK = re.compile(r"(.*\.experts\.)(gate_up_proj|down_proj)(_bias)?")
+_STACK = re.compile(r"(.*\.experts\.)(gate_up_proj|up_proj|down_proj)(_bias)?")
 _TURNED = re.compile(r"(.*\.experts\.\d+\.(?:gate_up_proj|down_proj))\.weight")
 """A linear's matrix [out, in] of an expert whose class has it [in, out]."""
 _NUMBER = re.compile(r"\.experts\.(\d+)\.")
@@ -36,17 +36,19 @@ def split_experts(model: torch.nn.Module) -> None:
     """Split every stack of experts into modules named by number. Raises ``BadInput`` for experts
     that are no gated feed-forwards."""
     for part in list(model.modules()):
-        stack = part._parameters.get("gate_up_proj")
+        stack = part._parameters.get("gate_up_proj", part._parameters.get("up_proj"))
         if stack is None or stack.dim() != 3 or not hasattr(part, "is_transposed"):
             continue
-        if not part.has_gate or part.has_post_expert_norm:
+        joined = part.is_transposed or part.is_concatenated and not part.has_bias
+        if part.has_post_expert_norm or not joined or not (part.has_gate or _is_plain(part)):
             raise BadInput(f"{type(part).__name__} has experts of a form that is not read")
         _split(part)
 
 
 def expert_notes(model: torch.nn.Module) -> tuple[str, ...]:
     """What a person should know of a model that has been split."""
-    split = [part for part in model.modules() if getattr(part.forward, "__func__", 0) is _run_all]
+    split = [part for part in model.modules()
+             if getattr(part.forward, "__func__", 0) is _run_all and part.has_gate]  # fmt: skip
     counts = sorted({int(part.num_experts) for part in split})  # type: ignore[arg-type]
     if not counts:
         return ()
@@ -57,9 +59,14 @@ def expert_notes(model: torch.nn.Module) -> tuple[str, ...]:
     return (note,)
 
 
+def _is_plain(part: Any) -> bool:
+    """Whether experts without a gate are two linears with a function between them."""
+    return set(part._parameters) == {"up_proj", "down_proj"} and not part.is_transposed
+
+
 def _split(part: Any) -> None:
     shapes = {name: tuple(parameter.shape[1:]) for name, parameter in part._parameters.items()}
-    dtype = part.gate_up_proj.dtype
+    dtype = part.down_proj.dtype
     part._parameters.clear()
 
     def parameter(*shape: int) -> torch.nn.Parameter:
@@ -71,9 +78,10 @@ def _split(part: Any) -> None:
             for name, shape in shapes.items():
                 expert.register_parameter(name, parameter(*shape))
         else:
-            (double, width), (out, inner) = shapes["gate_up_proj"], shapes["down_proj"]
-            sizes = {"gate_proj": (double // 2, width), "up_proj": (double // 2, width),
-                     "down_proj": (out, inner)}  # fmt: skip
+            sizes = dict(shapes)
+            if "gate_up_proj" in sizes:
+                double, width = sizes.pop("gate_up_proj")
+                sizes |= dict.fromkeys(("gate_proj", "up_proj"), (double // 2, width))
             for name, size in sizes.items():
                 expert.add_module(name, torch.nn.Linear(*size[::-1], bias=False, device="meta"))
                 getattr(expert, name).weight = parameter(*size)
@@ -91,10 +99,35 @@ def _run_all(
     out = torch.zeros_like(x)
     for index in range(self.num_experts):
         expert = self._modules[str(index)]
-        part = _gated(self, expert, x) if self.is_transposed else expert.down_proj(
-            self.act_fn(expert.gate_proj(x)) * expert.up_proj(x)
-        )  # fmt: skip
+        part = _gated(self, expert, x) if self.is_transposed else _joined(self, expert, x)
         out = out + (part * shares[:, index]).to(out.dtype)
+    return out
+
+
+_USUAL = "transformers.integrations.moe"
+"""Where the gate lies that a class has which brings none of its own."""
+
+
+class _Halves:
+    """What a class's own gate takes apart, and what is apart already."""
+
+    def __init__(self, gate: torch.Tensor, up: torch.Tensor) -> None:
+        self._halves = gate, up
+
+    def chunk(self, chunks: int, dim: int = -1) -> tuple[torch.Tensor, torch.Tensor]:
+        return self._halves
+
+
+def _joined(self: Any, expert: Any, x: torch.Tensor) -> torch.Tensor:
+    """An expert that is of linears, with a gate or without."""
+    inner = expert.up_proj(x)
+    if not self.has_gate:
+        inner = self.act_fn(inner)
+    elif type(self)._apply_gate.__module__ == _USUAL:
+        inner = self.act_fn(expert.gate_proj(x)) * inner
+    else:  # which clamps both at a limit, for one (Hunyuan 4, DeepSeek-V4, MiniMax-M3)
+        inner = self._apply_gate(_Halves(expert.gate_proj(x), inner))
+    out: torch.Tensor = expert.down_proj(inner)
     return out
 
 
@@ -151,8 +184,8 @@ def _cut(name: re.Match[str], stack: FileWeight, *, as_stored: bool) -> dict[str
         if as_stored:
             weights[f"{prefix}{i}.{kind}{bias}"] = whole
             continue
-        if kind == "down_proj":
-            weights[f"{prefix}{i}.down_proj.weight"] = whole
+        if kind != "gate_up_proj":
+            weights[f"{prefix}{i}.{kind}.weight"] = whole
             continue
         rows, *rest = whole.shape
         for place, half in enumerate(("gate_proj", "up_proj")):

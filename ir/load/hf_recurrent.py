@@ -2,46 +2,41 @@
 
 The library runs them in chunks, or token by token, in loops of Python, which an exporter unrolls
 for the one length that it sees. Here each is one ``linear_attention``, the same sums in another
-order: Gated DeltaNet (Qwen3-Next, Qwen3.5, OLMo Hybrid), Kimi Delta Attention, Mamba and Mamba 2.
+order: Gated DeltaNet (Qwen3-Next, Qwen3.5, OLMo Hybrid), Kimi Delta Attention, Mamba, Mamba 2, and
+MiniMax's lightning attention.
 """
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
-from types import FunctionType, MethodType
+from types import MethodType
 from typing import Any
 
 import torch
 from torch.nn.functional import silu, softplus
 
 from ..ops import torch_op
+from .rebound import globals_called, rebind
 
 _EPS = 1e-6
 """Beside squared lengths of keys and queries, as the library has it."""
 
 
 def settle_recurrence(model: torch.nn.Module) -> None:
-    """Let modules whose forward calls one of ``_OURS`` call that instead of the library's."""
+    """Let modules whose forward calls one of ``_OURS`` call that instead of the library's, and
+    those whose class is in ``_FORWARDS`` run so as a whole."""
     for part in model.modules():
-        forward = inspect.unwrap(type(part).forward)
-        code = getattr(forward, "__code__", None)
-        ours = {} if code is None else {n: _OURS[n] for n in code.co_names if n in _OURS}
-        if not ours or not isinstance(forward, FunctionType):
+        whole = _FORWARDS.get(type(part).__name__)
+        if whole is not None:
+            part.forward = MethodType(whole, part)
             continue
-        own = FunctionType(
-            forward.__code__, {**forward.__globals__, **ours}, forward.__name__,
-            forward.__defaults__, forward.__closure__,
-        )  # fmt: skip
-        own.__kwdefaults__ = forward.__kwdefaults__
-        part.forward = MethodType(own, part)
+        rebind(part, _OURS)
 
 
 def starting_anew(model: torch.nn.Module) -> str:
     """The function of the library by which some layer's state is made of the tokens of one call
     alone, whatever was before; empty where there is none."""
-    forwards = (inspect.unwrap(type(part).forward) for part in model.modules())
-    names = {n for f in forwards if isinstance(f, FunctionType) for n in f.__code__.co_names}
+    names = {name for part in model.modules() for name in globals_called(part)}
     return next((name for name in ("mamba_selective_scan",) if name in names), "")
 
 
@@ -53,7 +48,8 @@ def _run(
     wide = [None if t is None else t.float() for t in (query, key, value, decay, beta, state)]
     both = torch_op("linear_attention")(*wide)
     width = key.shape[-1]
-    return both[:, :, :-width].transpose(1, 2), both[:, :, -width:]
+    # Contiguous: callers view it in other shapes.
+    return both[:, :, :-width].transpose(1, 2).contiguous(), both[:, :, -width:]
 
 
 def _gated_delta(
@@ -121,6 +117,23 @@ def _mamba_scan(
     return (out, state.squeeze(-1)) if return_last_state else out
 
 
+def _lightning(
+    self: Any, hidden_states: torch.Tensor, position_embeddings: Any,
+    attention_mask: torch.Tensor | None, cache: Any = None, **_: Any,
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """MiniMax-01's attention (arXiv 2501.08313), whose heads decay each at a rate of its own."""
+    batch, seq, _width = hidden_states.shape
+    packed = self.act_fn(self.qkv_proj(hidden_states))
+    if attention_mask is not None:
+        packed = (packed * attention_mask.unsqueeze(-1)).to(packed.dtype)
+    split = packed.reshape(batch, seq, self.num_attention_heads, 3 * self.head_dim)
+    decay = -self.slope_rate.reshape(-1).expand(batch, seq, -1)
+    out, state = _run(*split.chunk(3, -1), decay, None, None)
+    mixed = self.norm(out.to(packed.dtype).reshape(batch, seq, -1))
+    gate = torch.sigmoid(self.output_gate(hidden_states))
+    return self.out_proj(gate * mixed), state
+
+
 def _step(dt: torch.Tensor, bias: torch.Tensor | None, *, softly: bool) -> torch.Tensor:
     """The width of each token's step in time."""
     dt = dt if bias is None else dt + bias.to(dt.dtype)
@@ -132,3 +145,5 @@ _OURS: Mapping[str, Callable[..., Any]] = {
     "mamba2_chunk_scan": _mamba2_scan, "mamba_selective_scan": _mamba_scan,
 }  # fmt: skip
 """By the names that the library's modeling files have for them."""
+_FORWARDS: Mapping[str, Callable[..., Any]] = {"MiniMaxLightningAttention": _lightning}
+"""By the names of the library's classes; without a cache."""

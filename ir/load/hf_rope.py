@@ -3,25 +3,31 @@
 ``dynamic`` (NTK by length) computes its frequencies anew behind ``max_position_embeddings`` alone,
 which is the longest text that a graph is for; ``longrope`` (arXiv 2402.13753) has one set for texts
 up to the original length, and another behind it. The library writes both into the module as it
-runs.
+runs. DeepSeek-V2 and Llama 4 turn by complex numbers, which ONNX has not: here by their two parts.
 """
 
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from types import MethodType, SimpleNamespace
 from typing import Any
 
 import torch
 
 from ..structure.cache_slots import REREAD_KEY
+from .rebound import rebind
 
 
 def settle_rope(model: torch.nn.Module) -> tuple[str, ...]:
     """Let the rotary modules of a model compute without state; what a person should know of it."""
     notes: list[str] = []
     for part in model.modules():
-        kind = getattr(part, "rope_type", None)
+        kind, name = getattr(part, "rope_type", None), type(part).__name__
+        if name in _COMPLEX_TABLES:
+            part.forward = MethodType(_in_parts, part)
+        elif name in _TURNING:
+            rebind(part, {"apply_rotary_emb": partial(_turned, _TURNING[name])})
         if kind == "longrope":
             part.forward = MethodType(_by_length, part)
         if kind == "dynamic":
@@ -41,6 +47,32 @@ def switch_metadata(model: torch.nn.Module) -> dict[str, str]:
             rope: Any = part.config
             return {REREAD_KEY: str(rope.rope_parameters["original_max_position_embeddings"])}
     return {}
+
+
+_COMPLEX_TABLES = ("DeepseekV2RotaryEmbedding", "Llama4TextRotaryEmbedding")
+_TURNING = {"DeepseekV2Attention": 1, "Llama4TextAttention": 2}
+"""Attention that turns by complex numbers, and the axis of its heads."""
+
+
+def _in_parts(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    """Cosines and sines, ``[batch, seq, width / 2, 2]`` f32."""
+    angles = position_ids.unsqueeze(-1).float() * self.inv_freq
+    return torch.stack([angles.cos(), angles.sin()], -1) * self.attention_scaling
+
+
+def _turned(
+    heads: int, xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys ``[batch, ..., width]`` whose pairs of neighbours are turned, as complex
+    numbers are by a product."""
+    cos, sin = freqs_cis.unsqueeze(heads).unbind(-1)
+
+    def turned(x: torch.Tensor) -> torch.Tensor:
+        real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        parts = real * cos - imaginary * sin, real * sin + imaginary * cos
+        return torch.stack(parts, -1).flatten(-2).type_as(x)
+
+    return turned(xq), turned(xk)
 
 
 def _by_length(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:
