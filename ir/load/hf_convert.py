@@ -71,5 +71,6 @@ def _run(
     )  # fmt: skip
     for pattern, key in sources:
         fresh.add_tensor(target, key, pattern, handles[key].read)
-    tensor: Any = fresh.convert(target, model=model, config=model.config)[result]
-    return tensor[0] if isinstance(tensor, list) else tensor
+    made: Any = fresh.convert(target, model=model, config=model.config)[result]
+    tensor: torch.Tensor = made[0] if isinstance(made, list) else made
+    return tensor

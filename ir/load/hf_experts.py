@@ -83,7 +83,8 @@ def _split(part: Any) -> None:
                 double, width = sizes.pop("gate_up_proj")
                 sizes |= dict.fromkeys(("gate_proj", "up_proj"), (double // 2, width))
             for name, size in sizes.items():
-                expert.add_module(name, torch.nn.Linear(*size[::-1], bias=False, device="meta"))
+                out, width = size
+                expert.add_module(name, torch.nn.Linear(width, out, bias=False, device="meta"))
                 getattr(expert, name).weight = parameter(*size)
         part.add_module(str(index), expert)
     part.forward = MethodType(_run_all, part)

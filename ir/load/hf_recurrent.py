@@ -128,7 +128,8 @@ def _lightning(
         packed = (packed * attention_mask.unsqueeze(-1)).to(packed.dtype)
     split = packed.reshape(batch, seq, self.num_attention_heads, 3 * self.head_dim)
     decay = -self.slope_rate.reshape(-1).expand(batch, seq, -1)
-    out, state = _run(*split.chunk(3, -1), decay, None, None)
+    query, key, value = split.chunk(3, -1)
+    out, state = _run(query, key, value, decay, None, None)
     mixed = self.norm(out.to(packed.dtype).reshape(batch, seq, -1))
     gate = torch.sigmoid(self.output_gate(hidden_states))
     return self.out_proj(gate * mixed), state

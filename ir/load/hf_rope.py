@@ -57,7 +57,8 @@ _TURNING = {"DeepseekV2Attention": 1, "Llama4TextAttention": 2}
 def _in_parts(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
     """Cosines and sines, ``[batch, seq, width / 2, 2]`` f32."""
     angles = position_ids.unsqueeze(-1).float() * self.inv_freq
-    return torch.stack([angles.cos(), angles.sin()], -1) * self.attention_scaling
+    table: torch.Tensor = torch.stack([angles.cos(), angles.sin()], -1) * self.attention_scaling
+    return table
 
 
 def _turned(
@@ -68,7 +69,7 @@ def _turned(
     cos, sin = freqs_cis.unsqueeze(heads).unbind(-1)
 
     def turned(x: torch.Tensor) -> torch.Tensor:
-        real, imaginary = x.float().unflatten(-1, (-1, 2)).unbind(-1)
+        real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
         parts = real * cos - imaginary * sin, real * sin + imaginary * cos
         return torch.stack(parts, -1).flatten(-2).type_as(x)
 

@@ -32,6 +32,7 @@ from ..structure.cache_slots import PAST_AXIS
 from .fake import Inputs, fake_meta
 from .functional import functional
 from .lean_export import lean_export
+from .limits import tell_limits
 from .original import ModuleOriginal, traced_call
 from .plain_call import bind, check_module, plain_call
 from .repeated_blocks import repeated_blocks
@@ -253,7 +254,8 @@ def _export(
                     module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=assumed,
                 )  # fmt: skip
-                _tell_limits(program, dynamic_shapes, notes if assumed else None)
+                if assumed and notes is not None:
+                    tell_limits(program, dim_names(program, dynamic_shapes), notes)
                 return _on_cpu(functional(program))
         except Exception as error:
             changed = None if narrower is None else narrower(loose, str(error))
@@ -332,55 +334,6 @@ def _bounded(shapes: Any, notes: dict[str, str], tried: set[str], message: str) 
         return Dim(name, **{key: size for key, size in bounds.items() if size is not None})
 
     return pytree.tree_map_only(Dim, narrowed, shapes)
-
-
-_FARTHEST = 1 << 20
-"""The greatest size for which an assertion is tried."""
-
-
-def _tell_limits(program: ExportedProgram, shapes: Any, notes: dict[str, str] | None) -> None:
-    """Put in the notes, of what was not decided for all sizes, up to which one the graph is right:
-    as far as the assertions hold that the exporter left in it. Where they hold for all that were
-    tried, there is nothing to say."""
-    if notes is None:
-        return
-    names, limits = dim_names(program, shapes), dict[str, int]()
-    conditions = [node.args[0] for node in program.graph.nodes
-                  if node.target is torch.ops.aten._assert_scalar.default]  # fmt: skip
-    for condition in conditions:
-        value = condition.meta.get("val") if isinstance(condition, torch.fx.Node) else None
-        symbols = value.node.expr.free_symbols if isinstance(value, torch.SymBool) else ()
-        if len(symbols) != 1:
-            continue
-        (symbol,) = symbols
-        name, most = names.get(str(symbol), str(symbol)), _most(program, symbol)
-        limits[name] = min(_holds_to(value.node.expr, symbol, most), limits.get(name, most))
-    for name, limit in limits.items():
-        most = next((_most(program, s) for s in program.range_constraints
-                     if names.get(str(s)) == name), _FARTHEST)  # fmt: skip
-        notes.pop(name, None)
-        if limit < most:
-            notes[name] = f"the graph is for sizes of {name} of at most {limit}"
-
-
-def _most(program: ExportedProgram, symbol: Any) -> int:
-    bound = program.range_constraints.get(symbol)
-    return _FARTHEST if bound is None or bound.upper > _FARTHEST else int(bound.upper)
-
-
-def _holds_to(condition: Any, symbol: Any, most: int) -> int:
-    """The greatest size up to which a condition holds, of those from 2 to ``most``."""
-    def holds(size: int) -> bool:
-        return bool(condition.subs(symbol, size))
-
-    low = 2
-    while low < most and holds(min(2 * low, most)):
-        low = min(2 * low, most)
-    high = min(2 * low, most)
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if holds(middle) else (low, middle)
-    return low
 
 
 def _on_cpu(program: ExportedProgram) -> ExportedProgram:

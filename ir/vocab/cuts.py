@@ -61,7 +61,8 @@ def _decode_concat(node: Node) -> fx.Reading | None:
 
 def _is_nothing(part: Any) -> bool:
     val = part.meta.get("val") if isinstance(part, Node) else None
-    return isinstance(val, Tensor) and tuple(val.shape) == (0,)
+    # A size that data decide is no number, and asking whether it is 0 would be an error.
+    return isinstance(val, Tensor) and val.dim() == 1 and type(val.shape[0]) is int and not len(val)
 
 
 def _build_aten_concat(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Node:

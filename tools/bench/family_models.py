@@ -152,6 +152,38 @@ DECODERS: Mapping[str, Family] = {
     "qwen3-moe": _causal("Qwen3MoeForCausalLM", _HEADED | _EXPERTS),
     "olmoe": _causal("OlmoeForCausalLM", _GROUPED | _EXPERTS),
     "deepseek-v3": _causal("DeepseekV3ForCausalLM", _DEEPSEEK),
+    "deepseek-v2": _causal("DeepseekV2ForCausalLM", _DEEPSEEK),
+    "llama4": Family("Llama4ForCausalLM", "Llama4TextConfig", _HEADED | {
+        "num_local_experts": 4, "intermediate_size_mlp": 64, "attention_chunk_size": 4,
+        "interleave_moe_layer_step": 2, "moe_layers": [1]}, cache=True),
+    "gemma3n": Family("Gemma3nForCausalLM", "Gemma3nTextConfig", _WINDOWED | {
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "intermediate_size": [64] * 4,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
+        "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
+        blocks=(4,), cache=True),
+    "gemma4": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _WINDOWED | {
+        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "global_head_dim": 16,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8},
+        blocks=(4,), cache=True),
+    "granite-moe": _causal("GraniteMoeForCausalLM", _GROUPED | _EXPERTS),
+    "phimoe": _causal("PhimoeForCausalLM", _GROUPED | _EXPERTS),
+    "glm4-moe": _causal("Glm4MoeForCausalLM", _HEADED | {
+        "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+        "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
+    "ernie4.5-moe": _causal("Ernie4_5_MoeForCausalLM", _HEADED | {
+        "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32}),
+    "olmo3": _causal("Olmo3ForCausalLM", _GROUPED | {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}),
+    "exaone4": _causal("Exaone4ForCausalLM", _GROUPED | {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}),
+    "cohere2": _causal("Cohere2ForCausalLM", _HEADED | {
+        "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}),
+    "apertus": _causal("ApertusForCausalLM", _GROUPED),
+    "bitnet": _causal("BitNetForCausalLM", _GROUPED),
+    "seed-oss": _causal("SeedOssForCausalLM", _HEADED),
+    "hunyuan": _causal("HunYuanDenseV1ForCausalLM", _HEADED),
     "mamba": Family("MambaForCausalLM", "MambaConfig", {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 4, "vocab_size": 97} | _ENDS,
         sites=0),
@@ -159,6 +191,26 @@ DECODERS: Mapping[str, Family] = {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 8, "num_heads": 4,
         "head_dim": 16, "n_groups": 1, "chunk_size": 8, "vocab_size": 97} | _ENDS,
         sites=0, cache=True),
+    "bamba": _causal("BambaForCausalLM", _GROUPED | _MAMBA2 | {"attn_layer_indices": [1]},
+                     sites=1),
+    "falcon-h1": _causal("FalconH1ForCausalLM", _HEADED | _MAMBA2 | {"mamba_d_ssm": 64}),
+    "granite-hybrid": _causal("GraniteMoeHybridForCausalLM", _GROUPED | _MAMBA2 | _EXPERTS | {
+        "layer_types": ["mamba", "attention"], "shared_intermediate_size": 32}, sites=1),
+    "nemotron-h": _causal("NemotronHForCausalLM", _HEADED | {
+        "num_hidden_layers": 4, "layer_types": ["mamba", "attention", "mlp", "moe"],
+        "ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1,
+        "chunk_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32, "moe_shared_expert_intermediate_size": 32, "n_group": 1,
+        "topk_group": 1}, blocks=(4,), sites=1),
+    "jamba": Family("JambaForCausalLM", "JambaConfig", _GROUPED | _EXPERTS | {
+        "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 4, "mamba_dt_rank": 4},
+        sites=1),
+    "minimax": Family("MiniMaxForCausalLM", "MiniMaxConfig", _HEADED | _EXPERTS | {
+        "layer_types": ["linear_attention", "full_attention"]}, sites=1),
+    "kimi-linear": _causal("KimiLinearForCausalLM", _DEEPSEEK | {
+        "layer_types": ["linear_attention", "full_attention"], "linear_num_heads": 4,
+        "linear_head_dim": 8, "num_experts": 4, "num_experts_per_token": 2, "head_dim": 4},
+        sites=1),
     "lfm2": _causal("Lfm2ForCausalLM", _GROUPED | {"layer_types": ["conv", "full_attention"]},
                     sites=1),
     "qwen3-next": _causal("Qwen3NextForCausalLM", _LINEAR | _EXPERTS | {

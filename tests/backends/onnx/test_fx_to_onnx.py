@@ -418,3 +418,14 @@ def test_every_dtype_of_a_weight_survives() -> None:
     handles = translated(view).weights()
     assert {w.dtype for w in handles.values()} >= {torch.float32}
     torch.testing.assert_close(run(lowered(view).model, {"x": x})["output"], module(x))
+
+
+def test_what_has_no_form_and_is_made_of_constants_is_computed() -> None:
+    """As Gemma 3n's cutoff is, by the inverse of a normal distribution."""
+
+    class Cut(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.relu(x - torch.distributions.Normal(0, 1).icdf(torch.tensor(0.8)))
+
+    view = trace(Cut(), torch.randn(2, 3))
+    agrees(view, translated(view), {"x": torch.randn(4, 3)})

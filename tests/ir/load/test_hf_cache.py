@@ -238,8 +238,8 @@ def test_a_scan_that_begins_at_every_call_anew_has_no_cache(tmp_path: Path) -> N
     ("name", "held"),
     [
         ("lfm2", {"past.0.conv": "f32[batch, 32, 2]"}),
-        ("qwen3.5", {"past.0.conv": "f32[batch, 64, 3]",
-                     "past.0.recurrent": "f32[batch, 4, 8, 8]"}),
+        ("bamba", {"past.0.conv": "f32[batch, 80, 3]",
+                   "past.0.recurrent": "f32[batch, 4, 16, 8]"}),
     ],
 )  # fmt: skip
 def test_layers_with_a_state(name: str, held: dict[str, str], tmp_path: Path) -> None:

@@ -29,9 +29,10 @@ class Changing(torch.nn.Module):
 
 
 def test_a_comparison_that_is_not_decided_is_told() -> None:
-    shapes = {"x": {1: Dim("samples", min=90)}}
+    shapes = {"x": {1: Dim("samples", min=20)}}
     view = trace(Asking(), (torch.ones(2, 200),), dynamic_shapes=shapes, narrow=True)
-    assert len(view.source.notes) == 1 and "sizes of samples" in view.source.notes[0]
+    assert len(view.source.notes) == 1
+    assert "compares sizes of samples in ways that are not decided" in view.source.notes[0]
     (x,) = view.inputs()
     assert view.type(x).shape == (2, "samples")
     with pytest.raises(BadInput, match="tracing failed: Not all values of samples"):
@@ -41,3 +42,17 @@ def test_a_comparison_that_is_not_decided_is_told() -> None:
 def test_a_forward_that_changes_its_parameters_is_refused() -> None:
     with pytest.raises(BadInput, match=r"changes its own parameter 'weight'.* before .*gw\.trace"):
         trace(Changing(), (torch.ones(2, 4),))
+
+
+@pytest.mark.parametrize(("block", "noted"), [(16, True), (64, False)])
+def test_the_size_up_to_which_an_undecided_graph_is_right_is_said(block: int, noted: bool) -> None:
+    """As of blocks of tokens; where it is right for all sizes, there is nothing to say."""
+
+    class Blocks(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x[:, : min(block, x.shape[1])] + x
+
+    shapes = {"x": {1: Dim("seq", max=64)}}
+    view = trace(Blocks(), (torch.ones(2, 8),), dynamic_shapes=shapes, narrow=True)
+    note = "the graph is for sizes of seq of at most 16"
+    assert view.source.notes == ((note,) if noted else ())
