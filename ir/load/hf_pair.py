@@ -89,8 +89,10 @@ def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
         return Part(inputs, shapes, _start)
     # A decoder on its own, of a family that has encoders too (Donut's), counts its own heads.
     alone = getattr(model.config, "decoder", None)
-    heads = getattr(alone, "decoder_attention_heads", None) or config.num_attention_heads
-    width = getattr(config, "d_kv", None) or config.hidden_size // heads
+    queries = getattr(alone, "decoder_attention_heads", None) or config.num_attention_heads
+    heads = getattr(config, "num_key_value_heads", None) or queries
+    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    width = width or config.hidden_size // queries
     lengths = {"decoder": (_PAST, Dim("past", max=longest)), "encoder": (_SOURCE, source)}
     for layer in range(_layers(model)):
         for of in _OF:
@@ -102,14 +104,15 @@ def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
 
 
 def _source_width(model: Any) -> int:
-    """The width of what the encoder gives: of two models put together its own."""
-    return int(getattr(model.config, "encoder", model.config).hidden_size)
+    """The width of what the encoder gives: it may have a config of its own."""
+    config = getattr(model.config, "encoder", model.config)
+    return int(getattr(config, "hidden_size", 0) or model.get_encoder().config.hidden_size)
 
 
 def _layers(model: Any) -> int:
     config = getattr(model.config, "decoder", model.config)
     count = getattr(config, "decoder_layers", None) or getattr(config, "num_decoder_layers", None)
-    return int(count or config.num_hidden_layers)
+    return int(count or config.get_text_config(decoder=True).num_hidden_layers)
 
 
 def _start(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -140,9 +143,10 @@ def _decode(
 ) -> dict[str, torch.Tensor]:
     from transformers.modeling_outputs import BaseModelOutput
 
-    forward = type(model).forward
+    forward, encoded = type(model).forward, BaseModelOutput(last_hidden_state=hidden)
+    encoded.router_logits = None  # which models with experts ask of it, and do not need
     output = forward(
-        model, encoder_outputs=BaseModelOutput(last_hidden_state=hidden),
+        model, encoder_outputs=encoded,
         attention_mask=feeds.get("encoder_attention_mask"), decoder_input_ids=feeds["input_ids"],
         use_cache=True, return_dict=True, **{cache_name(forward): cache},
     )  # fmt: skip
