@@ -91,8 +91,8 @@ def _decoder(model: Any, *, masked: bool, goes_on: bool) -> Part:
     alone = getattr(model.config, "decoder", None)
     queries = getattr(alone, "decoder_attention_heads", None) or config.num_attention_heads
     heads = getattr(config, "num_key_value_heads", None) or queries
-    width = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
-    width = width or config.hidden_size // queries
+    own = getattr(config, "d_kv", None) or getattr(config, "head_dim", None)
+    width = int(own or config.hidden_size // queries)
     lengths = {"decoder": (_PAST, Dim("past", max=longest)), "encoder": (_SOURCE, source)}
     for layer in range(_layers(model)):
         for of in _OF:
