@@ -17,11 +17,9 @@ from .layers import Block, SubBlock, layers_of, layers_within
 from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
 from .spine import NO_SPINE, Spine, feeds, find_spine
+from .sub_block_ends import ends
 from .unread_attention import unread_attention
 from .weights import stored_weight, weight_behind
-
-_BEHIND = 6
-"""Ops at most between a sum and the stream that the next branch starts from."""
 
 
 @dataclass(frozen=True)
@@ -276,72 +274,9 @@ def _sub_blocks(
         place = places[node]
         if place is not None:
             attending.setdefault(place, []).append(index)
-    entries = [_unflattened(view, spine, fork) for fork in spine.forks]
-    exits = _exits(view, spine, entries)
+    entries, exits = ends(view, spine, [inside.get(i, ()) for i in range(len(spine.additions))])
     return tuple(
         SubBlock(i, addition, tuple(inside.get(i, ())), tuple(attending.get(i, ())),
                  entries[i], exits[i], i in attends)
         for i, addition in enumerate(spine.additions)
     )  # fmt: skip
-
-
-def _exits(view: View, spine: Spine, entries: Sequence[Value]) -> list[Value]:
-    """The stream behind each addition. Where the next branch starts at a norm of the sum, norms
-    come after the sums (as in BERT), and the last sum's norm belongs to it likewise; so it is with
-    what scales a sum or is added to it (MobileBERT, the positions of YOLOS)."""
-    sums = [_reshaped_back(view, spine, view.results(addition)[0]) for addition in spine.additions]
-    exits: list[Value] = []
-    usual: tuple[str, ...] = ()
-    for i, value in enumerate(sums):
-        behind = _behind(view, spine, value)
-        values = [value, *(result for _, result in behind)]
-        ops = tuple(op for op, _ in behind)
-        if i + 1 < len(sums):
-            reached = values.index(entries[i + 1]) if entries[i + 1] in values else 0
-            usual = ops[:reached]
-        elif ops[: len(usual)] != usual:
-            reached = 0
-        else:
-            reached = len(usual)
-        exits.append(values[reached])
-    return exits
-
-
-def _behind(view: View, spine: Spine, value: Value) -> list[tuple[str, Value]]:
-    """Norms, scales and constants that a sum goes through, each its only use; and their ops."""
-    links: list[tuple[str, Value]] = []
-    users = view.users(value)
-    while len(users) == 1 and len(links) < _BEHIND and _keeps(view, spine, users[0], value):
-        value = view.results(users[0])[0]
-        links.append((view.op(users[0]), value))
-        users = view.users(value)
-    return links
-
-
-def _keeps(view: View, spine: Spine, node: Node, stream: Value) -> bool:
-    """Whether a node norms a stream, turns its axes, or scales or adds to it what is constant."""
-    op = view.op(node)
-    if op in ("layer_norm", "rms_norm", "transpose"):
-        return True
-    others = [o for o in view.operands(node) if is_value(o) and o is not stream]
-    return op in ("add", "mul") and not any(
-        o in spine.position or view.producer(o) in spine.position for o in others
-    )
-
-
-def _unflattened(view: View, spine: Spine, fork: Value) -> Value:
-    """The stream as it is where it starts: OPT's feed-forward reads ``[tokens, width]`` of it."""
-    node, rank = view.producer(fork), view.type(spine.forks[0]).rank
-    if node is None or view.op(node) != "reshape" or view.type(fork).rank == rank:
-        return fork
-    source = view.tensor(node)
-    return source if view.type(source).rank == rank else fork
-
-
-def _reshaped_back(view: View, spine: Spine, value: Value) -> Value:
-    """A sum of flattened streams in the form that the stream starts in."""
-    users, rank = view.users(value), view.type(spine.forks[0]).rank
-    if view.type(value).rank == rank or len(users) != 1 or view.op(users[0]) != "reshape":
-        return value
-    result = view.results(users[0])[0]
-    return result if view.type(result).rank == rank else value
