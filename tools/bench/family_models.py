@@ -97,6 +97,10 @@ def _encoder(name: str, sizes: Mapping[str, Any] = _TEXT, **facts: Any) -> Famil
     return Family(f"{name}Model", f"{name}Config", sizes, **facts)
 
 
+_GEMMA4 = _WINDOWED | {
+    "num_hidden_layers": 4, "global_head_dim": 16,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}
 DECODERS: Mapping[str, Family] = {
     "llama": _causal("LlamaForCausalLM", _GROUPED),
     "llama-dynamic": _causal("LlamaForCausalLM", _GROUPED | {
@@ -162,11 +166,12 @@ DECODERS: Mapping[str, Family] = {
         "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
         "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
         blocks=(), sites=4, cache=True),
-    "gemma4": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _WINDOWED | {
-        "num_hidden_layers": 4, "num_kv_shared_layers": 2, "global_head_dim": 16,
-        "layer_types": ["sliding_attention", "full_attention"] * 2,
-        "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8},
-        blocks=(), sites=4, cache=True),
+    "gemma4": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _GEMMA4 | {
+        "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
+        blocks=(4,), sites=4, cache=True),
+    "gemma4-e2b": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _GEMMA4 | {
+        "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 97,
+        "hidden_size_per_layer_input": 8}, blocks=(), sites=4, cache=True),
     "granite-moe": _causal("GraniteMoeForCausalLM", _GROUPED | _EXPERTS),
     "phimoe": _causal("PhimoeForCausalLM", _GROUPED | _EXPERTS),
     "glm4-moe": _causal("Glm4MoeForCausalLM", _HEADED | {
