@@ -11,12 +11,12 @@ from torch.export import Dim
 
 from ..core.errors import first_line
 from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, present_of
-from .hf_llava import deep_options, embedded, given_features, image_features, logits_of, merge_rows
+from .hf_llava import deep_options, embedded, given_features, logits_of, merge_rows
 from .hf_model import longest_text
+from .hf_pictures import image_features
 from .hf_places import PREFIXED, TURNED, text_options, token_places
 from .hf_recurrent import starting_anew
 from .hf_slots import Held, cache_holding, grouped, held_by, presents_in
-from .hf_towers import with_indicators
 from .plain_call import cache_argument, cache_of, presents
 
 PAST, SEQ = 3, 2
@@ -166,8 +166,7 @@ def cached_llava_forward(
     """
     features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
-    words = with_indicators(self, input_ids, embedded(self, input_ids), pixel_values)
-    merged = merge_rows(words, shown, features)
+    merged = merge_rows(embedded(self, input_ids, pixel_values), shown, features)
     cache = cache_of(past_key_values)
     options, grown = text_options(
         self, input_ids, attention_mask, past=past_key_values[0][0].shape[2],

@@ -17,7 +17,7 @@ from ..core.view import Source
 from ..core.weights import Weight, distinct_bytes
 from ..fx.view import FxView
 from ..structure.costs import weight_bytes
-from ..structure.pictured import grid_metadata, places_metadata, prompt_metadata
+from ..structure.pictured import prompt_metadata
 from . import hf_siglip2
 from .checkpoint import Checkpoint, read_checkpoint
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
@@ -28,9 +28,7 @@ from .hf_match import converts, listed, match
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
-from .hf_pictures import RASTERS, SETTLED, crop_grid, size_notes
-from .hf_places import TURNED
-from .hf_qwen_vl import squares, token_grid
+from .hf_pictures import size_notes, tower_of
 from .hf_recurrent import settle_recurrence
 from .hf_rope import settle_rope, switch_metadata
 from .hf_slots import Held
@@ -102,7 +100,9 @@ def load_model(
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settle_recurrence(model)
     settled = (*settle_rope(model), *expert_notes(model))
-    SETTLED.get(config.model_type, lambda _: None)(model)
+    tower = tower_of(config)
+    if tower is not None and tower.settle is not None:
+        tower.settle(model)
     settled += size_notes(config)
     with _by_config(folder):
         inputs, shapes = example_inputs(model, folder)
@@ -147,10 +147,8 @@ def load_model(
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
     view.metadata().update(prompt_metadata(view.source.prompt))
     view.metadata().update(switch_metadata(model))
-    if config.model_type in RASTERS:
-        view.metadata().update(grid_metadata(crop_grid(config)))
-    if config.model_type in TURNED and "pixel_values" in names:
-        view.metadata().update(places_metadata(token_grid(config), squares(config)))
+    if tower is not None and tower.metadata is not None and "pixel_values" in names:
+        view.metadata().update(tower.metadata(config))
     if part is not None:
         view.drop_unused_weights()
         view.source.source_bytes = weight_bytes(view)

@@ -16,9 +16,8 @@ from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from ..structure.cache_slots import TOKEN_TYPES
 from . import hf_florence2, hf_siglip2
-from .hf_llava import crop_count
 from .hf_model import longest_text
-from .hf_pictures import tokens_of
+from .hf_pictures import crop_count, tokens_of
 from .hf_places import PREFIXED
 from .hf_qwen_vl import image_sides
 

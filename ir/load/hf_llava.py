@@ -11,9 +11,8 @@ from typing import Any
 import torch
 
 from .hf_florence2 import florence_forward
-from .hf_pictures import FEATURES, RASTERS, Deep, crop_grid, projected
+from .hf_pictures import image_features, tower_of
 from .hf_places import text_options
-from .hf_towers import tower_of, with_indicators
 
 
 def llava_forward(
@@ -36,7 +35,7 @@ def llava_forward(
     """
     features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
-    words = with_indicators(self, input_ids, embedded(self, input_ids), pixel_values)
+    words = embedded(self, input_ids, pixel_values)
     merged = merge_features(words, shown, features)
     if decoder_input_ids is not None:
         return florence_forward(self, merged, attention_mask, decoder_input_ids)
@@ -47,14 +46,17 @@ def llava_forward(
     return {"logits": logits_of(self, merged, use_cache=False, **options)}
 
 
-def embedded(model: Any, input_ids: torch.Tensor) -> torch.Tensor:
-    """The stream of words; a placeholder that the table has no row for is read as another."""
-    table = model.get_input_embeddings()
-    token = model.config.image_token_id
+def embedded(model: Any, input_ids: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
+    """The stream of words; a placeholder that the table has no row for is read as another. Words
+    around images may be embedded in a way of their own."""
+    table, tower = model.get_input_embeddings(), tower_of(model.config)
+    token, read = model.config.image_token_id, input_ids
     if token >= table.num_embeddings:
-        input_ids = torch.where(input_ids == token, 0, input_ids)
-    words: torch.Tensor = table(input_ids)
-    return words
+        read = torch.where(input_ids == token, 0, input_ids)
+    words: torch.Tensor = table(read)
+    if tower is None or tower.words is None:
+        return words
+    return tower.words(model, input_ids, words, pixels)
 
 
 def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
@@ -74,44 +76,6 @@ def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
 def deep_options(levels: list[torch.Tensor]) -> dict[str, Any]:
     """What tells a text of the features ``[batch, seq, width]`` that its first layers add."""
     return {"deepstack_visual_embeds": levels, "visual_pos_masks": None} if levels else {}
-
-
-def image_features(model: Any, pixel_values: torch.Tensor) -> Deep:
-    """The features that enter the text, ``[images, tokens, width]``: of an image in crops all of
-    them; and those that its first layers add, of models that have such."""
-    tower = tower_of(model.config)
-    own = FEATURES.get(model.config.model_type) if tower is None else tower.features
-    if own is not None:
-        features = own(model, pixel_values)
-        return features if isinstance(features, tuple) else (features, [])
-    crops = pixel_values.dim() == 5
-    pixels = pixel_values.flatten(0, 1) if crops else pixel_values
-    features = projected(model, pixels)
-    if not crops:
-        return features, []
-    images, count = pixel_values.shape[:2]
-    # In full: of no image at all, nothing could be inferred.
-    return features.reshape(images, count * features.shape[1], features.shape[2]), []
-
-
-def crop_count(config: Any) -> int:
-    """Crops that an image comes as: 1 unless ``image_seq_length`` is a multiple of what one gives.
-
-    It is how a config of transformers' ``LlavaConfig`` can say it; features follow each other
-    without any token between.
-    """
-    if config.model_type in RASTERS:
-        rows, columns = crop_grid(config)
-        return 1 + rows * columns
-    if config.model_type != "llava" or tower_of(config) is not None:
-        return 1
-    vision = getattr(config, "vision_config", None)
-    size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
-    if not isinstance(size, int) or not isinstance(patch, int):
-        return 1
-    tokens = (size // patch) ** 2 + (config.vision_feature_select_strategy == "full")
-    count, rest = divmod(int(config.image_seq_length), tokens)
-    return 1 if rest else max(1, count)
 
 
 def merge_features(

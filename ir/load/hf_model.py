@@ -18,12 +18,10 @@ from ..core.weights import Weight
 from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
 from .hf_experts import split_experts
 from .hf_match import match
-from .hf_pictures import FEATURES
+from .hf_pictures import TOWERS
 from .on_meta import constructed, drop_parameters, reason
 from .quantized_checkpoint import KEYS, quantization_of
 
-WITH_IMAGES = ("llava", *FEATURES)
-"""Model types that put images into a text and are read."""
 _PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image_patches"})
 """What forwards take by which images get into a text in other ways than in place of a token."""
 MOST_LAYERS = 2000
@@ -261,10 +259,10 @@ def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
             "input_features; trace it with package.module:factory"
         )
     images = getattr(config, "image_token_id", None) is not None and "pixel_values" in names
-    if (images or names & _PLACED) and config.model_type not in WITH_IMAGES:
+    if (images or names & _PLACED) and config.model_type not in TOWERS:
         raise BadInput(
             f"{folder}: {cls.__name__} puts images into a text, which is read for "
-            f"{', '.join(WITH_IMAGES)}. gw.trace(model, kwargs=processor(...)) traces it for "
+            f"{', '.join(TOWERS)}. gw.trace(model, kwargs=processor(...)) traces it for "
             f"images of one size{_towers(config)}"
         )
     return cls

@@ -1,4 +1,4 @@
-"""How families that put images into a text make its features, and how their library takes images.
+"""How a model's images enter its text: the tower of each family, and how its library takes images.
 
 Images of a graph are all of one size, which is bound: LLaVA-NeXT's crops and the rows of its raster
 depend on it. A library's forward reads sizes and padding out of tensors, which no graph can follow.
@@ -13,16 +13,66 @@ from typing import Any
 import torch
 
 from ..structure.cache_slots import TOKEN_TYPES
-from . import hf_qwen3_vl, hf_qwen25_vl, hf_qwen_vl
+from ..structure.pictured import grid_metadata, places_metadata
+from . import hf_pixtral, hf_qwen3_vl, hf_qwen25_vl, hf_qwen_vl
+from .hf_places import PREFIXED
 from .hf_siglip2 import PATCHED, as_patches, size_note
-from .hf_towers import TOWERS, tower_of
+from .hf_towers import PIXTRAL, ROWS, Deep, Tower
 
 RASTERS = ("llava_next", "llava_onevision")
 """Model types whose images are crops in a raster."""
-SHUFFLED = ("smolvlm", "idefics3")
-"""Model types of which a square of patches is one token."""
-Deep = tuple[torch.Tensor, list[torch.Tensor]]
-Features = Callable[[Any, torch.Tensor], torch.Tensor | Deep]
+
+
+def tower_of(config: Any) -> Tower | None:
+    """How a model's images enter its text; ``None`` of a model whose images enter none."""
+    if config.model_type == LLAVA and hf_pixtral.is_pixtral(config):
+        return PIXTRAL
+    return TOWERS.get(config.model_type)
+
+
+def tokens_of(config: Any) -> int:
+    """Tokens that stand for one image in a text; 0 where it is not known how images enter one."""
+    tower = tower_of(config)
+    return 0 if tower is None else tower.tokens(config)
+
+
+def crop_count(config: Any) -> int:
+    """Crops that an image comes as."""
+    tower = tower_of(config)
+    return 1 if tower is None or tower.crops is None else tower.crops(config)
+
+
+def image_features(model: Any, pixel_values: torch.Tensor) -> Deep:
+    """The features that enter the text, ``[images, tokens, width]``: of an image in crops all of
+    them; and those that its first layers add, of models that have such."""
+    tower = tower_of(model.config)
+    assert tower is not None
+    features = tower.features(model, pixel_values)
+    return features if isinstance(features, tuple) else (features, [])
+
+
+def size_notes(config: Any) -> tuple[str, ...]:
+    """What a person should know of the size of a graph's images, where there are others."""
+    if config.model_type in PATCHED:
+        return (size_note(config),)
+    tower = tower_of(config)
+    return () if tower is None or tower.note is None else (tower.note(config),)
+
+
+def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A graph's inputs as the library's own forward has them."""
+    pixels, config = inputs.get("pixel_values"), model.config
+    if config.model_type in PREFIXED:
+        return {TOKEN_TYPES: torch.zeros_like(inputs["input_ids"]), **inputs}
+    if pixels is None or not len(pixels):
+        return dict(inputs)
+    if config.model_type in PATCHED:
+        return as_patches(config, inputs)
+    tower = tower_of(config)
+    return dict(inputs) if tower is None or tower.beside is None else tower.beside(model, inputs)
+
+
+# --- LLaVA and its rasters ----------------------------------------------------------------------
 
 
 def crop_grid(config: Any) -> tuple[int, int]:
@@ -36,46 +86,7 @@ def crop_grid(config: Any) -> tuple[int, int]:
     return height // side, width // side
 
 
-def tokens_of(config: Any) -> int:
-    """Tokens that stand for one image in a text."""
-    kind, vision = config.model_type, getattr(config, "vision_config", config)
-    tower = tower_of(config)
-    if tower is not None:
-        return tower.tokens(config)
-    if kind == "blip-2":
-        return int(config.num_query_tokens)
-    if kind in hf_qwen_vl.TYPES:
-        return math.prod(hf_qwen_vl.token_grid(config))
-    if kind == "paligemma":
-        return int((vision.image_size // vision.patch_size) ** 2)
-    if kind in SHUFFLED:
-        return int((vision.image_size // vision.patch_size // config.scale_factor) ** 2)
-    if kind in RASTERS:
-        side = vision.image_size // vision.patch_size
-        rows, columns = crop_grid(config)
-        return int(side * side + rows * side * (columns * side + 1))
-    return int(getattr(config, "image_seq_length", 0))
-
-
-def size_notes(config: Any) -> tuple[str, ...]:
-    """What a person should know of the size of a graph's images, where there are others."""
-    tower = tower_of(config)
-    if tower is not None:
-        return () if tower.note is None else (tower.note(config),)
-    if config.model_type in PATCHED:
-        return (size_note(config),)
-    if config.model_type in hf_qwen_vl.TYPES:
-        return (hf_qwen_vl.size_note(config),)
-    if config.model_type not in RASTERS:
-        return ()
-    side, (rows, columns) = config.vision_config.image_size, crop_grid(config)
-    size = f"{rows * side} x {columns * side}, which are {tokens_of(config)} tokens"
-    return (
-        f"images are of {size}: another alone in image_grid_pinpoints of config.json is that then",
-    )
-
-
-def projected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+def _projected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """What the projector makes of each picture, ``[pictures, tokens, width]``."""
     features: torch.Tensor = model.model.multi_modal_projector(_selected(model, pixels))
     return features
@@ -92,6 +103,35 @@ def _selected(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return chosen[0] if len(chosen) == 1 else torch.cat(chosen, -1)
 
 
+def _llava_crops(config: Any) -> int:
+    """1 unless ``image_seq_length`` is a multiple of what one crop gives.
+
+    It is how a config of transformers' ``LlavaConfig`` can say it; features follow each other
+    without any token between.
+    """
+    vision = getattr(config, "vision_config", None)
+    size, patch = (getattr(vision, name, None) for name in ("image_size", "patch_size"))
+    if not isinstance(size, int) or not isinstance(patch, int):
+        return 1
+    tokens = (size // patch) ** 2 + (config.vision_feature_select_strategy == "full")
+    count, rest = divmod(int(config.image_seq_length), tokens)
+    return 1 if rest else max(1, count)
+
+
+def _llava(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    if pixels.dim() != 5:
+        return _projected(model, pixels)
+    images, count = pixels.shape[:2]
+    features = _projected(model, pixels.flatten(0, 1))
+    # In full: of no image at all, nothing could be inferred.
+    return features.reshape(images, count * features.shape[1], features.shape[2])
+
+
+def _crops_in_a_row(_: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    pixels = inputs["pixel_values"]
+    return {**inputs, "pixel_values": pixels.flatten(0, 1) if pixels.dim() == 5 else pixels}
+
+
 def _llava_next(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """The whole image's tokens, then the crops' as one raster with a newline behind each row.
 
@@ -100,7 +140,7 @@ def _llava_next(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     config = model.config
     rows, columns = crop_grid(config)
     side = config.vision_config.image_size // config.vision_config.patch_size
-    tokens = projected(model, pixels.flatten(0, 1))
+    tokens = _projected(model, pixels.flatten(0, 1))
     images, width = pixels.shape[0], tokens.shape[-1]
     tokens = tokens.reshape(images, 1 + rows * columns, tokens.shape[1], width)
     raster = tokens[:, 1:].reshape(images, rows, columns, side, side, width)
@@ -108,6 +148,38 @@ def _llava_next(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     newline = model.model.image_newline.to(raster.dtype).expand(images, rows * side, 1, width)
     raster = torch.cat([raster, newline], 2)
     return torch.cat([tokens[:, :1].squeeze(1), raster.reshape(images, -1, width)], 1)
+
+
+def _raster_crops(config: Any) -> int:
+    rows, columns = crop_grid(config)
+    return 1 + rows * columns
+
+
+def _raster_tokens(config: Any) -> int:
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    rows, columns = crop_grid(config)
+    return int(side * side + rows * side * (columns * side + 1))
+
+
+def _raster_note(config: Any) -> str:
+    height, width = _raster_sides(config)
+    return (
+        f"images are of {height} x {width}, which are {_raster_tokens(config)} tokens: another "
+        "alone in image_grid_pinpoints of config.json is that then"
+    )
+
+
+def _raster_sides(config: Any) -> tuple[int, int]:
+    side, (rows, columns) = config.vision_config.image_size, crop_grid(config)
+    return rows * side, columns * side
+
+
+def _raster_sized(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    sizes = torch.tensor([_raster_sides(model.config)] * len(inputs["pixel_values"]))
+    return {**inputs, "image_sizes": sizes}
+
+
+# --- squares of patches ---------------------------------------------------------------------------
 
 
 def _smolvlm(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -120,53 +192,59 @@ def _smolvlm(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return features
 
 
-def _pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
-    features: torch.Tensor = model.get_image_features(pixels, return_dict=True).pooler_output
-    return features
+def _square_tokens(config: Any) -> int:
+    vision = config.vision_config
+    return int((vision.image_size // vision.patch_size // config.scale_factor) ** 2)
 
 
-FEATURES: Mapping[str, Features] = {
-    **{kind: tower.features for kind, tower in TOWERS.items()},
-    **dict.fromkeys(RASTERS, _llava_next), **dict.fromkeys(SHUFFLED, _smolvlm),
-    **dict.fromkeys(("blip-2", "paligemma"), _pooled), "qwen2_vl": hf_qwen_vl.features,
-    "qwen2_5_vl": hf_qwen25_vl.features,
-    **dict.fromkeys(hf_qwen3_vl.TYPES, hf_qwen3_vl.features),
-}  # fmt: skip
-"""By model type; LLaVA itself is in ``hf_llava``."""
-SETTLED: Mapping[str, Callable[[Any], None]] = dict.fromkeys(
-    hf_qwen3_vl.TYPES, hf_qwen3_vl.settle
-)
-"""What a model's own code is replaced by before it is traced, by model type."""
+def _by_row(_: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """With images as ``[rows, images of each, ..]``; all in one row where rows have other numbers
+    of them."""
+    pixels, rows = inputs["pixel_values"], len(inputs["input_ids"])
+    batch = rows if len(pixels) % rows == 0 else 1
+    return {**inputs, "pixel_values": pixels.reshape(batch, -1, *pixels.shape[1:])}
 
 
-def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A graph's inputs as the library's own forward has them."""
-    pixels, kind = inputs.get("pixel_values"), model.config.model_type
-    if kind == "paligemma":
-        return {TOKEN_TYPES: torch.zeros_like(inputs["input_ids"]), **inputs}
-    if pixels is None or not len(pixels):
-        return dict(inputs)
-    tower = tower_of(model.config)
-    if tower is not None and tower.beside is not None:
-        return tower.beside(model, inputs)
-    if kind in PATCHED:
-        return as_patches(model.config, inputs)
-    if kind in hf_qwen_vl.TYPES:
-        grid = torch.tensor([[1, *hf_qwen_vl.patch_grid(model.config)]] * len(pixels))
-        kinds = (inputs["input_ids"] == model.config.image_token_id).int()
-        patches = hf_qwen_vl.patches(model.config, pixels).flatten(0, 1)
-        return {
-            **inputs, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds,
-        }  # fmt: skip
-    if kind in RASTERS:
-        side = model.config.vision_config.image_size
-        rows, columns = crop_grid(model.config)
-        sizes = torch.tensor([[rows * side, columns * side]] * len(pixels))
-        return {**inputs, "image_sizes": sizes}
-    if kind in SHUFFLED:
-        rows = len(inputs["input_ids"])
-        batch = rows if len(pixels) % rows == 0 else 1
-        return {**inputs, "pixel_values": pixels.reshape(batch, -1, *pixels.shape[1:])}
-    if pixels.dim() != 5 or not getattr(model.config, "image_token_id", None):
-        return dict(inputs)
-    return {**inputs, "pixel_values": pixels.flatten(0, 1)}  # all crops in a row
+# --- Qwen's line --------------------------------------------------------------------------------
+
+
+def _qwen(features: Callable[[Any, torch.Tensor], torch.Tensor | Deep], **more: Any) -> Tower:
+    return Tower(
+        lambda config: math.prod(hf_qwen_vl.token_grid(config)), features, beside=_gridded,
+        note=hf_qwen_vl.size_note, metadata=lambda config: places_metadata(
+            hf_qwen_vl.token_grid(config), hf_qwen_vl.squares(config)
+        ), **more,
+    )  # fmt: skip
+
+
+def _gridded(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    config, pixels = model.config, inputs["pixel_values"]
+    grid = torch.tensor([[1, *hf_qwen_vl.patch_grid(config)]] * len(pixels))
+    kinds = (inputs["input_ids"] == config.image_token_id).int()
+    patches = hf_qwen_vl.patches(config, pixels).flatten(0, 1)
+    return {
+        **inputs, "pixel_values": patches, "image_grid_thw": grid, "mm_token_type_ids": kinds,
+    }  # fmt: skip
+
+
+LLAVA = "llava"
+_RASTER = Tower(
+    _raster_tokens, _llava_next, _raster_crops, _raster_sized, _raster_note,
+    lambda config: grid_metadata(crop_grid(config)),
+)  # fmt: skip
+_SQUARES = Tower(_square_tokens, _smolvlm, beside=_by_row)
+TOWERS: Mapping[str, Tower] = {
+    LLAVA: Tower(
+        lambda config: int(config.image_seq_length), _llava, _llava_crops, _crops_in_a_row
+    ),
+    **dict.fromkeys(RASTERS, _RASTER),
+    "smolvlm": _SQUARES,
+    "idefics3": _SQUARES,
+    "qwen2_vl": _qwen(hf_qwen_vl.features),
+    "qwen2_5_vl": _qwen(hf_qwen25_vl.features),
+    **dict.fromkeys(
+        hf_qwen3_vl.TYPES, _qwen(hf_qwen3_vl.features, settle=hf_qwen3_vl.settle)
+    ),
+    **ROWS,
+}
+"""By model type, all families that put images into a text and are read."""

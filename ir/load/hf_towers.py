@@ -1,8 +1,9 @@
-"""Families of images and text that need little beside their own: a row of a table each.
+"""How images enter the texts of one family, and the families that need little beside a row of it.
 
 Their texts read an image's features as they read words, but for what ``hf_gemma3`` says of masks.
 Most let the library make the features: ``get_image_features(pixel_values)`` gives one tensor of
-sizes that the config has.
+sizes that the config has. Those of families that need more are in ``hf_pictures``, where the tower
+of any model is found.
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ import torch
 
 from ..core.errors import BadInput
 from . import hf_florence2, hf_gemma3, hf_pixtral, hf_siglip2
+
+Deep = tuple[torch.Tensor, list[torch.Tensor]]
+"""Features that enter the text, and those that its first layers add."""
 
 
 def pooled(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -32,13 +36,22 @@ class Tower:
 
     tokens: Callable[[Any], int]
     """By its config, the tokens that stand for one image."""
-    features: Callable[[Any, torch.Tensor], torch.Tensor] = pooled
+    features: Callable[[Any, torch.Tensor], torch.Tensor | Deep] = pooled
     """By the model, the features of images, ``[images, tokens, width]``."""
+    crops: Callable[[Any], int] | None = None
+    """By its config, the crops that one image comes as; absent where it is one."""
     beside: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
     """What the library's forward takes beside ``pixel_values`` or in place of them, by the model
     and a graph's inputs."""
     note: Callable[[Any], str] | None = None
     """What a person should know of the size of images, where the config could set others."""
+    metadata: Callable[[Any], dict[str, str]] | None = None
+    """By its config, what a graph says of where the tokens of an image stand."""
+    settle: Callable[[Any], None] | None = None
+    """What replaces parts of a model's own code before it is traced."""
+    words: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
+    """By the model, its input ids, their embeddings and the pixels, embeddings of words that stand
+    around images."""
 
 
 def _patch_grid(vision: Any) -> tuple[int, int]:
@@ -70,13 +83,11 @@ def _strides(config: Any) -> int:
     return math.prod(-(-n // stride) for n in _patch_grid(config.vision_config))
 
 
-def with_indicators(
+def _with_indicators(
     model: Any, input_ids: torch.Tensor, words: torch.Tensor, pixels: torch.Tensor
 ) -> torch.Tensor:
     """``words`` ``[rows, seq, width]`` with the visual words around Ovis2's images, where
     ``pixels`` hold an image at all: the library looks at them then alone."""
-    if model.config.model_type != "ovis2":
-        return words
     table = model.model.visual_embeddings_table.weight
     tokens = model.config.visual_indicator_token_ids
     pictured = torch.ones_like(pixels[:, 0, 0, 0]).sum() > 0
@@ -87,33 +98,30 @@ def with_indicators(
     return words
 
 
-_PIXTRAL = Tower(
+PIXTRAL = Tower(
     lambda config: math.prod(hf_pixtral.token_grid(config)), hf_pixtral.features,
-    lambda _, inputs: hf_pixtral.sized(inputs), hf_pixtral.size_note,
+    beside=lambda _, inputs: hf_pixtral.sized(inputs), note=hf_pixtral.size_note,
 )  # fmt: skip
+"""Also of LLaVA's type, where the config says that tower."""
 _BY_FACTOR = Tower(_shrunk(lambda config: config.downsample_factor))
-TOWERS: Mapping[str, Tower] = {
+ROWS: Mapping[str, Tower] = {
     "gemma3": Tower(lambda config: int(config.mm_tokens_per_image), beside=hf_gemma3.typed),
     "internvl": Tower(_shrunk(lambda config: 1 / config.downsample_ratio)),
     "aya_vision": _BY_FACTOR,
     "cohere2_vision": _BY_FACTOR,
+    "blip-2": Tower(lambda config: int(config.num_query_tokens)),
+    "paligemma": Tower(_every_patch),
     "vipllava": Tower(_every_patch),
     "deepseek_vl": Tower(_every_patch),
     "janus": Tower(_every_patch),
-    "ovis2": Tower(_strides),
+    "ovis2": Tower(_strides, words=_with_indicators),
     "got_ocr2": Tower(_shrunk(lambda _: 4)),  # two convolutions of stride 2
     hf_florence2.FLORENCE2: Tower(hf_florence2.token_count, note=hf_florence2.size_note),
     hf_siglip2.LFM2: Tower(
         hf_siglip2.token_count, hf_siglip2.features,
-        lambda model, inputs: hf_siglip2.as_patches(model.config, inputs), hf_siglip2.size_note,
+        beside=lambda model, inputs: hf_siglip2.as_patches(model.config, inputs),
+        note=hf_siglip2.size_note,
     ),
-    **dict.fromkeys(hf_pixtral.PARTS, _PIXTRAL),
+    **dict.fromkeys(hf_pixtral.PARTS, PIXTRAL),
 }
 """By model type."""
-
-
-def tower_of(config: Any) -> Tower | None:
-    """How a model's images enter its text; ``None`` where another file says it."""
-    if config.model_type == "llava" and hf_pixtral.is_pixtral(config):
-        return _PIXTRAL
-    return TOWERS.get(config.model_type)

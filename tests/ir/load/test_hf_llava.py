@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 from graphwright.ir.core.view import View
-from graphwright.ir.load.hf_llava import crop_count, merge_features
+from graphwright.ir.load.hf_llava import merge_features
+from graphwright.ir.load.hf_pictures import crop_count
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
