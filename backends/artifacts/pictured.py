@@ -20,9 +20,10 @@ from ...ir.core.weights import MemoryWeight
 from ...ir.rewrite.cleanup import clean
 from ...ir.structure.asides import has_asides
 from ...ir.structure.cache_slots import POSITIONS, SHIFT, STREAM, past_slot, present_of
+from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.pictured import read_places, read_squares
 from ...ir.structure.recognize import recognize
-from ...ir.structure.vision import COUNT_KEY, find_image_tokens
+from ...ir.structure.vision import find_image_tokens
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
 

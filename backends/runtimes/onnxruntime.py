@@ -21,9 +21,9 @@ from ...ir.load.entry_files import entry_path
 from ...ir.load.intact import check_files
 from ...ir.onnx.bounded_memory import bound_memory, run_options, why_short
 from ...ir.structure.cache_slots import ROWS_KEY, check_shared, reread_at, slot_layers
+from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.pictured import check_pictured, read_prompt
 from ...ir.structure.tree_input import TREE
-from ...ir.structure.vision import COUNT_KEY
 from ...ir.structure.words import head_tokens
 from ..base import Backend, Steps, bind
 from ..generation.steps import BoundSteps, PlainSteps, SharedSteps

@@ -34,6 +34,7 @@ from .functional import functional
 from .lean_export import lean_export
 from .limits import tell_limits
 from .original import ModuleOriginal, traced_call
+from .overflow import AlwaysClamped
 from .plain_call import bind, check_module, plain_call
 from .repeated_blocks import repeated_blocks
 
@@ -249,7 +250,7 @@ def _export(
     assumed = False
     while True:
         try:
-            with repeated_blocks(module), lean_export():
+            with repeated_blocks(module), lean_export(), AlwaysClamped():
                 program = torch.export.export(
                     module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=assumed,

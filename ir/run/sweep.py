@@ -16,8 +16,8 @@ from ..core.errors import BadInput
 from ..core.values import numbers
 from ..core.view import Node, Value, View
 from ..structure.cache_slots import check_shared, left_out
+from ..structure.cuts import COUNT_KEY
 from ..structure.pictured import check_pictured
-from ..structure.vision import COUNT_KEY
 from ..vocab import traits
 from .predict import refuse_unbounded
 

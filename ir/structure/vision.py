@@ -6,16 +6,16 @@ features at the placeholders' positions and the words' embeddings elsewhere.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from ..core.errors import Refusal
 from ..core.types import Dim
 from ..core.view import Node, Value, View
 from ..vocab import traits
 from .asides import PICKING
+from .cuts import tokens_left
 from .layers import Block, uncut
 from .pictured import read_places
 from .recognize import Attention, Linear, Structure
@@ -40,7 +40,9 @@ class ImageTokens:
     """Tokens that one picture gives."""
     members: Members
     """For each of them, in the text's order, the tower's patches that it is made of; empty where
-    each is one patch."""
+    each is one patch, and where the graph does not tell."""
+    mixed: bool
+    """Whether each is made of several patches."""
     pictures: int
     """Pictures that stand for one image: 1, or thumbnail and crops."""
     tokens: int
@@ -86,11 +88,24 @@ class ImageTokens:
 
     def check_single(self) -> None:
         """Raise ``Refusal`` where a token is made of several patches: of rows of the tower."""
-        if self.members:
+        if not self.mixed:
+            return
+        if not self.members:
+            self.check_members()
+        raise Refusal(
+            f"each of an image's {self.tokens} tokens is {len(self.members[0])} patches of the "
+            "vision tower's, put together behind it. `fopru`, `diverse` and `similarity` "
+            "choose among the tokens"
+        )
+
+    def check_members(self) -> None:
+        """Raise ``Refusal`` where a token is made of patches that the graph does not tell."""
+        if self.mixed and not self.members:
             raise Refusal(
-                f"each of an image's {self.tokens} tokens is {len(self.members[0])} patches of the "
-                "vision tower's, put together behind it. `fopru`, `diverse` and `similarity` "
-                "choose among the tokens"
+                f"each of an image's {self.tokens} tokens is made of several patches of the vision "
+                "tower's, and the graph does not tell of which, so that no patch's score is a "
+                "token's. `diverse` and `similarity` compare the tokens themselves; `fastv` scores "
+                "them in the language model"
             )
 
     def check_apart(self) -> None:
@@ -114,13 +129,6 @@ class Patches:
     """Rows and columns of patches in one picture."""
     cls_token: bool
     """Whether the stream has one token more, which is not a patch."""
-
-
-COUNT_KEY, METHOD_KEY = "graphwright.image_tokens", "graphwright.image_token_methods"
-"""Metadata: JSON of how many image tokens a row are left by the kept positions of each name, and of
-the pass that kept them."""
-REMADE_KEY = "graphwright.image_tokens_remade"
-"""Metadata: JSON of whether what is left are tokens that no one patch stands for."""
 
 
 def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> ImageTokens:
@@ -152,18 +160,16 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     features = _features(view, path, picked)
     cut = next((n for n in path if _cuts_first(view, n)), None)
     tokens, images = _static(view, features, 1), (view.type(features).shape or ("images",))[0]
-    patches = _static(view, whole, 1) - (cut is not None)
+    patches = _patch_count(view, whole) - (cut is not None)
     site = next((s for s in structure.attentions if s.block == towers[-1].index), None)
     if site is None:
         raise Refusal("the vision tower's last layer has no attention")
     crops = _crops(view)
-    members = merged_patches(view, path, whole, features, cls_token=cut is not None) if (
-        crops is None and tokens < patches
-    ) else ()  # fmt: skip
-    grid = _grid(view, patches)
-    if members:
-        grid = (grid and squares(members, grid)) or read_places(view.metadata())
-        patches = tokens
+    mixed, members, grid = crops is None and tokens < patches, (), _grid(view, patches)
+    if mixed:
+        members = merged_patches(view, path, whole, features, cls_token=cut is not None)
+        own = grid and members and squares(members, grid)
+        grid, patches = own or read_places(view.metadata()), tokens
     pictures = max(1, tokens // patches) if crops is None else crops[1]
     if crops is not None and tokens <= patches:
         # Exporters drop the reshape that joins an image's crops where another one follows it.
@@ -172,9 +178,9 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         view, path, features, pictures, patches
     )  # fmt: skip
     return ImageTokens(
-        tuple(towers), site, cut is not None, grid, patches, members,
+        tuple(towers), site, cut is not None, grid, patches, members, mixed,
         pictures, tokens, layout, _names(structure.linears, set(path)), features, images,
-        merged, placeholders, language, layer, kept, _count(view, kept, tokens),
+        merged, placeholders, language, layer, kept, tokens_left(view, kept, tokens),
     )  # fmt: skip
 
 
@@ -188,38 +194,6 @@ def find_patches(view: View, structure: Structure) -> Patches:
         if grid is not None:
             return Patches(grid, bool(extra))
     raise Refusal(f"no convolution makes the {tokens} tokens of the stream")
-
-
-def note_cut(view: View, kept: Value, count: int, method: str, *, remade: bool = False) -> None:
-    """Remember in the graph's metadata how many image tokens a cut leaves, which pass cut, and
-    whether the text reads tokens there that are ``remade`` of several patches."""
-    entries = {COUNT_KEY: count, METHOD_KEY: method} | ({REMADE_KEY: True} if remade else {})
-    for key, entry in entries.items():
-        view.metadata()[key] = json.dumps(_noted(view, key) | {view.name(kept): entry})
-
-
-def cutting_pass(view: View, kept: Value) -> str:
-    """The pass that made a cut; empty in graphs that say nothing of it."""
-    return str(_noted(view, METHOD_KEY).get(view.name(kept), ""))
-
-
-def is_remade(view: View, kept: Value) -> bool:
-    """Whether no one patch stands for a token behind a cut."""
-    return bool(_noted(view, REMADE_KEY).get(view.name(kept), False))
-
-
-def _noted(view: View, key: str) -> dict[str, Any]:
-    entries: dict[str, Any] = json.loads(view.metadata().get(key, "{}"))
-    return entries
-
-
-def _count(view: View, kept: tuple[Value, ...], tokens: int) -> int:
-    counts = _noted(view, COUNT_KEY)
-    for value in kept:
-        if view.name(value) not in counts:
-            raise Refusal("tokens were selected here before, by something else than a token pass")
-        tokens = counts[view.name(value)]
-    return tokens
 
 
 def _given_back(view: View, value: Value) -> Value:
@@ -296,6 +270,13 @@ def _static(view: View, value: Value, axis: int) -> int:
     if not isinstance(size, int):
         raise Refusal(f"{view.name(value)} has no fixed number of image tokens")
     return size
+
+
+def _patch_count(view: View, whole: Value) -> int:
+    """Tokens of a tower's result, ``[images, tokens, width]`` or, as SAM's, ``[images, rows,
+    columns, width]``."""
+    axes = (1, 2) if view.type(whole).rank == 4 else (1,)
+    return math.prod(_static(view, whole, axis) for axis in axes)
 
 
 def _grid(view: View, patches: int) -> tuple[int, int] | None:

@@ -29,6 +29,7 @@ def check_cls(images: ImageTokens) -> None:
         )
     images.check_whole("CLS scores are of all patches")
     images.check_patches()
+    images.check_members()
 
 
 @dataclass(frozen=True, kw_only=True)

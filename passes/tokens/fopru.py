@@ -42,6 +42,7 @@ class FoPru(ScoredTokens):
     def check(self, images: ImageTokens) -> None:
         images.check_whole("its scores are of all patches")
         images.check_patches()
+        images.check_members()
         if self.strategy == "row" and images.grid is None:
             raise Refusal("strategy=row needs a grid of patches, and none is seen: rank does not")
 

@@ -16,9 +16,10 @@ from ...ir.moves.selection import best, kept_positions
 from ...ir.moves.shrink_dim import Positions, shrink
 from ...ir.moves.upstream import redirect
 from ...ir.structure.asides import has_asides
+from ...ir.structure.cuts import note_cut
 from ...ir.structure.layers import Block
 from ...ir.structure.recognize import Attention, Structure
-from ...ir.structure.vision import ImageTokens, find_image_tokens, note_cut
+from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
 from .raster import in_text_order, in_tower_order, tokens_of

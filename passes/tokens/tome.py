@@ -12,14 +12,10 @@ from ...ir.moves.matching import match
 from ...ir.moves.selection import ascending, kept_positions
 from ...ir.moves.shrink_dim import shrink
 from ...ir.moves.shrink_pictures import hides_nothing, shrink_pictures
+from ...ir.structure.cuts import note_cut
 from ...ir.structure.layers import Block
 from ...ir.structure.recognize import Structure
-from ...ir.structure.vision import (
-    ImageTokens,
-    find_image_tokens,
-    find_patches,
-    note_cut,
-)
+from ...ir.structure.vision import ImageTokens, find_image_tokens, find_patches
 from ...ir.vocab import END
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site

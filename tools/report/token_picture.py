@@ -15,8 +15,9 @@ from torch import Tensor
 from ...ir.core.errors import BadInput, Missing, Refusal
 from ...ir.core.view import Node, Value, View
 from ...ir.run.sweep import sweep_together
+from ...ir.structure.cuts import cutting_pass, is_remade
 from ...ir.structure.recognize import recognize
-from ...ir.structure.vision import ImageTokens, cutting_pass, find_image_tokens, is_remade
+from ...ir.structure.vision import ImageTokens, find_image_tokens
 from .manifest import CutEntry, ImageTokensEntry
 
 SIDE, GAP, LINE = 192, 10, 18

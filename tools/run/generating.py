@@ -24,8 +24,8 @@ from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.batches import check_ids, table_rows
 from ...ir.structure.cache_slots import has_cache
+from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.tree_input import TREE_KEY
-from ...ir.structure.vision import COUNT_KEY
 from ..data.images import Placeholders, Preprocessing
 from . import drafting
 from .prompts import Prompt, check_writes, prompt_text
