@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from ..core.errors import Refusal
 from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Node, Value, View
+from ..structure.asides import without_aside
 from ..structure.layers import Block
 from ..structure.units import Unit
 from ..vocab.builder import Builder
@@ -74,8 +75,7 @@ def follow(
     for unit, body, count in zip(units, bodies, counts, strict=True):
         if count != 1:
             _check_closed(view, unit, body, slots)
-    if max(counts) > 1:
-        _check_joined(units, path)
+    check_repeats(view, units, path, counts)
     gone = {node for body, count in zip(bodies, counts, strict=True) for node in body if not count}
     leaving = slots.within(gone)
     stand_ins = slots.stand_ins(leaving, gone)
@@ -89,13 +89,21 @@ def follow(
     view.drop_unused_weights()
 
 
-def _check_joined(units: Sequence[Unit], path: Path) -> None:
+def check_repeats(view: View, units: Sequence[Unit], path: Path, counts: Sequence[int]) -> None:
+    """Raise ``Refusal`` where a unit is run again, which ``counts`` say of each, and something
+    happens to the stream between two of them, which none of the two would do."""
+    if max(counts) < 2:
+        return
     for before, unit in itertools.pairwise(units):
-        if unit.entry is not before.exit:
-            raise Refusal(
-                f"path {path}: tokens are selected, or put together anew, between {before.name} "
-                "and the next; blocks can be left out there, not repeated"
-            )
+        if unit.entry is before.exit:
+            continue
+        what = "tokens are selected, or put together anew,"
+        if without_aside(view, unit.entry) is before.exit:
+            what = "features of images join the stream (DeepStack)"
+        raise Refusal(
+            f"path {path}: {what} between {before.name} and the next; blocks can be left out "
+            "there, not repeated"
+        )
 
 
 def _leave_out(

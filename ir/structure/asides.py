@@ -7,6 +7,8 @@ end of a branch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from ..core.view import NATIVE, Operand, Value, View, is_value
 from ..vocab import traits
 
@@ -28,8 +30,12 @@ def is_aside(view: View, value: Operand) -> bool:
     if node is None or view.op(node) != "where":
         return False
     _, picked, other = view.operands(node)
-    maker = view.producer(picked) if is_value(picked) else None
-    if maker is None or view.number(other) != 0:
+    return view.number(other) == 0 and _is_picked(view, picked)
+
+
+def _is_picked(view: View, value: Operand) -> bool:
+    maker = view.producer(value) if is_value(value) else None
+    if maker is None:
         return False
     native = view.op(maker) == NATIVE and view.native_op(maker) in PICKING
     return native or traits(view.op(maker)).picks
@@ -50,3 +56,22 @@ def has_asides(view: View) -> bool:
         view.op(node) == "add" and any(is_aside(view, value) for value in view.arguments(node))
         for node in view.nodes()
     )
+
+
+def why_elsewhere(view: View, others: Sequence[Value]) -> str:
+    """Why images do not enter the text that is written, before its first block; ``others`` are
+    the streams with which blocks of other stacks start."""
+    entered = False
+    for node in view.nodes():
+        if entered and any(value in others for value in view.results(node)):
+            return (
+                "images enter the text of an encoder, at which what is written looks: tokens are "
+                "cut out of the prompt of a decoder alone"
+            )
+        entered |= view.op(node) == "where" and _is_picked(view, view.operands(node)[1])
+    if entered:
+        return (
+            "layers that are no blocks, such as convolutions, stand between the place where images "
+            "enter the text and its first block"
+        )
+    return "no place is recognised at which image features replace words' embeddings"

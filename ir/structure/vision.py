@@ -14,7 +14,7 @@ from ..core.errors import Refusal
 from ..core.types import Dim
 from ..core.view import Node, Value, View
 from ..vocab import traits
-from .asides import PICKING
+from .asides import PICKING, why_elsewhere
 from .cuts import tokens_left
 from .layers import Block, uncut
 from .pictured import read_places
@@ -150,7 +150,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         kept += uncut(view, block.entry)[1]
     where = view.producer(merged)
     if where is None or view.op(where) != "where":
-        raise Refusal("no place is recognised at which image features replace words' embeddings")
+        raise Refusal(why_elsewhere(view, [b.entry for b in structure.blocks if b.tower < last]))
     condition, picked = view.tensor(where, 0), view.tensor(where, 1)
     placeholders = _unspread(view, condition)
     whole = _given_back(view, towers[-1].exit)

@@ -11,7 +11,7 @@ from torch import Tensor
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Node, Value, View
 from ...ir.moves.block_path import Path
-from ...ir.moves.bypass_blocks import bodies, follow
+from ...ir.moves.bypass_blocks import bodies, check_repeats, follow
 from ...ir.run.masks import without_first
 from ...ir.run.statistics import Stat, StreamFit
 from ...ir.structure.costs import Causal
@@ -72,9 +72,10 @@ class PathPass(Pass):
         """What becomes of the blocks, or halves, that are not run through once."""
         try:
             units, places = path.units(last_tower(context.structure))
+            counts = [places.count(i) for i in range(len(units))]
+            check_repeats(context.view, units, path, counts)
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
-        counts = [places.count(i) for i in range(len(units))]
         changed = [i for i, count in enumerate(counts) if count != 1]
         changed_bodies = bodies(context.view, [units[i] for i in changed])
         sizes = [_own_bytes(context.view, body) for body in changed_bodies]

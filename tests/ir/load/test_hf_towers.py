@@ -91,6 +91,9 @@ def test_images_of_a_size_that_is_bound(name: str, note: str, tmp_path: Path) ->
     """Turns of two directions; a table of places that is stretched."""
     view, _ = checked(name, tmp_path)
     assert view.source.notes[0].startswith(note)
+    if name == "lfm2-vl":
+        with pytest.raises(BadInput, match="layers that are no blocks, such as convolutions"):
+            gw.plan(view, "uniform-tokens{keep=50%}")
 
 
 def test_an_encoder_that_reads_images_among_its_words(tmp_path: Path) -> None:
@@ -101,6 +104,8 @@ def test_an_encoder_that_reads_images_among_its_words(tmp_path: Path) -> None:
         load(tmp_path, part="encoder")
     with pytest.raises(BadInput, match="by an encoder, which no cache holds"):
         load(tmp_path, cache=True)
+    with pytest.raises(BadInput, match="images enter the text of an encoder, at which"):
+        gw.plan(view, "uniform-tokens{keep=50%}")
 
 
 def test_squares_that_do_not_fit(tmp_path: Path) -> None:

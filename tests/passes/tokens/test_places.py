@@ -192,6 +192,11 @@ def test_tokens_are_not_merged_where_early_layers_read_more_of_them(stacked: Mod
         gw.optimize(stacked.fx, f"similarity{{{HALF} merge=true}}")
 
 
+def test_no_layer_is_repeated_that_adds_features(stacked: Models) -> None:
+    with pytest.raises(BadInput, match=r"features of images join the stream \(DeepStack\)"):
+        gw.plan(stacked.fx, "path{blocks=0,0,1}")
+
+
 def test_no_patch_leaves_a_tower_that_puts_them_together(windowed: Models) -> None:
     with pytest.raises(BadInput, match="24 tokens is 4 patches of the vision tower's"):
         gw.plan(windowed.fx, "tome{r=2}")
