@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +12,8 @@ import torch
 from ...ir.core.errors import BadInput, Missing
 from ...ir.load.side_files import read_json
 from ..data.images import Preprocessing
-from ..data.text import read_content
 from .data_lines import lines_of
+from .label_table import SEPARATORS, table_lines
 from .pictures import BATCH, Exam
 from .sentences import Text, encoded
 from .subject import IMAGE, Subject
@@ -32,7 +30,6 @@ PAIRS = (
 )  # fmt: skip
 """What texts and pairs of texts are called, here and in GLUE's files."""
 LABELS = ("label", "labels")
-SEPARATORS: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
 
 
 @dataclass(frozen=True)
@@ -71,13 +68,11 @@ def labelled(subject: Subject, setting: Setting) -> list[Labelled]:
 
 
 def _lines(path: Path | None, needs: str) -> list[dict[str, Any]]:
-    separator = SEPARATORS.get("" if path is None else path.suffix.lower())
-    if path is None or separator is None:
+    if path is None or path.suffix.lower() not in SEPARATORS:
         return lines_of(path, "classify", FORM, (), needs)
     if not path.is_file():
         raise Missing(f"{path}: no such file: --data of classify takes {FORM}")
-    rows = csv.DictReader(io.StringIO(read_content(path), newline=""), delimiter=separator)
-    lines: list[dict[str, Any]] = [{str(k).strip(): v for k, v in row.items()} for row in rows]
+    lines = table_lines(path)
     if not lines:
         raise BadInput(f"{path}: empty: it takes a line of names of columns, and {FORM}")
     return lines
