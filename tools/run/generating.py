@@ -19,6 +19,7 @@ from ...backends.generation.speculate import Speculation
 from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
+from ...ir.load.chat_template import Message
 from ...ir.load.side_files import end_tokens, longest_text
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
@@ -28,7 +29,7 @@ from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.tree_input import TREE_KEY
 from ..data.images import Placeholders, Preprocessing
 from . import drafting
-from .prompts import Prompt, check_writes, prompt_text
+from .prompts import Prompt, as_prompts, check_writes, prompt_text
 
 Image = str | Path | torch.Tensor
 """A file, or pixels that are preprocessed already: ``[3, height, width]``, or crops of that."""
@@ -79,7 +80,7 @@ class Generated:
 
 def generate(
     model: View | Executable | str | Path,
-    prompts: str | Sequence[Prompt],
+    prompts: str | Sequence[Prompt] | Sequence[Message],
     *,
     images: Image | Sequence[Image | None] | None = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
@@ -96,7 +97,8 @@ def generate(
     """Continue prompts; one answer for each.
 
     With ``chat`` a prompt is what a user says, or a list of messages (``role`` and ``content``),
-    and the model's chat template is put around it.
+    and the model's chat template is put around it; the messages of one chat need no list around
+    them.
 
     ``model`` is an artifact's folder, an ``.onnx`` file, a graph, a compiled executable (with the
     folder of its ``tokenizer``), or the name of a model, which is then loaded with its cache.
@@ -118,7 +120,7 @@ def generate(
     writer = Writer(model, tokenizer=tokenizer, device=device, draft=draft, chat=chat)
     if writer.note:
         warnings.warn(writer.note, stacklevel=2)
-    asked = [prompts] if isinstance(prompts, str) else list(prompts)
+    asked = as_prompts(prompts)
     shown = [images] if isinstance(images, str | Path | torch.Tensor) else images
     sampling = Sampling(temperature, top_p, seed, top_k)
     return writer.write(asked, shown, sampling, max_new_tokens=max_new_tokens, stream=stream)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ...backends import Executable
 from ...ir.core.errors import BadInput
@@ -16,6 +17,15 @@ Prompt = str | Sequence[Message]
 """A text, or the messages of a chat."""
 
 
+def as_prompts(given: str | Sequence[Prompt] | Sequence[Message]) -> list[Prompt]:
+    """Several prompts, or one: a text, or the messages of one chat."""
+    prompts: Any = given
+    if isinstance(prompts, str):
+        return [prompts]
+    prompts = list(prompts)
+    return [prompts] if prompts and all(isinstance(p, Mapping) for p in prompts) else prompts
+
+
 def prompt_text(prompt: Prompt, chat: Path | None = None) -> str:
     """The text that a model continues: of a chat, what the template of that folder makes of it.
 
@@ -24,15 +34,29 @@ def prompt_text(prompt: Prompt, chat: Path | None = None) -> str:
     text = prompt
     if chat is not None:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-        text = chat_text(chat, messages, answer=True)
+        text = chat_text(chat, _checked(messages), answer=True)
     if not isinstance(text, str):
-        advice = " (messages need chat=True)" if isinstance(text, list) else ""
+        advice = " (messages need chat=True)" if isinstance(text, list | Mapping) else ""
         raise BadInput(f"a prompt is of type {type(text).__name__}, and must be a text{advice}")
     try:
         text.encode()
     except UnicodeEncodeError:  # bytes of a command line that are not UTF-8
         raise BadInput(f"the prompt {text!r} is not UTF-8 text") from None
     return text
+
+
+def _checked(messages: Any) -> Sequence[Message]:
+    """Messages that a template reads in full: of others it writes nothing, in silence."""
+    fit = isinstance(messages, list | tuple) and all(
+        isinstance(message, Mapping) and "role" in message
+        and ("content" in message or "tool_calls" in message) for message in messages
+    )
+    if not fit or not messages:
+        raise BadInput(
+            f"a chat is a text of the user's or a list of messages, each a dict with role and "
+            f"content, and this is {messages!r}"
+        )
+    return list(messages)
 
 
 def check_writes(graph: View, run: Executable, folder: Path) -> None:

@@ -155,13 +155,19 @@ def test_a_chat_is_read_by_the_models_template(
     assert gw.generate(folder, PROMPT, max_new_tokens=5, chat=True) == told
     messages = [{"role": "user", "content": PROMPT}]
     assert gw.generate(folder, [messages], max_new_tokens=5, chat=True) == told
+    assert gw.generate(folder, messages, max_new_tokens=5, chat=True) == told
+    for wrong in ([["user"]], [{"role": "user"}], [[]]):
+        with pytest.raises(BadInput, match="each a dict with role and content, and this is"):
+            gw.generate(folder, wrong, chat=True)
     code, out, _ = command(str(folder), PROMPT, "--chat", "--max-new-tokens", "5")
     assert code == 0 and out == f"{told[0].text}\n"
 
 
 @pytest.mark.parametrize(
     ("prompt", "message"),
-    [([1, 2], "a prompt is of type int, and must be a text"), ([None], "of type NoneType"),
+    [([1, 2], "a prompt is of type int, and must be a text"),
+     ([None], "of type NoneType"),
+     ([{"role": "user", "content": "x"}], r"of type list, .* \(messages need chat=True\)"),
      ([[{"role": "user", "content": "x"}]], r"of type list, .* \(messages need chat=True\)"),
      ("the \udcff", r"the prompt 'the \\udcff' is not UTF-8 text")],
 )  # fmt: skip
