@@ -18,6 +18,7 @@ from ..structure.cache_slots import SHIFT, is_past, present_of
 from ..structure.pictured import PLACES_KEY
 from ..vocab import END, traits
 from ..vocab.builder import Builder
+from .token_rows import select_tokens
 from .upstream import upstream
 
 Positions = Literal["kept", "renumbered"]
@@ -215,44 +216,9 @@ class _Cut:
         axes = [i for i, d in enumerate(shape) if d == self.dim]
         if len(axes) != 1:
             raise Refusal(f"{view.name(value)} has {len(axes)} token axes: one can be selected")
-        node = view.producer(value)
+        node, (axis,) = view.producer(value), axes
         b = Builder(view, self.anchor if node is None else self._after(node))
-        (axis,) = axes
-        if axis == 1 and self._has_rows(shape[0]):
-            return b.token_select(value, self.kept)
-        return self._select_moved(b, value, axis)
-
-    def _select_moved(self, b: Builder, value: Value, axis: int) -> Value:
-        """As ``_select`` for a token axis elsewhere, or for a value that all rows share."""
-        view = self.view
-        shape = list(view.type(value).shape or ())
-        rows = axis > 0 and self._has_rows(shape[0])
-        if not rows and any(d != 1 for d in shape[:axis]):
-            raise Refusal(f"{view.name(value)}: {view.type(value)} has no axis of rows")
-        if not rows:
-            return self._select_shared(b, value, axis)
-        rank = len(shape)
-        perm = (0, axis, *(i for i in range(1, rank) if i != axis))
-        back = tuple(perm.index(i) for i in range(rank))
-        taken = b.token_select(b.transpose(value, perm=perm), self.kept)
-        return b.transpose(taken, perm=back)
-
-    def _select_shared(self, b: Builder, value: Value, axis: int) -> Value:
-        """Of ``[1, .., tokens]`` or ``[1, .., tokens, width]``, the same for all rows, each row's
-        own tokens: ``[rows, .., count, width]``."""
-        view = self.view
-        behind = (view.type(value).rank or 0) - axis - 1
-        if behind > 1:
-            raise Refusal(f"{view.name(value)}: {view.type(value)} cannot follow")
-        table = value
-        if axis:
-            table = b.squeeze(table, dims=tuple(range(axis)))
-        if not behind:
-            table = b.unsqueeze(table, dims=(1,))
-        taken = b.embedding(table, self.kept)
-        if not behind:
-            taken = b.squeeze(taken, dims=(2,))
-        return taken if axis < 2 else b.unsqueeze(taken, dims=tuple(range(1, axis)))
+        return select_tokens(b, value, self.kept, axis, by_row=self._has_rows(shape[0]))
 
     def _mentions(self, dim: int | str) -> bool:
         return isinstance(dim, str) and (mentions(dim, self.dim) or self._sums(dim))

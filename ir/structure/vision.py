@@ -158,17 +158,17 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
     if not path:
         raise Refusal("what enters the text does not come from the tower before it")
     features = _features(view, path, picked)
-    cut = next((n for n in path if _cuts_first(view, n)), None)
+    cls_token = any(_cuts_first(view, node) for node in path)
     tokens, images = _static(view, features, 1), (view.type(features).shape or ("images",))[0]
-    patches = _patch_count(view, whole) - (cut is not None)
+    patches = _patch_count(view, whole) - cls_token
     site = next((s for s in structure.attentions if s.block == towers[-1].index), None)
     if site is None:
         raise Refusal("the vision tower's last layer has no attention")
     crops = _crops(view)
-    mixed, members, grid = crops is None and tokens < patches, (), _grid(view, patches)
+    mixed, grid = crops is None and tokens < patches, _grid(view, patches)
+    members = merged_patches(view, path, whole, features, cls_token=cls_token) if mixed else ()
     if mixed:
-        members = merged_patches(view, path, whole, features, cls_token=cut is not None)
-        own = grid and members and squares(members, grid)
+        own = squares(members, grid) if grid and members else None
         grid, patches = own or read_places(view.metadata()), tokens
     pictures = max(1, tokens // patches) if crops is None else crops[1]
     if crops is not None and tokens <= patches:
@@ -178,7 +178,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         view, path, features, pictures, patches
     )  # fmt: skip
     return ImageTokens(
-        tuple(towers), site, cut is not None, grid, patches, members, mixed,
+        tuple(towers), site, cls_token, grid, patches, members, mixed,
         pictures, tokens, layout, _names(structure.linears, set(path)), features, images,
         merged, placeholders, language, layer, kept, tokens_left(view, kept, tokens),
     )  # fmt: skip

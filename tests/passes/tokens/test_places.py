@@ -117,17 +117,17 @@ def cut_by_the_library(model: Any, batch: Batch, kept: Tensor, words: Tensor, bl
     return logits[:, -1 - words.shape[1] :]
 
 
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize(
-    ("recipe", "block"), [(f"uniform-tokens{{{HALF}}}", 0), (f"fastv{{layer=1 {HALF}}}", 1)]
+    ("name", "block", "kind"),
+    [("windowed", 0, "fx"), ("windowed", 1, "onnx"), ("stacked", 0, "onnx"), ("stacked", 1, "fx")],
 )
-@pytest.mark.parametrize("name", ["windowed", "stacked"])
 def test_kept_tokens_and_what_follows_keep_their_places(
-    name: str, kind: str, recipe: str, block: int, request: pytest.FixtureRequest
+    name: str, block: int, kind: str, request: pytest.FixtureRequest
 ) -> None:
     """In a prompt, and in steps behind it that read the cache; features that early layers add are
     those of the tokens that are left."""
     models = request.getfixturevalue(name)
+    recipe = f"fastv{{layer=1 {HALF}}}" if block else f"uniform-tokens{{{HALF}}}"
     graph = gw.optimize(getattr(models, kind), recipe).graph
     batch, words = prompts(), torch.tensor([[11, 12], [13, 14]])
     with torch.no_grad():
