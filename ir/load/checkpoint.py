@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..core.errors import BadInput, Missing
@@ -13,6 +14,8 @@ from ..core.weights import Weight, read_safetensors_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_WRAPPERS = re.compile(r"^(?:module\.)+|(?<![^.])(?:_orig_mod|_fsdp_wrapped_module)\.")
+"""What DataParallel, ``torch.compile`` and FSDP put into the names of what they wrap."""
 PICKLES = ("pytorch_model*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -63,6 +66,27 @@ def read_checkpoint(
         f"{folder}: no weights ({single} or {index}); fetch them, for example with "
         "`hf download ID --local-dir FOLDER`, or use --dry-run, which needs the config only"
     )
+
+
+def unwrapped(checkpoint: Checkpoint) -> tuple[Checkpoint, bool]:
+    """The checkpoint by the names that its model had before something wrapped it, and whether they
+    are others. Raises ``BadInput`` where two tensors get the same."""
+    plain: dict[str, Weight] = {}
+    wrappers: dict[str, None] = {}
+    for name, weight in checkpoint.tensors.items():
+        wrappers |= dict.fromkeys(_WRAPPERS.findall(name))
+        short = _WRAPPERS.sub("", name)
+        if short in plain:
+            raise BadInput(f"{checkpoint.files[0]}: {name!r} is {short!r} in a wrapper, and both "
+                           "are there")  # fmt: skip
+        plain[short] = weight
+    if not wrappers:
+        return checkpoint, False
+    note = (
+        f"names of the checkpoint were read without {' and '.join(wrappers)}, of a wrapper around "
+        "the model, which transformers does not take off"
+    )
+    return replace(checkpoint, tensors=plain, notes=(*checkpoint.notes, note)), True
 
 
 def refuse_stranger(path: Path) -> None:

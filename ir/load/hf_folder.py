@@ -19,12 +19,12 @@ from ..fx.view import FxView
 from ..structure.costs import weight_bytes
 from ..structure.pictured import prompt_metadata
 from . import hf_siglip2
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoint import Checkpoint, read_checkpoint, unwrapped
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
 from .hf_experts import expert_notes
 from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples, unmeasured
 from .hf_llava import llava_forward
-from .hf_match import converts, listed, match
+from .hf_match import converts, listed, match, spare_prefix
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
 from .hf_original import hf_original
 from .hf_pair import Part, pair_part
@@ -32,6 +32,7 @@ from .hf_pictures import size_notes, tower_of
 from .hf_recurrent import settle_recurrence
 from .hf_rope import settle_rope, switch_metadata
 from .hf_slots import Held
+from .hf_unread import refuse_parts
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
@@ -66,9 +67,12 @@ def load_folder(
     quantization = quantization_of(read_object(folder / "config.json"), folder / "config.json")
     if checkpoint is not None and quantization is not None:
         checkpoint = with_dense_names(checkpoint, quantization, folder)
+    wrapped = False
+    if checkpoint is not None:
+        checkpoint, wrapped = unwrapped(checkpoint)
     return load_model(
         folder, config, checkpoint, name=name, trust_remote_code=trust_remote_code, dtype=dtype,
-        cache=cache, part=part, read_here=quantization is not None,
+        cache=cache, part=part, read_here=wrapped or quantization is not None,
         files=source_files(folder, checkpoint),
     )  # fmt: skip
 
@@ -104,6 +108,9 @@ def load_model(
     if tower is not None and tower.settle is not None:
         tower.settle(model)
     settled += size_notes(config)
+    if not config.architectures:
+        why = "which reads all of the checkpoint" if checkpoint is not None else "without a head"
+        settled += (f"config.json names no class: taken as {type(model).__name__}, {why}",)
     with _by_config(folder):
         inputs, shapes = example_inputs(model, folder)
         names = list(inputs)
@@ -245,6 +252,12 @@ def bind_weights(
                 "one), which is not supported; load the model there and trace it with "
                 "package.module:factory"
             )
+        prefix = spare_prefix(model, checkpoint.tensors)
+        if prefix:
+            advice = (
+                f"Names of the checkpoint begin with {prefix!r}, and without it they are the "
+                "model's: save the tensors without it (safetensors.torch.load_file and save_file)"
+            )
         raise BadInput(
             f"{folder}: {len(matches.absent)} of the model's weights are not in the checkpoint: "
             f"{listed(matches.absent)}. {advice}"
@@ -257,4 +270,5 @@ def bind_weights(
             f"nothing would apply {scale!r}: the checkpoint is quantized in a way that config.json "
             "does not say. Give the original checkpoint, or one with its scales multiplied in"
         )
+    refuse_parts(model, matches.unread, matches.weights, folder)
     return matches.by_parameter(model), (*checkpoint.notes, *matches.notes())

@@ -11,11 +11,12 @@ import torch
 
 from ..core.errors import BadInput
 from ..core.types import DTYPE_NAMES
-from ..core.weights import CastWeight, MemoryWeight, Weight
+from ..core.weights import CastWeight, MemoryWeight, Weight, distinct_bytes
 from ..ops.coded_weight import CodedWeight, coded
 from ..ops.nbit_weight import NBitWeight
 from .hf_convert import converted
 from .hf_experts import by_expert, is_stack
+from .hf_unread import is_computed
 
 NAMED = 5
 """Tensors that a sentence names, at most."""
@@ -35,6 +36,8 @@ class Match:
     """The model's parameters that the checkpoint has not."""
     unused: Sequence[str]
     """The checkpoint's tensors that the model has not, but for those that its class ignores."""
+    unread: Mapping[str, Weight]
+    """The same by the names that transformers has today."""
 
     def notes(self) -> Iterator[str]:
         """What of the checkpoint is not as it was stored, in words."""
@@ -47,7 +50,13 @@ class Match:
             yield f"weights of {what} were converted ({len(names)}): {listed(names)}"
         if self.unused:
             what = "tensors of the checkpoint that the model has not were left out"
-            yield f"{what} ({len(self.unused)}): {listed(self.unused)}"
+            yield f"{what} ({len(self.unused)}{self._share()}): {listed(self.unused)}"
+
+    def _share(self) -> str:
+        """What is unread of all numbers, where that is not little."""
+        lost = distinct_bytes(self.unread.values())
+        share = lost / max(lost + distinct_bytes(self.weights.values()), 1)
+        return f", {share:.0%} of its bytes" if share >= 0.01 and lost > 1 << 20 else ""
 
     def by_parameter(self, model: torch.nn.Module) -> dict[str, Weight]:
         """The weights, with one handle for all names of a parameter."""
@@ -127,7 +136,12 @@ def match(model: Any, handles: Mapping[str, Weight]) -> Match:
         weights[name], keys[name] = _fit(name, weight, state[name]), sources[0]
         used.update(sources)
     absent = [name for name in absent if name not in weights]
-    return Match(weights, keys, absent, _unused(model, table, used))
+    unread = {
+        name: handles[key]
+        for name, key in table.items()
+        if key not in used and not _is_ignored(model, name, handles[key])
+    }
+    return Match(weights, keys, absent, [table[name] for name in unread], unread)
 
 
 def _fit(name: str, weight: Weight, tensor: torch.Tensor) -> Weight:
@@ -154,16 +168,10 @@ def _renamed(model: Any, handles: Iterable[str]) -> dict[str, str]:
     return table
 
 
-def _unused(model: Any, table: Mapping[str, str], used: set[str]) -> list[str]:
-    """Names of the checkpoint, without those that transformers leaves out unsaid."""
-    patterns = list(getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ())
-    buffers = {name.rpartition(".")[2] for name, _ in model.named_buffers()}
-    patterns += [rf"(^|\.){name}$" for name in ("inv_freq", "position_ids") if name in buffers]
-    return [
-        key
-        for name, key in table.items()
-        if key not in used and not any(re.search(pattern, name) for pattern in patterns)
-    ]
+def _is_ignored(model: Any, name: str, weight: Weight) -> bool:
+    """Whether transformers leaves a tensor out unsaid, or it is no number that was trained."""
+    patterns = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return is_computed(name, weight) or any(re.search(pattern, name) for pattern in patterns)
 
 
 def converts(model: Any) -> bool:
@@ -172,6 +180,19 @@ def converts(model: Any) -> bool:
     from transformers.core_model_loading import WeightConverter
 
     return any(isinstance(t, WeightConverter) for t in get_model_conversion_mapping(model))
+
+
+def spare_prefix(model: Any, names: Iterable[str]) -> str:
+    """What the checkpoint's names begin with and the model's do not; empty if they would not fit
+    without it either."""
+    state, names = model.state_dict(keep_vars=True).keys(), list(names)
+    prefix = f"{model.base_model_prefix}." if model.base_model_prefix else ""
+    known = {form for name in state for form in (name, prefix + name, name.removeprefix(prefix))}
+    spare = {f"{name.partition('.')[0]}." for name in names if name not in known}
+    gains = {each: sum(name.startswith(each) and name.removeprefix(each) in known
+                       for name in names) for each in sorted(spare)}  # fmt: skip
+    best = max(gains, key=gains.__getitem__, default="")
+    return best if best and 2 * gains[best] > len(names) else ""
 
 
 def listed(names: Sequence[str]) -> str:

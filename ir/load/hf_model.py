@@ -16,14 +16,13 @@ from ..core.files import open_regular
 from ..core.quiet import quiet
 from ..core.weights import Weight
 from .checkpoint import INDEX, SINGLE, Checkpoint, refuse_stranger
+from .hf_class import class_of_tensors, named_class
 from .hf_experts import split_experts
 from .hf_match import match
-from .hf_pictures import TOWERS
 from .on_meta import constructed, drop_parameters, reason
 from .quantized_checkpoint import KEYS, quantization_of
 
-_PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image_patches"})
-"""What forwards take by which images get into a text in other ways than in place of a token."""
+_DTYPES = ("dtype", "torch_dtype")
 MOST_LAYERS = 2000
 """Of a model without weights, for a dry run; one with weights has a tensor a layer at least."""
 _LACKS_SDPA = "does not support an attention implementation"
@@ -88,9 +87,13 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
             f"{path}: the model brings its own code (auto_map), which is not run unless you ask "
             "for it: read that code, then pass --trust-remote-code"
         )
+    plain = _plain_dtypes(raw)
     with quiet():
         try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+            if plain != raw and raw.get("model_type") in CONFIG_MAPPING:
+                config = CONFIG_MAPPING[raw["model_type"]].from_dict(plain)
+            else:
+                config = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
         except Exception as error:
             # Configs check their own fields, each in its way, and raise errors of any kind.
             raise BadInput(
@@ -100,6 +103,19 @@ def read_config(folder: Path, *, trust_remote_code: bool) -> Any:
         if hasattr(part, "attribute_map"):
             vars(part).pop(key, None)  # its class is that of the weights as they are read here
     return config
+
+
+def _plain_dtypes(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The config with ``bfloat16`` for ``torch.bfloat16``, as ``str`` of a dtype writes it and
+    transformers does not take it; in the configs of parts too."""
+    plain: dict[str, Any] = {}
+    for key, value in raw.items():
+        if isinstance(value, dict):
+            value = _plain_dtypes(value)
+        elif key in _DTYPES and isinstance(value, str):
+            value = value.removeprefix("torch.")
+        plain[key] = value
+    return plain
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -135,12 +151,22 @@ def build(
     dtype: torch.dtype | None = None,
 ) -> torch.nn.Module:
     """The model with parameters on the meta device and computed buffers in memory."""
-    cls = _model_class(folder, config, trust_remote_code)
+    cls = named_class(folder, config, trust_remote_code)
     handles = {} if checkpoint is None else checkpoint.tensors
     _check_sizes(folder, config, len(handles) or MOST_LAYERS)
     dtype = dtype or usual_dtype(config, handles)
     if dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         raise BadInput(f"{folder}/config.json: dtype {dtype} is none that models compute in")
+
+    def bare(cls: Any) -> torch.nn.Module:
+        model: torch.nn.Module = _construct(folder, cls, config, dtype)
+        split_experts(model)
+        drop_parameters(model)
+        model.tie_weights()  # type: ignore[operator]
+        return model
+
+    if cls is None:
+        cls = class_of_tensors(folder, config, handles, bare)
     model: torch.nn.Module = _construct(folder, cls, config, dtype)
     split_experts(model)
     absent = match(model, handles).absent if handles else ()
@@ -205,80 +231,6 @@ def _construct(
         if attention == "sdpa" and _LACKS_SDPA in str(error.__cause__):
             return _construct(folder, cls, config, dtype, attention="eager")
         raise
-
-
-def _model_class(folder: Path, config: Any, trust_remote_code: bool) -> Any:
-    import transformers
-
-    names = config.architectures or []
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise BadInput(f"{folder}/config.json: architectures must be a list of names, not {names}")
-    if names:
-        return _check_taken(folder, _named_class(folder, config, names[0], trust_remote_code),
-                            config)  # fmt: skip
-    with quiet():
-        try:
-            model = transformers.AutoModel._model_mapping[type(config)]
-        except KeyError:
-            raise BadInput(
-                f"{folder}/config.json: transformers knows no model for {config.model_type!r}; "
-                'name its class under "architectures"'
-            ) from None
-    model = model[0] if isinstance(model, tuple | list) else model
-    return _check_taken(folder, model, config)
-
-
-def _named_class(folder: Path, config: Any, name: str, trust_remote_code: bool) -> Any:
-    import transformers
-    from transformers.dynamic_module_utils import get_class_from_dynamic_module
-
-    table = getattr(config, "auto_map", None) if trust_remote_code else None
-    remote = table.values() if isinstance(table, dict) else ()
-    reference = next((r for r in remote if isinstance(r, str) and r.endswith(f".{name}")), None)
-    if reference is None:
-        cls = getattr(transformers, name, None)
-    else:
-        cls = get_class_from_dynamic_module(reference, str(folder))
-    if cls is None:
-        raise BadInput(
-            f"{folder}/config.json: transformers {transformers.__version__} has no class "
-            f"{name!r}; try another version of transformers, or --trust-remote-code if the "
-            "model brings its code"
-        )
-    if not isinstance(cls, type) or not issubclass(cls, transformers.PreTrainedModel):
-        raise BadInput(f"{folder}/config.json: {name!r} under architectures is not a model's class")
-    return cls
-
-
-def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
-    """The class, if it is one of those whose inputs are known. Raises ``BadInput``."""
-    names = set(inspect.signature(cls.forward).parameters)
-    if not names & {"input_ids", "pixel_values", "input_values", "input_features"}:
-        raise BadInput(
-            f"{folder}: {cls.__name__} takes none of input_ids, pixel_values, input_values and "
-            "input_features; trace it with package.module:factory"
-        )
-    images = getattr(config, "image_token_id", None) is not None and "pixel_values" in names
-    if (images or names & _PLACED) and config.model_type not in TOWERS:
-        raise BadInput(
-            f"{folder}: {cls.__name__} puts images into a text, which is read for "
-            f"{', '.join(TOWERS)}. gw.trace(model, kwargs=processor(...)) traces it for "
-            f"images of one size{_towers(config)}"
-        )
-    return cls
-
-
-def _towers(config: Any) -> str:
-    """Advice that names the classes of the model's parts, where transformers has one."""
-    import transformers
-
-    parts = (getattr(config, name, None) for name in ("vision_config", "text_config"))
-    known = transformers.AutoModel._model_mapping
-    classes = [known[type(part)] for part in parts if part is not None and type(part) in known]
-    names = [cls.__name__ for cls in classes if isinstance(cls, type)]
-    if not names:
-        return ""
-    return f"; its parts alone are {' and '.join(names)}, saved as folders of their own"
 
 
 def usual_dtype(config: Any, handles: Mapping[str, Weight]) -> torch.dtype:

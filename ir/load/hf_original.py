@@ -30,8 +30,8 @@ def hf_original(
 ) -> ModuleOriginal:  # fmt: skip
     """``from_pretrained`` of the class, config, dtype and attention that ``model`` was built with.
 
-    ``weights`` are given where the library cannot read the checkpoint without a package of its own,
-    of a quantized one: its forward then runs with what was read here.
+    ``weights`` are given where the library cannot read the checkpoint, as a quantized one without a
+    package of its own: its forward then runs with what was read here.
 
     In the dtype that the file stores the library maps the weights: they take no memory of their
     own. In another one, where a copy of them all would take more than half of what the machine has
@@ -72,7 +72,7 @@ def hf_original(
     usual = partial(_cached_call, held) if cached else _call
     by = f"{cls.__name__} in transformers {__version__}"
     if weights is not None:
-        return ModuleOriginal(f"{by} with the dequantized weights", filled, call or usual)
+        return ModuleOriginal(f"{by} with the weights as they were read", filled, call or usual)
     how = "" if whole else ", the weights of one module at a time"
     return ModuleOriginal(by + how, make, call or usual)
 

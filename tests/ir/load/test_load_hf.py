@@ -150,7 +150,7 @@ def test_old_names_and_no_architectures(bert: Path, tmp_path: Path) -> None:
     save_file(old, folder / "model.safetensors")
     assert any("gamma" in name for name in old)
     view = load(folder)
-    assert isinstance(view.weights()["embeddings.LayerNorm.weight"], FileWeight)
+    assert isinstance(view.weights()["bert.embeddings.LayerNorm.weight"], FileWeight)
 
 
 def test_dtypes(bert: Path, tmp_path: Path) -> None:
