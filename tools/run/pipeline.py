@@ -106,6 +106,9 @@ class Request:
     """Of an encoder-decoder's folder, the graph that is taken: see ``hf_pair.PARTS_OF_PAIR``."""
     target: str = CPU.name
     """What the artifact is written for: see ``vocab.targets``."""
+    settled: bool = False
+    """Whether the recipe stands as it is. One that a manifest tells leaves nothing open for the
+    target: what it does not say is the pass's own default, also where Python ran it without one."""
     original: str = ""
     """The model that ``model`` was compressed from: see ``passes.original``."""
     original_sha256: str = ""
@@ -134,7 +137,8 @@ class Request:
         amounts = {
             "--calib-samples": self.calibration_samples, "--calib-length": self.calibration_length
         }  # fmt: skip
-        object.__setattr__(self, "recipe", self.recipe.settled(find_target(self.target)))
+        if not self.settled:
+            object.__setattr__(self, "recipe", self.recipe.settled(find_target(self.target)))
         check_order(self.recipe.passes, compressed=bool(self.original))
         parse_paths(dict(self.paths))
         options = [option for option, amount in amounts.items() if amount is not None]

@@ -105,7 +105,7 @@ def _repeated(
     request = pipeline.Request(
         name, Recipe.parse(known.recipe), target,
         max_error=known.verification.max_error, cache=known.source.cache, part=known.source.part,
-        trust_remote_code=trusted, target=known.target, dtype=known.dtype,
+        trust_remote_code=trusted, target=known.target, dtype=known.dtype, settled=True,
         calibration=named_source.located(data.name, data.beside, folder) if data else "",
         calibration_samples=data.samples if data else None,
         calibration_length=data.length if data else None,
