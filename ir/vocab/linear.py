@@ -168,15 +168,32 @@ def _conv_macs(operands: Sequence[Any], out: Shape) -> int:
     return int(math.prod(out) * math.prod(operands[1][1:]))
 
 
+_BY_WORD = (aten.conv1d.padding, aten.conv2d.padding)
+
+
+def _padding(
+    word: str, kernel: Sequence[Dim], stride: Sequence[int], dilation: Sequence[int]
+) -> tuple[int, ...] | None:
+    """``valid`` is none; ``same`` keeps the size at a stride of 1, by d (k - 1) in all, of which
+    both ends get a half: ``None`` where that is no whole number, or the kernel is not known."""
+    if word.lower() == "valid":
+        return (0,) * len(stride)
+    sized = len(kernel) == len(stride) and all(isinstance(size, int) for size in kernel)
+    if not sized or any(step != 1 for step in stride):
+        return None
+    added = [d * (int(size) - 1) for d, size in zip(dilation, kernel, strict=True)]
+    return None if any(both % 2 for both in added) else tuple(both // 2 for both in added)
+
+
 def _decode_conv(node: Node) -> fx.Reading | None:
     x, weight, bias = node.args[:3] if len(node.args) > 2 else (*node.args, None)
     rank = fx.rank_of(x)
     if rank is None:
         return None
-    values = [fx.argument(node, 3, "stride", 1), fx.argument(node, 4, "padding", 0),
+    by_word = node.target in _BY_WORD
+    values = [fx.argument(node, 3, "stride", 1),
+              fx.argument(node, 4, "padding", "valid" if by_word else 0),
               fx.argument(node, 5, "dilation", 1)]  # fmt: skip
-    if any(isinstance(v, str) for v in values):
-        return None
     groups = fx.argument(node, 6, "groups", 1)
     if node.target is aten.convolution.default:
         if node.args[6]:
@@ -185,6 +202,12 @@ def _decode_conv(node: Node) -> fx.Reading | None:
     wide = [tuple(v) * (rank - 2 if len(v) == 1 else 1) if isinstance(v, list | tuple)
             else (v,) * (rank - 2) for v in values]  # fmt: skip
     stride, padding, dilation = wide
+    if by_word:
+        val = weight.meta.get("val") if isinstance(weight, Node) else None
+        kernel = () if val is None else tuple(val.shape[2:])
+        padding = _padding(str(values[1]), kernel, stride, dilation)
+        if padding is None:
+            return None
     attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return fx.strip((x, weight, bias)), attrs
 
@@ -199,17 +222,27 @@ def _build_aten_conv(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Nod
 
 def _read_conv(node: onnx_ir.Node) -> onnx.Reading | None:
     rank = onnx.rank_of(node.inputs[1])
-    pads = onnx.attribute(node, "pads")
-    if rank is None or onnx.attribute(node, "auto_pad", "NOTSET") not in ("NOTSET", "VALID"):
+    if rank is None:
         return None
     space = rank - 2
-    pads = tuple(pads or (0,) * (2 * space))
-    if pads[:space] != pads[space:]:
+    stride = tuple(onnx.attribute(node, "strides", (1,) * space))
+    dilation = tuple(onnx.attribute(node, "dilations", (1,) * space))
+    word = onnx.attribute(node, "auto_pad", "NOTSET")
+    if word == "NOTSET":
+        pads = tuple(onnx.attribute(node, "pads") or (0,) * (2 * space))
+        padding = pads[:space] if pads[:space] == pads[space:] else None
+    elif word != "VALID" and set(dilation) != {1}:
+        return None  # which ONNX Runtime does not take
+    else:
+        kernel = onnx.attribute(node, "kernel_shape") or node.inputs[1].shape.dims[2:]
+        padding = _padding(word.removesuffix("_UPPER").removesuffix("_LOWER"), kernel, stride,
+                           dilation)  # fmt: skip
+    if padding is None:
         return None
     attrs = {
-        "stride": tuple(onnx.attribute(node, "strides", (1,) * space)),
-        "padding": pads[:space],
-        "dilation": tuple(onnx.attribute(node, "dilations", (1,) * space)),
+        "stride": stride,
+        "padding": padding,
+        "dilation": dilation,
         "groups": onnx.attribute(node, "group", 1),
     }
     return tuple(node.inputs), attrs
@@ -279,6 +312,7 @@ OPS = (
         infer=_infer_conv, reference=_conv, heavy=True, macs=Macs(_conv_macs, reads=2),
         aten=AtenForm(_build_aten_conv, (fx.sometimes(
             _decode_conv, aten.conv1d.default, aten.conv2d.default, aten.convolution.default,
+            *_BY_WORD,
         ),)),
         onnx=OnnxForm(_build_conv, (onnx.sometimes(_read_conv, "Conv"),)),
     ),

@@ -110,6 +110,22 @@ def _convolution(
     return _conv_transpose(e, x, weight, bias, stride, padding, output_padding, groups, dilation)
 
 
+def _conv_same(
+    e: Emit, x: Value, weight: Value, bias: Value | None = None, stride: Sequence[int] = (1,),
+    padding: str = "valid", dilation: Sequence[int] = (1,), groups: int = 1,
+) -> Value:  # fmt: skip
+    """What of ``padding="same"`` the vocabulary does not say: one zero more behind than before."""
+    if padding != "same":
+        raise Refusal(f"a convolution of an unknown rank with padding={padding!r}", e.node)
+    space = e.rank(x) - 2
+    wide = list(dilation) * (space if len(dilation) == 1 else 1)
+    # ONNX Runtime takes no dilations beside auto_pad=SAME_UPPER, which says the same.
+    zeros = [d * (int(size) - 1) for d, size in zip(wide, e.shape(weight)[2:], strict=True)]
+    pads = [each // 2 for each in zeros] + [each - each // 2 for each in zeros]
+    attrs = {"pads": pads, "dilations": wide, "group": groups}
+    return e.native("Conv", [x, weight] if bias is None else [x, weight, bias], attrs)
+
+
 def _conv_transpose(
     e: Emit, x: Value, weight: Value, bias: Value | None, stride: Sequence[int],
     padding: Sequence[int], output_padding: Sequence[int], groups: int, dilation: Sequence[int],
@@ -143,6 +159,8 @@ FORMS: dict[Any, Form] = {
     aten._adaptive_avg_pool2d.default: _mean_pool,
     aten.batch_norm.default: _batch_norm_of,
     aten.convolution.default: _convolution,
+    aten.conv1d.padding: _conv_same,
+    aten.conv2d.padding: _conv_same,
     aten.conv_transpose1d.default: _conv_transpose,
     aten.conv_transpose2d.input: _conv_transpose,
 }

@@ -230,6 +230,7 @@ NATIVES: dict[str, Callable[..., Any]] = {
     "batch norm": lambda x: F.batch_norm(
         x, torch.arange(3.0), torch.ones(3) * 2, torch.ones(3), torch.zeros(3)
     ),
+    "padding that keeps the size": lambda x: F.conv1d(x, torch.ones(2, 3, 4) * 0.5, padding="same"),
     "transposed convolution": lambda x: F.conv_transpose1d(x, torch.ones(3, 2, 2) * 0.5, stride=2),
 }
 

@@ -48,6 +48,22 @@ def test_nodes_out_of_order_are_sorted(tmp_path: Path) -> None:
     assert [view.op(n) for n in view.nodes()] == ["matmul", "relu"]
 
 
+@pytest.mark.parametrize(("word", "more", "op", "size"), [
+    ("SAME_UPPER", {}, "conv", 3), ("SAME_LOWER", {}, "conv", 3),
+    ("VALID", {"strides": [2, 2]}, "conv", 3), ("SAME_UPPER", {}, "native", 2),
+    ("SAME_LOWER", {"strides": [2, 2]}, "native", 3),
+])  # fmt: skip
+def test_a_convolution_padded_by_a_word(
+    word: str, more: dict[str, Any], op: str, size: int, tmp_path: Path
+) -> None:
+    """It is read as one unless the two ends get zeros of different number, or that is not known."""
+    nodes = [node("Conv", ["x", "w"], ["y"], auto_pad=word, **more)]
+    weight = const("w", random_numbers(4, 3, size, size))
+    path = save(tmp_path / "m.onnx", nodes, [weight], x=("b", 3, "h", "w"))
+    view = check(path, x=random_numbers(2, 3, 9, 8))
+    assert [view.op(n) for n in view.nodes()] == [op]
+
+
 @pytest.mark.parametrize("opset", [11, 14, 16, 17])
 def test_the_runtimes_layer_norm_in_opsets_that_have_none(opset: int, tmp_path: Path) -> None:
     """As ``onnxruntime.transformers.optimizer`` writes it."""
