@@ -331,6 +331,9 @@ def _keep_best(best: list[Tensor], candidate: list[Tensor]) -> None:
 
 
 def codes_of(x: Tensor, scale: Tensor, zero: Tensor | float, bits: int) -> Tensor:
+    # The zero point is added before rounding, for it may be real. In 8 bits a weight within 2^-17
+    # of half way between two codes may so get the other one than round(x / scale) + zero gives:
+    # 2 of 90,000, errors equal to five digits, and outputs that differ by 1e-4 of themselves.
     # Adding and subtracting 1.5 * 2^23 rounds half to even, as ``round`` does. But torch
     # shares ``round`` among threads from 2048 elements: with two on a busy machine a block took
     # 8 ms instead of 20 us. From 2^22 on it rounds otherwise; there ``clamp`` decides.
