@@ -88,7 +88,7 @@ def _behind(modules: Mapping[str, Any], name: str, read: Mapping[str, Weight]) -
 def _is_head(model: Any, weight: Weight, read: Mapping[str, Weight]) -> bool:
     """Whether a tensor is as large as a head that the model ties to its words, and no copy."""
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    table = getattr(head, "weight", None)
+    table: Any = getattr(head, "weight", None)
     if table is None or table is not getattr(words, "weight", None):
         return False
     if tuple(weight.shape) != tuple(table.shape):

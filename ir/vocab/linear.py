@@ -172,16 +172,16 @@ _BY_WORD = (aten.conv1d.padding, aten.conv2d.padding)
 
 
 def _padding(
-    word: str, kernel: Sequence[Dim], stride: Sequence[int], dilation: Sequence[int]
+    word: str, kernel: Sequence[object], stride: Sequence[int], dilation: Sequence[int]
 ) -> tuple[int, ...] | None:
     """``valid`` is none; ``same`` keeps the size at a stride of 1, by d (k - 1) in all, of which
     both ends get a half: ``None`` where that is no whole number, or the kernel is not known."""
     if word.lower() == "valid":
         return (0,) * len(stride)
-    sized = len(kernel) == len(stride) and all(isinstance(size, int) for size in kernel)
-    if not sized or any(step != 1 for step in stride):
+    sizes = [size for size in kernel if isinstance(size, int)]
+    if len(sizes) != len(stride) or any(step != 1 for step in stride):
         return None
-    added = [d * (int(size) - 1) for d, size in zip(dilation, kernel, strict=True)]
+    added = [d * (size - 1) for d, size in zip(dilation, sizes, strict=True)]
     return None if any(both % 2 for both in added) else tuple(both // 2 for both in added)
 
 
@@ -205,9 +205,10 @@ def _decode_conv(node: Node) -> fx.Reading | None:
     if by_word:
         val = weight.meta.get("val") if isinstance(weight, Node) else None
         kernel = () if val is None else tuple(val.shape[2:])
-        padding = _padding(str(values[1]), kernel, stride, dilation)
-        if padding is None:
+        meant = _padding(str(values[1]), kernel, stride, dilation)
+        if meant is None:
             return None
+        padding = meant
     attrs = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     return fx.strip((x, weight, bias)), attrs
 
@@ -221,10 +222,10 @@ def _build_aten_conv(graph: Graph, operands: Sequence[Any], attrs: Attrs) -> Nod
 
 
 def _read_conv(node: onnx_ir.Node) -> onnx.Reading | None:
-    rank = onnx.rank_of(node.inputs[1])
-    if rank is None:
+    weight = node.inputs[1]
+    if weight is None or weight.shape is None:
         return None
-    space = rank - 2
+    space = len(weight.shape) - 2
     stride = tuple(onnx.attribute(node, "strides", (1,) * space))
     dilation = tuple(onnx.attribute(node, "dilations", (1,) * space))
     word = onnx.attribute(node, "auto_pad", "NOTSET")
@@ -234,7 +235,7 @@ def _read_conv(node: onnx_ir.Node) -> onnx.Reading | None:
     elif word != "VALID" and set(dilation) != {1}:
         return None  # which ONNX Runtime does not take
     else:
-        kernel = onnx.attribute(node, "kernel_shape") or node.inputs[1].shape.dims[2:]
+        kernel = onnx.attribute(node, "kernel_shape") or tuple(weight.shape)[2:]
         padding = _padding(word.removesuffix("_UPPER").removesuffix("_LOWER"), kernel, stride,
                            dilation)  # fmt: skip
     if padding is None:
