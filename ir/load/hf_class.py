@@ -67,7 +67,8 @@ def class_of_tensors(
             f"{folder}/config.json names no class, and {' and '.join(names)} read the checkpoint "
             f"alike: {_ADVICE.format(names[0])} or another of them"
         )
-    lost = [name for name in left[best[0]] if name in handles and handles[name].dtype.is_floating_point]
+    unread = (name for name in left[best[0]] if name in handles)
+    lost = [name for name in unread if handles[name].dtype.is_floating_point]
     if lost:
         raise BadInput(
             f"{folder}/config.json names no class, and none of model type {config.model_type!r} "

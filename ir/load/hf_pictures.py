@@ -14,7 +14,7 @@ import torch
 
 from ..structure.cache_slots import TOKEN_TYPES
 from ..structure.pictured import grid_metadata, places_metadata
-from . import hf_pixtral, hf_qwen3_vl, hf_qwen25_vl, hf_qwen_vl
+from . import hf_glm4v, hf_pixtral, hf_qwen3_vl, hf_qwen25_vl, hf_qwen_vl
 from .hf_places import PREFIXED
 from .hf_siglip2 import PATCHED, as_patches, size_note
 from .hf_towers import PIXTRAL, ROWS, Deep, Tower
@@ -245,6 +245,7 @@ TOWERS: Mapping[str, Tower] = {
     **dict.fromkeys(
         hf_qwen3_vl.TYPES, _qwen(hf_qwen3_vl.features, settle=hf_qwen3_vl.settle)
     ),
+    **dict.fromkeys(hf_glm4v.TYPES, _qwen(hf_glm4v.features)),
     **ROWS,
 }
 """By model type, all families that put images into a text and are read."""

@@ -3,7 +3,8 @@
 The library takes an image as rows of patches with a grid beside them, and reads both, as the
 lengths of texts, out of tensors, which no graph can follow. Here an image is an image, of
 ``image_size`` in the config's ``vision_config`` where it is there, else of 16 by 16 tokens. What
-its successors share is here too; their towers are in ``hf_qwen25_vl`` and ``hf_qwen3_vl``.
+its successors share is here too; their towers are in ``hf_qwen25_vl``, ``hf_qwen3_vl`` and
+``hf_glm4v``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe")
+TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
 """Model types of the line: patches in squares, and tokens that stand in time, down and across."""
 TOKENS = 16
 """Tokens along each side of an image where the config sets no size."""
@@ -49,10 +50,10 @@ def image_sides(vision: Any) -> tuple[int, int]:
 def size_note(config: Any) -> str:
     """What a person should know of a graph of such a model."""
     (height, width), (rows, columns) = image_sides(config.vision_config), token_grid(config)
-    return (
-        f"images are of {height} x {width}, which are {rows * columns} tokens: image_size under "
-        "vision_config in config.json sets another size"
-    )
+    size = f"images are of {height} x {width}, which are {rows * columns} tokens"
+    if config.model_type == "glm4v":
+        return f"{size}: as large as the tower's table of places"
+    return f"{size}: image_size under vision_config in config.json sets another size"
 
 
 def patches(config: Any, pixels: torch.Tensor) -> torch.Tensor:

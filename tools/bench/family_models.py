@@ -353,6 +353,12 @@ IMAGES_AND_TEXT: Mapping[str, Family] = {
     "qwen3-vl-moe": Family("Qwen3VLMoeForConditionalGeneration", "Qwen3VLMoeConfig", {
         "text_config": _HEADED | _TURNED | _EXPERTS, "vision_config": _QWEN3_VISION,
         **_QWEN_WORDS}, blocks=_BOTH, cache=True),
+    "glm-4.1v": Family("Glm4vForConditionalGeneration", "Glm4vConfig", {
+        "text_config": _GROUPED | _TURNED, "vision_config": _QWEN_VISION | {
+            "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 48, "image_size": 16},
+        **dict(zip(("image_token_id", "video_token_id", "image_start_token_id",
+                    "image_end_token_id", "video_start_token_id", "video_end_token_id"),
+                   range(96, 90, -1), strict=True))}, blocks=_BOTH, cache=True),
     "paligemma": Family("PaliGemmaForConditionalGeneration", "PaliGemmaConfig", {
         "vision_config": _SIGLIP | {"projection_dim": 32, "vision_use_head": False},
         "text_config": _HEADED | {"model_type": "gemma"}, "image_token_id": 96,

@@ -114,7 +114,7 @@ def check_written(view: View) -> None:
 
 BESIDE = {
     "paligemma": ("token_type_ids",),
-    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl"), ("past_key_values.shift",)),
+    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "glm-4.1v"), ("past_key_values.shift",)),
 }  # fmt: skip
 
 
@@ -122,7 +122,7 @@ BESIDE = {
     "name",
     [
         "llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl", "qwen2.5-vl",
-        "qwen3-vl",
+        "qwen3-vl", "glm-4.1v",
     ],
 )
 def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path) -> None:
