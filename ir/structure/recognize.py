@@ -145,10 +145,14 @@ def recognize(view: View) -> Structure:
     spine = find_spine(view, attending)
     names = {site.node: site.name for site in linears}
     traced = [trace_attention(view, node, names) for node in nodes["sdpa"]]
-    places = {n: _sub_block_of(spine, order, n) for n in (*names, *nodes["sdpa"])}
+    makers = [view.producer(fork) for fork in spine.forks]
+    forks = [-1 if maker is None else order[maker] for maker in makers]
+    places = {n: _sub_block_of(spine, order, forks, n) for n in (*names, *nodes["sdpa"])}
     roles = _roles(view, linears, traced, places, spine)
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
-    attends = {_sub_block_of(spine, order, n) for n in attending if not _crosses(view, spine, n)}
+    attends = {
+        _sub_block_of(spine, order, forks, n) for n in attending if not _crosses(view, spine, n)
+    }
     subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places, attends)
     beside = layers_within(view, spine, order, attending)
     blocks = layers_of(view, subs, beside)
@@ -214,12 +218,17 @@ def _embeddings(view: View, sites: list[Node]) -> tuple[Embedding, ...]:
     return tuple(embeddings)
 
 
-def _sub_block_of(spine: Spine, order: dict[Node, int], node: Node) -> int | None:
-    """Index of the sub-block that a node lies in: it branches off before that addition."""
+def _sub_block_of(
+    spine: Spine, order: dict[Node, int], forks: Sequence[int], node: Node
+) -> int | None:
+    """Index of the sub-block that a node lies in: it branches off before that addition, and behind
+    the fork where the branch starts. Before it are the two arms of a gate between two towers."""
     place = spine.position.get(node)
     if place is None or node in spine.chain or not feeds(spine, order, node):
         return None
-    return None if place == 0 and order[node] <= spine.entry else place
+    if place == 0 and order[node] <= spine.entry:
+        return None
+    return None if node not in spine.besides and order[node] < forks[place] else place
 
 
 def _crosses(view: View, spine: Spine, node: Node) -> bool:

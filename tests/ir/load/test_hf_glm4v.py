@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.hf_glm4v import features
 from graphwright.ir.load.hf_pictures import as_the_library_takes, size_notes, tokens_of
+from graphwright.ir.load.sources import load
+from graphwright.ir.structure.recognize import recognize
 from graphwright.tools.bench.family_models import FAMILIES
 
 transformers: Any = importlib.import_module("transformers")
@@ -43,3 +47,16 @@ def test_features_are_the_library_s() -> None:
 def test_an_image_of_no_whole_number_of_tokens() -> None:
     with pytest.raises(BadInput, match="image_size of 20, and a token is 8 pixels wide"):
         features(model(20), torch.zeros(1, 3, 16, 16))
+
+
+def test_the_merger_s_gate_is_in_no_block_of_the_text(tmp_path: Path) -> None:
+    model(16).save_pretrained(tmp_path)
+    view = load(tmp_path)
+    canonicalize(view)
+    structure = recognize(view)
+    assert [sub.linears[0] for block in structure.blocks for sub in block.sub_blocks[:1]] == [
+        f"model.{part}" for part in (
+            "visual.blocks.0.attn.qkv", "visual.blocks.1.attn.qkv",
+            "language_model.layers.0.self_attn.q_proj", "language_model.layers.1.self_attn.q_proj",
+        )
+    ]  # fmt: skip
