@@ -9,11 +9,13 @@ does so for milliseconds.
 single methods, uniform bits with EoRA, the built-in recipes, and bits alone by the same
 solver: on data of the test split, which no search and no fit has seen. Each of the others is the
 better one of the two largest of its kind that fit in the budget. ``... speeds`` does so at five
-budgets of time: of each kind it takes the best of those that keep it.
+budgets of time, ``... caches`` at three of the key-value cache: of each kind they take the best of
+those that keep it.
 
 ``... knobs zoo:tiny-llama --budgets bytes=15% ms=0.8x`` prints what each knob did, and what is lost
 with each one taken away. ``... workers`` says how long a search takes beside one ``w4-eora``, and
 whether several workers and Ray find the same. ``... refine`` says what a refinement adds.
+Several by commas share one survey, ``forecast,budgets``.
 """
 
 from __future__ import annotations
@@ -22,23 +24,23 @@ import argparse
 
 from rich.console import Console
 
+from ...ir.core.errors import near_misses
 from .budget_forecast import forecast, times
 from .budget_knobs import knobs
 from .budget_refine import refinements
-from .budget_rivals import SHARES, SPEEDS, USUAL_SHARES, budgets, speeds
+from .budget_rivals import CACHES, SHARES, SPEEDS, USUAL_SHARES, budgets, caches, speeds
 from .budget_subject import Subject
 from .budget_workers import workers
+
+KINDS = ("forecast", "times", "budgets", "speeds", "caches", "knobs", "workers", "refine")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "what",
-        choices=("forecast", "times", "budgets", "speeds", "knobs", "workers", "refine"),
-    )
+    parser.add_argument("what", type=_listed, help=f"{', '.join(KINDS)}; several by commas")
     parser.add_argument("model", nargs="?", default="zoo:tiny-llama")
     parser.add_argument("--recipes", type=int, default=50)
-    parser.add_argument("--shares", help="of the source's bytes or time, instead of the usual ones")
+    parser.add_argument("--shares", help="of what the source takes, instead of the usual ones")
     parser.add_argument("--kinds", nargs="*", default=[], help="of rivals; all, if none is named")
     parser.add_argument("--budgets", nargs="+", default=["bytes=15%", "bytes=20%"])
     parser.add_argument("--seconds", type=float, default=0.0, help="of refining; 0: to its end")
@@ -46,8 +48,22 @@ def main() -> None:
     options = parser.parse_args()
     subject = Subject(options.model, options.quick)
     shares = [float(x) for x in (options.shares or "").split(",") if x]
+    for what in options.what:
+        _run(what, subject, shares, options)
+
+
+def _listed(text: str) -> list[str]:
+    unknown = [what for what in text.split(",") if what not in KINDS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"{unknown[0]}: {near_misses(unknown[0], KINDS)}")
+    return text.split(",")
+
+
+def _run(
+    what: str, subject: Subject, shares: list[float], options: argparse.Namespace
+) -> None:
     console = Console()
-    match options.what:
+    match what:
         case "forecast":
             forecast(subject, options.recipes)
         case "times":
@@ -57,6 +73,8 @@ def main() -> None:
             console.print(budgets(subject, shares or usual, options.kinds))
         case "speeds":
             console.print(speeds(subject, shares or SPEEDS, options.kinds))
+        case "caches":
+            console.print(caches(subject, shares or CACHES, options.kinds))
         case "knobs":
             console.print(knobs(subject, options.budgets))
         case "refine":

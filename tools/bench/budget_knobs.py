@@ -44,8 +44,8 @@ def knobs(subject: Subject, budgets: Sequence[str]) -> Table:
     for column in ("budget", "without", "turned", "MB", "loss", "95 %"):
         table.add_column(column, overflow="fold")
     timing = Timing(machine=processor()) if any("ms=" in budget for budget in budgets) else None
-    whole = subject.menu(timing)
     for budget in budgets:
+        whole = subject.menu(timing, budget)
         for without in ("", *whole.using):
             cells = (budget, without or "none", *_cells(subject, budget, whole, without))
             table.add_row(*cells)

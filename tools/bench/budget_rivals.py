@@ -12,6 +12,7 @@ import torch
 from rich.table import Table
 
 from ...ir.core.errors import BadInput
+from ...ir.core.view import View
 from ...ir.structure.costs import weight_bytes
 from ...ir.vocab.targets import find_target
 from ...passes.forecast import plan
@@ -20,6 +21,7 @@ from ..run.machine import processor
 from ..search.judge import Loss
 from ..search.menu import Menu
 from ..search.recipe_of import HeldTables
+from ..search.skips import graph_measures
 from ..search.tables import Tables
 from ..search.timing import Timing, clock_of, one_row
 from .budget_subject import Subject
@@ -66,7 +68,17 @@ FAST = {
     "built-in": ["w8", "w4", "w4-eora", "W8A8"],
 }  # fmt: skip
 """What makes a model faster on a CPU, by kind."""
-COLUMNS = ("budget", "by", "MB", "time", "loss", "95 %", "recipe")
+CACHES = (0.75, 0.5, 0.25)
+"""Budgets of the key-value cache in shares of the source's."""
+LIGHT = {
+    **{kind: [f"{kind}{{keep={keep}%}}" for keep in range(90, 5, -5)]
+       for kind in ("diverse", "fastervlm", "similarity", "uniform-tokens", "vispruner")},
+    "half blocks": [f"drop-blocks{{count={n} of=attn}}" for n in (1, 2, 3, 4)],
+}  # fmt: skip
+"""What makes the cache smaller, by kind."""
+COLUMNS = ("budget", "by", "MB", "share", "loss", "95 %", "recipe")
+Share = Callable[["Subject", View], float]
+"""Of the source's time or cache that a graph takes."""
 
 
 class Rivals:
@@ -77,11 +89,11 @@ class Rivals:
         self.planned = {kind: sorted(_planned(subject, texts)) for kind, texts in recipes.items()}
         self._judged: dict[str, Row | None] = {}
 
-    def judged(self, kind: str, recipe: str, time: bool = False) -> Row | None:
+    def judged(self, kind: str, recipe: str, share: Share | None = None) -> Row | None:
         """What is measured of a recipe; ``None`` where the model has no place for it."""
         if recipe not in self._judged:
             try:
-                self._judged[recipe] = measured_row(self.subject, kind, recipe, time=time)
+                self._judged[recipe] = measured_row(self.subject, kind, recipe, share)
             except BadInput as error:
                 print(f"{recipe}: {error}", file=sys.stderr)
                 self._judged[recipe] = None
@@ -97,7 +109,7 @@ class Row:
     bytes: int
     loss: Loss
     share: float = math.nan
-    """Of the source's time, in turns with it."""
+    """Of the source's time, in turns with it, or of its cache."""
 
     def cells(self, budget: str) -> tuple[str, ...]:
         shown = self.recipe if len(self.recipe) < 90 else f"{self.recipe.count('{')} passes"
@@ -110,16 +122,27 @@ class Row:
 
 
 def measured_row(
-    subject: Subject, by: str, recipe: str | Recipe, *, time: bool = False
+    subject: Subject, by: str, recipe: str | Recipe, share: Share | None = None
 ) -> Row:
-    """Run a recipe, judge it on unseen data and, if asked, time it in turns with the source."""
+    """Run a recipe, judge it on unseen data and take its share of the source, if asked."""
     graph = subject.optimized(recipe)
-    share = math.nan
-    if time:
-        clock = clock_of(one_row(subject.source, subject.judge.batches[0]), torch.get_num_threads())
-        source, ms = clock([subject.source, graph])
-        share = ms / source
-    return Row(by, str(recipe), weight_bytes(graph), subject.unseen.of(graph), share)
+    taken = math.nan if share is None else share(subject, graph)
+    return Row(by, str(recipe), weight_bytes(graph), subject.unseen.of(graph), taken)
+
+
+def of_time(subject: Subject, graph: View) -> float:
+    """In turns with the source."""
+    clock = clock_of(one_row(subject.source, subject.judge.batches[0]), torch.get_num_threads())
+    source, ms = clock([subject.source, graph])
+    return ms / source
+
+
+def of_cache(subject: Subject, graph: View) -> float:
+    """By the cost model."""
+    source, kept = (
+        graph_measures(view, subject.judge.batches[0]) for view in (subject.source, graph)
+    )
+    return kept.get("kv", 0.0) / source["kv"]
 
 
 def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
@@ -128,7 +151,7 @@ def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()
     rivals = Rivals(subject, _of(kinds, OTHERS))
 
     def of(share: float) -> Iterator[Row]:
-        yield from _found(subject, f"bytes={100 * share:g}%", whole, time=False)
+        yield from _found(subject, f"bytes={100 * share:g}%", whole)
         for kind, planned in rivals.planned.items():
             fitting = [recipe for size, recipe in planned if size <= share * subject.bytes]
             yield from _best(rivals.judged(kind, recipe) for recipe in fitting[-LARGEST:])
@@ -138,19 +161,36 @@ def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()
 
 def speeds(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
     """At each budget of time what was found, and the best of each other kind that keeps it."""
-    whole = subject.menu(Timing(machine=processor()))
-    rivals = Rivals(subject, _of(kinds, FAST))
+    timing = Timing(machine=processor())
+    budgets = {f"{share:g}x": (f"ms={share:g}x", share) for share in shares}
+    return _kept(Rivals(subject, _of(kinds, FAST)), budgets, timing, of_time)
 
-    def of(share: float) -> Iterator[Row]:
-        yield from _found(subject, f"ms={share:g}x", whole, time=True)
+
+def caches(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
+    """As ``speeds``, at each budget of the key-value cache. Raises ``BadInput`` without one."""
+    if "kv" not in graph_measures(subject.source, subject.judge.batches[0]):
+        raise BadInput(f"{subject.name} keeps no keys and values")
+    budgets = {f"{share:.1%} kv": (f"kv={100 * share:g}%", share) for share in shares}
+    return _kept(Rivals(subject, _of(kinds, LIGHT)), budgets, None, of_cache)
+
+
+def _kept(
+    rivals: Rivals, budgets: Mapping[str, tuple[str, float]], timing: Timing | None, share: Share
+) -> Table:
+    """The rows of budgets, each by what it is shown as, as a text and as a share."""
+
+    def of(budget: str, limit: float) -> Iterator[Row]:
+        yield from _found(rivals.subject, budget, rivals.subject.menu(timing, budget), share)
         for kind, planned in rivals.planned.items():
-            known = [rivals.judged(kind, recipe, time=True) for _, recipe in planned]
-            yield from _best(row for row in known if row is not None and row.share <= share)
+            known = [rivals.judged(kind, recipe, share) for _, recipe in planned]
+            yield from _best(row for row in known if row is not None and row.share <= limit)
 
-    return _table(subject, {f"{share:g}x": partial(of, share) for share in shares})
+    return _table(rivals.subject, {name: partial(of, *bound) for name, bound in budgets.items()})
 
 
-def _found(subject: Subject, budget: str, whole: Menu, *, time: bool) -> Iterator[Row]:
+def _found(
+    subject: Subject, budget: str, whole: Menu, share: Share | None = None
+) -> Iterator[Row]:
     """What a search finds, and what the same solver finds with bits alone."""
     for by, menu in {"found": whole, "bits alone": whole.bits_alone()}.items():
         try:
@@ -158,7 +198,7 @@ def _found(subject: Subject, budget: str, whole: Menu, *, time: bool) -> Iterato
         except BadInput as error:
             print(budget, by, error, sep="\t", file=sys.stderr, flush=True)
             continue
-        yield measured_row(subject, by, recipe, time=time)
+        yield measured_row(subject, by, recipe, share)
 
 
 def _of(kinds: Sequence[str], recipes: Mapping[str, list[str]]) -> Mapping[str, list[str]]:
@@ -183,12 +223,20 @@ def _table(subject: Subject, rows_of: Mapping[str, Callable[[], Iterable[Row]]])
 
 
 def _planned(subject: Subject, recipes: Sequence[str]) -> Iterator[tuple[int, str]]:
-    """Bytes and text of the recipes that fit the model."""
+    """Bytes and text of the recipes that fit the model, of those that do the same the first."""
     target = find_target("cpu")
     stored = Tables.of(subject.source, subject.structure, HeldTables(8, 64), target).stored
+    seen = set[str]()
     for recipe in dict.fromkeys(r if stored else r.replace(TABLE, "") for r in recipes):
         chosen = Recipe.parse(recipe) if "{" in recipe else Recipe.load(recipe)
         try:
-            yield plan(subject.graph, chosen.settled(target)).artifact_bytes, str(chosen)
+            outlook = plan(subject.graph, chosen.settled(target))
         except BadInput as error:
             print(f"{recipe}: {error}", file=sys.stderr)
+            continue
+        # Where a table was stored with its head, the pass behind it finds none.
+        done = zip(chosen.passes, outlook.passes, strict=True)
+        does = str(Recipe.of(*(by for by, (_, x) in done if x.changed or not by.optional)))
+        if does not in seen:
+            seen.add(does)
+            yield outlook.artifact_bytes, str(chosen)

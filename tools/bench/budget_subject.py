@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,6 +19,7 @@ from ...ir.load.zoo.text import read_tokenizer, shipped_text
 from ...ir.structure.costs import weight_bytes
 from ...ir.structure.recognize import recognize
 from ...ir.vocab.targets import find_target
+from ...passes.checkpoint_store import Under
 from ...passes.manager import optimize
 from ...passes.recipe import Recipe
 from ..data import calibration
@@ -28,12 +30,19 @@ from ..search.menu import Menu
 from ..search.points import Found
 from ..search.rounds import Rounds
 from ..search.search import KNOBS, ROUNDS
+from ..search.skips import graph_measures
 from ..search.timing import Timing
 from ..search.workers import Workers
 
 Batch = Mapping[str, torch.Tensor]
 ROWS, TEXT, PICTURES = 64, 128, 512
 """Rows of unseen data, tokens of a row of text, and rows of a classifier."""
+
+
+class Kept(dict[str, Any]):
+    """What was surveyed, in memory."""
+
+    recall, keep = dict[str, Any].__getitem__, dict[str, Any].__setitem__
 
 
 class Subject:
@@ -52,6 +61,7 @@ class Subject:
         self.unseen = Judge(self.source, self.structure, _unseen(name, self.graph))
         self.judge = Judge(self.source, self.structure, self.parts.judge)
         self.bytes = weight_bytes(self.source)
+        self._surveyed = Kept()
 
     def optimized(self, recipe: str | Recipe) -> View:
         sample = {name: tensor[:1] for name, tensor in self.parts.judge[0].items()}
@@ -59,13 +69,16 @@ class Subject:
             self.graph, recipe, samples=[sample], calibration=self.parts.fit, target="cpu"
         ).graph
 
-    def menu(self, timing: Timing | None = None) -> Menu:
-        """All candidates, surveyed."""
+    def menu(self, timing: Timing | None = None, budget: str = "") -> Menu:
+        """All candidates, surveyed once; of image tokens where time is bounded, or the cache, by
+        ``budget``."""
+        measures = graph_measures(self.source, self.judge.batches[0])
+        cache = Budget.parse(budget).limit_of("kv", measures) if budget else None
         # Fewer image tokens take no byte of a weight.
-        knobs = [knob for knob in KNOBS if knob != "tokens" or timing is not None]
+        knobs = [k for k in KNOBS if k != "tokens" or timing is not None or cache is not None]
         return Menu.of(
             self.source, self.parts, self.judge, find_target("cpu"), knobs, lambda *_: None,
-            timing=timing,
+            Under(self._surveyed, "timed" if timing else "untimed"), timing, cache,
         )  # fmt: skip
 
     def search(

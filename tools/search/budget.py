@@ -99,6 +99,11 @@ class Budget:
                 raise BadInput(f"budget {bound}: {_LACKING[bound.measure]}")
         return {bound.measure: bound.limit(source) for bound in self.bounds}
 
+    def limit_of(self, measure: str, source: Mapping[str, float]) -> float | None:
+        """The bound on one measure; ``None`` without one, or where the source has none of it."""
+        limits = [b.limit(source) for b in self.bounds if b.measure == measure in source]
+        return limits[0] if limits else None
+
     @property
     def goal(self) -> str:
         """What is made as small as the bounds allow."""

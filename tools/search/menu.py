@@ -49,6 +49,7 @@ from .wholes import (
     linears_of,
     pairs_of,
     staying,
+    timed_cuts,
     timed_tables,
     unit_of,
     work,
@@ -74,9 +75,10 @@ class Menu:
     def of(
         cls, view: View, data: Parts, judge: Judge, target: Target, using: Collection[str],
         progress: Progress, checkpoints: CheckpointStore | None = None,
-        timing: Timing | None = None,
+        timing: Timing | None = None, cache: float | None = None,
     ) -> Menu:  # fmt: skip
-        """Survey a canonical graph. ``timing`` says how times become known, where they are bounded.
+        """Survey a canonical graph. ``timing`` says how times become known, where they are bounded;
+        ``cache`` is the bound on the bytes of one sample's keys and values, where there is one.
         Raises ``BadInput`` where there is nothing to choose from."""
         structure = recognize(view)
         source = graph_measures(view, judge.batches[0])
@@ -101,17 +103,22 @@ class Menu:
         groups = storable_groups(view, structure)
         forms, paths = candidates(groups, data, using, fast=timing is not None)
         table_place = tables_place(view, structure, judge, target) if "bits" in using else None
-        cuts = [*token_cuts(view, structure, judge, progress)] if "tokens" in using else []
+        cuts: list[tuple[KeepPass, Measured]] = []
+        if "tokens" in using:
+            cuts = [*token_cuts(view, structure, judge, progress, cache)]
         times, about_times = None, list[str]()
         if timing is not None:
             tables = [] if table_place is None else storable_tables(view, structure)
             subject = Subject(
                 view, structure, target, forms, paths, tables, halves,
-                [unit for unit in halves if unit.name in gone], sites, cut=bool(cuts),
+                [unit for unit in halves if unit.name in gone], sites,
+                [cut for cut, _ in cuts],
             )  # fmt: skip
             times, remark = timing.times(subject, judge.batches[0], data, progress, checkpoints)
             sites, untimed = timed_sites(sites, times)
             about_times, source = [remark, *untimed], {**source, "ms": times.whole}
+            cuts, more = timed_cuts(cuts, times)
+            about_times += more
         places = linear_places(
             view, structure, data, probe, target, groups, forms, paths, sites, times, progress,
             checkpoints,

@@ -25,6 +25,7 @@ from .menu import Menu
 from .points import Found
 from .ray_workers import RAY, OnRay
 from .rounds import Rounds
+from .skips import graph_measures
 from .times import Times
 from .timing import Timing
 from .workers import Forked, Here, Workers
@@ -114,7 +115,8 @@ def search(
     judge = Judge(source, recognize(source), known.judge)
     with contextlib.closing(_workers(workers, graph, judge, known, reload)) as engine:
         aim = find_target(target)
-        menu = Menu.of(source, known, judge, aim, turned, tell, checkpoints, timing)
+        cache = bounds.limit_of("kv", graph_measures(source, judge.batches[0]))
+        menu = Menu.of(source, known, judge, aim, turned, tell, checkpoints, timing, cache)
         return Rounds(
             graph, source, bounds, known, menu, judge, rounds, tell, checkpoints, engine, refine
         ).found()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,20 +17,22 @@ from ...ir.moves.bypass_blocks import refusals
 from ...ir.structure.costs import graph_costs, sample_sizes
 from ...ir.structure.recognize import Structure, last_tower
 from ...ir.structure.units import Unit, in_halves
-from ...ir.structure.vision import find_image_tokens
+from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...passes.base import Context, Pass
 from ...passes.depth.path import FollowPath
 from ...passes.tokens.diverse import Diverse
 from ...passes.tokens.fastervlm import FasterVLM
-from ...passes.tokens.token_pass import KeepPass
+from ...passes.tokens.token_pass import KeepPass, counted
+from ...passes.tokens.uniform_tokens import UniformTokens
 from .judge import Judge
 
 Progress = Callable[[str, int, int], None]
 Batch = Mapping[str, torch.Tensor]
 KEEPS = ("75%", "50%", "25%", "12%")
-CUTS: tuple[KeepPass, ...] = tuple(
-    kind(keep=keep) for keep in KEEPS for kind in (FasterVLM, Diverse)
-)
+CHOOSERS: tuple[type[KeepPass], ...] = (FasterVLM, Diverse, UniformTokens)
+"""What says which image tokens stay. Where all parts of a picture are asked about, no score beats
+even distances (``zoo:tiny-llava-details``)."""
+CUTS: tuple[KeepPass, ...] = tuple(kind(keep=keep) for keep in KEEPS for kind in CHOOSERS)
 
 
 PAIRED = 12
@@ -116,16 +119,40 @@ def excess_of_pairs(
 
 
 def token_cuts(
-    view: View, structure: Structure, judge: Judge, progress: Progress
+    view: View, structure: Structure, judge: Judge, progress: Progress, cache: float | None = None
 ) -> Iterator[tuple[KeepPass, Measured]]:
-    """Each pass that drops image tokens and fits the model, and the model behind it."""
+    """Each pass that drops image tokens and fits the model, and the model behind it; ``cache`` are
+    bytes of one sample's keys and values, for which as many stay as fit in them."""
     try:
-        find_image_tokens(view, structure)
+        images = find_image_tokens(view, structure)
     except Refusal:
         return
-    for number, cut in enumerate(CUTS):
-        progress(f"dropping image tokens by {cut.name}", number, len(CUTS))
+    cuts, known = [*CUTS], dict[KeepPass, Measured]()
+    while cuts:
+        cut = cuts.pop(0)
+        progress(f"dropping image tokens by {cut.name}", len(known), len(CUTS))
         try:
-            yield cut, measured(view, cut, judge)
+            behind = measured(view, cut, judge)
         except BadInput:
             continue
+        if cache is not None and not known:
+            left = cut.cuts(view, structure)[0].left
+            whole = graph_measures(view, judge.batches[0])
+            cuts += _filling(cache, images, left, whole.get("kv", 0.0), behind.costs.get("kv", 0.0))
+        known[cut] = behind
+        yield cut, behind
+
+
+def _filling(
+    cache: float, images: ImageTokens, left: int, whole: float, behind: float
+) -> Iterator[KeepPass]:
+    """The cuts that keep as many tokens as a cache of so many bytes takes, by those of the whole
+    model and behind a cut that leaves ``left``; none that is one of ``CUTS``."""
+    if whole <= cache or whole <= behind:
+        return
+    gone = math.ceil((whole - cache) * (images.count - left) / (whole - behind) - 1e-6)
+    patches = images.count - images.newlines
+    stay = (patches - gone) // images.pictures * images.pictures
+    taken = (counted(cut.name, cut.keep, patches) for cut in CUTS)
+    if 0 < stay < patches and stay not in taken:
+        yield from (kind(keep=str(stay)) for kind in CHOOSERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -166,11 +167,22 @@ def solve(problems: Sequence[Problem], limits: Mapping[str, float], goal: str) -
 def best(
     problems: Sequence[Problem], limits: Mapping[str, float], goal: str, rows: Rows | None = None
 ) -> Choice | None:
-    """As ``solve``, and within further ``rows``; ``None`` where there is no such choice."""
-    choices = (_solved(problem, limits, goal, rows) for problem in problems)
-    return min(
-        (one for one in choices if one is not None), key=lambda c: c.costs[goal], default=None
-    )
+    """As ``solve``, and within further ``rows``; ``None`` where there is no such choice.
+
+    Of several problems those whose linear relaxation is no better than a choice that is known are
+    not solved: the most promising is the first, and most ways to drop image tokens end there.
+    """
+    programs = [_Program.of(problem, limits, goal, rows) for problem in problems]
+    bounds = [p.bound() for p in programs] if len(programs) > 1 else [-math.inf]
+    found: Choice | None = None
+    for bound, number in sorted(zip(bounds, range(len(programs)), strict=True)):
+        least = math.inf if found is None else found.costs[goal]
+        if bound >= least - GAP * abs(least):
+            break
+        choice = programs[number].solved()
+        if choice is not None and choice.costs[goal] < least:
+            found = choice
+    return found
 
 
 def _nearest(problems: Sequence[Problem], limits: Mapping[str, float]) -> str:
@@ -203,28 +215,57 @@ def _shown(measure: str, value: float) -> str:
     return f"{value:.4g}{' ms' if measure == 'ms' else ''}"
 
 
-def _solved(
-    problem: Problem, limits: Mapping[str, float], goal: str, rows: Rows | None
-) -> Choice | None:
-    from scipy.optimize import Bounds, LinearConstraint, milp
+@dataclass(frozen=True)
+class _Program:
+    """One problem, its bounds and its goal as SciPy takes them."""
 
-    columns = _Columns.of(problem)
-    target = columns.costs(goal)
-    constraints = [*columns.constraints, *(rows(problem) if rows is not None else ())]
-    for measure, limit in limits.items():
-        room = limit - problem.fixed.get(measure, 0.0)
-        row = columns.costs(measure)
-        scale = max(abs(room), float(np.abs(row).max(initial=0.0)), 1e-300)
-        # In millionths of the bound, and a millionth of a millionth inside it: HiGHS keeps rows to
-        # an absolute 1e-6.
-        constraints.append(LinearConstraint(row[None] / scale * 1e6, -np.inf, room / scale * 1e6))
-    scale = max(float(np.abs(target).max(initial=0.0)), 1e-300)
-    with silenced():
-        solution = milp(
-            target / scale * 1e4, constraints=constraints, integrality=np.ones(len(target)),
-            bounds=Bounds(0, 1), options={"mip_rel_gap": GAP, "time_limit": SECONDS},
-        )  # fmt: skip
-    return None if solution.x is None else columns.choice(solution.x > 0.5)
+    columns: _Columns
+    goal: str
+    constraints: Sequence[Any]
+
+    @classmethod
+    def of(
+        cls, problem: Problem, limits: Mapping[str, float], goal: str, rows: Rows | None
+    ) -> _Program:
+        from scipy.optimize import LinearConstraint
+
+        columns = _Columns.of(problem)
+        constraints = [*columns.constraints, *(rows(problem) if rows is not None else ())]
+        for measure, limit in limits.items():
+            room = limit - problem.fixed.get(measure, 0.0)
+            row = columns.costs(measure)
+            scale = max(abs(room), float(np.abs(row).max(initial=0.0)), 1e-300)
+            # In millionths of the bound, and a millionth of a millionth inside it: HiGHS keeps rows
+            # to an absolute 1e-6.
+            row, room = row[None] / scale * 1e6, room / scale * 1e6
+            constraints.append(LinearConstraint(row, -np.inf, room))
+        return cls(columns, goal, constraints)
+
+    def solved(self) -> Choice | None:
+        """The choice; ``None`` where there is none."""
+        solution = self._run(whole=True)[0]
+        return None if solution.x is None else self.columns.choice(solution.x > 0.5)
+
+    def bound(self) -> float:
+        """What no choice has less of, by the linear relaxation; infinity where there is none."""
+        solution, unit = self._run(whole=False)
+        if solution.x is None:
+            return math.inf if solution.status == 2 else -math.inf
+        return float(solution.fun) * unit + self.columns.problem.fixed.get(self.goal, 0.0)
+
+    def _run(self, *, whole: bool) -> tuple[Any, float]:
+        """What SciPy found, and what a unit of its goal is."""
+        from scipy.optimize import Bounds, milp
+
+        target = self.columns.costs(self.goal)
+        unit = max(float(np.abs(target).max(initial=0.0)), 1e-300) / 1e4
+        with silenced():
+            solution = milp(
+                target / unit, constraints=self.constraints,
+                integrality=np.full(len(target), int(whole)), bounds=Bounds(0, 1),
+                options={"mip_rel_gap": GAP, "time_limit": SECONDS},
+            )  # fmt: skip
+        return solution, unit
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from ...ir.vocab.targets import CPU, Target
 from ...passes.base import Context, Pass
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.stored import reason_against_storing
+from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.factor_form import FactorForm, graft_group
 from ..evaluate.turns import Setting, clock_by, compiled, timed_runs
 from .data import Parts
@@ -97,8 +98,8 @@ class Subject:
     """Those of them that may be left out."""
     sites: Sequence[Site] = ()
     """What may lose heads or units."""
-    cut: bool = False
-    """Whether image tokens may be dropped."""
+    cuts: Sequence[KeepPass] = ()
+    """What may drop image tokens."""
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def table_of_model(
     subject = Subject(
         view, structure, CPU, (*ROUNDED, *FED_BACK, FAST), PATHS, storable_tables(view, structure),
         all_units, [u for u, reason in zip(all_units, reasons, strict=True) if not reason],
-        sites_of(view, structure), cut=_drops_tokens(view, structure),
+        sites_of(view, structure), CUTS if _drops_tokens(view, structure) else (),
     )  # fmt: skip
     return measured_times(subject, inputs, machine, progress)
 
@@ -284,7 +285,7 @@ def _stored(subject: Subject, form: Form, names: Sequence[str]) -> View:
 
 
 def _cuts(subject: Subject) -> Iterator[tuple[str, View]]:
-    for cut in CUTS if subject.cut else ():
+    for cut in subject.cuts:
         with contextlib.suppress(BadInput):
             yield str(Cut(cut)), changed(subject.view, cut)
 

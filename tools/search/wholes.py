@@ -175,3 +175,14 @@ def timed_tables(place: Place, times: Times | None) -> Place:
         replace(o, costs={**o.costs, "ms": times.tables.get(str(o.what), 0.0)})
         for o in place.options
     ])  # fmt: skip
+
+
+def timed_cuts(
+    cuts: Sequence[tuple[KeepPass, Measured]], times: Times
+) -> tuple[list[tuple[KeepPass, Measured]], list[str]]:
+    """The cuts that a table of times knows, and what a person should know of the others."""
+    timed = [(cut, behind) for cut, behind in cuts if str(Cut(cut)) in times.cuts]
+    if len(timed) == len(cuts):
+        return timed, []
+    count = f"{len(cuts) - len(timed)} of {len(cuts)} ways to drop image tokens"
+    return timed, [f"{count} are left out: the table of times has none of them"]

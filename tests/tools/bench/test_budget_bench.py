@@ -8,7 +8,7 @@ from graphwright.ir.vocab.targets import find_target
 from graphwright.tools.bench.budget_forecast import random_choices
 from graphwright.tools.bench.budget_knobs import turned
 from graphwright.tools.bench.budget_refine import SPLITS, by_halves
-from graphwright.tools.bench.budget_rivals import FAST, OTHERS
+from graphwright.tools.bench.budget_rivals import FAST, LIGHT, OTHERS
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.recipe_of import Held
@@ -59,7 +59,7 @@ def test_a_knob_is_taken_away_and_what_was_turned_is_counted() -> None:
 
 
 def test_what_searches_are_held_against_can_be_read() -> None:
-    for recipes in [*OTHERS.values(), *FAST.values()]:
+    for recipes in [*OTHERS.values(), *FAST.values(), *LIGHT.values()]:
         for recipe in recipes:
             assert gw.Recipe.parse(recipe) if "{" in recipe else gw.Recipe.load(recipe)
 

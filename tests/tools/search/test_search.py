@@ -28,6 +28,7 @@ from graphwright.tools.cli.front_table import print_front
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
 from graphwright.tools.run.resume import FolderStore
+from graphwright.tools.search import skips
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
@@ -38,7 +39,14 @@ from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.recipe_of import Cut, recipe_of
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
-from graphwright.tools.search.skips import Measured, excess_of_pairs, left_out, units
+from graphwright.tools.search.skips import (
+    Measured,
+    excess_of_pairs,
+    graph_measures,
+    left_out,
+    token_cuts,
+    units,
+)
 from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
 from graphwright.tools.search.telling import search_entry
 from graphwright.tools.search.timing import changed
@@ -385,6 +393,28 @@ def test_behind_a_cut_only_what_lies_in_blocks_keeps_less() -> None:
     after = behind_cut(base, base.fixed, Diverse(keep="50%"), cut, {"block"})
     block, tower = (place.options[0].costs["kv"] for place in after.places[:2])
     assert (block, tower) == (-4, -8)
+
+
+def test_as_many_image_tokens_stay_as_the_cache_may_hold(
+    llava: View, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The shares that are always tried come to a third of the cache, or to two thirds."""
+    monkeypatch.setattr(skips, "CUTS", (Diverse(keep="25%"),))
+    view = llava.copy()
+    canonicalize(view)
+    structure = recognize(view)
+    batch = {k: t[:1] for k, t in read("zoo:tiny-llava", view).batches[0].items()}
+    judge = Judge(view, structure, [batch])
+    whole = graph_measures(view, batch)["kv"]
+    first, *filling = token_cuts(view, structure, judge, silent, 0.5 * whole)
+    assert first[0].keep == "25%" and {cut.name for cut, _ in filling} == {
+        "diverse", "fastervlm", "uniform-tokens"
+    }  # fmt: skip
+    tokens = batch["input_ids"].shape[1]
+    for cut, behind in filling:
+        assert 0.5 - 1 / tokens < behind.costs["kv"] / whole <= 0.5
+        assert cut.keep == filling[0][0].keep
+    assert len([*token_cuts(view, structure, judge, silent, whole)]) == 1
 
 
 def test_where_nothing_can_be_chosen_that_is_said() -> None:
