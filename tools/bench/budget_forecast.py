@@ -13,8 +13,8 @@ import torch
 from ...ir.structure.costs import weight_bytes
 from ..run.machine import processor
 from ..run.outliers import rank_correlation
+from ..search.problem import KEPT, Choice, Option, Problem
 from ..search.recipe_of import Thinned
-from ..search.solve import KEPT, Choice, Option, Problem
 from ..search.timing import Timing, clock_of, one_row, stand_in
 from .budget_subject import Subject
 

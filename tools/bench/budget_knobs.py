@@ -11,8 +11,8 @@ from rich.table import Table
 from ...ir.core.errors import BadInput
 from ..run.machine import processor
 from ..search.menu import Menu
+from ..search.problem import Choice
 from ..search.recipe_of import Cut, Held, HeldTables, Thinned
-from ..search.solve import Choice
 from ..search.timing import Timing
 from .budget_rivals import measured_row
 from .budget_subject import Subject

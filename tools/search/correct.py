@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
-from .solve import Choice
+from .problem import Choice
 
 TRUST = 0.1
 """Of a kind's own factor against the common one: a measured recipe counts 1 where the factor

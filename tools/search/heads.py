@@ -24,9 +24,9 @@ from ...passes.linear_pass import weight_of
 from ...passes.weights import structured
 from .data import Parts
 from .judge import Judge, needed
+from .problem import KEPT, Option, Place, Problem
 from .recipe_of import Thinned, thinning
 from .skips import Measured, Progress, graph_measures
-from .solve import KEPT, Option, Place, Problem
 from .times import Times
 from .wholes import DEPTH_WORK, work
 

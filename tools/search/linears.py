@@ -21,8 +21,8 @@ from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .heads import Level, Site, by_linear, levels
 from .judge import Judge
 from .probe import Minded, sensitivities, spread_over_blocks
+from .problem import KEPT, Option, Place, useful
 from .recipe_of import Held, HeldTables
-from .solve import KEPT, Option, Place, useful
 from .survey import PROBED, Errors, dense, stored, survey
 from .times import Times
 from .wholes import work

@@ -32,9 +32,9 @@ from .linears import (
     storable_groups,
     without_paths,
 )
+from .problem import KEPT, Choice, Option, Place, Problem
 from .recipe_of import Cut, Thinned, recipe_of
 from .skips import Measured, graph_measures, token_cuts, units
-from .solve import KEPT, Choice, Option, Place, Problem
 from .tables import storable_tables, tables_place
 from .times import Times
 from .timing import Subject, Timing, changed

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .problem import Choice, Problem
 from .recipe_of import Held
-from .solve import Choice, Problem, Rows
+from .solve import Rows
 
 
 def near(centre: Choice, changes: int, besides: Iterable[Choice]) -> Rows:

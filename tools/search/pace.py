@@ -10,7 +10,7 @@ import torch
 
 from ...ir.core.view import View
 from .menu import Menu
-from .solve import Choice
+from .problem import Choice
 from .timing import Clock, clock_of, one_row, stand_in
 
 SLACK = {"ms": 1.02}

@@ -9,7 +9,7 @@ from ...passes.recipe import Recipe
 from .budget import Budget
 from .judge import Judge, Loss
 from .menu import Menu
-from .solve import Choice
+from .problem import Choice
 
 
 @dataclass(frozen=True)

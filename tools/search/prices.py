@@ -6,8 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from .problem import Choice, Option, Place, Problem
 from .recipe_of import HeldTables, Thinned
-from .solve import Choice, Option, Place, Problem
 
 UNITS = {"bytes": 1e6, "ms": 1.0}
 """By measure, what prices are of: a megabyte, a millisecond."""

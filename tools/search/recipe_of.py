@@ -18,7 +18,7 @@ from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.flap import FLAP
 from ...passes.weights.quantize import Quantize
 from .forms import NO_PATH, Form, Path
-from .solve import Choice
+from .problem import Choice
 
 NO_LINEAR = 1 << 60
 """A least number of weights that no linear has: the pass stores tables alone."""

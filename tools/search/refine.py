@@ -20,7 +20,8 @@ from numpy.random import Generator
 from numpy.typing import NDArray
 
 from .near import near
-from .solve import Choice, Key, Problem, best
+from .problem import Choice, Key, Problem
+from .solve import best
 
 COMMON, PLACE, OPTION = 0.3, 0.3, 0.2
 """Standard deviations of a forecast's factor, by what shares them."""

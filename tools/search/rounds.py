@@ -19,9 +19,10 @@ from .measure import measured
 from .menu import Menu
 from .pace import SLACK, Pace
 from .points import Found, Point
+from .problem import Choice
 from .refine import MOST_STEPS, PATIENCE, SEED, Allowance, neighbours
 from .skips import graph_measures
-from .solve import Choice, solve
+from .solve import solve
 from .workers import Here, Workers
 
 Progress = Callable[[str, int, int], None]

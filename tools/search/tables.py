@@ -12,8 +12,8 @@ from ...ir.vocab.targets import CPU, Target
 from ...passes.weights.quantize import Quantize
 from ...passes.weights.tables import Table, TableForm, tables
 from .judge import Judge
+from .problem import KEPT, Option, Place
 from .recipe_of import HeldTables
-from .solve import KEPT, Option, Place
 
 NAME, KIND = "tables of embeddings", "tables"
 FORMS = (HeldTables(8, 64), HeldTables(8, 32), HeldTables(4, 64), HeldTables(4, 32))

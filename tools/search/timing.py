@@ -33,9 +33,9 @@ from ..evaluate.turns import Setting, clock_by, compiled, timed_runs
 from .data import Parts
 from .forms import FAST, FED_BACK, PATHS, ROUNDED, Form, Path
 from .heads import Site, sites_of, with_the_first
+from .problem import Choice
 from .recipe_of import Cut, Held, HeldTables, Thinned, recipe_of
 from .skips import CUTS, units, without
-from .solve import Choice
 from .tables import storable_tables
 from .times import Times, signature
 

@@ -15,9 +15,9 @@ from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
 from .judge import Judge
+from .problem import KEPT, Option, Place, Problem
 from .recipe_of import Cut, Held, Thinned
 from .skips import PAIRED, Measured, Progress, excess_of_pairs, left_out
-from .solve import KEPT, Option, Place, Problem
 from .times import Times
 
 DEPTH_WORK = 4e12

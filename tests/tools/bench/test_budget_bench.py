@@ -11,8 +11,8 @@ from graphwright.tools.bench.budget_refine import SPLITS, by_halves
 from graphwright.tools.bench.budget_rivals import FAST, LIGHT, OTHERS
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.menu import Menu
+from graphwright.tools.search.problem import KEPT, Option, Place, Problem
 from graphwright.tools.search.recipe_of import Held
-from graphwright.tools.search.solve import KEPT, Option, Place, Problem
 
 
 def menu() -> Menu:

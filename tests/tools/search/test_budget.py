@@ -11,8 +11,9 @@ from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.linears import RANK_ALONE, worth_having
 from graphwright.tools.search.prices import prices
+from graphwright.tools.search.problem import KEPT, Choice, Option, Place, Problem, useful
 from graphwright.tools.search.recipe_of import Held
-from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem, solve, useful
+from graphwright.tools.search.solve import _Program, best, solve
 
 
 def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
@@ -92,6 +93,27 @@ def test_some_unit_stays(problem: Problem) -> None:
     assert len(solve([problem], {"bytes": 33}, "loss").dropped) == 2
     with pytest.raises(gw.BadInput, match="the least that these knobs reach is"):
         solve([replace(problem, stay=[["half", "other"]])], {"bytes": 33}, "loss")
+
+
+def test_problems_that_cannot_be_better_are_not_solved(
+    problem: Problem, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ways to drop image tokens are: each loses something by itself and saves something else."""
+    problems = [
+        replace(problem, fixed={"bytes": 10 - saved}, places=[
+            *problem.places, Place("tokens", [Option(loss, {"loss": loss}, "tokens")])
+        ])
+        for saved, loss in ((0, 0), (0, 3), (40, 1), (500, 9), (-900, 0))
+    ]  # fmt: skip
+    solved = _Program.solved
+    for limit in (63, 97, 150, 220):
+        alone = [best([one], {"bytes": limit}, "loss") for one in problems]
+        least = min(one.costs["loss"] for one in alone if one is not None)
+        tried: list[_Program] = []
+        with monkeypatch.context() as patched:
+            patched.setattr(_Program, "solved", lambda p, t=tried: t.append(p) or solved(p))
+            assert solve(problems, {"bytes": limit}, "loss").costs["loss"] == least
+        assert 1 <= len(tried) <= 3
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:

@@ -32,10 +32,11 @@ from graphwright.tools.search.measure import measured
 from graphwright.tools.search.menu import Menu, fit_for
 from graphwright.tools.search.near import near
 from graphwright.tools.search.prices import prices
+from graphwright.tools.search.problem import KEPT, Choice, Option, Place, Problem
 from graphwright.tools.search.recipe_of import Held, Thinned, recipe_of
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.skips import Measured, graph_measures
-from graphwright.tools.search.solve import KEPT, Choice, Option, Place, Problem, best, solve
+from graphwright.tools.search.solve import best, solve
 from graphwright.tools.search.timing import changed
 from graphwright.tools.search.wholes import in_tower
 

@@ -22,10 +22,11 @@ from graphwright.tools.search.judge import Judge
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.near import near
 from graphwright.tools.search.points import Found
+from graphwright.tools.search.problem import KEPT, Choice, Key, Option, Place, Problem
 from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.refine import REST, Allowance, drawn
 from graphwright.tools.search.rounds import Rounds
-from graphwright.tools.search.solve import KEPT, Choice, Key, Option, Place, Problem, best
+from graphwright.tools.search.solve import best
 
 from .conftest import Batches, Memory
 

@@ -36,6 +36,7 @@ from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.points import Found, Point
+from graphwright.tools.search.problem import Choice, Option, Place, Problem
 from graphwright.tools.search.recipe_of import Cut, recipe_of
 from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
@@ -47,7 +48,7 @@ from graphwright.tools.search.skips import (
     token_cuts,
     units,
 )
-from graphwright.tools.search.solve import Choice, Option, Place, Problem, solve
+from graphwright.tools.search.solve import solve
 from graphwright.tools.search.telling import search_entry
 from graphwright.tools.search.timing import changed
 from graphwright.tools.search.wholes import TOKENS, behind_cut

@@ -22,10 +22,10 @@ from graphwright.tools.search.forms import FAST, NO_PATH, PATHS, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.heads import sites_of, timed_sites
 from graphwright.tools.search.points import Found
+from graphwright.tools.search.problem import Choice, Option
 from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import units
-from graphwright.tools.search.solve import Choice, Option
 from graphwright.tools.search.times import Times
 from graphwright.tools.search.timing import Subject, counted_times, measured_times, stand_in
 
