@@ -29,7 +29,7 @@ from ..search.judge import Judge
 from ..search.menu import Menu
 from ..search.points import Found
 from ..search.rounds import Rounds
-from ..search.search import KNOBS, ROUNDS
+from ..search.search import KNOBS, ROUNDS, saving
 from ..search.skips import graph_measures
 from ..search.timing import Timing
 from ..search.workers import Workers
@@ -73,9 +73,9 @@ class Subject:
         """All candidates, surveyed once; of image tokens where time is bounded, or the cache, by
         ``budget``."""
         measures = graph_measures(self.source, self.judge.batches[0])
-        cache = Budget.parse(budget).limit_of("kv", measures) if budget else None
-        # Fewer image tokens take no byte of a weight.
-        knobs = [k for k in KNOBS if k != "tokens" or timing is not None or cache is not None]
+        bounds = Budget.parse(budget or "bytes=100%")
+        cache = bounds.limit_of("kv", measures)
+        knobs = saving(bounds.bounded | ({"ms"} if timing else set()), KNOBS)
         return Menu.of(
             self.source, self.parts, self.judge, find_target("cpu"), knobs, lambda *_: None,
             Under(self._surveyed, "timed" if timing else "untimed"), timing, cache,

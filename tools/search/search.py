@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -94,9 +94,7 @@ def search(
             "a budget is spent by what the loss minds, which takes data: give --calib DATA "
             "(calibration=[...] in Python)"
         )
-    # Fewer image tokens take no byte of a weight: to measure them would be for nothing.
-    lighter = bounds.bounded & {"kv", "ms"}
-    turned = [knob for knob in using if knob != "tokens" or lighter]
+    turned = saving(bounds.bounded, using)
     if not turned:
         raise BadInput(
             "tokens take no byte of a weight: bound the cache or the time, such as by kv=50%"
@@ -120,6 +118,18 @@ def search(
         return Rounds(
             graph, source, bounds, known, menu, judge, rounds, tell, checkpoints, engine, refine
         ).found()
+
+
+def saving(bounded: Collection[str], using: Sequence[str]) -> list[str]:
+    """The knobs that may save what a budget bounds; to survey the others would be for nothing.
+
+    Fewer image tokens take no byte of a weight; where the cache alone is bounded, bytes are free,
+    and bits only lose.
+    """
+    if not {"kv", "ms"} & {*bounded}:
+        return [knob for knob in using if knob != "tokens"]
+    lighter = [knob for knob in using if knob not in ("bits", "rank")]
+    return lighter if {*bounded} == {"kv"} and lighter else [*using]
 
 
 def _workers(

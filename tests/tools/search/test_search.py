@@ -39,7 +39,7 @@ from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option, Place, Problem
 from graphwright.tools.search.recipe_of import Cut, recipe_of
 from graphwright.tools.search.rounds import Rounds
-from graphwright.tools.search.search import search
+from graphwright.tools.search.search import KNOBS, saving, search
 from graphwright.tools.search.skips import (
     Measured,
     excess_of_pairs,
@@ -416,6 +416,13 @@ def test_as_many_image_tokens_stay_as_the_cache_may_hold(
         assert 0.5 - 1 / tokens < behind.costs["kv"] / whole <= 0.5
         assert cut.keep == filling[0][0].keep
     assert len([*token_cuts(view, structure, judge, silent, whole)]) == 1
+
+
+def test_what_saves_nothing_that_is_bounded_is_not_surveyed() -> None:
+    assert saving({"bytes"}, KNOBS) == ["layers", "heads", "bits", "rank"]
+    assert saving({"kv"}, KNOBS) == ["tokens", "layers", "heads"]
+    assert saving({"kv"}, ("bits",)) == ["bits"]  # for which the error names what is reached
+    assert saving({"kv", "loss"}, KNOBS) == saving({"ms"}, KNOBS) == [*KNOBS]
 
 
 def test_where_nothing_can_be_chosen_that_is_said() -> None:
