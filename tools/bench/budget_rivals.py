@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 
 import torch
 from rich.table import Table
@@ -88,6 +89,7 @@ class Rivals:
         self.subject = subject
         self.planned = {kind: sorted(_planned(subject, texts)) for kind, texts in recipes.items()}
         self._judged: dict[str, Row | None] = {}
+        self._kv: dict[str, float] = {}
 
     def judged(self, kind: str, recipe: str, share: Share | None = None) -> Row | None:
         """What is measured of a recipe; ``None`` where the model has no place for it."""
@@ -98,6 +100,13 @@ class Rivals:
                 print(f"{recipe}: {error}", file=sys.stderr)
                 self._judged[recipe] = None
         return self._judged[recipe]
+
+
+    def kv(self, recipe: str) -> float:
+        """The share of the source's cache that a recipe leaves."""
+        if recipe not in self._kv:
+            self._kv[recipe] = of_cache(self.subject, self.subject.optimized(recipe))
+        return self._kv[recipe]
 
 
 @dataclass(frozen=True)
@@ -151,7 +160,7 @@ def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()
     rivals = Rivals(subject, _of(kinds, OTHERS))
 
     def of(share: float) -> Iterator[Row]:
-        yield from _found(subject, f"bytes={100 * share:g}%", whole)
+        yield from _found(subject, f"bytes={100 * share:g}%", _with_bits(whole))
         for kind, planned in rivals.planned.items():
             fitting = [recipe for size, recipe in planned if size <= share * subject.bytes]
             yield from _best(rivals.judged(kind, recipe) for recipe in fitting[-LARGEST:])
@@ -161,38 +170,48 @@ def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()
 
 def speeds(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
     """At each budget of time what was found, and the best of each other kind that keeps it."""
-    timing = Timing(machine=processor())
-    budgets = {f"{share:g}x": (f"ms={share:g}x", share) for share in shares}
-    return _kept(Rivals(subject, _of(kinds, FAST)), budgets, timing, of_time)
+    whole = subject.menu(Timing(machine=processor()))
+    rivals = Rivals(subject, _of(kinds, FAST))
+
+    def of(share: float) -> Iterator[Row]:
+        yield from _found(subject, f"ms={share:g}x", _with_bits(whole), of_time)
+        for kind, planned in rivals.planned.items():
+            known = [rivals.judged(kind, recipe, of_time) for _, recipe in planned]
+            yield from _best(row for row in known if row is not None and row.share <= share)
+
+    return _table(subject, {f"{share:g}x": partial(of, share) for share in shares})
 
 
 def caches(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
-    """As ``speeds``, at each budget of the key-value cache. Raises ``BadInput`` without one."""
+    """What was found at each budget of the key-value cache, and of each other kind the better of
+    the two largest that keep it. Raises ``BadInput`` without a cache."""
     if "kv" not in graph_measures(subject.source, subject.judge.batches[0]):
         raise BadInput(f"{subject.name} keeps no keys and values")
-    budgets = {f"{share:.1%} kv": (f"kv={100 * share:g}%", share) for share in shares}
-    return _kept(Rivals(subject, _of(kinds, LIGHT)), budgets, None, of_cache)
+    rivals = Rivals(subject, _of(kinds, LIGHT))
 
-
-def _kept(
-    rivals: Rivals, budgets: Mapping[str, tuple[str, float]], timing: Timing | None, share: Share
-) -> Table:
-    """The rows of budgets, each by what it is shown as, as a text and as a share."""
-
-    def of(budget: str, limit: float) -> Iterator[Row]:
-        yield from _found(rivals.subject, budget, rivals.subject.menu(timing, budget), share)
+    def of(share: float) -> Iterator[Row]:
+        budget = f"kv={100 * share:g}%"
+        menu = subject.menu(budget=budget)
+        menus = {"found": menu, "tokens alone": menu.without("layers").without("heads")}
+        yield from _found(subject, budget, menus, of_cache)
         for kind, planned in rivals.planned.items():
-            known = [rivals.judged(kind, recipe, share) for _, recipe in planned]
-            yield from _best(row for row in known if row is not None and row.share <= limit)
+            fitting = (recipe for _, recipe in reversed(planned) if rivals.kv(recipe) <= share)
+            largest = islice(fitting, LARGEST)
+            yield from _best(rivals.judged(kind, recipe, of_cache) for recipe in largest)
 
-    return _table(rivals.subject, {name: partial(of, *bound) for name, bound in budgets.items()})
+    return _table(subject, {f"{share:.1%} kv": partial(of, share) for share in shares})
+
+
+def _with_bits(menu: Menu) -> Mapping[str, Menu]:
+    """What is asked at budgets that bits may keep."""
+    return {"found": menu, "bits alone": menu.bits_alone()}
 
 
 def _found(
-    subject: Subject, budget: str, whole: Menu, share: Share | None = None
+    subject: Subject, budget: str, menus: Mapping[str, Menu], share: Share | None = None
 ) -> Iterator[Row]:
-    """What a search finds, and what the same solver finds with bits alone."""
-    for by, menu in {"found": whole, "bits alone": whole.bits_alone()}.items():
+    """What a search finds, and what the same solver finds with some of the candidates."""
+    for by, menu in menus.items():
         try:
             recipe = subject.search(budget, menu).recipe
         except BadInput as error:

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import cast
+
 import graphwright as gw
 import numpy as np
+import pytest
+from graphwright.ir.canonical.families import canonicalize
+from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
+from graphwright.passes.weights import tables
 from graphwright.tools.bench.budget_forecast import random_choices
 from graphwright.tools.bench.budget_knobs import turned
 from graphwright.tools.bench.budget_refine import SPLITS, by_halves
-from graphwright.tools.bench.budget_rivals import FAST, LIGHT, OTHERS
+from graphwright.tools.bench.budget_rivals import FAST, LIGHT, OTHERS, TABLE, _planned
+from graphwright.tools.bench.budget_subject import Subject
 from graphwright.tools.search.forms import NO_PATH, Form, Path
 from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.problem import KEPT, Option, Place, Problem
 from graphwright.tools.search.recipe_of import Held
+
+from tests.models import llama, traced
 
 
 def menu() -> Menu:
@@ -74,3 +84,19 @@ def test_what_one_half_of_the_rows_chooses_is_taken_where_the_other_half_agrees(
     picks, accepted = by_halves(sums, 0)
     assert {1, 2} <= set(picks) and accepted > 0.9
     assert by_halves(sums[:1], 0) == ([0] * SPLITS, 0)
+
+
+def test_of_rivals_that_do_the_same_one_is_held_against_a_search(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A table that a head is tied to goes with it, so that a pass behind it for tables finds
+    none; a row of 32 is no whole group of 64, so there it stays, and the pass too."""
+    monkeypatch.setattr(tables, "LEAST_NUMBERS", 1)
+    view = traced(llama(1, tie_word_embeddings=True))
+    canonicalize(view)
+    subject = SimpleNamespace(graph=view, source=view, structure=recognize(view))
+    alone = [f"quantize{{bits=4 group={group}}}" for group in (16, 64)]
+    table = TABLE.replace("64", "16")
+    texts = [text + more for text in alone for more in ("", table)]
+    kept = [text for _, text in _planned(cast("Subject", subject), texts)]
+    assert kept == [texts[0], *texts[2:]]
