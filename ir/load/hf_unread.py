@@ -88,8 +88,9 @@ def _behind(modules: Mapping[str, Any], name: str, read: Mapping[str, Weight]) -
 def _is_head(model: Any, weight: Weight, read: Mapping[str, Weight]) -> bool:
     """Whether a tensor is as large as a head that the model ties to its words, and no copy."""
     head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    table, tied = getattr(head, "weight", None), getattr(words, "weight", None)
-    if not isinstance(table, torch.Tensor) or table is not tied:
+    table: Any = getattr(head, "weight", None)
+    tied: Any = getattr(words, "weight", None)
+    if table is None or table is not tied:
         return False
     if tuple(weight.shape) != tuple(table.shape):
         return False
