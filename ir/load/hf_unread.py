@@ -87,11 +87,12 @@ def _behind(modules: Mapping[str, Any], name: str, read: Mapping[str, Weight]) -
 
 def _is_head(model: Any, weight: Weight, read: Mapping[str, Weight]) -> bool:
     """Whether a tensor is as large as a head that the model ties to its words, and no copy."""
-    head, words = model.get_output_embeddings(), model.get_input_embeddings()
-    table: Any = getattr(head, "weight", None)
-    tied: Any = getattr(words, "weight", None)
-    if table is None or table is not tied:
+    head = model.get_output_embeddings()
+    if head is None or not hasattr(head, "weight"):
         return False
+    if head.weight is not getattr(model.get_input_embeddings(), "weight", None):
+        return False
+    table: torch.Tensor = head.weight
     if tuple(weight.shape) != tuple(table.shape):
         return False
     name = next(n for n, p in model.named_parameters() if p is table)
