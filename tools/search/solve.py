@@ -46,8 +46,8 @@ def best(
     found: Choice | None = None
     for bound, number in sorted(zip(bounds, range(len(programs)), strict=True)):
         least = math.inf if found is None else found.costs[goal]
-        if bound >= least - GAP * abs(least):
-            break
+        if bound == math.inf or bound >= (1 - GAP) * least:
+            break  # no choice is legal, or none is better: nor of those behind it
         choice = programs[number].solved()
         if choice is not None and choice.costs[goal] < least:
             found = choice

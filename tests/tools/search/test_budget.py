@@ -114,6 +114,9 @@ def test_problems_that_cannot_be_better_are_not_solved(
             patched.setattr(_Program, "solved", lambda p, t=tried: t.append(p) or solved(p))
             assert solve(problems, {"bytes": limit}, "loss").costs["loss"] == least
         assert 1 <= len(tried) <= 3
+    with monkeypatch.context() as patched:
+        patched.setattr(_Program, "solved", lambda _: pytest.fail("no choice is legal"))
+        assert best(problems[-1:] * 2, {"bytes": 63}, "loss") is None
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(problem: Problem) -> None:

@@ -15,6 +15,7 @@ from graphwright.ir.core.view import View
 from graphwright.ir.structure.costs import graph_costs, sample_sizes, weight_bytes
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import CPU, find_target
+from graphwright.passes.tokens.diverse import Diverse
 from graphwright.tools.cli import latency_table
 from graphwright.tools.evaluate.turns import Setting, timed
 from graphwright.tools.search import pace, timing
@@ -25,9 +26,10 @@ from graphwright.tools.search.points import Found
 from graphwright.tools.search.problem import Choice, Option
 from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.search import search
-from graphwright.tools.search.skips import units
+from graphwright.tools.search.skips import Measured, units
 from graphwright.tools.search.times import Times
 from graphwright.tools.search.timing import Subject, counted_times, measured_times, stand_in
+from graphwright.tools.search.wholes import timed_cuts
 
 from .conftest import Batches
 
@@ -155,6 +157,13 @@ def test_a_table_of_another_machine_is_taken_and_one_of_other_inputs_refused(
     other = replace(table, inputs={"input_ids": [1, 99]})
     with pytest.raises(gw.BadInput, match=r"is of input_ids \[1, 99\].*has \[1, 24\]"):
         search(views["fx"], budget="ms=0.5x", times=other, **options)
+
+
+def test_ways_to_drop_image_tokens_that_a_table_lacks_are_left_out() -> None:
+    cuts = [(Diverse(keep=keep), Measured({}, 1.0)) for keep in ("50%", "67")]
+    assert timed_cuts(cuts, Times(1.0, cuts={"diverse 50%": 0.5, "diverse 67": 0.4})) == (cuts, [])
+    kept, (note,) = timed_cuts(cuts, Times(1.0, cuts={"diverse 50%": 0.5}))
+    assert kept == cuts[:1] and note.startswith("1 of 2 ways to drop image tokens are left out")
 
 
 def test_a_target_that_is_not_timed_here_is_counted(
