@@ -92,7 +92,7 @@ def _is_head(model: Any, weight: Weight, read: Mapping[str, Weight]) -> bool:
         return False
     if head.weight is not getattr(model.get_input_embeddings(), "weight", None):
         return False
-    table: torch.Tensor = head.weight
+    table: Any = head.weight
     if tuple(weight.shape) != tuple(table.shape):
         return False
     name = next(n for n, p in model.named_parameters() if p is table)
