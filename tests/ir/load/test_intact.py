@@ -14,8 +14,8 @@ from graphwright.ir.load.intact import check_files, facts, open_whole
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "model.onnx").write_bytes(b"graph")
-    (tmp_path / "model.onnx.data").write_bytes(b"weights")
+    for name in intact.FILES:
+        (tmp_path / name).write_bytes(b"weights" if name.endswith(".data") else b"graph")
     record(tmp_path, facts(tmp_path))
     return tmp_path
 

@@ -56,11 +56,14 @@ def nodes(view: FxView) -> list[Any]:
     return lines
 
 
-@pytest.mark.parametrize(("family", "cache", "traced"), [("llama", True, 3), ("gemma2", False, 5)])
+@pytest.mark.parametrize(
+    ("family", "cache", "traced"), [("llama", True, 3 + LAYERS), ("gemma2", False, 5)]
+)
 def test_the_graph_is_the_one_of_all_blocks_traced(
     family: str, cache: bool, traced: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of Gemma 2 every other block has a window: two kinds, each traced twice."""
+    """Of Gemma 2 every other block has a window: two kinds, each traced twice. With a cache each
+    block is asked once what it keeps."""
     model = getattr(small_models, family)(layers=LAYERS).module.model
     model.save_pretrained(tmp_path)
     with counted(type(model.model.layers[0])) as calls:
