@@ -15,6 +15,7 @@ def video(frames: int, rows: int, columns: int, *, cls_token: bool = True) -> An
     return SimpleNamespace(
         pictures=frames, grid=(rows, columns), patches=patches, count=frames * patches,
         cls_token=cls_token, layout=(), check_whole=lambda reason: None, check_patches=lambda: None,
+        check_members=lambda: None,
     )  # fmt: skip
 
 
