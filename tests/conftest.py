@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import atexit
 import gc
+import json
 import logging
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
+from filelock import FileLock
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -17,6 +23,23 @@ import graphwright.tools
 _CHECKOUT = str(Path(__file__).resolve().parents[1] / "tools")
 if _CHECKOUT not in graphwright.tools.__path__:
     graphwright.tools.__path__.append(_CHECKOUT)
+
+
+@pytest.fixture(scope="session")
+def once_a_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Any]], Any]:
+    """``once_a_run(name, make)``: what ``make`` returns, of which JSON can be made. The worker that
+    asks first makes it, the others wait and read it."""
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+    def once(name: str, make: Callable[[], Any]) -> Any:
+        made = shared / f"{name}.json"
+        with FileLock(f"{made}.lock"):
+            if not made.exists():
+                made.write_text(json.dumps(make()))
+        return json.loads(made.read_text())
+
+    return once
 
 
 def pytest_collection_finish() -> None:

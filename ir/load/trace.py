@@ -37,6 +37,7 @@ from .original import ModuleOriginal, traced_call
 from .overflow import AlwaysClamped
 from .plain_call import bind, check_module, plain_call
 from .repeated_blocks import repeated_blocks
+from .short_types import short_types
 
 
 def trace(
@@ -250,7 +251,7 @@ def _export(
     assumed = False
     while True:
         try:
-            with repeated_blocks(module), lean_export(), AlwaysClamped():
+            with repeated_blocks(module), lean_export(), short_types(), AlwaysClamped():
                 program = torch.export.export(
                     module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=assumed,

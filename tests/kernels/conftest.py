@@ -10,7 +10,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -23,8 +23,12 @@ Errors = Mapping[str, Mapping[str, float]]
 
 
 @pytest.fixture(scope="session")
-def errors() -> Errors:
+def errors(once_a_run: Callable[[str, Callable[[], Errors]], Errors]) -> Errors:
     """By kernel and label of the case: the relative L2 error against the op's reference."""
+    return once_a_run("interpreted", _interpreted)
+
+
+def _interpreted() -> Errors:
     files = [str(HERE / f"test_{name}.py") for name in INTERPRETED]
     environment = {**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(

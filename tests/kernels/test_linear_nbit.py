@@ -43,7 +43,7 @@ class Case:
 def _grid() -> list[Case]:
     """Every pair of rows and format; the other choices go round."""
     formats = [(123, 32), (192, 64), (300, 128), (77, 0), (64, 16), (256, 32)]
-    shapes = [((1,), 33), ((5,), 33), ((17,), 257)]
+    shapes = [((1,), 5), ((5,), 33), ((17,), 257)]
     found = []
     for i, ((rows, outputs), (columns, group), bits) in enumerate(
         itertools.product(shapes, formats, (4, 8))
@@ -55,34 +55,34 @@ def _grid() -> list[Case]:
     return found
 
 
-BASE = Case((1,), 33, 128, 32, 4, "none", False, torch.float32)
+BASE = Case((1,), 5, 128, 32, 4, "none", False, torch.float32)
 CASES = [
     *_grid(),
     BASE,
     replace(BASE, rows=(2,), columns=256, strided=True),
     replace(BASE, rows=(2,), bits=8, zeros="integer", dtype=torch.float16, rank=8),
     replace(BASE, rows=(2, 1), columns=45, zeros="real", bias=True, dtype=torch.bfloat16),
-    replace(BASE, outputs=257, columns=192, group=64, dtype=torch.float16, rank=8),
-    replace(BASE, outputs=5, columns=2048, dtype=torch.float16),  # more words than a tile
-    replace(BASE, outputs=5, columns=2400, zeros="integer"),
+    replace(BASE, outputs=33, columns=192, group=64, dtype=torch.float16, rank=8),
+    replace(BASE, columns=2048, dtype=torch.float16),  # more words than a tile
+    replace(BASE, columns=2400, zeros="integer"),
     replace(BASE, outputs=3, rank=70),  # more ranks than a step
     replace(BASE, outputs=1, columns=1),
     replace(BASE, rows=(0, 3)),
     replace(BASE, rows=(2, 3), columns=1100, dtype=torch.float16, rank=8, strided=True),
     replace(BASE, rows=(7,), outputs=1, columns=1, bits=8, zeros="integer"),
-    replace(BASE, rows=(33,), columns=123, dtype=torch.bfloat16, rank=32, bias=True),
-    replace(BASE, rows=(70,), columns=123, group=16, dtype=torch.float16, rank=70),
+    replace(BASE, rows=(33,), outputs=33, columns=123, dtype=torch.bfloat16, rank=32, bias=True),
+    replace(BASE, rows=(70,), outputs=33, columns=123, group=16, dtype=torch.float16, rank=70),
     replace(BASE, rows=(130,), outputs=130, dtype=torch.float16, zeros="integer"),
     replace(BASE, rows=(130,), outputs=33, columns=256, bits=8, group=0, zeros="real"),
-    replace(BASE, outputs=5, columns=123, group=16, bits=2, zeros="integer", bias=True),
-    replace(BASE, outputs=5, columns=123, group=16, bits=3, zeros="integer", bias=True),
-    replace(BASE, rows=(2,), outputs=5, columns=256, group=64, bits=3, dtype=torch.float16, rank=8),
-    replace(BASE, outputs=5, columns=300, group=0, bits=2, zeros="real", dtype=torch.bfloat16),
+    replace(BASE, columns=123, group=16, bits=2, zeros="integer", bias=True),
+    replace(BASE, columns=123, group=16, bits=3, zeros="integer", bias=True),
+    replace(BASE, rows=(2,), columns=256, group=64, bits=3, dtype=torch.float16, rank=8),
+    replace(BASE, columns=300, group=0, bits=2, zeros="real", dtype=torch.bfloat16),
     replace(BASE, outputs=3, columns=5000, group=256, bits=3),  # more words than a tile
-    replace(BASE, rows=(5,), columns=123, bits=2, dtype=torch.float16, bias=True),
-    replace(BASE, rows=(17,), columns=192, group=16, bits=3, zeros="real"),
-    replace(BASE, rows=(70,), columns=300, group=128, bits=2, zeros="integer", rank=8),
-    replace(BASE, rows=(130,), columns=256, group=0, bits=3, dtype=torch.bfloat16),
+    replace(BASE, rows=(5,), outputs=33, columns=123, bits=2, dtype=torch.float16, bias=True),
+    replace(BASE, rows=(17,), outputs=33, columns=192, group=16, bits=3, zeros="real"),
+    replace(BASE, rows=(70,), outputs=33, columns=300, group=128, bits=2, zeros="integer", rank=8),
+    replace(BASE, rows=(130,), outputs=33, columns=256, group=0, bits=3, dtype=torch.bfloat16),
 ]
 
 

@@ -20,7 +20,8 @@ ARCHS = {"sm_80": 163 * 1024, "sm_90": 227 * 1024, "sm_100": 227 * 1024}
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What ``bench.kernels --offline --json`` says; a process of its own, with an empty cache."""
+    """What ``bench.kernels --offline --quick --json`` says; a process of its own, with an empty
+    cache. Without ``--quick`` all cases are compiled for all."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     environment["TRITON_CACHE_DIR"] = str(tmp_path_factory.mktemp("triton"))
     # The bench is of the checkout: the installed package has none.
@@ -31,7 +32,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
         "sys.exit(main(sys.argv[1:]))"
     )
     tools = str(Path(__file__).resolve().parents[2] / "tools")
-    command = [sys.executable, "-c", code, tools, "--offline", "--json"]
+    command = [sys.executable, "-c", code, tools, "--offline", "--quick", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr[-4000:]
     found: list[dict[str, Any]] = json.loads(done.stdout)
@@ -46,10 +47,12 @@ def test_all_kernels_are_compiled_for_all_kinds_of_devices(rows: list[dict[str, 
     for arch in ARCHS:
         found = [row for row in rows if row["arch"] == arch]
         assert {row["kernel"] for row in found} == kernels
-        cases = {row["case"] for row in found if row["kernel"] in ("gemv_kernel", "gemm_kernel")}
-        kernel = kernel_of("linear_nbit")
-        assert kernel is not None
-        assert cases == {case for case, _ in kernel.launches()}
+    kernel = kernel_of("linear_nbit")
+    assert kernel is not None
+    of_linears = [row for row in rows if row["kernel"] in ("gemv_kernel", "gemm_kernel")]
+    assert {row["case"] for row in of_linears if row["arch"] == "sm_90"} == {
+        case for case, _ in kernel.launches()
+    }
     assert {row["arch"] for row in rows} == set(ARCHS)
 
 

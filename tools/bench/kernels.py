@@ -53,15 +53,16 @@ class Row:
     shared_limit: int
 
 
-def offline(capabilities: Sequence[int] = (80, 90, 100)) -> list[Row]:
-    """Compile every case for every capability. Raises ``Missing`` without triton or its ptxas."""
+def offline(capabilities: Sequence[int] = (80, 90, 100), quick: bool = False) -> list[Row]:
+    """Compile every case for every capability; with ``quick`` all for 90 alone, and of each kernel
+    the first for the others. Raises ``Missing`` without triton or its ptxas."""
     if os.environ.get("TRITON_INTERPRET"):
         raise Missing("TRITON_INTERPRET is set, nothing is compiled under it: unset it")
     if importlib.util.find_spec("triton") is None:
         raise Missing("triton is not installed: pip install triton (Linux, x86-64)")
     rows = []
     for capability in capabilities:
-        for case, launch in _launches():
+        for case, launch in _first() if quick and capability != 90 else _launches():
             figures = compiler.compile_for(launch, capability)
             limit = compiler.SHARED_LIMITS[capability]
             name = launch.kernel.__name__
@@ -73,6 +74,11 @@ def offline(capabilities: Sequence[int] = (80, 90, 100)) -> list[Row]:
 def _launches() -> list[tuple[str, Launch]]:
     kernels = (kernel_of(name) for name in ops_with(lambda op: op.own))
     return [launch for kernel in kernels if kernel is not None for launch in kernel.launches()]
+
+
+def _first() -> list[tuple[str, Launch]]:
+    """The first launch of each kernel."""
+    return list({launch.kernel: (case, launch) for case, launch in reversed(_launches())}.values())
 
 
 def _shape(operand: Type) -> list[int]:
@@ -211,6 +217,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a table; 0, or the exit code of what went wrong (3 without a device)."""
     parser = argparse.ArgumentParser(prog="python -m graphwright.tools.bench.kernels")
     parser.add_argument("--offline", action="store_true", help="Compile only, for sm_80 to sm_100.")
+    parser.add_argument("--quick", action="store_true", help="Offline, all cases for sm_90 alone.")
     parser.add_argument("--json", action="store_true", help="The offline figures as JSON.")
     options = parser.parse_args(argv)
     console = Console(width=None if sys.stdout.isatty() else 120)
@@ -218,7 +225,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not options.offline:
             console.print(bench())
             return 0
-        rows = offline()
+        rows = offline(quick=options.quick)
     except GraphwrightError as error:
         Console(stderr=True).print(str(error), markup=False, highlight=False, soft_wrap=True)
         return error.exit_code

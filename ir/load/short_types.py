@@ -1,0 +1,104 @@
+"""Types of the ops that most of a model is made of, by one rule each while the exporter traces.
+
+To learn the type of a linear's result the exporter takes it apart into views and a product, and
+runs each through fake tensors of symbolic sizes: an eighth of what a trace costs. Where operands
+plainly fit each other, the result is as long as they say, and contiguous, which these ops make it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import SymInt, Tensor
+from torch._C import DispatchKey
+
+aten = torch.ops.aten
+
+_Sizes = Sequence[int | SymInt]
+_Rule = Callable[..., _Sizes | None]
+"""From the operands to the sizes of the result; ``None`` where the exporter has to say."""
+
+
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Sizes | None:
+    fits = x.dim() and weight.dim() == 2 and _same(x.shape[-1], weight.shape[1])
+    if not fits or (bias is not None and not _same_all(bias.shape, weight.shape[:1])):
+        return None
+    operands = (x, weight) if bias is None else (x, weight, bias)
+    return (*x.shape[:-1], weight.shape[0]) if _alike(*operands) else None
+
+
+def _matmul(a: Tensor, b: Tensor) -> _Sizes | None:
+    if b.dim() < 2 or a.dim() < b.dim() or not _same(a.shape[-1], b.shape[-2]):
+        return None  # of fewer dimensions than ``b``, the result is the view of a product
+    if b.dim() > 2 and not _same_all(a.shape[:-2], b.shape[:-2]):
+        return None
+    return (*a.shape[:-1], b.shape[-1]) if _alike(a, b) else None
+
+
+def _layer_norm(
+    x: Tensor, sizes: _Sizes, weight: Tensor | None = None, bias: Tensor | None = None, *_: Any
+) -> _Sizes | None:
+    given = [sizes, *(t.shape for t in (weight, bias) if t is not None)]
+    if not all(_same_all(shape, x.shape[-len(sizes):]) for shape in given):  # fmt: skip
+        return None
+    return x.shape
+
+
+_RULES: Mapping[Any, _Rule] = {
+    aten.linear.default: _linear,
+    aten.matmul.default: _matmul,
+    aten.layer_norm.default: _layer_norm,
+}
+
+
+@contextlib.contextmanager
+def short_types() -> Iterator[None]:
+    """Within it, the ops above are typed by their rule, and taken apart where it does not say."""
+    key = DispatchKey.CompositeImplicitAutograd
+    before = {op: op.py_kernels.get(key) for op in _RULES}
+    try:
+        for op, rule in _RULES.items():
+            _set(op, _by_rule(op, rule, before[op]))
+        yield
+    finally:
+        for op, kernel in before.items():
+            _set(op, kernel)
+
+
+def _set(op: Any, kernel: Callable[..., Any] | None) -> None:
+    """Gives an op its decomposition in Python, or takes it away."""
+    if kernel is None:
+        op.py_kernels.pop(DispatchKey.CompositeImplicitAutograd, None)
+    else:
+        op.py_kernels[DispatchKey.CompositeImplicitAutograd] = kernel
+    op._dispatch_cache.clear()
+
+
+def _by_rule(op: Any, rule: _Rule, taken_apart: Callable[..., Any] | None) -> Callable[..., Any]:
+    def typed(*args: Any, **kwargs: Any) -> Any:
+        sizes = rule(*args, **kwargs)
+        if sizes is not None:
+            return args[0].new_empty(sizes)
+        if taken_apart is not None:
+            return taken_apart(*args, **kwargs)
+        return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+
+    return typed
+
+
+def _alike(*tensors: Tensor) -> bool:
+    return len({(t.dtype, t.device, t.layout) for t in tensors}) == 1
+
+
+def _same_all(a: _Sizes, b: _Sizes) -> bool:
+    return len(a) == len(b) and all(map(_same, a, b))
+
+
+def _same(a: int | SymInt, b: int | SymInt) -> bool:
+    """Whether two sizes are one number or one expression, which asks nothing of any symbol."""
+    if isinstance(a, SymInt) and isinstance(b, SymInt):
+        return bool(a.node.expr == b.node.expr)
+    return isinstance(a, int) and isinstance(b, int) and a == b
