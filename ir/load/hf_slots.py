@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 
 from ..core.quiet import quiet
 from ..structure.cache_slots import PARTS, STATES, past_name, present_of, state_name
-from .fake import faked
+from .fake import all_meta, faked
 from .plain_call import cache_argument
 
 _TOKENS = 2
@@ -47,13 +47,24 @@ def held_by(model: Any) -> tuple[Held, ...]:
     Raises ``ValueError`` for a kind of layer that keeps something else, and whatever the model
     raises where it does not run so.
     """
+    try:
+        with all_meta(model):
+            return _held_of(model, torch.ones(2, _TOKENS, dtype=torch.int64))
+    except (RuntimeError, NotImplementedError):  # a number is asked for, which fake tensors have
+        ids = torch.ones(2, _TOKENS, dtype=torch.int64)
+        with faked(model, ((), {"input_ids": ids})) as (_, inputs):
+            return _held_of(model, **inputs)
+
+
+def _held_of(model: Any, input_ids: torch.Tensor) -> tuple[Held, ...]:
     from transformers.cache_utils import DynamicCache
 
     cache = DynamicCache(config=model.config)
-    ids = torch.ones(2, _TOKENS, dtype=torch.int64)
-    with faked(model, ((), {"input_ids": ids})) as (_, inputs), torch.no_grad(), quiet():
-        type(model).forward(model, **inputs, use_cache=True, **{cache_argument(model): cache})
-        return tuple(held for i, layer in enumerate(cache.layers) for held in _held(i, layer))
+    with torch.no_grad(), quiet():
+        type(model).forward(
+            model, input_ids=input_ids, use_cache=True, **{cache_argument(model): cache}
+        )
+    return tuple(held for i, layer in enumerate(cache.layers) for held in _held(i, layer))
 
 
 def _held(index: int, layer: Any) -> Iterable[Held]:

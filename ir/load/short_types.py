@@ -3,6 +3,8 @@
 To learn the type of a linear's result the exporter takes it apart into views and a product, and
 runs each through fake tensors of symbolic sizes: an eighth of what a trace costs. Where operands
 plainly fit each other, the result is as long as they say, and contiguous, which these ops make it.
+Whether a tensor is contiguous is worked out anew for each operand of each op, another eighth: here
+once for all tensors of the same sizes and strides.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+import torch._prims_common as prims
 from torch import SymInt, Tensor
 from torch._C import DispatchKey
 
@@ -56,13 +59,17 @@ _RULES: Mapping[Any, _Rule] = {
 
 @contextlib.contextmanager
 def short_types() -> Iterator[None]:
-    """Within it, the ops above are typed by their rule, and taken apart where it does not say."""
+    """Within it, the ops above are typed by their rule, and taken apart where it does not say.
+
+    For one export: sizes of another that go by the same letters may be others.
+    """
     key = DispatchKey.CompositeImplicitAutograd
     before = {op: op.py_kernels.get(key) for op in _RULES}
     try:
         for op, rule in _RULES.items():
             _set(op, _by_rule(op, rule, before[op]))
-        yield
+        with _asked_once("is_contiguous"), _asked_once("is_channels_last_contiguous_2d", (4,)):
+            yield
     finally:
         for op, kernel in before.items():
             _set(op, kernel)
@@ -89,6 +96,38 @@ def _by_rule(op: Any, rule: _Rule, taken_apart: Callable[..., Any] | None) -> Ca
     return typed
 
 
+@contextlib.contextmanager
+def _asked_once(name: str, ranks: Sequence[int] = range(1, 9)) -> Iterator[None]:
+    """A question of torch about the layout of a tensor is answered as it was for its like; of
+    other ranks it costs nothing."""
+    module: Any = prims
+    asked = getattr(module, name, None)
+    if asked is None:
+        yield
+        return
+    answers: dict[Any, bool] = {}
+
+    def answered(tensor: Tensor, *flags: Any, **named: Any) -> bool:
+        if tensor.ndim not in ranks:
+            return bool(asked(tensor, *flags, **named))
+        sizes = tuple(map(_expression, (*tensor.shape, *tensor.stride())))
+        like = (sizes, flags, *named.items())
+        if like not in answers:
+            answers[like] = asked(tensor, *flags, **named)
+        return answers[like]
+
+    setattr(module, name, answered)
+    try:
+        yield
+    finally:
+        setattr(module, name, asked)
+
+
+def _expression(size: int | SymInt) -> Any:
+    """As it was written: what the exporter has since learned of its symbols is a dear question."""
+    return size.node._expr if isinstance(size, SymInt) else size
+
+
 def _alike(*tensors: Tensor) -> bool:
     return len({(t.dtype, t.device, t.layout) for t in tensors}) == 1
 
@@ -99,6 +138,4 @@ def _same_all(a: _Sizes, b: _Sizes) -> bool:
 
 def _same(a: int | SymInt, b: int | SymInt) -> bool:
     """Whether two sizes are one number or one expression, which asks nothing of any symbol."""
-    if isinstance(a, SymInt) and isinstance(b, SymInt):
-        return bool(a.node.expr == b.node.expr)
-    return isinstance(a, int) and isinstance(b, int) and a == b
+    return bool(_expression(a) == _expression(b))
