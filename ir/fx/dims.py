@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
 
 import torch
+
+Sizes: TypeAlias = Sequence[int | torch.SymInt]
+SIZE = (int, torch.SymInt)
 
 
 class FxDims:
@@ -52,3 +56,44 @@ class FxDims:
         self.symbols[str(symbol)] = name
         size: torch.SymInt = shape_env.create_symintnode(symbol, hint=number, source=source)
         return size
+
+
+# --- sizes that are written out -------------------------------------------------------------------
+
+
+def reshaped(old: Sizes, wanted: Sizes) -> Sizes | None:
+    """The sizes of a reshape, of which one may be -1; ``None`` where ``old`` does not plainly have
+    as many elements."""
+    left = [i for i, size in enumerate(wanted) if isinstance(size, int) and size == -1]
+    sizes, total = list(wanted), math.prod(old)
+    if len(left) > 1 or any(isinstance(size, int) and size == 0 for size in (*old, *wanted)):
+        return None
+    for i in left:
+        sizes[i] = total // math.prod(size for j, size in enumerate(wanted) if j != i)
+    return sizes if same(math.prod(sizes), total) else None
+
+
+def expanded(old: Sizes, wanted: Sizes) -> Sizes | None:
+    """The sizes of an expansion, -1 for those that stay; ``None`` where they do not plainly fit."""
+    new = len(wanted) - len(old)
+    if new < 0:
+        return None
+    sizes = [own if isinstance(size, int) and size == -1 else size
+             for own, size in zip((*wanted[:new], *old), wanted, strict=True)]  # fmt: skip
+    fit = all(same(own, 1) or same(own, size) for own, size in zip(old, sizes[new:], strict=True))
+    return sizes if fit else None
+
+
+RESIZED: Mapping[str, Callable[[Sizes, Sizes], Sizes | None]] = {
+    "reshape": reshaped, "expand": expanded,
+}  # fmt: skip
+"""By op, the rule for sizes that are operands of their own: a fake run takes 7 ms for each."""
+
+
+def same(a: int | torch.SymInt, b: int | torch.SymInt) -> bool:
+    """Whether two sizes are one number or one expression, which asks nothing of any symbol."""
+    return bool(_expression(a) == _expression(b))
+
+
+def _expression(size: int | torch.SymInt) -> Any:
+    return size.node.expr if isinstance(size, torch.SymInt) else size

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeAlias
 
 import torch
@@ -18,7 +18,7 @@ from ..core.types import UNKNOWN, Type
 from ..core.view import NATIVE, NO_SCOPE, Origin, Source, View
 from ..core.weights import Weight
 from ..vocab import ATEN_DECODERS, load_dialects, spec
-from .dims import FxDims
+from .dims import RESIZED, SIZE, FxDims, Sizes
 
 GETITEM = operator.getitem
 """Takes one of several results: part of how FX writes a node, and no node of a view's own."""
@@ -186,6 +186,8 @@ class FxReader(View):
         if reading is None or spec(reading[0]).multi_result:
             return None
         op, operands, attrs = reading
+        if op in RESIZED:
+            return self._resized(RESIZED[op], operands)
         types = [self.type(o) if isinstance(o, FxNode) else o for o in operands]
         try:
             (type_,) = spec(op).infer(types, attrs)
@@ -198,6 +200,18 @@ class FxReader(View):
             return None
         with self._fake_mode():
             return torch.empty(sizes, dtype=type_.dtype)
+
+    def _resized(
+        self, rule: Callable[[Sizes, Sizes], Sizes | None], operands: Sequence[Operand]
+    ) -> torch.Tensor | None:
+        x, *wanted = (o.meta.get("val") if isinstance(o, FxNode) else o for o in operands)
+        if not isinstance(x, torch.Tensor) or not all(isinstance(s, SIZE) for s in wanted):
+            return None
+        sizes = rule(x.shape, wanted)  # type: ignore[arg-type]
+        if sizes is None:
+            return None
+        with self._fake_mode():
+            return torch.empty(sizes, dtype=x.dtype)
 
     def _fake_mode(self) -> Any:
         for node in self._placeholders:

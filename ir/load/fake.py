@@ -80,4 +80,4 @@ def _own_kept(module: torch.nn.Module) -> Iterator[None]:
 
 
 def _tables(module: torch.nn.Module) -> list[dict[str, Any]]:
-    return [t for owner in module.modules() for t in (owner._parameters, owner._buffers)]  # type: ignore[misc]
+    return [t for owner in module.modules() for t in (owner._parameters, owner._buffers)]

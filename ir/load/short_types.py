@@ -18,23 +18,24 @@ import torch._prims_common as prims
 from torch import SymInt, Tensor
 from torch._C import DispatchKey
 
+from ..fx.dims import Sizes, same
+
 aten = torch.ops.aten
 
-_Sizes = Sequence[int | SymInt]
-_Rule = Callable[..., _Sizes | None]
+_Rule = Callable[..., Sizes | None]
 """From the operands to the sizes of the result; ``None`` where the exporter has to say."""
 
 
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> _Sizes | None:
-    fits = x.dim() and weight.dim() == 2 and _same(x.shape[-1], weight.shape[1])
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Sizes | None:
+    fits = x.dim() and weight.dim() == 2 and same(x.shape[-1], weight.shape[1])
     if not fits or (bias is not None and not _same_all(bias.shape, weight.shape[:1])):
         return None
     operands = (x, weight) if bias is None else (x, weight, bias)
     return (*x.shape[:-1], weight.shape[0]) if _alike(*operands) else None
 
 
-def _matmul(a: Tensor, b: Tensor) -> _Sizes | None:
-    if b.dim() < 2 or a.dim() < b.dim() or not _same(a.shape[-1], b.shape[-2]):
+def _matmul(a: Tensor, b: Tensor) -> Sizes | None:
+    if b.dim() < 2 or a.dim() < b.dim() or not same(a.shape[-1], b.shape[-2]):
         return None  # of fewer dimensions than ``b``, the result is the view of a product
     if b.dim() > 2 and not _same_all(a.shape[:-2], b.shape[:-2]):
         return None
@@ -42,8 +43,8 @@ def _matmul(a: Tensor, b: Tensor) -> _Sizes | None:
 
 
 def _layer_norm(
-    x: Tensor, sizes: _Sizes, weight: Tensor | None = None, bias: Tensor | None = None, *_: Any
-) -> _Sizes | None:
+    x: Tensor, sizes: Sizes, weight: Tensor | None = None, bias: Tensor | None = None, *_: Any
+) -> Sizes | None:
     given = [sizes, *(t.shape for t in (weight, bias) if t is not None)]
     if not all(_same_all(shape, x.shape[-len(sizes):]) for shape in given):  # fmt: skip
         return None
@@ -110,7 +111,7 @@ def _asked_once(name: str, ranks: Sequence[int] = range(1, 9)) -> Iterator[None]
     def answered(tensor: Tensor, *flags: Any, **named: Any) -> bool:
         if tensor.ndim not in ranks:
             return bool(asked(tensor, *flags, **named))
-        sizes = tuple(map(_expression, (*tensor.shape, *tensor.stride())))
+        sizes = tuple(map(_written, (*tensor.shape, *tensor.stride())))
         like = (sizes, flags, *named.items())
         if like not in answers:
             answers[like] = asked(tensor, *flags, **named)
@@ -123,7 +124,7 @@ def _asked_once(name: str, ranks: Sequence[int] = range(1, 9)) -> Iterator[None]
         setattr(module, name, asked)
 
 
-def _expression(size: int | SymInt) -> Any:
+def _written(size: int | SymInt) -> Any:
     """As it was written: what the exporter has since learned of its symbols is a dear question."""
     return size.node._expr if isinstance(size, SymInt) else size
 
@@ -132,10 +133,5 @@ def _alike(*tensors: Tensor) -> bool:
     return len({(t.dtype, t.device, t.layout) for t in tensors}) == 1
 
 
-def _same_all(a: _Sizes, b: _Sizes) -> bool:
-    return len(a) == len(b) and all(map(_same, a, b))
-
-
-def _same(a: int | SymInt, b: int | SymInt) -> bool:
-    """Whether two sizes are one number or one expression, which asks nothing of any symbol."""
-    return bool(_expression(a) == _expression(b))
+def _same_all(a: Sizes, b: Sizes) -> bool:
+    return len(a) == len(b) and all(map(same, a, b))

@@ -116,7 +116,8 @@ def binary(node: Node) -> Reading | None:
 
 def boolean(node: Node) -> Reading | None:
     """A bitwise op on booleans is a logical one."""
-    return (node.args, {}) if dtype_of(node) == torch.bool else None
+    truths = all(isinstance(a, bool) or dtype_of(a) == torch.bool for a in node.args)
+    return (node.args, {}) if truths else None
 
 
 def one_dim(node: Node) -> Reading | None:
