@@ -1,4 +1,7 @@
-"""The reading of ONNX by the onnx package's node tests, some 1,900: none is read wrongly."""
+"""The reading of ONNX by the onnx package's node tests: none is read wrongly.
+
+One in three of some 1,900; all by ``python -m graphwright.tools.bench.node_tests``.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +32,14 @@ OF_THE_RUNTIME = {
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> list[Verdict]:
     folder: Path = tmp_path_factory.mktemp("node-tests")
-    return [judge(test, folder) for test in collect()]
+    tests = {test.name: test for test in [*collect()[::3], *collect("test_bernoulli")]}
+    return [judge(test, folder) for test in tests.values()]
 
 
 def test_no_node_test_is_read_wrongly(verdicts: list[Verdict]) -> None:
     assert [v for v in verdicts if v.outcome == "wrong"] == []
     counts = Counter(v.outcome for v in verdicts)
-    assert counts["equal"] > 0.98 * len(verdicts) > 1500
+    assert counts["equal"] > 0.98 * len(verdicts) > 500
 
 
 def test_what_is_refused_is_refused_for_a_known_reason(verdicts: list[Verdict]) -> None:
