@@ -16,6 +16,11 @@ from pathlib import Path
 KEPT_BYTES = 1 << 29
 """Memory of its own that a process may have before anything is given back. What is given back is
 cleared again when it is next used."""
+GROWN_BYTES = 1 << 26
+"""By how much it has to grow between two times that memory is given back, each of which walks
+through all of it."""
+_LEFT = {"bytes": 0}
+"""Of its own, when memory was last given back, or less since."""
 
 
 @contextlib.contextmanager
@@ -41,7 +46,7 @@ def set_aside() -> Iterator[None]:
     A traced decoder is half a million objects, and each full collection walks through all of them.
     Where the process has set some aside before, it does nothing: these would be looked at again.
     """
-    if gc.get_freeze_count():
+    if _set_aside_before():
         yield
         return
     gc.freeze()
@@ -51,15 +56,29 @@ def set_aside() -> Iterator[None]:
         gc.unfreeze()
 
 
+@functools.cache
+def _set_aside_before() -> bool:
+    """Whether the process had objects set aside when this was first asked: to ask is to count them,
+    10 ms for a million."""
+    return gc.get_freeze_count() > 0
+
+
 def give_back(kept_bytes: int = KEPT_BYTES) -> None:
-    """Return freed memory to the system where the process has more than ``kept_bytes``.
+    """Return freed memory to the system where the process has more than ``kept_bytes``, and has
+    grown since it last did.
 
     glibc keeps what was freed between smaller pieces that live on: quantizing a 0.5B model matrix
     by matrix grew the process by 1.5 GB of which nothing was in use. Does nothing elsewhere.
     """
     trim = _malloc_trim()
-    if trim is not None and _own_bytes() > kept_bytes:
+    if trim is None:
+        return
+    own = _own_bytes()
+    if own > max(kept_bytes, _LEFT["bytes"] + GROWN_BYTES):
         trim(0)
+        own = _own_bytes()
+        _LEFT["bytes"] = own
+    _LEFT["bytes"] = min(_LEFT["bytes"], own)
 
 
 @functools.cache

@@ -20,8 +20,8 @@ import torch
 
 LEAST_BYTES = 1 << 20
 """Smaller tensors are left where they are."""
-LEAST_FILE = 1 << 24
-"""Bytes of a folder's largest file below which its files stay: to find what is mapped takes
+LEAST_FILE = 1 << 27
+"""Bytes of a folder's largest file below which its files stay: to find what is mapped takes tens of
 milliseconds."""
 RELEASE_SECONDS = 0.1
 _MAPPINGS = Path("/proc/self/smaps")

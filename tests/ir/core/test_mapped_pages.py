@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from graphwright.ir.core import mapped_pages
 from graphwright.ir.core.mapped_pages import release_files, release_in_turn, releasing_files
 from graphwright.ir.core.weights import read_safetensors_header
 from safetensors.torch import save_file
@@ -23,6 +24,11 @@ def _resident_megabytes(path: Path) -> float:
         elif first == "Rss:" and inside:
             kilobytes += int(line.split()[1])
     return kilobytes / 1e3
+
+
+@pytest.fixture(autouse=True)
+def small_files_leave_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mapped_pages, "LEAST_FILE", 1 << 20)
 
 
 @pytest.fixture
