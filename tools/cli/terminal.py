@@ -37,6 +37,7 @@ from ..report.summary import (
     runs,
     site_groups,
     size,
+    size_change,
     split_name,
     tokens_text,
     with_weights,
@@ -78,7 +79,7 @@ def print_result(console: Console, manifest: Manifest, folder: str = "") -> None
         before, after = manifest.passes[0].bytes_before, manifest.passes[-1].bytes_after
     line = f"{'size' if folder else 'weights'}: {size(before)} -> {size(after)}"
     if before > 0 and after > 0:
-        line += f" ({before / after:.2f}x smaller)"
+        line += f" ({size_change(before, after, 'x')})"
     _say(console, f"{line}, in {where}" if where else
          f"{line}; nothing was written: -o OUT writes it", "bold")  # fmt: skip
 

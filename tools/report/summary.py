@@ -235,9 +235,19 @@ def tokens_text(tokens: Sequence[int | None]) -> str:
     return ", ".join(parts) or "-"
 
 
-def ratio(before: float, after: float) -> str:
-    """How many times smaller ``after`` is; a dash where the question has no answer."""
-    return f"{before / after:.2f}×" if before > 0 and after > 0 else "-"
+def size_change(before: float, after: float, times: str = "×") -> str:
+    """How much smaller or larger ``after`` is, in words; a dash where the question has no answer.
+
+    >>> size_change(4, 2), size_change(2, 3), size_change(1000, 1001)
+    ('2.00× smaller', '1.50× larger', 'no smaller')
+    """
+    if before <= 0 or after <= 0:
+        return "-"
+    larger = after > before
+    factor = f"{after / before if larger else before / after:.2f}"
+    if factor == "1.00":
+        return "no smaller"
+    return f"{factor}{times} {'larger' if larger else 'smaller'}"
 
 
 def evaluated_text(result: EvaluatedEntry, name: str) -> str:

@@ -307,6 +307,18 @@ def test_result_fits_eighty_columns(make_manifest: Make) -> None:
         assert part in text, part
 
 
+def test_a_result_larger_than_its_source_is_said_to_be(make_manifest: Make) -> None:
+    manifest = make_manifest("quantize")
+    for after, said_ in ((2 * manifest.sizes.source_bytes, "2.00{} larger"),
+                         (manifest.sizes.source_bytes + 1, "no smaller")):  # fmt: skip
+        manifest.sizes.artifact_bytes = after
+        out = console()
+        terminal.print_result(out, manifest, "out4")
+        assert f"({said_.format('x')}), in out4" in said(out)
+        card = {card["label"]: card["note"] for card in report._headlines(manifest)}["Size"]
+        assert card.startswith(said_.format("×"))
+
+
 def test_kept_image_tokens_are_shown(make_manifest: Make) -> None:
     manifest = make_manifest("quantize")
     manifest.image_tokens = ImageTokensEntry(
