@@ -72,8 +72,8 @@ def export(
         entries = write_entries(graph, folder, paths or {}, find_target(target))
         manifest |= {"paths": {n: entry_fields(e) for n, e in entries.items()}} if entries else {}
         manifest["target"] = target
-        for step in manifest["passes"][-1:]:
-            step["notes"] += [f"writing ONNX: {remark}" for remark in (*remarks(onnx), *parts)]
+        notes = [f"writing ONNX: {remark}" for remark in (*remarks(onnx), *parts)]
+        manifest |= {"notes": notes} if notes else {}
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)
         manifest["files"] = facts(folder)
         (folder / MANIFEST_FILE).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")

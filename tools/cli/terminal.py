@@ -61,13 +61,14 @@ class VisibleConsole(Console):
 def print_result(console: Console, manifest: Manifest, folder: str = "") -> None:
     """The final message: sites, passes, refusals, verification, sizes; ``folder`` is what was
     written, if anything was."""
-    print_source_notes(console, manifest)
+    print_notes(console, manifest.source.notes)
     if with_weights(merged_sites(manifest)):
         console.print(site_table(manifest))
         whole = kept(manifest)
         if whole is not None and whole.advice:
             _say(console, whole.advice)
     print_passes(console, manifest)
+    print_notes(console, manifest.notes)
     print_refused(console, manifest)
     print_costs(console, manifest)
     print_verification(console, manifest)
@@ -129,9 +130,10 @@ def print_tensors(console: Console, manifest: Manifest) -> None:
         _say(console, f"wider than it was, {reason}: {', '.join(names)}")
 
 
-def print_source_notes(console: Console, manifest: Manifest) -> None:
-    """A line for each thing that a person should know of how the source was read."""
-    for note in manifest.source.notes:
+def print_notes(console: Console, notes: Sequence[str]) -> None:
+    """A line for each thing that a person should know of how the source was read, or the artifact
+    written."""
+    for note in notes:
         _say(console, f"note: {note}", "yellow")
 
 
@@ -269,7 +271,7 @@ def print_written(console: Console, written: Sequence[str], failed: Sequence[str
 
 def print_plan(console: Console, plan: Manifest) -> None:
     """The dry run: ``plan`` is a manifest of predicted sites, with its forecast."""
-    print_source_notes(console, plan)
+    print_notes(console, plan.source.notes)
     for order, step in enumerate(plan.passes, 1):
         _say(console, f"{order}. {pass_text(step)}", "cyan")
         if not step.sites:

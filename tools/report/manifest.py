@@ -615,6 +615,9 @@ class Manifest(Entry):
     """The result against the source, on sample inputs."""
     sizes: SizesEntry
     """Sizes in bytes."""
+    notes: list[str] = []
+    """What a person should know of how the artifact was written and checked, one sentence each;
+    absent where there is nothing. What a pass has to say stands with it."""
     paths: dict[str, PathEntry] = {}
     """Further entry graphs by name; absent where there is none."""
     files: dict[FileName, FileEntry] = {}

@@ -338,23 +338,22 @@ def _published(
     done.image_tokens = kept_entry(result.graph, result.batches[0])
     progress("exporting to ONNX", 0, 1)
     onnx = lowered(result.graph, find_target(request.target))
-    _note_writing(onnx, done)
+    notes = _of_writing(onnx)
     done.sizes.tensors = tensors(onnx, result.graph.weights(), result.source.weights())
     with artifact.publish(request.out, force=request.force) as folder:
         _write_metadata(onnx, done)
         write_model(onnx.model, folder, progress)
-        _note_left(artifact.copy_side_files(result.graph.source.folder, folder), done)
+        notes += _of_links(artifact.copy_side_files(result.graph.source.folder, folder))
         write_genai_config(onnx, folder, find_target(request.target))
         parts = write_pictured(result.graph, folder, find_target(request.target))
-        for step in done.passes[-1:]:
-            step.notes += [f"writing ONNX: {note}" for note in parts]
+        notes += [f"writing ONNX: {note}" for note in parts]
         _write_paths(request, result.graph, folder, done)
-        notes = verify(
+        notes += verify(
             done.verification, result.standard, result, folder, device=request.device,
             backend=request.backend, progress=progress,
         )  # fmt: skip
-        for step in done.passes[-1:]:
-            step.notes += notes
+        if notes:  # a field that was set is written
+            done.notes = notes
         done.sizes.artifact_bytes = artifact.model_bytes(folder)
         _note_files(done)
         done.files = manifest.files(folder)
@@ -373,12 +372,11 @@ def _write_paths(request: Request, graph: View, folder: Path, done: Manifest) ->
         done.paths = {n: PathEntry.model_validate(entry_fields(e)) for n, e in entries.items()}
 
 
-def _note_writing(onnx: OnnxView, done: Manifest) -> None:
-    """Say in the report what of the graph ``torch.onnx`` has translated, where any was, and which
-    forms of the target it does not have."""
+def _of_writing(onnx: OnnxView) -> list[str]:
+    """What of the graph ``torch.onnx`` has translated, where any was, and which forms of the target
+    it does not have."""
     notes = [*onnx.metadata().get(TRANSLATION_KEY, "").splitlines(), *remarks(onnx)]
-    if notes and done.passes:
-        done.passes[-1].notes += [f"writing ONNX: {remark}" for remark in notes]
+    return [f"writing ONNX: {remark}" for remark in notes]
 
 
 def _note_files(done: Manifest) -> None:
@@ -391,11 +389,11 @@ def _note_files(done: Manifest) -> None:
         )
 
 
-def _note_left(names: Sequence[str], done: Manifest) -> None:
-    """Say in the report which files of the source's folder are not in the artifact."""
-    if names and done.passes:
-        listed = ", ".join(names)
-        done.passes[-1].notes.append(f"not copied, as links out of the model's folder: {listed}")
+def _of_links(names: Sequence[str]) -> list[str]:
+    """Which files of the source's folder are not in the artifact."""
+    if not names:
+        return []
+    return [f"not copied, as links out of the model's folder: {', '.join(names)}"]
 
 
 def _calibration(request: Request, view: View, progress: Progress) -> Calibration | None:

@@ -100,7 +100,7 @@ def test_schema_is_a_schema_and_holds_the_promised_fields() -> None:
         (lambda m: m["passes"][0]["error"].update(cosine=1.5), "`passes[0].error.cosine`"),
         (lambda m: m["sizes"].update(source_bytes=10**400), "`sizes.source_bytes`"),
         (lambda m: m["sizes"].update(source_bytes=True), "`sizes.source_bytes`"),
-        (lambda m: m.update(notes="not in the schema"), "`notes` is not a field of this format"),
+        (lambda m: m.update(remark="not in the schema"), "`remark` is not a field of this format"),
         (lambda m: m["source"].update(sha256="abc"), "`source.sha256`"),
         (lambda m: m["source"].update(kind="web"), "`source.kind`"),
         (lambda m: m.update(recipe=["clean"]), "`recipe` should be a valid string"),

@@ -152,6 +152,7 @@ def test_hostile_strings_stay_text(
     step["sites"][0]["name"] = step["sites"][1]["kind"] = HOSTILE
     step["refused"] = [{"site": HOSTILE, "reason": HOSTILE}]
     manifest["verification"]["outputs"][0]["name"] = HOSTILE
+    manifest["notes"] = [HOSTILE]
     manifest["graph_after"]["children"][0]["name"] = HOSTILE
     manifest["graph_before"]["ops"] = {HOSTILE: 1}
     manifest["versions"][HOSTILE] = HOSTILE
@@ -317,6 +318,17 @@ def test_a_result_larger_than_its_source_is_said_to_be(make_manifest: Make) -> N
         assert f"({said_.format('x')}), in out4" in said(out)
         card = {card["label"]: card["note"] for card in report._headlines(manifest)}["Size"]
         assert card.startswith(said_.format("×"))
+
+
+def test_notes_of_the_whole_run_stand_behind_the_passes(make_manifest: Make) -> None:
+    manifest = make_manifest("quantize", "eora")
+    manifest.notes = ["writing ONNX: a part of it is left out"]
+    out = console()
+    terminal.print_result(out, manifest, "out4")
+    lines = said(out).splitlines()
+    assert "note: writing ONNX: a part of it is left out" in lines
+    page = Page(report.render(manifest))
+    assert "writing ONNX: a part of it is left out" in page.text
 
 
 def test_kept_image_tokens_are_shown(make_manifest: Make) -> None:
