@@ -127,7 +127,7 @@ def print_tensors(console: Console, manifest: Manifest) -> None:
     console.print(table)
     # Beside the names, reasons would leave them no room.
     for reason, names in wider.items():
-        _say(console, f"wider than it was, {reason}: {', '.join(names)}")
+        _say(console, f"takes more bytes than in the model ({reason}): {', '.join(names)}")
 
 
 def print_notes(console: Console, notes: Sequence[str]) -> None:

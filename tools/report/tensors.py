@@ -34,7 +34,7 @@ def tensors(onnx: OnnxView, *known: Mapping[str, Weight]) -> list[TensorsEntry]:
     """
     groups: dict[tuple[str, str], list[_Tensor]] = {}
     for tensor in _stored(onnx):
-        groups.setdefault((group_name(tensor.name), tensor.dtype), []).append(tensor)
+        groups.setdefault((group_name(_made_of(tensor.name)), tensor.dtype), []).append(tensor)
     total = sum(tensor.nbytes for group in groups.values() for tensor in group)
     entries = [
         TensorsEntry(
@@ -59,13 +59,19 @@ def _text(dtype: onnx_ir.DataType) -> str:
     return str(dtype.short_name())
 
 
+def _made_of(name: str) -> str:
+    """The name by which a person knows a tensor: without what a form put behind it."""
+    return next((name.removesuffix(end) for end in _DERIVED if name.endswith(end)), name)
+
+
 def _why_wider(tensor: _Tensor, known: Iterable[Mapping[str, Weight]]) -> str:
     """Empty where a tensor takes no more bytes than that which it was made of."""
-    name = next((tensor.name.removesuffix(e) for e in _DERIVED if tensor.name.endswith(e)), "")
-    before = [w for held in known for n in (tensor.name, name) if (w := held.get(n)) is not None]
+    names = dict.fromkeys((tensor.name, _made_of(tensor.name)))
+    before = [w for held in known for n in names if (w := held.get(n)) is not None]
     least = min(before, key=lambda weight: weight.nbytes, default=None)
     if least is None or tensor.nbytes <= least.nbytes:
         return ""
-    more = tensor.numel > least.numel
-    now = "one for each block" if more else f"computed in {tensor.dtype}"
-    return f"{DTYPE_NAMES.get(least.dtype, str(least.dtype))} before, {now}"
+    if tensor.numel > least.numel:
+        return "repeated for each block of a row, as the runtime reads it"
+    held = DTYPE_NAMES.get(least.dtype, str(least.dtype))
+    return f"{tensor.dtype}, which the runtime computes in, {held} before"

@@ -46,10 +46,11 @@ def test_roles_and_what_became_wider() -> None:
         view, weights, {"embed": MemoryWeight(torch.zeros(32, 32, dtype=torch.bfloat16))}
     )
     assert [(e.name, e.dtype, e.count, e.bytes) for e in entries] == [
-        ("h.*.up.scales.written", "f32", 2, 8192), ("h.*.up.codes", "u8", 2, 4096),
-        ("embed", "bf16", 1, 2048), ("row.scales.written", "f32", 1, 2048),
-        ("head.columns", "i4", 1, 1056),
+        ("h.*.up.scales", "f32", 2, 8192), ("h.*.up.codes", "u8", 2, 4096),
+        ("embed", "bf16", 1, 2048), ("row.scales", "f32", 1, 2048),
+        ("head", "i4", 1, 1056),
     ]  # fmt: skip
     assert [e.wider for e in entries] == [
-        "f16 before, computed in f32", "", "", "f32 before, one for each block", "",
+        "f32, which the runtime computes in, f16 before", "", "",
+        "repeated for each block of a row, as the runtime reads it", "",
     ]  # fmt: skip
