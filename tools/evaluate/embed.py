@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import ClassVar
 
 import torch
 
 from ...ir.core.errors import BadInput
-from ...ir.load.side_files import read_json
-from .sentences import SENTENCES, encoded, sentences
+from .sentence_head import SentenceHead
+from .sentences import SENTENCES, TOKENS, encoded, sentences
 from .stats import bootstrap, wilson
 from .subject import EMBEDDING, Subject
 from .task import EvalResult, Finite, Setting, Task, limited
+
+WHOLE = "sentence_embedding"
+"""The output of a graph that holds the modules behind the model too."""
 
 
 class Embed(Task):
@@ -22,8 +24,9 @@ class Embed(Task):
     ``cosine``: mean cosine of a sentence's vector with the original's. ``retrieval``: share of
     sentences whose nearest other sentence, by cosine, is the one that the original finds. A sample
     is a sentence (256 of Python's language reference, or the documents of ``data``), cut to 128
-    tokens, whose vectors become one as ``1_Pooling`` says, else by their mean. Intervals: bootstrap
-    over sentences for ``cosine``, Wilson for ``retrieval``.
+    tokens, whose vectors become one by the modules of sentence-transformers behind the model
+    (``sentence_head``), else by their mean. Intervals: bootstrap over sentences for ``cosine``,
+    Wilson for ``retrieval``.
     """
 
     name = "embed"
@@ -35,6 +38,7 @@ class Embed(Task):
     def check(self, subject: Subject, setting: Setting) -> None:
         super().check(subject, setting)
         subject.tokenizer_file()
+        _head(subject)
         if len(sentences(setting)) < 3:
             raise BadInput("embed: retrieval among fewer than 3 sentences says nothing")
 
@@ -73,10 +77,17 @@ class Embed(Task):
     def _vectors(self, subject: Subject, texts: Sequence[str], setting: Setting) -> torch.Tensor:
         """Unit vectors ``[sentences, width]`` f64."""
         pooled: list[torch.Tensor] = []
-        for part in encoded(subject, texts):
+        head = _head(subject)
+        skipped = head.skipped(subject.tokenizer())
+        given = [head.text(text) for text in texts]
+        for part in encoded(subject, given, min(TOKENS, head.longest or TOKENS)):
             setting.progress(f"{self.name} of {subject.name}", sum(map(len, pooled)), len(texts))
             outputs, mask = subject.run(part.inputs), part.inputs["attention_mask"]
-            pooled.append(_pooled(outputs, mask, pooling(subject.folder)))
+            whole = outputs.get(WHOLE)
+            pooled.append(
+                head.vectors(outputs["last_hidden_state"], mask, skipped)
+                if whole is None else whole.double()
+            )  # fmt: skip
         vectors = torch.cat(pooled)
         finite = Finite(self.name, subject, "sentences")
         for vector in vectors:
@@ -85,30 +96,9 @@ class Embed(Task):
         return torch.nn.functional.normalize(vectors, dim=1)
 
 
-def pooling(folder: str | Path | None) -> str:
-    """How sentence-transformers makes one vector of those of the tokens: ``cls``, ``max``,
-    ``lasttoken``, or else ``mean``, by ``1_Pooling/config.json``."""
-    config = read_json(folder, "1_Pooling/config.json")
-    named = config.get("pooling_mode")
-    old = {"cls": "cls_token", "max": "max_tokens", "lasttoken": "lasttoken"}
-    modes = [mode for mode, key in old.items()
-             if named == mode or config.get(f"pooling_mode_{key}") is True]  # fmt: skip
-    return modes[0] if len(modes) == 1 else "mean"
-
-
-def _pooled(outputs: dict[str, torch.Tensor], mask: torch.Tensor, mode: str) -> torch.Tensor:
-    """The sentence vectors; where there are none those of the tokens under the mask as one."""
-    if "sentence_embedding" in outputs:
-        return outputs["sentence_embedding"].double()
-    tokens, kept = outputs["last_hidden_state"].double(), mask[:, :, None].double()
-    rows = torch.arange(len(tokens))
-    if mode == "cls":
-        return tokens[:, 0]
-    if mode == "lasttoken":
-        return tokens[rows, mask.sum(1) - 1]
-    if mode == "max":
-        return tokens.masked_fill(kept == 0, -torch.inf).amax(1)
-    return (tokens * kept).sum(1) / kept.sum(1).clamp(min=1.0)
+def _head(subject: Subject) -> SentenceHead:
+    """What stands behind the model, but for one whose graph gives the vector itself."""
+    return SentenceHead.of(subject.folder, inside=WHOLE in subject.output_names)
 
 
 def _nearest(vectors: torch.Tensor) -> torch.Tensor:

@@ -242,28 +242,6 @@ def test_generate_counts_up_to_the_first_difference(language_model: Path, text: 
     assert result.figures["equal_tokens"] == 7.0
 
 
-@pytest.mark.parametrize(
-    ("mode", "expected"),
-    [("cls", [1.0, 1.0]), ("lasttoken", [3.0, 7.0]), ("max", [3.0, 9.0]), ("mean", [2.0, 17 / 3])],
-)
-@pytest.mark.parametrize("old", [True, False])
-def test_embed_makes_a_vector_as_the_folder_says(
-    tmp_path: Path, mode: str, expected: list[float], old: bool
-) -> None:
-    from graphwright.tools.evaluate import embed
-
-    keys = {"cls": "cls_token", "mean": "mean_tokens", "max": "max_tokens", "lasttoken": mode}
-    config = {f"pooling_mode_{k}": name == mode for name, k in keys.items()}
-    (tmp_path / "1_Pooling").mkdir()
-    (tmp_path / "1_Pooling/config.json").write_text(
-        json.dumps(config if old else {"pooling_mode": mode})
-    )
-    tokens = torch.tensor([[1.0, 3.0, 99.0], [1.0, 9.0, 7.0]])[:, :, None]
-    mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    made = embed._pooled({"last_hidden_state": tokens}, mask, embed.pooling(tmp_path))
-    torch.testing.assert_close(made[:, 0], torch.tensor(expected, dtype=torch.float64))
-
-
 def test_embed_of_vectors_that_turn(language_model: Path) -> None:
     def vectors(batch: Batch) -> torch.Tensor:
         sums = (batch["input_ids"] * batch["attention_mask"]).double()

@@ -399,7 +399,8 @@ def test_long_names_stand_whole_in_80_columns(make_manifest: Make) -> None:
     lines = [line.strip() for line in said(out).splitlines()]
     assert any(line.startswith("attention.q_proj+k_proj+v_proj.scales ") for line in lines)
     assert "vit.embeddings.patch_embeddings.projection" in lines
-    assert f"takes more bytes than in the model (f16 before): {joined}, {patches}" in " ".join(lines)
+    note = f"takes more bytes than in the model (f16 before): {joined}, {patches}"
+    assert note in " ".join(lines)
     out = console()
     terminal.print_diff(out, diff(a, b), "out4", "out8")
     lines = said(out).splitlines()
