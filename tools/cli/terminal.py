@@ -165,7 +165,9 @@ def print_costs(console: Console, manifest: Manifest) -> None:
         tokens = "" if data.tokens is None else f", {data.tokens:,} tokens"
         chosen = f", chosen by {data.select}" if data.select else ""
         cut = f", {data.windows} texts" if data.windows else ""
-        _say(console, f"calibrated on {data.name}: {data.samples} samples{tokens}{cut}{chosen}")
+        pairs = f", {data.pairs} of them pairs of texts" if data.pairs else ""
+        _say(console,
+             f"calibrated on {data.name}: {data.samples} samples{pairs}{tokens}{cut}{chosen}")
     if not costs:
         return
     table = _table("costs of one sample", "MACs", "weights", "KV cache", "tokens by block")

@@ -24,23 +24,27 @@ from . import text_lines
 from .arrays import equally_many, read_rows
 from .images import SUFFIXES, Placeholders, Preprocessing
 from .selecting import Selection, nearest
+from .table_lines import SEPARATORS
 from .text import (
     BATCH,
     BEGINNINGS,
     PROMPTS_FILE,
+    Batches,
     CalibrationRequest,
     Tensors,
     check_windows,
     left_padded,
     read_lines,
-    read_texts,
+    read_samples,
     text_batches,
     tokenizer_of,
 )
 
 FORMS = (
-    f"FILE.txt, FILE.jsonl with {text_lines.FORM}, FILE.npz or FILE.safetensors with the graph's "
-    "inputs, a folder of images (with prompts.jsonl for a model that reads text too), or zoo:NAME"
+    f"FILE.txt, FILE.jsonl with {text_lines.FORM}, FILE.csv or FILE.tsv with a column of them, "
+    "two texts of a pair by their names in GLUE (`sentence1` and `sentence2`, `text` and "
+    "`text_pair`), FILE.npz or FILE.safetensors with the graph's inputs, a folder of images (with prompts.jsonl "
+    "for a model that reads text too), or zoo:NAME"
 )
 SAMPLES = 128
 """Windows of text, images or questions, unless a person says otherwise."""
@@ -69,6 +73,8 @@ class Calibration:
     """How samples were chosen: see ``selecting``; empty for the first ones."""
     windows: str = BEGINNINGS
     """How texts were cut: see ``text.WINDOWS``."""
+    pairs: int = 0
+    """Samples that are two texts, read as a pair."""
 
     @cached_property
     def sha256(self) -> str:
@@ -77,7 +83,7 @@ class Calibration:
 
     def entry(self) -> CalibrationEntry:
         """As it stands in the manifest."""
-        return CalibrationEntry(
+        entry = CalibrationEntry(
             name=self.name,
             sha256=self.sha256,
             samples=count_samples(self.batches),
@@ -86,6 +92,9 @@ class Calibration:
             select=self.select,
             windows="" if self.windows == BEGINNINGS else self.windows,
         )
+        if self.pairs:  # a field that was set is written
+            entry.pairs = self.pairs
+        return entry
 
 
 def read(
@@ -110,27 +119,27 @@ def read(
     choose = partial(nearest, task=task) if task else None
     check_windows(windows)
     request = CalibrationRequest(view, spec, samples or SAMPLES, length, choose, windows)
-    batches, used = _read(request)
-    if task and used is None:
+    held = _read(request)
+    if task and held.length is None:
         raise BadInput(f"--calib-select {select} is for text, and {spec} is none")
-    if windows != BEGINNINGS and used is None:
+    if windows != BEGINNINGS and held.length is None:
         raise BadInput(f"--calib-windows {windows} is for text, and {spec} is none")
-    check_batches(view, batches, spec)
-    return Calibration(spec, batches, used, select, windows)
+    check_batches(view, held.batches, spec)
+    return Calibration(spec, held.batches, held.length, select, windows, held.pairs)
 
 
-def _read(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
+def _read(request: CalibrationRequest) -> Batches:
     if request.spec.startswith("zoo:"):
         return _from_zoo(request)
     path = Path(request.spec).expanduser()
     if path.is_dir():
-        return _from_folder(request, path), None
+        return Batches(_from_folder(request, path))
     if not path.is_file():
         raise Missing(f"{request.spec}: no such file or folder; --calib takes {FORMS}")
     if path.suffix in (".npz", ".safetensors"):
-        return _rows(request, path), None
-    if path.suffix in (".txt", ".jsonl"):
-        return text_batches(request, read_texts(path, request.view.source.folder))
+        return Batches(_rows(request, path))
+    if path.suffix in (".txt", ".jsonl", *SEPARATORS):
+        return text_batches(request, read_samples(path, request.view.source.folder))
     kind = "an image" if path.suffix.lower() in SUFFIXES else "not a kind of data that is read"
     raise BadInput(f"{request.spec}: {kind}; --calib takes {FORMS}")
 
@@ -236,7 +245,7 @@ def _prompted(request: CalibrationRequest, folder: Path) -> list[Tensors]:
 # --- the zoo -------------------------------------------------------------------------------------
 
 
-def _from_zoo(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
+def _from_zoo(request: CalibrationRequest) -> Batches:
     """The calibration split of a model's own data, less what runs are verified on by default.
 
     ``zoo:minilm`` takes the text of ``zoo:tiny-llama``.
@@ -251,7 +260,7 @@ def _from_zoo(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
         if request.takes("input_ids") or not request.takes("pixel_values"):
             raise request.refuse("images alone", "give zoo:tiny-llava or zoo:tiny-llama")
         batches = scenes.classified("calibration", request.samples, SEED, BATCH)
-        return [request.fit({"pixel_values": pixels}) for pixels, _ in batches], None
+        return Batches([request.fit({"pixel_values": pixels}) for pixels, _ in batches])
     if name not in ASKED:
         raise BadInput(f"unknown data {request.spec}; {near_misses(name, ZOO)}")
     if not (request.takes("input_ids") and request.takes("pixel_values")):
@@ -262,4 +271,4 @@ def _from_zoo(request: CalibrationRequest) -> tuple[list[Tensors], int | None]:
     if lacking:
         raise BadInput(f"{request.spec}: the model's tokenizer lacks {', '.join(lacking)}")
     batched = scenes.prompt_batches(ASKED[name](request.samples), tokenizer, batch=BATCH)
-    return [request.fit(batch) for batch in batched], None
+    return Batches([request.fit(batch) for batch in batched])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -16,7 +16,8 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text
 from ...ir.load.zoo.text import read_tokenizer
-from .text_lines import text_of
+from .table_lines import SEPARATORS, table_lines
+from .text_lines import Text, read_content, sample_of, text_of
 
 LENGTH = 512
 """Tokens in a window of text, unless the model takes fewer: 128 windows of it are 65,536 tokens,
@@ -110,6 +111,23 @@ def read_texts(
     return [text for text in texts if text.strip()]
 
 
+def read_samples(path: Path, folder: str | Path | None = None) -> list[Text]:
+    """As ``read_texts``, with both texts of a line that holds a pair; of .csv and .tsv too, whose
+    first line names the columns."""
+    if path.suffix == ".jsonl":
+        lines: Sequence[Mapping[str, Any]] = read_lines(path, ())
+    elif path.suffix in SEPARATORS:
+        lines = table_lines(path)
+    else:
+        return list(read_texts(path, folder))
+    held = [sample_of(line, f"{path}, line {n}", folder) for n, line in enumerate(lines, 1)]
+    samples = [_whole(s) if isinstance(s, str) else (_whole(s[0]), _whole(s[1])) for s in held]
+    samples = [s for s in samples if (s if isinstance(s, str) else "".join(s)).strip()]
+    if not samples:
+        raise BadInput(f"{path}: empty: it holds no text")
+    return samples
+
+
 def read_lines(path: Path, keys: Sequence[str]) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines; each must hold these keys as strings.
 
@@ -139,40 +157,60 @@ def _whole(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def read_content(path: Path) -> str:
-    """The text of a file, without a byte order mark. Raises ``BadInput`` where it is not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
-
-
 def check_windows(name: str) -> None:
     """Raise ``BadInput`` for what is none of ``WINDOWS``."""
     if name not in WINDOWS:
         raise BadInput(f"--calib-windows {name}: there are {' and '.join(WINDOWS)}")
 
 
+@dataclass(frozen=True)
+class Batches:
+    """What data became."""
+
+    batches: list[Tensors]
+    length: int | None = None
+    """Tokens that windows of text were cut to; ``None`` where there are none."""
+    pairs: int = 0
+    """How many of the samples are two texts that the model reads as a pair."""
+
+
 def text_batches(
-    request: CalibrationRequest, texts: Sequence[str], folder: Path | None = None
-) -> tuple[list[Tensors], int]:
-    """Batches of windows of the texts, and the tokens of a window; ``folder`` has a tokenizer for
-    a model that has none."""
+    request: CalibrationRequest, texts: Sequence[Text], folder: Path | None = None
+) -> Batches:
+    """Batches of windows of the texts; ``folder`` has a tokenizer for a model that has none.
+
+    Two texts of a line are one sample of a model that gives classes of what it reads, or where in
+    it an answer is: joined as the tokenizer joins a pair, each with its type. Other models, which
+    read a text at a time, take them as two.
+    """
     if request.takes("pixel_values"):
         raise request.refuse("text alone", f"give a folder of images with {PROMPTS_FILE}")
     if not request.takes("input_ids"):
         raise request.refuse("text", "give its inputs as .npz or .safetensors")
     length = _window(request)
+    if not reads_pairs(request.view):
+        texts = [one for text in texts for one in ((text,) if isinstance(text, str) else text)]
     rows = _windows(tokenizer_of(request, folder), texts, length, request)
-    return [request.fit(_right_padded(part)) for part in _batched(request, rows)], length
+    batches = [request.fit(_right_padded(part)) for part in _batched(request, rows)]
+    return Batches(batches, length, sum(row.pair for row in rows))
+
+
+def reads_pairs(view: View) -> bool:
+    """Whether a model says something of the whole that it reads, or where an answer is in it."""
+    kinds = dict(zip(view.output_names(), map(view.type, view.outputs()), strict=True))
+    if {"start_logits", "end_logits"} <= set(kinds):
+        return True
+    return "logits" in kinds and kinds["logits"].rank == 2
 
 
 @dataclass(frozen=True)
 class _Window:
-    """Tokens, and what gives their text."""
+    """Tokens, their types, and what gives their text."""
 
     ids: list[int]
+    types: list[int]
     text: Callable[[], str]
+    pair: bool = False
 
 
 def _window(request: CalibrationRequest) -> int:
@@ -189,8 +227,8 @@ def _window(request: CalibrationRequest) -> int:
 
 
 def _windows(
-    tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
-) -> list[list[int]]:
+    tokenizer: Any, texts: Sequence[Text], length: int, request: CalibrationRequest
+) -> list[_Window]:
     """Windows of up to ``length`` tokens.
 
     Those of one token tell nothing and are left out; so are, where the graph fixes the length,
@@ -206,18 +244,22 @@ def _windows(
         windows = windows[: request.samples * POOL]
         shown = [window.text() for window in windows]
         windows = [windows[i] for i in request.choose(shown, request.samples)]
-    return [window.ids for window in windows[: request.samples]]
+    return windows[: request.samples]
 
 
 def _by_text(
-    tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
+    tokenizer: Any, texts: Sequence[Text], length: int, request: CalibrationRequest
 ) -> list[_Window]:
-    """The first window of every text, then the second of each, ..."""
+    """The first window of every text, then the second of each, ...; of a pair one, of both."""
     tokenizer.enable_truncation(length)
     parts = []
     for text in texts[: request.samples * POOL]:
+        if not isinstance(text, str):
+            row = tokenizer.encode(*text)
+            parts.append([_Window(row.ids, row.type_ids, partial(" ".join, text), pair=True)])
+            continue
         encoded = tokenizer.encode(text)
-        parts.append([_Window(part.ids, partial(_text_of, part, text))
+        parts.append([_Window(part.ids, part.type_ids, partial(_text_of, part, text))
                       for part in (encoded, *encoded.overflowing)])  # fmt: skip
     turns = itertools.chain.from_iterable(itertools.zip_longest(*parts))
     return [window for window in turns if window is not None]
@@ -230,13 +272,18 @@ def _text_of(window: Any, text: str) -> str:
 
 
 def _joined(
-    tokenizer: Any, texts: Sequence[str], length: int, request: CalibrationRequest
+    tokenizer: Any, texts: Sequence[Text], length: int, request: CalibrationRequest
 ) -> list[_Window]:
     """Windows of the tokens of all texts, one behind the other.
 
     Raises ``BadInput`` where each text ends in a token of the tokenizer's: such a model reads whole
     texts, and makes of the first or the last token what it says of one.
     """
+    if not all(isinstance(text, str) for text in texts):
+        raise BadInput(
+            f"--calib-windows {JOINED}: {request.spec} holds pairs of texts, and "
+            f"{request.view.source.name} reads each pair by itself: take {BEGINNINGS}"
+        )
     if tokenizer.encode("a").special_tokens_mask[-1:] == [1]:
         raise BadInput(
             f"--calib-windows {JOINED}: {request.view.source.name} reads a text between tokens of "
@@ -250,26 +297,31 @@ def _joined(
         if len(ids) >= needed:
             break
     rows = (ids[start : start + length] for start in range(0, len(ids), length))
-    return [_Window(row, partial(tokenizer.decode, row)) for row in rows]
+    return [_Window(row, [0] * len(row), partial(tokenizer.decode, row)) for row in rows]
 
 
-def _batched(request: CalibrationRequest, rows: list[list[int]]) -> list[list[list[int]]]:
+def _size(window: _Window) -> int:
+    return len(window.ids)
+
+
+def _batched(request: CalibrationRequest, rows: list[_Window]) -> list[list[_Window]]:
     """Rows of like length together, longest first; of one length, where no mask can tell."""
-    rows = sorted(rows, key=len, reverse=True)
+    rows = sorted(rows, key=_size, reverse=True)
     if request.takes("attention_mask"):
         return request.chunks(rows, "input_ids")
-    groups = [list(group) for _, group in itertools.groupby(rows, key=len)]
+    groups = [list(group) for _, group in itertools.groupby(rows, key=_size)]
     return [part for group in groups for part in request.chunks(group, "input_ids")]
 
 
-def _right_padded(rows: Sequence[Sequence[int]]) -> Tensors:
+def _right_padded(rows: Sequence[_Window]) -> Tensors:
     """Rows padded on the right: no position id of a real token moves."""
-    ids = torch.zeros(len(rows), max(map(len, rows)), dtype=torch.int64)
-    mask = torch.zeros_like(ids)
+    ids = torch.zeros(len(rows), max(map(_size, rows)), dtype=torch.int64)
+    mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
     for i, row in enumerate(rows):
-        ids[i, : len(row)] = torch.tensor(list(row))
-        mask[i, : len(row)] = 1
-    return text_inputs(ids, mask)
+        ids[i, : len(row.ids)] = torch.tensor(row.ids)
+        types[i, : len(row.ids)] = torch.tensor(row.types)
+        mask[i, : len(row.ids)] = 1
+    return {**text_inputs(ids, mask), "token_type_ids": types}
 
 
 def left_padded(rows: Sequence[Sequence[int]], image_token: int) -> Tensors:

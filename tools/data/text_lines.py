@@ -11,9 +11,26 @@ from ...ir.load.chat_template import Message, chat_text
 from ...ir.load.side_files import named_token
 from ...ir.load.zoo.text import read_tokenizer
 
+Text = str | tuple[str, str]
+"""A text, or two that are read as a pair."""
+PAIRS = (
+    ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
+    ("question", "sentence"), ("question", "context"), ("question", "passage"),
+    ("question1", "question2"), ("query", "document"),
+)  # fmt: skip
+"""What two texts that are read as a pair are called, here, in GLUE's files and in SQuAD's."""
 FORM = "`text`, `prompt` with `completion`, or `messages` (role and content)"
 _SPEAKERS = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of roles, which stand under ``from``; what was said under ``value``."""
+
+
+def sample_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> Text:
+    """The text of one line, or the two of a pair. Raises as ``text_of``."""
+    known = PAIRS[:1] if isinstance(line.get("text"), str) else PAIRS
+    for first, second in known:
+        if isinstance(line.get(first), str) and isinstance(line.get(second), str):
+            return str(line[first]), str(line[second])
+    return text_of(line, where, folder)
 
 
 def text_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> str:
@@ -22,8 +39,9 @@ def text_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> s
     ``messages`` become what the chat template of ``folder`` makes of them. Raises ``BadInput`` for
     a line of another form, ``Missing`` for messages without a template.
     """
-    if isinstance(line.get("text"), str):
-        return str(line["text"])
+    alone = next((line[key] for key in ("text", "sentence") if key in line), None)
+    if isinstance(alone, str):
+        return alone
     parts = [line.get(key) for key in ("prompt", "completion")]
     if all(isinstance(part, str) for part in parts):
         return "".join(map(str, parts))
@@ -34,6 +52,14 @@ def text_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> s
         held = ", ".join(map(str, list(line)[:6])) or "nothing"
         raise BadInput(f"{where}: has no string `text`: it holds {held}, and a line takes {FORM}")
     return _without_begin(chat_text(folder, _messages(said, where)), folder)
+
+
+def read_content(path: Path) -> str:
+    """The text of a file, without a byte order mark. Raises ``BadInput`` where it is not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
 
 
 def _messages(said: Any, where: str) -> Sequence[Message]:

@@ -12,10 +12,11 @@ import torch
 from ...ir.core.errors import BadInput, Missing
 from ...ir.load.side_files import read_json
 from ..data.images import Preprocessing
+from ..data.table_lines import SEPARATORS, table_lines
+from ..data.text_lines import PAIRS, Text
 from .data_lines import lines_of
-from .label_table import SEPARATORS, table_lines
 from .pictures import BATCH, Exam
-from .sentences import Text, encoded
+from .sentences import encoded
 from .subject import IMAGE, Subject
 from .task import Setting
 
@@ -24,11 +25,7 @@ FORM = (
     '"image": "a.png" in place of text; or .csv or .tsv with these columns'
 )
 TEXTS = (("text",), ("sentence",))
-PAIRS = (
-    ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
-    ("question", "sentence"), ("question1", "question2"), ("query", "document"),
-)  # fmt: skip
-"""What texts and pairs of texts are called, here and in GLUE's files."""
+"""What texts are called, here and in GLUE's files."""
 LABELS = ("label", "labels")
 
 

@@ -162,7 +162,7 @@ def _dense(folder: str | Path | None, place: str) -> Module:
     named = str(config.get("activation_function", "torch.nn.modules.activation.Tanh"))
     kind = getattr(torch.nn, named.rpartition(".")[2], None)
     known = isinstance(kind, type) and issubclass(kind, torch.nn.Module)
-    if not named.startswith("torch.") or not known:
+    if kind is None or not named.startswith("torch.") or not known:
         raise BadInput(
             f"{folder}/{place}/config.json: activation_function is {named}, and must be a module "
             "of torch.nn"

@@ -9,6 +9,7 @@ import torch
 
 from ...ir.core.errors import BadInput
 from ...ir.load.zoo.text import english_sentences
+from ..data.text_lines import Text
 from .documents import documents
 from .subject import ANSWERS, Subject
 from .task import Setting
@@ -18,10 +19,6 @@ BATCH = 32
 TOKENS = 128
 QUESTION = "What does this say?"
 """What a model is asked of each text that answers by a stretch of it."""
-
-
-Text = str | tuple[str, str]
-"""A text, or two that are read as a pair."""
 
 
 @dataclass(frozen=True)

@@ -147,6 +147,8 @@ class CalibrationEntry(Entry):
     windows: str = ""
     """``joined`` where texts were cut as one, each behind the other; empty where each from its
     beginning."""
+    pairs: Count = 0
+    """Samples that are two texts which the model reads as a pair, as its tokenizer joins them."""
 
 
 class StructureEntry(Entry):

@@ -16,7 +16,8 @@ from ...ir.load.side_files import longest_text
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.structure.cache_slots import present_of
 from ...ir.structure.words import ATTENTION
-from ..data.text import read_content, read_lines
+from ..data.text import read_lines
+from ..data.text_lines import read_content
 
 DOCUMENT = "[{number}] {document}\n\n"
 QUESTION = "Which of these paragraphs answer the question?\n\nQuestion:"

@@ -30,7 +30,7 @@ from .conftest import FACTORY, WORDS, jsonl
         ("a.jsonl", b'{"text": "a"}\n{"prompt": "b"}', {}, "line 2: has no string `text`"),
         ("a.jsonl", b"[1]", {}, "line 1: has no string `text`"),
         ("a.jsonl", b'{"text"', {}, "line 1: not JSON"),
-        ("a.csv", b"a,b", {}, "not a kind of data that is read; --calib takes FILE.txt"),
+        ("a.doc", b"a,b", {}, "not a kind of data that is read; --calib takes FILE.txt"),
         ("a.png", b"", {}, "an image; --calib takes"),
         ("a.npz", b"nonsense", {}, "not an .npz file"),
         ("a.safetensors", b"nonsense", {}, "not a safetensors file"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from ...ir.core.errors import BadInput
-from ..data.text import read_content
+from .text_lines import read_content
 
 SEPARATORS: Mapping[str, str] = {".csv": ",", ".tsv": "\t"}
 

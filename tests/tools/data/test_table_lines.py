@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from graphwright.ir.core.errors import BadInput
-from graphwright.tools.evaluate.label_table import table_lines
+from graphwright.tools.data.table_lines import table_lines
 
 HELLO = {"text": '"Hello', "label": "1"}
 

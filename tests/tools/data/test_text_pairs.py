@@ -1,0 +1,90 @@
+"""``--calib`` of two texts a line: a pair for what classifies pairs, two texts for the others."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.load.sources import load
+from graphwright.tools.cli import terminal
+from graphwright.tools.data.calibration import Calibration, read
+from graphwright.tools.report.manifest import Manifest
+from rich.console import Console
+
+from .conftest import jsonl
+
+ASKED = [("a b c", "d e"), ("b", "c d e a b")]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[View, Any]:
+    """A classifier as BERT's, and the library's own tokenizer of its folder."""
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import Whitespace
+    from tokenizers.processors import TemplateProcessing
+
+    held = ["[PAD]", "[CLS]", "[SEP]", "a", "b", "c", "d", "e"]
+    words = Tokenizer(WordLevel({word: i for i, word in enumerate(held)}))
+    words.pre_tokenizer = Whitespace()
+    words.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )  # fmt: skip
+    folder = tmp_path_factory.mktemp("classifier")
+    config = transformers.BertConfig(
+        vocab_size=8, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=16, max_position_embeddings=24, num_labels=3,
+    )  # fmt: skip
+    transformers.BertForSequenceClassification(config).eval().save_pretrained(folder)
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]")
+    tokenizer.model_input_names = ["input_ids", "token_type_ids", "attention_mask"]
+    tokenizer.save_pretrained(folder)
+    return load(folder), tokenizer
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv"])
+def test_a_classifier_reads_pairs_as_its_tokenizer_joins_them(
+    tmp_path: Path, model: tuple[View, Any], name: str, make_manifest: Any
+) -> None:
+    view, tokenizer = model
+    jsonl(tmp_path / "a.jsonl", *({"sentence1": a, "sentence2": b, "label": 1} for a, b in ASKED))
+    rows = "\n".join("\t".join(texts) for texts in [("sentence1", "sentence2"), *ASKED])
+    (tmp_path / "a.tsv").write_text(rows)
+    data = read(str(tmp_path / name), view)
+    (batch,) = data.batches
+    # The longest stands first.
+    expected = tokenizer([a for a, _ in ASKED[::-1]], [b for _, b in ASKED[::-1]], padding=True,
+                         return_tensors="pt")  # fmt: skip
+    for key in ("input_ids", "token_type_ids", "attention_mask"):
+        assert torch.equal(batch[key], expected[key]), key
+    assert "2 samples, 2 of them pairs of texts, " in _said(make_manifest("quantize"), data)
+
+
+def _said(manifest: Manifest, data: Calibration) -> str:
+    manifest.calibration = data.entry()
+    console = Console(file=io.StringIO(), width=200)
+    terminal.print_costs(console, manifest)
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
+def test_other_models_read_each_text_by_itself(
+    tmp_path: Path, llama: View, model: tuple[View, Any]
+) -> None:
+    data = jsonl(tmp_path / "a.jsonl", {"text": "The quick brown fox", "text_pair": "jumps over"})
+    read_ = read(data, llama)
+    assert (read_.entry().samples, read_.pairs) == (2, 0)
+    with pytest.raises(BadInput, match=r"a\.jsonl holds pairs of texts"):
+        read(data, model[0], windows="joined")
+
+
+def test_one_text_of_a_classifier_is_no_pair(tmp_path: Path, model: tuple[View, Any]) -> None:
+    data = read(jsonl(tmp_path / "a.jsonl", {"sentence": "a b", "label": 0}), model[0])
+    assert data.batches[0]["input_ids"].tolist() == [[1, 3, 4, 2]] and data.pairs == 0
