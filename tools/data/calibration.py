@@ -43,8 +43,8 @@ from .text import (
 FORMS = (
     f"FILE.txt, FILE.jsonl with {text_lines.FORM}, FILE.csv or FILE.tsv with a column of them, "
     "two texts of a pair by their names in GLUE (`sentence1` and `sentence2`, `text` and "
-    "`text_pair`), FILE.npz or FILE.safetensors with the graph's inputs, a folder of images (with prompts.jsonl "
-    "for a model that reads text too), or zoo:NAME"
+    "`text_pair`), FILE.npz or FILE.safetensors with the graph's inputs, a folder of images (with "
+    "prompts.jsonl for a model that reads text too), or zoo:NAME"
 )
 SAMPLES = 128
 """Windows of text, images or questions, unless a person says otherwise."""

@@ -36,7 +36,8 @@ def sample_of(line: Mapping[str, Any], where: str, folder: str | Path | None) ->
 def text_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> str:
     """The text of one line.
 
-    ``messages`` become what the chat template of ``folder`` makes of them. Raises ``BadInput`` for
+    ``messages`` become what the chat template of ``folder`` makes of them, with the ``tools`` and
+    the ``chat_template_kwargs`` of the line. Raises ``BadInput`` for
     a line of another form, ``Missing`` for messages without a template.
     """
     alone = next((line[key] for key in ("text", "sentence") if key in line), None)
@@ -51,7 +52,12 @@ def text_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> s
     if said is None:
         held = ", ".join(map(str, list(line)[:6])) or "nothing"
         raise BadInput(f"{where}: has no string `text`: it holds {held}, and a line takes {FORM}")
-    return _without_begin(chat_text(folder, _messages(said, where)), folder)
+    tools, more = line.get("tools"), line.get("chat_template_kwargs")
+    text = chat_text(
+        folder, _messages(said, where), tools=tools if isinstance(tools, list) else None,
+        settings=more if isinstance(more, dict) else None,
+    )  # fmt: skip
+    return _without_begin(text, folder)
 
 
 def read_content(path: Path) -> str:

@@ -178,6 +178,36 @@ def test_a_chat_template_gives_what_the_library_makes_of_it(chatty: Path, beside
         assert chat_text(chatty, SAID, answer=answer) == expected
 
 
+CALLS = """{% for m in messages %}
+{% if m.role == 'nobody' %}{{ raise_exception('who?') }}{% endif %}
+{{ m | tojson(indent=2, sort_keys=true, separators=(',', ' = ')) }}{% endfor %}
+{{ strftime_now('%Y') }}{{ mask_token }}{{ image_token }}{{ mood }}{{ 'x' if tools }}"""
+TOOLS = [{"type": "function", "function": {"name": "é<b>", "parameters": {"b": 1, "a": [2]}}}]
+
+
+def test_filters_functions_and_tools_are_those_of_the_library(chatty: Path, tmp_path: Path) -> None:
+    """``tojson`` with its options, what it calls, a template of its own for tools, values that are
+    null, thoughts under another name, and tokens that another file names."""
+    transformers: Any = importlib.import_module("transformers")
+    (chatty / "chat_template.jinja").write_text(CALLS)
+    (chatty / "additional_chat_templates").mkdir()
+    (chatty / "additional_chat_templates/tool_use.jinja").write_text("{{ tools | tojson }}" + CALLS)
+    path = chatty / "tokenizer_config.json"
+    config = json.loads(path.read_text())
+    config |= {"model_specific_special_tokens": {"image_token": "<i>"}, "mask_token": "m"}
+    path.write_text(json.dumps(config))
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(chatty)
+    said = [SAID[0], {"role": "assistant", "content": "é", "tool_calls": None, "reasoning": "so"}]
+    for tools in (None, TOOLS):
+        expected = tokenizer.apply_chat_template(said, tools=tools, tokenize=False, mood="glad")
+        assert chat_text(chatty, said, tools=tools, settings={"mood": "glad"}) == expected
+        line = {"messages": said, "tools": tools, "chat_template_kwargs": {"mood": "glad"}}
+        assert read_texts(Path(jsonl(tmp_path / "a.jsonl", line)), chatty) == [expected]
+    assert "<i>" in expected and "m" in expected and "<b>" in expected
+    with pytest.raises(BadInput, match="its chat template fails on these messages: who"):
+        chat_text(chatty, [{"role": "nobody", "content": ""}])
+
+
 def test_lines_hold_text_in_the_forms_that_people_train_on(tmp_path: Path, chatty: Path) -> None:
     """Messages by the template, less the token that the tokenizer begins a text with anyway."""
     shared = [{"from": "human", "value": SAID[0]["content"]},
