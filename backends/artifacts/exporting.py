@@ -11,6 +11,7 @@ import torch
 
 from ...ir.core.errors import BadInput
 from ...ir.core.given import check_graph
+from ...ir.core.types import FLOATS
 from ...ir.core.version import __version__
 from ...ir.core.view import View
 from ...ir.load.intact import facts
@@ -72,6 +73,9 @@ def export(
         entries = write_entries(graph, folder, paths or {}, find_target(target))
         manifest |= {"paths": {n: entry_fields(e) for n, e in entries.items()}} if entries else {}
         manifest["target"] = target
+        # Where a target prefers another float, a replay would take the source in that.
+        taken = next((n for n, dtype in FLOATS.items() if dtype == graph.source.dtype), "")
+        manifest |= {"dtype": taken} if taken else {}
         notes = [f"writing ONNX: {remark}" for remark in (*remarks(onnx), *parts)]
         manifest |= {"notes": notes} if notes else {}
         manifest["sizes"]["artifact_bytes"] = model_bytes(folder)

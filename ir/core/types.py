@@ -33,6 +33,8 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "bool",
     torch.complex64: "c64",
 }
+FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""The floats that a model may be taken in, by the names of ``--dtype`` and of the manifest."""
 DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 

@@ -87,6 +87,8 @@ class Source:
     folder: str | None = None
     """Folder whose tokenizer and config files go into the artifact."""
     source_bytes: int = 0
+    dtype: torch.dtype | None = None
+    """The float that it was taken in, where it could have been taken in another."""
     task: str = ""
     """``text-generation``, ``image-text-to-text``, ``image-classification``, ``text-embedding``,
     ``text-ranking``, or empty where unknown."""

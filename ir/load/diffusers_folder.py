@@ -77,6 +77,7 @@ def load_diffusers(
                 sorted([folder / "config.json", *(checkpoint.files if checkpoint else ())])
             ),
             source_bytes=distinct_bytes(weights.values()),
+            dtype=dtype,
             notes=checkpoint.notes if checkpoint else (),
             original=_original(folder, cls, dtype, call) if checkpoint else None,
         ),

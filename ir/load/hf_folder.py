@@ -144,6 +144,7 @@ def load_model(
             folder=str(folder),
             files=files,
             source_bytes=distinct_bytes(weights.values()),
+            dtype=dtype or usual_dtype(config, checkpoint.tensors if checkpoint else {}),
             task=_task(model),
             prompt=image_prompt(model),
             least={SAMPLES: least_samples(model)} if SOUND in inputs else {},

@@ -9,6 +9,7 @@ import typer
 
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import uncollected
+from ...ir.core.types import FLOATS
 from .options import (
     Json,
     Model,
@@ -134,7 +135,7 @@ def run(
         check_choice("device", device, ("cpu", "cuda"))
         check_choice("target", target, tuple(TARGETS))
         if dtype:
-            check_choice("dtype", dtype, tuple(pipeline.FLOATS))
+            check_choice("dtype", dtype, tuple(FLOATS))
         if workers and asked is None:
             raise BadInput("--workers is how many processes search: give --budget too")
         if refine and asked is None:

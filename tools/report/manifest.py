@@ -594,7 +594,8 @@ class Manifest(Entry):
     """What the artifact is written for: `cpu` is ONNX Runtime on a CPU, `cuda` on a GPU,
     `portable` standard ONNX ops alone."""
     dtype: str = ""
-    """The float that the model was loaded in (`fp32`, `fp16`, `bf16`) because somebody asked."""
+    """The float that the model was loaded in (`fp32`, `fp16`, `bf16`) because somebody asked, or
+    before it was exported in Python; empty for its own, or for the one that the target prefers."""
     versions: Annotated[
         dict[str, str],
         AfterValidator(_ours),

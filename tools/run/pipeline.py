@@ -24,6 +24,7 @@ from ...backends.onnx.model_files import write_model
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import set_aside
+from ...ir.core.types import FLOATS
 from ...ir.core.view import View
 from ...ir.load.sources import castable_from, fingerprint, load
 from ...ir.onnx.view import OnnxView
@@ -69,8 +70,6 @@ from .verifying import ask, check_backend_name, verify
 
 Progress = Callable[[str, int, int], None]
 Batch = Mapping[str, torch.Tensor]
-FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""What ``--dtype`` takes."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from ...core.view import Source
 from ...fx.view import FxView
 from ..checkpoint import read_checkpoint
 from ..hf_folder import bind_weights, source_files
-from ..hf_model import build, read_config, stored_dtype
+from ..hf_model import build, read_config, stored_dtype, usual_dtype
 from ..hf_original import hf_original
 from ..trace import trace
 from .text import english_sentences, read_tokenizer, token_batches
@@ -58,6 +58,7 @@ def load_minilm(dtype: torch.dtype | None = None) -> FxView:
             folder=str(folder),
             files=source_files(folder, checkpoint),
             source_bytes=sum(w.nbytes for w in weights.values()),
+            dtype=dtype or usual_dtype(config, checkpoint.tensors),
             task="text-embedding",
             sampler=lambda: _sentences(folder),
             original=hf_original(

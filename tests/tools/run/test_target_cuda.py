@@ -14,6 +14,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.structure.recognize import recognize
 from graphwright.tools.evaluate.task import silent
+from graphwright.tools.report import manifest
 from graphwright.tools.report.manifest import Manifest
 from graphwright.tools.run import pipeline, replay, verifying
 
@@ -87,3 +88,17 @@ def test_a_file_keeps_its_own(tmp_path: Path) -> None:
     )
     with pytest.raises(BadInput, match="dtype is for zoo and Hugging Face models"):
         pipeline.run(request, silent)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "target", "said"),
+    [(None, "cuda", "fp32"), ("bfloat16", "cuda", "bf16"), ("float16", "cpu", "fp16")],
+)
+def test_what_was_exported_in_python_is_repeated_in_its_float(
+    source: Path, tmp_path: Path, dtype: str | None, target: str, said: str
+) -> None:
+    """Not in that which the target prefers, nor in the source's own."""
+    done = gw.optimize(gw.load(source, dtype=dtype), "magnitude")
+    out = gw.export(done.graph, tmp_path / "out", report=done.report, target=target)
+    assert manifest.load(out).dtype == said
+    assert replay.replay(out, None, silent)["identical"]
