@@ -162,12 +162,12 @@ def _copy(
     place = view.after(view.maker(next(iter(values.values()))))
     own = slots.within(body)
     values |= slots.copies(own)
-    for node in [*body, *slots.exports(own, body)]:
+    for node in [*slots.imports(own, body), *body, *slots.exports(own, body)]:
         copies = view.clone(node, values, before=place)
         values.update(zip(view.results(node), copies, strict=True))
         place = view.after(view.maker(copies[-1]))
     if own:
-        slots.grow([values[value] for slot in own for value in slot.present])
+        slots.grow(own, values)
     return values[last]
 
 

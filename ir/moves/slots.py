@@ -1,9 +1,12 @@
-"""Cache slots as blocks leave and multiply: their inputs and outputs, and the slots' numbers."""
+"""What a graph keeps between steps as blocks leave and multiply: the slots of its cache, and the
+states of convolutions and recurrences, by their inputs and outputs and the numbers of these."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 from ..core.errors import Refusal
 from ..core.view import Node, Value, View
@@ -12,10 +15,29 @@ from ..structure.cache_slots import (
     SLOTS_KEY,
     CacheSlot,
     find_slot,
+    is_recurrent,
     past_name,
     past_slot,
     present_name,
+    present_of,
+    state_name,
 )
+from ..vocab import traits
+
+
+@dataclass(frozen=True)
+class State:
+    """What a layer keeps that does not grow: the graph's input and the output that goes on."""
+
+    name: str
+    """Of the input, ``past.N.conv`` or ``past.N.recurrent``; N is the layer's, in the source."""
+    past: tuple[Value]
+    present: tuple[Value]
+
+
+Kept = CacheSlot | State
+_SHAPING = ("concat", "pad", "expand")
+"""What may lie between a layer and the output of its state, beside what rearranges."""
 
 
 class Slots:
@@ -36,15 +58,28 @@ class Slots:
             number = index if named is None else named
             self.layers[slot.past[0]] = numbers[number] if number < len(numbers) else number
         self._state = {v for _, slot in self.sites for v in (*slot.past, *slot.present)}
+        returned = dict(zip(view.output_names(), view.outputs(), strict=True))
+        self.states = [
+            State(name, (value,), (returned[present_of(name)],))
+            for value, name in names.items() if is_recurrent(name) and present_of(name) in returned
+        ]  # fmt: skip
+        self._left: set[Value] = set()
 
-    def within(self, body: Collection[Node]) -> list[CacheSlot]:
-        """The slots of the attention sites among these nodes."""
-        return [slot for node, slot in self.sites if node in body]
+    def within(self, body: Collection[Node]) -> list[Kept]:
+        """The slots of the attention sites among these nodes, and the states that they update."""
+        members = set(body)
+        slots = [slot for node, slot in self.sites if node in members]
+        return [*slots, *(state for state in self.states if self._behind(state, members))]
 
-    def exports(self, slots: Iterable[CacheSlot], body: Collection[Node]) -> list[Node]:
+    def exports(self, slots: Iterable[Kept], body: Collection[Node]) -> list[Node]:
         """Nodes outside of ``body`` that shape what it computes into the slots' outputs."""
         shapers: list[Node] = []
+        members = set(body)
         for slot in slots:
+            if isinstance(slot, State):
+                behind = self._behind(slot, members)
+                shapers += sorted(behind - members, key=self._order.__getitem__)
+                continue
             for value in slot.present:
                 chain, node = [], self.view.producer(value)
                 while node is not None and node not in body:
@@ -53,8 +88,60 @@ class Slots:
                 shapers += chain[::-1]
         return shapers
 
+    @cached_property
+    def _order(self) -> dict[Node, int]:
+        return {node: place for place, node in enumerate(self.view.nodes())}
+
+    def _behind(self, state: State, body: set[Node]) -> set[Node]:
+        """The nodes of ``body`` that a state's output is shaped from, and those outside that shape
+        it; empty where it is the state of another layer."""
+        view = self.view
+        inside: set[Node] = set()
+        shaping: set[Node] = set()
+        stack = [view.producer(state.present[0])]
+        while stack:
+            node = stack.pop()
+            if node is None or node in inside or node in shaping:
+                continue
+            if node in body:
+                inside.add(node)
+            elif view.op(node) in _SHAPING or traits(view.op(node)).rearranges:
+                shaping.add(node)
+                stack += [view.producer(value) for value in view.arguments(node)]
+        below = set(inside)
+        for node in sorted(shaping, key=self._order.__getitem__):
+            if any(view.producer(value) in below for value in view.arguments(node)):
+                below.add(node)
+        return below
+
+    def imports(self, slots: Iterable[Kept], body: Collection[Node]) -> list[Node]:
+        """Nodes outside of ``body`` that bring the slots' states there, in order."""
+        view, members = self.view, set(body)
+        queue = [value for slot in slots if isinstance(slot, State) for value in slot.past]
+        found: dict[Node, None] = {}
+        for value in queue:
+            strange = self._strangers(value, members)
+            bringing = [u for u in self._readers(value, members) if u not in strange]
+            found |= dict.fromkeys(bringing)
+            queue += [result for user in bringing for result in view.results(user)]
+        return sorted(found, key=self._order.__getitem__)
+
+    def _readers(self, value: Value, body: Collection[Node]) -> list[Node]:
+        return [user for user in self.view.users(value) if user not in body]
+
+    def _strangers(self, value: Value, body: Collection[Node]) -> list[Node]:
+        """Who reads a state outside of ``body``, but for what only brings it there."""
+        view = self.view
+
+        def is_read(result: Value) -> bool:
+            users = view.users(result)
+            return view.is_output(result) or not users or bool(self._strangers(result, body))
+
+        readers = self._readers(value, body)
+        return [user for user in readers if any(map(is_read, view.results(user)))]
+
     def stand_ins(
-        self, leaving: Sequence[CacheSlot], body: Collection[Node]
+        self, leaving: Sequence[Kept], body: Collection[Node]
     ) -> dict[Value, Value]:
         """For each input of leaving slots that nodes outside of ``body`` measure, one that stays.
 
@@ -62,11 +149,17 @@ class Slots:
         """
         substitutes: dict[Value, Value] = {}
         for slot in leaving:
-            strangers = [u for v in slot.past for u in self.view.users(v) if u not in body]
+            single = isinstance(slot, State)
+            readers = self._strangers if single else self._readers
+            strangers = [user for value in slot.past for user in readers(value, body)]
             if not strangers:
                 continue
-            stays = next((s for _, s in self.sites if s not in leaving and self._alike(s, slot)),
-                         None)  # fmt: skip
+            others: list[Kept] = [*self.states] if single else [slot for _, slot in self.sites]
+            stays = next((s for s in others if s not in leaving and self._alike(s, slot)), None)
+            rows = self._as_many(slot, leaving) if single else None
+            if stays is None and rows is not None and all(map(self._counts_rows, strangers)):
+                substitutes[slot.past[0]] = rows
+                continue
             if stays is None:
                 raise Refusal(
                     f"{self.view.name(strangers[0])} reads the cache "
@@ -76,30 +169,48 @@ class Slots:
             substitutes.update(zip(slot.past, stays.past, strict=True))
         return substitutes
 
-    def _alike(self, a: CacheSlot, b: CacheSlot) -> bool:
+    def _counts_rows(self, node: Node) -> bool:
+        return self.view.op(node) == "size" and self.view.attrs(node)["dim"] == 0
+
+    def _as_many(self, slot: Kept, leaving: Sequence[Kept]) -> Value | None:
+        """An input of as many rows that stays."""
+        view, gone = self.view, {value for other in leaving for value in other.past}
+        rows = (view.type(slot.past[0]).shape or (None,))[0]
+        staying = (value for value in view.inputs() if value not in gone)
+        return next((v for v in staying if (view.type(v).shape or ("",))[0] == rows), None)
+
+    def _alike(self, a: Kept, b: Kept) -> bool:
         pairs = zip((*a.past, *a.present), (*b.past, *b.present), strict=True)
         return all(self.view.type(x).shape == self.view.type(y).shape for x, y in pairs)
 
     def release(
-        self, leaving: Sequence[CacheSlot], stand_ins: dict[Value, Value], body: Collection[Node]
+        self, leaving: Sequence[Kept], stand_ins: dict[Value, Value], body: Collection[Node]
     ) -> None:
         """Take the outputs of leaving slots back, and let others measure ``stand_ins``."""
         view = self.view
         gone = {value for slot in leaving for value in slot.present}
+        self._left |= {slot.past[0] for slot in leaving if isinstance(slot, State)}
         outputs = zip(view.output_names(), view.outputs(), strict=True)
         view.set_outputs({name: value for name, value in outputs if value not in gone})
+        states = {slot.past[0] for slot in leaving if isinstance(slot, State)}
         for old, new in stand_ins.items():
-            for user in view.users(old):
-                if user not in body:
-                    view.rewire(user, old, new)
+            readers = self._strangers if old in states else self._readers
+            for user in readers(old, body):
+                view.rewire(user, old, new)
         for value in gone:
             if not view.users(value) and (maker := view.producer(value)) is not None:
                 view.erase_dead(maker)
 
-    def copies(self, slots: Iterable[CacheSlot]) -> dict[Value, Value]:
-        """New inputs for a copy of a block, by those of the block's own slots."""
+    def copies(self, slots: Iterable[Kept]) -> dict[Value, Value]:
+        """New inputs for a copy of a block, by those of the block's own slots. The states of a copy
+        have a number of their own, behind all others."""
         inputs: dict[Value, Value] = {}
+        numbers = [int(state.name.split(".")[1]) for state in self.states]
         for slot in slots:
+            if isinstance(slot, State):
+                name = state_name(max(numbers) + 1, slot.name.rpartition(".")[2])
+                inputs[slot.past[0]] = self.view.add_input(name, slot.past[0])
+                continue
             for value, part in zip(slot.past, PARTS, strict=True):
                 name = f"past_key_values.{len(self.layers)}.{part}.copy"
                 inputs[value] = self.view.add_input(name, value)
@@ -107,10 +218,17 @@ class Slots:
             self.layers[inputs[slot.past[0]]] = self.layers[slot.past[0]]
         return inputs
 
-    def grow(self, presents: Sequence[Value]) -> None:
-        """Return what a copy computed as its slots' keys and values."""
+    def grow(self, own: Sequence[Kept], values: Mapping[Value, Value]) -> None:
+        """Return what a copy computed, ``values`` by those of the block itself, as its slots' keys
+        and values and as its states."""
         view = self.view
         named = dict(zip(view.output_names(), view.outputs(), strict=True))
+        inputs = dict(zip(view.inputs(), view.input_names(), strict=True))
+        made = [State(inputs[values[s.past[0]]], (values[s.past[0]],), (values[s.present[0]],))
+                for s in own if isinstance(s, State)]  # fmt: skip
+        self.states += made
+        named |= {present_of(state.name): state.present[0] for state in made}
+        presents = [values[v] for s in own if isinstance(s, CacheSlot) for v in s.present]
         named |= {f"present.{len(named)}.{i}.copy": value for i, value in enumerate(presents)}
         view.set_outputs(named)
         self._state.update(presents)
@@ -119,6 +237,9 @@ class Slots:
         """Number the slots that there are now from 0 on, in the order of their blocks; the
         metadata says which layer each is of."""
         view = self.view
+        if self._left:
+            inputs = zip(view.input_names(), view.inputs(), strict=True)
+            view.set_inputs({name: value for name, value in inputs if value not in self._left})
         slots = Slots(view).sites
         if not self.sites:
             return

@@ -28,7 +28,8 @@ class SubBlock:
     exit: Value
     """The residual stream behind it: the sum, or its norm where norms come after the sums."""
     attends: bool
-    """Whether there is attention in it, one that is read as ``sdpa`` or another."""
+    """Whether there is attention in it, one that is read as ``sdpa`` or another, or what stands in
+    its place: ``mixers``."""
 
 
 @dataclass(frozen=True)

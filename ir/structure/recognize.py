@@ -14,6 +14,7 @@ from ..core.view import Node, Value, View, is_value
 from ..vocab import ops_with, spec, traits
 from .cache_slots import CacheSlot, find_slot
 from .layers import Block, SubBlock, layers_of, layers_within
+from .mixers import MIXERS, mixes, mixing
 from .naming import site_names
 from .roles import TracedAttention, mlp_roles, tail_roles, trace_attention
 from .spine import NO_SPINE, Spine, feeds, find_spine
@@ -132,7 +133,8 @@ def recognize(view: View) -> Structure:
     """Recognise the structure of a canonical graph; linear in its size."""
     linear_ops = ops_with(lambda op: op.is_linear)
     tables = ops_with(lambda op: op.table is not None)
-    nodes: dict[str, list[Node]] = {op: [] for op in (*linear_ops, "sdpa", "softmax", *tables)}
+    asked = (*linear_ops, "sdpa", "softmax", *tables, *MIXERS)
+    nodes: dict[str, list[Node]] = {op: [] for op in asked}
     order: dict[Node, int] = {}
     for place, node in enumerate(view.nodes()):
         order[node] = place
@@ -153,6 +155,9 @@ def recognize(view: View) -> Structure:
     attends = {
         _sub_block_of(spine, order, forks, n) for n in attending if not _crosses(view, spine, n)
     }
+    mixers = [node for op in MIXERS for node in nodes[op] if mixes(view, node)]
+    # Of several in one branch the last named counts: a recurrence, which has a convolution too.
+    attends |= mixing(attends, {_sub_block_of(spine, order, forks, n): n for n in mixers}, view)
     subs = _sub_blocks(view, spine, linears, nodes["sdpa"], places, attends)
     beside = layers_within(view, spine, order, attending)
     blocks = layers_of(view, subs, beside)
