@@ -5,11 +5,13 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..core.errors import Refusal
 from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Node, Value, View
 from ..structure.asides import without_aside
+from ..structure.beside import Edges, beside_edges
 from ..structure.layers import Block
 from ..structure.units import Unit
 from ..vocab.builder import Builder
@@ -19,13 +21,13 @@ from .slots import Slots
 
 def refusals(view: View, units: Sequence[Unit]) -> list[str]:
     """For each block, or half of one, why it cannot be left out; empty where it can."""
-    order, slots = _order(view), Slots(view)
-    return [_refusal(view, unit, order, slots) for unit in units]
+    places, slots = _Places.of(view), Slots(view)
+    return [_refusal(view, unit, places, slots) for unit in units]
 
 
-def _refusal(view: View, unit: Unit, order: Mapping[Node, int], slots: Slots) -> str:
+def _refusal(view: View, unit: Unit, places: _Places, slots: Slots) -> str:
     try:
-        body = _body(view, unit, order)
+        body = _body(view, unit, places)
         _check_closed(view, unit, body, slots)
         slots.stand_ins(slots.within(body), body)
     except Refusal as refusal:
@@ -39,7 +41,7 @@ def bypass(view: View, unit: Unit, *, rule: str, step: int = 0) -> None:
     So do its slots of the key-value cache; the others are numbered anew. Raises ``Refusal`` where
     the stream changes its type within it, or where something outside reads a value from inside.
     """
-    body, slots = _body(view, unit, _order(view)), Slots(view)
+    body, slots = _body(view, unit, _Places.of(view)), Slots(view)
     _check_closed(view, unit, body, slots)
     leaving = slots.within(body)
     stand_ins = slots.stand_ins(leaving, body)
@@ -70,8 +72,8 @@ def follow(
     counts = [places.count(i) for i in range(len(units))]
     if set(counts) == {1}:
         return
-    order, slots = _order(view), Slots(view)
-    bodies = [_body(view, unit, order) for unit in units]
+    where, slots = _Places.of(view), Slots(view)
+    bodies = [_body(view, unit, where) for unit in units]
     for unit, body, count in zip(units, bodies, counts, strict=True):
         if count != 1:
             _check_closed(view, unit, body, slots)
@@ -174,8 +176,17 @@ def _copy(
 # --- what lies in a block -----------------------------------------------------------------------
 
 
-def _order(view: View) -> dict[Node, int]:
-    return {node: place for place, node in enumerate(view.nodes())}
+@dataclass(frozen=True)
+class _Places:
+    """Where nodes stand in the graph, and what they read from beside the stream."""
+
+    order: Mapping[Node, int]
+    beside: Edges
+
+    @classmethod
+    def of(cls, view: View) -> _Places:
+        order = {node: place for place, node in enumerate(view.nodes())}
+        return cls(order, beside_edges(view))
 
 
 def bodies(view: View, units: Sequence[Unit]) -> list[list[Node]]:
@@ -183,12 +194,12 @@ def bodies(view: View, units: Sequence[Unit]) -> list[list[Node]]:
 
     Masks, rotary tables and sizes that are made outside of the stream do not belong to them.
     """
-    order = _order(view)
-    return [_body(view, unit, order) for unit in units]
+    places = _Places.of(view)
+    return [_body(view, unit, places) for unit in units]
 
 
-def _body(view: View, unit: Unit, order: Mapping[Node, int]) -> list[Node]:
-    before = view.producer(unit.entry)
+def _body(view: View, unit: Unit, places: _Places) -> list[Node]:
+    before, order = view.producer(unit.entry), places.order
     start = -1 if before is None else order.get(before, -1)
     stack, seen = [view.producer(unit.exit)], set()
     while stack:
@@ -196,7 +207,8 @@ def _body(view: View, unit: Unit, order: Mapping[Node, int]) -> list[Node]:
         if node is None or node in seen or order[node] <= start:
             continue
         seen.add(node)
-        stack += [view.producer(v) for v in view.arguments(node) if v is not unit.entry]
+        stack += [view.producer(v) for v in view.arguments(node)
+                  if v is not unit.entry and (node, v) not in places.beside]  # fmt: skip
     inside: list[Node] = []
     stream = {unit.entry}
     for node in sorted(seen, key=order.__getitem__):
@@ -247,9 +259,18 @@ def _check_closed(
             if value is unit.exit:
                 continue
             strangers = [u for u in view.users(value) if u not in members]
+            if strangers and all(_attends_over(view, u, value) for u in strangers):
+                raise Refusal(
+                    f"layers behind {name} attend over its keys and values: they have none of "
+                    "their own", strangers[0],
+                )  # fmt: skip
             if strangers:
                 raise Refusal(
                     f"{view.name(strangers[0])} reads a value from inside {name}", strangers[0]
                 )
             if view.is_output(value) and value not in presents:
                 raise Refusal(f"the graph returns {view.name(value)} from inside {name}", node)
+
+
+def _attends_over(view: View, node: Node, value: Value) -> bool:
+    return view.op(node) == "sdpa" and any(v is value for v in view.operands(node)[1:3])

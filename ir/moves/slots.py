@@ -48,8 +48,12 @@ class Slots:
 
     def __init__(self, view: View) -> None:
         self.view = view
-        self.sites = [(node, slot) for node in view.nodes() if view.op(node) == "sdpa"
-                      if (slot := find_slot(view, node)) is not None]  # fmt: skip
+        self.sites: list[tuple[Node, CacheSlot]] = []
+        for node in view.nodes():
+            slot = find_slot(view, node) if view.op(node) == "sdpa" else None
+            # Of layers that look at the same keys the first makes them.
+            if slot is not None and all(slot.past != other.past for _, other in self.sites):
+                self.sites.append((node, slot))
         numbers = json.loads(view.metadata().get(SLOTS_KEY, "[]"))
         names = dict(zip(view.inputs(), view.input_names(), strict=True))
         self.layers: dict[Value, int] = {}

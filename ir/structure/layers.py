@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from ..core.view import Node, Operand, Value, View, is_value
 from .asides import without_aside
 from .spine import Spine, feeds
+from .stacked import guesses
 
 _TO_END = 2**63 - 1
 _PICTURE_RANK = 4
@@ -119,6 +120,9 @@ def _runs(view: View, subs: Sequence[SubBlock]) -> list[list[SubBlock]]:
     them. What comes before the first and has no linear, or another rank, is a stem: positions by
     convolution, a backbone."""
     starts = [sub.attends for sub in subs]
+    mixing = guesses(view, [sub.entry for sub in subs], starts)
+    if any(mixing):
+        starts = mixing
     if not any(starts):
         joins = [not sub.linears for sub in subs]
         starts = joins if any(joins) and not all(joins) else [True] * len(subs)
@@ -144,14 +148,14 @@ def _layers(
     resized, a latent is drawn). Branches before the first that attends are one where it goes on
     from them, as where their attention was left out."""
     layers = [_unbroken(view, run) for run in runs]
-    if not any(run[0].attends for run in layers):
+    if not any(sub.attends for run in layers for sub in run[:2]):
         return layers
     layers = [run for run in layers
               if _is_layer(view, run) and not any(sub.index in beside for sub in run)]  # fmt: skip
     for i, run in reversed(list(enumerate(layers))):
         after = layers[i + 1] if i + 1 < len(layers) else None
         joined = after is not None and _stream_of(view, after[0].entry) is run[-1].exit
-        if not run[0].attends and not joined:
+        if not any(sub.attends for sub in run[:2]) and not joined:
             del layers[i]
     return layers
 

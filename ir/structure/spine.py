@@ -16,6 +16,7 @@ import torch
 from ..core.view import NATIVE, Node, Operand, Value, View, is_value
 from ..vocab import traits
 from .asides import is_aside
+from .beside import beside_edges
 from .cache_slots import is_past
 
 _NO_STREAM = frozenset({torch.int64, torch.bool})
@@ -156,6 +157,7 @@ def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
     """Nodes and inputs, an edge for each use; sizes, positions and masks carry nothing."""
     graph = networkx.MultiDiGraph()
     order: dict[Node, int] = {}
+    beside = beside_edges(view)
     for place, node in enumerate(view.nodes()):
         order[node] = place
         graph.add_node(node)
@@ -164,7 +166,7 @@ def _flow(view: View) -> tuple[networkx.MultiDiGraph, dict[Node, int]]:
             continue
         for value in view.arguments(node):
             joins = op == "add" and is_aside(view, value)
-            if joins or view.type(value).dtype in _NO_STREAM:
+            if joins or (node, value) in beside or view.type(value).dtype in _NO_STREAM:
                 continue
             if view.weight(value) is None:
                 graph.add_edge(view.producer(value) or value, node)

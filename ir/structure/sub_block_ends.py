@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from ..core.view import Node, Value, View, is_value
 from .spine import Spine
+from .stacked import is_stack, written
 
 _BEHIND = 6
 """Ops at most between a sum and the stream that the next branch starts from."""
@@ -55,6 +56,7 @@ def _exits(
     what scales a sum or is added to it (MobileBERT, the positions of YOLOS). The last norm is the
     model's own where those before it have names of their layers and it has not."""
     sums = [_reshaped_back(view, spine, view.results(addition)[0]) for addition in spine.additions]
+    sums = [written(view, value) if is_stack(view, value) else value for value in sums]
     exits: list[Value] = []
     usual: tuple[str, ...] = ()
     named = False
@@ -72,6 +74,9 @@ def _exits(
             reached = 0
         else:
             reached = len(usual)
+        if i + 1 == len(sums) and not reached:
+            # The last layer's own scale, where its last branch is not as the one before.
+            reached = bool(behind) and behind[0][0] == "mul" and _named(view, values[1], linears[i])
         exits.append(values[reached])
     return exits
 

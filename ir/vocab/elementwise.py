@@ -21,16 +21,19 @@ from .spec import Attrs, OpSpec
 
 def _overloaded(
     name: str, op_type: str, *, commutative: bool = False, rule: Any = elementwise,
-    also: tuple[onnx.Decoder, ...] = (),
+    also: tuple[onnx.Decoder, ...] = (), alias: str = "",
 ) -> OpSpec:  # fmt: skip
-    """An op of the name that torch has it by, with an overload for a number."""
+    """An op of the name that torch has it by, with an overload for a number; read by another name
+    of torch's too."""
     overloads = getattr(aten, name)
+    others = (getattr(aten, alias),) if alias else ()
     return OpSpec(
         name=name, operands=("a", "b"), infer=rule, reference=getattr(torch, name),
         commutative=commutative,
         aten=AtenForm(
             fx.tensor_or_scalar(overloads),
-            (fx.sometimes(fx.binary, overloads.Tensor, overloads.Scalar),),
+            (fx.sometimes(fx.binary, *(o for of in (overloads, *others)
+                                       for o in (of.Tensor, of.Scalar))),),
         ),
         onnx=OnnxForm(onnx.same(op_type), (onnx.always(onnx.plain, op_type), *also)),
     )  # fmt: skip
@@ -110,7 +113,7 @@ def _extremum(name: str, op_type: str, *others: Any) -> OpSpec:
 ARITHMETIC = (
     _overloaded("add", "Add", commutative=True, also=(onnx.sometimes(_two_inputs, "Sum"),)),
     _overloaded("sub", "Sub"),
-    _overloaded("mul", "Mul", commutative=True),
+    _overloaded("mul", "Mul", commutative=True, alias="multiply"),
     OpSpec(
         name="div", operands=("a", "b"), infer=elementwise, reference=_div,
         aten=AtenForm(_build_div, (fx.sometimes(

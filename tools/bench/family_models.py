@@ -165,13 +165,13 @@ DECODERS: Mapping[str, Family] = {
         "layer_types": ["sliding_attention", "full_attention"] * 2,
         "vocab_size_per_layer_input": 97, "hidden_size_per_layer_input": 8, "laurel_rank": 8,
         "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0]},
-        blocks=(), sites=4, cache=True),
+        blocks=(4,), sites=4, cache=True),
     "gemma4": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _GEMMA4 | {
         "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0},
         blocks=(4,), sites=4, cache=True),
     "gemma4-e2b": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _GEMMA4 | {
         "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 97,
-        "hidden_size_per_layer_input": 8}, blocks=(), sites=4, cache=True),
+        "hidden_size_per_layer_input": 8}, blocks=(4,), sites=4, cache=True),
     "granite-moe": _causal("GraniteMoeForCausalLM", _GROUPED | _EXPERTS),
     "phimoe": _causal("PhimoeForCausalLM", _GROUPED | _EXPERTS),
     "glm4-moe": _causal("Glm4MoeForCausalLM", _HEADED | {
