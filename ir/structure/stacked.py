@@ -34,7 +34,8 @@ def written(view: View, value: Value) -> Value:
 
 def guesses(view: View, entries: Sequence[Value], attends: Sequence[bool]) -> list[bool]:
     """Which branches start a layer of such streams: those that mix them, ahead of attention."""
+    following = [*attends[1:], False][: len(attends)]
     return [
-        is_stack(view, entry) and not mine and following
-        for entry, mine, following in zip(entries, attends, [*attends[1:], False], strict=True)
+        is_stack(view, entry) and not mine and after
+        for entry, mine, after in zip(entries, attends, following, strict=True)
     ]
