@@ -23,6 +23,25 @@ def beside_edges(view: View) -> Edges:
     return frozenset([*_keys_of_others(view), *_inputs_of_layers(view)])
 
 
+def made_for(view: View, edges: Edges) -> frozenset[Node]:
+    """The nodes by which nothing is made but what is read by these edges."""
+    made: set[Node] = set()
+    stack = [view.producer(value) for _, value in edges]
+    while stack:
+        node = stack.pop()
+        if node is None or node in made:
+            continue
+        results = view.results(node)
+        if any(view.is_output(value) for value in results) or not all(
+            user in made or (user, value) in edges
+            for value in results for user in view.users(value)
+        ):
+            continue
+        made.add(node)
+        stack += [view.producer(value) for value in view.arguments(node)]
+    return frozenset(made)
+
+
 def _keys_of_others(view: View) -> list[tuple[Node, Value]]:
     """Keys and values at which an attention looks, as one before it does."""
     found: list[tuple[Node, Value]] = []

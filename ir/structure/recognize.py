@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from ..core.errors import BadInput
 from ..core.view import Node, Value, View, is_value
 from ..vocab import ops_with, spec, traits
+from .beside import beside_edges, made_for
 from .cache_slots import CacheSlot, find_slot
 from .layers import Block, SubBlock, layers_of, layers_within
 from .mixers import MIXERS, mixes, mixing
@@ -149,7 +150,9 @@ def recognize(view: View) -> Structure:
     traced = [trace_attention(view, node, names) for node in nodes["sdpa"]]
     makers = [view.producer(fork) for fork in spine.forks]
     forks = [-1 if maker is None else order[maker] for maker in makers]
-    places = {n: _sub_block_of(spine, order, forks, n) for n in (*names, *nodes["sdpa"])}
+    apart = made_for(view, beside_edges(view))
+    places = {n: None if n in apart else _sub_block_of(spine, order, forks, n)
+              for n in (*names, *nodes["sdpa"])}  # fmt: skip
     roles = _roles(view, linears, traced, places, spine)
     linears = [replace(site, role=roles.get(site.node, "")) for site in linears]
     attends = {

@@ -101,6 +101,15 @@ def test_what_scales_the_stream_is_of_its_layer(kind: str, models: Models) -> No
         assert f"model.layers.{number}.layer_scalar" in named
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_makes_the_inputs_of_all_layers_is_of_none(name: str, models: Models) -> None:
+    for view in models[name][1].values():
+        structure = recognize(view)
+        (linear,) = (x for x in structure.linears if x.name.endswith("per_layer_model_projection"))
+        assert linear.block is None
+        assert not any(linear.name in block.linears for block in structure.blocks)
+
+
 @pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_layer_whose_keys_others_read_stays(name: str, kind: str, models: Models) -> None:
