@@ -25,6 +25,7 @@ TYPES = frozenset({
 })  # fmt: skip
 """Types of decoders that the runtime knows by name and treats alike. ``decoder`` is its neutral
 word; ``gpt2`` is a type with a cache of another form, which our graphs have not."""
+_ENDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _INPUTS = {"input_ids", "attention_mask", POSITIONS}
 
 
@@ -55,10 +56,7 @@ def genai_config(
     shape, logits = inputs[caches[0]].shape or (), outputs["logits"].shape or ()
     if longest is None or len(shape) != 4 or len(logits) != 3 or not isinstance(logits[-1], int):
         return None
-    settings = {
-        **text_settings(read_json(source, "config.json")),
-        **known(read_json(source, "generation_config.json")),
-    }
+    settings = settings_of(source)
     kind = settings.get("model_type")
     return {
         "model": {
@@ -87,7 +85,16 @@ def session(target: Target) -> dict[str, Any]:
     return {"session_options": {"provider_options": providers}} if providers else {}
 
 
-def known(settings: Mapping[str, Any]) -> dict[str, Any]:
+def settings_of(source: str | Path | None) -> dict[str, Any]:
+    """Special tokens and type of a text: of ``generation_config.json`` before those of the config,
+    whose own go before those of its text."""
+    config = read_json(source, "config.json")
+    ends = {name: config[name] for name in _ENDS if config.get(name) is not None}
+    generation = _known(read_json(source, "generation_config.json"))
+    return {**text_settings(config), **ends, **generation}
+
+
+def _known(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if value is not None}
 
 

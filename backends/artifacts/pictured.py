@@ -2,13 +2,16 @@
 
 One graph is cut where the images enter the words: ``vision`` gives an image's features, as rows of
 ``image_features``; ``embedding`` puts them among the words, ``inputs_embeds``; ``text`` reads these
-and the places of its tokens, ``position_ids`` ``[3, batch, seq]``, which the runtime counts.
+and, of Qwen's line, the places of its tokens, ``position_ids`` ``[3, batch, seq]``, which the
+runtime counts. It hands on one tensor of a width that the config says: features that early layers
+of the text add (DeepStack) go the same way, behind the others in each row.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -18,7 +21,7 @@ from ...ir.core.types import Dim
 from ...ir.core.view import Node, Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.rewrite.cleanup import clean
-from ...ir.structure.asides import has_asides
+from ...ir.structure.asides import asides
 from ...ir.structure.cache_slots import POSITIONS, SHIFT, STREAM, past_slot, present_of
 from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.pictured import read_places, read_squares
@@ -45,7 +48,8 @@ class Pictures:
     merge: int
     """Patches along the square that is one token."""
     frames: int
-    """Times that a patch stands in its row: the library reads an image as a film of so many."""
+    """Times that a patch stands in its row: the library reads an image as a film of so many; 0 of
+    a tower that takes the pixels of an image as they lie."""
 
     @property
     def height(self) -> int:
@@ -56,22 +60,34 @@ class Pictures:
         return self.columns * self.side
 
 
-def pictures_of(metadata: Mapping[str, str]) -> Pictures | None:
-    """What a graph's metadata say of them; ``None`` of a model that takes others."""
-    grid, squares = read_places(metadata), read_squares(metadata)
-    if grid is None or squares is None:
+def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
+    """What a graph and the config of its source say of them; ``None`` of a model that takes
+    others, or whose images' size is open."""
+    grid, squares = read_places(graph.metadata()), read_squares(graph.metadata())
+    if grid is not None and squares is not None:
+        side, merge, frames = squares
+        return Pictures(grid[0] * merge, grid[1] * merge, side, merge, frames)
+    inputs = _inputs(graph)
+    shape = (graph.type(inputs[PIXELS]).shape or ()) if PIXELS in inputs else ()
+    vision = config.get("vision_config")
+    side = vision.get("patch_size") if isinstance(vision, dict) else None
+    if not isinstance(side, int) or side < 1 or len(shape) != 4:
         return None
-    side, merge, frames = squares
-    return Pictures(grid[0] * merge, grid[1] * merge, side, merge, frames)
+    height, width = shape[2:]
+    merge = config.get("spatial_merge_size", 1)
+    if not isinstance(height, int) or not isinstance(width, int) or not isinstance(merge, int):
+        return None
+    return Pictures(height // side, width // side, side, merge, 0)
 
 
-def split(graph: View, pictures: Pictures) -> dict[str, View]:
+def split(graph: View, pictures: Pictures, *, apart: bool = False) -> dict[str, View]:
     """``vision``, ``embedding`` and ``text`` of a graph with a cache, which stays as it is.
 
-    ``vision`` takes the rows of patches that the library's processor makes, ``pixel_values``
-    ``[images * patches, numbers]``, and ``image_grid_thw`` i64 ``[images, 3]``, of which it reads
-    whether the size is the graph's: it fails for any other. Raises ``Refusal`` where the graph
-    cannot be cut so.
+    ``vision`` takes ``pixel_values`` as the graph has them, or, of Qwen's line, the rows of patches
+    that the library's processor makes, ``[images * patches, numbers]``, and ``image_grid_thw`` i64
+    ``[images, 3]``, of which it reads whether the size is the graph's: it fails for any other. It
+    gives features as rows, or image by image where they are to be kept ``apart``. ``text`` takes
+    ``input_ids`` too where it looks at them. Raises ``Refusal`` where the graph cannot be cut so.
     """
     if COUNT_KEY in graph.metadata():
         raise Refusal(
@@ -79,11 +95,6 @@ def split(graph: View, pictures: Pictures) -> dict[str, View]:
         )
     whole = graph.copy()
     canonicalize(whole)
-    if has_asides(whole):
-        raise Refusal(
-            "early layers of its text add features of their own at the image tokens (DeepStack), "
-            "for which the runtime has no input"
-        )
     images = find_image_tokens(whole, recognize(whole))
     rows = next((whole.result(user) for user in whole.users(images.features)
                  if whole.type(whole.results(user)[0]).rank == 2), None)  # fmt: skip
@@ -91,17 +102,55 @@ def split(graph: View, pictures: Pictures) -> dict[str, View]:
     places = [value for node in whole.nodes() for value in whole.results(node)
               if whole.type(value).shape == (3, *shape[:2])
               and whole.type(value).dtype == torch.int64]  # fmt: skip
-    if rows is None or not places:
+    if rows is None or (pictures.frames and not places):
         raise Refusal("features do not enter the text as rows, or tokens have no places in it")
-    names = [whole.name(value) for value in (rows, images.merged, places[-1])]
+    deep = [*asides(whole)]
+    made = [rows, *(_rows_of(whole, value) for value in deep)]
+    cut = _Cut(
+        [whole.name(value) for value in made], whole.name(images.features),
+        [whole.name(value) for value in (images.merged, *deep)],
+        whole.name(places[-1]) if pictures.frames else None, images.tokens,
+    )  # fmt: skip
     try:
         return {
-            "vision": _vision(whole.copy(), names[0], pictures),
-            "embedding": _embedding(whole.copy(), names[0], names[1], images.tokens),
-            "text": _text(whole.copy(), names[1], names[2]),
+            "vision": _vision(whole.copy(), cut, pictures, apart=apart),
+            "embedding": _embedding(whole.copy(), cut),
+            "text": _text(whole.copy(), cut),
         }
     except InvalidGraph as error:
         raise Refusal(f"one part reads what another one takes: {error}") from None
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Where a graph is cut, by the names of its values, which its copies share."""
+
+    rows: Sequence[str]
+    """The features, and those of early layers, each ``[images * tokens, width]``."""
+    features: str
+    """The first of them before they are rows."""
+    streams: Sequence[str]
+    """The same where they are among the words, each ``[batch, seq, width]``."""
+    places: str | None
+    tokens: int
+    """Tokens of an image."""
+
+
+def _rows_of(view: View, aside: Value) -> Value:
+    """The rows of which a value that joins the stream from beside is made, with one of zeros
+    before them. Raises ``Refusal`` where there are none."""
+    picked = view.tensor(view.maker(aside), 1)
+    for table in view.arguments(view.maker(picked)):
+        maker = view.producer(table)
+        if maker is None or view.op(maker) != "concat":
+            continue
+        for value in view.arguments(maker):
+            if view.type(value).rank == 2 and (view.type(value).shape or (1,))[0] != 1:
+                return value
+    raise Refusal(
+        "early layers of its text add features of their own at the image tokens (DeepStack), which "
+        "are no rows"
+    )
 
 
 def _named(view: View, name: str) -> Value:
@@ -159,35 +208,70 @@ def _stand_for(view: View, node: Node, size: Value) -> None:
     view.replace(old, size)
 
 
-def _text(view: View, merged: str, places: str) -> View:
-    stream = _named(view, merged)
+def _parts(view: View, whole: Value, count: int, dim: int) -> list[Value]:
+    """Equal parts of a value along its last axis."""
+    if count == 1:
+        return [whole]
+    width = (view.type(whole).shape or ())[dim]
+    assert isinstance(width, int)
+    b, each = Builder(view, next(iter(view.nodes()))), width // count
+    return [b.slice(whole, i * each, (i + 1) * each, dim=dim) for i in range(count)]
+
+
+def _joined(view: View, names: Sequence[str], dim: int) -> Value:
+    """Values of these names side by side."""
+    values = [_named(view, name) for name in names]
+    if len(values) == 1:
+        return values[0]
+    last = [node for node in view.nodes() if any(v in values for v in view.results(node))][-1]
+    return Builder(view, view.after(last)).concat(*values, dim=dim)
+
+
+def _stand_in(view: View, name: str, names: Sequence[str], dim: int) -> Value:
+    """An input for values of these names, which are parts of it from now on."""
+    like = _joined(view, names, dim)
+    view.type(like)  # an input takes the type that is known
+    given = view.add_input(name, like)
+    for old, part in zip(names, _parts(view, given, len(names), dim), strict=True):
+        view.replace(_named(view, old), part)
+    return given
+
+
+def _text(view: View, cut: _Cut) -> View:
     outputs = dict(zip(view.output_names(), view.outputs(), strict=True))
-    given = view.add_input(STREAM, stream)
-    view.replace(stream, given)
-    at = _named(view, places)
-    stands = view.add_input(POSITIONS, at)
-    view.replace(at, stands)
+    given = _stand_in(view, STREAM, cut.streams, 2)
     inputs = _inputs(view)
+    taken = {STREAM: given, MASK: inputs[MASK]}
+    if cut.places is not None:
+        at = _named(view, cut.places)
+        taken[POSITIONS] = view.add_input(POSITIONS, at)
+        view.replace(at, taken[POSITIONS])
     caches = {name: value for name, value in inputs.items() if past_slot(name) is not None}
     outputs.pop(present_of(SHIFT), None)
-    return _ends(view, {STREAM: given, MASK: inputs[MASK], POSITIONS: stands, **caches}, outputs)
+    view.set_outputs(outputs)
+    clean(view)
+    sizes = {user for user, _ in _sizes(view, inputs[IDS])}
+    if {*view.users(inputs[IDS])} - sizes:
+        taken[IDS] = inputs[IDS]
+    return _ends(view, {**taken, **caches}, outputs)
 
 
-def _embedding(view: View, rows: str, merged: str, tokens: int) -> View:
-    features = _named(view, rows)
-    given = view.add_input(FEATURES, features)
-    view.replace(features, given)
+def _embedding(view: View, cut: _Cut) -> View:
+    given = _stand_in(view, FEATURES, cut.rows, 1)
     for size, axis in [*_sizes(view, _inputs(view)[PIXELS])]:
         if not axis:  # how many images there are
             b = Builder(view, size)
-            _stand_for(view, size, b.size(b.slice(given, 0, END, dim=0, step=tokens), dim=0))
-    return _ends(
-        view, {IDS: _inputs(view)[IDS], FEATURES: given}, {STREAM: _named(view, merged)}
-    )
+            firsts = b.slice(given, 0, END, dim=0, step=cut.tokens)
+            _stand_for(view, size, b.size(firsts, dim=0))
+    stream = _joined(view, cut.streams, 2)
+    return _ends(view, {IDS: _inputs(view)[IDS], FEATURES: given}, {STREAM: stream})
 
 
-def _vision(view: View, rows: str, pictures: Pictures) -> View:
-    pixels, features = _inputs(view)[PIXELS], _named(view, rows)
+def _vision(view: View, cut: _Cut, pictures: Pictures, *, apart: bool) -> View:
+    pixels = _inputs(view)[PIXELS]
+    features = _named(view, cut.features) if apart else _joined(view, cut.rows, 1)
+    if not pictures.frames:
+        return _ends(view, {PIXELS: pixels}, {FEATURES: features})
     p, channels = pictures, (view.type(pixels).shape or ())[1]
     assert isinstance(channels, int)
     b = Builder(view, next(iter(view.nodes())))

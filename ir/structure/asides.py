@@ -7,7 +7,7 @@ end of a branch.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..core.view import NATIVE, Operand, Value, View, is_value
 from ..vocab import traits
@@ -52,10 +52,14 @@ def without_aside(view: View, value: Value) -> Value:
 
 def has_asides(view: View) -> bool:
     """Whether anything joins a stream from beside."""
-    return any(
-        view.op(node) == "add" and any(is_aside(view, value) for value in view.arguments(node))
-        for node in view.nodes()
-    )
+    return any(True for _ in asides(view))
+
+
+def asides(view: View) -> Iterator[Value]:
+    """What joins a stream from beside, in order."""
+    for node in view.nodes():
+        if view.op(node) == "add":
+            yield from (value for value in view.arguments(node) if is_aside(view, value))
 
 
 def why_elsewhere(view: View, others: Sequence[Value]) -> str:

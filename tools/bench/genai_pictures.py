@@ -1,31 +1,68 @@
 """``python -m graphwright.tools.bench.genai_pictures --peer-python PYTHON``: the same text?
 
-Small models of Qwen's line, with a tokenizer of single letters, are written plain and in 4 bits for
-``genai``; onnxruntime-genai, in an environment of its own, reads a picture file or two by the
-folder's own processor and writes greedily behind a prompt. Its tokens are held against those of
-``model.onnx``, on pixels that Pillow has resized, and its pixels against these.
+Small models of the families that onnxruntime-genai knows, with a tokenizer of single letters, are
+written plain and in 4 bits for ``genai``; the runtime, in an environment of its own, reads a
+picture file or two by the folder's own processor and writes greedily behind a prompt. Its tokens
+are held against those of ``model.onnx``, and of a plain folder against those of the library's own
+model, on pixels that Pillow has resized and the library's processor has made numbers of; its pixels
+against these.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-FAMILIES = ("qwen2-vl", "qwen2.5-vl")
 RECIPES = (("", "cpu"), ("quantize{bits=4 group=32}", "genai"))
 NEW = 12
 PICTURES = ((48, 32), (24, 16), (90, 100))
 """Width and height of the picture files: one has no model's size."""
-SHOWN = ((0,), (1,), (2,), (0, 1))
+SHOWN = ((), (0,), (1,), (2,), (0, 1))
 """Which of them a prompt shows."""
-SPECIAL = {
-    0: "<|endoftext|>", 1: "<|im_start|>", 2: "<|im_end|>", 93: "<|vision_end|>",
-    94: "<|vision_start|>", 95: "<|video_pad|>", 96: "<|image_pad|>",
+ENDS = {0: "<|endoftext|>", 1: "<|im_start|>", 2: "<|im_end|>"}
+LINES = 3
+"""The token of a line's end, which the runtime writes around pictures of Gemma 3."""
+
+
+@dataclass(frozen=True)
+class Words:
+    """How pictures stand in prompts of a family."""
+
+    special: Mapping[int, str]
+    picture: str
+    processor: str
+    """The library's, of the kind that needs Pillow alone."""
+
+    @property
+    def all_special(self) -> dict[int, str]:
+        return {**ENDS, **self.special}
+
+    def prompt(self, pictures: int) -> str:
+        return "ab" + "d".join([self.picture] * pictures) + "cde"
+
+
+_QWEN = Words({
+    93: "<|vision_end|>", 94: "<|vision_start|>", 95: "<|video_pad|>", 96: "<|image_pad|>",
+}, "<|vision_start|><|image_pad|><|vision_end|>", "Qwen2VLImageProcessorPil")  # fmt: skip
+_MISTRAL = Words(
+    {93: "[INST]", 94: "[IMG_END]", 95: "[IMG_BREAK]", 96: "[IMG]"}, "[IMG]",
+    "PixtralImageProcessorPil",
+)  # fmt: skip
+WORDS: Mapping[str, Words] = {
+    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe"), _QWEN),
+    "gemma3-vl": Words(
+        {94: "<end_of_image>", 95: "<start_of_image>", 96: "<image_soft_token>"},
+        "<start_of_image>", "Gemma3ImageProcessorPil",
+    ),
+    **dict.fromkeys(("mistral3", "pixtral"), _MISTRAL),
 }  # fmt: skip
 
 
@@ -36,19 +73,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     parser.add_argument("--peer-python", required=True, help="of onnxruntime-genai's environment")
+    parser.add_argument("--only", default="*", metavar="GLOB", help="of the families")
     options = parser.parse_args(arguments)
     right = True
     with tempfile.TemporaryDirectory() as scratch:
-        for folder, what in _written(Path(scratch)):
-            for shown, equal, apart in _compared(folder, options.peer_python):
+        for name, folder, recipe in _written(Path(scratch), options.only):
+            for shown, equal, apart in _compared(name, folder, recipe, options.peer_python):
                 names = " and ".join("{} x {}".format(*PICTURES[i]) for i in shown)
-                words = "equal" if equal else "DIFFERENT"
-                sys.stdout.write(f"{what}, {names}: {words}, pixels apart by {apart:.1e}\n")
-                right &= equal
+                verdicts = ", ".join(f"{'equal' if same else 'DIFFERENT'} to {other}"
+                                     for other, same in equal.items())  # fmt: skip
+                far = f"; pixels apart by {apart:.1e}" if shown else ""
+                sys.stdout.write(f"{name} {recipe or 'as it is'}, {names or 'no picture'}: "
+                                 f"{verdicts}{far}\n")  # fmt: skip
+                right &= all(equal.values())
     return int(not right)
 
 
-def _written(scratch: Path) -> Iterator[tuple[Path, str]]:
+def _written(scratch: Path, only: str) -> Iterator[tuple[str, Path, str]]:
     """The artifacts, with picture files beside them."""
     import numpy as np
     from PIL import Image
@@ -57,29 +98,46 @@ def _written(scratch: Path) -> Iterator[tuple[Path, str]]:
     from ...ir.load.sources import load
     from ...passes.manager import optimize
     from .families import save
-    from .family_models import FAMILIES as known
 
     rng = np.random.default_rng(0)
     for number, (width, height) in enumerate(PICTURES):
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(scratch / f"{number}.png")
-    for name in FAMILIES:
+    for name in WORDS:
+        if not fnmatchcase(name, only):
+            continue
         source = scratch / name
-        save(known[name], source)
-        _write_words(source)
+        save(family(name), source)
+        _write_words(source, WORDS[name].all_special)
         for recipe, target in RECIPES:
             graph = load(source)
             graph = optimize(graph, recipe).graph if recipe else graph
             out = export(graph, scratch / f"{name}-{target}", target=target)
-            yield out, f"{name} {recipe or 'as it is'}"
+            yield name, out, recipe
 
 
-def _write_words(folder: Path) -> None:
+def family(name: str) -> Any:
+    """A small model of a family; of Gemma 3 with as many tokens an image as the runtime writes."""
+    from .family_models import FAMILIES
+
+    found = FAMILIES[name]
+    if name != "gemma3-vl":
+        return found
+    sizes: Any = found.sizes
+    vision = sizes["vision_config"] | {"image_size": 64}
+    text = sizes["text_config"] | {"max_position_embeddings": 1024, "sliding_window": 64}
+    return replace(found, sizes={
+        **sizes, "vision_config": vision, "text_config": text, "mm_tokens_per_image": 256,
+    })  # fmt: skip
+
+
+def _write_words(folder: Path, special: Mapping[int, str]) -> None:
     """A tokenizer in which a letter is a token, and the special ones have the model's ids."""
     letters = iter([chr(code) for code in range(33, 127)])
-    vocab = {next(letters): i for i in range(97) if i not in SPECIAL}
+    vocab = {next(letters): i for i in range(97) if i not in {*special, LINES}}
+    vocab["\u010a"] = LINES  # a line's end, as bytes are written
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    added = {i: {"content": text, **flags, "special": True} for i, text in SPECIAL.items()}
+    added = {i: {"content": text, **flags, "special": True} for i, text in special.items()}
     bytewise = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False,
                 "use_regex": True}  # fmt: skip
     (folder / "tokenizer.json").write_text(json.dumps({
@@ -88,33 +146,101 @@ def _write_words(folder: Path) -> None:
         "model": {"type": "BPE", "vocab": vocab, "merges": []},
     }))  # fmt: skip
     (folder / "tokenizer_config.json").write_text(json.dumps({
-        "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "eos_token": SPECIAL[2],
-        "pad_token": SPECIAL[0], "added_tokens_decoder": {str(i): t for i, t in added.items()},
+        "tokenizer_class": "Qwen2Tokenizer", "add_bos_token": False, "eos_token": special[2],
+        "pad_token": special[0], "added_tokens_decoder": {str(i): t for i, t in added.items()},
     }))  # fmt: skip
 
 
-def _compared(folder: Path, python: str) -> Iterator[tuple[tuple[int, ...], bool, float]]:
-    """For each prompt what it shows, whether tokens agree, and how far apart pixels are."""
+def _compared(
+    name: str, folder: Path, recipe: str, python: str
+) -> Iterator[tuple[tuple[int, ...], dict[str, bool], float]]:
+    """For each prompt what it shows, with whose tokens the runtime's agree, and how far apart
+    pixels are."""
     import torch
 
-    from ...backends.artifacts.pictured import pictures_of
     from ...backends.registry import compile
-    from ...ir.load.hf_qwen_vl import patch_rows
     from ...ir.load.sources import load
     from .processes import environment, measure
 
-    pictures = pictures_of(load(folder).metadata())
-    assert pictures is not None
+    size = _size(folder)
     run, found = compile(folder), folder.parent / "found.json"
-    measure([python, "-P", __file__, str(folder), str(found)],
+    prompts = [WORDS[name].prompt(len(shown)) for shown in SHOWN]
+    measure([python, "-P", __file__, str(folder), json.dumps(prompts), str(found)],
             environment(None, {"PYTHONPATH": ""}))  # fmt: skip
-    squares = pictures.side, pictures.merge, pictures.frames
+    library: Any = None if recipe else load(folder.parent / name).source.original
+    model = None if library is None else library.make()
     for shown, prompt, pixels, tokens in json.loads(found.read_text()):
-        images = torch.stack([_pixels(folder, pictures, number) for number in shown])
-        rows = patch_rows(images, (pictures.rows, pictures.columns), squares).flatten()
-        own = _tokens(run, prompt, images, len(tokens))
-        apart = float((torch.tensor(pixels) - rows).abs().max())
-        yield tuple(shown), bool(tokens) and own == tokens, apart
+        taken = _taken(WORDS[name].processor, folder, shown, size)
+        images = [_pixels(folder, number, size) for number in shown]
+        whole = torch.stack(images) if images else torch.zeros(0, 3, size[1], size[0])
+        equal = {"model.onnx": _tokens(run, prompt, whole, len(tokens)) == tokens}
+        if model is not None:
+            own = _library_tokens(model, prompt, whole, taken, len(tokens))
+            equal["the library"] = own == tokens[: len(own)]
+        apart = torch.tensor(pixels) - taken.flatten() if shown else torch.zeros(1)
+        equal = {other: same and bool(tokens) for other, same in equal.items()}
+        yield tuple(shown), equal, float(apart.abs().max())
+
+
+def _size(folder: Path) -> tuple[int, int]:
+    """Width and height that the folder's processor gives a picture."""
+    steps = json.loads((folder / "genai_processor.json").read_text())["processor"]["transforms"]
+    attrs: dict[str, int] = next(step["operation"]["attrs"] for step in steps
+                                 if step["operation"]["type"] == "Resize")  # fmt: skip
+    return attrs["width"], attrs["height"]
+
+
+def _taken(name: str, folder: Path, shown: Sequence[int], size: tuple[int, int]) -> Any:
+    """What the library's processor makes of pictures of the right size."""
+    import torch
+
+    if not shown:
+        return torch.zeros(0)
+    config = json.loads((folder / "config.json").read_text())
+    vision, merge = config["vision_config"], config.get("spatial_merge_size", 1)
+    kind = getattr(importlib.import_module("transformers"), name)
+    statistics = dict(zip(("image_mean", "image_std"), _statistics(folder), strict=True))
+    if name.startswith("Qwen"):
+        make = kind(patch_size=vision["patch_size"], merge_size=vision["spatial_merge_size"],
+                    temporal_patch_size=vision["temporal_patch_size"], min_pixels=1,
+                    **statistics)  # fmt: skip
+    elif name.startswith("Pixtral"):
+        side = vision["patch_size"] * merge
+        make = kind(size={"longest_edge": max(size)}, patch_size={"height": side, "width": side})
+    else:
+        make = kind(size={"height": size[1], "width": size[0]})
+    pictures = [_sized(folder, number, size) for number in shown]
+    return torch.as_tensor(make(pictures, return_tensors="pt")["pixel_values"])
+
+
+def _statistics(folder: Path) -> tuple[Sequence[float], Sequence[float]]:
+    from ...backends.artifacts.genai_kinds import kind_of
+
+    return kind_of(json.loads((folder / "config.json").read_text())).statistics
+
+
+def _library_tokens(
+    model: Any, prompt: list[int], images: Any, taken: Any, count: int
+) -> list[int]:
+    """What the library's model writes, the whole sequence a step, of its processor's pixels; up to
+    a placeholder that it writes, for which it would want an image."""
+    import torch
+
+    from ...ir.load.hf_pictures import as_the_library_takes
+
+    tokens: list[int] = []
+    while len(tokens) < count:
+        ids = torch.tensor([prompt + tokens])
+        inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        given = as_the_library_takes(model, inputs | ({"pixel_values": images} if len(images)
+                                                      else {}))  # fmt: skip
+        if len(images):
+            given["pixel_values"] = taken.reshape(given["pixel_values"].shape)
+        with torch.no_grad():
+            tokens.append(int(model(**given).logits[0, -1].argmax()))
+        if tokens[-1] == model.config.image_token_id:
+            break
+    return tokens
 
 
 def _tokens(run: Any, prompt: list[int], images: Any, count: int) -> list[int]:
@@ -134,32 +260,37 @@ def _tokens(run: Any, prompt: list[int], images: Any, count: int) -> list[int]:
     return tokens
 
 
-def _pixels(folder: Path, pictures: Any, number: int) -> Any:
-    import numpy as np
-    import torch
+def _sized(folder: Path, number: int, size: tuple[int, int]) -> Any:
     from PIL import Image
 
-    from ...backends.artifacts.genai_pictures import MEAN, STD
+    from ...backends.artifacts.genai_kinds import kind_of
 
+    kind = kind_of(json.loads((folder / "config.json").read_text()))
     with Image.open(folder.parent / f"{number}.png") as image:
-        sized = image.resize((pictures.width, pictures.height), Image.Resampling.BICUBIC)
-    whole = torch.from_numpy(np.asarray(sized).astype(np.float32) / 255)
-    return ((whole - torch.tensor(MEAN)) / torch.tensor(STD)).permute(2, 0, 1)
+        return image.resize(size, Image.Resampling(kind.resample))
 
 
-def peer(folder: str, out: str) -> None:
+def _pixels(folder: Path, number: int, size: tuple[int, int]) -> Any:
+    import numpy as np
+    import torch
+
+    mean, std = map(torch.tensor, _statistics(folder))
+    sized = np.asarray(_sized(folder, number, size)).astype(np.float32)
+    return ((torch.from_numpy(sized / 255) - mean) / std).permute(2, 0, 1)
+
+
+def peer(folder: str, prompts: str, out: str) -> None:
     """In the other environment: what onnxruntime-genai reads and writes."""
     import numpy as np
     import onnxruntime_genai as library
 
     model = library.Model(folder)
     processor, rows = model.create_multimodal_processor(), []
-    for shown in SHOWN:
+    for shown, text in zip(SHOWN, json.loads(prompts), strict=True):
         files = [str(Path(folder).parent / f"{number}.png") for number in shown]
-        text = "ab" + "<|vision_start|><|image_pad|><|vision_end|>" * len(shown) + "cde"
-        given = processor(text, images=library.Images.open(*files))
+        given = processor(text, images=library.Images.open(*files) if files else None)
         prompt = [int(i) for i in np.array(given["input_ids"].as_numpy()).flatten()]
-        pixels = np.array(given["pixel_values"].as_numpy()).flatten().tolist()
+        pixels = (np.array(given["pixel_values"].as_numpy()).flatten().tolist() if files else [])
         settings = library.GeneratorParams(model)
         settings.set_search_options(max_length=len(prompt) + NEW, do_sample=False)
         running = library.Generator(model, settings)

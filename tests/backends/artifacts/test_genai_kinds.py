@@ -1,0 +1,144 @@
+"""Other models of images and text for onnxruntime-genai than Qwen's line, whose parts are in
+``test_pictured``: what each is told, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+import pytest
+import torch
+from graphwright.backends.artifacts import genai_kinds
+from graphwright.backends.artifacts.genai import settings_of
+from graphwright.backends.artifacts.genai_kinds import (
+    KINDS,
+    check_prompt,
+    kind_of,
+    processing,
+    processor,
+)
+from graphwright.backends.artifacts.genai_pictures import write_pictured
+from graphwright.backends.artifacts.pictured import Pictures
+from graphwright.backends.onnx.lowering import lowered
+from graphwright.backends.onnx.model_files import write_model
+from graphwright.ir.core.errors import Refusal
+from graphwright.ir.load.hf_pictures import as_the_library_takes
+from graphwright.ir.load.original import ModuleOriginal
+from graphwright.ir.load.sources import load
+from graphwright.ir.run.verify import compare
+from graphwright.tools.bench.families import save
+from graphwright.tools.bench.family_models import FAMILIES
+
+
+@pytest.mark.parametrize("name", ["gemma3-vl", "mistral3", "qwen3-vl"])
+def test_parts_give_what_the_library_gives(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two images in one prompt, as the runtime hands features on, and of none."""
+    monkeypatch.setattr(genai_kinds, "GEMMA_TOKENS", 4)
+    save(FAMILIES[name], tmp_path)
+    graph = load(tmp_path)
+    original = graph.source.original
+    assert isinstance(original, ModuleOriginal)
+    library: Any = original.make()
+    out = tmp_path / "out"
+    out.mkdir()
+    write_model(lowered(graph).model, out)
+    write_pictured(graph, out)
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "internvl"}))
+    (said,) = write_pictured(graph, out)
+    assert "does not run it: it has no type for pictures in a prompt of internvl; of mod" in said
+    model = json.loads((out / "genai_config.json").read_text())["model"]
+    assert model["type"] == {"gemma3-vl": "gemma3", "qwen3-vl": "qwen3_vl"}.get(name, name)
+    tokens, sides = {"gemma3-vl": (4, (16, 16))}.get(name, (6, (16, 24)))
+    image = [94, *[96] * tokens, 95] if name != "qwen3-vl" else [94, *[96] * tokens, 93]
+    ids = torch.tensor([[5, *image, 8, *image, 9, 7]])
+    pixels = torch.randn(2, 3, *sides, generator=torch.Generator().manual_seed(0))
+    for images in (pixels, pixels[:0]):
+        asked = ids if len(images) else ids[:, [0, -2, -1]]
+        inputs = {"input_ids": asked, "attention_mask": torch.ones_like(asked)}
+        taken = as_the_library_takes(library, inputs | ({"pixel_values": images}
+                                                        if len(images) else {}))  # fmt: skip
+        with torch.no_grad():
+            expected = library(**taken).logits
+        given = {**inputs, **taken, "position_ids": places(library, taken)}
+        rows = torch.zeros(0, model["decoder"]["hidden_size"])
+        if len(images):
+            rows = run(out, "vision", model["vision"], given)["image_features"]
+            assert rows.shape[:-1] == ((2, tokens) if name == "gemma3-vl" else (2 * tokens,))
+        stream = run(out, "embedding", model["embedding"], given | {"image_features": rows})
+        outputs = run(out, "text", model["decoder"], {**given, **stream})
+        measured = compare({"x": expected}, {"x": outputs["logits"]})["x"]
+        assert measured.rel_l2 is not None and measured.rel_l2 < 1e-5
+
+
+def places(library: Any, taken: dict[str, torch.Tensor]) -> torch.Tensor:
+    """As the runtime counts them, of Qwen's line."""
+    if "mm_token_type_ids" not in taken:
+        return torch.arange(taken["input_ids"].shape[1]).expand(3, 1, -1)
+    counted: torch.Tensor = library.model.get_rope_index(
+        taken["input_ids"], mm_token_type_ids=taken["mm_token_type_ids"],
+        image_grid_thw=taken["image_grid_thw"], attention_mask=taken["attention_mask"],
+    )[0]  # fmt: skip
+    return counted
+
+
+def run(folder: Path, part: str, told: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """What a part gives, of the inputs that the runtime is told of and of an empty cache."""
+    session = onnxruntime.InferenceSession(str(folder / f"{part}.onnx"))
+    named = {put.name: put for put in session.get_inputs()}
+    caches = {name: torch.zeros(1, put.shape[1], 0, put.shape[3]).numpy()
+              for name, put in named.items() if name.startswith("past")}  # fmt: skip
+    assert {*told["inputs"]} == {*named} - {*caches}
+    feeds = {name: given[name].contiguous().numpy() for name in told["inputs"]}
+    results = session.run(None, feeds | caches)
+    names = [put.name for put in session.get_outputs()]
+    return dict(zip(names, map(torch.from_numpy, results), strict=True))
+
+
+def test_the_runtime_writes_as_many_tokens_for_every_image_of_gemma() -> None:
+    check_prompt(KINDS["gemma3"], None, (9,) * 256)
+    with pytest.raises(Refusal, match=r"4 tokens \(mm_tokens_per_image\), and it writes 256"):
+        check_prompt(KINDS["gemma3"], None, (9,) * 4)
+
+
+@pytest.mark.parametrize(("tokens", "said"), [
+    ({"[IMG]": 9, "[IMG_BREAK]": 2, "[IMG_END]": 3}, None),
+    ({"[IMG]": 9, "[IMG_END]": 3}, r"its prompts have \[IMG_BREAK\], which tokenizer.json lacks"),
+    ({"[IMG]": 8, "[IMG_BREAK]": 2, "[IMG_END]": 3},
+     r"\[IMG\] is token 8 of tokenizer.json, and 9 stands for an image"),
+])  # fmt: skip
+def test_words_of_prompts_are_tokens(
+    tokens: dict[str, int], said: str | None, tmp_path: Path
+) -> None:
+    kind = kind_of({"model_type": "llava", "vision_config": {"model_type": "pixtral"}})
+    check_prompt(kind, tmp_path, (9,))  # nothing is known where there is no tokenizer
+    added = [{"content": word, "id": token} for word, token in tokens.items()]
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": added, "model": {}}))
+    if said is None:
+        check_prompt(kind, tmp_path, (9,))
+        return
+    with pytest.raises(Refusal, match=said):
+        check_prompt(kind, tmp_path, (9,))
+
+
+def test_channels_are_in_the_library_s_order(tmp_path: Path) -> None:
+    """A step of the runtime that is called ConvertRGB turns them round."""
+    settings = {"image_processor": {"image_mean": [0.1, 0.2, 0.3], "resample": 3}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(settings))
+    made = processor(KINDS["gemma3"], Pictures(4, 6, 4, 1, 0), processing(tmp_path))["processor"]
+    steps = {s["operation"]["type"]: s["operation"]["attrs"] for s in made["transforms"]}
+    assert [*steps] == ["DecodeImage", "Resize", "Rescale", "Normalize", "Permute3D"]
+    assert steps["Normalize"] == {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
+    assert (steps["Resize"]["width"], steps["Resize"]["interpolation"]) == (24, "CUBIC")
+
+
+def test_ends_of_the_whole_config_go_before_its_text_s(tmp_path: Path) -> None:
+    config = {"model_type": "gemma3", "eos_token_id": [1, 106],
+              "text_config": {"model_type": "gemma3_text", "eos_token_id": 1}}  # fmt: skip
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    found = settings_of(str(tmp_path))
+    assert (found["eos_token_id"], found["model_type"]) == ([1, 106], "gemma3_text")
