@@ -70,13 +70,12 @@ def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
     inputs = _inputs(graph)
     shape = (graph.type(inputs[PIXELS]).shape or ()) if PIXELS in inputs else ()
     vision = config.get("vision_config")
-    side = vision.get("patch_size") if isinstance(vision, dict) else None
-    if not isinstance(side, int) or side < 1 or len(shape) != 4:
+    patch = vision.get("patch_size") if isinstance(vision, dict) else None
+    sizes = [*shape[2:], patch, config.get("spatial_merge_size", 1)]
+    numbers = [size for size in sizes if isinstance(size, int) and size > 0]
+    if len(numbers) != 4 or len(sizes) != 4:
         return None
-    height, width = shape[2:]
-    merge = config.get("spatial_merge_size", 1)
-    if not isinstance(height, int) or not isinstance(width, int) or not isinstance(merge, int):
-        return None
+    height, width, side, merge = numbers
     return Pictures(height // side, width // side, side, merge, 0)
 
 
@@ -290,15 +289,15 @@ def _vision(view: View, cut: _Cut, pictures: Pictures, *, apart: bool) -> View:
         view.erase_dead(view.maker(like))
     b = Builder(view, next(iter(view.nodes())))
     size = MemoryWeight(torch.tensor([[1, p.rows, p.columns]]))
-    apart = b.sub(grid, view.add_weight(f"{SIZE_CHECK}.grid", size))
-    other = b.clamp(b.sum(b.mul(apart, apart), dims=(0, 1), keepdim=False), max=1)
+    off = b.sub(grid, view.add_weight(f"{SIZE_CHECK}.grid", size))
+    other = b.clamp(b.sum(b.mul(off, off), dims=(0, 1), keepdim=False), max=1)
     nothing = MemoryWeight(torch.zeros(1, 1, dtype=view.type(pixels).dtype))
     zero = view.add_weight(SIZE_CHECK, nothing)
     checked = b.add(given, b.embedding(zero, b.reshape(other, 1)))
     squares = p.rows // p.merge, p.columns // p.merge, p.merge, p.merge
     split = b.reshape(checked, -1, *squares, channels, p.frames, p.side * p.side)
     first = b.slice(split, 0, 1, dim=6)
-    apart = b.reshape(first, -1, *squares, channels, p.side, p.side)
-    turned = b.transpose(apart, perm=(0, 5, 1, 3, 6, 2, 4, 7))
+    corner = b.reshape(first, -1, *squares, channels, p.side, p.side)
+    turned = b.transpose(corner, perm=(0, 5, 1, 3, 6, 2, 4, 7))
     view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))
     return _ends(view, {PIXELS: given, GRID: grid}, {FEATURES: features})
