@@ -21,7 +21,12 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-RECIPES = (("", "cpu"), ("quantize{bits=4 group=32}", "genai"))
+RECIPES = (
+    ("", "cpu", "float32"), ("quantize{bits=4 group=32}", "genai", "float32"),
+    ("", "cpu", "float16"), ("quantize{bits=4 group=32}", "genai", "float16"),
+    ("", "cpu", "bfloat16"),
+)  # fmt: skip
+"""Recipe, target and the type of numbers."""
 NEW = 12
 PICTURES = ((48, 32), (24, 16), (90, 100))
 """Width and height of the picture files: one has no model's size."""
@@ -77,21 +82,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     right = True
     with tempfile.TemporaryDirectory() as scratch:
-        for name, folder, recipe in _written(Path(scratch), options.only):
-            for shown, equal, apart in _compared(name, folder, recipe, options.peer_python):
+        for name, folder, recipe, dtype in _written(Path(scratch), options.only):
+            plain = not recipe and dtype == "float32"
+            for shown, equal, apart in _compared(name, folder, options.peer_python, plain=plain):
                 names = " and ".join("{} x {}".format(*PICTURES[i]) for i in shown)
                 verdicts = ", ".join(f"{'equal' if same else 'DIFFERENT'} to {other}"
                                      for other, same in equal.items())  # fmt: skip
                 far = f"; pixels apart by {apart:.1e}" if shown else ""
-                sys.stdout.write(f"{name} {recipe or 'as it is'}, {names or 'no picture'}: "
+                sys.stdout.write(f"{name} {recipe or 'as it is'} {dtype}, {names or 'no picture'}: "
                                  f"{verdicts}{far}\n")  # fmt: skip
                 right &= all(equal.values())
     return int(not right)
 
 
-def _written(scratch: Path, only: str) -> Iterator[tuple[str, Path, str]]:
+def _written(scratch: Path, only: str) -> Iterator[tuple[str, Path, str, str]]:
     """The artifacts, with picture files beside them."""
     import numpy as np
+    import torch
     from PIL import Image
 
     from ...backends.artifacts.exporting import export
@@ -109,11 +116,11 @@ def _written(scratch: Path, only: str) -> Iterator[tuple[str, Path, str]]:
         source = scratch / name
         save(family(name), source)
         _write_words(source, WORDS[name].all_special)
-        for recipe, target in RECIPES:
-            graph = load(source)
+        for recipe, target, dtype in RECIPES:
+            graph = load(source, dtype=getattr(torch, dtype))
             graph = optimize(graph, recipe).graph if recipe else graph
-            out = export(graph, scratch / f"{name}-{target}", target=target)
-            yield name, out, recipe
+            out = export(graph, scratch / f"{name}-{target}-{dtype}", target=target)
+            yield name, out, recipe, dtype
 
 
 def family(name: str) -> Any:
@@ -152,7 +159,7 @@ def _write_words(folder: Path, special: Mapping[int, str]) -> None:
 
 
 def _compared(
-    name: str, folder: Path, recipe: str, python: str
+    name: str, folder: Path, python: str, *, plain: bool
 ) -> Iterator[tuple[tuple[int, ...], dict[str, bool], float]]:
     """For each prompt what it shows, with whose tokens the runtime's agree, and how far apart
     pixels are."""
@@ -167,13 +174,16 @@ def _compared(
     prompts = [WORDS[name].prompt(len(shown)) for shown in SHOWN]
     measure([python, "-P", __file__, str(folder), json.dumps(prompts), str(found)],
             environment(None, {"PYTHONPATH": ""}))  # fmt: skip
-    library: Any = None if recipe else load(folder.parent / name).source.original
+    library: Any = load(folder.parent / name).source.original if plain else None
     model = None if library is None else library.make()
+    written = load(folder)
+    types = dict(zip(written.input_names(), map(written.type, written.inputs()), strict=True))
     for shown, prompt, pixels, tokens in json.loads(found.read_text()):
         taken = _taken(WORDS[name].processor, folder, shown, size)
         images = [_pixels(folder, number, size) for number in shown]
         whole = torch.stack(images) if images else torch.zeros(0, 3, size[1], size[0])
-        equal = {"model.onnx": _tokens(run, prompt, whole, len(tokens)) == tokens}
+        equal = {"model.onnx": _tokens(run, prompt, whole.to(types["pixel_values"].dtype),
+                                              len(tokens)) == tokens}
         if model is not None:
             own = _library_tokens(model, prompt, whole, taken, len(tokens))
             equal["the library"] = own == tokens[: len(own)]
