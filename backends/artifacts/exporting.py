@@ -25,8 +25,7 @@ from ..onnx.model_files import MANIFEST_FILE, write_model
 from ..runtimes.original import give_original
 from .artifact import check_target, copy_side_files, model_bytes, publish
 from .entries import entry_fields, parse_paths, write_entries
-from .genai import write_genai_config
-from .genai_pictures import write_pictured
+from .genai_pictures import write_genai
 from .judging import Judge, check_artifact, checkable
 
 
@@ -64,8 +63,7 @@ def export(
     with publish(Path(out), force=force) as folder:
         write_model(onnx.model, folder)
         copy_side_files(graph.source.folder, folder)
-        write_genai_config(onnx, folder, find_target(target))
-        parts = write_pictured(graph, folder, find_target(target))
+        parts = write_genai(graph, onnx, folder, find_target(target))
         manifest = report.to_dict() if report is not None else _bare_manifest(graph)
         if has_cache(graph) and graph.source.kind in ("hf", "zoo"):
             manifest["source"]["cache"] = True  # so that `replay` loads the model with one

@@ -23,13 +23,14 @@ from ...ir.run.inputs import sample_inputs
 from ...ir.run.verify import Rule, difference
 from ...ir.structure.cache_slots import POSITIONS, ROWS_KEY, STREAM, past_slot
 from ...ir.structure.pictured import read_prompt
-from ...ir.vocab.targets import CPU, Target
+from ...ir.vocab.targets import CPU, GENAI, Target
 from ..onnx.lowering import lowered
 from ..onnx.model_files import DATA_FILE, MODEL_FILE, save_beside
 from ..registry import compile
 from .artifact import GENAI_FILE, PICTURED_FILES, PROCESSOR_FILE
-from .genai import session, settings_of, special_tokens
+from .genai import session, settings_of, special_tokens, write_genai_config
 from .genai_kinds import Kind, check_prompt, dump, kind_of, processing, processor
+from .genai_words import settle_words
 from .pictured import (
     FEATURES,
     GRID,
@@ -47,6 +48,17 @@ VISION_START = 151652
 """``vision_start_token_id`` where a config is silent, as the library has it."""
 
 
+def write_genai(graph: View, onnx: View, folder: Path, target: Target = CPU) -> list[str]:
+    """Write what onnxruntime-genai needs beside ``model.onnx``, which is ``onnx``: of a decoder of
+    text, or of a model of images and text; what a person should know of it, and of its words where
+    it is written for that runtime. Raises as ``write_pictured``."""
+    notes = [] if write_genai_config(onnx, folder, target) else write_pictured(
+        graph, folder, target
+    )  # fmt: skip
+    words = settle_words(folder) if (folder / GENAI_FILE).is_file() else []
+    return notes + (words if target.name == GENAI.name else [])
+
+
 def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]:
     """Write the files where ``graph``, whose ``model.onnx`` is there, is such a model; what a
     person should know of it.
@@ -62,12 +74,16 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
         return []
     try:
         kind = kind_of(config)
+    except Refusal as refusal:
+        # Whoever asks for no other runtime is not told of each that lacks a family.
+        return _refused(refusal) if target.name == GENAI.name else []
+    try:
         if pictures is None:
             raise Refusal("the size of its images is not in config.json")
         check_prompt(kind, source, prompt)
         parts = split(graph, pictures, apart=kind.apart)
     except Refusal as refusal:
-        return [f"no {GENAI_FILE}, onnxruntime-genai does not run it: {refusal}"]
+        return _refused(refusal)
     rows = {name: _write(part, folder / PICTURED_FILES[name], target, pictures)
             for name, part in parts.items()}  # fmt: skip
     _hold(graph, folder, pictures)
@@ -91,6 +107,10 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
     files = ", ".join(PICTURED_FILES.values())
     size = f"{pictures.height} x {pictures.width}"
     return [f"onnxruntime-genai runs it by {files}, and makes every picture {size}"]
+
+
+def _refused(refusal: Refusal) -> list[str]:
+    return [f"no {GENAI_FILE}, onnxruntime-genai does not run it: {refusal}"]
 
 
 def _take_any_rank(path: Path) -> None:

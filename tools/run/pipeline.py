@@ -16,8 +16,7 @@ import torch
 from ...backends import find_backend
 from ...backends.artifacts import artifact
 from ...backends.artifacts.entries import entry_fields, parse_paths, write_entries
-from ...backends.artifacts.genai import write_genai_config
-from ...backends.artifacts.genai_pictures import write_pictured
+from ...backends.artifacts.genai_pictures import write_genai
 from ...backends.onnx.fx_to_onnx import TRANSLATION_KEY
 from ...backends.onnx.lowering import lowered, remarks
 from ...backends.onnx.model_files import write_model
@@ -343,8 +342,7 @@ def _published(
         _write_metadata(onnx, done)
         write_model(onnx.model, folder, progress)
         notes += _of_links(artifact.copy_side_files(result.graph.source.folder, folder))
-        write_genai_config(onnx, folder, find_target(request.target))
-        parts = write_pictured(result.graph, folder, find_target(request.target))
+        parts = write_genai(result.graph, onnx, folder, find_target(request.target))
         notes += [f"writing ONNX: {note}" for note in parts]
         _write_paths(request, result.graph, folder, done)
         notes += verify(

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from ...backends import compile as compile_model
 from ...backends.artifacts import artifact
-from ...backends.artifacts.genai import write_genai_config
+from ...backends.artifacts.entries import entry_fields, write_entries
+from ...backends.artifacts.genai_pictures import write_genai
 from ...backends.onnx.lowering import lowered
 from ...backends.onnx.model_files import MODEL_FILE, write_model
 from ...ir.core.errors import BadInput, BoundExceeded
@@ -17,9 +18,9 @@ from ...ir.load.intact import check_files
 from ...ir.load.sources import load
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.verify import Rule, worst, worst_of
-from ...ir.vocab.targets import Target, find_target
+from ...ir.vocab.targets import find_target
 from ..report import manifest
-from ..report.manifest import Manifest, RuntimeEntry, VerificationEntry
+from ..report.manifest import Manifest, PathEntry, RuntimeEntry, VerificationEntry
 from . import pipeline, report
 
 
@@ -39,36 +40,49 @@ def resize(
     check_files(folder, whole=True)
     with artifact.publish(out, force=force) as target:
         progress(f"cutting {folder}", 0, 1)
-        view = _written(folder, max_bytes, target, progress, find_target(done.target))
+        view = _written(folder, max_bytes, target, progress, done)
         done.verification = _checked(view, target, progress)
         done.sizes.artifact_bytes = artifact.model_bytes(target)
         done.sizes.tensors = []
         done.files = manifest.files(target)
-        done.sizes.whole_bytes = possible_sizes(folder / MODEL_FILE)[-1]
+        done.sizes.whole_bytes = artifact.model_bytes(folder)
         done.eval = None
         done.created = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        artifact.copy_side_files(str(folder), target)
-        write_genai_config(view, target, find_target(done.target))
         manifest.write(target, done)
         report.write(target, done)
     return done
 
 
 def _written(
-    folder: Path, max_bytes: int, target: Path, progress: pipeline.Progress, runtime: Target
+    folder: Path, max_bytes: int, target: Path, progress: pipeline.Progress, done: Manifest
 ) -> View:
-    """The graph of the largest size that fits, its files written."""
-    budget, least = max_bytes, possible_sizes(folder / MODEL_FILE)[0]
+    """The graph of the largest size that fits, its files written: further graphs over its data
+    too, as ``folder`` has them."""
+    runtime, sizes = find_target(done.target), possible_sizes(folder / MODEL_FILE)
+    beside, least = artifact.model_bytes(folder) - sizes[-1], sizes[0]
+    budget = max_bytes - beside
+    if beside and budget < least:
+        raise BadInput(_too_small(folder, max_bytes, least - budget))
     while True:
         view = load(folder, max_bytes=budget)
-        write_model(lowered(view, runtime).model, target, progress)
+        onnx = lowered(view, runtime)
+        write_model(onnx.model, target, progress)
+        artifact.copy_side_files(str(folder), target)
+        write_genai(view, onnx, target, runtime)
+        texts = {name: entry.blocks for name, entry in done.paths.items()}
+        entries = write_entries(view, target, texts, runtime)
+        done.paths = {n: PathEntry.model_validate(entry_fields(e)) for n, e in entries.items()}
         over = artifact.model_bytes(target) - max_bytes
         if over <= 0:
             return view
-        # The graph's own file is written anew, and may have become larger than it was.
+        # Graphs are written anew, and may have become larger than they were.
         budget -= over
         if budget < least:
-            raise BadInput(f"{folder}: no size fits in {max_bytes} bytes; try {max_bytes + over}")
+            raise BadInput(_too_small(folder, max_bytes, over))
+
+
+def _too_small(folder: Path, max_bytes: int, missing: int) -> str:
+    return f"{folder}: no size fits in {max_bytes} bytes; try {max_bytes + missing}"
 
 
 def _checked(view: View, target: Path, progress: pipeline.Progress) -> VerificationEntry:

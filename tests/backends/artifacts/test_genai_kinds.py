@@ -28,6 +28,7 @@ from graphwright.ir.load.hf_pictures import as_the_library_takes
 from graphwright.ir.load.original import ModuleOriginal
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.verify import compare
+from graphwright.ir.vocab.targets import GENAI
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 
@@ -49,7 +50,8 @@ def test_parts_give_what_the_library_gives(
     write_pictured(graph, out)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "internvl"}))
-    (said,) = write_pictured(graph, out)
+    (said,) = write_pictured(graph, out, GENAI)
+    assert not write_pictured(graph, out)
     assert "does not run it: it has no type for pictures in a prompt of internvl; of mod" in said
     model = json.loads((out / "genai_config.json").read_text())["model"]
     assert model["type"] == {"gemma3-vl": "gemma3", "qwen3-vl": "qwen3_vl"}.get(name, name)

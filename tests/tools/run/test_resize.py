@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,15 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.artifacts.artifact import model_bytes
+from graphwright.backends.artifacts.entries import Entry
+from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.bitstack_size import possible_sizes
+from graphwright.ir.run.verify import Difference
 from graphwright.tools.bench import bitstack_curve
 from graphwright.tools.report import manifest
+from graphwright.tools.run import resize
 
 
 class Layers(torch.nn.Module):
@@ -112,3 +118,39 @@ def test_rounding_is_given_no_more_bytes(source: Path) -> None:
     for (name, stored), size, bits in zip(used, sizes[1:], (2, 3, 8), strict=True):
         assert f"bits={bits} " in name
         assert 0.7 * size < stored <= size
+
+
+def test_graphs_beside_the_model_are_written_and_counted(
+    artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Parts for another runtime and further paths, in whatever size they are."""
+    whole = tmp_path / "whole"
+    shutil.copytree(artifact, whole)
+    (whole / "text.onnx").write_bytes(bytes(3000))
+    done = manifest.load(whole)
+    fields: Any = {"file": "path-fast.onnx", "weight_bytes": 1, "added_bytes": 0,
+                   "error": {"rel_l2": 0.0, "max_abs": 0.0, "cosine": 1.0}}  # fmt: skip
+    done.paths = {"fast": manifest.PathEntry(blocks="0-1", **fields)}
+    done.files = manifest.files(whole)
+    manifest.write(whole, done)
+
+    def written(view: View, onnx: View, folder: Path, target: object) -> list[str]:
+        (folder / "text.onnx").write_bytes(bytes(3500))
+        return []
+
+    def entries(view: View, folder: Path, texts: dict[str, str], target: object) -> dict[str, Any]:
+        assert texts == {"fast": "0-1"}
+        (folder / "path-fast.onnx").write_bytes(bytes(1000))
+        error = Difference(0.0, 0.0, 1.0)
+        return {"fast": Entry("path-fast.onnx", texts["fast"], 1, 0, error)}
+
+    monkeypatch.setattr(resize, "write_genai", written)
+    monkeypatch.setattr(resize, "write_entries", entries)
+    most = model_bytes(whole) - 100  # less than the model's own files need to be cut by
+    cut = resize.resize(whole, most, tmp_path / "out", lambda *_: None)
+    assert cut.sizes.artifact_bytes == model_bytes(tmp_path / "out") <= most
+    assert files(tmp_path / "out") <= most - 4500
+    assert cut.sizes.whole_bytes == model_bytes(whole)
+    assert {"text.onnx", "path-fast.onnx"} < {*cut.files}
+    with pytest.raises(BadInput, match="no size fits in 4000 bytes; try"):
+        resize.resize(whole, 4000, tmp_path / "none", lambda *_: None)
