@@ -64,8 +64,8 @@ def settle_words(folder: Path) -> list[str]:
 
 def _ends(folder: Path, tokenizer: dict[str, Any]) -> dict[str, str]:
     """The words that begin and end a text, by their ids in the model's configs."""
-    words = {token.get("id"): token.get("content") for token in tokenizer.get("added_tokens") or []
-             if isinstance(token, dict)}  # fmt: skip
+    added = [token for token in tokenizer.get("added_tokens") or [] if isinstance(token, dict)]
+    words = {token.get("id"): str(token.get("content")) for token in added}
     first = read_json(folder, "generation_config.json").get(
         "bos_token_id", read_json(folder, "config.json").get("bos_token_id")
     )

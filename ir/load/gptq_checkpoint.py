@@ -1,7 +1,8 @@
 """GPTQ's tensors: ``qweight``, ``qzeros``, ``scales`` and ``g_idx`` of each linear.
 
 ``W[n, k] = (q[k, n] - z[g_idx[k], n]) * s[g_idx[k], n]``. ``qweight`` int32 ``[K bits / 32, N]``
-holds codes densely down its first axis, ``qzeros`` ``[groups, N bits / 32]`` along its second.
+holds codes densely down its first axis, ``qzeros`` ``[groups, N bits / 32]`` along its second, in
+as many words as are begun.
 Format ``gptq``, the first version and the one where none is said, stores ``z - 1``, modulo
 ``2^bits``; ``gptq_v2`` stores ``z``. With act-order ``g_idx`` is not sorted: columns are then put
 in the order of their groups, and the linear's input with them. Read from gptqmodel 7.7
@@ -39,7 +40,8 @@ def read_linear(name: str, own: Mapping[str, Weight], config: Mapping[str, Any])
     columns, rows = qweight.shape[0] * 32 // bits, qweight.shape[1]
     groups = scales.shape[0]
     group = stated if stated > 0 else columns
-    expected = {"scales": (-(-columns // group), rows), "qzeros": (groups, rows * bits // 32)}
+    width = -(-rows * bits // 32)  # the last word is not full in a linear of one row, say a gate
+    expected = {"scales": (-(-columns // group), rows), "qzeros": (groups, width)}
     for part, shape in expected.items():
         if own[part].shape != shape or (qweight.shape[0] * 32) % bits:
             raise BadInput(
