@@ -36,7 +36,8 @@ def write_compressed_tensors(artifact: Path, out: Path) -> list[str]:
 def write_gptq(artifact: Path, out: Path) -> list[str]:
     """GPTQ, version 1 where all zero points are the middle code, else version 2. Its scales are
     float16: wider ones, as of 8 bits, are rounded, and the notes say so."""
-    return _write(artifact, out, _gptq_entries, _gptq_config, scales=torch.float16)
+    return _write(artifact, out, _gptq_entries, _gptq_config, scales=torch.float16,
+                  names=_rows_whole)  # fmt: skip
 
 
 def _write(
@@ -165,6 +166,15 @@ def _left_whole(state: ModelState) -> list[str]:
 
 
 # --- GPTQ -----------------------------------------------------------------------------------------
+
+
+def _rows_whole(state: ModelState) -> ModelState:
+    """The state with linears of one row as numbers: the gate of a shared expert is no module that
+    GPTQModel packs, or looks for codes of."""
+    rows = {name: linear for name, linear in state.packed.items() if linear.rows == 1}
+    packed = {name: linear for name, linear in state.packed.items() if name not in rows}
+    numbers = {f"{linear.name}.weight": linear.weight() for linear in rows.values()}
+    return replace(state, packed=packed, whole={**state.whole, **numbers})
 
 
 def _gptq_entries(linear: PackedLinear) -> Iterator[Entry]:

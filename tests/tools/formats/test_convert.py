@@ -16,8 +16,10 @@ import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.weights import CastWeight, MemoryWeight
 from graphwright.ir.ops.coded_weight import CodedWeight
+from graphwright.ir.ops.pack import pack
 from graphwright.tools.formats import model_state, quantized_folder
 from graphwright.tools.formats.convert import convert
+from graphwright.tools.formats.model_state import ModelState, PackedLinear
 from graphwright.tools.formats.transformers_js import file_form
 from safetensors.torch import load_file
 
@@ -287,3 +289,28 @@ def test_what_no_format_holds(artifacts: Any, model: Path, tmp_path: Path) -> No
     (tmp_path / "out").mkdir()
     with pytest.raises(BadInput, match="out exists: give a new folder"):
         convert(plain, "gptq", tmp_path / "out")
+
+
+def test_a_gate_of_one_row_is_whole_in_gptq(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Qwen2-MoE's, of which GPTQModel packs none: the rest of the folder is as ever."""
+
+    def linear(name: str, rows: int) -> PackedLinear:
+        codes, scales = torch.full((rows, 64), 9, dtype=torch.uint8), torch.ones(rows, 2) / 2
+        stored = MemoryWeight(pack(codes, 4, 32)), MemoryWeight(scales), None
+        return PackedLinear(name, rows, 64, 4, 32, stored)
+
+    packed = {name: linear(name, rows) for name, rows in {"up_proj": 32, "gate": 1}.items()}
+    state = ModelState(tmp_path, {"model_type": "qwen2_moe"}, packed, {}, {}, {})
+    monkeypatch.setattr(quantized_folder, "read_state", lambda _: state)
+    (tmp_path / "out").mkdir()
+    notes = quantized_folder.write_gptq(tmp_path, tmp_path / "out")
+    assert any("whole here: gate.weight" in note for note in notes)
+    tensors = load_file(tmp_path / "out" / "model.safetensors")
+    assert torch.equal(tensors["gate.weight"], torch.full((1, 64), 0.5))
+    assert {name for name in tensors if name.startswith("up")} == {
+        "up_proj.qweight", "up_proj.qzeros", "up_proj.scales", "up_proj.g_idx"
+    }  # fmt: skip
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert config["dynamic"] == {"-:^gate$": {}}
