@@ -23,6 +23,9 @@ import torch
 
 COUNT = 24
 LINEAR = re.compile(r"\.layers\..*\.(\w+_proj|w[123])\.weight$")
+ROW = re.compile(r"\.shared_expert_gate\.weight$")
+"""A gate of one row, which GPTQ's layout has a place for and those of others have not; GPTQModel
+7.7 fails to pack it in 3 bits."""
 EXPERT = re.compile(r"(.*\.experts)\.(\d+)\.(\w+)\.weight")
 Tensors = dict[str, torch.Tensor]
 Made = tuple[Tensors, torch.Tensor] | tuple[Tensors, torch.Tensor, str]
@@ -39,7 +42,8 @@ def main(folder: str, out: str, kind: str) -> None:
         return
     pack, config = WRITERS[kind](kind)
     tensors, header = load_file(Path(folder) / "model.safetensors"), {"format": "pt"}
-    for name in filter(LINEAR.search, list(tensors)):
+    rows = kind.startswith("gptq-") and not kind.startswith("gptq-3")
+    for name in [n for n in tensors if LINEAR.search(n) or (rows and ROW.search(n))]:
         parts, dense, *state = pack(tensors.pop(name).float())
         if state:
             header[name] = state[0]
