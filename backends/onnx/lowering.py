@@ -36,6 +36,8 @@ from .fx_to_onnx import translated
 
 FORMS_KEY = "graphwright.forms"
 """Metadata: which forms of the target the graph does not have, and why, one remark a line."""
+WIDE_KEY = "graphwright.wide"
+"""Metadata: the target for which bfloat16 became float32."""
 CODES_KEY = "graphwright.codes"
 """Metadata: which linears keep the codes that their weights were stored in, and in a line of its
 own what that costs."""
@@ -78,8 +80,9 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     onnx = translated(view) if isinstance(view, FxView) else view.copy()
     assert isinstance(onnx, OnnxView)
     _check_opset(onnx, target)
-    if torch.bfloat16 not in target.dtypes:
-        widen(onnx)
+    onnx.metadata().pop(WIDE_KEY, None)
+    if torch.bfloat16 not in target.dtypes and widen(onnx):
+        onnx.metadata()[WIDE_KEY] = target.name
     clean(onnx)
     if TREE_KEY in onnx.metadata():
         take_tree(onnx, longest_text(view.source.folder))
@@ -109,6 +112,11 @@ def remarks(view: View) -> list[str]:
     codes, *costs = view.metadata().get(CODES_KEY, "").splitlines() or [""]
     if codes:
         lines += [f"weights that no pass changed keep their codes: {codes}", *costs]
+    if WIDE_KEY in view.metadata():
+        lines.append(
+            "bfloat16 is computed in float32, inputs, outputs and cache too: the target "
+            f"{view.metadata()[WIDE_KEY]} has none (cuda has)"
+        )
     if ROWS_KEY in view.metadata():
         lines.append("attention takes rows by their length: padding goes behind a text, not before")
     return lines

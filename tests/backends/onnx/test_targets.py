@@ -13,14 +13,14 @@ import onnx
 import onnx_ir
 import pytest
 import torch
-from graphwright.backends.onnx.lowering import lowered
+from graphwright.backends.onnx.lowering import lowered, remarks
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.verify import difference
 from graphwright.ir.structure.recognize import recognize
-from graphwright.ir.vocab.targets import PORTABLE
+from graphwright.ir.vocab.targets import PORTABLE, find_target
 
 RECIPE = "quantize{bits=4 group=16 embeddings=8}"
 ONES = torch.ones(2, 20, dtype=torch.int64)
@@ -106,3 +106,13 @@ def test_an_older_opset_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="opset 18, and the forms of target portable need 21"):
         lowered(view, PORTABLE)
     assert len(list(lowered(view).nodes())) == 1
+
+
+def test_what_bfloat16_becomes_is_said() -> None:
+    """By targets that have none; of the artifact, which has none either, nothing is."""
+    view = gw.trace(torch.nn.Linear(4, 3).bfloat16(), (torch.ones(2, 4).bfloat16(),))
+    for name, count in (("cpu", 1), ("portable", 1), ("cuda", 0)):
+        written = lowered(view, find_target(name))
+        said = [line for line in remarks(written) if line.startswith("bfloat16 is computed in f")]
+        assert len(said) == count and all(f"the target {name} has none" in line for line in said)
+        assert count == 0 or not remarks(lowered(written, find_target(name)))
