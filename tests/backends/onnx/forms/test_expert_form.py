@@ -52,3 +52,15 @@ def test_an_expert_runs_on_the_rows_that_picked_it(model: Experts, routed: int) 
         (output,) = run(**batch).values()
         with torch.no_grad():
             torch.testing.assert_close(output, model(**batch), rtol=1e-5, atol=1e-6)
+
+
+def test_experts_in_half_floats_run_on_a_cpu() -> None:
+    """Whose provider adds no float16 in the places that rows came from."""
+    x, weights = torch.randn(4, WIDTH).half(), torch.rand(4, 2).half()
+    inputs = {"x": x, "picked": torch.tensor([[0, 2], [2, 0], [0, 1], [2, 0]]), "weights": weights}
+    model = Experts().eval().half()
+    view = lowered(trace(model, kwargs=inputs))
+    assert sum(node.op_type == "ScatterND" for node in view.model.graph) == EXPERTS
+    (output,) = compile_model(view)(**inputs).values()
+    with torch.no_grad():
+        torch.testing.assert_close(output, model(**inputs), rtol=2e-3, atol=2e-3)
