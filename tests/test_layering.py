@@ -185,8 +185,11 @@ def test_passes_name_no_backend_and_no_loader() -> None:
 
 
 def test_importing_the_package_loads_no_heavy_library() -> None:
+    """Nor do its backends, nor a plan's first steps."""
     code = (
-        "import sys, graphwright as gw; gw.trace; gw.load; gw.optimize; gw.passes; gw.compile; "
+        "import sys, graphwright.backends, graphwright.backends.base, graphwright as gw; "
+        "gw.trace; gw.load; gw.optimize; gw.passes.HQQ; gw.compile; gw.plan; "
+        "gw.Recipe.parse('quantize,clean'); "
         "print([m for m in ('triton', 'onnxruntime', 'transformers') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

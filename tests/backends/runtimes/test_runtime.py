@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -162,12 +160,3 @@ def test_export_stays_a_function_after_it_has_run(view: FxView, tmp_path: Path) 
 
     for name in ("a", "b"):
         assert graphwright.export(view, tmp_path / name) == tmp_path / name
-
-
-def test_importing_the_backends_loads_no_runtime() -> None:
-    code = (
-        "import sys, graphwright.backends, graphwright.backends.base\n"
-        "print([m for m in ('onnxruntime', 'triton', 'transformers') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
