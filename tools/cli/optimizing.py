@@ -9,7 +9,6 @@ import typer
 
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import uncollected
-from ...ir.core.types import FLOATS
 from .options import (
     Json,
     Model,
@@ -127,6 +126,7 @@ def run(
             # First, so that what is wrong with it is told before the rest is imported.
             chosen = _choose_recipe(recipe, passes, console, quiet=as_json or bool(budget))
             asked, knobs = _budget(budget, using, recipe=recipe or passes)
+            from ...ir.core.types import FLOATS
             from ...ir.vocab.targets import TARGETS
             from ..run import pipeline
             from ..search.times import Times
