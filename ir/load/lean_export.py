@@ -66,7 +66,7 @@ def _unmarked_no_grad() -> Iterator[None]:
             enter(self)
 
     def left(self: Any, *error: Any) -> None:
-        if not self.changes_nothing:
+        if not getattr(self, "changes_nothing", False):  # what another thread entered before
             leave(self, *error)
 
     torch.no_grad.__enter__, torch.no_grad.__exit__ = entered, left  # type: ignore[method-assign]

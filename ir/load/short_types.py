@@ -87,7 +87,7 @@ def _set(op: Any, kernel: Callable[..., Any] | None) -> None:
 
 def _by_rule(op: Any, rule: _Rule, taken_apart: Callable[..., Any] | None) -> Callable[..., Any]:
     def typed(*args: Any, **kwargs: Any) -> Any:
-        sizes = rule(*args, **kwargs)
+        sizes = None if _differentiates() else rule(*args, **kwargs)
         if sizes is not None:
             return args[0].new_empty(sizes)
         if taken_apart is not None:
@@ -95,6 +95,12 @@ def _by_rule(op: Any, rule: _Rule, taken_apart: Callable[..., Any] | None) -> Ca
         return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
 
     return typed
+
+
+def _differentiates() -> bool:
+    """Whether more than a type is asked for: a result made anew has no gradient, and is none of a
+    transform's (``torch.func.grad``, ``jvp``, ``vmap``) tensors."""
+    return torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @contextlib.contextmanager

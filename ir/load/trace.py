@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import threading
 from collections.abc import (
     Callable,
     Iterator,
@@ -76,8 +77,8 @@ def trace(
     call = plain_call(module, positional, kwargs or {})
     inputs: Inputs = _distinct(call.inputs)
     with (
-        call.given_to(module), _evaluation(module), quiet(), torch.no_grad(), uncollected(),
-        _uncached(),
+        _ALONE, call.given_to(module), _evaluation(module), quiet(), torch.no_grad(),
+        uncollected(), _uncached(),
     ):  # fmt: skip
         shapes: Callable[[set[str], str], Any | None] | None = None
         if dynamic_shapes is None:
@@ -125,6 +126,10 @@ def _distinct(inputs: Any) -> Any:
 
 
 # --- exporting ----------------------------------------------------------------------------------
+
+_ALONE = threading.RLock()
+"""Traces go one by one: what torch and this package change of torch for one of them is the whole
+process's, and of two at a time the second would leave it changed."""
 
 
 def _export(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 from collections.abc import Iterator
 
 import graphwright as gw
 import pytest
 import torch
+import torch._prims_common as prims
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.lean_export import lean_export
 from graphwright.ir.load.short_types import short_types
@@ -95,6 +98,46 @@ def test_what_does_not_fit_is_said_in_torch_s_words(function: object, words: str
 
     with pytest.raises(BadInput, match=words):
         gw.trace(Wrong(), torch.randn(2, 4))
+
+
+def test_a_rule_says_nothing_where_gradients_are_asked_for() -> None:
+    """What it makes anew has none: the graph of a force was a constant."""
+
+    class Force(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.energy = nn.Linear(4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            force: torch.Tensor = torch.func.grad(lambda at: self.energy(at).sum())(x)
+            return force
+
+    with pytest.raises(BadInput, match="functorch"):
+        gw.trace(Force(), torch.randn(2, 4))
+
+
+def test_threads_trace_one_by_one_and_leave_torch_as_it_was() -> None:
+    before = (torch.no_grad.__enter__, prims.is_contiguous, logging.root.manager.disable)
+    traced: list[gw.Graph] = []
+
+    def trace() -> None:
+        traced.append(gw.trace(nn.Linear(4, 4), torch.randn(2, 4)))
+
+    threads = [threading.Thread(target=trace) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(traced) == len(threads)
+    assert before == (torch.no_grad.__enter__, prims.is_contiguous, logging.root.manager.disable)
+
+
+def test_what_another_thread_entered_before_an_export_it_leaves_during_it() -> None:
+    outside = torch.no_grad()
+    outside.__enter__()
+    with lean_export():
+        outside.__exit__(None, None, None)
+    assert torch.is_grad_enabled()
 
 
 def test_the_ops_are_as_they_were_afterwards() -> None:
