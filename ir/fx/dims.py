@@ -66,18 +66,19 @@ def reshaped(old: Sizes, wanted: Sizes) -> Sizes | None:
     as many elements."""
     left = [i for i, size in enumerate(wanted) if isinstance(size, int) and size == -1]
     sizes, total = list(wanted), math.prod(old)
-    if len(left) > 1 or any(isinstance(size, int) and size == 0 for size in (*old, *wanted)):
+    kept = [size for i, size in enumerate(wanted) if i not in left]
+    if len(left) > 1 or any(isinstance(size, int) and size < 1 for size in (*old, *kept)):
         return None
     for i in left:
-        sizes[i] = total // math.prod(size for j, size in enumerate(wanted) if j != i)
+        sizes[i] = total // math.prod(kept)
     return sizes if same(math.prod(sizes), total) else None
 
 
 def expanded(old: Sizes, wanted: Sizes) -> Sizes | None:
     """The sizes of an expansion, -1 for those that stay; ``None`` where they do not plainly fit."""
     new = len(wanted) - len(old)
-    if new < 0:
-        return None
+    if new < 0 or any(isinstance(size, int) and size < 0 for size in wanted[:new]):
+        return None  # a dimension that is new has no size to keep
     sizes = [own if isinstance(size, int) and size == -1 else size
              for own, size in zip((*wanted[:new], *old), wanted, strict=True)]  # fmt: skip
     fit = all(same(own, 1) or same(own, size) for own, size in zip(old, sizes[new:], strict=True))

@@ -6,6 +6,7 @@ import graphwright as gw
 import pytest
 import torch
 from graphwright.ir.core.errors import InvalidGraph
+from graphwright.ir.fx.dims import expanded, reshaped
 from graphwright.ir.fx.read import FxReader
 from torch import nn
 from torch.export import Dim
@@ -44,3 +45,10 @@ def test_a_reshape_that_does_not_fit_is_refused() -> None:
     node = next(n for n in view.nodes() if view.op(n) == "reshape")
     with pytest.raises(InvalidGraph, match="does not fit its operands"):
         view.set_operand(node, 3, 3)
+
+
+def test_negative_sizes_that_torch_refuses_are_left_to_it() -> None:
+    assert expanded([3], [2, -1]) == [2, 3]
+    assert expanded([3], [-1, 3]) is None
+    assert reshaped([3, 4], [6, -1]) == [6, 2]
+    assert reshaped([3, 4], [-1, -4]) is None
