@@ -60,3 +60,18 @@ def named_token(folder: str | Path | None, *names: str) -> str | None:
         if isinstance(token, str):
             return token
     return None
+
+
+def padding_token(folder: str | Path | None, tokenizer: Any) -> int:
+    """The token that shorter rows are filled up with: a decoder that gives classes of a text finds
+    the text's last token by it.
+
+    By ``config.json``, else by the tokenizer's settings; 0 where neither names one of the model's.
+    """
+    settings = read_json(folder, "config.json")
+    words = text_settings(settings).get("vocab_size")
+    own = settings.get("pad_token_id", text_settings(settings).get("pad_token_id"))
+    if own is None and (named := named_token(folder, "pad_token")):
+        own = tokenizer.token_to_id(named)
+    known = type(own) is int and own >= 0 and (type(words) is not int or own < words)
+    return own if known else 0

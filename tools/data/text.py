@@ -14,7 +14,7 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
-from ...ir.load.side_files import longest_text
+from ...ir.load.side_files import longest_text, padding_token
 from ...ir.load.zoo.text import read_tokenizer
 from .table_lines import SEPARATORS, table_lines
 from .text_lines import Text, read_content, sample_of, text_of
@@ -190,8 +190,10 @@ def text_batches(
     length = _window(request)
     if not reads_pairs(request.view):
         texts = [one for text in texts for one in ((text,) if isinstance(text, str) else text)]
-    rows = _windows(tokenizer_of(request, folder), texts, length, request)
-    batches = [request.fit(_right_padded(part)) for part in _batched(request, rows)]
+    tokenizer = tokenizer_of(request, folder)
+    rows = _windows(tokenizer, texts, length, request)
+    pad = padding_token(request.view.source.folder, tokenizer)
+    batches = [request.fit(_right_padded(part, pad)) for part in _batched(request, rows)]
     return Batches(batches, length, sum(row.pair for row in rows))
 
 
@@ -313,9 +315,9 @@ def _batched(request: CalibrationRequest, rows: list[_Window]) -> list[list[_Win
     return [part for group in groups for part in request.chunks(group, "input_ids")]
 
 
-def _right_padded(rows: Sequence[_Window]) -> Tensors:
+def _right_padded(rows: Sequence[_Window], pad: int) -> Tensors:
     """Rows padded on the right: no position id of a real token moves."""
-    ids = torch.zeros(len(rows), max(map(_size, rows)), dtype=torch.int64)
+    ids = torch.full((len(rows), max(map(_size, rows))), pad)
     mask, types = torch.zeros_like(ids), torch.zeros_like(ids)
     for i, row in enumerate(rows):
         ids[i, : len(row.ids)] = torch.tensor(row.ids)

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 
 from ...ir.core.errors import BadInput
-from ...ir.load.side_files import read_json
+from ...ir.load.side_files import padding_token
 from .data_lines import lines_of
 from .stats import bootstrap, wilson
 from .subject import ANSWERS, Subject
@@ -129,7 +129,7 @@ def _run(subject: Subject, asked: Sequence[Asked], finite: Finite) -> Iterator[_
     tokenizer: Any = subject.tokenizer()
     longest = min(LONGEST, subject.max_tokens)
     tokenizer.enable_truncation(longest, stride=min(STRIDE, longest // 4), strategy="only_second")
-    pad = read_json(subject.folder, "config.json").get("pad_token_id") or 0
+    pad = padding_token(subject.folder, tokenizer)
     rows: list[tuple[int, Any]] = []
     for number, one in enumerate(asked):
         first = tokenizer.encode(one.question, one.context)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ...ir.core.errors import BadInput
+from ...ir.load.side_files import padding_token
 from ...ir.load.zoo.text import english_sentences
 from ..data.text_lines import Text
 from .documents import documents
@@ -44,7 +45,7 @@ def encoded(
     hold."""
     tokenizer = subject.tokenizer()
     tokenizer.enable_truncation(min(longest, subject.max_tokens))
-    tokenizer.enable_padding()
+    tokenizer.enable_padding(pad_id=padding_token(subject.folder, tokenizer))
     asked = subject.kind == ANSWERS
     for start in range(0, len(texts), BATCH):
         part = list(texts[start : start + BATCH])

@@ -88,3 +88,33 @@ def test_other_models_read_each_text_by_itself(
 def test_one_text_of_a_classifier_is_no_pair(tmp_path: Path, model: tuple[View, Any]) -> None:
     data = read(jsonl(tmp_path / "a.jsonl", {"sentence": "a b", "label": 0}), model[0])
     assert data.batches[0]["input_ids"].tolist() == [[1, 3, 4, 2]] and data.pairs == 0
+
+
+def test_shorter_texts_of_a_decoder_are_filled_up_with_its_own_token(
+    tmp_path: Path, language_model: Path
+) -> None:
+    """Where a text ends, a classifier on a decoder sees by that token."""
+    import shutil
+
+    import transformers
+    from graphwright.tools.evaluate.sentences import encoded
+    from graphwright.tools.evaluate.subject import Subject
+
+    shutil.copy(language_model / "tokenizer.json", tmp_path)
+    config = transformers.Qwen2Config(
+        vocab_size=4096, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=2, intermediate_size=16, pad_token_id=5, num_labels=3,
+        initializer_range=0.3,
+    )  # fmt: skip
+    model = transformers.Qwen2ForSequenceClassification(config).eval()
+    model.save_pretrained(tmp_path)
+    texts = ["The quick brown fox jumps over the lazy dog", "A fox"]
+    subject = Subject.of(tmp_path)
+    assert subject.view is not None
+    (asked,) = encoded(subject, texts)
+    calibrating = read(jsonl(tmp_path / "a.jsonl", *({"text": t} for t in texts)), subject.view)
+    rows = [subject.tokenizer().encode(text).ids for text in texts]
+    with torch.no_grad():
+        alone = torch.cat([model(torch.tensor([row])).logits for row in rows])
+    for inputs in (asked.inputs, calibrating.batches[0]):
+        torch.testing.assert_close(subject.run(inputs)["logits"], alone)
