@@ -11,7 +11,7 @@ import torch
 
 from ...ir.core.errors import BadInput
 from ...ir.core.given import check_graph
-from ...ir.core.types import FLOATS
+from ...ir.core.types import TAKEN
 from ...ir.core.version import __version__
 from ...ir.core.view import View
 from ...ir.load.intact import facts
@@ -72,7 +72,7 @@ def export(
         manifest |= {"paths": {n: entry_fields(e) for n, e in entries.items()}} if entries else {}
         manifest["target"] = target
         # Where a target prefers another float, a replay would take the source in that.
-        taken = next((n for n, dtype in FLOATS.items() if dtype == graph.source.dtype), "")
+        taken = next((n for n, dtype in TAKEN.items() if dtype == graph.source.dtype), "")
         manifest |= {"dtype": taken} if taken else {}
         notes = [f"writing ONNX: {remark}" for remark in (*remarks(onnx), *parts)]
         manifest |= {"notes": notes} if notes else {}

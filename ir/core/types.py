@@ -35,6 +35,8 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 }
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The floats that a model may be taken in, by the names of ``--dtype`` and of the manifest."""
+TAKEN = FLOATS | {"fp64": torch.float64}
+"""Those that a manifest may name: in Python a model may be taken in f64 too."""
 DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 

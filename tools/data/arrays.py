@@ -38,7 +38,7 @@ def read_rows(path: Path, rows: int) -> dict[str, Rows]:
     Of an ``.npz`` no more is unpacked, whatever the file claims to hold: zeros pack a thousand to
     one. Raises ``BadInput`` for what is damaged, holds objects, or does not fit into memory.
     """
-    if path.suffix == ".npz":
+    if path.suffix.lower() == ".npz":
         return dict(_npz(path, rows))
     handles = dict(read_safetensors_header(path))
     return {name: Rows(handle.read(), handle.shape) for name, handle in handles.items()}

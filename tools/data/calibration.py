@@ -136,11 +136,12 @@ def _read(request: CalibrationRequest) -> Batches:
         return Batches(_from_folder(request, path))
     if not path.is_file():
         raise Missing(f"{request.spec}: no such file or folder; --calib takes {FORMS}")
-    if path.suffix in (".npz", ".safetensors"):
+    suffix = path.suffix.lower()
+    if suffix in (".npz", ".safetensors"):
         return Batches(_rows(request, path))
-    if path.suffix in (".txt", ".jsonl", *SEPARATORS):
+    if suffix in (".txt", ".jsonl", *SEPARATORS):
         return text_batches(request, read_samples(path, request.view.source.folder))
-    kind = "an image" if path.suffix.lower() in SUFFIXES else "not a kind of data that is read"
+    kind = "an image" if suffix in SUFFIXES else "not a kind of data that is read"
     raise BadInput(f"{request.spec}: {kind}; --calib takes {FORMS}")
 
 

@@ -18,7 +18,8 @@ def table_lines(path: Path) -> list[dict[str, str]]:
     """The rows of a file, the first of which names the columns; none of an empty file.
 
     Cells may stand in quotes. Those of a TSV whose quotes do not fit that are a part of its texts,
-    as in GLUE's files. Raises ``BadInput`` for a row of more or fewer cells than there are names.
+    as in GLUE's files. Raises ``BadInput`` for a row of more or fewer cells than there are names,
+    and where two columns have one name.
     """
     text, separator = read_content(path), SEPARATORS[path.suffix.lower()]
     try:
@@ -30,6 +31,9 @@ def table_lines(path: Path) -> list[dict[str, str]]:
     if separator == "\t" and not _is_quoted_well(rows):
         rows = _rows(text, separator, csv.QUOTE_NONE)
     names = [name.strip() for name in rows[0]] if rows else []
+    twice = next((name for name in names if name and names.count(name) > 1), "")
+    if twice:
+        raise BadInput(f"{path}: two columns are named {twice}: which one is meant?")
     for number, row in enumerate(rows[1:], 1):
         if len(row) != len(names):
             raise BadInput(
@@ -42,7 +46,11 @@ def table_lines(path: Path) -> list[dict[str, str]]:
 def _rows(text: str, separator: str, quoting: Literal[0, 3]) -> list[list[str]]:
     lines = io.StringIO(text, newline="")
     reader = csv.reader(lines, delimiter=separator, quoting=quoting, strict=True)
-    return [row for row in reader if row]
+    before = csv.field_size_limit(max(len(text), 1))  # 131072 letters, which a document has
+    try:
+        return [row for row in reader if row]
+    finally:
+        csv.field_size_limit(before)
 
 
 def _is_quoted_well(rows: Sequence[Sequence[str]]) -> bool:

@@ -16,9 +16,13 @@ Text = str | tuple[str, str]
 PAIRS = (
     ("text", "text_pair"), ("sentence1", "sentence2"), ("premise", "hypothesis"),
     ("question", "sentence"), ("question", "context"), ("question", "passage"),
-    ("question1", "question2"), ("query", "document"),
+    ("question1", "question2"), ("#1 String", "#2 String"), ("query", "document"),
+    ("query", "passage"),
 )  # fmt: skip
-"""What two texts that are read as a pair are called, here, in GLUE's files and in SQuAD's."""
+"""What two texts that are read as a pair are called: here, in GLUE's files, in SQuAD's and in MS
+MARCO's."""
+WHOLE = (("text",), ("messages",), ("conversations",), ("prompt", "completion"))
+"""What says all that a line holds, whatever stands beside it."""
 FORM = "`text`, `prompt` with `completion`, or `messages` (role and content)"
 _SPEAKERS = {"human": "user", "gpt": "assistant"}
 """ShareGPT's names of roles, which stand under ``from``; what was said under ``value``."""
@@ -26,8 +30,8 @@ _SPEAKERS = {"human": "user", "gpt": "assistant"}
 
 def sample_of(line: Mapping[str, Any], where: str, folder: str | Path | None) -> Text:
     """The text of one line, or the two of a pair. Raises as ``text_of``."""
-    known = PAIRS[:1] if isinstance(line.get("text"), str) else PAIRS
-    for first, second in known:
+    whole = any(all(line.get(key) is not None for key in keys) for keys in WHOLE)
+    for first, second in PAIRS[:1] if whole else PAIRS:
         if isinstance(line.get(first), str) and isinstance(line.get(second), str):
             return str(line[first]), str(line[second])
     return text_of(line, where, folder)
@@ -65,7 +69,7 @@ def read_content(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise BadInput(f"{path}: not UTF-8 text ({error.reason})") from None
+        raise BadInput(f"{path}: not UTF-8 text ({error.reason}): save it as UTF-8") from None
 
 
 def _messages(said: Any, where: str) -> Sequence[Message]:

@@ -10,6 +10,7 @@ import torch
 from ...ir.core.errors import BadInput
 from ...ir.load.side_files import padding_token
 from ...ir.load.zoo.text import english_sentences
+from ..data.text import cut_pair
 from ..data.text_lines import Text
 from .documents import documents
 from .subject import ANSWERS, Subject
@@ -44,11 +45,13 @@ def encoded(
     a model that answers by a stretch of text. ``BadInput`` for a token that its table does not
     hold."""
     tokenizer = subject.tokenizer()
-    tokenizer.enable_truncation(min(longest, subject.max_tokens))
+    longest = min(longest, subject.max_tokens)
+    tokenizer.enable_truncation(longest)
     tokenizer.enable_padding(pad_id=padding_token(subject.folder, tokenizer))
     asked = subject.kind == ANSWERS
     for start in range(0, len(texts), BATCH):
-        part = list(texts[start : start + BATCH])
+        part = [text if isinstance(text, str) else cut_pair(tokenizer, text, longest)
+                for text in texts[start : start + BATCH]]  # fmt: skip
         rows = tokenizer.encode_batch([(QUESTION, text) for text in part] if asked else part)
         mask = torch.tensor([row.attention_mask for row in rows])
         if not int(mask.sum(1).min()):

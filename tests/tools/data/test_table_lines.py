@@ -22,6 +22,7 @@ HELLO = {"text": '"Hello', "label": "1"}
         ("c.tsv", "text\tlabel\n\"Hello\t1\nb\"\t0\n", [HELLO, {"text": 'b"', "label": "0"}]),
         ("d.tsv", 'text\tlabel\n"Hello\t1\n' + "b\t0\n" * 40000, [HELLO]),
         ("e.csv", "", []),
+        ("f.CSV", "text\n" + "a" * 200_000, [{"text": "a" * 200_000}]),  # a document
     ],
 )
 def test_rows(name: str, content: str, rows: list[dict[str, str]], tmp_path: Path) -> None:
@@ -41,4 +42,10 @@ def test_rows(name: str, content: str, rows: list[dict[str, str]], tmp_path: Pat
 def test_rows_that_do_not_fit(content: str, reason: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(content)
     with pytest.raises(BadInput, match=reason):
+        table_lines(tmp_path / "a.csv")
+
+
+def test_of_two_columns_of_a_name_none_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,,text,\na,,b,\n")
+    with pytest.raises(BadInput, match="two columns are named text"):
         table_lines(tmp_path / "a.csv")

@@ -11,8 +11,10 @@ import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.zoo.text import read_tokenizer
 from graphwright.tools.cli import terminal
 from graphwright.tools.data.calibration import Calibration, read
+from graphwright.tools.data.text import cut_pair, read_samples
 from graphwright.tools.report.manifest import Manifest
 from rich.console import Console
 
@@ -49,14 +51,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[View, Any]:
     return load(folder), tokenizer
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.tsv"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.TSV"])
 def test_a_classifier_reads_pairs_as_its_tokenizer_joins_them(
     tmp_path: Path, model: tuple[View, Any], name: str, make_manifest: Any
 ) -> None:
     view, tokenizer = model
     jsonl(tmp_path / "a.jsonl", *({"sentence1": a, "sentence2": b, "label": 1} for a, b in ASKED))
     rows = "\n".join("\t".join(texts) for texts in [("sentence1", "sentence2"), *ASKED])
-    (tmp_path / "a.tsv").write_text(rows)
+    (tmp_path / "a.TSV").write_text(rows)
     data = read(str(tmp_path / name), view)
     (batch,) = data.batches
     # The longest stands first.
@@ -83,6 +85,29 @@ def test_other_models_read_each_text_by_itself(
     assert (read_.entry().samples, read_.pairs) == (2, 0)
     with pytest.raises(BadInput, match=r"a\.jsonl holds pairs of texts"):
         read(data, model[0], windows="joined")
+
+
+def test_pairs_by_their_names_unless_a_line_says_all_that_it_holds(tmp_path: Path) -> None:
+    beside = {"question": "q", "context": "c"}
+    data = jsonl(tmp_path / "a.jsonl", beside, {"prompt": "p", "completion": " c"} | beside,
+                 {"#1 String": "a", "#2 String": "b"}, {"query": "q", "passage": "p"})  # fmt: skip
+    assert read_samples(Path(data)) == [("q", "c"), "p c", ("a", "b"), ("q", "p")]
+    with pytest.raises(BadInput, match=r"line 1: is a list, and each line of the file is an obj"):
+        read_samples(Path(jsonl(tmp_path / "b.jsonl", [{"text": "a"}])))
+
+
+@pytest.mark.parametrize("length", [8, 9])
+@pytest.mark.parametrize("words", [(90, 70), (70, 90), (90, 2), (80, 80)], ids=str)
+def test_long_pairs_are_cut_without_all_that_is_cut_off(
+    model: tuple[View, Any], words: tuple[int, int], length: int
+) -> None:
+    """As the library cuts them, but not with every window of the one beside all of the other."""
+    pair = ("a b " * words[0], "c d e " * words[1])
+    expected = model[1](*pair, truncation=True, max_length=length)["input_ids"]
+    tokenizer = read_tokenizer(Path(model[0].source.folder or ""))
+    tokenizer.enable_truncation(length)
+    row = tokenizer.encode(*cut_pair(tokenizer, pair, length))
+    assert row.ids == expected and len(row.overflowing) < 200
 
 
 def test_one_text_of_a_classifier_is_no_pair(tmp_path: Path, model: tuple[View, Any]) -> None:
