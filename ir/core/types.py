@@ -36,7 +36,8 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 FLOATS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """The floats that a model may be taken in, by the names of ``--dtype`` and of the manifest."""
 TAKEN = FLOATS | {"fp64": torch.float64}
-"""Those that a manifest may name: in Python a model may be taken in f64 too."""
+"""Those that a manifest may name: in Python a model may be taken in f64 too, which is not
+repeated."""
 DTYPES: dict[str, torch.dtype] = {name: dtype for dtype, name in DTYPE_NAMES.items()}
 
 

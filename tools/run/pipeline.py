@@ -23,7 +23,7 @@ from ...backends.onnx.model_files import write_model
 from ...backends.registry import DEFAULT
 from ...ir.core.errors import BadInput
 from ...ir.core.heap import set_aside
-from ...ir.core.types import FLOATS, TAKEN
+from ...ir.core.types import FLOATS
 from ...ir.core.view import View
 from ...ir.load.sources import castable_from, fingerprint, load
 from ...ir.onnx.view import OnnxView
@@ -211,7 +211,7 @@ def run(request: Request, progress: Progress) -> Manifest:
 
 def _loaded(request: Request, *, allow_missing_weights: bool = False) -> View:
     """The graph, in the float that was asked for, or that the target prefers to float32."""
-    target, dtype = find_target(request.target), TAKEN.get(request.dtype)
+    target, dtype = find_target(request.target), FLOATS.get(request.dtype)
     asks = target.prefers is not None and dtype is None
     prefers = target.prefers if asks and _is_float32(request) else None
     view = load(

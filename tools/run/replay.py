@@ -15,6 +15,7 @@ from ...backends.artifacts import artifact
 from ...backends.onnx.model_files import MODEL_FILES
 from ...ir.core.errors import BadInput, BoundExceeded, Missing
 from ...ir.core.scratch import Scratch
+from ...ir.core.types import FLOATS
 from ...ir.load.intact import check_files
 from ...ir.load.names import form_of
 from ...passes.recipe import Recipe
@@ -99,6 +100,11 @@ def _repeated(
 ) -> manifest.Manifest:  # fmt: skip
     """The run that the manifest of ``folder`` tells of, on the source ``name``, into ``target``."""
     data, before = known.calibration, known.original
+    if known.dtype and known.dtype not in FLOATS:
+        raise BadInput(
+            f"{folder}: its model was taken in {known.dtype}, which ONNX Runtime computes in part: "
+            f"it cannot be repeated. Load it with a dtype of {', '.join(FLOATS)}, and export it so"
+        )
     original = named_source.located(before.name, before.beside, folder) if before else ""
     if original:
         named_source.check_name(original, trusted=trusted)

@@ -23,7 +23,7 @@ from graphwright.ir.structure.units import whole
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 
-STEPS = 8
+STEPS = 4
 TYPES = {"bamba": ("mamba", "attention", "mamba"), "lfm2": ("conv", "full_attention", "conv"),
          "mamba2": ("",) * 2}  # fmt: skip
 
@@ -70,7 +70,9 @@ def _made(name: str, folder: Folder) -> Model:
     import transformers
 
     fx = load(folder, cache=True)
-    views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
+    views: dict[str, View] = {"fx": fx}
+    if name != "bamba":  # a translation takes seconds, and shows what the two others do
+        views["onnx"] = translated(fx)
     for view in views.values():
         canonicalize(view)
     library = getattr(transformers, family.model).from_pretrained(folder)
@@ -94,12 +96,12 @@ def greedy(view: View, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Ten
     return ids, torch.stack(steps, 1)
 
 
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize(
-    ("name", "path"),
+    ("name", "path", "kind"),
     [
-        ("bamba", (1, 2)), ("bamba", (0, 1, 2, 2)), ("lfm2", (0, 1)), ("lfm2", (1,)),
-        ("mamba2", (1,)), ("mamba2", (0, 0, 1)),
+        ("bamba", (1, 2), "fx"), ("bamba", (0, 1, 2, 2), "fx"), ("lfm2", (0, 1), "fx"),
+        ("lfm2", (1,), "onnx"), ("lfm2", (0, 1, 2, 2), "onnx"), ("mamba2", (1,), "fx"),
+        ("mamba2", (0, 0, 1), "onnx"),
     ],
     ids=str,
 )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -92,8 +93,7 @@ def test_a_file_keeps_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("dtype", "target", "said"),
-    [(None, "cuda", "fp32"), ("bfloat16", "cuda", "bf16"), ("float16", "cpu", "fp16"),
-     ("float64", "portable", "fp64")],
+    [(None, "cuda", "fp32"), ("bfloat16", "cuda", "bf16"), ("float16", "cpu", "fp16")],
 )
 def test_what_was_exported_in_python_is_repeated_in_its_float(
     source: Path, tmp_path: Path, dtype: str | None, target: str, said: str
@@ -103,3 +103,13 @@ def test_what_was_exported_in_python_is_repeated_in_its_float(
     out = gw.export(done.graph, tmp_path / "out", report=done.report, target=target)
     assert manifest.load(out).dtype == said
     assert replay.replay(out, None, silent)["identical"]
+
+
+def test_what_was_exported_in_f64_is_not_repeated_as_another_model(
+    source: Path, tmp_path: Path
+) -> None:
+    run(source, tmp_path / "out")
+    path = tmp_path / "out" / "graphwright.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"dtype": "fp64"}))
+    with pytest.raises(BadInput, match="taken in fp64, which ONNX Runtime computes in part"):
+        replay.replay(tmp_path / "out", None, silent)
