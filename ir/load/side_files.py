@@ -73,5 +73,6 @@ def padding_token(folder: str | Path | None, tokenizer: Any) -> int:
     own = settings.get("pad_token_id", text_settings(settings).get("pad_token_id"))
     if own is None and (named := named_token(folder, "pad_token")):
         own = tokenizer.token_to_id(named)
-    known = type(own) is int and own >= 0 and (type(words) is not int or own < words)
-    return own if known else 0
+    if not isinstance(own, int) or own < 0 or (isinstance(words, int) and own >= words):
+        return 0
+    return own
