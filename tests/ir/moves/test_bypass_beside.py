@@ -35,6 +35,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 """The last of three layers looks at the keys of the second."""
 NAMES = tuple(SIZES)
+CASES = (("gemma4-e2b", "fx"), ("gemma4-e2b", "onnx"), ("gemma3n", "fx"))
 Models = dict[str, tuple[Any, dict[str, View]]]
 
 
@@ -54,7 +55,9 @@ def _made(name: str, folder: Folder) -> tuple[Any, dict[str, View]]:
             layer.layer_scalar.fill_(0.75 + 0.1 * place)
         library.save_pretrained(folder)
     fx = load(folder, cache=True)
-    views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
+    views: dict[str, View] = {"fx": fx}
+    if (name, "onnx") in CASES:
+        views["onnx"] = translated(fx)
     for view in views.values():
         canonicalize(view)
     return library, views
@@ -79,9 +82,8 @@ def run_times(layers: Any, counts: list[int]) -> Iterator[None]:
             del layer.forward
 
 
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
 @pytest.mark.parametrize("path", [(0, 1), (0, 1, 2, 2)], ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_path_writes_as_the_librarys_model_does(
     name: str, path: tuple[int, ...], kind: str, models: Models
 ) -> None:
@@ -120,8 +122,7 @@ def test_what_makes_the_inputs_of_all_layers_is_of_none(name: str, models: Model
         assert not any(linear.name in block.linears for block in structure.blocks)
 
 
-@pytest.mark.parametrize("kind", ["fx", "onnx"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(("name", "kind"), CASES)
 def test_a_layer_whose_keys_others_read_stays(name: str, kind: str, models: Models) -> None:
     view = models[name][1][kind]
     reasons = refusals(view, whole(last_tower(recognize(view))))
