@@ -6,7 +6,7 @@ import copy
 import importlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -198,17 +198,24 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _traced_once() -> Iterator[None]:
-    """Models that are there to be used are traced once for all tests: the zoo's own, and folders of
-    which no file has changed since. Each use has a copy of the graph."""
-    traced: dict[Any, View] = {}
+@pytest.fixture(scope="session")
+def traced() -> dict[Any, View]:
+    return {}
+
+
+@pytest.fixture(autouse=True)
+def _traced_once(traced: dict[Any, View], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models that are there to be used are traced once for all tests here: the zoo's own, and
+    folders of which no file has changed since. Each use has a copy of the graph and of what is said
+    of its source."""
     of_zoo, of_folder = sources.load_zoo, sources._folder
 
     def once(key: Any, load: Callable[[], View]) -> View:
         if key not in traced:
             traced[key] = load()
-        return traced[key].copy()
+        view = traced[key].copy()
+        view.source = copy.copy(view.source)
+        return view
 
     def zoo(name: str, **options: Any) -> View:
         if name in ("minilm", "tiny-llama"):  # of which tests change the samples, or the weights
@@ -220,10 +227,8 @@ def _traced_once() -> Iterator[None]:
                        for f in path.rglob("*") if f.is_file())  # fmt: skip
         return once((*files, *options), lambda: of_folder(path, *options))
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "load_zoo", zoo)
-        patch.setattr(sources, "_folder", folder)
-        yield
+    monkeypatch.setattr(sources, "load_zoo", zoo)
+    monkeypatch.setattr(sources, "_folder", folder)
 
 
 @pytest.fixture(scope="session")

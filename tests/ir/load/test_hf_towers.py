@@ -69,8 +69,27 @@ def test_images_of_a_size_that_is_bound(name: str, note: str, tmp_path: Path) ->
     view, _ = checked(name, tmp_path)
     assert view.source.notes[0].startswith(note)
     if name == "lfm2-vl":
-        with pytest.raises(BadInput, match="layers that are no blocks, such as convolutions"):
-            gw.plan(view, "uniform-tokens{keep=50%}")
+        check_a_cut_before_layers_with_a_state(view)
+
+
+def check_a_cut_before_layers_with_a_state(view: View) -> None:
+    """The text reads what is left as the library's text does, whose convolutions look at the tokens
+    before."""
+    graph = gw.optimize(view, "uniform-tokens{keep=3}").graph
+    inputs, read = prompts(view, [[5, 9, *view.source.prompt, 7, 8]]), {}
+    original = view.source.original
+    assert isinstance(original, ModuleOriginal)
+    model = original.make().eval()
+    text = model.model.language_model
+    hook = text.register_forward_pre_hook(lambda _, args, named: read.update(named),
+                                          with_kwargs=True)  # fmt: skip
+    with torch.no_grad():
+        original.call(model, inputs)
+        hook.remove()
+        left = read["inputs_embeds"][:, [0, 1, 3, 5, 7, 8, 9]]
+        states = text(inputs_embeds=left, use_cache=False).last_hidden_state
+        expected = model.lm_head(states)
+    assert difference(expected, sweep(graph, inputs)["logits"]).within(EXACT)
 
 
 def test_an_encoder_that_reads_images_among_its_words(tmp_path: Path) -> None:

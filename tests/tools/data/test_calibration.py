@@ -28,7 +28,7 @@ from .conftest import FACTORY, WORDS, jsonl
         ("a.txt", b"\xff\xfe\xff", {}, "not UTF-8 text"),
         ("a.jsonl", b"", {}, "empty: it holds no text"),
         ("a.jsonl", b'{"text": "a"}\n{"prompt": "b"}', {}, "line 2: has no string `text`"),
-        ("a.jsonl", b"[1]", {}, "line 1: has no string `text`"),
+        ("a.jsonl", b"[1]", {}, "line 1: is a list, and each line of the file is an object"),
         ("a.jsonl", b'{"text"', {}, "line 1: not JSON"),
         ("a.doc", b"a,b", {}, "not a kind of data that is read; --calib takes FILE.txt"),
         ("a.png", b"", {}, "an image; --calib takes"),
