@@ -31,7 +31,7 @@ FX_ALONE = (
 REPLAYED = [
     *(Case("tiny-vit", FX, recipe) for recipe in BOTH + FX_ALONE),
     *(Case("tiny-vit", ONNX, recipe) for recipe in BOTH),
-    Case("tiny-llava", FX, "vlm-small"),
+    Case("tiny-llava", FX, "fastv{keep=25%}"),
     Case("tiny-llava", ONNX_CACHE, "fastv{keep=25%}"),
     Case("tiny-llava", ONNX_CACHE, "path{blocks=0-2,2,4-5}"),
 ]

@@ -120,14 +120,11 @@ BESIDE = {
 
 @pytest.mark.parametrize(
     "name",
-    [
-        "llava-next", "llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl", "qwen2.5-vl",
-        "qwen3-vl", "glm-4.1v",
-    ],
+    ["llava-onevision", "smolvlm", "blip-2", "paligemma", "qwen2-vl", "qwen3-vl", "glm-4.1v"],
 )
 def test_images_enter_the_text_as_the_library_has_them(name: str, tmp_path: Path) -> None:
-    """Rasters of crops with newlines, shuffled patches, queries, a prompt that sees all of itself,
-    places in three directions; steps without an image."""
+    """Shuffled patches, queries, a prompt that sees all of itself, places in three directions,
+    steps without an image. Others have tests of their own (``test_hf_llava`` and more)."""
     view, truth = checked(name, tmp_path)
     beside = BESIDE.get(name, ())
     assert view.input_names()[-1 - len(beside) :] == ("pixel_values", *beside)
