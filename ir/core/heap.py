@@ -74,11 +74,11 @@ def give_back(kept_bytes: int = KEPT_BYTES) -> None:
     if trim is None:
         return
     own = _own_bytes()
-    if own > max(kept_bytes, _LEFT["bytes"] + GROWN_BYTES):
-        trim(0)
-        own = _own_bytes()
-        _LEFT["bytes"] = own
-    _LEFT["bytes"] = min(_LEFT["bytes"], own)
+    if own <= max(kept_bytes, _LEFT["bytes"] + GROWN_BYTES):
+        _LEFT["bytes"] = min(_LEFT["bytes"], own)
+        return
+    trim(0)
+    _LEFT["bytes"] = _own_bytes()
 
 
 @functools.cache

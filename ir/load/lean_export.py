@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -18,42 +18,31 @@ def lean_export() -> Iterator[None]:
 
     No node keeps the lines of Python that made it, or its tensor's strides and memory format beside
     the tensor (``tensor_meta``); a graph that is rewritten compiles its code when it is called,
-    which no graph of an export is; and ``torch.no_grad`` in a model's code leaves no
-    mark where gradients are off already, so that the exporter does not split the graph at each.
+    which no graph of an export is; and ``torch.no_grad`` in a model's code leaves no mark where
+    gradients are off already, so that the exporter does not split the graph at each.
     """
     with (
-        _no_stack_traces(), _no_tensor_meta(), _use_lazy_graph_module(True), _unmarked_no_grad(),
-    ):  # fmt: skip
+        # torch 2.11 has no such setting, and always records them.
+        replaced(torch.fx.config, "do_not_emit_stack_traces", lambda _: True),
+        replaced(proxy_tensor, "_extract_tensor_metadata", lambda _: lambda tensor: None),
+        _use_lazy_graph_module(True),
+        _unmarked_no_grad(),
+    ):
         yield
 
 
 @contextlib.contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    config: Any = torch.fx.config
-    before = getattr(config, "do_not_emit_stack_traces", None)
-    if before is None:  # torch 2.11 always records them
-        yield
-        return
-    config.do_not_emit_stack_traces = True
-    try:
-        yield
-    finally:
-        config.do_not_emit_stack_traces = before
-
-
-@contextlib.contextmanager
-def _no_tensor_meta() -> Iterator[None]:
-    module: Any = proxy_tensor
-    name = "_extract_tensor_metadata"
-    before = getattr(module, name, None)
+def replaced(owner: Any, name: str, make: Callable[[Any], Any]) -> Iterator[None]:
+    """Within it, what torch has by a name is what is made of it; nothing where it has no such."""
+    before = getattr(owner, name, None)
     if before is None:
         yield
         return
-    setattr(module, name, lambda tensor: None)
+    setattr(owner, name, make(before))
     try:
         yield
     finally:
-        setattr(module, name, before)
+        setattr(owner, name, before)
 
 
 @contextlib.contextmanager

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,9 +20,12 @@ from torch import SymInt, Tensor
 from torch._C import DispatchKey
 
 from ..fx.dims import Sizes, same
+from .lean_export import replaced
 
 aten = torch.ops.aten
 
+_APART = DispatchKey.CompositeImplicitAutograd
+"""By which the exporter takes an op apart."""
 _Rule = Callable[..., Sizes | None]
 """From the operands to the sizes of the result; ``None`` where the exporter has to say."""
 
@@ -64,12 +68,14 @@ def short_types() -> Iterator[None]:
 
     For one export: sizes of another that go by the same letters may be others.
     """
-    key = DispatchKey.CompositeImplicitAutograd
-    before = {op: op.py_kernels.get(key) for op in _RULES}
+    before = {op: op.py_kernels.get(_APART) for op in _RULES}
     try:
         for op, rule in _RULES.items():
             _set(op, _by_rule(op, rule, before[op]))
-        with _asked_once("is_contiguous"), _asked_once("is_channels_last_contiguous_2d", (4,)):
+        with (
+            replaced(prims, "is_contiguous", _asked_once),
+            replaced(prims, "is_channels_last_contiguous_2d", partial(_asked_once, ranks=(4,))),
+        ):
             yield
     finally:
         for op, kernel in before.items():
@@ -79,9 +85,9 @@ def short_types() -> Iterator[None]:
 def _set(op: Any, kernel: Callable[..., Any] | None) -> None:
     """Gives an op its decomposition in Python, or takes it away."""
     if kernel is None:
-        op.py_kernels.pop(DispatchKey.CompositeImplicitAutograd, None)
+        op.py_kernels.pop(_APART, None)
     else:
-        op.py_kernels[DispatchKey.CompositeImplicitAutograd] = kernel
+        op.py_kernels[_APART] = kernel
     op._dispatch_cache.clear()
 
 
@@ -92,7 +98,7 @@ def _by_rule(op: Any, rule: _Rule, taken_apart: Callable[..., Any] | None) -> Ca
             return args[0].new_empty(sizes)
         if taken_apart is not None:
             return taken_apart(*args, **kwargs)
-        return op._op_dk(DispatchKey.CompositeImplicitAutograd, *args, **kwargs)
+        return op._op_dk(_APART, *args, **kwargs)
 
     return typed
 
@@ -103,31 +109,21 @@ def _differentiates() -> bool:
     return torch.is_grad_enabled() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-@contextlib.contextmanager
-def _asked_once(name: str, ranks: Sequence[int] = range(1, 9)) -> Iterator[None]:
-    """A question of torch about the layout of a tensor is answered as it was for its like; of
-    other ranks it costs nothing."""
-    module: Any = prims
-    asked = getattr(module, name, None)
-    if asked is None:
-        yield
-        return
+def _asked_once(asked: Callable[..., bool], ranks: Sequence[int] = ()) -> Callable[..., bool]:
+    """A question about the layout of a tensor, which is answered as it was for its like; where
+    ``ranks`` are named, tensors of others cost it nothing."""
     answers: dict[Any, bool] = {}
 
     def answered(tensor: Tensor, *flags: Any, **named: Any) -> bool:
-        if tensor.ndim not in ranks:
-            return bool(asked(tensor, *flags, **named))
+        if ranks and tensor.ndim not in ranks:
+            return asked(tensor, *flags, **named)
         sizes = tuple(map(_written, (*tensor.shape, *tensor.stride())))
         like = (sizes, flags, *named.items())
         if like not in answers:
             answers[like] = asked(tensor, *flags, **named)
         return answers[like]
 
-    setattr(module, name, answered)
-    try:
-        yield
-    finally:
-        setattr(module, name, asked)
+    return answered
 
 
 def _written(size: int | SymInt) -> Any:

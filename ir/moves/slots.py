@@ -193,10 +193,10 @@ class Slots:
         """Take the outputs of leaving slots back, and let others measure ``stand_ins``."""
         view = self.view
         gone = {value for slot in leaving for value in slot.present}
-        self._left |= {slot.past[0] for slot in leaving if isinstance(slot, State)}
         outputs = zip(view.output_names(), view.outputs(), strict=True)
         view.set_outputs({name: value for name, value in outputs if value not in gone})
         states = {slot.past[0] for slot in leaving if isinstance(slot, State)}
+        self._left |= states
         for old, new in stand_ins.items():
             readers = self._strangers if old in states else self._readers
             for user in readers(old, body):

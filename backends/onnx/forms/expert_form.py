@@ -32,7 +32,6 @@ _CUTS = ("slice", "split", "index_select")
 """Of these, what takes columns alone; stored in few bits a weight may have its own in an order."""
 _COLUMN = frozenset({"index_select", "slice", "reshape", "squeeze", "unsqueeze", "cast", "gather"})
 """What takes one column out of the router's shares."""
-_ADDED = {"reduction": "add"}
 _MOST = 64
 """Nodes of one expert, at most."""
 
@@ -74,16 +73,15 @@ class RouteExperts(Rule):
             graph.refresh_type(graph.maker(results[0]))
             copies |= dict(zip(graph.results(node), results, strict=True))
         part = build.mul(copies[match.value("output")], build.index_select(share, rows, dim=0))
-        kind = graph.type(acc)
-        if kind.dtype != torch.float16:
-            total: Any = view.emit("ScatterND", [acc, columns, part], _ADDED).outputs[0]
-            graph.retype(total, graph.results(match.root)[0])
-            return cast(Value, total)
-        # The CPU's provider adds no float16 there; a sum in float32 is rounded to the same number.
-        wide: list[Any] = [build.cast(value, dtype=torch.float32) for value in (acc, part)]
-        total = view.emit("ScatterND", [wide[0], columns, wide[1]], _ADDED).outputs[0]
-        set_type(total, Type(torch.float32, kind.shape))
-        return build.cast(total, dtype=torch.float16)
+        kind, terms = graph.type(acc), [acc, part]
+        half = kind.dtype == torch.float16
+        if half:
+            # The CPU's provider adds none; a sum in float32 is rounded to the same number.
+            terms = [build.cast(value, dtype=torch.float32) for value in terms]
+        into, added = cast(list[Any], terms)
+        total: Any = view.emit("ScatterND", [into, columns, added], {"reduction": "add"}).outputs[0]
+        set_type(total, Type(torch.float32 if half else kind.dtype, kind.shape))
+        return build.cast(total, dtype=torch.float16) if half else cast(Value, total)
 
 
 def _check_shares(view: View, share: Value, root: Node) -> None:
