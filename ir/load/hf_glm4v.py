@@ -12,9 +12,14 @@ import torch
 from torch.nn.functional import linear
 
 from ..core.errors import BadInput
-from .hf_qwen_vl import attention, embedded_patches, patch_grid, patch_places, patches
+from .hf_qwen_vl import attention, embedded_patches, patch_grid, patch_places, patches, size_of
 
 TYPES = ("glm4v",)
+
+
+def size_note(config: Any) -> str:
+    """What a person should know of a graph of such a model."""
+    return f"{size_of(config)}: as large as the tower's table of places"
 
 
 def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:

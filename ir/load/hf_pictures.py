@@ -208,10 +208,13 @@ def _by_row(_: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
 # --- Qwen's line --------------------------------------------------------------------------------
 
 
-def _qwen(features: Callable[[Any, torch.Tensor], torch.Tensor | Deep], **more: Any) -> Tower:
+def _qwen(
+    features: Callable[[Any, torch.Tensor], torch.Tensor | Deep],
+    note: Callable[[Any], str] = hf_qwen_vl.size_note, **more: Any,
+) -> Tower:  # fmt: skip
     return Tower(
         lambda config: math.prod(hf_qwen_vl.token_grid(config)), features, beside=_gridded,
-        note=hf_qwen_vl.size_note, metadata=lambda config: places_metadata(
+        note=note, metadata=lambda config: places_metadata(
             hf_qwen_vl.token_grid(config), hf_qwen_vl.squares(config)
         ), **more,
     )  # fmt: skip
@@ -245,7 +248,7 @@ TOWERS: Mapping[str, Tower] = {
     **dict.fromkeys(
         hf_qwen3_vl.TYPES, _qwen(hf_qwen3_vl.features, settle=hf_qwen3_vl.settle)
     ),
-    **dict.fromkeys(hf_glm4v.TYPES, _qwen(hf_glm4v.features)),
+    **dict.fromkeys(hf_glm4v.TYPES, _qwen(hf_glm4v.features, hf_glm4v.size_note)),
     **ROWS,
 }
 """By model type, all families that put images into a text and are read."""

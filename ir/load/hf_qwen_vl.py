@@ -49,11 +49,13 @@ def image_sides(vision: Any) -> tuple[int, int]:
 
 def size_note(config: Any) -> str:
     """What a person should know of a graph of such a model."""
+    return f"{size_of(config)}: image_size under vision_config in config.json sets another size"
+
+
+def size_of(config: Any) -> str:
+    """How large images are, in pixels and in tokens."""
     (height, width), (rows, columns) = image_sides(config.vision_config), token_grid(config)
-    size = f"images are of {height} x {width}, which are {rows * columns} tokens"
-    if config.model_type == "glm4v":
-        return f"{size}: as large as the tower's table of places"
-    return f"{size}: image_size under vision_config in config.json sets another size"
+    return f"images are of {height} x {width}, which are {rows * columns} tokens"
 
 
 def patches(config: Any, pixels: torch.Tensor) -> torch.Tensor:
