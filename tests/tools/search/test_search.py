@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import graphwright as gw
 import numpy as np
@@ -23,35 +23,26 @@ from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.depth.path import FollowPath
-from graphwright.passes.tokens.diverse import Diverse
 from graphwright.tools.cli.front_table import print_front
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
 from graphwright.tools.run.resume import FolderStore
-from graphwright.tools.search import skips
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
-from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option, Place, Problem
-from graphwright.tools.search.recipe_of import Cut, recipe_of
 from graphwright.tools.search.rounds import Rounds
-from graphwright.tools.search.search import KNOBS, saving, search
+from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import (
-    Measured,
     excess_of_pairs,
-    graph_measures,
     left_out,
-    token_cuts,
     units,
 )
 from graphwright.tools.search.solve import solve
-from graphwright.tools.search.telling import search_entry
 from graphwright.tools.search.timing import changed
-from graphwright.tools.search.wholes import TOKENS, behind_cut
 from graphwright.tools.search.workers import Forked
 from rich.console import Console
 
@@ -358,71 +349,6 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
             # Where no attention is left, the table of rotary frequencies goes as well.
             rotary = 0 if point.costs["kv"] else 16
             assert point.costs["bytes"] == point.choice.costs["bytes"] - rotary
-
-
-def test_behind_a_cut_blocks_keep_less() -> None:
-    """A model of 100 bytes of which 40 lie in places, and 80 of cache; half of a cut's tokens."""
-    units = {"block 0.attn": Option("block 0.attn", {"bytes": -5, "kv": -40, "loss": 2}, "layers")}
-    places = [Place("a", [Option("b", {"bytes": 40, "loss": 0}, "kept")])]
-    base = Problem(places, {"bytes": 60, "kv": 80}, units)
-    cut, source = Diverse(keep="50%"), {"bytes": 100, "kv": 80}
-    after = behind_cut(base, source, cut, Measured({"bytes": 101, "kv": 40}, 0.5), ())
-    assert after.fixed == {"bytes": 61, "kv": 40}
-    assert after.units["block 0.attn"].costs == {"bytes": -5, "kv": -20, "loss": 2}
-    choice = solve([base, after], {"kv": 30}, "loss")
-    assert "block 0.attn" in choice.dropped and choice.costs["kv"] == 40 - 20
-    choice = solve([base, after], {"kv": 50}, "loss")
-    assert choice.costs == {"bytes": 101, "kv": 40, "loss": 0.5}
-    assert [pass_.name for pass_ in recipe_of(choice, TARGET).passes] == ["clean", "diverse"]
-    whole = replace(base, places=[*places, Place(TOKENS, [Option(Cut(), {"loss": 0}, "kept")])])
-    menu = Menu([whole, after], TARGET, ("tokens", "layers"))
-    point, judge = Point(choice, menu.recipe(choice), choice.costs), SimpleNamespace(
-        over_words=True, batches=[{"input_ids": torch.ones(2, 3)}]
-    )  # fmt: skip
-    entry = search_entry(Found(
-        point.recipe, point, Budget.parse("kv=50"), {"kv": 50}, source, [point], {}, menu,
-        cast("Judge", judge),
-    ))  # fmt: skip
-    assert entry.held == {"b": 1, "diverse 50%": 1} and entry.judged == 2
-    assert [(price.knob, price.last) for price in entry.prices] == [("layers", 2 / 5 * 1e6)]
-
-
-def test_behind_a_cut_only_what_lies_in_blocks_keeps_less() -> None:
-    heads = Option("fewer", {"bytes": -4, "kv": -8, "loss": 1}, "heads")
-    base = Problem([Place(name, [heads]) for name in ("block", "tower")], {"bytes": 60, "kv": 80})
-    cut = Measured({"bytes": 60, "kv": 40}, 0.5)
-    after = behind_cut(base, base.fixed, Diverse(keep="50%"), cut, {"block"})
-    block, tower = (place.options[0].costs["kv"] for place in after.places[:2])
-    assert (block, tower) == (-4, -8)
-
-
-def test_as_many_image_tokens_stay_as_the_cache_may_hold(
-    llava: View, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The shares that are always tried come to a third of the cache, or to two thirds."""
-    monkeypatch.setattr(skips, "CUTS", (Diverse(keep="25%"),))
-    view = llava.copy()
-    canonicalize(view)
-    structure = recognize(view)
-    batch = {k: t[:1] for k, t in read("zoo:tiny-llava", view).batches[0].items()}
-    judge = Judge(view, structure, [batch])
-    whole = graph_measures(view, batch)["kv"]
-    first, *filling = token_cuts(view, structure, judge, silent, 0.5 * whole)
-    assert first[0].keep == "25%" and {cut.name for cut, _ in filling} == {
-        "diverse", "fastervlm", "uniform-tokens"
-    }  # fmt: skip
-    tokens = batch["input_ids"].shape[1]
-    for cut, behind in filling:
-        assert 0.5 - 1 / tokens < behind.costs["kv"] / whole <= 0.5
-        assert cut.keep == filling[0][0].keep
-    assert len([*token_cuts(view, structure, judge, silent, whole)]) == 1
-
-
-def test_what_saves_nothing_that_is_bounded_is_not_surveyed() -> None:
-    assert saving({"bytes"}, KNOBS) == ["layers", "heads", "bits", "rank"]
-    assert saving({"kv"}, KNOBS) == ["tokens", "layers", "heads"]
-    assert saving({"kv"}, ("bits",)) == ["bits"]  # for which the error names what is reached
-    assert saving({"kv", "loss"}, KNOBS) == saving({"ms"}, KNOBS) == [*KNOBS]
 
 
 def test_where_nothing_can_be_chosen_that_is_said() -> None:
