@@ -244,6 +244,9 @@ class Pass(ABC):
     rebases: ClassVar[bool] = False
     """Whether values are in other units behind it (``Context.in_all_graphs``): statistics that were
     taken before do not fit."""
+    fits_together: ClassVar[bool] = False
+    """Whether weights of several linears are fitted together, to what comes out behind them: the
+    error of one makes up for that of another."""
     optional: bool = False
     """It is not an error if the pass finds nothing to do."""
     max_error: float | None = None

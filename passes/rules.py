@@ -82,6 +82,14 @@ def remarks(passes: Sequence[Pass]) -> list[list[str]]:
                 f"{_RESHAPE[reshaping[0]]}: put {pass_.name} in front of it, so that its "
                 "statistics are those of the final graph"
             )
+        by_weights = COMPENSATED in pass_.provides and not pass_.requires().data
+        fitted = [earlier for earlier in passes[:place] if earlier.fits_together]
+        for earlier in fitted if by_weights else ():
+            notes[place].append(
+                f"{earlier.name} fitted weights together, so that their errors make up for each "
+                f"other, and {pass_.name} takes from each alone what is largest of its error: the "
+                "outputs may come out worse than without it. Put eora here, which looks at outputs"
+            )
     return notes
 
 

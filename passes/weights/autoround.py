@@ -44,6 +44,7 @@ class AutoRound(TablePass):
 
     name: ClassVar[str] = "autoround"
     needs: ClassVar[Needs] = Needs(calibration=True)
+    fits_together: ClassVar[bool] = True
     weights_per_second: ClassVar[float] = 2e3
     symmetric: bool = True
     """Fix the zero point at the middle; else one a group."""

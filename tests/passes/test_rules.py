@@ -168,6 +168,16 @@ def test_statistics_are_better_taken_last() -> None:
     assert "changes which blocks there are" in last[0]
 
 
+def test_weights_fitted_together_are_not_mended_one_by_one() -> None:
+    behind = {
+        (first, last): remarks((pass_class(first)(), pass_class(last)()))[1]
+        for first in ("autoround", "gptq") for last in ("svd-compensate", "eora")
+    }  # fmt: skip
+    (remark,) = behind.pop(("autoround", "svd-compensate"))
+    assert "may come out worse than without it. Put eora here" in remark
+    assert not any(behind.values())
+
+
 def test_a_remark_reaches_the_plan_and_the_report(graph: View, toy_inputs: Inputs) -> None:
     @dataclass(frozen=True, kw_only=True)
     class Cut(Shorter):
