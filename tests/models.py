@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -26,20 +28,58 @@ class Small:
     dynamic_shapes: dict[str, Any]
 
 
-def raised(small: Small) -> dict[str, View]:
-    """The model's raised graphs: ``fx``, and ``onnx`` translated from it."""
-    fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
-    views: dict[str, View] = {"fx": fx, "onnx": translated(fx)}
-    for view in views.values():
-        canonicalize(view)
-    return views
+def plain(small: Small) -> View:
+    """The model's graph as it is traced. As those of ``traced`` and ``raised``, it is a copy: of
+    equal models one is made in a process."""
+
+    def make() -> View:
+        module = copy.deepcopy(small.module)  # a test may change its own
+        return trace(module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+
+    return _once("plain", small, make)
 
 
 def traced(small: Small) -> View:
     """The model's raised graph of the kind ``fx`` alone."""
-    view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    return _once("fx", small, lambda: _canonical(plain(small)))
+
+
+def raised(small: Small) -> dict[str, View]:
+    """The model's raised graphs: ``fx``, and ``onnx`` translated from it."""
+    onnx = _once("onnx", small, lambda: _canonical(translated(plain(small))))
+    return {"fx": traced(small), "onnx": onnx}
+
+
+def _canonical(view: View) -> View:
     canonicalize(view)
     return view
+
+
+_MADE: dict[tuple[str, bytes], View] = {}
+
+
+def _once(kind: str, small: Small, make: Callable[[], View]) -> View:
+    key = (kind, _content(small))
+    if key not in _MADE:
+        _MADE[key] = make()
+    view = _MADE[key].copy()
+    view.source = copy.copy(view.source)
+    return view
+
+
+def _content(small: Small) -> bytes:
+    """A digest of all that a trace depends on: code, settings, weights, inputs, their shapes."""
+    module: Any = small.module
+    pick = module.pick.__code__
+    digest = hashlib.sha256(repr((
+        type(module), type(module.model), pick.co_code, pick.co_consts, pick.co_names,
+        small.dynamic_shapes,
+    )).encode())  # fmt: skip
+    digest.update(module.model.config.to_json_string(use_diff=False).encode())
+    for name, tensor in (*module.state_dict().items(), *small.inputs.items()):
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        digest.update(tensor.detach().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.digest()
 
 
 class _Adapted(torch.nn.Module):

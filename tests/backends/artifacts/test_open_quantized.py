@@ -64,7 +64,7 @@ def ops(view: View) -> Counter[str]:
 def case_of(models: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Case]:
     """``case_of(name)`` of ``RECIPES``, on a Llama whose inner width of 56 fills no group of 32."""
     small = models.llama(layers=2)
-    traced = gw.trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
+    traced = models.plain(small)
 
     @cache
     def make(name: str) -> Case:
@@ -192,7 +192,7 @@ def test_what_the_runtimes_own_quantizer_writes(
     from onnxruntime.quantization.matmul_nbits_quantizer import MatMulNBitsQuantizer
 
     small = models.bert(layers=1)
-    view = gw.trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
+    view = models.plain(small)
     plain = gw.export(view, tmp_path / "plain")
     quantizer = MatMulNBitsQuantizer(
         onnx.load(plain / "model.onnx"), bits=bits, block_size=block, is_symmetric=symmetric,

@@ -131,9 +131,7 @@ def test_architectures(models: ModuleType, family: str) -> None:
     """Other sizes than the example's; the same sites; as traced and raised."""
     assert set(FAMILIES) == set(models.BUILDERS)
     small = models.BUILDERS[family](layers=1)
-    view = trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
-    raised = view.copy()
-    canonicalize(raised)
+    view, raised = models.plain(small), models.traced(small)
     batches = other_sizes(small)
     agrees(raised, translated(raised), *batches)
     onnx = translated(view)
@@ -154,9 +152,7 @@ def test_a_layer_adds_no_shape_arithmetic(models: ModuleType) -> None:
     counts = []
     for layers in (1, 2):
         small = models.llama(layers=layers)
-        view = trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
-        canonicalize(view)
-        onnx = translated(view)
+        onnx = translated(models.traced(small))
         ops = [onnx.op(node) for node in onnx.nodes()]
         counts.append((len(ops), ops.count("size")))
     (one, sizes), (two, last) = counts

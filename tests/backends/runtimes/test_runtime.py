@@ -13,7 +13,6 @@ from graphwright.backends import Executable, backend_names, compile, export
 from graphwright.backends.runtimes import onnxruntime as onnxruntime_backend
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.fx.view import FxView
-from graphwright.ir.load.trace import trace
 
 Inputs = Callable[..., dict[str, torch.Tensor]]
 
@@ -110,7 +109,7 @@ def test_inputs_that_do_not_fit(view: FxView, executable: Executable, inputs_of:
 @pytest.mark.parametrize("backend", ["eager", "onnxruntime"])
 def test_another_resolution_than_was_traced(backend: str, models: ModuleType) -> None:
     small = models.clip_vision(layers=1)
-    view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    view = models.plain(small)
     run = compile(view, backend=backend)
     message = r"pixel_values: expected .*3, 16, 16\], got (shape )?\[2, 3, 32, 32\]"
     with pytest.raises(BadInput, match=message):

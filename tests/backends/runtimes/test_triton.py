@@ -205,7 +205,7 @@ def test_the_command_checks_the_graph_there_too(interpreted: Mapping[str, Any]) 
 def graphs(models: ModuleType) -> Callable[[str], Any]:
     """``graphs(recipe)``: the small Llama rewritten, not run."""
     small = models.llama(layers=1)
-    view = gw.trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
+    view = models.plain(small)
     return lambda recipe: gw.optimize(view, recipe).graph
 
 

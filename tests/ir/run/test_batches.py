@@ -8,11 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from graphwright.backends.onnx.lowering import translated
-from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
 from graphwright.ir.run.batches import (
     as_batches,
     batches_sha256,
@@ -30,10 +27,7 @@ Batch = dict[str, torch.Tensor]
 @cache
 def raised_graph(name: str, kind: str) -> View:
     small = small_models.BUILDERS[name]()
-    traced = trace(small.module, (), small.inputs, dynamic_shapes=small.dynamic_shapes)
-    view = traced if kind == "fx" else translated(traced)
-    canonicalize(view)
-    return view
+    return small_models.raised(small)[kind]
 
 
 def text(rows: int = 3, length: int = 5) -> Batch:

@@ -34,7 +34,7 @@ def traced(name: str) -> tuple[View, Inputs]:
         view = load("zoo:tiny-llava", cache=False)
         return view, {n: t[:1] for n, t in view.source.samples[0].items()}
     small = small_models.BUILDERS[name]()
-    view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    view = small_models.plain(small)
     return view, {n: t[:1] for n, t in small.inputs.items()}
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir
 import pytest
 import torch
-from graphwright.backends.onnx.lowering import lowered, translated
+from graphwright.backends.onnx.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.quiet import quiet
 from graphwright.ir.core.view import View
@@ -43,12 +43,10 @@ def views() -> dict[str, tuple[Any, View, View, dict[str, torch.Tensor]]]:
     by_model = {}
     for name in MODELS:
         small = getattr(models, name)()
-        fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+        fx = models.plain(small)
         before = sweep(fx, small.inputs)
-        onnx = translated(fx)
-        canonicalize(fx)
-        canonicalize(onnx)
-        by_model[name] = small, fx, onnx, before
+        raised = models.raised(small)
+        by_model[name] = small, raised["fx"], raised["onnx"], before
     return by_model
 
 

@@ -11,7 +11,6 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
 from graphwright.ir.structure.recognize import recognize
 from graphwright.passes.depth.crash import centres, cka, shared
 
@@ -29,7 +28,7 @@ def llama() -> tuple[Any, dict[str, View], list[dict[str, torch.Tensor]]]:
     with torch.no_grad():
         layer.mlp.down_proj.weight.mul_(1e-3)
         layer.self_attn.o_proj.weight.mul_(1e-3)
-    fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    fx = small_models.plain(small)
     rng = torch.Generator().manual_seed(3)
     batches = []
     for pad in (0, 3):

@@ -13,7 +13,6 @@ from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
 from graphwright.ir.moves import Path, follow
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
@@ -45,7 +44,7 @@ def test_a_tree_finds_the_best_path() -> None:
 @pytest.fixture(scope="module")
 def graphs() -> tuple[dict[str, View], list[dict[str, torch.Tensor]]]:
     small = small_models.llama(layers=LAYERS)
-    fx = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    fx = small_models.plain(small)
     rng = torch.Generator().manual_seed(3)
     batches = []
     for _ in range(3):

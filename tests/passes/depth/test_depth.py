@@ -18,7 +18,6 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import Source, View
 from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.load.sources import load
-from graphwright.ir.load.trace import trace
 from graphwright.ir.load.zoo.text import read_tokenizer, shipped_text, token_batches
 from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.moves import follow
@@ -252,8 +251,7 @@ def test_blocks_by_what_the_outputs_do_without_them(models: Any, kind: str, scor
 def test_paths_of_other_models_are_measured_too(name: str) -> None:
     """A model without a head: the relative L2 of its output, at the tokens that count."""
     small = getattr(small_models, name)(layers=3)
-    view = trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
-    canonicalize(view)
+    view = small_models.traced(small)
     structure = recognize(view)
     units = whole(structure.blocks)
     runner = PathRunner(view, structure, units, [small.inputs])

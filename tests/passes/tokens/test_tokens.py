@@ -271,7 +271,7 @@ def test_bad_options(models: Models, recipe: str, message: str) -> None:
 )
 def test_a_model_of_text_or_of_images_alone_is_refused(name: str, lacks: str) -> None:
     small = getattr(small_models, name)(layers=1)
-    graph = gw.trace(small.module, kwargs=small.inputs, dynamic_shapes=small.dynamic_shapes)
+    graph = small_models.plain(small)
     with pytest.raises(BadInput, match=rf"no {lacks}.*vision-language model"):
         gw.optimize(graph, "fastervlm{keep=4}", samples=[small.inputs])
     if name == "llama":
