@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import atexit
+import copy
 import gc
 import json
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,44 @@ def once_a_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
         return json.loads(made.read_text())
 
     return once
+
+
+LAST = 24
+"""So many models that were loaded are remembered."""
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _loaded_once() -> Iterator[None]:
+    """Models that are there to be used are traced once a process: the zoo's own, and folders of
+    which no file has changed since. Each use has a copy of the graph and of what is said of its
+    source. Tests of loading itself load each time."""
+    from graphwright.ir.load import sources
+
+    of_zoo, of_folder = sources.load_zoo, sources._folder
+    loaded: dict[Any, Any] = {}
+
+    def once(key: Any, load: Callable[[], Any]) -> Any:
+        if os.environ.get("PYTEST_CURRENT_TEST", "").startswith("tests/ir/load/"):
+            return load()
+        loaded[key] = loaded.pop(key) if key in loaded else load()
+        if len(loaded) > LAST:
+            del loaded[next(iter(loaded))]
+        view = loaded[key].copy()
+        view.source = copy.copy(view.source)
+        return view
+
+    def zoo(name: str, **options: Any) -> Any:
+        return once((name, *sorted(options.items(), key=str)), lambda: of_zoo(name, **options))
+
+    def folder(path: Path, *options: Any) -> Any:
+        files = sorted((str(f), f.stat().st_mtime_ns, f.stat().st_size)
+                       for f in path.rglob("*") if f.is_file())  # fmt: skip
+        return once((*files, *options), lambda: of_folder(path, *options))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "load_zoo", zoo)
+        patch.setattr(sources, "_folder", folder)
+        yield
 
 
 def pytest_collection_finish() -> None:

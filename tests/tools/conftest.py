@@ -15,7 +15,6 @@ import jsonschema
 import pytest
 import torch
 from graphwright.ir.core.view import View
-from graphwright.ir.load import sources
 from graphwright.tools.cli.main import main
 from graphwright.tools.report import schema
 from graphwright.tools.report.manifest import Manifest, parse
@@ -196,39 +195,6 @@ def language_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
             parameter.add_(0.15 * torch.randn(parameter.shape))
     model.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture(scope="session")
-def traced() -> dict[Any, View]:
-    return {}
-
-
-@pytest.fixture(autouse=True)
-def _traced_once(traced: dict[Any, View], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Models that are there to be used are traced once for all tests here: the zoo's own, and
-    folders of which no file has changed since. Each use has a copy of the graph and of what is said
-    of its source."""
-    of_zoo, of_folder = sources.load_zoo, sources._folder
-
-    def once(key: Any, load: Callable[[], View]) -> View:
-        if key not in traced:
-            traced[key] = load()
-        view = traced[key].copy()
-        view.source = copy.copy(view.source)
-        return view
-
-    def zoo(name: str, **options: Any) -> View:
-        if name in ("minilm", "tiny-llama"):  # of which tests change the samples, or the weights
-            return of_zoo(name, **options)
-        return once((name, *sorted(options.items(), key=str)), lambda: of_zoo(name, **options))
-
-    def folder(path: Path, *options: Any) -> View:
-        files = sorted((str(f), f.stat().st_mtime_ns, f.stat().st_size)
-                       for f in path.rglob("*") if f.is_file())  # fmt: skip
-        return once((*files, *options), lambda: of_folder(path, *options))
-
-    monkeypatch.setattr(sources, "load_zoo", zoo)
-    monkeypatch.setattr(sources, "_folder", folder)
 
 
 @pytest.fixture(scope="session")
