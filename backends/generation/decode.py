@@ -9,6 +9,7 @@ import torch
 from ...ir.core.errors import BadInput
 from ...ir.core.types import Type
 from ...ir.structure.cache_slots import (
+    GLOBAL_MASK,
     POSITIONS,
     RELEVANCE,
     TOKEN_TYPES,
@@ -45,7 +46,7 @@ class Decoder:
         self._reread: int = getattr(executable, "reread_at", 0)
         self._words: Sequence[int] = getattr(executable, "head_tokens", ())
         self.context = context
-        known |= {POSITIONS, TOKEN_TYPES, RELEVANCE}
+        known |= {POSITIONS, TOKEN_TYPES, GLOBAL_MASK, RELEVANCE}
         strange = [n for n in names if n not in known and not is_state(n)]
         if strange or "input_ids" not in names or "logits" not in executable.output_names:
             raise BadInput(

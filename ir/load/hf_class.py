@@ -16,6 +16,8 @@ from .hf_pictures import TOWERS
 
 _PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image_patches"})
 """What forwards take by which images get into a text in other ways than in place of a token."""
+_SOUND_TOKENS = ("audio_token_id", "audio_token_index")
+"""Where a config names the token in whose place a sound stands."""
 _ADVICE = 'write the class into config.json, as "architectures": ["{}"]'
 
 
@@ -150,6 +152,13 @@ def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
             f"{folder}: {cls.__name__} takes none of input_ids, pixel_values, input_values and "
             "input_features; trace it with package.module:factory"
         )
+    sounds = names & {"input_features", "input_values"} and "input_ids" in names
+    if sounds and any(getattr(config, name, None) is not None for name in _SOUND_TOKENS):
+        raise BadInput(
+            f"{folder}: {cls.__name__} puts sounds into a text, which is not read: a graph of its "
+            "text alone would be deaf. gw.trace(model, kwargs=processor(...)) traces it for sounds "
+            f"of one length{_towers(config)}"
+        )
     images = getattr(config, "image_token_id", None) is not None and "pixel_values" in names
     if (images or names & _PLACED) and config.model_type not in TOWERS:
         raise BadInput(
@@ -164,7 +173,8 @@ def _towers(config: Any) -> str:
     """Advice that names the classes of the model's parts, where transformers has one."""
     import transformers
 
-    parts = (getattr(config, name, None) for name in ("vision_config", "text_config"))
+    keys = ("vision_config", "audio_config", "encoder_config", "text_config")
+    parts = (getattr(config, key, None) for key in keys)
     known = transformers.AutoModel._model_mapping
     classes = [known[type(part)] for part in parts if part is not None and type(part) in known]
     names = [cls.__name__ for cls in classes if isinstance(cls, type)]

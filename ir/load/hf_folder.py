@@ -22,7 +22,13 @@ from . import hf_siglip2
 from .checkpoint import Checkpoint, read_checkpoint, unwrapped
 from .hf_cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
 from .hf_experts import expert_notes
-from .hf_inputs import SAMPLES, SOUND, example_inputs, image_prompt, least_samples, unmeasured
+from .hf_inputs import (
+    call_options,
+    example_inputs,
+    image_prompt,
+    plain_tensors,
+    unmeasured,
+)
 from .hf_llava import llava_forward
 from .hf_match import converts, listed, match, spare_prefix
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
@@ -32,7 +38,9 @@ from .hf_pictures import size_notes, tower_of
 from .hf_recurrent import settle_recurrence
 from .hf_rope import settle_rope, switch_metadata
 from .hf_slots import Held
+from .hf_sound import least_sizes, length_notes
 from .hf_unread import refuse_parts
+from .hf_windows import settle_windows
 from .on_meta import absent_weights
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
@@ -103,7 +111,7 @@ def load_model(
     here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settle_recurrence(model)
-    settled = (*settle_rope(model), *expert_notes(model))
+    settled = (*settle_rope(model), *settle_windows(model), *expert_notes(model))
     tower = tower_of(config)
     if tower is not None and tower.settle is not None:
         tower.settle(model)
@@ -126,6 +134,7 @@ def load_model(
         _give_forward(model, inputs, held)
     else:
         names, inputs, shapes = _take_part(model, called)
+    settled += length_notes(model, names)
     weights, notes = bind_weights(model, checkpoint, folder)
     original = None if checkpoint is None else hf_original(
         folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code,
@@ -147,7 +156,7 @@ def load_model(
             dtype=dtype or usual_dtype(config, checkpoint.tensors if checkpoint else {}),
             task=_task(model),
             prompt=image_prompt(model),
-            least={SAMPLES: least_samples(model)} if SOUND in inputs else {},
+            least=least_sizes(model, names),
             notes=(*notes, *settled),
             original=original,
         ),
@@ -201,14 +210,11 @@ def _give_forward(model: Any, inputs: Mapping[str, Any], held: Sequence[Held]) -
     checkpoint.
     """
     original = type(model).forward
-    fixed: dict[str, Any] = {"return_dict": True, "use_cache": False, **hf_siglip2.settle(model)}
-    accepted = inspect.signature(original).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        fixed = {name: value for name, value in fixed.items() if name in accepted}
+    fixed = call_options(model) | hf_siglip2.settle(model)
 
     def plain(self: Any, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
         output = original(self, **unmeasured(self, feeds), **fixed)
-        return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
+        return plain_tensors(output, feeds)
 
     merged = bool(image_prompt(model)) and "pixel_values" in inputs
     call: Any = llava_forward if merged else plain

@@ -14,12 +14,14 @@ from torch.export import Dim
 
 from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
-from ..structure.cache_slots import TOKEN_TYPES
+from ..structure.cache_slots import GLOBAL_MASK, TOKEN_TYPES
 from . import hf_florence2, hf_siglip2
+from .hf_layout import beside_tokens
 from .hf_model import longest_text
 from .hf_pictures import crop_count, tokens_of
 from .hf_places import PREFIXED
 from .hf_qwen_vl import image_sides
+from .hf_sound import SOUND, SPECTRUM, example_sound, heard_by
 
 Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Inputs by name, and the dimensions of each that vary."""
@@ -28,15 +30,14 @@ _SIDE = 224
 """Rows and columns of an image where neither config nor preprocessor says how many it has."""
 ONE_IMAGE = ("owlvit", "owlv2")
 """Model types that look for all texts of a batch in each image: a graph is for one image."""
-SOUND, SAMPLES = "input_values", "samples"
-"""The input that holds sounds, and the name of how many samples each has."""
 
 
 def example_inputs(model: Any, folder: Path) -> Example:
     """Inputs by which a model is traced.
 
     Text is ``input_ids``, ``attention_mask`` and, where tokens are of several kinds,
-    ``token_type_ids`` (``[batch, seq]`` i64); an image ``pixel_values``; sound ``input_values``
+    ``token_type_ids`` (``[batch, seq]`` i64), with what stands beside them on a page or in a table
+    (``hf_layout``); an image ``pixel_values``; sound ``input_values``
     (samples) or ``input_features`` (a spectrogram); what a decoder is given beside its encoder
     ``decoder_input_ids`` (``[batch, decoder_seq]``).
     """
@@ -44,7 +45,6 @@ def example_inputs(model: Any, folder: Path) -> Example:
     batch = Dim("batch")
     inputs: dict[str, torch.Tensor] = {}
     shapes: dict[str, Any] = {}
-    main = model.main_input_name
     prompt: tuple[int, ...] = ()
     if "pixel_values" in accepted:
         prompt = image_prompt(model) if _TEXT in accepted else ()
@@ -54,8 +54,13 @@ def example_inputs(model: Any, folder: Path) -> Example:
         # Beside a text that they do not enter, there may be any number of images.
         apart = hasattr(model, "get_text_features") and not prompt
         shapes["pixel_values"] = {} if one else {0: Dim("images") if apart else batch}
-    elif main in (SOUND, "input_features"):
-        inputs[main], shapes[main] = _sound(model, main, batch)
+    elif heard := heard_by(model, accepted):
+        sounds = example_sound(model, heard, batch, folder)
+        inputs, shapes = ({name: pair[i] for name, pair in sounds.items()} for i in (0, 1))
+    elif SPECTRUM in accepted and hasattr(model, "get_audio_features"):
+        # Beside a text that they do not enter, there may be any number of sounds, too.
+        ((sound, shape),) = example_sound(model, SPECTRUM, Dim("sounds"), folder).values()
+        inputs[SPECTRUM], shapes[SPECTRUM] = sound, shape
     if _TEXT in accepted:
         text, shape = _text(model, accepted, prompt)
         inputs, shapes = text | inputs, dict.fromkeys(text, shape) | shapes
@@ -71,6 +76,28 @@ def example_inputs(model: Any, folder: Path) -> Example:
 
 def _accepted(model: Any) -> Mapping[str, Any]:
     return inspect.signature(type(model).forward).parameters
+
+
+def call_options(model: Any) -> dict[str, Any]:
+    """What a forward is told beside tensors: its outputs by name, and no cache where it may have
+    one. CLAP hands what it does not know on to a tower that knows no cache."""
+    accepted = _accepted(model)
+    options: dict[str, Any] = {"return_dict": True, "use_cache": False}
+    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
+        return {name: value for name, value in options.items() if name in accepted}
+    heard = model.main_input_name in (SOUND, SPECTRUM) or hasattr(model, "get_audio_features")
+    if heard and "use_cache" not in accepted:
+        del options["use_cache"]
+    return options
+
+
+def plain_tensors(output: Any, feeds: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """A forward's outputs that are tensors, but for one of an input's name: a graph has one value
+    of a name. Parakeet's encoder gives a shorter mask back."""
+    return {
+        name: value for name, value in output.items()
+        if isinstance(value, torch.Tensor) and name not in feeds
+    }  # fmt: skip
 
 
 def unmeasured(model: Any, feeds: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -105,6 +132,10 @@ def _text(model: Any, accepted: Mapping[str, Any], prompt: tuple[int, ...]) -> t
     typed = (getattr(config, "type_vocab_size", None) or 0) > 1
     if TOKEN_TYPES in accepted and (typed or model.config.model_type in PREFIXED):
         text[TOKEN_TYPES] = torch.zeros_like(ids)
+    # Longformer's classifier marks the first token by itself.
+    if GLOBAL_MASK in accepted and "SequenceClassification" not in type(model).__name__:
+        text[GLOBAL_MASK] = torch.zeros_like(ids)
+    text |= beside_tokens(model, accepted, ids)
     return text, {0: Dim("batch"), 1: Dim("seq", max=longest)}
 
 
@@ -130,6 +161,7 @@ def _sides(config: Any, folder: Path) -> tuple[int, int]:
         return image_sides(config)
     backbone = getattr(config, "backbone_config", None)
     sizes = [getattr(c, "image_size", None) for c in (config, backbone)]
+    sizes.append(getattr(config, "input_size", None))  # LayoutLMv3's name of it
     size = next((size for size in (*sizes, _preprocessed(folder)) if size), _SIDE)
     height, width = size if isinstance(size, tuple | list) else (size, size)
     return int(height), int(width)
@@ -147,30 +179,3 @@ def _preprocessed(folder: Path) -> Any:
     if not isinstance(size, dict):
         return size
     return (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")
-
-
-def _sound(model: Any, main: str, batch: Any) -> tuple[torch.Tensor, Any]:
-    """Samples of any number; of a spectrogram that many frames as the config has places for."""
-    config = model.config
-    dtype = next(model.parameters()).dtype
-    bands = getattr(config, "num_mel_bins", None) or getattr(config, "input_feat_per_channel", None)
-    if bands is None:
-        least = least_samples(model)
-        return torch.zeros(2, 3 * least, dtype=dtype), {0: batch, 1: Dim(SAMPLES, min=least)}
-    frames = getattr(config, "max_length", None) if main == SOUND else None
-    if frames is not None:
-        return torch.zeros(2, frames, bands, dtype=dtype), {0: batch}
-    places = config.max_source_positions
-    if hasattr(config, "input_feat_per_channel"):
-        # Frames by bands, and fewer of them where there are fewer.
-        return torch.zeros(2, min(places, 64), bands, dtype=dtype), {0: batch}
-    return torch.zeros(2, bands, 2 * places, dtype=dtype), {0: batch}
-
-
-def least_samples(model: Any) -> int:
-    """Samples that give 8 frames behind the convolutions; of fewer, positional ones see nothing."""
-    frames = 8
-    kernels, strides = (getattr(model.config, f"conv_{what}", ()) for what in ("kernel", "stride"))
-    for kernel, stride in zip(reversed(kernels), reversed(strides), strict=True):
-        frames = (frames - 1) * stride + kernel
-    return frames

@@ -190,11 +190,21 @@ def _untie(model: torch.nn.Module, name: str) -> None:
 
 
 def longest_text(config: Any) -> int | None:
-    """Tokens that a text has at most; ``None`` where the config sets no bound, or says -1."""
+    """Tokens that a text has at most; ``None`` where the config sets no bound, or says -1. BigBird
+    reads longer ones in another way than those up to ``fully_attended``, which a graph holds."""
     longest: int | None = getattr(config, "max_position_embeddings", None)
     if longest is None:
         longest = getattr(config, "max_seq_len", None)  # MPT's name of it
-    return None if longest == -1 else longest
+    bounds = [n for n in (longest, fully_attended(config)) if n is not None and n != -1]
+    return min(bounds, default=None)
+
+
+def fully_attended(config: Any) -> int | None:
+    """Tokens up to which BigBird (arXiv 2007.14062) looks at all of a text, and behind which at
+    blocks, some of them picked by chance; ``None`` of what has no such blocks."""
+    if getattr(config, "attention_type", None) != "block_sparse":
+        return None
+    return int((5 + 2 * config.num_random_blocks) * config.block_size)
 
 
 def _check_sizes(folder: Path, config: Any, most: int) -> None:

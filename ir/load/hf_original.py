@@ -15,7 +15,7 @@ from ..core.memory import available_bytes
 from ..core.weights import Weight
 from ..structure.cache_slots import SHIFT, is_state, present_of
 from .hf_experts import fill
-from .hf_inputs import image_prompt
+from .hf_inputs import call_options, image_prompt, plain_tensors
 from .hf_pictures import as_the_library_takes
 from .hf_places import PREFIXED, TURNED, token_places
 from .hf_slots import Held, cache_holding, presents_in
@@ -99,14 +99,10 @@ def _call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     """The library's forward; of its outputs those that are tensors, for a model of images and text
     the logits alone, as its graph has them."""
     inputs = as_the_library_takes(model, feeds)
-    fixed = {"return_dict": True, "use_cache": False}
-    accepted = inspect.signature(model.forward).parameters
-    if not any(p.kind is p.VAR_KEYWORD for p in accepted.values()):
-        fixed = {name: value for name, value in fixed.items() if name in accepted}
-    output = model(**inputs, **fixed)
+    output = model(**inputs, **call_options(model))
     if image_prompt(model) and "pixel_values" in feeds:
         return {"logits": output.logits}
-    return {name: v for name, v in output.items() if isinstance(v, torch.Tensor)}
+    return plain_tensors(output, inputs)
 
 
 def _cached_call(

@@ -13,6 +13,8 @@ from ..core.memory import refuse_beyond_memory
 from ..core.types import UNKNOWN_DIM, Dim, Type
 from ..core.view import Value, View
 from ..structure.cache_slots import (
+    BOXES,
+    GLOBAL_MASK,
     PAST_AXIS,
     POSITIONS,
     SHIFT,
@@ -161,13 +163,26 @@ def _sample(
     sizes: Mapping[str, int],
 ) -> torch.Tensor:  # fmt: skip
     if dtype.is_floating_point:
-        return torch.randn(shape, generator=generator).to(dtype)
+        drawn = torch.randn(shape, generator=generator)
+        return (_boxes(drawn.sigmoid()) if _is_boxes(view, value) else drawn).to(dtype)
     if len(shape) == 1 and _is_target(view, value):
         return torch.tensor([-1, *[1] * (shape[0] - 1)], dtype=dtype)[: shape[0]]
     bound = _id_bound(view, value, sizes)
     if bound is None:
         return torch.ones(shape, dtype=dtype)
-    return torch.randint(0, bound, shape, generator=generator).to(dtype)
+    picked = torch.randint(0, bound, shape, generator=generator)
+    return (_boxes(picked) if _is_boxes(view, value) else picked).to(dtype)
+
+
+def _is_boxes(view: View, value: Value) -> bool:
+    named = dict(zip(view.input_names(), view.inputs(), strict=True))
+    return value == named.get(BOXES)
+
+
+def _boxes(corners: torch.Tensor) -> torch.Tensor:
+    """``[..., 4]`` with the lesser of each two ordinates first: no box is less than 0 wide."""
+    first, second = corners.unflatten(-1, (2, 2)).sort(-2).values.unbind(-2)
+    return torch.cat([first, second], -1)
 
 
 def _is_target(view: View, value: Value) -> bool:
@@ -177,13 +192,18 @@ def _is_target(view: View, value: Value) -> bool:
 
 
 def _id_bound(view: View, value: Value, sizes: Mapping[str, int]) -> int | None:
-    """Rows of the table that an integer input indexes; ``None`` for a mask."""
+    """Rows of the table that an integer input indexes, of the least one of those that columns of an
+    input of more than two dimensions do; ``None`` for a mask."""
+    least: list[int] = []
     for table, axis in picked_tables(view, value):
         shape = view.type(table).shape or ()
         # Where the graph does not say along which axis, an index below the least size is safe.
         rows = shape if axis is None else shape[axis : axis + 1]
         known = [size for size in (dim_value(dim, sizes) for dim in rows) if size]
-        if known:
+        if known and view.type(value).rank in (1, 2):
             return min(known)
-    kinds = dict(zip(view.input_names(), view.inputs(), strict=True)).get(TOKEN_TYPES)
-    return 2 if value == kinds else None
+        least += known
+    if least:
+        return min(least)
+    named = dict(zip(view.input_names(), view.inputs(), strict=True))
+    return 2 if value in (named.get(TOKEN_TYPES), named.get(GLOBAL_MASK)) else None

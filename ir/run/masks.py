@@ -23,6 +23,8 @@ _RELATIONS = frozenset({"eq", "ne", "lt", "le", "gt", "ge", "sub"})
 """Ops whose results, of two computed operands, say how the two relate: segments, positions."""
 _PICKING = frozenset({"aten.index.Tensor", "GatherND"})
 """Native ops that pick from their first operand by the others."""
+_CUTTING = frozenset({"aten.select.int"})
+"""Native ops that give a part of their first operand: a column of several kinds of ids."""
 
 
 def padding_masks(view: View, batches: Sequence[Mapping[str, Tensor]]) -> list[list[Tensor]]:
@@ -187,7 +189,8 @@ def picked_tables(view: View, value: Value, depth: int = 4) -> Iterator[tuple[Va
             yield arguments[0], None
         if view.native_op(user) == "ScatterElements" and arguments[1] is value:
             yield arguments[0], int(view.attrs(user).get("axis", 0))
-        if (op == "clamp" or traits(op).rearranges) and arguments[0] is value and depth:
+        cut = op == NATIVE and view.native_op(user) in _CUTTING
+        if (op == "clamp" or traits(op).rearranges or cut) and arguments[0] is value and depth:
             yield from picked_tables(view, view.results(user)[0], depth - 1)
 
 

@@ -163,6 +163,16 @@ TOKEN_TYPES = "token_type_ids"
 """The input that says of which kind each token is: 0, but in the second text of a pair."""
 
 
+BOXES = "bbox"
+"""The input ``[batch, seq, 4]`` that says where on its page each token stands: left, top, right,
+bottom."""
+
+
+GLOBAL_MASK = "global_attention_mask"
+"""The input i64 ``[batch, seq]`` of Longformer that marks the tokens that see all others, and are
+seen by all: none where it is left out."""
+
+
 RELEVANCE = "frame_relevance"
 """The input f32 ``[videos, frames]`` that says how much each frame of a video has to do with what
 is asked: another model's word. All alike where it is left out."""
@@ -197,11 +207,12 @@ def left_out(
     types: Mapping[str, Type], inputs: Mapping[str, torch.Tensor]
 ) -> dict[str, torch.Tensor]:
     """What follows from the inputs that are given: ``empty_past``, the positions of tokens, that
-    all are of one kind, and that all frames count alike."""
+    all are of one kind, that none is marked, and that all frames count alike."""
     implied = empty_past(types, inputs)
     ids = inputs.get("input_ids")
-    if TOKEN_TYPES in types and TOKEN_TYPES not in inputs and ids is not None:
-        implied[TOKEN_TYPES] = torch.zeros_like(ids, dtype=types[TOKEN_TYPES].dtype or torch.int64)
+    for name in (TOKEN_TYPES, GLOBAL_MASK):
+        if name in types and name not in inputs and ids is not None and types[name].rank == 2:
+            implied[name] = torch.zeros_like(ids, dtype=types[name].dtype or torch.int64)
     if RELEVANCE in types and RELEVANCE not in inputs and "pixel_values" in inputs:
         frames = (types[RELEVANCE].shape or (0, 0))[1]
         implied[RELEVANCE] = torch.ones(len(inputs["pixel_values"]), int(frames))

@@ -22,7 +22,14 @@ from ...ir.load.side_files import longest_text, read_json
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer
 from ...ir.run.inputs import sample_inputs
-from ...ir.structure.cache_slots import POSITIONS, RELEVANCE, TOKEN_TYPES, is_state, past_slot
+from ...ir.structure.cache_slots import (
+    GLOBAL_MASK,
+    POSITIONS,
+    RELEVANCE,
+    TOKEN_TYPES,
+    is_state,
+    past_slot,
+)
 from ...ir.structure.costs import weight_bytes
 from ..report import manifest
 
@@ -115,7 +122,7 @@ class Subject:
         """Outputs by name. Inputs that the graph does not take are left out; floats, and masks of
         another integer type, are cast to what it declares. Raises ``BadInput`` where one lacks."""
         absent = [n for n in self.input_names if n not in batch]
-        implied = (POSITIONS, TOKEN_TYPES, RELEVANCE)
+        implied = (POSITIONS, TOKEN_TYPES, GLOBAL_MASK, RELEVANCE)
         lacking = [n for n in absent if n not in implied and not is_state(n)]
         if lacking:
             raise BadInput(

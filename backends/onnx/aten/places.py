@@ -125,6 +125,34 @@ def _pad_with(
     return _pad(e, x, pads, 0 if number is None else number)
 
 
+def _scatter_reduce(
+    e: Emit, x: Value, dim: int, index: Value, source: Value, reduce: str,
+    include_self: bool = True,
+) -> Value:  # fmt: skip
+    """mean => sum / count, of places that something came to; TAPAS has it of the cells of a table.
+
+    torch.onnx (2.13) writes a mean as the last that came.
+    """
+    if reduce != "mean":
+        raise Refusal(f"scatter_reduce by {reduce}", e.node)
+    exact = e.dtype if e.dtype.is_floating_point else torch.float64
+    held, given = e.cast_to(x, exact), e.cast_to(source, exact)
+    axis = {"axis": dim % e.rank(x), "reduction": "add"}
+    nothing = e.expand(e.number(0, exact), *e.dims(x))
+    one = e.expand(e.number(1, exact), *e.dims(index))
+
+    def summed(values: Value) -> Value:
+        return e.native("ScatterElements", [nothing, index, values], axis, Type(exact, e.shape(x)))
+
+    total, count = summed(given), summed(one)
+    if include_self:
+        total, count = e.add(total, held), e.add(count, 1.0)
+    mean = e.div(total, e.clamp(count, min=1.0))
+    if exact != e.dtype:
+        mean = e.floor(mean)
+    return e.cast_to(e.where(e.gt(count, 0.0), mean, held), e.dtype)
+
+
 def _triangle(upper: bool) -> Form:
     def form(e: Emit, x: Value, diagonal: Operand = 0) -> Value:
         inputs = [x] if diagonal == 0 else [x, e.number(diagonal, torch.int64)]
@@ -151,6 +179,7 @@ FORMS: dict[Any, Form] = {
     aten.flip.default: _flip,
     aten.constant_pad_nd.default: _pad,
     aten.pad.default: _pad_with,
+    aten.scatter_reduce.two: _scatter_reduce,
     aten.triu.default: _triangle(True),
     aten.tril.default: _triangle(False),
 }

@@ -222,6 +222,8 @@ NATIVES: dict[str, Callable[..., Any]] = {
     "curves": lambda x: F.leaky_relu(x) + F.elu(x) + F.hardtanh(x) + x.ceil() * x.sign(),
     "wide softmax": lambda x: x.softmax(-1, dtype=torch.float64) + x.log_softmax(1),
     "scaled sums": lambda x: torch.add(x, x, alpha=2) - torch.rsub(x, 3),
+    "means by place": lambda x: x.scatter_reduce(1, (x > 0).long(), x, "mean")
+    + x.scatter_reduce(1, (x > 0).long(), x, "mean", include_self=False),
     "pooled": lambda x: F.adaptive_avg_pool2d(x[:, None], 1),
     "batch norm": lambda x: F.batch_norm(
         x, torch.arange(3.0), torch.ones(3) * 2, torch.ones(3), torch.zeros(3)
@@ -246,6 +248,8 @@ WHOLE: dict[str, Callable[..., Any]] = {
     "the number in a tensor": lambda n: (n * n.float().mean().item(), n + n.sum().item()),
     "casts of constants": lambda n: torch.tensor(3) / torch.tensor(2) + n.float(),
     "places that count down": lambda n: n[torch.arange(n.shape[0] - 1, -1, -1)],
+    "steps written as floats": lambda n: torch.arange(0, n.shape[0] * 4, 2.0, dtype=torch.int64),
+    "whole means by place": lambda n: n.scatter_reduce(1, (n > 0).long(), n, "mean"),
     "places from the end": lambda n: n[torch.arange(-n.shape[0], 0)],
     "bools in order": lambda n: ((n > 0) < (n > 1), (n > 0) >= (n < 2), (n > 0) > 0),
     "extremes of bools": lambda n: (torch.maximum(n > 1, n < 0), torch.min(n > 0, n < 2)),

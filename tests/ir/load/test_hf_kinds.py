@@ -1,0 +1,132 @@
+"""Folders whose inputs, lengths or attention are of a kind of their own: pages, tables, windows,
+spectrograms, sounds beside a text."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
+from graphwright.ir.load import hf_layout, hf_model, hf_sound
+from graphwright.ir.load.sources import load
+from graphwright.ir.run.inputs import sample_inputs
+from graphwright.ir.run.sweep import sweep
+from graphwright.ir.run.verify import compare
+from graphwright.tools.bench.families import save
+from graphwright.tools.bench.family_models import FAMILIES
+from graphwright.tools.bench.family_table import Family
+
+EXACT = 2e-5
+
+
+def loaded(name: str, folder: Path, **sizes: Any) -> View:
+    """A family's graph, of one layer."""
+    family = FAMILIES[name]
+    save(replace(family, sizes={**family.sizes, "num_hidden_layers": 1, **sizes}), folder)
+    return load(folder)
+
+
+def agree(view: View, inputs: dict[str, torch.Tensor]) -> None:
+    """Whether the graph gives what the library does."""
+    assert view.source.original is not None
+    errors = compare(view.source.original.start()(inputs), sweep(view, inputs))
+    assert all(error.within(EXACT) for error in errors.values()), errors
+
+
+def shaped(view: View) -> dict[str, str]:
+    return dict(zip(view.input_names(), map(str, map(view.type, view.inputs())), strict=True))
+
+
+def module(kind: str, **config: Any) -> Any:
+    """What is asked of a model by its config alone."""
+    config = {"model_type": kind, **config}
+    return SimpleNamespace(
+        config=SimpleNamespace(**config), parameters=lambda: iter([torch.zeros(1)])
+    )
+
+
+def test_where_a_token_stands_is_an_input(tmp_path: Path) -> None:
+    """It was left out, and each token then stood in the corner of an empty page. A sample's boxes
+    are such as a page has, anywhere on it."""
+    view = loaded("layoutlm", tmp_path)
+    assert shaped(view)["bbox"] == "i64[batch, seq, 4]"
+    inputs = sample_inputs(view)
+    box = inputs["bbox"]
+    assert bool((box[..., :2] <= box[..., 2:]).all()) and box.unique().numel() > 20
+    agree(view, inputs)
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "shape", "dtype"),
+    [
+        (module("bros"), "bbox", (2, 3, 4), torch.float32),
+        (module("lilt"), "bbox", (2, 3, 4), torch.int64),
+        (module("markuplm", max_depth=6), "xpath_tags_seq", (2, 3, 6), torch.int64),
+        (module("tapas", type_vocab_sizes=[3] * 7), "token_type_ids", (2, 3, 7), torch.int64),
+    ],
+)
+def test_what_stands_beside_tokens(
+    model: Any, name: str, shape: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    ids = torch.zeros(2, 3, dtype=torch.int64)
+    beside = hf_layout.beside_tokens(model, {name: None}, ids)
+    assert {n: (tuple(t.shape), t.dtype) for n, t in beside.items()} == {name: (shape, dtype)}
+
+
+def test_windows_are_masks_and_marked_tokens_see_all(tmp_path: Path) -> None:
+    """Of a text of several windows with padding, in which some tokens are marked."""
+    view = loaded("longformer", tmp_path, attention_window=4)
+    assert "windows of 4 tokens are a mask" in view.source.notes[0]
+    inputs = sample_inputs(view, sizes={"batch": 2, "seq": 21})
+    inputs["attention_mask"][1, 17:] = 0
+    marked = torch.zeros(2, 21, dtype=torch.int64)
+    agree(view, inputs | {"global_attention_mask": marked})
+    marked[0, 0] = marked[1, 3] = 1
+    agree(view, inputs | {"global_attention_mask": marked})
+
+
+def test_a_text_is_no_longer_than_all_of_it_is_attended_to() -> None:
+    """BigBird behind 28 tokens looks at blocks; a graph of its other way would be wrong there."""
+    blocks = {"block_size": 4, "num_random_blocks": 1, "max_position_embeddings": 64}
+    sparse = module("big_bird", attention_type="block_sparse", **blocks).config
+    assert hf_model.longest_text(sparse) == 28
+    assert hf_model.longest_text(module("big_bird", attention_type="full", **blocks).config) == 64
+
+
+def test_frames_come_with_a_mask_of_those_that_count(tmp_path: Path) -> None:
+    encoder = {**FAMILIES["parakeet"].sizes["encoder_config"], "num_hidden_layers": 1}
+    view = loaded("parakeet", tmp_path, encoder_config=encoder)
+    assert shaped(view) == {
+        "input_features": "f32[batch, frames, 16]", "attention_mask": "i64[batch, frames]"
+    }  # fmt: skip
+    inputs = sample_inputs(view, sizes={"batch": 2, "frames": 83})
+    inputs["attention_mask"][1, 60:] = 0
+    agree(view, inputs)
+
+
+def test_samples_are_as_many_as_their_places() -> None:
+    sizes = {"conv_kernel": (10, 3), "conv_stride": (5, 2), "max_source_positions": 40}
+    turned = module("wav2vec2-conformer", position_embeddings_type="relative", **sizes)
+    notes = hf_sound.length_notes(turned, ["input_values"])
+    assert notes == ("sounds are of 410 samples at most, as far as places go",)
+    assert hf_sound.least_sizes(turned, ["input_values"]) == {"samples": 90}
+    assert not hf_sound.length_notes(module("wav2vec2", **sizes), ["input_values"])
+    assert hf_sound.least_sizes(module("moonshine"), ["input_values"]) == {"samples": 3583}
+
+
+def test_sounds_that_enter_a_text_are_refused(tmp_path: Path) -> None:
+    """A graph of the text alone was made in silence."""
+    words = FAMILIES["qwen2"].sizes
+    hears = {"num_mel_bins": 8, "encoder_layers": 1, "encoder_attention_heads": 4, "d_model": 32,
+             "encoder_ffn_dim": 64, "max_source_positions": 16}  # fmt: skip
+    sizes = {"audio_config": hears, "audio_token_id": 96, "text_config": {
+        **words, "num_hidden_layers": 1, "model_type": "qwen2"}}  # fmt: skip
+    save(Family("Qwen2AudioForConditionalGeneration", "Qwen2AudioConfig", sizes), tmp_path)
+    reason = "a graph of its text alone would be deaf.*Qwen2AudioEncoder and Qwen2Model"
+    with pytest.raises(BadInput, match=reason):
+        load(tmp_path)
