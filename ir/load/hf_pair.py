@@ -64,7 +64,9 @@ def pair_part(model: Any, part: str, whole: Example) -> Part:
     if part == "encoder":
         source = {name: t for name, t in inputs.items() if name != "decoder_input_ids"}
         return Part(source, {name: shapes[name] for name in source}, _encode)
-    return _decoder(model, masked="attention_mask" in inputs, goes_on=part != "decoder")
+    # A mask of frames counts more than an encoder makes of them: of a sound a decoder sees all.
+    masked = {"attention_mask", "input_ids"} <= inputs.keys()
+    return _decoder(model, masked=masked, goes_on=part != "decoder")
 
 
 def _encode(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -144,7 +146,8 @@ def _decode(
     from transformers.modeling_outputs import BaseModelOutput
 
     forward, encoded = type(model).forward, BaseModelOutput(last_hidden_state=hidden)
-    encoded.router_logits = None  # which models with experts ask of it, and do not need
+    # Which models with experts, and Moonshine, ask of it, and do not need.
+    encoded.router_logits = encoded.attention_mask = None
     output = forward(
         model, encoder_outputs=encoded,
         attention_mask=feeds.get("encoder_attention_mask"), decoder_input_ids=feeds["input_ids"],

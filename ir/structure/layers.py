@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from ..core.view import Node, Operand, Value, View, is_value
 from .asides import without_aside
@@ -126,6 +127,7 @@ def _runs(view: View, subs: Sequence[SubBlock]) -> list[list[SubBlock]]:
     if not any(starts):
         joins = [not sub.linears for sub in subs]
         starts = joins if any(joins) and not all(joins) else [True] * len(subs)
+    starts = _led(view, subs, starts)
     runs: list[list[SubBlock]] = []
     first = subs[starts.index(True)] if subs else None
     for sub, start in zip(subs, starts, strict=True):
@@ -135,6 +137,25 @@ def _runs(view: View, subs: Sequence[SubBlock]) -> list[list[SubBlock]]:
         if runs:
             runs[-1].append(sub)
     return runs
+
+
+def _led(view: View, subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[bool]:
+    """The starts of layers whose attention comes behind other branches, as a Conformer's does
+    behind the first half of its feed-forward (arXiv 2005.08100): as many branches as lead to the
+    first attention are what the last one lacks behind it."""
+    places = [i for i, start in enumerate(starts) if start]
+    steps = {after - before for before, after in pairwise(places)}
+    if len(steps) != 1:
+        return list(starts)
+    (step,), lead = steps, 0
+    while lead < places[0]:
+        before = subs[places[0] - lead - 1]
+        if not before.linears or _rank(view, before) != _rank(view, subs[places[0]]):
+            break
+        lead += 1
+    if not lead or len(subs) - places[-1] != step - lead:
+        return list(starts)
+    return [i + lead in places for i in range(len(subs))]
 
 
 def _rank(view: View, sub: SubBlock) -> int | None:

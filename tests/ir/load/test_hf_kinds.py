@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load import hf_layout, hf_model, hf_sound
@@ -17,6 +18,7 @@ from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import compare
+from graphwright.ir.structure.recognize import recognize
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 from graphwright.tools.bench.family_table import Family
@@ -99,14 +101,18 @@ def test_a_text_is_no_longer_than_all_of_it_is_attended_to() -> None:
 
 
 def test_frames_come_with_a_mask_of_those_that_count(tmp_path: Path) -> None:
-    encoder = {**FAMILIES["parakeet"].sizes["encoder_config"], "num_hidden_layers": 1}
-    view = loaded("parakeet", tmp_path, encoder_config=encoder)
+    """And a Conformer's layers begin at the half of the feed-forward before their attention."""
+    view = loaded("parakeet", tmp_path)
     assert shaped(view) == {
         "input_features": "f32[batch, frames, 16]", "attention_mask": "i64[batch, frames]"
     }  # fmt: skip
     inputs = sample_inputs(view, sizes={"batch": 2, "frames": 83})
     inputs["attention_mask"][1, 60:] = 0
     agree(view, inputs)
+    canonicalize(view)
+    blocks = recognize(view).blocks
+    homes = [{name.split(".")[2] for name in block.linears} for block in blocks]
+    assert homes == [{"0"}, {"1"}]
 
 
 def test_samples_are_as_many_as_their_places() -> None:
