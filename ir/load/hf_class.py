@@ -13,6 +13,7 @@ from ..core.quiet import quiet
 from ..core.weights import Weight
 from .hf_match import listed, match
 from .hf_pictures import TOWERS
+from .hf_sound import SERIES
 
 _PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image_patches"})
 """What forwards take by which images get into a text in other ways than in place of a token."""
@@ -147,7 +148,8 @@ def _find(folder: Path, config: Any, name: str, trust_remote_code: bool) -> Any:
 def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
     """The class, if it is one of those whose inputs are known. Raises ``BadInput``."""
     names = set(inspect.signature(cls.forward).parameters)
-    if not names & {"input_ids", "pixel_values", "input_values", "input_features"}:
+    series = SERIES in names and hasattr(config, "num_input_channels")
+    if not series and not names & {"input_ids", "pixel_values", "input_values", "input_features"}:
         raise BadInput(
             f"{folder}: {cls.__name__} takes none of input_ids, pixel_values, input_values and "
             "input_features; trace it with package.module:factory"

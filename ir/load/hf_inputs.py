@@ -21,7 +21,7 @@ from .hf_model import longest_text
 from .hf_pictures import crop_count, tokens_of
 from .hf_places import PREFIXED
 from .hf_qwen_vl import image_sides
-from .hf_sound import SOUND, SPECTRUM, example_sound, heard_by
+from .hf_sound import SERIES, SOUND, SPECTRUM, example_series, example_sound, heard_by
 
 Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Inputs by name, and the dimensions of each that vary."""
@@ -61,6 +61,8 @@ def example_inputs(model: Any, folder: Path) -> Example:
         # Beside a text that they do not enter, there may be any number of sounds, too.
         ((sound, shape),) = example_sound(model, SPECTRUM, Dim("sounds"), folder).values()
         inputs[SPECTRUM], shapes[SPECTRUM] = sound, shape
+    if SERIES in accepted:
+        inputs[SERIES], shapes[SERIES] = example_series(model, batch)
     if _TEXT in accepted:
         text, shape = _text(model, accepted, prompt)
         inputs, shapes = text | inputs, dict.fromkeys(text, shape) | shapes

@@ -1,4 +1,4 @@
-"""Example sounds of a model of transformers: samples, or the frames of a spectrogram.
+"""Example sounds of a model of transformers, samples or the frames of a spectrogram, and series.
 
 Which of them, and how many there may be, is what the config of the part that hears says.
 """
@@ -16,6 +16,8 @@ from torch.export import Dim
 
 SOUND, SPECTRUM, SAMPLES, FRAMES = "input_values", "input_features", "samples", "frames"
 """The inputs that hold sounds, and the names of how many samples or frames each has."""
+SERIES = "past_values"
+"""The input that holds measurements over time, of several channels."""
 _HEARD = 8
 """Steps that an example has behind its convolutions; of fewer, positional ones see nothing."""
 _MOONSHINE = ((127, 7, 3), (64, 3, 2))
@@ -52,6 +54,13 @@ def example_sound(model: Any, main: str, batch: Any, folder: Path) -> dict[str, 
     if places is not None and not hasattr(config, "feature_projection_input_dim"):
         return {main: (torch.zeros(2, bands, 2 * places, dtype=dtype), {0: batch})}
     return _frames(model, main, batch, bands, dtype)
+
+
+def example_series(model: Any, batch: Any) -> Sound:
+    """Series ``[batch, context_length, num_input_channels]``: PatchTST's and PatchTSMixer's."""
+    config, dtype = model.config, next(model.parameters()).dtype
+    values = torch.zeros(2, config.context_length, config.num_input_channels, dtype=dtype)
+    return values, {0: batch}
 
 
 def heard_by(model: Any, accepted: Mapping[str, Any]) -> str:

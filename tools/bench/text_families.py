@@ -59,6 +59,8 @@ _SEAMLESS = _BART | {
 _CLAP = {"window_size": 4, "num_mel_bins": 8, "spec_size": 32, "patch_size": 4,
          "patch_stride": [4, 4], "hidden_size": 32, "depths": [2, 2], "num_attention_heads": [2, 4],
          "patch_embeds_hidden_size": 16, "num_hidden_layers": 2, "projection_dim": 24}  # fmt: skip
+_SERIES = {"num_input_channels": 3, "context_length": 32, "patch_length": 8,
+           "prediction_length": 8}  # fmt: skip
 _BOTH = (LAYERS, LAYERS)
 
 
@@ -203,5 +205,10 @@ MORE_SPEECH: Mapping[str, Family] = {
     "clap": Family("ClapModel", "ClapConfig", {
         "text_config": _TEXT | {"projection_dim": 24}, "audio_config": _CLAP,
         "projection_dim": 24}, blocks=(LAYERS, LAYERS, LAYERS)),
+    "patchtst": Family("PatchTSTForPrediction", "PatchTSTConfig", _SERIES | {
+        "num_hidden_layers": LAYERS, "d_model": 32, "num_attention_heads": 4, "ffn_dim": 64,
+        "patch_stride": 4}),
+    "patchtsmixer": Family("PatchTSMixerForPrediction", "PatchTSMixerConfig", _SERIES | {
+        "num_layers": LAYERS, "d_model": 16, "patch_stride": 8}, blocks=(2 * LAYERS,), sites=0),
     "clap-audio": Family("ClapAudioModelWithProjection", "ClapAudioConfig", _CLAP, blocks=_BOTH),
 }  # fmt: skip
