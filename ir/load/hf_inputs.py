@@ -55,12 +55,12 @@ def example_inputs(model: Any, folder: Path) -> Example:
         apart = hasattr(model, "get_text_features") and not prompt
         shapes["pixel_values"] = {} if one else {0: Dim("images") if apart else batch}
     elif heard := heard_by(model, accepted):
-        sounds = example_sound(model, heard, batch, folder)
-        inputs, shapes = ({name: pair[i] for name, pair in sounds.items()} for i in (0, 1))
+        for name, (sound, sides) in example_sound(model, heard, batch, folder).items():
+            inputs[name], shapes[name] = sound, sides
     elif SPECTRUM in accepted and hasattr(model, "get_audio_features"):
         # Beside a text that they do not enter, there may be any number of sounds, too.
-        ((sound, shape),) = example_sound(model, SPECTRUM, Dim("sounds"), folder).values()
-        inputs[SPECTRUM], shapes[SPECTRUM] = sound, shape
+        ((sound, sides),) = example_sound(model, SPECTRUM, Dim("sounds"), folder).values()
+        inputs[SPECTRUM], shapes[SPECTRUM] = sound, sides
     if SERIES in accepted:
         inputs[SERIES], shapes[SERIES] = example_series(model, batch)
     if _TEXT in accepted:

@@ -47,7 +47,7 @@ def example_sound(model: Any, main: str, batch: Any, folder: Path) -> dict[str, 
     if hasattr(spectrum, "spec_size"):
         rows = _clap_frames(spectrum, folder)
         return {main: (torch.zeros(2, 1, rows, bands, dtype=dtype), {0: batch})}
-    places = getattr(config, "max_source_positions", None)
+    places: Any = getattr(config, "max_source_positions", None)
     if hasattr(config, "input_feat_per_channel"):
         # Frames by bands, and fewer of them where there are fewer.
         return {main: (torch.zeros(2, min(places, _FRAMES), bands, dtype=dtype), {0: batch})}

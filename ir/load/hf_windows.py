@@ -25,12 +25,13 @@ _PADS = "_pad_to_window_size"
 def settle_windows(model: torch.nn.Module) -> tuple[str, ...]:
     """Let attention in windows run on whole texts, without padding; what a person should know."""
     sizes: set[int] = set()
+    part: Any
     for part in model.modules():
         if hasattr(type(part), _PADS):
             setattr(part, _PADS, MethodType(_unpadded, part))
         if type(part).__name__ in _WINDOWED:
             part.forward = MethodType(_attention, part)
-            sizes.add(2 * part.one_sided_attn_window_size)  # type: ignore[operator]
+            sizes.add(2 * part.one_sided_attn_window_size)
     most = fully_attended(model.config)
     if most is not None:
         longer = (
@@ -76,13 +77,13 @@ def _attention(
     seen = ~masked[:, None, None, :]
     # A row that is masked out sees all, so that no row of scores is empty.
     alone = masked[:, None, :, None]
+    near_or_marked = (near | marked[:, None, None, :]) & seen
     local = scaled_dot_product_attention(
-        *map(heads, (self.query, self.key, self.value)),
-        attn_mask=((near | marked[:, None, None, :]) & seen) | alone,
-    )  # fmt: skip
+        heads(self.query), heads(self.key), heads(self.value), attn_mask=near_or_marked | alone
+    )
     wide = scaled_dot_product_attention(
-        *map(heads, (self.query_global, self.key_global, self.value_global)),
-        attn_mask=(seen | alone),
+        heads(self.query_global), heads(self.key_global), heads(self.value_global),
+        attn_mask=seen | alone,
     )  # fmt: skip
     local = local.masked_fill(masked[:, None, :, None], 0.0)
     out = torch.where(marked[:, None, :, None], wide, local)

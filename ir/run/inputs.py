@@ -181,8 +181,8 @@ def _is_boxes(view: View, value: Value) -> bool:
 
 def _boxes(corners: torch.Tensor) -> torch.Tensor:
     """``[..., 4]`` with the lesser of each two ordinates first: no box is less than 0 wide."""
-    first, second = corners.unflatten(-1, (2, 2)).sort(-2).values.unbind(-2)
-    return torch.cat([first, second], -1)
+    pairs = corners.reshape(*corners.shape[:-1], 2, 2)
+    return pairs.sort(-2).values.reshape(corners.shape)
 
 
 def _is_target(view: View, value: Value) -> bool:

@@ -112,7 +112,7 @@ def _infer_arange(operands: Sequence[Any], attrs: Attrs) -> Types:
 
 def _decode_arange(node: Node) -> fx.Reading | None:
     args = {1: (0, *node.args, 1), 2: (*node.args, 1), 3: node.args}[len(node.args)]
-    dtype = node.kwargs.get("dtype") or torch.int64
+    dtype: Any = node.kwargs.get("dtype") or torch.int64
     if not dtype.is_floating_point:  # XLNet's and Funnel's steps are 1.0 and 2.0
         args = tuple(int(a) if isinstance(a, float) and a.is_integer() else a for a in args)
     return tuple(args), {"dtype": dtype}
