@@ -75,8 +75,9 @@ def _exits(
         else:
             reached = len(usual)
         if i + 1 == len(sums) and not reached:
-            # The last layer's own scale, where its last branch is not as the one before.
-            reached = bool(behind) and behind[0][0] == "mul" and _named(view, values[1], linears[i])
+            # The last layer's own scale or norm, where its last branch is not as the one before.
+            own = bool(behind) and behind[0][0] in ("mul", "layer_norm", "rms_norm")
+            reached = own and _named(view, values[1], linears[i])
         exits.append(values[reached])
     return exits
 

@@ -99,7 +99,6 @@ MORE_DECODERS: Mapping[str, Family] = {
     "diffllama": _causal("DiffLlamaForCausalLM", _GROUPED, sites=2 * LAYERS),
     "doge": _causal("DogeForCausalLM", _GROUPED),
     "minicpm3": _causal("MiniCPM3ForCausalLM", _LATENT),
-    "youtu": _causal("YoutuForCausalLM", _LATENT),
     "modernbert-decoder": _causal("ModernBertDecoderForCausalLM", _TEXT),
     "ctrl": _causal("CTRLLMHeadModel", _GPT | {"dff": 64}),
     "openai-gpt": Family("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", _GPT),

@@ -113,6 +113,8 @@ def test_frames_come_with_a_mask_of_those_that_count(tmp_path: Path) -> None:
     blocks = recognize(view).blocks
     homes = [{name.split(".")[2] for name in block.linears} for block in blocks]
     assert homes == [{"0"}, {"1"}]
+    last = view.producer(blocks[-1].exit)  # the norm of the layer, not of the model
+    assert last is not None and view.op(last) == "layer_norm"
 
 
 def test_samples_are_as_many_as_their_places() -> None:
