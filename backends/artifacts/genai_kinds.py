@@ -64,6 +64,7 @@ _MISTRAL = Kind(
 KINDS: Mapping[str, Kind] = {
     **dict.fromkeys(("qwen2_vl", "qwen2_5_vl"), Kind("qwen2_5_vl", _QWEN)),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), Kind("qwen3_vl", _QWEN, HALF, flag="qwen3_vl")),
+    **{name: Kind(name, _QWEN, HALF, flag="qwen3_vl") for name in ("qwen3_5", "qwen3_5_moe")},
     "gemma3": Kind(
         "gemma3", ("<image_soft_token>", "<start_of_image>", "<end_of_image>"), HALF, 2,
         "gemma_3_image_processing", None, _first_channels, apart=True, inputs=(PIXELS,),

@@ -9,6 +9,7 @@ another size all the same fails, and its message says the size. Which models the
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,15 @@ from ...ir.load.hf_qwen_vl import patch_rows, token_places
 from ...ir.load.side_files import longest_text, read_json
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.verify import Rule, difference
-from ...ir.structure.cache_slots import POSITIONS, ROWS_KEY, STREAM, past_slot
+from ...ir.structure.cache_slots import (
+    POSITIONS,
+    ROWS_KEY,
+    STATES,
+    STREAM,
+    is_recurrent,
+    is_state,
+    past_slot,
+)  # fmt: skip
 from ...ir.structure.pictured import read_prompt
 from ...ir.vocab.targets import CPU, GENAI, Target
 from ..onnx.lowering import lowered
@@ -151,6 +160,9 @@ def _models(
     outputs = dict(zip(text.output_names(), map(text.type, text.outputs()), strict=True))
     caches = [name for name in types if past_slot(name) is not None]
     heads, size = ((types[caches[0]].shape or ())[axis] for axis in (1, 3))
+    # Layers with a state of another kind are counted by their names, which are those of the source.
+    states = [int(name.split(".")[1]) + 1 for name in types if is_state(name)]
+    layers = max(states) if any(map(is_recurrent, types)) else len(caches) // 2
     squares = {"patch_size": pictures.side, "spatial_merge_size": pictures.merge}
     return {
         "vocab_size": (outputs[LOGITS].shape or ())[-1],
@@ -158,8 +170,10 @@ def _models(
             "filename": PICTURED_FILES["text"], **session(target),
             # Of what is handed on, which is wider where early layers add features.
             "hidden_size": (types[STREAM].shape or ())[-1], "head_size": size,
-            "num_key_value_heads": heads, "num_hidden_layers": len(caches) // 2,
-            "inputs": {name: name for name in (STREAM, MASK, POSITIONS, IDS) if name in types},
+            "num_key_value_heads": heads, "num_hidden_layers": layers,
+            "inputs": {name: name for name in (STREAM, MASK, POSITIONS, IDS) if name in types}
+            | _state_names(types, "past"),
+            **_named_outputs(types),
         },
         "embedding": {
             "filename": PICTURED_FILES["embedding"], **session(target),
@@ -175,6 +189,18 @@ def _models(
     }  # fmt: skip
 
 
+def _state_names(types: Mapping[str, Any], side: str) -> dict[str, str]:
+    """How the runtime names what layers keep that look at no token before, where there are such:
+    its own names for these are others than ours."""
+    held = {name.rpartition(".")[2] for name in types if is_recurrent(name)}
+    return {f"{side}_{part}_names": f"{side}.%d.{part}" for part in STATES if part in held}
+
+
+def _named_outputs(types: Mapping[str, Any]) -> dict[str, dict[str, str]]:
+    names = _state_names(types, "present")
+    return {"outputs": names} if names else {}
+
+
 def _hold(graph: View, folder: Path, pictures: Pictures) -> None:
     """Raise ``BoundExceeded`` where the parts give other logits than the whole, on one sample."""
     inputs = sample_inputs(graph)
@@ -185,7 +211,7 @@ def _hold(graph: View, folder: Path, pictures: Pictures) -> None:
     features = features.reshape(-1, features.shape[-1])
     stream = embedding(**{IDS: inputs[IDS], FEATURES: features})[STREAM]
     past = {name: value for name, value in inputs.items()
-            if past_slot(name) is not None and name in text.input_names}  # fmt: skip
+            if is_state(name) and name in text.input_names}  # fmt: skip
     beside = {name: seen[name] for name in (MASK, POSITIONS, IDS) if name in text.input_names}
     actual = text(**{STREAM: stream, **beside, **past})[LOGITS]
     apart = difference(expected, actual)

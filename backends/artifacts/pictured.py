@@ -22,7 +22,7 @@ from ...ir.core.view import Node, Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.rewrite.cleanup import clean
 from ...ir.structure.asides import asides
-from ...ir.structure.cache_slots import POSITIONS, SHIFT, STREAM, past_slot, present_of
+from ...ir.structure.cache_slots import POSITIONS, SHIFT, STREAM, is_state, present_of
 from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.pictured import read_places, read_squares
 from ...ir.structure.recognize import recognize
@@ -245,7 +245,8 @@ def _text(view: View, cut: _Cut) -> View:
         at = _named(view, cut.places)
         taken[POSITIONS] = view.add_input(POSITIONS, at)
         view.replace(at, taken[POSITIONS])
-    caches = {name: value for name, value in inputs.items() if past_slot(name) is not None}
+    caches = {name: value for name, value in inputs.items()
+              if name != SHIFT and is_state(name)}  # fmt: skip
     outputs.pop(present_of(SHIFT), None)
     view.set_outputs(outputs)
     clean(view)

@@ -10,18 +10,25 @@ import torch
 from torch.export import Dim
 
 from ..core.errors import first_line
-from ..structure.cache_slots import PARTS, SHIFT, TOKEN_TYPES, present_of
-from .hf_llava import deep_options, embedded, given_features, logits_of, merge_rows
+from ..structure.cache_slots import SHIFT, TOKEN_TYPES, present_of
+from .hf_llava import (
+    deep_options,
+    embedded,
+    given_features,
+    logits_of,
+    merge_rows,
+    text_part,
+    word_options,
+)  # fmt: skip
 from .hf_model import longest_text
 from .hf_pictures import image_features
 from .hf_places import PREFIXED, TURNED, text_options, token_places
 from .hf_recurrent import starting_anew
 from .hf_slots import Held, cache_holding, grouped, held_by, presents_in
-from .plain_call import cache_argument, cache_of, presents
+from .plain_call import cache_argument
 
 PAST, SEQ = 3, 2
 """Lengths of the example's cache and text: no two dimensions of an example may agree by chance."""
-_ATTENDING = ("full_attention", "sliding_attention", "chunked_attention")
 
 Pairs = Sequence[tuple[torch.Tensor, ...]]
 
@@ -68,25 +75,6 @@ def cached_inputs(
     return examples, shapes
 
 
-def _by_config(model: Any) -> tuple[Held, ...]:
-    """Keys and values of all layers, as wide as the config says."""
-    config = model.config.get_text_config(decoder=True)
-    heads, widths = _slot_sizes(config)
-    dtype = next(model.parameters()).dtype
-    return tuple(
-        Held(layer, part, (heads, None, width), dtype)
-        for layer in range(config.num_hidden_layers)
-        for part, width in zip(PARTS, widths, strict=True)
-    )
-
-
-def _slot_sizes(config: Any) -> tuple[int, tuple[int, int]]:
-    """Heads of a layer's cache, and the widths of its keys and of its values."""
-    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    return heads, (width, width)
-
-
 def input_names(held: Sequence[Held], names: Sequence[str]) -> list[str]:
     """The graph's input names, in the order of ``cached_inputs``."""
     renamed = {"past_key_values": [one.name for one in held], "shift": [SHIFT]}
@@ -102,18 +90,11 @@ def kept_by(model: Any, task: str) -> tuple[tuple[Held, ...], str]:
         return (), f"{name} reads its images by an encoder, which no cache holds; {_WITHOUT}"
     if not cache_argument(model):
         return (), f"{name} has no past_key_values, so it has no cache; {_WITHOUT}"
-    if task == "image-text-to-text":
-        config = model.config.get_text_config(decoder=True)
-        strange = sorted(set(getattr(config, "layer_types", None) or ()) - set(_ATTENDING))
-        if strange:
-            why = f"layers of kind {strange[0]}, whose state is not a cache of keys and values"
-            return (), f"{name} has {why}; {_WITHOUT}"
-        return _by_config(model), ""
     anew = starting_anew(model)
     if anew:
         return (), f"{name} has layers that begin at every call anew ({anew}); {_WITHOUT}"
     try:
-        held = held_by(model)
+        held = held_by(text_part(model) if task == "image-text-to-text" else model)
     except Exception as error:
         # Whatever a model's own code raises: with a cache of the library's it does not run.
         why = first_line(error)
@@ -135,18 +116,27 @@ def cached_forward(
     each layer keeps, as in ``held``: a pair ``[batch, heads, past, head_dim]``, or its states.
     """
     forward = type(self).forward
-    flat = [tensor for layer in past_key_values for tensor in layer]
-    tensors = dict(zip((one.name for one in held), flat, strict=True))
+    tensors = by_name(held, past_key_values)
     cache = cache_holding(self.config, held, tensors)
     accepted = inspect.signature(forward).parameters
     options: dict[str, Any] = {
         cache_argument(self): cache, "use_cache": True, "return_dict": True
     }  # fmt: skip
     if "position_ids" in accepted:
-        past = next((tensors[one.name].shape[2] for one in held if None in one.sizes), 0)
-        options["position_ids"] = token_places(attention_mask, past)
+        options["position_ids"] = token_places(attention_mask, past_length(held, tensors))
     output = forward(self, input_ids=input_ids, attention_mask=attention_mask, **options)
     return {"logits": output.logits} | presents_in(cache, held)
+
+
+def by_name(held: Sequence[Held], layers: Pairs) -> dict[str, torch.Tensor]:
+    """What each layer keeps, by the names of a graph's inputs."""
+    flat = [tensor for layer in layers for tensor in layer]
+    return dict(zip((one.name for one in held), flat, strict=True))
+
+
+def past_length(held: Sequence[Held], tensors: Mapping[str, torch.Tensor]) -> int:
+    """The length of a cache, as its tensors have it; 0 where none grows with the text."""
+    return next((tensors[one.name].shape[2] for one in held if None in one.sizes), 0)
 
 
 def cached_llava_forward(
@@ -157,6 +147,8 @@ def cached_llava_forward(
     pixel_values: torch.Tensor,
     token_type_ids: torch.Tensor | None = None,
     shift: torch.Tensor | None = None,
+    *,
+    held: Sequence[Held],
 ) -> dict[str, torch.Tensor]:
     """``cached_forward`` for a LLaVA model; see ``text_options`` for what others take beside.
 
@@ -167,12 +159,14 @@ def cached_llava_forward(
     features, deep = image_features(self, pixel_values)
     shown = input_ids == self.config.image_token_id
     merged = merge_rows(embedded(self, input_ids, pixel_values), shown, features)
-    cache = cache_of(past_key_values)
+    tensors = by_name(held, past_key_values)
+    cache = cache_holding(text_part(self).config, held, tensors)
     options, grown = text_options(
-        self, input_ids, attention_mask, past=past_key_values[0][0].shape[2],
+        self, input_ids, attention_mask, past=past_length(held, tensors),
         token_type_ids=token_type_ids, shift=shift, shown=given_features(shown, features)[1],
     )  # fmt: skip
     options |= deep_options([merge_rows(0.0, shown, level) for level in deep])
+    options |= word_options(self, input_ids)
     logits = logits_of(self, merged, use_cache=True, **{cache_argument(self): cache}, **options)
     state = {} if grown is None else {present_of(SHIFT): grown}
-    return {"logits": logits} | presents(cache) | state
+    return {"logits": logits} | presents_in(cache, held) | state

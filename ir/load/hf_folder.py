@@ -219,7 +219,7 @@ def _give_forward(model: Any, inputs: Mapping[str, Any], held: Sequence[Held]) -
     merged = bool(image_prompt(model)) and "pixel_values" in inputs
     call: Any = llava_forward if merged else plain
     if "past_key_values" in inputs:
-        call = cached_llava_forward if merged else partial(cached_forward, held=held)
+        call = partial(cached_llava_forward if merged else cached_forward, held=held)
 
     def named(self: Any, **feeds: Any) -> Any:
         return call(self, **feeds)

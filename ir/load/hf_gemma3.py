@@ -23,10 +23,11 @@ def typed(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Ten
 
 
 def image_masks(
-    config: Any, mask: torch.Tensor, shown: torch.Tensor, past: int
+    config: Any, mask: torch.Tensor, shown: torch.Tensor, past: int, *, full: bool = True
 ) -> torch.Tensor | dict[str, torch.Tensor]:
     """Which keys each token sees, ``[batch, 1, seq, past + seq]`` bool, or one for each kind of
-    layer: those before it, and the other tokens of its image. A window bounds how far back.
+    layer: those before it, and the other tokens of its image. A window bounds how far back. Without
+    ``full``, layers that have no window show those before alone.
 
     ``config`` is the text's, ``mask`` ``[batch, past + seq]`` i64, ``shown`` ``[batch, seq]`` bool
     says what is an image. Tokens next to each other are one image, as the library has it.
@@ -37,9 +38,11 @@ def image_masks(
     number = torch.where(shown, 1 + (~shown).long().cumsum(1), 0)
     of_keys = torch.cat([torch.zeros_like(mask[:, :past]), number], 1).unsqueeze(1)
     together = (of_keys == number.unsqueeze(2)) & shown.unsqueeze(2)
-    seen = ((keys <= queries) | together) & mask.bool().unsqueeze(1)
+    causal, real = keys <= queries, mask.bool().unsqueeze(1)
+    seen = (causal | together) & real
     window = getattr(config, "sliding_window", None)
     if window is None:
         return seen.unsqueeze(1)
     near = seen & (queries - keys < window)
-    return {"full_attention": seen.unsqueeze(1), "sliding_attention": near.unsqueeze(1)}
+    whole = seen if full else causal & real
+    return {"full_attention": whole.unsqueeze(1), "sliding_attention": near.unsqueeze(1)}

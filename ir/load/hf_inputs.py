@@ -15,7 +15,7 @@ from torch.export import Dim
 from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from ..structure.cache_slots import GLOBAL_MASK, TOKEN_TYPES
-from . import hf_florence2, hf_siglip2
+from . import hf_florence2, hf_gemma4, hf_siglip2
 from .hf_layout import beside_tokens
 from .hf_model import longest_text
 from .hf_pictures import crop_count, tokens_of
@@ -146,6 +146,8 @@ def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
     config = getattr(whole, "vision_config", None) or getattr(whole, "encoder", whole)
     if hf_siglip2.has_patches(whole):
         height, width = hf_siglip2.image_sides(whole)
+    elif whole.model_type == hf_gemma4.GEMMA4:
+        height, width = hf_gemma4.image_sides(whole)
     elif whole.model_type == hf_florence2.FLORENCE2:
         height, width = hf_florence2.image_sides(whole)
     else:

@@ -43,6 +43,7 @@ def llava_forward(
         self, input_ids, attention_mask, past=None, token_type_ids=token_type_ids
     )
     options |= deep_options([merge_features(0.0, shown, level) for level in deep])
+    options |= word_options(self, input_ids)
     return {"logits": logits_of(self, merged, use_cache=False, **options)}
 
 
@@ -65,12 +66,23 @@ def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
     if hasattr(model, "language_model"):  # one with its own head
         logits = model.language_model(inputs_embeds=merged, **options).logits
         return logits
-    text = model.model.text_model if hasattr(model.model, "text_model") else (
-        model.model.language_model
-    )  # fmt: skip
-    logits = model.lm_head(text(inputs_embeds=merged, **options).last_hidden_state)
+    logits = model.lm_head(text_part(model)(inputs_embeds=merged, **options).last_hidden_state)
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
+
+
+def text_part(model: Any) -> Any:
+    """The part that reads the stream, with a head of its own or without."""
+    inner = model if hasattr(model, "language_model") else model.model
+    return inner.text_model if hasattr(inner, "text_model") else inner.language_model
+
+
+def word_options(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:
+    """What tells a text of its words beside their stream, of models that have such."""
+    tower = tower_of(model.config)
+    if tower is None or tower.beside_words is None:
+        return {}
+    return tower.beside_words(model, input_ids)
 
 
 def deep_options(levels: list[torch.Tensor]) -> dict[str, Any]:

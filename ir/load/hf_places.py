@@ -8,6 +8,7 @@ import torch
 
 from . import hf_qwen_vl
 from .hf_gemma3 import MUTUAL, image_masks
+from .hf_gemma4 import sees_both_ways
 
 PREFIXED = ("paligemma",)
 """Model types whose prompt sees all of itself."""
@@ -46,6 +47,10 @@ def text_options(
     if config.model_type in MUTUAL:
         shown = input_ids == config.image_token_id
         options["attention_mask"] = image_masks(config.get_text_config(), mask, shown, past or 0)
+    if sees_both_ways(config):
+        shown = input_ids == config.image_token_id
+        masks = image_masks(config.get_text_config(), mask, shown, past or 0, full=False)
+        options["attention_mask"] = masks
     if config.model_type in PREFIXED:
         kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         options["attention_mask"] = _prefix_masks(config.get_text_config(), mask, kinds, past or 0)

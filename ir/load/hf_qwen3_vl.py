@@ -12,7 +12,7 @@ import torch
 
 from .hf_qwen_vl import attention, embedded_patches, joined, patch_grid, patch_places, patches
 
-TYPES = ("qwen3_vl", "qwen3_vl_moe")
+TYPES = ("qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe")
 
 
 def features(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -25,7 +25,7 @@ def features(model: Any, pixels: torch.Tensor) -> tuple[torch.Tensor, list[torch
     stream = stream + _positions(tower, where, patch_grid(config)).to(stream.dtype)
     turns = tower.rotary_pos_emb(stream, where)
     deep: dict[int, torch.Tensor] = {}
-    levels = list(config.vision_config.deepstack_visual_indexes)
+    levels = list(getattr(config.vision_config, "deepstack_visual_indexes", ()))
     for number, block in enumerate(tower.blocks):
         stream = stream + attention(block.attn, block.norm1(stream), turns)
         stream = stream + block.mlp(block.norm2(stream))

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-TYPES = ("qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "glm4v")
+TYPES = (
+    "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v",
+)  # fmt: skip
 """Model types of the line: patches in squares, and tokens that stand in time, down and across."""
 TOKENS = 16
 """Tokens along each side of an image where the config sets no size."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from ..core.errors import BadInput
-from . import hf_florence2, hf_gemma3, hf_pixtral, hf_siglip2
+from . import hf_florence2, hf_gemma3, hf_gemma4, hf_pixtral, hf_siglip2
 
 Deep = tuple[torch.Tensor, list[torch.Tensor]]
 """Features that enter the text, and those that its first layers add."""
@@ -52,6 +52,8 @@ class Tower:
     words: Callable[[Any, torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     """By the model, its input ids, their embeddings and the pixels, embeddings of words that stand
     around images."""
+    beside_words: Callable[[Any, torch.Tensor], dict[str, torch.Tensor]] | None = None
+    """What its text is told of words beside their stream, by the model and its input ids."""
 
 
 def _patch_grid(vision: Any) -> tuple[int, int]:
@@ -121,6 +123,10 @@ ROWS: Mapping[str, Tower] = {
         hf_siglip2.token_count, hf_siglip2.features,
         beside=lambda model, inputs: hf_siglip2.as_patches(model.config, inputs),
         note=hf_siglip2.size_note,
+    ),
+    hf_gemma4.GEMMA4: Tower(
+        hf_gemma4.token_count, hf_gemma4.features, beside=hf_gemma4.as_the_library_takes,
+        note=hf_gemma4.size_note, words=hf_gemma4.words, beside_words=hf_gemma4.beside_words,
     ),
     **dict.fromkeys(hf_pixtral.PARTS, PIXTRAL),
 }

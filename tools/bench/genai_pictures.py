@@ -62,7 +62,9 @@ _MISTRAL = Words(
     "PixtralImageProcessorPil",
 )  # fmt: skip
 WORDS: Mapping[str, Words] = {
-    **dict.fromkeys(("qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe"), _QWEN),
+    **dict.fromkeys((
+        "qwen2-vl", "qwen2.5-vl", "qwen3-vl", "qwen3-vl-moe", "qwen3.5-vl", "qwen3.5-moe-vl",
+    ), _QWEN),
     "gemma3-vl": Words(
         {94: "<end_of_image>", 95: "<start_of_image>", 96: "<image_soft_token>"},
         "<start_of_image>", "Gemma3ImageProcessorPil",
@@ -257,6 +259,8 @@ def _tokens(run: Any, prompt: list[int], images: Any, count: int) -> list[int]:
     """What ``model.onnx`` writes, word by word with its cache."""
     import torch
 
+    from ...ir.structure.cache_slots import past_of
+
     feeds = {"input_ids": torch.tensor([prompt]), "pixel_values": images}
     caches: dict[str, Any] = {}
     tokens: list[int] = []
@@ -264,8 +268,7 @@ def _tokens(run: Any, prompt: list[int], images: Any, count: int) -> list[int]:
         mask = torch.ones(1, len(prompt) + len(tokens), dtype=torch.int64)
         outputs = run(**feeds, attention_mask=mask, **caches)
         tokens.append(int(outputs["logits"][0, -1].argmax()))
-        caches = {n.replace("present", "past_key_values"): t
-                  for n, t in outputs.items() if n.startswith("present")}  # fmt: skip
+        caches = {past_of(n): t for n, t in outputs.items() if n.startswith("present")}
         feeds = {"input_ids": torch.tensor([tokens[-1:]]), "pixel_values": images[:0]}
     return tokens
 

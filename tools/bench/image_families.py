@@ -28,6 +28,30 @@ _SAM = _VISION | {"image_size": 32, "output_channels": 16, "window_size": 3,
 
 
 _SIGLIP2 = _BODY | {"intermediate_size": 64, "patch_size": 4, "num_patches": 16}
+_QWEN3_VISION = {
+    "depth": LAYERS, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2,
+    "temporal_patch_size": 2, "hidden_size": 32, "out_hidden_size": 32, "intermediate_size": 64,
+    "image_size": [16, 24], "num_position_embeddings": 25,
+}  # fmt: skip
+_QWEN_WORDS = {"image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
+               "vision_end_token_id": 93}  # fmt: skip
+_LINEAR = _HEADED | {
+    "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
+    "linear_conv_kernel_dim": 4, "rope_parameters": {
+        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2],
+        "partial_rotary_factor": 1.0},
+}  # fmt: skip
+_GEMMA4_VISION = _BODY | {
+    "num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 64, "patch_size": 4,
+    "pooling_kernel_size": 2, "position_embedding_size": 16, "image_size": [16, 24],
+}  # fmt: skip
+_GEMMA4 = _HEADED | {
+    "num_hidden_layers": 4, "global_head_dim": 16, "sliding_window": 4,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+}  # fmt: skip
+_GEMMA4_WORDS = {"image_token_id": 96, "video_token_id": 95, "audio_token_id": 94,
+                 "boi_token_id": 93, "eoi_token_id": 92}  # fmt: skip
 _LOOKING = {"text_config": _TEXT | {"max_position_embeddings": 16}, "vision_config": _VISION,
             "projection_dim": 32}  # fmt: skip
 _BLIP = {"text_config": _TEXT | {"encoder_hidden_size": 32, "projection_dim": 24},
@@ -178,8 +202,22 @@ MORE_IMAGES_AND_TEXT: Mapping[str, Family] = {
         "text_config": _GROUPED | {
             "model_type": "lfm2", "layer_types": ["conv", "full_attention"],
             "block_auto_adjust_ff_dim": False},
-        "image_token_id": 96, "projector_hidden_size": 48}, blocks=(LAYERS, 1), sites=LAYERS + 1,
-        cache=False),
+        "image_token_id": 96, "projector_hidden_size": 48}, sites=LAYERS + 1),
+    "qwen3.5-vl": _seeing("Qwen3_5", {
+        "vision_config": _QWEN3_VISION, "text_config": _LINEAR, **_QWEN_WORDS}, sites=LAYERS + 1),
+    "qwen3.5-moe-vl": _seeing("Qwen3_5Moe", {
+        "vision_config": _QWEN3_VISION, "text_config": _LINEAR | {
+            "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
+            "shared_expert_intermediate_size": 32}, **_QWEN_WORDS}, sites=LAYERS + 1),
+    "gemma4-vl": _seeing("Gemma4", {
+        "vision_config": _GEMMA4_VISION | {"standardize": True}, "text_config": _GEMMA4 | {
+            "num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0,
+            "use_bidirectional_attention": "vision"},
+        **_GEMMA4_WORDS}, blocks=(LAYERS, 4), sites=6),
+    "gemma4-e2b-vl": _seeing("Gemma4", {
+        "vision_config": _GEMMA4_VISION | {"use_clipped_linears": True}, "text_config": _GEMMA4 | {
+            "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 97,
+            "hidden_size_per_layer_input": 8}, **_GEMMA4_WORDS}, blocks=(LAYERS, 4), sites=6),
     "got-ocr2": _seeing("GotOcr2", {
         "vision_config": _SAM, "text_config": _QWEN, "image_token_index": 96}),
 }  # fmt: skip

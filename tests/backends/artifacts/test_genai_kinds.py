@@ -19,7 +19,11 @@ from graphwright.backends.artifacts.genai_kinds import (
     processing,
     processor,
 )
-from graphwright.backends.artifacts.genai_pictures import write_pictured
+from graphwright.backends.artifacts.genai_pictures import (
+    _named_outputs,
+    _state_names,
+    write_pictured,
+)  # fmt: skip
 from graphwright.backends.artifacts.pictured import Pictures
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.backends.onnx.model_files import write_model
@@ -136,6 +140,17 @@ def test_channels_are_in_the_library_s_order(tmp_path: Path) -> None:
     assert [*steps] == ["DecodeImage", "Resize", "Rescale", "Normalize", "Permute3D"]
     assert steps["Normalize"] == {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.5, 0.5]}
     assert (steps["Resize"]["width"], steps["Resize"]["interpolation"]) == (24, "CUBIC")
+
+
+def test_states_are_named_since_the_runtime_names_them_otherwise() -> None:
+    held = ["past.0.conv", "past.0.recurrent", "past_key_values.1.key", "past_key_values.1.value"]
+    conv, recurrent = ("past_conv_names", "past.%d.conv"), ("past_recurrent_names",
+                                                            "past.%d.recurrent")  # fmt: skip
+    assert _state_names(dict.fromkeys(held), "past") == dict([conv, recurrent])
+    assert _named_outputs(dict.fromkeys(held[2:])) == {}
+    assert _named_outputs(dict.fromkeys(["past.0.conv"])) == {
+        "outputs": {"present_conv_names": "present.%d.conv"}
+    }
 
 
 def test_ends_of_the_whole_config_go_before_its_text_s(tmp_path: Path) -> None:
