@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from ...ir.core.errors import Refusal
 from ...ir.load.side_files import read_json
-from .pictured import GRID, PIXELS, Pictures
+from .pictures import CORNERS, GRID, PIXELS, Pictures
 
 Steps = list[tuple[str, dict[str, Any]]]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 HALF = (0.5,) * 3, (0.5,) * 3
+AS_READ = (0.0,) * 3, (1.0,) * 3
 GEMMA_TOKENS = 256
 """Tokens of an image that the runtime writes for Gemma 3, whatever its config says."""
 _RESAMPLE = {0: "NEAREST", 2: "LINEAR", 3: "CUBIC"}
@@ -45,10 +46,14 @@ class Kind:
         "merge_size": pictures.merge,
     })]  # fmt: skip
     """What is done to pixels at the end."""
+    whole: Callable[[Pictures], Steps] | None = None
+    """In place of all that is done to pixels behind the step that gives them their size."""
     apart: bool = False
     """Whether features of several images are handed on image by image."""
     inputs: tuple[str, ...] = (PIXELS, GRID)
     """Of the tower."""
+    beside: Mapping[str, Any] = field(default_factory=dict)
+    """What else the runtime wants to be told of such a model."""
 
 
 def _first_channels(_: Pictures) -> Steps:
@@ -68,6 +73,17 @@ KINDS: Mapping[str, Kind] = {
     "gemma3": Kind(
         "gemma3", ("<image_soft_token>", "<start_of_image>", "<end_of_image>"), HALF, 2,
         "gemma_3_image_processing", None, _first_channels, apart=True, inputs=(PIXELS,),
+    ),
+    "gemma4": Kind(
+        "gemma4", ("<|image|>", "<|image>", "<image|>"), AS_READ, flag=None,
+        processor="gemma_4_image_processing", inputs=(PIXELS, CORNERS),
+        # It looks for a model of sounds unless it is told of none (0.18).
+        beside={"speech": {"config_filename": ""}},
+        whole=lambda pictures: [("Gemma4ImageTransform", {
+            "patch_size": pictures.side, "pooling_kernel_size": pictures.merge,
+            # As many as the picture has, which is then neither stretched nor filled up.
+            "max_soft_tokens": pictures.rows * pictures.columns // pictures.merge**2,
+        })],
     ),
     "mistral3": _MISTRAL,
 }  # fmt: skip
@@ -138,6 +154,8 @@ def processor(kind: Kind, pictures: Pictures, settings: Mapping[str, Any]) -> di
             "width": pictures.width, "height": pictures.height, "keep_aspect_ratio": 0,
             "interpolation": _RESAMPLE.get(settings.get("resample", kind.resample), "CUBIC"),
         }),
+    ]  # fmt: skip
+    steps += kind.whole(pictures) if kind.whole is not None else [
         ("Rescale", {"rescale_factor": settings.get("rescale_factor", 1 / 255)}),
         ("Normalize", {
             "mean": list(settings.get("image_mean") or mean),

@@ -40,7 +40,9 @@ from .artifact import GENAI_FILE, PICTURED_FILES, PROCESSOR_FILE
 from .genai import session, settings_of, special_tokens, write_genai_config
 from .genai_kinds import Kind, check_prompt, dump, kind_of, processing, processor
 from .genai_words import settle_words
-from .pictured import (
+from .pictured import split
+from .pictures import (
+    CORNERS,
     FEATURES,
     GRID,
     IDS,
@@ -49,8 +51,8 @@ from .pictured import (
     PIXELS,
     SIZE_CHECK,
     Pictures,
+    patch_corners,
     pictures_of,
-    split,
 )  # fmt: skip
 
 VISION_START = 151652
@@ -105,7 +107,7 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
         "model": {
             "type": kind.type, "context_length": longest_text(source),
             **special_tokens(settings_of(source)), **images,
-            **_models(parts["text"], kind, pictures, target),
+            **_models(parts["text"], kind, pictures, target), **kind.beside,
         },
         "search": {
             "max_length": longest_text(source),
@@ -207,7 +209,8 @@ def _hold(graph: View, folder: Path, pictures: Pictures) -> None:
     expected = compile(folder / MODEL_FILE)(**inputs)[LOGITS]
     vision, embedding, text = (compile(folder / file) for file in PICTURED_FILES.values())
     seen = _as_the_runtime_gives(graph, inputs, pictures)
-    features = vision(**{name: seen[name] for name in (PIXELS, GRID) if name in seen})[FEATURES]
+    features = vision(**{name: seen[name] for name in (PIXELS, GRID, CORNERS)
+                         if name in seen})[FEATURES]
     features = features.reshape(-1, features.shape[-1])
     stream = embedding(**{IDS: inputs[IDS], FEATURES: features})[STREAM]
     past = {name: value for name, value in inputs.items()
@@ -225,7 +228,10 @@ def _hold(graph: View, folder: Path, pictures: Pictures) -> None:
 def _as_the_runtime_gives(
     graph: View, inputs: dict[str, torch.Tensor], pictures: Pictures
 ) -> dict[str, torch.Tensor]:
-    """A graph's inputs, of Qwen's line with rows of patches, their grid, and tokens' places."""
+    """A graph's inputs, of Qwen's line with rows of patches, their grid, and tokens' places; of
+    Gemma 4 with patches and theirs."""
+    if pictures.placed:
+        return inputs | _placed(inputs[PIXELS], pictures)
     if not pictures.frames:
         return inputs
     pixels, ids, mask = inputs[PIXELS], inputs[IDS], inputs[MASK]
@@ -236,3 +242,11 @@ def _as_the_runtime_gives(
     shown = ids == read_prompt(graph.metadata())[0]
     places, _ = token_places(shown, mask, grid, mask.shape[1] - ids.shape[1])
     return {**inputs, PIXELS: rows, GRID: size, POSITIONS: places}
+
+
+def _placed(pixels: torch.Tensor, pictures: Pictures) -> dict[str, torch.Tensor]:
+    """``[images, 3, height, width]`` as rows of patches, channels last, and their places."""
+    p, (images, channels) = pictures, pixels.shape[:2]
+    split = pixels.reshape(images, channels, p.rows, p.side, p.columns, p.side)
+    rows = split.permute(0, 2, 4, 3, 5, 1).reshape(images, p.rows * p.columns, -1)
+    return {PIXELS: rows, CORNERS: patch_corners(p).expand(images, -1, -1)}

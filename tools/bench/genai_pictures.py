@@ -69,6 +69,10 @@ WORDS: Mapping[str, Words] = {
         {94: "<end_of_image>", 95: "<start_of_image>", 96: "<image_soft_token>"},
         "<start_of_image>", "Gemma3ImageProcessorPil",
     ),
+    **dict.fromkeys(("gemma4-vl", "gemma4-e2b-vl"), Words(
+        {92: "<image|>", 93: "<|image>", 94: "<|audio|>", 95: "<|video|>", 96: "<|image|>"},
+        "<|image|>", "Gemma4ImageProcessorPil",
+    )),
     **dict.fromkeys(("mistral3", "pixtral"), _MISTRAL),
 }  # fmt: skip
 
@@ -126,13 +130,18 @@ def _written(scratch: Path, only: str) -> Iterator[tuple[str, Path, str, str]]:
 
 
 def family(name: str) -> Any:
-    """A small model of a family; of Gemma 3 with as many tokens an image as the runtime writes."""
+    """A small model of a family; of Gemma 3 with as many tokens an image as the runtime writes, of
+    Gemma 4 with a number of them that the library's processor knows."""
     from .family_models import FAMILIES
 
     found = FAMILIES[name]
+    sizes: Any = found.sizes
+    if name.startswith("gemma4"):
+        vision = sizes["vision_config"] | {"image_size": [56, 80], "position_embedding_size": 32}
+        text = sizes["text_config"] | {"max_position_embeddings": 1024, "sliding_window": 64}
+        return replace(found, sizes={**sizes, "vision_config": vision, "text_config": text})
     if name != "gemma3-vl":
         return found
-    sizes: Any = found.sizes
     vision = sizes["vision_config"] | {"image_size": 64}
     text = sizes["text_config"] | {"max_position_embeddings": 1024, "sliding_window": 64}
     return replace(found, sizes={
@@ -219,6 +228,9 @@ def _taken(name: str, folder: Path, shown: Sequence[int], size: tuple[int, int])
     elif name.startswith("Pixtral"):
         side = vision["patch_size"] * merge
         make = kind(size={"longest_edge": max(size)}, patch_size={"height": side, "width": side})
+    elif name.startswith("Gemma4"):
+        make = kind(patch_size=vision["patch_size"], max_soft_tokens=70,
+                    pooling_kernel_size=vision["pooling_kernel_size"])  # fmt: skip
     else:
         make = kind(size={"height": size[1], "width": size[0]})
     pictures = [_sized(folder, number, size) for number in shown]

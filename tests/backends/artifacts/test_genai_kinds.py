@@ -21,16 +21,19 @@ from graphwright.backends.artifacts.genai_kinds import (
 )
 from graphwright.backends.artifacts.genai_pictures import (
     _named_outputs,
+    _placed,
     _state_names,
     write_pictured,
 )  # fmt: skip
-from graphwright.backends.artifacts.pictured import Pictures
+from graphwright.backends.artifacts.pictured_tower import tower_part
+from graphwright.backends.artifacts.pictures import Pictures, pictures_of
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.backends.onnx.model_files import write_model
 from graphwright.ir.core.errors import Refusal
 from graphwright.ir.load.hf_pictures import as_the_library_takes
 from graphwright.ir.load.original import ModuleOriginal
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.trace import trace
 from graphwright.ir.run.verify import compare
 from graphwright.ir.vocab.targets import GENAI
 from graphwright.tools.bench.families import save
@@ -151,6 +154,46 @@ def test_states_are_named_since_the_runtime_names_them_otherwise() -> None:
     assert _named_outputs(dict.fromkeys(["past.0.conv"])) == {
         "outputs": {"present_conv_names": "present.%d.conv"}
     }
+
+
+class Tower(torch.nn.Module):
+    """One feature a square of two by two patches of two pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.merge = torch.nn.Conv2d(3, 5, 4, 4)
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        return self.merge(pixel_values).flatten(2).transpose(1, 2).flatten(0, 1)
+
+
+def test_patches_come_with_their_places(tmp_path: Path) -> None:
+    """Gemma 4's: rows of patches, channels last. Of another size than the graph's it fails."""
+    tower, config = Tower(), {"model_type": "gemma4", "vision_config": {
+        "patch_size": 2, "pooling_kernel_size": 2}}  # fmt: skip
+    pixels = torch.rand(2, 3, 8, 12)
+    shapes = {"pixel_values": {0: torch.export.Dim("images")}}
+    view = trace(tower, kwargs={"pixel_values": pixels}, dynamic_shapes=shapes)
+    pictures = pictures_of(view, config)
+    assert pictures == Pictures(4, 6, 2, 2, 0, placed=True)
+    part = tower_part(view, view.outputs()[0], pictures)
+    write_model(lowered(part).model, tmp_path)
+    session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
+    given = {name: tensor.numpy() for name, tensor in _placed(pixels, pictures).items()}
+    assert given["pixel_position_ids"][1, 7].tolist() == [1, 1]
+    row = given["pixel_values"][1, 7].reshape(2, 2, 3)
+    assert (row == pixels[1, :, 2:4, 2:4].permute(1, 2, 0).numpy()).all()
+    (features,) = session.run(None, given)
+    torch.testing.assert_close(torch.from_numpy(features), tower(pixels))
+    given["pixel_position_ids"] = given["pixel_position_ids"][..., ::-1].copy()
+    with pytest.raises(Exception, match=r"out of (data )?bounds"):
+        session.run(None, given)
+    made = processor(KINDS["gemma4"], pictures, {})["processor"]["transforms"]
+    assert made[-1]["operation"]["attrs"] == {
+        "patch_size": 2, "pooling_kernel_size": 2, "max_soft_tokens": 6}  # fmt: skip
+    assert [s["operation"]["type"] for s in made] == [
+        "DecodeImage", "Resize", "Gemma4ImageTransform"]  # fmt: skip
 
 
 def test_ends_of_the_whole_config_go_before_its_text_s(tmp_path: Path) -> None:

@@ -1,0 +1,87 @@
+"""The tower of a model of images as onnxruntime-genai runs it: of pixels as they lie, or of rows of
+patches, which say the size that they are of."""
+
+from __future__ import annotations
+
+import torch
+
+from ...ir.core.view import Value, View
+from ...ir.core.weights import MemoryWeight
+from ...ir.vocab.builder import Builder
+from .pictured_ends import inputs_of, only
+from .pictures import CORNERS, FEATURES, GRID, PIXELS, SIZE_CHECK, Pictures, patch_corners
+
+
+def tower_part(view: View, features: Value, pictures: Pictures) -> View:
+    """From a picture as the runtime gives it to its ``features``; it fails for another size where
+    rows of patches say one."""
+    pixels = inputs_of(view)[PIXELS]
+    if pictures.placed:
+        return _placed_vision(view, features, pictures)
+    if not pictures.frames:
+        return only(view, {PIXELS: pixels}, {FEATURES: features})
+    p, channels = pictures, (view.type(pixels).shape or ())[1]
+    assert isinstance(channels, int)
+    b = Builder(view, next(iter(view.nodes())))
+    corners = b.slice(b.slice(pixels, 0, 1, dim=2), 0, 1, dim=3)
+    likes = (
+        b.reshape(
+            b.concat(*[pixels] * p.frames, dim=1), -1, channels * p.frames * p.side * p.side
+        ),
+        b.cast(b.reshape(corners, -1, channels), dtype=torch.int64),
+    )
+    for like in likes:
+        view.type(like)
+    given, grid = (view.add_input(f"{name}.rows", like)
+                   for name, like in zip((PIXELS, GRID), likes, strict=True))  # fmt: skip
+    for like in likes:
+        view.erase_dead(view.maker(like))
+    b = Builder(view, next(iter(view.nodes())))
+    checked = _checked(view, b, given, grid, torch.tensor([[1, p.rows, p.columns]]))
+    squares = p.rows // p.merge, p.columns // p.merge, p.merge, p.merge
+    split = b.reshape(checked, -1, *squares, channels, p.frames, p.side * p.side)
+    first = b.slice(split, 0, 1, dim=6)
+    corner = b.reshape(first, -1, *squares, channels, p.side, p.side)
+    turned = b.transpose(corner, perm=(0, 5, 1, 3, 6, 2, 4, 7))
+    view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))
+    return only(view, {PIXELS: given, GRID: grid}, {FEATURES: features})
+
+
+def _placed_vision(view: View, features: Value, pictures: Pictures) -> View:
+    """A tower of ``pixel_values`` ``[images, patches, numbers]``, channels last, and of the places
+    of patches, i64 ``[images, patches, 2]``."""
+    pixels, p = inputs_of(view)[PIXELS], pictures
+    channels = (view.type(pixels).shape or ())[1]
+    assert isinstance(channels, int)
+    b, patches = Builder(view, next(iter(view.nodes()))), p.rows * p.columns
+    corners = b.slice(b.slice(pixels, 0, 1, dim=2), 0, 2, dim=3)
+    one = b.cast(b.slice(b.reshape(corners, -1, channels, 2), 0, 1, dim=1), dtype=torch.int64)
+    likes = (
+        b.reshape(pixels, -1, patches, channels * p.side * p.side),
+        b.expand(one, -1, patches, 2),
+    )
+    for like in likes:
+        view.type(like)
+    given, places = (view.add_input(f"{name}.rows", like)
+                     for name, like in zip((PIXELS, CORNERS), likes, strict=True))  # fmt: skip
+    for like in likes:
+        view.erase_dead(view.maker(like))
+    b = Builder(view, next(iter(view.nodes())))
+    checked = _checked(view, b, given, places, patch_corners(p))
+    split = b.reshape(checked, -1, p.rows, p.columns, p.side, p.side, channels)
+    turned = b.transpose(split, perm=(0, 5, 1, 3, 2, 4))
+    view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))
+    return only(view, {PIXELS: given, CORNERS: places}, {FEATURES: features})
+
+
+def _checked(
+    view: View, b: Builder, given: Value, said: Value, expected: torch.Tensor
+) -> Value:
+    """``given``, of rows, if what is ``said`` of its size is what is ``expected``; it fails in any
+    other case."""
+    off = b.sub(said, view.add_weight(f"{SIZE_CHECK}.grid", MemoryWeight(expected)))
+    every = tuple(range(expected.dim()))
+    other = b.clamp(b.sum(b.mul(off, off), dims=every, keepdim=False), max=1)
+    nothing = MemoryWeight(torch.zeros(1, 1, dtype=view.type(given).dtype))
+    zero = view.add_weight(SIZE_CHECK, nothing)
+    return b.add(given, b.embedding(zero, b.reshape(other, 1)))

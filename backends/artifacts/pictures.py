@@ -1,0 +1,72 @@
+"""The images of a graph of which all have one size, as onnxruntime-genai hands them on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...ir.core.view import View
+from ...ir.structure.pictured import read_places, read_squares
+
+IDS, MASK, PIXELS, LOGITS = "input_ids", "attention_mask", "pixel_values", "logits"
+FEATURES, GRID, CORNERS = "image_features", "image_grid_thw", "pixel_position_ids"
+SIZE_CHECK = "image_size.check"
+"""The weight that is read past its end where a picture has another size."""
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The images of a graph of which all have one size."""
+
+    rows: int
+    """Rows of patches."""
+    columns: int
+    side: int
+    """Pixels along a patch."""
+    merge: int
+    """Patches along the square that is one token."""
+    frames: int
+    """Times that a patch stands in its row: the library reads an image as a film of so many; 0 of
+    a tower that takes the pixels of an image as they lie."""
+    placed: bool = False
+    """Whether patches come as rows with the column and the row of each beside them (Gemma 4)."""
+
+    @property
+    def height(self) -> int:
+        return self.rows * self.side
+
+    @property
+    def width(self) -> int:
+        return self.columns * self.side
+
+
+def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
+    """What a graph and the config of its source say of them; ``None`` of a model that takes
+    others, or whose images' size is open."""
+    grid, squares = read_places(graph.metadata()), read_squares(graph.metadata())
+    if grid is not None and squares is not None:
+        side, merge, frames = squares
+        return Pictures(grid[0] * merge, grid[1] * merge, side, merge, frames)
+    inputs = dict(zip(graph.input_names(), graph.inputs(), strict=True))
+    shape = (graph.type(inputs[PIXELS]).shape or ()) if PIXELS in inputs else ()
+    vision = config.get("vision_config")
+    vision = vision if isinstance(vision, dict) else {}
+    placed = config.get("model_type") == "gemma4"
+    merge = vision.get("pooling_kernel_size") if placed else config.get("spatial_merge_size", 1)
+    sizes = [*shape[2:], vision.get("patch_size"), merge]
+    numbers = [size for size in sizes if isinstance(size, int) and size > 0]
+    if len(numbers) != 4 or len(sizes) != 4:
+        return None
+    height, width, side, merge = numbers
+    return Pictures(height // side, width // side, side, merge, 0, placed)
+
+
+def patch_corners(pictures: Pictures) -> torch.Tensor:
+    """Column and row of each patch: i64 ``[1, patches, 2]``."""
+    down, across = torch.meshgrid(
+        torch.arange(pictures.rows), torch.arange(pictures.columns), indexing="ij"
+    )
+    return torch.stack([across, down], -1).reshape(1, -1, 2)
