@@ -19,6 +19,8 @@ _PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image
 """What forwards take by which images get into a text in other ways than in place of a token."""
 _SOUND_TOKENS = ("audio_token_id", "audio_token_index")
 """Where a config names the token in whose place a sound stands."""
+VIDEO = "pixel_values_videos"
+"""The input that holds videos of a model that takes these alone."""
 _ADVICE = 'write the class into config.json, as "architectures": ["{}"]'
 
 
@@ -149,7 +151,8 @@ def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
     """The class, if it is one of those whose inputs are known. Raises ``BadInput``."""
     names = set(inspect.signature(cls.forward).parameters)
     series = SERIES in names and hasattr(config, "num_input_channels")
-    if not series and not names & {"input_ids", "pixel_values", "input_values", "input_features"}:
+    told = series or cls.main_input_name == VIDEO
+    if not told and not names & {"input_ids", "pixel_values", "input_values", "input_features"}:
         raise BadInput(
             f"{folder}: {cls.__name__} takes none of input_ids, pixel_values, input_values and "
             "input_features; trace it with package.module:factory"

@@ -26,7 +26,7 @@ from .hf_inputs import (
     call_options,
     example_inputs,
     image_prompt,
-    plain_tensors,
+    left_out_notes,
     unmeasured,
 )
 from .hf_llava import llava_forward
@@ -42,6 +42,7 @@ from .hf_sound import least_sizes, length_notes
 from .hf_unread import refuse_parts
 from .hf_windows import settle_windows
 from .on_meta import absent_weights
+from .plain_call import named_tensors
 from .quantized_checkpoint import quantization_of, with_dense_names
 from .trace import trace
 
@@ -127,6 +128,7 @@ def load_model(
         if held:
             inputs, shapes = cached_inputs(model, inputs, held)
             names = input_names(held, list(inputs))
+    settled += left_out_notes(model, inputs)
     if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
     called = None if part is None else pair_part(model, part, (inputs, shapes))
@@ -214,7 +216,7 @@ def _give_forward(model: Any, inputs: Mapping[str, Any], held: Sequence[Held]) -
 
     def plain(self: Any, **feeds: torch.Tensor) -> dict[str, torch.Tensor]:
         output = original(self, **unmeasured(self, feeds), **fixed)
-        return plain_tensors(output, feeds)
+        return named_tensors(output, feeds)
 
     merged = bool(image_prompt(model)) and "pixel_values" in inputs
     call: Any = llava_forward if merged else plain

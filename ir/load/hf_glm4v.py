@@ -1,4 +1,4 @@
-"""GLM-4.1V (arXiv 2507.01006): Qwen2-VL's line with a table of places and a strided convolution.
+"""GLM-4.1V, GLM-4.5V (arXiv 2507.01006) and GLM-OCR: a table of places and a strided convolution.
 
 The library stretches the table of places over the grid of an image. Images of a graph are as large
 as the table, ``image_size`` in the config's ``vision_config``, and the table stays as it is.
@@ -13,13 +13,21 @@ from torch.nn.functional import linear
 
 from ..core.errors import BadInput
 from .hf_qwen_vl import attention, embedded_patches, patch_grid, patch_places, patches, size_of
+from .hf_qwen_vl import size_note as any_size_note
 
-TYPES = ("glm4v",)
+TYPES = ("glm4v", "glm4v_moe", "glm46v", "glm_ocr")
 
 
 def size_note(config: Any) -> str:
     """What a person should know of a graph of such a model."""
+    if not _has_table(config):
+        return any_size_note(config)
     return f"{size_of(config)}: as large as the tower's table of places"
+
+
+def _has_table(config: Any) -> bool:
+    """GLM-OCR's tower has turns alone."""
+    return bool(config.model_type != "glm_ocr")
 
 
 def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
@@ -29,8 +37,10 @@ def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """
     config, tower = model.config, model.model.visual
     where = patch_places(config)
-    stream = tower.post_conv_layernorm(embedded_patches(tower, patches(config, pixels)))
-    stream = stream + _positions(tower, where, patch_grid(config)).to(stream.dtype)
+    stream = embedded_patches(tower, patches(config, pixels))
+    if _has_table(config):
+        stream = tower.post_conv_layernorm(stream)
+        stream = stream + _positions(tower, where, patch_grid(config)).to(stream.dtype)
     turns = tower.rotary_pos_emb(stream, where)
     for block in tower.blocks:
         stream = stream + attention(block.attn, block.norm1(stream), turns)

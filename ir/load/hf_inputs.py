@@ -16,6 +16,7 @@ from ..core.errors import BadInput
 from ..core.memory import refuse_beyond_memory
 from ..structure.cache_slots import GLOBAL_MASK, TOKEN_TYPES
 from . import hf_florence2, hf_gemma4, hf_siglip2
+from .hf_class import VIDEO
 from .hf_layout import beside_tokens
 from .hf_model import longest_text
 from .hf_pictures import crop_count, tokens_of
@@ -52,8 +53,11 @@ def example_inputs(model: Any, folder: Path) -> Example:
         one = model.config.model_type in ONE_IMAGE
         inputs["pixel_values"] = pixels[:1] if one else pixels
         # Beside a text that they do not enter, there may be any number of images.
-        apart = hasattr(model, "get_text_features") and not prompt
+        together = prompt or hasattr(model.config, "multimodal_config")
+        apart = hasattr(model, "get_text_features") and not together
         shapes["pixel_values"] = {} if one else {0: Dim("images") if apart else batch}
+    elif model.main_input_name == VIDEO:
+        inputs[VIDEO], shapes[VIDEO] = _video(model), {0: batch}
     elif heard := heard_by(model, accepted):
         for name, (sound, sides) in example_sound(model, heard, batch, folder).items():
             inputs[name], shapes[name] = sound, sides
@@ -91,15 +95,6 @@ def call_options(model: Any) -> dict[str, Any]:
     if heard and "use_cache" not in accepted:
         del options["use_cache"]
     return options
-
-
-def plain_tensors(output: Any, feeds: Mapping[str, Any]) -> dict[str, torch.Tensor]:
-    """A forward's outputs that are tensors, but for one of an input's name: a graph has one value
-    of a name. Parakeet's encoder gives a shorter mask back."""
-    return {
-        name: value for name, value in output.items()
-        if isinstance(value, torch.Tensor) and name not in feeds
-    }  # fmt: skip
 
 
 def unmeasured(model: Any, feeds: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
@@ -143,7 +138,8 @@ def _text(model: Any, accepted: Mapping[str, Any], prompt: tuple[int, ...]) -> t
 
 def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
     whole = model.config
-    config = getattr(whole, "vision_config", None) or getattr(whole, "encoder", whole)
+    parts = (getattr(whole, f"{name}_config", None) for name in ("vision", "image"))
+    config = next((part for part in parts if part is not None), getattr(whole, "encoder", whole))
     if hf_siglip2.has_patches(whole):
         height, width = hf_siglip2.image_sides(whole)
     elif whole.model_type == hf_gemma4.GEMMA4:
@@ -152,11 +148,35 @@ def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
         height, width = hf_florence2.image_sides(whole)
     else:
         height, width = _sides(config, folder)
-    frames = getattr(config, "num_frames", 1) if _TEXT not in _accepted(model) else 1
+    frames = getattr(config, "num_frames", 1)
     count = crop_count(whole) if crops else frames
     shape = 2, *([count] if count > 1 else []), getattr(config, "num_channels", 3)
     refuse_beyond_memory(4 * math.prod(shape) * height * width, "an image of this size")
     return torch.zeros(*shape, height, width).to(next(model.parameters()).dtype)
+
+
+def _video(model: Any) -> torch.Tensor:
+    """Two videos of as many frames as the config says, ``[2, frames, channels, side, side]``."""
+    config = model.config
+    shape = 2, config.frames_per_clip, config.in_chans, config.crop_size, config.crop_size
+    refuse_beyond_memory(4 * math.prod(shape), "a video of this size")
+    return torch.zeros(shape).to(next(model.parameters()).dtype)
+
+
+def left_out_notes(model: Any, inputs: Mapping[str, Any]) -> tuple[str, ...]:
+    """What a person should know of inputs of the forward that a graph has not."""
+    lost = [f"{what} ({name})" for name, what in _LEFT_OUT.items()
+            if name in _accepted(model) and name not in inputs]  # fmt: skip
+    return (
+        (f"the forward takes {' and '.join(lost)} too, and the graph is as if none were given: "
+         "gw.trace(model, kwargs=processor(...)) traces it with them"),
+    ) if lost else ()  # fmt: skip
+
+
+_LEFT_OUT = {
+    "bbox": "the boxes of words", "image_pixel_values": "pictures",
+    "audio_input_features": "sounds",
+}  # fmt: skip
 
 
 def _sides(config: Any, folder: Path) -> tuple[int, int]:

@@ -15,12 +15,12 @@ from ..core.memory import available_bytes
 from ..core.weights import Weight
 from ..structure.cache_slots import SHIFT, is_state, present_of
 from .hf_experts import fill
-from .hf_inputs import call_options, image_prompt, plain_tensors
+from .hf_inputs import call_options, image_prompt
 from .hf_pictures import as_the_library_takes
 from .hf_places import PREFIXED, TURNED, token_places
 from .hf_slots import Held, cache_holding, presents_in
 from .original import Call, ModuleOriginal
-from .plain_call import cache_argument, cache_name
+from .plain_call import cache_argument, cache_name, named_tensors
 
 
 def hf_original(
@@ -65,6 +65,7 @@ def hf_original(
             local_files_only=True, use_safetensors=True, **options,
         )  # fmt: skip
         release_in_turn(loaded)
+        _complete(loaded)
         if not whole:
             cast_in_turn(loaded, dtype)
         return loaded
@@ -75,6 +76,15 @@ def hf_original(
         return ModuleOriginal(f"{by} with the weights as they were read", filled, call or usual)
     how = "" if whole else ", the weights of one module at a time"
     return ModuleOriginal(by + how, make, call or usual)
+
+
+def _complete(model: Any) -> None:
+    """Let Llama 4's text say that it has no images: since 5.24 the forward of the whole asks its
+    output for them, which has no such field."""
+    if model.config.model_type == "llama4":
+        model.language_model.register_forward_hook(
+            lambda _, __, output: setattr(output, "image_outputs", None)
+        )
 
 
 def cast_in_turn(model: torch.nn.Module, dtype: torch.dtype) -> None:
@@ -102,7 +112,7 @@ def _call(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tens
     output = model(**inputs, **call_options(model))
     if image_prompt(model) and "pixel_values" in feeds:
         return {"logits": output.logits}
-    return plain_tensors(output, inputs)
+    return named_tensors(output, inputs)
 
 
 def _cached_call(

@@ -19,7 +19,7 @@ from .hf_places import PREFIXED
 from .hf_siglip2 import PATCHED, as_patches, size_note
 from .hf_towers import PIXTRAL, ROWS, Deep, Tower
 
-RASTERS = ("llava_next", "llava_onevision")
+RASTERS = ("llava_next", "llava_onevision", "llava_next_video")
 """Model types whose images are crops in a raster."""
 
 
@@ -184,11 +184,24 @@ def _raster_sized(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, t
 
 def _smolvlm(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """Of whole images: every patch is there, and has its own place."""
+    features: torch.Tensor = model.model.connector(_whole_squares(model, pixels))
+    return features
+
+
+def _whole_squares(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     tower = model.model.vision_model
     patches = tower.embeddings.patch_embedding(pixels).flatten(2).transpose(1, 2)
     places = tower.embeddings.position_embedding.weight[: patches.shape[1]]
     states = tower.encoder(inputs_embeds=patches + places).last_hidden_state
-    features: torch.Tensor = model.model.connector(tower.post_layernorm(states))
+    normed: torch.Tensor = tower.post_layernorm(states)
+    return normed
+
+
+def _idefics2(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """The same, of which a resampler (arXiv 2405.02246) makes as many tokens for any image."""
+    states, connector = _whole_squares(model, pixels), model.model.connector
+    every = torch.ones(1, states.shape[1], dtype=torch.int64)
+    features: torch.Tensor = connector(states, every.expand(states.shape[0], -1))
     return features
 
 
@@ -243,6 +256,9 @@ TOWERS: Mapping[str, Tower] = {
     **dict.fromkeys(RASTERS, _RASTER),
     "smolvlm": _SQUARES,
     "idefics3": _SQUARES,
+    "idefics2": Tower(
+        lambda config: int(config.perceiver_config.resampler_n_latents), _idefics2, beside=_by_row
+    ),
     "qwen2_vl": _qwen(hf_qwen_vl.features),
     "qwen2_5_vl": _qwen(hf_qwen25_vl.features),
     **dict.fromkeys(

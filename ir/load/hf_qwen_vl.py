@@ -16,6 +16,7 @@ from torch.nn.functional import linear, scaled_dot_product_attention
 
 TYPES = (
     "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "qwen3_vl_moe", "qwen3_5", "qwen3_5_moe", "glm4v",
+    "glm4v_moe", "glm46v", "glm_ocr",
 )  # fmt: skip
 """Model types of the line: patches in squares, and tokens that stand in time, down and across."""
 TOKENS = 16
@@ -144,6 +145,8 @@ def attention(
     heads = module.num_heads
     stacked = module.qkv(stream).reshape(images, count, 3, heads, width // heads)
     query, key, value = stacked.unbind(2)
+    if hasattr(module, "q_norm"):
+        query, key = module.q_norm(query), module.k_norm(key)
     query, key = apply_rotary_pos_emb_vision(query, key, *turns)
     if window is not None:
         shape = images * (count // window), window, heads, width // heads

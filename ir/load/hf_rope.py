@@ -26,8 +26,11 @@ def settle_rope(model: torch.nn.Module) -> tuple[str, ...]:
         kind, name = getattr(part, "rope_type", None), type(part).__name__
         if name in _COMPLEX_TABLES:
             part.forward = MethodType(_in_parts, part)
+        elif name == "Llama4VisionRotaryEmbedding":
+            _say_in_parts(part)
         elif name in _TURNING:
-            rebind(part, {"apply_rotary_emb": partial(_turned, _TURNING[name])})
+            turned = partial(_turned, _TURNING[name])
+            rebind(part, {"apply_rotary_emb": turned, "vision_apply_rotary_emb": turned})
         if kind == "longrope":
             part.forward = MethodType(_by_length, part)
         if kind == "dynamic":
@@ -50,7 +53,7 @@ def switch_metadata(model: torch.nn.Module) -> dict[str, str]:
 
 
 _COMPLEX_TABLES = ("DeepseekV2RotaryEmbedding", "Llama4TextRotaryEmbedding")
-_TURNING = {"DeepseekV2Attention": 1, "Llama4TextAttention": 2}
+_TURNING = {"DeepseekV2Attention": 1, "Llama4TextAttention": 2, "Llama4VisionAttention": 1}
 """Attention that turns by complex numbers, and the axis of its heads."""
 
 
@@ -61,19 +64,27 @@ def _in_parts(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> torch.T
     return table
 
 
+def _say_in_parts(part: Any) -> None:
+    """The same of a table that is there, ``[patches, width / 2, 2]``."""
+    table = torch.view_as_real(part._buffers.pop("freqs_ci")).squeeze(1)
+    part.forward = lambda _: table
+
+
 def _turned(
-    heads: int, xq: torch.Tensor, xk: torch.Tensor, freqs_cis: torch.Tensor
+    heads: int, query: torch.Tensor, key: torch.Tensor, *freqs_cis: torch.Tensor,
+    **named: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Queries and keys ``[batch, ..., width]`` whose pairs of neighbours are turned, as complex
     numbers are by a product."""
-    cos, sin = freqs_cis.unsqueeze(heads).unbind(-1)
+    (table,) = *freqs_cis, *named.values()  # each family has a name of its own for it
+    cos, sin = table.unsqueeze(heads).unbind(-1)
 
     def turned(x: torch.Tensor) -> torch.Tensor:
         real, imaginary = x.float().reshape(*x.shape[:-1], -1, 2).unbind(-1)
         parts = real * cos - imaginary * sin, real * sin + imaginary * cos
         return torch.stack(parts, -1).flatten(-2).type_as(x)
 
-    return turned(xq), turned(xk)
+    return turned(query), turned(key)
 
 
 def _by_length(self: Any, x: torch.Tensor, position_ids: torch.Tensor) -> Any:

@@ -100,6 +100,22 @@ def _with_indicators(
     return words
 
 
+def _llama4(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Of tiles, between which the processor writes words."""
+    states = model.vision_model(pixels).last_hidden_state
+    features: torch.Tensor = model.multi_modal_projector(states)
+    return features
+
+
+def _llama4_tokens(config: Any) -> int:
+    return int(_every_patch(config) * config.vision_config.pixel_shuffle_ratio**2)
+
+
+def _queries(config: Any) -> int:
+    """Aria's tokens, by how many patches there are."""
+    return int(config.projector_patch_to_query_dict[_every_patch(config)])
+
+
 PIXTRAL = Tower(
     lambda config: math.prod(hf_pixtral.token_grid(config)), hf_pixtral.features,
     beside=lambda _, inputs: hf_pixtral.sized(inputs), note=hf_pixtral.size_note,
@@ -114,6 +130,8 @@ ROWS: Mapping[str, Tower] = {
     "blip-2": Tower(lambda config: int(config.num_query_tokens)),
     "paligemma": Tower(_every_patch),
     "vipllava": Tower(_every_patch),
+    "llama4": Tower(_llama4_tokens, _llama4),
+    "aria": Tower(_queries),
     "deepseek_vl": Tower(_every_patch),
     "janus": Tower(_every_patch),
     "ovis2": Tower(_strides, words=_with_indicators),

@@ -12,7 +12,7 @@ import copy
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
@@ -236,6 +236,23 @@ def plain_outputs(output: Any) -> Any:
         return output
     tensors: dict[str, torch.Tensor] = {}
     _collect(tensors, "", output)
+    return tensors
+
+
+def named_tensors(
+    output: Mapping[str, Any], feeds: Container[str] = ()
+) -> dict[str, torch.Tensor]:
+    """Those of a library's output that are tensors, by name; where none is, those in its lists
+    (``logits.0``). Not one of an input's name: a graph has one value of a name, and Parakeet's
+    encoder gives a shorter mask back. Raises ``BadInput`` where there is none at all."""
+    tensors = {
+        name: value for name, value in output.items()
+        if isinstance(value, torch.Tensor) and name not in feeds
+    }  # fmt: skip
+    if not tensors:
+        _collect(tensors, "", dict(output))
+    if not tensors:
+        raise BadInput("the forward gives no tensor")
     return tensors
 
 

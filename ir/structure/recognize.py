@@ -177,9 +177,14 @@ def recognize(view: View) -> Structure:
 
 
 def _linears(view: View, sites: list[Node]) -> list[Linear]:
-    nodes = [n for n in sites if stored_weight(view, n) is not None]
+    nodes = [n for n in sites if stored_weight(view, n) is not None and not _is_vector(view, n)]
     names = site_names(view, nodes)
     return [_linear(view, node, names[node]) for node in nodes]
+
+
+def _is_vector(view: View, node: Node) -> bool:
+    """Whether the weight has no axis of outputs: such a sum is none of a linear's sites."""
+    return view.type(weight_behind(view, node)).rank == 1
 
 
 def _linear(view: View, node: Node, name: str) -> Linear:

@@ -43,7 +43,7 @@ def linear_macs(operands: Sequence[Any], out: Shape) -> int:
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """``x @ weight.T + bias``; weight is [out, in]."""
+    """``x @ weight.T + bias``; weight is [out, in], or [in] of a result without that axis."""
     return torch.nn.functional.linear(x, weight, bias)
 
 
@@ -52,7 +52,7 @@ def _infer_linear(operands: Sequence[Any], attrs: Attrs) -> Types:
     if x.shape is None or weight.shape is None:
         return (Type(x.dtype, None),)
     same_size(x.shape[-1], weight.shape[-1], "linear")
-    return (x.with_shape((*x.shape[:-1], weight.shape[0])),)
+    return (x.with_shape((*x.shape[:-1], *weight.shape[:-1])),)
 
 
 def _dense(columns: int, operands: Sequence[Tensor | None], attrs: Attrs) -> Tensor:
@@ -78,7 +78,9 @@ def _lower_linear_of_any_float(e: onnx.Lowering) -> onnx_ir.Value:
 
 def _by_fused_matmul(e: onnx.Lowering, dtypes: Sequence[torch.dtype]) -> onnx_ir.Value:
     x, weight, *bias = e.operands
-    if e.view.type(x).dtype in dtypes and _is_read_elsewhere(e, weight):
+    if e.view.type(weight).rank == 1:
+        product = e.matmul(x, weight)
+    elif e.view.type(x).dtype in dtypes and _is_read_elsewhere(e, weight):
         e.view.at(e.node)
         node = e.view.emit("FusedMatMul", [x, weight], {"transB": 1}, domain=onnx.MICROSOFT)
         product = node.outputs[0]
@@ -92,8 +94,12 @@ def _lower_linear_in_standard_ops(e: onnx.Lowering) -> onnx_ir.Value:
     """linear(x, w, b) => add(matmul(x, wᵀ), b); a table that is read elsewhere is transposed in the
     graph."""
     x, weight, *bias = e.operands
-    shared = _is_read_elsewhere(e, weight)
-    turned = e.transpose(weight, perm=(1, 0)) if shared else _transposed(e, weight)
+    if e.view.type(weight).rank == 1:
+        turned = weight
+    elif _is_read_elsewhere(e, weight):
+        turned = e.transpose(weight, perm=(1, 0))
+    else:
+        turned = _transposed(e, weight)
     product = e.matmul(x, turned)
     return e.add(product, bias[0]) if bias and bias[0] is not None else product
 

@@ -77,12 +77,40 @@ def _batch_norm(
 
 
 def _batch_norm_of(
-    e: Emit, x: Value, weight: Value | None, bias: Value | None, mean: Value, var: Value,
-    training: bool, momentum: float, eps: float, *_: Any,
+    e: Emit, x: Value, weight: Value | None, bias: Value | None, mean: Value | None,
+    var: Value | None, training: bool, momentum: float, eps: float, *_: Any,
 ) -> Value:  # fmt: skip
+    if mean is None or var is None:
+        return _batch_norm_of_itself(e, x, weight, bias, True, momentum, eps)[0]
     if training:
         raise Refusal("batch_norm that takes its statistics from the batch", e.node)
     return _batch_norm(e, x, weight, bias, mean, var, momentum, eps)[0]
+
+
+def _batch_norm_of_itself(
+    e: Emit, x: Value, weight: Value | None, bias: Value | None, training: bool, momentum: float,
+    eps: float,
+) -> tuple[Value]:  # fmt: skip
+    """Of a channel's own mean and variance, as BiT standardizes weights (arXiv 1903.10520)."""
+    _first_alone(e)
+    rank = e.rank(x)
+    dims = tuple(axis for axis in range(rank) if axis != 1)
+    centred = e.sub(x, e.mean(x, dims=dims, keepdim=True))
+    var = e.mean(e.mul(centred, centred), dims=dims, keepdim=True)
+    normed = e.div(centred, e.sqrt(e.add(var, eps)))
+    for op, scale in (("mul", weight), ("add", bias)):
+        if scale is not None:
+            normed = e.build(op, normed, e.reshape(scale, 1, -1, *[1] * (rank - 2)))
+    return (normed,)
+
+
+def _isin(
+    e: Emit, x: Value, among: Value, assume_unique: bool = False, invert: bool = False
+) -> Value:
+    """isin(x, among) => any(x[..., None] == among)"""
+    equal = e.eq(e.unsqueeze(x, dims=(e.rank(x),)), e.reshape(among, -1))
+    found = _any("amax")(e, equal, [e.rank(x)])
+    return e.logical_not(found) if invert else found
 
 
 def _native_layer_norm(
@@ -154,6 +182,8 @@ FORMS: dict[Any, Form] = {
     aten.addmm.default: _addmm,
     aten.baddbmm.default: _addmm,
     aten._native_batch_norm_legit_no_training.default: _batch_norm,
+    aten._native_batch_norm_legit.no_stats: _batch_norm_of_itself,
+    aten.isin.Tensor_Tensor: _isin,
     aten.native_layer_norm.default: _native_layer_norm,
     aten.adaptive_avg_pool2d.default: _mean_pool,
     aten._adaptive_avg_pool2d.default: _mean_pool,

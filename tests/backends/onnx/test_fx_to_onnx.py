@@ -228,6 +228,12 @@ NATIVES: dict[str, Callable[..., Any]] = {
     "batch norm": lambda x: F.batch_norm(
         x, torch.arange(3.0), torch.ones(3) * 2, torch.ones(3), torch.zeros(3)
     ),
+    "batch norm of itself": lambda x: F.batch_norm(
+        x, None, None, torch.ones(3) * 2, torch.arange(3.0), training=True
+    ),
+    "members": lambda x: torch.isin((x * 9).to(torch.int64), torch.tensor([1, -3, 7])),
+    "no members": lambda x: torch.isin(x.to(torch.int64), torch.tensor([[0], [9]]), invert=True),
+    "a linear of a vector": lambda x: F.linear(x, torch.arange(4.0)),
     "padding that keeps the size": lambda x: F.conv1d(x, torch.ones(2, 3, 4) * 0.5, padding="same"),
     "transposed convolution": lambda x: F.conv_transpose1d(x, torch.ones(3, 2, 2) * 0.5, stride=2),
 }
