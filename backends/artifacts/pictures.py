@@ -55,8 +55,8 @@ def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
     vision = config.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
     placed = config.get("model_type") == "gemma4"
-    merge = vision.get("pooling_kernel_size") if placed else config.get("spatial_merge_size", 1)
-    sizes = [*shape[2:], vision.get("patch_size"), merge]
+    pooled = vision.get("pooling_kernel_size") if placed else config.get("spatial_merge_size", 1)
+    sizes = [*shape[2:], vision.get("patch_size"), pooled]
     numbers = [size for size in sizes if isinstance(size, int) and size > 0]
     if len(numbers) != 4 or len(sizes) != 4:
         return None

@@ -122,9 +122,9 @@ def _as_padding(config: Any, input_ids: torch.Tensor) -> torch.Tensor:
 
 def sees_both_ways(config: Any) -> bool:
     """Whether the tokens of an image see each other both ways, in layers with a window."""
-    return config.model_type == GEMMA4 and (
-        config.get_text_config().use_bidirectional_attention == "vision"
-    )
+    if config.model_type != GEMMA4:
+        return False
+    return bool(config.get_text_config().use_bidirectional_attention == "vision")
 
 
 def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from .family_table import LAYERS, Family
 from .image_families import MORE_IMAGES_AND_TEXT, MORE_VISION
+from .seeing_families import SEEING
 from .text_families import MORE_DECODERS, MORE_ENCODERS, MORE_PAIRS, MORE_SPEECH
 
 _BODY = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4}
@@ -417,6 +418,6 @@ DIFFUSION: Mapping[str, Family] = {
 
 FAMILIES: Mapping[str, Family] = {
     **DECODERS, **ENCODERS, **PAIRS, **VISION, **SPEECH, **IMAGES_AND_TEXT, **DIFFUSION,
-    **MORE_VISION, **MORE_IMAGES_AND_TEXT, **MORE_DECODERS, **MORE_ENCODERS, **MORE_PAIRS,
-    **MORE_SPEECH,
+    **MORE_VISION, **MORE_IMAGES_AND_TEXT, **SEEING, **MORE_DECODERS, **MORE_ENCODERS,
+    **MORE_PAIRS, **MORE_SPEECH,
 }

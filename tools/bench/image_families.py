@@ -35,13 +35,20 @@ _QWEN3_VISION = {
 }  # fmt: skip
 _QWEN_WORDS = {"image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
                "vision_end_token_id": 93}  # fmt: skip
+_TURNED = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2],
+           "partial_rotary_factor": 1.0}  # fmt: skip
 _LINEAR = _HEADED | {
     "layer_types": ["linear_attention", "full_attention"], "linear_key_head_dim": 8,
     "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4,
-    "linear_conv_kernel_dim": 4, "rope_parameters": {
-        "rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2],
-        "partial_rotary_factor": 1.0},
+    "linear_conv_kernel_dim": 4, "rope_parameters": _TURNED,
 }  # fmt: skip
+_GLM_VISION = {"depth": LAYERS, "num_heads": 4, "patch_size": 4, "spatial_merge_size": 2,
+               "temporal_patch_size": 2, "hidden_size": 32, "out_hidden_size": 32,
+               "intermediate_size": 48, "image_size": 16}  # fmt: skip
+_GLM_WORDS = dict(zip(
+    ("image_token_id", "video_token_id", "image_start_token_id", "image_end_token_id",
+     "video_start_token_id", "video_end_token_id"), range(96, 90, -1), strict=True,
+))  # fmt: skip
 _GEMMA4_VISION = _BODY | {
     "num_key_value_heads": 4, "head_dim": 8, "intermediate_size": 64, "patch_size": 4,
     "pooling_kernel_size": 2, "position_embedding_size": 16, "image_size": [16, 24],
@@ -218,6 +225,35 @@ MORE_IMAGES_AND_TEXT: Mapping[str, Family] = {
         "vision_config": _GEMMA4_VISION | {"use_clipped_linears": True}, "text_config": _GEMMA4 | {
             "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 97,
             "hidden_size_per_layer_input": 8}, **_GEMMA4_WORDS}, blocks=(LAYERS, 4), sites=6),
+    "llama4-vl": _seeing("Llama4", {
+        "vision_config": _VISION | {
+            "intermediate_size": 128, "projector_input_dim": 32, "projector_output_dim": 32,
+            "vision_output_dim": 32}, "text_config": _HEADED | {
+            "model_type": "llama4_text", "num_local_experts": 4, "intermediate_size_mlp": 64,
+            "attention_chunk_size": 64, "interleave_moe_layer_step": 2, "moe_layers": [1]},
+        "image_token_index": 96, "boi_token_index": 95, "eoi_token_index": 94}),
+    "idefics2": _seeing("Idefics2", {
+        "vision_config": _VISION, "text_config": _MISTRAL, "image_token_id": 96,
+        "perceiver_config": {
+            "hidden_size": 32, "resampler_n_latents": 4, "resampler_depth": 1,
+            "resampler_n_heads": 4, "resampler_head_dim": 8, "num_key_value_heads": 2}},
+        blocks=(LAYERS, 1, LAYERS), sites=2 * LAYERS + 1),
+    "aria": _seeing("Aria", {
+        "vision_config": _VISION | {"model_type": "idefics3_vision"}, "text_config": _HEADED | {
+            "model_type": "aria_text", "moe_num_experts": 4, "moe_topk": 2,
+            "moe_num_shared_experts": 1},
+        "image_token_index": 96, "projector_patch_to_query_dict": {16: 4}}, sites=2 * LAYERS + 1),
+    "llava-next-video": _seeing("LlavaNextVideo", {
+        "vision_config": _CLIP, "text_config": _LLAMA | {"max_position_embeddings": 256},
+        "image_token_index": 96, "video_token_index": 95, "image_seq_length": 16,
+        "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]}),
+    "glm-4.5v": _seeing("Glm4vMoe", {
+        "vision_config": _GLM_VISION, "text_config": _HEADED | {
+            "rope_parameters": _TURNED, "moe_intermediate_size": 32, "n_routed_experts": 4,
+            "num_experts_per_tok": 2}, **_GLM_WORDS}),
+    "glm-ocr": _seeing("GlmOcr", {
+        "vision_config": _GLM_VISION, "text_config": _GROUPED | {"rope_parameters": _TURNED},
+        **_GLM_WORDS}),
     "got-ocr2": _seeing("GotOcr2", {
         "vision_config": _SAM, "text_config": _QWEN, "image_token_index": 96}),
 }  # fmt: skip
