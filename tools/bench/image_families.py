@@ -246,7 +246,7 @@ MORE_IMAGES_AND_TEXT: Mapping[str, Family] = {
     "llava-next-video": _seeing("LlavaNextVideo", {
         "vision_config": _CLIP, "text_config": _LLAMA | {"max_position_embeddings": 256},
         "image_token_index": 96, "video_token_index": 95, "image_seq_length": 16,
-        "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]}),
+        "image_grid_pinpoints": [[16, 32], [32, 16], [32, 32]]}, blocks=(1, LAYERS), sites=3),
     "glm-4.5v": _seeing("Glm4vMoe", {
         "vision_config": _GLM_VISION, "text_config": _HEADED | {
             "rope_parameters": _TURNED, "moe_intermediate_size": 32, "n_routed_experts": 4,

@@ -1,4 +1,4 @@
-"""Small models that find, cut out, measure or compare what is in an image, or read it.
+"""Small models that name, enlarge, compare or read what is in an image or a film.
 
 As those of ``family_models``: random weights, few layers a stack.
 """
@@ -6,7 +6,6 @@ As those of ``family_models``: random weights, few layers a stack.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from .family_table import LAYERS, Family
 
@@ -14,60 +13,14 @@ _BODY = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 
 _VISION = _BODY | {"intermediate_size": 64, "image_size": 16, "patch_size": 4}
 _TEXT = _BODY | {"vocab_size": 97, "max_position_embeddings": 64, "intermediate_size": 64,
                  "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
-_THREE = ["stage2", "stage3", "stage4"]
-_DETR: dict[str, Any] = {
-    "image_size": 64, "d_model": 32, "encoder_hidden_dim": 32, "encoder_ffn_dim": 64,
-    "encoder_attention_heads": 4, "decoder_layers": LAYERS, "decoder_attention_heads": 4,
-    "decoder_ffn_dim": 64, "decoder_in_channels": [32] * 3, "encoder_in_channels": [16, 24, 24],
-    "num_queries": 5, "num_denoising": 0, "num_labels": 3,
-}  # fmt: skip
-_RESNET = {"model_type": "rt_detr_resnet", "embedding_size": 16, "depths": [1] * 4,
-           "hidden_sizes": [16, 16, 24, 24], "layer_type": "basic", "out_features": _THREE}
-_HGNET = {"model_type": "hgnet_v2", "hidden_sizes": [16, 16, 24, 24], "embedding_size": 16,
-          "stem_channels": [3, 8, 8], "stage_in_channels": [8, 16, 16, 24],
-          "stage_mid_channels": [8] * 4, "stage_out_channels": [16, 16, 24, 24],
-          "stage_num_blocks": [1] * 4, "stage_numb_of_layers": [1] * 4, "out_features": _THREE}
-_SWIN = {"model_type": "swin", "image_size": 32, "patch_size": 2, "embed_dim": 16,
-         "depths": [1] * 4, "num_heads": [2] * 4, "window_size": 2,
-         "out_features": ["stage1", *_THREE]}  # fmt: skip
 _PVT = {"image_size": 32, "num_encoder_blocks": 2, "depths": [2, 2], "hidden_sizes": [16, 32],
         "strides": [4, 2], "num_attention_heads": [2, 4], "mlp_ratios": [2, 2]}  # fmt: skip
 
 SEEING: Mapping[str, Family] = {
-    "rt-detr-v2": Family("RTDetrV2ForObjectDetection", "RTDetrV2Config", _DETR | {
-        "backbone_config": _RESNET}, blocks=(1, LAYERS), sites=1 + LAYERS),
-    "d-fine": Family("DFineForObjectDetection", "DFineConfig", _DETR | {
-        "backbone_config": _HGNET, "hidden_expansion": 0.5, "max_num_bins": 8,
-        "lqe_hidden_dim": 16}, blocks=(1, LAYERS), sites=1 + LAYERS),
-    "mask2former": Family("Mask2FormerForUniversalSegmentation", "Mask2FormerConfig", {
-        "backbone_config": _SWIN, "feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32,
-        "encoder_feedforward_dim": 64, "encoder_layers": 1, "decoder_layers": 3,
-        "num_attention_heads": 4, "dim_feedforward": 64, "num_queries": 5},
-        blocks=(1, 1, 1, 1, 1, 2), sites=8),
-    "sam": Family("SamModel", "SamConfig", {
-        "vision_config": _VISION | {
-            "image_size": 32, "output_channels": 16, "window_size": 3, "global_attn_indexes": [1],
-            "mlp_dim": 64, "num_pos_feats": 8},
-        "prompt_encoder_config": {
-            "hidden_size": 16, "image_size": 32, "patch_size": 4, "mask_input_channels": 8},
-        "mask_decoder_config": {
-            "hidden_size": 16, "mlp_dim": 32, "num_attention_heads": 2,
-            "iou_head_hidden_dim": 16}}, blocks=(LAYERS, 2), sites=LAYERS + 7),
-    "efficientnet": Family("EfficientNetForImageClassification", "EfficientNetConfig", {
-        "image_size": 32, "width_coefficient": 1.0, "depth_coefficient": 1.0,
-        "kernel_sizes": [3, 3], "in_channels": [32, 16], "out_channels": [16, 24],
-        "strides": [1, 2], "num_block_repeats": [1, 2], "expand_ratios": [1, 2],
-        "hidden_dim": 1280}, blocks=(1,), sites=0),
     "pvt": Family("PvtForImageClassification", "PvtConfig", _PVT | {
         "sequence_reduction_ratios": [2, 1], "patch_sizes": [4, 2]}, blocks=(2, 2)),
     "pvt-v2": Family("PvtV2ForImageClassification", "PvtV2Config", _PVT | {
         "sr_ratios": [2, 1], "patch_sizes": [7, 3]}, blocks=(2, 2)),
-    "levit": Family("LevitForImageClassification", "LevitConfig", {
-        "image_size": 64, "hidden_sizes": [16, 24, 32], "num_attention_heads": [2, 2, 2],
-        "depths": [1, 1, 1], "key_dim": [8, 8, 8]}, blocks=(1, 1, 1), sites=5),
-    "mobilevit": Family("MobileViTForImageClassification", "MobileViTConfig", {
-        "image_size": 64, "hidden_sizes": [16, 16, 16], "num_attention_heads": 4,
-        "neck_hidden_sizes": [8, 8, 16, 16, 16, 16, 32]}, blocks=(2, 4, 3)),
     "hiera": Family("HieraForImageClassification", "HieraConfig", {
         "image_size": [32, 32], "patch_size": [3, 3], "patch_stride": [2, 2],
         "patch_padding": [1, 1], "embed_dim": 16, "depths": [1, 1, 1], "num_heads": [1, 2, 4],
@@ -89,7 +42,7 @@ SEEING: Mapping[str, Family] = {
         "patch_size": 4, "crop_size": 16, "frames_per_clip": 4, "hidden_size": 32,
         "num_attention_heads": 4, "num_hidden_layers": LAYERS, "num_pooler_layers": 1,
         "mlp_ratio": 2, "pred_hidden_size": 32, "pred_num_attention_heads": 4,
-        "pred_num_hidden_layers": 1}, blocks=(LAYERS, 1, 1), sites=LAYERS + 2),
+        "pred_num_hidden_layers": 1}, blocks=(LAYERS + 1,), sites=LAYERS + 2),
     "bridgetower": Family("BridgeTowerModel", "BridgeTowerConfig", {
         "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": LAYERS,
         "text_config": _TEXT | {"num_hidden_layers": 3, "type_vocab_size": 1},

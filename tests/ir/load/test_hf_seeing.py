@@ -1,4 +1,4 @@
-"""What models that see take and give where that is unusual: held to the library, without a trace."""
+"""What models that see take and give where that is unusual, held to the library."""
 
 from __future__ import annotations
 
