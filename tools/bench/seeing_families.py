@@ -49,8 +49,6 @@ SEEING: Mapping[str, Family] = {
         "vision_config": {
             "hidden_size": 64, "num_hidden_layers": 3, "patch_size": 4, "image_size": 16}},
         blocks=(3, 3, LAYERS, LAYERS), sites=6 + 4 * LAYERS),
-    "layoutlmv3": Family("LayoutLMv3ForTokenClassification", "LayoutLMv3Config", _TEXT | {
-        "input_size": 16, "patch_size": 4, "coordinate_size": 5, "shape_size": 6}),
     "x-clip": Family("XCLIPModel", "XCLIPConfig", {
         "text_config": _TEXT, "vision_config": _VISION | {
             "num_frames": 4, "mit_hidden_size": 32, "mit_intermediate_size": 64,
