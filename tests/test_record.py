@@ -23,10 +23,9 @@ from graphwright.tools.bench.record_facts import (
     write_rows,
 )
 
-BOTH = ("w4", "w8", "easyquant{bits=4}", "quantize{bits=3 group=32},eora{rank=8}")
+BOTH = ("w4", "quantize{bits=3 group=32},eora{rank=8}")
 FX_ALONE = (
-    "quantize{bits=2 group=32}", "quantize{bits=3 group=32}", "quantize{bits=4 group=32}",
-    "drop-blocks", "fastv{keep=25%}",
+    "w8", "easyquant{bits=4}", "quantize{bits=2 group=32}", "drop-blocks", "fastv{keep=25%}",
 )  # fmt: skip
 REPLAYED = [
     *(Case("tiny-vit", FX, recipe) for recipe in BOTH + FX_ALONE),

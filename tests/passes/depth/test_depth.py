@@ -427,7 +427,7 @@ def rest_of(dropped: int) -> BlockPath:
     return BlockPath.of(i for i in range(TINY) if i != dropped)
 
 
-@pytest.mark.parametrize("dropped", range(TINY))
+@pytest.mark.parametrize("dropped", (0, 3, TINY - 1))
 def test_without_a_block_a_trained_model_writes_what_the_library_does(
     tiny: Any, dropped: int
 ) -> None:

@@ -19,7 +19,6 @@ from graphwright.tools.run import pipeline
         (1 << 29, 0, "quantize{bits=4 group=32 accuracy_level=0}", True),
         (0, 0, "quantize{bits=4 group=32 accuracy_level=0}", False),
         (0, 1 << 29, "quantize{bits=4 group=32}", True),
-        (0, 0, "quantize{bits=4 group=32}", False),
     ],
 )
 def test_a_large_artifact_is_checked_as_it_will_run_or_the_manifest_says_not(
