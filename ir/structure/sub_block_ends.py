@@ -40,7 +40,12 @@ def _shared(view: View, norm: Node, linears: Sequence[str]) -> int:
     """How many parts the names of a norm's weight and of a linear have in common, from the left; 0
     where none of them is a layer's number."""
     names = [view.name(o) for o in view.operands(norm)[1:] if is_value(o)]
-    for pair in ((a, b) for a in names[:1] for b in linears):
+    return _common(names, linears)
+
+
+def _common(names: Sequence[str], others: Sequence[str]) -> int:
+    """How many parts of a layer's name the first of each have in common; 0 without a number."""
+    for pair in zip(names[:1], others[:1], strict=False):
         parts = zip(*(name.split(".") for name in pair), strict=False)
         common = [a for a, _ in itertools.takewhile(lambda p: p[0] == p[1], parts)]
         if any(part.isdigit() for part in common):
@@ -77,15 +82,18 @@ def _exits(
         if i + 1 == len(sums) and not reached:
             # The last layer's own scale or norm, where its last branch is not as the one before.
             own = bool(behind) and behind[0][0] in ("mul", "layer_norm", "rms_norm")
-            reached = own and _named(view, values[1], linears[i])
+            # Of a stage of layers (PVT v2), its norm has the name of the stage alone.
+            layer = _common(linears[i][-1:], linears[i - 1][-1:]) if i else 0
+            reached = own and _named(view, values[1], linears[i], at_least=layer)
         exits.append(values[reached])
     return exits
 
 
-def _named(view: View, value: Value, linears: Sequence[str]) -> bool:
-    """Whether what makes a value is of the same layer as a branch's linears, by its name."""
+def _named(view: View, value: Value, linears: Sequence[str], at_least: int = 1) -> bool:
+    """Whether what makes a value is of the same layer as a branch's linears, by its name: as many
+    parts of it."""
     node = view.producer(value)
-    return node is not None and _shared(view, node, linears[-1:]) > 0
+    return node is not None and _shared(view, node, linears[-1:]) >= max(1, at_least)
 
 
 def _behind(view: View, spine: Spine, value: Value) -> list[tuple[str, Value]]:
