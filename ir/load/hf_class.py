@@ -158,7 +158,9 @@ def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
             "input_features; trace it with package.module:factory"
         )
     sounds = names & {"input_features", "input_values"} and "input_ids" in names
-    if sounds and any(getattr(config, name, None) is not None for name in _SOUND_TOKENS):
+    deaf = sounds and any(getattr(config, name, None) is not None for name in _SOUND_TOKENS)
+    # One that sees is read for its pictures, and a note says that it does not hear (hf_inputs).
+    if deaf and config.model_type not in TOWERS:
         raise BadInput(
             f"{folder}: {cls.__name__} puts sounds into a text, which is not read: a graph of its "
             "text alone would be deaf. gw.trace(model, kwargs=processor(...)) traces it for sounds "

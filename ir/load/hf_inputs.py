@@ -165,8 +165,10 @@ def _video(model: Any) -> torch.Tensor:
 
 def left_out_notes(model: Any, inputs: Mapping[str, Any]) -> tuple[str, ...]:
     """What a person should know of inputs of the forward that a graph has not."""
+    hears = getattr(model.config, "audio_config", None) is not None
     lost = [f"{what} ({name})" for name, what in _LEFT_OUT.items()
-            if name in _accepted(model) and name not in inputs]  # fmt: skip
+            if name in _accepted(model) and name not in inputs
+            and (name != SPECTRUM or hears)]  # fmt: skip
     return (
         (f"the forward takes {' and '.join(lost)} too, and the graph is as if none were given: "
          "gw.trace(model, kwargs=processor(...)) traces it with them"),
@@ -174,8 +176,8 @@ def left_out_notes(model: Any, inputs: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 _LEFT_OUT = {
-    "bbox": "the boxes of words", "image_pixel_values": "pictures",
-    "audio_input_features": "sounds",
+    "image_pixel_values": "pictures",
+    "audio_input_features": "sounds", SPECTRUM: "sounds",
 }  # fmt: skip
 
 
