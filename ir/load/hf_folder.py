@@ -38,7 +38,7 @@ from .hf_pictures import size_notes, tower_of
 from .hf_recurrent import settle_recurrence
 from .hf_rope import settle_rope, switch_metadata
 from .hf_slots import Held
-from .hf_sound import least_sizes, length_notes
+from .hf_sound import least_sizes, length_notes, settle_squeeze
 from .hf_unread import refuse_parts
 from .hf_windows import settle_windows
 from .on_meta import absent_weights
@@ -112,6 +112,7 @@ def load_model(
     here."""
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settle_recurrence(model)
+    settle_squeeze(model)
     settled = (*settle_rope(model), *settle_windows(model), *expert_notes(model))
     tower = tower_of(config)
     if tower is not None and tower.settle is not None:

@@ -8,11 +8,13 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.export import Dim
+from torch.nn.functional import pad
 
 SOUND, SPECTRUM, SAMPLES, FRAMES = "input_values", "input_features", "samples", "frames"
 """The inputs that hold sounds, and the names of how many samples or frames each has."""
@@ -139,6 +141,29 @@ def length_notes(model: Any, inputs: Sequence[str]) -> tuple[str, ...]:
     """What a person should know of how long sounds may be."""
     most = _most_samples(model) if SOUND in inputs and next(_convolutions(model), None) else None
     return () if most is None else (f"sounds are of {most} samples at most, as far as places go",)
+
+
+def settle_squeeze(model: torch.nn.Module) -> None:
+    """Let SEW's stacks (arXiv 2109.06870), which look at every second step, cut what they give to
+    as many steps as they took. The library fills it up where it is too short, and a graph would
+    for ever do what it did for the example: it gave a step less of sounds of an odd number."""
+    part: Any
+    for part in model.modules():
+        after = getattr(part, "upsample", None)
+        if hasattr(after, "squeeze_factor"):
+            after.forward = partial(_beyond, after)
+            part.forward = partial(_cut, part)
+
+
+def _beyond(upsample: Any, states: torch.Tensor) -> torch.Tensor:
+    """``[batch, steps, width]`` with so many zeros behind it that it is never too short."""
+    return pad(type(upsample).forward(upsample, states), (0, 0, 0, upsample.squeeze_factor))
+
+
+def _cut(stack: Any, hidden_states: torch.Tensor, **options: Any) -> Any:
+    output = type(stack).forward(stack, hidden_states, **options)
+    output.last_hidden_state = output.last_hidden_state[:, : hidden_states.shape[1]]
+    return output
 
 
 def _samples(model: Any, steps: int) -> int:

@@ -10,11 +10,12 @@ matrix of scores is of all tokens by all tokens, so that time and memory grow wi
 
 from __future__ import annotations
 
+from functools import partial
 from types import MethodType
 from typing import Any
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import embedding, scaled_dot_product_attention
 
 from .hf_model import fully_attended
 
@@ -34,6 +35,7 @@ def settle_windows(model: torch.nn.Module) -> tuple[str, ...]:
             sizes.add(2 * part.one_sided_attn_window_size)
     most = fully_attended(model.config)
     if most is not None:
+        _bound_places(model, most)
         longer = (
             f"texts are of {most} tokens at most, up to which the library looks at all of them, "
             "and behind which at blocks that it picks by chance: "
@@ -47,6 +49,23 @@ def settle_windows(model: torch.nn.Module) -> tuple[str, ...]:
         "the library's numbers, in time that grows with the square of its length"
     )
     return (windows,)
+
+
+def _bound_places(model: Any, most: int) -> None:
+    """Leave that many places to a text, so that a graph fails on a longer one as on one that is
+    longer than its table."""
+    reader = model.get_encoder() if model.config.is_encoder_decoder else model
+    for part in reader.modules():
+        if isinstance(getattr(part, "position_ids", None), torch.Tensor):
+            part.position_ids = part.position_ids[:, :most]
+        table = getattr(part, "embed_positions", None)
+        if table is not None:
+            table.forward = partial(_within, table, most)
+
+
+def _within(table: Any, most: int, shape: torch.Size) -> torch.Tensor:
+    """The places of a text of this ``shape`` ``[batch, seq]``: ``[seq, width]``."""
+    return embedding(torch.arange(shape[1]), table.weight[:most])
 
 
 def _unpadded(

@@ -3,6 +3,7 @@ spectrograms, sounds beside a text."""
 
 from __future__ import annotations
 
+import importlib
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +14,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load import hf_layout, hf_model, hf_sound
+from graphwright.ir.load import hf_layout, hf_model, hf_sound, hf_windows
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
@@ -23,6 +24,7 @@ from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 from graphwright.tools.bench.family_table import Family
 
+transformers: Any = importlib.import_module("transformers")
 EXACT = 2e-5
 
 
@@ -38,6 +40,16 @@ def agree(view: View, inputs: dict[str, torch.Tensor]) -> None:
     assert view.source.original is not None
     errors = compare(view.source.original.start()(inputs), sweep(view, inputs))
     assert all(error.within(EXACT) for error in errors.values()), errors
+
+
+def made(name: str, **sizes: Any) -> Any:
+    """The library's model of a family, of one layer."""
+    family = FAMILIES[name]
+    torch.manual_seed(0)
+    config = getattr(transformers, family.config)(
+        **{**family.sizes, "num_hidden_layers": 1, **sizes}
+    )
+    return getattr(transformers, family.model)(config).eval()
 
 
 def shaped(view: View) -> dict[str, str]:
@@ -80,16 +92,20 @@ def test_what_stands_beside_tokens(
     assert {n: (tuple(t.shape), t.dtype) for n, t in beside.items()} == {name: (shape, dtype)}
 
 
-def test_windows_are_masks_and_marked_tokens_see_all(tmp_path: Path) -> None:
+def test_windows_are_masks_and_marked_tokens_see_all() -> None:
     """Of a text of several windows with padding, in which some tokens are marked."""
-    view = loaded("longformer", tmp_path, attention_window=4)
-    assert "windows of 4 tokens are a mask" in view.source.notes[0]
-    inputs = sample_inputs(view, sizes={"batch": 2, "seq": 21})
-    inputs["attention_mask"][1, 17:] = 0
-    marked = torch.zeros(2, 21, dtype=torch.int64)
-    agree(view, inputs | {"global_attention_mask": marked})
-    marked[0, 0] = marked[1, 3] = 1
-    agree(view, inputs | {"global_attention_mask": marked})
+    library, settled = (made("longformer", attention_window=4) for _ in range(2))
+    (note,) = hf_windows.settle_windows(settled)
+    assert note.startswith("windows of 4 tokens are a mask")
+    ids = torch.randint(3, 97, (2, 21), generator=torch.Generator().manual_seed(0))
+    real, marked = torch.ones_like(ids), torch.zeros_like(ids)
+    real[1, 17:] = 0
+    for marks in ((), (0, 3)):
+        marked[range(len(marks)), marks] = 1
+        given = {"input_ids": ids, "attention_mask": real, "global_attention_mask": marked.clone()}
+        with torch.no_grad():
+            expected, actual = library(**given).logits, settled(**given).logits
+        torch.testing.assert_close(actual, expected)
 
 
 def test_a_text_is_no_longer_than_all_of_it_is_attended_to() -> None:
@@ -98,6 +114,28 @@ def test_a_text_is_no_longer_than_all_of_it_is_attended_to() -> None:
     sparse = module("big_bird", attention_type="block_sparse", **blocks).config
     assert hf_model.longest_text(sparse) == 28
     assert hf_model.longest_text(module("big_bird", attention_type="full", **blocks).config) == 64
+
+
+@pytest.mark.parametrize("name", ["bigbird", "bigbird-pegasus"])
+def test_a_longer_text_has_no_places(name: str) -> None:
+    """So a graph fails on it: it ran, and gave other numbers than the library's blocks."""
+    model = made(name)
+    (note,) = hf_windows.settle_windows(model)
+    assert note.startswith("texts are of 28 tokens at most")
+    read = model.get_encoder().embed_positions if name == "bigbird-pegasus" else (
+        lambda shape: model.bert.embeddings(torch.zeros(shape, dtype=torch.int64))
+    )  # fmt: skip
+    assert read(torch.Size([1, 28])).shape[-2:] == (28, 32)
+    with pytest.raises((IndexError, RuntimeError), match=r"must match|out of range"):
+        read(torch.Size([1, 29]))
+
+
+def test_squeezed_steps_are_as_many_as_came(tmp_path: Path) -> None:
+    """SEW looks at every second step. A graph gave one step less of an odd number of them."""
+    view = loaded("sew", tmp_path)
+    assert not any("of at most" in note for note in view.source.notes)
+    for samples in (96, 104):
+        agree(view, sample_inputs(view, sizes={"batch": 1, "samples": samples}))
 
 
 def test_frames_come_with_a_mask_of_those_that_count(tmp_path: Path) -> None:
