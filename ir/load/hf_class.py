@@ -19,6 +19,8 @@ _PLACED = frozenset({"image_embeds_position_mask", "pixel_values_images", "image
 """What forwards take by which images get into a text in other ways than in place of a token."""
 _SOUND_TOKENS = ("audio_token_id", "audio_token_index")
 """Where a config names the token in whose place a sound stands."""
+_SPOKEN = frozenset({"user_audio_codes"})
+"""What forwards take that hear and speak by codes, beside a text (Moshi)."""
 VIDEO = "pixel_values_videos"
 """The input that holds videos of a model that takes these alone."""
 _ADVICE = 'write the class into config.json, as "architectures": ["{}"]'
@@ -157,8 +159,9 @@ def _check_taken(folder: Path, cls: Any, config: Any) -> Any:
             f"{folder}: {cls.__name__} takes none of input_ids, pixel_values, input_values and "
             "input_features; trace it with package.module:factory"
         )
-    sounds = names & {"input_features", "input_values"} and "input_ids" in names
+    sounds = bool(names & {"input_features", "input_values"}) and "input_ids" in names
     deaf = sounds and any(getattr(config, name, None) is not None for name in _SOUND_TOKENS)
+    deaf = deaf or bool(names & _SPOKEN)
     # One that sees is read for its pictures, and a note says that it does not hear (hf_inputs).
     if deaf and config.model_type not in TOWERS:
         raise BadInput(

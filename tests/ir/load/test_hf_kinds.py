@@ -14,7 +14,8 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load import hf_layout, hf_model, hf_sound, hf_windows
+from graphwright.ir.load import hf_class, hf_layout, hf_model, hf_sound, hf_windows
+from graphwright.ir.load.hf_inputs import left_out_notes
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
@@ -176,3 +177,21 @@ def test_sounds_that_enter_a_text_are_refused(tmp_path: Path) -> None:
     reason = "a graph of its text alone would be deaf.*Qwen2AudioEncoder and Qwen2Model"
     with pytest.raises(BadInput, match=reason):
         load(tmp_path)
+    with pytest.raises(BadInput, match="a graph of its text alone would be deaf"):
+        hf_class._check_taken(
+            tmp_path, transformers.MoshiForConditionalGeneration, module("moshi").config
+        )
+
+
+@pytest.mark.parametrize(("hears", "said"), [
+    (None, []), (object(), ["the forward takes sounds (input_features) too, and"])])  # fmt: skip
+def test_what_a_graph_has_not_is_said(hears: Any, said: list[str]) -> None:
+    """Of Gemma 4 with a tower of sounds, and of the larger ones without."""
+
+    class Both:
+        config = SimpleNamespace(audio_config=hears)
+
+        def forward(self, input_ids: Any, pixel_values: Any, input_features: Any) -> None: ...
+
+    notes = left_out_notes(Both(), {"input_ids": None, "pixel_values": None})
+    assert [note[:50] for note in notes] == said

@@ -19,6 +19,8 @@ from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.view import View
 from graphwright.ir.load.zoo.text import read_tokenizer
+from graphwright.tools.bench.families import save
+from graphwright.tools.bench.family_table import Family
 from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
 from graphwright.tools.report import manifest
@@ -185,6 +187,17 @@ def test_what_reads_a_text_writes_none(tmp_path: Path, language_model: Path, hea
     getattr(transformers, f"BertFor{head}")(config).save_pretrained(tmp_path)
     shutil.copy(language_model / "tokenizer.json", tmp_path)
     with pytest.raises(BadInput, match=f"BertFor{head}. writes no text: its logits are of the te"):
+        gw.generate(gw.load(tmp_path), PROMPT)
+
+
+def test_what_looks_behind_a_token_writes_none(tmp_path: Path, language_model: Path) -> None:
+    """XLM's library puts a mask behind a text and reads what stands there: it wrote other words."""
+    sizes = {"emb_dim": 16, "n_heads": 2, "n_layers": 1, "vocab_size": 700, "n_langs": 1,
+             "max_position_embeddings": 64}  # fmt: skip
+    save(Family("XLMWithLMHeadModel", "XLMConfig", sizes), tmp_path)
+    shutil.copy(language_model / "tokenizer.json", tmp_path)
+    told = "XLMWithLMHeadModel. writes no text from left to right: the logits of a token change by"
+    with pytest.raises(BadInput, match=told):
         gw.generate(gw.load(tmp_path), PROMPT)
 
 
