@@ -20,7 +20,14 @@ from ...ir.core.view import View
 from ...ir.load.entry_files import entry_path
 from ...ir.load.intact import check_files
 from ...ir.onnx.bounded_memory import bound_memory, run_options, why_short
-from ...ir.structure.cache_slots import ROWS_KEY, check_shared, reread_at, slot_layers
+from ...ir.structure.cache_slots import (
+    BOXES,
+    ROWS_KEY,
+    TOKEN_TYPES,
+    check_shared,
+    reread_at,
+    slot_layers,
+)  # fmt: skip
 from ...ir.structure.cuts import COUNT_KEY
 from ...ir.structure.pictured import check_pictured, read_prompt
 from ...ir.structure.tree_input import TREE
@@ -194,8 +201,9 @@ class OnnxRuntimeExecutable:
         return {n: numbers(to_value(x)) for n, x in zip(self._outputs, outputs, strict=True)}
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, and
-        where a prompt lacks its image, or has padding where the graph takes none."""
+        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, where
+        a box or a kind of a token is below 0, and where a prompt lacks its image, or has padding
+        where the graph takes none."""
         mask = inputs.get("attention_mask")
         if self.rows_begin and mask is not None and not bool((mask[:, :1] != 0).all()):
             raise BadInput(
@@ -213,6 +221,9 @@ class OnnxRuntimeExecutable:
             fixed = [(i, d) for i, d in enumerate(shape) if isinstance(d, int)]
             if len(shape) != tensor.dim() or any(tensor.shape[i] != d for i, d in fixed):
                 raise BadInput(f"input {name}: expected shape {shape}, got {list(tensor.shape)}")
+            whole = name in (BOXES, TOKEN_TYPES) and not tensor.is_floating_point()
+            if whole and bool((tensor < 0).any()):  # which picks from the end of a table in ONNX
+                raise BadInput(f"input {name}: {int(tensor.min())} is below 0")
         check_shared({n: (declared_inputs[n].shape, t.shape) for n, t in inputs.items()})
         check_pictured(self._prompt, inputs, cut=self._cut)
 

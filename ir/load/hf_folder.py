@@ -29,6 +29,7 @@ from .hf_inputs import (
     left_out_notes,
     unmeasured,
 )
+from .hf_layout import settle_boxes
 from .hf_llava import llava_forward
 from .hf_match import converts, listed, match, spare_prefix
 from .hf_model import build, read_config, read_object, stored_dtype, usual_dtype
@@ -113,6 +114,7 @@ def load_model(
     model = build(folder, config, checkpoint, trust_remote_code=trust_remote_code, dtype=dtype)
     settle_recurrence(model)
     settle_squeeze(model)
+    settle_boxes(model)
     settled = (*settle_rope(model), *settle_windows(model), *expert_notes(model))
     tower = tower_of(config)
     if tower is not None and tower.settle is not None:

@@ -8,9 +8,11 @@ text that stands nowhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import torch
+from torch.nn.functional import embedding
 
 from ..structure.cache_slots import BOXES, TOKEN_TYPES
 
@@ -19,6 +21,26 @@ _IN_FLOATS = ("bros",)
 their table."""
 _TAGS = ("xpath_tags_seq", "xpath_subs_seq")
 """MarkupLM's: the tags from the root to a token, and their turns among those of the same name."""
+
+
+_EXTENTS = ("h_position_embeddings", "w_position_embeddings")
+"""Tables of LayoutLM's line by how high and how wide a box is."""
+
+
+def settle_boxes(model: torch.nn.Module) -> None:
+    """Let a box whose right is left of its left fail in every runtime: ONNX counts what is below 0
+    from the end of a table, where the library fails."""
+    for part in model.modules():
+        for name in _EXTENTS:
+            table: Any = getattr(part, name, None)
+            if isinstance(table, torch.nn.Embedding):
+                table.forward = partial(_extent, table)
+
+
+def _extent(table: torch.nn.Embedding, sizes: torch.Tensor) -> torch.Tensor:
+    """Rows ``[batch, seq, width]`` of sizes ``[batch, seq]``, which are none below 0."""
+    known = torch.where(sizes < 0, table.num_embeddings, sizes)
+    return embedding(known, table.weight)
 
 
 def beside_tokens(

@@ -9,6 +9,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import graphwright as gw
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
@@ -67,13 +68,17 @@ def module(kind: str, **config: Any) -> Any:
 
 def test_where_a_token_stands_is_an_input(tmp_path: Path) -> None:
     """It was left out, and each token then stood in the corner of an empty page. A sample's boxes
-    are such as a page has, anywhere on it."""
+    are such as a page has, anywhere on it. ONNX took others from the ends of the tables."""
     view = loaded("layoutlm", tmp_path)
     assert shaped(view)["bbox"] == "i64[batch, seq, 4]"
     inputs = sample_inputs(view)
     box = inputs["bbox"]
     assert bool((box[..., :2] <= box[..., 2:]).all()) and box.unique().numel() > 20
     agree(view, inputs)
+    run = gw.compile(view, backend="onnxruntime")
+    for wrong, told in ((box.flip(-1), "fails on these inputs"), (box - 2000, "bbox: -.* below 0")):
+        with pytest.raises(BadInput, match=told):
+            run(**inputs | {"bbox": wrong})
 
 
 @pytest.mark.parametrize(
