@@ -18,6 +18,7 @@ import torch
 
 from ...ir.core.errors import BoundExceeded, Refusal
 from ...ir.core.view import View
+from ...ir.load import hf_gemma4
 from ...ir.load.hf_qwen_vl import patch_rows, token_places
 from ...ir.load.side_files import longest_text, read_json
 from ...ir.run.inputs import sample_inputs
@@ -51,7 +52,6 @@ from .pictures import (
     PIXELS,
     SIZE_CHECK,
     Pictures,
-    patch_corners,
     pictures_of,
 )  # fmt: skip
 
@@ -246,7 +246,6 @@ def _as_the_runtime_gives(
 
 def _placed(pixels: torch.Tensor, pictures: Pictures) -> dict[str, torch.Tensor]:
     """``[images, 3, height, width]`` as rows of patches, channels last, and their places."""
-    p, (images, channels) = pictures, pixels.shape[:2]
-    split = pixels.reshape(images, channels, p.rows, p.side, p.columns, p.side)
-    rows = split.permute(0, 2, 4, 3, 5, 1).reshape(images, p.rows * p.columns, -1)
-    return {PIXELS: rows, CORNERS: patch_corners(p).expand(images, -1, -1)}
+    sides = pictures.rows, pictures.columns
+    places = hf_gemma4.patch_places(*sides).expand(len(pixels), -1, -1)
+    return {PIXELS: hf_gemma4.patch_rows(pixels, *sides), CORNERS: places}

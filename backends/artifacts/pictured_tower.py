@@ -7,9 +7,10 @@ import torch
 
 from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
+from ...ir.load.hf_gemma4 import patch_places
 from ...ir.vocab.builder import Builder
 from .pictured_ends import inputs_of, only
-from .pictures import CORNERS, FEATURES, GRID, PIXELS, SIZE_CHECK, Pictures, patch_corners
+from .pictures import CORNERS, FEATURES, GRID, PIXELS, SIZE_CHECK, Pictures
 
 
 def tower_part(view: View, features: Value, pictures: Pictures) -> View:
@@ -67,7 +68,7 @@ def _placed_vision(view: View, features: Value, pictures: Pictures) -> View:
     for like in likes:
         view.erase_dead(view.maker(like))
     b = Builder(view, next(iter(view.nodes())))
-    checked = _checked(view, b, given, places, patch_corners(p))
+    checked = _checked(view, b, given, places, patch_places(p.rows, p.columns))
     split = b.reshape(checked, -1, p.rows, p.columns, p.side, p.side, channels)
     turned = b.transpose(split, perm=(0, 5, 1, 3, 2, 4))
     view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))

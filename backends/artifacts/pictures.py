@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ...ir.core.view import View
+from ...ir.load.hf_gemma4 import GEMMA4
 from ...ir.structure.pictured import read_places, read_squares
 
 IDS, MASK, PIXELS, LOGITS = "input_ids", "attention_mask", "pixel_values", "logits"
@@ -54,7 +53,7 @@ def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
     shape = (graph.type(inputs[PIXELS]).shape or ()) if PIXELS in inputs else ()
     vision = config.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
-    placed = config.get("model_type") == "gemma4"
+    placed = config.get("model_type") == GEMMA4
     pooled = vision.get("pooling_kernel_size") if placed else config.get("spatial_merge_size", 1)
     sizes = [*shape[2:], vision.get("patch_size"), pooled]
     numbers = [size for size in sizes if isinstance(size, int) and size > 0]
@@ -62,11 +61,3 @@ def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
         return None
     height, width, side, merge = numbers
     return Pictures(height // side, width // side, side, merge, 0, placed)
-
-
-def patch_corners(pictures: Pictures) -> torch.Tensor:
-    """Column and row of each patch: i64 ``[1, patches, 2]``."""
-    down, across = torch.meshgrid(
-        torch.arange(pictures.rows), torch.arange(pictures.columns), indexing="ij"
-    )
-    return torch.stack([across, down], -1).reshape(1, -1, 2)

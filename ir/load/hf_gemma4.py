@@ -62,9 +62,9 @@ def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     """
     tower, vision = model.model.vision_tower, model.config.vision_config
     rows, columns = patch_grid(model.config)
-    where = _places(rows, columns)
+    where = patch_places(rows, columns)
     none = torch.zeros(1, rows * columns, dtype=torch.bool)
-    stream = tower.patch_embedder(_patches(pixels, rows, columns), where, none)
+    stream = tower.patch_embedder(patch_rows(pixels, rows, columns), where, none)
     turns = tower.encoder.rotary_emb(stream, where)
     for layer in tower.encoder.layers:
         stream = layer(stream, position_embeddings=turns, position_ids=where)
@@ -78,7 +78,7 @@ def features(model: Any, pixels: torch.Tensor) -> torch.Tensor:
     return projected
 
 
-def _patches(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
+def patch_rows(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     """``[images, 3, height, width]`` as ``[images, patches, side * side * 3]``."""
     images, channels, height, width = pixels.shape
     split = pixels.reshape(images, channels, rows, height // rows, columns, width // columns)
@@ -87,7 +87,7 @@ def _patches(pixels: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
     )
 
 
-def _places(rows: int, columns: int) -> torch.Tensor:
+def patch_places(rows: int, columns: int) -> torch.Tensor:
     """Column and row of each patch: i64 ``[1, patches, 2]``."""
     down = torch.arange(rows).reshape(rows, 1).expand(rows, columns)
     across = torch.arange(columns).expand(rows, columns)
@@ -135,6 +135,6 @@ def as_the_library_takes(model: Any, inputs: Mapping[str, torch.Tensor]) -> dict
     kinds = (inputs["input_ids"] == model.config.image_token_id).long()
     given = {name: tensor for name, tensor in inputs.items() if name != TOKEN_TYPES}
     return {
-        **given, "pixel_values": _patches(pixels, rows, columns), _KINDS: kinds,
-        "image_position_ids": _places(rows, columns).expand(len(pixels), -1, -1),
+        **given, "pixel_values": patch_rows(pixels, rows, columns), _KINDS: kinds,
+        "image_position_ids": patch_places(rows, columns).expand(len(pixels), -1, -1),
     }  # fmt: skip

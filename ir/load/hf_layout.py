@@ -33,7 +33,7 @@ def settle_boxes(model: torch.nn.Module) -> None:
     for part in model.modules():
         for name in _EXTENTS:
             table: Any = getattr(part, name, None)
-            if isinstance(table, torch.nn.Embedding):
+            if hasattr(table, "num_embeddings"):
                 table.forward = partial(_extent, table)
 
 

@@ -149,7 +149,7 @@ def settle_squeeze(model: torch.nn.Module) -> None:
     for ever do what it did for the example: it gave a step less of sounds of an odd number."""
     part: Any
     for part in model.modules():
-        after = getattr(part, "upsample", None)
+        after: Any = getattr(part, "upsample", None)
         if hasattr(after, "squeeze_factor"):
             after.forward = partial(_beyond, after)
             part.forward = partial(_cut, part)

@@ -37,11 +37,13 @@ def loaded(name: str, folder: Path, **sizes: Any) -> View:
     return load(folder)
 
 
-def agree(view: View, inputs: dict[str, torch.Tensor]) -> None:
+def agree(view: View, *batches: dict[str, torch.Tensor]) -> None:
     """Whether the graph gives what the library does."""
     assert view.source.original is not None
-    errors = compare(view.source.original.start()(inputs), sweep(view, inputs))
-    assert all(error.within(EXACT) for error in errors.values()), errors
+    library = view.source.original.start()
+    for inputs in batches:
+        errors = compare(library(inputs), sweep(view, inputs))
+        assert all(error.within(EXACT) for error in errors.values()), errors
 
 
 def made(name: str, **sizes: Any) -> Any:
@@ -140,8 +142,8 @@ def test_squeezed_steps_are_as_many_as_came(tmp_path: Path) -> None:
     """SEW looks at every second step. A graph gave one step less of an odd number of them."""
     view = loaded("sew", tmp_path)
     assert not any("of at most" in note for note in view.source.notes)
-    for samples in (96, 104):
-        agree(view, sample_inputs(view, sizes={"batch": 1, "samples": samples}))
+    sizes = ({"batch": 1, "samples": samples} for samples in (96, 104))
+    agree(view, *(sample_inputs(view, sizes=size) for size in sizes))
 
 
 def test_frames_come_with_a_mask_of_those_that_count(tmp_path: Path) -> None:
