@@ -1,7 +1,7 @@
 """What holds for which family of models, as a table: loaded, counted, quantized, exact.
 
 ``python -m graphwright.tools.bench.families [--only GLOB ...] [--markdown]`` makes a small model of
-each of about 100 families with random weights, without a download, saves it as a folder, loads that
+each of over 250 families with random weights, without a download, saves it as a folder, loads that
 folder as ``gw.load`` does, and holds what ONNX Runtime makes of the graph against the library's own
 model: on a sample, on inputs of other sizes and, with a cache, on a chunk and a step after them;
 with the last block left out, whose module in the library's model then gives what it takes; and, of
