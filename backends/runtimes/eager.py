@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ...ir.core.errors import BadInput
+from ...ir.core.size_bounds import check_sizes, read_sizes
 from ...ir.core.view import View
 from ...ir.run.sweep import sweep
 from ..base import Backend, ViewExecutable, bind
@@ -16,7 +17,11 @@ class EagerExecutable(ViewExecutable):
     """Runs a view by ``ir.run.sweep``; weights are read at each use."""
 
     def __call__(self, *args: torch.Tensor, **inputs: torch.Tensor) -> dict[str, torch.Tensor]:
-        return sweep(self._view, bind(self.input_types, args, inputs))
+        types = self.input_types
+        bound = bind(types, args, inputs)
+        shapes = {name: (types[name].shape or (), t.shape) for name, t in bound.items()}
+        check_sizes(read_sizes(self._view.metadata()), shapes)
+        return sweep(self._view, bound)
 
 
 def build(graph: View | str | Path, *, device: str = "cpu") -> EagerExecutable:

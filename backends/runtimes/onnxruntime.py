@@ -14,6 +14,7 @@ from onnx_ir.tensor_adapters import from_torch_dtype
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.mapped_pages import release_files, releasing_files
 from ...ir.core.scratch import Scratch
+from ...ir.core.size_bounds import check_sizes, read_sizes
 from ...ir.core.types import UNKNOWN_DIM, Type
 from ...ir.core.values import numbers, to_numpy, to_value
 from ...ir.core.view import View
@@ -112,6 +113,7 @@ class OnnxRuntimeExecutable:
         self._outputs = tuple(o.name for o in outputs)
         metadata = self._session.get_modelmeta().custom_metadata_map
         self._prompt, self._cut = read_prompt(metadata), COUNT_KEY in metadata
+        self._sizes = read_sizes(metadata)
         self.rows_begin = ROWS_KEY in metadata
         self._in_place = metadata.get(ROWS_KEY) == "shared"
         self.reread_at = reread_at(metadata)
@@ -201,9 +203,9 @@ class OnnxRuntimeExecutable:
         return {n: numbers(to_value(x)) for n, x in zip(self._outputs, outputs, strict=True)}
 
     def _check(self, inputs: dict[str, torch.Tensor]) -> None:
-        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, where
-        a box or a kind of a token is below 0, and where a prompt lacks its image, or has padding
-        where the graph takes none."""
+        """Raise ``BadInput`` where a dtype, a rank, a fixed or a shared dimension is another, or of
+        a size that the graph is not for, where a box or a kind of a token is below 0, and where a
+        prompt lacks its image, or has padding where the graph takes none."""
         mask = inputs.get("attention_mask")
         if self.rows_begin and mask is not None and not bool((mask[:, :1] != 0).all()):
             raise BadInput(
@@ -224,7 +226,9 @@ class OnnxRuntimeExecutable:
             whole = name in (BOXES, TOKEN_TYPES) and not tensor.is_floating_point()
             if whole and bool((tensor < 0).any()):  # which picks from the end of a table in ONNX
                 raise BadInput(f"input {name}: {int(tensor.min())} is below 0")
-        check_shared({n: (declared_inputs[n].shape, t.shape) for n, t in inputs.items()})
+        shapes = {n: (declared_inputs[n].shape, t.shape) for n, t in inputs.items()}
+        check_shared(shapes)
+        check_sizes(self._sizes, shapes)
         check_pictured(self._prompt, inputs, cut=self._cut)
 
 

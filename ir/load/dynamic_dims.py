@@ -12,6 +12,7 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from ..structure.cache_slots import PAST_AXIS
+from .limits import Limits
 
 
 def _dynamic_dims(leaf: Any) -> dict[int, str]:
@@ -77,7 +78,7 @@ _ALONE = r"(\w+) = L\[.* guard (?:\(\((-?\d+)\) \+ )?L\[[^ ]+\)? != (\d+)\.?(?:\
 number behind ``!=``, less what is added before it."""
 
 
-def bounded(shapes: Any, notes: dict[str, str], tried: set[str], message: str) -> Any | None:
+def bounded(shapes: Any, limits: Limits, tried: set[str], message: str) -> Any | None:
     """The shapes that are given, bounded as the exporter proposes; ``None`` where it does not.
 
     It proposes no bound where one size behaves as no other does: then that one is left out.
@@ -85,26 +86,24 @@ def bounded(shapes: Any, notes: dict[str, str], tried: set[str], message: str) -
     if message in tried or "Constraints violated" not in message:
         return None
     tried.add(message)
-    limits = {d.__name__: d.max for d in pytree.tree_leaves(shapes) if isinstance(d, Dim)}
+    most = {d.__name__: d.max for d in pytree.tree_leaves(shapes) if isinstance(d, Dim)}
     ranges = {
         name: dict(re.findall(r"(min|max)=(\d+)", bounds))
         for name, bounds in re.findall(r"^\s*(\w+) = Dim\('\w+'(.*)\)$", message, re.M)
-        if name in limits  # It proposes dims of its own too, that others are multiples of.
+        if name in most  # It proposes dims of its own too, that others are multiples of.
     }
     fixed = dict(re.findall(r"^\s*(\w+) = (\d+)$", message, re.M))
     for name, shift, number in re.findall(_ALONE, message):
         alone = int(number) - int(shift or 0)
         # Left out with what lies behind it on the side that is farther from the usual sizes.
-        bound = {"max": alone - 1} if alone > limits.get(name, 0) // 2 else {"min": alone + 1}
+        bound = {"max": alone - 1} if alone > most.get(name, 0) // 2 else {"min": alone + 1}
         ranges.setdefault(name, {key: str(size) for key, size in bound.items()})
     if not ranges and not fixed:
         return None
-    for name, bounds in ranges.items():
-        terms = [f"{word} {bounds[key]}" for key, word in (("min", "at least"), ("max", "at most"))
-                if key in bounds]  # fmt: skip
-        notes[name] = f"the graph is for sizes of {name} of {' and '.join(terms)}"
+    sizes = {name: {key: int(size) for key, size in of.items()} for name, of in ranges.items()}
+    limits.sizes |= sizes
     for name, size in fixed.items():
-        notes[name] = f"the model's code fixes {name}: the graph is for {size} alone"
+        limits.words[name] = f"the model's code fixes {name}: the graph is for {size} alone"
 
     def narrowed(dim: Any) -> Any:
         if not isinstance(dim, Dim):
@@ -112,8 +111,8 @@ def bounded(shapes: Any, notes: dict[str, str], tried: set[str], message: str) -
         name = dim.__name__
         if name in fixed:
             return None
-        limits = {key: int(value) for key, value in ranges.get(name, {}).items()}
-        bounds = {"min": getattr(dim, "min", None), "max": getattr(dim, "max", None)} | limits
+        usual = {"min": getattr(dim, "min", None), "max": getattr(dim, "max", None)}
+        bounds = usual | sizes.get(name, {})
         return Dim(name, **{key: size for key, size in bounds.items() if size is not None})
 
     return pytree.tree_map_only(Dim, narrowed, shapes)

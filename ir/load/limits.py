@@ -3,22 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch.export import ExportedProgram
 
+from ..core.size_bounds import said
+
 _FARTHEST = 1 << 20
 """The greatest size for which an assertion is tried."""
 
 
-def tell_limits(
-    program: ExportedProgram, names: Mapping[str, str], notes: dict[str, str]
-) -> None:
-    """Put in the notes, by the names of dimensions, up to which size the graph is right: as far as
+@dataclass
+class Limits:
+    """What a graph is not for, by the name of a dimension."""
+
+    words: dict[str, str] = field(default_factory=dict)
+    """In words, where it is no bound."""
+    sizes: dict[str, Mapping[str, int]] = field(default_factory=dict)
+    """The least and the greatest size (``min``, ``max``)."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of them."""
+        return *(said(name, of) for name, of in self.sizes.items()), *self.words.values()
+
+
+def tell_limits(program: ExportedProgram, names: Mapping[str, str], limits: Limits) -> None:
+    """Put in the limits, by the names of dimensions, up to which size the graph is right: as far as
     the assertions hold that the exporter left in it. Where they hold for all sizes that were tried,
     there is nothing to say. ``names`` are those of the exporter's symbols."""
-    limits: dict[str, tuple[int, int]] = {}
+    found: dict[str, tuple[int, int]] = {}
     conditions = [node.args[0] for node in program.graph.nodes
                   if node.target is torch.ops.aten._assert_scalar.default]  # fmt: skip
     for condition in conditions:
@@ -28,13 +44,13 @@ def tell_limits(
         (symbol,) = value.node.expr.free_symbols
         least, most = _range(program, symbol)
         limit = _holds_to(value.node.expr, symbol, least, most)
-        before = limits.get(names.get(str(symbol), ""), (most, most))[0]
-        limits[names.get(str(symbol), "")] = min(limit, before), most
-    for name, (limit, most) in limits.items():
-        if limit and name in notes:
-            del notes[name]
+        before = found.get(names.get(str(symbol), ""), (most, most))[0]
+        found[names.get(str(symbol), "")] = min(limit, before), most
+    for name, (limit, most) in found.items():
+        if limit:
+            limits.words.pop(name, None)
         if 0 < limit < most:
-            notes[name] = f"the graph is for sizes of {name} of at most {limit}"
+            limits.sizes[name] = {"max": limit}
 
 
 def _range(program: ExportedProgram, symbol: Any) -> tuple[int, int]:

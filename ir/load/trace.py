@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 from ..core.errors import BadInput
 from ..core.heap import uncollected
 from ..core.quiet import quiet
+from ..core.size_bounds import sizes_metadata
 from ..core.view import Source
 from ..core.weights import Weight
 from ..fx.view import FxView
@@ -28,7 +29,7 @@ from .dynamic_dims import auto_shapes, bounded, dim_names, loosened, two_rows, w
 from .fake import Inputs, fake_meta
 from .functional import functional
 from .lean_export import lean_export
-from .limits import tell_limits
+from .limits import Limits, tell_limits
 from .original import ModuleOriginal, traced_call
 from .overflow import AlwaysClamped
 from .plain_call import bind, check_module, plain_call
@@ -88,18 +89,19 @@ def trace(
             shapes = functools.partial(loosened, arguments, call.caches)
             dynamic_shapes = auto_shapes(arguments, call.caches)
         inputs = fake_meta(module, inputs)
-        bounds: dict[str, str] = {}
+        limits = Limits()
         if narrow:
-            shapes = functools.partial(bounded, dynamic_shapes, bounds)
-        program = _export(module, inputs, dynamic_shapes, shapes, bounds if narrow else None)
+            shapes = functools.partial(bounded, dynamic_shapes, limits)
+        program = _export(module, inputs, dynamic_shapes, shapes, limits if narrow else None)
     refuse_randomness(program)
     refuse_changed_parameters(program)
     names = dim_names(program, dynamic_shapes)
     if source is None:
         size = sum(p.numel() * p.element_size() for p in module.parameters())
         source = Source(kind="memory", name=type(module).__name__, source_bytes=size)
-    source.notes += tuple(bounds.values())
+    source.notes += limits.notes
     view = FxView.from_program(program, weights=weights, source=source, dim_names=names)
+    view.metadata().update(sizes_metadata(limits.sizes))
     if call.caches:
         view.set_inputs(dict(zip(call.input_names(view.input_names()), view.inputs(), strict=True)))
         view.edits = 0
@@ -137,10 +139,10 @@ def _export(
     inputs: Inputs,
     dynamic_shapes: Any,
     narrower: Callable[[set[str], str], Any | None] | None,
-    notes: dict[str, str] | None = None,
+    limits: Limits | None = None,
 ) -> ExportedProgram:
     """A functional program. ``narrower`` makes other shapes of what was tried and the exporter's
-    words, or none. With ``notes``, where the exporter cannot decide for all sizes what the code
+    words, or none. With ``limits``, where the exporter cannot decide for all sizes what the code
     asks of one, it goes as it does for the inputs, and they say so."""
     loose: set[str] = set()
     assumed = False
@@ -151,15 +153,15 @@ def _export(
                     module, *inputs, dynamic_shapes=dynamic_shapes or None, strict=False,
                     prefer_deferred_runtime_asserts_over_guards=assumed,
                 )  # fmt: skip
-                if assumed and notes is not None:
-                    tell_limits(program, dim_names(program, dynamic_shapes), notes)
+                if assumed and limits is not None:
+                    tell_limits(program, dim_names(program, dynamic_shapes), limits)
                 return _on_cpu(functional(program))
         except Exception as error:
             changed = None if narrower is None else narrower(loose, str(error))
             undecided = re.search(_UNDECIDED, str(error))
-            if changed is None and undecided and notes is not None and not assumed:
+            if changed is None and undecided and limits is not None and not assumed:
                 assumed, name = True, undecided[1]
-                notes[name] = (
+                limits.words[name] = (
                     f"the model's code compares sizes of {name} in ways that are not decided for "
                     "all of them: the graph goes as it does for the example's"
                 )

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 
 import onnx_ir
 
+from ..core.size_bounds import rename_sizes
+
 AXES = {
     "batch": "batch_size", "seq": "sequence_length", "past": "past_sequence_length",
     "encoder_seq": "encoder_sequence_length",
@@ -27,6 +29,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 def name_axes(model: onnx_ir.Model) -> None:
     """Rename the axes of all values in place, those inside the graph as its inputs and outputs."""
     _rename(model, _named)
+    rename_sizes(model.metadata_props, _named)
     if any(_SUM in _texts(value) for value in (*model.graph.inputs, *model.graph.outputs)):
         _rename(model, lambda dim: TOTAL if dim == _SUM else dim)
         model.metadata_props[TOTAL_KEY] = _SUM

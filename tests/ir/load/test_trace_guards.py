@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import graphwright as gw
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
@@ -45,7 +48,9 @@ def test_a_forward_that_changes_its_parameters_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("block", "noted"), [(16, True), (64, False)])
-def test_the_size_up_to_which_an_undecided_graph_is_right_is_said(block: int, noted: bool) -> None:
+def test_the_size_up_to_which_an_undecided_graph_is_right_is_said_and_kept_to(
+    block: int, noted: bool, tmp_path: Path
+) -> None:
     """As of blocks of tokens; where it is right for all sizes, there is nothing to say."""
 
     class Blocks(torch.nn.Module):
@@ -56,3 +61,12 @@ def test_the_size_up_to_which_an_undecided_graph_is_right_is_said(block: int, no
     view = trace(Blocks(), (torch.ones(2, 8),), dynamic_shapes=shapes, narrow=True)
     note = "the graph is for sizes of seq of at most 16"
     assert view.source.notes == ((note,) if noted else ())
+    if not noted:
+        return
+    graphs = [view, gw.export(view, tmp_path / "out", samples=[{"x": torch.ones(2, 8)}])]
+    for graph, backend in zip(graphs, ("eager", "onnxruntime"), strict=True):
+        run = gw.compile(graph, backend=backend)
+        x = torch.randn(2, 16)
+        torch.testing.assert_close(run(x=x)["output"], Blocks()(x))
+        with pytest.raises(BadInput, match=r"x: seq\w* is 17, and the graph is for .* at most 16"):
+            run(x=torch.randn(2, 17))
