@@ -46,7 +46,9 @@ def check_sizes(
     the declared and the given shape of each input."""
     for name, (declared, shape) in shapes.items() if bounds else ():
         for dim, size in zip(declared, shape, strict=False):
-            of = bounds.get(dim, {}) if isinstance(dim, str) else {}
+            if not isinstance(dim, str) or dim not in bounds:
+                continue
+            of = bounds[dim]
             if not of.get("min", size) <= size <= of.get("max", size):
                 raise BadInput(
                     f"input {name}: {dim} is {size}, and {said(dim, of)}: its numbers are others "

@@ -201,6 +201,8 @@ def test_torch_op(op: OwnOp, sample: Sample) -> None:
         overload(*sample.operands, **sample.attrs),
         op.reference(*sample.operands, **sample.attrs),
     )
+    if sample.label not in {one.label for one in op.samples()[::4]}:
+        return  # What torch looks for is the op's; it takes a tenth of a second.
     # torch compares no float8, by which it sees for a schema whether operands stay as they were.
     checks = OPCHECKS[1:] if has_float8(sample) else OPCHECKS
     torch.library.opcheck(overload, sample.operands, dict(sample.attrs), test_utils=checks)

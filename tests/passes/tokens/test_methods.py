@@ -151,7 +151,8 @@ def test_aim_merges_and_prunes(models: Models) -> None:
 
 # --- schedules, with a cache ----------------------------------------------------------------------
 
-STEPS = 32
+STEPS = 12
+"""``bench.token_steps`` goes 32, with all methods."""
 
 
 @pytest.mark.parametrize(

@@ -12,14 +12,12 @@ from .llava import FRAMES, IMAGE, Models, prompts, with_past
 
 OTHERS = "quantize{bits=4 group=0 accuracy_level=0},eora{rank=4}"
 METHODS = (
-    "uniform-tokens{keep=8}", "fastervlm{keep=8}", "diverse{keep=8}",
-    "similarity{keep=8 merge=true}", "tome{r=2}", "visual-exit{layer=2}",
-    "fastv{layer=2 keep=8},keep-entropy", "pyramid-drop{stages=2}", "aim",
+    "diverse{keep=8}", "similarity{keep=8 merge=true}", "tome{r=2}", "visual-exit{layer=2}",
+    "fastv{layer=2 keep=8},keep-entropy", "aim",
 )  # fmt: skip
 """One of each way to cut; ``bench.token_steps`` runs all methods."""
 OF_VIDEOS = (
-    "pool-frames{to=2x2}", "ts-llava{frames=20 thumbnail=4}",
-    "free-video{frames=3 region=0.6 middle=2 fast=2}", "intp-video{factor=2}",
+    "pool-frames{to=2x2}", "intp-video{factor=2}",
 )  # fmt: skip
 FEWER, OTHER = "drop-blocks{score=random count=1 seed=1}", "path{blocks=0,1.mlp,2,2-3}"
 """The second leaves out half a block and runs one twice, between which no token leaves."""
