@@ -167,7 +167,8 @@ def most_looked_at(name: str, models: Models, batch: Batch, count: int) -> Tenso
     [
         ("gemma3-vl", "similarity", "fx"), ("gemma3-vl", "fastv", "fx"),
         ("internvl", "diverse", "fx"), ("internvl", "fopru", "onnx"),
-        ("mistral3", "similarity", "onnx"), ("mistral3", "fopru", "fx"), ("mistral3", "fastv", "fx"),
+        ("mistral3", "similarity", "onnx"), ("mistral3", "fopru", "fx"),
+        ("mistral3", "fastv", "fx"),
     ],
 )  # fmt: skip
 def test_what_goes_on_is_chosen_and_read_as_the_library_does(
