@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .family_table import LAYERS, Family
+from .family_table import LAYERS, Family, causal
 from .image_families import MORE_IMAGES_AND_TEXT, MORE_VISION
 from .seeing_families import SEEING
 from .text_families import MORE_DECODERS, MORE_ENCODERS, MORE_PAIRS, MORE_SPEECH
@@ -84,12 +84,6 @@ _QWEN3_VISION = _QWEN_VISION | {
 _QWEN_WORDS = {"image_token_id": 96, "video_token_id": 95, "vision_start_token_id": 94,
                "vision_end_token_id": 93}  # fmt: skip
 _BOTH = (LAYERS, LAYERS)
-def _causal(model: str, sizes: Mapping[str, Any], **facts: Any) -> Family:
-    """A decoder whose config is named as its model is."""
-    config = model.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Config"
-    return Family(model, config, sizes, cache=True, **facts)
-
-
 def _pair(model: str, config: str, sizes: Mapping[str, Any]) -> Family:
     """An encoder and a decoder, which looks at itself and at the encoder."""
     return Family(model, config, sizes, blocks=_BOTH, sites=3 * LAYERS, cache=True)
@@ -104,61 +98,61 @@ _GEMMA4 = _WINDOWED | {
     "layer_types": ["sliding_attention", "full_attention"] * 2,
 }
 DECODERS: Mapping[str, Family] = {
-    "llama": _causal("LlamaForCausalLM", _GROUPED),
-    "llama-dynamic": _causal("LlamaForCausalLM", _GROUPED | {
+    "llama": causal("LlamaForCausalLM", _GROUPED),
+    "llama-dynamic": causal("LlamaForCausalLM", _GROUPED | {
         "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10000.0}}),
-    "llama-yarn": _causal("LlamaForCausalLM", _GROUPED | {
+    "llama-yarn": causal("LlamaForCausalLM", _GROUPED | {
         "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 10000.0,
                             "original_max_position_embeddings": 32}}),
-    "phi3-longrope": _causal("Phi3ForCausalLM", _GROUPED | {
+    "phi3-longrope": causal("Phi3ForCausalLM", _GROUPED | {
         "original_max_position_embeddings": 8, "rope_parameters": {
             "rope_type": "longrope", "rope_theta": 10000.0, "long_factor": [2.0] * 4,
             "short_factor": [1.0, 1.1, 1.2, 1.3], "original_max_position_embeddings": 8}}),
-    "mistral": _causal("MistralForCausalLM", _GROUPED | {"sliding_window": 4}),
-    "qwen2": _causal("Qwen2ForCausalLM", _GROUPED),
-    "qwen3": _causal("Qwen3ForCausalLM", _HEADED),
-    "gemma": _causal("GemmaForCausalLM", _HEADED),
-    "gemma2": _causal("Gemma2ForCausalLM", _WINDOWED),
+    "mistral": causal("MistralForCausalLM", _GROUPED | {"sliding_window": 4}),
+    "qwen2": causal("Qwen2ForCausalLM", _GROUPED),
+    "qwen3": causal("Qwen3ForCausalLM", _HEADED),
+    "gemma": causal("GemmaForCausalLM", _HEADED),
+    "gemma2": causal("Gemma2ForCausalLM", _WINDOWED),
     "gemma3": Family("Gemma3ForCausalLM", "Gemma3TextConfig", _WINDOWED, cache=True),
-    "phi": _causal("PhiForCausalLM", _TEXT),
-    "phi3": _causal("Phi3ForCausalLM", _GROUPED),
-    "gpt2": _causal("GPT2LMHeadModel", _GPT2),
-    "gpt-neo": _causal("GPTNeoForCausalLM", _TEXT | {
+    "phi": causal("PhiForCausalLM", _TEXT),
+    "phi3": causal("Phi3ForCausalLM", _GROUPED),
+    "gpt2": causal("GPT2LMHeadModel", _GPT2),
+    "gpt-neo": causal("GPTNeoForCausalLM", _TEXT | {
         "num_layers": LAYERS, "num_heads": 4, "attention_types": [[["global", "local"], 1]],
         "window_size": 4}),
-    "gpt-neox": _causal("GPTNeoXForCausalLM", _TEXT),
-    "gptj": _causal("GPTJForCausalLM", _GPTJ),
-    "codegen": _causal("CodeGenForCausalLM", _GPTJ),
-    "gpt-bigcode": _causal("GPTBigCodeForCausalLM", _GPT2),
-    "starcoder2": _causal("Starcoder2ForCausalLM", _GROUPED),
-    "opt": _causal("OPTForCausalLM", _OPT),
-    "xglm": _causal("XGLMForCausalLM", {
+    "gpt-neox": causal("GPTNeoXForCausalLM", _TEXT),
+    "gptj": causal("GPTJForCausalLM", _GPTJ),
+    "codegen": causal("CodeGenForCausalLM", _GPTJ),
+    "gpt-bigcode": causal("GPTBigCodeForCausalLM", _GPT2),
+    "starcoder2": causal("Starcoder2ForCausalLM", _GROUPED),
+    "opt": causal("OPTForCausalLM", _OPT),
+    "xglm": causal("XGLMForCausalLM", {
         "num_layers": LAYERS, "d_model": 32, "attention_heads": 4, "ffn_dim": 64, "vocab_size": 97,
         "max_position_embeddings": 64} | _ENDS),
-    "biogpt": _causal("BioGptForCausalLM", _TEXT),
-    "stablelm": _causal("StableLmForCausalLM", _GROUPED),
-    "persimmon": _causal("PersimmonForCausalLM", _TEXT),
-    "olmo": _causal("OlmoForCausalLM", _GROUPED),
-    "olmo2": _causal("Olmo2ForCausalLM", _GROUPED),
-    "cohere": _causal("CohereForCausalLM", _GROUPED),
-    "granite": _causal("GraniteForCausalLM", _GROUPED),
-    "glm4": _causal("Glm4ForCausalLM", _HEADED),
-    "smollm3": _causal("SmolLM3ForCausalLM", _GROUPED),
-    "nemotron": _causal("NemotronForCausalLM", _HEADED),
-    "ernie4.5": _causal("Ernie4_5ForCausalLM", _HEADED),
-    "bloom": _causal("BloomForCausalLM", _BLOOM),
-    "mpt": _causal("MptForCausalLM", _MPT),
-    "falcon": _causal("FalconForCausalLM", _TEXT | {"multi_query": True}),
-    "falcon-40b": _causal("FalconForCausalLM", _TEXT | {
+    "biogpt": causal("BioGptForCausalLM", _TEXT),
+    "stablelm": causal("StableLmForCausalLM", _GROUPED),
+    "persimmon": causal("PersimmonForCausalLM", _TEXT),
+    "olmo": causal("OlmoForCausalLM", _GROUPED),
+    "olmo2": causal("Olmo2ForCausalLM", _GROUPED),
+    "cohere": causal("CohereForCausalLM", _GROUPED),
+    "granite": causal("GraniteForCausalLM", _GROUPED),
+    "glm4": causal("Glm4ForCausalLM", _HEADED),
+    "smollm3": causal("SmolLM3ForCausalLM", _GROUPED),
+    "nemotron": causal("NemotronForCausalLM", _HEADED),
+    "ernie4.5": causal("Ernie4_5ForCausalLM", _HEADED),
+    "bloom": causal("BloomForCausalLM", _BLOOM),
+    "mpt": causal("MptForCausalLM", _MPT),
+    "falcon": causal("FalconForCausalLM", _TEXT | {"multi_query": True}),
+    "falcon-40b": causal("FalconForCausalLM", _TEXT | {
         "new_decoder_architecture": True, "num_kv_heads": 2}),
-    "gpt-oss": _causal("GptOssForCausalLM", _HEADED | _EXPERTS | {"sliding_window": 4}),
-    "mixtral": _causal("MixtralForCausalLM", _GROUPED | _EXPERTS),
-    "qwen2-moe": _causal("Qwen2MoeForCausalLM", _GROUPED | _EXPERTS | {
+    "gpt-oss": causal("GptOssForCausalLM", _HEADED | _EXPERTS | {"sliding_window": 4}),
+    "mixtral": causal("MixtralForCausalLM", _GROUPED | _EXPERTS),
+    "qwen2-moe": causal("Qwen2MoeForCausalLM", _GROUPED | _EXPERTS | {
         "shared_expert_intermediate_size": 32}),
-    "qwen3-moe": _causal("Qwen3MoeForCausalLM", _HEADED | _EXPERTS),
-    "olmoe": _causal("OlmoeForCausalLM", _GROUPED | _EXPERTS),
-    "deepseek-v3": _causal("DeepseekV3ForCausalLM", _DEEPSEEK),
-    "deepseek-v2": _causal("DeepseekV2ForCausalLM", _DEEPSEEK),
+    "qwen3-moe": causal("Qwen3MoeForCausalLM", _HEADED | _EXPERTS),
+    "olmoe": causal("OlmoeForCausalLM", _GROUPED | _EXPERTS),
+    "deepseek-v3": causal("DeepseekV3ForCausalLM", _DEEPSEEK),
+    "deepseek-v2": causal("DeepseekV2ForCausalLM", _DEEPSEEK),
     "llama4": Family("Llama4ForCausalLM", "Llama4TextConfig", _HEADED | {
         "num_local_experts": 4, "intermediate_size_mlp": 64, "attention_chunk_size": 4,
         "interleave_moe_layer_step": 2, "moe_layers": [1]}, cache=True),
@@ -174,23 +168,23 @@ DECODERS: Mapping[str, Family] = {
     "gemma4-e2b": Family("Gemma4ForCausalLM", "Gemma4TextConfig", _GEMMA4 | {
         "num_kv_shared_layers": 2, "vocab_size_per_layer_input": 97,
         "hidden_size_per_layer_input": 8}, blocks=(4,), sites=4, cache=True),
-    "granite-moe": _causal("GraniteMoeForCausalLM", _GROUPED | _EXPERTS),
-    "phimoe": _causal("PhimoeForCausalLM", _GROUPED | _EXPERTS),
-    "glm4-moe": _causal("Glm4MoeForCausalLM", _HEADED | {
+    "granite-moe": causal("GraniteMoeForCausalLM", _GROUPED | _EXPERTS),
+    "phimoe": causal("PhimoeForCausalLM", _GROUPED | _EXPERTS),
+    "glm4-moe": causal("Glm4MoeForCausalLM", _HEADED | {
         "n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32,
         "first_k_dense_replace": 1, "n_group": 1, "topk_group": 1}),
-    "ernie4.5-moe": _causal("Ernie4_5_MoeForCausalLM", _HEADED | {
+    "ernie4.5-moe": causal("Ernie4_5_MoeForCausalLM", _HEADED | {
         "moe_num_experts": 4, "moe_k": 2, "moe_intermediate_size": 32}),
-    "olmo3": _causal("Olmo3ForCausalLM", _GROUPED | {
+    "olmo3": causal("Olmo3ForCausalLM", _GROUPED | {
         "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}),
-    "exaone4": _causal("Exaone4ForCausalLM", _GROUPED | {
+    "exaone4": causal("Exaone4ForCausalLM", _GROUPED | {
         "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}),
-    "cohere2": _causal("Cohere2ForCausalLM", _HEADED | {
+    "cohere2": causal("Cohere2ForCausalLM", _HEADED | {
         "layer_types": ["sliding_attention", "full_attention"], "sliding_window": 4}),
-    "apertus": _causal("ApertusForCausalLM", _GROUPED),
-    "bitnet": _causal("BitNetForCausalLM", _GROUPED),
-    "seed-oss": _causal("SeedOssForCausalLM", _HEADED),
-    "hunyuan": _causal("HunYuanDenseV1ForCausalLM", _HEADED),
+    "apertus": causal("ApertusForCausalLM", _GROUPED),
+    "bitnet": causal("BitNetForCausalLM", _GROUPED),
+    "seed-oss": causal("SeedOssForCausalLM", _HEADED),
+    "hunyuan": causal("HunYuanDenseV1ForCausalLM", _HEADED),
     "mamba": Family("MambaForCausalLM", "MambaConfig", {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 4, "vocab_size": 97} | _ENDS,
         sites=0),
@@ -198,12 +192,12 @@ DECODERS: Mapping[str, Family] = {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 8, "num_heads": 4,
         "head_dim": 16, "n_groups": 1, "chunk_size": 8, "vocab_size": 97} | _ENDS,
         sites=0, cache=True),
-    "bamba": _causal("BambaForCausalLM", _GROUPED | _MAMBA2 | {"attn_layer_indices": [1]},
+    "bamba": causal("BambaForCausalLM", _GROUPED | _MAMBA2 | {"attn_layer_indices": [1]},
                      sites=1),
-    "falcon-h1": _causal("FalconH1ForCausalLM", _HEADED | _MAMBA2 | {"mamba_d_ssm": 64}),
-    "granite-hybrid": _causal("GraniteMoeHybridForCausalLM", _GROUPED | _MAMBA2 | _EXPERTS | {
+    "falcon-h1": causal("FalconH1ForCausalLM", _HEADED | _MAMBA2 | {"mamba_d_ssm": 64}),
+    "granite-hybrid": causal("GraniteMoeHybridForCausalLM", _GROUPED | _MAMBA2 | _EXPERTS | {
         "layer_types": ["mamba", "attention"], "shared_intermediate_size": 32}, sites=1),
-    "nemotron-h": _causal("NemotronHForCausalLM", _HEADED | {
+    "nemotron-h": causal("NemotronHForCausalLM", _HEADED | {
         "num_hidden_layers": 4, "layer_types": ["mamba", "attention", "mlp", "moe"],
         "ssm_state_size": 8, "mamba_num_heads": 4, "mamba_head_dim": 16, "n_groups": 1,
         "chunk_size": 8, "n_routed_experts": 4, "num_experts_per_tok": 2,
@@ -214,13 +208,13 @@ DECODERS: Mapping[str, Family] = {
         sites=1),
     "minimax": Family("MiniMaxForCausalLM", "MiniMaxConfig", _HEADED | _EXPERTS | {
         "layer_types": ["linear_attention", "full_attention"]}, sites=1),
-    "kimi-linear": _causal("KimiLinearForCausalLM", _DEEPSEEK | {
+    "kimi-linear": causal("KimiLinearForCausalLM", _DEEPSEEK | {
         "layer_types": ["linear_attention", "full_attention"], "linear_num_heads": 4,
         "linear_head_dim": 8, "num_experts": 4, "num_experts_per_token": 2, "head_dim": 4},
         sites=1),
-    "lfm2": _causal("Lfm2ForCausalLM", _GROUPED | {"layer_types": ["conv", "full_attention"]},
+    "lfm2": causal("Lfm2ForCausalLM", _GROUPED | {"layer_types": ["conv", "full_attention"]},
                     sites=1),
-    "qwen3-next": _causal("Qwen3NextForCausalLM", _LINEAR | _EXPERTS | {
+    "qwen3-next": causal("Qwen3NextForCausalLM", _LINEAR | _EXPERTS | {
         "shared_expert_intermediate_size": 32}, sites=1),
     "qwen3.5": Family("Qwen3_5ForCausalLM", "Qwen3_5TextConfig", _LINEAR, sites=1, cache=True),
     "rwkv": Family("RwkvForCausalLM", "RwkvConfig", {

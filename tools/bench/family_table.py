@@ -25,3 +25,9 @@ class Family:
     cache: bool = False
     """Whether it generates text by keys and values."""
     library: str = "transformers"
+
+
+def causal(model: str, sizes: Mapping[str, Any], **facts: Any) -> Family:
+    """A decoder whose config is named as its model is."""
+    config = model.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Config"
+    return Family(model, config, sizes, cache=True, **facts)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .family_table import LAYERS, Family
+from .family_table import LAYERS, Family, causal
 
 _BODY = {"num_hidden_layers": LAYERS, "hidden_size": 32, "num_attention_heads": 4}
 _ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -64,12 +64,6 @@ _SERIES = {"num_input_channels": 3, "context_length": 32, "patch_length": 8,
 _BOTH = (LAYERS, LAYERS)
 
 
-def _causal(model: str, sizes: Mapping[str, Any], **facts: Any) -> Family:
-    """A decoder whose config is named as its model is."""
-    config = model.removesuffix("ForCausalLM").removesuffix("LMHeadModel") + "Config"
-    return Family(model, config, sizes, cache=True, **facts)
-
-
 def _masked(name: str, sizes: Mapping[str, Any] = _TEXT, **facts: Any) -> Family:
     return Family(f"{name}ForMaskedLM", f"{name}Config", sizes, **facts)
 
@@ -86,45 +80,45 @@ def _heard(name: str, sizes: Mapping[str, Any] = _SPEECH, **facts: Any) -> Famil
 
 
 MORE_DECODERS: Mapping[str, Family] = {
-    "arcee": _causal("ArceeForCausalLM", _HEADED),
-    "glm": _causal("GlmForCausalLM", _HEADED),
-    "helium": _causal("HeliumForCausalLM", _HEADED),
-    "ministral": _causal("MinistralForCausalLM", _HEADED | _BY_TURNS),
-    "ministral3": _causal("Ministral3ForCausalLM", _HEADED),
-    "cwm": _causal("CwmForCausalLM", _HEADED | {"sliding_window": 4}),
-    "nanochat": _causal("NanoChatForCausalLM", _GROUPED),
-    "vaultgemma": _causal("VaultGemmaForCausalLM", _HEADED | {"sliding_window": 4}),
-    "jais2": _causal("Jais2ForCausalLM", _HEADED),
-    "hyperclovax": _causal("HyperCLOVAXForCausalLM", _HEADED),
-    "diffllama": _causal("DiffLlamaForCausalLM", _GROUPED, sites=2 * LAYERS),
-    "doge": _causal("DogeForCausalLM", _GROUPED),
-    "minicpm3": _causal("MiniCPM3ForCausalLM", _LATENT),
-    "modernbert-decoder": _causal("ModernBertDecoderForCausalLM", _TEXT),
-    "ctrl": _causal("CTRLLMHeadModel", _GPT | {"dff": 64}),
+    "arcee": causal("ArceeForCausalLM", _HEADED),
+    "glm": causal("GlmForCausalLM", _HEADED),
+    "helium": causal("HeliumForCausalLM", _HEADED),
+    "ministral": causal("MinistralForCausalLM", _HEADED | _BY_TURNS),
+    "ministral3": causal("Ministral3ForCausalLM", _HEADED),
+    "cwm": causal("CwmForCausalLM", _HEADED | {"sliding_window": 4}),
+    "nanochat": causal("NanoChatForCausalLM", _GROUPED),
+    "vaultgemma": causal("VaultGemmaForCausalLM", _HEADED | {"sliding_window": 4}),
+    "jais2": causal("Jais2ForCausalLM", _HEADED),
+    "hyperclovax": causal("HyperCLOVAXForCausalLM", _HEADED),
+    "diffllama": causal("DiffLlamaForCausalLM", _GROUPED, sites=2 * LAYERS),
+    "doge": causal("DogeForCausalLM", _GROUPED),
+    "minicpm3": causal("MiniCPM3ForCausalLM", _LATENT),
+    "modernbert-decoder": causal("ModernBertDecoderForCausalLM", _TEXT),
+    "ctrl": causal("CTRLLMHeadModel", _GPT | {"dff": 64}),
     "openai-gpt": Family("OpenAIGPTLMHeadModel", "OpenAIGPTConfig", _GPT),
-    "minimax-m2": _causal("MiniMaxM2ForCausalLM", _HEADED | _ROUTED),
-    "dots1": _causal("Dots1ForCausalLM", _GROUPED | _ROUTED),
-    "hunyuan-moe": _causal("HunYuanMoEV1ForCausalLM", _HEADED | _ROUTED | {"moe_topk": 2}),
-    "glm4-moe-lite": _causal("Glm4MoeLiteForCausalLM", _LATENT | _ROUTED),
+    "minimax-m2": causal("MiniMaxM2ForCausalLM", _HEADED | _ROUTED),
+    "dots1": causal("Dots1ForCausalLM", _GROUPED | _ROUTED),
+    "hunyuan-moe": causal("HunYuanMoEV1ForCausalLM", _HEADED | _ROUTED | {"moe_topk": 2}),
+    "glm4-moe-lite": causal("Glm4MoeLiteForCausalLM", _LATENT | _ROUTED),
     "glm-moe-dsa": Family("GlmMoeDsaForCausalLM", "GlmMoeDsaConfig", _INDEXED),
     "deepseek-v3.2": Family("DeepseekV32ForCausalLM", "DeepseekV32Config", _INDEXED),
-    "granite-moe-shared": _causal("GraniteMoeSharedForCausalLM", _GROUPED | _ROUTED | {
+    "granite-moe-shared": causal("GraniteMoeSharedForCausalLM", _GROUPED | _ROUTED | {
         "shared_intermediate_size": 32}),
-    "jetmoe": _causal("JetMoeForCausalLM", _GROUPED | _ROUTED | {"kv_channels": 8}),
-    "afmoe": _causal("AfmoeForCausalLM", _HEADED | _ROUTED | _BY_TURNS),
-    "flex-olmo": _causal("FlexOlmoForCausalLM", _GROUPED | _ROUTED),
-    "exaone-moe": _causal("ExaoneMoeForCausalLM", _GROUPED | _ROUTED | _BY_TURNS),
-    "cohere2-moe": _causal("Cohere2MoeForCausalLM", _HEADED | _ROUTED | _BY_TURNS),
-    "mimo-v2-flash": _causal("MiMoV2FlashForCausalLM", _HEADED | _ROUTED | {
+    "jetmoe": causal("JetMoeForCausalLM", _GROUPED | _ROUTED | {"kv_channels": 8}),
+    "afmoe": causal("AfmoeForCausalLM", _HEADED | _ROUTED | _BY_TURNS),
+    "flex-olmo": causal("FlexOlmoForCausalLM", _GROUPED | _ROUTED),
+    "exaone-moe": causal("ExaoneMoeForCausalLM", _GROUPED | _ROUTED | _BY_TURNS),
+    "cohere2-moe": causal("Cohere2MoeForCausalLM", _HEADED | _ROUTED | _BY_TURNS),
+    "mimo-v2-flash": causal("MiMoV2FlashForCausalLM", _HEADED | _ROUTED | {
         "v_head_dim": 8, "sliding_window": 4}),
-    "solar-open": _causal("SolarOpenForCausalLM", _HEADED | _ROUTED),
-    "laguna": _causal("LagunaForCausalLM", _HEADED | _ROUTED | _BY_TURNS),
-    "hunyuan-v3": _causal("HYV3ForCausalLM", _HEADED | _ROUTED),
-    "lfm2-moe": _causal("Lfm2MoeForCausalLM", _GROUPED | _ROUTED | {
+    "solar-open": causal("SolarOpenForCausalLM", _HEADED | _ROUTED),
+    "laguna": causal("LagunaForCausalLM", _HEADED | _ROUTED | _BY_TURNS),
+    "hunyuan-v3": causal("HYV3ForCausalLM", _HEADED | _ROUTED),
+    "lfm2-moe": causal("Lfm2MoeForCausalLM", _GROUPED | _ROUTED | {
         "layer_types": ["conv", "full_attention"]}, sites=1),
     "qwen3.5-moe": Family("Qwen3_5MoeForCausalLM", "Qwen3_5MoeTextConfig",
                           _HEADED | _ROUTED | _LINEAR, sites=1, cache=True),
-    "olmo-hybrid": _causal("OlmoHybridForCausalLM", _GROUPED | _LINEAR, sites=1),
+    "olmo-hybrid": causal("OlmoHybridForCausalLM", _GROUPED | _LINEAR, sites=1),
     "falcon-mamba": Family("FalconMambaForCausalLM", "FalconMambaConfig", {
         "num_hidden_layers": LAYERS, "hidden_size": 32, "state_size": 4, "vocab_size": 97} | _ENDS,
         sites=0),
