@@ -3,6 +3,8 @@ patches, which say the size that they are of."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from ...ir.core.view import Value, View
@@ -31,12 +33,7 @@ def tower_part(view: View, features: Value, pictures: Pictures) -> View:
         ),
         b.cast(b.reshape(corners, -1, channels), dtype=torch.int64),
     )
-    for like in likes:
-        view.type(like)
-    given, grid = (view.add_input(f"{name}.rows", like)
-                   for name, like in zip((PIXELS, GRID), likes, strict=True))  # fmt: skip
-    for like in likes:
-        view.erase_dead(view.maker(like))
+    given, grid = _taken(view, dict(zip((PIXELS, GRID), likes, strict=True)))
     b = Builder(view, next(iter(view.nodes())))
     checked = _checked(view, b, given, grid, torch.tensor([[1, p.rows, p.columns]]))
     squares = p.rows // p.merge, p.columns // p.merge, p.merge, p.merge
@@ -61,18 +58,23 @@ def _placed_vision(view: View, features: Value, pictures: Pictures) -> View:
         b.reshape(pixels, -1, patches, channels * p.side * p.side),
         b.expand(one, -1, patches, 2),
     )
-    for like in likes:
-        view.type(like)
-    given, places = (view.add_input(f"{name}.rows", like)
-                     for name, like in zip((PIXELS, CORNERS), likes, strict=True))  # fmt: skip
-    for like in likes:
-        view.erase_dead(view.maker(like))
+    given, places = _taken(view, dict(zip((PIXELS, CORNERS), likes, strict=True)))
     b = Builder(view, next(iter(view.nodes())))
     checked = _checked(view, b, given, places, patch_places(p.rows, p.columns))
     split = b.reshape(checked, -1, p.rows, p.columns, p.side, p.side, channels)
     turned = b.transpose(split, perm=(0, 5, 1, 3, 2, 4))
     view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))
     return only(view, {PIXELS: given, CORNERS: places}, {FEATURES: features})
+
+
+def _taken(view: View, likes: Mapping[str, Value]) -> list[Value]:
+    """New inputs of the types of values that were built to show them, and that go again."""
+    for like in likes.values():
+        view.type(like)
+    inputs = [view.add_input(f"{name}.rows", like) for name, like in likes.items()]
+    for like in likes.values():
+        view.erase_dead(view.maker(like))
+    return inputs
 
 
 def _checked(

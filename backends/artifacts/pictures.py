@@ -9,6 +9,7 @@ from typing import Any
 from ...ir.core.view import View
 from ...ir.load.hf_gemma4 import GEMMA4
 from ...ir.structure.pictured import read_places, read_squares
+from .pictured_ends import inputs_of
 
 IDS, MASK, PIXELS, LOGITS = "input_ids", "attention_mask", "pixel_values", "logits"
 FEATURES, GRID, CORNERS = "image_features", "image_grid_thw", "pixel_position_ids"
@@ -49,7 +50,7 @@ def pictures_of(graph: View, config: Mapping[str, Any]) -> Pictures | None:
     if grid is not None and squares is not None:
         side, merge, frames = squares
         return Pictures(grid[0] * merge, grid[1] * merge, side, merge, frames)
-    inputs = dict(zip(graph.input_names(), graph.inputs(), strict=True))
+    inputs = inputs_of(graph)
     shape = (graph.type(inputs[PIXELS]).shape or ()) if PIXELS in inputs else ()
     vision = config.get("vision_config")
     vision = vision if isinstance(vision, dict) else {}
