@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,6 +22,7 @@ from .hf_pictures import crop_count, tokens_of
 from .hf_places import PREFIXED
 from .hf_qwen_vl import image_sides
 from .hf_sound import SERIES, SOUND, SPECTRUM, example_series, example_sound, heard_by
+from .side_files import read_json
 
 Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 """Inputs by name, and the dimensions of each that vary."""
@@ -194,14 +194,8 @@ def _sides(config: Any, folder: Path) -> tuple[int, int]:
 
 
 def _preprocessed(folder: Path) -> Any:
-    path = folder / "preprocessor_config.json"
-    if not path.is_file():
-        return None
-    try:
-        settings = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise BadInput(f"{path}: not valid JSON: {error}") from None
-    size = settings.get("crop_size") or settings.get("size") if isinstance(settings, dict) else None
+    settings = read_json(folder, "preprocessor_config.json")
+    size = settings.get("crop_size") or settings.get("size")
     if not isinstance(size, dict):
         return size
     return (size["height"], size["width"]) if "height" in size else size.get("shortest_edge")

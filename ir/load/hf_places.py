@@ -44,13 +44,12 @@ def text_options(
     seq = input_ids.shape[1]
     if past is not None:
         options["position_ids"] = token_places(mask, past)
-    if config.model_type in MUTUAL:
+    everywhere = config.model_type in MUTUAL
+    if everywhere or sees_both_ways(config):
         shown = input_ids == config.image_token_id
-        options["attention_mask"] = image_masks(config.get_text_config(), mask, shown, past or 0)
-    if sees_both_ways(config):
-        shown = input_ids == config.image_token_id
-        masks = image_masks(config.get_text_config(), mask, shown, past or 0, full=False)
-        options["attention_mask"] = masks
+        options["attention_mask"] = image_masks(
+            config.get_text_config(), mask, shown, past or 0, full=everywhere
+        )
     if config.model_type in PREFIXED:
         kinds = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
         options["attention_mask"] = _prefix_masks(config.get_text_config(), mask, kinds, past or 0)

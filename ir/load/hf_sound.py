@@ -6,7 +6,6 @@ Which of them, and how many there may be, is what the config of the part that he
 from __future__ import annotations
 
 import inspect
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 import torch
 from torch.export import Dim
 from torch.nn.functional import pad
+
+from .side_files import read_json
 
 SOUND, SPECTRUM, SAMPLES, FRAMES = "input_values", "input_features", "samples", "frames"
 """The inputs that hold sounds, and the names of how many samples or frames each has."""
@@ -100,8 +101,7 @@ def _bands(config: Any) -> int:
 
 def _clap_frames(config: Any, folder: Path) -> int:
     """Frames of a clip: what the preprocessor cuts, else the rows that they are spread over."""
-    path = folder / "preprocessor_config.json"
-    said: Mapping[str, Any] = json.loads(path.read_bytes()) if path.is_file() else {}
+    said = read_json(folder, "preprocessor_config.json")
     if {"nb_max_samples", "hop_length"} <= said.keys():
         return int(said["nb_max_samples"]) // int(said["hop_length"]) + 1
     return int(config.spec_size) * (int(config.spec_size) // int(config.num_mel_bins))
