@@ -21,12 +21,7 @@ def converted(
     """Those of ``lacking``, names of the model's parameters, that can be made of ``handles``, with
     the names of what they are made of. Nothing is read."""
     from transformers.conversion_mapping import get_model_conversion_mapping
-    from transformers.core_model_loading import (
-        WeightConverter,
-        WeightRenaming,
-        apply_renamings,
-        dot_natural_key,
-    )
+    from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key
 
     mapping = get_model_conversion_mapping(model)
     renamings = [t for t in mapping if isinstance(t, WeightRenaming)]
@@ -35,7 +30,9 @@ def converted(
         return {}
     groups: dict[str, tuple[Any, list[tuple[str, str]]]] = {}
     for key in sorted(handles, key=dot_natural_key):
-        renamed = apply_renamings(key, renamings)
+        renamed = key
+        for renaming in renamings:
+            renamed, _ = renaming.rename_source_key(renamed)
         for converter in converters:
             target, pattern = converter.rename_source_key(renamed)
             if pattern is not None:
@@ -65,7 +62,7 @@ def _run(
     handles: Mapping[str, Weight], result: str,
 ) -> torch.Tensor:  # fmt: skip
     """One of what the converter makes of these tensors."""
-    fresh = converter.copy(
+    fresh = type(converter)(
         list(converter._original_source_patterns), list(converter._original_target_patterns),
         operations=converter.operations,
     )  # fmt: skip
