@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from .backends import compile, export
     from .backends.runtimes.original import load
     from .ir.core.view import View
-    from .ir.load.trace import trace
+    from .ir.load.tracing.trace import trace
     from .passes.checked_run import Result
     from .passes.recipe import Recipe
     from .tools.run.generating import generate
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 _HOMES = {
-    "trace": ".ir.load.trace", "load": ".backends.runtimes.original", "View": ".ir.core.view",
-    "Result": ".passes.manager", "Recipe": ".passes.recipe", "passes": ".passes",
+    "trace": ".ir.load.tracing.trace", "load": ".backends.runtimes.original", "passes": ".passes",
+    "View": ".ir.core.view", "Result": ".passes.manager", "Recipe": ".passes.recipe",
     "compile": ".backends", "export": ".backends", "generate": ".tools.run.generating",
     **dict.fromkeys(("optimize", "plan", "search"), ".tools.run.named_model"),
 }  # fmt: skip

@@ -12,7 +12,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from torch.export import Dim
 
 VOCAB = 97

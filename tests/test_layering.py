@@ -20,7 +20,8 @@ CORE = {"ir/core", "ir/vocab"}
 NATIVE = {*CORE, "ir/ops", "ir/fx", "ir/onnx"}
 IR = {
     "ir", *NATIVE, "ir/rewrite", "ir/canonical", "ir/structure", "ir/moves", "ir/run", "ir/text",
-    "ir/load", "ir/load/zoo",
+    "ir/load", "ir/load/checkpoints", "ir/load/gguf", "ir/load/hf", "ir/load/tracing",
+    "ir/load/zoo",
 }  # fmt: skip
 BACKENDS = {
     "backends", "backends/onnx", "backends/artifacts", "backends/generation", "backends/runtimes",
@@ -39,8 +40,17 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ir/moves": {*CORE, "ir/structure"},
     "ir/run": {*CORE, "ir/structure"},
     "ir/text": NATIVE,
-    "ir/load": {*NATIVE, "ir/canonical", "ir/structure", "ir/load/zoo"},
-    "ir/load/zoo": {*NATIVE, "ir/load"},
+    "ir/load": {
+        *NATIVE, "ir/canonical", "ir/structure", "ir/load/checkpoints", "ir/load/gguf",
+        "ir/load/hf", "ir/load/tracing", "ir/load/zoo",
+    },
+    "ir/load/checkpoints": {*NATIVE},
+    "ir/load/gguf": {*NATIVE, "ir/load/checkpoints", "ir/load/hf"},
+    "ir/load/hf": {
+        *NATIVE, "ir/structure", "ir/load", "ir/load/checkpoints", "ir/load/tracing",
+    },
+    "ir/load/tracing": {*NATIVE, "ir/structure"},
+    "ir/load/zoo": {*NATIVE, "ir/load/checkpoints", "ir/load/hf", "ir/load/tracing"},
     "kernels": CORE | {"ir/ops"},
     "passes": {*CORE, "ir/canonical", "ir/structure", "ir/moves", "ir/run"},
     "passes/exact": {

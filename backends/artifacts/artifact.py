@@ -16,8 +16,8 @@ import onnx_ir
 
 from ...ir.core.errors import FULL, BadInput, DiskFull
 from ...ir.core.files import is_own
+from ...ir.load.checkpoints.quantized import KEYS
 from ...ir.load.entry_files import PARTS, PATTERN
-from ...ir.load.quantized_checkpoint import KEYS
 from ...ir.load.side_files import read_json
 from ...ir.structure.cache_slots import ROWS_KEY
 from ..onnx.model_files import MANIFEST_FILE, MODEL_FILE, MODEL_FILES

@@ -18,8 +18,8 @@ import torch
 
 from ...ir.core.errors import BoundExceeded, Refusal
 from ...ir.core.view import View
-from ...ir.load import hf_gemma4
-from ...ir.load.hf_qwen_vl import patch_rows, token_places
+from ...ir.load.hf import gemma4
+from ...ir.load.hf.qwen_vl import patch_rows, token_places
 from ...ir.load.side_files import longest_text, read_json
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.verify import Rule, difference
@@ -247,5 +247,5 @@ def _as_the_runtime_gives(
 def _placed(pixels: torch.Tensor, pictures: Pictures) -> dict[str, torch.Tensor]:
     """``[images, 3, height, width]`` as rows of patches, channels last, and their places."""
     sides = pictures.rows, pictures.columns
-    places = hf_gemma4.patch_places(*sides).expand(len(pixels), -1, -1)
-    return {PIXELS: hf_gemma4.patch_rows(pixels, *sides), CORNERS: places}
+    places = gemma4.patch_places(*sides).expand(len(pixels), -1, -1)
+    return {PIXELS: gemma4.patch_rows(pixels, *sides), CORNERS: places}

@@ -9,7 +9,7 @@ import torch
 
 from ...ir.core.view import Value, View
 from ...ir.core.weights import MemoryWeight
-from ...ir.load.hf_gemma4 import patch_places
+from ...ir.load.hf.gemma4 import patch_places
 from ...ir.vocab.builder import Builder
 from .pictured_ends import inputs_of, only
 from .pictures import CORNERS, FEATURES, GRID, PIXELS, SIZE_CHECK, Pictures

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...ir.core.view import View
-from ...ir.load.hf_gemma4 import GEMMA4
+from ...ir.load.hf.gemma4 import GEMMA4
 from ...ir.structure.pictured import read_places, read_squares
 from .pictured_ends import inputs_of
 

@@ -13,14 +13,14 @@ from ..core.quiet import quiet
 from ..core.view import Source
 from ..core.weights import CastWeight, Weight, distinct_bytes
 from ..fx.view import FxView
-from .checkpoint import Checkpoint, read_checkpoint
+from .checkpoints.checkpoint import Checkpoint, read_checkpoint
 from .diffusers_inputs import KNOWN, denoising
-from .hf_match import listed
-from .hf_model import read_object, stored_dtype
-from .hf_pair import Part
-from .on_meta import absent_weights, constructed, drop_parameters
-from .original import ModuleOriginal
-from .trace import trace
+from .hf.match import listed
+from .hf.model import read_object, stored_dtype
+from .hf.pair import Part
+from .tracing.on_meta import absent_weights, constructed, drop_parameters
+from .tracing.original import ModuleOriginal
+from .tracing.trace import trace
 
 PIPELINE = "model_index.json"
 CLASS, STEM = "_class_name", "diffusion_pytorch_model"

@@ -9,7 +9,7 @@ import torch
 from torch.export import Dim
 
 from ..core.errors import BadInput, near_misses
-from .hf_pair import Part
+from .hf.pair import Part
 
 _BATCH, _TEXT, _IMAGE = 2, 7, 12
 """Sizes of the example: no two may agree by chance."""

@@ -26,11 +26,11 @@ from ..core.files import open_regular
 from ..core.quiet import quiet
 from ..core.view import Source
 from ..fx.view import FxView
-from .dynamic_dims import dim_names
-from .functional import functional
-from .original import ProgramOriginal, traced_call
 from .pt2_records import check_tensors, record_sizes
-from .trace_refusals import refuse_randomness
+from .tracing.dynamic_dims import dim_names
+from .tracing.functional import functional
+from .tracing.original import ProgramOriginal, traced_call
+from .tracing.trace_refusals import refuse_randomness
 
 _RECORDS = re.compile(
     r"archive_format|archive_version|byteorder|\.data/\w+|\.format_version|\.storage_alignment"

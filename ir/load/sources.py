@@ -17,7 +17,7 @@ from ..core.heap import uncollected
 from ..core.view import Source, View
 from .intact import open_whole
 from .names import check_name, form_of
-from .trace import trace
+from .tracing.trace import trace
 from .zoo import load_zoo
 
 
@@ -84,12 +84,12 @@ def load(
 
         return load_pt2(place)
     if form == "gguf":
-        from .gguf_graph import load_gguf
+        from .gguf.graph import load_gguf
 
         return load_gguf(place, name=text, dtype=dtype, cache=cache)
     if form == "factory":
         return _factory(text)
-    from .hf_model import download
+    from .hf.model import download
 
     hub = download(text)
     return _folder(hub, text, trust_remote_code, dtype, allow_missing_weights, cache, part)
@@ -103,8 +103,8 @@ def castable_from(spec: str | Path, *, trust_remote_code: bool = False) -> torch
         return torch.float32
     if form not in ("folder", "hub"):
         return None
-    from .hf_folder import folder_dtype
-    from .hf_model import download
+    from .hf.folder import folder_dtype
+    from .hf.model import download
 
     path = Path(spec).expanduser() if form == "folder" else download(str(spec))
     return folder_dtype(path, trust_remote_code=trust_remote_code)
@@ -115,7 +115,7 @@ def _folder(
     part: str | None,
 ) -> View:  # fmt: skip
     from .diffusers_folder import is_diffusers, load_diffusers
-    from .hf_folder import load_folder
+    from .hf.folder import load_folder
 
     if is_diffusers(path):
         if cache:

@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 import torch
 from graphwright.ir.fx.view import FxView
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 
 from .. import models as small_models
 

@@ -10,7 +10,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import Weight
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 
 WIDTH, INNER, VOCAB = 32, 40, 17
 

@@ -18,7 +18,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight, Weight
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run import calibrate, sweep
 from graphwright.ir.run.statistics import STATISTICS, Square, Stat, Statistic, Statistics, register
 from graphwright.ir.structure.recognize import Linear, recognize

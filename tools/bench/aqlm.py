@@ -26,7 +26,7 @@ from ...backends import export
 from ...backends.artifacts import artifact
 from ...ir.core.view import View
 from ...ir.core.weights import MemoryWeight
-from ...ir.load.trace import trace
+from ...ir.load.tracing.trace import trace
 from ...ir.moves import swap
 from ...ir.ops.linear_aqlm import operand_types
 from ...ir.structure.recognize import recognize

@@ -39,8 +39,8 @@ from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, GraphwrightError, InvalidGraph, first_line, near_misses
 from ...ir.core.quiet import quiet
 from ...ir.core.view import View
-from ...ir.load.original import ModuleOriginal
 from ...ir.load.sources import load
+from ...ir.load.tracing.original import ModuleOriginal
 from ...ir.run.inputs import sample_inputs
 from ...ir.run.truth import Seen, ask_source
 from ...ir.run.verify import RUNTIME_REL_L2, Difference, difference

@@ -16,10 +16,10 @@ from ...backends.registry import compile as compile_model
 from ...ir.core.errors import BadInput
 from ...ir.core.quiet import quiet
 from ...ir.core.view import View
-from ...ir.load.hf_pair import PARTS_OF_PAIR
-from ...ir.load.hf_pictures import as_the_library_takes
-from ...ir.load.original import ModuleOriginal
+from ...ir.load.hf.pair import PARTS_OF_PAIR
+from ...ir.load.hf.pictures import as_the_library_takes
 from ...ir.load.sources import load
+from ...ir.load.tracing.original import ModuleOriginal
 from ...ir.run.inputs import sample_inputs
 from ...ir.structure.layers import Block
 from ...ir.structure.recognize import last_tower, recognize

@@ -250,7 +250,7 @@ def _library_tokens(
     a placeholder that it writes, for which it would want an image."""
     import torch
 
-    from ...ir.load.hf_pictures import as_the_library_takes
+    from ...ir.load.hf.pictures import as_the_library_takes
 
     tokens: list[int] = []
     while len(tokens) < count:

@@ -175,7 +175,7 @@ def prepare(folder: Path) -> None:
         raise SystemExit(f"{ended.output}\nended with {ended.status}")
     (folder / "work" / "made").rename(folder / "made")
     for name in ("tools.run.pipeline", "tools.run.replay", "tools.run.resize",
-                 "tools.run.evaluation", "tools.cli.terminal", "ir.load.hf_folder",
+                 "tools.run.evaluation", "tools.cli.terminal", "ir.load.hf.folder",
                  "ir.load.pt2_file", "backends.runtimes.onnxruntime",
                  "backends.runtimes.triton"):  # fmt: skip
         __import__(f"{__package__.partition('.')[0]}.{name}")

@@ -28,7 +28,7 @@ from ...backends.artifacts import artifact
 from ...ir.core.errors import BadInput, GraphwrightError
 from ...ir.core.view import View
 from ...ir.core.weights import MemoryWeight
-from ...ir.load.trace import trace
+from ...ir.load.tracing.trace import trace
 from ...ir.moves.graft_path import Factor, graft_low_rank
 from ...ir.structure.recognize import recognize
 from ...passes.manager import optimize

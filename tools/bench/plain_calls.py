@@ -15,7 +15,7 @@ import torch
 
 from ...ir.core.errors import GraphwrightError
 from ...ir.core.quiet import quiet
-from ...ir.load.trace import trace
+from ...ir.load.tracing.trace import trace
 from ...ir.run.sweep import sweep
 from ...ir.run.verify import difference
 from .family_models import DECODERS, PAIRS

@@ -19,7 +19,7 @@ from rich.table import Table
 from ...backends.onnx.lowering import lowered, translated
 from ...ir.core.errors import BadInput, GraphwrightError
 from ...ir.core.view import View
-from ...ir.load.trace import trace
+from ...ir.load.tracing.trace import trace
 
 LAYERS = (16, 48)
 T = TypeVar("T")

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ...ir.core.errors import BadInput
-from ...ir.load.chat_template import Message, chat_text
+from ...ir.load.hf.chat_template import Message, chat_text
 from ...ir.load.side_files import named_token
 from ...ir.load.zoo.text import read_tokenizer
 

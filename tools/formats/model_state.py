@@ -14,8 +14,8 @@ from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput
 from ...ir.core.view import Node, Value, View, is_value
 from ...ir.core.weights import CastWeight, Weight
-from ...ir.load.hf_match import listed
-from ...ir.load.hf_model import build, read_config
+from ...ir.load.hf.match import listed
+from ...ir.load.hf.model import build, read_config
 from ...ir.load.side_files import read_json
 from ...ir.load.sources import load
 from ...ir.ops.nbit_weight import NBitForm, NBitWeight

@@ -1,7 +1,7 @@
 """Hugging Face folders of quantized weights: as compressed-tensors and as GPTQ.
 
-Layouts as ``ir.load.ct_checkpoint`` and ``ir.load.gptq_checkpoint`` read them. Codes, scales and
-whole zero points are those of the artifact; real zero points have no place in either.
+Layouts as ``compressed_tensors`` and ``gptq`` of ``ir.load.checkpoints`` read them. Codes, scales
+and whole zero points are those of the artifact; real zero points have no place in either.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 from ...backends.artifacts.artifact import SIDE_FILES, copy_side_files
 from ...ir.core.errors import BadInput
 from ...ir.core.weights import Weight
-from ...ir.load.packed_bits import pack_rows
+from ...ir.load.checkpoints.packed_bits import pack_rows
 from ...ir.ops.coded_weight import coded
 from ...ir.ops.nbit_weight import NBitWeight
 from . import peft_adapter

@@ -19,7 +19,7 @@ from ...backends.generation.speculate import Speculation
 from ...backends.onnx.model_files import MANIFEST_FILE
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
-from ...ir.load.chat_template import Message
+from ...ir.load.hf.chat_template import Message
 from ...ir.load.side_files import end_tokens, longest_text
 from ...ir.load.sources import load
 from ...ir.load.zoo.text import read_tokenizer

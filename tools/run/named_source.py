@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.view import View
-from ...ir.load.hf_model import cached
+from ...ir.load.hf.model import cached
 from ...ir.load.names import form_of
 from ...ir.load.sources import load
 

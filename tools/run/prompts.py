@@ -11,7 +11,7 @@ import torch
 from ...backends import Executable
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
-from ...ir.load.chat_template import Message, chat_text
+from ...ir.load.hf.chat_template import Message, chat_text
 from ...ir.load.side_files import read_json
 from ...ir.structure.cache_slots import TOKEN_TYPES
 from ..evaluate.subject import READERS, Subject

@@ -13,11 +13,11 @@ from torch.export import Dim
 from ...core.errors import Missing
 from ...core.view import Source
 from ...fx.view import FxView
-from ..checkpoint import read_checkpoint
-from ..hf_folder import bind_weights, source_files
-from ..hf_model import build, read_config, stored_dtype, usual_dtype
-from ..hf_original import hf_original
-from ..trace import trace
+from ..checkpoints.checkpoint import read_checkpoint
+from ..hf.folder import bind_weights, source_files
+from ..hf.model import build, read_config, stored_dtype, usual_dtype
+from ..hf.original import hf_original
+from ..tracing.trace import trace
 from .text import english_sentences, read_tokenizer, token_batches
 
 SAMPLE_COUNT = 256

@@ -7,7 +7,7 @@ import dataclasses
 import torch
 
 from ...fx.view import FxView
-from ..hf_folder import load_folder
+from ..hf.folder import load_folder
 from .text import SHIPPED, read_tokenizer, shipped_text, token_batches
 
 SAMPLE_COUNT = 32

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from ...fx.view import FxView
-from ..hf_folder import load_folder
+from ..hf.folder import load_folder
 from . import details, videos
 from .scenes import LARGE, Question, classified, prompt_batches, questions
 from .text import read_tokenizer

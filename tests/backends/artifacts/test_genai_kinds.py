@@ -30,10 +30,10 @@ from graphwright.backends.artifacts.pictures import Pictures, pictures_of
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.backends.onnx.model_files import write_model
 from graphwright.ir.core.errors import Refusal
-from graphwright.ir.load.hf_pictures import as_the_library_takes
-from graphwright.ir.load.original import ModuleOriginal
+from graphwright.ir.load.hf.pictures import as_the_library_takes
 from graphwright.ir.load.sources import load
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.original import ModuleOriginal
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.verify import compare
 from graphwright.ir.vocab.targets import GENAI
 from graphwright.tools.bench.families import save

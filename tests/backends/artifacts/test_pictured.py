@@ -14,9 +14,9 @@ import torch
 from graphwright.backends.artifacts.artifact import PARTS, PICTURED_FILES
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.hf_pictures import as_the_library_takes
-from graphwright.ir.load.original import ModuleOriginal
+from graphwright.ir.load.hf.pictures import as_the_library_takes
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.tracing.original import ModuleOriginal
 from graphwright.ir.run.verify import compare
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES

@@ -18,7 +18,7 @@ from graphwright.ir.core.tensors import WeightTensor
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import ComputedWeight, MemoryWeight, Weight
 from graphwright.ir.fx.view import FxView
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.parts import End
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize

@@ -8,7 +8,7 @@ import pytest
 import torch
 from graphwright.backends.runtimes.score_kernel import RULES
 from graphwright.ir.fx.view import FxView
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.moves.attention_scores import attention_row
 from graphwright.ir.rewrite.driver import RewriteReport, rewrite
 from graphwright.ir.run.sweep import sweep

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from .quantized_cases import K, N
+from .checkpoints.quantized_cases import K, N
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput, Refusal
 from graphwright.ir.core.types import Dim, Type
 from graphwright.ir.core.view import Origin, View
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.moves import Path, bypass, follow
 from graphwright.ir.moves.bypass_blocks import is_one_stream
 from graphwright.ir.run.sweep import sweep

@@ -9,7 +9,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight, Weight
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.moves import Inlet, find_inlets, rescale
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import compare

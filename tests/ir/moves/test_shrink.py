@@ -12,7 +12,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import Refusal
 from graphwright.ir.core.view import Node, Value, View
 from graphwright.ir.core.weights import MemoryWeight
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.moves import shrink
 from graphwright.ir.moves.shrink_dim import Positions
 from graphwright.ir.onnx.view import OnnxView

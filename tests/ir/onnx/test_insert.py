@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from graphwright.backends.onnx.lowering import translated
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 
 

@@ -12,7 +12,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.calibrate import Request, calibrate
 from graphwright.ir.run.masks import padding_masks, without_first
 from graphwright.ir.run.statistics import Gram, Square, Stat, Statistics

@@ -13,7 +13,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.dims import dim_value
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.costs import graph_costs, layer_macs, sample_sizes
 from graphwright.ir.structure.recognize import recognize

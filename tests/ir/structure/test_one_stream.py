@@ -7,7 +7,7 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 from torch import Tensor, nn

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.structure.recognize import recognize
 from torch.nn.functional import relu, scaled_dot_product_attention
 

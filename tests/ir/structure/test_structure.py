@@ -12,7 +12,7 @@ from graphwright.backends.onnx.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.quiet import quiet
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure, compare

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.sweep import sweep
 
 CASES = {

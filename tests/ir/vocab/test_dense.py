@@ -6,7 +6,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import Refusal
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.ops import OWN_OPS, OwnOp, Sample
 from graphwright.ir.vocab import dense_weight
 

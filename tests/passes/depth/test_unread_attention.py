@@ -13,7 +13,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.moves import Path, follow
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import last_tower, recognize

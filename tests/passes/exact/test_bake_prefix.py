@@ -11,7 +11,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.sources import load
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.passes.base import Context
 from graphwright.passes.exact.bake_prefix import BakePrefix
 

@@ -14,8 +14,8 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.original import ModuleOriginal
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.tracing.original import ModuleOriginal
 from graphwright.ir.run.sweep import sweep
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES

@@ -12,7 +12,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.hf_pictures import as_the_library_takes
+from graphwright.ir.load.hf.pictures import as_the_library_takes
 from graphwright.ir.load.sources import load
 from graphwright.tools.bench.family_models import FAMILIES
 from torch import Tensor

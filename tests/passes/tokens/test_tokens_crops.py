@@ -20,7 +20,7 @@ from graphwright.ir.structure.vision import find_image_tokens
 from graphwright.passes.tokens import globalcom2
 from torch import Tensor
 
-from ...ir.load.test_hf_llava import prompts, save_llava
+from ...ir.load.hf.test_llava import prompts, save_llava
 from .llava import Models, best, close, cls_scores, cut, run, staying
 from .reference_scores import cls_logits, shared_out
 

@@ -10,7 +10,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.view import View
 from graphwright.ir.fx.view import FxView
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.sweep import sweep
 from torch import Tensor, nn
 

@@ -10,7 +10,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import recognize
 

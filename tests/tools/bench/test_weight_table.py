@@ -6,7 +6,7 @@ from pathlib import Path
 
 import graphwright as gw
 import torch
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.tools.bench.weight_judge import Kept, Once
 from graphwright.tools.bench.weight_table import COLUMNS, added_to, no_better, rows_of, side_by_side
 

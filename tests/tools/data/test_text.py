@@ -12,7 +12,7 @@ import pytest
 import torch
 from graphwright.ir.core.errors import BadInput, Missing
 from graphwright.ir.core.view import View
-from graphwright.ir.load.chat_template import chat_text
+from graphwright.ir.load.hf.chat_template import chat_text
 from graphwright.ir.load.zoo.text import english_sentences, read_tokenizer
 from graphwright.tools.data.calibration import read
 from graphwright.tools.data.text import LENGTH, read_texts

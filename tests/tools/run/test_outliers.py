@@ -110,7 +110,7 @@ def test_costs_without_a_formula(text: str) -> None:
 
 
 def test_a_model_without_linears() -> None:
-    from graphwright.ir.load.trace import trace
+    from graphwright.ir.load.tracing.trace import trace
 
     view = trace(torch.nn.ReLU(), (torch.ones(2, 3),))
     with pytest.raises(BadInput, match="no linear of this model has a dense weight"):

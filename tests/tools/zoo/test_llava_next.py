@@ -24,7 +24,7 @@ from graphwright.tools.evaluate import Subject, evaluate
 from graphwright.tools.evaluate.pictures import example_batch, scene_size
 from graphwright.tools.run.generating import Writer
 
-from ...ir.load.test_hf_llava import IMAGE, save_llava
+from ...ir.load.hf.test_llava import IMAGE, save_llava
 
 TOKENS = 5 * 144
 

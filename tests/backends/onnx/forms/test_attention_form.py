@@ -12,7 +12,7 @@ import torch
 from graphwright.backends.onnx.forms.attention_form import ShareKeys, SpellAttention
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.rewrite.driver import rewrite
 

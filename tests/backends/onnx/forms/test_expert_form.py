@@ -6,7 +6,7 @@ import pytest
 import torch
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.backends.registry import compile as compile_model
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 
 WIDTH, EXPERTS = 8, 3
 

@@ -23,7 +23,7 @@ from graphwright.backends.onnx.forms.row_places import Places
 from graphwright.backends.onnx.lowering import lowered, remarks, translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput, Refusal
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.verify import difference
 from graphwright.ir.structure.cache_slots import ROWS_KEY

@@ -9,7 +9,7 @@ import pytest
 import torch
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 
 from ...held_to_torch import TOLERANCE, run

@@ -15,7 +15,7 @@ from graphwright.backends.onnx.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.load.sources import load
-from graphwright.ir.load.trace import trace
+from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.structure.tree_input import TREE, TREE_KEY, tree_mask
 from graphwright.passes.base import Context
 from graphwright.passes.exact.tree_mask import TreeMask

@@ -1,0 +1,1 @@
+"""Checkpoints as other tools quantized them, and how their weights are read."""

@@ -1,0 +1,1 @@
+"""Folders of transformers: classes, weights, inputs, caches."""

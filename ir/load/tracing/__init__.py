@@ -1,0 +1,1 @@
+"""How a module becomes a graph: one trace, its sizes left open."""
