@@ -31,6 +31,7 @@ from .forms.group_query import UseGroupQuery, caches_are_shared
 from .forms.norm_form import sum_before_norms
 from .forms.row_places import Places
 from .forms.siblings import join_siblings
+from .forms.topk_form import never_without_rows
 from .forms.tree_form import take_tree
 from .fx_to_onnx import translated
 
@@ -92,6 +93,7 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     for row in target.rows:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
+    never_without_rows(onnx)
     clean(onnx)
     if ROWS_KEY in onnx.metadata() and caches_are_shared(onnx):
         onnx.metadata()[ROWS_KEY] = "shared"
