@@ -59,10 +59,13 @@ _FOLD_BYTES = 1 << 16
 def canonicalize(view: View, *, step: int = 0) -> RewriteReport:
     """Canonicalize a graph: what hinders a match is cleaned and folded, then the rules apply.
 
-    Outputs agree with those before to the rounding of their dtype. A second time changes nothing.
-    The report counts rules, cleaning and folding; its refusals are those of the last round.
+    Outputs agree with those before to the rounding of their dtype. A second time changes nothing,
+    and where no edit came between nothing is tried. The report counts rules, cleaning and folding;
+    its refusals are those of the last round.
     """
     report = RewriteReport()
+    if view.canonical == view.edits:
+        return report
     report.applied.update(nbit.canonicalize_stored(view, step=step).applied)
     report.applied.update(fused.expand_fused(view, FUSED, step=step).applied)
     while True:
@@ -73,4 +76,5 @@ def canonicalize(view: View, *, step: int = 0) -> RewriteReport:
         report.refusals = round_.refusals
         if not round_.total:
             view.drop_unused_weights()
+            view.canonical = view.edits
             return report

@@ -137,6 +137,8 @@ class View(ABC):
     """How often nodes, operands, weights, inputs or outputs have been changed since the graph was
     read, copies of it among that; types do not count. Whoever kept the number knows by it whether
     the graph is still the same."""
+    canonical: int | None = None
+    """The ``edits`` at which the graph was last canonicalized, by which a second time is spared."""
     _stale: set[Node] | None = None
     """Nodes whose types are to be inferred at the end of ``one_edit``."""
 

@@ -87,7 +87,7 @@ class FxView(FxEditor):
             graph, self.program, dict(self._weights), self._names, self.source, self.symbols
         )
         view._metadata = dict(self._metadata)
-        view.origin, view.edits = self.origin, self.edits
+        view.origin, view.edits, view.canonical = self.origin, self.edits, self.canonical
         view._by_key = {key: mapping[node] for key, node in self._by_key.items()}
         return view
 

@@ -36,7 +36,7 @@ class OnnxView(OnnxEditor):
 
     def copy(self) -> OnnxView:
         view = OnnxView(self.model.clone(), source=self.source)
-        view.origin, view.edits = self.origin, self.edits
+        view.origin, view.edits, view.canonical = self.origin, self.edits, self.canonical
         return view
 
     def execute(self, node: onnx_ir.Node, args: Sequence[Any]) -> tuple[Any, ...]:

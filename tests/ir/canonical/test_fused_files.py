@@ -79,6 +79,7 @@ def test_an_optimized_bert_is_read_whole(bert: onnx.ModelProto) -> None:
     feeds = {"ids": ids, "mask": mask, "kinds": ids % 2}
     (expected,) = in_runtime(bert, feeds)
     torch.testing.assert_close(sweep(view, tensors(feeds))["y"], expected, rtol=1e-4, atol=1e-5)
+    view.canonical = None
     assert canonicalize(view).total == 0
 
 

@@ -94,6 +94,7 @@ def test_canonicalizing_keeps_the_numbers_and_settles(name: str, views: Any) -> 
         check_structure(view)
         errors = compare(before, sweep(view, small.inputs))
         assert max(d.rel_l2 for d in errors.values()) < 2e-6
+        view.canonical = None
         assert canonicalize(view).total == 0, "canonicalizing is idempotent"
 
 

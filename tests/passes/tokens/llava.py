@@ -11,6 +11,7 @@ from typing import Any
 import graphwright as gw
 import torch
 from graphwright.backends.onnx.lowering import lowered, translated
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
@@ -38,11 +39,14 @@ def models_in(folder: Path, pictures: int = 1) -> Models:
     """The model, written to a folder and loaded from there; an image is so many ``pictures``."""
     model = saved(folder, pictures)
     plain, cached = load(folder, cache=False), load(folder, cache=True)
-    return Models(
+    made = Models(
         model,
         {"fx": plain, "onnx": translated(plain)},
         {"fx": cached, "onnx": translated(cached)},
     )
+    for view in (*made.plain.values(), *made.cached.values()):
+        canonicalize(view)  # once, not in every test
+    return made
 
 
 def saved(folder: Path, pictures: int = 1) -> Any:
