@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 
 from ....ir.core.dims import names_in
-from ....ir.core.types import Dim
+from ....ir.core.types import UNKNOWN_DIM, Dim
 from ....ir.core.view import Node, View
 from ....ir.core.weights import MemoryWeight
 from ....ir.vocab.builder import Builder
@@ -51,7 +51,9 @@ def _has_rows(view: View, node: Node, pictures: frozenset[str]) -> bool:
     if shape is None or view.attrs(node)["dim"] % len(shape) == 0:
         return False
     first, *rest = shape
-    return not pictures.isdisjoint(_names(first)) and all(isinstance(d, int) for d in rest)
+    if not pictures or not all(isinstance(d, int) for d in rest):
+        return False
+    return first == UNKNOWN_DIM or not pictures.isdisjoint(_names(first))
 
 
 def _pad(view: View, node: Node) -> None:

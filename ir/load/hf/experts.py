@@ -40,7 +40,8 @@ def split_experts(model: torch.nn.Module) -> None:
         if stack is None or stack.dim() != 3 or not hasattr(part, "is_transposed"):
             continue
         joined = part.is_transposed or (part.is_concatenated and not part.has_bias)
-        if part.has_post_expert_norm or not joined or not (part.has_gate or _is_plain(part)):
+        normed = getattr(part, "has_post_expert_norm", False)  # transformers 5.17 has no such
+        if normed or not joined or not (part.has_gate or _is_plain(part)):
             raise BadInput(f"{type(part).__name__} has experts of a form that is not read")
         _split(part)
 

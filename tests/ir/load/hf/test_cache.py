@@ -230,7 +230,9 @@ def test_a_cache_where_there_is_one(models: Any, tmp_path: Path) -> None:
 def test_a_scan_that_begins_at_every_call_anew_has_no_cache(tmp_path: Path) -> None:
     save_shallow("mamba", tmp_path)
     assert not has_cache(load(tmp_path))
-    with pytest.raises(BadInput, match=r"at every call anew \(mamba_selective_scan\)"):
+    # In transformers 5.17 its cache has a name of its own.
+    why = r"at every call anew \(mamba_selective_scan\)|has no past_key_values"
+    with pytest.raises(BadInput, match=why):
         load(tmp_path, cache=True)
 
 
