@@ -14,7 +14,7 @@ from typing import Literal
 from ..core.errors import Refusal
 from ..core.types import UNKNOWN_DIM, mentions
 from ..core.view import NATIVE, Node, Value, View
-from ..structure.cache_slots import SHIFT, is_past, present_of
+from ..structure.cache_slots import PAST_AXIS, SHIFT, is_past, present_of
 from ..structure.pictured import PLACES_KEY
 from ..vocab import END, traits
 from ..vocab.builder import Builder
@@ -63,6 +63,8 @@ class _Cut:
     copies: list[Node] = field(default_factory=list)
     stood_in: dict[Value, Value] = field(default_factory=dict)
     """Caches of blocks before the cut, of which only sizes are read behind it."""
+    held: set[str] = field(default_factory=set)
+    """How long these are, as the graph's types say it."""
 
     def __post_init__(self) -> None:
         shape = self.view.type(self.value).shape
@@ -111,6 +113,9 @@ class _Cut:
         if not behind:
             return None
         self.stood_in.update(dict.fromkeys(before, behind[0]))
+        for value in before:
+            dims = (view.type(value).shape or ())[PAST_AXIS : PAST_AXIS + 1]
+            self.held.update(d for d in dims if isinstance(d, str) and d != UNKNOWN_DIM)
         return (before or behind)[0], behind[0]
 
     def apply(self) -> Value:
@@ -276,7 +281,10 @@ class _Cut:
         """Whether a size is of the shrinking dimension, or of a cache that another stands for."""
         if any(map(self._mentions, dims)):
             return True
-        return place == 2 and source in self.stood_in
+        if source in self.stood_in:
+            return place == PAST_AXIS
+        # Of a padding mask's columns, say, that stand for a cache.
+        return self.view.producer(source) is not None and not self.held.isdisjoint(dims)
 
     def _is_heavy(self, value: Value) -> bool:
         """Whether making a value again would mean to run part of the model again."""

@@ -28,17 +28,22 @@ def select_tokens(b: Builder, value: Value, kept: Value, axis: int, *, by_row: b
 
 def _select_shared(b: Builder, value: Value, kept: Value, axis: int) -> Value:
     """Of ``[1, .., tokens]`` or ``[1, .., tokens, width]``, the same for all rows, each row's own
-    tokens: ``[rows, .., count, width]``."""
+    tokens: ``[rows, .., count, width]``. Axes of 1 may stand before the width, as those of heads do
+    in Gemma 4's tables of turns."""
     view = b.view
-    behind = (view.type(value).rank or 0) - axis - 1
+    shape = view.type(value).shape or ()
+    heads = [i for i in range(axis + 1, len(shape) - 1) if shape[i] == 1]
+    behind = len(shape) - axis - 1 - len(heads)
     if behind > 1:
         raise Refusal(f"{view.name(value)}: {view.type(value)} cannot follow")
     table = value
-    if axis:
-        table = b.squeeze(table, dims=tuple(range(axis)))
+    if axis or heads:
+        table = b.squeeze(table, dims=(*range(axis), *heads))
     if not behind:
         table = b.unsqueeze(table, dims=(1,))
     taken = b.embedding(table, kept)
     if not behind:
         taken = b.squeeze(taken, dims=(2,))
+    if heads:
+        taken = b.unsqueeze(taken, dims=tuple(2 + i for i in range(len(heads))))
     return taken if axis < 2 else b.unsqueeze(taken, dims=tuple(range(1, axis)))

@@ -15,6 +15,7 @@ from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...ir.vocab.builder import Builder
+from .cut_places import check_attention
 from .token_pass import (
     Cut,
     TokenPass,
@@ -45,8 +46,9 @@ class AIM(TokenPass):
     merged each time. Block l then starts with ``(prune_to - l) / (prune_to - prune_from)`` of
     these, rounded down: those with the highest PageRank over the attention of the block before, 5
     steps at temperature .1 over all tokens, the root of the mean square of the heads. From
-    ``prune_to`` on there is none. Tokens keep their positions. Newlines among patches
-    (LLaVA-NeXT) are not merged, and are pruned with the rest.
+    ``prune_to`` on there is none. What is left of merging is counted anew, as the language model is
+    given no more than that; tokens that are left of pruning keep these positions. Newlines among
+    patches (LLaVA-NeXT) are not merged, and are pruned with the rest.
 
     ``prune_from`` and ``prune_to`` at 0 are the paper's, 13 and 21 of 32 blocks, of the model's
     number. Each pruned block makes one whole attention map, ``heads tokens²`` numbers. The released
@@ -97,7 +99,13 @@ class AIM(TokenPass):
             left = int(whole * (last - block) / (last - first))
             cuts.append(Cut(block, count, left))
             count = left
-        return [cut for cut in cuts if cut.left < cut.count or not cut.block]
+        cuts = [cut for cut in cuts if cut.left < cut.count or not cut.block]
+        check_attention(images, [cut.block - 1 for cut in cuts if cut.block and cut.left])
+        return cuts
+
+    def positions_at(self, block: int) -> Positions:
+        # A cache is as long as what is left: the next word stands behind that.
+        return self.positions if block else "renumbered"
 
     def choose(
         self, view: View, structure: Structure, images: ImageTokens, left: int

@@ -13,6 +13,7 @@ from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens
 from ...ir.vocab import END
+from .cut_places import check_attention
 from .token_pass import ScoredTokens, behind, block_attention, marked
 
 
@@ -52,6 +53,7 @@ class FastV(ScoredTokens):
                 f"layer={self.layer}: the language model has the blocks 0 to "
                 f"{len(images.language) - 1}"
             )
+        check_attention(images, [self.layer - 1])
 
     def score(self, view: View, structure: Structure, images: ImageTokens) -> Value:
         site = block_attention(structure, images.language[self.layer - 1])

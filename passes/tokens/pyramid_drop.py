@@ -13,6 +13,7 @@ from ...ir.moves.selection import best, image_scores
 from ...ir.moves.shrink_dim import Positions
 from ...ir.structure.recognize import Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens
+from .cut_places import check_attention
 from .token_pass import Cut, TokenPass, behind, block_attention, marked
 
 
@@ -42,7 +43,8 @@ class PyramidDrop(TokenPass):
             raise BadInput(f"pyramid-drop: ratio={self.ratio:g} must be above 0 and at most 1")
 
     def cuts(self, view: View, structure: Structure) -> Sequence[Cut]:
-        blocks = len(find_image_tokens(view, structure).language)
+        images = find_image_tokens(view, structure)
+        blocks = len(images.language)
         if self.stages > blocks:
             raise Refusal(f"stages={self.stages}: the language model has {blocks} blocks")
         places = [blocks * s // self.stages for s in range(1, self.stages)]
@@ -57,6 +59,7 @@ class PyramidDrop(TokenPass):
                 )
             cuts.append(Cut(block, count, left))
             count = left
+        check_attention(images, [n for cut in cuts for n in (cut.block, cut.block - 1)])
         return cuts
 
     def choose(

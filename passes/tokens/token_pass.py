@@ -22,6 +22,7 @@ from ...ir.structure.recognize import Attention, Structure
 from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...ir.vocab.builder import Builder
 from ..base import TOKENS, Context, Pass, PassResult, Site
+from .cut_places import check_shared_keys
 from .raster import in_text_order, in_tower_order, tokens_of
 
 
@@ -62,6 +63,10 @@ class TokenPass(Pass):
     ) -> Value:
         """Which image tokens stay: i64 ``[rows, left]``, ascending."""
 
+    def positions_at(self, block: int) -> Positions:
+        """How tokens stand behind a cut before a block."""
+        return self.positions
+
     def run(self, context: Context) -> PassResult:
         cuts, result = self._survey(context)
         for cut in cuts:
@@ -85,7 +90,8 @@ class TokenPass(Pass):
                     makers.append(chosen)
                 b = behind(view, *makers)
                 kept = kept_positions(b, images, marked(b, images), chosen, cut.left)
-            shrink(view, value, kept, positions=self.positions, rule=self.name, step=context.step)
+            shrink(view, value, kept, positions=self.positions_at(cut.block), rule=self.name,
+                   step=context.step)  # fmt: skip
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
         note_cut(view, kept, cut.left, self.name, remade=self.remakes)
@@ -94,7 +100,7 @@ class TokenPass(Pass):
     def _survey(self, context: Context) -> tuple[Sequence[Cut], PassResult]:
         view, structure = context.view, context.structure
         try:
-            find_image_tokens(view, structure)
+            images = find_image_tokens(view, structure)
         except Refusal as refusal:
             raise BadInput(
                 f"{self.name}: {refusal}. Token passes need a vision-language model of which the "
@@ -103,6 +109,8 @@ class TokenPass(Pass):
         try:
             cuts = self.cuts(view, structure)
             check_order(view, structure, cuts[0].block)
+            for cut in cuts:
+                check_shared_keys(structure, images.language, cut.block)
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
         result = PassResult()

@@ -133,7 +133,10 @@ def _cached_call(
             model = model.language_model
     shift, kind = inputs.pop(SHIFT, None), model.config.model_type
     mask = inputs["attention_mask"]
-    places = token_places(mask, mask.shape[1] - inputs["input_ids"].shape[1])
+    past = mask.shape[1] - inputs["input_ids"].shape[1]
+    places = token_places(mask, past)
+    if not past:  # a prompt, to which an empty cache was given
+        shift = None
     if kind in TURNED and shift is not None:
         inputs["position_ids"] = (places + shift).expand(3, -1, -1)
     elif kind not in TURNED and _takes(model.forward, "position_ids"):

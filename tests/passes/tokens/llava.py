@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,10 +144,11 @@ def last_will_pay(before: Tensor, here: Tensor) -> Tensor:
 
 def staged(
     model: Any, batch: Batch, cuts: Mapping[int, int | Tensor], *, score: Score = last_paid,
-    renumber: bool = False, features: Tensor | None = None,
+    renumber: bool | Collection[int] = False, features: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     """Logits with image tokens cut before blocks, and each choice among those that came there: what
-    is given, or so many by the score. ``features`` are the tower's, where they are not its own."""
+    is given, or so many by the score; positions are counted anew behind all cuts, or those before
+    such blocks. ``features`` are the tower's, where they are not its own."""
     inner = model.model
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()
     if features is None:
@@ -158,7 +159,7 @@ def staged(
 
 def _decoded(
     model: Any, ids: Tensor, mask: Tensor, projected: Tensor, cuts: Mapping[int, int | Tensor],
-    score: Score, renumber: bool,
+    score: Score, renumber: bool | Collection[int],
 ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
     inner = model.model
     state = inner.get_input_embeddings()(ids)
@@ -179,7 +180,7 @@ def _decoded(
             keep = staying(ids, choice)
             ids, state, places = cut(ids, keep), cut(state, keep), cut(places, keep)
             visible = torch.stack([s[k][:, k] for s, k in zip(visible, keep, strict=True)])
-            if renumber:
+            if renumber is True or (renumber and index in renumber):
                 places = torch.arange(state.shape[1]).expand(len(ids), -1)
             here = _attention(language, block, state, places, visible)
         before = here
@@ -217,7 +218,7 @@ def spoken(
 
 def run(
     model: Any, batch: Batch, *, layer: int, chosen: Tensor | None = None, count: int = 0,
-    renumber: bool = False, features: Tensor | None = None,
+    renumber: bool | Collection[int] = False, features: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """``staged`` with one cut."""
     choice = count if chosen is None else chosen
