@@ -12,12 +12,12 @@ from dataclasses import dataclass
 
 from ..core.errors import Refusal
 from ..core.types import Dim
-from ..core.view import Node, Value, View
+from ..core.view import Node, Value, View, is_value
 from ..vocab import traits
 from .asides import PICKING, why_elsewhere
 from .cuts import tokens_left
 from .layers import Block, uncut
-from .pictured import read_places
+from .pictured import read_places, read_prompt
 from .recognize import Attention, Linear, Structure
 from .token_layout import NO_PATCH, Members, merged_patches, squares, token_layout
 
@@ -171,7 +171,7 @@ def find_image_tokens(view: View, structure: Structure, layer: int = 0) -> Image
         own = squares(members, grid) if grid and members else None
         grid, patches = own or read_places(view.metadata()), tokens
     pictures = max(1, tokens // patches) if crops is None else crops[1]
-    if crops is not None and tokens <= patches:
+    if crops is not None and tokens <= patches and tokens != len(read_prompt(view.metadata())):
         # Exporters drop the reshape that joins an image's crops where another one follows it.
         images, tokens = crops[0], tokens * crops[1]
     layout = () if tokens == patches * pictures else token_layout(
@@ -260,8 +260,10 @@ def _crops(view: View) -> tuple[Dim, int] | None:
 def _cuts_first(view: View, node: Node) -> bool:
     if view.op(node) != "slice":
         return False
-    _, start, _ = view.operands(node)
-    return view.number(start) == 1 and view.attrs(node)["dim"] == 1
+    value, start, _ = view.operands(node)
+    # Of crops, the first is the whole image.
+    of_tokens = is_value(value) and view.type(value).rank == 3
+    return of_tokens and view.number(start) == 1 and view.attrs(node)["dim"] == 1
 
 
 def _static(view: View, value: Value, axis: int) -> int:

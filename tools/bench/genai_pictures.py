@@ -23,6 +23,7 @@ from typing import Any
 
 RECIPES = (
     ("", "cpu", "float32"), ("quantize{bits=4 group=32}", "genai", "float32"),
+    ("quantize{bits=4 group=32},eora{rank=4}", "genai", "float32"),
     ("", "cpu", "float16"), ("quantize{bits=4 group=32}", "genai", "float16"),
     ("", "cpu", "bfloat16"),
 )  # fmt: skip
@@ -124,9 +125,23 @@ def _written(scratch: Path, only: str) -> Iterator[tuple[str, Path, str, str]]:
         _write_words(source, WORDS[name].all_special)
         for recipe, target, dtype in RECIPES:
             graph = load(source, dtype=getattr(torch, dtype))
-            graph = optimize(graph, recipe).graph if recipe else graph
-            out = export(graph, scratch / f"{name}-{target}-{dtype}", target=target)
+            form, texts = ("-eora", _texts(graph)) if "eora" in recipe else ("", None)
+            graph = optimize(graph, recipe, calibration=texts).graph if recipe else graph
+            out = export(graph, scratch / f"{name}-{target}-{dtype}{form}", target=target)
             yield name, out, recipe, dtype
+
+
+def _texts(graph: Any) -> list[dict[str, Any]]:
+    """What passes learn from: rows of letters behind an image each."""
+    import torch
+
+    types = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
+    pixels, generator = types["pixel_values"], torch.Generator().manual_seed(0)
+    words = torch.randint(5, 90, (4, 24), generator=generator)
+    image = torch.tensor(graph.source.prompt).expand(4, -1)
+    ids = torch.cat([words[:, :2], image, words[:, 2:]], 1)
+    drawn = torch.rand(4, *pixels.shape[1:], generator=generator).to(pixels.dtype)
+    return [{"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": drawn}]
 
 
 def family(name: str) -> Any:

@@ -162,6 +162,17 @@ MORE_IMAGES_AND_TEXT: Mapping[str, Family] = {
     "lighton-ocr": _seeing("LightOnOcr", {
         "vision_config": _PIXTRAL, "text_config": _HEADED | {"model_type": "qwen3"},
         "image_token_id": 96, "spatial_merge_size": 2}),
+    "phi4-multimodal": Family("Phi4MultimodalForCausalLM", "Phi4MultimodalConfig", _HEADED | {
+        "original_max_position_embeddings": 64, "rope_parameters": {
+            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.75},
+        "image_grid_pinpoints": [[8, 16]],
+        "vision_config": _VISION | {"num_hidden_layers": 3, "image_size": 8, "crop_size": 8,
+                                    "patch_size": 2, "image_token_id": 96},
+        "audio_config": {
+            "hidden_size": 16, "intermediate_size": 16, "num_blocks": 1, "num_attention_heads": 2,
+            "ext_pw_out_channel": 16, "depthwise_separable_out_channel": 16,
+            "nemo_conv_channels": 8, "audio_token_id": 95, "input_size": 16}},
+        blocks=_BOTH, cache=True),
     "vipllava": _seeing("VipLlava", {
         "vision_config": _CLIP | {"num_hidden_layers": 3}, "text_config": _LLAMA,
         "image_token_index": 96, "vision_feature_layer": [-2, -3]}),

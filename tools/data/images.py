@@ -18,6 +18,7 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.files import open_regular
 from ...ir.core.types import Dim
 from ...ir.core.view import View
+from ...ir.load.hf_phi4 import PHI4
 from ...ir.load.side_files import read_json
 from ...ir.structure.pictured import read_grid, read_prompt
 
@@ -30,6 +31,7 @@ MOST_FEATURES = 1 << 16
 """Of an image: no model's context holds more."""
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALVES = (0.5, 0.5, 0.5)
 """Of CLIP's training images (Radford et al. 2021, arXiv 2103.00020): where a config says none."""
 RESAMPLES = range(6)
 BICUBIC = 3
@@ -62,13 +64,15 @@ class Preprocessing:
         shortest = size.get("shortest_edge") if isinstance(size, dict) else size
         if isinstance(size, dict) and "longest_edge" in size:
             shortest = None  # bounds of what is resized as it is, Qwen2-VL's in pixels
+        # Its file says neither, and its processor's own are no others' (Phi-4-multimodal).
+        halves = read_json(view.source.folder, "config.json").get("model_type") == PHI4
         resample = settings.get("resample", BICUBIC)
         if resample not in RESAMPLES:
             raise BadInput(f"{view.source.folder}/{SETTINGS}: resample is {resample!r}, not 0 to 5")
         return cls(
             height, width, tiles,
-            _channels(view, settings, "image_mean", CLIP_MEAN),
-            _channels(view, settings, "image_std", CLIP_STD),
+            _channels(view, settings, "image_mean", HALVES if halves else CLIP_MEAN),
+            _channels(view, settings, "image_std", HALVES if halves else CLIP_STD),
             crop=shortest is not None and bool(settings.get("do_center_crop", True)),
             resample=resample,
         )  # fmt: skip

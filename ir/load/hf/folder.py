@@ -31,6 +31,7 @@ from .inputs import (
     example_inputs,
     image_prompt,
     left_out_notes,
+    shown,
     unmeasured,
 )
 from .layout import settle_boxes
@@ -241,7 +242,7 @@ def _task(model: Any) -> str:
     """The task in the words of the hub, where the class says it."""
     name = type(model).__name__
     accepted = inspect.signature(type(model).forward).parameters
-    if "pixel_values" in accepted and image_prompt(model):
+    if shown(model) and image_prompt(model):
         return "image-text-to-text"
     if "pixel_values" in accepted:
         return "image-classification" if "ImageClassification" in name else ""

@@ -15,7 +15,7 @@ from ...core.errors import BadInput
 from ...core.memory import refuse_beyond_memory
 from ...structure.cache_slots import GLOBAL_MASK, TOKEN_TYPES
 from ..side_files import read_json
-from . import florence2, gemma4, siglip2
+from . import florence2, gemma4, phi4, siglip2
 from .layout import beside_tokens
 from .model import longest_text
 from .model_class import VIDEO
@@ -47,7 +47,7 @@ def example_inputs(model: Any, folder: Path) -> Example:
     inputs: dict[str, torch.Tensor] = {}
     shapes: dict[str, Any] = {}
     prompt: tuple[int, ...] = ()
-    if "pixel_values" in accepted:
+    if shown(model):
         prompt = image_prompt(model) if _TEXT in accepted else ()
         pixels = _image(model, folder, crops=bool(prompt))
         one = model.config.model_type in ONE_IMAGE
@@ -78,6 +78,11 @@ def example_inputs(model: Any, folder: Path) -> Example:
         inputs["decoder_input_ids"] = torch.ones(2, 5, dtype=torch.int64)
         shapes["decoder_input_ids"] = {0: batch, 1: Dim("decoder_seq", max=longest)}
     return inputs, shapes
+
+
+def shown(model: Any) -> bool:
+    """Whether a forward takes images that a graph has."""
+    return "pixel_values" in _accepted(model) or model.config.model_type == phi4.PHI4
 
 
 def _accepted(model: Any) -> Mapping[str, Any]:
@@ -146,6 +151,8 @@ def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
         height, width = gemma4.image_sides(whole)
     elif whole.model_type == florence2.FLORENCE2:
         height, width = florence2.image_sides(whole)
+    elif whole.model_type == phi4.PHI4:
+        height = width = whole.vision_config.crop_size
     else:
         height, width = _sides(config, folder)
     frames = getattr(config, "num_frames", 1)
@@ -166,8 +173,9 @@ def _video(model: Any) -> torch.Tensor:
 def left_out_notes(model: Any, inputs: Mapping[str, Any]) -> tuple[str, ...]:
     """What a person should know of inputs of the forward that a graph has not."""
     hears = getattr(model.config, "audio_config", None) is not None
+    taken = {*inputs, *([phi4.PIXELS] if "pixel_values" in inputs else [])}
     lost = [f"{what} ({name})" for name, what in _LEFT_OUT.items()
-            if name in _accepted(model) and name not in inputs
+            if name in _accepted(model) and name not in taken
             and (name != SPECTRUM or hears)]  # fmt: skip
     return (
         (f"the forward takes {' and '.join(lost)} too, and the graph is as if none were given: "

@@ -74,7 +74,9 @@ def logits_of(model: Any, merged: torch.Tensor, **options: Any) -> torch.Tensor:
 def text_part(model: Any) -> Any:
     """The part that reads the stream, with a head of its own or without."""
     inner = model if hasattr(model, "language_model") else model.model
-    return inner.text_model if hasattr(inner, "text_model") else inner.language_model
+    if hasattr(inner, "text_model"):
+        return inner.text_model
+    return getattr(inner, "language_model", inner)  # itself, where images are made within it
 
 
 def word_options(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]:

@@ -14,7 +14,7 @@ import torch
 
 from ...structure.cache_slots import TOKEN_TYPES
 from ...structure.pictured import grid_metadata, places_metadata
-from . import glm4v, pixtral, qwen3_vl, qwen25_vl, qwen_vl
+from . import glm4v, phi4, pixtral, qwen3_vl, qwen25_vl, qwen_vl
 from .places import PREFIXED
 from .siglip2 import PATCHED, as_patches, size_note
 from .towers import PIXTRAL, ROWS, Deep, Tower
@@ -265,6 +265,10 @@ TOWERS: Mapping[str, Tower] = {
         qwen3_vl.TYPES, _qwen(qwen3_vl.features, settle=qwen3_vl.settle)
     ),
     **dict.fromkeys(glm4v.TYPES, _qwen(glm4v.features, glm4v.size_note)),
+    phi4.PHI4: Tower(
+        phi4.token_count, phi4.features, phi4.crop_count, phi4.as_the_library_takes,
+        phi4.size_note, lambda config: grid_metadata(phi4.crop_grid(config)), phi4.settle,
+    ),
     **ROWS,
 }
 """By model type, all families that put images into a text and are read."""
