@@ -48,9 +48,17 @@ class Arch:
     @property
     def names(self) -> Mapping[str, str]:
         """Paths of modules in a block by the names of their tensors."""
-        return {**_ATTENTION, **(_ROUTED if self.routed else _DENSE), **self.own}
+        usual = {**_ATTENTION, **(_ROUTED if self.routed else _DENSE), **self.own}
+        # One that another name stands for is not there.
+        own = set(self.own.values())
+        return {name: path for name, path in usual.items()
+                if name in self.own or path not in own}  # fmt: skip
 
 
+_GPT_OSS = {
+    "post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks",
+    "ffn_gate_inp": "mlp.router",
+}  # fmt: skip
 ARCHS = {
     "llama": Arch("LlamaForCausalLM", "llama", permuted=True),
     "qwen2": Arch("Qwen2ForCausalLM", "qwen2"),
@@ -62,5 +70,6 @@ ROUTED = {
     "llama": Arch("MixtralForCausalLM", "mixtral", routed=True, permuted=True),
     "qwen2moe": Arch("Qwen2MoeForCausalLM", "qwen2_moe", _SHARED, routed=True),
     "qwen3moe": Arch("Qwen3MoeForCausalLM", "qwen3_moe", _NORMED_HEADS, routed=True),
+    "gpt-oss": Arch("GptOssForCausalLM", "gpt_oss", _GPT_OSS, routed=True),
 }
 """Those of files with experts."""

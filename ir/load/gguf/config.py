@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ...core.errors import BadInput
+from . import gpt_oss
 from .archs import ARCHS, ROUTED, Arch
 from .file import GgufFile, Tensor
 
@@ -66,6 +67,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 def _experts(arch: Arch, keys: _Keys, inner: int) -> dict[str, Any]:
     """The config of a layer of experts, with what llama.cpp takes where the file does not say."""
+    if arch.model_type == "gpt_oss":
+        return gpt_oss.settings(keys, inner)
     count = keys.whole("expert_count")
     picked = keys.whole("expert_used_count", most=count)
     if arch.model_type == "mixtral":
@@ -129,6 +132,11 @@ def _rope(file: GgufFile, keys: _Keys, head: int) -> dict[str, Any]:
         "rope_type": "default", "rope_theta": keys.real("rope.freq_base", 10000.0)
     }  # fmt: skip
     scaling = file.keys.get(f"{file.arch}.rope.scaling.type", "none")
+    if scaling == "yarn" and file.arch == gpt_oss.GPT_OSS:
+        return rope | gpt_oss.YARN | {
+            "rope_type": "yarn", "factor": keys.real("rope.scaling.factor"),
+            "original_max_position_embeddings": keys.whole("rope.scaling.original_context_length"),
+        }  # fmt: skip
     if scaling not in ("none", "linear"):
         raise BadInput(f"{file.path}: {file.arch}.rope.scaling.type {scaling!r}; linear is read")
     if scaling == "linear":

@@ -24,6 +24,7 @@ from .blocks import KINDS, parts
 from .config import FACTORS, arch_of
 from .file import KINDS as TYPES
 from .file import WHOLE, GgufFile, Tensor
+from .gpt_oss import GPT_OSS, by_its_names
 
 
 def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
@@ -45,6 +46,7 @@ def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
             tensors[place] = _weight(file, one, order, arch, dense)
         kinds[tensor.kind] = kinds.get(tensor.kind, 0) + 1
     _check_whole(file, arch, config["num_hidden_layers"])
+    tensors = by_its_names(tensors) if file.arch == GPT_OSS else tensors
     summary = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
     notes = [f"GGUF of arch {file.arch}, taken as it is stored: {summary}"]
     if dense:
@@ -105,7 +107,8 @@ def _check_shape(file: GgufFile, tensor: Tensor, path: str, config: Mapping[str,
         "o_proj": (hidden, queries), "gate_proj": (inner, hidden), "up_proj": (inner, hidden),
         "down_proj": (hidden, inner), "embed_tokens": (config["vocab_size"], hidden),
         "lm_head": (config["vocab_size"], hidden), "q_norm": (head,), "k_norm": (head,),
-        "gate": (experts, hidden), "shared_expert_gate": (1, hidden),
+        "gate": (experts, hidden), "router": (experts, hidden), "shared_expert_gate": (1, hidden),
+        "sinks": (config["num_attention_heads"],),
     }  # fmt: skip
     expected = sizes.get(path.rpartition(".")[2], (hidden,))
     expected = expected[:1] if tensor.name.endswith(".bias") else expected
@@ -140,11 +143,11 @@ def _each(tensor: Tensor, path: str) -> Iterator[Tensor]:
     if "{}" not in path:
         yield tensor
         return
-    count, rows, columns = tensor.shape
+    count, *sizes = tensor.shape
     size = tensor.data.numel // count
     for index in range(count):
-        own = tensor.data.part(index * size, (rows, size // rows))
-        yield replace(tensor, shape=(rows, columns), data=own)
+        shape = (sizes[0], size // sizes[0]) if len(sizes) > 1 else (size,)
+        yield replace(tensor, shape=tuple(sizes), data=tensor.data.part(index * size, shape))
 
 
 def _order(arch: Arch, path: str, rows: int, config: Mapping[str, Any]) -> torch.Tensor | None:

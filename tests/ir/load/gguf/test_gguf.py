@@ -302,7 +302,7 @@ def test_what_is_damaged_or_contradicts_itself(
         (_renamed(b"llama.expert_count", b"llama.expert_counu"),
          "'blk.0.ffn_gate_inp.weight' has no place in arch llama"),
         (_renamed(b"llama", b"gemma"),
-         "gemma.expert_count is 3: experts of llama, qwen2moe, qwen3moe are read"),
+         "gemma.expert_count is 3: experts of llama, qwen2moe, qwen3moe, gpt-oss are read"),
     ],
 )  # fmt: skip
 def test_experts_that_contradict_themselves(
