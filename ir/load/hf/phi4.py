@@ -117,7 +117,9 @@ def _pooled(inner: Any, pixels: torch.Tensor) -> torch.Tensor:
         grid = torch.cat([grid, grid[:, -2:-1]], 1)
         grid = torch.cat([grid, grid[:, :, -2:-1]], 2)
     half = grid.shape[1] // 2
-    return grid.reshape(stream.shape[0], half, 2, half, 2, stream.shape[2]).mean((2, 4))
+    squares = grid.reshape(stream.shape[0], half, 2, half, 2, stream.shape[2])
+    pooled: torch.Tensor = squares.mean((2, 4))
+    return pooled
 
 
 def _with_ends(inner: Any, grid: torch.Tensor) -> torch.Tensor:
