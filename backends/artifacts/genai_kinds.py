@@ -15,7 +15,7 @@ from typing import Any
 
 from ...ir.core.errors import Refusal
 from ...ir.load.side_files import read_json
-from .pictures import CORNERS, GRID, PIXELS, Pictures
+from .pictures import CORNERS, FILLED, GRID, PIXELS, SIZES, Pictures
 
 Steps = list[tuple[str, dict[str, Any]]]
 CLIP = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
@@ -23,6 +23,8 @@ HALF = (0.5,) * 3, (0.5,) * 3
 AS_READ = (0.0,) * 3, (1.0,) * 3
 GEMMA_TOKENS = 256
 """Tokens of an image that the runtime writes for Gemma 3, whatever its config says."""
+PHI_TOKEN = 200010
+"""The token of an image that the runtime looks for, whatever the config of Phi-4 says."""
 _RESAMPLE = {0: "NEAREST", 2: "LINEAR", 3: "CUBIC"}
 
 
@@ -52,12 +54,28 @@ class Kind:
     """Whether features of several images are handed on image by image."""
     inputs: tuple[str, ...] = (PIXELS, GRID)
     """Of the tower."""
+    wired: Mapping[str, list[str]] = field(default_factory=dict)
+    """Steps that take other results than the one of the step before, by their types."""
+    aligner: str | None = None
+    """What puts several pictures together."""
     beside: Mapping[str, Any] = field(default_factory=dict)
     """What else the runtime wants to be told of such a model."""
 
 
 def _first_channels(_: Pictures) -> Steps:
     return [("Permute3D", {"dims": [2, 0, 1]})]
+
+
+def _in_crops(pictures: Pictures) -> Steps:
+    side = pictures.crop
+    return [
+        ("Phi4VisionDynamicPreprocess", {
+            "dynamic_hd": pictures.height * pictures.width // side**2,
+            "dyhd_base_resolution": side,
+        }),
+        ("Rescale", {"rescale_factor": 1 / 255}), ("Normalize", {"mean": HALF[0], "std": HALF[1]}),
+        ("Phi4VisionProcessor", {"dyhd_base_resolution": side, "interpolation": "CUBIC"}),
+    ]  # fmt: skip
 
 
 _QWEN = "<|image_pad|>", "<|vision_start|>", "<|vision_end|>"
@@ -86,6 +104,13 @@ KINDS: Mapping[str, Kind] = {
         })],
     ),
     "mistral3": _MISTRAL,
+    "phi4_multimodal": Kind(
+        "phi4mm", ("<|endoftext10|>",), HALF, flag=None, processor="phi_4_vision_processor",
+        inputs=(PIXELS, FILLED, SIZES), beside={"speech": {"config_filename": ""}}, whole=_in_crops,
+        wired={"Rescale": [":0"], "Phi4VisionProcessor": [
+            ":0", "phi4visiondynamicpreprocess:1"]},  # not the mask that comes between
+        aligner="phi4-vision-aligner",
+    ),
 }  # fmt: skip
 """By model type: images of Qwen2-VL have the places of Qwen2.5-VL's."""
 
@@ -111,6 +136,11 @@ def check_prompt(kind: Kind, source: str | Path | None, prompt: tuple[int, ...])
         raise Refusal(
             f"an image is {len(prompt)} tokens (mm_tokens_per_image), and it writes "
             f"{GEMMA_TOKENS} for every one of Gemma 3"
+        )
+    if kind.type == "phi4mm" and prompt[0] != PHI_TOKEN:
+        raise Refusal(
+            f"{prompt[0]} stands for an image in config.json, and it looks for {PHI_TOKEN} in "
+            "every prompt of Phi-4-multimodal"
         )
     ids = _words(source)
     missing = [word for word in kind.tokens if word not in ids] if ids else []
@@ -163,9 +193,13 @@ def processor(kind: Kind, pictures: Pictures, settings: Mapping[str, Any]) -> di
         }),
         *kind.last(pictures),
     ]  # fmt: skip
-    operations = [{"operation": {"name": step.lower(), "type": step, "attrs": attrs}}
-                  for step, attrs in steps]  # fmt: skip
-    return {"processor": {"name": kind.processor, "transforms": operations}}
+    operations = [
+        {"operation": {"name": step.lower(), "type": step, "attrs": attrs}
+         | ({"inputs": kind.wired[step]} if step in kind.wired else {})}
+        for step, attrs in steps
+    ]  # fmt: skip
+    aligned = {"output_aligner": kind.aligner} if kind.aligner else {}
+    return {"processor": {"name": kind.processor, "transforms": operations, **aligned}}
 
 
 def dump(path: Path, content: dict[str, Any]) -> None:

@@ -45,12 +45,14 @@ from .pictured import split
 from .pictures import (
     CORNERS,
     FEATURES,
+    FILLED,
     GRID,
     IDS,
     LOGITS,
     MASK,
     PIXELS,
     SIZE_CHECK,
+    SIZES,
     Pictures,
     pictures_of,
 )  # fmt: skip
@@ -148,9 +150,13 @@ def _write(part: View, path: Path, target: Target, pictures: Pictures) -> str | 
     """Write a part over the data of the whole; what ``ROWS_KEY`` says of it."""
     onnx = lowered(part, target)
     size = f"{pictures.height} x {pictures.width}"
+    said = iter((SIZES, FILLED) if pictures.crop else (GRID,))
     for node in onnx.model.graph:
-        if any(value is not None and value.name == SIZE_CHECK for value in node.inputs):
-            node.name = f"this model reads pictures of {size} pixels, and {GRID} says another size"
+        names = [value.name or "" for value in node.inputs if value is not None]
+        if node.op_type == "Gather" and any(name.startswith(SIZE_CHECK) for name in names):
+            node.name = (
+                f"this model reads pictures of {size} pixels, and {next(said, GRID)} says another size"
+            )
     save_beside(onnx.model, path, path.parent / MODEL_FILE, DATA_FILE)
     return onnx.metadata().get(ROWS_KEY)
 
@@ -185,7 +191,8 @@ def _models(
         "vision": {
             "filename": PICTURED_FILES["vision"], **session(target),
             "config_filename": PROCESSOR_FILE, **squares,
-            "inputs": {name: name for name in kind.inputs},
+            # Of Phi-4 it is one of two masks, and the runtime's word for it is that of the other.
+            "inputs": {MASK if name == FILLED else name: name for name in kind.inputs},
             "outputs": {FEATURES: FEATURES},
         },
     }  # fmt: skip
@@ -209,8 +216,8 @@ def _hold(graph: View, folder: Path, pictures: Pictures) -> None:
     expected = compile(folder / MODEL_FILE)(**inputs)[LOGITS]
     vision, embedding, text = (compile(folder / file) for file in PICTURED_FILES.values())
     seen = _as_the_runtime_gives(graph, inputs, pictures)
-    features = vision(**{name: seen[name] for name in (PIXELS, GRID, CORNERS)
-                         if name in seen})[FEATURES]
+    features = vision(**{name: seen[name] for name in (PIXELS, GRID, CORNERS, FILLED, SIZES)
+                         if name in vision.input_names})[FEATURES]
     features = features.reshape(-1, features.shape[-1])
     stream = embedding(**{IDS: inputs[IDS], FEATURES: features})[STREAM]
     past = {name: value for name, value in inputs.items()
@@ -232,6 +239,10 @@ def _as_the_runtime_gives(
     Gemma 4 with patches and theirs."""
     if pictures.placed:
         return inputs | _placed(inputs[PIXELS], pictures)
+    if pictures.crop:
+        size, pixels = torch.tensor([[pictures.height, pictures.width]]), inputs[PIXELS]
+        filled = pixels.new_ones(*pixels.shape[:2], *[pictures.crop // pictures.side] * 2)
+        return inputs | {SIZES: size.expand(len(pixels), -1), FILLED: filled}
     if not pictures.frames:
         return inputs
     pixels, ids, mask = inputs[PIXELS], inputs[IDS], inputs[MASK]

@@ -3,6 +3,7 @@ patches, which say the size that they are of."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -12,7 +13,16 @@ from ...ir.core.weights import MemoryWeight
 from ...ir.load.hf.gemma4 import patch_places
 from ...ir.vocab.builder import Builder
 from .pictured_ends import inputs_of, only
-from .pictures import CORNERS, FEATURES, GRID, PIXELS, SIZE_CHECK, Pictures
+from .pictures import (
+    CORNERS,
+    FEATURES,
+    FILLED,
+    GRID,
+    PIXELS,
+    SIZE_CHECK,
+    SIZES,
+    Pictures,
+)  # fmt: skip
 
 
 def tower_part(view: View, features: Value, pictures: Pictures) -> View:
@@ -21,6 +31,8 @@ def tower_part(view: View, features: Value, pictures: Pictures) -> View:
     pixels = inputs_of(view)[PIXELS]
     if pictures.placed:
         return _placed_vision(view, features, pictures)
+    if pictures.crop:
+        return _sized_vision(view, features, pictures)
     if not pictures.frames:
         return only(view, {PIXELS: pixels}, {FEATURES: features})
     p, channels = pictures, (view.type(pixels).shape or ())[1]
@@ -65,6 +77,30 @@ def _placed_vision(view: View, features: Value, pictures: Pictures) -> View:
     turned = b.transpose(split, perm=(0, 5, 1, 3, 2, 4))
     view.replace(pixels, b.reshape(turned, -1, channels, p.height, p.width))
     return only(view, {PIXELS: given, CORNERS: places}, {FEATURES: features})
+
+
+def _sized_vision(view: View, features: Value, pictures: Pictures) -> View:
+    """A tower of crops as they lie, of which patches are filled, ``[images, 1 + crops, rows,
+    columns]``, and of the heights and widths of images, i64 ``[images, 2]``."""
+    pixels, p = inputs_of(view)[PIXELS], pictures
+    crops, *sides = map(int, (view.type(pixels).shape or ())[1:])
+    numbers, count = crops * math.prod(sides), p.crop // p.side
+    b = Builder(view, next(iter(view.nodes())))
+    flat = b.reshape(pixels, -1, numbers)
+    likes = (
+        b.reshape(b.slice(flat, 0, crops * count * count, dim=1), -1, crops, count, count),
+        b.cast(b.slice(flat, 0, 2, dim=1), dtype=torch.int64),
+    )
+    filled, sizes = _taken(view, dict(zip((FILLED, SIZES), likes, strict=True)))
+    b, users = Builder(view, next(iter(view.nodes()))), view.users(pixels)
+    flat = b.reshape(pixels, -1, numbers)
+    checked = _checked(view, b, flat, sizes, torch.tensor([[p.height, p.width]]))
+    every = torch.ones(1, 1, 1, 1, dtype=torch.int64)
+    checked = _checked(view, b, checked, b.cast(filled, dtype=torch.int64), every)
+    whole = b.reshape(checked, -1, crops, *sides)
+    for user in users:
+        view.rewire(user, pixels, whole)
+    return only(view, {PIXELS: pixels, FILLED: filled, SIZES: sizes}, {FEATURES: features})
 
 
 def _taken(view: View, likes: Mapping[str, Value]) -> list[Value]:

@@ -45,7 +45,7 @@ class Words:
     special: Mapping[int, str]
     picture: str
     processor: str
-    """The library's, of the kind that needs Pillow alone."""
+    """The library's, of the kind that needs Pillow alone; empty where it has none."""
 
     @property
     def all_special(self) -> dict[int, str]:
@@ -75,6 +75,10 @@ WORDS: Mapping[str, Words] = {
         "<|image|>", "Gemma4ImageProcessorPil",
     )),
     **dict.fromkeys(("mistral3", "pixtral"), _MISTRAL),
+    "phi4-multimodal": Words(
+        {200010: "<|endoftext10|>", 200011: "<|endoftext11|>"}, "<|image_1|>",
+        "",
+    ),
 }  # fmt: skip
 
 
@@ -155,6 +159,12 @@ def family(name: str) -> Any:
         vision = sizes["vision_config"] | {"image_size": [56, 80], "position_embedding_size": 32}
         text = sizes["text_config"] | {"max_position_embeddings": 1024, "sliding_window": 64}
         return replace(found, sizes={**sizes, "vision_config": vision, "text_config": text})
+    if name == "phi4-multimodal":
+        vision = sizes["vision_config"] | {
+            "image_size": 448, "crop_size": 448, "patch_size": 14, "image_token_id": 200010}
+        return replace(found, sizes={
+            **sizes, "vision_config": vision, "vocab_size": 200064, "max_position_embeddings": 4096,
+            "original_max_position_embeddings": 4096, "image_grid_pinpoints": [[448, 448]]})
     if name != "gemma3-vl":
         return found
     vision = sizes["vision_config"] | {"image_size": 64}
@@ -205,9 +215,13 @@ def _compared(
     written = load(folder)
     types = dict(zip(written.input_names(), map(written.type, written.inputs()), strict=True))
     for shown, prompt, pixels, tokens in json.loads(found.read_text()):
-        taken = _taken(WORDS[name].processor, folder, shown, size)
         images = [_pixels(folder, number, size) for number in shown]
         whole = torch.stack(images) if images else torch.zeros(0, 3, size[1], size[0])
+        if (types["pixel_values"].rank or 0) > 4:  # one crop, and the image as a whole
+            whole = torch.stack([whole, whole], 1)
+        # Phi-4's processor needs torchvision.
+        words = WORDS[name].processor
+        taken = _taken(words, folder, shown, size) if words else whole
         equal = {"model.onnx": _tokens(run, prompt, whole.to(types["pixel_values"].dtype),
                                               len(tokens)) == tokens}
         if model is not None:
@@ -274,7 +288,8 @@ def _library_tokens(
         given = as_the_library_takes(model, inputs | ({"pixel_values": images} if len(images)
                                                       else {}))  # fmt: skip
         if len(images):
-            given["pixel_values"] = taken.reshape(given["pixel_values"].shape)
+            key = next(key for key in given if key.endswith("pixel_values"))
+            given[key] = taken.reshape(given[key].shape)
         with torch.no_grad():
             tokens.append(int(model(**given).logits[0, -1].argmax()))
         if tokens[-1] == model.config.image_token_id:

@@ -18,7 +18,7 @@ from ...ir.core.errors import BadInput, Missing
 from ...ir.core.files import open_regular
 from ...ir.core.types import Dim
 from ...ir.core.view import View
-from ...ir.load.hf_phi4 import PHI4
+from ...ir.load.hf.phi4 import PHI4
 from ...ir.load.side_files import read_json
 from ...ir.structure.pictured import read_grid, read_prompt
 
