@@ -154,9 +154,8 @@ def _write(part: View, path: Path, target: Target, pictures: Pictures) -> str | 
     for node in onnx.model.graph:
         names = [value.name or "" for value in node.inputs if value is not None]
         if node.op_type == "Gather" and any(name.startswith(SIZE_CHECK) for name in names):
-            node.name = (
-                f"this model reads pictures of {size} pixels, and {next(said, GRID)} says another size"
-            )
+            by = next(said, GRID)
+            node.name = f"this model reads pictures of {size} pixels, and {by} says another size"
     save_beside(onnx.model, path, path.parent / MODEL_FILE, DATA_FILE)
     return onnx.metadata().get(ROWS_KEY)
 
