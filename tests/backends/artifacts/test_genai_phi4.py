@@ -16,8 +16,8 @@ from graphwright.backends.onnx.lowering import lowered
 from graphwright.backends.onnx.model_files import write_model
 from graphwright.ir.core.errors import Refusal
 from graphwright.ir.load.hf.pictures import as_the_library_takes
-from graphwright.ir.load.original import ModuleOriginal
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.tracing.original import ModuleOriginal
 from graphwright.ir.run.verify import compare
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from graphwright.ir.load.hf_pictures import as_the_library_takes
+from graphwright.ir.load.hf.pictures import as_the_library_takes
 from torch import Tensor
 
 from .llava import Batch, Score, best, cut, last_paid

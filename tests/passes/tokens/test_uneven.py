@@ -16,7 +16,7 @@ import torch
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
-from graphwright.ir.load.hf_pictures import image_features
+from graphwright.ir.load.hf.pictures import image_features
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.cache_slots import next_step
