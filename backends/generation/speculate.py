@@ -49,6 +49,15 @@ class Speculation:
         return f"{text}; {self.note}" if self.note else text
 
 
+def check_takes_back(run: Executable) -> None:
+    """Raise ``BadInput`` for a graph whose cache cannot be cut back to fewer tokens."""
+    if any(map(is_recurrent, run.input_names)):
+        raise BadInput(
+            "a draft that is wrong is taken back, and this model has layers whose state holds "
+            "every token that was read (past.N.recurrent, past.N.conv): write without a draft"
+        )
+
+
 class Speculator:
     """Continues one text by ``run`` with what one of ``drafters``, by their names, guesses.
 
@@ -63,12 +72,8 @@ class Speculator:
         self, run: Executable, drafters: Mapping[str, Drafter], *, always: bool,
         costs: Mapping[str, Costs] | None = None,
     ) -> None:  # fmt: skip
-        """Raises ``BadInput`` for a graph whose cache cannot be cut back to fewer tokens."""
-        if any(map(is_recurrent, run.input_names)):
-            raise BadInput(
-                "a draft that is wrong is taken back, and this model has layers whose state holds "
-                "every token that was read (past.N.recurrent, past.N.conv): write without a draft"
-            )
+        """Raises ``BadInput`` as ``check_takes_back``."""
+        check_takes_back(run)
         self._run, self._drafters, self._always = run, drafters, always
         self._words: Sequence[int] = getattr(run, "head_tokens", ())
         self.costs = dict(costs or {})

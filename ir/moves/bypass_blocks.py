@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..core.errors import Refusal
@@ -74,11 +74,11 @@ def follow(
         return
     where, slots = _Places.of(view), Slots(view)
     bodies = [_body(view, unit, where) for unit in units]
+    gone = {node for body, count in zip(bodies, counts, strict=True) for node in body if not count}
     for unit, body, count in zip(units, bodies, counts, strict=True):
         if count != 1:
-            _check_closed(view, unit, body, slots)
+            _check_closed(view, unit, body, slots, gone)
     check_repeats(view, units, path, counts)
-    gone = {node for body, count in zip(bodies, counts, strict=True) for node in body if not count}
     leaving = slots.within(gone)
     stand_ins = slots.stand_ins(leaving, gone)
     with view.made_by(rule, step):
@@ -245,8 +245,10 @@ def _words(dim: Dim) -> set[str]:
 
 
 def _check_closed(
-    view: View, unit: Unit, inside: Sequence[Node], slots: Slots
+    view: View, unit: Unit, inside: Sequence[Node], slots: Slots, gone: Collection[Node] = ()
 ) -> None:
+    """Raise ``Refusal`` where a unit changes the stream, or where something else than what is
+    ``gone`` too reads a value from inside."""
     name = unit.name
     entry, leaving = view.type(unit.entry), view.type(unit.exit)
     if not is_one_stream(view, entry, leaving):
@@ -258,11 +260,11 @@ def _check_closed(
         for value in view.results(node):
             if value is unit.exit:
                 continue
-            strangers = [u for u in view.users(value) if u not in members]
+            strangers = [u for u in view.users(value) if u not in members and u not in gone]
             if strangers and all(_attends_over(view, u, value) for u in strangers):
                 raise Refusal(
                     f"layers behind {name} attend over its keys and values: they have none of "
-                    "their own", strangers[0],
+                    "their own, and can only leave with it", strangers[0],
                 )  # fmt: skip
             if strangers:
                 raise Refusal(

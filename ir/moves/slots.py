@@ -12,10 +12,13 @@ from ..core.errors import Refusal
 from ..core.view import Node, Value, View
 from ..structure.cache_slots import (
     PARTS,
+    PAST_AXIS,
     SLOTS_KEY,
+    STREAM,
     CacheSlot,
     find_slot,
     is_recurrent,
+    latent_slots,
     past_name,
     past_slot,
     present_name,
@@ -23,6 +26,7 @@ from ..structure.cache_slots import (
     state_name,
 )
 from ..vocab import traits
+from ..vocab.builder import Builder
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,7 @@ class State:
 
 
 Kept = CacheSlot | State
+_TO_END = 2**63 - 1
 _SHAPING = ("concat", "pad", "expand")
 """What may lie between a layer and the output of its state, beside what rearranges."""
 
@@ -54,6 +59,9 @@ class Slots:
             # Of layers that look at the same keys the first makes them.
             if slot is not None and all(slot.past != other.past for _, other in self.sites):
                 self.sites.append((node, slot))
+        latent = latent_slots(view, {value for _, slot in self.sites for value in slot.past})
+        if latent:
+            self.sites = sorted([*self.sites, *latent], key=lambda site: self._order[site[0]])
         numbers = json.loads(view.metadata().get(SLOTS_KEY, "[]"))
         names = dict(zip(view.inputs(), view.input_names(), strict=True))
         self.layers: dict[Value, int] = {}
@@ -70,7 +78,8 @@ class Slots:
         self._left: set[Value] = set()
 
     def within(self, body: Collection[Node]) -> list[Kept]:
-        """The slots of the attention sites among these nodes, and the states that they update."""
+        """The slots of the attention sites among these nodes, those of latents that are joined
+        there, and the states that they update."""
         members = set(body)
         slots = [slot for node, slot in self.sites if node in members]
         return [*slots, *(state for state in self.states if self._behind(state, members))]
@@ -135,46 +144,93 @@ class Slots:
 
     def _strangers(self, value: Value, body: Collection[Node]) -> list[Node]:
         """Who reads a state outside of ``body``, but for what only brings it there."""
-        view = self.view
+        known: dict[Node, bool] = {}
+        return [user for user in self._readers(value, body) if self._is_strange(user, body, known)]
 
-        def is_read(result: Value) -> bool:
-            users = view.users(result)
-            return view.is_output(result) or not users or bool(self._strangers(result, body))
-
-        readers = self._readers(value, body)
-        return [user for user in readers if any(map(is_read, view.results(user)))]
+    def _is_strange(self, node: Node, body: Collection[Node], known: dict[Node, bool]) -> bool:
+        """Whether what a node makes is returned, or read by something that does not lead to
+        ``body``. A size may lead to the whole graph: each node is asked once."""
+        view, stack = self.view, [node]
+        while stack:
+            results = view.results(stack[-1])
+            users = [user for result in results for user in self._readers(result, body)]
+            unknown = next((user for user in users if user not in known), None)
+            if any(view.is_output(result) or not view.users(result) for result in results) or any(
+                known.get(user) for user in users
+            ):
+                known[stack.pop()] = True
+            elif unknown is None:
+                known[stack.pop()] = False
+            else:
+                stack.append(unknown)
+        return known[node]
 
     def stand_ins(
         self, leaving: Sequence[Kept], body: Collection[Node]
     ) -> dict[Value, Value]:
         """For each input of leaving slots that nodes outside of ``body`` measure, one that stays.
 
-        Raises ``Refusal`` where no slot of the same length stays.
+        Where no slot of the same length stays none is named for what asks for the number of rows
+        or of tokens alone, which ``release`` answers otherwise. Raises ``Refusal`` where it cannot.
         """
         substitutes: dict[Value, Value] = {}
+        members = set(body)
         for slot in leaving:
             single = isinstance(slot, State)
             readers = self._strangers if single else self._readers
-            strangers = [user for value in slot.past for user in readers(value, body)]
+            strangers = [user for value in slot.past for user in readers(value, members)]
             if not strangers:
                 continue
             others: list[Kept] = [*self.states] if single else [slot for _, slot in self.sites]
             stays = next((s for s in others if s not in leaving and self._alike(s, slot)), None)
-            rows = self._as_many(slot, leaving) if single else None
-            if stays is None and rows is not None and all(map(self._counts_rows, strangers)):
-                substitutes[slot.past[0]] = rows
-                continue
             if stays is None:
-                raise Refusal(
-                    f"{self.view.name(strangers[0])} reads the cache "
-                    f"{self.view.name(slot.past[0])}, and no other of its length stays",
-                    strangers[0],
-                )
+                self._check_measured(slot, strangers, leaving)
+                continue
             substitutes.update(zip(slot.past, stays.past, strict=True))
         return substitutes
 
-    def _counts_rows(self, node: Node) -> bool:
-        return self.view.op(node) == "size" and self.view.attrs(node)["dim"] == 0
+    def _check_measured(
+        self, slot: Kept, strangers: Sequence[Node], leaving: Sequence[Kept]
+    ) -> None:
+        """Raise ``Refusal`` where it takes the slot itself to answer those who read it."""
+        for node in strangers:
+            dim = self.view.attrs(node)["dim"] if self.view.op(node) == "size" else None
+            if dim == 0 and self._as_many(slot, leaving) is not None:
+                continue
+            if dim == PAST_AXIS and isinstance(slot, CacheSlot) and self._text() is not None:
+                continue
+            raise Refusal(
+                f"{self.view.name(node)} reads the cache {self.view.name(slot.past[0])}, and no "
+                "other of its length stays; nor is there an attention_mask that tells how many "
+                "tokens were before", node,
+            )  # fmt: skip
+
+    def _text(self) -> tuple[Value, Value] | None:
+        """The inputs that say which tokens there are ``[batch, past + seq]``, and which are read
+        ``[batch, seq]``."""
+        named = dict(zip(self.view.input_names(), self.view.inputs(), strict=True))
+        mask, read = named.get("attention_mask"), named.get("input_ids", named.get(STREAM))
+        return None if mask is None or read is None else (mask, read)
+
+    def _answer(self, node: Node, slot: Kept, old: Value, leaving: Sequence[Kept]) -> None:
+        """Let a node that measures a leaving slot measure the text instead.
+
+        Where no other layer keeps keys the mask may be of the tokens that are read, and none were
+        before: what is left does not look at them but by its states.
+        """
+        view = self.view
+        rows = self._as_many(slot, leaving)
+        if view.attrs(node)["dim"] == 0 and rows is not None:
+            view.rewire(node, old, rows)
+            return
+        text = self._text()
+        assert text is not None
+        b = Builder(view, node)
+        mask, read = text
+        before = b.slice(mask, b.size(read, dim=1), _TO_END, dim=1, step=1)
+        result = view.results(node)[0]
+        view.replace(result, b.size(before, dim=1))
+        view.erase_dead(node)
 
     def _as_many(self, slot: Kept, leaving: Sequence[Kept]) -> Value | None:
         """An input of as many rows that stays."""
@@ -197,10 +253,13 @@ class Slots:
         view.set_outputs({name: value for name, value in outputs if value not in gone})
         states = {slot.past[0] for slot in leaving if isinstance(slot, State)}
         self._left |= states
-        for old, new in stand_ins.items():
+        for slot, old in [(one, value) for one in leaving for value in one.past]:
             readers = self._strangers if old in states else self._readers
             for user in readers(old, body):
-                view.rewire(user, old, new)
+                if old in stand_ins:
+                    view.rewire(user, old, stand_ins[old])
+                else:
+                    self._answer(user, slot, old, leaving)
         for value in gone:
             if not view.users(value) and (maker := view.producer(value)) is not None:
                 view.erase_dead(maker)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -277,6 +277,29 @@ def find_slot(view: View, sdpa: Node) -> CacheSlot | None:
         return None
     (past_key, present_key), (past_value, present_value) = joined[0], joined[1]
     return CacheSlot((past_key, past_value), (present_key, present_value))
+
+
+def latent_slots(view: View, known: Collection[Value]) -> list[tuple[Node, CacheSlot]]:
+    """Slots of layers that make keys and values of what they keep, each by the node that joins its
+    first part to what was before; ``known`` are the inputs of other slots.
+
+    Of multi-head latent attention (DeepSeek-V2, arXiv 2405.04434) the first part is a latent that
+    all heads share, the second the rotated part of their keys.
+    """
+    parts: dict[str, list[tuple[Node, Value, Value]]] = {}
+    for value, name in zip(view.inputs(), view.input_names(), strict=True):
+        match = re.fullmatch(r"past_key_values\.(\d+)\.(?:key|value)((?:\.copy)?)", name)
+        if match is None or value in known:
+            continue
+        for node in view.users(value):
+            joins = view.op(node) == "concat" and view.operands(node)[0] is value
+            present = _output_below(view, view.results(node)[0]) if joins else None
+            if present is not None:
+                parts.setdefault(match[1] + match[2], []).append((node, value, present))
+    return [
+        (first[0], CacheSlot((first[1], second[1]), (first[2], second[2])))
+        for first, second in (pair for pair in parts.values() if len(pair) == len(PARTS))
+    ]  # fmt: skip
 
 
 def _joined(view: View, operand: Operand) -> tuple[Value, Value] | None:

@@ -127,7 +127,7 @@ def _runs(view: View, subs: Sequence[SubBlock]) -> list[list[SubBlock]]:
     if not any(starts):
         joins = [not sub.linears for sub in subs]
         starts = joins if any(joins) and not all(joins) else [True] * len(subs)
-    starts = _led(view, subs, starts)
+    starts = _named_apart(subs, _led(view, subs, starts))
     runs: list[list[SubBlock]] = []
     first = subs[starts.index(True)] if subs else None
     for sub, start in zip(subs, starts, strict=True):
@@ -158,6 +158,36 @@ def _led(view: View, subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[b
     return [i + lead in places for i in range(len(subs))]
 
 
+def _named_apart(subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[bool]:
+    """The starts, and branches whose weights' names are of another layer than those of the branch
+    before: each layer of Nemotron-H (arXiv 2504.03624) holds attention, a state or feed-forward
+    alone. The layer's number is where the names of the first two starts part."""
+    firsts = [sub.linears[0].split(".") for sub, start in zip(subs, starts, strict=True)
+              if start and sub.linears][:2]  # fmt: skip
+    if len(firsts) < 2:
+        return list(starts)
+    place = next((i for i, (a, b) in enumerate(zip(*firsts, strict=False)) if a != b), 0)
+    if not place or not all(parts[place].isdigit() for parts in firsts):
+        return list(starts)
+    apart = list(starts)
+    for run in _between(starts):
+        named = [(i, parts[place]) for i in run if subs[i].linears
+                 and (parts := subs[i].linears[0].split("."))[:place] == firsts[0][:place]
+                 and parts[place:]]  # fmt: skip
+        turns = [b[0] for a, b in pairwise(named) if a[1] != b[1]]
+        # Where a run comes back to a layer, several share the weights, and names tell nothing.
+        if len(turns) < len({layer for _, layer in named}):
+            for i in turns:
+                apart[i] = True
+    return apart
+
+
+def _between(starts: Sequence[bool]) -> list[range]:
+    """Places from each start to the next."""
+    places = [i for i, start in enumerate(starts) if start]
+    return [range(a, b) for a, b in pairwise([*places, len(starts)])]
+
+
 def _rank(view: View, sub: SubBlock) -> int | None:
     return view.type(sub.entry).rank
 
@@ -166,16 +196,17 @@ def _layers(
     view: View, runs: Sequence[Sequence[SubBlock]], beside: Collection[int]
 ) -> list[Sequence[SubBlock]]:
     """Those of the runs that are layers, each up to where its stream ends (a stage of pictures is
-    resized, a latent is drawn). Branches before the first that attends are one where it goes on
-    from them, as where their attention was left out."""
+    resized, a latent is drawn). Branches without attention are one where the stream goes on from
+    them to the next, as where their attention was left out, or comes to them from the last."""
     layers = [_unbroken(view, run) for run in runs]
     if not any(sub.attends for run in layers for sub in run[:2]):
         return layers
     layers = [run for run in layers
               if _is_layer(view, run) and not any(sub.index in beside for sub in run)]  # fmt: skip
     for i, run in reversed(list(enumerate(layers))):
-        after = layers[i + 1] if i + 1 < len(layers) else None
-        joined = after is not None and _stream_of(view, after[0].entry) is run[-1].exit
+        pairs = [(run, layers[i + 1])] if i + 1 < len(layers) else []
+        pairs += [(layers[i - 1], run)] if i else []
+        joined = any(_stream_of(view, b[0].entry) is a[-1].exit for a, b in pairs)
         if not any(sub.attends for sub in run[:2]) and not joined:
             del layers[i]
     return layers

@@ -41,7 +41,7 @@ def in_halves(blocks: Sequence[Block]) -> list[Unit]:
     """All halves in order; a block that has none as a whole."""
     units: list[Unit] = []
     for i, block in enumerate(blocks):
-        first, *_, last = block.sub_blocks
+        first, last = block.sub_blocks[0], block.sub_blocks[-1]
         if first is last or not first.attends:
             units.append(Unit(i, "", block.entry, block.exit))
         else:

@@ -12,11 +12,12 @@ from ...backends import compile as compile_model
 from ...backends.generation.draft_path import PathDraft
 from ...backends.generation.draft_recycle import Recycled
 from ...backends.generation.drafts import Drafter
-from ...backends.generation.speculate import Speculator
+from ...backends.generation.speculate import Speculator, check_takes_back
 from ...backends.onnx.model_files import MANIFEST_FILE, MODEL_FILE
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.load.entry_files import entry_file, entry_names
 from ...ir.load.side_files import read_json
+from ...ir.structure.cache_slots import is_recurrent
 from . import batch_costs
 
 AUTO, PATH, RECYCLE, NONE = "auto", "path", "recycle", "none"
@@ -68,9 +69,14 @@ def drafting(
     ``recycle`` is what was said before; ``auto`` a path where there is one and ``recycle`` where
     the graph takes trees, whichever of both is faster, or none: what is known to be slower on this
     machine, whatever it guesses, is not loaded. ``words`` is how many tokens the model reads, where
-    that is known. Raises ``BadInput`` as ``chosen_path``, ``PathDraft`` and ``Recycled``.
+    that is known. A model with a state that holds all tokens takes no draft: ``auto`` is none.
+    Raises ``BadInput`` as ``chosen_path``, ``check_takes_back``, ``PathDraft`` and ``Recycled``.
     """
     path, folder = chosen_path(model, draft), _artifact(model)
+    if draft == AUTO and any(map(is_recurrent, run.input_names)):
+        return None
+    if draft != NONE:
+        check_takes_back(run)
     if draft == RECYCLE and words is None:
         raise BadInput("draft recycle: how many words the model reads is not known")
     makers: dict[str, Callable[[], Drafter]] = {}

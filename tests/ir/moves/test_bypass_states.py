@@ -1,31 +1,42 @@
-"""Layers that keep a state, of a convolution or a recurrence, left out and run again, beside others
-with keys and values: as the library's own model of these layers writes, step by step."""
+"""Layers that keep a state, of a convolution or a recurrence, or a latent of keys and values, left
+out and run again, beside others: as the library's own model of these layers writes, by steps."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path as Folder
 from typing import Any
 
+import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.artifacts.entries import branch
+from graphwright.backends.generation.decode import Decoder
+from graphwright.backends.generation.draft_costs import Costs
+from graphwright.backends.generation.draft_path import PathDraft
+from graphwright.backends.generation.sampling import Sampling
+from graphwright.backends.generation.speculate import Speculator
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import Refusal
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.moves import Path, bypass, follow
+from graphwright.ir.moves.bypass_blocks import refusals
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure
-from graphwright.ir.structure.cache_slots import past_of
+from graphwright.ir.structure.cache_slots import PARTS, SLOTS_KEY, past_name, past_of
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.structure.units import whole
+from graphwright.ir.vocab.builder import Builder
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 
 STEPS = 4
 TYPES = {"bamba": ("mamba", "attention", "mamba"), "lfm2": ("conv", "full_attention", "conv"),
-         "mamba2": ("",) * 2}  # fmt: skip
+         "mamba2": ("",) * 2, "minicpm3": ("attention",) * 3,}  # fmt: skip
+KEYED = ("attention", "full_attention")
 
 
 @dataclass(frozen=True)
@@ -39,8 +50,10 @@ class Model:
         types = [TYPES[name][i] for i in path]
         more = {
             "bamba": {"attn_layer_indices": [i for i, t in enumerate(types) if t == "attention"]},
-            "lfm2": {"layer_types": types}, "mamba2": {},
-        }[name]  # fmt: skip
+            "lfm2": {"layer_types": types},
+            # Its branches are scaled by the number of layers.
+            "minicpm3": {"scale_depth": 1.4 * (len(path) / len(TYPES[name])) ** 0.5},
+        }.get(name, {})  # fmt: skip
         for key in ("layer_types", "full_attn_idxs", "attn_layer_indices"):
             config.pop(key, None)
         own = type(self.library.config)(**config | {"num_hidden_layers": len(path)} | more)
@@ -65,13 +78,14 @@ def _made(name: str, folder: Folder) -> Model:
     more: dict[str, Any] = {"num_hidden_layers": len(TYPES[name])}
     more |= {"attn_layer_indices": [1]} if name == "bamba" else {}
     more |= {"layer_types": list(TYPES[name])} if name == "lfm2" else {}
+    more |= {"dim_model_base": 32} if name == "minicpm3" else {}  # words that differ
     family = FAMILIES[name]
     save(replace(family, sizes={**family.sizes, **more}), folder)
     import transformers
 
     fx = load(folder, cache=True)
     views: dict[str, View] = {"fx": fx}
-    if name != "bamba":  # a translation takes seconds, and shows what the two others do
+    if name in ("lfm2", "mamba2"):  # a translation takes seconds, and shows what the two others do
         views["onnx"] = translated(fx)
     for view in views.values():
         canonicalize(view)
@@ -101,7 +115,8 @@ def greedy(view: View, ids: torch.Tensor, mask: torch.Tensor) -> tuple[torch.Ten
     [
         ("bamba", (1, 2), "fx"), ("bamba", (0, 1, 2, 2), "fx"), ("lfm2", (0, 1), "fx"),
         ("lfm2", (1,), "onnx"), ("lfm2", (0, 1, 2, 2), "onnx"), ("mamba2", (1,), "fx"),
-        ("mamba2", (0, 0, 1), "onnx"),
+        ("mamba2", (0, 0, 1), "onnx"), ("bamba", (0, 2), "fx"), ("lfm2", (0, 2), "onnx"),
+        ("minicpm3", (0, 2), "fx"), ("minicpm3", (0, 1, 1, 2), "fx"),
     ],
     ids=str,
 )  # fmt: skip
@@ -116,14 +131,54 @@ def test_a_path_with_states_writes_as_the_librarys_model_of_its_layers(
     tokens, logits = greedy(view, ids, mask)
     with torch.no_grad():
         every = torch.cat([mask, torch.ones(2, STEPS, dtype=torch.int64)], 1)
-        expected = models[name].of(name, path)(tokens, attention_mask=every).logits
+        expected = models[name].of(name, path)(tokens, attention_mask=every, use_cache=False).logits
     torch.testing.assert_close(logits, expected[:, -STEPS - 1 : -1], rtol=1e-4, atol=1e-4)
     states = {n.split(".")[1] for n in view.input_names() if n.startswith("past.")}
-    assert len(states) == sum(TYPES[name][i] not in ("attention", "full_attention") for i in path)
+    assert len(states) == sum(TYPES[name][i] not in KEYED for i in path)
 
 
-def test_what_counts_the_tokens_before_stays(models: dict[str, Model]) -> None:
-    """The last cache of keys tells how many there were."""
+def test_a_latent_is_a_slot_of_its_layer(models: dict[str, Model]) -> None:
+    """Of multi-head latent attention: numbered as keys and values are."""
+    view = models["minicpm3"].views["fx"].copy()
+    follow(view, recognize(view).blocks, Path.of((0, 2, 2)), rule="path")
+    slots = [past_name(slot, part) for slot in range(3) for part in PARTS]
+    assert [n for n in view.input_names() if n.startswith("past")] == slots
+    assert json.loads(view.metadata()[SLOTS_KEY]) == [0, 2, 2]
+
+
+def test_what_counts_the_tokens_before_stays_without_a_mask(models: dict[str, Model]) -> None:
+    """The last cache of keys tells how many there were; where it leaves, a mask does."""
     view = models["lfm2"].views["fx"].copy()
-    with pytest.raises(Refusal, match="no other of its length stays"):
+    renamed = {"mask" if n == "attention_mask" else n: v
+               for n, v in zip(view.input_names(), view.inputs(), strict=True)}  # fmt: skip
+    view.set_inputs(renamed)
+    with pytest.raises(Refusal, match="no other of its length stays; nor is there an attention_ma"):
         bypass(view, whole(recognize(view).blocks)[1], rule="bypass")
+
+
+def test_a_draft_by_latents_is_taken_back(models: dict[str, Model]) -> None:
+    """A path goes on from the latents of its layers, which are cut back as keys are."""
+    view, prompt = models["minicpm3"].views["fx"], [5, 17, 60, 2]
+    run, draft = (gw.compile(v, backend="eager")
+                  for v in (view, branch(view, "draft", Path.of((1,)))))  # fmt: skip
+    costs = {"draft": Costs({1: 1.0, 9: 1.0})}
+    speculator = Speculator(run, {"draft": PathDraft(run, draft)}, always=True, costs=costs)
+    taken_back, words = 0, set()
+    for sampling in (Sampling(), *(Sampling(2.0, seed=seed) for seed in range(2))):
+        text = list(speculator.write(prompt, len(prompt) + 12, sampling, []))
+        steps = Decoder(run).decode([prompt], max_new_tokens=12, sampling=sampling)
+        assert text == [word for (word,) in steps]
+        taken_back += speculator.done.drafted - speculator.done.accepted
+        words |= set(text)
+    assert taken_back and len(words) > 12
+
+
+def test_readers_of_a_state_are_asked_once(models: dict[str, Model]) -> None:
+    """Two ways at each of many nodes are as many as two to their number."""
+    view = models["lfm2"].views["fx"].copy()
+    value = dict(zip(view.input_names(), view.inputs(), strict=True))["past.0.conv"]
+    blocks = recognize(view).blocks
+    b = Builder(view, next(iter(view.nodes())))
+    for _ in range(40):
+        value = b.add(b.mul(value, 2.0), b.add(value, 1.0))
+    assert refusals(view, whole(blocks))[0] == "", "the other state answers for it"

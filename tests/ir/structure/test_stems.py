@@ -9,6 +9,7 @@ import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.structure.recognize import recognize
+from graphwright.ir.structure.units import in_halves
 from torch.nn.functional import relu, scaled_dot_product_attention
 
 WIDTH, TOKENS, LAYERS = 8, 6, 2
@@ -105,6 +106,41 @@ class Mixing(Stack):
             x = x + torch.cumsum(x, 1)
             x = x + relu(layer.fc(x))
         return x
+
+
+class Single(torch.nn.Module):
+    """A part of a layer alone."""
+
+    def __init__(self, *, attends: bool) -> None:
+        super().__init__()
+        self.part, self.attends = Layer(), attends
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + (self.part.attend(x, x) if self.attends else relu(self.part.fc(x)))
+
+
+class Singles(Stack):
+    """Attention and feed-forward are layers each, as Nemotron-H's (arXiv 2504.03624)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        kinds = (True, False, False, True, False)
+        self.layers = torch.nn.ModuleList(Single(attends=kind) for kind in kinds)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for layer in self.layers:
+            x = layer(x)
+        return x
+
+
+def test_layers_of_one_part_are_told_by_the_names_of_their_weights() -> None:
+    inputs = {"x": torch.randn(2, TOKENS, WIDTH)}
+    view = trace(Singles().eval(), kwargs=inputs)
+    canonicalize(view)
+    blocks = recognize(view).blocks
+    attends = [[sub.attends for sub in block.sub_blocks] for block in blocks]
+    assert attends == [[True], [False], [False], [True], [False]]
+    assert [unit.part for unit in in_halves(blocks)] == [""] * 5
 
 
 @pytest.mark.parametrize(
