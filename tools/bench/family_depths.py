@@ -35,9 +35,9 @@ from ...ir.canonical.families import canonicalize
 from ...ir.core.errors import BadInput, GraphwrightError, Refusal, first_line, near_misses
 from ...ir.core.quiet import quiet
 from ...ir.core.view import View
-from ...ir.load.original import ModuleOriginal
-from ...ir.load.plain_call import cache_argument
 from ...ir.load.sources import load
+from ...ir.load.tracing.original import ModuleOriginal
+from ...ir.load.tracing.plain_call import cache_argument
 from ...ir.moves import Path, follow
 from ...ir.moves.bypass_blocks import bodies
 from ...ir.run.sweep import sweep
