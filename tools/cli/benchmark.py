@@ -14,6 +14,7 @@ from ...backends import compile as compile_model
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
 from ...ir.fx.view import FxView
+from ...ir.rewrite.cleanup import clean
 from ...ir.run.inputs import sample_inputs
 from ..evaluate.turns import Runner, in_turns
 from ..report import manifest
@@ -70,6 +71,8 @@ def _named(executable: Executable) -> Runner:
 
 def _torch_runner(view: FxView, dtype: torch.dtype) -> Runner:
     """The FX graph as a torch module with its weights in memory, under autocast for bf16."""
+    view = view.copy()
+    clean(view)  # of checks, too: torch 2.11 writes some about dtypes, which autocast changes
     module = view.to_module()
 
     def run(batch: Mapping[str, torch.Tensor]) -> Any:

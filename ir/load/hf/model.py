@@ -231,8 +231,11 @@ def _check_sizes(folder: Path, config: Any, most: int) -> None:
 def _construct(
     folder: Path, cls: Any, config: Any, dtype: torch.dtype, *, attention: str = "", **options: Any
 ) -> Any:
-    # Attention that sdpa cannot say, as Gemma 2's capped logits, is there in plain ops alone.
-    attention = attention or ("sdpa" if getattr(cls, "_supports_sdpa", False) else "eager")
+    # Attention that sdpa cannot say, as Gemma 2's capped logits, is there in plain ops alone:
+    # transformers 5.17 leaves the cap out without a word.
+    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
+    by_sdpa = getattr(cls, "_supports_sdpa", False) and not capped
+    attention = attention or ("sdpa" if by_sdpa else "eager")
     options = options | {"attn_implementation": attention}
     try:
         return constructed(folder, cls, lambda: cls._from_config(config, dtype=dtype, **options))

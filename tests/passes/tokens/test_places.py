@@ -86,10 +86,13 @@ def cut_by_the_library(model: Any, batch: Batch, kept: Tensor, words: Tensor, bl
     )  # fmt: skip
     state = model.get_input_embeddings()(ids).clone()
     given = inner.get_image_features(taken["pixel_values"], taken["image_grid_thw"])
-    state[ids == IMAGE] = torch.cat(given.pooler_output)
+    rows = given.pooler_output  # of each image; transformers 5.17 has joined them
+    state[ids == IMAGE] = rows if isinstance(rows, torch.Tensor) else torch.cat(rows)
     beside = [torch.zeros_like(state) for _ in getattr(given, "deepstack_features", ())]
     for level, features in zip(beside, getattr(given, "deepstack_features", ()), strict=True):
-        level[ids == IMAGE] = torch.cat(features)
+        level[ids == IMAGE] = (
+            features if isinstance(features, torch.Tensor) else torch.cat(features)
+        )
     stays = (ids != IMAGE).clone()
     for row, places in enumerate(kept):
         stays[row, (ids[row] == IMAGE).nonzero().squeeze(1)[places]] = True

@@ -116,7 +116,7 @@ def test_several_side_by_side(
     assert code == 0, err
     for part in ("perplexity", "agreement", "top1", "kl", "median_ms", "3 rounds"):
         assert part in out
-    assert re.search(r"perplexity on \d\d windows, agreement on", out)
+    assert re.search(r"perplexity on \d+ windows, agreement on", out)
     assert (tmp_path / "eval.svg").is_file() and "eval.svg" in err and "report.html" in err
     done = manifest.load(judged)
     assert done.comparison is not None

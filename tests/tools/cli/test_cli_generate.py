@@ -24,6 +24,7 @@ from graphwright.tools.bench.family_table import Family
 from graphwright.tools.cli.main import main
 from graphwright.tools.evaluate import Subject
 from graphwright.tools.report import manifest
+from graphwright.tools.report.visible import visible
 from graphwright.tools.run import batch_costs, drafting, generating, pipeline, replay
 
 transformers: Any = importlib.import_module("transformers")
@@ -115,7 +116,7 @@ def test_the_command_writes_what_the_model_does(
     (answer,) = gw.generate(artifact, PROMPT, max_new_tokens=12)
     assert list(answer.ids) == expected and answer.prompt_tokens == len(ids)
     code, out, err = command(str(artifact), PROMPT, "--max-new-tokens", "12")
-    assert code == 0 and out == f"{answer.text}\n"
+    assert code == 0 and out == f"{visible(answer.text)}\n"
     assert f"{len(ids)} tokens read, {len(expected)} written, ended by {answer.ended}" in err
     assert "note:" not in err
     speeds = re.search(r"reading ([0-9.]+) tokens/s, writing ([0-9.]+) tokens/s", err)
@@ -126,7 +127,7 @@ def test_several_prompts_are_one_batch(artifact: Path, command: Any) -> None:
     asked = [PROMPT, "If"]
     answers = gw.generate(artifact, asked, max_new_tokens=6)
     code, out, err = command(str(artifact), *asked, "--max-new-tokens", "6")
-    assert code == 0 and out == "".join(f"{answer.text}\n" for answer in answers)
+    assert code == 0 and out == "".join(f"{visible(answer.text)}\n" for answer in answers)
     assert err.count("tokens read, 6 written") == 2
     speed = answers[0].speed
     assert answers[1].speed is speed and speed.written == 2 * 5
@@ -305,7 +306,7 @@ def test_an_image_and_a_question(
     code, out, _ = command(
         str(vision_artifact), question, "--image", str(picture), "--max-new-tokens", "8"
     )
-    assert code == 0 and out == f"{answer.text}\n"
+    assert code == 0 and out == f"{visible(answer.text)}\n"
     (placed,) = gw.generate(vision_artifact, f"<image> {question}", images=pixels, max_new_tokens=8)
     assert placed.ids == answer.ids
     blind = gw.generate(vision_artifact, question, max_new_tokens=8)[0]
@@ -404,7 +405,7 @@ def test_a_draft_writes_the_same_text(
     (machine,) = json.loads(batch_costs.place().read_text()).values()
     assert {key.split()[2] for key in machine} == {"draft", "half", "recycle"}
     (answer,) = gw.generate(gw.load(out), PROMPT, max_new_tokens=12, draft="recycle")
-    assert f"{answer.text}\n" == texts[0], "of a graph, which is compiled to take trees"
+    assert f"{visible(answer.text)}\n" == texts[0], "of a graph, which is compiled to take trees"
     monkeypatch.setattr(Speculator, "_measured", None)
     assert gw.generate(out, PROMPT, max_new_tokens=12, draft="recycle")[0].drafting is not None
     table = json.loads(batch_costs.place().read_text())
@@ -415,7 +416,7 @@ def test_a_draft_writes_the_same_text(
         context.setattr(drafting, "PathDraft", None)
         context.setattr(drafting, "Recycled", None)
         (answer,) = gw.generate(out, PROMPT, max_new_tokens=12, draft="auto")
-    assert f"{answer.text}\n" == texts[0] and "whatever is guessed" in str(answer.drafting)
+    assert f"{visible(answer.text)}\n" == texts[0] and "whatever is guessed" in str(answer.drafting)
     batch_costs.place().write_text("{")
     assert batch_costs.known(("cpu", "cpu", "recycle")) is None
     code, _, err = command(str(out), PROMPT, "--draft", "draught")

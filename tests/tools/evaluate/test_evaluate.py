@@ -350,7 +350,7 @@ def test_latency_and_memory_of_artifact_and_executable(
 def test_nan_is_said_and_never_a_number(language_model: Path, text: Path) -> None:
     def broken(batch: Batch) -> torch.Tensor:
         logits = torch.zeros(*batch["input_ids"].shape, 700)
-        logits[batch["input_ids"].sum(1) % 2 == 0, 0, 0] = math.nan
+        logits[0, 0, 0] = math.nan
         return logits
 
     def fine(batch: Batch) -> torch.Tensor:
