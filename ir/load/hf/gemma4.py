@@ -108,7 +108,7 @@ def beside_words(model: Any, input_ids: torch.Tensor) -> dict[str, torch.Tensor]
     if not text.hidden_size_per_layer_input:
         return {}
     read = _as_padding(model.config, input_ids)
-    return {"per_layer_inputs": text.get_per_layer_inputs(read)}
+    return {"per_layer_inputs": text.get_per_layer_inputs(read, None)}
 
 
 def _as_padding(config: Any, input_ids: torch.Tensor) -> torch.Tensor:

@@ -74,9 +74,8 @@ def test_images_see_themselves_where_there_is_a_window() -> None:
     kinds = torch.tensor([[0, 1, 1, 1, 1, 1, 1, 0, 1, 1, 0]])
     mask = torch.ones_like(kinds)
     expected = gemma4.create_masks_for_vision_model(
-        config=config, inputs_embeds=torch.zeros(1, 11, 32), attention_mask=mask, cache=None,
-        position_ids=torch.arange(11)[None],
-        block_sequence_ids=gemma4.get_block_sequence_ids_for_mask(kinds, "cpu"),
+        config, torch.zeros(1, 11, 32), mask, None, torch.arange(11)[None],
+        gemma4.get_block_sequence_ids_for_mask(kinds, "cpu"),
     )  # fmt: skip
     actual = image_masks(config, mask, kinds == 1, 0, full=False)
     assert isinstance(actual, dict)
