@@ -67,8 +67,12 @@ def _build_clip(b: onnx.Emitter, operands: Sequence[Any], attrs: Attrs) -> onnx_
     return b.emit("Clip", [x, *bounds])
 
 
-_SATURATES = {torch.float8_e4m3fn: 1, torch.float8_e5m2: 0}
-"""What torch makes of a number that is too large for the dtype: the largest one, or infinity."""
+_SATURATES = {
+    dtype: int(torch.tensor(1e6).to(dtype).float().isfinite())
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2)
+}
+"""Whether torch makes the largest number of one that is too large for the dtype, else infinity or
+NaN: of the first dtype torch 2.13 does, 2.11 does not."""
 
 
 def _infer_cast(operands: Sequence[Any], attrs: Attrs) -> Types:
