@@ -215,7 +215,7 @@ class CheckedRun:
     def _hold_case(self) -> None:
         """The special case as a graph of its own, held against what runs the source."""
         self.standard = self.reference = self.view.copy()
-        self.standard.edits = 0
+        self.standard.count_anew()
         self.truth = ask_source(self.standard, self.batches)
         hold(self.standard, self.view, self.truth, self.outputs)
 

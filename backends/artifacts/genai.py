@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ...ir.core.types import Type
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text, read_json, text_settings
-from ...ir.structure.cache_slots import POSITIONS, ROWS_KEY, past_slot
+from ...ir.structure.cache_slots import POSITIONS, ROWS_KEY, is_recurrent, past_slot
 from ...ir.vocab.targets import CPU, Target
 from ..onnx.model_files import MODEL_FILE
 from .artifact import GENAI_FILE
@@ -46,12 +47,14 @@ def genai_config(
     graph: View, source: str | None, target: Target = CPU
 ) -> dict[str, Any] | None:
     """The content of the file; ``None`` for a graph that is not a decoder of text with a cache, or
-    whose longest text nobody says."""
-    inputs = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
+    whose longest text nobody says, or with a cache as in ``strange_cache``."""
+    inputs = _inputs(graph)
     outputs = dict(zip(graph.output_names(), map(graph.type, graph.outputs()), strict=True))
     caches = [name for name in inputs if past_slot(name) is not None]
     longest = longest_text(source)
     if not caches or set(inputs) - set(caches) - _INPUTS or "logits" not in outputs:
+        return None
+    if strange_cache(graph):
         return None
     shape, logits = inputs[caches[0]].shape or (), outputs["logits"].shape or ()
     if longest is None or len(shape) != 4 or len(logits) != 3 or not isinstance(logits[-1], int):
@@ -77,6 +80,29 @@ def genai_config(
             "past_present_share_buffer": graph.metadata().get(ROWS_KEY) == "shared",
         },
     }  # fmt: skip
+
+
+def strange_cache(graph: View) -> str:
+    """Why the runtime does not drive a decoder of text, where it is for what it keeps: a state
+    beside keys and values, or latents (DeepSeek-V2, arXiv 2405.04434), since it makes the values of
+    a layer as wide as its keys. Empty where it does, and for other graphs."""
+    inputs = _inputs(graph)
+    states = [name for name in inputs if is_recurrent(name)]
+    caches = {name: type_ for name, type_ in inputs.items() if past_slot(name) is not None}
+    if set(inputs) - {*states, *caches} - _INPUTS:
+        return ""
+    if states:
+        return f"{states[0]} is a state that does not grow with the text"
+    keys = {name: type_ for name, type_ in caches.items() if name.endswith(".key")}
+    for name, key in keys.items():
+        value = caches.get(f"{name.removesuffix('key')}value", key)
+        if (key.shape or ())[1:4:2] != (value.shape or ())[1:4:2]:
+            return f"{name} is {key} and its values are {value}, which it makes alike"
+    return ""
+
+
+def _inputs(graph: View) -> dict[str, Type]:
+    return dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
 
 
 def session(target: Target) -> dict[str, Any]:

@@ -38,7 +38,7 @@ from ..onnx.lowering import lowered
 from ..onnx.model_files import DATA_FILE, MODEL_FILE, save_beside
 from ..registry import compile
 from .artifact import GENAI_FILE, PICTURED_FILES, PROCESSOR_FILE
-from .genai import session, settings_of, special_tokens, write_genai_config
+from .genai import session, settings_of, special_tokens, strange_cache, write_genai_config
 from .genai_kinds import Kind, check_prompt, dump, kind_of, processing, processor
 from .genai_words import settle_words
 from .pictured import split
@@ -68,6 +68,9 @@ def write_genai(graph: View, onnx: View, folder: Path, target: Target = CPU) -> 
     notes = [] if write_genai_config(onnx, folder, target) else write_pictured(
         graph, folder, target
     )  # fmt: skip
+    strange = strange_cache(onnx) if target.name == GENAI.name else ""
+    if strange:
+        notes = _refused(Refusal(strange))
     words = settle_words(folder) if (folder / GENAI_FILE).is_file() else []
     return notes + (words if target.name == GENAI.name else [])
 

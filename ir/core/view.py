@@ -371,6 +371,10 @@ class View(ABC):
 
     # --- conveniences over the above ------------------------------------------------------------
 
+    def count_anew(self) -> None:
+        """Take the graph as it is for one that was just read: ``edits`` are counted from here."""
+        self.edits, self.canonical = 0, None
+
     def number(self, operand: Operand) -> float | int | bool | None:
         """A Python number behind an operand: itself, or a constant of one element."""
         if operand is None or isinstance(operand, int | float | bool):

@@ -85,7 +85,7 @@ def load_diffusers(
     view.set_inputs(dict(zip(names, view.inputs(), strict=True)))
     if part is not None:
         view.drop_unused_weights()
-    view.edits = 0
+    view.count_anew()
     return view
 
 

@@ -64,7 +64,7 @@ def load_onnx(path: Path, max_bytes: int | None = None) -> OnnxView:
         settle_types(view)
     check_types(view, str(path))
     canonicalize_stored(view)
-    view.edits = 0
+    view.count_anew()
     return view
 
 

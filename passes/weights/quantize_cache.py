@@ -13,7 +13,7 @@ from ...ir.core.errors import BadInput
 from ...ir.core.view import Node, Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.run.sweep import Results, sweep_together
-from ...ir.structure.cache_slots import PARTS, PAST_AXIS
+from ...ir.structure.cache_slots import PARTS, PAST_AXIS, has_cache
 from ...ir.vocab.builder import Builder
 from ..base import Context, Needs, Pass, PassResult, Site
 
@@ -86,6 +86,11 @@ class QuantizeCache(Pass):
         """The halves of slots that are coded; the others are refused with their reasons."""
         halves: list[Half] = []
         slots = [site.cache for site in context.structure.attentions if site.cache is not None]
+        if not slots and has_cache(context.view):
+            raise BadInput(
+                "quantize-cache: no attention reads the graph's cache as keys and values: latents, "
+                "of which a layer makes both, and states are kept as they are"
+            )
         if not slots:
             raise BadInput(
                 "quantize-cache: the graph takes no keys and values that were computed before; "

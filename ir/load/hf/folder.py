@@ -175,7 +175,7 @@ def load_model(
     if part is not None:
         view.drop_unused_weights()
         view.source.source_bytes = weight_bytes(view)
-    view.edits = 0
+    view.count_anew()
     return view
 
 

@@ -104,7 +104,7 @@ def trace(
     view.metadata().update(sizes_metadata(limits.sizes))
     if call.caches:
         view.set_inputs(dict(zip(call.input_names(view.input_names()), view.inputs(), strict=True)))
-        view.edits = 0
+        view.count_anew()
     if source.original is None and weights is None:
         named = zip(view.input_names(), map(view.type, view.inputs()), strict=True)
         source.original = ModuleOriginal(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,10 @@ import onnx_ir
 import pytest
 import torch
 from graphwright.backends.artifacts.genai import genai_config
+from graphwright.backends.artifacts.genai_pictures import write_genai
 from graphwright.backends.onnx.lowering import lowered
-from graphwright.ir.structure.cache_slots import POSITIONS, past_name, present_name
+from graphwright.ir.structure.cache_slots import POSITIONS, past_name, present_name, state_name
+from graphwright.ir.vocab.targets import CPU, GENAI
 
 SMALLEST = {"type", "context_length", "vocab_size", "eos_token_id", "pad_token_id", "decoder"}
 """The runtime refuses keys that it does not know; these and ``bos_token_id`` it has long known."""
@@ -87,6 +90,43 @@ def test_models_that_read_images_have_none(image: bool, tmp_path: Path) -> None:
     for value, name in zip(graph.inputs(), names, strict=True):
         value.name = name
     assert (genai_config(graph, str(tmp_path)) is None) == image
+
+
+class Kept(torch.nn.Module):
+    """What a decoder has, with two parts of what it keeps."""
+
+    def forward(
+        self, input_ids: torch.Tensor, first: torch.Tensor, second: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
+        logits = input_ids[..., None].expand(-1, -1, 9) + first.mean() + second.mean()
+        return {"logits": logits, "first": first + 1, "second": second + 1}
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "message"),
+    [
+        (past_name(0, "value"), 4, ""), (state_name(1, "conv"), 4, "past.1.conv is a state that"),
+        (past_name(0, "value"), 2, "0.key is .*1, 5, 4. and its values are .*1, 5, 2., which it"),
+    ],
+)  # fmt: skip
+def test_what_it_makes_no_cache_for_is_said(
+    name: str, width: int, message: str, tmp_path: Path
+) -> None:
+    """A latent of DeepSeek or MiniCPM3 has another width than what is rotated beside it."""
+    (tmp_path / "config.json").write_text('{"max_position_embeddings": 64}')
+    args = (torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 1, 5, 4), torch.ones(1, 1, 5, width))
+    view = gw.trace(Kept(), args, dynamic_shapes={})
+    for side, names in (("in", (past_name(0, "key"), name)), ("out", ("present.a", "present.b"))):
+        values = view.inputs() if side == "in" else view.outputs()
+        set_names = view.set_inputs if side == "in" else view.set_outputs
+        first = "input_ids" if side == "in" else "logits"
+        set_names(dict(zip((first, *names), values, strict=True)))
+    view.source.folder = str(tmp_path)
+    for target in (CPU, GENAI):
+        notes = write_genai(view, lowered(view), tmp_path, target)
+        assert (tmp_path / "genai_config.json").exists() == (not message)
+        if message and target is GENAI:
+            assert re.search(f"no genai_config.json, .* does not run it: .*{message}", notes[0])
 
 
 def test_without_a_cache_there_is_none(tmp_path: Path) -> None:

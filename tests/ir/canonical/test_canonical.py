@@ -201,3 +201,14 @@ def test_a_pointwise_convolution_becomes_a_linear(draft: Any, kernel: int) -> No
         assert "the kernel is 3x3, not 1" in str(report.refusals["fuse-pointwise-conv"])
     for name, value in sweep(view, inputs).items():
         torch.testing.assert_close(value, before[name], rtol=1e-5, atol=1e-5)
+
+
+def test_a_graph_whose_edits_are_counted_anew_is_canonicalized(draft: Any) -> None:
+    """A narrowing pass starts from a copy that counts as just read: as many edits as there were
+    when it was canonical do not make it so."""
+    g = draft(x=(2, 6, 5, 5))
+    window = {"stride": (1, 1), "padding": (0, 0), "dilation": (1, 1), "groups": 1}
+    view = g.finish(g.op("conv", g.x, g.weight("c.weight", tensor(4, 6, 1, 1)), **window))
+    view.canonical = 0
+    view.count_anew()
+    assert canonicalize(view).total and ops(view)["linear"]

@@ -19,7 +19,7 @@ from graphwright.backends.generation.sampling import Sampling
 from graphwright.backends.generation.speculate import Speculator
 from graphwright.backends.onnx.lowering import translated
 from graphwright.ir.canonical.families import canonicalize
-from graphwright.ir.core.errors import Refusal
+from graphwright.ir.core.errors import BadInput, Refusal
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.moves import Path, bypass, follow
@@ -144,6 +144,8 @@ def test_a_latent_is_a_slot_of_its_layer(models: dict[str, Model]) -> None:
     slots = [past_name(slot, part) for slot in range(3) for part in PARTS]
     assert [n for n in view.input_names() if n.startswith("past")] == slots
     assert json.loads(view.metadata()[SLOTS_KEY]) == [0, 2, 2]
+    with pytest.raises(BadInput, match="latents, of which a layer makes both, .* as they are"):
+        gw.plan(view, "quantize-cache")
 
 
 def test_what_counts_the_tokens_before_stays_without_a_mask(models: dict[str, Model]) -> None:
