@@ -92,7 +92,7 @@ def strange_cache(graph: View) -> str:
     if set(inputs) - {*states, *caches} - _INPUTS:
         return ""
     if states:
-        return f"{states[0]} is a state that does not grow with the text"
+        return f"{states[0]} is a state, and the file is written for keys and values alone"
     keys = {name: type_ for name, type_ in caches.items() if name.endswith(".key")}
     for name, key in keys.items():
         value = caches.get(f"{name.removesuffix('key')}value", key)

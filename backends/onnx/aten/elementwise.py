@@ -107,6 +107,22 @@ def _elu(e: Emit, x: Value, alpha: float = 1, scale: float = 1, input_scale: flo
     return e.native("Elu", [x], {"alpha": float(alpha)})
 
 
+def _softplus(e: Emit, x: Value, beta: float = 1, threshold: float = 20) -> Value:
+    """Above the threshold torch gives ``x``, which is 2e-9 less at 20."""
+    if threshold != 20:
+        raise Refusal(f"softplus with threshold={threshold}", e.node)
+    if beta == 1:
+        return e.native("Softplus", [x])
+    return e.div(e.native("Softplus", [e.mul(x, float(beta))]), float(beta))
+
+
+def _clamp(e: Emit, x: Value, low: Value | None = None, high: Value | None = None) -> Value:
+    """clamp(x, low, high) => minimum(maximum(x, low), high)"""
+    value = e.cast_to(x, e.dtype)
+    value = value if low is None else e.maximum(value, e.cast_to(low, e.dtype))
+    return value if high is None else e.minimum(value, e.cast_to(high, e.dtype))
+
+
 def _hardtanh(e: Emit, x: Value, low: float = -1, high: float = 1) -> Value:
     return e.clamp(x, min=low, max=high)
 
@@ -150,6 +166,8 @@ FORMS: dict[Any, Form] = {
     aten.__xor__.Tensor: _xor,
     aten.leaky_relu.default: _leaky_relu,
     aten.elu.default: _elu,
+    aten.softplus.default: _softplus,
+    aten.clamp.Tensor: _clamp,
     aten.hardtanh.default: _hardtanh,
     aten.type_as.default: _type_as,
     aten.softmax.int: _softmax,

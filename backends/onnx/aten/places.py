@@ -86,6 +86,19 @@ def _repeat(e: Emit, x: Value, times: Sequence[Operand]) -> Value:
     return e.native("Tile", [wide, e.vector(times)])
 
 
+def _repeat_each(
+    e: Emit, x: Value, times: Operand, dim: int | None = None, _: Operand = None
+) -> Value:  # fmt: skip
+    """Each element along ``dim`` so many times, as heads of keys are for those that share them."""
+    if not isinstance(times, int) or dim is None:
+        raise Refusal("as many times as is computed, or all elements", e.node)
+    axis, sizes = dim % e.rank(x), e.dims(x)
+    wide = e.expand(e.unsqueeze(x, dims=(axis + 1,)), *sizes[: axis + 1], times, *sizes[axis + 1 :])
+    size = sizes[axis]
+    long = size * times if isinstance(size, int) else e.mul(size, times)
+    return e.reshape(wide, *sizes[:axis], long, *sizes[axis + 1 :])
+
+
 def _roll(e: Emit, x: Value, shifts: Any, dims: Any = ()) -> Value:
     shifts = [shifts] if isinstance(shifts, int) else list(shifts)
     dims = [dims] if isinstance(dims, int) else list(dims)
@@ -175,6 +188,7 @@ FORMS: dict[Any, Form] = {
     aten.stack.default: _stack,
     aten.unbind.int: _unbind,
     aten.repeat.default: _repeat,
+    aten.repeat_interleave.self_int: _repeat_each,
     aten.roll.default: _roll,
     aten.flip.default: _flip,
     aten.constant_pad_nd.default: _pad,

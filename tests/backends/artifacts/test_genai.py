@@ -105,7 +105,7 @@ class Kept(torch.nn.Module):
 @pytest.mark.parametrize(
     ("name", "width", "message"),
     [
-        (past_name(0, "value"), 4, ""), (state_name(1, "conv"), 4, "past.1.conv is a state that"),
+        (past_name(0, "value"), 4, ""), (state_name(1, "conv"), 4, "past.1.conv is a state, and"),
         (past_name(0, "value"), 2, "0.key is .*1, 5, 4. and its values are .*1, 5, 2., which it"),
     ],
 )  # fmt: skip

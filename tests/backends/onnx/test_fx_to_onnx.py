@@ -221,6 +221,10 @@ NATIVES: dict[str, Callable[..., Any]] = {
     "extremes": lambda x: torch.max(x, x.flip(1)) + torch.min(x, x.argmax(2, keepdim=True)),
     "curves": lambda x: F.leaky_relu(x) + F.elu(x) + F.hardtanh(x) + x.ceil() * x.sign(),
     "wide softmax": lambda x: x.softmax(-1, dtype=torch.float64) + x.log_softmax(1),
+    "soft steps": lambda x: F.softplus(x * 9) + F.softplus(x, beta=2.0),
+    "between tensors": lambda x: (
+        x.clamp(x[:1] - 1, x[:, :1]), x.clamp(min=x[:1]), x.clamp(max=torch.tensor(0))),
+    "each twice": lambda x: (x.repeat_interleave(2, 0), x.repeat_interleave(3, -2)),
     "scaled sums": lambda x: torch.add(x, x, alpha=2) - torch.rsub(x, 3),
     "means by place": lambda x: x.scatter_reduce(1, (x > 0).long(), x, "mean")
     + x.scatter_reduce(1, (x > 0).long(), x, "mean", include_self=False),

@@ -144,7 +144,7 @@ def test_a_latent_is_a_slot_of_its_layer(models: dict[str, Model]) -> None:
     slots = [past_name(slot, part) for slot in range(3) for part in PARTS]
     assert [n for n in view.input_names() if n.startswith("past")] == slots
     assert json.loads(view.metadata()[SLOTS_KEY]) == [0, 2, 2]
-    with pytest.raises(BadInput, match="latents, of which a layer makes both, .* as they are"):
+    with pytest.raises(BadInput, match=r"latents, of which a layer makes both, .* as they are"):
         gw.plan(view, "quantize-cache")
 
 
