@@ -35,8 +35,8 @@ TEXTS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
     },
     "gemma4-e2b-vl": {
-        "sliding_window": 8, "num_kv_shared_layers": 1,
-        "layer_types": ["full_attention"] * 2 + ["sliding_attention", "full_attention"],
+        "sliding_window": 8, "num_hidden_layers": 3, "num_kv_shared_layers": 1,
+        "layer_types": ["sliding_attention", "full_attention", "full_attention"],
     },
     "qwen3.5-vl": {
         "num_hidden_layers": 3,
@@ -166,9 +166,9 @@ def test_keys_that_others_made_are_cut_where_no_cache_holds_them(
 @pytest.mark.parametrize(
     ("name", "recipe", "message"),
     [
-        ("gemma4-e2b-vl", "fastv{layer=3 keep=3}",
-         r"3 .* looks at the keys of block 1, .* before block 1 \(`fastv\{layer=1\}`\) or before"),
-        ("gemma4-e2b-vl", "pyramid-drop{stages=2}", "looks at the keys of block 1, .* without a "),
+        ("gemma4-e2b-vl", "fastv{layer=2 keep=3}",
+         r"2 .* looks at the keys of block 1, .* before block 1 \(`fastv\{layer=1\}`\) or before"),
+        ("gemma4-e2b-vl", "pyramid-drop{stages=3}", "looks at the keys of block 1, .* without a "),
         ("qwen3.5-vl", "fastv{layer=1 keep=3}",
          "block 0 .* no attention .* block 1 has it, and `fastv` is there at layer=2"),
         ("qwen3.5-vl", "pyramid-drop{stages=2}", "block 0 .* `visual-exit` need none"),
