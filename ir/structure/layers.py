@@ -169,16 +169,35 @@ def _named_apart(subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[bool]
     place = next((i for i, (a, b) in enumerate(zip(*firsts, strict=False)) if a != b), 0)
     if not place or not all(parts[place].isdigit() for parts in firsts):
         return list(starts)
+    names = [sub.linears[0].split(".") if sub.linears else [] for sub in subs]
+    layer = {i: parts[place] for i, parts in enumerate(names)
+             if parts[:place] == firsts[0][:place] and parts[place:]}  # fmt: skip
     apart = list(starts)
     for run in _between(starts):
-        named = [(i, parts[place]) for i in run if subs[i].linears
-                 and (parts := subs[i].linears[0].split("."))[:place] == firsts[0][:place]
-                 and parts[place:]]  # fmt: skip
+        named = [(i, layer[i]) for i in run if i in layer]
         turns = [b[0] for a, b in pairwise(named) if a[1] != b[1]]
         # Where a run comes back to a layer, several share the weights, and names tell nothing.
         if len(turns) < len({layer for _, layer in named}):
             for i in turns:
                 apart[i] = True
+    return _led_by_names(starts, apart, layer)
+
+
+def _led_by_names(
+    starts: Sequence[bool], apart: list[bool], layer: Mapping[int, str]
+) -> list[bool]:
+    """``apart`` without the starts whose layer began at a branch before, as that of a Conformer
+    does at the first half of its feed-forward (Seamless, which has an adapter behind its last)."""
+    led = False
+    for i in [i for i, (old, new) in enumerate(zip(starts, apart, strict=True)) if new > old]:
+        after = next((j for j in range(i + 1, len(apart)) if apart[j]), None)
+        if after is not None and layer.get(after) == layer[i]:
+            apart[after], led = False, True
+    first = starts.index(True)
+    lead = first
+    while led and lead and layer.get(lead - 1) == layer.get(first) is not None:
+        lead -= 1
+    apart[first], apart[lead] = False, True
     return apart
 
 

@@ -133,6 +133,34 @@ class Singles(Stack):
         return x
 
 
+class Conformers(Stack):
+    """A half of the feed-forward before the attention of each layer, and one more behind all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        parts = ("before", False), ("attention", True), ("behind", False)
+        self.layers = torch.nn.ModuleList(
+            torch.nn.ModuleDict({name: Single(attends=kind) for name, kind in parts})
+            for _ in range(LAYERS)
+        )
+        self.last = Single(attends=False)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for layer in self.layers:
+            for name in ("before", "attention", "behind"):
+                x = layer[name](x)  # type: ignore[index]
+        return self.last(x)
+
+
+def test_a_layer_begins_where_its_names_do() -> None:
+    """As Seamless has its Conformer's (arXiv 2308.11596)."""
+    view = trace(Conformers().eval(), kwargs={"x": torch.randn(2, TOKENS, WIDTH)})
+    canonicalize(view)
+    blocks = recognize(view).blocks
+    attends = [[sub.attends for sub in block.sub_blocks] for block in blocks]
+    assert attends == [[False, True, False], [False, True, False, False]]
+
+
 def test_layers_of_one_part_are_told_by_the_names_of_their_weights() -> None:
     inputs = {"x": torch.randn(2, TOKENS, WIDTH)}
     view = trace(Singles().eval(), kwargs=inputs)
