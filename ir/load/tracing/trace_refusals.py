@@ -70,7 +70,7 @@ def refuse_randomness(program: ExportedProgram) -> None:
     for node in list(program.graph.nodes):
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
-        if node.target.name().startswith("aten::rand") and not node.users:
+        if str(node.target).startswith("aten.rand") and not node.users:
             program.graph.erase_node(node)
             continue
         arguments = _arguments(node)
