@@ -65,10 +65,9 @@ def write_genai(graph: View, onnx: View, folder: Path, target: Target = CPU) -> 
     """Write what onnxruntime-genai needs beside ``model.onnx``, which is ``onnx``: of a decoder of
     text, or of a model of images and text; what a person should know of it, and of its words where
     it is written for that runtime. Raises as ``write_pictured``."""
-    notes = [] if write_genai_config(onnx, folder, target) else write_pictured(
-        graph, folder, target
-    )  # fmt: skip
-    strange = strange_cache(onnx) if target.name == GENAI.name else ""
+    written = write_genai_config(onnx, folder, target)
+    notes = [] if written else write_pictured(graph, folder, target)
+    strange = "" if written or target.name != GENAI.name else strange_cache(onnx)
     if strange:
         notes = _refused(Refusal(strange))
     words = settle_words(folder) if (folder / GENAI_FILE).is_file() else []

@@ -161,7 +161,8 @@ def _led(view: View, subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[b
 def _named_apart(subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[bool]:
     """The starts, and branches whose weights' names are of another layer than those of the branch
     before: each layer of Nemotron-H (arXiv 2504.03624) holds attention, a state or feed-forward
-    alone. The layer's number is where the names of the first two starts part."""
+    alone. The layer's number is where the names of the first two starts part; where linears of one
+    branch have several, they are numbered one by one, and tell nothing."""
     firsts = [sub.linears[0].split(".") for sub, start in zip(subs, starts, strict=True)
               if start and sub.linears][:2]  # fmt: skip
     if len(firsts) < 2:
@@ -169,9 +170,11 @@ def _named_apart(subs: Sequence[SubBlock], starts: Sequence[bool]) -> list[bool]
     place = next((i for i, (a, b) in enumerate(zip(*firsts, strict=False)) if a != b), 0)
     if not place or not all(parts[place].isdigit() for parts in firsts):
         return list(starts)
-    names = [sub.linears[0].split(".") if sub.linears else [] for sub in subs]
-    layer = {i: parts[place] for i, parts in enumerate(names)
-             if parts[:place] == firsts[0][:place] and parts[place:]}  # fmt: skip
+    numbers = [{parts[place] for name in sub.linears if len(parts := name.split(".")) > place
+                and parts[:place] == firsts[0][:place]} for sub in subs]  # fmt: skip
+    if any(len(own) > 1 for own in numbers):
+        return list(starts)
+    layer = {i: own.pop() for i, own in enumerate(numbers) if own}
     apart = list(starts)
     for run in _between(starts):
         named = [(i, layer[i]) for i in run if i in layer]

@@ -152,6 +152,28 @@ class Conformers(Stack):
         return self.last(x)
 
 
+class Numbered(Stack):
+    """All linears in one list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.parts = torch.nn.ModuleList(torch.nn.Linear(WIDTH, WIDTH) for _ in range(5 * LAYERS))
+
+    def forward(self, x: torch.Tensor) -> Any:
+        for i in range(0, 5 * LAYERS, 5):
+            q, k, v = (part(x)[:, None] for part in self.parts[i : i + 3])
+            x = x + self.parts[i + 3](scaled_dot_product_attention(q, k, v)[:, 0])
+            x = x + self.parts[i + 4](relu(x))
+        return x
+
+
+def test_names_that_count_linears_tell_no_layers() -> None:
+    view = trace(Numbered().eval(), kwargs={"x": torch.randn(2, TOKENS, WIDTH)})
+    canonicalize(view)
+    blocks = recognize(view).blocks
+    assert [[sub.attends for sub in block.sub_blocks] for block in blocks] == [[True, False]] * 2
+
+
 def test_a_layer_begins_where_its_names_do() -> None:
     """As Seamless has its Conformer's (arXiv 2308.11596)."""
     view = trace(Conformers().eval(), kwargs={"x": torch.randn(2, TOKENS, WIDTH)})
