@@ -138,8 +138,8 @@ class Library:
                     again = copy.deepcopy(layer)
                     _grow(config, i)
                     for module in again.modules():
-                        if hasattr(module, "layer_idx"):
-                            module.layer_idx = config.num_hidden_layers - 1
+                        for name in {"layer_idx", "layer_id"} & vars(module).keys():
+                            setattr(module, name, config.num_hidden_layers - 1)
                     _patch(layer, _twice(again))
             yield config
         finally:
@@ -179,9 +179,13 @@ def _gives_back(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _gives_zeros(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """What a module adds to ``residual`` itself (BLOOM, MPT) is that alone."""
+    signature = inspect.signature(forward)
+
     def silent(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        return _instead(output, torch.zeros_like(_first(output)))
+        added_to = signature.bind(*args, **kwargs).arguments.get("residual")
+        return _instead(output, torch.zeros_like(_first(output)) if added_to is None else added_to)
 
     return silent
 
