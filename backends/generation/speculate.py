@@ -49,9 +49,14 @@ class Speculation:
         return f"{text}; {self.note}" if self.note else text
 
 
+def takes_back(run: Executable) -> bool:
+    """Whether a graph's cache can be cut back to fewer tokens."""
+    return not any(map(is_recurrent, run.input_names))
+
+
 def check_takes_back(run: Executable) -> None:
     """Raise ``BadInput`` for a graph whose cache cannot be cut back to fewer tokens."""
-    if any(map(is_recurrent, run.input_names)):
+    if not takes_back(run):
         raise BadInput(
             "a draft that is wrong is taken back, and this model has layers whose state holds "
             "every token that was read (past.N.recurrent, past.N.conv): write without a draft"

@@ -12,12 +12,11 @@ from ...backends import compile as compile_model
 from ...backends.generation.draft_path import PathDraft
 from ...backends.generation.draft_recycle import Recycled
 from ...backends.generation.drafts import Drafter
-from ...backends.generation.speculate import Speculator, check_takes_back
+from ...backends.generation.speculate import Speculator, check_takes_back, takes_back
 from ...backends.onnx.model_files import MANIFEST_FILE, MODEL_FILE
 from ...ir.core.errors import BadInput, near_misses
 from ...ir.load.entry_files import entry_file, entry_names
 from ...ir.load.side_files import read_json
-from ...ir.structure.cache_slots import is_recurrent
 from . import batch_costs
 
 AUTO, PATH, RECYCLE, NONE = "auto", "path", "recycle", "none"
@@ -73,7 +72,7 @@ def drafting(
     Raises ``BadInput`` as ``chosen_path``, ``check_takes_back``, ``PathDraft`` and ``Recycled``.
     """
     path, folder = chosen_path(model, draft), _artifact(model)
-    if draft == AUTO and any(map(is_recurrent, run.input_names)):
+    if draft == AUTO and not takes_back(run):
         return None
     if draft != NONE:
         check_takes_back(run)

@@ -63,7 +63,6 @@ def _pad(view: View, node: Node) -> None:
     b = Builder(view, node)
     row = torch.zeros((1, *type_.shape[1:]), dtype=type_.dtype)  # type: ignore[arg-type]
     padded = b.concat(x, view.add_weight(f"{view.name(x)}_none", MemoryWeight(row)), dim=0)
-    attrs = view.attrs(node)
-    both = view.results(view.maker(b.topk(padded, **attrs)))
+    both = view.results(view.maker(b.topk(padded, **view.attrs(node))))
     for old, new in zip(view.results(node), both, strict=True):
-        view.replace(old, Builder(view, node).slice(new, 0, -1, dim=0))
+        view.replace(old, b.slice(new, 0, -1, dim=0))

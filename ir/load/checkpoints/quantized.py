@@ -48,8 +48,7 @@ _FLOAT8 = Scheme(dense.read_float8, "weight_scale", dense.FLOAT8_TENSORS,
                  _ACTIVATIONS)  # fmt: skip
 _FP4 = Scheme(int8.read_fp4, "weight_packed", int8.FP4_TENSORS,
               _ACTIVATIONS)  # fmt: skip
-_TORCHAO = Scheme(torchao.read_linear, torchao.MARK,
-                  torchao.TENSORS)  # fmt: skip
+_TORCHAO = Scheme(torchao.read_linear, torchao.MARK, torchao.TENSORS)
 _METHODS: dict[str, tuple[Scheme, ...]] = {
     "gptq": (Scheme(gptq.read_linear, "qweight", gptq.TENSORS),),
     "awq": (Scheme(awq.read_linear, "qweight", awq.TENSORS),),

@@ -29,6 +29,11 @@ Example = tuple[dict[str, torch.Tensor], dict[str, Any]]
 _TEXT, _SEQ = "input_ids", 8
 _SIDE = 224
 """Rows and columns of an image where neither config nor preprocessor says how many it has."""
+_OWN_SIDES = {
+    florence2.FLORENCE2: florence2.image_sides, gemma4.GEMMA4: gemma4.image_sides,
+    phi4.PHI4: phi4.image_sides,
+}  # fmt: skip
+"""How high and wide an image is, by whole configs of model types that say it in their own way."""
 ONE_IMAGE = ("owlvit", "owlv2")
 """Model types that look for all texts of a batch in each image: a graph is for one image."""
 
@@ -145,16 +150,8 @@ def _image(model: Any, folder: Path, *, crops: bool) -> torch.Tensor:
     whole = model.config
     parts = (getattr(whole, f"{name}_config", None) for name in ("vision", "image"))
     config = next((part for part in parts if part is not None), getattr(whole, "encoder", whole))
-    if siglip2.has_patches(whole):
-        height, width = siglip2.image_sides(whole)
-    elif whole.model_type == gemma4.GEMMA4:
-        height, width = gemma4.image_sides(whole)
-    elif whole.model_type == florence2.FLORENCE2:
-        height, width = florence2.image_sides(whole)
-    elif whole.model_type == phi4.PHI4:
-        height = width = whole.vision_config.crop_size
-    else:
-        height, width = _sides(config, folder)
+    own = siglip2.image_sides if siglip2.has_patches(whole) else _OWN_SIDES.get(whole.model_type)
+    height, width = _sides(config, folder) if own is None else own(whole)
     frames = getattr(config, "num_frames", 1)
     count = crop_count(whole) if crops else frames
     shape = 2, *([count] if count > 1 else []), getattr(config, "num_channels", 3)

@@ -233,8 +233,7 @@ def _construct(
 ) -> Any:
     # Attention that sdpa cannot say, as Gemma 2's capped logits, is there in plain ops alone:
     # transformers 5.17 leaves the cap out without a word.
-    capped = getattr(config.get_text_config(), "attn_logit_softcapping", None)
-    by_sdpa = getattr(cls, "_supports_sdpa", False) and not capped
+    by_sdpa = getattr(cls, "_supports_sdpa", False) and not is_capped(config)
     attention = attention or ("sdpa" if by_sdpa else "eager")
     options = options | {"attn_implementation": attention}
     try:
@@ -244,6 +243,12 @@ def _construct(
         if attention == "sdpa" and _LACKS_SDPA in str(error.__cause__):
             return _construct(folder, cls, config, dtype, attention="eager")
         raise
+
+
+def is_capped(config: Any) -> bool:
+    """Whether the logits of attention have a cap, in a model's text or in itself."""
+    parts = (config, *vars(config).values())
+    return any(getattr(part, "attn_logit_softcapping", None) for part in parts)
 
 
 def usual_dtype(config: Any, handles: Mapping[str, Weight]) -> torch.dtype:

@@ -35,6 +35,12 @@ def crop_grid(config: Any) -> tuple[int, int]:
     return height // side, width // side
 
 
+def image_sides(config: Any) -> tuple[int, int]:
+    """Height and width of a crop, of a whole config."""
+    side = config.vision_config.crop_size
+    return side, side
+
+
 def token_side(config: Any) -> int:
     """Tokens along each side of a crop."""
     vision = config.vision_config

@@ -17,6 +17,7 @@ from graphwright.ir.load.sources import load
 from graphwright.tools.bench.family_models import FAMILIES
 from torch import Tensor
 
+from ...models import joined
 from .llava import Batch, chosen_in, close, decoded, transformers
 
 IMAGE, TOKENS, SIDES = 96, 24, (32, 48)
@@ -86,13 +87,10 @@ def cut_by_the_library(model: Any, batch: Batch, kept: Tensor, words: Tensor, bl
     )  # fmt: skip
     state = model.get_input_embeddings()(ids).clone()
     given = inner.get_image_features(taken["pixel_values"], taken["image_grid_thw"])
-    rows = given.pooler_output  # of each image; transformers 5.17 has joined them
-    state[ids == IMAGE] = rows if isinstance(rows, torch.Tensor) else torch.cat(rows)
+    state[ids == IMAGE] = joined(given.pooler_output)
     beside = [torch.zeros_like(state) for _ in getattr(given, "deepstack_features", ())]
     for level, features in zip(beside, getattr(given, "deepstack_features", ()), strict=True):
-        level[ids == IMAGE] = (
-            features if isinstance(features, torch.Tensor) else torch.cat(features)
-        )
+        level[ids == IMAGE] = joined(features)
     stays = (ids != IMAGE).clone()
     for row, places in enumerate(kept):
         stays[row, (ids[row] == IMAGE).nonzero().squeeze(1)[places]] = True

@@ -4,6 +4,7 @@ spectrograms, sounds beside a text."""
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -136,6 +137,19 @@ def test_a_longer_text_has_no_places(name: str) -> None:
     assert read(torch.Size([1, 28])).shape[-2:] == (28, 32)
     with pytest.raises((IndexError, RuntimeError), match=r"must match|out of range"):
         read(torch.Size([1, 29]))
+
+
+@pytest.mark.parametrize(
+    ("config", "capped"),
+    [
+        (lambda: transformers.Gemma2Config(), True),
+        (lambda: transformers.PaliGemmaConfig(text_config={"model_type": "gemma2"}), True),
+        (lambda: transformers.Gemma2Config(attn_logit_softcapping=None), False),
+        (lambda: transformers.MusicgenConfig(), False),  # of two texts
+    ],
+)
+def test_a_cap_is_seen(config: Callable[[], Any], capped: bool) -> None:
+    assert model.is_capped(config()) == capped
 
 
 def test_squeezed_steps_are_as_many_as_came(tmp_path: Path) -> None:

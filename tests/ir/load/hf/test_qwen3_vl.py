@@ -11,6 +11,8 @@ from graphwright.ir.load.hf.pictures import as_the_library_takes, tokens_of
 from graphwright.ir.load.hf.qwen3_vl import features, settle
 from graphwright.tools.bench.family_models import FAMILIES
 
+from ....models import joined
+
 transformers: Any = importlib.import_module("transformers")
 IMAGE = 96
 
@@ -41,11 +43,6 @@ def test_features_are_the_library_s(size: list[int], places: int) -> None:
     assert len(levels) == 2
     for level, own in zip(levels, expected.deepstack_features, strict=True):
         torch.testing.assert_close(level.flatten(0, 1), joined(own))
-
-
-def joined(rows: Any) -> torch.Tensor:
-    """Of each image; transformers 5.17 has joined them."""
-    return rows if isinstance(rows, torch.Tensor) else torch.cat(rows)
 
 
 def test_directions_of_frequencies_are_the_library_s() -> None:
