@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import copy
 import gc
+import hashlib
 import json
 import logging
 import os
@@ -43,27 +44,31 @@ def once_a_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Calla
     return once
 
 
-LAST = 24
+LAST = 48
 """So many models that were loaded are remembered."""
 
 
 @pytest.fixture(scope="session", autouse=True)
 def _loaded_once() -> Iterator[None]:
-    """Models that are there to be used are traced once a process: the zoo's own, and folders of
-    which no file has changed since. Each use has a copy of the graph and of what is said of its
-    source. Tests of loading itself load each time."""
+    """Models that are there to be used are traced once a process: the zoo's own, folders of which
+    no file has changed since, and what differs from these in its weights alone. Each use has a copy
+    of the graph and of what is said of its source. Tests of loading itself load each time."""
     from graphwright.ir.load import sources
+    from graphwright.ir.load.tracing import trace
 
-    of_zoo, of_folder = sources.load_zoo, sources._folder
+    of_zoo, of_folder, exported = sources.load_zoo, sources._folder, trace._export
     loaded: dict[Any, Any] = {}
 
-    def once(key: Any, load: Callable[[], Any]) -> Any:
-        if os.environ.get("PYTEST_CURRENT_TEST", "").startswith("tests/ir/load/"):
-            return load()
+    def remembered(key: Any, load: Callable[[], Any]) -> Any:
         loaded[key] = loaded.pop(key) if key in loaded else load()
         if len(loaded) > LAST:
             del loaded[next(iter(loaded))]
-        view = loaded[key].copy()
+        return loaded[key]
+
+    def once(key: Any, load: Callable[[], Any]) -> Any:
+        if _of_loading():
+            return load()
+        view = remembered(key, load).copy()
         view.source = copy.copy(view.source)
         return view
 
@@ -75,10 +80,60 @@ def _loaded_once() -> Iterator[None]:
                        for f in path.rglob("*") if f.is_file())  # fmt: skip
         return once((*files, *options), lambda: of_folder(path, *options))
 
+    def export(module: Any, inputs: Any, shapes: Any, narrower: Any, limits: Any = None) -> Any:
+        if limits is None or _of_loading() or (key := _form(module, inputs, shapes)) is None:
+            return exported(module, inputs, shapes, narrower, limits)
+
+        def make() -> Any:
+            return exported(module, inputs, shapes, narrower, limits), copy.deepcopy(limits)
+
+        program, found = remembered(key, make)
+        vars(limits).update(vars(copy.deepcopy(found)))
+        return program
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sources, "load_zoo", zoo)
         patch.setattr(sources, "_folder", folder)
+        patch.setattr(trace, "_export", export)
         yield
+
+
+def _of_loading() -> bool:
+    return os.environ.get("PYTEST_CURRENT_TEST", "").startswith("tests/ir/load/")
+
+
+_PLACE = "name_or_path"
+
+
+def _form(module: Any, inputs: Any, shapes: Any) -> str | None:
+    """A digest of all that the trace of a model of transformers depends on: code, settings, what it
+    holds, shapes of its inputs. None where its weights are in memory: a trace would hold them."""
+    from torch._subclasses import FakeTensor
+    from torch.utils import _pytree as pytree
+
+    config = getattr(module, "config", None)
+    parameters = list(module.parameters())
+    if config is None or not all(isinstance(p, FakeTensor) for p in parameters):
+        return None
+
+    def told(value: Any) -> Any:
+        if not hasattr(value, "untyped_storage"):
+            return repr(value)
+        numbers = () if isinstance(value, FakeTensor) else value.flatten().tolist()
+        return str(value.dtype), list(value.shape), numbers
+
+    settings = [
+        (name, type(m).__qualname__, type(m).__module__,
+         [(key, told(value)) for key, value in sorted(vars(m).items())
+          if isinstance(value, bool | int | float | str | tuple | list) and key != _PLACE],
+         [(key, told(value)) for key, value in (*m._parameters.items(), *m._buffers.items())])
+        for name, m in module.named_modules()
+    ]  # fmt: skip
+    leaves, spec = pytree.tree_flatten(inputs)
+    given = [(str(leaf.dtype), list(leaf.shape)) for leaf in leaves], str(spec), repr(shapes)
+    of_config = {key: value for key, value in config.to_dict().items() if key != f"_{_PLACE}"}
+    whole = repr((settings, sorted(of_config.items()), given))
+    return hashlib.sha256(whole.encode()).hexdigest()
 
 
 def pytest_collection_finish() -> None:
