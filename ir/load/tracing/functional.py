@@ -19,22 +19,21 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 from torch.fx import Graph, Node
 
-from .writes import WRITES, Writes, is_composite
+from .writes import Writes, is_composite
+from .written_views import CASTS, only_casts
 
 aten = torch.ops.aten
 
 _Homes = dict[str, tuple[Node, int]]
 
-_CASTS = frozenset({
-    aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.to.other, aten.type_as.default,
-    aten.detach_.default,
-})  # fmt: skip
-"""Ops that give back their argument, or a copy of it in another dtype."""
 _SIZED = {
     aten.flatten.using_ints: aten.reshape.default, aten.view_as.default: aten.reshape.default,
     aten.unflatten.int: aten.reshape.default, aten.expand_as.default: aten.expand.default,
+    aten.reshape_as.default: aten.reshape.default,
 }  # fmt: skip
 """Ops whose result has sizes of tensors or products of them, and the op that takes those."""
+_LIKE = frozenset({aten.view_as.default, aten.expand_as.default, aten.reshape_as.default})
+"""Those of them that take the sizes of their second argument."""
 _PERMUTED = frozenset({
     aten.numpy_T.default, aten.mT.default, aten.swapaxes.default, aten.swapdims.default,
     aten.movedim.int, aten.movedim.intlist, aten.moveaxis.int, aten.moveaxis.intlist,
@@ -44,9 +43,9 @@ _VIEWS = _PERMUTED | {
     aten.chunk.default, aten.broadcast_to.default, aten.narrow.default, aten.split.sizes,
 }  # fmt: skip
 """Composite views that are another one for the vocabulary."""
+_DROPOUT = frozenset({aten.dropout.default, aten.dropout_.default})
 _KEPT = frozenset({
-    aten.reshape.default, aten.contiguous.default, aten.matmul.default, aten.dropout.default,
-    aten.batch_norm.default,
+    aten.reshape.default, aten.contiguous.default, aten.matmul.default, aten.batch_norm.default,
 })  # fmt: skip
 """Composite ops that the vocabulary reads as they are; where nothing writes, whether a result is a
 view makes no difference."""
@@ -60,18 +59,17 @@ def functional(program: ExportedProgram) -> ExportedProgram:
     edited in place.
     """
     graph = program.graph
+    _settle_dropout(graph)
     writes = Writes(graph)
     if not _is_plain(program, writes):
-        _settle_dropout(graph)
         decomposed: ExportedProgram = program.run_decompositions({})
         return decomposed
+    writes.settle()
     homes = _homes(graph)
     for node in list(graph.nodes):
-        if node.target in WRITES:  # unseen, all of them
-            writes.settle(node)
-        elif node.target in _VIEWS:
+        if node.target in _VIEWS:
             _settle_view(node)
-        elif node.target in _CASTS:
+        elif node.target in CASTS:
             _settle_cast(graph, node)
         elif node.target in _SIZED:
             _settle_size(graph, node, homes)
@@ -82,7 +80,7 @@ def _is_plain(program: ExportedProgram, writes: Writes) -> bool:
     outputs = program.graph_signature.output_specs
     if any(spec.kind != OutputKind.USER_OUTPUT for spec in outputs):
         return False
-    return all(_is_plain_node(node) or writes.unseen(node) for node in program.graph.nodes)
+    return all(_is_plain_node(node) or writes.settled(node) for node in program.graph.nodes)
 
 
 def _is_plain_node(node: Node) -> bool:
@@ -94,8 +92,8 @@ def _is_plain_node(node: Node) -> bool:
         return False
     if not isinstance(target, torch._ops.OpOverload):
         return True  # arithmetic on sizes
-    if target in _CASTS:
-        return _only_casts(node)
+    if target in CASTS:
+        return only_casts(node)
     if target in _VIEWS:
         return _other_view(node) is not None
     if target in _SIZED or target in _KEPT:
@@ -105,16 +103,6 @@ def _is_plain_node(node: Node) -> bool:
         return False
     aliases = any(argument.alias_info is not None for argument in schema.arguments)
     return not (aliases and is_composite(target))
-
-
-def _only_casts(node: Node) -> bool:
-    source = node.args[0]
-    if not isinstance(source, Node):
-        return False
-    before, after = source.meta.get("val"), node.meta.get("val")
-    if not isinstance(before, torch.Tensor) or not isinstance(after, torch.Tensor):
-        return False
-    return before.device == after.device and before.layout == after.layout
 
 
 def _other_view(node: Node) -> tuple[Any, tuple[Any, ...]] | None:
@@ -145,13 +133,13 @@ def _other_view(node: Node) -> tuple[Any, tuple[Any, ...]] | None:
 
 
 def _settle_dropout(graph: Graph) -> None:
-    """dropout(x, p, False) => x
+    """dropout(x, p, False), dropout_(x, p, False) => x
 
     It returns ``x`` itself, to which something may write later: the exporter's decomposition makes
     another tensor of it, and what is written to one is lost for the other.
     """
     for node in list(graph.nodes):
-        if node.target is aten.dropout.default and node.args[2] is False:
+        if node.target in _DROPOUT and node.args[2] is False:
             node.replace_all_uses_with(node.args[0])
             graph.erase_node(node)
 
@@ -196,7 +184,7 @@ def _settle_size(graph: Graph, node: Node, homes: _Homes) -> None:
 def _sizes(node: Node) -> list[Any]:
     """Of each axis of a node's result its size as the call names it, or the axes whose sizes it is
     the product of, each with its tensor."""
-    place = 1 if node.target in (aten.view_as.default, aten.expand_as.default) else 0
+    place = 1 if node.target in _LIKE else 0
     like = node.args[place]
     assert isinstance(like, Node)
     axes = [(like, axis) for axis in range(like.meta["val"].dim())]

@@ -1,5 +1,5 @@
-"""Programs become functional: without a second trace where nothing writes, by the exporter where
-something does."""
+"""Programs become functional: without a second trace where what is written to has known names, by
+the exporter elsewhere."""
 
 from __future__ import annotations
 
@@ -72,6 +72,32 @@ class Dropped(nn.Module):
         return twice + 1
 
 
+class Filled(nn.Module):
+    """A tensor made without numbers, of which two parts are written, the last one broadcast."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        both = x.new_empty(x.shape[0], 4, 8)
+        both[..., 6:] = x[:, :1, :2].to(torch.float64)
+        both[..., :6] = x
+        return both.mul(2.0)
+
+
+class Through(nn.Module):
+    """Writes through views of views and pieces, each seen by others of before and behind it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = x * 2
+        turned, column = made.permute(2, 0, 1), made[:, :, 1:2].squeeze(2)
+        left, right = made.split([2, 4], -1)
+        first, *_ = made.unbind(1)
+        before = column + 0
+        turned[2:, :, 1] += 1
+        made.view(-1, 2, 12)[:, 1].unsqueeze(0).mul_(first.sum())
+        right.copy_(left[..., :1])
+        first.transpose(0, 1)[1:].zero_()
+        return made + before.sum() + column[..., None] * left.sum() - turned.amax() + right.amax()
+
+
 class Wider(nn.Module):
     """``half`` stays half where what is added is wider."""
 
@@ -130,7 +156,8 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("module", "times"),
     [(Plain(), 0), (Joined(), 0), (Unseen(), 0), (Chunked(), 0), (Normed(), 0),
-     (Writing(), 1), (Seen(), 1), (Dropped(), 1), (Wider(), 1), (ChunkedRows(), 1)],
+     (Filled(), 0), (Through(), 0), (Writing(), 0), (Dropped(), 0), (Seen(), 1),
+     (Wider(), 1), (ChunkedRows(), 1)],
 )  # fmt: skip
 def test_a_program_is_decomposed_where_it_must_be(
     module: nn.Module, times: int, decomposed: list[int]
@@ -141,6 +168,13 @@ def test_a_program_is_decomposed_where_it_must_be(
         x = torch.randn(rows, 4, 6)
         (actual,) = sweep(view, dict(zip(view.input_names(), [x], strict=True))).values()
         assert torch.equal(actual, module.eval()(x)) and actual.dtype == module(x).dtype
+
+
+def test_parts_that_fill_a_tensor_are_joined() -> None:
+    view = trace(Filled(), torch.randn(3, 4, 6))
+    natives = {view.native_op(node) for node in view.nodes()}
+    assert "aten.cat.default" in natives
+    assert not natives & {"aten.new_empty.default", "aten.slice_scatter.default"}
 
 
 def test_no_op_that_may_copy_is_left(decomposed: list[int]) -> None:
