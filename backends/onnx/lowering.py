@@ -25,6 +25,7 @@ from ...ir.structure.cache_slots import ROWS_KEY
 from ...ir.structure.tree_input import TREE_KEY
 from ...ir.vocab.targets import CPU, Target
 from .forms.attention_form import ShareKeys, SpellAttention
+from .forms.attention_node import UseAttention, take_opset
 from .forms.coded_form import UNPACKED, KeepCodes, are_unpacked, codes_kept
 from .forms.expert_form import RouteExperts
 from .forms.group_query import UseGroupQuery, caches_are_shared
@@ -48,6 +49,10 @@ def _shared_keys(_: OnnxView) -> Sequence[Rule]:
     return ShareKeys(), SpellAttention()
 
 
+def _one_node(view: OnnxView) -> Sequence[Rule]:
+    return ShareKeys(), UseAttention(view)
+
+
 def _group_query(*dtypes: torch.dtype) -> Callable[[OnnxView], Sequence[Rule]]:
     def rules(view: OnnxView) -> Sequence[Rule]:
         canonicalize(view)  # a graph that no pass has seen is not in the vocabulary's words yet
@@ -58,6 +63,7 @@ def _group_query(*dtypes: torch.dtype) -> Callable[[OnnxView], Sequence[Rule]]:
 
 
 FORMS: dict[str, Callable[[OnnxView], Sequence[Rule]]] = {
+    "attention": _one_node,
     "shared-keys": _shared_keys,
     "group-query": _group_query(torch.float16, torch.bfloat16),
     "group-query-float": _group_query(torch.float32, torch.float16),
@@ -93,6 +99,7 @@ def lowered(view: View, target: Target = CPU) -> OnnxView:
     for row in target.rows:
         EDITS.get(row.form, _nothing)(onnx)
     lower(onnx, target)
+    take_opset(onnx)
     never_without_rows(onnx)
     clean(onnx)
     if ROWS_KEY in onnx.metadata() and caches_are_shared(onnx):

@@ -109,7 +109,7 @@ def mask_of(
         if step.kind == "add":
             assert value is not None
             part = value if step.number == 1 else build.mul(value, step.number)
-            part = _boolean(build.view, part) if only else part
+            part = condition_of(build.view, part) if only else part
             mask = part if mask is None else build.add(part, mask)
         elif step.kind == "least":
             mask = None if mask is None else build.clamp(mask, min=step.number)
@@ -122,7 +122,7 @@ def mask_of(
     return mask
 
 
-def _boolean(view: View, mask: Value) -> Value:
+def condition_of(view: View, mask: Value) -> Value:
     """The condition behind a mask of 0 and minus infinity, else the mask."""
     maker = view.producer(mask)
     if maker is None or view.op(maker) != "where":

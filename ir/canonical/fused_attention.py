@@ -12,11 +12,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from ..core.view import Value
+from ..core.view import Value, View
 from ..rewrite.rule import Build
 from . import heads as parts
+from .attention import condition_of
 from .fused import MICROSOFT, Fused, Inputs
-from .heads import added, causal, cut, default_scale, filled, join_heads, padding, size, split_heads
+from .heads import (
+    added,
+    causal,
+    cut,
+    default_scale,
+    filled,
+    join_heads,
+    padding,
+    size,
+    split_heads,
+    without_lift,
+)  # fmt: skip
 
 QKV = tuple[Value, Value, Value]
 
@@ -154,13 +166,26 @@ class ExpandStandardAttention(Fused):
         old_key, old_value = node[4], node[5]
         if old_key is not None and old_value is not None:
             k, v = b.concat(old_key, k, dim=2), b.concat(old_value, v, dim=2)
-        mask, cap = node[3], float(node.attr("softcap", 0.0))
+        mask = None if node[3] is None else _narrow(node.view, node[3])
+        cap = float(node.attr("softcap", 0.0))
         out = b.sdpa(
             q, k, v, *(() if mask is None else (mask,)), scale=default_scale(node, node.width(q)),
             causal=bool(node.attr("is_causal", 0)), gqa=node.width(q, 1) != node.width(k, 1),
             softcap=cap or None,
         )  # fmt: skip
         return [join_heads(b, node, out) if flat else out, k, v]
+
+
+def _narrow(view: View, mask: Value) -> Value:
+    """A mask as it was before it was made as large as the logits, which runtimes want; of one of 0
+    and minus infinity the condition behind it."""
+    maker = view.producer(mask)
+    while maker is not None and view.op(maker) == "expand":
+        source = view.tensor(maker)
+        if view.type(source).rank != view.type(mask).rank:
+            break
+        mask, maker = source, view.producer(source)
+    return condition_of(view, without_lift(view, mask))
 
 
 RULES: tuple[type[Fused], ...] = (

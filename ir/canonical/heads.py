@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..core.types import UNKNOWN_DIM
-from ..core.view import Operand, Value
+from ..core.view import Operand, Value, View, is_value
 from ..core.weights import ComputedWeight
 from ..rewrite.rule import Build
 from ..vocab.builder import Builder
@@ -121,6 +121,31 @@ def filled(b: Build, visible: Value, fill: float, like: Value) -> Value:
     assert dtype is not None
     zero = ComputedWeight(lambda: torch.zeros((), dtype=dtype), (), dtype, ("zero", dtype))
     return b.where(visible, b.view.add_weight("zero", zero), fill)
+
+
+def lifted(b: Build, mask: Value) -> Value:
+    """An added float mask of which no element is the least of its dtype, which opset 23's
+    ``Attention`` takes for minus infinity in ONNX Runtime: a row of such elements alone gives 0
+    there, and the mean of all values as torch adds them. Half of it weighs 0 beside others too."""
+    dtype = b.view.type(mask).dtype
+    assert dtype is not None
+    least = torch.finfo(dtype).min
+    return b.where(b.eq(mask, least), least / 2, mask)
+
+
+def without_lift(view: View, mask: Value) -> Value:
+    """The mask that ``lifted`` was given; one that it has not made as it is."""
+    maker = view.producer(mask)
+    if maker is None or view.op(maker) != "where":
+        return mask
+    at, half, kept = view.operands(maker)
+    test = view.producer(at) if is_value(at) else None
+    if not is_value(kept) or test is None or view.op(test) != "eq":
+        return mask
+    compared, least = view.operands(test)
+    number = view.number(least)
+    known = number is not None and number == view.number(half) * 2 and number < -1e38
+    return kept if known and compared is kept else mask
 
 
 def padding(b: Build, node: Inputs, mask: Value, keys: Value, batch: Value) -> Value:

@@ -107,7 +107,7 @@ class SpellAttention(Rule):
         mask = rest[0] if rest and is_value(rest[0]) else None
         never_empty = mask is None
         if attrs["causal"]:
-            mask = _causal(build, q, k, mask)
+            mask = with_causal(build, q, k, mask)
         heads = _Heads(build, q, k, v)
         logits = heads.logits(attrs)
         if mask is None:
@@ -130,7 +130,7 @@ class SpellAttention(Rule):
 _WIDE = (torch.float32, torch.float64)
 
 
-def _causal(b: Build, q: Value, k: Value, mask: Value | None) -> Value:
+def with_causal(b: Build, q: Value, k: Value, mask: Value | None) -> Value:
     """A query sees the keys up to its own position, counted from the first of each."""
     visible = causal(b, q, k, 0)
     if mask is None:

@@ -32,6 +32,7 @@ from ....ir.rewrite.rule import Build, Rule
 from ....ir.structure.cache_slots import CacheSlot, find_slot, has_states, past_slot
 from ....ir.vocab import END
 from ....ir.vocab.onnx import MICROSOFT
+from .flat_heads import flat, joined
 from .row_places import Places
 from .siblings import joined_operand, kind
 
@@ -143,9 +144,9 @@ class UseGroupQuery(Rule):
         q = view.type(site.q)
         batch, _, tokens, _ = q.shape or ()
         set_type(native_value(outputs[0]), Type(q.dtype, (batch, tokens, site.heads * site.width)))
-        joined = _heads_joined(view, root, site)
-        if joined is not None:
-            view.replace(joined, outputs[0])
+        together = joined(view, root, site.heads * site.width)
+        if together is not None:
+            view.replace(together, outputs[0])
         apart = build.reshape(
             outputs[0], size(build, site.q, 0), size(build, site.q, 2), site.heads, site.width
         )
@@ -232,20 +233,6 @@ def _part(view: View, value: Value) -> tuple[Value, Any, Any] | None:
     return x, view.number(start), view.number(end)
 
 
-def _heads_joined(view: View, root: Node, site: _Site) -> Value | None:
-    """Where the heads are put side by side again, which the node does by itself."""
-    value = view.result(root)
-    for op in ("transpose", "reshape"):
-        users = view.users(value)
-        if len(users) != 1 or view.op(users[0]) != op or view.is_output(value):
-            return None
-        if op == "transpose" and view.attrs(users[0])["perm"] != (0, 2, 1, 3):
-            return None
-        value = view.result(users[0])
-    shape = view.type(value).shape or ()
-    return value if len(shape) == 3 and shape[2] == site.heads * site.width else None
-
-
 def _lengths(b: Build) -> tuple[Value, Value]:
     """The place of each row's last token, i32 [batch], and tokens of the longest row, i32."""
     names = dict(zip(b.view.input_names(), b.view.inputs(), strict=True))
@@ -259,48 +246,31 @@ def _lengths(b: Build) -> tuple[Value, Value]:
 def _products(b: Build, site: _Site) -> list[Value | None]:
     """Queries, keys and values as [batch, tokens, heads · width]; all in one where one product can
     make them."""
-    flat = [_flat(b, x) for x in (site.q, site.k, site.v)]
-    packed = _packed(b, flat)
-    return [*flat] if packed is None else [packed, None, None]
+    parts = [flat(b, x) for x in (site.q, site.k, site.v)]
+    packed = _packed(b, parts)
+    return [*parts] if packed is None else [packed, None, None]
 
 
-def _flat(b: Build, x: Value) -> Value:
-    """[batch, heads, tokens, width] => [batch, tokens, heads · width]; what it was parted of."""
-    view = b.view
-    _, heads, _, width = view.type(x).shape or ()
-    features = int(heads) * int(width)
-    turned = view.producer(x)
-    perm = {"perm": (0, 2, 1, 3)}
-    if turned is None or view.op(turned) != "transpose" or dict(view.attrs(turned)) != perm:
-        return b.reshape(b.transpose(x, **perm), size(b, x, 0), size(b, x, 2), features)
-    tokens = view.tensor(turned)
-    apart = view.producer(tokens)
-    whole = view.tensor(apart) if apart is not None and view.op(apart) == "reshape" else None
-    if whole is not None and (view.type(whole).shape or ())[2:] == (features,):
-        return whole
-    return b.reshape(tokens, size(b, x, 0), size(b, x, 2), features)
-
-
-def _packed(b: Build, flat: Sequence[Value]) -> Value | None:
+def _packed(b: Build, parts: Sequence[Value]) -> Value | None:
     """One linear of the three that make queries, keys and values; ``None`` where they are not three
     of one kind and one input, whose results nobody else reads."""
     view = b.view
-    nodes = [view.producer(value) for value in flat]
+    nodes = [view.producer(value) for value in parts]
     if any(node is None or view.op(node) not in ("linear", "linear_nbit") for node in nodes):
         return None
     known: list[Node] = [node for node in nodes if node is not None]
-    if len(set(known)) < 3 or any(len(view.users(value)) != 1 for value in flat):
+    if len(set(known)) < 3 or any(len(view.users(value)) != 1 for value in parts):
         return None
     stored = [o for node in known for o in view.operands(node)[1:] if is_value(o)]
     alike = len({(view.op(node), kind(view, node)) for node in known}) == 1
     if not alike or any(view.weight(operand) is None for operand in stored):
         return None
     first = known[0]
-    parts = [_stacked(view, known, place) for place in range(1, len(view.operands(first)))]
+    weights = [_stacked(view, known, place) for place in range(1, len(view.operands(first)))]
     attrs = dict(view.attrs(first))
     if attrs:
         attrs["out_features"] = sum(view.attrs(node)["out_features"] for node in known)
-    return b.build(view.op(first), view.operands(first)[0], *parts, **attrs)
+    return b.build(view.op(first), view.operands(first)[0], *weights, **attrs)
 
 
 def _stacked(view: View, nodes: Sequence[Node], place: int) -> Operand:

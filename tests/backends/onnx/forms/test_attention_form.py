@@ -15,6 +15,7 @@ from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.load.tracing.trace import trace
 from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.rewrite.driver import rewrite
+from graphwright.ir.vocab.targets import PORTABLE
 
 from ...held_to_torch import TOLERANCE, run
 
@@ -65,7 +66,7 @@ def arguments(kind: str) -> tuple[torch.Tensor, ...]:
 
 def spelled(args: tuple[torch.Tensor, ...], module: torch.nn.Module) -> onnx_ir.Model:
     sizes = [{0: torch.export.Dim.AUTO, 2: torch.export.Dim.AUTO} for _ in args]
-    return lowered(trace(module, args, dynamic_shapes=tuple(sizes))).model
+    return lowered(trace(module, args, dynamic_shapes=tuple(sizes)), PORTABLE).model
 
 
 def kinds(model: onnx_ir.Model) -> Counter[str]:
@@ -114,7 +115,7 @@ def test_what_is_written_is_read_back(kind: str) -> None:
         mask = view.type(view.tensor(site, 3))
         assert mask.dtype == args[3].dtype
         assert view.name(view.tensor(site, 3)) == "mask"
-    assert kinds(lowered(view).model) == kinds(model)
+    assert kinds(lowered(view, PORTABLE).model) == kinds(model)
 
 
 def widened(x: torch.Tensor) -> torch.Tensor:
@@ -132,7 +133,8 @@ def test_other_repetitions_stay(repeat: Callable[..., Any], reason: str) -> None
     view = trace(Twice(repeat), args, dynamic_shapes={})
     report = rewrite(view, [ShareKeys()])
     assert not report.total and reason in report.refusals["share-keys"].reason
-    got = run(lowered(view).model, dict(zip(view.input_names(), args, strict=True)))["output"]
+    inputs = dict(zip(view.input_names(), args, strict=True))
+    got = run(lowered(view, PORTABLE).model, inputs)["output"]
     torch.testing.assert_close(got, Twice(repeat)(*args), rtol=TOLERANCE, atol=TOLERANCE)
 
 
@@ -147,4 +149,4 @@ def test_attention_without_heads_is_left_to_the_ops_own_form() -> None:
     report = rewrite(view, [SpellAttention()])
     assert not report.total
     assert "only [batch, heads, tokens, width]" in report.refusals["spell-attention"].reason
-    assert kinds(lowered(view).model)["IsNaN"] == 1
+    assert kinds(lowered(view, PORTABLE).model)["IsNaN"] == 1
