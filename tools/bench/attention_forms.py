@@ -29,6 +29,7 @@ HEADS, SHARED, WIDTH, LAYERS, LONGEST = 14, 2, 64, 6, 4096
 ALL = HEADS + 2 * SHARED
 MICROSOFT = "com.microsoft"
 SCALE = WIDTH**-0.5
+_OWN = ("GroupQueryAttention", "MicrosoftAttention", "MultiHeadAttention", "RotaryEmbedding")
 FORMS = ("products", "Attention", "GroupQueryAttention")
 CALLS = {"a prompt": (7, 0, 1, 0), "a step": (1, 9, 1, 0), "two chunks": (5, 9, 2, 0),
          "two prompts, padded": (7, 0, 2, 2), "two steps, padded": (1, 9, 2, 2)}  # fmt: skip
@@ -37,7 +38,7 @@ TIMED = ((1, 16), (1, 256), (1, 1024), (1, 3000), (16, 0), (256, 0), (1024, 0))
 """New tokens, and those of before."""
 
 
-class _Graph:
+class Graph:
     """Nodes of one form, with constants where they are used."""
 
     def __init__(self) -> None:
@@ -65,9 +66,9 @@ class _Graph:
     ) -> list[str]:
         """The results of a node, named anew where they get no name."""
         results = list(names) or [self.name()]
-        own = kind in ("GroupQueryAttention", "RotaryEmbedding")
+        own, name = kind in _OWN, kind.removeprefix("Microsoft")
         domain = MICROSOFT if own else ""
-        self.nodes.append(helper.make_node(kind, inputs, results, domain=domain, **attrs))
+        self.nodes.append(helper.make_node(name, inputs, results, domain=domain, **attrs))
         return results
 
     def one(self, kind: str, inputs: Sequence[str], **attrs: Any) -> str:
@@ -83,7 +84,7 @@ class _Graph:
 
 def session(form: str) -> Any:
     """Six layers in one form, each fed with what the one before it gives."""
-    g = _Graph()
+    g = Graph()
     x = g.input("x", TensorProto.FLOAT, ["batch", "new", ALL * WIDTH])
     mask = g.input("mask", TensorProto.FLOAT, ["batch", 1, "new", "all"])
     rows = g.input("rows", TensorProto.INT64, ["batch", "new"])
@@ -102,7 +103,12 @@ def session(form: str) -> Any:
         rest = g.one("Slice", [x, *behind])
         x = g.one("Concat", [g.one("Add", [y, y]), rest], axis=2)
     g.op("Identity", [x], [g.output("y")])
-    graph = helper.make_graph(g.nodes, form, g.inputs, g.outputs, g.constants)
+    return started(g)
+
+
+def started(g: Graph) -> Any:
+    """A session of one thread."""
+    graph = helper.make_graph(g.nodes, "forms", g.inputs, g.outputs, g.constants)
     opsets = [helper.make_opsetid("", 23), helper.make_opsetid(MICROSOFT, 1)]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=11)
     options = ort.SessionOptions()
@@ -113,7 +119,7 @@ def session(form: str) -> Any:
 
 
 def _products(
-    g: _Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
+    g: Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
 ) -> str:
     """As ``backends.onnx.forms.attention_form`` writes it, but for rows that see nothing."""
     mask, rows = known
@@ -143,7 +149,7 @@ def _products(
 
 
 def _attention(
-    g: _Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
+    g: Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
 ) -> str:
     mask, rows = known
     sizes = g.constant([n * WIDTH for n in (HEADS, SHARED, SHARED)])
@@ -155,7 +161,7 @@ def _attention(
 
 
 def _group_query(
-    g: _Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
+    g: Graph, x: str, known: tuple[str, str], past: list[str], present: list[str]
 ) -> str:
     mask, rows = known
     counts = {"num_heads": HEADS, "kv_num_heads": SHARED, "scale": SCALE, "do_rotary": 1}
