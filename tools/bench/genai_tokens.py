@@ -5,15 +5,20 @@ onnxruntime-genai, in an environment of its own, runs an artifact's folder as it
 tokenizer. Their greedy tokens are held against those of the artifact without a cache, a whole
 sequence a step; the text against the ``tokenizers`` package, with special tokens and without:
 unless it is asked for them, onnxruntime-genai's tokenizer adds none (its pull request 1442).
+
+``--on-cpu`` runs a folder of ``--target cuda`` on the CPU's provider, which has its nodes in half
+floats: what its ``genai_config.json`` asks for is left out of a copy. ``--source FOLDER`` holds the
+tokens against transformers' own model of that folder, in the artifact's dtype.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,53 +36,96 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )  # fmt: skip
     parser.add_argument("artifact", type=Path, metavar="ARTIFACT")
     parser.add_argument("--peer-python", required=True, help="of onnxruntime-genai's environment")
+    parser.add_argument("--on-cpu", action="store_true", help="whatever provider it asks for")
+    parser.add_argument("--source", type=Path, help="a folder of transformers to hold it against")
     options = parser.parse_args(arguments)
     from .processes import environment, measure
 
     with tempfile.TemporaryDirectory() as scratch:
-        out = Path(scratch) / "found.json"
-        measure([options.peer_python, "-P", __file__, str(options.artifact), str(out)],
+        out, folder = Path(scratch) / "found.json", options.artifact
+        if options.on_cpu:
+            folder = _on_cpu(folder, Path(scratch) / "copy")
+        measure([options.peer_python, "-P", __file__, str(folder), str(out)],
                 environment(None, {"PYTHONPATH": ""}))  # fmt: skip
         answers = json.loads(out.read_text())
-    rows = _compared(options.artifact, answers)
+    last = _of_artifact(options.artifact) if options.source is None else _of_library(options)
+    rows = _compared(options.artifact, answers, last)
     for what, equal in rows:
         sys.stdout.write(f"{what}: {'equal' if equal else 'DIFFERENT'}\n")
     return int(not all(equal for _, equal in rows))
 
 
-def _compared(folder: Path, answers: dict[str, Any]) -> list[tuple[str, bool]]:
+def _on_cpu(folder: Path, copy: Path) -> Path:
+    shutil.copytree(folder, copy)
+    path = copy / "genai_config.json"
+    config = json.loads(path.read_text())
+    config["model"]["decoder"].pop("session_options", None)
+    path.write_text(json.dumps(config))
+    return copy
+
+
+Last = Callable[[Any], Any]
+"""Of ids [1, tokens] the logits behind the last of them, [words]."""
+
+
+def _of_artifact(folder: Path) -> Last:
+    import torch
+
+    from ...backends import compile
+
+    run = compile(folder)
+    return lambda ids: run(input_ids=ids, attention_mask=torch.ones_like(ids))["logits"][0, -1]
+
+
+def _of_library(options: argparse.Namespace) -> Last:
+    import torch
+    import transformers
+
+    from ...ir.load.onnx_file import load_onnx
+
+    view = load_onnx(options.artifact / "model.onnx")
+    names = dict(zip(view.output_names(), view.outputs(), strict=True))
+    dtype = view.type(names["logits"]).dtype
+    library: Any = transformers.AutoModelForCausalLM
+    model = library.from_pretrained(options.source, dtype=dtype).eval()
+
+    def last(ids: Any) -> Any:
+        with torch.no_grad():
+            return model(input_ids=ids).logits[0, -1]
+
+    return last
+
+
+def _compared(folder: Path, answers: dict[str, Any], last: Last) -> list[tuple[str, bool]]:
     import tokenizers
 
     rows = [
-        (f"prompt of {len(prompt)}", _agree(folder, prompt, tokens[len(prompt) :]))
+        (f"prompt of {len(prompt)}", _agree(folder, last, prompt, tokens[len(prompt) :]))
         for prompt, tokens in answers["prompts"]
     ]
     longest = max(ROWS)
     for prompt, tokens in zip(*answers["batch"], strict=True):
-        rows.append((f"row of {len(prompt)} in a batch", _agree(folder, prompt, tokens[longest:])))
+        new = tokens[longest:]
+        rows.append((f"row of {len(prompt)} in a batch", _agree(folder, last, prompt, new)))
     reader = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     plain, ids, tokens, text = answers["text"]
     without = reader.encode(TEXT, add_special_tokens=False).ids
     rows.append(("ids of a text, no special tokens (the default there)", plain == without))
     rows.append(("ids of a text, add_special_tokens=True", ids == reader.encode(TEXT).ids))
-    rows.append(("tokens behind it", _agree(folder, ids, tokens[len(ids) :])))
+    rows.append(("tokens behind it", _agree(folder, last, ids, tokens[len(ids) :])))
     rows.append(("its words", text == reader.decode(tokens)))
     return rows
 
 
-def _agree(folder: Path, prompt: list[int], tokens: list[int]) -> bool:
+def _agree(folder: Path, last: Last, prompt: list[int], tokens: list[int]) -> bool:
     import torch
 
-    from ...backends import compile
-
-    run, ids = compile(folder), list(prompt)
-    last = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+    ids = list(prompt)
+    ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
     for token in tokens:
-        batch = torch.tensor([ids])
-        logits = run(input_ids=batch, attention_mask=torch.ones_like(batch))["logits"]
-        if int(logits[0, -1].argmax()) != token:
+        if int(last(torch.tensor([ids])).argmax()) != token:
             return False
-        if token in (last if isinstance(last, list) else [last]):
+        if token in (ends if isinstance(ends, list) else [ends]):
             break  # what is behind it in a batch is padding
         ids.append(token)
     return bool(tokens)
