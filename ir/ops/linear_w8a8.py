@@ -2,9 +2,8 @@
 
 Weights have a scale a row, activations one a token, found as the model runs, and a zero point where
 ranges are not symmetric; products are summed in int32. The ONNX form is ``MatMulInteger`` between
-ops of the standard. Measured with ONNX Runtime
-1.31 on one AVX-512 VNNI core, other processes beside it, in ms for 1 / 16 / 128 rows
-(``python -m graphwright.tools.bench.w8a8``):
+ops of the standard. In ms for 1 / 16 / 128 rows (``python -m graphwright.tools.bench.w8a8``, ONNX
+Runtime 1.31 on one AVX-512 VNNI core, other processes beside it):
 
 ===========================  ===========================  ============================
 form                         K x N = 1536 x 384           2048 x 2048
@@ -17,10 +16,8 @@ MatMul in float32            0.029 / 0.084 / 0.615        0.199 / 1.12 / 41.5
 ===========================  ===========================  ============================
 
 One node rounds all tokens, each in its own range: 128 rows of 1536 take 15 us so, and 49 by a
-division before a rounding.
-
-``DynamicQuantizeMatMul`` has one range for all tokens of a call, so that a text's result depends on
-what else is in its batch; hence not that one.
+division before a rounding. ``DynamicQuantizeMatMul`` has one range for all tokens of a call, so
+that a text's result depends on what else is in its batch; hence not that one.
 """
 
 from __future__ import annotations
@@ -125,20 +122,20 @@ def _recorded(
     flat = constant(tape, [-1, attrs["in_features"]])
     rows = tape.op("Reshape", [cast(tape, x, ir.DataType.FLOAT), flat])
     turned = tape.op("Transpose", [codes], {"perm": [1, 0]})
-    wide = None if bias is None else cast(tape, bias, ir.DataType.FLOAT)
     if attrs["symmetric"]:
         rounded, step = _around_zero(tape, rows)
         y = product(rounded, turned, scales, constant(tape, MIDDLE, np.uint8))
         y = tape.op("Mul", [y, step])
-        y = y if wide is None else tape.op("Add", [y, wide])
     else:
         rounded, step, zero = _between(tape, rows)
         y = product(rounded, turned, scales, constant(tape, 0, np.uint8))
         moved = [tape.op("Mul", [zero, step]), _offsets(tape, codes, scales)]
-        beyond = tape.op("Gemm", [*moved, *([] if wide is None else [wide])], {"alpha": -1.0})
-        y = tape.op("Add", [tape.op("Mul", [y, step]), beyond])
+        moved += [] if bias is None else [cast(tape, bias, ir.DataType.FLOAT)]
+        beyond = tape.op("Gemm", moved, {"alpha": -1.0})
+        y, bias = tape.op("Add", [tape.op("Mul", [y, step]), beyond]), None
     sizes = [leading_sizes(tape, x), constant(tape, [attrs["out_features"]])]
-    return ended(tape, tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})]), None, x)
+    # A bias behind this is one node with a gelu that follows.
+    return ended(tape, tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})]), bias, x)
 
 
 def _around_zero(tape: Tape, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -231,6 +228,19 @@ def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any
     return (x, codes, scales, *bias), attrs
 
 
+def _decode_bias(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
+    """From a constant behind the op, a number for each feature."""
+    y, bias = view.operands(node)
+    maker = view.producer(y) if is_value(y) else None
+    if maker is None or view.op(maker) != "linear_w8a8" or not is_value(bias):
+        raise Refusal("nothing is added to linear_w8a8", node)
+    features = view.attrs(maker)["out_features"]
+    fits = view.type(bias).shape == (features,) and view.weight(bias) is not None
+    if not fits or len(view.operands(maker)) > 3 or len(view.users(y)) > 1:
+        raise Refusal("what is added is no bias, or there is one", node)
+    return (*view.operands(maker), bias), view.attrs(maker)
+
+
 def _ended(view: View, y: Operand) -> tuple[Operand, ...]:
     """The scaled product and the bias, if any; what is beyond a zero point is added with it."""
     last = view.producer(y) if is_value(y) else None
@@ -292,5 +302,5 @@ LINEAR_W8A8 = own_op(
     heavy=True, rounds=True,
     macs=Macs(linear_macs), dense=dense, stored_linear=lambda attrs: "8 bits, activations too",
     forms={FORM: _record_fused},
-    decoders=(StockDecoder("reshape", _decode),),
+    decoders=(StockDecoder("reshape", _decode), StockDecoder("add", _decode_bias)),
 )  # fmt: skip

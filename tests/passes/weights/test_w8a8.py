@@ -10,6 +10,8 @@ import graphwright as gw
 import onnx_ir
 import pytest
 import torch
+from graphwright.backends.onnx.lowering import lowered
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.run.statistics import Gram, Range, Statistics
@@ -141,6 +143,23 @@ def test_the_artifact_is_read_back(
     outputs = {name: torch.as_tensor(x) for name, x in run(**toy_inputs).items()}
     assert rel(sweep(result.graph, toy_inputs), outputs) < 1e-5
     assert rel(outputs, sweep(again, toy_inputs)) < 1e-5
+
+
+def test_a_bias_is_one_node_with_the_gelu_behind_it(tmp_path: Path) -> None:
+    """It stands behind the reshape, where ONNX Runtime joins both; it is read back as a bias."""
+    torch.manual_seed(0)
+    module = torch.nn.Sequential(torch.nn.Linear(16, 24), torch.nn.GELU())
+    view = gw.trace(module, (torch.randn(2, 5, 16),))
+    done = gw.optimize(view, "w8a8{min_size=1}").graph
+    model = lowered(done)
+    (gelu,) = (n for n in model.nodes() if model.native_op(n) == "Gelu")
+    added = model.producer(model.tensor(gelu))
+    assert added is not None and model.native_op(added) == "Add"
+    assert model.native_op(model.producer(model.tensor(added))) == "Reshape"
+    canonicalize(model)
+    (linear,) = (n for n in model.nodes() if model.op(n) == "linear_w8a8")
+    assert model.type(model.tensor(linear, 3)).shape == (24,)
+    assert sum(model.op(n) == "add" for n in model.nodes()) == 0
 
 
 # --- a fixed range -------------------------------------------------------------------------------
