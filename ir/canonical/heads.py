@@ -143,9 +143,11 @@ def without_lift(view: View, mask: Value) -> Value:
     if not is_value(kept) or test is None or view.op(test) != "eq":
         return mask
     compared, least = view.operands(test)
-    number = view.number(least)
-    known = number is not None and number == view.number(half) * 2 and number < -1e38
-    return kept if known and compared is kept else mask
+    numbers = view.number(least), view.number(half)
+    if None in numbers or compared is not kept:
+        return mask
+    whole, part = (float(number or 0) for number in numbers)
+    return kept if whole == 2 * part < -1e38 else mask
 
 
 def padding(b: Build, node: Inputs, mask: Value, keys: Value, batch: Value) -> Value:

@@ -134,8 +134,12 @@ def _recorded(
         beyond = tape.op("Gemm", moved, {"alpha": -1.0})
         y, bias = tape.op("Add", [tape.op("Mul", [y, step]), beyond]), None
     sizes = [leading_sizes(tape, x), constant(tape, [attrs["out_features"]])]
-    # A bias behind this is one node with a gelu that follows.
-    return ended(tape, tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})]), bias, x)
+    y = tape.op("Reshape", [y, tape.op("Concat", sizes, {"axis": 0})])
+    if x.shape is not None:
+        # ONNX Runtime makes one node of a bias behind this and of a gelu if it knows how many
+        # features there are, and does not know what its own product gives.
+        y.shape, y.dtype = ir.Shape([*x.shape[:-1], attrs["out_features"]]), ir.DataType.FLOAT
+    return ended(tape, y, bias, x)
 
 
 def _around_zero(tape: Tape, rows: ir.Value) -> tuple[ir.Value, ir.Value]:
@@ -234,9 +238,10 @@ def _decode_bias(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str
     maker = view.producer(y) if is_value(y) else None
     if maker is None or view.op(maker) != "linear_w8a8" or not is_value(bias):
         raise Refusal("nothing is added to linear_w8a8", node)
+    result = view.result(maker)
     features = view.attrs(maker)["out_features"]
     fits = view.type(bias).shape == (features,) and view.weight(bias) is not None
-    if not fits or len(view.operands(maker)) > 3 or len(view.users(y)) > 1:
+    if not fits or len(view.operands(maker)) > 3 or len(view.users(result)) > 1:
         raise Refusal("what is added is no bias, or there is one", node)
     return (*view.operands(maker), bias), view.attrs(maker)
 

@@ -57,7 +57,7 @@ def nbytes(tensor: onnx.TensorProto) -> int:
         count *= size
     if tensor.data_type in _HALVED:
         return -(-count // 2)
-    return count * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+    return count * int(onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize)
 
 
 def _place(name: str) -> str:

@@ -195,7 +195,7 @@ def never_none(view: View) -> frozenset[str]:
     words = [type_ for name, type_ in given.items() if name.endswith(_WORDS) and type_.rank == 2]
     rows = {(type_.shape or ())[0] for type_ in words}
     counted = [t for t in given.values() if not words or _is_counted(t, rows)]
-    dims = {dim for type_ in counted for dim in type_.shape or ()}
+    dims = {dim for type_ in counted for dim in type_.shape or () if isinstance(dim, str)}
     return frozenset(dim for dim in dims if dim != UNKNOWN_DIM and names_in(dim) == [dim])
 
 
