@@ -16,6 +16,7 @@ from ...ir.run.sweep import sweep, sweep_together
 from ...ir.run.truth import Reference
 from ...ir.run.unrounded import chooses, unrounded
 from ...ir.run.verify import Difference, Rule, rounds_activations, worst, worst_of
+from ...ir.run.widened import sweep_widened
 from ...ir.structure.cache_slots import answers, has_cache, next_step
 from ..base import Executable
 from ..onnx.model_files import MODEL_FILE
@@ -66,6 +67,8 @@ class Judge:
     Where linears round their activations to 8 bits, two sound runs of the graph differ by that. A
     runtime is then held against ``plain``, the same graph without the rounding, to the tolerance
     between two runtimes; and what rounds, against ``plain`` within what the rounding explains.
+
+    ``widened`` are the outputs of ``plain`` in float32, once half types needed them to decide.
     """
 
     def __init__(
@@ -74,6 +77,7 @@ class Judge:
     ) -> None:  # fmt: skip
         self.graph, self.plain = graph, unrounded(graph)
         self._rule, self._reference, self.samples = Rule.of(self.plain), reference, samples
+        self.widened: list[Outputs] = []
         self.inputs = [samples[0]]
         self._rounded: list[Outputs] = [sweep(graph, samples[0]) if expected is None else expected]
         # A graph may give its keys and values without taking any.
@@ -114,9 +118,16 @@ class Judge:
             beside = self._to_source(name, actual, expected)
             if beside is not None and rule.allows_beside(*beside):
                 continue
+            exact = self._to_widened(name, actual, expected) if rule.half else None
+            if exact is not None and rule.allows_in_half(*exact):
+                continue
             far = "" if beside is None else (
                 f", and {beside[0].rel_l2:.3g} from the source, from which the graph is "
                 f"{beside[1].rel_l2:.3g}"
+            )  # fmt: skip
+            far += "" if exact is None else (
+                f", and {exact[0].rel_l2:.3g} from what its nodes give in float32, from which the "
+                f"graph is {exact[1].rel_l2:.3g}"
             )  # fmt: skip
             raise BoundExceeded(
                 f"{what}: the output {name} is {error.rel_l2:.3g} (relative L2; bound "
@@ -124,6 +135,19 @@ class Judge:
                 f"not published. {advice}"
             )
         return worst(errors)
+
+    def _to_widened(
+        self, name: str, actual: Sequence[Outputs], expected: Sequence[Outputs]
+    ) -> tuple[Difference, Difference] | None:
+        """How far an output and the ``expected`` one are from the graph's in float32; ``None`` of a
+        graph that ``chooses``, where a rounding says nothing of how far two right runs are."""
+        if chooses(self.graph):
+            return None
+        self.widened = self.widened or [*sweep_widened(self.plain, self.inputs)]
+        exact = [{name: row[name]} for row in self.widened[: len(actual)]]
+        sides = ([{name: row[name]} for row in rows] for rows in (actual, expected))
+        to_exact, graph_to_exact = (worst(worst_of(exact, side)) for side in sides)
+        return to_exact, graph_to_exact
 
     def judge_rounded(self, actual: Sequence[Outputs], what: str, advice: str) -> Difference:
         """The worst difference of a run of the graph itself: its outputs on the sample, or of all
@@ -253,5 +277,7 @@ def check_artifact(
         def open_exact(model: bytes, optimize: bool) -> Executable:
             return open_session(optimize=optimize, lean=True, instead=model)
 
-        alone = optimization_alone(exact, judge.inputs, open_exact, runtime, actual)
+        alone = optimization_alone(
+            exact, judge.inputs, open_exact, runtime, actual, judge.widened
+        )
     return Checked(optimized, unoptimized, prepacked, outputs, twin is not None, alone)

@@ -8,6 +8,7 @@ together, so that every weight is read once for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -54,12 +55,14 @@ def sweep_together(
     nodes: frozenset[Node] | None = None,
     *,
     outputs: bool = True,
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> list[dict[str, torch.Tensor]]:
     """Run the graph on all batches, node by node; the outputs of each.
 
     ``visit`` is called at ``nodes`` (all, where not given). It must not edit the graph. Without
     ``outputs`` the sweep ends behind the last of ``nodes`` and gives nothing: logits of all
-    calibration data would take more memory than anything else. Raises as ``sweep``.
+    calibration data would take more memory than anything else. Each node runs ``within`` a context
+    of its own. Raises as ``sweep``.
     """
     values = [_bind(view, inputs) for inputs in batches]
     env = _columns(view, values)
@@ -71,7 +74,8 @@ def sweep_together(
     with torch.no_grad():
         for position, node in enumerate(order):
             arguments = _arguments(view, env, view.arguments(node), len(batches))
-            results = _executed(view, node, arguments)
+            with within():
+                results = _executed(view, node, arguments)
             if visit is not None and (nodes is None or node in nodes):
                 results = visit(node, arguments, results) or results
             del arguments

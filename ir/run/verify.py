@@ -253,8 +253,10 @@ class Rule:
     their own round to 8 bits; of ``accuracy_level`` see ``backends.artifacts.judging``) two sound
     runs may differ by more, for their roundings have little in common. What decides then is the
     source, as its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as far from it as
-    the graph is by the reference, and a tolerance. Every distance is relative, and absolute near
-    zero: see ``Difference.within``.
+    the graph is by the reference, and a tolerance. In half types the source may round just as the
+    reference does (both are torch's); then the same nodes in float32 decide, from which the
+    artifact may be ``COARSE_SLACK`` times as far as the graph is. Every distance is relative, and
+    absolute near zero: see ``Difference.within``.
     """
 
     bound: float
@@ -263,6 +265,8 @@ class Rule:
     """Whether the source decides where that is not kept."""
     rounding: float
     """The tolerance that is added to the distance from the source."""
+    half: bool
+    """Whether the graph computes in half types, and float32 may decide."""
 
     @classmethod
     def of(cls, graph: View) -> Rule:
@@ -272,7 +276,7 @@ class Rule:
         # see ``backends.runtimes.original``.
         half = bound > RUNTIME_REL_L2[torch.float32]
         loose = _rounds_natively(graph) or (half and rounds_activations(graph))
-        return cls(bound, coarse, ROUNDED_REL_L2 if loose else bound)
+        return cls(bound, coarse, ROUNDED_REL_L2 if loose else bound, half)
 
     def allows(self, to_graph: Difference) -> bool:
         return to_graph.within(self.bound)
@@ -282,6 +286,11 @@ class Rule:
         return self.coarse and to_source.within(
             COARSE_SLACK * graph_to_source.rel_l2 + self.rounding
         )
+
+    def allows_in_half(self, to_exact: Difference, graph_to_exact: Difference) -> bool:
+        """The same by float32: how far the artifact and its graph are from the graph's nodes in
+        it."""
+        return self.half and to_exact.within(COARSE_SLACK * graph_to_exact.rel_l2)
 
     def explains(self, to_plain: Difference, moved: Difference) -> bool:
         """Whether rounding of activations explains how far a run is from one without it: the
