@@ -24,7 +24,7 @@ def sweep_widened(
     return sweep_together(view, batches, within=_Widening)
 
 
-class _Widening(TorchDispatchMode):
+class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:

@@ -1,10 +1,10 @@
 """``python -m graphwright.tools.bench.formats [ARTIFACT] --peer-python PYTHON``: in and out.
 
 Without an artifact the table of formats: a small Llama, a Qwen2 with biases and a tied head and a
-Gemma; with ``--archs mixtral,qwen2_moe`` two with experts. *out*: an artifact is converted, and the
-format's own library computes its logits; *in*: the library writes a checkpoint, and what is loaded
-of it runs in ONNX Runtime against the library's numbers. A cell says ``exact``, how much rounding
-there is (relative L2), or why it was refused.
+Gemma; with ``--archs mixtral,qwen2_moe,gpt_oss`` some with experts. *out*: an artifact is
+converted, and the format's own library computes its logits; *in*: the library writes a checkpoint,
+and what is loaded of it runs in ONNX Runtime against the library's numbers. A cell says ``exact``,
+how much rounding there is (relative L2), or why it was refused.
 
 With an artifact it is written in each format, run there, and read back here; one with low-rank
 paths is run with its adapter. The libraries get an environment of their own::
@@ -40,6 +40,7 @@ from ...passes.manager import optimize
 from ..formats.convert import convert
 from . import format_peer, format_writer, gguf_types
 from .format_session import Session
+from .gpt_oss import save_gpt_oss
 from .processes import CommandFailed
 from .showing import ended
 from .structure_table import print_table
@@ -47,6 +48,8 @@ from .structure_table import print_table
 FORMATS = ("compressed-tensors", "gptq", "gguf")
 ARCHS = {"llama": "Llama", "qwen2": "Qwen2", "gemma": "Gemma"}
 EXPERTS = {"mixtral": "Mixtral", "qwen2_moe": "Qwen2Moe"}
+GPT_OSS = {"gpt_oss": {}, "gpt_oss_f32": {"mxfp4": False},
+           "gpt_oss_cut": {"truncate": True}}  # fmt: skip
 """Those with layers of experts, in a table of their own."""
 BLOCKS = ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "F16", "Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K",
           "IQ4_NL", "MXFP4", "IQ4_XS")  # fmt: skip
@@ -58,6 +61,7 @@ OUT = {
     "compressed-tensors + EoRA by PEFT": f"{FOUR},eora{{rank=8}}",
     "gptq": FOUR,
     "gptq v2 (asymmetric)": "quantize{bits=4 group=32 accuracy_level=0 symmetric=false}",
+    "gguf as it is": "clean{optional=true}",
     "gguf Q4_0": FOUR,
     "gguf Q8_0": "quantize{bits=8 group=32 accuracy_level=0 scales=float16}",
     "gptq of real zero points": "hqq{bits=4 group=32}",
@@ -133,6 +137,9 @@ def small(arch: str, folder: Path) -> Path:
     words.train_from_iterator([__doc__ or ""], vocab_size=WORDS, special_tokens=["<s>", "</s>"],
                               show_progress=False)  # fmt: skip
 
+    if arch in GPT_OSS:
+        save_gpt_oss(folder, words=WORDS, **GPT_OSS[arch])
+        return _with_words(folder, words)
     name = (ARCHS | EXPERTS)[arch]
     routed = {"num_local_experts": 4, "num_experts": 4, "num_experts_per_tok": 2,
               "moe_intermediate_size": 256, "shared_expert_intermediate_size": 256}  # fmt: skip
@@ -148,6 +155,12 @@ def small(arch: str, folder: Path) -> Path:
         if key.endswith("bias"):
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(folder)
+    return _with_words(folder, words)
+
+
+def _with_words(folder: Path, words: Any) -> Path:
+    import transformers
+
     words.save(str(folder / "tokenizer.json"))
     transformers.PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"), bos_token="<s>", eos_token="</s>",

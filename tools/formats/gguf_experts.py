@@ -31,14 +31,19 @@ class Tensor:
     make: Callable[[], np.ndarray[Any, Any]]
 
 
+def stack_name(name: str) -> str:
+    """What the experts of a layer are called together; a name that is no expert's as it is."""
+    expert = _EXPERT.fullmatch(name)
+    return name if expert is None else f"{expert[1]}{expert[2]}"
+
+
 def stacked(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
     """The tensors, with the experts of a layer as one of each kind. Raises ``BadInput`` where these
     are not stored alike."""
     stacks: dict[str, list[Tensor]] = {}
     for tensor in tensors:
-        expert = _EXPERT.fullmatch(tensor.name)
-        if expert is not None:
-            stacks.setdefault(f"{expert[1]}{expert[2]}", []).append(tensor)
+        if stack_name(tensor.name) != tensor.name:
+            stacks.setdefault(stack_name(tensor.name), []).append(tensor)
         elif tensor.name.endswith(_ROW):
             yield replace(tensor, shape=tensor.shape[1:])
         else:

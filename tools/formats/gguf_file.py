@@ -1,4 +1,5 @@
-"""GGUF for llama.cpp: Q4_0 of linears and tables of 2 to 4 bits, Q8_0 of 8, the rest whole.
+"""GGUF for llama.cpp: Q4_0 of linears and tables of 2 to 4 bits, Q8_0 or MXFP4 of 8, the rest
+whole.
 
 A block is 32 columns, a float16 scale and codes; ``W = d (q - 8)`` and ``d q``. Symmetric codes in
 groups of 32 or more are the same numbers there. Names come from the package ``gguf``; of arch
@@ -21,7 +22,8 @@ import torch
 
 from ...ir.core.errors import BadInput, Missing
 from ...ir.core.weights import Weight
-from .gguf_experts import Tensor, add_settings, check_experts, stacked
+from . import gguf_gpt_oss, gguf_mxfp4
+from .gguf_experts import Tensor, add_settings, check_experts, stack_name, stacked
 from .model_state import ModelState, PackedLinear, narrowed, read_state
 
 FILE = "model.gguf"
@@ -29,10 +31,14 @@ BLOCK = 32
 ARCHS = {
     "llama": "llama", "mistral": "llama", "qwen2": "qwen2", "gemma": "gemma", "gemma2": "gemma2",
     "mixtral": "llama", "qwen2_moe": "qwen2moe", "qwen3_moe": "qwen3moe",
+    gguf_gpt_oss.GPT_OSS: "gpt-oss",
 }  # fmt: skip
 """GGUF's names of the model types that are written."""
 _GEMMA = ("gemma", "gemma2")
-_PRE = {"llama": "llama-bpe", **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3_moe"), "qwen2")}
+_PRE = {
+    "llama": "llama-bpe", gguf_gpt_oss.GPT_OSS: "gpt-4o",
+    **dict.fromkeys(("qwen2", "qwen2_moe", "qwen3_moe"), "qwen2"),
+}  # fmt: skip
 """How words are parted before they are merged, where not by default."""
 
 
@@ -57,9 +63,12 @@ def write_gguf(artifact: Path, out: Path) -> list[str]:
         _check_gemma(config)
     check_experts(config)
     writer = gguf.GGUFWriter(None, arch)
-    _settings(writer, config, state)
+    notes = _settings(writer, config, state)
     _tokenizer(writer, artifact, config)
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[arch.upper()], config["num_hidden_layers"])
+    known = gguf.MODEL_ARCH[arch.upper().replace("-", "_")]
+    names = gguf.get_tensor_name_map(known, config["num_hidden_layers"])
+    if config["model_type"] == gguf_gpt_oss.GPT_OSS:
+        state = gguf_gpt_oss.by_the_files_names(state)
     tensors = [_named(tensor, names) for tensor in stacked(_tensors(state, arch))]
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -73,7 +82,8 @@ def write_gguf(artifact: Path, out: Path) -> list[str]:
         writer.write_tensor_data(tensor.make())
     writer.close()
     kinds = [tensor.kind for tensor in tensors]
-    return [f"{FILE}: " + ", ".join(f"{kinds.count(k)} tensors {k}" for k in sorted({*kinds}))]
+    counts = ", ".join(f"{kinds.count(k)} tensors {k}" for k in sorted({*kinds}))
+    return [f"{FILE}: {counts}", *notes]
 
 
 def _named(tensor: Tensor, names: Any) -> Tensor:
@@ -84,8 +94,10 @@ def _named(tensor: Tensor, names: Any) -> Tensor:
 
 
 def _tensors(state: ModelState, arch: str) -> Iterator[Tensor]:
+    mxfp4 = _mxfp4(state)
     for name, linear in state.packed.items():
-        yield _blocks(linear, _rows(name, linear.rows, state.config, arch))
+        order = _rows(name, linear.rows, state.config, arch)
+        yield _mxfp4_blocks(linear, order) if stack_name(name) in mxfp4 else _blocks(linear, order)
     for name, weight in state.whole.items():
         module = name.rpartition(".")[0]
         table = state.tables.get(name)
@@ -141,6 +153,24 @@ def _blocks(linear: PackedLinear, order: torch.Tensor | None) -> Tensor:
     return Tensor(f"{name}.weight", kind, (rows, blocks * (width + 2)), make)
 
 
+def _mxfp4(state: ModelState) -> set[str]:
+    """Linears, and experts of a layer together, that are MXFP4 as they are."""
+    stacks: dict[str, bool] = {}
+    for name, linear in state.packed.items():
+        stack = stack_name(name)
+        stacks[stack] = stacks.get(stack, True) and gguf_mxfp4.fits(linear)
+    return {name for name, fits in stacks.items() if fits}
+
+
+def _mxfp4_blocks(linear: PackedLinear, order: torch.Tensor | None) -> Tensor:
+    def make() -> np.ndarray[Any, Any]:
+        blocks = gguf_mxfp4.blocks(linear)
+        return (blocks if order is None else blocks[order]).numpy()
+
+    size = linear.columns // gguf_mxfp4.BLOCK * gguf_mxfp4.BYTES
+    return Tensor(f"{linear.name}.weight", "MXFP4", (linear.rows, size), make)
+
+
 def _whole(name: str, weight: Weight, order: torch.Tensor | None, added: float) -> Tensor:
     """float32 for what is not a matrix, as llama.cpp wants it; matrices in the dtype that they
     have, or the half of it that holds their numbers. ``added``: to each of its numbers."""
@@ -160,10 +190,12 @@ def _whole(name: str, weight: Weight, order: torch.Tensor | None, added: float) 
     return Tensor(name, kind, shape, make)
 
 
-def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> None:
+def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> list[str]:
+    """Write the keys; what a person should know of them."""
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     scaled = rope.get("rope_type", rope.get("type", "default"))
-    if scaled != "default":
+    own = config["model_type"] == gguf_gpt_oss.GPT_OSS
+    if scaled not in ("default", *(["yarn"] if own else [])):
         raise BadInput(f"rotary scaling {scaled!r} is not written")
     heads, hidden = config["num_attention_heads"], config["hidden_size"]
     head = config.get("head_dim") or hidden // heads
@@ -178,6 +210,7 @@ def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> None
     writer.add_rope_freq_base(float(rope.get("rope_theta", config.get("rope_theta", 10000.0))))
     writer.add_vocab_size(config["vocab_size"])
     add_settings(writer, config)
+    notes = gguf_gpt_oss.add_settings(writer, config, rope) if own else []
     if config["model_type"] == "gemma2":
         writer.add_attn_logit_softcapping(config["attn_logit_softcapping"])
         writer.add_final_logit_softcapping(config["final_logit_softcapping"])
@@ -188,6 +221,7 @@ def _settings(writer: Any, config: Mapping[str, Any], state: ModelState) -> None
     eight = any(linear.bits == 8 for linear in state.packed.values())
     writer.add_file_type(7 if eight else 2)  # mostly Q8_0, mostly Q4_0
     writer.add_quantization_version(2)
+    return notes
 
 
 def _check_gemma(config: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,6 +94,9 @@ class ModelState:
     """Of ``whole``, those that are stored in few bits, as they are stored."""
     paths: Mapping[str, LowRank]
     """By the name of the linear beside which they are."""
+    stacked: frozenset[str] = frozenset()
+    """Parameters that are a linear each, such as an expert of a stack: by their names above, a row
+    for each output, whichever way the model has them."""
 
     def dtype(self) -> torch.dtype:
         named = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
@@ -117,11 +121,19 @@ def read_state(artifact: Path) -> ModelState:
     packed: dict[str, PackedLinear] = {}
     whole: dict[str, Weight] = {}
     few_bits: dict[str, PackedLinear] = {}
-    lacking = []
+    lacking, stacked = [], set()
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
-        stored = _site_weight(view, kind, sites.get(module), tables.get(module)) or (
-            view.weight(named[name]) if name in named else None
+        if name in sites:
+            stacked.add(name)
+            linear = _linear(view, sites[name])
+            if isinstance(linear, PackedLinear):
+                packed[name] = linear
+            elif linear is not None:
+                whole[name] = linear
+            continue
+        stored = _site_weight(view, kind, sites.get(module), tables.get(module)) or _named(
+            view, named, name, tuple(parameter.shape)
         )
         if stored is None and kind == "weight" and module in norms:
             stored = parameter_of(model.get_submodule(module), norms[module])
@@ -142,7 +154,27 @@ def read_state(artifact: Path) -> ModelState:
             "model's shape give a graph that only ONNX holds"
         )
     paths = {name: path for name, site in sites.items() if (path := _path(view, site)) is not None}
-    return ModelState(artifact, read_json(artifact, "config.json"), packed, whole, few_bits, paths)
+    return ModelState(
+        artifact, read_json(artifact, "config.json"), packed, whole, few_bits, paths,
+        frozenset(stacked),
+    )  # fmt: skip
+
+
+def _named(
+    view: View, named: Mapping[str, Value], name: str, shape: tuple[int, ...]
+) -> Weight | None:
+    """A constant by the parameter's name; of a vector also one that has been given further sizes of
+    1, whose name has a number behind it."""
+    if name in named:
+        return view.weight(named[name])
+    again = re.compile(re.escape(name) + r"_\d+")
+    for other, value in named.items() if len(shape) == 1 else ():
+        weight = view.weight(value)
+        if weight is None or not again.fullmatch(other):
+            continue
+        if tuple(size for size in weight.shape if size != 1) == tuple(n for n in shape if n != 1):
+            return weight.reshaped(shape)
+    return None
 
 
 def _is_linear(module: torch.nn.Module) -> bool:

@@ -23,7 +23,10 @@ def write_adapter(artifact: Path, out: Path) -> list[str]:
 
 
 def write_paths(state: ModelState, out: Path) -> list[str]:
-    """Write both files; what a person should know."""
+    """Write both files; what a person should know. Raises ``BadInput`` for a path beside an expert
+    of a stack, which PEFT knows by no name."""
+    for name in sorted(state.stacked & {*state.paths}):
+        raise BadInput(f"{name} is a part of a stack of experts, beside which PEFT has no path")
     ranks = {name: path.down.shape[0] for name, path in state.paths.items()}
     most = max(ranks.values())
     odd = {name: rank for name, rank in ranks.items() if rank != most}

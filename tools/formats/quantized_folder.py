@@ -46,6 +46,9 @@ def _write(
     names: Callable[[ModelState], ModelState] | None = None,
 ) -> list[str]:  # fmt: skip
     state = read_state(artifact)
+    for name in sorted(state.stacked):
+        raise BadInput(f"{name} is a part of a stack of experts, whose matrices have no names in "
+                       "this format: --to gguf writes them")  # fmt: skip
     if names is not None:
         state = names(state)
     kept = {name: held.form for name, weight in state.whole.items() if (held := coded(weight))}

@@ -5,8 +5,12 @@ Names and order as llama.cpp writes and runs them (``convert_hf_to_gguf.py``, ``
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+from ...core.weights import Weight
+from . import gpt_oss
 
 OUTER = {"token_embd": "model.embed_tokens", "output_norm": "model.norm", "output": "lm_head"}
 _ATTENTION = {
@@ -44,6 +48,13 @@ class Arch:
     """Whether a block has experts."""
     permuted: bool = False
     gemma: bool = False
+    yarn: Mapping[str, Any] | None = None
+    """What its YaRN has beside what a file says; ``None`` where none is read."""
+    experts: Callable[[Any, int], dict[str, Any]] | None = None
+    """Its config of experts by a file's keys and the size of its feed-forward, where that is not
+    the usual."""
+    renamed: Callable[[Mapping[str, Weight]], dict[str, Weight]] | None = None
+    """Its tensors as transformers has them, where those are others."""
 
     @property
     def names(self) -> Mapping[str, str]:
@@ -55,7 +66,7 @@ class Arch:
                 if name in self.own or path not in own}  # fmt: skip
 
 
-_GPT_OSS = {
+_SINKS = {
     "post_attention_norm": "post_attention_layernorm", "attn_sinks": "self_attn.sinks",
     "ffn_gate_inp": "mlp.router",
 }  # fmt: skip
@@ -70,6 +81,9 @@ ROUTED = {
     "llama": Arch("MixtralForCausalLM", "mixtral", routed=True, permuted=True),
     "qwen2moe": Arch("Qwen2MoeForCausalLM", "qwen2_moe", _SHARED, routed=True),
     "qwen3moe": Arch("Qwen3MoeForCausalLM", "qwen3_moe", _NORMED_HEADS, routed=True),
-    "gpt-oss": Arch("GptOssForCausalLM", "gpt_oss", _GPT_OSS, routed=True),
+    "gpt-oss": Arch(
+        "GptOssForCausalLM", "gpt_oss", _SINKS, routed=True, yarn=gpt_oss.YARN,
+        experts=gpt_oss.settings, renamed=gpt_oss.by_its_names,
+    ),
 }
 """Those of files with experts."""

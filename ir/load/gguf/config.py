@@ -10,7 +10,6 @@ from typing import Any
 import torch
 
 from ...core.errors import BadInput
-from . import gpt_oss
 from .archs import ARCHS, ROUTED, Arch
 from .file import GgufFile, Tensor
 
@@ -37,7 +36,7 @@ def config_of(file: GgufFile) -> dict[str, Any]:
         "rms_norm_eps": keys.real("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": keys.whole("context_length", most=MOST_PLACES),
         "vocab_size": words.shape[0],
-        "rope_parameters": _rope(file, keys, head),
+        "rope_parameters": _rope(file, arch, keys, head),
         "tie_word_embeddings": "output.weight" not in file.tensors,
     }  # fmt: skip
     if keys.whole("rope.dimension_count", head) != head:
@@ -67,8 +66,8 @@ def config_of(file: GgufFile) -> dict[str, Any]:
 
 def _experts(arch: Arch, keys: _Keys, inner: int) -> dict[str, Any]:
     """The config of a layer of experts, with what llama.cpp takes where the file does not say."""
-    if arch.model_type == "gpt_oss":
-        return gpt_oss.settings(keys, inner)
+    if arch.experts is not None:
+        return arch.experts(keys, inner)
     count = keys.whole("expert_count")
     picked = keys.whole("expert_used_count", most=count)
     if arch.model_type == "mixtral":
@@ -127,14 +126,14 @@ class _Keys:
 # --- rotary embedding ----------------------------------------------------------------------------
 
 
-def _rope(file: GgufFile, keys: _Keys, head: int) -> dict[str, Any]:
+def _rope(file: GgufFile, arch: Arch, keys: _Keys, head: int) -> dict[str, Any]:
     rope: dict[str, Any] = {
         "rope_type": "default", "rope_theta": keys.real("rope.freq_base", 10000.0)
     }  # fmt: skip
     scaling = file.keys.get(f"{file.arch}.rope.scaling.type", "none")
-    if scaling == "yarn" and file.arch == gpt_oss.GPT_OSS:
-        return rope | gpt_oss.YARN | {
-            "rope_type": "yarn", "factor": keys.real("rope.scaling.factor"),
+    if scaling == "yarn" and arch.yarn is not None:
+        return rope | {
+            **arch.yarn, "rope_type": "yarn", "factor": keys.real("rope.scaling.factor"),
             "original_max_position_embeddings": keys.whole("rope.scaling.original_context_length"),
         }  # fmt: skip
     if scaling not in ("none", "linear"):

@@ -17,7 +17,6 @@ from ...core.errors import BadInput
 from ...core.weights import ComputedWeight, Weight
 from ...ops.nbit_weight import NBitForm, NBitWeight
 
-GPT_OSS = "gpt-oss"
 YARN = {"beta_fast": 32.0, "beta_slow": 1.0, "truncate": False}
 """Of the library's config, and of the model's own code; a file does not say it. llama.cpp cuts the
 range of turns that it blends to whole numbers (``ggml_rope_yarn_corr_dims``)."""
@@ -27,7 +26,7 @@ _SINKS = ".self_attn.sinks.weight"
 
 def by_its_names(tensors: Mapping[str, Weight]) -> dict[str, Weight]:
     """Tensors by their paths as transformers has them. Raises ``BadInput`` for a gate that is
-    stored in another way than what goes through it, and for one without."""
+    stored in another way than what goes through it, and where one of the two is absent."""
     named: dict[str, Weight] = {}
     for name, weight in tensors.items():
         expert = _EXPERT.fullmatch(name)
@@ -37,12 +36,20 @@ def by_its_names(tensors: Mapping[str, Weight]) -> dict[str, Weight]:
             named[name] = weight
         elif expert[2] == "down":
             named[f"{expert[1]}.down_proj{_end(expert[3])}"] = weight
-        elif expert[2] == "gate":
-            other = tensors.get(f"{expert[1]}.up_proj.{expert[3]}")
-            if other is None:
-                raise BadInput(f"{name} has a gate, and there is no up_proj of its experts")
-            named[f"{expert[1]}.gate_up_proj{_end(expert[3])}"] = by_turns(name, weight, other)
+        else:
+            gate, up = (_needed(tensors, expert, part) for part in ("gate", "up"))
+            named[f"{expert[1]}.gate_up_proj{_end(expert[3])}"] = by_turns(name, gate, up)
     return named
+
+
+def _needed(tensors: Mapping[str, Weight], expert: re.Match[str], part: str) -> Weight:
+    """Of an expert that has a gate or an up. Raises ``BadInput`` by the file's name of it."""
+    weight = tensors.get(f"{expert[1]}.{part}_proj.{expert[3]}")
+    if weight is not None:
+        return weight
+    block = re.sub(r".*\.layers\.(\d+)\..*", r"blk.\1", expert[1])
+    raise BadInput(f"no tensor '{block}.ffn_{part}_exps.{expert[3]}', and there is "
+                   f"'{block}.ffn_{expert[2]}_exps.{expert[3]}'")  # fmt: skip
 
 
 def _end(kind: str) -> str:

@@ -24,7 +24,6 @@ from .blocks import KINDS, parts
 from .config import FACTORS, arch_of
 from .file import KINDS as TYPES
 from .file import WHOLE, GgufFile, Tensor
-from .gpt_oss import GPT_OSS, by_its_names
 
 
 def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
@@ -46,7 +45,7 @@ def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
             tensors[place] = _weight(file, one, order, arch, dense)
         kinds[tensor.kind] = kinds.get(tensor.kind, 0) + 1
     _check_whole(file, arch, config["num_hidden_layers"])
-    tensors = by_its_names(tensors) if file.arch == GPT_OSS else tensors
+    tensors = tensors if arch.renamed is None else arch.renamed(tensors)
     summary = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
     notes = [f"GGUF of arch {file.arch}, taken as it is stored: {summary}"]
     if dense:

@@ -43,7 +43,7 @@ def model() -> Any:
     return made
 
 
-def written(model: Any, path: Path, kinds: dict[str, Any]) -> Path:
+def written(model: Any, path: Path, kinds: dict[str, Any], without: str = "") -> Path:
     """The model as llama.cpp's converter writes it; the model then has its numbers."""
     writer, state = gguf.GGUFWriter(path, "gpt-oss"), model.state_dict()
     for key, number in {
@@ -68,6 +68,7 @@ def written(model: Any, path: Path, kinds: dict[str, Any]) -> Path:
     for place, part in enumerate(("gate", "up")):
         named[f"blk.0.ffn_{part}_exps.bias"] = experts["gate_up_proj_bias"][:, place::2]
     named["blk.0.ffn_down_exps.bias"] = experts["down_proj_bias"]
+    named.pop(without, None)
     for name, tensor in named.items():
         writer.add_tensor(name, tensor.contiguous().numpy())
     both = experts["gate_up_proj"]
@@ -101,4 +102,12 @@ def test_the_graph_is_the_library_s_with_the_file_s_numbers(tmp_path: Path) -> N
 def test_a_gate_of_another_type_than_what_goes_through_it(tmp_path: Path) -> None:
     path = written(model(), tmp_path / "m.gguf", {"up": gguf.GGMLQuantizationType.Q8_0})
     with pytest.raises(BadInput, match="and what goes through it are not of one type"):
+        gw.load(path, cache=False)
+
+
+@pytest.mark.parametrize(("part", "other"), [("up", "gate"), ("gate", "up")])
+def test_a_tensor_that_is_absent_is_named(part: str, other: str, tmp_path: Path) -> None:
+    name = "blk.0.ffn_{}_exps.bias"
+    path = written(model(), tmp_path / "m.gguf", {}, without=name.format(part))
+    with pytest.raises(BadInput, match=rf"no tensor '{name}', .* is '{name}'".format(part, other)):
         gw.load(path, cache=False)
