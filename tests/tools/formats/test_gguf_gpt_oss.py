@@ -105,3 +105,16 @@ def test_what_llama_cpp_takes_for_granted(
     writer = gguf.GGUFWriter(None, "gpt-oss")
     with pytest.raises(BadInput, match=message):
         gguf_gpt_oss.add_settings(writer, known | config, {"rope_type": "yarn"} | rope)
+
+
+def test_a_path_goes_beside_what_a_pass_quantized_and_no_codes_of_the_checkpoint(
+    artifact: Path,
+) -> None:
+    ids = torch.arange(1, 9)[None]
+    samples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
+    view = gw.load(artifact.parent / "source", cache=False)
+    recipe = "quantize{bits=4 group=32 include=*self_attn.q_proj},eora{rank=2}"
+    (_, quantized), (_, eora) = gw.plan(view, recipe).passes
+    assert [site.name for site in eora.sites] == [site.name for site in quantized.sites]
+    report = gw.optimize(view, recipe, samples=samples, calibration=samples).report
+    assert report.passes[1].result.sites[0].name.endswith("q_proj")
