@@ -37,7 +37,8 @@ def transcode(source: str, target: str, kind: str) -> None:
         shape = tuple(int(size) for size in tensor.shape[::-1])
         plain = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(shape)
         rows = plain.astype(np.float32).reshape(-1, shape[-1])  # of experts, one behind the other
-        matrix, type_ = packed(rows, kind if len(shape) > 1 else "F32")
+        whole = len(shape) < 2 or tensor.name.endswith(".bias")  # those of experts lie together
+        matrix, type_ = packed(rows, "F32" if whole else kind)
         matrix = matrix.reshape(*shape[:-1], -1)
         blocks = None if type_ in ("F32", "F16") else gguf.GGMLQuantizationType[type_]
         writer.add_tensor(tensor.name, matrix, raw_dtype=blocks)
