@@ -17,7 +17,7 @@ import onnx_ir
 from ...ir.core.errors import FULL, BadInput, DiskFull
 from ...ir.core.files import is_own
 from ...ir.load.checkpoints.quantized import KEYS
-from ...ir.load.entry_files import PARTS, PATTERN
+from ...ir.load.entry_files import PARTS, PATTERN, SOUND_FILE
 from ...ir.load.side_files import read_json
 from ...ir.structure.cache_slots import ROWS_KEY
 from ..onnx.model_files import MANIFEST_FILE, MODEL_FILE, MODEL_FILES
@@ -29,6 +29,8 @@ REPORT_FILE = "report.html"
 GENAI_FILE = "genai_config.json"
 """See ``backends.artifacts.genai``."""
 PROCESSOR_FILE = "genai_processor.json"
+SOUND_PROCESSOR_FILE = "genai_sounds.json"
+"""See ``backends.artifacts.genai_sounds``."""
 PICTURED_FILES = dict(zip(("vision", "embedding", "text"), PARTS, strict=True))
 """See ``backends.artifacts.genai_pictures``: parts of a model of images and text, over its data."""
 SIDE_FILES = (
@@ -88,8 +90,8 @@ def _places(source: str | Path) -> list[Path]:
 def _foreign(out: Path) -> Iterator[str]:
     """Names below a folder that are in no artifact, as they are found."""
     pair = {*PAIR_FILES.values(), *(f"{name}.data" for name in PAIR_FILES.values())}
-    ours = {*MODEL_FILES, *pair, *PARTS, MANIFEST_FILE, REPORT_FILE, GENAI_FILE, PROCESSOR_FILE,
-            *SIDE_FILES}  # fmt: skip
+    ours = {*MODEL_FILES, *pair, *PARTS, SOUND_FILE, MANIFEST_FILE, REPORT_FILE, GENAI_FILE,
+            PROCESSOR_FILE, SOUND_PROCESSOR_FILE, *SIDE_FILES}  # fmt: skip
     ours |= {*_module_files(out)}
     for folder, _, files in os.walk(out):
         for name in files:

@@ -142,7 +142,7 @@ def check_prompt(kind: Kind, source: str | Path | None, prompt: tuple[int, ...])
             f"{prompt[0]} stands for an image in config.json, and it looks for {PHI_TOKEN} in "
             "every prompt of Phi-4-multimodal"
         )
-    ids = _words(source)
+    ids = words_of(source)
     missing = [word for word in kind.tokens if word not in ids] if ids else []
     if missing:
         raise Refusal(f"its prompts have {', '.join(missing)}, which tokenizer.json lacks")
@@ -153,7 +153,7 @@ def check_prompt(kind: Kind, source: str | Path | None, prompt: tuple[int, ...])
         )
 
 
-def _words(source: str | Path | None) -> dict[str, int]:
+def words_of(source: str | Path | None) -> dict[str, int]:
     """Added tokens and vocabulary of ``tokenizer.json``; empty where there is none."""
     content = read_json(source, "tokenizer.json")
     model, added = content.get("model"), content.get("added_tokens")

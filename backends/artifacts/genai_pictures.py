@@ -18,7 +18,8 @@ import torch
 
 from ...ir.core.errors import BoundExceeded, Refusal
 from ...ir.core.view import View
-from ...ir.load.hf import gemma4
+from ...ir.load.entry_files import SOUND_FILE
+from ...ir.load.hf import gemma4, phi4_sound
 from ...ir.load.hf.qwen_vl import patch_rows, token_places
 from ...ir.load.side_files import longest_text, read_json
 from ...ir.run.inputs import sample_inputs
@@ -40,6 +41,7 @@ from ..registry import compile
 from .artifact import GENAI_FILE, PICTURED_FILES, PROCESSOR_FILE
 from .genai import session, settings_of, special_tokens, strange_cache, write_genai_config
 from .genai_kinds import Kind, check_prompt, dump, kind_of, processing, processor
+from .genai_sounds import write_sounds
 from .genai_words import settle_words
 from .pictured import split
 from .pictures import (
@@ -104,6 +106,7 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
     _hold(graph, folder, pictures)
     if kind.apart:
         _take_any_rank(folder / PICTURED_FILES["embedding"])
+    speech, silent = write_sounds(graph, folder, target)
     images = {"image_token_id": prompt[0]}
     if GRID in kind.inputs:
         images["vision_start_token_id"] = config.get("vision_start_token_id", VISION_START)
@@ -111,7 +114,7 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
         "model": {
             "type": kind.type, "context_length": longest_text(source),
             **special_tokens(settings_of(source)), **images,
-            **_models(parts["text"], kind, pictures, target), **kind.beside,
+            **_with_sounds(_models(parts["text"], kind, pictures, target), speech or kind.beside),
         },
         "search": {
             "max_length": longest_text(source),
@@ -121,7 +124,18 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
     dump(folder / PROCESSOR_FILE, processor(kind, pictures, processing(source)))
     files = ", ".join(PICTURED_FILES.values())
     size = f"{pictures.height} x {pictures.width}"
-    return [f"onnxruntime-genai runs it by {files}, and makes every picture {size}"]
+    files += f", {SOUND_FILE}" if speech else ""
+    notes = [f"onnxruntime-genai runs it by {files}, and makes every picture {size}"]
+    return notes + ([silent] if silent else [])
+
+
+def _with_sounds(models: dict[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
+    """The parts, with that of sounds, or what the runtime is told of there being none."""
+    if "filename" not in beside:
+        return {**models, **beside}
+    rows = {phi4_sound.FEATURES: phi4_sound.FEATURES}
+    inputs = {**models["embedding"]["inputs"], **rows}
+    return {**models, "embedding": {**models["embedding"], "inputs": inputs}, "speech": beside}
 
 
 def _refused(refusal: Refusal) -> list[str]:

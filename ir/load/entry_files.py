@@ -10,6 +10,8 @@ _FIRST, _LAST = "path-", ".onnx"
 PATTERN = f"{_FIRST}*{_LAST}"
 PARTS = ("vision.onnx", "embedding.onnx", "text.onnx")
 """Files of a model of images and text that hold a part of it."""
+SOUND_FILE = "speech.onnx"
+"""Beside them, of one that hears, too."""
 
 
 def entry_file(name: str) -> str:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ..core.errors import BadInput, GraphwrightError
-from .entry_files import PARTS, PATTERN
+from .entry_files import PARTS, PATTERN, SOUND_FILE
 
 MANIFEST = "graphwright.json"
-FILES = ("model.onnx", "model.onnx.data", *PARTS)
+FILES = ("model.onnx", "model.onnx.data", *PARTS, SOUND_FILE)
 HASHED_BYTES = 1 << 30
 """Files up to this size are hashed whenever an artifact is opened: half a second. Of larger ones,
 of which ``inspect`` reads next to nothing, the size is compared, unless all of it is read anyway.

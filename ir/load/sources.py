@@ -43,8 +43,9 @@ def load(
     false to leave it out, true to refuse a model that has none. ``max_bytes`` loads the artifact of
     a recipe with ``bitstack`` in the largest size that fits, from the beginning of its data.
     ``path`` loads another entry graph of an artifact that was made with ``--path``, by its name.
-    ``part`` is ``encoder``, ``decoder`` or ``decoder_with_past`` of an encoder-decoder's folder. No
-    weight of a Hugging Face or ONNX model is taken into memory.
+    ``part`` is ``encoder``, ``decoder`` or ``decoder_with_past`` of an encoder-decoder's folder, or
+    ``sounds`` of Phi-4-multimodal's. No weight of a Hugging Face or ONNX model is taken into
+    memory.
 
     Raises ``BadInput`` for what is damaged, unknown or unsafe, ``Missing`` for what is not there.
     """

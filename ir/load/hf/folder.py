@@ -23,10 +23,11 @@ from ..checkpoints.quantized import quantization_of, with_dense_names
 from ..tracing.on_meta import absent_weights
 from ..tracing.plain_call import named_tensors
 from ..tracing.trace import trace
-from . import siglip2
+from . import phi4_sound, siglip2
 from .cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
 from .experts import expert_notes
 from .inputs import (
+    Example,
     call_options,
     example_inputs,
     image_prompt,
@@ -67,7 +68,8 @@ def load_folder(
     several crops, and give ``logits``; other outputs have the model's own names. ``dtype``
     overrides the config's. A model that generates text takes and gives its keys and values too (see
     ``cache``), unless ``cache`` is false. ``part`` takes one of the graphs of an encoder-decoder
-    (see ``pair``), which is one graph without a cache otherwise.
+    (see ``pair``), which is one graph without a cache otherwise, or the tower of ``sounds`` of
+    Phi-4-multimodal (``phi4_sound``).
 
     Raises ``BadInput`` for a model that is not understood, for weights that do not fit it and for
     a true ``cache`` of a model that has none, ``Missing`` for absent files; with
@@ -120,7 +122,8 @@ def load_model(
     tower = tower_of(config)
     if tower is not None and tower.settle is not None:
         tower.settle(model)
-    settled += size_notes(config)
+    sounds = part == phi4_sound.SOUNDS and phi4_sound.has_sounds(model)
+    settled += (phi4_sound.step_note(model),) if sounds else size_notes(config)
     if not config.architectures:
         why = "which reads all of the checkpoint" if checkpoint is not None else "without a head"
         settled += (f"config.json names no class: taken as {type(model).__name__}, {why}",)
@@ -132,10 +135,10 @@ def load_model(
         if held:
             inputs, shapes = cached_inputs(model, inputs, held)
             names = input_names(held, list(inputs))
-    settled += left_out_notes(model, inputs)
+    settled += () if sounds else left_out_notes(model, inputs)
     if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
-    called = None if part is None else pair_part(model, part, (inputs, shapes))
+    called = None if part is None else _part(model, part, (inputs, shapes))
     if called is None:
         _give_forward(model, inputs, held)
     else:
@@ -145,7 +148,7 @@ def load_model(
     original = None if checkpoint is None else hf_original(
         folder, model, stored_dtype(checkpoint.tensors), trust_remote_code=trust_remote_code,
         weights=weights if read_here else None,
-        call=None if called is None else called.call, held=held,
+        call=None if called is None else called.by_library or called.call, held=held,
     )  # fmt: skip
     view = trace(
         model,
@@ -160,8 +163,8 @@ def load_model(
             files=files,
             source_bytes=distinct_bytes(weights.values()),
             dtype=dtype or usual_dtype(config, checkpoint.tensors if checkpoint else {}),
-            task=_task(model),
-            prompt=image_prompt(model),
+            task="" if sounds else _task(model),
+            prompt=() if sounds else image_prompt(model),
             least=least_sizes(model, names),
             notes=(*notes, *settled),
             original=original,
@@ -177,6 +180,12 @@ def load_model(
         view.source.source_bytes = weight_bytes(view)
     view.count_anew()
     return view
+
+
+def _part(model: Any, part: str, whole: Example) -> Part:
+    if part == phi4_sound.SOUNDS and phi4_sound.has_sounds(model):
+        return phi4_sound.sounds_part(model)
+    return pair_part(model, part, whole)
 
 
 def _take_part(model: Any, part: Part) -> tuple[list[str], dict[str, Any], dict[str, Any]]:

@@ -35,6 +35,8 @@ class Part:
     inputs: dict[str, torch.Tensor]
     shapes: dict[str, Any]
     call: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
+    by_library: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
+    """The same by the library's own forward, where the call is another one."""
 
     def give_to(self, model: Any) -> None:
         """Let the model's forward be this call, on inputs in the order of the example."""

@@ -12,8 +12,10 @@ import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.hf.phi4 import settle, token_count
+from graphwright.ir.load.hf.phi4_sound import sounds_part
 from graphwright.ir.load.hf.pictures import as_the_library_takes, image_features
 from graphwright.ir.load.sources import load
+from graphwright.ir.load.tracing.original import ModuleOriginal
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import difference
 from graphwright.ir.structure.cache_slots import empty_past, next_step
@@ -90,6 +92,39 @@ def test_pictures_of_files_are_cut_into_crops(view: View, tmp_path: Path) -> Non
 def test_tokens_leave_by_their_number_in_the_text(view: View) -> None:
     (site,) = gw.plan(view, "uniform-tokens{keep=50%}").passes[0][1].sites
     assert site.shape == (TOKENS, round(TOKENS / 2))
+
+
+def test_sounds_are_the_library_s_padded_or_not(view: View) -> None:
+    """With a mask of frames in every row, and the tower's own choice of what leads on."""
+    heard = load(str(view.source.folder), part="sounds")
+    assert heard.source.notes[-1].startswith("sounds are of 4000 frames at most")
+    assert isinstance(heard.source.original, ModuleOriginal)
+    library = heard.source.original.start()
+    rng = torch.Generator().manual_seed(0)
+    for frames, mode in ((9, 2), (32, 3), (41, 2), (41, 3)):
+        lengths = torch.tensor([[frames], [frames // 2], [8]])
+        inputs = {
+            "audio_embeds": torch.randn(3, frames, 16, generator=rng),
+            "audio_attention_mask": torch.arange(frames) < lengths,
+            "audio_projection_mode": torch.tensor([mode]),
+        }  # fmt: skip
+        (expected,), (given,) = library(inputs).values(), sweep(heard, inputs).values()
+        assert given.shape == (3, -(-frames // 8), 32)
+        assert difference(expected, given).within(EXACT)
+
+
+def test_steps_that_see_chunks_before_them() -> None:
+    transformers: Any = pytest.importorskip("transformers")
+    audio = FAMILY.sizes["audio_config"] | {"chunk_size": 2, "left_chunk": 1}
+    sizes = {**FAMILY.sizes, "audio_config": audio}
+    model = transformers.Phi4MultimodalForCausalLM(transformers.Phi4MultimodalConfig(**sizes))
+    part = sounds_part(model.eval())
+    assert part.by_library is not None
+    inputs = part.inputs | {"audio_embeds": torch.randn(2, 69, 16)}
+    with torch.no_grad():
+        (given,), (expected,) = part.call(model, inputs).values(), part.by_library(
+            model, inputs).values()  # fmt: skip
+    torch.testing.assert_close(given, expected)
 
 
 def test_images_of_no_whole_number_of_crops(view: View, tmp_path: Path) -> None:
