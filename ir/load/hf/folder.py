@@ -24,6 +24,7 @@ from ..tracing.on_meta import absent_weights
 from ..tracing.plain_call import named_tensors
 from ..tracing.trace import trace
 from . import phi4_sound, siglip2
+from .adapters import adapter_notes
 from .cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
 from .experts import expert_notes
 from .inputs import (
@@ -124,6 +125,7 @@ def load_model(
         tower.settle(model)
     sounds = part == phi4_sound.SOUNDS and phi4_sound.has_sounds(model)
     settled += (phi4_sound.step_note(model),) if sounds else size_notes(config)
+    settled += adapter_notes(folder)
     if not config.architectures:
         why = "which reads all of the checkpoint" if checkpoint is not None else "without a head"
         settled += (f"config.json names no class: taken as {type(model).__name__}, {why}",)

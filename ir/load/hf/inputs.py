@@ -174,10 +174,13 @@ def left_out_notes(model: Any, inputs: Mapping[str, Any]) -> tuple[str, ...]:
     lost = [f"{what} ({name})" for name, what in _LEFT_OUT.items()
             if name in _accepted(model) and name not in taken
             and (name != SPECTRUM or hears)]  # fmt: skip
-    return (
-        (f"the forward takes {' and '.join(lost)} too, and the graph is as if none were given: "
-         "gw.trace(model, kwargs=processor(...)) traces it with them"),
-    ) if lost else ()  # fmt: skip
+    if not lost:
+        return ()
+    advice = "gw.trace(model, kwargs=processor(...)) traces it with them"
+    if model.config.model_type == phi4.PHI4:
+        advice = 'gw.load(FOLDER, part="sounds") is the tower of these'
+    note = f"the forward takes {' and '.join(lost)} too, and the graph is as if none were given"
+    return (f"{note}: {advice}",)
 
 
 _LEFT_OUT = {

@@ -3,7 +3,7 @@
 The library's forward takes an image as crops of one size, of which masks say how far each is
 filled, and reads sizes and masks out of tensors, which no graph can follow. Here an image is crops
 that are full, as many down and across as ``image_grid_pinpoints`` in its config.json says, alone
-and in pixels; one where it says nothing. Sounds are left out.
+and in pixels; one where it says nothing. Sounds have a graph of their own (``phi4_sound``).
 """
 
 from __future__ import annotations
@@ -65,8 +65,7 @@ def size_note(config: Any) -> str:
     side, (rows, columns) = config.vision_config.crop_size, crop_grid(config)
     return (
         f"images are of {rows * side} x {columns * side}, which are {token_count(config)} tokens: "
-        "another size alone in image_grid_pinpoints of config.json is that then. Adapters beside "
-        "the checkpoint (vision-lora, speech-lora) are not read"
+        "another size alone in image_grid_pinpoints of config.json is that then"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 from graphwright.tools.data.images import Preprocessing
 from PIL import Image
+from safetensors.torch import save_file
 
 from .test_families import EXACT
 from .test_towers import by_library, prompts
@@ -111,6 +113,37 @@ def test_sounds_are_the_library_s_padded_or_not(view: View) -> None:
         (expected,), (given,) = library(inputs).values(), sweep(heard, inputs).values()
         assert given.shape == (3, -(-frames // 8), 32)
         assert difference(expected, given).within(EXACT)
+
+
+def test_an_adapter_in_the_folder_is_told_and_folds(view: View, tmp_path: Path) -> None:
+    """As the model's own lie there, which the library loads by PEFT alone."""
+    folder = tmp_path / "model"
+    shutil.copytree(str(view.source.folder), folder)
+    name, rank = "model.layers.1.self_attn.qkv_proj", 3
+    assert isinstance(view.source.original, ModuleOriginal)
+    library: Any = view.source.original.make()
+    layer = library.get_submodule(name)
+    rng = torch.Generator().manual_seed(0)
+    down = torch.randn(rank, layer.in_features, generator=rng)
+    up = torch.randn(layer.out_features, rank, generator=rng)
+    (folder / "vision-lora").mkdir()
+    save_file({f"base_model.model.{name}.lora_A.weight": down,
+               f"base_model.model.{name}.lora_B.weight": up},
+              folder / "vision-lora/adapter_model.safetensors")  # fmt: skip
+    (folder / "vision-lora/adapter_config.json").write_text(json.dumps(
+        {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": ["qkv_proj"]}))
+    told = load(folder)
+    (note,) = [note for note in told.source.notes if "adapters in its folder" in note]
+    recipe = f"adapter{{path={folder / 'vision-lora'}}}"
+    assert note == f"adapters in its folder are not applied: vision-lora. -p '{recipe}' folds one"
+    inputs = prompts(view, [[5, *view.source.prompt, 7, 8]])
+    folded = gw.optimize(told, recipe).graph
+    with torch.no_grad():
+        layer.weight += 2 * up @ down
+        expected = library(**as_the_library_takes(library, inputs)).logits
+    given = sweep(folded, with_past(folded, inputs))["logits"]
+    assert difference(expected, given).within(EXACT)
+    assert not difference(by_library(view, inputs)["logits"], given).within(1e-2)
 
 
 def test_steps_that_see_chunks_before_them() -> None:
