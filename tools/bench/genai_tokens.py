@@ -121,7 +121,7 @@ def _agree(folder: Path, last: Last, prompt: list[int], tokens: list[int]) -> bo
     import torch
 
     ids = list(prompt)
-    ends = json.loads((folder / "genai_config.json").read_text())["model"]["eos_token_id"]
+    ends = json.loads((folder / "genai_config.json").read_text())["model"].get("eos_token_id")
     for token in tokens:
         if int(last(torch.tensor([ids])).argmax()) != token:
             return False
