@@ -1,10 +1,10 @@
 """``python -m graphwright.tools.bench.genai_sounds --peer-python PYTHON``: the same text of sounds?
 
-A small random Phi-4-multimodal is written plain, in 4 bits for ``genai`` and in float16;
-onnxruntime-genai, in an environment of its own, reads sound files, alone and beside a picture, and
-writes greedily. Its tokens are held against those of the library's own model in float32 on the
-frames that its feature extractor makes (of the plain folder alone), and of the folder's parts in
-ONNX Runtime here on the runtime's; its frames against the extractor's.
+A small random Phi-4-multimodal is written plain, in 4 bits for ``genai``, in float16 and in
+bfloat16; onnxruntime-genai, in an environment of its own, reads sound files, alone and beside a
+picture, and writes greedily. Its tokens are held against those of the library's own model in
+float32 on the frames that its feature extractor makes (of the plain folder alone), and of the
+folder's parts in ONNX Runtime here on the runtime's; its frames against the extractor's.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 RECIPES = (
     ("", "cpu", "float32"), ("quantize{bits=4 group=32}", "genai", "float32"),
-    ("", "cpu", "float16"),
+    ("", "cpu", "float16"), ("", "cpu", "bfloat16"),
 )  # fmt: skip
 NEW = 12
 SAMPLES = (20000, 33333)

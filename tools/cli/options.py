@@ -62,7 +62,10 @@ TrustSource = Annotated[
     typer.Option("--trust-source", help="Load what the manifest names, though that runs code."),
 ]
 Part = Annotated[
-    str, typer.Option(help="encoder, decoder or decoder_with_past of an encoder-decoder.")
+    str,
+    typer.Option(
+        help="encoder, decoder or decoder_with_past of an encoder-decoder; sounds of Phi-4."
+    ),
 ]
 
 

@@ -45,7 +45,11 @@ def checkpoint_of(file: GgufFile, config: Mapping[str, Any]) -> Checkpoint:
             tensors[place] = _weight(file, one, order, arch, dense)
         kinds[tensor.kind] = kinds.get(tensor.kind, 0) + 1
     _check_whole(file, arch, config["num_hidden_layers"])
-    tensors = tensors if arch.renamed is None else arch.renamed(tensors)
+    if arch.renamed is not None:
+        try:
+            tensors = arch.renamed(tensors)
+        except BadInput as error:
+            raise BadInput(f"{file.path}: {error}") from None
     summary = ", ".join(f"{count} of {kind}" for kind, count in sorted(kinds.items()))
     notes = [f"GGUF of arch {file.arch}, taken as it is stored: {summary}"]
     if dense:

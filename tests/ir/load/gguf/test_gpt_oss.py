@@ -109,5 +109,6 @@ def test_a_gate_of_another_type_than_what_goes_through_it(tmp_path: Path) -> Non
 def test_a_tensor_that_is_absent_is_named(part: str, other: str, tmp_path: Path) -> None:
     name = "blk.0.ffn_{}_exps.bias"
     path = written(model(), tmp_path / "m.gguf", {}, without=name.format(part))
-    with pytest.raises(BadInput, match=rf"no tensor '{name}', .* is '{name}'".format(part, other)):
+    missing, there = name.format(part), name.format(other)
+    with pytest.raises(BadInput, match=rf"m.gguf: no tensor '{missing}', .* is '{there}'"):
         gw.load(path, cache=False)
