@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ...ir.core.errors import BoundExceeded, InvalidGraph
+from ...ir.core.errors import BoundExceeded, InvalidGraph, NodeFailed
 from ...ir.core.heap import give_back
 from ...ir.core.view import View
 from ...ir.run.sweep import sweep, sweep_together
@@ -140,10 +140,14 @@ class Judge:
         self, name: str, actual: Sequence[Outputs], expected: Sequence[Outputs]
     ) -> tuple[Difference, Difference] | None:
         """How far an output and the ``expected`` one are from the graph's in float32; ``None`` of a
-        graph that ``chooses``, where a rounding says nothing of how far two right runs are."""
+        graph that ``chooses``, where a rounding says nothing of how far two right runs are, and of
+        one that does not run in it."""
         if chooses(self.graph):
             return None
-        self.widened = self.widened or [*sweep_widened(self.plain, self.inputs)]
+        try:
+            self.widened = self.widened or [*sweep_widened(self.plain, self.inputs)]
+        except NodeFailed:
+            return None
         exact = [{name: row[name]} for row in self.widened[: len(actual)]]
         sides = ([{name: row[name]} for row in rows] for rows in (actual, expected))
         to_exact, graph_to_exact = (worst(worst_of(exact, side)) for side in sides)

@@ -8,7 +8,6 @@ together, so that every weight is read once for all of them.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -31,6 +30,8 @@ Results = tuple[Any, ...]
 Visit = Callable[[Node, list[list[Any]], list[Results]], list[Results] | None]
 """Called after a node with its arguments and results, batch by batch. What it gives back stands in
 for the results from there on: what follows sees them."""
+Execute = Callable[[View, Node, list[list[Any]]], list[Results]]
+"""Runs a node on its arguments, batch by batch."""
 
 
 def sweep(
@@ -55,14 +56,14 @@ def sweep_together(
     nodes: frozenset[Node] | None = None,
     *,
     outputs: bool = True,
-    within: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    execute: Execute | None = None,
 ) -> list[dict[str, torch.Tensor]]:
     """Run the graph on all batches, node by node; the outputs of each.
 
     ``visit`` is called at ``nodes`` (all, where not given). It must not edit the graph. Without
     ``outputs`` the sweep ends behind the last of ``nodes`` and gives nothing: logits of all
-    calibration data would take more memory than anything else. Each node runs ``within`` a context
-    of its own. Raises as ``sweep``.
+    calibration data would take more memory than anything else. ``execute`` runs a node in the place
+    of ``executed``. Raises as ``sweep``.
     """
     values = [_bind(view, inputs) for inputs in batches]
     env = _columns(view, values)
@@ -74,8 +75,7 @@ def sweep_together(
     with torch.no_grad():
         for position, node in enumerate(order):
             arguments = _arguments(view, env, view.arguments(node), len(batches))
-            with within():
-                results = _executed(view, node, arguments)
+            results = (execute or executed)(view, node, arguments)
             if visit is not None and (nodes is None or node in nodes):
                 results = visit(node, arguments, results) or results
             del arguments
@@ -102,7 +102,7 @@ def run_part(
     count = len(next(iter(env.values())))
     with torch.no_grad():
         for position, node in enumerate(nodes):
-            results = _executed(view, node, _arguments(view, env, view.arguments(node), count))
+            results = executed(view, node, _arguments(view, env, view.arguments(node), count))
             _take(view, node, results, env, last, position)
     return {value: env[value] for value in keep if value in env}
 
@@ -131,7 +131,7 @@ def _columns(view: View, values: Sequence[Sequence[Any]]) -> dict[Value, list[An
     return {value: [row[i] for row in values] for i, value in enumerate(view.inputs())}
 
 
-def _executed(view: View, node: Node, arguments: list[list[Any]]) -> list[Results]:
+def executed(view: View, node: Node, arguments: list[list[Any]]) -> list[Results]:
     """The node's results, batch by batch.
 
     Batches of a stored linear are joined, up to ``JOINED`` tokens, since it makes its weight anew

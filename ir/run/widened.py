@@ -9,8 +9,8 @@ import torch
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..core.view import View
-from .sweep import sweep_together
+from ..core.view import Node, View
+from .sweep import Results, executed, sweep_together
 
 HALVES = (torch.float16, torch.bfloat16)
 
@@ -20,8 +20,14 @@ def sweep_widened(
 ) -> list[dict[str, torch.Tensor]]:
     """``sweep_together`` with float32 in the place of float16 and bfloat16: in operands, weights,
     results, and the dtypes that nodes name. Every half number is one of float32, so inputs and
-    weights keep their values, and outputs are float32 where they were half."""
-    return sweep_together(view, batches, within=_Widening)
+    weights keep their values, and outputs are float32 where they were half. Raises ``NodeFailed``
+    for a native node that takes its half type alone."""
+    return sweep_together(view, batches, execute=_execute)
+
+
+def _execute(view: View, node: Node, arguments: list[list[Any]]) -> list[Results]:
+    with _Widening():
+        return executed(view, node, [[*map(_wide, row)] for row in arguments])
 
 
 class _Widening(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -9,9 +9,10 @@ from typing import Any
 import graphwright as gw
 import pytest
 import torch
+from graphwright.backends.artifacts import judging
 from graphwright.backends.artifacts.judging import Judge
 from graphwright.backends.artifacts.optimization import optimization_alone
-from graphwright.ir.core.errors import BoundExceeded
+from graphwright.ir.core.errors import BoundExceeded, NodeFailed
 from graphwright.ir.core.view import View
 from graphwright.ir.run.truth import Reference, Truth
 from graphwright.ir.run.verify import difference, tolerance
@@ -69,6 +70,28 @@ def test_a_run_as_near_to_float32_as_the_graph_is_right(
     far = (exact + 2 * moved.flip(0)).half()
     with pytest.raises(BoundExceeded, match="its nodes give in float32, from which the graph is"):
         judge.judge([{name: far}], "a runtime", "")
+
+
+def test_a_graph_that_does_not_run_in_float32(
+    lossy: tuple[View, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The source alone decides then, as for one that chooses."""
+    graph, x, exact = lossy
+    judge = Judge(graph, [{"x": x}], Reference(graph, [{"x": x}], Truth()))
+    given = [{"output": exact.half()}]
+
+    def failing(*_: Any) -> None:
+        raise NodeFailed("a native node takes float16 alone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "sweep_widened", failing)
+        with pytest.raises(BoundExceeded, match="from which the graph is 0: the artifact is not"):
+            judge.judge(given, "a runtime", "")
+    with monkeypatch.context() as patch:
+        patch.setattr(judging, "chooses", lambda _: True)
+        with pytest.raises(BoundExceeded, match="from which the graph is 0: the artifact is not"):
+            judge.judge(given, "a runtime", "")
+    judge.judge(given, "a runtime", "")
 
 
 def test_nodes_that_are_others_in_float32_are_no_rounding() -> None:
