@@ -125,7 +125,7 @@ def load_model(
         tower.settle(model)
     sounds = part == phi4_sound.SOUNDS and phi4_sound.has_sounds(model)
     settled += (phi4_sound.step_note(model),) if sounds else size_notes(config)
-    settled += adapter_notes(folder)
+    settled += () if sounds else adapter_notes(folder)
     if not config.architectures:
         why = "which reads all of the checkpoint" if checkpoint is not None else "without a head"
         settled += (f"config.json names no class: taken as {type(model).__name__}, {why}",)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from graphwright.ir.core.errors import BadInput
+from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.ops.pack import pack
 from graphwright.tools.bench.gpt_oss import save_gpt_oss
@@ -24,25 +25,31 @@ EXPERTS = "model.layers.0.mlp.experts"
 
 
 @pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a checkpoint as the library writes and reads it: blocks and exponents."""
+def source(tmp_path_factory: pytest.TempPathFactory) -> View:
+    """A checkpoint as the library writes and reads it: blocks and exponents."""
     folder = tmp_path_factory.mktemp("oss")
-    save_gpt_oss(folder / "source", size=32, blocks=1, words=48)
-    result = gw.optimize(gw.load(folder / "source", cache=False), "clean{optional=true}")
-    return gw.export(result.graph, folder / "artifact", report=result.report)
+    return gw.load(save_gpt_oss(folder, size=32, blocks=1, words=48), cache=False)
 
 
-def test_a_file_holds_the_numbers_of_the_checkpoint(artifact: Path, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def artifact(source: View, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    result = gw.optimize(source, "clean{optional=true}")
+    return gw.export(result.graph, tmp_path_factory.mktemp("of") / "oss", report=result.report)
+
+
+def test_a_file_holds_the_numbers_of_the_checkpoint(
+    source: View, artifact: Path, tmp_path: Path
+) -> None:
     notes = convert(artifact, "gguf", tmp_path / "out")
     assert notes[0] == "model.gguf: 19 tensors F32, 3 tensors MXFP4"
     assert "truncate: false, by which logits differ a little there" in notes[1]
     path = tmp_path / "out/model.gguf"
     again = gw.load(path, cache=False).weights()
-    source = gw.load(artifact.parent / "source", cache=False).weights()
-    kept = {name for name in source if name in again}
+    first = source.weights()
+    kept = {name for name in first if name in again}
     assert kept >= {f"{EXPERTS}.3.{kind}" for kind in ("gate_up_proj", "down_proj_bias")}
     assert "model.layers.0.self_attn.sinks" in kept and len(kept) >= 30
-    assert all(torch.equal(again[name].read(), source[name].read()) for name in kept)
+    assert all(torch.equal(again[name].read(), first[name].read()) for name in kept)
     fields = gguf.GGUFReader(path).fields
     known = {key: fields[f"gpt-oss.{key}"].contents() for key in (
         "expert_count", "expert_used_count", "expert_feed_forward_length",
@@ -108,13 +115,12 @@ def test_what_llama_cpp_takes_for_granted(
 
 
 def test_a_path_goes_beside_what_a_pass_quantized_and_no_codes_of_the_checkpoint(
-    artifact: Path,
+    source: View,
 ) -> None:
     ids = torch.arange(1, 9)[None]
     samples = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)}]
-    view = gw.load(artifact.parent / "source", cache=False)
     recipe = "quantize{bits=4 group=32 include=*self_attn.q_proj},eora{rank=2}"
-    (_, quantized), (_, eora) = gw.plan(view, recipe).passes
+    (_, quantized), (_, eora) = gw.plan(source, recipe).passes
     assert [site.name for site in eora.sites] == [site.name for site in quantized.sites]
-    report = gw.optimize(view, recipe, samples=samples, calibration=samples).report
+    report = gw.optimize(source, recipe, samples=samples, calibration=samples).report
     assert report.passes[1].result.sites[0].name.endswith("q_proj")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +23,31 @@ from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 from graphwright.tools.data.images import Preprocessing
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from .test_families import EXACT
 from .test_towers import by_library, prompts
 
 FAMILY = FAMILIES["phi4-multimodal"]
+ADAPTED = "model.layers.1.self_attn.qkv_proj"
 TOKENS = 2 * (4 + 1) + 1 + 2 * (2 + 1)
 """Two crops of 2 x 2 tokens side by side, the whole image, a token behind each row and between."""
 
 
 @pytest.fixture(scope="module")
 def view(tmp_path_factory: pytest.TempPathFactory) -> View:
+    """With an adapter in its folder, as the model's own lie there."""
     folder = tmp_path_factory.mktemp("phi4")
     save(FAMILY, folder)
+    stem, rng = f"base_model.model.{ADAPTED}", torch.Generator().manual_seed(0)
+    width, rows = FAMILY.sizes["hidden_size"], 64
+    adapter = folder / "vision-lora"
+    adapter.mkdir()
+    save_file({f"{stem}.lora_A.weight": torch.randn(3, width, generator=rng),
+               f"{stem}.lora_B.weight": torch.randn(rows, 3, generator=rng)},
+              adapter / "adapter_model.safetensors")  # fmt: skip
+    settings = {"peft_type": "LORA", "r": 3, "lora_alpha": 6, "target_modules": ["qkv_proj"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(settings))
     return load(folder)
 
 
@@ -50,7 +60,7 @@ def test_rows_of_two_images_of_one_and_of_none(view: View) -> None:
     """And a step behind them, with the cache."""
     image = [*view.source.prompt]
     assert (len(image), view.source.task) == (TOKENS, "image-text-to-text")
-    assert view.source.notes[-2].startswith(f"images are of 8 x 16, which are {TOKENS} tokens")
+    assert view.source.notes[-3].startswith(f"images are of 8 x 16, which are {TOKENS} tokens")
     inputs = prompts(view, [[5, *image, 7, *image, 8], [6, *image, 9, 10], [3, 4, 5]])
     real = inputs["attention_mask"].bool()
     outputs = sweep(view, with_past(view, inputs))
@@ -115,31 +125,20 @@ def test_sounds_are_the_library_s_padded_or_not(view: View) -> None:
         assert difference(expected, given).within(EXACT)
 
 
-def test_an_adapter_in_the_folder_is_told_and_folds(view: View, tmp_path: Path) -> None:
-    """As the model's own lie there, which the library loads by PEFT alone."""
-    folder = tmp_path / "model"
-    shutil.copytree(str(view.source.folder), folder)
-    name, rank = "model.layers.1.self_attn.qkv_proj", 3
+def test_an_adapter_in_the_folder_is_told_and_folds(view: View) -> None:
+    """The library loads it by PEFT alone."""
+    adapter = Path(str(view.source.folder)) / "vision-lora"
+    (note,) = [note for note in view.source.notes if "adapters in its folder" in note]
+    recipe = f"adapter{{path={adapter}}}"
+    assert note == f"adapters in its folder are not applied: vision-lora. -p '{recipe}' folds one"
     assert isinstance(view.source.original, ModuleOriginal)
     library: Any = view.source.original.make()
-    layer = library.get_submodule(name)
-    rng = torch.Generator().manual_seed(0)
-    down = torch.randn(rank, layer.in_features, generator=rng)
-    up = torch.randn(layer.out_features, rank, generator=rng)
-    (folder / "vision-lora").mkdir()
-    save_file({f"base_model.model.{name}.lora_A.weight": down,
-               f"base_model.model.{name}.lora_B.weight": up},
-              folder / "vision-lora/adapter_model.safetensors")  # fmt: skip
-    (folder / "vision-lora/adapter_config.json").write_text(json.dumps(
-        {"peft_type": "LORA", "r": rank, "lora_alpha": 6, "target_modules": ["qkv_proj"]}))
-    told = load(folder)
-    (note,) = [note for note in told.source.notes if "adapters in its folder" in note]
-    recipe = f"adapter{{path={folder / 'vision-lora'}}}"
-    assert note == f"adapters in its folder are not applied: vision-lora. -p '{recipe}' folds one"
+    factors = load_file(adapter / "adapter_model.safetensors")
+    down, up = (factors[f"base_model.model.{ADAPTED}.lora_{x}.weight"] for x in "AB")
     inputs = prompts(view, [[5, *view.source.prompt, 7, 8]])
-    folded = gw.optimize(told, recipe).graph
+    folded = gw.optimize(view, recipe).graph
     with torch.no_grad():
-        layer.weight += 2 * up @ down
+        library.get_submodule(ADAPTED).weight += 2 * up @ down
         expected = library(**as_the_library_takes(library, inputs)).logits
     given = sweep(folded, with_past(folded, inputs))["logits"]
     assert difference(expected, given).within(EXACT)
