@@ -26,7 +26,7 @@ def sweep_widened(
 
 
 def _execute(view: View, node: Node, arguments: list[list[Any]]) -> list[Results]:
-    with _Widening():
+    with _Widening():  # type: ignore[no-untyped-call]
         return executed(view, node, [[*map(_wide, row)] for row in arguments])
 
 
