@@ -95,8 +95,8 @@ class ModelState:
     paths: Mapping[str, LowRank]
     """By the name of the linear beside which they are."""
     stacked: frozenset[str] = frozenset()
-    """Parameters that are a linear each, such as an expert of a stack: by their names above, a row
-    for each output, whichever way the model has them."""
+    """Parameters that are a linear each, an expert of a stack: by their names above, a row for each
+    output, whichever way the model has them."""
 
     def dtype(self) -> torch.dtype:
         named = self.config.get("dtype") or self.config.get("torch_dtype") or "float32"
@@ -124,7 +124,7 @@ def read_state(artifact: Path) -> ModelState:
     lacking, stacked = [], set()
     for name, parameter in model.named_parameters():
         module, _, kind = name.rpartition(".")
-        if name in sites:
+        if name in sites and _EXPERT.search(name):
             stacked.add(name)
             linear = _linear(view, sites[name])
             if isinstance(linear, PackedLinear):
@@ -175,6 +175,9 @@ def _named(
         if tuple(size for size in weight.shape if size != 1) == tuple(n for n in shape if n != 1):
             return weight.reshaped(shape)
     return None
+
+
+_EXPERT = re.compile(r"\.experts\.\d+\.")
 
 
 def _is_linear(module: torch.nn.Module) -> bool:
