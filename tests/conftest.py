@@ -52,7 +52,8 @@ LAST = 48
 def _loaded_once() -> Iterator[None]:
     """Models that are there to be used are traced once a process: the zoo's own, folders of which
     no file has changed since, and what differs from these in its weights alone. Each use has a copy
-    of the graph and of what is said of its source. Tests of loading itself load each time."""
+    of the graph and of what is said of its source. Tests of loading load each time, and those of
+    reading a library's model trace each time."""
     from graphwright.ir.load import sources
     from graphwright.ir.load.tracing import trace
 
@@ -81,13 +82,14 @@ def _loaded_once() -> Iterator[None]:
         return once((*files, *options), lambda: of_folder(path, *options))
 
     def export(module: Any, inputs: Any, shapes: Any, narrower: Any, limits: Any = None) -> Any:
-        if limits is None or _of_loading() or (key := _form(module, inputs, shapes)) is None:
+        form = None if limits is None or _of_tracing() else _form(module, inputs, shapes)
+        if form is None:
             return exported(module, inputs, shapes, narrower, limits)
 
         def make() -> Any:
             return exported(module, inputs, shapes, narrower, limits), copy.deepcopy(limits)
 
-        program, found = remembered(key, make)
+        program, found = remembered(form, make)
         vars(limits).update(vars(copy.deepcopy(found)))
         return program
 
@@ -100,6 +102,11 @@ def _loaded_once() -> Iterator[None]:
 
 def _of_loading() -> bool:
     return os.environ.get("PYTEST_CURRENT_TEST", "").startswith("tests/ir/load/")
+
+
+def _of_tracing() -> bool:
+    folders = "tests/ir/load/hf/", "tests/ir/load/tracing/"
+    return os.environ.get("PYTEST_CURRENT_TEST", "").startswith(folders)
 
 
 _PLACE = "name_or_path"

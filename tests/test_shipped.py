@@ -25,8 +25,8 @@ TRIED = {
         "quantize{bits=3 group=32},svd-compensate{rank=8}",
     ),
     "tiny-llama/fx+cache": ("w4", "vlm-fast"),
-    "tiny-llama/onnx": ("quantize{bits=3 group=64 symmetric=false}",),
-    "tiny-llava/onnx+cache": ("vlm-fast",),
+    "tiny-llama/onnx+cache": ("quantize{bits=3 group=64 symmetric=false}",),
+    "tiny-llava/fx": ("vlm-fast",),
     "tiny-llava-next/fx": ("quantize{bits=4 group=0}",),
     "minilm/onnx": ("w8",),
 }  # fmt: skip
