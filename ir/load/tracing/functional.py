@@ -1,10 +1,10 @@
 """From what ``torch.export`` traces to a functional program, without tracing it a second time.
 
 ``run_decompositions({})`` runs the whole model through fake tensors again: on a decoder of 24
-layers it takes as long as the export or three times that. Of what it does, a graph whose writes
-nothing else sees needs two things: the composite ops that may return their argument itself
-(``to``, ``reshape``, ``contiguous``) say which of the two they do, which the exporter's types tell,
-and writes become the ops that make a new tensor (``writes``).
+layers it takes as long as the export or three times that. Of what it does, most graphs need two
+things: the composite ops that may return their argument itself (``to``, ``reshape``,
+``contiguous``) say which of the two they do, which the exporter's types tell, and writes become the
+ops that make a new tensor (``writes``).
 """
 
 from __future__ import annotations
@@ -54,9 +54,9 @@ view makes no difference."""
 def functional(program: ExportedProgram) -> ExportedProgram:
     """The program without writes and without ops that may or may not copy; meaning and types stay.
 
-    Where a program writes to a tensor that something else sees, holds a graph within the graph or a
-    composite op that has no form of its own here, the exporter decomposes it. Otherwise it is
-    edited in place.
+    Where a program writes to what it has not made, or to what it may show under a name that is not
+    known here, holds a graph within the graph or a composite op that has no form of its own here,
+    the exporter decomposes it. Otherwise it is edited in place.
     """
     graph = program.graph
     _settle_dropout(graph)
