@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from ...ir.core.errors import GraphwrightError
@@ -15,7 +16,7 @@ def growing(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -
     """A table of rows that take long to make: each goes to stderr as soon as it is known."""
     table = Table(*columns, title=title)
     for row in rows:
-        table.add_row(*row)
+        table.add_row(*map(escape, row))
         print(*row, sep="\t", file=sys.stderr, flush=True)
     return table
 
