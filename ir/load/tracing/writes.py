@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 from torch.fx import Graph, Node
+from torch.fx.node import map_arg
 
-from .written_views import View, filled, view_of
+from .written_views import View, expansion, filled, view_of
 
 aten = torch.ops.aten
 
@@ -159,10 +160,7 @@ class _Settling:
         for node in list(self._graph.nodes):
             path = self._path(node)
             name, made = path[0], path[-1]
-            for read in node.all_input_nodes:
-                if (source := self._path(read)[-1]) in self._version:
-                    node.replace_input_with(read, self._value(read, node))
-                    self._cut[node] = self._version[source]
+            self._read(node)
             if made not in self._version:
                 continue
             if node.target in WRITES:
@@ -175,6 +173,20 @@ class _Settling:
         for node in reversed(list(self._graph.nodes)):
             if node in self._own and not node.users:
                 self._graph.erase_node(node)
+
+    def _read(self, node: Node) -> None:
+        """Let ``node`` read values that hold at its place.
+
+        All at once: of two names the value of one may be the other one's, of before a write.
+        """
+        values: dict[Node, Node] = {}
+        for read in node.all_input_nodes:
+            if (source := self._path(read)[-1]) in self._version:
+                values[read] = self._value(read, node)
+                self._cut[node] = self._version[source]
+        if values:
+            arguments = node.args, node.kwargs
+            node.args, node.kwargs = map_arg(arguments, lambda read: values.get(read, read))  # type: ignore[assignment]
 
     def _value(self, name: Node, before: Node) -> Node:
         """The node that holds what ``name`` shows now."""
@@ -218,7 +230,7 @@ class _Settling:
             source.meta["val"] = value.to(like.dtype)
         if str(value.shape) == str(like.shape):
             return source
-        sizes = _expansion(tuple(value.shape), tuple(like.shape))
+        sizes = expansion(tuple(value.shape), tuple(like.shape))
         if sizes is None:
             return self._add(node, aten.expand_as.default, (source, held), held)
         return self._add(node, aten.expand.default, (source, sizes), held)
@@ -242,13 +254,6 @@ class _Settling:
         new.meta = {**before.meta, "val": like.meta["val"]}
         self._own.add(new)
         return new
-
-
-def _expansion(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[int] | None:
-    """The sizes by which ``expand`` makes one shape of the other, as far as they are numbers."""
-    kept: list[Any] = [*[None] * (len(after) - len(before)), *before]
-    sizes = [-1 if str(own) == str(size) else size for own, size in zip(kept, after, strict=True)]
-    return sizes if all(isinstance(size, int) for size in sizes) else None
 
 
 def _is_tensor(node: Node) -> bool:

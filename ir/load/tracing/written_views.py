@@ -169,7 +169,7 @@ def filled(target: Any, args: tuple[Any, ...]) -> tuple[list[Node], int] | None:
         start, end = start or 0, _END if end is None else end
         if not isinstance(start, int) or not isinstance(end, int) or step != 1 or len(axes) > 1:
             return None
-        if start < 0 or end < 0:
+        if not 0 <= start < end:  # counted from the end, or of nothing
             return None
         if any(start < last and first < end for first, (last, _) in parts.items()):
             return None
@@ -189,3 +189,10 @@ def _joined(parts: dict[int, tuple[int, Node]], size: Any) -> list[Node] | None:
         values.append(value)
     whole = reached == _END or (isinstance(size, int) and reached >= size)
     return values if whole and len(values) == len(parts) else None
+
+
+def expansion(before: tuple[Any, ...], after: tuple[Any, ...]) -> list[int] | None:
+    """The sizes by which ``expand`` makes one shape of the other, as far as they are numbers."""
+    kept: list[Any] = [*[None] * (len(after) - len(before)), *before]
+    sizes = [-1 if str(own) == str(size) else size for own, size in zip(kept, after, strict=True)]
+    return sizes if all(isinstance(size, int) for size in sizes) else None

@@ -98,6 +98,25 @@ class Through(nn.Module):
         return made + before.sum() + column[..., None] * left.sum() - turned.amax() + right.amax()
 
 
+class Kept(nn.Module):
+    """What is copied stays what it was; what it was copied of is written to through a view."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        doubled, kept = x * 2, torch.zeros_like(x)
+        kept.copy_(doubled)
+        doubled[:, :1].add_(1)
+        return torch.cat([kept, doubled], 1)
+
+
+class Nothing(nn.Module):
+    """A slice of no columns is written to."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        made = x * 2
+        made[:, :0] += 1
+        return made
+
+
 class Wider(nn.Module):
     """``half`` stays half where what is added is wider."""
 
@@ -156,8 +175,8 @@ def decomposed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize(
     ("module", "times"),
     [(Plain(), 0), (Joined(), 0), (Unseen(), 0), (Chunked(), 0), (Normed(), 0),
-     (Filled(), 0), (Through(), 0), (Writing(), 0), (Dropped(), 0), (Seen(), 1),
-     (Wider(), 1), (ChunkedRows(), 1)],
+     (Filled(), 0), (Through(), 0), (Writing(), 0), (Dropped(), 0), (Kept(), 0), (Nothing(), 0),
+     (Seen(), 1), (Wider(), 1), (ChunkedRows(), 1)],
 )  # fmt: skip
 def test_a_program_is_decomposed_where_it_must_be(
     module: nn.Module, times: int, decomposed: list[int]

@@ -50,6 +50,15 @@ VIEWS: tuple[Op, ...] = (
     lambda a, b, n: a.data,
     lambda a, b, n: F.dropout(a, 0.5, training=False),
     lambda a, b, n: a.diagonal(dim1=1, dim2=-1),
+    lambda a, b, n: a[..., n % 2 :: 2],
+    lambda a, b, n: a[:, -1 - n :],
+    lambda a, b, n: a[a.shape[0] // 2 :],
+    lambda a, b, n: a.view(-1),
+    lambda a, b, n: a.view_as(a),
+    lambda a, b, n: a.unsqueeze(2).expand(-1, -1, 2, -1),
+    lambda a, b, n: a.unbind(-1)[n],
+    lambda a, b, n: a.tensor_split(2, 1)[n % 2],
+    lambda a, b, n: a.permute(-1, *range(a.dim() - 1)),
 )
 PLAIN: tuple[Op, ...] = (
     lambda a, b, n: a + b,
@@ -73,6 +82,8 @@ PLAIN: tuple[Op, ...] = (
     lambda a, b, n: a.to((torch.float64, torch.float16, torch.int64)[n % 3]),
     lambda a, b, n: a.roll(1, 1),
     lambda a, b, n: F.pad(a, (0, n % 2)),
+    lambda a, b, n: _halves(torch.empty_like(a), b, n),
+    lambda a, b, n: _halves(a.new_empty(a.shape), b, n + 1),
 )
 WRITES: tuple[Op, ...] = (
     lambda a, b, n: a.add_(b),
@@ -100,7 +111,34 @@ WRITES: tuple[Op, ...] = (
     lambda a, b, n: torch.add(a, b, out=a),
     lambda a, b, n: a.unsqueeze_(1),
     lambda a, b, n: a.t_() if a.dim() == 2 else a.clamp_(-1, 1),
+    lambda a, b, n: _halves(a, b, n),
+    lambda a, b, n: a[:, : n - 1].add_(1),
+    lambda a, b, n: a[..., ::2].copy_(b[..., 1::2]),
+    lambda a, b, n: a[: a.shape[0] // 2].mul_(2),
+    lambda a, b, n: a[a.shape[0] // 2 :].copy_(b[:1]),
+    lambda a, b, n: a.copy_(b[:1, :, :1]),
+    lambda a, b, n: a[:, n].copy_(b[0, 0] > 0),
+    lambda a, b, n: a[:, n].index_put_((torch.arange(2),), b[:2, n]),
+    lambda a, b, n: a.transpose(1, -1)[0].zero_(),
+    lambda a, b, n: a.view(-1)[n:].sub_(1),
+    lambda a, b, n: _each(a.unbind(1), b.unbind(1)),
+    lambda a, b, n: _each(a.split([1, 3], 1)[::-1], b.split([1, 3], 1)),
+    lambda a, b, n: _each(a.chunk(2, -1), b.chunk(2, -1)[::-1]),
+    lambda a, b, n: a.fill_(b.amax()),
 )
+
+
+def _halves(a: Tensor, b: Tensor, n: int) -> Tensor:
+    """``a``, of which the first columns and then the others are written to."""
+    a[..., :n], a[..., n:] = b[..., :n], b[..., n:] * 2
+    return a
+
+
+def _each(pieces: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The last of pieces that are written to one after the other, each of what is there by then."""
+    for piece, other in zip(pieces, others, strict=False):
+        piece.mul_(2).add_(other)
+    return pieces[-1]
 
 
 @dataclass(frozen=True)
