@@ -80,7 +80,10 @@ class UseAttention(Rule):
         if find_slot(view, match.root) is not None:
             match.refuse("beside a cache products are faster")
         q, k, v = (match.value(name) for name in "qkv")
-        (batch, heads, queries, _), (_, shared, keys, _), (*_, width) = _shapes(match)
+        (batch, heads, queries, _), *others = _shapes(match)
+        (rows, shared, keys, _), (*beside, width) = others
+        if rows != batch or beside != [rows, shared, keys] or int(heads) % int(shared):
+            match.refuse("queries, keys and values are broadcast")
         for dim in (batch, queries, keys):
             self._check_some(match, dim)
         if attrs["scale"] is not None and attrs["scale"] <= 0:

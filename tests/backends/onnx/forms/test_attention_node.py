@@ -171,6 +171,18 @@ class Kept(torch.nn.Module):
         return attend(q, k, v, enable_gqa=True), k, v
 
 
+class Alone(torch.nn.Module):
+    """Queries of one row for all rows of keys, as a resampler has; broadcast by torch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("asked", torch.randn(1, 3, HEADS * WIDTH))
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k = (each.unflatten(-1, (HEADS, WIDTH)).transpose(1, 2) for each in (self.asked, x))
+        return attend(q, k, k).transpose(1, 2).flatten(2)
+
+
 X = torch.randn(2, TOKENS, HEADS * WIDTH)
 PAST = torch.randn(2, SHARED, 3, WIDTH)
 
@@ -191,6 +203,15 @@ def test_what_gains_nothing_keeps_its_products(
     canonicalize(view)
     report = rewrite(view, [UseAttention(view)])
     assert reason in report.refusals[UseAttention.name].reason
+
+
+def test_rows_that_are_broadcast_keep_their_products() -> None:
+    """The node wants as many rows of queries as of keys."""
+    module = Alone()
+    model = lowered(traced(module, {"x": X}, x={0: Dim("rows")})).model
+    assert not kinds(model)["Attention"]
+    (got,) = run(model, {"x": X}).values()
+    torch.testing.assert_close(got, module(X), rtol=TOLERANCE, atol=TOLERANCE)
 
 
 def test_an_opset_is_raised_where_all_ops_mean_the_same() -> None:
