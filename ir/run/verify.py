@@ -34,6 +34,9 @@ ROUNDED_REL_L2 = 2e-2
 and there, which the layers after it amplify (a trained transformer of 12 layers: .0099)."""
 COARSE_SLACK = 1.5
 """See ``Rule``."""
+HALF_LIMIT = 4
+"""Tolerances that a graph in half types may be from itself in float32 for that to decide. Phi-4's
+tower of sounds is two. Of one that is nowhere near, or overflows, float32 could say anything."""
 NEAR_ZERO = 1e-3
 """Root mean square below which an output is judged absolutely: see ``Difference.within``."""
 
@@ -255,8 +258,9 @@ class Rule:
     source, as its own runtime runs it: the artifact may be ``COARSE_SLACK`` times as far from it as
     the graph is by the reference, and a tolerance. In half types the source may round just as the
     reference does (both are torch's); then the same nodes in float32 decide, from which the
-    artifact may be ``COARSE_SLACK`` times as far as the graph is. Every distance is relative, and
-    absolute near zero: see ``Difference.within``.
+    artifact may be ``COARSE_SLACK`` times as far as the graph is, where that is no more than
+    ``HALF_LIMIT`` tolerances: what is wrong may hide in a rounding of its size. Every distance is
+    relative, and absolute near zero: see ``Difference.within``.
     """
 
     bound: float
@@ -290,7 +294,9 @@ class Rule:
     def allows_in_half(self, to_exact: Difference, graph_to_exact: Difference) -> bool:
         """The same by float32: how far the artifact and its graph are from the graph's nodes in
         it."""
-        return self.half and to_exact.within(COARSE_SLACK * graph_to_exact.rel_l2)
+        far = graph_to_exact.rel_l2
+        near = self.half and far <= HALF_LIMIT * self.bound
+        return near and to_exact.within(COARSE_SLACK * far)
 
     def explains(self, to_plain: Difference, moved: Difference) -> bool:
         """Whether rounding of activations explains how far a run is from one without it: the

@@ -72,6 +72,24 @@ def test_a_run_as_near_to_float32_as_the_graph_is_right(
         judge.judge([{name: far}], "a runtime", "")
 
 
+class Overflowing(torch.nn.Module):
+    """Of finite numbers beside infinite ones, which float32 does not have there."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([(x.abs() + 1) * 60000 * 60000, x], -1)
+
+
+def test_a_graph_that_is_far_from_float32_lets_nothing_pass() -> None:
+    x = torch.ones(2, 4).half()
+    graph = gw.trace(Overflowing(), (x,))
+    judge = Judge(graph, [{"x": x}], Reference(graph, [{"x": x}], Truth()))
+    ((name, given),) = judge.expected[0].items()
+    assert given[:, :4].isinf().all()
+    judge.judge([{name: given}], "a runtime", "")
+    with pytest.raises(BoundExceeded, match="from which the graph is inf"):
+        judge.judge([{name: torch.cat([given[:, :4], -given[:, 4:]], -1)}], "a runtime", "")
+
+
 def test_a_graph_that_does_not_run_in_float32(
     lossy: tuple[View, torch.Tensor, torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
