@@ -16,6 +16,8 @@ from ....ir.core.view import Node, View
 from ....ir.core.weights import MemoryWeight
 from ....ir.vocab.builder import Builder
 
+_WORDS = "input_ids"
+
 
 def never_without_rows(view: View) -> int:
     """Give each ``topk`` of rows that may be none one of zeros, in place; how many had none."""
@@ -29,16 +31,19 @@ def never_without_rows(view: View) -> int:
 
 def _may_be_none(view: View) -> frozenset[str]:
     """The sizes of pictures beside a text: a step that goes on with the text has none. A batch of
-    texts, or of pictures alone, is never empty."""
+    texts, or of pictures alone, is never empty. Whole numbers beside ``input_ids`` may be sizes of
+    pictures."""
     texts: set[str] = set()
+    whole: set[str] = set()
     pictures: set[str] = set()
-    for value in view.inputs():
+    for name, value in zip(view.input_names(), view.inputs(), strict=True):
         type_ = view.type(value)
         if type_.dtype is None or not type_.shape:
             continue
-        names = pictures if type_.dtype.is_floating_point else texts
+        names = pictures if type_.dtype.is_floating_point else whole
+        names = texts if name.endswith(_WORDS) else names
         names.update(_names(type_.shape[0]))
-    return frozenset(pictures - texts) if texts else frozenset()
+    return frozenset(pictures - (texts or whole)) if texts or whole else frozenset()
 
 
 def _names(dim: Dim) -> list[str]:

@@ -28,6 +28,22 @@ class Ranked(torch.nn.Module):
         return pictures.topk(3, dim=1).indices
 
 
+class Sized(torch.nn.Module):
+    """As vision models of several crops: a height and a width of each picture."""
+
+    def forward(self, input_ids: Tensor, pictures: Tensor, image_sizes: Tensor) -> Tensor:
+        return input_ids.sum() + (pictures + image_sizes.sum(1, True)).topk(3, dim=1).values
+
+
+def test_sizes_of_pictures_are_no_text() -> None:
+    images = {0: Dim("images")}
+    named = {"input_ids": WORDS, "pictures": torch.randn(3, 7)}
+    named["image_sizes"] = torch.ones(3, 2, dtype=torch.int64)
+    sizes = {"input_ids": {0: Dim("rows")}, "pictures": images, "image_sizes": images}
+    onnx = lowered(gw.trace(Sized(), (), named, dynamic_shapes=sizes))
+    assert "Concat" in {onnx.native_op(n) for n in onnx.nodes()}
+
+
 @pytest.mark.parametrize("count", [0, 4])
 def test_a_row_of_zeros_is_chosen_from_and_left_out(count: int) -> None:
     onnx = lowered(view := traced(Chosen()))
