@@ -112,6 +112,7 @@ def read_state(artifact: Path) -> ModelState:
     config = read_config(artifact, trust_remote_code=False)
     model = build(artifact, config, None)
     view = load(artifact)
+    decoded = any(view.native_op(node) == "DequantizeLinear" for node in view.nodes())
     canonicalize(view)
     structure = recognize(view)
     sites = {site.name: site for site in structure.linears}
@@ -148,10 +149,18 @@ def read_state(artifact: Path) -> ModelState:
         else:
             lacking.append(name)
     if lacking:
+        why = (
+            "Passes that leave out blocks or change the model's shape give a graph that only ONNX "
+            "holds"
+        )
+        if decoded and all(map(_EXPERT.search, lacking)):
+            why = (
+                "Behind DequantizeLinear experts of a stack lose their names: write the artifact "
+                "with --target cpu, and convert that"
+            )
         raise BadInput(
             f"{artifact}: {len(lacking)} parameters of the model that config.json describes are "
-            f"not in the artifact: {listed(lacking)}. Passes that leave out blocks or change the "
-            "model's shape give a graph that only ONNX holds"
+            f"not in the artifact: {listed(lacking)}. {why}"
         )
     paths = {name: path for name, site in sites.items() if (path := _path(view, site)) is not None}
     return ModelState(

@@ -64,6 +64,13 @@ def test_folders_of_linears_have_no_place_for_such_experts(artifact: Path, tmp_p
             convert(artifact, to, tmp_path / to)
 
 
+def test_experts_behind_dequantize_linear_have_no_names(source: View, tmp_path: Path) -> None:
+    result = gw.optimize(source, "clean{optional=true}")
+    artifact = gw.export(result.graph, tmp_path / "oss", report=result.report, target="portable")
+    with pytest.raises(BadInput, match="lose their names: write the artifact with --target cpu"):
+        convert(artifact, "gguf", tmp_path / "out")
+
+
 def linear(signed: torch.Tensor, exponents: torch.Tensor, name: str = "a") -> PackedLinear:
     rows, columns = signed.shape
     codes = pack((signed + 128).to(torch.uint8), 8, 32)
