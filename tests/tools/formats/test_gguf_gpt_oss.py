@@ -32,8 +32,12 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> View:
 
 
 @pytest.fixture(scope="module")
-def artifact(source: View, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    result = gw.optimize(source, "clean{optional=true}")
+def result(source: View) -> gw.Result:
+    return gw.optimize(source, "clean{optional=true}")
+
+
+@pytest.fixture(scope="module")
+def artifact(result: gw.Result, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return gw.export(result.graph, tmp_path_factory.mktemp("of") / "oss", report=result.report)
 
 
@@ -64,8 +68,9 @@ def test_folders_of_linears_have_no_place_for_such_experts(artifact: Path, tmp_p
             convert(artifact, to, tmp_path / to)
 
 
-def test_experts_behind_dequantize_linear_have_no_names(source: View, tmp_path: Path) -> None:
-    result = gw.optimize(source, "clean{optional=true}")
+def test_experts_behind_dequantize_linear_have_no_names(
+    result: gw.Result, tmp_path: Path
+) -> None:
     artifact = gw.export(result.graph, tmp_path / "oss", report=result.report, target="portable")
     with pytest.raises(BadInput, match="lose their names: write the artifact with --target cpu"):
         convert(artifact, "gguf", tmp_path / "out")
