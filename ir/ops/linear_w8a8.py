@@ -233,14 +233,17 @@ def _decode(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any
 
 
 def _decode_bias(view: View, node: Node) -> tuple[Sequence[Operand], Mapping[str, Any]]:
-    """From a constant behind the op, a number for each feature."""
+    """From a constant behind the op, a number for each feature; half ones are cast there."""
     y, bias = view.operands(node)
     maker = view.producer(y) if is_value(y) else None
     if maker is None or view.op(maker) != "linear_w8a8" or not is_value(bias):
         raise Refusal("nothing is added to linear_w8a8", node)
     result = view.result(maker)
     features = view.attrs(maker)["out_features"]
-    fits = view.type(bias).shape == (features,) and view.weight(bias) is not None
+    cast = view.producer(bias)
+    stored = bias if cast is None or view.native_op(cast) != "Cast" else view.operands(cast)[0]
+    weight = view.weight(stored) if is_value(stored) else None
+    fits = weight is not None and weight.shape == (features,)
     if not fits or len(view.operands(maker)) > 3 or len(view.users(result)) > 1:
         raise Refusal("what is added is no bias, or there is one", node)
     return (*view.operands(maker), bias), view.attrs(maker)

@@ -186,7 +186,7 @@ class _Settling:
                 self._cut[node] = self._version[source]
         if values:
             arguments = node.args, node.kwargs
-            node.args, node.kwargs = map_arg(arguments, lambda read: values.get(read, read))  # type: ignore[assignment]
+            node.args, node.kwargs = map_arg(arguments, lambda read: values.get(read, read))
 
     def _value(self, name: Node, before: Node) -> Node:
         """The node that holds what ``name`` shows now."""

@@ -166,6 +166,17 @@ def test_a_bias_is_one_node_with_the_gelu_behind_it(tmp_path: Path) -> None:
     assert sum(model.op(n) == "add" for n in model.nodes()) == 0
 
 
+def test_a_half_bias_is_read_back() -> None:
+    x = torch.randn(2, 5, 16).half()
+    done = gw.optimize(gw.trace(torch.nn.Linear(16, 24).half(), (x,)), "w8a8{min_size=1}").graph
+    model = lowered(done)
+    canonicalize(model)
+    (linear,) = (n for n in model.nodes() if model.op(n) == "linear_w8a8")
+    assert model.type(model.tensor(linear, 3)).shape == (24,)
+    (name,) = done.input_names()
+    assert rel(sweep(done, {name: x}), sweep(model, {name: x})) < 1e-3
+
+
 # --- a fixed range -------------------------------------------------------------------------------
 
 
