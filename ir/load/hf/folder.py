@@ -28,7 +28,6 @@ from .adapters import adapter_notes
 from .cache import cached_forward, cached_inputs, cached_llava_forward, input_names, kept_by
 from .experts import expert_notes
 from .inputs import (
-    Example,
     call_options,
     example_inputs,
     image_prompt,
@@ -140,7 +139,9 @@ def load_model(
     settled += () if sounds else left_out_notes(model, inputs)
     if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
-    called = None if part is None else _part(model, part, (inputs, shapes))
+    called = None if part is None else (
+        phi4_sound.own_part(model, part) or pair_part(model, part, (inputs, shapes))
+    )  # fmt: skip
     if called is None:
         _give_forward(model, inputs, held)
     else:
@@ -182,12 +183,6 @@ def load_model(
         view.source.source_bytes = weight_bytes(view)
     view.count_anew()
     return view
-
-
-def _part(model: Any, part: str, whole: Example) -> Part:
-    if part == phi4_sound.SOUNDS and phi4_sound.has_sounds(model):
-        return phi4_sound.sounds_part(model)
-    return pair_part(model, part, whole)
 
 
 def _take_part(model: Any, part: Part) -> tuple[list[str], dict[str, Any], dict[str, Any]]:

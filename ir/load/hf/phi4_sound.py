@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch.export import Dim
 
+from ...core.errors import BadInput
 from .pair import Part
 from .phi4 import PHI4
 
@@ -30,6 +31,17 @@ _ALONE = 2
 
 def has_sounds(model: Any) -> bool:
     return str(getattr(model.config, "model_type", "")) == PHI4
+
+
+def own_part(model: Any, part: str) -> Part | None:
+    """The part of that name; ``None`` of another model's. Raises ``BadInput`` where the model has
+    no such part, or sounds none."""
+    if not has_sounds(model) and part != SOUNDS:
+        return None
+    if has_sounds(model) and part == SOUNDS:
+        return sounds_part(model)
+    has = f"it has {SOUNDS}" if has_sounds(model) else "Phi-4-multimodal has one"
+    raise BadInput(f"{type(model).__name__} has no part {part!r}: {has}")
 
 
 def sounds_part(model: Any) -> Part:

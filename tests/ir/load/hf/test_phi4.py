@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import graphwright as gw
@@ -12,7 +13,7 @@ import torch
 from graphwright.ir.core.errors import BadInput
 from graphwright.ir.core.view import View
 from graphwright.ir.load.hf.phi4 import settle, token_count
-from graphwright.ir.load.hf.phi4_sound import sounds_part
+from graphwright.ir.load.hf.phi4_sound import own_part, sounds_part
 from graphwright.ir.load.hf.pictures import as_the_library_takes, image_features
 from graphwright.ir.load.sources import load
 from graphwright.ir.load.tracing.original import ModuleOriginal
@@ -123,6 +124,17 @@ def test_sounds_are_the_library_s_padded_or_not(view: View) -> None:
         (expected,), (given,) = library(inputs).values(), sweep(heard, inputs).values()
         assert given.shape == (3, -(-frames // 8), 32)
         assert difference(expected, given).within(EXACT)
+
+
+def test_parts_of_other_names_and_other_models() -> None:
+    for kind, part, says in (
+        ("phi4_multimodal", "encoder", "has no part 'encoder': it has sounds"),
+        ("llama", "sounds", "has no part 'sounds': Phi-4-multimodal has one"),
+    ):
+        model = SimpleNamespace(config=SimpleNamespace(model_type=kind))
+        with pytest.raises(BadInput, match=says):
+            own_part(model, part)
+    assert own_part(SimpleNamespace(config=SimpleNamespace(model_type="t5")), "encoder") is None
 
 
 def test_an_adapter_in_the_folder_is_told_and_folds(view: View) -> None:
