@@ -120,7 +120,7 @@ def _form(module: Any, inputs: Any, shapes: Any) -> str | None:
 
     config = getattr(module, "config", None)
     parameters = list(module.parameters())
-    if config is None or not all(isinstance(p, FakeTensor) for p in parameters):
+    if not hasattr(config, "to_dict") or not all(isinstance(p, FakeTensor) for p in parameters):
         return None
 
     def told(value: Any) -> Any:

@@ -108,7 +108,8 @@ def side_by_side(table: Sequence[Row]) -> Iterator[str]:
     cells: dict[tuple[str, ...], dict[str, str]] = {}
     for width, method, first, last, perplexity, gap, _, size, _ in table:
         if method != "source":
-            figures = perplexity.partition(" ")[0], f"{float(gap.partition(' ')[0]):.3f}"
+            loss = float(gap.partition(" ")[0])
+            figures = perplexity.partition(" ")[0], f"{loss:.{3 if loss >= 1e-3 else 5}f}"
             cells.setdefault((width, method, first), {})[last] = " / ".join((*figures, size[:4]))
     columns = [last for last in BEHIND if any(last in row for row in cells.values())]
     yield _line(("bits", "method", "before", *columns))

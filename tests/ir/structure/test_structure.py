@@ -17,6 +17,7 @@ from graphwright.ir.onnx.view import OnnxView
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.verify import check_structure, compare
 from graphwright.ir.structure.recognize import Structure, recognize
+from graphwright.ir.vocab.targets import PORTABLE
 
 from ... import models
 
@@ -101,7 +102,7 @@ def test_canonicalizing_keeps_the_numbers_and_settles(name: str, views: Any) -> 
 def test_products_of_rounded_operands_are_attention(views: Any) -> None:
     """As ONNX Runtime's quantizer writes QDQ files; whole layers are blocks all the same."""
     _, fx, _, _ = views["vit"]
-    model = lowered(fx).model
+    model = lowered(fx, PORTABLE).model
     scale, zero = (
         onnx_ir.Value(name=name, const_value=onnx_ir.tensor(number, name=name))
         for name, number in (("s", np.float32(0.05)), ("z", np.int8(0)))

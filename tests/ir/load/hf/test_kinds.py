@@ -210,7 +210,7 @@ def test_what_a_graph_has_not_is_said(hears: Any, said: list[str]) -> None:
     """Of Gemma 4 with a tower of sounds, and of the larger ones without."""
 
     class Both:
-        config = SimpleNamespace(audio_config=hears)
+        config = SimpleNamespace(audio_config=hears, model_type="gemma4")
 
         def forward(self, input_ids: Any, pixel_values: Any, input_features: Any) -> None: ...
 
