@@ -140,11 +140,11 @@ def answers(view: FxView, asked: list[scenes.Question]) -> list[str]:
 
 
 def test_the_llava_has_learned(graphs: dict[str, FxView]) -> None:
-    asked = scenes.questions("test", 200)
+    asked = scenes.questions("test", 80)
     words = answers(graphs["tiny-llava"], asked)
     right = Counter(q.type for q, word in zip(asked, words, strict=True) if q.answer == word)
     assert sum(right.values()) / len(asked) >= 0.93, right
-    assert all(right[kind] >= 43 for kind in scenes.TYPES), right
+    assert all(right[kind] >= 17 for kind in scenes.TYPES), right
 
 
 @pytest.mark.parametrize(
