@@ -67,7 +67,7 @@ def _loaded_once() -> Iterator[None]:
         return loaded[key]
 
     def once(key: Any, load: Callable[[], Any]) -> Any:
-        if _of_loading():
+        if _tests("tests/ir/load/"):
             return load()
         view = remembered(key, load).copy()
         view.source = copy.copy(view.source)
@@ -82,7 +82,8 @@ def _loaded_once() -> Iterator[None]:
         return once((*files, *options), lambda: of_folder(path, *options))
 
     def export(module: Any, inputs: Any, shapes: Any, narrower: Any, limits: Any = None) -> Any:
-        form = None if limits is None or _of_tracing() else _form(module, inputs, shapes)
+        apart = limits is None or _tests("tests/ir/load/hf/", "tests/ir/load/tracing/")
+        form = None if apart else _form(module, inputs, shapes)
         if form is None:
             return exported(module, inputs, shapes, narrower, limits)
 
@@ -100,12 +101,8 @@ def _loaded_once() -> Iterator[None]:
         yield
 
 
-def _of_loading() -> bool:
-    return os.environ.get("PYTEST_CURRENT_TEST", "").startswith("tests/ir/load/")
-
-
-def _of_tracing() -> bool:
-    folders = "tests/ir/load/hf/", "tests/ir/load/tracing/"
+def _tests(*folders: str) -> bool:
+    """Whether the test that runs is of one of these folders."""
     return os.environ.get("PYTEST_CURRENT_TEST", "").startswith(folders)
 
 

@@ -12,7 +12,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...ir.core.types import Type
 from ...ir.core.view import View
 from ...ir.load.side_files import longest_text, read_json, text_settings
 from ...ir.structure.cache_slots import POSITIONS, ROWS_KEY, is_recurrent, past_slot
@@ -48,7 +47,7 @@ def genai_config(
 ) -> dict[str, Any] | None:
     """The content of the file; ``None`` for a graph that is not a decoder of text with a cache, or
     whose longest text nobody says, or with a cache as in ``strange_cache``."""
-    inputs = _inputs(graph)
+    inputs = graph.input_types()
     outputs = dict(zip(graph.output_names(), map(graph.type, graph.outputs()), strict=True))
     caches = [name for name in inputs if past_slot(name) is not None]
     longest = longest_text(source)
@@ -86,7 +85,7 @@ def strange_cache(graph: View) -> str:
     """Why the runtime does not drive a decoder of text, where it is for what it keeps: a state
     beside keys and values, or latents (DeepSeek-V2, arXiv 2405.04434), since it makes the values of
     a layer as wide as its keys. Empty where it does, and for other graphs."""
-    inputs = _inputs(graph)
+    inputs = graph.input_types()
     states = [name for name in inputs if is_recurrent(name)]
     caches = {name: type_ for name, type_ in inputs.items() if past_slot(name) is not None}
     if set(inputs) - {*states, *caches} - _INPUTS:
@@ -99,10 +98,6 @@ def strange_cache(graph: View) -> str:
         if (key.shape or ())[1:4:2] != (value.shape or ())[1:4:2]:
             return f"{name} is {key} and its values are {value}, which it makes alike"
     return ""
-
-
-def _inputs(graph: View) -> dict[str, Type]:
-    return dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
 
 
 def session(target: Target) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
         "model": {
             "type": kind.type, "context_length": longest_text(source),
             **special_tokens(settings_of(source)), **images,
-            **_with_sounds(_models(parts["text"], kind, pictures, target), speech or kind.beside),
+            **_with_sounds(_models(parts["text"], kind, pictures, target), kind, speech),
         },
         "search": {
             "max_length": longest_text(source),
@@ -129,13 +129,15 @@ def write_pictured(graph: View, folder: Path, target: Target = CPU) -> list[str]
     return notes + ([silent] if silent else [])
 
 
-def _with_sounds(models: dict[str, Any], beside: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts, with that of sounds, or what the runtime is told of there being none."""
-    if "filename" not in beside:
-        return {**models, **beside}
+def _with_sounds(
+    models: dict[str, Any], kind: Kind, speech: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The parts, with that of sounds; without one, with what the runtime is told then."""
+    if not speech:
+        return {**models, **kind.beside}
     rows = {phi4_sound.FEATURES: phi4_sound.FEATURES}
     inputs = {**models["embedding"]["inputs"], **rows}
-    return {**models, "embedding": {**models["embedding"], "inputs": inputs}, "speech": beside}
+    return {**models, "embedding": {**models["embedding"], "inputs": inputs}, "speech": speech}
 
 
 def _refused(refusal: Refusal) -> list[str]:
@@ -179,7 +181,7 @@ def _write(part: View, path: Path, target: Target, pictures: Pictures) -> str | 
 def _models(
     text: View, kind: Kind, pictures: Pictures, target: Target
 ) -> dict[str, Any]:
-    types = dict(zip(text.input_names(), map(text.type, text.inputs()), strict=True))
+    types = text.input_types()
     outputs = dict(zip(text.output_names(), map(text.type, text.outputs()), strict=True))
     caches = [name for name in types if past_slot(name) is not None]
     heads, size = ((types[caches[0]].shape or ())[axis] for axis in (1, 3))

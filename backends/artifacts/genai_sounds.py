@@ -50,7 +50,7 @@ def write_sounds(graph: View, folder: Path, target: Target) -> tuple[dict[str, A
         return {}, ""
     try:
         _check(source, config)
-        view = load(str(source), part=SOUNDS, dtype=_dtype(graph))
+        view = load(str(source), part=SOUNDS, dtype=graph.input_types()["pixel_values"].dtype)
         onnx = lowered(view, target)
         check_length(onnx.model)
         as_rows(onnx.model)
@@ -83,11 +83,6 @@ def _check(source: str | Path | None, config: Mapping[str, Any]) -> None:
         raise Refusal(f"{WORD} is not token {TOKEN} of tokenizer.json")
 
 
-def _dtype(graph: View) -> torch.dtype | None:
-    types = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
-    return types["pixel_values"].dtype
-
-
 def _hold(view: View, path: Path) -> None:
     """Raise ``BoundExceeded`` where ONNX Runtime gives something else than the graph."""
     samples = [sample_inputs(view)]
@@ -101,20 +96,16 @@ def _hold(view: View, path: Path) -> None:
 
 
 class _Nodes:
-    """Adds nodes to a model's graph, before a node or at its end."""
+    """Adds nodes at the end of a model's graph."""
 
-    def __init__(self, model: onnx_ir.Model, prefix: str, before: onnx_ir.Node | None = None):
-        self._graph, self._prefix, self._before = model.graph, prefix, before
-        self._count = 0
+    def __init__(self, model: onnx_ir.Model, prefix: str) -> None:
+        self._graph, self._prefix, self._count = model.graph, prefix, 0
 
     def __call__(self, op: str, *inputs: onnx_ir.Value, **attributes: Any) -> onnx_ir.Value:
         node = onnx_ir.node(op, list(inputs), attributes)
         self._count += 1
         node.name = node.outputs[0].name = f"{self._prefix}.{op}.{self._count}"
-        if self._before is None:
-            self._graph.append(node)
-        else:
-            self._graph.insert_before(self._before, node)
+        self._graph.append(node)
         return node.outputs[0]
 
     def constant(self, numbers: Any, dtype: Any = onnx_ir.DataType.INT64) -> onnx_ir.Value:

@@ -375,6 +375,10 @@ class View(ABC):
         """Take the graph as it is for one that was just read: ``edits`` are counted from here."""
         self.edits, self.canonical = 0, None
 
+    def input_types(self) -> dict[str, Type]:
+        """The types of the inputs by their names, in their order."""
+        return dict(zip(self.input_names(), map(self.type, self.inputs()), strict=True))
+
     def number(self, operand: Operand) -> float | int | bool | None:
         """A Python number behind an operand: itself, or a constant of one element."""
         if operand is None or isinstance(operand, int | float | bool):

@@ -54,7 +54,7 @@ def check_batches(view: View, batches: Sequence[Batch], what: str = "calibration
     """
     if not batches:
         raise BadInput(f"{what}: empty: it holds no batch")
-    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    types = view.input_types()
     rows = table_rows(view)
     for number, batch in enumerate(batches, 1):
         where = f"{what}, batch {number} of {len(batches)}"

@@ -75,7 +75,7 @@ def graph_costs(
 def sample_sizes(view: View, batch: Mapping[str, torch.Tensor]) -> dict[str, int]:
     """The sizes of the graph's symbolic dimensions for one sample of a batch of inputs, a cache
     that the batch does not hold being empty."""
-    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    types = view.input_types()
     inputs = {**batch, **left_out(types, batch)}
     shapes = {n: (1, *t.shape[1:]) if t.dim() else () for n, t in inputs.items()}
     return sizes_of(view, shapes)

@@ -130,7 +130,7 @@ class RerankByAttention(Pass):
         before.set_outputs(named)
         numbers = {name: past_slot(name) for name in before.input_names()}
         leaving = [name for name, n in numbers.items() if n is not None and n >= slots]
-        types = dict(zip(before.input_names(), map(before.type, before.inputs()), strict=True))
+        types = before.input_types()
 
         def widen(inputs: Inputs) -> Inputs:
             # What late blocks hold is not looked at; that it is as long as the others is.

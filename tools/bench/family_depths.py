@@ -286,7 +286,7 @@ def in_onnx_runtime(view: View, folder: Folder) -> Call:
 
 def _taken(feeds: Tensors, view: View) -> Tensors:
     taken = {name: t for name, t in feeds.items() if name in view.input_names()}
-    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    types = view.input_types()
     if "pixel_values" in types:
         shape = (types["pixel_values"].shape or ())[1:]
         taken["pixel_values"] = torch.zeros(0, *(int(size) for size in shape))

@@ -111,7 +111,7 @@ def written(view: View, artifact: Path) -> tuple[list[list[int]], list[list[int]
     rng = torch.Generator().manual_seed(3)
     words = torch.randint(5, 90, (2, 6), generator=rng).tolist()
     texts = [[5, *view.source.prompt, *row] for row in words]
-    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    types = view.input_types()
     ids = torch.tensor(texts)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     pixels = types.get("pixel_values")

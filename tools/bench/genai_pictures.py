@@ -140,7 +140,7 @@ def _texts(graph: Any) -> list[dict[str, Any]]:
     """What passes learn from: rows of letters behind an image each."""
     import torch
 
-    types = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
+    types = graph.input_types()
     pixels, generator = types["pixel_values"], torch.Generator().manual_seed(0)
     words = torch.randint(5, 90, (4, 24), generator=generator)
     image = torch.tensor(graph.source.prompt).expand(4, -1)
@@ -215,7 +215,7 @@ def _compared(
     library: Any = load(folder.parent / name).source.original if plain else None
     model = None if library is None else library.make()
     written = load(folder)
-    types = dict(zip(written.input_names(), map(written.type, written.inputs()), strict=True))
+    types = written.input_types()
     for shown, prompt, pixels, tokens in json.loads(found.read_text()):
         images = [_pixels(folder, number, size) for number in shown]
         whole = torch.stack(images) if images else torch.zeros(0, 3, size[1], size[0])

@@ -186,7 +186,7 @@ def _features(config: dict[str, Any]) -> int | None:
 def _image_size(view: View) -> tuple[int, int, tuple[int, int]]:
     """Height, width, and rows and columns of tiles, none where the model takes no crops: as the
     graph says, else as many of both."""
-    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    types = view.input_types()
     shape: tuple[Dim, ...] = types["pixel_values"].shape or ()
     crops, *_ = shape[1:-3] or (1,)
     size = [d for d in shape[-2:] if isinstance(d, int)]

@@ -6,6 +6,7 @@ likewise (``convert_hf_to_gguf.py``, ``llama-model.cpp``); ``ir/load/gguf/gpt_os
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -89,10 +90,6 @@ def add_settings(writer: Any, config: Mapping[str, Any], rope: Mapping[str, Any]
     cut = rope.get("truncate", True)
     return [
         "llama.cpp cuts the range of turns that YaRN blends to whole numbers, which a file does "
-        f"not say; config.json says truncate: {json_word(cut)}"
+        f"not say; config.json says truncate: {json.dumps(bool(cut))}"
         + ("" if cut else ", by which logits differ a little there")
     ]
-
-
-def json_word(flag: bool) -> str:
-    return "true" if flag else "false"

@@ -88,7 +88,7 @@ def check_writes(graph: View, run: Executable, folder: Path) -> None:
 def _apart_by_the_last(graph: View, subject: Subject) -> float:
     """How far the logits of the other tokens move with the last one, of all that they are; 0 of a
     graph that takes other things than texts of any length."""
-    types = dict(zip(graph.input_names(), map(graph.type, graph.inputs()), strict=True))
+    types = graph.input_types()
     ids = types.get("input_ids")
     open_ = ids is not None and all(isinstance(dim, str) for dim in ids.shape or (1,))
     if not open_ or set(types) - {"input_ids", "attention_mask", TOKEN_TYPES}:

@@ -127,7 +127,7 @@ def _cut(view: View, batch: Batch) -> Batch:
     """The first tokens of texts, where the batch is nothing but texts of a length that is free; a
     text that is padded on the left is left whole."""
     ids, mask = batch.get("input_ids"), batch.get("attention_mask")
-    declared = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    declared = view.input_types()
     if ids is None or any(tensor.shape != ids.shape for tensor in batch.values()):
         return batch
     if any(isinstance(declared[n].shape[1], int) for n in batch if declared[n].shape):  # type: ignore[index]

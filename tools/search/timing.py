@@ -53,7 +53,7 @@ UNDER_PATHS = Form("quantize", 4, 32)
 def one_row(view: View, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """One sample of a batch, with the empty cache that a graph may take."""
     row = {name: tensor[:1] if tensor.dim() else tensor for name, tensor in batch.items()}
-    types = dict(zip(view.input_names(), map(view.type, view.inputs()), strict=True))
+    types = view.input_types()
     return {name: t.contiguous() for name, t in (row | left_out(types, row)).items()}
 
 

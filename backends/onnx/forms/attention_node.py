@@ -14,7 +14,6 @@ causal attention of fewer queries than keys, for which a mask is made here.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +29,15 @@ from ....ir.onnx.parts import set_type
 from ....ir.onnx.view import OnnxView
 from ....ir.rewrite.pattern import Match
 from ....ir.rewrite.rule import Build, Rule
-from ....ir.structure.cache_slots import find_slot, past_slot
+from ....ir.structure.cache_slots import find_slot
 from .attention_form import with_causal
+from .empty_sizes import never_none
 from .flat_heads import PERM, flat, is_parted, joined
 
 NODE, OPSET, IR_VERSION = "Attention", 23, 11
 _OLDEST = 18
 _CHANGED = {"DFT": 20, "GridSample": 20, "GroupNormalization": 21}
 """What means another thing from that opset on; nothing else does between 18 and 23."""
-_WORDS = "input_ids"
 
 
 @dataclass(frozen=True)
@@ -190,24 +189,6 @@ def _emit(b: Build, inputs: list[Value], attrs: dict[str, Any], shape: tuple[Dim
     return value
 
 
-def never_none(view: View) -> frozenset[str]:
-    """The sizes of inputs that are never 0: those of a text where there is one, for a step that
-    goes on with it has no pictures, else those of all inputs but caches."""
-    named = zip(view.input_names(), view.inputs(), strict=True)
-    given = {name: view.type(value) for name, value in named if past_slot(name) is None}
-    words = [type_ for name, type_ in given.items() if name.endswith(_WORDS) and type_.rank == 2]
-    rows = {(type_.shape or ())[0] for type_ in words}
-    counted = [t for t in given.values() if not words or _is_counted(t, rows)]
-    dims = {dim for type_ in counted for dim in type_.shape or () if isinstance(dim, str)}
-    return frozenset(dim for dim in dims if dim != UNKNOWN_DIM and names_in(dim) == [dim])
-
-
-def _is_counted(type_: Type, rows: Collection[Dim]) -> bool:
-    """Whether an input has a number for each token of the rows of a text."""
-    whole = type_.dtype in (torch.int64, torch.int32)
-    return whole and type_.rank == 2 and (type_.shape or ())[0] in rows
-
-
 def takes_opset(view: OnnxView) -> bool:
     """Whether the graph means the same in the opset that has the node."""
     opset = view.model.opset_imports.get("", _OLDEST)
@@ -227,4 +208,4 @@ def take_opset(view: OnnxView) -> None:
     model.ir_version = max(IR_VERSION, model.ir_version)
 
 
-__all__ = ["UseAttention", "never_none", "take_opset", "takes_opset"]
+__all__ = ["UseAttention", "take_opset", "takes_opset"]

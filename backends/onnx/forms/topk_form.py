@@ -11,43 +11,21 @@ from __future__ import annotations
 import torch
 
 from ....ir.core.dims import names_in
-from ....ir.core.types import UNKNOWN_DIM, Dim
+from ....ir.core.types import UNKNOWN_DIM
 from ....ir.core.view import Node, View
 from ....ir.core.weights import MemoryWeight
 from ....ir.vocab.builder import Builder
-
-_WORDS = "input_ids"
+from .empty_sizes import of_pictures
 
 
 def never_without_rows(view: View) -> int:
     """Give each ``topk`` of rows that may be none one of zeros, in place; how many had none."""
     chosen = [node for node in view.nodes() if view.op(node) == "topk"]
-    pictures = _may_be_none(view) if chosen else frozenset()
+    pictures = of_pictures(view) if chosen else frozenset()
     done = [node for node in chosen if _has_rows(view, node, pictures)]
     for node in done:
         _pad(view, node)
     return len(done)
-
-
-def _may_be_none(view: View) -> frozenset[str]:
-    """The sizes of pictures beside a text: a step that goes on with the text has none. A batch of
-    texts, or of pictures alone, is never empty. Whole numbers beside ``input_ids`` may be sizes of
-    pictures."""
-    texts: set[str] = set()
-    whole: set[str] = set()
-    pictures: set[str] = set()
-    for name, value in zip(view.input_names(), view.inputs(), strict=True):
-        type_ = view.type(value)
-        if type_.dtype is None or not type_.shape:
-            continue
-        names = pictures if type_.dtype.is_floating_point else whole
-        names = texts if name.endswith(_WORDS) else names
-        names.update(_names(type_.shape[0]))
-    return frozenset(pictures - (texts or whole)) if texts or whole else frozenset()
-
-
-def _names(dim: Dim) -> list[str]:
-    return [] if isinstance(dim, int) else names_in(dim)
 
 
 def _has_rows(view: View, node: Node, pictures: frozenset[str]) -> bool:
@@ -58,7 +36,7 @@ def _has_rows(view: View, node: Node, pictures: frozenset[str]) -> bool:
     first, *rest = shape
     if not pictures or not all(isinstance(d, int) for d in rest):
         return False
-    return first == UNKNOWN_DIM or not pictures.isdisjoint(_names(first))
+    return first == UNKNOWN_DIM or not pictures.isdisjoint(names_in(first))
 
 
 def _pad(view: View, node: Node) -> None:

@@ -122,9 +122,8 @@ def load_model(
     tower = tower_of(config)
     if tower is not None and tower.settle is not None:
         tower.settle(model)
-    sounds = part == phi4_sound.SOUNDS and phi4_sound.has_sounds(model)
-    settled += (phi4_sound.step_note(model),) if sounds else size_notes(config)
-    settled += () if sounds else adapter_notes(folder)
+    own = None if part is None else phi4_sound.own_part(model, part)
+    settled += (*size_notes(config), *adapter_notes(folder)) if own is None else own.notes
     if not config.architectures:
         why = "which reads all of the checkpoint" if checkpoint is not None else "without a head"
         settled += (f"config.json names no class: taken as {type(model).__name__}, {why}",)
@@ -136,12 +135,12 @@ def load_model(
         if held:
             inputs, shapes = cached_inputs(model, inputs, held)
             names = input_names(held, list(inputs))
-    settled += () if sounds else left_out_notes(model, inputs)
+    settled += left_out_notes(model, inputs) if own is None else ()
     if cache and lacking:
         raise BadInput(f"{folder}: {lacking}")
-    called = None if part is None else (
-        phi4_sound.own_part(model, part) or pair_part(model, part, (inputs, shapes))
-    )  # fmt: skip
+    called = own
+    if own is None and part is not None:
+        called = pair_part(model, part, (inputs, shapes))
     if called is None:
         _give_forward(model, inputs, held)
     else:
@@ -166,8 +165,8 @@ def load_model(
             files=files,
             source_bytes=distinct_bytes(weights.values()),
             dtype=dtype or usual_dtype(config, checkpoint.tensors if checkpoint else {}),
-            task="" if sounds else _task(model),
-            prompt=() if sounds else image_prompt(model),
+            task=_task(model) if own is None else "",
+            prompt=image_prompt(model) if own is None else (),
             least=least_sizes(model, names),
             notes=(*notes, *settled),
             original=original,

@@ -37,6 +37,8 @@ class Part:
     call: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]]
     by_library: Callable[[Any, Mapping[str, torch.Tensor]], dict[str, torch.Tensor]] | None = None
     """The same by the library's own forward, where the call is another one."""
+    notes: tuple[str, ...] = ()
+    """What a person should know of it, in the place of what is said of the whole model's inputs."""
 
     def give_to(self, model: Any) -> None:
         """Let the model's forward be this call, on inputs in the order of the example."""

@@ -29,26 +29,23 @@ _CLIPS, _EXAMPLE, _LEAST = 2, 69, 9
 _ALONE = 2
 
 
-def has_sounds(model: Any) -> bool:
-    return str(getattr(model.config, "model_type", "")) == PHI4
-
-
 def own_part(model: Any, part: str) -> Part | None:
     """The part of that name; ``None`` of another model's. Raises ``BadInput`` where the model has
     no such part, or sounds none."""
-    if not has_sounds(model) and part != SOUNDS:
-        return None
-    if has_sounds(model) and part == SOUNDS:
+    hears = str(getattr(model.config, "model_type", "")) == PHI4
+    if hears and part == SOUNDS:
         return sounds_part(model)
-    has = f"it has {SOUNDS}" if has_sounds(model) else "Phi-4-multimodal has one"
+    if not hears and part != SOUNDS:
+        return None
+    has = f"it has {SOUNDS}" if hears else "Phi-4-multimodal has one"
     raise BadInput(f"{type(model).__name__} has no part {part!r}: {has}")
 
 
 def sounds_part(model: Any) -> Part:
     """The tower with what leads into the text."""
     config = model.config.audio_config
-    clips = Dim("clips")
-    frames = Dim("frames", min=_LEAST, max=MOST_STEPS * config.time_reduction)
+    most = MOST_STEPS * config.time_reduction
+    clips, frames = Dim("clips"), Dim("frames", min=_LEAST, max=most)
     sides = {0: clips, 1: frames}
     dtype = next(model.parameters()).dtype
     inputs = {
@@ -56,13 +53,11 @@ def sounds_part(model: Any) -> Part:
         HEARD: torch.ones(_CLIPS, _EXAMPLE, dtype=torch.bool),
         MODE: torch.full((1,), _ALONE),
     }  # fmt: skip
-    return Part(inputs, {FRAMES: sides, HEARD: sides, MODE: {}}, _features, by_library=_by_library)
-
-
-def step_note(model: Any) -> str:
-    """What a person should know of the graph."""
-    most = MOST_STEPS * model.config.audio_config.time_reduction
-    return f"sounds are of {most} frames at most: the library cuts longer ones into pieces"
+    note = f"sounds are of {most} frames at most: the library cuts longer ones into pieces"
+    return Part(
+        inputs, {FRAMES: sides, HEARD: sides, MODE: {}}, _features, by_library=_by_library,
+        notes=(note,),
+    )  # fmt: skip
 
 
 def _features(model: Any, feeds: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -106,10 +106,9 @@ def trace(
         view.set_inputs(dict(zip(call.input_names(view.input_names()), view.inputs(), strict=True)))
         view.count_anew()
     if source.original is None and weights is None:
-        named = zip(view.input_names(), map(view.type, view.inputs()), strict=True)
         source.original = ModuleOriginal(
             f"the module {type(module).__name__}", lambda: module,
-            traced_call(program, call, dict(named)),
+            traced_call(program, call, view.input_types()),
         )  # fmt: skip
     return view
 

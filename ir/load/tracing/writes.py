@@ -68,15 +68,14 @@ class Writes:
         """What a write returns, and the name that it wrote to."""
         self._written: set[Node] = set()
         """What was made and is written to."""
-        places = {node: place for place, node in enumerate(graph.nodes)}
+        self._places = {node: place for place, node in enumerate(graph.nodes)}
         for node in graph.nodes:
             if node.target in WRITES:
                 self._names[node] = node.args[0]
                 self._written.add(self._made(node))
             elif (view := view_of(node)) is not None:
                 self._views[node] = view
-        self._unclear = self._first_unclear(places)
-        self._places = places
+        self._unclear = self._first_unclear()
 
     def _named(self, node: Node) -> Node:
         while node in self._names:
@@ -93,7 +92,7 @@ class Writes:
     def _made(self, node: Node) -> Node:
         return self._path(node)[-1]
 
-    def _first_unclear(self, places: Mapping[Node, int]) -> dict[Node, int]:
+    def _first_unclear(self) -> dict[Node, int]:
         """By what was made and is written to, the place of the first node that may show its storage
         under a name that is not known here."""
         first: dict[Node, int] = {}
@@ -104,7 +103,7 @@ class Writes:
                 continue
             if _is_tensor(node) and not _makes_new(node):
                 for made in map(self._made, node.all_input_nodes):
-                    first.setdefault(made, places[node])
+                    first.setdefault(made, self._places[node])
         return first
 
     def _in_pieces(self, node: Node) -> bool:

@@ -10,7 +10,8 @@ import onnx
 import onnx_ir
 import pytest
 import torch
-from graphwright.backends.onnx.forms.attention_node import UseAttention, never_none, takes_opset
+from graphwright.backends.onnx.forms.attention_node import UseAttention, takes_opset
+from graphwright.backends.onnx.forms.empty_sizes import never_none
 from graphwright.backends.onnx.lowering import lowered
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View, is_value
