@@ -58,6 +58,7 @@ LARGEST = 2
 """Of each kind those of the most bytes that fit in a budget are measured."""
 SPEEDS = (0.9, 0.8, 0.7, 0.6, 0.5)
 """Budgets of time in shares of the source's."""
+TOKENS = ("diverse", "fastervlm", "similarity", "uniform-tokens", "vispruner")
 FAST = {
     "8 bits": ["quantize{bits=8 group=64}", f"quantize{{bits=8 group=128}}{TABLE}"],
     "4 bits": [f"gptq{{bits=4 group={g}}}{TABLE}" for g in (64, 128)],
@@ -67,13 +68,14 @@ FAST = {
                     for half in ("attn", "mlp")],
     "flap": [f"flap{{ratio={r} across=place repair=regression}}" for r in LESS],
     "built-in": ["w8", "w4", "w4-eora", "W8A8"],
+    **{kind: [f"{kind}{{keep={keep}%}}" for keep in (75, 50, 25, 12, 6)] for kind in TOKENS},
 }  # fmt: skip
 """What makes a model faster on a CPU, by kind."""
 CACHES = (0.75, 0.5, 0.25)
 """Budgets of the key-value cache in shares of the source's."""
 LIGHT = {
     **{kind: [f"{kind}{{keep={keep}%}}" for keep in range(90, 5, -5)]
-       for kind in ("diverse", "fastervlm", "similarity", "uniform-tokens", "vispruner")},
+       for kind in TOKENS},
     "half blocks": [f"drop-blocks{{count={n} of=attn}}" for n in (1, 2, 3, 4)],
 }  # fmt: skip
 """What makes the cache smaller, by kind."""

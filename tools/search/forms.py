@@ -100,9 +100,9 @@ ROUNDED = (
 )  # fmt: skip
 """What needs no Gram matrix to be inverted: all that is tried where a model is large."""
 FED_BACK = (
-    Form("gptq", 4, 32), Form("gptq", 4, 64), Form("gptq", 4, 128), Form("gptq", 3, 32),
-    Form("gptq", 3, 64), Form("gptq", 3, 128), Form("gptq", 2, 16, mse=True),
-    Form("gptq", 2, 32, mse=True), Form("gptq", 2, 64, mse=True),
+    Form("gptq", 8, 32), Form("gptq", 4, 32), Form("gptq", 4, 64), Form("gptq", 4, 128),
+    Form("gptq", 3, 32), Form("gptq", 3, 64), Form("gptq", 3, 128),
+    Form("gptq", 2, 16, mse=True), Form("gptq", 2, 32, mse=True), Form("gptq", 2, 64, mse=True),
 )  # fmt: skip
 FAST = Form("w8a8", 8, 0)
 """What is tried where time is bounded: many tokens at once go through it fastest."""

@@ -23,6 +23,7 @@ from .problem import Choice
 from .refine import MOST_STEPS, PATIENCE, SEED, Allowance, neighbours
 from .skips import graph_measures
 from .solve import solve
+from .uniform import uniform
 from .workers import Here, Workers
 
 Progress = Callable[[str, int, int], None]
@@ -92,10 +93,12 @@ class Rounds:
 
     def round(self, number: int) -> bool:
         """Measure the choice at the budget, and those of smaller menus that may be as good; at
-        first its neighbours too. Whether any of it was news."""
+        first its neighbours too, and one number of bits for all. Whether any of it was news."""
         scaled = [1.0, *(STEPS if number == 0 else ())]
         choices = [self._near(self.menu, scale) for scale in scaled]
         choices += self._smaller(choices[0])
+        if number == 0:
+            choices.append(self._uniform())
         news = {
             choice.key: choice for choice in choices
             if choice is not None and choice.key not in self.measured
@@ -157,6 +160,11 @@ class Rounds:
             choice = self._near(menu, 1.0)
             if choice is not None and choice.costs[goal] <= CLOSE[goal] * best.costs[goal]:
                 yield choice
+
+    def _uniform(self) -> Choice | None:
+        """One number of bits for all linears, where it keeps the bounds by forecast."""
+        problem = self.menu.bits_alone().corrected(self.factors)[0]
+        return uniform(problem, self.additive_limits(self.limits), self.budget.goal)
 
     def measure(self, choices: Sequence[Choice], what: str) -> None:
         """Run the recipe of each choice on the fitting part, and judge it."""

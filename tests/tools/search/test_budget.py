@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import replace
 
 import graphwright as gw
@@ -14,6 +15,7 @@ from graphwright.tools.search.prices import prices
 from graphwright.tools.search.problem import KEPT, Choice, Option, Place, Problem, useful
 from graphwright.tools.search.recipe_of import Held
 from graphwright.tools.search.solve import _Program, best, solve
+from graphwright.tools.search.uniform import uniform
 
 
 def test_a_budget_is_a_share_or_a_number_and_prints_as_it_is_read() -> None:
@@ -164,3 +166,32 @@ def test_prices_are_those_of_the_cheapest_step_back_and_of_the_best_one_on() -> 
     slow = [replace(o, costs={**o.costs, "ms": o.costs["bytes"] / 2e6}) for o in options]
     (price,) = prices(Problem([Place("a", slow)], {}), Choice({"a": slow[1]}, {}, {}), "ms")
     assert price.last and price.next and (price.last.price, price.next.price) == (10.0, 3.0)
+
+
+def test_one_number_of_bits_for_all_linears_that_keeps_the_bounds() -> None:
+    """The most bits of which the smaller form fits; a head that has no such form is kept."""
+
+    def options(forms: Sequence[tuple[Form, Path, float, int, float]]) -> list[Option]:
+        kept = Option(Held(("any",)), {"bytes": 160, "loss": 0.0}, KEPT)
+        return [kept, *(
+            Option(Held(("any",), form, path, gone), {"bytes": size, "loss": loss}, "bits")
+            for form, path, gone, size, loss in forms
+        )]  # fmt: skip
+
+    fine, coarse, few = (Form("gptq", *x) for x in ((8, 32), (8, 128), (4, 32)))
+    linear = options((
+        (fine, NO_PATH, 0.0, 44, 0.1), (coarse, NO_PATH, 0.0, 41, 0.2), (few, NO_PATH, 0.0, 24, 3),
+        (fine, NO_PATH, 0.5, 22, 0.05), (few, Path(8), 0.0, 30, 0.01),
+    ))  # fmt: skip
+    places = [Place("a", linear), Place("b", linear), Place("head", options(()))]
+    problem = Problem(places, {"bytes": 10})
+
+    def bits(limit: float, goal: str = "loss", measure: str = "bytes") -> list[Form | None]:
+        choice = uniform(problem, {measure: limit}, goal)
+        return [] if choice is None else [option.what.form for option in choice.chosen.values()]
+
+    assert bits(10 + 160 + 88) == [fine, fine, None]
+    assert bits(10 + 160 + 87) == [coarse, coarse, None]
+    assert bits(10 + 160 + 81) == [few, few, None]
+    assert bits(10 + 160 + 47) == []
+    assert bits(0.4, "bytes", "loss") == [coarse, coarse, None]

@@ -43,6 +43,7 @@ from graphwright.tools.search.skips import (
 )
 from graphwright.tools.search.solve import solve
 from graphwright.tools.search.timing import changed
+from graphwright.tools.search.uniform import uniform
 from graphwright.tools.search.workers import Forked
 from rich.console import Console
 
@@ -84,7 +85,10 @@ def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
     assert outcome.limits == {"bytes": limit} and outcome.best.costs["bytes"] <= limit
     assert outcome.best.costs["bytes"] > 0.9 * limit
     keys = {point.choice.key for point in measured}
-    assert solve(outcome.menu.bits_alone().problems, outcome.limits, "loss").key in keys
+    alone = outcome.menu.bits_alone().problems
+    assert solve(alone, outcome.limits, "loss").key in keys
+    one_for_all = uniform(alone[0], outcome.limits, "loss")
+    assert one_for_all is not None and one_for_all.key in keys
     losses = [p.costs["loss"] for p in outcome.front if not p.measured]
     assert losses == sorted(losses, reverse=True)
     text = str(outcome.recipe)
