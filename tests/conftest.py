@@ -27,6 +27,25 @@ if _CHECKOUT not in graphwright.tools.__path__:
     graphwright.tools.__path__.append(_CHECKOUT)
 
 
+_WIDE = Path(__file__).with_name("wide.txt")
+"""Cases of which others run every statement too; ``tools.bench.wide_cases`` finds them."""
+_FOR_DEVELOPERS = ("tests/tools/bench/", "tests/tools/zoo/")
+"""Tests of what the wheel leaves out."""
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks as wide those of the list, and of what is for developers. Where a person names a file
+    or a test, all of it runs."""
+    if any(".py" in argument for argument in config.args):
+        for node in (node for item in items for node in item.listchain()):
+            node.own_markers[:] = [mark for mark in node.own_markers if mark.name != "wide"]
+        return
+    wide = set(_WIDE.read_text().splitlines())
+    for item in items:
+        if item.nodeid in wide or item.nodeid.startswith(_FOR_DEVELOPERS):
+            item.add_marker("wide")
+
+
 @pytest.fixture(scope="session")
 def once_a_run(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[], Any]], Any]:
     """``once_a_run(name, make)``: what ``make`` returns, of which JSON can be made. The worker that
@@ -142,6 +161,38 @@ def _form(module: Any, inputs: Any, shapes: Any) -> str | None:
     spoken = getattr(config, "_attn_implementation", None)  # which is not in its dictionary
     whole = repr((settings, sorted(of_config.items()), spoken, given))
     return hashlib.sha256(whole.encode()).hexdigest()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
+    """With ``--dist loadfile``, a worker stays in a folder: its files ask for the same models, of
+    which each worker traces its own."""
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    def folder(file: str) -> str:
+        return file.rpartition("/")[0]
+
+    class ByFolder(LoadFileScheduling):
+        def _assign_work_unit(self, node: Any) -> None:
+            self.workqueue.move_to_end(self._next(node), last=False)
+            super()._assign_work_unit(node)
+
+        def _next(self, node: Any) -> str:
+            left: dict[str, list[str]] = {}
+            for file in self.workqueue:  # the one of the most tests first
+                left.setdefault(folder(file), []).append(file)
+            tests = {at: sum(len(self.workqueue[f]) for f in files) for at, files in left.items()}
+            at = {n: folder(list(files)[-1]) for n, files in self.assigned_work.items() if files}
+            if at.get(node) in left:
+                return left[at[node]][0]
+            free = left.keys() - at.values()
+            if free:
+                return left[max(sorted(free), key=tests.__getitem__)][0]
+            return left[max(left, key=tests.__getitem__)][-1]  # of another's, from its end
+
+    return ByFolder(config, log)
 
 
 def pytest_collection_finish() -> None:

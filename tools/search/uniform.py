@@ -26,11 +26,13 @@ def uniform(problem: Problem, limits: Mapping[str, float], goal: str) -> Choice 
 
 
 def _choices(problem: Problem) -> Iterator[Choice]:
-    tables = [o for place in problem.places for o in place.options if _is_table(o)] or [None]
+    tables: list[Option | None] = [
+        o for place in problem.places for o in place.options if isinstance(o.what, HeldTables)
+    ]
     held = {o.what.form.bits for place in problem.places for o in _stored(place)}
     for bits in sorted(held):
         for least in LEAST:
-            for table in tables:
+            for table in tables or [None]:
                 yield problem.choice(
                     {x.name: _option(x, bits, least, table) for x in problem.places}, {}
                 )
@@ -52,7 +54,3 @@ def _stored(place: Place) -> list[Option]:
         if isinstance(option.what, Held) and option.what.form is not None
         and not option.what.path.rank and not option.what.gone
     ]  # fmt: skip
-
-
-def _is_table(option: Option) -> bool:
-    return isinstance(option.what, HeldTables)
