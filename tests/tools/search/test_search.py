@@ -34,7 +34,7 @@ from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option, Place, Problem
-from graphwright.tools.search.rounds import Rounds
+from graphwright.tools.search.rounds import STEPS, Rounds
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import (
     excess_of_pairs,
@@ -89,12 +89,36 @@ def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
     assert solve(alone, outcome.limits, "loss").key in keys
     one_for_all = uniform(alone[0], outcome.limits, "loss")
     assert one_for_all is not None and one_for_all.key in keys
+    for step in STEPS:  # by the forecasts of the beginning, as all of the first round
+        assert solve(alone, {"bytes": step * limit}, "loss").key in keys
     losses = [p.costs["loss"] for p in outcome.front if not p.measured]
     assert losses == sorted(losses, reverse=True)
     text = str(outcome.recipe)
     assert str(gw.Recipe.parse(text)) == text
     done = gw.optimize(views["fx"], text, calibration=parts(views["fx"], batches).fit)
     assert outcome.judge.of(done.graph).value == pytest.approx(outcome.best.costs["loss"], rel=1e-6)
+
+
+def test_a_smaller_menu_is_corrected_by_what_was_measured_of_it(
+    views: dict[str, View], batches: Batches, outcome: Found
+) -> None:
+    view = views["fx"]
+    rounds = Rounds(
+        view, view, Budget.parse("bytes=40%"), parts(view, batches), outcome.menu, outcome.judge,
+        1, silent,
+    )  # fmt: skip
+    rounds.measured = {point.choice.key: point for point in outcome.front if point.measured}
+    rounds.factors = dict.fromkeys(outcome.menu.kinds, 1e6)
+    alone = outcome.menu.bits_alone()
+    own = [
+        (point.choice, outcome.judge.additive(point.costs["loss"]))
+        for point in rounds.measured.values() if alone.problems[0].has(point.choice)
+    ]  # fmt: skip
+    assert len(STEPS) < len(own)
+    assert rounds._factors_of(alone) == corrections(own, alone.kinds)
+    assert rounds._factors_of(outcome.menu) == rounds.factors
+    rounds.measured.clear()
+    assert rounds._factors_of(alone) == rounds.factors
 
 
 def test_without_rounds_the_forecast_decides(spend: Callable[..., Found], outcome: Found) -> None:
