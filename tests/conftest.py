@@ -35,8 +35,10 @@ _FOR_DEVELOPERS = ("tests/tools/bench/", "tests/tools/zoo/")
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Marks as wide those of the list, and of what is for developers. Where a person names a file
-    or a test, all of it runs."""
-    if any(".py" in argument for argument in config.args):
+    or a test, all of it runs, and all that failed before where that is asked for."""
+    named = any(argument.partition("::")[0].endswith(".py") for argument in config.args)
+    again = config.getoption("lf", default=False)
+    if (named or again) and config.getoption("markexpr") == "not wide":
         for node in (node for item in items for node in item.listchain()):
             node.own_markers[:] = [mark for mark in node.own_markers if mark.name != "wide"]
         return
@@ -165,32 +167,9 @@ def _form(module: Any, inputs: Any, shapes: Any) -> str | None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: Any, log: Any) -> Any:
-    """With ``--dist loadfile``, a worker stays in a folder: its files ask for the same models, of
-    which each worker traces its own."""
     if config.getvalue("dist") != "loadfile":
         return None
-    from xdist.scheduler import LoadFileScheduling
-
-    def folder(file: str) -> str:
-        return file.rpartition("/")[0]
-
-    class ByFolder(LoadFileScheduling):
-        def _assign_work_unit(self, node: Any) -> None:
-            self.workqueue.move_to_end(self._next(node), last=False)
-            super()._assign_work_unit(node)
-
-        def _next(self, node: Any) -> str:
-            left: dict[str, list[str]] = {}
-            for file in self.workqueue:  # the one of the most tests first
-                left.setdefault(folder(file), []).append(file)
-            tests = {at: sum(len(self.workqueue[f]) for f in files) for at, files in left.items()}
-            at = {n: folder(list(files)[-1]) for n, files in self.assigned_work.items() if files}
-            if at.get(node) in left:
-                return left[at[node]][0]
-            free = left.keys() - at.values()
-            if free:
-                return left[max(sorted(free), key=tests.__getitem__)][0]
-            return left[max(left, key=tests.__getitem__)][-1]  # of another's, from its end
+    from .by_folder import ByFolder
 
     return ByFolder(config, log)
 

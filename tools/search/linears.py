@@ -69,7 +69,8 @@ def linear_places(
         )  # fmt: skip
         return {name: errors.listed() for name, errors in by_name.items()}
 
-    known = remembered(checkpoints, "survey", surveyed)
+    of_forms = f"survey of {', '.join(map(str, forms))}"
+    known = remembered(checkpoints, of_forms, surveyed)
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
     gaps = {x.name: errors[group[0].name].gaps for group in groups for x in group}
     most = int(PROBE_WORK / max(1.0, work(structure, data.probe) / 2))

@@ -50,6 +50,7 @@ from .wholes import (
     pairs_of,
     staying,
     timed_cuts,
+    timed_forms,
     timed_tables,
     unit_of,
     work,
@@ -116,7 +117,9 @@ class Menu:
             )  # fmt: skip
             times, remark = timing.times(subject, judge.batches[0], data, progress, checkpoints)
             sites, untimed = timed_sites(sites, times)
-            about_times, source = [remark, *untimed], {**source, "ms": times.whole}
+            forms, unknown = timed_forms(forms, times)
+            about_times = [remark, *untimed, *unknown]
+            source = {**source, "ms": times.whole}
             cuts, more = timed_cuts(cuts, times)
             about_times += more
         places = linear_places(

@@ -142,11 +142,13 @@ class Rounds:
         as forecast and 2 bits 46 times, those of bits alone 8 and 6 times.)"""
         if menu is self.menu:
             return self.factors
+        options = [{*problem.options} for problem in menu.problems]
         own = [
             (choice, loss) for choice, loss in self._known()
-            if any(problem.has(choice) for problem in menu.problems)
+            if any(there >= {*choice.keys} for there in options)
         ]
-        return corrections(own, menu.kinds) if len(own) > len(STEPS) else self.factors
+        found = corrections(own, menu.kinds) if len(own) > len(STEPS) else {}
+        return found or self.factors
 
     def additive_limits(self, limits: Mapping[str, float]) -> dict[str, float]:
         """What forecasts may say for a run to keep limits."""
@@ -159,6 +161,8 @@ class Rounds:
 
     def _near(self, menu: Menu, scale: float) -> Choice | None:
         """The choice where the bounds are so many times as large; ``None`` where there is none."""
+        if not any(problem.options for problem in menu.problems):
+            return None  # without its one knob nothing is left to choose
         try:
             return self.solve(menu, {m: limit * scale for m, limit in self.limits.items()})
         except BadInput:

@@ -14,6 +14,7 @@ from ...ir.structure.units import Unit
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
+from .forms import Form
 from .judge import Judge
 from .problem import KEPT, Option, Place, Problem
 from .recipe_of import Cut, Held, Thinned
@@ -175,6 +176,18 @@ def timed_tables(place: Place, times: Times | None) -> Place:
         replace(o, costs={**o.costs, "ms": times.tables.get(str(o.what), 0.0)})
         for o in place.options
     ])  # fmt: skip
+
+
+def timed_forms(forms: Sequence[Form], times: Times) -> tuple[Sequence[Form], list[str]]:
+    """The forms that a table of times knows of some linear, and what a person should know of the
+    others: an older version did not measure all."""
+    known = set[str]().union(*times.linears.values())
+    lacking = [form for form in forms if known and form.timed not in known]
+    if not lacking:
+        return forms, []
+    names = ", ".join(dict.fromkeys(form.timed for form in lacking))
+    note = f"no linear is stored as {names}: the table of times has none of that"
+    return [form for form in forms if form not in lacking], [note]
 
 
 def timed_cuts(

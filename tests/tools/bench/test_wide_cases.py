@@ -1,4 +1,4 @@
-"""Which cases others stand for, and that the list names cases that are there."""
+"""Which cases others stand for, and that the list names tests that are there."""
 
 from __future__ import annotations
 

@@ -185,6 +185,8 @@ def test_one_number_of_bits_for_all_linears_that_keeps_the_bounds() -> None:
     ))  # fmt: skip
     places = [Place("a", linear), Place("b", linear), Place("head", options(()))]
     problem = Problem(places, {"bytes": 10})
+    unread = Place("unread", options(((Form("gptq", 2, 32), NO_PATH, 0.0, 9, 0.0),)))
+    assert uniform(replace(problem, places=[*places, unread]), {"bytes": 900}, "loss") is None
 
     def bits(limit: float, goal: str = "loss", measure: str = "bytes") -> list[Form | None]:
         choice = uniform(problem, {measure: limit}, goal)

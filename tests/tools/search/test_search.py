@@ -379,6 +379,15 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
             assert point.costs["bytes"] == point.choice.costs["bytes"] - rotary
 
 
+def test_one_knob_alone_without_which_nothing_is_left_to_choose(
+    views: dict[str, View], batches: Batches
+) -> None:
+    found = search(
+        views["fx"], budget="bytes=90%", calibration=batches, rounds=1, using=("layers",)
+    )
+    assert found.best.measured and found.best.choice.dropped and not found.best.choice.chosen
+
+
 def test_where_nothing_can_be_chosen_that_is_said() -> None:
     with pytest.raises(gw.BadInput, match="nothing to choose from by layers"):
         gw.search(tiny(), budget="bytes=50%", calibration=[{"input": torch.ones(4, 3)}],

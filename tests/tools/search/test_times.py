@@ -29,7 +29,7 @@ from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, units
 from graphwright.tools.search.times import Times
 from graphwright.tools.search.timing import Subject, counted_times, measured_times, stand_in
-from graphwright.tools.search.wholes import timed_cuts
+from graphwright.tools.search.wholes import timed_cuts, timed_forms
 
 from .conftest import Batches
 
@@ -164,6 +164,14 @@ def test_ways_to_drop_image_tokens_that_a_table_lacks_are_left_out() -> None:
     assert timed_cuts(cuts, Times(1.0, cuts={"diverse 50%": 0.5, "diverse 67": 0.4})) == (cuts, [])
     kept, (note,) = timed_cuts(cuts, Times(1.0, cuts={"diverse 50%": 0.5}))
     assert kept == cuts[:1] and note.startswith("1 of 2 ways to drop image tokens are left out")
+
+
+def test_forms_that_a_table_lacks_are_left_out() -> None:
+    forms = (Form("gptq", 8, 32), Form("quantize", 8, 64), Form("gptq", 4, 32))
+    table = Times(1.0, linears={"9x9": {"8/64": 0.1, "4/32": 0.1}}, machine="older")
+    kept, (note,) = timed_forms(forms, table)
+    assert (*kept,) == forms[1:] and note.startswith("no linear is stored as 8/32")
+    assert timed_forms(forms, Times(1.0)) == (forms, [])  # counted: it knows no linear
 
 
 def test_a_target_that_is_not_timed_here_is_counted(
