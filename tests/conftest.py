@@ -30,22 +30,33 @@ if _CHECKOUT not in graphwright.tools.__path__:
 _WIDE = Path(__file__).with_name("wide.txt")
 """Cases of which others run every statement too; ``tools.bench.wide_cases`` finds them."""
 _FOR_DEVELOPERS = ("tests/tools/bench/", "tests/tools/zoo/")
-"""Tests of what the wheel leaves out."""
+"""Tests of what the wheel leaves out: slow."""
+_LEFT_OUT = "not wide and not slow"
+"""As ``pyproject.toml`` has it."""
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """What is for developers is not even imported where a run of all leaves it out."""
+    of_all = set(config.args) <= set(config.getini("testpaths"))
+    if not of_all or config.getoption("markexpr") != _LEFT_OUT:
+        return None
+    inside = f"{Path(os.path.relpath(collection_path, config.rootpath)).as_posix()}/"
+    return True if inside.startswith(_FOR_DEVELOPERS) else None
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Marks as wide those of the list, and of what is for developers. Where a person names a file
-    or a test, all of it runs, and all that failed before where that is asked for."""
+    """Marks the wide cases, and what is for developers as slow. Where a person names a file or a
+    test, all of it runs, and all that failed before where that is asked for."""
     named = any(argument.partition("::")[0].endswith(".py") for argument in config.args)
     again = config.getoption("lf", default=False)
-    if (named or again) and config.getoption("markexpr") == "not wide":
-        for node in (node for item in items for node in item.listchain()):
-            node.own_markers[:] = [mark for mark in node.own_markers if mark.name != "wide"]
-        return
+    if (named or again) and config.getoption("markexpr") == _LEFT_OUT:
+        config.option.markexpr = ""
     wide = set(_WIDE.read_text().splitlines())
     for item in items:
-        if item.nodeid in wide or item.nodeid.startswith(_FOR_DEVELOPERS):
+        if item.nodeid in wide:
             item.add_marker("wide")
+        if item.nodeid.startswith(_FOR_DEVELOPERS):
+            item.add_marker("slow")
 
 
 @pytest.fixture(scope="session")

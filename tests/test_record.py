@@ -45,6 +45,7 @@ def subjects() -> Iterator[Callable[[str], Subject]]:
         yield lambda name: cache.setdefault(name, Subject(name, FOLDER))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", REPLAYED, ids=str)
 def test_what_was_recorded_is_made(case: Case, subjects: Callable[[str], Subject]) -> None:
     lines = compare(case, recorded(case.model).get(case.row), measure(subjects(case.model), case))

@@ -14,6 +14,7 @@ from graphwright.ir.core.errors import BadInput
 from graphwright.tools.bench import shipped
 from graphwright.tools.bench.shipped import EVERY, MODELS, RECIPES, Case, Sources
 
+pytestmark = pytest.mark.slow
 TRIED = {
     "tiny-vit/fx": (
         "any-size", "w4-eora", "easyquant{bits=4}", "bitstack{blocks=3}", "hqq{bits=2 group=16}",

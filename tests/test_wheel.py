@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.wide  # of no statement of the package; the gate names this file
+pytestmark = pytest.mark.slow  # of no statement of the package; the gate names this file
 ROOT = Path(__file__).resolve().parents[1]
 LAYERS = ("ir", "kernels", "passes", "backends", "tools")
 OUTSIDE = ("tools/bench/", "tools/zoo/", "tools/guide/")

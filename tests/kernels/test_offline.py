@@ -39,7 +39,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 def test_all_kernels_are_compiled_for_all_kinds_of_devices(rows: list[dict[str, Any]]) -> None:
     kernels = {
         "gemv_kernel", "gemm_kernel", "join_kernel", "token_select_kernel", "rope_kernel",
@@ -57,13 +57,13 @@ def test_all_kernels_are_compiled_for_all_kinds_of_devices(rows: list[dict[str, 
     assert {row["arch"] for row in rows} == set(ARCHS)
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 def test_nothing_spills(rows: list[dict[str, Any]]) -> None:
     assert [row for row in rows if row["spilled"]] == []
     assert all(16 <= row["registers"] <= 255 for row in rows)
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 def test_shared_memory_is_within_the_device(rows: list[dict[str, Any]]) -> None:
     for row in rows:
         assert row["shared_limit"] == ARCHS[row["arch"]]

@@ -2,7 +2,7 @@
 
 A case is wide where it takes long, where its test has another case that is not wide, and where
 every statement of the package that it runs is run by other cases that are not: the longest first.
-Wide cases are left out of ``pytest``; ``pytest -m wide`` runs them, and the gate does.
+Wide cases are left out of ``pytest`` and of the gate; ``pytest -m wide`` runs them.
 
     pytest -m '' -n auto --dist loadfile --cov=graphwright --cov-context=test --cov-report= \\
         --durations=0 -vv > durations.txt
@@ -89,9 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     seconds = durations(options.durations.read_text().splitlines())
     found = wide(seconds, statements_by_case(options.data), options.long, options.others)
     spared, whole = sum(map(seconds.__getitem__, found)), sum(seconds.values())
-    print(
-        f"{len(found)} of {len(seconds)} cases, {spared:.0f} of {whole:.0f} s", file=sys.stderr
-    )
+    print(f"{len(found)} of {len(seconds)} cases, {spared:.0f} of {whole:.0f} s", file=sys.stderr)
     print("\n".join(found))
     return 0
 

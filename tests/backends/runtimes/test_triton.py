@@ -142,23 +142,27 @@ LINEARS = 8
 
 
 @pytest.mark.parametrize(("kind", "name"), RUNS)
+@pytest.mark.slow
 def test_the_numbers_of_eager(kind: str, name: str, interpreted: Mapping[str, Any]) -> None:
     report = interpreted[f"{kind}: {name}"]
     assert report["error"] <= (SLACK_INT8 if name == "8 bits" else 2e-6)
     assert report["error"] > 0
 
 
+@pytest.mark.slow
 def test_one_token(interpreted: Mapping[str, Any]) -> None:
     assert interpreted["one token"]["kernels"]["linear_nbit_low_rank"] == LINEARS
     assert 0 < interpreted["one token"]["error"] <= 2e-6
 
 
+@pytest.mark.slow
 def test_own_ops_run_as_kernels(interpreted: Mapping[str, Any]) -> None:
     assert interpreted["fx: 4 bits"]["kernels"] == {"linear_nbit": LINEARS, "rope": 2}
     assert interpreted["onnx: 8 bits"]["kernels"]["linear_nbit"] == LINEARS
     assert interpreted["onnx: 8 bits"]["fallbacks"] == {}
 
 
+@pytest.mark.slow
 def test_a_low_rank_path_goes_into_its_linear(interpreted: Mapping[str, Any]) -> None:
     for kind in ("fx", "onnx"):
         report = interpreted[f"{kind}: 4 bits and eora"]
@@ -166,6 +170,7 @@ def test_a_low_rank_path_goes_into_its_linear(interpreted: Mapping[str, Any]) ->
         assert "linear_nbit" not in report["kernels"]
 
 
+@pytest.mark.slow
 def test_an_artifact_opened_again_runs_as_kernels(interpreted: Mapping[str, Any]) -> None:
     report = interpreted["opened again"]
     assert report["kernels"] == interpreted["onnx: 4 bits and eora"]["kernels"]
@@ -173,12 +178,14 @@ def test_an_artifact_opened_again_runs_as_kernels(interpreted: Mapping[str, Any]
     assert 0 < report["error"] <= 2e-6
 
 
+@pytest.mark.slow
 def test_three_bits_have_a_kernel(interpreted: Mapping[str, Any]) -> None:
     report = interpreted["fx: 3 bits"]
     assert report["fallbacks"] == {}
     assert report["kernels"] == {"linear_nbit": LINEARS, "rope": 2}
 
 
+@pytest.mark.slow
 def test_an_artifact_and_a_half_precision_model(interpreted: Mapping[str, Any]) -> None:
     assert interpreted["artifact"]["kernels"] == {"rope": 2}, "an artifact is read back as our ops"
     assert interpreted["artifact"]["error"] <= 2e-6
@@ -186,6 +193,7 @@ def test_an_artifact_and_a_half_precision_model(interpreted: Mapping[str, Any]) 
     assert interpreted["half"]["error"] <= 5e-3
 
 
+@pytest.mark.slow
 def test_inputs_that_do_not_fit(interpreted: Mapping[str, Any]) -> None:
     missing, dtype, rank = interpreted["wrong inputs"]
     assert "missing attention_mask" in missing
@@ -193,6 +201,7 @@ def test_inputs_that_do_not_fit(interpreted: Mapping[str, Any]) -> None:
     assert "attention_mask: expected" in rank
 
 
+@pytest.mark.slow
 def test_the_command_checks_the_graph_there_too(interpreted: Mapping[str, Any]) -> None:
     assert set(interpreted["command"]) == {"optimized", "unoptimized", "triton"}
     assert 0 < interpreted["command"]["triton"]["rel_l2"] <= 1e-4

@@ -139,7 +139,7 @@ def answers(view: FxView, asked: list[scenes.Question]) -> list[str]:
     return words
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 def test_the_llava_has_learned(graphs: dict[str, FxView]) -> None:
     asked = scenes.questions("test", 80)
     words = answers(graphs["tiny-llava"], asked)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from graphwright.tools.bench.node_tests import Verdict, collect, judge, judge_written
 
-pytestmark = pytest.mark.wide  # the package makes all of its tests when one is asked for
+pytestmark = pytest.mark.slow  # the package makes all of its tests when one is asked for
 REASONS = {
     r"gives other numbers at each run": "noise",
     r"does not take its operands \(ONNX Runtime: ": "a limit of the runtime's kernel",

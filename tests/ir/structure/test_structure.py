@@ -126,7 +126,7 @@ def test_products_of_rounded_operands_are_attention(views: Any) -> None:
     assert attends == [[True, False], [True, False]]
 
 
-@pytest.mark.wide
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gemma2"])
 def test_the_exporters_own_file_gives_the_same_structure(name: str, views: Any) -> None:
     """torch.onnx.export folds weights and writes kᵀ through shapes; names may differ."""
