@@ -38,7 +38,8 @@ _LEFT_OUT = "not wide and not slow"
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """What is for developers is not even imported where a run of all leaves it out."""
     of_all = set(config.args) <= set(config.getini("testpaths"))
-    if not of_all or config.getoption("markexpr") != _LEFT_OUT:
+    again = config.getoption("lf", default=False)
+    if again or not of_all or config.getoption("markexpr") != _LEFT_OUT:
         return None
     inside = f"{Path(os.path.relpath(collection_path, config.rootpath)).as_posix()}/"
     return True if inside.startswith(_FOR_DEVELOPERS) else None
