@@ -50,6 +50,8 @@ class Rounds:
         self.judge, self.rounds, self.tell, self.seconds = judge, rounds, progress, refine
         self.checkpoints = checkpoints
         self.workers = workers or Here(partial(measured, graph, judge, data.fit))
+        # Bits by themselves, asked for in each round; the same menu is not solved twice.
+        self._alone = menu if (*menu.using,) == ("bits",) else menu.bits_alone()
         self.source = {**graph_measures(source, judge.batches[0]), "loss": 1.0}
         if menu.times is not None:
             self.source["ms"] = menu.times.whole
@@ -98,7 +100,7 @@ class Rounds:
         choices = [self._near(self.menu, 1.0)]
         choices += self._smaller(choices[0])
         if number == 0:
-            menus = (self.menu, self.menu.bits_alone())
+            menus = [self.menu] if self._alone is self.menu else [self.menu, self._alone]
             choices += [self._near(menu, scale) for menu in menus for scale in STEPS]
             choices.append(self._uniform())
         news = {
@@ -179,14 +181,14 @@ class Rounds:
         least = best.costs[goal]
         if known is not None:
             least = max(least, self._additive(known) if goal == "loss" else known.costs[goal])
-        for menu in (self.menu.bits_alone(), *map(self.menu.without, knobs)):
+        for menu in (self._alone, *map(self.menu.without, knobs)):
             choice = self._near(menu, 1.0)
             if choice is not None and choice.costs[goal] <= CLOSE[goal] * least:
                 yield choice
 
     def _uniform(self) -> Choice | None:
         """One number of bits for all linears, where it keeps the bounds by forecast."""
-        problem = self.menu.bits_alone().corrected(self.factors)[0]
+        problem = self._alone.corrected(self.factors)[0]
         return uniform(problem, self.additive_limits(self.limits), self.budget.goal)
 
     def measure(self, choices: Sequence[Choice], what: str) -> None:
