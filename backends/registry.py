@@ -48,10 +48,10 @@ def compile(
     """An executable of a graph, or of an artifact's folder or ``model.onnx``.
 
     ``device`` is ``cpu`` or ``cuda``. Options of ``onnxruntime``: ``optimize`` (the runtime's graph
-    optimisation, on by default), ``threads``, ``lean`` (weights stay in their file) and ``path``
-    (another entry graph of an artifact, by its name); of
-    ``triton``: ``strict``. Raises ``BadInput`` for an unknown backend, device or option and
-    ``Missing`` where the device or a package is not there.
+    optimisation, on by default), ``threads``, ``lean`` (weights stay in their file), ``sparing``
+    (of memory and processor time, not of the clock's) and ``path`` (another entry graph of an
+    artifact, by its name); of ``triton``: ``strict``. Raises ``BadInput`` for an unknown
+    backend, device or option and ``Missing`` where the device or a package is not there.
     """
     if not isinstance(graph, str | Path):
         check_graph(graph)

@@ -22,7 +22,8 @@ from ..base import Executable
 from ..onnx.model_files import MODEL_FILE
 from ..registry import DEFAULT, compile
 from ..runtimes.original import REPACKED_BYTES, ROUNDED_BYTES, must_repack
-from ..runtimes.unrounded import unrounded_file
+from ..runtimes.pieces import in_pieces
+from ..runtimes.unrounded import may_be_fused, unrounded_file
 from .artifact import model_bytes, rows_begin
 from .optimization import float_twin, optimization_alone
 from .widened import widened_twin
@@ -244,11 +245,12 @@ def check_artifact(
     size = model_bytes(folder)
     runtime = "ONNX Runtime" if file == MODEL_FILE else f"{file} in ONNX Runtime"
     path = folder / file
-    plain = unrounded_file(path) if judge.rounds else None
+    plain = in_pieces(unrounded_file(path)) if judge.rounds else None
     twin = widened_twin(path, device)
     rounds = rounds_activations(graph) and (plain is None or size <= ROUNDED_BYTES)
     prepacked = rounds or size <= REPACKED_BYTES
-    open_session = partial(compile, path, backend=DEFAULT, device=device)
+    lean = size > ROUNDED_BYTES
+    open_session = partial(compile, path, backend=DEFAULT, device=device, sparing=True)
     advice = "Update onnxruntime, or report the model"
     progress("running the artifact, graph optimisation on", 0, 1)
     instead = None if prepacked else plain
@@ -265,7 +267,7 @@ def check_artifact(
     give_back()
     progress("running the artifact, graph optimisation off", 0, 1)
     executable = open_session(
-        optimize=False, lean=not must_repack(judge.plain), instead=plain or twin
+        optimize=False, lean=lean and not must_repack(judge.plain), instead=plain or twin
     )
     actual = [executable(**inputs) for inputs in judge.inputs]
     unoptimized = judge.judge(actual, f"{runtime} (graph optimisation off)", advice)
@@ -274,12 +276,15 @@ def check_artifact(
     alone = None
     exact = plain if instead is None else None
     if judge.coarse:
-        exact, actual = float_twin(path) if size <= ROUNDED_BYTES else None, []
+        exact = float_twin(path) if size <= ROUNDED_BYTES else None
+        exact = None if exact is None else in_pieces(exact)
+        actual = actual if exact == plain else []
     if exact is not None and device == "cpu":
         progress("running the artifact, nothing rounded", 0, 1)
 
         def open_exact(model: bytes, optimize: bool) -> Executable:
-            return open_session(optimize=optimize, lean=True, instead=model)
+            kept = lean or may_be_fused(model)
+            return open_session(optimize=optimize, lean=kept, instead=model)
 
         alone = optimization_alone(
             exact, judge.inputs, open_exact, runtime, actual, judge.widened

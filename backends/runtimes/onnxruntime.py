@@ -58,7 +58,9 @@ class OnnxRuntimeExecutable:
     mapped from, where others repack them into memory of their own (of a 0.5B model in 4 bits: 96
     MB instead of 787): float sums then run in another order (1.5e-7 relative L2 in a 4-bit
     multiplication), and one that rounds activations to 8 bits (``accuracy_level=4``) has no such
-    kernel without repacking, and computes in float32 (5e-3 apart). ``instead`` is a model to load
+    kernel without repacking, and computes in float32 (5e-3 apart). A ``sparing`` session keeps no
+    memory between its runs, and its threads sleep where they wait for each other: slower by the
+    clock, in fewer processor seconds. So is a lean one. ``instead`` is a model to load
     in the place of the file's, whose weights lie where the file says. A ``bounded`` session takes
     no more memory than this machine has: see ``ir.onnx.bounded_memory``. Raises ``BadInput`` where
     the runtime cannot load the file, and ``Missing`` where it cannot use the device.
@@ -66,7 +68,7 @@ class OnnxRuntimeExecutable:
 
     def __init__(
         self, path: Path, *, device: str, optimize: bool, threads: int | None, lean: bool = False,
-        instead: bytes | None = None, bounded: bool = False,
+        instead: bytes | None = None, bounded: bool = False, sparing: bool = False,
     ) -> None:  # fmt: skip
         import onnxruntime as ort
 
@@ -82,10 +84,11 @@ class OnnxRuntimeExecutable:
         )
         if threads is not None:
             options.intra_op_num_threads = threads
-        if lean:
+        if lean or sparing:
             options.enable_cpu_mem_arena = False
-            options.add_session_config_entry("session.disable_prepacking", "1")
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        if lean:
+            options.add_session_config_entry("session.disable_prepacking", "1")
         if bounded:
             bound_memory(options)
         self._run_options = run_options() if bounded else None
@@ -295,11 +298,12 @@ def build(
     optimize: bool = True,
     threads: int | None = None,
     lean: bool = False,
+    sparing: bool = False,
     instead: bytes | None = None,
     path: str | None = None,
 ) -> OnnxRuntimeExecutable:
-    """See ``registry.compile``. A graph goes through a folder that the session outlives. ``lean``
-    and ``instead``, which is for a file alone: see ``OnnxRuntimeExecutable``.
+    """See ``registry.compile``. A graph goes through a folder that the session outlives. ``lean``,
+    ``sparing`` and ``instead``, which is for a file alone: see ``OnnxRuntimeExecutable``.
 
     Measured on 24 weights of 16 MB (CPU, 1 thread): 0.3 to 0.9 s to write, 0.4 s to load, and a
     peak of 1.06 times the weights. Handing them over as ``OrtValue`` takes the same memory; through
@@ -315,8 +319,9 @@ def build(
         if not file.is_file():
             raise Missing(f"{file} is not there: give an artifact's folder or an .onnx file")
         return OnnxRuntimeExecutable(
-            file, device=device, optimize=optimize, threads=threads, lean=lean, instead=instead
-        )
+            file, device=device, optimize=optimize, threads=threads, lean=lean, instead=instead,
+            sparing=sparing,
+        )  # fmt: skip
     if path is not None:
         raise BadInput(f"path={path} names an entry graph of an artifact's folder, not of a graph")
     from ..onnx.lowering import lowered
@@ -325,8 +330,9 @@ def build(
     with Scratch("session") as folder:
         write_model(lowered(graph).model, folder)
         return OnnxRuntimeExecutable(
-            folder / MODEL_FILE, device=device, optimize=optimize, threads=threads, lean=lean
-        )
+            folder / MODEL_FILE, device=device, optimize=optimize, threads=threads, lean=lean,
+            sparing=sparing,
+        )  # fmt: skip
 
 
 BACKEND = Backend(build, check_device, runs_artifacts=True, library="onnxruntime")

@@ -20,3 +20,12 @@ def unrounded_file(path: Path) -> bytes:
             if attribute.name == LEVEL:
                 attribute.i = 0
     return bytes(model.SerializeToString())
+
+
+def may_be_fused(model: bytes) -> bool:
+    """Whether the runtime makes products of codes itself where it optimises a model: it gives them
+    ``accuracy_level`` 4, and rounds their activations wherever it repacks their weights."""
+    import onnx
+
+    nodes = onnx.load_model_from_string(model).graph.node
+    return any(node.op_type == "DequantizeLinear" for node in nodes)

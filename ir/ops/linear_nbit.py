@@ -20,6 +20,10 @@ from .pack import block_of, check_format, dequantize, n_blocks, n_groups, pack, 
 from .pack import zero_bytes as row_zero_bytes
 from .stored_types import stored_linear_type
 
+NUMBERS = 1 << 22
+"""Of a weight that are numbers at a time: 16 MB of them. A head of 152,000 words by 896 would be
+544, which are written once to be read once."""
+
 
 def linear_nbit(
     x: Tensor,
@@ -42,17 +46,28 @@ def linear_nbit(
     stored block first (``rounded``), but for what real zero points add.
     """
     form = {"bits": bits, "group": group, "in_features": in_features}
-    weight = dequantize(codes, scales, zeros, **form)
-    wide_bias = None if bias is None else bias.float()
     wide = x.float()
-    if accuracy_level != 4:
-        return torch.nn.functional.linear(wide, weight, wide_bias).to(x.dtype)
-    whole = zeros if zeros is None or not zeros.is_floating_point() else None
-    coded = weight if whole is zeros else dequantize(codes, scales, whole, **form)
-    y = torch.nn.functional.linear(rounded(wide, block_of(group, in_features)), coded, wide_bias)
-    if zeros is not whole:
-        y = y + torch.nn.functional.linear(wide, weight - coded)
-    return y.to(x.dtype)
+    coarse = rounded(wide, block_of(group, in_features)) if accuracy_level == 4 else wide
+    step, parts = max(1, NUMBERS // in_features), []
+    for start in range(0, out_features, step):
+        rows = slice(start, start + step)
+        zero, added = (None if t is None else t[rows] for t in (zeros, bias))
+        parts.append(_rows(wide, coarse, codes[rows], scales[rows], zero, added, form))
+    return torch.cat(parts, -1).to(x.dtype)
+
+
+def _rows(
+    wide: Tensor, coarse: Tensor, codes: Tensor, scales: Tensor, zeros: Tensor | None,
+    bias: Tensor | None, form: Mapping[str, int],
+) -> Tensor:  # fmt: skip
+    """Some rows of the weight, times ``coarse``; what real zero points add, times ``wide``."""
+    bias = None if bias is None else bias.float()
+    weight = dequantize(codes, scales, zeros, **form)
+    if coarse is wide or zeros is None or not zeros.is_floating_point():
+        return torch.nn.functional.linear(coarse, weight, bias)
+    coded = dequantize(codes, scales, None, **form)
+    y = torch.nn.functional.linear(coarse, coded, bias)
+    return y + torch.nn.functional.linear(wide, weight - coded)
 
 
 def rounded(x: Tensor, block: int) -> Tensor:

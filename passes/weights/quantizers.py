@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
+from ...ir.core.one_thread import one_thread
 from ...ir.ops.pack import check_format, pack, pack_zeros, rows_in_cache
 from ...ir.ops.sparse_linear import index_dtype
 from .quantized import Outliers, Quantized
@@ -429,27 +430,31 @@ class _Coding:
         """With scales in ``dtype``, or in float32 where float16 would cost accuracy."""
         if dtype not in SMALLEST_SCALE:
             raise BadInput(f"scales are stored as float16 or float32, not {dtype}")
-        result, magnitudes = self._blocks(dtype)
-        if dtype == torch.float16 and _too_narrow(magnitudes, self.bits):
-            result, _ = self._blocks(torch.float32)
+        with one_thread():
+            result, magnitudes = self._blocks(dtype)
+            if dtype == torch.float16 and _too_narrow(magnitudes, self.bits):
+                result, _ = self._blocks(torch.float32)
         return result
 
     def dense(self, dtype: torch.dtype) -> Tensor:
         """The matrix f32 that ``run`` would store."""
         parts, magnitudes = [], []
-        for block in _split(self.weight):
-            rows = block.float()
-            groups = Groups.of(rows, self.group)
-            magnitudes.append(groups.magnitude())
-            codes, scale, zero = self.fit(groups, dtype)
-            parts.append(codes.sub_(zero).mul_(scale).flatten(1)[:, : rows.shape[1]])
+        with one_thread():
+            for block in _split(self.weight):
+                rows = block.float()
+                groups = Groups.of(rows, self.group)
+                magnitudes.append(groups.magnitude())
+                codes, scale, zero = self.fit(groups, dtype)
+                parts.append(codes.sub_(zero).mul_(scale).flatten(1)[:, : rows.shape[1]])
         if dtype == torch.float16 and _too_narrow(torch.cat(magnitudes), self.bits):
             return self.dense(torch.float32)
         return torch.cat(parts)
 
     def _blocks(self, dtype: torch.dtype) -> tuple[Quantized, Tensor]:
         """Fit, pack and compare rows while they are in cache; the groups' magnitudes too."""
-        packed, scales, zeros, magnitudes = [], [], [], []
+        # Codes have one place from the beginning: those of a table of 8 bits, joined, would be two.
+        packed, done = torch.empty(0), 0
+        scales, zeros, magnitudes = [], [], []
         gap = norm = 0.0
         for block in _split(self.weight, self.times):
             rows = block.float()
@@ -462,7 +467,11 @@ class _Coding:
                 groups = Groups.of(rows.masked_fill(self.outlying(rows), 0.0), self.group)
             codes, scale, zero = self.fit(groups, dtype)
             stored = codes.flatten(1)[:, : rows.shape[1]].to(torch.uint8)
-            packed.append(pack(stored, self.bits, self.group))
+            part = pack(stored, self.bits, self.group)
+            if not done:
+                packed = part.new_empty((len(self.weight), *part.shape[1:]))
+            packed[done : done + len(part)] = part
+            done += len(part)
             scales.append(scale.squeeze(-1).to(dtype))
             if isinstance(zero, Tensor):
                 zeros.append(self._stored_zeros(zero.squeeze(-1), dtype))
@@ -470,7 +479,7 @@ class _Coding:
             gap = math.hypot(gap, float(torch.linalg.vector_norm(error)))
             norm = math.hypot(norm, float(torch.linalg.vector_norm(rows)))
         result = Quantized(
-            torch.cat(packed), torch.cat(scales),
+            packed, torch.cat(scales),
             torch.cat(zeros) if zeros else None,
             None, self.bits, self.group, self.weight.shape[1], gap / max(norm, 1e-30),
         )  # fmt: skip

@@ -100,13 +100,31 @@ def test_dequantizing_is_bit_exact(
     assert torch.equal(matrix, plain(codes, scales, zeros, group))
 
 
-def test_blocks_of_rows_are_too_small_to_share_among_threads() -> None:
+def test_blocks_of_rows_fill_a_share_of_the_cache() -> None:
     for columns in (1, 16, 123, 896, 4096, 16_383):
         rows = rows_in_cache(columns)
-        assert rows * columns < 1 << 15
+        assert rows * columns <= IN_CACHE
         assert rows % 2 == 0
         assert (rows + 2) * columns > IN_CACHE
-    assert rows_in_cache(20_000) == rows_in_cache(1 << 20) == 1
+    assert rows_in_cache(IN_CACHE // 2 + 1) == rows_in_cache(1 << 20) == 1
+
+
+def test_blocks_are_worked_on_by_one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen, before = [], torch.get_num_threads()
+    real = pack._unpacked
+    monkeypatch.setattr(
+        pack, "_unpacked", lambda *args: [seen.append(torch.get_num_threads()), real(*args)][1]
+    )
+    codes = pack.pack(torch.zeros(4, 32, dtype=torch.uint8), 4, 32)
+    torch.set_num_threads(2)
+    try:
+        pack.dequantize(codes, torch.ones(4, 1), bits=4, group=32, in_features=32)
+        assert (seen, torch.get_num_threads()) == ([1], 2)
+        with pytest.raises(RuntimeError):
+            pack.dequantize(codes, torch.ones(4, 3), bits=4, group=32, in_features=32)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def identity(columns: int) -> Tensor:

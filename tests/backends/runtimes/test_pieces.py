@@ -1,0 +1,54 @@
+"""Large products of codes cut into pieces: the same numbers, from weights where they lie."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import graphwright as gw
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+import torch
+from graphwright.backends.runtimes import pieces
+from graphwright.backends.runtimes.pieces import in_pieces
+
+X = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+
+
+def results(model: str | bytes, folder: Path) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
+    options = ort.SessionOptions()
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(folder)
+    )
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    (name,) = (given.name for given in session.get_inputs())
+    (result,) = session.run(None, {name: X.numpy()})
+    return np.asarray(result)
+
+
+@pytest.mark.parametrize("outside", [True, False], ids=["beside the model", "in it"])
+@pytest.mark.parametrize("more", ["", " symmetric=false"])
+def test_pieces_give_the_same_numbers_from_the_same_files(
+    more: str, outside: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "NUMBERS", 64 * 10)  # the last of 37 rows' pieces has 7
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 37), torch.nn.Linear(37, 5))
+    recipe = f"quantize{{bits=4 group=16 accuracy_level=0{more}}}"
+    graph = gw.optimize(gw.trace(layers, (X,)), recipe).graph
+    path = gw.export(graph, tmp_path / "out") / "model.onnx"
+    before = onnx.load(path, load_external_data=not outside)
+    model = before.SerializeToString()
+    cut = in_pieces(model)
+    nodes = onnx.load_model_from_string(cut).graph.node
+    assert [n.op_type for n in nodes].count("MatMulNBits") == 4 + 1
+    assert [n.op_type for n in nodes].count("Concat") == 1
+    np.testing.assert_array_equal(results(cut, path.parent), results(str(path), path.parent))
+    if outside:
+        codes = [t for t in onnx.load_model_from_string(cut).graph.initializer if len(t.dims) == 3]
+        assert [t.dims[0] for t in codes if t.data_location == onnx.TensorProto.EXTERNAL] == [
+            10, 10, 10, 7
+        ]  # fmt: skip
+    monkeypatch.setattr(pieces, "NUMBERS", 64 * 37)
+    assert in_pieces(model) is model
