@@ -142,7 +142,20 @@ def _slot_bytes(view: View, site: Attention, sizes: Mapping[str, int]) -> int | 
         return None
     heads = shapes[0][-3] if site.kv_heads is None else site.kv_heads
     tokens = math.prod(shapes[0][:-3]) * shapes[0][-2]
+    present = () if site.cache is None else site.cache.present
+    kept = _total(_token_bytes(view.type(value)) for value in present)
+    if kept:  # codes of few bits, perhaps
+        return tokens * kept
     return tokens * heads * (shapes[0][-1] + shapes[1][-1]) * k.dtype.itemsize
+
+
+def _token_bytes(present: Type) -> int | None:
+    """Of keys or values ``[batch, heads, tokens, width]``, what a token takes."""
+    shape = present.shape or ()
+    heads, width = (shape[1], shape[-1]) if len(shape) == 4 else (None, None)
+    if not isinstance(heads, int) or not isinstance(width, int) or present.dtype is None:
+        return None
+    return heads * width * present.dtype.itemsize
 
 
 class Causal:

@@ -13,6 +13,7 @@ from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.cache_slots import later
+from graphwright.ir.structure.costs import graph_costs, sample_sizes
 from graphwright.ir.structure.recognize import recognize
 from torch import Tensor
 
@@ -56,6 +57,9 @@ def test_the_cache_holds_codes_of_what_it_held(
     quantized = run(source, recipe)
     result = quantized.report.passes[0].result
     assert (planned.sites, planned.notes) == (result.sites, result.notes)
+
+    kept = [graph_costs(g, sample_sizes(g, prompt())).kv_bytes for g in (source, quantized.graph)]
+    assert kept[0] == 32 // bits * (kept[1] or 0)
 
     exact, outputs = sweep(source, prompt()), sweep(quantized.graph, prompt())
     assert outputs[KEY].dtype == dtype
