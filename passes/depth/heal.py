@@ -26,6 +26,11 @@ class StreamMap:
     """That of a map that was fitted to seven eighths of the data, on the rest: below 0 it is worse
     than nothing. ``None`` where there are too few tokens to tell."""
 
+    @property
+    def helps(self) -> bool:
+        """Whether it may stand in: it is not known to be worse than nothing."""
+        return self.unseen is None or self.unseen > 0
+
 
 @dataclass(frozen=True)
 class _Means:

@@ -15,7 +15,7 @@ from ...ir.moves.bypass_blocks import bodies, check_repeats, follow
 from ...ir.run.masks import without_first
 from ...ir.run.statistics import Stat, StreamFit
 from ...ir.structure.costs import Causal
-from ...ir.structure.recognize import last_tower
+from ...ir.structure.recognize import Structure, last_tower
 from ...ir.structure.units import Unit
 from ...ir.vocab.builder import Builder
 from ..base import BLOCKS, Context, Pass, PassResult, Site
@@ -56,17 +56,11 @@ class PathPass(Pass):
         Raises ``BadInput`` where the path is not one of this model's.
         """
         result.sites += self.sites(context, path)
-        blocks = last_tower(context.structure)
         try:
             maps = self._maps(context, path, result)
-            instead = {
-                name: lambda b, x, fitted=fitted: _apply(context, b, x, fitted)
-                for name, fitted in maps.items()
-            }
-            follow(context.view, blocks, path, instead, rule=self.name, step=context.step)
+            leave_out(context, path, maps, rule=self.name)
         except Refusal as refusal:
             raise BadInput(f"{self.name}: {refusal}") from None
-        context.edited()
 
     def sites(self, context: Context, path: Path) -> list[Site]:
         """What becomes of the blocks, or halves, that are not run through once."""
@@ -87,7 +81,7 @@ class PathPass(Pass):
             for i, size in zip(changed, sizes, strict=True)
         ]  # fmt: skip
         if self.heal != "none":
-            sites += [self._healing_site(context.view, run) for run in _runs(units, counts)]
+            sites += [self._healing_site(context.view, run) for run in runs_left_out(units, counts)]
         return sites
 
     def _healing_site(self, view: View, run: Sequence[Unit]) -> Site:
@@ -111,11 +105,11 @@ class PathPass(Pass):
                 f"{self.name}: heal={self.heal}, but the path runs through blocks again: what is "
                 "left out is fitted to the model's own stream, which such a path does not have"
             )
-        runs = _runs(units, counts)
+        runs = runs_left_out(units, counts)
         maps = {}
         for run, fitted in zip(runs, self._fitted(context, runs), strict=True):
             name = _named(run)
-            if fitted.unseen is not None and fitted.unseen <= 0:
+            if not fitted.helps:
                 result.sites = [s for s in result.sites if s.name != _healing(run)]
                 result.notes.append(
                     f"not healed, {name}: a map fitted to seven eighths of the data is worse than "
@@ -133,25 +127,42 @@ class PathPass(Pass):
 
         def fit() -> list[dict[str, object]]:
             assert context.learning is not None
-            ends = [Unit(r[0].block, r[0].part, r[0].entry, r[-1].exit) for r in runs]
-            more = _texts_begun_before(context)
+            ends = [joined(run) for run in runs]
+            more = texts_begun_before(context.view, context.structure, context.calibration)
             (fits,) = context.learning.at_units(context, self.heal_stats(), ends, more).values()
             return [vars(fit_map(statistics[StreamFit], rank)) for statistics in fits]
 
         return [StreamMap(**fields) for fields in context.once("healing", fit)]  # type: ignore[arg-type]
 
 
-def _texts_begun_before(context: Context) -> Sequence[Mapping[str, Tensor]]:
+def leave_out(
+    context: Context, path: Path, maps: Mapping[str, StreamMap], *, rule: str
+) -> None:
+    """Let the stream run through ``path``, and of each run of units that it leaves out through the
+    map in ``maps``, by the name of the run's first. Raises ``Refusal`` where the path is not one of
+    this model's."""
+    instead = {
+        name: lambda b, x, fitted=fitted: _apply(context, b, x, fitted)
+        for name, fitted in maps.items()
+    }
+    blocks = last_tower(context.structure)
+    follow(context.view, blocks, path, instead, rule=rule, step=context.step)
+    context.edited()
+
+
+def texts_begun_before(
+    view: View, structure: Structure, batches: Sequence[Mapping[str, Tensor]]
+) -> Sequence[Mapping[str, Tensor]]:
     """The calibration data of a causal model without each text's first token.
 
     All tokens look at the first one, and where it is always the same, as a BOS is, the stream
     holds much that is of this and not of the text: a map that was fitted to that alone, to blocks
     3 and 4 of zoo:tiny-llama, took a perplexity of windows that begin anywhere from 53 to 85.
     """
-    causal = Causal(context.view)
-    if not all(causal(attention.node) for attention in context.structure.attentions):
+    causal = Causal(view)
+    if not all(causal(attention.node) for attention in structure.attentions):
         return ()
-    return without_first(context.view, context.calibration)
+    return without_first(view, batches)
 
 
 def _apply(context: Context, b: Builder, x: Value, fitted: StreamMap) -> Value:
@@ -170,7 +181,7 @@ def _apply(context: Context, b: Builder, x: Value, fitted: StreamMap) -> Value:
     return b.add(total, side, like=x)
 
 
-def _runs(units: Sequence[Unit], counts: Sequence[int]) -> list[list[Unit]]:
+def runs_left_out(units: Sequence[Unit], counts: Sequence[int]) -> list[list[Unit]]:
     """Neighbours that are left out together, with no selection of tokens between them."""
     runs: list[list[Unit]] = []
     for i, (unit, count) in enumerate(zip(units, counts, strict=True)):
@@ -181,6 +192,11 @@ def _runs(units: Sequence[Unit], counts: Sequence[int]) -> list[list[Unit]]:
         else:
             runs.append([unit])
     return runs
+
+
+def joined(run: Sequence[Unit]) -> Unit:
+    """All of a run of neighbours, as one unit that has the name of the first."""
+    return Unit(run[0].block, run[0].part, run[0].entry, run[-1].exit)
 
 
 def _named(run: Sequence[Unit]) -> str:

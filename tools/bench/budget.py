@@ -10,7 +10,8 @@ single methods, uniform bits with EoRA, the built-in recipes, and bits alone by 
 solver: on data of the test split, which no search and no fit has seen. Each of the others is the
 better one of the two largest of its kind that fit in the budget. ``... speeds`` does so at five
 budgets of time, ``... caches`` at three of the key-value cache: of each kind they take the best of
-those that keep it.
+those that keep it. With ``--cache`` the model has its key-value cache, as ``optimize-model`` loads
+it, whose bits are a knob then, and whose heads all stay.
 
 ``... knobs zoo:tiny-llama --budgets bytes=15% ms=0.8x`` prints what each knob did, and what is lost
 with each one taken away. ``... workers`` says how long a search takes beside one ``w4-eora``, and
@@ -42,11 +43,13 @@ def main() -> None:
     parser.add_argument("--recipes", type=int, default=50)
     parser.add_argument("--shares", help="of what the source takes, instead of the usual ones")
     parser.add_argument("--kinds", nargs="*", default=[], help="of rivals; all, if none is named")
+    parser.add_argument("--others", action="store_true", help="rivals alone: search nothing")
     parser.add_argument("--budgets", nargs="+", default=["bytes=15%", "bytes=20%"])
     parser.add_argument("--seconds", type=float, default=0.0, help="of refining; 0: to its end")
     parser.add_argument("--quick", action="store_true", help="a quarter of the tokens")
+    parser.add_argument("--cache", action="store_true", help="the model with its cache")
     options = parser.parse_args()
-    subject = Subject(options.model, options.quick)
+    subject = Subject(options.model, options.quick, options.cache)
     shares = [float(x) for x in (options.shares or "").split(",") if x]
     for what in options.what:
         _run(what, subject, shares, options)
@@ -70,9 +73,13 @@ def _run(
             times(subject, options.recipes)
         case "budgets":
             usual = SHARES.get(subject.name, USUAL_SHARES)
-            console.print(budgets(subject, shares or usual, options.kinds))
+            console.print(budgets(
+                subject, shares or usual, options.kinds, searched=not options.others
+            ))
         case "speeds":
-            console.print(speeds(subject, shares or SPEEDS, options.kinds))
+            console.print(speeds(
+                subject, shares or SPEEDS, options.kinds, searched=not options.others
+            ))
         case "caches":
             console.print(caches(subject, shares or CACHES, options.kinds))
         case "knobs":

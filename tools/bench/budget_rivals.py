@@ -77,6 +77,7 @@ LIGHT = {
     **{kind: [f"{kind}{{keep={keep}%}}" for keep in range(90, 5, -5)]
        for kind in TOKENS},
     "half blocks": [f"drop-blocks{{count={n} of=attn}}" for n in (1, 2, 3, 4)],
+    "quantize-cache": ["quantize-cache{bits=8}", "quantize-cache{bits=4}"],
 }  # fmt: skip
 """What makes the cache smaller, by kind."""
 COLUMNS = ("budget", "by", "MB", "share", "loss", "95 %", "recipe")
@@ -102,7 +103,6 @@ class Rivals:
                 print(f"{recipe}: {error}", file=sys.stderr)
                 self._judged[recipe] = None
         return self._judged[recipe]
-
 
     def kv(self, recipe: str) -> float:
         """The share of the source's cache that a recipe leaves."""
@@ -156,13 +156,16 @@ def of_cache(subject: Subject, graph: View) -> float:
     return kept.get("kv", 0.0) / source["kv"]
 
 
-def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
-    """At each budget of bytes what was found, and the best of each other kind, on unseen data."""
-    whole = subject.menu()
+def budgets(
+    subject: Subject, shares: Sequence[float], kinds: Sequence[str] = (), *, searched: bool = True
+) -> Table:
+    """At each budget of bytes what was found, and the best of each other kind, on unseen data;
+    the others alone, where nothing is to be ``searched``."""
+    menus = _with_bits(subject.menu()) if searched else {}
     rivals = Rivals(subject, _of(kinds, OTHERS))
 
     def of(share: float) -> Iterator[Row]:
-        yield from _found(subject, f"bytes={100 * share:g}%", _with_bits(whole))
+        yield from _found(subject, f"bytes={100 * share:g}%", menus)
         for kind, planned in rivals.planned.items():
             fitting = [recipe for size, recipe in planned if size <= share * subject.bytes]
             yield from _best(rivals.judged(kind, recipe) for recipe in fitting[-LARGEST:])
@@ -170,13 +173,16 @@ def budgets(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()
     return _table(subject, {f"{share:.1%}": partial(of, share) for share in shares})
 
 
-def speeds(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ()) -> Table:
-    """At each budget of time what was found, and the best of each other kind that keeps it."""
-    whole = subject.menu(Timing(machine=processor()))
+def speeds(
+    subject: Subject, shares: Sequence[float], kinds: Sequence[str] = (), *, searched: bool = True
+) -> Table:
+    """At each budget of time what was found, and the best of each other kind that keeps it; the
+    others alone, where nothing is to be ``searched``."""
+    menus = _with_bits(subject.menu(Timing(machine=processor()))) if searched else {}
     rivals = Rivals(subject, _of(kinds, FAST))
 
     def of(share: float) -> Iterator[Row]:
-        yield from _found(subject, f"ms={share:g}x", _with_bits(whole), of_time)
+        yield from _found(subject, f"ms={share:g}x", menus, of_time)
         for kind, planned in rivals.planned.items():
             known = [rivals.judged(kind, recipe, of_time) for _, recipe in planned]
             yield from _best(row for row in known if row is not None and row.share <= share)

@@ -48,9 +48,10 @@ class Kept(dict[str, Any]):
 class Subject:
     """A model, its calibration data in parts, and unseen data to judge by."""
 
-    def __init__(self, name: str, quick: bool = False) -> None:
+    def __init__(self, name: str, quick: bool = False, cache: bool = False) -> None:
+        """With its key-value cache, or without, where all heads are among the candidates."""
         self.name = name
-        self.graph = load(name, cache=False)
+        self.graph = load(name, cache=cache)
         self.data = calibration.read(name, self.graph).batches
         self.source = self.graph.copy()
         canonicalize(self.source)

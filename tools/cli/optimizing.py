@@ -76,7 +76,7 @@ def run(
     ] = "",
     using: Annotated[
         str,
-        typer.Option(help="Knobs of the search: tokens,layers,heads,bits,rank.", callback=said),
+        typer.Option(help="Knobs: tokens,layers,heads,bits,rank,cache.", callback=said),
     ] = "",
     workers: Annotated[
         str, typer.Option(metavar="N|ray", help="Processes that a search measures in.")

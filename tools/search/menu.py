@@ -14,6 +14,7 @@ from ...ir.vocab.targets import Target
 from ...passes.checkpoint_store import CheckpointStore
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
+from .cache_bits import PLACE, Narrow, measured_caches, timed_caches, with_caches
 from .data import Parts
 from .heads import (
     Site,
@@ -24,6 +25,7 @@ from .heads import (
     why_whole,
     with_all_heads,
 )
+from .healing import Healing
 from .judge import Judge
 from .linears import (
     candidates,
@@ -34,7 +36,7 @@ from .linears import (
 )
 from .problem import KEPT, Choice, Option, Place, Problem
 from .recipe_of import Cut, Thinned, recipe_of
-from .skips import Measured, graph_measures, token_cuts, units
+from .skips import Measured, graph_measures, may_go, token_cuts, units
 from .tables import storable_tables, tables_place
 from .times import Times
 from .timing import Subject, Timing, changed
@@ -44,6 +46,7 @@ from .wholes import (
     behind_cut,
     gone_units,
     in_tower,
+    is_kept,
     kept_bytes,
     left_out_options,
     linears_of,
@@ -57,6 +60,8 @@ from .wholes import (
 )
 
 Progress = Callable[[str, int, int], None]
+AS_A_WHOLE = {"tokens": TOKENS, "cache": PLACE}
+"""Knobs of which each choice has problems of its own, and their places."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +97,9 @@ class Menu:
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         judging = judge if wide else probe
-        gone = gone_units(view, halves, judging, progress, checkpoints)
-        pairs = pairs_of(view, structure, data, halves, gone, probe, progress, checkpoints)
+        healing = Healing(view, structure, may_go(view, halves), data.fit)
+        gone = gone_units(healing, judging, progress, checkpoints)
+        pairs = pairs_of(healing, gone, data, probe, progress, checkpoints)
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}
         if "heads" in using:
@@ -107,13 +113,16 @@ class Menu:
         cuts: list[tuple[KeepPass, Measured]] = []
         if "tokens" in using:
             cuts = [*token_cuts(view, structure, judge, progress, cache)]
+        caches: Narrow = ()
+        if "cache" in using:
+            caches = measured_caches(view, data.fit, judge, progress, checkpoints)
         times, about_times = None, list[str]()
         if timing is not None:
             tables = [] if table_place is None else storable_tables(view, structure)
             subject = Subject(
                 view, structure, target, forms, paths, tables, halves,
-                [unit for unit in halves if unit.name in gone], sites,
-                [cut for cut, _ in cuts],
+                healing.units, sites,
+                [cut for cut, _ in cuts], [held for held, _ in caches],
             )  # fmt: skip
             times, remark = timing.times(subject, judge.batches[0], data, progress, checkpoints)
             sites, untimed = timed_sites(sites, times)
@@ -121,7 +130,8 @@ class Menu:
             about_times = [remark, *untimed, *unknown]
             source = {**source, "ms": times.whole}
             cuts, more = timed_cuts(cuts, times)
-            about_times += more
+            caches, still = timed_caches(caches, times)
+            about_times += [*more, *still]
         places = linear_places(
             view, structure, data, probe, target, groups, forms, paths, sites, times, progress,
             checkpoints,
@@ -136,11 +146,15 @@ class Menu:
         held = sum(kept_bytes(place) for place in places)
         base = replace(base, fixed={**source, "bytes": source["bytes"] - held})
         inside = in_tower(places, structure) if cuts else set[str]()
-        behind = (
-            behind_cut(fit_for(base, view, sites, cut), source, cut, measured, inside, times)
-            for cut, measured in cuts
-        )
-        problems = [replace(base, places=[*places, *whole]), *behind]
+        problems = list[Problem]()
+        for problem in with_caches(base, source, caches, times):
+            problems.append(replace(problem, places=[*problem.places, *whole]))
+            problems += (
+                behind_cut(
+                    fit_for(problem, view, sites, cut), source, cut, measured, inside, times
+                )
+                for cut, measured in cuts
+            )
         if not (places or gone or len(problems) > 1):
             raise BadInput(_nothing(view, structure, using, notes))
         return cls(problems, target, tuple(using), halves, [*notes, *about_times], times)
@@ -157,11 +171,14 @@ class Menu:
 
     def bits_alone(self) -> Menu:
         """The same candidates without paths, and with every block, head, unit and token."""
-        return self.without("rank").without("layers").without("heads").without("tokens")
+        menu = self.without("rank").without("layers").without("heads")
+        return menu.without("tokens").without("cache")
 
     def without(self, knob: str) -> Menu:
         """The same candidates with one knob taken away."""
-        problems = [*self.problems[:1]] if knob == "tokens" else [*self.problems]
+        problems = [*self.problems]
+        if knob in AS_A_WHOLE:
+            problems = [p for p in problems if is_kept(p, AS_A_WHOLE[knob])]
         if knob == "layers":
             problems = [replace(p, units={}, pairs={}, stay=()) for p in problems]
         if knob == "heads":
@@ -190,6 +207,7 @@ def _nothing(
     reasons = {
         "bits": no_linear, "rank": no_linear, "layers": "no half of a block may be left out",
         "tokens": "no image token may be dropped", "heads": why_whole(view, structure),
+        "cache": "no keys and values are kept that could have fewer bits",
     }  # fmt: skip
     shown = dict.fromkeys(reasons[knob] for knob in using)
     return f"there is nothing to choose from by {', '.join(using)}: {'; '.join(notes or shown)}"

@@ -11,13 +11,14 @@ from ...ir.moves import Path as BlockPath
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
 from ...passes.base import Pass
-from ...passes.depth.path import FollowPath
 from ...passes.exact.clean import Clean
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.flap import FLAP
 from ...passes.weights.quantize import Quantize
+from ...passes.weights.quantize_cache import QuantizeCache
 from .forms import NO_PATH, Form, Path
+from .healing import healed
 from .problem import Choice
 
 NO_LINEAR = 1 << 60
@@ -63,6 +64,22 @@ class HeldTables:
 
 
 @dataclass(frozen=True)
+class HeldCache:
+    """How keys and values are kept."""
+
+    bits: Literal[4, 8] | None = None
+    """``None``: as the source keeps them."""
+
+    def pass_(self) -> QuantizeCache:
+        """Raises ``AssertionError`` where they are kept as they are."""
+        assert self.bits is not None
+        return QuantizeCache(bits=self.bits)
+
+    def __str__(self) -> str:
+        return "cache kept" if self.bits is None else f"cache in {self.bits} bits"
+
+
+@dataclass(frozen=True)
 class Thinned:
     """What an attention or a feed-forward holds: all its heads or units, or but for a share."""
 
@@ -86,7 +103,8 @@ class Cut:
 
 
 def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Recipe:
-    """The passes of a choice in the order in which they compose: tokens, depth, heads, bits, ranks.
+    """The passes of a choice in the order in which they compose: tokens, depth, heads, bits, ranks,
+    and the cache, whose scales are of the keys and values that the others leave.
 
     ``units`` are the halves of blocks, of which the choice may leave some out.
     """
@@ -95,7 +113,7 @@ def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Rec
     passes += [what.by for what in held if isinstance(what, Cut) and what.by is not None]
     if choice.dropped:
         path = BlockPath.through(unit for unit in units if unit.name not in choice.dropped)
-        passes.append(FollowPath(blocks=str(path)))
+        passes.append(healed(path))
     passes += _thinning(held)
     forms = _sites(held, "form")
     passes += [form.pass_(forms[form], target) for form in sorted(forms, key=str)]
@@ -105,6 +123,7 @@ def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Rec
     passes += [
         beside.pass_(paths[beside], target) for beside in sorted(paths, key=str) if beside.rank
     ]
+    passes += [what.pass_() for what in held if isinstance(what, HeldCache) and what.bits]
     return Recipe.of(*passes)
 
 

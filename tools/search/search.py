@@ -32,7 +32,7 @@ from .workers import Forked, Here, Workers
 
 Progress = Callable[[str, int, int], None]
 Batch = Mapping[str, torch.Tensor]
-KNOBS = ("tokens", "layers", "heads", "bits", "rank")
+KNOBS = ("tokens", "layers", "heads", "bits", "rank", "cache")
 ROUNDS = 4
 """Of measuring and solving again, at most."""
 
@@ -61,8 +61,8 @@ def search(
     ``calibration`` is fitted to and losses are measured by ``judged``; without that, by each second
     batch of ``calibration``, the others being fitted to. Named as ``--calib`` takes it, it is read
     on for what is judged by. ``using`` are the knobs; image tokens are only dropped where the
-    cache or the time is bounded. Without ``rounds`` nothing is measured: the recipe is the best by
-    forecast.
+    cache or the time is bounded, and keys and values only kept in fewer bits where the cache is.
+    Without ``rounds`` nothing is measured: the recipe is the best by forecast.
     ``checkpoints`` keeps what was surveyed and each measured point, and gives them back to the same
     search on the same graph and data. ``workers`` are processes that measure beside each other, or
     ``"ray"`` for those of a Ray cluster; the result is the same for any number of them above 0,
@@ -97,7 +97,8 @@ def search(
     turned = saving(bounds.bounded, using)
     if not turned:
         raise BadInput(
-            "tokens take no byte of a weight: bound the cache or the time, such as by kv=50%"
+            f"{' and '.join(using)} take nothing of what {bounds} bounds: bound the cache, such as "
+            "by kv=50%"
         )
     timing = Timing(times, machine) if "ms" in bounds.bounded else None
     if isinstance(calibration, str):
@@ -123,13 +124,17 @@ def search(
 def saving(bounded: Collection[str], using: Sequence[str]) -> list[str]:
     """The knobs that may save what a budget bounds; to survey the others would be for nothing.
 
-    Fewer image tokens take no byte of a weight; where the cache alone is bounded, bytes are free,
-    and bits only lose.
+    Fewer image tokens take no byte of a weight, nor do keys and values in few bits, which take as
+    long, too; where the cache alone is bounded, bytes are free, and bits only lose.
     """
+    useless = set[str]()
     if not {"kv", "ms"} & {*bounded}:
-        return [knob for knob in using if knob != "tokens"]
-    lighter = [knob for knob in using if knob not in ("bits", "rank")]
-    return lighter if {*bounded} == {"kv"} and lighter else [*using]
+        useless.add("tokens")
+    if "kv" not in bounded:
+        useless.add("cache")
+    turned = [knob for knob in using if knob not in useless]
+    lighter = [knob for knob in turned if knob not in ("bits", "rank")]
+    return lighter if {*bounded} == {"kv"} and lighter else turned
 
 
 def _workers(

@@ -12,18 +12,17 @@ import torch
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import View
-from ...ir.moves.block_path import Path
 from ...ir.moves.bypass_blocks import refusals
 from ...ir.structure.costs import graph_costs, sample_sizes
 from ...ir.structure.recognize import Structure, last_tower
 from ...ir.structure.units import Unit, in_halves
 from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...passes.base import Context, Pass
-from ...passes.depth.path import FollowPath
 from ...passes.tokens.diverse import Diverse
 from ...passes.tokens.fastervlm import FasterVLM
 from ...passes.tokens.token_pass import KeepPass, counted
 from ...passes.tokens.uniform_tokens import UniformTokens
+from .healing import Healing
 from .judge import Judge
 
 Progress = Callable[[str, int, int], None]
@@ -63,7 +62,12 @@ def measured(view: View, pass_: Pass, judge: Judge) -> Measured:
     copy = view.copy()
     pass_.run(Context(copy))
     copy.drop_unused_weights()
-    return Measured(graph_measures(copy, judge.batches[0]), judge.mean_of(copy))
+    return measured_graph(copy, judge)
+
+
+def measured_graph(view: View, judge: Judge) -> Measured:
+    """What a graph takes, and how far it is from the source."""
+    return Measured(graph_measures(view, judge.batches[0]), judge.mean_of(view))
 
 
 def units(view: View, structure: Structure) -> list[Unit]:
@@ -74,46 +78,40 @@ def units(view: View, structure: Structure) -> list[Unit]:
         return []
 
 
+def may_go(view: View, all_units: Sequence[Unit]) -> list[Unit]:
+    """Those of some units that can be left out."""
+    reasons = refusals(view, all_units)
+    return [unit for unit, reason in zip(all_units, reasons, strict=True) if not reason]
+
+
 def left_out(
-    view: View, all_units: Sequence[Unit], judge: Judge, progress: Progress
+    healing: Healing, judge: Judge, progress: Progress
 ) -> Iterator[tuple[Unit, Measured]]:
-    """Each unit that can be left out, and the model without it."""
-    for number, (unit, reason) in enumerate(
-        zip(all_units, refusals(view, all_units), strict=True)
-    ):
-        if reason:
-            continue
-        progress(f"leaving out {unit.name}", number, len(all_units))
-        yield unit, measured(view, without(all_units, unit), judge)
-
-
-def without(all_units: Sequence[Unit], *units: Unit) -> Pass:
-    """The pass that leaves some units out."""
-    path = Path.through(other for other in all_units if other not in units)
-    return FollowPath(blocks=str(path))
+    """Each unit that may be left out, and the model without it, healed."""
+    for number, unit in enumerate(healing.units):
+        progress(f"leaving out {unit.name}", number, len(healing.units))
+        yield unit, measured_graph(healing.without(unit), judge)
 
 
 def excess_of_pairs(
-    view: View, all_units: Sequence[Unit], losses: Mapping[str, float], judge: Judge,
-    progress: Progress,
+    healing: Healing, losses: Mapping[str, float], judge: Judge, progress: Progress
 ) -> Iterator[tuple[tuple[str, str], float]]:
     """How much more two units lose together than their losses add up to, as a share of these: of
     the ``PAIRED`` units that lose least by themselves, in the order of the graph.
 
-    On zoo:tiny-vit -.3 to 2.2, the attention of two neighbours. Two that are all of their kind are
-    never left out.
+    Two that are all of their kind are never left out.
     """
     names = sorted(losses, key=lambda name: losses[name])[:PAIRED]
-    paired = [unit for unit in all_units if unit.name in names]
-    alone = {x.name: measured(view, without(all_units, x), judge).loss for x in paired}
-    kinds = Counter(unit.part for unit in all_units)
+    paired = [unit for unit in healing.units if unit.name in names]
+    alone = {x.name: judge.mean_of(healing.without(x)) for x in paired}
+    kinds = Counter(unit.part for unit in units(healing.view, healing.structure))
     pairs = [
         (one, other) for one, other in combinations(paired, 2)
         if one.part != other.part or kinds[one.part] > 2
     ]  # fmt: skip
     for number, (one, other) in enumerate(pairs):
         progress(f"leaving out {one.name} and {other.name}", number, len(pairs))
-        both = measured(view, without(all_units, one, other), judge).loss
+        both = judge.mean_of(healing.without(one, other))
         added = alone[one.name] + alone[other.name]
         yield (one.name, other.name), both / added - 1 if added > 0 else 0.0
 

@@ -36,6 +36,8 @@ class Times:
     """What tables of embeddings add, and heads that are tied to them, by what they hold."""
     cuts: Mapping[str, float] = field(default_factory=dict)
     """Of the source behind each way to drop image tokens."""
+    caches: Mapping[str, float] = field(default_factory=dict)
+    """What a cache of few bits adds, by how it is kept."""
     inputs: Mapping[str, list[int]] = field(default_factory=dict)
     """The shapes that were run."""
     threads: int = 1

@@ -17,7 +17,6 @@ import torch
 
 from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import Value, View
-from ...ir.moves.bypass_blocks import refusals
 from ...ir.structure.cache_slots import left_out
 from ...ir.structure.costs import graph_costs, sample_sizes
 from ...ir.structure.recognize import Linear, Structure, recognize
@@ -26,16 +25,19 @@ from ...ir.structure.vision import find_image_tokens
 from ...ir.vocab.targets import CPU, Target
 from ...passes.base import Context, Pass
 from ...passes.checkpoint_store import CheckpointStore, remembered
+from ...passes.depth.path import FollowPath
 from ...passes.stored import reason_against_storing
 from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.factor_form import FactorForm, graft_group
 from ..evaluate.turns import Setting, clock_by, compiled, timed_runs
+from .cache_bits import NARROW, narrowed
 from .data import Parts
 from .forms import FAST, FED_BACK, PATHS, ROUNDED, Form, Path
 from .heads import Site, sites_of, with_the_first
+from .healing import healed_at_random
 from .problem import Choice
-from .recipe_of import Cut, Held, HeldTables, Thinned, recipe_of
-from .skips import CUTS, units, without
+from .recipe_of import Cut, Held, HeldCache, HeldTables, Thinned, recipe_of
+from .skips import CUTS, may_go, units
 from .tables import storable_tables
 from .times import Times, signature
 
@@ -100,6 +102,8 @@ class Subject:
     """What may lose heads or units."""
     cuts: Sequence[KeepPass] = ()
     """What may drop image tokens."""
+    caches: Sequence[HeldCache] = ()
+    """How keys and values may be kept."""
 
 
 @dataclass(frozen=True)
@@ -147,11 +151,10 @@ def table_of_model(
     """The table of a canonical graph with all that a search may change in it."""
     structure = recognize(view)
     all_units = units(view, structure)
-    reasons = refusals(view, all_units)
     subject = Subject(
         view, structure, CPU, (*ROUNDED, *FED_BACK, FAST), PATHS, storable_tables(view, structure),
-        all_units, [u for u, reason in zip(all_units, reasons, strict=True) if not reason],
-        sites_of(view, structure), CUTS if _drops_tokens(view, structure) else (),
+        all_units, may_go(view, all_units), sites_of(view, structure),
+        CUTS if _drops_tokens(view, structure) else (), NARROW,
     )  # fmt: skip
     return measured_times(subject, inputs, machine, progress)
 
@@ -225,7 +228,7 @@ def _table(subject: Subject, clock: Clock, progress: Progress) -> Times:
         if not gone:
             halves[part] = 0.0  # the only one of its kind stays
             continue
-        shorter = changed(view, without(subject.units, *gone))
+        shorter = healed_at_random(view, [unit.name for unit in gone])
         halves[part] = -added({part: shorter}, len(gone))[part]
     shares: dict[str, dict[str, float]] = {}
     for name, alike in _by_signature(subject.sites).items():
@@ -233,7 +236,8 @@ def _table(subject: Subject, clock: Clock, progress: Progress) -> Times:
         shares[name] = {gone: -more for gone, more in ms.items()}
     tables = {str(held): changed(view, held.pass_(subject.target)) for held in subject.tables}
     cuts = {name: whole + ms for name, ms in added(dict(_cuts(subject))).items()}
-    return Times(whole, linears, halves, shares, added(tables), cuts)
+    caches = added(dict(_caches(subject)))
+    return Times(whole, linears, halves, shares, added(tables), cuts, caches)
 
 
 def _by_size(subject: Subject) -> dict[str, list[Linear]]:
@@ -290,6 +294,13 @@ def _cuts(subject: Subject) -> Iterator[tuple[str, View]]:
             yield str(Cut(cut)), changed(subject.view, cut)
 
 
+def _caches(subject: Subject) -> Iterator[tuple[str, View]]:
+    for held in subject.caches:
+        graph = narrowed(subject.view, held, ())
+        if graph is not None:
+            yield str(held), graph
+
+
 def changed(view: View, *passes: Pass) -> View:
     """A copy of a canonical graph behind some passes."""
     copy = view.copy()
@@ -332,8 +343,12 @@ def stand_in(view: View, choice: Choice, target: Target, units: Sequence[Unit]) 
             chosen[place] = replace(option, what=plain)
             if held.path.rank:
                 paths.setdefault(held.path, []).extend(held.names)
-    recipe = recipe_of(replace(choice, chosen=chosen), target, units)
-    copy = changed(with_the_first(view, losing), *recipe.passes)
+    copy = with_the_first(view, losing)
+    for pass_ in recipe_of(replace(choice, chosen=chosen), target, units).passes:
+        if isinstance(pass_, FollowPath):
+            copy = healed_at_random(copy, [*choice.dropped])
+        else:
+            copy = changed(copy, pass_)
     for path, names in paths.items():
         graft_random(copy, names, path)
     return copy

@@ -8,13 +8,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ...ir.core.view import View
 from ...ir.structure.recognize import Structure, last_tower
 from ...ir.structure.units import Unit
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.tokens.token_pass import KeepPass
 from .data import Parts
 from .forms import Form
+from .healing import Healing
 from .judge import Judge
 from .problem import KEPT, Option, Place, Problem
 from .recipe_of import Cut, Held, Thinned
@@ -35,44 +35,51 @@ def work(structure: Structure, batches: Sequence[Mapping[str, Tensor]]) -> float
 
 
 def gone_units(
-    view: View, halves: Sequence[Unit], judge: Judge, progress: Progress,
-    checkpoints: CheckpointStore | None,
-) -> dict[str, Measured]:  # fmt: skip
-    """The model without each half of a block that may be left out, by name."""
+    healing: Healing, judge: Judge, progress: Progress, checkpoints: CheckpointStore | None
+) -> dict[str, Measured]:
+    """The model without each half of a block that may be left out, healed, by name."""
 
     def run() -> dict[str, Any]:
-        pairs = left_out(view, halves, judge, progress)
+        pairs = left_out(healing, judge, progress)
         return {unit.name: [dict(measured.costs), measured.loss] for unit, measured in pairs}
 
-    known = remembered(checkpoints, "halves of blocks", run)
+    known = remembered(checkpoints, "halves of blocks, healed", run)
     return {name: Measured(*fields) for name, fields in known.items()}
 
 
 def pairs_of(
-    view: View, structure: Structure, data: Parts, halves: Sequence[Unit],
-    gone: Mapping[str, Measured], probe: Judge, progress: Progress,
+    healing: Healing, gone: Mapping[str, Measured], data: Parts, probe: Judge, progress: Progress,
     checkpoints: CheckpointStore | None,
 ) -> dict[tuple[str, str], Option]:  # fmt: skip
-    """What two halves cost beyond their sum, where there is time to measure that.
+    """What two halves cost beyond their sum: neighbours are healed by one map, and weigh as much
+    less; what else two lose, where there is time to measure that.
 
-    What two cost less than their sum is not counted: over all pairs of many halves it would add up
+    What two lose less than their sum is not counted: over all pairs of many halves it would add up
     to more than these lose. (zoo:tiny-llava without 7 of 12 was forecast to lose next to nothing,
     and lost 91 %.)
     """
     count = min(PAIRED, len(gone))
-    if count * (count + 1) / 2 * work(structure, data.probe) > DEPTH_WORK:
-        return {}
+    work_of_pairs = count * (count + 1) / 2 * work(healing.structure, data.probe)
     losses = {name: measured.loss for name, measured in gone.items()}
 
     def run() -> list[Any]:
-        pairs = excess_of_pairs(view, halves, losses, probe, progress)
-        return [[*names, share] for names, share in pairs]
+        shares = dict[tuple[str, str], float]()
+        if work_of_pairs <= DEPTH_WORK:
+            shares = dict(excess_of_pairs(healing, losses, probe, progress))
+        saved = {
+            (one.name, other.name):
+            healing.nbytes(one, other) - healing.nbytes(one) - healing.nbytes(other)
+            for one, other in healing.neighbours
+        }
+        return [[*pair, shares.get(pair, 0.0), saved.get(pair, 0)] for pair in {**shares, **saved}]
 
     return {
         (one, other): Option(
-            (one, other), {"loss": share * (losses[one] + losses[other])}, "layers"
+            (one, other), {"bytes": saved, "loss": max(share, 0.0) * (losses[one] + losses[other])},
+            "layers",
         )
-        for one, other, share in remembered(checkpoints, "pairs of halves", run) if share > 0
+        for one, other, share, saved in remembered(checkpoints, "pairs of halves, healed", run)
+        if share > 0 or saved
     }  # fmt: skip
 
 
@@ -108,6 +115,12 @@ def staying(halves: Sequence[Unit], gone: Mapping[str, Measured]) -> list[list[s
     for unit in halves:
         by_part.setdefault(unit.part, []).append(unit.name)
     return [names for names in by_part.values() if all(name in gone for name in names)]
+
+
+def is_kept(problem: Problem, place: str) -> bool:
+    """Whether a place that a problem has one option of holds what the source does."""
+    kinds = (option.kind for x in problem.places if x.name == place for option in x.options)
+    return all(kind == KEPT for kind in kinds)
 
 
 def kept_option(place: Place) -> Option:

@@ -22,7 +22,7 @@ from graphwright.ir.core.view import View
 from graphwright.ir.moves import Path as BlockPath
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
-from graphwright.passes.depth.path import FollowPath
+from graphwright.passes.exact.clean import Clean
 from graphwright.tools.cli.front_table import print_front
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
@@ -30,19 +30,15 @@ from graphwright.tools.run.resume import FolderStore
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
+from graphwright.tools.search.healing import Healing, healed
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option, Place, Problem
 from graphwright.tools.search.rounds import STEPS, Rounds
 from graphwright.tools.search.search import search
-from graphwright.tools.search.skips import (
-    excess_of_pairs,
-    left_out,
-    units,
-)
+from graphwright.tools.search.skips import excess_of_pairs, left_out, may_go, units
 from graphwright.tools.search.solve import solve
-from graphwright.tools.search.timing import changed
 from graphwright.tools.search.uniform import uniform
 from graphwright.tools.search.workers import Forked
 from rich.console import Console
@@ -347,24 +343,29 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
         rounds=1,
     )  # fmt: skip
     assert any(name.endswith(".attn") for name in done.best.choice.dropped)
-    assert "path{blocks=" in str(done.recipe)
+    assert "path{heal=linear blocks=" in str(done.recipe)
     source = views["fx"].copy()
     canonicalize(source)
-    halves = units(source, recognize(source))
-    unit, measured = next(left_out(source, halves, done.judge, silent))
+    structure, fit = recognize(source), parts(source, batches).fit
+    halves = units(source, structure)
+    healing = Healing(source, structure, may_go(source, halves), fit)
+    unit, measured = next(left_out(healing, done.judge, silent))
     (problem,) = done.menu.problems
     assert problem.units[unit.name].costs["loss"] == measured.loss
-    probe = Judge(source, recognize(source), parts(source, batches).probe)
+    probe = Judge(source, structure, parts(source, batches).probe)
 
     def loss(*names: str) -> float:
-        path = BlockPath.through(half for half in halves if half.name not in names)
-        return probe.mean_of(changed(source, FollowPath(blocks=str(path))))
+        path = healed(BlockPath.through(half for half in halves if half.name not in names))
+        recipe = gw.Recipe.of(Clean(optional=True), path)
+        return probe.mean_of(gw.optimize(views["fx"], recipe, calibration=fit).graph)
 
-    shares = dict(excess_of_pairs(source, halves, {
+    shares = dict(excess_of_pairs(healing, {
         name: option.costs["loss"] for name, option in problem.units.items()
     }, probe, silent))  # fmt: skip
     assert min(shares.values()) < 0  # which is no gain that adds up over many halves
-    assert problem.pairs.keys() == {pair for pair, share in shares.items() if share > 0}
+    neighbours = {tuple(x.name for x in pair) for pair in healing.neighbours}
+    worse = {pair for pair, share in shares.items() if share > 0}
+    assert problem.pairs.keys() == worse | neighbours
     for pair, share in shares.items():
         assert share == pytest.approx(loss(*pair) / sum(map(loss, pair)) - 1, rel=1e-4)
         if share > 0:
