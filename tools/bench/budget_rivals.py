@@ -200,7 +200,8 @@ def caches(subject: Subject, shares: Sequence[float], kinds: Sequence[str] = ())
     def of(share: float) -> Iterator[Row]:
         budget = f"kv={100 * share:g}%"
         menu = subject.menu(budget=budget)
-        menus = {"found": menu, "tokens alone": menu.without("layers").without("heads")}
+        tokens = menu.without("layers").without("heads").without("cache")
+        menus = {"found": menu, "tokens alone": tokens}
         yield from _found(subject, budget, menus, of_cache)
         for kind, planned in rivals.planned.items():
             fitting = (recipe for _, recipe in reversed(planned) if rivals.kv(recipe) <= share)
