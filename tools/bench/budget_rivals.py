@@ -254,13 +254,15 @@ def _planned(subject: Subject, recipes: Sequence[str]) -> Iterator[tuple[int, st
     """Bytes and text of the recipes that fit the model, of those that do the same the first."""
     target = find_target("cpu")
     stored = Tables.of(subject.source, subject.structure, HeldTables(8, 64), target).stored
-    seen = set[str]()
+    seen, told = set[str](), set[str]()
     for recipe in dict.fromkeys(r if stored else r.replace(TABLE, "") for r in recipes):
         chosen = Recipe.parse(recipe) if "{" in recipe else Recipe.load(recipe)
         try:
             outlook = plan(subject.graph, chosen.settled(target))
         except BadInput as error:
-            print(f"{recipe}: {error}", file=sys.stderr)
+            if str(error) not in told:  # of forty recipes of one kind as well
+                print(f"{recipe}: {error}", file=sys.stderr)
+            told.add(str(error))
             continue
         # Where a table was stored with its head, the pass behind it finds none.
         done = zip(chosen.passes, outlook.passes, strict=True)

@@ -43,6 +43,11 @@ class Parts:
     large: bool = False
     """Whether the model is, so that a forecast has to do with less."""
 
+    @property
+    def aside(self) -> Sequence[Batch]:
+        """Rows that are judged by, as few as are probed with, which nothing was fitted to."""
+        return _limited(self.judge, (LARGE_TOKENS if self.large else TOKENS)[-1])
+
 
 def unfitted(
     spec: str, view: View, fitted: Sequence[Batch], length: int | None = None,

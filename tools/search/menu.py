@@ -11,7 +11,7 @@ from ...ir.core.view import View
 from ...ir.structure.recognize import Structure, recognize
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
-from ...passes.checkpoint_store import CheckpointStore
+from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
 from .cache_bits import PLACE, Narrow, measured_caches, timed_caches, with_caches
@@ -73,6 +73,8 @@ class Menu:
     using: Sequence[str]
     units: Sequence[Unit] = ()
     """The halves of blocks, where they may be left out."""
+    heal: bool = True
+    """Whether maps stand in for those that are."""
     notes: Sequence[str] = ()
     times: Times | None = None
     """Where time is bounded."""
@@ -96,10 +98,15 @@ class Menu:
             halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
-        judging = judge if wide else probe
+        aside = Judge(view, structure, data.aside)
         healing = Healing(view, structure, may_go(view, halves), data.fit)
-        gone = gone_units(healing, judging, progress, checkpoints)
-        pairs = pairs_of(healing, gone, data, probe, progress, checkpoints)
+        healing.heals = remembered(
+            checkpoints, "whether halves are healed", lambda: healing.decide(aside, progress)
+        )
+        if healing.units and not healing.heals:
+            notes = [*notes, "halves of blocks go as they are: the data are too few to heal them"]
+        gone = gone_units(healing, judge if wide else aside, progress, checkpoints)
+        pairs = pairs_of(healing, gone, data, aside, progress, checkpoints)
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}
         if "heads" in using:
@@ -122,7 +129,7 @@ class Menu:
             subject = Subject(
                 view, structure, target, forms, paths, tables, halves,
                 healing.units, sites,
-                [cut for cut, _ in cuts], [held for held, _ in caches],
+                [cut for cut, _ in cuts], [held for held, _ in caches], healing.heals,
             )  # fmt: skip
             times, remark = timing.times(subject, judge.batches[0], data, progress, checkpoints)
             sites, untimed = timed_sites(sites, times)
@@ -157,7 +164,9 @@ class Menu:
             )
         if not (places or gone or len(problems) > 1):
             raise BadInput(_nothing(view, structure, using, notes))
-        return cls(problems, target, tuple(using), halves, [*notes, *about_times], times)
+        return cls(
+            problems, target, tuple(using), halves, healing.heals, [*notes, *about_times], times
+        )
 
     @property
     def kinds(self) -> set[str]:
@@ -167,7 +176,7 @@ class Menu:
         return kinds | {unit.kind for unit in self.problems[0].units.values()}
 
     def recipe(self, choice: Choice) -> Recipe:
-        return recipe_of(choice, self.target, self.units)
+        return recipe_of(choice, self.target, self.units, heal=self.heal)
 
     def bits_alone(self) -> Menu:
         """The same candidates without paths, and with every block, head, unit and token."""

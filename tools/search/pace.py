@@ -34,7 +34,9 @@ class Pace:
         times = self._menu.times
         if times is None or not times.here:
             return {}
-        graph = stand_in(self._source, choice, self._menu.target, self._menu.units)
+        graph = stand_in(
+            self._source, choice, self._menu.target, self._menu.units, heal=self._menu.heal
+        )
         source, ms = self._clock([self._source, graph])
         return {"ms": ms / source * times.whole}
 

@@ -18,7 +18,7 @@ from ...passes.weights.flap import FLAP
 from ...passes.weights.quantize import Quantize
 from ...passes.weights.quantize_cache import QuantizeCache
 from .forms import NO_PATH, Form, Path
-from .healing import healed
+from .healing import followed
 from .problem import Choice
 
 NO_LINEAR = 1 << 60
@@ -102,18 +102,20 @@ class Cut:
         return "all image tokens" if self.by is None else f"{self.by.name} {self.by.keep}"
 
 
-def recipe_of(choice: Choice, target: Target, units: Sequence[Unit] = ()) -> Recipe:
+def recipe_of(
+    choice: Choice, target: Target, units: Sequence[Unit] = (), *, heal: bool = True
+) -> Recipe:
     """The passes of a choice in the order in which they compose: tokens, depth, heads, bits, ranks,
     and the cache, whose scales are of the keys and values that the others leave.
 
-    ``units`` are the halves of blocks, of which the choice may leave some out.
+    ``units`` are the halves of blocks, of which the choice may leave some out, healed or not.
     """
     held = [option.what for option in choice.chosen.values()]
     passes: list[Pass] = [Clean(optional=True)]
     passes += [what.by for what in held if isinstance(what, Cut) and what.by is not None]
     if choice.dropped:
         path = BlockPath.through(unit for unit in units if unit.name not in choice.dropped)
-        passes.append(healed(path))
+        passes.append(followed(path, heal=heal))
     passes += _thinning(held)
     forms = _sites(held, "form")
     passes += [form.pass_(forms[form], target) for form in sorted(forms, key=str)]

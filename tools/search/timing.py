@@ -104,6 +104,8 @@ class Subject:
     """What may drop image tokens."""
     caches: Sequence[HeldCache] = ()
     """How keys and values may be kept."""
+    heal: bool = True
+    """Whether maps stand in for halves that are left out."""
 
 
 @dataclass(frozen=True)
@@ -228,7 +230,7 @@ def _table(subject: Subject, clock: Clock, progress: Progress) -> Times:
         if not gone:
             halves[part] = 0.0  # the only one of its kind stays
             continue
-        shorter = healed_at_random(view, [unit.name for unit in gone])
+        shorter = healed_at_random(view, [unit.name for unit in gone], heal=subject.heal)
         halves[part] = -added({part: shorter}, len(gone))[part]
     shares: dict[str, dict[str, float]] = {}
     for name, alike in _by_signature(subject.sites).items():
@@ -327,7 +329,9 @@ def graft_random(view: View, names: Sequence[str], path: Path) -> None:
         graft_group(context, members, factors, form, "timing")
 
 
-def stand_in(view: View, choice: Choice, target: Target, units: Sequence[Unit]) -> View:
+def stand_in(
+    view: View, choice: Choice, target: Target, units: Sequence[Unit], *, heal: bool = True
+) -> View:
     """A graph that takes as long as the one that a choice makes, and whose numbers are fitted to
     nothing."""
     paths: dict[Path, list[str]] = {}
@@ -346,7 +350,7 @@ def stand_in(view: View, choice: Choice, target: Target, units: Sequence[Unit]) 
     copy = with_the_first(view, losing)
     for pass_ in recipe_of(replace(choice, chosen=chosen), target, units).passes:
         if isinstance(pass_, FollowPath):
-            copy = healed_at_random(copy, [*choice.dropped])
+            copy = healed_at_random(copy, [*choice.dropped], heal=heal)
         else:
             copy = changed(copy, pass_)
     for path, names in paths.items():

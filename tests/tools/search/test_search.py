@@ -30,7 +30,7 @@ from graphwright.tools.run.resume import FolderStore
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
-from graphwright.tools.search.healing import Healing, healed
+from graphwright.tools.search.healing import Healing, followed
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.measure import measured
 from graphwright.tools.search.points import Found, Point
@@ -39,6 +39,7 @@ from graphwright.tools.search.rounds import STEPS, Rounds
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import excess_of_pairs, left_out, may_go, units
 from graphwright.tools.search.solve import solve
+from graphwright.tools.search.timing import changed
 from graphwright.tools.search.uniform import uniform
 from graphwright.tools.search.workers import Forked
 from rich.console import Console
@@ -352,16 +353,16 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     unit, measured = next(left_out(healing, done.judge, silent))
     (problem,) = done.menu.problems
     assert problem.units[unit.name].costs["loss"] == measured.loss
-    probe = Judge(source, structure, parts(source, batches).probe)
+    aside = Judge(source, structure, parts(source, batches).aside)
 
     def loss(*names: str) -> float:
-        path = healed(BlockPath.through(half for half in halves if half.name not in names))
-        recipe = gw.Recipe.of(Clean(optional=True), path)
-        return probe.mean_of(gw.optimize(views["fx"], recipe, calibration=fit).graph)
+        path = BlockPath.through(half for half in halves if half.name not in names)
+        recipe = gw.Recipe.of(Clean(optional=True), followed(path, heal=True))
+        return aside.mean_of(gw.optimize(views["fx"], recipe, calibration=fit).graph)
 
     shares = dict(excess_of_pairs(healing, {
         name: option.costs["loss"] for name, option in problem.units.items()
-    }, probe, silent))  # fmt: skip
+    }, aside, silent))  # fmt: skip
     assert min(shares.values()) < 0  # which is no gain that adds up over many halves
     neighbours = {tuple(x.name for x in pair) for pair in healing.neighbours}
     worse = {pair for pair, share in shares.items() if share > 0}
@@ -378,6 +379,29 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
             # Where no attention is left, the table of rotary frequencies goes as well.
             rotary = 0 if point.costs["kv"] else 16
             assert point.costs["bytes"] == point.choice.costs["bytes"] - rotary
+
+
+def test_halves_go_as_they_are_where_the_data_are_too_few_to_heal_them(
+    views: dict[str, View], batches: Batches
+) -> None:
+    source = views["fx"].copy()
+    canonicalize(source)
+    structure = recognize(source)
+    halves = units(source, structure)
+    judge = Judge(source, structure, batches[1:])
+    few = [{name: tensor[:1, :6] for name, tensor in batches[0].items()}]
+    healing = Healing(source, structure, may_go(source, halves), few)
+    assert healing.maps and not healing.decide(judge, silent)
+    unit = healing.units[0]
+    path = followed(BlockPath.through(half for half in halves if half != unit), heal=False)
+    assert healing.nbytes(unit) == 0
+    assert judge.mean_of(healing.without(unit)) == judge.mean_of(changed(source, path))
+    found = search(
+        views["fx"], budget="kv=50%", calibration=few, judged=batches[1:], using=("layers",),
+        rounds=1,
+    )  # fmt: skip
+    assert "path{blocks=" in str(found.recipe)
+    assert "halves of blocks go as they are: the data are too few to heal them" in found.notes
 
 
 def test_one_knob_alone_without_which_nothing_is_left_to_choose(
