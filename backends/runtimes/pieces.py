@@ -13,6 +13,8 @@ from typing import Any
 
 NUMBERS = 1 << 24
 """Of a matrix that is left whole: 64 MB in float32."""
+_WHOLE = (0, 4)
+"""Inputs that are not by rows of the matrix: what is multiplied, and the groups of its columns."""
 
 
 def in_pieces(model: bytes) -> bytes:
@@ -81,7 +83,7 @@ def _pieces(
         count = min(step, rows - start)
         piece = _renamed(node, start)
         for place, name in enumerate(node.input):
-            if not place or not name:
+            if place in _WHOLE or not name:
                 continue
             source = casts[name].input[0] if name in casts else name
             part = _part(weights[source], f"{node.name}.{place}.{start}", start, count, rows)
