@@ -247,6 +247,8 @@ class Pass(ABC):
     fits_together: ClassVar[bool] = False
     """Whether weights of several linears are fitted together, to what comes out behind them: the
     error of one makes up for that of another."""
+    widened: ClassVar[bool] = False
+    """Whether it stores codes that a runtime makes floats of again in each run."""
     optional: bool = False
     """It is not an error if the pass finds nothing to do."""
     max_error: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..ir.canonical.families import canonicalize
@@ -13,7 +13,7 @@ from ..ir.core.weights import SPOOLED_BYTES
 from ..ir.run.batches import count_samples
 from ..ir.structure.cache_slots import has_cache
 from ..ir.structure.costs import graph_costs, sample_sizes, weight_bytes
-from .base import Context, Pass, PassResult, Site
+from .base import Context, Pass, PassResult
 from .checks import CHECKED_BATCHES, as_recipe, check_packages, require_change
 from .original import compressed_sites
 from .recipe import Recipe
@@ -66,13 +66,15 @@ def plan(
     if original is not None:
         context.planned.update(compressed_sites(view, context.structure))
     planned: list[tuple[str, PassResult]] = []
-    seconds, working = 0.0, 0
+    seconds, working, coded = 0.0, 0, dict[str, int]()
     for entry, notes in zip(recipe.steps, remarks(recipe.passes), strict=True):
         result = entry.pass_.plan(context)
         require_change(entry.pass_, result)
         result.notes += notes
         context.planned.update({site.name: site for site in result.sites})
         planned.append((str(entry), result))
+        if entry.pass_.widened:
+            coded.update({site.name: math.prod(site.shape) for site in result.sites})
         size += sum(site.bytes_after - site.bytes_before for site in result.sites)
         seconds += entry.pass_.seconds(result)
         working = max(working, entry.pass_.peak_bytes(result))
@@ -80,16 +82,10 @@ def plan(
     seconds += (len(recipe.steps) + 1) * source * SWEEP_SECONDS_PER_BYTE
     seconds += _checked_macs(view, graph, len(recipe.steps)) / MACS_PER_SECOND
     runs = 4 if has_cache(view) else 2  # with the runtime's optimisation on and off
-    seconds += runs * _coded(context.planned) * WIDENING_SECONDS[size <= REPACKED_UP_TO]
+    seconds += runs * sum(coded.values()) * WIDENING_SECONDS[size <= REPACKED_UP_TO]
     # A pass has ended when what it made is checked.
     peak = peak_rss_bytes() + max(working, _in_use(view)) + SPOOLED_BYTES
     return Plan(planned, source, size, peak, seconds)
-
-
-def _coded(sites: Mapping[str, Site]) -> int:
-    """Numbers that are stored in codes."""
-    few = (s for s in sites.values() if s.bits_per_weight is not None and s.bits_per_weight < 16)
-    return sum(math.prod(site.shape) for site in few)
 
 
 def _checked_macs(view: View, graph: View, passes: int) -> int:

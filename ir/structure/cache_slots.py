@@ -104,6 +104,11 @@ def is_state(name: str) -> bool:
     return name == SHIFT or past_slot(name) is not None or is_recurrent(name)
 
 
+def is_kept(name: str) -> bool:
+    """Whether an output of this name holds keys or values, which grow with the text."""
+    return re.fullmatch(r"present\.\d+\.(?:(?:de|en)coder\.)?(?:key|value)", name) is not None
+
+
 def has_cache(view: View) -> bool:
     """Whether the graph takes what was computed before as inputs."""
     return any(past_slot(n) is not None or is_recurrent(n) for n in view.input_names())

@@ -18,7 +18,7 @@ from ..core.types import Type
 from ..core.view import NATIVE, Node, Value, View, is_value
 from ..core.weights import distinct_bytes
 from ..vocab import Macs, traits
-from .cache_slots import left_out
+from .cache_slots import has_cache, is_kept, left_out
 from .recognize import Attention, Linear, Structure, recognize
 
 MAC_CONVENTION = (
@@ -130,9 +130,27 @@ def _tokens(type_: Type, sizes: Mapping[str, int]) -> int | None:
 
 
 def _kv_bytes(view: View, structure: Structure, sizes: Mapping[str, int]) -> int | None:
+    kept = _kept_bytes(view, sizes)
+    if kept is not None:
+        return kept
     causal = Causal(view)
     parts = [_slot_bytes(view, a, sizes) for a in structure.attentions if causal(a.node)]
     return _total(parts)
+
+
+def _kept_bytes(view: View, sizes: Mapping[str, int]) -> int | None:
+    """Of a graph with its cache, what it gives back of keys and values: layers may share a slot,
+    latents are fewer than the keys that are made of them, and codes narrower than either. ``None``
+    without a cache, and where a shape is open."""
+    outputs = zip(view.output_names(), view.outputs(), strict=True)
+    types = [view.type(value) for name, value in outputs if is_kept(name)]
+    if not types or not has_cache(view):
+        return None
+    shapes = [shape_value(type_, sizes) for type_ in types]
+    return _total(
+        None if shape is None or type_.dtype is None else math.prod(shape) * type_.dtype.itemsize
+        for shape, type_ in zip(shapes, types, strict=True)
+    )
 
 
 def _slot_bytes(view: View, site: Attention, sizes: Mapping[str, int]) -> int | None:
@@ -142,20 +160,7 @@ def _slot_bytes(view: View, site: Attention, sizes: Mapping[str, int]) -> int | 
         return None
     heads = shapes[0][-3] if site.kv_heads is None else site.kv_heads
     tokens = math.prod(shapes[0][:-3]) * shapes[0][-2]
-    present = () if site.cache is None else site.cache.present
-    kept = _total(_token_bytes(view.type(value)) for value in present)
-    if kept:  # codes of few bits, perhaps
-        return tokens * kept
     return tokens * heads * (shapes[0][-1] + shapes[1][-1]) * k.dtype.itemsize
-
-
-def _token_bytes(present: Type) -> int | None:
-    """Of keys or values ``[batch, heads, tokens, width]``, what a token takes."""
-    shape = present.shape or ()
-    heads, width = (shape[1], shape[-1]) if len(shape) == 4 else (None, None)
-    if not isinstance(heads, int) or not isinstance(width, int) or present.dtype is None:
-        return None
-    return heads * width * present.dtype.itemsize
 
 
 class Causal:

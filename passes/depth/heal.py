@@ -79,6 +79,8 @@ def _fitted(means: _Means, rank: int) -> tuple[Tensor, Tensor, Tensor]:
         none = means.x.new_zeros(0, len(means.x))
         return none, none.T, means.d
     cov = means.xx - torch.outer(means.x, means.x)
+    if cov.diagonal().mean() <= RIDGE * RIDGE * means.xx.diagonal().mean():
+        return _fitted(means, 0)  # all tokens are alike
     cross = means.xd - torch.outer(means.x, means.d)
     ridge = RIDGE * cov.diagonal().mean()
     solved = torch.linalg.solve(cov + ridge * torch.eye(len(cov), dtype=cov.dtype), cross)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class CodedPass(FormPass):
     slower than the dense matrix, 4 up to twice as fast) and fewer bits take 0.
     """
 
+    widened: ClassVar[bool] = True
     bits: int = 4
     """Bits of a weight: 2, 3, 4 or 8."""
     group: int = 32

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...ir.core.errors import BadInput
-from ...ir.core.view import Node, Value, View
+from ...ir.core.view import NATIVE, Node, Value, View
 from ...ir.core.weights import MemoryWeight
 from ...ir.run.sweep import Results, sweep_together
 from ...ir.structure.cache_slots import PARTS, PAST_AXIS, has_cache
@@ -112,7 +112,7 @@ class QuantizeCache(Pass):
             return "what the graph returns is not the past with the new tokens behind it"
         if len(view.operands(node)) != 2 or view.attrs(node)["dim"] % 4 != PAST_AXIS:
             return "more than the past and the new tokens is joined"
-        others = [u for u in view.users(past) if u != node and view.op(u) != "size"]
+        others = [u for u in view.users(past) if u != node and not _asks_size(view, u)]
         if others:
             return f"{view.name(others[0])} reads the past as well"
         dtype = view.type(past).dtype
@@ -163,7 +163,8 @@ class QuantizeCache(Pass):
         if self.bits == 8:
             return b.cast(codes, dtype=torch.int8)
         pairs = b.reshape(b.add(codes, 8.0), 0, 0, -1, half.width // 2, 2)
-        return b.cast(b.sum(b.mul(pairs, self._nibbles(b, (1, 16))), dims=(-1,)), dtype=torch.uint8)
+        factors = self._nibbles(b, (1, 16), scale)
+        return b.cast(b.sum(b.mul(pairs, factors), dims=(-1,)), dtype=torch.uint8)
 
     def _values(self, b: Builder, codes: Value, scale: Value, half: Half) -> Value:
         """What codes stand for, in the dtype of the scales."""
@@ -171,13 +172,14 @@ class QuantizeCache(Pass):
         if self.bits == 8:
             return b.mul(wide, scale)
         pairs = b.unsqueeze(wide, dims=(-1,))
-        cut = b.floor(b.div(pairs, self._nibbles(b, (1, 16))))
-        rest = b.mul(b.floor(b.div(pairs, self._nibbles(b, (16, 256)))), 16.0)
+        cut = b.floor(b.div(pairs, self._nibbles(b, (1, 16), scale)))
+        rest = b.mul(b.floor(b.div(pairs, self._nibbles(b, (16, 256), scale))), 16.0)
         return b.mul(b.sub(b.reshape(b.sub(cut, rest), 0, 0, -1, half.width), 8.0), scale)
 
-    def _nibbles(self, b: Builder, factors: tuple[int, int]) -> Value:
-        name = f"nibbles.{factors[0]}"
-        return b.view.add_weight(name, MemoryWeight(torch.tensor(factors, dtype=torch.float32)))
+    def _nibbles(self, b: Builder, factors: tuple[int, int], scale: Value) -> Value:
+        """In the dtype of the scales: half types hold all whole numbers up to 256."""
+        held = torch.tensor(factors, dtype=b.view.type(scale).dtype)
+        return b.view.add_weight(f"nibbles.{factors[0]}", MemoryWeight(held))
 
     # --- the report --------------------------------------------------------------------------
 
@@ -197,6 +199,11 @@ class QuantizeCache(Pass):
                 f"now, {len(result.sites) // len(PARTS)} slots; their scales are in the graph"
             )
         return result
+
+
+def _asks_size(view: View, user: Node) -> bool:
+    """Whether a node reads nothing of a value but how long it is."""
+    return view.op(user) == "size" or (view.op(user) == NATIVE and view.native_op(user) == "Shape")
 
 
 def _ranges(context: Context, halves: list[Half]) -> dict[str, Tensor]:

@@ -10,6 +10,8 @@ from torch import Tensor
 
 from ...ir.core.errors import BadInput
 from ...ir.core.view import View
+from ...ir.structure.cache_slots import has_cache
+from ...ir.structure.recognize import Structure
 from ...passes.base import Context
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from .judge import Judge
@@ -52,6 +54,21 @@ def measured_caches(
 
     known = remembered(checkpoints, "bits of the cache", lambda: [*run()])
     return [(HeldCache(bits), Measured(costs, loss)) for bits, costs, loss in known]
+
+
+def why_wide(view: View, structure: Structure, caches: Narrow) -> list[str]:
+    """What a person should know of a cache that keeps its bits, or some numbers of them."""
+    known, notes = {held for held, _ in caches}, list[str]()
+    for held in NARROW if has_cache(view) else ():
+        if held in known:
+            continue
+        try:
+            refused = held.pass_().plan(Context(view, structure=structure)).refused
+            reason = "; ".join(f"{name}: {why}" for name, why in refused[:1]) or "it does not run"
+        except BadInput as error:
+            reason = str(error)
+        notes.append(f"no {held}: {reason}")
+    return notes
 
 
 def timed_caches(caches: Narrow, times: Times) -> tuple[Narrow, list[str]]:

@@ -14,7 +14,14 @@ from ...ir.vocab.targets import Target
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
-from .cache_bits import PLACE, Narrow, measured_caches, timed_caches, with_caches
+from .cache_bits import (
+    PLACE,
+    Narrow,
+    measured_caches,
+    timed_caches,
+    why_wide,
+    with_caches,
+)
 from .data import Parts
 from .heads import (
     Site,
@@ -101,8 +108,9 @@ class Menu:
         aside = Judge(view, structure, data.aside)
         healing = Healing(view, structure, may_go(view, halves), data.fit)
         healing.heals = remembered(
-            checkpoints, "whether halves are healed", lambda: healing.decide(aside, progress)
-        )
+            checkpoints, "whether halves are healed",
+            lambda: not data.shared and healing.decide(aside, progress),
+        )  # fmt: skip
         if healing.units and not healing.heals:
             notes = [*notes, "halves of blocks go as they are: the data are too few to heal them"]
         gone = gone_units(healing, judge if wide else aside, progress, checkpoints)
@@ -123,6 +131,7 @@ class Menu:
         caches: Narrow = ()
         if "cache" in using:
             caches = measured_caches(view, data.fit, judge, progress, checkpoints)
+            notes = [*notes, *why_wide(view, structure, caches)]
         times, about_times = None, list[str]()
         if timing is not None:
             tables = [] if table_place is None else storable_tables(view, structure)

@@ -58,6 +58,8 @@ class Rounds:
         self.pace = Pace(source, menu, judge.batches[0])
         self.limits = budget.limits(self.source)
         self.measured: dict[object, Point] = {}
+        self.refused: dict[object, str] = {}
+        """Choices whose recipes do not run, and why."""
         self.factors: Mapping[str, float] = {}
 
     def found(self) -> Found:
@@ -88,6 +90,9 @@ class Rounds:
 
     def _outcome(self, best: Point, notes: list[str]) -> Found:
         notes += self.pace.notes(best.choice, best.costs)
+        if self.refused:
+            first, *_ = self.refused.values()
+            notes.append(f"recipes that do not run, left out: {len(self.refused)} ({first})")
         return Found(
             best.recipe, best, self.budget, self.limits, self.source, self.front(best),
             self.factors, self.menu, self.judge, notes,
@@ -105,7 +110,7 @@ class Rounds:
             choices.append(self._uniform())
         news = {
             choice.key: choice for choice in choices
-            if choice is not None and choice.key not in self.measured
+            if choice is not None and choice.key not in {*self.measured, *self.refused}
         }  # fmt: skip
         self.measure(list(news.values()), f"round {number + 1}")
         self.factors = corrections(self._known(), self.menu.kinds)
@@ -117,12 +122,13 @@ class Rounds:
         allowance, rng, vain = Allowance(self.seconds), np.random.default_rng(SEED), 0
         for step in range(MOST_STEPS):
             best = self.best()
-            if vain == PATIENCE or not allowance.step():
+            if vain == PATIENCE or not self.measured or not allowance.step():
                 return
             news = neighbours(
                 self.menu.corrected(self.factors), self._known(), (best or self.nearest()).choice,
                 self.additive_limits(self.limits), self.budget.goal, rng,
             )  # fmt: skip
+            news = [choice for choice in news if choice.key not in self.refused]
             if not news:
                 return
             self.measure(news, f"refining, step {step + 1}")
@@ -211,7 +217,8 @@ class Rounds:
             lambda place, known: self._add(asked[place], lambda: known),
         )  # fmt: skip
         for choice in choices:  # in their order, whichever came first: ties are broken by it
-            self.measured[choice.key] = self.measured.pop(choice.key)
+            if choice.key in self.measured:
+                self.measured[choice.key] = self.measured.pop(choice.key)
 
     def _key(self, choice: Choice) -> str:
         return f"measured {self.menu.recipe(choice)}"
@@ -221,9 +228,14 @@ class Rounds:
 
         def measured_and_timed() -> dict[str, Any]:
             known = measure()
+            if "refused" in known:
+                return known
             return {**known, "costs": {**known["costs"], **self.pace.of(choice)}}
 
         known = remembered(self.checkpoints, self._key(choice), measured_and_timed)
+        if "refused" in known:
+            self.refused[choice.key] = known["refused"]
+            return
         self.pace.learn(choice, known["costs"])
         loss = Loss(*known["loss"])
         costs = {**choice.costs, **known["costs"], "loss": loss.value}
@@ -263,6 +275,8 @@ class Rounds:
         return min(self.measured.values(), key=excess)
 
     def _lost(self) -> str:
+        if not self.measured:
+            return "; ".join(dict.fromkeys(self.refused.values()))
         nearest = self.nearest()
         return (
             f"nothing that was measured keeps {self.budget}: the nearest has {self._shown(nearest)}"

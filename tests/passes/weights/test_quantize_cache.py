@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
 from typing import Any
 
 import graphwright as gw
@@ -36,6 +38,19 @@ def models(
     module.model.save_pretrained(folder)
     fx = load(folder, cache=True)
     return {"fx": fx, "onnx": translated(fx)}
+
+
+@pytest.fixture(scope="module")
+def halves(
+    llama: tuple[Small, Any], tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[torch.dtype, str], View]:
+    views = {}
+    for dtype in (torch.float16, torch.bfloat16):
+        folder = tmp_path_factory.mktemp("half")
+        copy.deepcopy(llama[0].module).model.to(dtype).save_pretrained(folder)
+        fx = load(folder, cache=True)
+        views |= {(dtype, "fx"): fx, (dtype, "onnx"): translated(fx)}
+    return views
 
 
 def run(view: View, recipe: str) -> Any:
@@ -125,3 +140,21 @@ def test_what_has_no_cache(graph: View, toy_inputs: dict[str, Tensor], models: A
         gw.optimize(models["fx"], "quantize-cache", samples=ids(1))
     with pytest.raises(BadInput, match="it holds codes already"):
         run(models["fx"], "quantize-cache,quantize-cache{bits=4}")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_types_hold_codes_of_4_bits(dtype: torch.dtype, kind: str, halves: Any) -> None:
+    source = halves[dtype, kind]
+    outputs = sweep(run(source, "quantize-cache{bits=4}").graph, prompt())
+    assert outputs[KEY].dtype == torch.uint8 and outputs["logits"].dtype == dtype
+    exact = sweep(source, prompt())["logits"].float()
+    assert (outputs["logits"].float() - exact).norm() < 0.25 * exact.norm()
+
+
+def test_a_file_whose_first_slot_says_how_long_the_cache_is(
+    models: dict[str, View], tmp_path: Path
+) -> None:
+    graph = load(gw.export(models["fx"], tmp_path / "out") / "model.onnx")
+    result = run(graph, "quantize-cache").report.passes[0].result
+    assert not result.refused and len(result.sites) == 2 * 2

@@ -7,9 +7,11 @@ from dataclasses import replace
 import graphwright as gw
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.load.sources import load
-from graphwright.tools.search.cache_bits import NARROW, narrowed, timed_caches
+from graphwright.ir.structure.recognize import recognize
+from graphwright.tools.search.cache_bits import NARROW, narrowed, timed_caches, why_wide
 from graphwright.tools.search.points import Found
 from graphwright.tools.search.problem import KEPT
 from graphwright.tools.search.recipe_of import HeldCache
@@ -89,3 +91,16 @@ def test_it_is_timed_and_left_out_where_a_table_knows_none(
         "the cache keeps its bits: the table of times has none of fewer"
     ]
     assert timed_caches(caches, replace(table, caches=dict.fromkeys(graphs, 0.1))) == (caches, [])
+
+
+def test_a_cache_that_keeps_its_bits_is_told(cached: View, batches: Batches) -> None:
+    odd = cached.copy()
+    canonicalize(odd)
+    notes = why_wide(odd, recognize(odd), [])
+    assert notes == ["no cache in 8 bits: it does not run", "no cache in 4 bits: it does not run"]
+    measured = [(held, Measured({}, 0.0)) for held in NARROW]
+    assert why_wide(odd, recognize(odd), measured) == []
+    narrow = narrowed(odd, HeldCache(8), batches)
+    assert narrow is not None
+    first, second = why_wide(narrow, recognize(narrow), [])
+    assert first.startswith("no cache in 8 bits: past_key_values.0.key: ") and "codes" in second

@@ -404,6 +404,39 @@ def test_halves_go_as_they_are_where_the_data_are_too_few_to_heal_them(
     assert "halves of blocks go as they are: the data are too few to heal them" in found.notes
 
 
+def test_tokens_that_are_all_alike_heal_by_their_mean(views: dict[str, View]) -> None:
+    rows = [{"input_ids": torch.full((4, 1), 7), "attention_mask": torch.ones(4, 1).long()}] * 2
+    found = search(views["fx"], budget="bytes=60%", calibration=rows, using=("layers",), rounds=1)
+    assert found.best.measured
+
+
+def test_a_recipe_that_does_not_run_is_left_out_and_told(
+    views: dict[str, View], batches: Batches, spend: Callable[..., Found],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    whole, asked = gw.optimize, list[str]()
+
+    def failing(graph: View, recipe: gw.Recipe, **options: Any) -> Any:
+        asked.append(str(recipe))
+        if len(set(asked)) == 1:
+            raise gw.BadInput("matches no site")
+        return whole(graph, recipe, **options)
+
+    monkeypatch.setattr("graphwright.tools.search.measure.optimize", failing)
+    found = spend("bytes=40%", rounds=2)
+    assert str(found.recipe) != asked[0] and asked.count(asked[0]) == 1
+    assert "recipes that do not run, left out: 1 (matches no site)" in found.notes
+    monkeypatch.setattr(
+        "graphwright.tools.search.measure.optimize", lambda *_, **__: failing_always()
+    )
+    with pytest.raises(gw.BadInput, match=r"^matches no site$"):
+        spend("bytes=41%", rounds=2)
+
+
+def failing_always() -> None:
+    raise gw.BadInput("matches no site")
+
+
 def test_one_knob_alone_without_which_nothing_is_left_to_choose(
     views: dict[str, View], batches: Batches
 ) -> None:

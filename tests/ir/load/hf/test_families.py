@@ -20,6 +20,8 @@ from graphwright.ir.run.inputs import sample_inputs
 from graphwright.ir.run.sweep import sweep
 from graphwright.ir.run.truth import Truth, ask_source
 from graphwright.ir.run.verify import compare
+from graphwright.ir.structure.cache_slots import is_kept
+from graphwright.ir.structure.costs import graph_costs, sample_sizes
 from graphwright.tools.bench.families import save
 from graphwright.tools.bench.family_models import FAMILIES
 
@@ -89,8 +91,12 @@ def test_inputs_are_those_that_the_model_takes(
 def test_decoders_whose_cache_or_positions_are_their_own(name: str, tmp_path: Path) -> None:
     """A cache of one head or of latents, frequencies by the length of a text, experts in stacks,
     positions by complex numbers."""
-    _, truth = checked(name, tmp_path)
+    view, truth = checked(name, tmp_path)
     assert [probe.what for probe in truth.probes[1:]] == ["a chunk after it", "a step after that"]
+    if name == "deepseek-v3":  # what is kept are latents, of which a layer makes keys and values
+        row = {name: tensor[:1] for name, tensor in sample_inputs(view).items()}
+        kept = sum(t.nbytes for n, t in sweep(view, row).items() if is_kept(n))
+        assert graph_costs(view, sample_sizes(view, row)).kv_bytes == kept
 
 
 def check_written(view: View) -> None:
