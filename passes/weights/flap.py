@@ -227,4 +227,5 @@ def chosen(
 def _note(places: Sequence[Place], kept: Mapping[str, Sequence[int]]) -> str:
     total = sum(place.cost * place.count for place in places)
     remaining = sum(place.cost * len(kept[place.name]) for place in places)
-    return f"{1 - remaining / total:.1%} of the weights of {len(places)} places are gone"
+    where = "1 place" if len(places) == 1 else f"{len(places)} places"
+    return f"{1 - remaining / total:.1%} of the weights of {where} are gone"
