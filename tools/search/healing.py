@@ -6,7 +6,7 @@ that neighbours have one map together: one sweep fits all that a survey asks for
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from itertools import pairwise
 
@@ -23,9 +23,7 @@ from ...passes.base import Context
 from ...passes.depth.heal import StreamMap, fit_map
 from ...passes.depth.path import FollowPath
 from ...passes.depth.path_pass import joined, leave_out, runs_left_out, texts_begun_before
-from .judge import Judge
 
-Progress = Callable[[str, int, int], None]
 Run = tuple[str, ...]
 """Neighbours that are left out together, by name."""
 RANK = 16
@@ -51,20 +49,9 @@ class Healing:
         """``units`` are the halves that may be left out, in the order of the graph."""
         self.view, self.structure, self.units, self.batches = view, structure, units, batches
         self.heals = True
-        """Whether anything is put in the place of what goes."""
-
-    def decide(self, judge: Judge, progress: Progress) -> bool:
-        """Whether the model loses less by maps, all units together, each left out by itself: with
-        few data it does not, though they explain something of what was held back. (Of zoo:tiny-vit
-        by 128 pictures maps bring back half of each loss and more; by 8 they add to it.)"""
-        self.heals, sums = True, [0.0, 0.0]
-        for number, unit in enumerate(self.units):
-            progress(f"healing {unit.name}", number, len(self.units))
-            for place, maps in enumerate((self.maps, {})):
-                graph = _shorter(self.view, (unit.name,), maps)
-                sums[place] += judge.mean_of(graph)
-        self.heals = sums[0] < sums[1]
-        return self.heals
+        """Whether anything is put in the place of what goes: with few data a model loses more by
+        maps, though they explain something of what was held back. (Of zoo:tiny-vit by 128 pictures
+        they bring back half of each loss and more; by 8 they add to it.)"""
 
     @cached_property
     def maps(self) -> Mapping[Run, StreamMap]:

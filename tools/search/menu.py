@@ -11,7 +11,7 @@ from ...ir.core.view import View
 from ...ir.structure.recognize import Structure, recognize
 from ...ir.structure.units import Unit
 from ...ir.vocab.targets import Target
-from ...passes.checkpoint_store import CheckpointStore, remembered
+from ...passes.checkpoint_store import CheckpointStore
 from ...passes.recipe import Recipe
 from ...passes.tokens.token_pass import KeepPass
 from .cache_bits import (
@@ -107,13 +107,9 @@ class Menu:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         aside = Judge(view, structure, data.aside)
         healing = Healing(view, structure, may_go(view, halves), data.fit)
-        healing.heals = remembered(
-            checkpoints, "whether halves are healed",
-            lambda: not data.shared and healing.decide(aside, progress),
-        )  # fmt: skip
-        if healing.units and not healing.heals:
+        gone = gone_units(healing, data, judge if wide else aside, progress, checkpoints)
+        if gone and not healing.heals:
             notes = [*notes, "halves of blocks go as they are: the data are too few to heal them"]
-        gone = gone_units(healing, judge if wide else aside, progress, checkpoints)
         pairs = pairs_of(healing, gone, data, aside, progress, checkpoints)
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}

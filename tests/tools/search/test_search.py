@@ -41,6 +41,7 @@ from graphwright.tools.search.skips import excess_of_pairs, left_out, may_go, un
 from graphwright.tools.search.solve import solve
 from graphwright.tools.search.timing import changed
 from graphwright.tools.search.uniform import uniform
+from graphwright.tools.search.wholes import gone_units
 from graphwright.tools.search.workers import Forked
 from rich.console import Console
 
@@ -391,11 +392,13 @@ def test_halves_go_as_they_are_where_the_data_are_too_few_to_heal_them(
     judge = Judge(source, structure, batches[1:])
     few = [{name: tensor[:1, :6] for name, tensor in batches[0].items()}]
     healing = Healing(source, structure, may_go(source, halves), few)
-    assert healing.maps and not healing.decide(judge, silent)
+    known = parts(source, few, batches[1:])
+    gone = gone_units(healing, known, judge, silent, None)
+    assert healing.maps and not healing.heals
     unit = healing.units[0]
     path = followed(BlockPath.through(half for half in halves if half != unit), heal=False)
     assert healing.nbytes(unit) == 0
-    assert judge.mean_of(healing.without(unit)) == judge.mean_of(changed(source, path))
+    assert gone[unit.name].loss == judge.mean_of(changed(source, path))
     found = search(
         views["fx"], budget="kv=50%", calibration=few, judged=batches[1:], using=("layers",),
         rounds=1,
