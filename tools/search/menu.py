@@ -105,7 +105,7 @@ class Menu:
             halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
-        aside = Judge(view, structure, data.aside)
+        aside = Judge(view, structure, data.aside) if halves else judge
         healing = Healing(view, structure, may_go(view, halves), data.fit)
         gone = gone_units(healing, data, judge if wide else aside, progress, checkpoints)
         if gone and not healing.heals:

@@ -87,7 +87,7 @@ def may_go(view: View, all_units: Sequence[Unit]) -> list[Unit]:
 def left_out(
     healing: Healing, judge: Judge, progress: Progress
 ) -> Iterator[tuple[Unit, Measured]]:
-    """Each unit that may be left out, and the model without it, healed."""
+    """Each unit that may be left out, and the model without it, healed or not."""
     for number, unit in enumerate(healing.units):
         progress(f"leaving out {unit.name}", number, len(healing.units))
         yield unit, measured_graph(healing.without(unit), judge)
