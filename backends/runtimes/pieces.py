@@ -86,11 +86,11 @@ def _pieces(
             if place in _WHOLE or not name:
                 continue
             source = casts[name].input[0] if name in casts else name
-            part = _part(weights[source], f"{node.name}.{place}.{start}", start, count, rows)
+            part = _part(weights[source], f"{node.output[0]}.{place}.{start}", start, count, rows)
             graph.initializer.append(part)
             piece.input[place] = part.name
             if name in casts:
-                cast = _renamed(casts[name], f"{node.name}.{start}")
+                cast = _renamed(casts[name], f"{node.output[0]}.{start}")
                 cast.input[0] = part.name
                 piece.input[place] = cast.output[0]
                 yield cast
@@ -99,14 +99,15 @@ def _pieces(
                 attribute.i = count
         parts.append(piece.output[0])
         yield piece
-    yield onnx.helper.make_node("Concat", parts, node.output[:1], f"{node.name}.joined", axis=-1)
+    yield onnx.helper.make_node("Concat", parts, node.output[:1], axis=-1)
 
 
 def _renamed(node: Any, by: object) -> Any:
+    """By its output, which has a name of its own in the graph; nodes may have none."""
     import onnx
 
     copy = onnx.NodeProto.FromString(node.SerializeToString())
-    copy.name = f"{node.name}.{by}"
+    copy.name = f"{node.output[0]}.{by}"
     copy.output[:] = [f"{node.output[0]}.{by}"]
     return copy
 

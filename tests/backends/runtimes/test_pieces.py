@@ -58,3 +58,22 @@ def test_pieces_give_the_same_numbers_from_the_same_files(
         ]  # fmt: skip
     monkeypatch.setattr(pieces, "NUMBERS", 64 * 37)
     assert in_pieces(model) is model
+
+
+def test_nodes_without_names_share_no_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pieces, "NUMBERS", 64 * 10)
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(64, 37), torch.nn.Linear(37, 40))
+    graph = gw.optimize(gw.trace(layers, (X,)), "quantize{bits=4 group=16}").graph
+    path = gw.export(graph, tmp_path / "out") / "model.onnx"
+    model = onnx.load(path, load_external_data=False)
+    for node in model.graph.node:
+        node.name = ""
+    cut = in_pieces(model.SerializeToString())
+    names = [weight.name for weight in onnx.load_model_from_string(cut).graph.initializer]
+    assert len(names) == len(set(names))
+    np.testing.assert_allclose(
+        results(cut, path.parent), results(str(path), path.parent), rtol=1e-6, atol=1e-6
+    )
