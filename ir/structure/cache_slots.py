@@ -59,7 +59,8 @@ SHIFT = "past_key_values.shift"
 """The input i64 ``[batch, 1]`` that says how much farther the tokens of a cache stand than they are
 many: an image of Qwen2-VL has fewer places than tokens. Its library's ``rope_deltas``; 0 at the
 start of a text."""
-_PRESENT = r"present\.(?:\d+\.(?:(?:de|en)coder\.)?(?:key|value|conv|recurrent)|shift)"
+_SLOT = r"present\.\d+\.(?:(?:de|en)coder\.)?"
+_PRESENT = rf"{_SLOT}(?:key|value|conv|recurrent)|present\.shift"
 
 
 def past_name(slot: int, part: str, of: str = "") -> str:
@@ -106,7 +107,7 @@ def is_state(name: str) -> bool:
 
 def is_kept(name: str) -> bool:
     """Whether an output of this name holds keys or values, which grow with the text."""
-    return re.fullmatch(r"present\.\d+\.(?:(?:de|en)coder\.)?(?:key|value)", name) is not None
+    return re.fullmatch(f"{_SLOT}(?:key|value)", name) is not None
 
 
 def has_cache(view: View) -> bool:

@@ -89,7 +89,7 @@ def times(subject: Subject, count: int) -> None:
     clock = clock_of(row, torch.get_num_threads(), 1.0)
     ratios = []
     for number, choice in enumerate(random_choices(menu.problems, count)):
-        graph = stand_in(subject.source, choice, menu.target, menu.units, heal=menu.heal)
+        graph = stand_in(subject.source, choice, menu.recipe)
         source, ms = clock([subject.source, graph])
         ratios.append(ms / source * menu.times.whole / choice.costs["ms"])
         print(number, f"{choice.costs['ms']:.4g}", f"{ratios[-1]:.3f}", sep="\t", file=sys.stderr)

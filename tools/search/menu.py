@@ -50,10 +50,10 @@ from .timing import Subject, Timing, changed
 from .wholes import (
     DEPTH_WORK,
     TOKENS,
+    as_in_source,
     behind_cut,
     gone_units,
     in_tower,
-    is_kept,
     kept_bytes,
     left_out_options,
     linears_of,
@@ -192,7 +192,7 @@ class Menu:
         """The same candidates with one knob taken away."""
         problems = [*self.problems]
         if knob in AS_A_WHOLE:
-            problems = [p for p in problems if is_kept(p, AS_A_WHOLE[knob])]
+            problems = [p for p in problems if as_in_source(p, AS_A_WHOLE[knob])]
         if knob == "layers":
             problems = [replace(p, units={}, pairs={}, stay=()) for p in problems]
         if knob == "heads":

@@ -34,9 +34,7 @@ class Pace:
         times = self._menu.times
         if times is None or not times.here:
             return {}
-        graph = stand_in(
-            self._source, choice, self._menu.target, self._menu.units, heal=self._menu.heal
-        )
+        graph = stand_in(self._source, choice, self._menu.recipe)
         source, ms = self._clock([self._source, graph])
         return {"ms": ms / source * times.whole}
 

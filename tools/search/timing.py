@@ -26,6 +26,7 @@ from ...ir.vocab.targets import CPU, Target
 from ...passes.base import Context, Pass
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.depth.path import FollowPath
+from ...passes.recipe import Recipe
 from ...passes.stored import reason_against_storing
 from ...passes.tokens.token_pass import KeepPass
 from ...passes.weights.factor_form import FactorForm, graft_group
@@ -36,7 +37,7 @@ from .forms import FAST, FED_BACK, PATHS, ROUNDED, Form, Path
 from .heads import Site, sites_of, with_the_first
 from .healing import healed_at_random
 from .problem import Choice
-from .recipe_of import Cut, Held, HeldCache, HeldTables, Thinned, recipe_of
+from .recipe_of import Cut, Held, HeldCache, HeldTables, Thinned
 from .skips import CUTS, may_go, units
 from .tables import storable_tables
 from .times import Times, signature
@@ -211,6 +212,8 @@ def _table(subject: Subject, clock: Clock, progress: Progress) -> Times:
 
     def added(views: Mapping[str, View], count: int = 1) -> dict[str, float]:
         """What each graph adds by one of so many changes, as if the source took ``whole`` again."""
+        if not views:
+            return {}
         source, *times = clock([view, *views.values()])
         return {
             name: (ms / source - 1) * whole / count for name, ms in zip(views, times, strict=True)
@@ -329,11 +332,9 @@ def graft_random(view: View, names: Sequence[str], path: Path) -> None:
         graft_group(context, members, factors, form, "timing")
 
 
-def stand_in(
-    view: View, choice: Choice, target: Target, units: Sequence[Unit], *, heal: bool = True
-) -> View:
-    """A graph that takes as long as the one that a choice makes, and whose numbers are fitted to
-    nothing."""
+def stand_in(view: View, choice: Choice, recipe: Callable[[Choice], Recipe]) -> View:
+    """A graph that takes as long as the one that a choice makes, by the ``recipe`` that a menu has
+    of it, and whose numbers are fitted to nothing."""
     paths: dict[Path, list[str]] = {}
     chosen = dict(choice.chosen)
     losing = []
@@ -348,9 +349,9 @@ def stand_in(
             if held.path.rank:
                 paths.setdefault(held.path, []).extend(held.names)
     copy = with_the_first(view, losing)
-    for pass_ in recipe_of(replace(choice, chosen=chosen), target, units).passes:
+    for pass_ in recipe(replace(choice, chosen=chosen)).passes:
         if isinstance(pass_, FollowPath):
-            copy = healed_at_random(copy, [*choice.dropped], heal=heal)
+            copy = healed_at_random(copy, [*choice.dropped], heal=pass_.heal != "none")
         else:
             copy = changed(copy, pass_)
     for path, names in paths.items():

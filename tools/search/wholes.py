@@ -130,7 +130,7 @@ def staying(halves: Sequence[Unit], gone: Mapping[str, Measured]) -> list[list[s
     return [names for names in by_part.values() if all(name in gone for name in names)]
 
 
-def is_kept(problem: Problem, place: str) -> bool:
+def as_in_source(problem: Problem, place: str) -> bool:
     """Whether a place that a problem has one option of holds what the source does."""
     kinds = (option.kind for x in problem.places if x.name == place for option in x.options)
     return all(kind == KEPT for kind in kinds)

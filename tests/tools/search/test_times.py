@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.heads import sites_of, timed_sites
 from graphwright.tools.search.points import Found
 from graphwright.tools.search.problem import Choice, Option
-from graphwright.tools.search.recipe_of import Held
+from graphwright.tools.search.recipe_of import Held, recipe_of
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, units
 from graphwright.tools.search.times import Times
@@ -82,7 +83,8 @@ def test_what_a_choice_adds_is_the_sum_of_what_its_parts_add(
     )
     smaller = sum(table.added(x, FORMS[1], NO_PATH) / 2 for x in site.place.linears)
     added += smaller - table.saved(site.place.signature, half.gone)
-    (ms,) = bytes_as_ms()([stand_in(view, choice, CPU, subject.units)])
+    recipe = partial(recipe_of, target=CPU, units=subject.units)
+    (ms,) = bytes_as_ms()([stand_in(view, choice, recipe)])
     # Of groups of 32 and 64 that do not divide a matrix, and of q with k and v, a little is shared.
     assert ms == pytest.approx(table.whole + added - table.halves[gone.part], rel=0.02)
     assert added < 0 < table.halves["attn"] < table.halves["mlp"]
