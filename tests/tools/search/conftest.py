@@ -8,10 +8,13 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
+from graphwright.tools.search.points import Found
+from graphwright.tools.search.search import search
 
 from tests.models import VOCAB, qwen2, raised
 
 Batches = list[dict[str, torch.Tensor]]
+WITHOUT_HEADS = ("tokens", "layers", "bits", "rank")
 
 
 class Memory(dict[str, Any]):
@@ -51,3 +54,10 @@ def batches() -> Batches:
         mask[3, 20:] = 0
         texts.append({"input_ids": ids, "attention_mask": mask})
     return texts
+
+
+@pytest.fixture(scope="session")
+def outcome(views: dict[str, View], batches: Batches) -> Found:
+    return search(
+        views["fx"], budget="bytes=40%", calibration=batches, rounds=1, using=WITHOUT_HEADS
+    )

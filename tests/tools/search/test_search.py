@@ -4,25 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import graphwright as gw
 import numpy as np
 import pytest
 import torch
-from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
-from graphwright.ir.moves import Path as BlockPath
-from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
-from graphwright.passes.exact.clean import Clean
 from graphwright.tools.cli.front_table import print_front
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
@@ -30,32 +21,18 @@ from graphwright.tools.run.resume import FolderStore
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import parts, unfitted
-from graphwright.tools.search.healing import Healing, followed
 from graphwright.tools.search.judge import Judge, Loss
-from graphwright.tools.search.measure import measured
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option, Place, Problem
 from graphwright.tools.search.rounds import STEPS, Rounds
 from graphwright.tools.search.search import search
-from graphwright.tools.search.skips import excess_of_pairs, left_out, may_go, units
 from graphwright.tools.search.solve import solve
-from graphwright.tools.search.timing import changed
 from graphwright.tools.search.uniform import uniform
-from graphwright.tools.search.wholes import gone_units
-from graphwright.tools.search.workers import Forked
 from rich.console import Console
 
-from .conftest import Batches, silent
+from .conftest import WITHOUT_HEADS, Batches, silent
 
 TARGET = find_target("cpu")
-WITHOUT_HEADS = ("tokens", "layers", "bits", "rank")
-
-
-@pytest.fixture(scope="module")
-def outcome(views: dict[str, View], batches: Batches) -> Found:
-    return search(
-        views["fx"], budget="bytes=40%", calibration=batches, rounds=1, using=WITHOUT_HEADS
-    )
 
 
 @pytest.fixture(scope="module")
@@ -178,98 +155,6 @@ def test_an_interrupt_gives_the_best_so_far(spend: Callable[..., Found]) -> None
     assert sum(point.measured is not None for point in done.front) == 1
 
 
-def test_any_number_of_workers_finds_the_same_and_one_that_dies_loses_nothing(
-    views: dict[str, View], batches: Batches, outcome: Found, tmp_path: Path
-) -> None:
-    view, known = views["fx"], parts(views["fx"], batches)
-
-    def dying(recipe: gw.Recipe) -> Any:
-        with contextlib.suppress(FileExistsError):
-            (tmp_path / "died").touch(exist_ok=False)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return measured(view, outcome.judge, known.fit, recipe)
-
-    tables = []
-    for count in (1, 2):
-        rounds = Rounds(
-            view, view, Budget.parse("bytes=40%"), known, outcome.menu, outcome.judge, 1, silent,
-            workers=Forked(count, dying),
-        )  # fmt: skip
-        done = rounds.found()
-        tables.append([(str(p.recipe), p.costs, p.measured) for p in rounds.measured.values()])
-        assert (tmp_path / "died").exists() and len(tables[-1]) >= 2
-        assert str(done.recipe) == str(outcome.recipe)
-    assert tables[0] == tables[1]
-    losses = {recipe: costs["loss"] for recipe, costs, _ in tables[0]}
-    for point in outcome.front:  # measured in this process, on as many threads as there are
-        if point.measured:
-            assert losses[str(point.recipe)] == pytest.approx(point.costs["loss"], rel=1e-3)
-
-
-def test_what_workers_raise_is_raised_here() -> None:
-    def refuse() -> None:
-        raise gw.BadInput("no such thing")
-
-    def end() -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def call(task: Callable[[], Any]) -> Any:
-        return task()
-
-    counts: list[int] = []
-    with pytest.raises(gw.BadInput, match="no such thing"):
-        Forked(2, call).run([refuse, refuse], silent, silent)
-    with pytest.raises(gw.BadInput, match=r"ended 2 times at the same recipe \(SIGKILL\)"):
-        Forked(2, call).run([lambda: 7, end], silent, lambda place, result: counts.append(result))
-    assert counts == [7]
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        Forked(1, call).run([lambda: 1 // 0], silent, silent)
-    with pytest.raises(gw.BadInput, match="a search takes 1 or more"):
-        Forked(-1, call)
-
-
-def test_ray_that_is_not_there(
-    views: dict[str, View], batches: Batches, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    named, view = views["fx"].copy(), views["fx"]
-    named.source = replace(view.source, kind="zoo", name="zoo:tiny-llama")
-    monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(gw.Missing, match=r"pip install 'graphwright\[ray\]', or give --workers N"):
-        gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
-
-    def refuse(**_: Any) -> None:
-        raise ConnectionError("nobody listens")
-
-    stub = SimpleNamespace(is_initialized=lambda: False, init=refuse)
-    monkeypatch.setitem(sys.modules, "ray", stub)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(gw.Missing, match=r"no Ray cluster at 10\.0\.0\.1:6379 .*: nobody listens"):
-        gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
-    with pytest.raises(gw.BadInput, match="is a graph of memory: give workers=N"):
-        gw.search(view, budget="bytes=40%", calibration=batches, workers="ray")
-    with pytest.raises(gw.BadInput, match="workers='rey': a number of processes, or ray"):
-        gw.search(view, budget="bytes=40%", calibration=batches, workers="rey")
-
-
-def test_workers_of_ray_find_the_same(language_model: Path) -> None:
-    ray: Any = pytest.importorskip("ray")
-    ids = torch.arange(96).view(4, 24) + 5
-    rows = [{"input_ids": ids + 97 * i, "attention_mask": torch.ones_like(ids)} for i in range(4)]
-    graph = gw.load(language_model)
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    try:
-        tables = []
-        for workers in ("ray", 2):
-            done = search(
-                graph, budget="bytes=50%", calibration=rows, rounds=1, using=("bits",),
-                workers=workers,
-            )  # fmt: skip
-            tables.append([(str(p.recipe), p.costs, p.measured) for p in done.front])
-    finally:
-        ray.shutdown()
-    assert tables[0] == tables[1] and any(measure for *_, measure in tables[0])
-
-
 class Killed(Exception):
     """What no search catches."""
 
@@ -335,82 +220,6 @@ def test_forecasts_are_corrected_by_what_was_measured() -> None:
     assert [o.costs["loss"] for o in corrected.places[0].options] == [
         factors["2 bits"], factors["4 bits"]
     ]  # fmt: skip
-
-
-def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
-    views: dict[str, View], batches: Batches
-) -> None:
-    done = search(
-        views["fx"], budget="kv=50%,bytes=60%", calibration=batches, using=("layers", "bits"),
-        rounds=1,
-    )  # fmt: skip
-    assert any(name.endswith(".attn") for name in done.best.choice.dropped)
-    assert "path{heal=linear blocks=" in str(done.recipe)
-    source = views["fx"].copy()
-    canonicalize(source)
-    structure, fit = recognize(source), parts(source, batches).fit
-    halves = units(source, structure)
-    healing = Healing(source, structure, may_go(source, halves), fit)
-    unit, measured = next(left_out(healing, done.judge, silent))
-    (problem,) = done.menu.problems
-    assert problem.units[unit.name].costs["loss"] == measured.loss
-    aside = Judge(source, structure, parts(source, batches).aside)
-
-    def loss(*names: str) -> float:
-        path = BlockPath.through(half for half in halves if half.name not in names)
-        recipe = gw.Recipe.of(Clean(optional=True), followed(path, heal=True))
-        return aside.mean_of(gw.optimize(views["fx"], recipe, calibration=fit).graph)
-
-    shares = dict(excess_of_pairs(healing, {
-        name: option.costs["loss"] for name, option in problem.units.items()
-    }, aside, silent))  # fmt: skip
-    assert min(shares.values()) < 0  # which is no gain that adds up over many halves
-    neighbours = {tuple(x.name for x in pair) for pair in healing.neighbours}
-    worse = {pair for pair, share in shares.items() if share > 0}
-    assert problem.pairs.keys() == worse | neighbours
-    for pair, share in shares.items():
-        assert share == pytest.approx(loss(*pair) / sum(map(loss, pair)) - 1, rel=1e-4)
-        if share > 0:
-            sums = sum(problem.units[name].costs["loss"] for name in pair)
-            assert problem.pairs[pair].costs["loss"] == pytest.approx(share * sums, rel=1e-4)
-    for point in done.front:
-        assert point.costs["kv"] <= 0.5 * done.source["kv"]
-        if point.measured:
-            assert point.costs["kv"] == point.choice.costs["kv"]
-            # Where no attention is left, the table of rotary frequencies goes as well.
-            rotary = 0 if point.costs["kv"] else 16
-            assert point.costs["bytes"] == point.choice.costs["bytes"] - rotary
-
-
-def test_halves_go_as_they_are_where_the_data_are_too_few_to_heal_them(
-    views: dict[str, View], batches: Batches
-) -> None:
-    source = views["fx"].copy()
-    canonicalize(source)
-    structure = recognize(source)
-    halves = units(source, structure)
-    judge = Judge(source, structure, batches[1:])
-    few = [{name: tensor[:1, :6] for name, tensor in batches[0].items()}]
-    healing = Healing(source, structure, may_go(source, halves), few)
-    known = parts(source, few, batches[1:])
-    gone = gone_units(healing, known, judge, silent, None)
-    assert healing.maps and not healing.heals
-    unit = healing.units[0]
-    path = followed(BlockPath.through(half for half in halves if half != unit), heal=False)
-    assert healing.nbytes(unit) == 0
-    assert gone[unit.name].loss == judge.mean_of(changed(source, path))
-    found = search(
-        views["fx"], budget="kv=50%", calibration=few, judged=batches[1:], using=("layers",),
-        rounds=1,
-    )  # fmt: skip
-    assert "path{blocks=" in str(found.recipe)
-    assert "halves of blocks go as they are: the data are too few to heal them" in found.notes
-
-
-def test_tokens_that_are_all_alike_heal_by_their_mean(views: dict[str, View]) -> None:
-    rows = [{"input_ids": torch.full((4, 1), 7), "attention_mask": torch.ones(4, 1).long()}] * 2
-    found = search(views["fx"], budget="bytes=60%", calibration=rows, using=("layers",), rounds=1)
-    assert found.best.measured
 
 
 def test_a_recipe_that_does_not_run_is_left_out_and_told(
