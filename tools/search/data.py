@@ -33,19 +33,19 @@ JUDGED_LENGTH = 128
 
 @dataclass(frozen=True)
 class Parts:
-    """Batches for fitting, for judging, and for probing, which are rows of the fitting part."""
+    """Batches for fitting, and for judging."""
 
     fit: Sequence[Batch]
     judge: Sequence[Batch]
-    probe: Sequence[Batch]
     shared: bool = False
     """Whether the data are one row, which is both fitted to and judged by."""
     large: bool = False
     """Whether the model is, so that a forecast has to do with less."""
 
     @property
-    def aside(self) -> Sequence[Batch]:
-        """Rows that are judged by, as few as are probed with, which nothing was fitted to."""
+    def probe(self) -> Sequence[Batch]:
+        """Of the rows that are judged by, few, for what is asked often. Nothing was fitted to them:
+        what stands in for heads that go, or for halves of blocks, hides what it was fitted to."""
         return _limited(self.judge, (LARGE_TOKENS if self.large else TOKENS)[-1])
 
 
@@ -69,14 +69,13 @@ def parts(view: View, batches: Sequence[Batch], judged: Sequence[Batch] = ()) ->
     judged by, and of the rest what is more than is fitted to.
     """
     fit, judge, shared = ([*batches], [*judged], False) if judged else _split(batches)
-    texts = [_cut(view, batch) for batch in fit]
     large = sum(weight.numel for weight in view.weights().values()) >= LARGE
-    fitting, judging, probing = LARGE_TOKENS if large else TOKENS
+    fitting, judging, _ = LARGE_TOKENS if large else TOKENS
     if not large:
         judging = min(judging, max(SURE_TOKENS, NUMBERS // _width(view)))
     fitted = _limited(fit, fitting)
     judge = [_cut(view, batch) for batch in (*judge, *fit[len(fitted) :])]
-    return Parts(fitted, _limited(judge, judging), _limited(texts, probing), shared, large)
+    return Parts(fitted, _limited(judge, judging), shared, large)
 
 
 def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch], bool]:

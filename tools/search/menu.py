@@ -105,12 +105,11 @@ class Menu:
             halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
-        aside = Judge(view, structure, data.aside) if halves else judge
         healing = Healing(view, structure, may_go(view, halves), data.fit)
-        gone = gone_units(healing, data, judge if wide else aside, progress, checkpoints)
+        gone = gone_units(healing, data, judge if wide else probe, progress, checkpoints)
         if gone and not healing.heals:
             notes = [*notes, "halves of blocks go as they are: the data are too few to heal them"]
-        pairs = pairs_of(healing, gone, data, aside, progress, checkpoints)
+        pairs = pairs_of(healing, gone, data, probe, progress, checkpoints)
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}
         if "heads" in using:

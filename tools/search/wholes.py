@@ -61,7 +61,7 @@ def gone_units(
 
 
 def pairs_of(
-    healing: Healing, gone: Mapping[str, Measured], data: Parts, aside: Judge, progress: Progress,
+    healing: Healing, gone: Mapping[str, Measured], data: Parts, probe: Judge, progress: Progress,
     checkpoints: CheckpointStore | None,
 ) -> dict[tuple[str, str], Option]:  # fmt: skip
     """What two halves cost beyond their sum: neighbours are healed by one map, and weigh as much
@@ -72,13 +72,13 @@ def pairs_of(
     and lost 91 %.)
     """
     count = min(PAIRED, len(gone))
-    work_of_pairs = count * (count + 1) / 2 * work(healing.structure, data.aside)
+    work_of_pairs = count * (count + 1) / 2 * work(healing.structure, data.probe)
     losses = {name: measured.loss for name, measured in gone.items()}
 
     def run() -> list[Any]:
         shares = dict[tuple[str, str], float]()
         if work_of_pairs <= DEPTH_WORK:
-            shares = dict(excess_of_pairs(healing, losses, aside, progress))
+            shares = dict(excess_of_pairs(healing, losses, probe, progress))
         saved = {
             (one.name, other.name):
             healing.nbytes(one, other) - healing.nbytes(one) - healing.nbytes(other)

@@ -38,16 +38,16 @@ def test_halves_of_blocks_that_go_take_their_linears_and_their_cache_along(
     unit, measured = next(left_out(healing, done.judge, silent))
     (problem,) = done.menu.problems
     assert problem.units[unit.name].costs["loss"] == measured.loss
-    aside = Judge(source, structure, parts(source, batches).aside)
+    probe = Judge(source, structure, parts(source, batches).probe)
 
     def loss(*names: str) -> float:
         path = BlockPath.through(half for half in halves if half.name not in names)
         recipe = gw.Recipe.of(Clean(optional=True), followed(path, heal=True))
-        return aside.mean_of(gw.optimize(views["fx"], recipe, calibration=fit).graph)
+        return probe.mean_of(gw.optimize(views["fx"], recipe, calibration=fit).graph)
 
     shares = dict(excess_of_pairs(healing, {
         name: option.costs["loss"] for name, option in problem.units.items()
-    }, aside, silent))  # fmt: skip
+    }, probe, silent))  # fmt: skip
     assert min(shares.values()) < 0  # which is no gain that adds up over many halves
     neighbours = {tuple(x.name for x in pair) for pair in healing.neighbours}
     worse = {pair for pair, share in shares.items() if share > 0}

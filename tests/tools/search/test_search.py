@@ -138,8 +138,11 @@ def test_what_is_not_fitted_to_is_judged_by(tmp_path: Path) -> None:
     batches = read(str(tmp_path / "rows.npz"), view).batches
     more = unfitted(str(tmp_path / "rows.npz"), view, batches)
     known = parts(view, batches, more)
-    fitted, judged = (torch.cat([b["input"] for b in part]) for part in (known.fit, known.judge))
+    fitted, judged, probed = (
+        torch.cat([b["input"] for b in part]) for part in (known.fit, known.judge, known.probe)
+    )
     assert torch.equal(torch.cat((fitted, judged)), rows) and len(fitted) == 128
+    assert torch.equal(probed, judged[: len(probed)])
     assert not unfitted(str(tmp_path / "rows.npz"), view, more)
     alone = parts(view, batches)
     assert sum(len(b["input"]) for b in alone.fit) == sum(len(b["input"]) for b in alone.judge)
