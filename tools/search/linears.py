@@ -20,7 +20,7 @@ from .data import Parts
 from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .heads import Level, Site, by_linear, levels
 from .judge import Judge
-from .probe import Minded, sensitivities, spread_over_blocks
+from .probe import ByMethod, sensitivities, spread_over_blocks
 from .problem import KEPT, Option, Place, useful
 from .recipe_of import Held, HeldTables
 from .survey import PROBED, Errors, dense, stored, survey
@@ -74,10 +74,11 @@ def linear_places(
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
     gaps = {x.name: errors[group[0].name].gaps for group in groups for x in group}
     most = int(PROBE_WORK / max(1.0, work(structure, data.probe) / 2))
-    minded = remembered(
+    minded, met = remembered(
         checkpoints, "sensitivities",
         lambda: _minded(view, probe, groups, gaps, most, target, progress),
     )  # fmt: skip
+    errors = {name: known.on(met.get(name, {})) for name, known in errors.items()}
     places, site_of = [], by_linear(sites)
     for group in groups:
         if not all(x.name in minded for x in group):
@@ -104,9 +105,9 @@ def storable_groups(view: View, structure: Structure) -> list[list[Linear]]:
 def _minded(
     view: View, probe: Judge, groups: Sequence[Sequence[Linear]],
     known: Mapping[str, Mapping[str, Tensor]], most: int, target: Target, progress: Progress,
-) -> Minded:  # fmt: skip
-    """How much the loss minds a mean squared error of 1 at each linear, by method; about ``most``
-    times it is asked. ``known`` are gaps of a survey."""
+) -> list[ByMethod]:  # fmt: skip
+    """How much the loss minds a mean squared error of 1 at each linear, by method, and the errors
+    that were made to ask for that, about ``most`` times. ``known`` are gaps of a survey."""
     linears = [linear for group in groups for linear in group]
     methods = max((len(gaps) for gaps in known.values()), default=1)
     probed, filled = spread_over_blocks(linears, most // max(1, methods))
@@ -118,7 +119,8 @@ def _minded(
         held = stored(form, weight, Statistics(), linear, target)
         return {form.method: weight.float() - dense(held)}
 
-    return filled(sensitivities(view, probe, probed, gaps, progress))
+    minded, met = sensitivities(view, probe, probed, gaps, progress)
+    return [filled(minded), met]
 
 
 def _place(

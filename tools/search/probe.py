@@ -16,8 +16,8 @@ from ...ir.structure.recognize import Linear
 from .judge import Judge, needed
 
 Progress = Callable[[str, int, int], None]
-Minded = dict[str, dict[str, float]]
-"""How much the loss minds a mean squared error of 1, by linear and method."""
+ByMethod = dict[str, dict[str, float]]
+"""Numbers by linear, and by the method that moves its output."""
 Gaps = Callable[[Linear], Mapping[str, Tensor]]
 """What is taken from a linear's weight, f32 ``[out, in]``, by several methods."""
 
@@ -44,9 +44,9 @@ class _Order:
 
 def sensitivities(
     view: View, judge: Judge, linears: Sequence[Linear], gaps: Gaps, progress: Progress
-) -> dict[str, dict[str, float]]:
-    """The judge's ``mean`` for a mean squared error of 1 at the output of each linear, by its name
-    and by method.
+) -> tuple[ByMethod, ByMethod]:
+    """The judge's ``mean`` for a mean squared error of 1 at the output of each linear, and the
+    error that is made there on the judge's rows.
 
     Each linear's output is moved by what ``gaps`` take from its weight, as rounding would move it,
     and the nodes behind it run anew; those before it run once for all. Linears that the judged
@@ -58,7 +58,8 @@ def sensitivities(
         (linear for linear in linears if linear.node in places), key=lambda x: places[x.node]
     )
     known: dict[Value, list[Tensor]] = bound(view, judge.batches)
-    by_name: dict[str, dict[str, float]] = {}
+    minded: ByMethod = {}
+    errors: ByMethod = {}
     start = 0
     for number, linear in enumerate(there):
         progress(f"probing {linear.name}", number, len(there))
@@ -67,11 +68,12 @@ def sensitivities(
         keep = order.alive(place) | {x}
         known = _run(view, order.nodes[start : place + 1], known, keep)
         start = place + 1
-        by_name[linear.name] = {
-            method: _sensitivity(view, judge, order, place, linear, known, gap)
-            for method, gap in gaps(linear).items()
-        }
-    return by_name
+        minded[linear.name], errors[linear.name] = {}, {}
+        for method, gap in gaps(linear).items():
+            loss, error = _moved(view, judge, order, place, linear, known, gap)
+            minded[linear.name][method] = loss / error if error else 0.0
+            errors[linear.name][method] = error
+    return minded, errors
 
 
 def _run(
@@ -80,10 +82,11 @@ def _run(
     return run_part(view, nodes, known, keep) if nodes else dict(known)
 
 
-def _sensitivity(
+def _moved(
     view: View, judge: Judge, order: _Order, place: int, linear: Linear,
     known: Mapping[Value, list[Tensor]], gap: Tensor,
-) -> float:  # fmt: skip
+) -> tuple[float, float]:  # fmt: skip
+    """The judge's ``mean`` where a gap moves a linear's output, and how far, as a mean square."""
     moved, energy, tokens = [], 0.0, 0
     columns = zip(known[view.tensor(linear.node)], known[linear.out], judge.masks, strict=True)
     for x, out, masks in columns:
@@ -93,16 +96,16 @@ def _sensitivity(
         tokens += len(rows)
         moved.append(out - change.to(out.dtype))
     if not energy:
-        return 0.0
+        return 0.0, 0.0
     values = {**known, linear.out: moved}
     behind = order.nodes[place + 1 :]
     outputs = _run(view, behind, values, {order.output})[order.output]
-    return judge.mean(outputs) * tokens / energy
+    return judge.mean(outputs), energy / tokens
 
 
 def spread_over_blocks(
     linears: Sequence[Linear], most: int
-) -> tuple[list[Linear], Callable[[Minded], Minded]]:
+) -> tuple[list[Linear], Callable[[ByMethod], ByMethod]]:
     """Up to about ``most`` linears that stand for all: those outside of blocks, and those of blocks
     at even distances; and what fills in the others by the next blocks' linears of their role, their
     logarithms interpolated."""
@@ -115,7 +118,7 @@ def spread_over_blocks(
     chosen = {blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)}
     probed = [x for x in linears if x.block is None or x.block in chosen]
 
-    def filled(by_name: Minded) -> Minded:
+    def filled(by_name: ByMethod) -> ByMethod:
         by_role: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for x in probed:
             for method, minded in by_name.get(x.name, {}).items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 KEPT = "kept"
@@ -59,8 +60,8 @@ class Problem:
     """Groups of units of which one has to stay: a model without any attention, or any feed-forward,
     is not proposed."""
 
-    @property
-    def options(self) -> dict[Key, Option]:
+    @cached_property
+    def options(self) -> Mapping[Key, Option]:
         """All that there are."""
         by_owner: list[tuple[Hashable, Sequence[Option]]] = [
             *((place.name, place.options) for place in self.places),

@@ -150,10 +150,9 @@ class Rounds:
         as forecast and 2 bits 46 times, those of bits alone 8 and 6 times.)"""
         if menu is self.menu:
             return self.factors
-        options = [{*problem.options} for problem in menu.problems]
         own = [
             (choice, loss) for choice, loss in self._known()
-            if any(there >= {*choice.keys} for there in options)
+            if any(problem.has(choice) for problem in menu.problems)
         ]
         found = corrections(own, menu.kinds) if len(own) > len(STEPS) else {}
         return found or self.factors

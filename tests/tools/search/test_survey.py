@@ -50,7 +50,7 @@ def test_the_loss_is_the_divergence_of_the_next_words(
         gap = -0.3 * weight.read().float()
         return {"scaled": gap, "nothing": 0 * gap}
 
-    minded = sensitivities(view, judge, [site], less, silent)[site.name]
+    minded, met = (found[site.name] for found in sensitivities(view, judge, [site], less, silent))
     changes: list[torch.Tensor] = []
 
     def visit(node: Any, operands: Any, results: Any) -> None:
@@ -60,7 +60,8 @@ def test_the_loss_is_the_divergence_of_the_next_words(
     sweep(view, batches[0], observe=visit)
     energy = float(changes[0][mask].square().sum()) / int(mask.sum())
     assert minded["scaled"] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
-    assert minded["nothing"] == 0
+    assert met["scaled"] == pytest.approx(energy, rel=1e-4)
+    assert minded["nothing"] == met["nothing"] == 0
 
 
 def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
@@ -89,6 +90,10 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
         assert errors.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
         assert torch.equal(errors.gaps[form.method], gap.half())
     assert errors.of(forms[1], NO_PATH) < errors.of(forms[0], NO_PATH)
+    # On other rows, by method: 8 bits round as 3 do.
+    other = errors.on({"quantize": 3 * errors.by_form[forms[0]]})
+    ratios = [other.by_form[form] / errors.by_form[form] for form in forms]
+    assert ratios == pytest.approx([3, 1, 3]) and other.by_inputs == errors.by_inputs
     whitening = Whitening(gram.matrix)
     gap = weight - dense(stored(forms[0], weight, statistics, site, TARGET))
     for matrix in (gap, gap[:20]):
