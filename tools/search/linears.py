@@ -7,8 +7,6 @@ from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
-
 from ...ir.core.view import View
 from ...ir.run.statistics import Statistics
 from ...ir.structure.recognize import Linear, Structure
@@ -20,7 +18,7 @@ from .data import Parts
 from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .heads import Level, Site, by_linear, levels
 from .judge import Judge
-from .probe import ByMethod, sensitivities, spread_over_blocks
+from .probe import Gap, Met, Minded, sensitivities, spread_over_blocks
 from .problem import KEPT, Option, Place, useful
 from .recipe_of import Held, HeldTables
 from .survey import PROBED, Errors, dense, stored, survey
@@ -28,14 +26,14 @@ from .times import Times
 from .wholes import work
 
 Progress = Callable[[str, int, int], None]
+RANK_ALONE = Form("quantize", 4, 32)
+"""What linears hold beside the source's own where only ranks are searched."""
 FED_BACK_UP_TO = 5e7
 """Weights in all linears up to which candidates with feedback are fitted: a matrix takes as many
 seconds for each of them as rounding takes for all."""
 PROBE_WORK = 4e12
 """Multiply-accumulates that probing linears may take: less than two minutes on one core of the
 reference CPU."""
-RANK_ALONE = Form("quantize", 4, 32)
-"""What linears hold beside the source's own where only ranks are searched."""
 
 
 def candidates(
@@ -104,23 +102,24 @@ def storable_groups(view: View, structure: Structure) -> list[list[Linear]]:
 
 def _minded(
     view: View, probe: Judge, groups: Sequence[Sequence[Linear]],
-    known: Mapping[str, Mapping[str, Tensor]], most: int, target: Target, progress: Progress,
-) -> list[ByMethod]:  # fmt: skip
+    known: Mapping[str, Mapping[str, Gap]], most: int, target: Target, progress: Progress,
+) -> tuple[Minded, Met]:  # fmt: skip
     """How much the loss minds a mean squared error of 1 at each linear, by method, and the errors
     that were made to ask for that, about ``most`` times. ``known`` are gaps of a survey."""
     linears = [linear for group in groups for linear in group]
     methods = max((len(gaps) for gaps in known.values()), default=1)
     probed, filled = spread_over_blocks(linears, most // max(1, methods))
 
-    def gaps(linear: Linear) -> Mapping[str, Tensor]:
+    def gaps(linear: Linear) -> Mapping[str, Gap]:
         if known[linear.name]:
-            return {method: gap.float() for method, gap in known[linear.name].items()}
+            return known[linear.name]
         weight, form = weight_of(view, linear).read(), PROBED[0]
         held = stored(form, weight, Statistics(), linear, target)
-        return {form.method: weight.float() - dense(held)}
+        gap = weight.float() - dense(held)
+        return {form.method: Gap(gap, gap[:0])}
 
     minded, met = sensitivities(view, probe, probed, gaps, progress)
-    return [filled(minded), met]
+    return filled(minded), met
 
 
 def _place(

@@ -16,10 +16,26 @@ from ...ir.structure.recognize import Linear
 from .judge import Judge, needed
 
 Progress = Callable[[str, int, int], None]
-ByMethod = dict[str, dict[str, float]]
-"""Numbers by linear, and by the method that moves its output."""
-Gaps = Callable[[Linear], Mapping[str, Tensor]]
-"""What is taken from a linear's weight, f32 ``[out, in]``, by several methods."""
+Minded = dict[str, dict[str, float]]
+"""How much the loss minds a mean squared error of 1, by linear and method."""
+Met = dict[str, dict[str, list[float]]]
+"""The mean squared error that was made to ask for that, by linear and method, and how much of it
+each direction of the gap takes back."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """What a method takes from a linear's weight."""
+
+    whole: Tensor
+    """``[out, in]``."""
+    directions: Tensor
+    """What a low-rank path of each rank gives back: the first so many rows ``[k, in]``, by as many
+    directions of the output, which are orthonormal."""
+
+
+Gaps = Callable[[Linear], Mapping[str, Gap]]
+"""Of a linear, by method."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +60,9 @@ class _Order:
 
 def sensitivities(
     view: View, judge: Judge, linears: Sequence[Linear], gaps: Gaps, progress: Progress
-) -> tuple[ByMethod, ByMethod]:
+) -> tuple[Minded, Met]:
     """The judge's ``mean`` for a mean squared error of 1 at the output of each linear, and the
-    error that is made there on the judge's rows.
+    errors that are made there on the judge's rows.
 
     Each linear's output is moved by what ``gaps`` take from its weight, as rounding would move it,
     and the nodes behind it run anew; those before it run once for all. Linears that the judged
@@ -58,8 +74,8 @@ def sensitivities(
         (linear for linear in linears if linear.node in places), key=lambda x: places[x.node]
     )
     known: dict[Value, list[Tensor]] = bound(view, judge.batches)
-    minded: ByMethod = {}
-    errors: ByMethod = {}
+    minded: Minded = {}
+    met: Met = {}
     start = 0
     for number, linear in enumerate(there):
         progress(f"probing {linear.name}", number, len(there))
@@ -68,12 +84,12 @@ def sensitivities(
         keep = order.alive(place) | {x}
         known = _run(view, order.nodes[start : place + 1], known, keep)
         start = place + 1
-        minded[linear.name], errors[linear.name] = {}, {}
+        minded[linear.name], met[linear.name] = {}, {}
         for method, gap in gaps(linear).items():
-            loss, error = _moved(view, judge, order, place, linear, known, gap)
+            loss, (error, *taken) = _moved(view, judge, order, place, linear, known, gap)
             minded[linear.name][method] = loss / error if error else 0.0
-            errors[linear.name][method] = error
-    return minded, errors
+            met[linear.name][method] = [error, *taken]
+    return minded, met
 
 
 def _run(
@@ -84,28 +100,33 @@ def _run(
 
 def _moved(
     view: View, judge: Judge, order: _Order, place: int, linear: Linear,
-    known: Mapping[Value, list[Tensor]], gap: Tensor,
-) -> tuple[float, float]:  # fmt: skip
-    """The judge's ``mean`` where a gap moves a linear's output, and how far, as a mean square."""
-    moved, energy, tokens = [], 0.0, 0
+    known: Mapping[Value, list[Tensor]], gap: Gap,
+) -> tuple[float, list[float]]:  # fmt: skip
+    """The judge's ``mean`` where a gap moves a linear's output; how far, as a mean square, and how
+    much of that is along each of its directions."""
+    moved, tokens = [], 0
+    whole, directions = gap.whole.float(), gap.directions.float()
+    energies = torch.zeros(1 + len(directions), dtype=torch.float64)
     columns = zip(known[view.tensor(linear.node)], known[linear.out], judge.masks, strict=True)
     for x, out, masks in columns:
-        change = x.float() @ gap.T
+        change = x.float() @ whole.T
         rows = tokens_that_count(change, masks)
-        energy += float(rows.square().sum(dtype=torch.float64))
+        energies[0] += rows.square().sum(dtype=torch.float64)
+        along = tokens_that_count(x.float() @ directions.T, masks)
+        energies[1:] += along.square().sum(0, dtype=torch.float64)
         tokens += len(rows)
         moved.append(out - change.to(out.dtype))
-    if not energy:
-        return 0.0, 0.0
+    if not energies[0]:
+        return 0.0, energies.tolist()
     values = {**known, linear.out: moved}
     behind = order.nodes[place + 1 :]
     outputs = _run(view, behind, values, {order.output})[order.output]
-    return judge.mean(outputs), energy / tokens
+    return judge.mean(outputs), (energies / tokens).tolist()
 
 
 def spread_over_blocks(
     linears: Sequence[Linear], most: int
-) -> tuple[list[Linear], Callable[[ByMethod], ByMethod]]:
+) -> tuple[list[Linear], Callable[[Minded], Minded]]:
     """Up to about ``most`` linears that stand for all: those outside of blocks, and those of blocks
     at even distances; and what fills in the others by the next blocks' linears of their role, their
     logarithms interpolated."""
@@ -118,7 +139,7 @@ def spread_over_blocks(
     chosen = {blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)}
     probed = [x for x in linears if x.block is None or x.block in chosen]
 
-    def filled(by_name: ByMethod) -> ByMethod:
+    def filled(by_name: Minded) -> Minded:
         by_role: dict[tuple[str, str], list[tuple[int, float]]] = {}
         for x in probed:
             for method, minded in by_name.get(x.name, {}).items():

@@ -15,11 +15,11 @@ from graphwright.ir.run.sweep import sweep
 from graphwright.ir.structure.recognize import Linear, recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.linear_pass import weight_of
-from graphwright.passes.weights.low_rank import Whitening
+from graphwright.passes.weights.low_rank import Whitening, spectrum
 from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge
-from graphwright.tools.search.probe import sensitivities, spread_over_blocks
+from graphwright.tools.search.probe import Gap, sensitivities, spread_over_blocks
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
 
 from .conftest import Batches, silent
@@ -46,9 +46,9 @@ def test_the_loss_is_the_divergence_of_the_next_words(
     assert judge.additive(loss.value) == pytest.approx(float(gap.mean()), rel=1e-3)
     assert loss.low < loss.value < loss.high
 
-    def less(_: Any) -> dict[str, torch.Tensor]:
+    def less(_: Any) -> dict[str, Gap]:
         gap = -0.3 * weight.read().float()
-        return {"scaled": gap, "nothing": 0 * gap}
+        return {"scaled": Gap(gap, gap[:2]), "nothing": Gap(0 * gap, gap[:0])}
 
     minded, met = (found[site.name] for found in sensitivities(view, judge, [site], less, silent))
     changes: list[torch.Tensor] = []
@@ -60,8 +60,9 @@ def test_the_loss_is_the_divergence_of_the_next_words(
     sweep(view, batches[0], observe=visit)
     energy = float(changes[0][mask].square().sum()) / int(mask.sum())
     assert minded["scaled"] * energy == pytest.approx(float(gap.mean()), rel=1e-3)
-    assert met["scaled"] == pytest.approx(energy, rel=1e-4)
-    assert minded["nothing"] == met["nothing"] == 0
+    rows = changes[0][mask].square().sum(0)[:2] / int(mask.sum())
+    assert met["scaled"] == pytest.approx([energy, *rows.tolist()], rel=1e-4)
+    assert minded["nothing"] == 0 and met["nothing"] == [0]
 
 
 def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
@@ -88,18 +89,24 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
         gap = (weight - dense(stored(form, weight, statistics, site, TARGET))).double()
         energy = float(((gap @ gram.matrix) * gap).sum()) / gram.count
         assert errors.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
-        assert torch.equal(errors.gaps[form.method], gap.half())
+        assert torch.equal(errors.gaps[form.method].whole, gap.half())
     assert errors.of(forms[1], NO_PATH) < errors.of(forms[0], NO_PATH)
     # On other rows, by method: 8 bits round as 3 do.
-    other = errors.on({"quantize": 3 * errors.by_form[forms[0]]})
+    three = 3 * errors.by_form[forms[0]]
+    other = errors.on({"quantize": [three, three / 2, three / 4]})
+    assert other.of(forms[0], SidePath(1)) == pytest.approx(three / 2)
     ratios = [other.by_form[form] / errors.by_form[form] for form in forms]
     assert ratios == pytest.approx([3, 1, 3]) and other.by_inputs == errors.by_inputs
     whitening = Whitening(gram.matrix)
     gap = weight - dense(stored(forms[0], weight, statistics, site, TARGET))
     for matrix in (gap, gap[:20]):
         sigma = torch.linalg.svdvals(whitening.apply(matrix)).square()
-        shares = left_by_rank(matrix, whitening)
+        shares, directions = left_by_rank(matrix, whitening)
         assert float(shares[4]) == pytest.approx(float(sigma[4:].sum() / sigma.sum()), rel=1e-6)
+        exact = spectrum(matrix, matrix, whitening).left[:, :4].T @ matrix.double()
+        for rows in (exact, directions[:4]):  # up to their signs
+            rows /= rows.norm()
+        assert torch.allclose(exact.T @ exact, directions[:4].T @ directions[:4], atol=1e-7)
     assert errors.of(forms[0], SidePath(4)) < errors.of(forms[0], SidePath(4, 4))
     # Of 8 bits that is half of the error, and stays beside any path.
     rounds = forms[2]
