@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..report.manifest import FrontEntry, Manifest, PriceEntry
+from ..report.manifest import FrontEntry, Manifest, PriceEntry, SearchEntry
+from ..report.search_plots import BOUGHT
 from ..report.summary import size
+
+_COSTS = {"bytes": "weights", "ms": "ms", "kv": "keys, values"}
+"""Names of columns by measure."""
 
 
 def print_front(console: Console, manifest: Manifest) -> None:
-    """Points by size, prices by knob, and what the linears hold."""
+    """Points by what they cost, prices by knob, and what the linears hold."""
     search = manifest.search
     assert search is not None
     # The files of a graph hold more than its weights, which a budget is of.
     weights = search.source.get("bytes") or manifest.sizes.source_bytes
-    console.print(_points(search.front, weights))
-    loss = f"loss: {search.loss_is}; on {search.judged} rows that nothing was fitted to"
+    console.print(_points(search, {**search.source, "bytes": weights}))
+    loss = (
+        f"loss: {search.loss_is}; on {search.judged} rows that nothing was fitted to; shares are "
+        "of the source"
+    )
     console.print(Text(loss))
-    for of, unit in (("bytes", "megabyte"), ("ms", "millisecond")):
+    for of, unit in BOUGHT.items():
         prices = [price for price in search.prices if price.of == of]
         if prices:
             console.print(_prices(prices, unit))
@@ -28,23 +37,32 @@ def print_front(console: Console, manifest: Manifest) -> None:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _points(front: list[FrontEntry], source: float) -> Table:
+def _points(search: SearchEntry, source: Mapping[str, float | None]) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("", no_wrap=True)
-    timed = any("ms" in point.costs for point in front)
-    names = ("weights", "of the source", *(("ms",) if timed else ()), "loss", "95 %")
-    for name in names:
+    measures = ["bytes", *(m for m in ("ms", "kv") if m in search.limits)]
+    costs = (name for m in measures for name in (_COSTS[m], "share"))
+    for name in (*costs, "loss", "95 %"):
         table.add_column(name, justify="right", no_wrap=True)
-    for point in front:
+    for point in search.front:
         ends = point.interval
-        interval = "forecast" if ends is None else f"{ends[0]:.3%} to {ends[1]:.3%}"
         table.add_row(
-            "chosen" if point.chosen else "", size(point.bytes), f"{point.bytes / source:.1%}",
-            *((f"{point.costs.get('ms') or 0:.4g}",) if timed else ()),
-            "" if point.loss is None else f"{point.loss:.3%}", interval,
+            "chosen" if point.chosen else "",
+            *(cell for m in measures for cell in _cells(point, m, source.get(m))),
+            "" if point.loss is None else f"{point.loss:.3%}",
+            "forecast" if ends is None else f"{ends[0]:.3%} to {ends[1]:.3%}",
             style="bold" if point.chosen else "",
         )  # fmt: skip
     return table
+
+
+def _cells(point: FrontEntry, measure: str, source: float | None) -> tuple[str, str]:
+    """What a point costs, and its share of the source."""
+    cost = point.cost(measure)
+    if cost is None:
+        return "", ""
+    shown = f"{cost:.4g}" if measure == "ms" else size(round(cost))
+    return shown, f"{cost / source:.1%}" if source else ""
 
 
 def _prices(prices: list[PriceEntry], unit: str) -> Table:

@@ -528,15 +528,19 @@ class FrontEntry(Entry):
     chosen: bool = False
     """Whether it is the artifact's."""
 
+    def cost(self, measure: str) -> float | None:
+        """What it costs by `bytes`, `ms` or `kv`; `None` where that was not asked."""
+        return self.bytes if measure == "bytes" else self.costs.get(measure)
+
 
 class PriceEntry(Entry):
-    """What a megabyte buys on one knob: loss by 1,000,000 bytes, by forecast; or what a millisecond
-    does."""
+    """What a megabyte buys on one knob: loss by 1,000,000 bytes, by forecast; or what a megabyte of
+    keys and values does, or a millisecond."""
 
     knob: str
-    """`bits`, `rank`, `tables`, `layers` or `tokens`."""
+    """`bits`, `rank`, `tables`, `heads`, `layers`, `tokens` or `cache`."""
     of: str = "bytes"
-    """`bytes`, or `ms` where time is bounded."""
+    """`bytes`; `ms` where time is bounded, and `kv` where the cache is."""
     last: Amount = None
     """What the last one bought: what taking back the least useful step would lose."""
     last_step: str = ""
@@ -552,6 +556,8 @@ class SearchEntry(Entry):
 
     budget: str
     """What was asked for."""
+    axis: Literal["bytes", "ms", "kv"] = "bytes"
+    """What the front is drawn along: `bytes`, `ms` or `kv`."""
     limits: dict[str, Real]
     """The bounds as numbers, by measure."""
     source: dict[str, Real] = {}
@@ -566,9 +572,9 @@ class SearchEntry(Entry):
     held: dict[str, Count]
     """How many linears hold what, and what was left out."""
     front: list[FrontEntry]
-    """Recipes by size, measured and forecast."""
+    """Recipes by what they cost along the axis, measured and forecast."""
     prices: list[PriceEntry]
-    """What megabytes buy, by knob."""
+    """What megabytes buy, or milliseconds, by knob."""
     factors: dict[str, Real]
     """What forecasts were multiplied by after measuring, by kind of candidate."""
     notes: list[str] = []

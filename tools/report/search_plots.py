@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .manifest import FrontEntry, PassEntry
+from .manifest import FrontEntry, PassEntry, SearchEntry
 from .plots import WIDTH, LogAxis, shorten
 from .summary import ChangedSite, block_index
 
@@ -18,26 +18,39 @@ FULL_BITS = 8.5
 """Bits of a weight whose cell is drawn in full colour."""
 
 
-def front(points: Sequence[FrontEntry], source_bytes: int) -> dict[str, Any] | None:
-    """Loss against size, both on logarithmic axes: measured points with their intervals, forecast
-    ones hollow. ``None`` where fewer than two have a place there."""
-    shown = [(p, p.loss) for p in points if p.loss is not None and p.loss > 0 and p.bytes]
+BOUGHT = {"bytes": "megabyte", "ms": "millisecond", "kv": "megabyte of keys and values"}
+"""By measure, what prices are of."""
+_AXES = {"bytes": ("weights", "MB", 1e6), "ms": ("one run", "ms", 1.0),
+         "kv": ("keys and values of one sample", "MB", 1e6)}  # fmt: skip
+
+
+def front(search: SearchEntry) -> dict[str, Any] | None:
+    """Loss against what the search's axis is of, both on logarithmic axes: measured points with
+    their intervals, forecast ones hollow. ``None`` where fewer than two have a place there."""
+    name, unit, scale = _AXES[search.axis]
+    shown = [
+        (p, cost / scale, p.loss) for p in search.front
+        if p.loss is not None and p.loss > 0 and (cost := p.cost(search.axis))
+    ]  # fmt: skip
     if len(shown) < 2:
         return None
     top, bottom = 14, 274
-    known = [end for p, _ in shown for end in p.interval or [] if end is not None and end > 0]
-    losses = LogAxis.over([100 * loss for _, loss in shown] + [100 * e for e in known], bottom, top)
-    sizes = LogAxis.over([p.bytes / 1e6 for p, _ in shown], LEFT, RIGHT)
+    known = [end for p, *_ in shown for end in p.interval or [] if end is not None and end > 0]
+    ends = [100 * loss for *_, loss in shown] + [100 * e for e in known]
+    losses = LogAxis.over(ends, bottom, top)
+    costs = LogAxis.over([cost for _, cost, _ in shown], LEFT, RIGHT)
+    source = (search.source.get(search.axis) or 0.0) / scale
     marks = [
         {
-            "x": sizes.at(p.bytes / 1e6), "y": losses.at(100 * loss), "chosen": p.chosen,
-            "ends": _ends(p, losses), "title": _title(p, loss, source_bytes),
+            "x": costs.at(cost), "y": losses.at(100 * loss), "chosen": p.chosen,
+            "ends": _ends(p, losses), "title": _title(p, f"{cost:.4g} {unit}", cost, source, loss),
         }
-        for p, loss in shown
+        for p, cost, loss in shown
     ]  # fmt: skip
     return {
+        "label": f"Loss against {name}", "axis": f"{name}, {unit}",
         "width": WIDTH, "height": bottom + 48, "left": LEFT, "right": RIGHT, "top": top,
-        "bottom": bottom, "xs": sizes.ticks(), "ys": losses.ticks(), "points": marks,
+        "bottom": bottom, "xs": costs.ticks(), "ys": losses.ticks(), "points": marks,
     }  # fmt: skip
 
 
@@ -50,10 +63,10 @@ def _ends(point: FrontEntry, losses: LogAxis) -> list[float] | None:
     return [least, losses.end if high is None else losses.at(max(100 * high, losses.low))]
 
 
-def _title(point: FrontEntry, loss: float, source_bytes: int) -> str:
-    share = f", {point.bytes / source_bytes:.1%} of the source" if source_bytes else ""
+def _title(point: FrontEntry, shown: str, cost: float, source: float, loss: float) -> str:
+    share = f", {cost / source:.1%} of the source" if source else ""
     kind = "forecast" if point.interval is None else "measured"
-    return f"{point.bytes / 1e6:.4g} MB{share}: loss {loss:.3%}, {kind}"
+    return f"{shown}{share}: loss {loss:.3%}, {kind}"
 
 
 def allocation(sites: Sequence[ChangedSite], passes: Sequence[PassEntry]) -> dict[str, Any] | None:

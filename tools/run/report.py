@@ -24,7 +24,7 @@ from ..report import plots
 from ..report.manifest import ErrorEntry, MachineEntry, Manifest, TreeEntry
 from ..report.meaning import kept, meaning, verdict
 from ..report.panels import panels
-from ..report.search_plots import allocation, front
+from ..report.search_plots import BOUGHT, allocation, front
 from ..report.summary import (
     ChangedSite,
     SiteGroup,
@@ -86,7 +86,8 @@ def render(manifest: Manifest) -> str:
         refusals=_refusals(manifest),
         pass_plot=plots.error_by_pass(_pass_errors(manifest)),
         site_plot=plots.error_by_site(sites),
-        front=None if search is None else front(search.front, manifest.sizes.source_bytes),
+        front=None if search is None else front(search),
+        bought=BOUGHT,
         bits=None if search is None else allocation(sites, manifest.passes),
         evaluated=_evaluated(manifest),
         cuts=panels(manifest.image_tokens, manifest.passes),

@@ -5,11 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 from ...ir.core.errors import BadInput, near_misses
 
 MEASURES = ("bytes", "ms", "kv", "loss")
 """What may be bounded. The goal is the loss, or, where that is bounded and they are not, bytes."""
+Axis = Literal["bytes", "ms", "kv"]
+AXES: tuple[Axis, ...] = ("bytes", "ms", "kv")
+"""What recipes cost."""
 FORMS = {
     "bytes": "25% of the source's weights, or 300MB",
     "ms": "0.5x of the source's time, or 12",
@@ -108,6 +112,13 @@ class Budget:
     def goal(self) -> str:
         """What is made as small as the bounds allow."""
         return "bytes" if "loss" in self.bounded and "bytes" not in self.bounded else "loss"
+
+    @property
+    def axis(self) -> Axis:
+        """What a front is drawn along: of what recipes cost, that which is bounded first, or bytes.
+        """
+        names = [bound.measure for bound in self.bounds]
+        return min((axis for axis in AXES if axis in names), key=names.index, default="bytes")
 
     @property
     def bounded(self) -> set[str]:

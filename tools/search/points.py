@@ -33,7 +33,7 @@ class Found:
     limits: Mapping[str, float]
     source: Mapping[str, float]
     front: list[Point]
-    """By bytes; measured ones and forecast ones."""
+    """Along the budget's axis; measured ones and forecast ones."""
     factors: Mapping[str, float]
     """By which forecasts of each kind were corrected."""
     menu: Menu

@@ -3,14 +3,15 @@ single steps."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from .menu import AS_A_WHOLE
 from .problem import Choice, Option, Place, Problem
 from .recipe_of import HeldTables, Thinned
 
-UNITS = {"bytes": 1e6, "ms": 1.0}
-"""By measure, what prices are of: a megabyte, a millisecond."""
+UNITS = {"bytes": 1e6, "ms": 1.0, "kv": 1e6}
+"""By measure, what prices are of: a megabyte, of weights or of the cache, or a millisecond."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,12 @@ class Price:
     next: Step | None
 
 
-def prices(problem: Problem, choice: Choice, measure: str = "bytes") -> list[Price]:
-    """By knob, of a problem whose losses are corrected and a choice of it, which may be from before
-    they were; ``measure`` is bytes or ms."""
+def prices(
+    problems: Sequence[Problem], choice: Choice, measure: str = "bytes"
+) -> list[Price]:
+    """By knob, of the problems of a menu whose losses are corrected and a choice of one of them,
+    which may be from before they were; ``measure`` is one of ``UNITS``."""
+    problem = next(problem for problem in problems if problem.has(choice))
     choice = problem.again(choice)
     back: dict[str, list[Step]] = {}
     on: dict[str, list[Step]] = {}
@@ -54,6 +58,9 @@ def prices(problem: Problem, choice: Choice, measure: str = "bytes") -> list[Pri
             steps = _steps(place.name, now, place.options, measure)
         for knob, step, smaller in steps:
             (back if smaller else on).setdefault(knob, []).append(step)
+    others = (other for other in problems if other is not problem)
+    for knob, step, smaller in _as_a_whole(others, choice, measure):
+        (back if smaller else on).setdefault(knob, []).append(step)
     for name, unit in problem.units.items():
         if name not in choice.dropped:
             out = _leaving_out(name, unit, problem, choice, measure)
@@ -100,6 +107,27 @@ def _thinnings(
         if len(swapped) > len(linears) and size * loss > 0:
             price = loss / size * UNITS[measure]
             yield "heads", Step(site.name, str(now.what), str(other.what), price), size > 0
+
+
+def _as_a_whole(
+    problems: Iterable[Problem], choice: Choice, measure: str
+) -> Iterator[tuple[str, Step, bool]]:
+    """As ``_steps``, of what each problem has one of: the image tokens that stay, the bits of the
+    cache. All else stays as it was chosen."""
+    knobs = {place: knob for knob, place in AS_A_WHOLE.items()}
+    for problem in problems:
+        other = problem.like(choice)
+        if other is None:
+            continue
+        now, then = choice.chosen, other.chosen
+        changed = [name for name in now if now[name].what != then[name].what]
+        size = choice.costs.get(measure, 0.0) - other.costs.get(measure, 0.0)
+        loss = other.costs["loss"] - choice.costs["loss"]
+        if len(changed) == 1 and changed[0] in knobs and size * loss > 0:
+            (name,) = changed
+            price = loss / size * UNITS[measure]
+            step = Step(name, str(now[name].what), str(then[name].what), price)
+            yield knobs[name], step, size > 0
 
 
 def _knob(now: Option, other: Option) -> str:

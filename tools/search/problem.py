@@ -101,6 +101,19 @@ class Problem:
         chosen = {name: options[name, o.what] for name, o in choice.chosen.items()}
         return self.choice(chosen, {name: self.units[name] for name in choice.dropped})
 
+    def like(self, choice: Choice) -> Choice | None:
+        """A choice of another problem, with what this one has instead in places of one option;
+        ``None`` where it lacks something else."""
+        chosen: dict[str, Option] = {}
+        for place in self.places:
+            if place.name in choice.chosen:
+                only = place.options[0] if len(place.options) == 1 else None
+                option = self.options.get((place.name, choice.chosen[place.name].what), only)
+                chosen |= {} if option is None else {place.name: option}
+        if chosen.keys() != choice.chosen.keys() or not self.units.keys() >= {*choice.dropped}:
+            return None
+        return self.choice(chosen, {name: self.units[name] for name in choice.dropped})
+
     def choice(self, chosen: Mapping[str, Option], dropped: Mapping[str, Option]) -> Choice:
         """The choice of some options and units, with what it costs."""
         pairs = {(a, b): o for (a, b), o in self.pairs.items() if a in dropped and b in dropped}

@@ -289,19 +289,18 @@ class Rounds:
         return Point(choice, self.menu.recipe(choice), costs)
 
     def front(self, best: Point) -> list[Point]:
-        """Measured points, and forecasts at other sizes, by bytes."""
-        points = list(self.measured.values())
-        others = {m: limit for m, limit in self.limits.items() if m not in ("bytes", "loss")}
-        if "ms" in others:
-            others["ms"] = self.pace.forecast(others["ms"])
+        """Measured points, and forecasts that cost less or more, along the budget's axis."""
+        points, axis = list(self.measured.values()), self.budget.axis
+        others = {m: limit for m, limit in self.limits.items() if m != "loss"}
+        problems = self.menu.corrected(self.factors)
         for scale in FRONT:
-            limits = {**others, "bytes": scale * best.costs["bytes"]}
+            limits = self.additive_limits({**others, axis: scale * best.costs[axis]})
             try:
-                choice = solve(self.menu.corrected(self.factors), limits, "loss")
+                choice = solve(problems, limits, "loss")
             except BadInput:
                 continue
             if choice.key in self.measured or choice.key == best.choice.key:
                 continue
             points.append(self.forecast(choice))
         points += [] if best.measured else [best]
-        return sorted(points, key=lambda p: p.costs["bytes"])
+        return sorted(points, key=lambda p: p.costs[axis])

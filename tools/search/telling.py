@@ -19,9 +19,9 @@ def search_entry(search: Found) -> SearchEntry:
     """What the manifest tells of a search."""
     choice = search.best.choice
     problems = search.menu.corrected(search.factors)
-    problem = next(problem for problem in problems if problem.has(choice))
+    measures = ("bytes", *(m for m in ("ms", "kv") if m in search.limits))
     return SearchEntry(
-        budget=str(search.budget), limits=dict(search.limits),
+        budget=str(search.budget), axis=search.budget.axis, limits=dict(search.limits),
         source={m: cost for m, cost in search.source.items() if m != "loss"},
         using=list(search.menu.using),
         loss_is=WORDS if search.judge.over_words else ENERGY,
@@ -29,8 +29,7 @@ def search_entry(search: Found) -> SearchEntry:
         held={**used(choice.chosen), **dict.fromkeys((f"{d} left out" for d in choice.dropped), 1)},
         front=[_front(point, chosen=point is search.best) for point in search.front],
         prices=[
-            _price(price) for measure in ("bytes", *(("ms",) if "ms" in search.limits else ()))
-            for price in prices(problem, choice, measure)
+            _price(price) for measure in measures for price in prices(problems, choice, measure)
         ],
         factors=dict(search.factors), notes=list(search.notes),
     )  # fmt: skip

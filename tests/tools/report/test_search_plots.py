@@ -5,22 +5,28 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import pytest
-from graphwright.tools.report.manifest import FrontEntry, Manifest, SiteEntry
+from graphwright.tools.report.manifest import FrontEntry, Manifest, SearchEntry, SiteEntry
 from graphwright.tools.report.search_plots import allocation, front
 from graphwright.tools.report.summary import merged_sites, with_weights
 
 
-def points(*losses: float | None) -> list[FrontEntry]:
-    return [
-        FrontEntry(recipe="clean", bytes=(i + 1) * 10**6, loss=loss, chosen=i == 1)
+def searched(*losses: float | None) -> SearchEntry:
+    points = [
+        FrontEntry(
+            recipe="clean", bytes=(i + 1) * 10**6, loss=loss, chosen=i == 1, costs={"ms": 9.0 - i}
+        )
         for i, loss in enumerate(losses)
     ]
+    return SearchEntry(
+        budget="bytes=50%", limits={"bytes": 5e6}, source={"bytes": 1e7, "ms": 16.0},
+        using=["bits"], loss_is="", judged=1, held={}, front=points, prices=[], factors={},
+    )  # fmt: skip
 
 
 def test_smaller_losses_are_lower_and_larger_sizes_further_right() -> None:
-    entries = points(0.1, 0.01, 0.001, 0.0, None)
-    entries[1].interval = [-0.001, 0.02]
-    drawn = front(entries, 10**7)
+    search = searched(0.1, 0.01, 0.001, 0.0, None)
+    search.front[1].interval = [-0.001, 0.02]
+    drawn = front(search)
     assert drawn is not None
     first, second, third = drawn["points"]
     assert first["x"] < second["x"] < third["x"] and first["y"] < second["y"] < third["y"]
@@ -28,7 +34,13 @@ def test_smaller_losses_are_lower_and_larger_sizes_further_right() -> None:
     low, high = second["ends"]
     assert low == drawn["bottom"] > second["y"] > high
     assert second["title"] == "2 MB, 20.0% of the source: loss 1.000%, measured"
-    assert front(points(0.1, None), 0) is None
+    assert drawn["axis"] == "weights, MB" and front(searched(0.1, None)) is None
+    search.axis = "ms"
+    drawn = front(search)
+    assert drawn is not None and drawn["label"] == "Loss against one run"
+    first, second, third = drawn["points"]
+    assert first["x"] > second["x"] > third["x"]
+    assert second["title"] == "8 ms, 50.0% of the source: loss 1.000%, measured"
 
 
 def test_a_row_is_a_role_and_a_column_a_block(make_manifest: Callable[..., Manifest]) -> None:

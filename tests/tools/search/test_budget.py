@@ -159,12 +159,12 @@ def test_prices_are_those_of_the_cheapest_step_back_and_of_the_best_one_on() -> 
         Option(h, {"bytes": b, "loss": x}, "any") for h, (b, x) in zip(held, sizes, strict=True)
     ]
     problem = Problem([Place("a", options)], {})
-    (price,) = prices(problem, Choice({"a": options[1]}, {}, {}))
+    (price,) = prices([problem], Choice({"a": options[1]}, {}, {}))
     assert price.knob == "bits" and price.last and price.next
     assert (price.last.price, price.next.price) == (5.0, 1.5)
     assert str(price.last) == "a: quantize 4/32 to quantize 2/32"
     slow = [replace(o, costs={**o.costs, "ms": o.costs["bytes"] / 2e6}) for o in options]
-    (price,) = prices(Problem([Place("a", slow)], {}), Choice({"a": slow[1]}, {}, {}), "ms")
+    (price,) = prices([Problem([Place("a", slow)], {})], Choice({"a": slow[1]}, {}, {}), "ms")
     assert price.last and price.next and (price.last.price, price.next.price) == (10.0, 3.0)
 
 

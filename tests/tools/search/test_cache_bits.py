@@ -17,6 +17,7 @@ from graphwright.tools.search.problem import KEPT
 from graphwright.tools.search.recipe_of import HeldCache
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured
+from graphwright.tools.search.telling import search_entry
 from graphwright.tools.search.times import Times
 from graphwright.tools.search.timing import Subject, _caches, one_row
 
@@ -49,6 +50,27 @@ def test_what_the_cache_takes_is_forecast_to_the_byte(outcome: Found) -> None:
     for point in measured:
         assert point.costs["kv"] == point.choice.costs["kv"]
         assert point.costs["bytes"] == point.choice.costs["bytes"]
+
+
+def test_its_front_and_prices_are_of_the_cache(outcome: Found) -> None:
+    """Twice the bits would save some loss; what one attention more would lose is told too."""
+    entry = search_entry(outcome)
+    assert entry.axis == "kv"
+    costs = [point.costs["kv"] for point in entry.front]
+    assert len({*costs}) > 1 and costs == sorted(costs)
+    of_cache = {price.knob: price for price in entry.prices if price.of == "kv"}
+    assert {"cache", "layers"} <= {*of_cache}
+    wider = of_cache["cache"]
+    assert wider.next_step == "keys and values: cache in 4 bits to cache in 8 bits"
+    four, eight = (
+        next(p for p in outcome.menu.problems if p.places[-1].options[0].what == held)
+        for held in (HeldCache(4), HeldCache(8))
+    )
+    now, then = four.again(outcome.best.choice), eight.like(outcome.best.choice)
+    assert then is not None and wider.next is not None
+    saved = (now.costs["loss"] - then.costs["loss"]) * outcome.factors["cache"]
+    added = then.costs["kv"] - now.costs["kv"]
+    assert wider.next == pytest.approx(saved / added * 1e6)
 
 
 def test_each_number_of_bits_has_problems_of_its_own(outcome: Found) -> None:

@@ -56,7 +56,11 @@ def test_behind_a_cut_blocks_keep_less() -> None:
         cast("Judge", judge),
     ))  # fmt: skip
     assert entry.held == {"b": 1, "diverse 50%": 1} and entry.judged == 2
-    assert [(price.knob, price.last) for price in entry.prices] == [("layers", 2 / 5 * 1e6)]
+    assert [(price.of, price.knob, price.last, price.next) for price in entry.prices] == [
+        ("bytes", "layers", 2 / 5 * 1e6, None), ("kv", "layers", 2 / 20 * 1e6, None),
+        ("kv", "tokens", None, 0.5 / 40 * 1e6),
+    ]  # fmt: skip
+    assert entry.prices[-1].next_step == f"{TOKENS}: diverse 50% to all image tokens"
 
 
 def test_behind_a_cut_only_what_lies_in_blocks_keeps_less() -> None:

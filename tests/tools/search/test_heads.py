@@ -129,7 +129,7 @@ def test_a_search_takes_heads_and_units_where_bits_do_not_suffice(
     ).found()  # fmt: skip
     assert done.best.measured is not None and done.best.costs["bytes"] <= limit
     assert "heads" in turned(done.best.choice) and "across=place" in str(done.recipe)
-    knobs = {price.knob for price in prices(done.menu.corrected(done.factors)[0], done.best.choice)}
+    knobs = {price.knob for price in prices(done.menu.corrected(done.factors), done.best.choice)}
     assert {"heads", "bits"} <= knobs
 
 
@@ -231,12 +231,12 @@ def test_a_site_that_shrinks_is_one_change_with_all_its_linears(tied: Problem) -
     nearest = best([tied], {"bytes": 81}, "loss", near(centre, 1, [centre]))
     assert nearest is not None and nearest.chosen[SITE].what.gone == 0.5
     assert {o.what.form.bits for n, o in nearest.chosen.items() if n != SITE} == {4}
-    (price,) = (price for price in prices(tied, centre) if price.knob == "heads")
+    (price,) = (price for price in prices([tied], centre) if price.knob == "heads")
     assert price.last is not None and price.next is None
     assert price.last.price == pytest.approx(6 / 40 * 1e6)
     assert str(price.last) == f"{SITE}: all units to 50% of units gone"
     doubled = tied.with_losses(lambda _, option: 2 * option.costs["loss"])
-    (price,) = (price for price in prices(doubled, centre) if price.knob == "heads")
+    (price,) = (price for price in prices([doubled], centre) if price.knob == "heads")
     assert price.last is not None and price.last.price == pytest.approx(2 * 6 / 40 * 1e6)
 
 

@@ -320,7 +320,7 @@ def test_the_manifest_holds_the_front_and_the_prices(
     print_front(console, done)
     assert f"{chosen.bytes / weights:.1%}" in console.export_text()
     page = (artifact / "report.html").read_text()
-    assert 'aria-label="Loss against size"' in page and "Bits of a weight by depth" in page
+    assert 'aria-label="Loss against weights"' in page and "Bits of a weight by depth" in page
     code, _, _ = command("replay", str(artifact))
     assert code == 0
 
