@@ -208,6 +208,17 @@ def bert(layers: int = 2, **changes: Any) -> Small:
     )
 
 
+def albert(layers: int = 3, **changes: Any) -> Small:
+    """One block's weights for all blocks."""
+    from transformers import AlbertConfig, AlbertModel
+
+    config = AlbertConfig(
+        num_hidden_layers=layers, hidden_size=WIDTH, embedding_size=16, num_attention_heads=4,
+        intermediate_size=56, vocab_size=VOCAB, max_position_embeddings=64, **changes,
+    )  # fmt: skip
+    return _text(AlbertModel(config), lambda o: o.last_hidden_state)
+
+
 def t5_encoder(layers: int = 2, **changes: Any) -> Small:
     """Relative position bias added to unscaled logits, RMS norms, an inner width of its own."""
     from transformers import T5Config, T5EncoderModel

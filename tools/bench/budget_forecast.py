@@ -60,6 +60,7 @@ def random_choices(problems: Sequence[Problem], count: int, seed: int = 0) -> It
         level, mixed = rng.random(), rng.random()
         gone = min(rng.choices((0, 1, 2), (3, 2, 1))[0], len(problem.units))
         dropped = {name: problem.units[name] for name in rng.sample(list(problem.units), gone)}
+        dropped = {} if any(dropped.keys() >= {*names} for names in problem.stay) else dropped
         chosen: dict[str, Option] = {}
         for place in problem.places:
             if place.unit in dropped:

@@ -21,6 +21,7 @@ from ...passes.recipe import Recipe
 from ..run.machine import processor
 from ..search.judge import Loss
 from ..search.menu import Menu
+from ..search.pace import SLACK
 from ..search.recipe_of import HeldTables
 from ..search.skips import graph_measures
 from ..search.tables import Tables
@@ -185,7 +186,8 @@ def speeds(
         yield from _found(subject, f"ms={share:g}x", menus, of_time)
         for kind, planned in rivals.planned.items():
             known = [rivals.judged(kind, recipe, of_time) for _, recipe in planned]
-            yield from _best(row for row in known if row is not None and row.share <= share)
+            most = SLACK["ms"] * share  # as a search has it
+            yield from _best(row for row in known if row is not None and row.share <= most)
 
     return _table(subject, {f"{share:g}x": partial(of, share) for share in shares})
 

@@ -79,7 +79,8 @@ class Subject:
         knobs = saving(bounds.bounded | ({"ms"} if timing else set()), KNOBS)
         return Menu.of(
             self.source, self.parts, self.judge, find_target("cpu"), knobs, lambda *_: None,
-            Under(self._surveyed, "timed" if timing else "untimed"), timing, cache,
+            Under(self._surveyed, f"{'timed' if timing else 'untimed'}, {' '.join(knobs)}"),
+            timing, cache,
         )  # fmt: skip
 
     def search(

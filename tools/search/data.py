@@ -23,6 +23,9 @@ LARGE = 5e8
 """Numbers in all weights from which a model is large: 16384 tokens through it take minutes."""
 LARGE_TOKENS = 2048, 512, 256
 """As ``TOKENS``, of a large model."""
+LEAST_ROWS, LARGE_LEAST_ROWS = 8, 2
+"""That are judged by and probed with at least, however many tokens they are: those of an image are
+hundreds, and what is compared is the text behind it."""
 SURE_TOKENS = 4096
 """Tokens that are judged by at least, whatever the model's outputs weigh."""
 NUMBERS = 1 << 26
@@ -46,7 +49,8 @@ class Parts:
     def probe(self) -> Sequence[Batch]:
         """Of the rows that are judged by, few, for what is asked often. Nothing was fitted to them:
         what stands in for heads that go, or for halves of blocks, hides what it was fitted to."""
-        return _limited(self.judge, (LARGE_TOKENS if self.large else TOKENS)[-1])
+        tokens, rows = (LARGE_TOKENS, LARGE_LEAST_ROWS) if self.large else (TOKENS, LEAST_ROWS)
+        return _limited(self.judge, tokens[-1], rows)
 
 
 def unfitted(
@@ -75,7 +79,8 @@ def parts(view: View, batches: Sequence[Batch], judged: Sequence[Batch] = ()) ->
         judging = min(judging, max(SURE_TOKENS, NUMBERS // _width(view)))
     fitted = _limited(fit, fitting)
     judge = [_cut(view, batch) for batch in (*judge, *fit[len(fitted) :])]
-    return Parts(fitted, _limited(judge, judging), shared, large)
+    judge = _limited(judge, judging, LARGE_LEAST_ROWS if large else LEAST_ROWS)
+    return Parts(fitted, judge, shared, large)
 
 
 def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch], bool]:
@@ -113,17 +118,19 @@ def _tokens(batch: Batch) -> int:
     return _rows(batch) if ids is None else ids.numel()
 
 
-def _limited(batches: Sequence[Batch], tokens: int) -> list[Batch]:
-    """The first batches, up to so many tokens together; the last one cut, one row at least."""
+def _limited(batches: Sequence[Batch], tokens: int, least: int = 1) -> list[Batch]:
+    """The first batches, up to so many tokens together; the last one cut, ``least`` rows in all, if
+    there are so many."""
     kept: list[Batch] = []
     for batch in batches:
         room = tokens - sum(map(_tokens, kept))
         rows = _rows(batch)
-        fitting = min(rows, room * rows // _tokens(batch))
-        if fitting < 1 and kept:
+        lacking = least - sum(map(_rows, kept))
+        fitting = min(rows, max(lacking, room * rows // _tokens(batch)))
+        if fitting < 1:
             break
         whole = fitting == rows or rows == 1
-        kept.append(batch if whole else _part(batch, slice(0, max(1, fitting))))
+        kept.append(batch if whole else _part(batch, slice(0, fitting)))
     return kept
 
 

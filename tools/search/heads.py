@@ -23,7 +23,7 @@ from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.linear_pass import weight_of
 from ...passes.weights import structured
 from .data import Parts
-from .judge import Judge, needed
+from .judge import Judge, needed, value_of
 from .problem import KEPT, Option, Place, Problem
 from .recipe_of import Thinned, thinning
 from .skips import Measured, Progress, graph_measures
@@ -152,12 +152,13 @@ def searched_sites(
     checkpoints: CheckpointStore | None,
 ) -> tuple[list[Site], dict[Thinned, Measured], list[str]]:  # fmt: skip
     """The sites of what is judged, the model with less of each, and what a person should know."""
-    output = dict(zip(view.output_names(), view.outputs(), strict=True))[judge.output]
-    sites = sites_of(view, structure, output)
+    sites = sites_of(view, structure, value_of(view, judge.output))
+    if sites and data.shared:
+        return [], {}, ["heads and units stay: what stands in for them needs rows to judge it by"]
     runs = sum(len(site.options) - 1 for site in sites)
-    if sites and (data.large or runs * work(structure, data.probe) > DEPTH_WORK):
+    if sites and (data.large or runs * work(view, data.probe) > DEPTH_WORK):
         return [], {}, ["heads and units stay: a model of this size takes too long"]
-    wide = runs * work(structure, data.judge) <= WIDE_WORK
+    wide = runs * work(view, data.judge) <= WIDE_WORK
     judging = judge if wide else probe
     return sites, measured_sites(view, sites, data.fit, judging, progress, checkpoints), []
 

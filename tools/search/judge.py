@@ -131,6 +131,11 @@ def _cross_entropy(source: Tensor, logits: Tensor) -> Tensor:
     return logits.logsumexp(-1) - torch.einsum("nk,nk->n", source, logits)
 
 
+def value_of(view: View, output: str) -> Value:
+    """What a graph returns under a name."""
+    return dict(zip(view.output_names(), view.outputs(), strict=True))[output]
+
+
 def needed(view: View, values: Collection[Value]) -> list[Node]:
     """The nodes that some values are computed by, in the order of the graph."""
     nodes = upstream(view, *values)
@@ -139,7 +144,7 @@ def needed(view: View, values: Collection[Value]) -> list[Node]:
 
 def outputs(view: View, name: str, batches: Sequence[Batch]) -> list[Tensor]:
     """One output of a graph on each batch; no other is computed."""
-    value = dict(zip(view.output_names(), view.outputs(), strict=True))[name]
+    value = value_of(view, name)
     return run_part(view, needed(view, [value]), bound(view, batches), {value})[value]
 
 

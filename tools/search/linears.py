@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ...ir.core.view import View
@@ -17,11 +16,11 @@ from ...passes.stored import reason_against_storing
 from .data import Parts
 from .forms import FAST, FED_BACK, NO_PATH, PATHS, ROUNDED, Form, Path
 from .heads import Level, Site, by_linear, levels
-from .judge import Judge
-from .probe import Gap, Met, Minded, sensitivities, spread_over_blocks
+from .judge import Judge, needed, value_of
+from .probe import Gap, Minded, sensitivities, spread_over_blocks
 from .problem import KEPT, Option, Place, useful
 from .recipe_of import Held, HeldTables
-from .survey import PROBED, Errors, dense, stored, survey
+from .survey import ROUNDING, Errors, asked, dense, stored, survey
 from .times import Times
 from .wholes import work
 
@@ -44,7 +43,7 @@ def candidates(
         return (), ()
     paths = (NO_PATH, *(PATHS if "rank" in using and not data.large else ()))
     if "bits" not in using:
-        return (RANK_ALONE,), paths
+        return (RANK_ALONE,) if len(paths) > 1 else (), paths
     weights = sum(group[0].in_features * group[0].out_features for group in groups)
     fed_back = () if data.large or weights > FED_BACK_UP_TO else FED_BACK
     return (*ROUNDED, *fed_back, *((FAST,) if fast else ())), paths
@@ -58,11 +57,13 @@ def linear_places(
 ) -> list[Place]:  # fmt: skip
     if not forms:
         return []
-    linears = [group[0] for group in groups]
+    # Nobody knows what the others are for: what is judged does not depend on them.
+    judged = {*needed(view, [value_of(view, probe.output)])}
+    groups = [group for group in groups if all(x.node in judged for x in group)]
 
     def surveyed() -> dict[str, Any]:
         by_name = survey(
-            view, data.fit, linears, forms, target, progress, ranks=len(paths) > 1,
+            view, data.fit, groups, forms, target, progress, ranks=len(paths) > 1,
             sampled=data.large,
         )  # fmt: skip
         return {name: errors.listed() for name, errors in by_name.items()}
@@ -70,25 +71,35 @@ def linear_places(
     of_forms = f"survey of {', '.join(map(str, forms))}"
     known = remembered(checkpoints, of_forms, surveyed)
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
-    gaps = {x.name: errors[group[0].name].gaps for group in groups for x in group}
-    most = int(PROBE_WORK / max(1.0, work(structure, data.probe) / 2))
-    minded, met = remembered(
+    by_use = {x.name: errors[group[0].name] for group in groups for x in group}
+    most = int(PROBE_WORK / max(1.0, work(view, data.probe) / 2))
+    minded, drifts = remembered(
         checkpoints, "sensitivities",
-        lambda: _minded(view, probe, groups, gaps, most, target, progress),
+        lambda: _minded(view, probe, groups, by_use, forms, most, target, progress),
     )  # fmt: skip
-    errors = {name: known.on(met.get(name, {})) for name, known in errors.items()}
     places, site_of = [], by_linear(sites)
     for group in groups:
-        if not all(x.name in minded for x in group):
-            continue  # what is judged does not depend on it: nobody knows what it is for
-        sums = Counter[str]()
-        for x in group:
-            sums.update(minded[x.name])
+        uses = [
+            Use(minded[x.name], replace(by_use[x.name], drift=drifts.get(x.name, {})))
+            for x in group
+        ]
         sizes = levels(site_of.get(group[0].name), group[0])
-        places.append(
-            _place(view, group, sizes, sums, errors[group[0].name], forms, paths, target, times)
-        )
+        places.append(_place(view, group, sizes, uses, forms, paths, target, times))
     return places
+
+
+@dataclass(frozen=True)
+class Use:
+    """A linear, of one or of several that share a weight."""
+
+    minded: Mapping[str, float]
+    """How much the loss minds a mean squared error of 1 there, by method."""
+    errors: Errors
+
+    def loss(self, form: Form, path: Path) -> float:
+        """What a form with a path beside it is forecast to lose there."""
+        minded = self.minded.get(form.method, self.minded.get(ROUNDING, 0.0))
+        return minded * self.errors.of(form, path)
 
 
 def storable_groups(view: View, structure: Structure) -> list[list[Linear]]:
@@ -101,31 +112,30 @@ def storable_groups(view: View, structure: Structure) -> list[list[Linear]]:
 
 
 def _minded(
-    view: View, probe: Judge, groups: Sequence[Sequence[Linear]],
-    known: Mapping[str, Mapping[str, Gap]], most: int, target: Target, progress: Progress,
-) -> tuple[Minded, Met]:  # fmt: skip
-    """How much the loss minds a mean squared error of 1 at each linear, by method, and the errors
-    that were made to ask for that, about ``most`` times. ``known`` are gaps of a survey."""
+    view: View, probe: Judge, groups: Sequence[Sequence[Linear]], errors: Mapping[str, Errors],
+    forms: Sequence[Form], most: int, target: Target, progress: Progress,
+) -> tuple[Minded, Minded]:  # fmt: skip
+    """How much the loss minds a mean squared error of 1 at each linear, by method, and how errors
+    drift there from those of a survey; about ``most`` times it is asked."""
     linears = [linear for group in groups for linear in group]
-    methods = max((len(gaps) for gaps in known.values()), default=1)
+    methods = max((len(known.gaps) for known in errors.values()), default=1)
     probed, filled = spread_over_blocks(linears, most // max(1, methods))
+    rounding = next((form for form in asked(forms) if form.method == ROUNDING), RANK_ALONE)
 
     def gaps(linear: Linear) -> Mapping[str, Gap]:
-        if known[linear.name]:
-            return known[linear.name]
-        weight, form = weight_of(view, linear).read(), PROBED[0]
-        held = stored(form, weight, Statistics(), linear, target)
-        gap = weight.float() - dense(held)
-        return {form.method: Gap(gap, gap[:0])}
+        if errors[linear.name].gaps:
+            return errors[linear.name].gaps
+        weight = weight_of(view, linear).read()
+        gap = weight.float() - dense(stored(rounding, weight, Statistics(), linear, target))
+        return {ROUNDING: Gap(gap, gap[:0])}
 
     minded, met = sensitivities(view, probe, probed, gaps, progress)
-    return filled(minded), met
+    return filled(minded), filled({name: errors[name].drifts(m) for name, m in met.items()})
 
 
 def _place(
-    view: View, group: Sequence[Linear], sizes: Sequence[Level], minded: Mapping[str, float],
-    errors: Errors, forms: Sequence[Form], paths: Sequence[Path], target: Target,
-    times: Times | None,
+    view: View, group: Sequence[Linear], sizes: Sequence[Level], uses: Sequence[Use],
+    forms: Sequence[Form], paths: Sequence[Path], target: Target, times: Times | None,
 ) -> Place:  # fmt: skip
     """What linears that share a weight may hold, at each size that they may have.
 
@@ -140,7 +150,7 @@ def _place(
         nbytes = weight.stored_bytes if not gone else round(weight.nbytes * size.stays)
         fitting = [Option(Held(names, gone=gone), {"bytes": nbytes, "loss": 0.0}, KEPT)]
         for form in forms:
-            coded = _stored_bytes(view, group[0], linear, form, errors, target)
+            coded = _stored_bytes(view, group[0], linear, form, uses[0].errors, target)
             if coded is None:
                 continue
             for path in paths:
@@ -149,7 +159,7 @@ def _place(
                 if path.rank and form == FAST:
                     continue  # 8 bits leave it little, and it would run beside the fastest form
                 beside = path.nbytes(linear.out_features, linear.in_features) * len(group)
-                loss = minded.get(form.method, minded[PROBED[0].method]) * errors.of(form, path)
+                loss = sum(use.loss(form, path) for use in uses)
                 costs = {"bytes": coded + beside, "loss": loss}
                 if times is not None:
                     costs["ms"] = size.stays * sum(times.added(x, form, path) for x in group)

@@ -63,6 +63,7 @@ from .wholes import (
     timed_forms,
     timed_tables,
     unit_of,
+    untorn,
     work,
 )
 
@@ -98,17 +99,26 @@ class Menu:
         structure = recognize(view)
         source = graph_measures(view, judge.batches[0])
         probe = Judge(view, structure, data.probe)
-        halves, notes = units(view, structure) if "layers" in using else [], []
+        halves, notes = units(view, structure) if "layers" in using else [], list[str]()
+        if data.shared:
+            notes = ["all data are one row, fitted to and judged by: on others more is lost"]
         # By as many rows as time allows: of the halves, few are chosen by small differences.
-        wide = len(halves) * work(structure, data.judge) <= DEPTH_WORK
-        if not wide and len(halves) * work(structure, data.probe) > DEPTH_WORK:
-            halves, notes = [], ["halves of blocks stay: a model of this size takes too long"]
+        wide = len(halves) * work(view, data.judge) <= DEPTH_WORK
+        if not wide and len(halves) * work(view, data.probe) > DEPTH_WORK:
+            halves = []
+            notes = [*notes, "halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         healing = Healing(view, structure, may_go(view, halves), data.fit)
         gone = gone_units(healing, data, judge if wide else probe, progress, checkpoints)
         if gone and not healing.heals:
             notes = [*notes, "halves of blocks go as they are: the data are too few to heal them"]
+        groups = storable_groups(view, structure)
+        whole = untorn(gone, groups)
+        if len(whole) < len(gone):
+            count = f"{len(gone) - len(whole)} of {len(gone)} halves of blocks stay"
+            notes = [*notes, f"{count}: linears share their weights with others outside of them"]
+        gone = whole
         pairs = pairs_of(healing, gone, data, probe, progress, checkpoints)
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}
@@ -117,7 +127,6 @@ class Menu:
                 view, structure, data, judge, probe, progress, checkpoints
             )
             notes = [*notes, *remarks]
-        groups = storable_groups(view, structure)
         forms, paths = candidates(groups, data, using, fast=timing is not None)
         table_place = tables_place(view, structure, judge, target) if "bits" in using else None
         cuts: list[tuple[KeepPass, Measured]] = []
@@ -150,8 +159,8 @@ class Menu:
         stored_anew = {name for place in places for name in linears_of(place)}
         places = [*site_places(view, sites, losses, source, stored_anew, times), *places]
         places += [] if table_place is None else [timed_tables(table_place, times)]
-        places = [replace(place, unit=unit_of(place, halves, structure, gone)) for place in places]
-        whole = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
+        places = [replace(place, unit=unit_of(place, gone)) for place in places]
+        all_there = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
         units_out = left_out_options(source, places, gone, halves, times)
         base = Problem(places, source, units_out, pairs, stay=staying(halves, gone))
         held = sum(kept_bytes(place) for place in places)
@@ -159,7 +168,7 @@ class Menu:
         inside = in_tower(places, structure) if cuts else set[str]()
         problems = list[Problem]()
         for problem in with_caches(base, source, caches, times):
-            problems.append(replace(problem, places=[*problem.places, *whole]))
+            problems.append(replace(problem, places=[*problem.places, *all_there]))
             problems += (
                 behind_cut(
                     fit_for(problem, view, sites, cut), source, cut, measured, inside, times

@@ -27,7 +27,8 @@ class Pace:
 
     @cached_property
     def _clock(self) -> Clock:
-        return clock_of(one_row(self._source, self._batch), torch.get_num_threads())
+        assert self._menu.times is not None
+        return clock_of(one_row(self._source, self._batch), self._menu.times.threads)
 
     def of(self, choice: Choice) -> dict[str, float]:
         """The milliseconds of a choice under ``ms``; nothing where they are not measured."""

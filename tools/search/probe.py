@@ -13,7 +13,7 @@ from ...ir.core.view import Node, Value, View
 from ...ir.run.masks import tokens_that_count
 from ...ir.run.sweep import bound, run_part
 from ...ir.structure.recognize import Linear
-from .judge import Judge, needed
+from .judge import Judge, needed, value_of
 
 Progress = Callable[[str, int, int], None]
 Minded = dict[str, dict[str, float]]
@@ -48,7 +48,7 @@ class _Order:
 
     @classmethod
     def of(cls, view: View, name: str) -> _Order:
-        output = dict(zip(view.output_names(), view.outputs(), strict=True))[name]
+        output = value_of(view, name)
         nodes = needed(view, [output])
         last = {v: i for i, node in enumerate(nodes) for v in view.arguments(node)}
         return cls(nodes, {**last, output: len(nodes)}, output)
@@ -128,8 +128,8 @@ def spread_over_blocks(
     linears: Sequence[Linear], most: int
 ) -> tuple[list[Linear], Callable[[Minded], Minded]]:
     """Up to about ``most`` linears that stand for all: those outside of blocks, and those of blocks
-    at even distances; and what fills in the others by the next blocks' linears of their role, their
-    logarithms interpolated."""
+    at even distances, and one block for each role that none of these has; and what fills in the
+    others by the next blocks' linears of their role, their logarithms interpolated."""
     blocks = sorted({x.block for x in linears if x.block is not None})
     outside = [x for x in linears if x.block is None]
     each = max(1, (len(linears) - len(outside)) // max(1, len(blocks)))
@@ -137,6 +137,10 @@ def spread_over_blocks(
     if count >= len(blocks):
         return list(linears), lambda by_name: by_name
     chosen = {blocks[round(i * (len(blocks) - 1) / (count - 1))] for i in range(count)}
+    for role in dict.fromkeys(x.role for x in linears if x.block is not None):
+        there = [x.block for x in linears if x.role == role and x.block is not None]
+        if chosen.isdisjoint(there):  # of a model whose blocks are of several kinds
+            chosen.add(there[len(there) // 2])
     probed = [x for x in linears if x.block is None or x.block in chosen]
 
     def filled(by_name: Minded) -> Minded:
@@ -146,18 +150,18 @@ def spread_over_blocks(
                 if x.block is not None and minded > 0:
                     by_role.setdefault((x.role, method), []).append((x.block, minded))
         methods = dict.fromkeys(method for minded in by_name.values() for method in minded)
-        missing = (x for x in linears if x.name not in by_name and x.block is not None)
+        missing = [(x, x.block) for x in linears if x.name not in by_name and x.block is not None]
         return by_name | {
-            x.name: {m: _between(by_role.get((x.role, m), []), x.block) for m in methods}
-            for x in missing
+            x.name: {
+                m: _between(by_role[x.role, m], block) for m in methods if (x.role, m) in by_role
+            }
+            for x, block in missing
         }
 
     return probed, filled
 
 
-def _between(known: Sequence[tuple[int, float]], block: int | None) -> float:
-    if not known or block is None:
-        return 0.0
+def _between(known: Sequence[tuple[int, float]], block: int) -> float:
     at = bisect.bisect([b for b, _ in known], block)
     (low, a), (high, b) = known[max(0, at - 1)], known[min(at, len(known) - 1)]
     share = 0.0 if low == high else (block - low) / (high - low)

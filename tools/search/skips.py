@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 
 import torch
@@ -14,7 +14,7 @@ from ...ir.core.errors import BadInput, Refusal
 from ...ir.core.view import View
 from ...ir.moves.bypass_blocks import refusals
 from ...ir.structure.costs import graph_costs, sample_sizes
-from ...ir.structure.recognize import Structure, last_tower
+from ...ir.structure.recognize import Structure, last_tower, recognize
 from ...ir.structure.units import Unit, in_halves
 from ...ir.structure.vision import ImageTokens, find_image_tokens
 from ...passes.base import Context, Pass
@@ -44,6 +44,8 @@ class Measured:
 
     costs: Mapping[str, float]
     loss: float
+    lost: Sequence[str] = ()
+    """The linears that are no longer there, where halves of blocks are left out."""
 
 
 def graph_measures(view: View, batch: Batch) -> dict[str, float]:
@@ -90,7 +92,10 @@ def left_out(
     """Each unit that may be left out, and the model without it, healed or not."""
     for number, unit in enumerate(healing.units):
         progress(f"leaving out {unit.name}", number, len(healing.units))
-        yield unit, measured_graph(healing.without(unit), judge)
+        copy = healing.without(unit)
+        stay = {linear.name for linear in recognize(copy).linears}
+        lost = [linear.name for linear in healing.structure.linears if linear.name not in stay]
+        yield unit, replace(measured_graph(copy, judge), lost=lost)
 
 
 def excess_of_pairs(

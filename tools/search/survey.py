@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,7 +23,11 @@ from .forms import FAST, PATHS, Form, Path
 from .probe import Gap
 
 Progress = Callable[[str, int, int], None]
-MOST_RANKS = max(path.rank for path in PATHS)
+ROUNDING = "quantize"
+"""The method whose errors differ from rows to rows by nothing but the rows."""
+RANKS = sorted({path.rank for path in PATHS})
+LEAST_LEFT = 1e-6
+"""Of a share that others are divided by."""
 SAMPLE, ROUNDED_INPUTS = 512, 128
 """Tokens that stand for all where Gram matrices would take too long, and of these so many where
 inputs are rounded."""
@@ -52,6 +56,9 @@ class Errors:
     It hardly depends on the bits: rounding errors are noise of one shape."""
     gaps: Mapping[str, Gap]
     """By method: what the form that is asked about takes from the weight, in f16."""
+    drift: Mapping[str, float] = field(default_factory=dict)
+    """How many times as large errors are on other rows: by method, and of what a path of some rank
+    leaves of them, under ``gptq 32``. None, where that is not known."""
 
     def listed(self) -> list[Any]:
         """As a checkpoint keeps it: ``of_list`` reads it."""
@@ -71,42 +78,53 @@ class Errors:
             {method: Gap(*gap) for method, gap in gaps.items()},
         )  # fmt: skip
 
-    def on(self, met: Mapping[str, Sequence[float]]) -> Errors:
-        """The same on other rows, by the errors that the forms which were asked about make there,
-        by method, and what each of their directions takes back.
+    def drifts(self, met: Mapping[str, Sequence[float]]) -> dict[str, float]:
+        """``drift``, by the errors that the forms which were asked about make on other rows, by
+        method, and what each of their directions takes back there.
 
         Feedback hides errors in directions that its own rows do not take: by 8 texts of 512 tokens
         those of ``gptq`` on others are 1.4 to 3.6 times as large as on these, by linear, whatever
         the bits (zoo:minilm), and those of rounding .8 to 1.1 times. Paths fit their rows too: what
         one of rank 32 leaves of rounding is 1.1 to 2.6 times as much there.
         """
-        grown, shares = dict[str, float](), dict(self.shares)
-        for form in _asked(self.by_form):
+        drift: dict[str, float] = {}
+        for form in asked(self.by_form):
             error, *taken = met.get(form.method, [0.0])
-            own = self.by_form.get(form)
-            if own and error:
-                grown[form.method] = error / own
-            if taken and error:
-                left = 1 - torch.tensor([0.0, *taken], dtype=torch.float64).cumsum(0) / error
-                shares[form.method] = left.clamp_min(0)
-        by_form = {f: error * grown.get(f.method, 1.0) for f, error in self.by_form.items()}
-        return replace(self, by_form=by_form, shares=shares)
+            own = self.by_form[form]
+            if not own or not error:
+                continue
+            drift[form.method] = error / own
+            shares = self.shares.get(form.method)
+            if shares is None or not taken:
+                continue
+            for rank in RANKS:
+                left = max(LEAST_LEFT, 1 - sum(taken[:rank]) / error)
+                drift[f"{form.method} {rank}"] = left / max(LEAST_LEFT, _left(shares, rank))
+        return drift
 
     def of(self, form: Form, path: Path) -> float:
         """The error of a form with a path beside it."""
-        alone, inputs = self.by_form[form], self.by_inputs[form]
+        rows = self.drift.get(ROUNDING, 1.0)
+        alone = self.by_form[form] * self.drift.get(form.method, rows)
+        inputs = self.by_inputs[form] * rows
         shares = self.shares.get(form.method)
         if shares is None or not path.rank:
             return alone + inputs
-        share = float(shares[min(path.rank, len(shares) - 1)])
+        share = _left(shares, path.rank) * self.drift.get(f"{form.method} {path.rank}", 1.0)
+        share = min(1.0, share)
         return alone * (share + (1 - share) * FACTOR_ERROR[path.bits]) + inputs
 
 
+def _left(shares: Tensor, rank: int) -> float:
+    return float(shares[min(rank, len(shares) - 1)])
+
+
 def survey(
-    view: View, batches: Sequence[Mapping[str, Tensor]], linears: Sequence[Linear],
+    view: View, batches: Sequence[Mapping[str, Tensor]], groups: Sequence[Sequence[Linear]],
     forms: Sequence[Form], target: Target, progress: Progress, *, ranks: bool, sampled: bool,
 ) -> dict[str, Errors]:  # fmt: skip
-    """Fit every form at every linear, and take ``||D X||^2`` of what each takes from the weight;
+    """Fit every form at every linear, those that share a weight together, by the first one's name,
+    and take ``||D X||^2`` of what each takes from the weight;
     with ``ranks`` also what low-rank paths leave of it.
 
     ``X`` are all inputs, by their Gram matrix, or, ``sampled``, some of them: forms that learn
@@ -117,15 +135,19 @@ def survey(
     assert not (sampled and ranks)
 
     def done(linear: Linear, statistics: Statistics) -> None:
-        progress(f"fitting {linear.name}", len(errors), len(linears))
+        progress(f"fitting {linear.name}", len(errors), len(groups))
         known = _Known(weight_of(view, linear).read(), statistics, sampled)
         errors[linear.name] = _errors(linear, known, forms, target, ranks=ranks)
 
     sample = Stat("tokens", at="linear", options=(("most", SAMPLE),))
     stats = (sample, *(() if sampled else (Stat("gram", at="linear"),)))
     requests = [
-        Request(x.name, ((view.tensor(x.node),),), stats, partial(done, x)) for x in linears
-    ]
+        Request(
+            group[0].name, tuple((view.tensor(x.node),) for x in group), stats,
+            partial(done, group[0]),
+        )
+        for group in groups
+    ]  # fmt: skip
     calibrate(view, batches, requests)
     return errors
 
@@ -139,7 +161,7 @@ def _errors(
     nbytes: dict[Form, int] = {}
     shares: dict[str, Tensor] = {}
     gaps: dict[str, Gap] = {}
-    asked = _asked(forms)
+    about = asked(forms)
     for form in forms:
         held = stored(form, known.weight, known.statistics, linear, target)
         nbytes[form] = held.nbytes
@@ -151,7 +173,7 @@ def _errors(
         by_form[form] = max(0.0, whitening.energy(gap)) / statistics[Gram].count
         by_inputs[form] = known.input_error(held, matrix)
         directions = gap[:0]
-        if form not in asked:
+        if form not in about:
             continue
         if ranks:
             shares[form.method], directions = left_by_rank(gap, whitening)
@@ -159,13 +181,13 @@ def _errors(
     return Errors(by_form, by_inputs, nbytes, shares, gaps)
 
 
-def _asked(forms: Iterable[Form]) -> set[Form]:
-    """By method, the form that the loss is asked about: of ``PROBED``, or else the first."""
+def asked(forms: Iterable[Form]) -> list[Form]:
+    """Of each method the form that the loss is asked about: of ``PROBED``, or else the first."""
     by_method: dict[str, Form] = {}
     for form in forms:
         if form != FAST and (form in PROBED or form.method not in by_method):
             by_method[form.method] = form
-    return {*by_method.values()}
+    return [*by_method.values()]
 
 
 class _Known:
@@ -189,7 +211,8 @@ class _Known:
         """The mean squared error of outputs where a form rounds its inputs; 0 where it does not."""
         if not (spec(held.op).rounds or held.attrs.get("accuracy_level") == 4):
             return 0.0
-        rows = self.statistics[Tokens].rows[:ROUNDED_INPUTS].float()
+        rows = self.statistics[Tokens].rows  # in the order of the data
+        rows = rows[:: max(1, len(rows) // ROUNDED_INPUTS)].float()
         return _mean_energy(held.outputs(rows, None) - rows @ matrix.T)
 
 
@@ -215,9 +238,9 @@ def dense(held: Stored) -> Tensor:
 
 
 def left_by_rank(gap: Tensor, whitening: Whitening) -> tuple[Tensor, Tensor]:
-    """``sum(sigma[r:]^2) / sum(sigma^2)`` for r from 0 to ``MOST_RANKS``, of the singular values of
-    ``D P``, f64; and ``U^T D`` f64 ``[r, in]`` of the first left singular vectors, which is what
-    paths take back.
+    """``sum(sigma[r:]^2) / sum(sigma^2)`` for r from 0 to the last of ``RANKS``, of the singular
+    values of ``D P``, f64; and ``U^T D`` f64 ``[r, in]`` of the first left singular vectors, which
+    is what paths take back.
 
     They are the eigenvectors of ``D S D^T``, or follow from those of ``P^T D^T D P`` where that is
     smaller.
@@ -240,4 +263,4 @@ def left_by_rank(gap: Tensor, whitening: Whitening) -> tuple[Tensor, Tensor]:
 def _leading(product: Tensor) -> tuple[Tensor, Tensor]:
     """The largest eigenvalues of a symmetric matrix, and their vectors as columns."""
     values, vectors = torch.linalg.eigh(product)
-    return values.flip(0)[:MOST_RANKS].clamp_min(0), vectors.flip(1)[:, :MOST_RANKS]
+    return values.flip(0)[: RANKS[-1]].clamp_min(0), vectors.flip(1)[:, : RANKS[-1]]

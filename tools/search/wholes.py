@@ -9,7 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ...ir.structure.recognize import Structure, last_tower
+from ...ir.core.view import View
+from ...ir.structure.costs import graph_costs, sample_sizes
+from ...ir.structure.recognize import Linear, Structure, last_tower, recognize
 from ...ir.structure.units import Unit
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.tokens.token_pass import KeepPass
@@ -31,10 +33,25 @@ TOKENS = "image tokens"
 """The place at which they are dropped, or not."""
 
 
-def work(structure: Structure, batches: Sequence[Mapping[str, Tensor]]) -> float:
-    """Multiply-accumulates of one run over some batches, about."""
-    tokens = sum(next(iter(batch.values())).shape[:2].numel() for batch in batches)
-    return float(tokens * sum(x.in_features * x.out_features for x in structure.linears))
+def work(view: View, batches: Sequence[Mapping[str, Tensor]]) -> float:
+    """Multiply-accumulates of one run over some batches."""
+    by_shape: dict[tuple[tuple[int, ...], ...], float] = {}
+    total = 0.0
+    for batch in batches:
+        shapes = tuple(tuple(tensor.shape[1:]) for tensor in batch.values())
+        if shapes not in by_shape:
+            by_shape[shapes] = _macs(view, batch)
+        total += by_shape[shapes] * max(len(t) for t in batch.values() if t.dim())
+    return total
+
+
+def _macs(view: View, batch: Mapping[str, Tensor]) -> float:
+    """Of one sample; of what the cost model cannot count, those of its linears by tokens."""
+    counted = graph_costs(view, sample_sizes(view, batch)).macs
+    if counted is not None:
+        return float(counted)
+    tokens = next(iter(batch.values())).shape[1:2].numel()
+    return float(tokens * sum(x.in_features * x.out_features for x in recognize(view).linears))
 
 
 def gone_units(
@@ -48,11 +65,11 @@ def gone_units(
     def without(heals: bool) -> dict[str, Any]:
         healing.heals = heals
         pairs = left_out(healing, judge, progress)
-        return {unit.name: [dict(measured.costs), measured.loss] for unit, measured in pairs}
+        return {unit.name: [dict(m.costs), m.loss, [*m.lost]] for unit, m in pairs}
 
     def run() -> list[Any]:
         ways = [without(heals) for heals in ((False,) if data.shared else (False, True))]
-        sums = [sum(math.log(max(loss, LEAST)) for _, loss in way.values()) for way in ways]
+        sums = [sum(math.log(max(loss, LEAST)) for _, loss, _ in way.values()) for way in ways]
         best = sums.index(min(sums))
         return [bool(best), ways[best]]
 
@@ -72,7 +89,7 @@ def pairs_of(
     and lost 91 %.)
     """
     count = min(PAIRED, len(gone))
-    work_of_pairs = count * (count + 1) / 2 * work(healing.structure, data.probe)
+    work_of_pairs = count * (count + 1) / 2 * work(healing.view, data.probe)
     losses = {name: measured.loss for name, measured in gone.items()}
 
     def run() -> list[Any]:
@@ -82,7 +99,7 @@ def pairs_of(
         saved = {
             (one.name, other.name):
             healing.nbytes(one, other) - healing.nbytes(one) - healing.nbytes(other)
-            for one, other in healing.neighbours
+            for one, other in healing.neighbours if {one.name, other.name} <= gone.keys()
         }
         return [[*pair, shares.get(pair, 0.0), saved.get(pair, 0)] for pair in {**shares, **saved}]
 
@@ -96,21 +113,23 @@ def pairs_of(
     }  # fmt: skip
 
 
-def unit_of(
-    place: Place, halves: Sequence[Unit], structure: Structure, gone: Mapping[str, Measured]
-) -> str:
-    """The half of a block that all linears of a place lie in, where it may be left out."""
-    names = linears_of(place)
-    if not names or not halves:
-        return ""
-    blocks = last_tower(structure)
-    for unit in halves:
-        first, *rest = blocks[unit.block].sub_blocks
-        subs = {"attn": [first], "mlp": rest}.get(unit.part, [first, *rest])
-        inside = {name for sub in subs for name in sub.linears}
-        if unit.name in gone and inside.issuperset(names):
-            return unit.name
-    return ""
+def untorn(
+    gone: Mapping[str, Measured], groups: Sequence[Sequence[Linear]]
+) -> dict[str, Measured]:
+    """Those halves of blocks with which no linear goes that shares its weight with one that stays:
+    what is stored by all their names would not be found again."""
+    names = [{linear.name for linear in group} for group in groups]
+    return {
+        unit: measured for unit, measured in gone.items()
+        if all(group.isdisjoint(measured.lost) or group <= {*measured.lost} for group in names)
+    }  # fmt: skip
+
+
+def unit_of(place: Place, gone: Mapping[str, Measured]) -> str:
+    """The half of a block with which all linears of a place go, where it may be left out."""
+    names = {*linears_of(place)}
+    units = (unit for unit, measured in gone.items() if names and names <= {*measured.lost})
+    return next(units, "")
 
 
 def linears_of(place: Place) -> tuple[str, ...]:

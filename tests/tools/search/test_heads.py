@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 
 import pytest
+import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
+from graphwright.ir.structure.costs import graph_costs
 from graphwright.ir.structure.recognize import recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.linear_pass import weight_of
@@ -38,7 +40,9 @@ from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.skips import Measured, graph_measures
 from graphwright.tools.search.solve import best, solve
 from graphwright.tools.search.timing import changed
-from graphwright.tools.search.wholes import in_tower
+from graphwright.tools.search.wholes import in_tower, work
+
+from tests.models import plain, vit
 
 from .conftest import Batches, Memory, silent
 
@@ -162,6 +166,28 @@ def test_what_stays_of_a_weight_in_codes_weighs_what_numbers_do(
     whole = sum(weight_of(view, x).stored_bytes for x in site.place.linears)
     part = sum(weight_of(view, x).nbytes // 2 for x in site.place.linears)
     assert before["bytes"] - whole + gone.costs["bytes"] + part == after["bytes"]
+
+
+def test_one_row_takes_no_heads_away(
+    source: View, batches: Batches, judge: Judge
+) -> None:
+    """What stands in for them would be fitted to the row that judges it."""
+    known = parts(source, [{name: tensor[:1] for name, tensor in batches[0].items()}])
+    assert known.shared
+    menu = Menu.of(source, known, judge, find_target("cpu"), ("heads", "bits"), silent)
+    places = [place for problem in menu.problems for place in problem.places]
+    assert places and not any(option.kind == "heads" for p in places for option in p.options)
+    assert [note.partition(":")[0] for note in menu.notes] == [
+        "all data are one row, fitted to and judged by", "heads and units stay",
+    ]  # fmt: skip
+
+
+def test_work_is_that_of_all_a_picture_s_tokens() -> None:
+    view = plain(vit())
+    costs = graph_costs(view, {"batch": 1})
+    linears = sum(x.in_features * x.out_features for x in recognize(view).linears)
+    pictures = [{"pixel_values": torch.zeros(n, 3, 16, 16)} for n in (3, 2)]
+    assert work(view, pictures) == 5 * float(costs.macs or 0) > 5 * 10 * linears
 
 
 def test_why_no_heads_may_go_is_said(source: View) -> None:

@@ -20,7 +20,7 @@ from graphwright.tools.report import manifest
 from graphwright.tools.run.resume import FolderStore
 from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
-from graphwright.tools.search.data import parts, unfitted
+from graphwright.tools.search.data import _limited, parts, unfitted
 from graphwright.tools.search.judge import Judge, Loss
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option, Place, Problem
@@ -131,6 +131,20 @@ def test_of_measured_points_that_are_nearly_equal_the_surest_is_taken(
     assert chosen("bytes=7,loss=0.5%", Rounds.nearest) == "lucky"
 
 
+def test_what_took_more_bytes_than_forecast_is_not_found_again(
+    views: dict[str, View], batches: Batches, outcome: Found
+) -> None:
+    view = views["fx"]
+    rounds = Rounds(
+        view, view, Budget.parse("bytes=100"), parts(view, batches), outcome.menu, outcome.judge,
+        1, silent,
+    )  # fmt: skip
+    for forecast, size in ((50.0, 46.0), (60.0, 68.0), (70.0, 70.0)):
+        point = Point(Choice({}, {}, {"bytes": forecast}), outcome.recipe, {"bytes": size})
+        rounds.measured[forecast] = point
+        assert rounds.additive_limits({"bytes": 100.0})["bytes"] == (100 if size < 50 else 92)
+
+
 def test_what_is_not_fitted_to_is_judged_by(tmp_path: Path) -> None:
     view = tiny()
     rows = torch.arange(1500.0).view(500, 3)
@@ -146,6 +160,10 @@ def test_what_is_not_fitted_to_is_judged_by(tmp_path: Path) -> None:
     assert not unfitted(str(tmp_path / "rows.npz"), view, more)
     alone = parts(view, batches)
     assert sum(len(b["input"]) for b in alone.fit) == sum(len(b["input"]) for b in alone.judge)
+    # Of prompts of an image each a few are judged by, however many tokens they have.
+    prompts = [{"input_ids": torch.zeros(3, 620)} for _ in range(5)]
+    assert [len(batch["input_ids"]) for batch in _limited(prompts, 1024, 8)] == [3, 3, 2]
+    assert [len(batch["input_ids"]) for batch in _limited(prompts, 1024)] == [1]
 
 
 def test_an_interrupt_gives_the_best_so_far(spend: Callable[..., Found]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
 from graphwright.ir.core.weights import MemoryWeight
 from graphwright.ir.run.calibrate import Request, calibrate
@@ -16,11 +17,18 @@ from graphwright.ir.structure.recognize import Linear, recognize
 from graphwright.ir.vocab.targets import find_target
 from graphwright.passes.linear_pass import weight_of
 from graphwright.passes.weights.low_rank import Whitening, spectrum
+from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import NO_PATH, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.judge import Judge
+from graphwright.tools.search.measure import measured
+from graphwright.tools.search.menu import Menu
 from graphwright.tools.search.probe import Gap, sensitivities, spread_over_blocks
+from graphwright.tools.search.problem import KEPT
 from graphwright.tools.search.survey import dense, left_by_rank, stored, survey
+from graphwright.tools.search.wholes import linears_of
+
+from tests.models import albert, plain
 
 from .conftest import Batches, silent
 
@@ -71,10 +79,10 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     view = views["fx"]
     site = next(x for x in recognize(view).linears if x.role == "up")
     forms = (Form("quantize", 3, 32), Form("gptq", 3, 32), Form("quantize", 8, 64))
-    errors = survey(view, batches, [site], forms, TARGET, silent, ranks=True, sampled=False)[
+    errors = survey(view, batches, [[site]], forms, TARGET, silent, ranks=True, sampled=False)[
         site.name
     ]
-    by_rows = survey(view, batches, [site], forms[:1], TARGET, silent, ranks=False, sampled=True)
+    by_rows = survey(view, batches, [[site]], forms[:1], TARGET, silent, ranks=False, sampled=True)
     assert by_rows[site.name].of(forms[0], NO_PATH) == pytest.approx(
         errors.of(forms[0], NO_PATH), rel=1e-4
     )
@@ -91,12 +99,15 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
         assert errors.of(form, NO_PATH) == pytest.approx(energy, rel=1e-4)
         assert torch.equal(errors.gaps[form.method].whole, gap.half())
     assert errors.of(forms[1], NO_PATH) < errors.of(forms[0], NO_PATH)
-    # On other rows, by method: 8 bits round as 3 do.
-    three = 3 * errors.by_form[forms[0]]
-    other = errors.on({"quantize": [three, three / 2, three / 4]})
-    assert other.of(forms[0], SidePath(1)) == pytest.approx(three / 2)
-    ratios = [other.by_form[form] / errors.by_form[form] for form in forms]
-    assert ratios == pytest.approx([3, 1, 3]) and other.by_inputs == errors.by_inputs
+    # On other rows, by method: 8 bits round as 3 do, and the inputs' errors grow as rounding's do.
+    own = errors.by_form[forms[0]]
+    drift = errors.drifts({"quantize": [3 * own, *([own / 8] * 64)], "gptq": [7 * own]})
+    other = replace(errors, drift=drift)
+    ratios = [other.of(form, NO_PATH) / errors.of(form, NO_PATH) for form in forms]
+    assert ratios == pytest.approx([3, 7 * own / errors.by_form[forms[1]], 3])
+    left = 1 - 16 / 8 / 3
+    assert other.of(forms[0], SidePath(16)) == pytest.approx(3 * own * left)
+    assert errors.drifts({}) == {}
     whitening = Whitening(gram.matrix)
     gap = weight - dense(stored(forms[0], weight, statistics, site, TARGET))
     for matrix in (gap, gap[:20]):
@@ -116,6 +127,28 @@ def test_errors_are_those_of_the_outputs_and_of_their_singular_values(
     assert errors.of(rounds, NO_PATH) == pytest.approx(energy, rel=0.15)
     assert errors.by_inputs[rounds] == pytest.approx(errors.of(rounds, NO_PATH) / 2, rel=0.15)
     assert errors.by_inputs[rounds] < errors.of(rounds, SidePath(4)) < errors.of(rounds, NO_PATH)
+
+
+def test_linears_that_share_a_weight_are_asked_about_together(batches: Batches) -> None:
+    """Of several uses the loss is that of all; and no half of a block may go, with which but one of
+    them would."""
+    view = plain(albert()).copy()
+    canonicalize(view)
+    data, structure = parts(view, batches), recognize(view)
+    judge = Judge(view, structure, data.judge)
+    menu = Menu.of(view, data, judge, TARGET, ("layers", "bits"), silent)
+    assert not menu.problems[0].units
+    assert menu.notes[0].startswith("6 of 6 halves of blocks stay: linears share their weights")
+    (problem,) = menu.problems
+    kept = {p.name: next(o for o in p.options if o.kind == KEPT) for p in problem.places}
+    shared = [p for p in problem.places if len(linears_of(p)) == 3]
+    assert len(shared) == 6
+    for place in shared:
+        three = next(o for o in place.options if o.kind == "3 bits")
+        choice = problem.choice({**kept, place.name: three}, {})
+        done = measured(view, judge, data.fit, menu.recipe(choice))
+        assert done["costs"]["bytes"] == choice.costs["bytes"]
+        assert 1 / 3 < done["loss"][0] / choice.costs["loss"] < 5
 
 
 def inputs_of(view: View, site: Linear, batches: Batches) -> list[torch.Tensor]:
@@ -140,3 +173,7 @@ def test_linears_that_are_not_probed_follow_their_neighbours(views: dict[str, Vi
     assert [x.block for x in probed] == [0, 4, 8]
     whole = filled({x.name: {"m": 10.0 ** -(x.block or 0)} for x in probed})
     assert whole["2"] == pytest.approx({"m": 1e-2}) and len(whole) == 9
+    hybrid = [x if x.block != 5 else replace(x, role="qkv") for x in many]
+    probed, filled = spread_over_blocks(hybrid, 3)
+    assert [x.block for x in probed] == [0, 4, 5, 8]  # of each role one at least
+    assert filled({x.name: {"m": 1.0} for x in probed})["5"] == {"m": 1.0}
