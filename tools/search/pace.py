@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from functools import cached_property
 
 import torch
 
 from ...ir.core.view import View
 from .menu import Menu
 from .problem import Choice
-from .timing import Clock, clock_of, one_row, stand_in
+from .timing import SECONDS, clock_of, one_row, stand_in
 
 SLACK = {"ms": 1.02}
 """Times the bound: two measurements of one graph differ by so much."""
@@ -25,19 +24,24 @@ class Pace:
         self._source, self._menu, self._batch = source, menu, batch
         self._ratios: list[float] = []
 
-    @cached_property
-    def _clock(self) -> Clock:
-        assert self._menu.times is not None
-        return clock_of(one_row(self._source, self._batch), self._menu.times.threads)
+    @property
+    def here(self) -> bool:
+        """Whether recipes are timed at all."""
+        return self._menu.times is not None and self._menu.times.here
 
     def of(self, choice: Choice) -> dict[str, float]:
         """The milliseconds of a choice under ``ms``; nothing where they are not measured."""
+        return {"ms": self.timed([choice])[0]} if self.here else {}
+
+    def timed(self, choices: Sequence[Choice]) -> list[float]:
+        """The milliseconds of some choices, in turns with the source and with each other."""
         times = self._menu.times
-        if times is None or not times.here:
-            return {}
-        graph = stand_in(self._source, choice, self._menu.recipe)
-        source, ms = self._clock([self._source, graph])
-        return {"ms": ms / source * times.whole}
+        assert times is not None
+        row = one_row(self._source, self._batch)
+        clock = clock_of(row, times.threads, SECONDS * len(choices))
+        graphs = (stand_in(self._source, choice, self._menu.recipe) for choice in choices)
+        source, *ms = clock([self._source, *graphs])
+        return [one / source * times.whole for one in ms]
 
     def learn(self, choice: Choice, costs: Mapping[str, float]) -> None:
         """Take in what was measured of a choice."""

@@ -20,12 +20,16 @@ from graphwright.passes.tokens.diverse import Diverse
 from graphwright.tools.cli import latency_table
 from graphwright.tools.evaluate.turns import Setting, timed
 from graphwright.tools.search import pace, timing
+from graphwright.tools.search.budget import Budget
+from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import FAST, NO_PATH, PATHS, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.heads import sites_of, timed_sites
-from graphwright.tools.search.points import Found
+from graphwright.tools.search.judge import Loss
+from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option
 from graphwright.tools.search.recipe_of import Held, recipe_of
+from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, units
 from graphwright.tools.search.times import Times
@@ -145,6 +149,39 @@ def test_a_search_keeps_to_a_bound_on_time(outcome: Found) -> None:
     known, run = outcome.notes[-2:]
     assert known.startswith("times were measured on this machine (a machine), ")
     assert run.startswith("one run (input_ids 1x24") and "measured" in run
+
+
+def test_what_was_timed_too_long_is_timed_again_beside_the_others(
+    views: dict[str, View], batches: Batches, outcome: Found, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By loss: one over the bound by 4 %, two within it, one that is far over it."""
+    view, menu, source = views["fx"], outcome.menu, outcome.source["ms"]
+    first = {"fast": (1.04, 0.1), "kind": (1.0, 0.2), "sure": (0.9, 0.3), "slow": (1.3, 0.05)}
+
+    def settled(*again: float) -> tuple[str, float]:
+        rounds = Rounds(
+            view, view, Budget.parse("ms=0.5x"), parts(view, batches), menu, outcome.judge, 1,
+            lambda *_: None,
+        )  # fmt: skip
+        for name, (share, loss) in first.items():
+            costs = {"ms": share * 0.5 * source, "loss": loss, "bytes": 1.0}
+            choice = Choice({}, {name: Option(name, {}, "layers")}, costs)
+            point = Point(choice, outcome.recipe, costs, Loss(loss, loss, loss))
+            rounds.measured[choice.key] = point
+
+        def timed(choices: list[Choice]) -> list[float]:
+            assert [*choices[0].dropped, *choices[1].dropped] == ["fast", "kind"]
+            return [0.5 * source * share for share in again]
+
+        monkeypatch.setattr(rounds.pace, "timed", timed)
+        rounds.settle()
+        best = rounds.best()
+        assert best is not None
+        return next(iter(best.choice.dropped)), best.costs["ms"] / source / 0.5
+
+    assert settled(0.99, 1.0, 0.9) == ("fast", pytest.approx(0.99))
+    assert settled(1.04, 1.05, 0.91) == ("sure", pytest.approx(0.91))
+    assert settled(1.5, 1.5, 1.5) == ("kind", pytest.approx(1.0))
 
 
 def test_a_table_of_another_machine_is_taken_and_one_of_other_inputs_refused(
