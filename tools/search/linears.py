@@ -170,15 +170,20 @@ def _place(
 
 
 def worth_having(options: Sequence[Option]) -> list[Option]:
-    """Those that no other beats, by size: of all, of those without paths, and of ranks alone. So a
-    menu without a knob has what a search without it would have.
+    """Those that no other of their kind beats, by size: of all, of those without paths, and of
+    ranks alone. So a menu without a knob has what a search without it would have, and what
+    corrections, which are by kind, may make the better one is still there.
 
     What is kept exactly may be larger than what loses nothing: a recipe may still leave it.
     """
-    menus = (options, *(
-        [option for option in options if fits(option.what)] for fits in (without_paths, paths_alone)
-    ))  # fmt: skip
-    worth = {o.what for menu in menus for o in useful(menu, ("bytes", "loss", "ms"))}
+    worth = {
+        option.what
+        for menu in (lambda _: True, without_paths, paths_alone)
+        for kind in {option.kind for option in options}
+        for option in useful(
+            [o for o in options if o.kind == kind and menu(o.what)], ("bytes", "loss", "ms")
+        )
+    }  # fmt: skip
     chosen = [option for option in options if option.kind == KEPT or option.what in worth]
     return sorted(chosen, key=lambda option: option.costs["bytes"])
 
