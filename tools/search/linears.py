@@ -176,9 +176,10 @@ def worth_having(options: Sequence[Option]) -> list[Option]:
 
     What is kept exactly may be larger than what loses nothing: a recipe may still leave it.
     """
+    menus: tuple[Callable[[Any], bool], ...] = (lambda _: True, without_paths, paths_alone)
     worth = {
         option.what
-        for menu in (lambda _: True, without_paths, paths_alone)
+        for menu in menus
         for kind in {option.kind for option in options}
         for option in useful(
             [o for o in options if o.kind == kind and menu(o.what)], ("bytes", "loss", "ms")
