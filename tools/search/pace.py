@@ -31,17 +31,17 @@ class Pace:
 
     def of(self, choice: Choice) -> dict[str, float]:
         """The milliseconds of a choice under ``ms``; nothing where they are not measured."""
-        return {"ms": self.timed([choice])[0]} if self.here else {}
+        return {"ms": self.timed(choice)} if self.here else {}
 
-    def timed(self, choices: Sequence[Choice]) -> list[float]:
-        """The milliseconds of some choices, in turns with the source and with each other."""
+    def timed(self, choice: Choice, seconds: float = SECONDS) -> float:
+        """The milliseconds of a choice, in turns with nothing but the source, as an artifact is
+        compared with it: between sessions of several recipes the processor's caches hold less."""
         times = self._menu.times
         assert times is not None
-        row = one_row(self._source, self._batch)
-        clock = clock_of(row, times.threads, SECONDS * len(choices))
-        graphs = (stand_in(self._source, choice, self._menu.recipe) for choice in choices)
-        source, *ms = clock([self._source, *graphs])
-        return [one / source * times.whole for one in ms]
+        clock = clock_of(one_row(self._source, self._batch), times.threads, seconds)
+        graph = stand_in(self._source, choice, self._menu.recipe)
+        source, ms = clock([self._source, graph])
+        return ms / source * times.whole
 
     def learn(self, choice: Choice, costs: Mapping[str, float]) -> None:
         """Take in what was measured of a choice."""

@@ -70,8 +70,8 @@ def search(
     ``reload`` where that does not make the same of it.
     Where time is bounded, that of one run on one row of what is judged by, ``times`` is a table of
     it; else one is measured here, on ``machine``, or counted where the target runs elsewhere. Each
-    recipe that is measured is then timed too, in turns with the source, and at the end the best
-    again side by side.
+    recipe that is measured is then timed too, in turns with the source, and the best again at
+    the end.
     After the rounds ``refine`` seconds may be spent on measuring neighbours of the best (see
     ``refine``); it ends before where these bring nothing, so that with ``math.inf`` the result does
     not depend on how fast this machine is. What was measured before counts as well: the result is
