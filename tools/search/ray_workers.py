@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import socket
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,6 +22,8 @@ from .measure import measured
 RAY = "ray"
 ADDRESS = "RAY_ADDRESS"
 """Where Ray reads from which cluster it is to join; without it, it starts one on this machine."""
+REACHED_WITHIN = 10.0
+"""Seconds."""
 LOADABLE = frozenset({"hf", "zoo", "onnx", "gguf", "pt2"})
 """Kinds of sources that another machine can load by their names."""
 RESTARTS = 2
@@ -119,9 +122,19 @@ def _connected() -> Any:
             "are processes of this machine"
         ) from None
     if not ray.is_initialized():
+        where = os.environ.get(ADDRESS, "")
         try:
+            _reach(where)
             ray.init(log_to_driver=False, include_dashboard=False, logging_level="error")
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            where = os.environ.get(ADDRESS, "this machine")
-            raise Missing(f"no Ray cluster at {where} ({ADDRESS}): {error}") from None
+        except (OSError, ValueError, RuntimeError) as error:
+            place = where or "this machine"
+            raise Missing(f"no Ray cluster at {place} ({ADDRESS}): {error}") from None
     return ray
+
+
+def _reach(address: str) -> None:
+    """Raise ``OSError`` where nothing listens at a host and port: Ray itself goes on asking for
+    minutes, and says so on the terminal."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if host and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), REACHED_WITHIN).close()

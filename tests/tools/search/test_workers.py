@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -91,8 +92,16 @@ def test_ray_that_is_not_there(
 
     stub = SimpleNamespace(is_initialized=lambda: False, init=refuse)
     monkeypatch.setitem(sys.modules, "ray", stub)
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    with pytest.raises(gw.Missing, match=r"no Ray cluster at 10\.0\.0\.1:6379 .*: nobody listens"):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
+        with pytest.raises(gw.Missing, match=rf"at 127\.0\.0\.1:{port} .*: nobody listens"):
+            gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
+    monkeypatch.setenv("RAY_ADDRESS", f"ray://127.0.0.1:{port}")  # where Ray would ask for minutes
+    with pytest.raises(gw.Missing, match=rf"no Ray cluster at ray://127\.0\.0\.1:{port} .*refused"):
+        gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(gw.Missing, match=r"no Ray cluster at auto .*: nobody listens"):
         gw.search(named, budget="bytes=40%", calibration=batches, workers="ray")
     with pytest.raises(gw.BadInput, match="is a graph of memory: give workers=N"):
         gw.search(view, budget="bytes=40%", calibration=batches, workers="ray")
