@@ -18,12 +18,13 @@ from .data import Parts
 from .judge import Judge, Loss
 from .measure import measured
 from .menu import Menu
-from .pace import SLACK, Pace
+from .pace import Pace
 from .points import Found, Point
 from .problem import Choice
 from .refine import MOST_STEPS, PATIENCE, SEED, Allowance, neighbours
 from .skips import graph_measures
 from .solve import solve
+from .standing import Standing, unforeseen
 from .timing import SECONDS
 from .uniform import uniform
 from .workers import Here, Workers
@@ -32,13 +33,10 @@ Progress = Callable[[str, int, int], None]
 STEPS = (0.7, 1.4)
 """Beside a bound, the multiples of it that the first round measures too: corrections of forecasts
 need recipes that differ."""
-CLOSE = {"loss": 1.5, "bytes": 1.1, "ms": 1.06}
+CLOSE = {"loss": 1.5, "bytes": 1.1}
 """How many times the least forecast of the goal another may be for its recipe to be measured too.
 Of random recipes of zoo:tiny-vit the ratio of two forecast losses was off by 1.5, as a standard
-deviation. One bit less is four times the loss: of 3 bits that is a tenth. And how many times a
-bound on time what is timed again took the first time."""
-FINALISTS = 5
-"""That are timed again, at most."""
+deviation. One bit less is four times the loss: of 3 bits that is a tenth."""
 FRONT = (0.5, 0.6, 0.7, 0.85, 1.0, 1.2, 1.4, 1.7, 2.0)
 """Multiples of what was found, at which the front is forecast."""
 
@@ -62,6 +60,7 @@ class Rounds:
             self.source["ms"] = menu.times.whole
         self.pace = Pace(source, menu, judge.batches[0])
         self.limits = budget.limits(self.source)
+        self.standing = Standing(self.limits, budget.goal)
         self.measured: dict[object, Point] = {}
         self.refused: dict[object, str] = {}
         """Choices whose recipes do not run, and why."""
@@ -142,17 +141,12 @@ class Rounds:
             vain = vain + 1 if self.best() is best else 0
 
     def settle(self) -> None:
-        """Time those again that are the best if they keep the bound on time, until one is well
-        within it, and take the mean: what a busy machine was slow at is else lost, and what it was
-        kind to taken. What was measured before stands where none keeps it now."""
+        """Time the finalists again, and take the mean: what a busy machine was slow at is else
+        lost, and what it was kind to taken. What was measured before stands where none keeps the
+        bound now."""
         if "ms" not in self.limits or not self.pace.here:
             return
-        finalists: list[Point] = []
-        for point in sorted(self.measured.values(), key=self._rank):
-            if self._keeps(point, {**SLACK, "ms": CLOSE["ms"]}) and len(finalists) < FINALISTS:
-                finalists.append(point)
-                if self._keeps(point, {"ms": 1 / CLOSE["ms"]}):
-                    break
+        finalists = self.standing.finalists(self.measured.values())
         if len(finalists) < 2:
             return
         before = dict(self.measured)
@@ -166,10 +160,6 @@ class Rounds:
             self.measured[point.choice.key] = replace(point, costs=costs)
         if self.best() is None:
             self.measured = before
-
-    def _keeps(self, point: Point, slack: Mapping[str, float] = SLACK) -> bool:
-        """Whether a point keeps all bounds, or so many times of one."""
-        return all(point.costs[m] <= slack.get(m, 1.0) * x for m, x in self.limits.items())
 
     def _known(self) -> list[tuple[Choice, float]]:
         """The measured choices with their losses, as these add up."""
@@ -200,16 +190,8 @@ class Rounds:
         }
         if "ms" in within:
             within["ms"] = self.pace.forecast(within["ms"])
-        return {m: limit - self._unforeseen(m) for m, limit in within.items()}
-
-    def _unforeseen(self, measure: str) -> float:
-        """By how much a recipe took more bytes than forecast, at most: exact as forecasts are of
-        nearly all graphs, one that exceeds its bound by constants of shapes would be found again.
-        """
-        if measure not in ("bytes", "kv"):
-            return 0.0
-        more = (p.costs[measure] - p.choice.costs[measure] for p in self.measured.values())
-        return max((0.0, *more))
+        points = self.measured.values()
+        return {m: limit - unforeseen(points, m) for m, limit in within.items()}
 
     def _near(self, menu: Menu, scale: float) -> Choice | None:
         """The choice where the bounds are so many times as large; ``None`` where there is none."""
@@ -294,25 +276,12 @@ class Rounds:
         return self.judge.additive(point.measured.value)
 
     def best(self) -> Point | None:
-        """Of what was measured and keeps all bounds, the one of the least goal.
-
-        Losses are compared by the upper ends of their intervals: the lowest of several that are
-        nearly equal would else be the one that the judged rows were kindest to.
-        """
-        return min(filter(self._keeps, self.measured.values()), key=self._rank, default=None)
-
-    def _rank(self, point: Point) -> tuple[float, float]:
-        assert point.measured is not None
-        goal = self.budget.goal
-        return point.measured.high if goal == "loss" else point.costs[goal], point.costs["bytes"]
+        """Of what was measured and keeps all bounds, the one of the least goal."""
+        return self.standing.best(self.measured.values())
 
     def nearest(self) -> Point:
         """Of what was measured the one that exceeds a bound by the least, relatively."""
-
-        def excess(point: Point) -> float:
-            return max(point.costs[m] / limit for m, limit in self.limits.items())
-
-        return min(self.measured.values(), key=excess)
+        return self.standing.nearest(self.measured.values())
 
     def _lost(self) -> str:
         if not self.measured:
