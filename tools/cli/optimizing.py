@@ -89,7 +89,8 @@ def run(
     ] = None,
     tasks: Annotated[
         str, typer.Option(
-            "--eval", metavar="TASKS", help="Judge source and artifact: a,b.", callback=said
+            "--eval", "--tasks", metavar="TASKS", help="Judge source and artifact: a,b.",
+            callback=said,
         ),
     ] = "",
     eval_data: Annotated[

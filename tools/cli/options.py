@@ -37,7 +37,8 @@ def said(ctx: typer.Context, param: typer.CallbackParam, text: str) -> str:
     script that is not set. Without it, what is left out would be chosen."""
     source = ctx.get_parameter_source(param.name or "")
     if source is not None and source.name == "COMMANDLINE" and not text.strip():
-        raise BadInput(f"{max(param.opts, key=len)} is empty: give a value, or leave it out")
+        name = next(name for name in param.opts if name.startswith("--"))
+        raise BadInput(f"{name} is empty: give a value, or leave it out")
     return text
 
 

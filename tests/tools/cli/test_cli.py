@@ -97,6 +97,7 @@ def test_a_foreign_folder_is_left_alone(tmp_path: Path, command: Any) -> None:
         (("zoo:minilm", "-r", " "), 2, "--recipe is empty: give a value"),
         (("zoo:minilm", "--budget", ""), 2, "--budget is empty: give a value"),
         (("zoo:minilm", "-p", "clean", "--eval", ""), 2, "--eval is empty: give a value"),
+        (("zoo:minilm", "-p", "clean", "--tasks", ""), 2, "--eval is empty: give a value"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], code: int, message: str, command: Any) -> None:
