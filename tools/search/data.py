@@ -17,15 +17,14 @@ JUDGE_EVERY = 2
 """Each second batch is kept for judging: to tell recipes apart takes as many rows as to fit one."""
 JUDGED = 384
 """Samples of named data, behind those that are fitted to, that recipes are judged by."""
-TOKENS = 16384, 16384, 1024
-"""Tokens, or rows of data without any, that are fitted to, judged by and probed with at most."""
+TOKENS = 16384, 16384, 1024, 8
+"""Tokens, or rows of data without any, that are fitted to, judged by and probed with at most; and
+rows that are judged by and probed with at least, however many tokens they are: those of an image
+are hundreds, and what is compared is the text behind it."""
 LARGE = 5e8
 """Numbers in all weights from which a model is large: 16384 tokens through it take minutes."""
-LARGE_TOKENS = 2048, 512, 256
+LARGE_TOKENS = 2048, 512, 256, 2
 """As ``TOKENS``, of a large model."""
-LEAST_ROWS, LARGE_LEAST_ROWS = 8, 2
-"""That are judged by and probed with at least, however many tokens they are: those of an image are
-hundreds, and what is compared is the text behind it."""
 SURE_TOKENS = 4096
 """Tokens that are judged by at least, whatever the model's outputs weigh."""
 NUMBERS = 1 << 26
@@ -49,8 +48,8 @@ class Parts:
     def probe(self) -> Sequence[Batch]:
         """Of the rows that are judged by, few, for what is asked often. Nothing was fitted to them:
         what stands in for heads that go, or for halves of blocks, hides what it was fitted to."""
-        tokens, rows = (LARGE_TOKENS, LARGE_LEAST_ROWS) if self.large else (TOKENS, LEAST_ROWS)
-        return _limited(self.judge, tokens[-1], rows)
+        *_, probing, rows = LARGE_TOKENS if self.large else TOKENS
+        return _limited(self.judge, probing, rows)
 
 
 def unfitted(
@@ -74,13 +73,12 @@ def parts(view: View, batches: Sequence[Batch], judged: Sequence[Batch] = ()) ->
     """
     fit, judge, shared = ([*batches], [*judged], False) if judged else _split(batches)
     large = sum(weight.numel for weight in view.weights().values()) >= LARGE
-    fitting, judging, _ = LARGE_TOKENS if large else TOKENS
+    fitting, judging, _, rows = LARGE_TOKENS if large else TOKENS
     if not large:
         judging = min(judging, max(SURE_TOKENS, NUMBERS // _width(view)))
     fitted = _limited(fit, fitting)
     judge = [_cut(view, batch) for batch in (*judge, *fit[len(fitted) :])]
-    judge = _limited(judge, judging, LARGE_LEAST_ROWS if large else LEAST_ROWS)
-    return Parts(fitted, judge, shared, large)
+    return Parts(fitted, _limited(judge, judging, rows), shared, large)
 
 
 def _split(batches: Sequence[Batch]) -> tuple[list[Batch], list[Batch], bool]:

@@ -156,9 +156,9 @@ def searched_sites(
     if sites and data.shared:
         return [], {}, ["heads and units stay: what stands in for them needs rows to judge it by"]
     runs = sum(len(site.options) - 1 for site in sites)
-    if sites and (data.large or runs * work(view, data.probe) > DEPTH_WORK):
+    if sites and (data.large or runs * work(view, structure, data.probe) > DEPTH_WORK):
         return [], {}, ["heads and units stay: a model of this size takes too long"]
-    wide = runs * work(view, data.judge) <= WIDE_WORK
+    wide = runs * work(view, structure, data.judge) <= WIDE_WORK
     judging = judge if wide else probe
     return sites, measured_sites(view, sites, data.fit, judging, progress, checkpoints), []
 

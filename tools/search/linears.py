@@ -72,7 +72,7 @@ def linear_places(
     known = remembered(checkpoints, of_forms, surveyed)
     errors = {name: Errors.of_list(forms, *listed) for name, listed in known.items()}
     by_use = {x.name: errors[group[0].name] for group in groups for x in group}
-    most = int(PROBE_WORK / max(1.0, work(view, data.probe) / 2))
+    most = int(PROBE_WORK / max(1.0, work(view, structure, data.probe) / 2))
     minded, drifts = remembered(
         checkpoints, "sensitivities",
         lambda: _minded(view, probe, groups, by_use, forms, most, target, progress),

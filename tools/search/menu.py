@@ -103,22 +103,21 @@ class Menu:
         if data.shared:
             notes = ["all data are one row, fitted to and judged by: on others more is lost"]
         # By as many rows as time allows: of the halves, few are chosen by small differences.
-        wide = len(halves) * work(view, data.judge) <= DEPTH_WORK
-        if not wide and len(halves) * work(view, data.probe) > DEPTH_WORK:
+        wide = len(halves) * work(view, structure, data.judge) <= DEPTH_WORK
+        if not wide and len(halves) * work(view, structure, data.probe) > DEPTH_WORK:
             halves = []
             notes = [*notes, "halves of blocks stay: a model of this size takes too long"]
         if data.large and "rank" in using:
             notes = [*notes, "no low-rank paths: a model of this size takes too long"]
         healing = Healing(view, structure, may_go(view, halves), data.fit)
-        gone = gone_units(healing, data, judge if wide else probe, progress, checkpoints)
-        if gone and not healing.heals:
+        may_be_out = gone_units(healing, data, judge if wide else probe, progress, checkpoints)
+        if may_be_out and not healing.heals:
             notes = [*notes, "halves of blocks go as they are: the data are too few to heal them"]
         groups = storable_groups(view, structure)
-        whole = untorn(gone, groups)
-        if len(whole) < len(gone):
-            count = f"{len(gone) - len(whole)} of {len(gone)} halves of blocks stay"
+        gone = untorn(may_be_out, groups)
+        if len(gone) < len(may_be_out):
+            count = f"{len(may_be_out) - len(gone)} of {len(may_be_out)} halves of blocks stay"
             notes = [*notes, f"{count}: linears share their weights with others outside of them"]
-        gone = whole
         pairs = pairs_of(healing, gone, data, probe, progress, checkpoints)
         sites: list[Site] = []
         losses: dict[Thinned, Measured] = {}
@@ -160,7 +159,7 @@ class Menu:
         places = [*site_places(view, sites, losses, source, stored_anew, times), *places]
         places += [] if table_place is None else [timed_tables(table_place, times)]
         places = [replace(place, unit=unit_of(place, gone)) for place in places]
-        all_there = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
+        whole = [Place(TOKENS, [Option(Cut(), {"loss": 0.0}, KEPT)])] if cuts else []
         units_out = left_out_options(source, places, gone, halves, times)
         base = Problem(places, source, units_out, pairs, stay=staying(halves, gone))
         held = sum(kept_bytes(place) for place in places)
@@ -168,7 +167,7 @@ class Menu:
         inside = in_tower(places, structure) if cuts else set[str]()
         problems = list[Problem]()
         for problem in with_caches(base, source, caches, times):
-            problems.append(replace(problem, places=[*problem.places, *all_there]))
+            problems.append(replace(problem, places=[*problem.places, *whole]))
             problems += (
                 behind_cut(
                     fit_for(problem, view, sites, cut), source, cut, measured, inside, times

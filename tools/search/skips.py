@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -48,10 +48,12 @@ class Measured:
     """The linears that are no longer there, where halves of blocks are left out."""
 
 
-def graph_measures(view: View, batch: Batch) -> dict[str, float]:
+def graph_measures(
+    view: View, batch: Batch, structure: Structure | None = None
+) -> dict[str, float]:
     """What one sample of a batch costs: ``bytes`` of weights; ``kv`` where keys and values are
     kept."""
-    costs = graph_costs(view, sample_sizes(view, batch))
+    costs = graph_costs(view, sample_sizes(view, batch), structure)
     measures = {"bytes": float(costs.weight_bytes)}
     if costs.kv_bytes:
         measures["kv"] = float(costs.kv_bytes)
@@ -93,9 +95,11 @@ def left_out(
     for number, unit in enumerate(healing.units):
         progress(f"leaving out {unit.name}", number, len(healing.units))
         copy = healing.without(unit)
-        stay = {linear.name for linear in recognize(copy).linears}
+        structure = recognize(copy)
+        stay = {linear.name for linear in structure.linears}
         lost = [linear.name for linear in healing.structure.linears if linear.name not in stay]
-        yield unit, replace(measured_graph(copy, judge), lost=lost)
+        costs = graph_measures(copy, judge.batches[0], structure)
+        yield unit, Measured(costs, judge.mean_of(copy), lost)
 
 
 def excess_of_pairs(

@@ -110,8 +110,8 @@ class Errors:
         shares = self.shares.get(form.method)
         if shares is None or not path.rank:
             return alone + inputs
-        share = _left(shares, path.rank) * self.drift.get(f"{form.method} {path.rank}", 1.0)
-        share = min(1.0, share)
+        drift = self.drift.get(f"{form.method} {path.rank}", 1.0)
+        share = min(1.0, _left(shares, path.rank) * drift)
         return alone * (share + (1 - share) * FACTOR_ERROR[path.bits]) + inputs
 
 
@@ -123,9 +123,9 @@ def survey(
     view: View, batches: Sequence[Mapping[str, Tensor]], groups: Sequence[Sequence[Linear]],
     forms: Sequence[Form], target: Target, progress: Progress, *, ranks: bool, sampled: bool,
 ) -> dict[str, Errors]:  # fmt: skip
-    """Fit every form at every linear, those that share a weight together, by the first one's name,
-    and take ``||D X||^2`` of what each takes from the weight;
-    with ``ranks`` also what low-rank paths leave of it.
+    """Fit every form at every linear, those that share a weight together, and take ``||D X||^2`` of
+    what each takes from the weight; with ``ranks`` also what low-rank paths leave of it: by the
+    name of the first one of each group.
 
     ``X`` are all inputs, by their Gram matrix, or, ``sampled``, some of them: forms that learn
     from a Gram matrix, and ranks, then cannot be asked for. One sweep; in memory are the statistics

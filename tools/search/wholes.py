@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...ir.core.view import View
 from ...ir.structure.costs import graph_costs, sample_sizes
-from ...ir.structure.recognize import Linear, Structure, last_tower, recognize
+from ...ir.structure.recognize import Linear, Structure, last_tower
 from ...ir.structure.units import Unit
 from ...passes.checkpoint_store import CheckpointStore, remembered
 from ...passes.tokens.token_pass import KeepPass
@@ -33,25 +33,27 @@ TOKENS = "image tokens"
 """The place at which they are dropped, or not."""
 
 
-def work(view: View, batches: Sequence[Mapping[str, Tensor]]) -> float:
+def work(
+    view: View, structure: Structure, batches: Sequence[Mapping[str, Tensor]]
+) -> float:
     """Multiply-accumulates of one run over some batches."""
     by_shape: dict[tuple[tuple[int, ...], ...], float] = {}
     total = 0.0
     for batch in batches:
         shapes = tuple(tuple(tensor.shape[1:]) for tensor in batch.values())
         if shapes not in by_shape:
-            by_shape[shapes] = _macs(view, batch)
+            by_shape[shapes] = _macs(view, structure, batch)
         total += by_shape[shapes] * max(len(t) for t in batch.values() if t.dim())
     return total
 
 
-def _macs(view: View, batch: Mapping[str, Tensor]) -> float:
+def _macs(view: View, structure: Structure, batch: Mapping[str, Tensor]) -> float:
     """Of one sample; of what the cost model cannot count, those of its linears by tokens."""
-    counted = graph_costs(view, sample_sizes(view, batch)).macs
+    counted = graph_costs(view, sample_sizes(view, batch), structure).macs
     if counted is not None:
         return float(counted)
     tokens = next(iter(batch.values())).shape[1:2].numel()
-    return float(tokens * sum(x.in_features * x.out_features for x in recognize(view).linears))
+    return float(tokens * sum(x.in_features * x.out_features for x in structure.linears))
 
 
 def gone_units(
@@ -89,7 +91,7 @@ def pairs_of(
     and lost 91 %.)
     """
     count = min(PAIRED, len(gone))
-    work_of_pairs = count * (count + 1) / 2 * work(healing.view, data.probe)
+    work_of_pairs = count * (count + 1) / 2 * work(healing.view, healing.structure, data.probe)
     losses = {name: measured.loss for name, measured in gone.items()}
 
     def run() -> list[Any]:

@@ -8,7 +8,10 @@ import pytest
 import torch
 from graphwright.ir.canonical.families import canonicalize
 from graphwright.ir.core.view import View
+from graphwright.tools.search.budget import Budget
+from graphwright.tools.search.data import parts
 from graphwright.tools.search.points import Found
+from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
 
 from tests.models import VOCAB, qwen2, raised
@@ -54,6 +57,17 @@ def batches() -> Batches:
         mask[3, 20:] = 0
         texts.append({"input_ids": ids, "attention_mask": mask})
     return texts
+
+
+def not_begun(
+    view: View, batches: Batches, outcome: Found, budget: str, rounds: int = 1,
+    progress: Any = silent,
+) -> Rounds:  # fmt: skip
+    """Rounds under a budget with the menu of a search, of which nothing is measured."""
+    return Rounds(
+        view, view, Budget.parse(budget), parts(view, batches), outcome.menu, outcome.judge,
+        rounds, progress,
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="session")

@@ -185,9 +185,10 @@ def test_one_row_takes_no_heads_away(
 def test_work_is_that_of_all_a_picture_s_tokens() -> None:
     view = plain(vit())
     costs = graph_costs(view, {"batch": 1})
-    linears = sum(x.in_features * x.out_features for x in recognize(view).linears)
+    structure = recognize(view)
+    linears = sum(x.in_features * x.out_features for x in structure.linears)
     pictures = [{"pixel_values": torch.zeros(n, 3, 16, 16)} for n in (3, 2)]
-    assert work(view, pictures) == 5 * float(costs.macs or 0) > 5 * 10 * linears
+    assert work(view, structure, pictures) == 5 * float(costs.macs or 0) > 5 * 10 * linears
 
 
 def test_why_no_heads_may_go_is_said(source: View) -> None:

@@ -18,7 +18,6 @@ from graphwright.tools.cli.front_table import print_front
 from graphwright.tools.data.calibration import read
 from graphwright.tools.report import manifest
 from graphwright.tools.run.resume import FolderStore
-from graphwright.tools.search.budget import Budget
 from graphwright.tools.search.correct import corrections
 from graphwright.tools.search.data import _limited, parts, unfitted
 from graphwright.tools.search.judge import Judge, Loss
@@ -30,7 +29,7 @@ from graphwright.tools.search.solve import solve
 from graphwright.tools.search.uniform import uniform
 from rich.console import Console
 
-from .conftest import WITHOUT_HEADS, Batches, silent
+from .conftest import WITHOUT_HEADS, Batches, not_begun, silent
 
 TARGET = find_target("cpu")
 
@@ -40,11 +39,7 @@ def spend(views: dict[str, View], batches: Batches, outcome: Found) -> Callable[
     """Other budgets from the same menu."""
 
     def spent(budget: str, rounds: int = 0, progress: Any = silent) -> Found:
-        view = views["fx"]
-        return Rounds(
-            view, view, Budget.parse(budget), parts(view, batches), outcome.menu, outcome.judge,
-            rounds, progress,
-        ).found()  # fmt: skip
+        return not_begun(views["fx"], batches, outcome, budget, rounds, progress).found()
 
     return spent
 
@@ -77,11 +72,7 @@ def test_the_recipe_keeps_the_budget_to_the_byte_and_is_like_any_other(
 def test_a_smaller_menu_is_corrected_by_what_was_measured_of_it(
     views: dict[str, View], batches: Batches, outcome: Found
 ) -> None:
-    view = views["fx"]
-    rounds = Rounds(
-        view, view, Budget.parse("bytes=40%"), parts(view, batches), outcome.menu, outcome.judge,
-        1, silent,
-    )  # fmt: skip
+    rounds = not_begun(views["fx"], batches, outcome, "bytes=40%")
     rounds.measured = {point.choice.key: point for point in outcome.front if point.measured}
     rounds.factors = dict.fromkeys(outcome.menu.kinds, 1e6)
     alone = outcome.menu.bits_alone()
@@ -110,13 +101,8 @@ def test_without_rounds_the_forecast_decides(spend: Callable[..., Found], outcom
 def test_of_measured_points_that_are_nearly_equal_the_surest_is_taken(
     views: dict[str, View], batches: Batches, outcome: Found
 ) -> None:
-    view = views["fx"]
-    known = parts(view, batches)
-
     def chosen(budget: str, of: Callable[[Rounds], Point | None] = Rounds.best) -> str:
-        rounds = Rounds(
-            view, view, Budget.parse(budget), known, outcome.menu, outcome.judge, 1, silent
-        )
+        rounds = not_begun(views["fx"], batches, outcome, budget)
         points = (("sure", 9.0, 0.02, 0.01, 0.03), ("lucky", 8.0, 0.01, 0.0, 0.05),
                   ("large", 30.0, 0.001, 0.0, 0.002))  # fmt: skip
         for name, size, *loss in points:
@@ -134,11 +120,7 @@ def test_of_measured_points_that_are_nearly_equal_the_surest_is_taken(
 def test_what_took_more_bytes_than_forecast_is_not_found_again(
     views: dict[str, View], batches: Batches, outcome: Found
 ) -> None:
-    view = views["fx"]
-    rounds = Rounds(
-        view, view, Budget.parse("bytes=100"), parts(view, batches), outcome.menu, outcome.judge,
-        1, silent,
-    )  # fmt: skip
+    rounds = not_begun(views["fx"], batches, outcome, "bytes=100")
     for forecast, size in ((50.0, 46.0), (60.0, 68.0), (70.0, 70.0)):
         point = Point(Choice({}, {}, {"bytes": forecast}), outcome.recipe, {"bytes": size})
         rounds.measured[forecast] = point

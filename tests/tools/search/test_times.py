@@ -20,8 +20,6 @@ from graphwright.passes.tokens.diverse import Diverse
 from graphwright.tools.cli import latency_table
 from graphwright.tools.evaluate.turns import Setting, timed
 from graphwright.tools.search import pace, timing
-from graphwright.tools.search.budget import Budget
-from graphwright.tools.search.data import parts
 from graphwright.tools.search.forms import FAST, NO_PATH, PATHS, Form
 from graphwright.tools.search.forms import Path as SidePath
 from graphwright.tools.search.heads import sites_of, timed_sites
@@ -29,14 +27,13 @@ from graphwright.tools.search.judge import Loss
 from graphwright.tools.search.points import Found, Point
 from graphwright.tools.search.problem import Choice, Option
 from graphwright.tools.search.recipe_of import Held, recipe_of
-from graphwright.tools.search.rounds import Rounds
 from graphwright.tools.search.search import search
 from graphwright.tools.search.skips import Measured, units
 from graphwright.tools.search.times import Times
 from graphwright.tools.search.timing import Subject, counted_times, measured_times, stand_in
 from graphwright.tools.search.wholes import timed_cuts, timed_forms
 
-from .conftest import Batches
+from .conftest import Batches, not_begun
 
 FORMS = (Form("quantize", 8, 64), Form("gptq", 3, 32), FAST)
 
@@ -155,14 +152,11 @@ def test_the_best_are_timed_twice(
     views: dict[str, View], batches: Batches, outcome: Found, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By loss: one over the bound by 4 %, two within it, one that is far over it."""
-    view, menu, source = views["fx"], outcome.menu, outcome.source["ms"]
+    source = outcome.source["ms"]
     first = {"fast": (1.04, 0.1), "kind": (1.0, 0.2), "sure": (0.9, 0.3), "slow": (1.3, 0.05)}
 
     def settled(**again: float) -> tuple[str, float]:
-        rounds = Rounds(
-            view, view, Budget.parse("ms=0.5x"), parts(view, batches), menu, outcome.judge, 1,
-            lambda *_: None,
-        )  # fmt: skip
+        rounds = not_begun(views["fx"], batches, outcome, "ms=0.5x")
         for name, (share, loss) in first.items():
             costs = {"ms": share * 0.5 * source, "loss": loss, "bytes": 1.0}
             choice = Choice({}, {name: Option(name, {}, "layers")}, costs)
